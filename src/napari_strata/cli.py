@@ -1,0 +1,266 @@
+"""The command line: the same words and defaults as the Python API, which it calls."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from napari_strata.errors import RecipeError, StrataError
+
+if TYPE_CHECKING:
+    from napari_strata.classes import ClassMap
+    from napari_strata.events import Event
+
+# Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
+
+app = typer.Typer(
+    help="Train and run segmentation networks on image stacks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Images = Annotated[
+    Path, typer.Argument(help="A TIFF stack, PNG, OME-Zarr, a folder of images, a data set folder or a CSV of pairs.")
+]
+LabelsPath = Annotated[
+    Path | None, typer.Argument(help="The labels that belong to IMAGES; not needed for a data set folder or a CSV.")
+]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Axes = Annotated[str | None, typer.Option(help="Axes of the images, such as ZYX, where the files do not say.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
+Unlabelled = Annotated[
+    list[int] | None, typer.Option(help="A label value that means: not labelled. May be given several times.")
+]
+
+
+@app.command()
+def train(
+    images: Images,
+    labels: LabelsPath = None,
+    *,
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's name (see: recipes) or a YAML file.")] = "default",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as training.epochs=5.")
+    ] = None,
+    val: Annotated[tuple[Path, Path] | None, typer.Option(help="Images and labels to validate on.")] = None,
+    unlabelled: Unlabelled = None,
+    class_: Annotated[
+        list[str] | None, typer.Option("--class", metavar="VALUE=NAME", help="Name a label value, as 2=clay.")
+    ] = None,
+    foreground: Annotated[bool, typer.Option(help="0 is background, every other value foreground (object ids).")] = False,
+    rgb: Annotated[
+        list[str] | None, typer.Option(metavar="COLOR=NAME", help="A colour of colour-coded labels, as ff0000=roof.")
+    ] = None,
+    axes: Axes = None,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
+    extend: Annotated[int, typer.Option(min=0, help="Add this many epochs to a run.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a network on images and labels."""
+    from napari_strata.console import show
+    from napari_strata.io import read_pairs
+    from napari_strata.training.loop import iter_train
+
+    pairs = read_pairs(images, labels, axes=axes)
+    events = iter_train(
+        recipe,
+        pairs,
+        out=out,
+        validation=read_pairs(*val, axes=axes) if val else None,
+        classes=_class_map(pairs, class_ or [], rgb or [], unlabelled=unlabelled or [], foreground=foreground),
+        unlabelled=tuple(unlabelled or ()),
+        overrides=_overrides(set_ or []),
+        device=device,
+        resume=resume,
+        extend=extend,
+    )
+    show(events, as_json=as_json)
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders or patterns.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The label file to write, or a folder for several.")],
+    probabilities: Annotated[bool, typer.Option(help="Also write the probability of each class.")] = False,
+    axes: Axes = None,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Segment images with a trained model."""
+    from napari_strata.console import show
+    from napari_strata.events import FileEnd
+    from napari_strata.inference.batch import predict_files
+    from napari_strata.inference.predict import PredictOptions
+
+    options = PredictOptions(device=device, probabilities=probabilities, overwrite=overwrite)
+    events = show(predict_files(model, inputs, out, options=options, axes=axes), as_json=as_json)
+    failed = [e for e in events if isinstance(e, FileEnd) and e.status == "failed"]
+    if failed:
+        _complain(f"{len(failed)} of {len([e for e in events if isinstance(e, FileEnd)])} files failed; see above.")
+        raise typer.Exit(2)
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    images: Images,
+    labels: LabelsPath = None,
+    *,
+    out: Annotated[Path, typer.Option(help="The folder for metrics.json, metrics.csv and pictures.")],
+    axes: Axes = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score a model against labels."""
+    from napari_strata.evaluation.evaluate import evaluate as score
+    from napari_strata.io import read_pairs
+
+    scores = score(model, read_pairs(images, labels, axes=axes), out=out, device=device)
+    print(json.dumps(scores.as_dict()) if as_json else _table(scores.as_dict()))
+    if not as_json:
+        print(f"written to {out}")
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe whole.")] = None) -> None:
+    """List the recipes, or show one."""
+    from napari_strata.recipes import dump_recipe, list_recipes, load_recipe
+
+    if name:
+        print(dump_recipe(load_recipe(name)), end="")
+        return
+    for recipe in list_recipes():
+        print(f"{recipe.name:24}{recipe.description.split('. ')[0].rstrip('.')}.")
+
+
+@app.command()
+def info(path: Path, axes: Axes = None) -> None:
+    """Say what a file holds: axes, pixel size, channels; or what a model or run is."""
+    from napari_strata.io import describe
+
+    if path.suffix == ".safetensors" or (path / "recipe.yaml").is_file():
+        lines = _describe_model(path)
+    else:
+        lines = describe(path, axes=axes)
+    print("\n".join(lines))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("demo"),
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Generate a sandstone, train a network on it, segment a new stack and score the result."""
+    from napari_strata.console import show
+    from napari_strata.demo import iter_demo
+
+    show(iter_demo(out, device=device), as_json=as_json)
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one or two lines and status 2, Ctrl-C in status 130."""
+    try:
+        app(standalone_mode=True)
+    except StrataError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("stopped; what was finished is kept (train --resume or predict again goes on from there).")
+        sys.exit(130)
+
+
+def _complain(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+
+
+def _overrides(items: list[str]) -> dict[str, Any]:
+    from napari_strata.recipes import parse_value
+
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set {item!r}: needed is KEY=VALUE, for example --set training.epochs=5.")
+        found[key.strip()] = parse_value(value)
+    return found
+
+
+def _class_map(
+    pairs: Any, names: list[str], colors: list[str], *, unlabelled: list[int], foreground: bool
+) -> ClassMap | None:
+    """The class map that the options spell, or None to take it from the labels."""
+    from napari_strata.classes import ClassMap
+    from napari_strata.spec import find_classes
+
+    if foreground:
+        return ClassMap.foreground()
+    if colors:
+        return _parse_colors(colors)
+    if not names:
+        return None
+    found = find_classes(pairs, unlabelled)
+    called = dict(_split(item, "--class 2=clay") for item in names)
+    if missing := [v for v in called if v not in map(str, found.values)]:
+        raise RecipeError(f"--class {missing[0]}: the labels hold no such value; found {list(found.values)}.")
+    renamed = tuple(called.get(str(v), n) for v, n in zip(found.values, found.names, strict=True))
+    return found.model_copy(update={"names": renamed})
+
+
+def _parse_colors(items: list[str]) -> ClassMap:
+    from napari_strata.classes import ClassMap
+
+    pairs = [_split(item, "--rgb ff0000=roof") for item in items]
+    try:
+        packed = [int(color.lstrip("#"), 16) for color, _ in pairs]
+    except ValueError:
+        raise RecipeError(f"--rgb {items[0]!r}: colours are six hexadecimal digits, for example ff0000=roof.") from None
+    colors = [(c >> 16 & 255, c >> 8 & 255, c & 255) for c in packed]
+    return ClassMap.from_rgb(colors, names=[name for _, name in pairs])
+
+
+def _split(item: str, example: str) -> tuple[str, str]:
+    left, equals, right = item.partition("=")
+    if not equals or not right:
+        raise RecipeError(f"{item!r}: needed is VALUE=NAME, for example {example}.")
+    return left.strip(), right.strip()
+
+
+def _describe_model(path: Path) -> list[str]:
+    from napari_strata.model import Model
+
+    model = Model.load(path)
+    spec = model.spec
+    best = model.best
+    lines = [
+        f"model {path}: recipe {model.recipe.name}, trained {model.created}, {len(model.history)} epochs",
+        f"  network: {spec.network.kind}, {spec.in_channels} channels in, {sum(w.numel() for w in model.weights.values()) / 1e6:.2f} M numbers",
+        f"  trained on: {spec.dtype}, pixel size {spec.pixel_size or 'unknown'} {spec.pixel_unit}",
+        *(f"  {note}" for note in spec.notes),
+        *(f"  class {row['index']}: {row['name']}, value {row['value']}, {row['color']}" for row in spec.classes.table()),
+    ]
+    return lines + ([f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"] if best else [])
+
+
+def _table(scores: dict[str, Any]) -> str:
+    def number(value: float | None) -> str:
+        return "      -" if value is None else f"{value:7.3f}"
+
+    rows = [f"{'class':24}{'value':>6}    IoU   Dice   prec. recall   pixels"]
+    for name, row in scores["per_class"].items():
+        cells = "".join(number(row[k]) for k in ("iou", "dice", "precision", "recall"))
+        rows.append(f"{name:24}{row['value']:>6}{cells} {row['support']:>8}")
+    rows.append(f"mean IoU{number(scores['mean_iou'])}, pixel accuracy{number(scores['pixel_accuracy'])}")
+    return "\n".join(rows)

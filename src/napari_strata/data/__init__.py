@@ -1,0 +1,1 @@
+"""From annotated images to batches: parts of images, splits, sampling, augmentation."""

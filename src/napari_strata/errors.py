@@ -1,0 +1,48 @@
+"""What goes wrong by the user's hand, said in the user's words.
+
+Every message says what was found, what is needed and what to do next. The command line prints the message alone and
+exits with status 2; the docks show it. Anything that is not a `StrataError` is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class StrataError(Exception):
+    """Base of every error that a user can mend.
+
+    Not a ValueError: pydantic would wrap that in a ValidationError of its own and bury the sentence.
+    """
+
+
+class ImageError(StrataError):
+    """An image cannot be read, or its axes cannot be known."""
+
+
+class LabelError(StrataError):
+    """Labels do not fit their image or the class map."""
+
+
+class RecipeError(StrataError):
+    """A recipe, a key of it or a value cannot be used."""
+
+
+class ModelError(StrataError):
+    """A model file is missing, damaged, not ours, or does not fit the image."""
+
+
+class RunError(StrataError):
+    """A run folder or an output exists already, is missing, or cannot be written."""
+
+
+class TrainingError(StrataError):
+    """Training cannot start or cannot go on."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint naming the known word closest to `word`, or the known words when nothing is close."""
+    words = sorted(known)
+    close = get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(words)}"

@@ -1,0 +1,1 @@
+"""Evaluation: a model's labels, or anybody's, against the truth."""

@@ -1,0 +1,255 @@
+"""Evaluate: how far a model's labels agree with a person's.
+
+Counts are global: one confusion matrix over all labelled pixels, and one per image. Pixels that are unlabelled, or
+where the image is not finite, are not counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from napari_strata.classes import IGNORE, ClassMap
+from napari_strata.data.parts import Part, find_nonfinite, whole
+from napari_strata.device import describe_device
+from napari_strata.errors import LabelError, RunError
+from napari_strata.evaluation.pictures import MOST, Example
+from napari_strata.evaluation.report import check_free, write_report
+from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted, RegionEnd
+from napari_strata.image import AnnotatedImage, Image, LabelImage, as_pairs
+from napari_strata.inference.checks import check_image
+from napari_strata.inference.predict import AnyModel, PredictOptions, build_predictor
+from napari_strata.inference.predictor import Predictor
+from napari_strata.metrics import ConfusionMatrix
+from napari_strata.model import Model
+from napari_strata.normalization import Scale
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Agreement of prediction and truth.
+
+    Parameters
+    ----------
+    confusion
+        over all images.
+    per_image
+        name and confusion matrix of each image, in the order given.
+    examples
+        a few planes for pictures, spread evenly over all of them.
+    """
+
+    confusion: ConfusionMatrix
+    per_image: tuple[tuple[str, ConfusionMatrix], ...]
+    examples: tuple[Example, ...] = field(default=(), repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as in ``metrics.json``: see `ConfusionMatrix.as_dict`."""
+        return self.confusion.as_dict()
+
+
+class Evaluation(Iterator[Event]):
+    """An evaluation as a job: iterate over its events, then take `scores`.
+
+    Parameters and errors are those of `iter_evaluate`; errors are raised at the first step.
+    """
+
+    def __init__(
+        self,
+        model: AnyModel,
+        pairs: AnnotatedImage | Sequence[AnnotatedImage],
+        *,
+        out: str | os.PathLike[str] | None = None,
+        options: PredictOptions | None = None,
+    ) -> None:
+        self._model, self._pairs = model, as_pairs(pairs)
+        self._out = None if out is None else Path(out).expanduser()
+        self._options = options or PredictOptions()
+        self._scores: Scores | None = None
+        self._events = self._run()
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    @property
+    def scores(self) -> Scores:
+        """Raises `RunError` before the end."""
+        if self._scores is None:
+            raise RunError("this evaluation is not finished; iterate over it to the end first.")
+        return self._scores
+
+    def _run(self) -> Generator[Event]:
+        started = perf_counter()
+        out, overwrite = self._out, self._options.overwrite
+        if out is not None:
+            check_free(out, overwrite=overwrite)
+        model = Model.load(self._model)
+        parts = whole(self._pairs, model.spec.classes)
+        scales, warnings = _prepare(model, parts)
+        yield from (Message(text, "warning") for text in warnings)
+        predictor = build_predictor(model, self._options)
+        names = f"{len(scales)} image{'' if len(scales) == 1 else 's'}"
+        yield PredictionStarted(names, describe_device(predictor.device), len(parts), 0)
+        tally = _Tally(predictor, scales, shown=set(_evenly(len(parts), MOST)))
+        for number, part in enumerate(parts):
+            seconds = tally.add(number, part)
+            yield RegionEnd(dict(part.index), number + 1, len(parts), seconds)
+        self._scores = tally.scores()
+        if out is not None:
+            write_report(self._scores.confusion, self._scores.per_image, out, examples=self._scores.examples)
+        yield PredictionEnd(names, "" if out is None else str(out), perf_counter() - started)
+
+
+def iter_evaluate(
+    model: AnyModel,
+    pairs: AnnotatedImage | Sequence[AnnotatedImage],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    options: PredictOptions | None = None,
+    **keywords: Any,
+) -> Evaluation:
+    """Predict every plane that has a label and compare, as a job to iterate over.
+
+    Parameters
+    ----------
+    model
+        a `Model`, or the path of a model file or run folder.
+    pairs
+        images and their labels; label values mean what the model's classes say.
+    out
+        folder for ``metrics.json``, ``metrics.csv``, ``confusion.png`` and ``overlays/``; nothing is written when None.
+    options, keywords
+        see `PredictOptions`; its fields may be given as keywords. Probabilities are of no use here.
+
+    Yields
+    ------
+    `Message` for what is odd, `PredictionStarted`, a `RegionEnd` per plane, `PredictionEnd`.
+
+    Raises
+    ------
+    LabelError
+        when no pixel is labelled, or a label value is not one of the model's; before anything is predicted.
+    ImageError, ModelError
+        when one cannot be read, or they do not go together.
+    RunError
+        when `out` holds something already (unless overwrite=True) or cannot be written.
+    """
+    return Evaluation(model, pairs, out=out, options=replace(options or PredictOptions(), **keywords))
+
+
+def evaluate(
+    model: AnyModel,
+    pairs: AnnotatedImage | Sequence[AnnotatedImage],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    options: PredictOptions | None = None,
+    **keywords: Any,
+) -> Scores:
+    """Scores of a model on images with labels. Parameters and errors are those of `iter_evaluate`."""
+    job = iter_evaluate(model, pairs, out=out, options=options, **keywords)
+    for _ in job:
+        pass
+    return job.scores
+
+
+def score_labels(prediction: LabelImage, truth: LabelImage, classes: ClassMap) -> ConfusionMatrix:
+    """Scores of labels that are there already, plane by plane, whoever made them.
+
+    Parameters
+    ----------
+    prediction, truth
+        labels of the same pixels; `classes` says what the values of both mean.
+
+    Raises
+    ------
+    ImageError
+        when they do not cover the same pixels.
+    LabelError
+        when a value is not in `classes`, or the prediction leaves pixels unlabelled that the truth labels.
+    """
+    pair = AnnotatedImage(prediction, truth, name=prediction.name)
+    predicted = AnnotatedImage(prediction, prediction)
+    confusion = ConfusionMatrix(classes)
+    for part in whole(pair, classes):
+        true = part.read_labels(classes)
+        found = replace(part, pair=predicted).read_labels(classes)
+        if missing := int(((true != IGNORE) & (found == IGNORE)).sum()):
+            raise LabelError(
+                f"{part.name}: found {missing} pixels that the prediction leaves unlabelled and the truth labels; "
+                "predict all of them, or mark them unlabelled in the truth."
+            )
+        confusion.update(true, found)
+    return confusion
+
+
+@dataclass
+class _Tally:
+    """Counts as they come."""
+
+    predictor: Predictor
+    scales: dict[int, Scale]
+    shown: set[int]
+    matrices: dict[int, tuple[str, ConfusionMatrix]] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+
+    def add(self, number: int, part: Part) -> float:
+        """Predict and count one plane; returns the seconds it took."""
+        started = perf_counter()
+        classes = self.predictor.spec.classes
+        key = id(part.pair)
+        image, truth = part.read(classes)
+        prediction, _ = self.predictor.plane(image, self.scales[key])
+        here = ConfusionMatrix(classes)
+        here.update(truth, prediction)
+        name, before = self.matrices.get(key, (part.pair.name, ConfusionMatrix(classes)))
+        self.matrices[key] = name, before + here
+        if number in self.shown:
+            self.examples.append(Example.of(part.name, image, truth, prediction=prediction, confusion=here))
+        return perf_counter() - started
+
+    def scores(self) -> Scores:
+        per_image = tuple(self.matrices.values())
+        total = sum((matrix for _, matrix in per_image), ConfusionMatrix(self.predictor.spec.classes))
+        return Scores(total, per_image, tuple(self.examples))
+
+
+def _prepare(model: Model, parts: Sequence[Part]) -> tuple[dict[int, Scale], list[str]]:
+    """The scale of each pair's image, by the pair's id, and warnings about the images."""
+    scales: dict[int, Scale] = {}
+    warnings: list[str] = []
+    for pair in {id(part.pair): part.pair for part in parts}.values():
+        samples = pair.image.samples()
+        warnings += check_image(model.spec, pair.image, samples)
+        warnings += [*find_nonfinite(pair), *_other_names(model.spec.classes, pair)]
+        scales[id(pair)] = _scale(model, pair.image, samples)
+    return scales, warnings
+
+
+def _scale(model: Model, image: Image, samples: Sequence[Array]) -> Scale:
+    return model.spec.normalization.scale_for(np.concatenate(samples, axis=1), image.dtype)
+
+
+def _other_names(classes: ClassMap, pair: AnnotatedImage) -> list[str]:
+    """A warning when the label file calls a value by another name than the model does."""
+    theirs = pair.labels.classes
+    if theirs is None:
+        return []
+    ours = dict(zip(classes.values, classes.names, strict=True))
+    pairs = ((value, name) for value, name in zip(theirs.values, theirs.names, strict=True) if value in ours)
+    differ = [f"{value} ({name!r} against {ours[value]!r})" for value, name in pairs if name != ours[value]]
+    if not differ:
+        return []
+    return [f"{pair.name}: the labels and the model name values differently: {', '.join(differ)}; the value counts."]
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most `most` numbers of 0..count-1, the first and the last among them."""
+    return sorted({round(x) for x in np.linspace(0, count - 1, min(count, most)).tolist()})

@@ -1,0 +1,159 @@
+"""Events: the frozen values that a job yields, the same for the API, the command line and the viewer.
+
+Each is plain data: `to_json` gives one line, `from_json` gives the event back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True)
+class Message(Event):
+    """Something the user should read. `level` is "info" or "warning"."""
+
+    text: str
+    level: str = "info"
+
+
+@dataclass(frozen=True)
+class TrainingStarted(Event):
+    """Training is about to take its first step."""
+
+    run: str
+    device: str
+    precision: str
+    parameters: int
+    first_epoch: int
+    epochs: int
+    batches: int
+    training_images: tuple[str, ...]
+    validation_images: tuple[str, ...]
+    validation_text: str
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BatchEnd(Event):
+    """One optimiser step. `epoch` and `batch` count from 1; `seconds` is the step's own time."""
+
+    epoch: int
+    batch: int
+    batches: int
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochEnd(Event):
+    """One epoch and its validation. Scores are NaN (None in JSON) where there is nothing to score."""
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    validation_loss: float
+    mean_iou: float
+    pixel_accuracy: float
+    class_iou: tuple[float, ...]
+    learning_rate: float
+    seconds: float
+    best_iou: bool
+    best_loss: bool
+    weights: str  # "raw" or "averaged": which of the two validated better and is kept
+
+
+@dataclass(frozen=True)
+class TrainingEnd(Event):
+    """Training is over. `reason`: "finished", "early stopping" or "stopped"."""
+
+    reason: str
+    epoch: int
+    best_epoch: int
+    mean_iou: float
+    model: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PredictionStarted(Event):
+    """Prediction is about to begin. `done` regions of `regions` are there from an interrupted run."""
+
+    name: str
+    device: str
+    regions: int
+    done: int
+
+
+@dataclass(frozen=True)
+class RegionEnd(Event):
+    """One region of the output is written. `region` maps axis letters to an index or (start, stop)."""
+
+    region: dict[str, Any]
+    done: int
+    regions: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PredictionEnd(Event):
+    """Prediction is complete; `path` is where it was written, or empty when it stayed in memory."""
+
+    name: str
+    path: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FileEnd(Event):
+    """One file of a batch. `status`: "done", "skipped" or "failed"; `text` says why when it failed."""
+
+    source: str
+    path: str
+    status: str
+    text: str
+    seconds: float
+
+
+_KINDS = {kind.__name__: kind for kind in Event.__subclasses__()}
+
+
+def to_json(event: Event) -> str:
+    """One line of JSON; NaN and infinities become null, so every reader can parse it."""
+    return json.dumps({"event": type(event).__name__} | {k: _plain(v) for k, v in asdict(event).items()})
+
+
+def from_json(line: str) -> Event:
+    """The event written by `to_json`; a null where a float was becomes NaN."""
+    raw = json.loads(line)
+    kind = _KINDS[raw.pop("event")]
+    hints = kind.__annotations__
+    return kind(**{k: _typed(v, hints[k]) for k, v in raw.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def _typed(value: Any, hint: str) -> Any:
+    if hint == "float":
+        return math.nan if value is None else float(value)
+    if hint.startswith("tuple[float"):
+        return tuple(math.nan if v is None else float(v) for v in value)
+    if hint.startswith("dict"):  # JSON has no tuples, events have no lists
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return tuple(value) if hint.startswith("tuple") else value

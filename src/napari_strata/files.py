@@ -1,0 +1,49 @@
+"""Files written whole or not at all: to a temporary name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from napari_strata.errors import RunError
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Temporary path beside `path` to write to; it becomes `path` when the block ends without an error.
+
+    Raises
+    ------
+    RunError
+        when the disk is full or the folder cannot be written; `path` is then what it was before.
+    """
+    target = Path(path)
+    # The suffixes stay last: writers choose the format by them.
+    temporary = target.with_name(f".{os.getpid()}.tmp.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise explain(error, target) from error
+    finally:
+        with suppress(OSError):  # the error under way, if any, is the one to tell
+            temporary.unlink(missing_ok=True)
+
+
+def explain(error: OSError, path: str | Path) -> RunError:
+    """An `OSError` met when writing `path`, in words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(f"{path}: the disk is full; free some space or choose another folder. Nothing was half-written.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RunError(f"{path}: this folder cannot be written to; choose another one.")
+    return RunError(f"{path}: cannot be written ({error.strerror or error}).")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Prediction: tiles, the network over them, and where the labels go."""

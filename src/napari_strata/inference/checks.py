@@ -1,0 +1,92 @@
+"""Whether an image suits a model, said before anything starts: what cannot be is an error, what is odd a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from napari_strata.errors import ImageError
+from napari_strata.image import Image
+from napari_strata.spec import ModelSpec
+
+Array = np.ndarray[Any, Any]
+
+TOLERANCE = 1.2
+"""Pixel sizes that differ by no more than this factor pass without a word."""
+
+
+def check_image(spec: ModelSpec, image: Image, samples: Sequence[Array]) -> list[str]:
+    """Warnings about predicting `image` with a model of `spec`; `samples` are the image's own, see `Image.samples`.
+
+    Raises
+    ------
+    ImageError
+        when the number of channels differs from the model's, or the image does not hold real numbers.
+    """
+    if image.channels != spec.in_channels:
+        raise ImageError(
+            f"{image.name}: found {_channels(image.channels, image.channel_names)}; the model was trained on "
+            f"{_channels(spec.in_channels, spec.channel_names)}. {_way_on(image.channels, spec.in_channels)}"
+        )
+    if image.dtype.kind not in "buif":
+        raise ImageError(f"{image.name}: found dtype {image.dtype}; needed are integers or floats; convert the image.")
+    return [*_pixel_size(spec, image), *_grey_values(spec, image, samples)]
+
+
+def _channels(count: int, names: Sequence[str]) -> str:
+    shown = f" ({', '.join(names)})" if names else " (RGB)" if count == 3 else ""
+    return f"{count} channel{'' if count == 1 else 's'}{shown}"
+
+
+def _way_on(found: int, needed: int) -> str:
+    if (found, needed) == (4, 3):
+        return "If the fourth is transparency, save the image without it."
+    if found > needed:
+        return f"Predict an image of the {needed} it knows, or train a model on such images."
+    return "Check the axes (a channel axis may have been taken for planes), or train a model on such images."
+
+
+def _pixel_size(spec: ModelSpec, image: Image) -> Iterator[str]:
+    """A warning when structures appear larger or smaller than in training; unknown sizes cannot be compared."""
+    if image.pixel_unit != spec.pixel_unit or image.pixel_unit == "pixel":
+        return
+    for letter in "XY":
+        found, known = image.pixel_size[letter], spec.pixel_size.get(letter, 0.0)
+        factor = max(found / known, known / found) if min(found, known) > 0 else 1.0
+        if factor > TOLERANCE:
+            yield (
+                f"{image.name}: found pixel size {found:g} {image.pixel_unit}; the model was trained at {known:g}: "
+                f"structures look {factor:.2g} times {'larger' if found < known else 'smaller'} to it. Expect "
+                "worse labels, or rescale the image first."
+            )
+            return
+
+
+def _grey_values(spec: ModelSpec, image: Image, samples: Sequence[Array]) -> Iterator[str]:
+    """A warning when grey values cannot mean what they meant in training; not where each image has its own scale."""
+    kind = spec.normalization.kind
+    if kind == "relative":
+        return
+    if str(image.dtype) != spec.dtype:
+        yield (
+            f"{image.name}: found {image.dtype}; the model was trained on {spec.dtype} and takes grey values as they "
+            f"are ({kind}). Convert the image the way the training images were made."
+        )
+    low, high = np.array(spec.normalization.scale.low), np.array(spec.normalization.scale.high)
+    values = np.concatenate(samples, axis=1)
+    values = values[:, :: max(1, values.shape[1] // 2**19)].astype(np.float64)  # enough to tell, and quick
+    values = values[:, np.isfinite(values).all(axis=0)]
+    if kind != "physical" or not values.size:
+        return
+    beyond = ((values < low[:, None]) | (values > high[:, None])).mean()
+    bottom, top = np.percentile(values, (5, 95), axis=1)
+    # `low` to `high` is three times the training images' range.
+    flat = ((top - bottom) < 0.05 * (high - low) / 3).all()
+    if beyond > 0.1 or flat:
+        yield (
+            f"{image.name}: found grey values of {bottom.min():.4g} to {top.max():.4g}; those of the training images "
+            f"lay between about {(2 * low + high).min() / 3:.4g} and {(low + 2 * high).max() / 3:.4g}. Expect wrong "
+            "labels; check that the image is calibrated as they were."
+        )

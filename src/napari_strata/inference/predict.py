@@ -1,0 +1,321 @@
+"""Predict: a model, an image, and the labels of every plane of it, one event at a time.
+
+`iter_predict` gives a job to iterate over; `predict` does that and returns the labels. To stop is to stop iterating:
+what is finished stays in ``<out>.partial`` and the same call goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from napari_strata.device import choose_device, choose_precision, describe_device
+from napari_strata.errors import RunError
+from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted, RegionEnd
+from napari_strata.image import Image, LabelImage, Region
+from napari_strata.inference.checks import check_image
+from napari_strata.inference.output import Form, MemoryOutput, Output, PartialOutput
+from napari_strata.inference.predictor import Predictor
+from napari_strata.inference.stack import fingerprint, label_stack, not_finite, probability_stack, read_ahead
+from napari_strata.io import read_image, read_labels, write_labels, write_probabilities
+from napari_strata.io.paths import is_zarr, stem
+from napari_strata.model import Model
+from napari_strata.normalization import Scale
+
+Array = np.ndarray[Any, Any]
+Results: TypeAlias = tuple[LabelImage, Image | None, Array]
+"""Labels, probabilities, and pixels of each class."""
+
+SUFFIXES = (".tif", ".tiff", ".zarr", ".png")
+"""What labels are written as."""
+
+AnyModel: TypeAlias = Model | str | Path
+AnyImage: TypeAlias = Image | Array | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict; what to predict is in the model.
+
+    Parameters
+    ----------
+    device
+        "auto", "cpu", "cuda", "cuda:1", "mps".
+    probabilities
+        give the probability of every class too: float16, the classes as channels.
+    overwrite
+        replace an existing output.
+    batch
+        tiles at a time; as many as make a modest batch when None.
+    precision
+        "auto", "fp32", "bf16", "fp16".
+    tile
+        side of the tiles in pixels, where the model's own do not fit into memory.
+    """
+
+    device: str = "auto"
+    probabilities: bool = False
+    overwrite: bool = False
+    batch: int | None = None
+    precision: str = "auto"
+    tile: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "tile"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RunError(f"found {name}={value}; needed is 1 or more, or nothing to have it chosen.")
+
+
+class Prediction(Iterator[Event]):
+    """A prediction as a job: iterate over its events, then take `labels`, `probabilities` and `pixels`.
+
+    Parameters and errors are those of `iter_predict`; errors are raised at the first step.
+    """
+
+    def __init__(
+        self,
+        model: AnyModel,
+        image: AnyImage,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        options: PredictOptions | None = None,
+        predictor: Predictor | None = None,
+    ) -> None:
+        self._model, self._image, self._predictor = model, image, predictor
+        self._out = None if out is None else Path(out).expanduser()
+        self._options = options or PredictOptions()
+        self._results: Results | None = None
+        self._events = self._run()
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Stop here; what is finished is kept for the next time."""
+        self._events.close()
+
+    @property
+    def labels(self) -> LabelImage:
+        """Label values of every plane; when written to a file, read from there. Raises `RunError` before the end."""
+        return self._finished[0]
+
+    @property
+    def probabilities(self) -> Image | None:
+        """Probabilities, float16, the classes as axis C before Y and X; None when they were not asked for."""
+        return self._finished[1]
+
+    @property
+    def pixels(self) -> Array:
+        """Predicted pixels of each class, int64 (K,)."""
+        return self._finished[2]
+
+    @property
+    def _finished(self) -> Results:
+        if self._results is None:
+            raise RunError("this prediction is not finished; iterate over it to the end first.")
+        return self._results
+
+    def _run(self) -> Generator[Event]:
+        started = perf_counter()
+        out, options = self._out, self._options
+        if out is not None:
+            check_out(out, overwrite=options.overwrite)
+        image = as_image(self._image)
+        if out is not None:
+            _check_image_against_out(image, out)
+        model = Model.load(self._model)
+        samples = image.samples()
+        warnings = check_image(model.spec, image, samples)
+        yield from (Message(text) for text in (image.describe(), *image.notes))
+        yield from (Message(text, "warning") for text in warnings)
+        predictor = self._predictor or build_predictor(model, options)
+        scale = model.spec.normalization.scale_for(np.concatenate(samples, axis=1), image.dtype)
+        made_of = _Origin(model, image, samples)
+        with closing(_open_output(out, made_of, predictor=predictor, options=options)) as output:
+            yield from _discarded(output)
+            found = len(output.pixels)
+            yield PredictionStarted(image.name, describe_device(predictor.device), output.form.planes, found)
+            yield from _predict_planes(predictor, image, scale, output=output)
+            self._results = _finish(output, image, out, predictor=predictor, overwrite=options.overwrite)
+        yield PredictionEnd(image.name, "" if out is None else str(out), perf_counter() - started)
+
+
+def iter_predict(
+    model: AnyModel,
+    image: AnyImage,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    options: PredictOptions | None = None,
+    **keywords: Any,
+) -> Prediction:
+    """Segment every plane of an image, as a job to iterate over.
+
+    Parameters
+    ----------
+    model
+        a `Model`, or the path of a model file or run folder.
+    image
+        an `Image` with axes of T, C, Z, Y, X; a 2D array (Y, X); or the path of an image.
+    out
+        file to write labels to (see `write_labels`), streamed plane by plane; when None they stay in memory.
+        Probabilities, if asked for, go beside it under ``<stem>_probabilities``.
+    options, keywords
+        see `PredictOptions`; its fields may be given as keywords.
+
+    Yields
+    ------
+    `Message` for what is odd, `PredictionStarted`, a `RegionEnd` per plane, `PredictionEnd`.
+
+    Raises
+    ------
+    ImageError, ModelError
+        when one cannot be read, or they do not go together.
+    RunError
+        when the output exists, the disk is full, or memory does not hold a single tile.
+    """
+    return Prediction(model, image, out=out, options=replace(options or PredictOptions(), **keywords))
+
+
+def predict(
+    model: AnyModel,
+    image: AnyImage,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    options: PredictOptions | None = None,
+    **keywords: Any,
+) -> LabelImage:
+    """Label values of every pixel, with the image's axes (less C), scale and units, and the model's classes.
+
+    Parameters and errors are those of `iter_predict`.
+    """
+    job = iter_predict(model, image, out=out, options=options, **keywords)
+    for _ in job:
+        pass
+    return job.labels
+
+
+def build_predictor(model: Model, options: PredictOptions) -> Predictor:
+    """The model's network on the device that `options` ask for."""
+    device = choose_device(options.device)
+    spec = model.spec
+    if options.tile:
+        spec = spec.model_copy(update={"tile": -(-options.tile // spec.stride) * spec.stride})
+    precision = choose_precision(options.precision, device)
+    return Predictor(model.build(device), spec, device=device, precision=precision, batch=options.batch)
+
+
+def as_image(image: AnyImage) -> Image:
+    """An image from whatever `iter_predict` takes."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    return image if isinstance(image, Image) else Image(image)
+
+
+def probabilities_path(out: Path) -> Path:
+    """Where the probabilities that belong to the labels `out` are written."""
+    name = stem(out)
+    suffix = ".tif" if out.suffix.lower() == ".png" else out.name[len(name) :]
+    return out.with_name(f"{name}_probabilities{suffix}")
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Raise `RunError` when labels cannot be written to `out`, as far as that is known before there are any."""
+    if out.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise RunError(f"{out}: found the suffix {out.suffix!r}; use one of {known} (.png for a single plane).")
+    if out.exists() and not overwrite:
+        raise RunError(f"{out}: exists already; choose another name, or allow it to be replaced (--overwrite).")
+    if out.is_dir() and not is_zarr(out):
+        raise RunError(f"{out}: is a folder and not a zarr store, so it is not replaced; choose another name.")
+
+
+def _check_image_against_out(image: Image, out: Path) -> None:
+    planes = len(list(image.planes()))
+    if image.source is not None and out.exists() and os.path.exists(image.source) and out.samefile(image.source):
+        raise RunError(f"{out}: the output would replace the image itself; choose another name.")
+    if out.suffix.lower() == ".png" and planes > 1:
+        raise RunError(f"{out}: PNG holds one plane and {image.name} has {planes}; use .tif or .zarr.")
+
+
+class _Origin(NamedTuple):
+    """What a prediction is made of."""
+
+    model: Model
+    image: Image
+    samples: list[Array]
+
+
+def _open_output(out: Path | None, made_of: _Origin, *, predictor: Predictor, options: PredictOptions) -> Output:
+    """Memory, or the folder of an unfinished prediction, old or new."""
+    model, image, samples = made_of
+    classes = predictor.spec.classes
+    planes, shape = len(list(image.planes())), (image.size("Y"), image.size("X"))
+    form = Form(planes, shape, classes.dtype, len(classes) if options.probabilities else 0)
+    if out is None:
+        return MemoryOutput(form)
+    identity = {
+        "model": model.digest,
+        "image": fingerprint(image, samples),
+        "device": predictor.device.type,
+        "precision": predictor.precision.name,
+        "tile size": predictor.spec.tile,
+        "request for probabilities": options.probabilities,
+    }
+    output = PartialOutput(out, form, identity)
+    beside = probabilities_path(out)
+    # Of a run killed between its two files, the probabilities are there already.
+    if form.classes and len(output.pixels) < planes and beside.exists() and not options.overwrite:
+        output.close()
+        raise RunError(f"{beside}: exists already; choose another name, or allow it to be replaced (--overwrite).")
+    return output
+
+
+def _predict_planes(predictor: Predictor, image: Image, scale: Scale, *, output: Output) -> Iterator[Event]:
+    regions, classes = list(image.planes()), predictor.spec.classes
+    bad: list[tuple[Region, Array]] = []
+    begun = perf_counter()
+    for number, array in read_ahead(image, [i for i in range(len(regions)) if i not in output.pixels]):
+        if array.dtype.kind == "f" and not (finite := np.isfinite(array).all(axis=0)).all():
+            bad.append((regions[number], np.argwhere(~finite)))
+        indices, probabilities = predictor.plane(array, scale, probabilities=output.form.classes > 0)
+        arrays = [classes.decode(indices), *([] if probabilities is None else [probabilities])]
+        output.write(number, arrays, np.bincount(indices.ravel(), minlength=len(classes)).tolist())
+        seconds, begun = perf_counter() - begun, perf_counter()
+        yield RegionEnd(regions[number], len(output.pixels), len(regions), seconds)
+    if bad:
+        yield not_finite(image, bad)
+
+
+def _finish(output: Output, image: Image, out: Path | None, *, predictor: Predictor, overwrite: bool) -> Results:
+    """What a job gives; with `out`, the planes become files and their folder goes."""
+    classes = predictor.spec.classes
+    planes, *rest = output.arrays()
+    labels = label_stack(planes, image, classes=classes)
+    probabilities = probability_stack(rest[0], image, classes.names) if rest else None
+    pixels = np.sum([output.pixels[i] for i in range(len(planes))], axis=0)
+    if out is None:
+        return labels, probabilities, pixels
+    if probabilities is not None:
+        beside = write_probabilities(probabilities_path(out), probabilities, overwrite=True)  # checked in _open_output
+        probabilities = read_image(beside)
+    write_labels(out, labels, overwrite=overwrite)
+    output.remove()
+    written = read_labels(out)
+    return replace(written, classes=written.classes or classes), probabilities, pixels
+
+
+def _discarded(output: Output) -> Iterator[Message]:
+    if output.discarded:
+        yield Message(
+            f"{output.place}: the unfinished prediction there was made with another {' and '.join(output.discarded)}; "
+            "it is discarded and prediction starts from the first plane.",
+            "warning",
+        )

@@ -1,0 +1,32 @@
+"""Reading images and labels, writing labels: the only part of the project that knows file formats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from napari_strata.io.labels import write_image, write_labels, write_probabilities
+from napari_strata.io.open import describe, read_classes, read_image, read_images, read_labels, read_pyramid
+
+if TYPE_CHECKING:
+    from napari_strata.io.dataset import read_pairs
+
+__all__ = [
+    "describe",
+    "read_classes",
+    "read_image",
+    "read_images",
+    "read_labels",
+    "read_pairs",
+    "read_pyramid",
+    "write_image",
+    "write_labels",
+    "write_probabilities",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "read_pairs":  # `dataset` is built on the names above, so it comes after them
+        from napari_strata.io.dataset import read_pairs
+
+        return read_pairs
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,68 @@
+"""Pairs of image and label files listed in a CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from napari_strata.errors import ImageError
+from napari_strata.io._matching import IMAGE_NAMES, LABEL_NAMES, SUFFIXES, Matches
+
+Row = tuple[int, list[str]]
+"""Line number and cells."""
+
+
+def match_table(path: Path) -> Matches:
+    """Pair the files that a CSV names: two columns, images and labels, relative to the CSV; a header is optional.
+
+    Comma, semicolon and tab separate. With more than two columns a header must name the two ("image", "label").
+
+    Raises
+    ------
+    ImageError
+        when the file is not a text table, or a table without rows.
+    """
+    rows = _read(path)
+    columns = _columns(rows[0][1], path.parent) if rows else None
+    rows = rows[1:] if columns else rows
+    if not rows:
+        raise ImageError(f"{path}: a table without rows; needed are two columns, image files and label files.")
+    pairs, problems = [], []
+    for number, row in rows:
+        named = [row[i] for i in columns or range(len(row)) if i < len(row) and row[i]]
+        if len(named) != 2:
+            problems.append(f"{path}, line {number}: found {len(named)} entries; needed: an image and a label file")
+            continue
+        image, label = (path.parent / Path(name).expanduser() for name in named)
+        missing = [p for p in (image, label) if not p.exists()]
+        problems += [f"{path}, line {number}: no such file: {p}" for p in missing]
+        if not missing:
+            pairs.append((image, label))
+    twice = [p for p, n in Counter(image for image, _ in pairs).items() if n > 1]
+    problems += [f"ambiguous: {p} stands in {path} more than once" for p in twice]
+    return Matches(tuple(pairs), tuple(problems))
+
+
+def _read(path: Path) -> list[Row]:
+    """The rows that are not empty, each cell without the blanks around it."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(f"{path}: cannot be read as a table of text ({error}); save it as CSV.") from None
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    rows = [(n, [c.strip() for c in row]) for n, row in enumerate(csv.reader(lines, delimiter=separator), 1)]
+    return [(n, row) for n, row in rows if any(row)]
+
+
+def _columns(row: Sequence[str], folder: Path) -> tuple[int, int] | None:
+    """Where the images and labels are, when the row is a header: when it names no file."""
+    if any(Path(cell).suffix.lower() in SUFFIXES or (folder / cell).is_file() for cell in row if cell):
+        return None
+    image, label = (_first(row, names) for names in (IMAGE_NAMES, LABEL_NAMES))
+    return (0, 1) if image is None or label is None else (image, label)
+
+
+def _first(row: Sequence[str], names: tuple[str, ...]) -> int | None:
+    return next((i for i, cell in enumerate(row) if cell.lower().startswith(names)), None)

@@ -1,0 +1,147 @@
+"""Pixel sizes, units and channel names as TIFF files state them: OME, ImageJ, tifffile's own, and plain tags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from xml.etree import ElementTree
+
+from tifffile import TiffFile, TiffPageSeries
+
+from napari_strata.io.record import KEY, NAMESPACE, Record
+from napari_strata.io.units import PIXEL, unit_name
+
+Size = tuple[float, str]
+
+_SCREEN_DPI = {72, 96}
+"""Resolutions that programs write when they know none; 1 and 0 are such too."""
+
+_TAG_UNITS = {2: 25400.0, 3: 10000.0}
+"""ResolutionUnit -> micrometres: inch, centimetre."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Pixel size and unit per axis letter (those that are known), channel names, and our record in our own files."""
+
+    pixel: dict[str, Size] = field(default_factory=dict)
+    channel_names: tuple[str, ...] = ()
+    record: Record | None = None
+
+
+def of_series(tif: TiffFile, series: TiffPageSeries, index: int) -> Calibration:
+    """What a file says about one of its series."""
+    if series.kind == "ome" and tif.ome_metadata:
+        return from_ome(tif.ome_metadata, index, count=len(tif.series), name=series.name)
+    tags = _resolution(series)
+    if series.kind == "imagej":
+        return from_imagej(tif.imagej_metadata or {}, tags)
+    if series.kind == "shaped":
+        metadata = tif.shaped_metadata or ()
+        return from_shaped(metadata[index] if index < len(metadata) else {}, tags)
+    return Calibration(_from_tags(tags))
+
+
+def from_ome(xml: str, index: int, *, count: int = 1, name: str = "") -> Calibration:
+    """Calibration of the image number `index` in OME-XML (by its `name`, where images without pixels are left out)."""
+    root = ElementTree.fromstring(xml)
+    images = [e for e in root if _tag(e) == "Image"]
+    image = images[index] if len(images) == count else next((e for e in images if e.get("Name") == name), None)
+    pixels = next((e for e in image if _tag(e) == "Pixels"), None) if image is not None else None
+    if image is None or pixels is None:
+        return Calibration()
+    sizes = {a: _ome_size(pixels, f"PhysicalSize{a}", "µm") for a in "XYZ"}
+    sizes["T"] = _ome_size(pixels, "TimeIncrement", "s")
+    names = _names(e.get("Name") for e in pixels if _tag(e) == "Channel")
+    return Calibration({a: s for a, s in sizes.items() if s}, names, _ome_record(root))
+
+
+def from_imagej(metadata: Mapping[str, Any], tags: tuple[float, float, int]) -> Calibration:
+    """Calibration by ImageJ's rules: resolution in pixels per `unit`, depth 1 `unit` unless `spacing` says else."""
+    unit = unit_name(str(metadata.get("unit", "")))
+    spacing = _positive(metadata.get("spacing"))
+    if unit != PIXEL:
+        pixel = _per_unit(tags, unit) | {"Z": (spacing or 1.0, unit)}
+    else:
+        pixel = _from_tags(tags)
+        if spacing:
+            pixel["Z"] = (spacing * _TAG_UNITS[tags[2]], "micrometer") if pixel else (spacing, PIXEL)
+    if interval := _positive(metadata.get("finterval")):
+        pixel["T"] = (interval, unit_name(str(metadata.get("tunit", "sec"))))
+    labels = metadata.get("Labels") or ()
+    names = tuple(map(str, labels)) if len(labels) == metadata.get("channels", 1) else ()
+    return Calibration(pixel, names)
+
+
+def from_shaped(metadata: Mapping[str, Any], tags: tuple[float, float, int]) -> Calibration:
+    """Calibration of tifffile's shaped files, whose writers use ImageJ's or OME's words, and of our own."""
+    found = from_imagej({k: v for k, v in metadata.items() if k != "Labels"}, tags)
+    pixel = dict(found.pixel)
+    for axis in "XYZ":
+        if size := _positive(metadata.get(f"PhysicalSize{axis}")):
+            pixel[axis] = (size, unit_name(metadata.get(f"PhysicalSize{axis}Unit", "µm")))
+    channel = metadata.get("Channel")
+    names = channel.get("Name", ()) if isinstance(channel, dict) else metadata.get("channel_names", ())
+    names = tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+    return Calibration(pixel, names, Record.read(metadata.get(KEY)))
+
+
+def _ome_size(pixels: ElementTree.Element, key: str, unit: str) -> Size | None:
+    size = _positive(pixels.get(key))
+    return (size, unit_name(pixels.get(f"{key}Unit", unit))) if size else None
+
+
+def _ome_record(root: ElementTree.Element) -> Record | None:
+    for element in root.iter():
+        if _tag(element) == "MapAnnotation" and element.get("Namespace") == NAMESPACE:
+            return next((Record.read(m.text) for m in element.iter() if m.get("K") == KEY), None)
+    return None
+
+
+def _names(found: Any) -> tuple[str, ...]:
+    names = list(found)
+    return tuple(n or f"channel {i}" for i, n in enumerate(names)) if any(names) else ()
+
+
+def _tag(element: ElementTree.Element) -> str:
+    return element.tag.rsplit("}", 1)[-1]
+
+
+def _resolution(series: TiffPageSeries) -> tuple[float, float, int]:
+    """Pixels per unit along X and Y (0 when absent), and the ResolutionUnit tag (2 inch, 3 centimetre)."""
+    tags = series.keyframe.tags
+    per = [_ratio(tags.valueof(code)) for code in (282, 283)]
+    return per[0], per[1], int(tags.valueof(296, 2))
+
+
+def _ratio(value: Any) -> float:
+    try:
+        above, below = value
+        return float(above) / float(below)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 0.0
+
+
+def _per_unit(tags: tuple[float, float, int], unit: str) -> dict[str, Size]:
+    return {a: (1 / per, unit) for a, per in zip("XY", tags, strict=False) if per > 0}
+
+
+def _from_tags(tags: tuple[float, float, int]) -> dict[str, Size]:
+    """Pixel size by the plain resolution tags, in micrometres; nothing where they hold a program's default."""
+    x, y, unit = tags
+    if unit not in _TAG_UNITS or min(x, y) <= 0:
+        return {}
+    micrometers = _TAG_UNITS[unit]
+    if {x, y} == {1.0} or all(round(per * 25400 / micrometers) in _SCREEN_DPI for per in (x, y)):
+        return {}
+    return {"X": (micrometers / x, "micrometer"), "Y": (micrometers / y, "micrometer")}
+
+
+def _positive(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number > 0 and math.isfinite(number) else None

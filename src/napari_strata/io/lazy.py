@@ -1,0 +1,159 @@
+"""Arrays that stay in their file: opened by path on first use, so that they pickle, and read region by region."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from napari_strata.errors import ImageError, StrataError
+from napari_strata.image import Array, ArrayLike
+
+LAZY_BYTES = 64 * 2**20
+"""Images with more bytes of pixels than this are not read before they are asked for."""
+
+
+class Opener(Protocol):
+    """What a `FileArray` needs: a picklable callable that opens the file and says how to close it."""
+
+    @property
+    def path(self) -> str: ...
+    def __call__(self) -> tuple[ArrayLike, Callable[[], None]]: ...
+
+
+class LazyArray:
+    """Base: numpy-like indexing by integers, slices of positive step and ``...``; a subclass fetches slices."""
+
+    def __init__(self, shape: Sequence[int], dtype: Any) -> None:
+        self.shape = tuple(int(n) for n in shape)
+        self.dtype = np.dtype(dtype)
+        self.ndim = len(self.shape)
+        self.size = prod(self.shape)
+        self.nbytes = self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        whole = self[...]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def __getitem__(self, key: Any, /) -> Array:
+        parts = full_key(key, self.ndim)
+        region = tuple(_slice(part, n) for part, n in zip(parts, self.shape, strict=True))
+        lengths = tuple(len(range(s.start, s.stop, s.step)) for s in region)
+        found = self._fetch(region) if all(lengths) else np.empty(lengths, self.dtype)
+        array = np.asarray(found, self.dtype).reshape(lengths)
+        return array[tuple(0 if isinstance(part, (int, np.integer)) else slice(None) for part in parts)]
+
+    def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
+        """The pixels of slices that are within the shape and not empty, in C order (length-1 axes may be missing)."""
+        raise NotImplementedError
+
+
+class FileArray(LazyArray):
+    """Array in one file.
+
+    Parameters
+    ----------
+    opener
+        opens the stored array; called once per process.
+    stored
+        how much of the stored array counts: at most its shape (an alpha channel is cut off so).
+    shape
+        `stored` with axes of length 1 added.
+    dtype
+        dtype of the answers.
+    """
+
+    def __init__(self, opener: Opener, stored: Sequence[int], *, shape: Sequence[int], dtype: Any) -> None:
+        super().__init__(shape, dtype)
+        self.opener = opener
+        self.stored = tuple(stored)
+        self._kept = _matching(self.shape, self.stored)
+        self._lock = threading.Lock()
+        self._open: ArrayLike | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _file_array, (self.opener, self.stored, self.shape, self.dtype)
+
+    def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
+        with reading(self.opener.path):
+            with self._lock:
+                if self._open is None:
+                    self._open, close = self.opener()
+                    weakref.finalize(self, close)
+            return np.asarray(self._open[tuple(region[i] for i in self._kept)])
+
+
+class CastArray(LazyArray):
+    """A lazy array under another dtype."""
+
+    def __init__(self, base: LazyArray, dtype: Any) -> None:
+        super().__init__(base.shape, dtype)
+        self.base = base
+
+    def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
+        return self.base[region].astype(self.dtype)
+
+
+class reading:  # noqa: N801 - a context manager, used like a function
+    """Turns whatever a decoder raises into an `ImageError` that names the file."""
+
+    def __init__(self, path: Any) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, (StrataError, MemoryError)):
+            text = " ".join(str(error).split())[:160] or type(error).__name__
+            raise ImageError(
+                f"{self.path}: the pixels cannot be read ({text}); the file is truncated or damaged: copy it again."
+            ) from error
+
+
+def full_key(key: Any, ndim: int) -> tuple[Any, ...]:
+    """An index as one integer or slice per dimension, ``...`` filled in."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if any(part is Ellipsis for part in parts):
+        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts = (*parts[:at], *[slice(None)] * (ndim - len(parts) + 1), *parts[at + 1 :])
+    if len(parts) > ndim:
+        raise IndexError(f"too many indices: {len(parts)} for {ndim} dimensions")
+    return (*parts, *[slice(None)] * (ndim - len(parts)))
+
+
+def _slice(part: Any, length: int) -> slice:
+    if isinstance(part, (int, np.integer)):
+        index = int(part) + (length if part < 0 else 0)
+        if not 0 <= index < length:
+            raise IndexError(f"index {part} is out of bounds for length {length}")
+        return slice(index, index + 1, 1)
+    if not isinstance(part, slice):
+        raise IndexError(f"found index {part!r}; images in files are indexed by integers and slices")
+    start, stop, step = part.indices(length)
+    if step < 0:
+        raise IndexError("images in files are not read backwards; index the result instead")
+    return slice(start, max(start, stop), step)
+
+
+def _matching(shape: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
+    """Which dimensions of `shape` are those of `stored`; the others have length 1."""
+    kept: list[int] = []
+    for i, n in enumerate(shape):
+        if len(kept) < len(stored) and n == stored[len(kept)]:
+            kept.append(i)
+        elif n != 1:
+            raise ValueError(f"shape {shape} is not {stored} with axes of length 1 added")
+    if len(kept) != len(stored):
+        raise ValueError(f"shape {shape} is not {stored} with axes of length 1 added")
+    return tuple(kept)
+
+
+def _file_array(opener: Opener, stored: tuple[int, ...], shape: tuple[int, ...], dtype: Any) -> FileArray:
+    return FileArray(opener, stored, shape=shape, dtype=dtype)

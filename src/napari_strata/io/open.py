@@ -1,0 +1,188 @@
+"""Reading any image or label file: which format it is, and what `napari-strata info` says about it."""
+
+from __future__ import annotations
+
+import math
+from glob import has_magic
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from napari_strata.classes import ClassMap, check_integers
+from napari_strata.errors import ImageError, LabelError
+from napari_strata.image import ArrayLike, Image, LabelImage
+from napari_strata.io import raster, stack, tiff
+from napari_strata.io.layout import AxesError
+from napari_strata.io.lazy import LAZY_BYTES, CastArray, LazyArray
+from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, PathLike, existing, is_zarr
+from napari_strata.io.record import Loaded
+from napari_strata.io.units import PIXEL
+
+
+class Format(Protocol):
+    """What the module of a format offers."""
+
+    def count(self, path: PathLike) -> int: ...
+    def load(
+        self, path: PathLike, *, series: int = ..., axes: str | None = ..., lazy_above: int = ..., labels: bool = ...
+    ) -> Loaded: ...
+    def storage(self, path: PathLike, *, series: int = ...) -> str: ...
+
+
+def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> Image:
+    """Read an image: TIFF, PNG, JPEG, OME-Zarr, or a folder or pattern of single slices.
+
+    Parameters
+    ----------
+    path
+        file, folder, or pattern such as ``"scan/*.tif"``.
+    axes
+        one letter of T, C, Z, Y, X a dimension, when the file does not say or says it wrongly.
+    series
+        which image of a file that holds several.
+
+    Returns
+    -------
+    Image
+        in the file's dtype; read at once up to 64 MB of pixels, memory-mapped or read on demand above. `notes` say
+        what had to be concluded.
+
+    Raises
+    ------
+    ImageError
+        when the file is missing, of no known format, truncated, empty, or its axes cannot be known.
+    """
+    return _format(path).load(path, series=series, axes=axes)[0]
+
+
+def read_images(path: PathLike, *, axes: str | None = None) -> list[Image]:
+    """Every series of a file, as `read_image` reads one."""
+    reader = _format(path)
+    return [reader.load(path, series=i, axes=axes)[0] for i in range(reader.count(path))]
+
+
+def read_pyramid(path: PathLike, *, axes: str | None = None, series: int = 0) -> list[Image]:
+    """Every resolution of a series, the full one first; one image where the file has no pyramid."""
+    reader = _format(path)
+    if hasattr(reader, "pyramid"):
+        return cast("list[Image]", reader.pyramid(path, series=series, axes=axes))
+    return [read_image(path, axes=axes, series=series)]
+
+
+def read_labels(path: PathLike, *, axes: str | None = None) -> LabelImage:
+    """Read labels from anything `read_image` reads; the class map comes along when the file holds one.
+
+    Integers stay as they are, bool becomes uint8 0 and 1, palette PNGs give their indices. A colour-coded mask comes
+    back with its colours along C (axes YXC): `ClassMap.from_rgb` gives them a meaning.
+
+    Raises
+    ------
+    LabelError
+        for floats (they are never cut to integers) and JPEG.
+    ImageError
+        as `read_image`.
+    """
+    image, classes = _format(path).load(path, axes=axes, labels=True)
+    if image.dtype.kind not in "uib":
+        plane = next(image.planes())
+        try:
+            check_integers(image.read(plane))
+        except LabelError as error:
+            raise LabelError(f"{path}: {error}") from None
+    data = _cast(image.data, np.uint8) if image.dtype.kind == "b" else image.data
+    return LabelImage(
+        data,
+        image.axes,
+        scale=image.scale,
+        units=image.units,
+        name=image.name,
+        channel_names=image.channel_names,
+        source=image.source,
+        notes=image.notes,
+        classes=classes,
+    )
+
+
+def read_classes(path: PathLike) -> ClassMap | None:
+    """The class map inside a label file of ours; None for every other file that can be read."""
+    return _format(path).load(path, labels=True)[1]
+
+
+def describe(path: PathLike) -> list[str]:
+    """Lines for `napari-strata info`: name, shape, axes, dtype, pixel size, channels, storage, classes, a series each.
+
+    A series whose axes cannot be known is described by that message; pixels are not read.
+
+    Raises
+    ------
+    ImageError
+        when the file is missing, of no known format, or damaged.
+    """
+    reader = _format(path)
+    number = reader.count(path)
+    lines = [f"{path}: {number} series" if number > 1 else f"{path}"]
+    for index in range(number):
+        if number > 1:
+            lines.append(f"series {index}")
+        lines += [f"  {line}" for line in _series_lines(reader, path, index)]
+    return lines
+
+
+def _series_lines(reader: Format, path: PathLike, index: int) -> list[str]:
+    storage = f"stored as   {reader.storage(path, series=index)}"
+    try:
+        image, classes = reader.load(path, series=index, lazy_above=0)
+    except AxesError as error:
+        return [storage, f"axes        unknown: {error}"]
+    sizes = [
+        f"{a} {s:g} {u}" for a, s, u in zip(image.axes, image.scale, image.units, strict=True) if (s, u) != (1, PIXEL)
+    ]
+    lines = [
+        f"name        {image.name}",
+        f"shape       {' x '.join(map(str, image.shape))}",
+        f"axes        {image.axes}",
+        f"dtype       {image.dtype}",
+        f"pixel size  {', '.join(sizes) or 'unknown'}",
+    ]
+    if image.channel_names:
+        lines.append(f"channels    {', '.join(image.channel_names)}")
+    lines += [storage, f"read        {_way(image)}"]
+    return lines + [f"note        {note}" for note in image.notes] + _class_lines(classes)
+
+
+def _class_lines(classes: ClassMap | None) -> list[str]:
+    if classes is None:
+        return []
+    lines = [f"class       {row['value']}: {row['name']} {row['color']}" for row in classes.table()]
+    return lines + [f"unlabelled  {value}" for value in classes.unlabelled]
+
+
+def _way(image: Image) -> str:
+    mapped = isinstance(image.data, np.memmap)
+    if image.dtype.itemsize * math.prod(image.shape) <= LAZY_BYTES or not (mapped or isinstance(image.data, LazyArray)):
+        return "whole, into memory"
+    return "memory-mapped" if mapped else "lazily, piece by piece"
+
+
+def _format(path: PathLike) -> Format:
+    text = str(path)
+    plain = Path(path).expanduser()
+    if has_magic(text) and not plain.exists():
+        return stack
+    found = existing(path)
+    suffix = found.suffix.lower()
+    if found.is_dir():
+        return cast(Format, import_module("napari_strata.io.zarr")) if is_zarr(found) or suffix == ".zarr" else stack
+    if suffix in TIFF_SUFFIXES:
+        return tiff
+    if suffix in RASTER_SUFFIXES:
+        return raster
+    raise ImageError(
+        f"{found}: found the suffix {suffix!r}; TIFF, PNG, JPEG and OME-Zarr can be read, and folders of slices."
+    )
+
+
+def _cast(data: ArrayLike, dtype: Any) -> ArrayLike:
+    return CastArray(data, dtype) if isinstance(data, LazyArray) else np.asarray(data).astype(dtype)

@@ -1,0 +1,98 @@
+"""Paths: what is there, what is missing, and how an output takes its place only when it is whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+from napari_strata.errors import ImageError, RunError
+from napari_strata.files import explain
+
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk")
+RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
+ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+
+PathLike = str | os.PathLike[str]
+
+
+def existing(path: PathLike) -> Path:
+    """`path` with ``~`` expanded.
+
+    Raises
+    ------
+    ImageError
+        when there is nothing; the message names the nearest file of that folder.
+    """
+    wanted = Path(path).expanduser()
+    if wanted.exists():
+        return wanted
+    parent = wanted.parent
+    if not parent.is_dir():
+        raise ImageError(f"{wanted}: no such file, and no folder {str(parent)!r}; check the path.")
+    close = get_close_matches(wanted.name, [p.name for p in parent.iterdir()], n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else f"check the name against what {str(parent)!r} holds."
+    raise ImageError(f"{wanted}: no such file; {hint}")
+
+
+def stem(path: Path) -> str:
+    """File name less its suffix; ``.ome.tif`` and ``.ome.zarr`` count as one suffix."""
+    return re.sub(r"(\.ome)?\.[^.]+$", "", path.name) or path.name
+
+
+def natural(path: Path) -> list[tuple[int, int | str]]:
+    """Sort key that puts slice2 before slice10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.findall(r"\d+|\D+", path.name.lower())]
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is the root of a zarr array or group."""
+    return any((path / name).is_file() for name in ZARR_FILES)
+
+
+@contextmanager
+def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary path (file or folder) that becomes `path` when the block ends without an error, and goes when not.
+
+    Raises
+    ------
+    RunError
+        when `path` exists and `overwrite` is false, when an existing folder there is not a zarr store, when the disk is
+        full, or when the folder cannot be written.
+    """
+    target = Path(path).expanduser()
+    _check_free(target, overwrite=overwrite)
+    temporary, old = (target.with_name(f".{os.getpid()}.{kind}.{target.name}") for kind in ("tmp", "old"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if target.is_dir():  # a folder that is not empty cannot be replaced in one step
+            os.replace(target, old)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise explain(error, target) from error
+    finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        _remove(temporary)
+        _remove(old)
+
+
+def _check_free(target: Path, *, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not overwrite:
+        raise RunError(f"{target}: exists already; choose another name, or allow it to be replaced (--overwrite).")
+    if target.is_dir() and not is_zarr(target):
+        raise RunError(f"{target}: is a folder and not a zarr store, so it is not replaced; choose another name.")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

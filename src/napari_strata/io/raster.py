@@ -1,0 +1,151 @@
+"""PNG and JPEG: single pictures. Palette PNGs are indices when they are labels and colours when they are images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from PIL.PngImagePlugin import PngInfo
+
+from napari_strata.errors import ImageError, LabelError
+from napari_strata.image import Array, Image
+from napari_strata.io.blocks import planes, read_block
+from napari_strata.io.layout import resolve
+from napari_strata.io.lazy import LAZY_BYTES, reading
+from napari_strata.io.paths import PathLike, existing, stem
+from napari_strata.io.record import KEY, Loaded, Record
+
+_FORMATS = ("PNG", "JPEG")
+_ALPHA = {"RGBA": "RGB", "LA": "L", "PA": "RGB", "La": "L", "RGBa": "RGB", "RGBX": "RGB"}
+
+
+def count(path: PathLike) -> int:
+    """Always one: these formats hold one picture."""
+    existing(path)
+    return 1
+
+
+def load(
+    path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES, labels: bool = False
+) -> Loaded:
+    """A PNG or JPEG as an image with axes YX or YXC, always read whole.
+
+    Parameters
+    ----------
+    path
+        the file.
+    series
+        0; these formats hold one picture.
+    axes
+        the user's axes.
+    lazy_above
+        no difference here.
+    labels
+        palette indices instead of colours; a JPEG is then refused, since its values are not those that were painted.
+
+    Raises
+    ------
+    ImageError
+        when the file is missing, not a PNG or JPEG, or truncated.
+    LabelError
+        for a JPEG of labels.
+    """
+    found = existing(path)
+    if series:
+        raise ImageError(f"{found}: found 1 series, numbered from 0; there is no series {series}.")
+    with _opened(found, labels=labels) as picture, reading(found):
+        record = Record.read(getattr(picture, "text", {}).get(KEY, ""))
+        array, notes = _pixels(picture, found, labels=labels)
+    if record and not axes and record.fits(array.shape):
+        return record.image(array.reshape(record.shape), source=str(found)), record.classes
+    layout = resolve("YXS"[: array.ndim], array.shape, axes=axes, source=str(found))
+    image = Image(array, layout.axes, name=stem(found), source=str(found), notes=notes)
+    return image, record.classes if record else None
+
+
+def storage(path: PathLike, *, series: int = 0) -> str:
+    """How the picture is stored: ``PNG, mode L``."""
+    with _opened(existing(path)) as picture:
+        return f"{picture.format}, mode {picture.mode}"
+
+
+def header(path: PathLike, *, labels: bool = False) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
+    """Axes, shape and dtype, without decoding the pixels."""
+    with _opened(existing(path), labels=labels) as picture:
+        mode = _mode(picture, labels=labels)
+        deep = _bits(Path(path)) == 16 if picture.format == "PNG" else False
+        dtype = np.dtype(bool if mode == "1" else np.uint16 if deep else np.uint8)
+        plane = (picture.height, picture.width)
+        return ("YXC", (*plane, 3), dtype) if mode == "RGB" else ("YX", plane, dtype)
+
+
+def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
+    """Write one plane of labels as a grey PNG of 8 or 16 bits, its record in a text chunk.
+
+    Raises
+    ------
+    LabelError
+        for more than one plane, or values above 65535.
+    """
+    every = list(planes(image))
+    if len(every) != 1 or dtype not in (np.uint8, np.uint16):
+        raise LabelError(
+            f"{image.name}: found {len(every)} planes of {dtype}; PNG holds one plane of uint8 or uint16: use .tif."
+        )
+    array = read_block(image, every[0], slice(None), slice(None)).astype(dtype)
+    text = PngInfo()
+    text.add_text(KEY, record.text(), zip=True)
+    PIL.Image.fromarray(array).save(path, format="PNG", pnginfo=text)
+
+
+@contextmanager
+def _opened(path: Path, *, labels: bool = False) -> Iterator[PIL.Image.Image]:
+    # Pillow refuses large pictures as an attack on web servers; these are the user's own.
+    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+    try:
+        try:
+            picture = PIL.Image.open(path, formats=_FORMATS)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ImageError(f"{path}: not a PNG or JPEG image, or damaged; copy it again from its source.") from error
+        with picture:
+            if labels and picture.format == "JPEG":
+                raise LabelError(f"{path}: JPEG changes label values; save the labels as PNG or TIFF.")
+            yield picture
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _pixels(picture: PIL.Image.Image, path: Path, *, labels: bool) -> tuple[Array, tuple[str, ...]]:
+    mode = _mode(picture, labels=labels)
+    notes = ("the alpha (transparency) channel is left out",) if _has_alpha(picture) else ()
+    if picture.mode == "P" and not labels:
+        notes = (*notes, "palette colours are taken as RGB")
+    if mode == "RGB" and picture.format == "PNG" and _bits(path) == 16:  # Pillow would cut them to 8 bits
+        import imagecodecs
+
+        return np.asarray(imagecodecs.png_decode(path.read_bytes()))[..., :3], notes
+    array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+    return array.astype(array.dtype.newbyteorder("=")), notes
+
+
+def _mode(picture: PIL.Image.Image, *, labels: bool) -> str:
+    """The Pillow mode that the pixels are read in."""
+    if picture.mode == "P" and not labels:
+        return "RGB"
+    if picture.mode in ("CMYK", "YCbCr"):
+        return "RGB"
+    return _ALPHA.get(picture.mode, picture.mode)
+
+
+def _has_alpha(picture: PIL.Image.Image) -> bool:
+    return picture.mode in _ALPHA
+
+
+def _bits(path: Path) -> int:
+    """Bits per sample, from the header of a PNG."""
+    with path.open("rb") as file:
+        return file.read(25)[24]

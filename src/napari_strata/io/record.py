@@ -1,0 +1,75 @@
+"""The record that our own files carry: what is needed to read an image back exactly as it was written.
+
+It is JSON in plain ASCII, kept where each format has room for it: in an OME annotation, in tifffile's shaped metadata,
+in a PNG text chunk, in zarr attributes. Other programs see the standard metadata beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+from napari_strata.axes import canonical
+from napari_strata.classes import ClassMap
+from napari_strata.errors import LabelError
+from napari_strata.image import ArrayLike, Image, LabelImage
+
+KEY = "napari_strata"
+"""Key of the record in every format."""
+
+NAMESPACE = "napari-strata/record/1"
+"""Namespace of the OME annotation that holds it."""
+
+Loaded: TypeAlias = tuple[Image, ClassMap | None]
+"""What a format reads: the image, and the class map that the file holds."""
+
+
+class Record(BaseModel):
+    """Geometry, names and class map of an image in canonical axis order (T, C, Z, Y, X)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    axes: str
+    shape: tuple[int, ...]
+    scale: tuple[float, ...]
+    units: tuple[str, ...]
+    name: str
+    channel_names: tuple[str, ...] = ()
+    classes: ClassMap | None = None
+
+    @classmethod
+    def of(cls, image: Image) -> Record:
+        """The record of an image as it will lie in a file: in canonical order."""
+        axes = canonical(image.axes)
+        order = [image.axes.index(a) for a in axes]
+        return cls(
+            axes=axes,
+            shape=tuple(image.shape[i] for i in order),
+            scale=tuple(float(image.scale[i]) for i in order),
+            units=tuple(image.units[i] for i in order),
+            name=image.name,
+            channel_names=image.channel_names,
+            classes=image.classes if isinstance(image, LabelImage) else None,
+        )
+
+    def text(self) -> str:
+        """The record as one line of ASCII; `read` takes it back."""
+        return json.dumps(self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, text: object) -> Record | None:
+        """The record in `text`, or None when it is not one (an edited or a foreign file)."""
+        try:
+            return cls.model_validate(json.loads(str(text)))
+        except (ValueError, TypeError, LabelError):
+            return None
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of `shape` is the one recorded, axes of length 1 aside."""
+        return [n for n in shape if n != 1] == [n for n in self.shape if n != 1]
+
+    def image(self, data: ArrayLike, *, source: str) -> Image:
+        """The image recorded, around `data` of the recorded shape."""
+        return Image(data, self.axes, self.scale, self.units, self.name, self.channel_names, source)

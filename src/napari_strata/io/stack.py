@@ -1,0 +1,167 @@
+"""A folder, or a glob, of single-slice files as one stack along Z."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_strata.errors import ImageError
+from napari_strata.image import Array, ArrayLike, Image
+from napari_strata.io import raster, tiff
+from napari_strata.io.lazy import LAZY_BYTES, LazyArray
+from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, PathLike, existing, natural
+from napari_strata.io.record import Loaded
+
+_SHOWN = 5
+
+
+class StackArray(LazyArray):
+    """Files of one shape as one array, the files along the first axis. The plane read last is kept."""
+
+    def __init__(self, paths: Sequence[str], plane: Sequence[int], dtype: Any, *, labels: bool) -> None:
+        super().__init__((len(paths), *plane), dtype)
+        self.paths = tuple(paths)
+        self.labels = labels
+        self._lock = threading.Lock()
+        self._last: tuple[int, Array] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _stack_array, (self.paths, self.shape[1:], self.dtype, self.labels)
+
+    def _fetch(self, region: tuple[slice, ...]) -> Array:
+        first, *rest = region
+        return np.stack([self._plane(i)[tuple(rest)] for i in range(first.start, first.stop, first.step)])
+
+    def _plane(self, index: int) -> Array:
+        with self._lock:
+            if self._last is None or self._last[0] != index:
+                image, _ = _reader(Path(self.paths[index])).load(self.paths[index], labels=self.labels)
+                array = np.asarray(image.data)
+                if array.size * len(self.paths) != self.size or array.dtype != self.dtype:
+                    raise ImageError(f"{self.paths[index]}: changed while it was read; start again.")
+                self._last = (index, array.reshape(self.shape[1:]))
+            return self._last[1]
+
+
+def slices(path: PathLike) -> list[Path]:
+    """The image files of a folder, or those that a pattern such as ``scan/*.tif`` names, slice2 before slice10.
+
+    Raises
+    ------
+    ImageError
+        when there are none, or they are of two kinds.
+    """
+    if has_magic(str(path)) and not Path(path).exists():
+        found = [Path(p) for p in glob(str(Path(path).expanduser()))]
+        where = f"nothing matches {str(path)!r}"
+    else:
+        folder = existing(path)
+        found = list(folder.iterdir())
+        inside = sorted(p.name for p in found if p.is_dir() and not p.name.startswith("."))
+        where = f"{folder}: no images in this folder{f' but the folders {inside[:_SHOWN]}' if inside else ''}"
+    files = [p for p in found if p.suffix.lower() in TIFF_SUFFIXES + RASTER_SUFFIXES and not p.name.startswith(".")]
+    if not files:
+        raise ImageError(f"{where}; TIFF, PNG and JPEG files can be read.")
+    kinds = {"TIFF" if p.suffix.lower() in TIFF_SUFFIXES else p.suffix.lower() for p in files}
+    if len(kinds) > 1:
+        shown = ", ".join(sorted(kinds))
+        raise ImageError(f"{path}: found files of several kinds ({shown}); name those meant by a pattern like '*.png'.")
+    return sorted(files, key=natural)
+
+
+def count(path: PathLike) -> int:
+    """Always one: the stack."""
+    slices(path)
+    return 1
+
+
+def load(
+    path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES, labels: bool = False
+) -> Loaded:
+    """A folder or pattern of single-slice files as one image, axes ZYX (ZYXC for colour).
+
+    Parameters
+    ----------
+    path
+        folder, or pattern with ``*`` or ``?``.
+    series
+        0.
+    axes
+        the user's axes of the stack, the files along the first.
+    lazy_above
+        stacks of more bytes than this are read slice by slice, on demand.
+    labels
+        the files hold labels: palette indices are values, JPEG is refused.
+
+    Raises
+    ------
+    ImageError
+        when there are no files, or one of them differs in shape or dtype or is not a single slice: all are named.
+    """
+    paths = slices(path)
+    if series:
+        raise ImageError(f"{path}: a folder of slices is one series; there is no series {series}.")
+    first, classes = _reader(paths[0]).load(paths[0], lazy_above=0, labels=labels)
+    headers = [_header(p, labels=labels) for p in paths]
+    _check_alike(paths, headers)
+    letters, plane, dtype = headers[0]
+    stack = StackArray([str(p) for p in paths], plane, dtype, labels=labels)
+    data: ArrayLike = np.asarray(stack) if stack.nbytes <= lazy_above else stack
+    named = "Z" + letters
+    sizes = dict(zip(first.axes, zip(first.scale, first.units, strict=True), strict=True))
+    note = f"{len(paths)} files as one stack along Z, in the order {paths[0].name} ... {paths[-1].name}"
+    image = Image(
+        data,
+        axes or named,
+        scale=tuple(sizes[a][0] if a in sizes else 1.0 for a in named),
+        units=tuple(sizes[a][1] if a in sizes else "pixel" for a in named),
+        name=(paths[0].parent if has_magic(str(path)) else existing(path).resolve()).name,
+        channel_names=first.channel_names,
+        source=str(path),
+        notes=(note, *first.notes),
+    )
+    return image, classes
+
+
+def storage(path: PathLike, *, series: int = 0) -> str:
+    """How the slices are stored: ``120 files: TIFF, plain pages, not compressed, strips``."""
+    paths = slices(path)
+    return f"{len(paths)} files: {_reader(paths[0]).storage(paths[0])}"
+
+
+def _reader(path: Path) -> Any:
+    return tiff if path.suffix.lower() in TIFF_SUFFIXES else raster
+
+
+def _header(path: Path, *, labels: bool) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
+    """Axes, shape and dtype of one slice, axes T and Z of length 1 left out."""
+    if _reader(path) is raster:
+        return raster.header(path, labels=labels)
+    image, _ = tiff.load(path, lazy_above=0)
+    kept = [(a, n) for a, n in zip(image.axes, image.shape, strict=True) if a in "YXC" or n != 1]
+    return "".join(a for a, _ in kept), tuple(n for _, n in kept), image.dtype
+
+
+def _check_alike(paths: Sequence[Path], headers: Sequence[tuple[str, tuple[int, ...], np.dtype[Any]]]) -> None:
+    letters, plane, dtype = headers[0]
+    if set(letters) & set("TZ"):
+        raise ImageError(
+            f"{paths[0]}: found shape {plane} ({letters}); a folder is read as a stack of single slices: give the path "
+            "of a file to read that file."
+        )
+    odd = [f"{p.name} {h[1]} {h[2]}" for p, h in zip(paths, headers, strict=True) if h != headers[0]]
+    if odd:
+        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+        raise ImageError(
+            f"{paths[0].parent}: {paths[0].name} has shape {plane} {dtype}, but {', '.join(odd[:_SHOWN])}{more}: the "
+            "slices of a stack must be alike; move the others away, or name those meant with a pattern."
+        )
+
+
+def _stack_array(paths: tuple[str, ...], plane: tuple[int, ...], dtype: Any, labels: bool) -> StackArray:
+    return StackArray(paths, plane, dtype, labels=labels)

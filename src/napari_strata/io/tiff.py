@@ -1,0 +1,200 @@
+"""Reading TIFF: ImageJ hyperstacks, OME, tifffile's shaped files, plain pages; whole, memory-mapped or in chunks.
+
+Everything goes through tifffile's series (a page index can fail on files that tifffile itself wrote). An image larger
+than `LAZY_BYTES` is memory-mapped where its pixels lie in one piece, not compressed, and read in chunks where not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tifffile import TiffFile, TiffPageSeries
+
+from napari_strata.image import ArrayLike, Image
+from napari_strata.io.calibration import Calibration, of_series
+from napari_strata.io.layout import Layout, resolve
+from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading
+from napari_strata.io.paths import PathLike, existing, stem
+from napari_strata.io.record import Loaded
+from napari_strata.io.tiff_file import check, data_offset, opened, pick
+from napari_strata.io.units import PIXEL
+
+_ALPHA = (1, 2)
+"""ExtraSamples: associated and unassociated alpha. Anything else (infrared, ...) is a channel and stays."""
+
+
+def count(path: PathLike) -> int:
+    """How many image series a TIFF file holds."""
+    with opened(existing(path)) as tif:
+        return len(tif.series)
+
+
+def load(
+    path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES, labels: bool = False
+) -> Loaded:
+    """One series of a TIFF file.
+
+    Parameters
+    ----------
+    path
+        the file.
+    series
+        which of its images; of a pyramid, the full resolution (`pyramid` reads the others).
+    axes
+        the user's axes, one letter a dimension; they win over the file's.
+    lazy_above
+        images of more bytes than this are not read at once.
+    labels
+        no difference here: palette indices and values are kept as they are in both cases.
+
+    Returns
+    -------
+    tuple[Image, ClassMap | None]
+        the image in the file's dtype (native byte order), and the class map of one of our own label files.
+
+    Raises
+    ------
+    ImageError
+        when the file is missing, not a TIFF, truncated, or its axes cannot be known.
+    """
+    found = existing(path)
+    with opened(found) as tif:
+        return _load(tif, found, _Choice(series, axes, lazy_above))
+
+
+def pyramid(path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES) -> list[Image]:
+    """Every resolution of a series, the full one first; pixel sizes grow as the levels shrink."""
+    found = existing(path)
+    with opened(found) as tif:
+        levels = range(len(pick(tif, found, series).levels))
+        return [_load(tif, found, _Choice(series, axes, lazy_above, level))[0] for level in levels]
+
+
+def storage(path: PathLike, *, series: int = 0) -> str:
+    """How a series is stored: ``OME, zlib, tiles 256 x 256, 3 resolutions``."""
+    found = existing(path)
+    with opened(found) as tif:
+        picked = pick(tif, found, series)
+        page = picked.keyframe
+        tiles = f"tiles {page.tilelength} x {page.tilewidth}" if page.is_tiled else "strips"
+        names = {"imagej": "ImageJ", "ome": "OME", "shaped": "tifffile"}
+        kind = names.get(picked.kind, "plain pages") + (", BigTIFF" if tif.is_bigtiff else "")
+        packed = {"NONE": "not compressed", "ADOBE_DEFLATE": "zlib"}.get(page.compression.name, page.compression.name)
+        levels = f", {len(picked.levels)} resolutions" if len(picked.levels) > 1 else ""
+        return f"TIFF, {kind}, {packed.lower() if packed.isupper() else packed}, {tiles}{levels}"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    series: int
+    axes: str | None
+    lazy_above: int
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class TiffOpener:
+    """Opens one level of one series as a chunked array; picklable, as tifffile's zarr store is not."""
+
+    path: str
+    series: int
+    level: int
+
+    def __call__(self) -> tuple[ArrayLike, Callable[[], None]]:
+        import zarr
+
+        tif = TiffFile(self.path)
+        try:
+            store = tif.series[self.series].aszarr(level=self.level)
+            array: Any = zarr.open_array(store, mode="r", zarr_format=2)
+        except BaseException:
+            tif.close()
+            raise
+        return array, tif.close
+
+
+def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
+    base = pick(tif, path, choice.series)
+    series = base.levels[choice.level]
+    check(tif, series, path)
+    found = of_series(tif, base, choice.series)
+    stored, notes = _without_alpha(series)
+    record = found.record if choice.level == 0 and not choice.axes else None
+    if record and record.fits(stored):
+        data = _data(series, path, choice, stored=stored, shape=record.shape)
+        return record.image(data, source=str(path)), record.classes
+    layout = resolve(series.axes, stored, full=_full(series, stored), axes=choice.axes, source=str(path))
+    data = _data(series, path, choice, stored=stored, shape=layout.shape)
+    name = stem(path) if len(tif.series) == 1 else f"{stem(path)} {series.name or choice.series}"
+    image = calibrated(data, Layout(layout.axes, layout.shape, layout.notes + notes), found, name=name, source=path)
+    shrink = {a: b / s for a, b, s in zip(base.axes, base.shape, series.shape, strict=True)}
+    return _coarser(image, shrink), found.record.classes if found.record else None
+
+
+def calibrated(data: ArrayLike, layout: Layout, found: Calibration, *, name: str, source: Path) -> Image:
+    """An image of `data` under a layout, with the pixel sizes and channel names that its file states."""
+    letters = layout.axes.replace("S", "C")
+    sizes = [found.pixel.get(a, (1.0, PIXEL)) for a in letters]
+    channels = layout.shape[letters.index("C")] if "C" in letters else 0
+    return Image(
+        data,
+        letters,
+        scale=tuple(size for size, _ in sizes),
+        units=tuple(unit for _, unit in sizes),
+        name=name,
+        channel_names=found.channel_names if len(found.channel_names) == channels else (),
+        source=str(source),
+        notes=layout.notes,
+    )
+
+
+def _coarser(image: Image, factors: dict[str, float]) -> Image:
+    scale = tuple(s * factors.get(a, 1.0) if a in "ZYX" else s for a, s in zip(image.axes, image.scale, strict=True))
+    return Image(image.data, image.axes, scale, image.units, image.name, image.channel_names, image.source, image.notes)
+
+
+def _data(
+    series: TiffPageSeries, path: Path, choice: _Choice, *, stored: tuple[int, ...], shape: tuple[int, ...]
+) -> ArrayLike:
+    crop = tuple(slice(n) for n in stored)
+    if series.nbytes <= choice.lazy_above:
+        with reading(path):
+            array: ArrayLike = series.asarray()[crop].reshape(shape)
+        return array
+    offset = data_offset(series)
+    if offset is not None and series.keyframe.is_memmappable and _native(series):
+        with reading(path):
+            mapped: ArrayLike = np.memmap(path, series.dtype, "r", offset, series.shape)[crop].reshape(shape)
+        return mapped
+    return FileArray(TiffOpener(str(path), choice.series, choice.level), stored, shape=shape, dtype=series.dtype)
+
+
+def _native(series: TiffPageSeries) -> bool:
+    # torch takes no swapped bytes; the chunked reader swaps them back
+    native = "<" if sys.byteorder == "little" else ">"
+    return bool(series.dtype.itemsize == 1 or series.keyframe.parent.byteorder == native)
+
+
+def _without_alpha(series: TiffPageSeries) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Shape less an alpha channel, with the notes on how values are meant."""
+    page, shape = series.keyframe, tuple(series.shape)
+    notes: tuple[str, ...] = ()
+    if page.photometric.name in ("PALETTE", "MINISWHITE"):
+        what = "a colour table that is not applied" if page.photometric.name == "PALETTE" else "0 as white"
+        notes = (f"the file has {what}; values are kept as they are stored",)
+    if "S" not in series.axes or len(page.extrasamples) != 1 or page.extrasamples[0] not in _ALPHA:
+        return shape, notes
+    at = series.axes.index("S")
+    return (*shape[:at], shape[at] - 1, *shape[at + 1 :]), (*notes, "the alpha (transparency) channel is left out")
+
+
+def _full(series: TiffPageSeries, stored: tuple[int, ...]) -> list[tuple[str, int]]:
+    """Letter and length of the stored dimensions and of those of length 1 that tifffile leaves out."""
+    kept = dict(zip(series.axes, stored, strict=True))
+    pairs = zip(series.get_axes(False), series.get_shape(False), strict=True)
+    return [(a, kept.get(a, n)) for a, n in pairs if a != "S" or kept.get(a, n) > 1]

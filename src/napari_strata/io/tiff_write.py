@@ -1,0 +1,75 @@
+"""Writing TIFF: tiled, compressed, streamed; OME where OME has the dtype, tifffile's shaped form where not (float16).
+
+The record of `record.py` goes into an OME MapAnnotation (namespace `NAMESPACE`, key `KEY`), with one entry a class for
+people and other programs; the file stays valid OME-XML 2016-06. In a shaped file it is a key of the JSON description.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tifffile import TiffWriter
+
+from napari_strata import axes as _axes
+from napari_strata.image import Array, Image
+from napari_strata.io.blocks import bands, canonical_shape
+from napari_strata.io.record import KEY, NAMESPACE, Record
+from napari_strata.io.units import ome_symbol
+
+TILE = 256
+
+CLASSIC_BYTES = 2**32 - 2**27
+"""More pixels than this, before compression, make a BigTIFF: offsets of a classic TIFF have 32 bits."""
+
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
+    """Write `image` to `path` as `dtype`, in canonical axis order, zlib, tiles of 256 x 256, one band at a time."""
+    shape = canonical_shape(image)
+    ome = dtype != np.float16
+    big = math.prod(shape) * dtype.itemsize > CLASSIC_BYTES
+    with path.open("wb") as file, TiffWriter(file, bigtiff=big, ome=ome) as tif:
+        tif.write(
+            _tiles(image, dtype),
+            shape=shape,
+            dtype=dtype,
+            photometric="minisblack",
+            tile=(TILE, TILE),
+            compression="zlib",
+            predictor=None,
+            software="napari-strata",
+            metadata=_ome(record) if ome else {"axes": record.axes, KEY: record.text()},
+        )
+
+
+def _tiles(image: Image, dtype: np.dtype[Any]) -> Iterator[Array]:
+    for band in bands(image, multiple=TILE, itemsize=image.dtype.itemsize):
+        for top in range(0, band.shape[0], TILE):
+            for left in range(0, band.shape[1], TILE):
+                yield np.ascontiguousarray(band[top : top + TILE, left : left + TILE], dtype)
+
+
+def _ome(record: Record) -> dict[str, Any]:
+    found: dict[str, Any] = {"axes": record.axes, "Name": _xml(record.name)}
+    for axis, size, unit in zip(record.axes, record.scale, record.units, strict=True):
+        key = "TimeIncrement" if axis == "T" else f"PhysicalSize{axis}"
+        symbol = ome_symbol(unit, time=axis == "T")
+        if axis != "C" and symbol and size > 0 and math.isfinite(size) and (size, symbol) != (1, "pixel"):
+            found |= {key: size, f"{key}Unit": symbol}
+    channels = record.shape[_axes.canonical(record.axes).index("C")] if "C" in record.axes else 0
+    if channels and len(record.channel_names) == channels:
+        found["Channel"] = {"Name": [_xml(name) for name in record.channel_names]}
+    table = record.classes.table() if record.classes else []
+    entries = {f"class {row['value']}": _xml(f"{row['name']} {row['color']}") for row in table}
+    return found | {"MapAnnotation": {"Namespace": NAMESPACE, KEY: record.text(), **entries}}
+
+
+def _xml(text: str) -> str:
+    """`text` without the characters that XML cannot hold; the record keeps them."""
+    return _NOT_XML.sub("?", text)

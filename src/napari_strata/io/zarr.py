@@ -1,0 +1,263 @@
+"""OME-Zarr: reading 0.4 and 0.5 (and older axes lists), writing labels and probabilities as 0.5.
+
+https://ngff.openmicroscopy.org/0.5: metadata under the attribute ``ome`` (0.4: at the top), one group a multiscale
+image. Bio-Formats' layout of several images in numbered groups is read as several series.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from napari_strata.classes import ClassMap
+from napari_strata.errors import ImageError
+from napari_strata.image import ArrayLike, Image
+from napari_strata.io.blocks import planes, read_block
+from napari_strata.io.layout import resolve
+from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading
+from napari_strata.io.paths import PathLike, existing, stem
+from napari_strata.io.record import KEY, Loaded, Record
+from napari_strata.io.units import PIXEL, unit_name
+
+CHUNK = 256
+SHARD = 4096
+"""A shard is written by one hand only, whole: a block of one plane."""
+
+_KINDS = {"T": "time", "C": "channel"}
+
+
+@dataclass(frozen=True)
+class ZarrOpener:
+    """Opens one array of a store; picklable."""
+
+    path: str
+    inner: str
+
+    def __call__(self) -> tuple[ArrayLike, Callable[[], None]]:
+        array: Any = zarr.open_array(self.path, path=self.inner, mode="r")
+        return array, lambda: None
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One array of the store, with its axes, pixel sizes and names."""
+
+    inner: str
+    axes: str
+    scale: tuple[float, ...]
+    units: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    title: str = ""
+    record: Record | None = None
+
+
+def count(path: PathLike) -> int:
+    """How many multiscale images a store holds."""
+    return len(_images(existing(path)))
+
+
+def load(
+    path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES, labels: bool = False
+) -> Loaded:
+    """The full resolution of one image of an OME-Zarr store, or a plain zarr array.
+
+    Parameters
+    ----------
+    path
+        the folder of the store, or of a group inside.
+    series
+        which of its images.
+    axes
+        the user's axes; a plain array without dimension names needs them.
+    lazy_above
+        arrays of more bytes than this are read on demand.
+    labels
+        no difference here.
+
+    Raises
+    ------
+    ImageError
+        when the folder is missing or no zarr store, or its axes cannot be known.
+    """
+    found = existing(path)
+    return _load(found, _pick(found, series)[0], axes, lazy_above)
+
+
+def pyramid(path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES) -> list[Image]:
+    """Every resolution of an image, the full one first."""
+    found = existing(path)
+    return [_load(found, level, axes, lazy_above)[0] for level in _pick(found, series)]
+
+
+def storage(path: PathLike, *, series: int = 0) -> str:
+    """How an image is stored: ``zarr 3, chunks 1 x 256 x 256, 2 resolutions``."""
+    levels = _pick(existing(path), series)
+    array = _array(existing(path), levels[0].inner)
+    more = f", {len(levels)} resolutions" if len(levels) > 1 else ""
+    chunks = " x ".join(map(str, array.chunks))
+    return f"{'OME-Zarr' if levels[0].axes else 'zarr'}, format {array.metadata.zarr_format}, chunks {chunks}{more}"
+
+
+def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
+    """Write `image` as OME-Zarr 0.5, one resolution, shard by shard; labels have ``image-label`` colours and names."""
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    lead = (1,) * (len(record.shape) - 2)
+    sides = tuple(min(SHARD, math.ceil(n / CHUNK) * CHUNK) for n in record.shape[-2:])
+    array: Any = group.create_array(
+        "0",
+        shape=record.shape,
+        dtype=dtype,
+        chunks=(*lead, CHUNK, CHUNK),
+        shards=(*lead, *sides),
+        dimension_names=list(record.axes.lower()),
+    )
+    height, width = record.shape[-2:]
+    for plane in planes(image):
+        for top in range(0, height, sides[0]):
+            for left in range(0, width, sides[1]):
+                rows, columns = slice(top, min(top + sides[0], height)), slice(left, min(left + sides[1], width))
+                array[(*plane, rows, columns)] = read_block(image, plane, rows, columns).astype(dtype)
+    group.attrs.update({"ome": _ome(record), KEY: record.text()})
+
+
+def _ome(record: Record) -> dict[str, Any]:
+    axes = []
+    for letter, unit in zip(record.axes, record.units, strict=True):
+        axis = {"name": letter.lower(), "type": _KINDS.get(letter, "space")}
+        axes.append(axis if letter == "C" or unit_name(unit) == PIXEL else axis | {"unit": unit_name(unit)})
+    scale = [s if math.isfinite(s) and s > 0 else 1.0 for s in record.scale]
+    steps = [{"type": "scale", "scale": scale}]
+    datasets = [{"path": "0", "coordinateTransformations": steps}]
+    ome: dict[str, Any] = {
+        "version": "0.5",
+        "multiscales": [{"name": record.name, "axes": axes, "datasets": datasets}],
+    }
+    if record.channel_names:
+        ome["omero"] = {"channels": [{"label": name} for name in record.channel_names]}
+    return ome | ({"image-label": _image_label(record.classes)} if record.classes else {})
+
+
+def _image_label(classes: ClassMap) -> dict[str, Any]:
+    table = classes.table()
+    rgba = [[int(row["color"][i : i + 2], 16) for i in (1, 3, 5)] + [255] for row in table]
+    return {
+        "colors": [{"label-value": row["value"], "rgba": c} for row, c in zip(table, rgba, strict=True)],
+        "properties": [{"label-value": row["value"], "name": row["name"]} for row in table],
+    }
+
+
+def _load(path: Path, level: _Level, axes: str | None, lazy_above: int) -> Loaded:
+    array = _array(path, level.inner)
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    if dtype.kind not in "uifb":
+        raise ImageError(f"{path}: found pixels of dtype {dtype}; integers, floats and bool can be read.")
+    shape = tuple(array.shape)
+    data: ArrayLike = FileArray(ZarrOpener(str(path), level.inner), shape, shape=shape, dtype=dtype)
+    if array.size * dtype.itemsize <= lazy_above:
+        data = np.asarray(data)
+    record = level.record
+    if record and not axes and record.shape == shape:
+        return record.image(data, source=str(path)), record.classes
+    letters = level.axes or {2: "YX"}.get(len(shape), "Q" * len(shape))
+    layout = resolve(letters, shape, axes=axes, source=str(path))
+    named = layout.axes.replace("S", "C")
+    sizes = dict(zip(level.axes, zip(level.scale, level.units, strict=True), strict=True))
+    calibration = [sizes.get(a, (1.0, PIXEL)) for a in named]
+    channels = shape[named.index("C")] if "C" in named else 0
+    image = Image(
+        data,
+        named,
+        scale=tuple(s for s, _ in calibration),
+        units=tuple(u for _, u in calibration),
+        name=level.title or stem(path),
+        channel_names=level.names if len(level.names) == channels else (),
+        source=str(path),
+        notes=layout.notes,
+    )
+    return image, record.classes if record else None
+
+
+def _pick(path: Path, index: int) -> list[_Level]:
+    images = _images(path)
+    if not 0 <= index < len(images):
+        raise ImageError(f"{path}: found {len(images)} series, numbered from 0; there is no series {index}.")
+    return images[index]
+
+
+def _array(path: Path, inner: str) -> Any:
+    with reading(path):
+        return zarr.open_array(path, path=inner, mode="r")
+
+
+def _images(path: Path) -> list[list[_Level]]:
+    """The levels of every image of a store."""
+    try:
+        node: Any = zarr.open(path, mode="r")
+    except Exception as error:  # zarr raises its own, json's and the operating system's
+        text = " ".join(str(error).split())[:120]
+        raise ImageError(f"{path}: not a zarr store that can be read ({text}).") from error
+    if isinstance(node, zarr.Array):
+        attributes: Any = node.attrs
+        names = getattr(node.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS") or ()
+        letters = "".join(str(name)[:1].upper() for name in names)
+        letters = letters if len(letters) == node.ndim else ""
+        return [
+            [
+                _Level(
+                    "", letters, (1.0,) * len(letters), (PIXEL,) * len(letters), record=Record.read(attributes.get(KEY))
+                )
+            ]
+        ]
+    images = _multiscales(node, "")
+    if not images:
+        numbers = sorted(int(key) for key, _ in node.groups() if key.isdigit())
+        images = [image for number in numbers for image in _multiscales(node[str(number)], f"{number}/")]
+    if not images:
+        raise ImageError(f"{path}: a zarr group without OME-Zarr multiscales; give the path of an image in it.")
+    return images
+
+
+def _multiscales(group: Any, prefix: str) -> list[list[_Level]]:
+    attributes = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    names = tuple(str(c.get("label") or f"channel {i}") for i, c in enumerate(ome.get("omero", {}).get("channels", ())))
+    images = []
+    for scales in ome.get("multiscales", ()):
+        axes, units = _axes_of(scales.get("axes", ("t", "c", "z", "y", "x")))
+        whole = _scale(scales, len(axes))
+        images.append(
+            [
+                _Level(
+                    prefix + data["path"],
+                    axes,
+                    tuple(a * b for a, b in zip(_scale(data, len(axes)), whole, strict=True)),
+                    units,
+                    names,
+                    str(scales.get("name") or "").strip("/"),
+                    Record.read(attributes.get(KEY)) if i == 0 else None,
+                )
+                for i, data in enumerate(scales["datasets"])
+            ]
+        )
+    return images
+
+
+def _axes_of(axes: Any) -> tuple[str, tuple[str, ...]]:
+    """Letters and units of a multiscale's axes: dicts since 0.4, names in 0.3."""
+    found = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in axes]
+    letters = "".join(str(axis["name"])[:1].upper() for axis in found)
+    units = tuple(unit_name(axis.get("unit")) if a != "C" else PIXEL for a, axis in zip(letters, found, strict=True))
+    return letters, units
+
+
+def _scale(entry: Mapping[str, Any], ndim: int) -> tuple[float, ...]:
+    for step in entry.get("coordinateTransformations", ()):
+        if step.get("type") == "scale" and len(step.get("scale", ())) == ndim:
+            return tuple(float(v) for v in step["scale"])
+    return (1.0,) * ndim

@@ -1,0 +1,167 @@
+"""Model: what a person keeps and shares. One safetensors file with a JSON header; no pickle, ever."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import platform
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from napari_strata import files
+from napari_strata.errors import ModelError
+from napari_strata.events import EpochEnd, from_json, to_json
+from napari_strata.networks import build_network
+from napari_strata.recipe import Recipe
+from napari_strata.spec import ModelSpec
+
+FORMAT = "napari-strata model 1"
+FILE_NAME = "model.safetensors"
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("napari-strata", "torch", "segmentation-models-pytorch", "numpy", "tifffile"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained network and everything prediction needs to know.
+
+    Parameters
+    ----------
+    spec, recipe
+        the facts and the intent.
+    weights
+        tensors by name, on the CPU.
+    history
+        one `EpochEnd` per epoch trained.
+    fingerprint
+        digest of the training data.
+    """
+
+    spec: ModelSpec
+    recipe: Recipe
+    weights: dict[str, Tensor]
+    history: tuple[EpochEnd, ...] = ()
+    fingerprint: str = ""
+    versions: dict[str, str] = field(default_factory=current_versions)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that differ for models that can predict differently."""
+        state = hashlib.sha256(self.spec.model_dump_json().encode())
+        for name in sorted(self.weights):
+            state.update(name.encode())
+            state.update(self.weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return state.hexdigest()[:16]
+
+    @property
+    def best(self) -> EpochEnd | None:
+        """The epoch whose weights these are, as far as the history tells: the last one marked best."""
+        return next((e for e in reversed(self.history) if e.best_iou), self.history[-1] if self.history else None)
+
+    def build(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The network with these weights, in evaluation mode, on `device`.
+
+        Raises
+        ------
+        ModelError
+            when the weights do not fit the network that the spec describes.
+        """
+        network = build_network(self.spec)
+        try:
+            network.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise ModelError(f"the model's weights do not fit its network: {str(error).splitlines()[-1].strip()}") from None
+        return network.to(device).eval()
+
+    def save(self, path: str | Path) -> Path:
+        """Write one file. Raises `RunError` when that cannot be done; an existing file is replaced whole."""
+        header = {
+            "format": FORMAT,
+            "spec": self.spec.model_dump_json(),
+            "recipe": self.recipe.model_dump_json(),
+            "history": "\n".join(to_json(e) for e in self.history),
+            "fingerprint": self.fingerprint,
+            "versions": json.dumps(self.versions),
+            "created": self.created,
+        }
+        with files.atomic(path) as temporary:
+            save_file({k: v.detach().cpu().contiguous() for k, v in self.weights.items()}, temporary, metadata=header)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path | Model) -> Model:
+        """Read a model file, or the best model of a run folder. A `Model` is returned as it is.
+
+        Raises
+        ------
+        ModelError
+            when there is none, or it is damaged, or not one of ours.
+        """
+        if isinstance(path, Model):
+            return path
+        file = find_model(path)
+        try:
+            with safe_open(file, framework="pt") as source:
+                header = source.metadata() or {}
+                weights = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ModelError(_why_unreadable(file, error)) from None
+        if header.get("format") != FORMAT:
+            found = header.get("format", "a safetensors file without our header")
+            raise ModelError(f"{file}: found {found!r}; needed is a file written by napari-strata ({FORMAT}).")
+        try:
+            return cls(
+                spec=ModelSpec.model_validate_json(header["spec"]),
+                recipe=Recipe.model_validate_json(header["recipe"]),
+                weights=weights,
+                history=tuple(e for e in map(from_json, header["history"].splitlines()) if isinstance(e, EpochEnd)),
+                fingerprint=header["fingerprint"],
+                versions=json.loads(header["versions"]),
+                created=header["created"],
+            )
+        except (KeyError, ValueError, ValidationError) as error:
+            raise ModelError(f"{file}: its header cannot be read ({type(error).__name__}); take another copy.") from None
+
+
+def find_model(path: str | Path) -> Path:
+    """The model file that `path` (a file or a run folder) stands for."""
+    place = Path(path)
+    if place.is_dir():
+        inside = place / FILE_NAME
+        if inside.is_file():
+            return inside
+        raise ModelError(f"{place}: found no {FILE_NAME} in this folder; give a run folder whose training got that far.")
+    if not place.is_file():
+        raise ModelError(f"{place}: there is no such model file or run folder; check the path.")
+    return place
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    head = file.read_bytes()[:512]
+    if head[:2] == b"PK" or head[:1] == bytes([pickle.PROTO[0]]):
+        return (
+            f"{file}: found a pickle (a .pt or .pth file), which can run code when opened and is never loaded as a model; "
+            f"give the {FILE_NAME} of a run, or use network.encoder_weights for encoder weights."
+        )
+    if len(head) < 8 or not head[8:9] == b"{":
+        return f"{file}: found something else than a model; give the {FILE_NAME} of a run."
+    return f"{file}: the model file is damaged or cut short ({error}); take another copy or train again."

@@ -1,0 +1,195 @@
+"""Every architecture and encoder of segmentation-models-pytorch 0.6 (https://smp.readthedocs.io)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch import Tensor
+
+from napari_strata.errors import RecipeError
+from napari_strata.networks.blocks import AnySize, replace_batch_norms
+from napari_strata.recipe import Smp
+from napari_strata.spec import ModelSpec
+
+WIDTHS: dict[str, tuple[tuple[str, int], ...]] = {
+    "unet": (("decoder_channels", 5),),
+    "unetplusplus": (("decoder_channels", 5),),
+    "manet": (("decoder_channels", 5),),
+    "linknet": (),
+    "fpn": (("decoder_pyramid_channels", 0), ("decoder_segmentation_channels", 0)),
+    "pspnet": (("psp_out_channels", 0),),
+    "pan": (("decoder_channels", 0),),
+    "deeplabv3": (("decoder_channels", 0),),
+    "deeplabv3plus": (("decoder_channels", 0),),
+    "upernet": (("decoder_channels", 0),),
+    "segformer": (("decoder_segmentation_channels", 0),),
+    "dpt": (("decoder_intermediate_channels", 4), ("decoder_fusion_channels", 0)),
+}
+"""Arguments that an architecture's decoder widths fill, in order: their name and how many numbers, 0 for a bare one."""
+
+DROPOUT = {
+    "fpn": "decoder_dropout",
+    "pspnet": "psp_dropout",
+    "deeplabv3": "decoder_aspp_dropout",
+    "deeplabv3plus": "decoder_aspp_dropout",
+}
+"""The argument for dropout, where an architecture has one."""
+
+ATTENTION = ("unet", "unetplusplus")
+UNNORMALISED = ("unet", "unetplusplus", "manet", "linknet", "pspnet")
+"""Architectures with scSE (Roy et al. 2018, https://arxiv.org/abs/1803.02579); those that can go unnormalised."""
+
+SMALLEST = {"pan": 128}
+"""PAN halves its 1/16 features three times more: 128 pixels leave one of them."""
+
+ENCODERS = ("resnet34", "resnet50", "efficientnet-b0", "mobilenet_v2")
+VISION_TRANSFORMERS = ("tu-vit_tiny_patch16_224", "tu-vit_base_patch16_224")
+"""Encoders that work with every architecture but dpt, and with dpt: what messages recommend."""
+
+VARIANTS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
+"""What frees transformers of timm from the one image size they were trained at; the first that works is taken."""
+
+
+def build_smp(spec: ModelSpec, section: Smp) -> AnySize:
+    """The architecture and encoder of `section`; see `build_network`."""
+    check_encoder(section.encoder)
+    options = _widths(section) | _norm(section) | _attention(section) | _dropout(section)
+    options |= {"in_channels": spec.in_channels, "classes": len(spec.classes), "encoder_weights": None}
+    failure = ""
+    for variant in _variants(section):
+        try:
+            return _assemble(spec, section, options | variant)
+        except Exception as error:  # whatever smp or timm raises, it means that these two do not go together
+            failure = failure or (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    known = ", ".join(VISION_TRANSFORMERS if section.architecture == "dpt" else ENCODERS)
+    raise RecipeError(
+        f"network.architecture={section.architecture} does not work with network.encoder={section.encoder} "
+        f"({failure}); take another encoder, such as {known}, or another architecture: unet and fpn go with most "
+        "encoders, dpt with vision transformers."
+    )
+
+
+def _variants(section: Smp) -> Iterator[dict[str, Any]]:
+    yield from VARIANTS if section.encoder.startswith("tu-") else VARIANTS[:1]
+
+
+def _assemble(spec: ModelSpec, section: Smp, options: dict[str, Any]) -> AnySize:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # smp's hints to its own callers: deprecated encoder names and the like
+        network = smp.create_model(section.architecture, section.encoder, **options)
+        replace_batch_norms(network)
+        if section.norm in ("instance", "group"):
+            # smp has no group norm, and calls instance norm without scale and shift unless asked; ours serve both.
+            replace_batch_norms(network.decoder, section.norm)
+        if section.architecture == "dpt":
+            network.segmentation_head.head[3].p = section.dropout
+        wrapped = AnySize(network, spec.stride, smallest=SMALLEST.get(section.architecture))
+        _freeze_unreached(wrapped, spec.in_channels, len(spec.classes))
+    return wrapped
+
+
+def _freeze_unreached(network: AnySize, channels: int, classes: int) -> None:
+    """Run once, as a check; parameters that have no way to the logits need no gradient.
+
+    smp keeps some: the last stages of PSPNet's encoder, EfficientNet's classifier. Unfrozen they stop training on
+    several devices, which waits for the gradient of each.
+    """
+    training = network.training
+    logits = network.eval()(torch.zeros(1, channels, network.smallest, network.smallest))
+    network.train(training)
+    if logits.shape != (1, classes, network.smallest, network.smallest):
+        raise ValueError(f"logits have the shape {tuple(logits.shape)}")
+    reached = _leaves(logits)
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in reached)
+
+
+def _leaves(tensor: Tensor) -> set[int]:
+    """Ids of the parameters that `tensor` was computed from."""
+    found, seen, waiting = set(), set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+def check_encoder(name: str) -> None:
+    """Raise `RecipeError` with the nearest known name when smp and timm have no encoder `name`."""
+    universal = name.startswith("tu-")
+    if timm.is_model(name[3:].split(".")[0]) if universal else name in smp.encoders.get_encoder_names():
+        return
+    known = [f"tu-{n}" for n in timm.list_models()] if universal else smp.encoders.get_encoder_names()
+    bare = name.removeprefix("timm-")
+    close = [f"tu-{bare}"] if timm.is_model(bare) else get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"some are {', '.join(ENCODERS)}, vgg11 and mit_b0."
+    raise RecipeError(
+        f"network.encoder={name!r} is not an encoder of segmentation-models-pytorch; {hint} "
+        "See https://smp.readthedocs.io/en/latest/encoders.html for all."
+    )
+
+
+def _widths(section: Smp) -> dict[str, Any]:
+    widths, slots = section.decoder_widths, WIDTHS[section.architecture]
+    if widths is None:
+        return {}
+    needed = sum(max(1, count) for _, count in slots)
+    if len(widths) != needed:
+        need = f"{section.architecture} takes {needed}, deepest first" if needed else "linknet takes the encoder's"
+        raise RecipeError(f"network.decoder_widths has {len(widths)} numbers; {need}. Empty means the usual ones.")
+    if section.architecture == "fpn" and widths[1] % 32:
+        raise RecipeError(
+            f"network.decoder_widths ends in {widths[1]}; fpn normalises groups of 32 there: give a multiple of 32."
+        )
+    numbers = iter(widths)
+    return {name: [next(numbers) for _ in range(count)] if count else next(numbers) for name, count in slots}
+
+
+def _norm(section: Smp) -> dict[str, Any]:
+    if section.architecture == "fpn" and section.norm in ("none", "instance"):
+        raise RecipeError(
+            f"network.norm={section.norm}: fpn always has group normalisation; leave norm at batch, or take unet."
+        )
+    if section.norm != "none":
+        return {}
+    if section.architecture not in UNNORMALISED:
+        raise _unsupported(section, "norm=none", UNNORMALISED)
+    return {"decoder_use_norm": False}
+
+
+def _attention(section: Smp) -> dict[str, Any]:
+    if section.attention is None:
+        return {}
+    if section.architecture not in ATTENTION:
+        raise _unsupported(section, f"attention={section.attention}", ATTENTION)
+    if section.decoder_widths and min(section.decoder_widths) < 16:
+        raise RecipeError(
+            f"network.attention=scse squeezes to a sixteenth of the channels, but network.decoder_widths goes down to "
+            f"{min(section.decoder_widths)}; give at least 16 a level."
+        )
+    return {"decoder_attention_type": section.attention}
+
+
+def _dropout(section: Smp) -> dict[str, Any]:
+    if section.architecture in DROPOUT:
+        return {DROPOUT[section.architecture]: section.dropout}
+    if section.dropout and section.architecture != "dpt":
+        raise _unsupported(section, f"dropout={section.dropout:g}", (*DROPOUT, "dpt"))
+    return {}
+
+
+def _unsupported(section: Smp, option: str, architectures: tuple[str, ...]) -> RecipeError:
+    return RecipeError(
+        f"network.{option} is not possible with network.architecture={section.architecture}; it is with "
+        f"{', '.join(architectures)}."
+    )

@@ -1,0 +1,177 @@
+"""Where an encoder starts: from ImageNet, from a file, or from random numbers; and saying which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from napari_strata.errors import ModelError, TrainingError
+from napari_strata.recipe import UNet
+from napari_strata.spec import ModelSpec
+
+PREFIXES = ("module.", "network.", "encoder.", "backbone.", "model.")
+"""What wrappers put before the names of an encoder's tensors."""
+
+NESTS = ("state_dict", "model_state_dict", "model", "encoder")
+"""Keys under which checkpoints keep the tensors."""
+
+
+def load_encoder_weights(network: nn.Module, spec: ModelSpec, *, probe_timeout: float = 2.0) -> str:
+    """Fill the encoder of `network` as ``spec.network.encoder_weights`` says, and say in words what was done.
+
+    A first convolution for other than 3 channels is made from the one for 3: summed for one channel, else repeated and
+    scaled, so that the features keep their size.
+
+    Parameters
+    ----------
+    probe_timeout
+        seconds to wait for the hub where weights are neither in its cache nor in torch's; asked once a minute at most.
+
+    Raises
+    ------
+    TrainingError
+        when the recipe demands ImageNet weights and they cannot be had.
+    ModelError
+        when a weights file is missing, damaged, a pickle of other things than tensors, or of another network.
+    """
+    section = spec.network
+    if isinstance(section, UNet):
+        return "the classic U-Net has no pretrained encoder: it starts from random weights"
+    start, choice = f"encoder {section.encoder}:", section.encoder_weights
+    if choice == "none":
+        return f"{start} starts from random weights, as the recipe says"
+    encoder = encoder_of(network)
+    if choice not in ("auto", "imagenet"):
+        return f"{start} {fit(encoder, read_tensors(choice), spec.in_channels, source=choice)} loaded from {choice}"
+
+    # smp and timm take seconds to import; whoever loads a file needs them as little as whoever builds a classic U-Net.
+    from napari_strata.networks.hub import UnobtainableError
+
+    try:
+        return f"{start} {_load_pretrained(encoder, section.encoder, spec.in_channels, timeout=probe_timeout)}"
+    except UnobtainableError as error:
+        if choice == "auto":
+            return f"{start} starts from random weights (ImageNet weights could not be reached: {error})"
+        raise TrainingError(
+            f"{start} ImageNet weights could not be reached ({error}), and the recipe demands them. Connect this "
+            "machine once (they are kept in the cache), or give a file: network.encoder_weights=PATH, or start from "
+            "random numbers: network.encoder_weights=none."
+        ) from None
+
+
+def _load_pretrained(encoder: nn.Module, name: str, channels: int, *, timeout: float) -> str:
+    from napari_strata.networks.hub import find_pretrained, obtain, timm_state
+
+    source = find_pretrained(name)
+    path = obtain(source, timeout=timeout)
+    tensors = read_tensors(path)
+    if name.startswith("tu-"):
+        tensors = timm_state(encoder, path, tensors)
+    fitted = fit(encoder, tensors, channels, source=path)
+    data = "ImageNet" if source.data == "imagenet" else source.data
+    adapted = "" if channels == 3 else f", the first convolution adapted from 3 channels to {channels}"
+    return f"{data} weights loaded ({fitted}{adapted})"
+
+
+def encoder_of(network: nn.Module) -> nn.Module:
+    """The encoder inside a network of `build_network`."""
+    inner: Any = getattr(network, "network", network)
+    encoder: nn.Module = inner.encoder
+    return encoder
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors file or from one that torch.save wrote, on the CPU; pickles are never run.
+
+    Raises
+    ------
+    ModelError
+        when the file is missing, damaged, of another kind, or holds anything but tensors and plain values.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ModelError(f"{file}: there is no such file of encoder weights; check network.encoder_weights.")
+    try:
+        if file.suffix == ".safetensors":
+            found: Any = load_file(file)
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: cannot be read ({_short(error)}); take another copy.") from None
+    except Exception:  # torch.load raises a dozen kinds for what is not a file of tensors, some with unsafe advice
+        raise ModelError(
+            f"{file}: is damaged, or a pickle that holds more than tensors and could run code (it was not run); needed "
+            "is a .safetensors file, or one of torch.save(encoder.state_dict(), ...)."
+        ) from None
+    while isinstance(found, dict) and (nest := next((n for n in NESTS if isinstance(found.get(n), dict)), None)):
+        found = found[nest]
+    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
+    if not tensors:
+        raise ModelError(f"{file}: found {type(found).__name__} without tensors; needed is an encoder's state_dict.")
+    return tensors
+
+
+def fit(encoder: nn.Module, tensors: dict[str, Tensor], channels: int, *, source: str | Path) -> str:
+    """Load those of `tensors` that `encoder` has, and say how many.
+
+    Prefixes that wrappers add are seen through; what the encoder has not (a classifier) is left.
+
+    Raises
+    ------
+    ModelError
+        when fewer than half of the encoder's tensors are found; the encoder is then untouched.
+    """
+    own = encoder.state_dict()
+    matched: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for form in _forms(name):
+            if form in own and form not in matched:
+                adapted = adapt(tensor, own[form].shape, channels)
+                if adapted is not None:
+                    matched[form] = adapted
+                    break
+    # Counters of old files are missing and do not matter.
+    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
+    count = sum(name in matched for name in wanted)
+    if 2 * count < len(wanted):
+        example = _example(own, wanted[0], tensors)
+        raise ModelError(f"{source}: {count} of the {len(wanted)} tensors of the encoder found; {example}")
+    nn.Module.load_state_dict(encoder, matched, strict=False)  # smp's own versions change the dictionary
+    return f"{count} of {len(wanted)} tensors"
+
+
+def adapt(tensor: Tensor, shape: torch.Size, channels: int) -> Tensor | None:
+    """`tensor` as it is when it has `shape`, a first convolution for `channels` made from one for 1 or 3, else None."""
+    if tensor.shape == shape:
+        return tensor
+    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3) or shape != (tensor.shape[0], channels, *tensor.shape[2:]):
+        return None
+    if channels == 1:
+        return tensor.sum(1, keepdim=True)
+    given = tensor.shape[1]
+    return tensor[:, [i % given for i in range(channels)]] * (given / channels)
+
+
+def _forms(name: str) -> list[str]:
+    """`name` as it is, and without each of the prefixes before it; timm's encoders keep theirs below ``model.``."""
+    forms = [name]
+    while prefix := next((p for p in PREFIXES if forms[-1].startswith(p)), None):
+        forms.append(forms[-1].removeprefix(prefix))
+    return [*forms, f"model.{forms[-1]}"]
+
+
+def _example(own: dict[str, Tensor], needed: str, tensors: dict[str, Tensor]) -> str:
+    found = next(iter(tensors))
+    return (
+        f"it has {found!r} {tuple(tensors[found].shape)}, needed is {needed!r} {tuple(own[needed].shape)}. Give "
+        "weights of the same encoder, or set network.encoder to the one they are of."
+    )
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

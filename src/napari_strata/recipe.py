@@ -1,0 +1,342 @@
+"""Recipe: what a person intends, in one frozen value that is the form, the command line, the argument and the file.
+
+Every default of the project is written here and nowhere else. A recipe knows no path and no device. Field
+descriptions are the tooltips and the help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from napari_strata.errors import RecipeError, nearest
+
+
+class Section(BaseModel):
+    """Base of the recipe's parts: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Positive: TypeAlias = Annotated[int, Field(ge=1)]
+Rate: TypeAlias = Annotated[float, Field(gt=0)]
+Norm: TypeAlias = Literal["none", "batch", "instance", "group"]
+EncoderWeights: TypeAlias = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="Where the encoder starts: 'auto' takes ImageNet weights when they can be had and says which it "
+        "did, 'imagenet' refuses to start without them, 'none' starts from random numbers, anything else is the path "
+        "of a weights file.",
+    ),
+]
+
+
+class UNet(Section):
+    """The classic U-Net (Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597)."""
+
+    kind: Literal["unet"] = "unet"
+    widths: tuple[Positive, ...] = Field(
+        (32, 64, 128, 256, 512), min_length=2, max_length=8, description="Channels of each level, the deepest last."
+    )
+    norm: Norm = Field("batch", description="Normalisation after each convolution.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of channels dropped in the deepest level.")
+    upsampling: Literal["transpose", "nearest", "bilinear"] = Field(
+        "transpose", description="How the decoder doubles the size: a learned transposed convolution or interpolation."
+    )
+    transpose_kernel: Literal[2, 3] = Field(2, description="Kernel of the transposed convolution.")
+    head_width: int | None = Field(
+        None, ge=1, description="Channels of one more 3 x 3 convolution before the last one; none when empty."
+    )
+
+
+class AtrousUNet(Section):
+    """U-Net with a ResNet encoder, a bridge and atrous (dilated) blocks; atrous-resnet50 says where it is from."""
+
+    kind: Literal["atrous_unet"] = "atrous_unet"
+    encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = Field(
+        "resnet50", description="The ResNet that reads the image."
+    )
+    encoder_weights: EncoderWeights = "auto"
+    atrous_at: Literal["skip", "decoder"] = Field(
+        "skip", description="Where the atrous blocks sit: on the skip connections or in the decoder."
+    )
+    kernels: tuple[Literal[1, 3, 5, 7], ...] = Field((1, 3, 3, 3), description="Kernel of each parallel convolution.")
+    dilations: tuple[Positive, ...] = Field((1, 6, 12, 18), description="Dilation of each parallel convolution.")
+    decoder_widths: tuple[Positive, ...] = Field(
+        (1024, 512, 256, 128, 64), min_length=5, max_length=5, description="Channels of the decoder, deepest first."
+    )
+
+    @model_validator(mode="after")
+    def _same_length(self) -> AtrousUNet:
+        if len(self.kernels) != len(self.dilations):
+            raise RecipeError(
+                f"network.kernels has {len(self.kernels)} entries and network.dilations {len(self.dilations)}; "
+                "each parallel convolution needs one of both."
+            )
+        return self
+
+
+class Smp(Section):
+    """Any architecture and encoder of segmentation-models-pytorch (https://smp.readthedocs.io)."""
+
+    kind: Literal["smp"] = "smp"
+    architecture: Literal[
+        "unet",
+        "unetplusplus",
+        "manet",
+        "linknet",
+        "fpn",
+        "pspnet",
+        "pan",
+        "deeplabv3",
+        "deeplabv3plus",
+        "upernet",
+        "segformer",
+        "dpt",
+    ] = Field("unet", description="The decoder: how features become labels.")
+    encoder: str = Field(
+        "resnet34", min_length=1, description="The encoder: resnet34, vgg11, efficientnet-b0, mit_b0 ..."
+    )
+    encoder_weights: EncoderWeights = "auto"
+    decoder_widths: tuple[Positive, ...] | None = Field(
+        None, description="Channels of the decoder, deepest first; the architecture's own when empty."
+    )
+    attention: Literal["scse"] | None = Field(None, description="Attention in the decoder of unet, unetplusplus: scSE.")
+    norm: Norm = Field("batch", description="Normalisation in the decoder.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the head, where the architecture has one.")
+
+
+Network: TypeAlias = Annotated[UNet | AtrousUNet | Smp, Field(discriminator="kind")]
+
+
+class Patches(Section):
+    """What the network sees at a time."""
+
+    size: int = Field(256, ge=16, le=4096, description="Side of the square patches in pixels.")
+    per_epoch: int | None = Field(
+        None, ge=1, description="Patches drawn in an epoch; enough to cover the labelled area once when empty."
+    )
+    balance: Fraction = Field(
+        0.5, description="Share of patches drawn around a pixel of a class chosen evenly; the rest anywhere labelled."
+    )
+    resize: int | None = Field(
+        None, ge=16, le=4096, description="Resize every plane to this square first, instead of cutting patches of it."
+    )
+
+
+class Augmentation(Section):
+    """How patches are varied in training. 0 or false switches an item off."""
+
+    flip_horizontal: bool = Field(True, description="Mirror left-right in half of the patches.")
+    flip_vertical: bool = Field(True, description="Mirror top-bottom in half of the patches.")
+    quarter_turns: bool = Field(True, description="Turn by 0, 90, 180 or 270 degrees.")
+    rotation: float = Field(0.0, ge=0, le=180, description="Turn by up to this many degrees either way.")
+    scale: float = Field(0.0, ge=0, lt=1, description="Enlarge or shrink by up to this share.")
+    shear: float = Field(0.0, ge=0, le=45, description="Shear by up to this many degrees.")
+    elastic: float = Field(0.0, ge=0, le=100, description="Bend smoothly by up to about this many pixels.")
+    brightness: float = Field(
+        0.2,
+        ge=0,
+        le=2,
+        description="Shift grey values by up to this many standard deviations. Not for physical values.",
+    )
+    contrast: float = Field(
+        0.2, ge=0, lt=1, description="Stretch grey values by up to this share. Not for physical values."
+    )
+    gamma: float = Field(
+        0.0, ge=0, lt=1, description="Bend the grey curve by up to this share. Not for physical values."
+    )
+    noise: float = Field(0.0, ge=0, le=2, description="Add noise of up to this many standard deviations.")
+    blur: float = Field(0.0, ge=0, le=10, description="Blur with a Gaussian of up to this many pixels.")
+    probability: Fraction = Field(0.5, description="Share of patches that each of the items above (bar turns) changes.")
+
+
+class Normalization(Section):
+    """What grey values mean and how they are scaled."""
+
+    grey_values: Literal["auto", "physical", "relative", "dtype", "imagenet"] = Field(
+        "auto",
+        description="physical: the number means something (CT), so one scale from the training images serves all and "
+        "grey values are never augmented. relative: exposure varies (fluorescence, EM, photographs), so each image is "
+        "scaled by its own percentiles. dtype: divide by the largest value of the file's type. imagenet: dtype, then "
+        "ImageNet's mean and spread. auto: physical when single-channel training images agree in grey values, "
+        "relative otherwise.",
+    )
+    percentiles: tuple[float, float] = Field(
+        (0.5, 99.5), description="Grey values outside these percentiles do not influence the scale."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Normalization:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise RecipeError(
+                f"normalization.percentiles is ({low:g}, {high:g}); needed are two rising numbers from 0 to 100."
+            )
+        return self
+
+
+class Plateau(Section):
+    """Lower the learning rate when validation stops improving."""
+
+    factor: float = Field(0.5, gt=0, lt=1, description="Multiply the learning rate by this.")
+    patience: int = Field(5, ge=0, description="Epochs to wait before that.")
+    min_rate: float = Field(1e-6, ge=0, description="Never below this learning rate.")
+
+
+class EarlyStopping(Section):
+    """Stop when validation has not improved for a while; the best weights are kept."""
+
+    monitor: Literal["loss", "iou"] = Field("loss", description="What must improve: validation loss or mean IoU.")
+    patience: Positive = Field(10, description="Epochs to wait.")
+
+
+LossName: TypeAlias = Literal["ce", "bce", "dice", "focal", "tversky", "lovasz"]
+
+
+class Training(Section):
+    """How the network learns."""
+
+    epochs: Positive = Field(30, description="Passes over the training patches.")
+    batch_size: Positive = Field(8, description="Patches per step.")
+    learning_rate: Rate = Field(1e-3, description="Size of the optimiser's steps.")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="The optimiser.")
+    weight_decay: float = Field(1e-4, ge=0, description="Pull weights towards zero.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum, for sgd.")
+    schedule: Literal["constant", "plateau", "cosine", "one_cycle"] = Field(
+        "one_cycle", description="How the learning rate changes over the epochs."
+    )
+    plateau: Plateau = Plateau()
+    loss: dict[LossName, Rate] = Field(
+        {"ce": 1.0, "dice": 1.0}, min_length=1, description="Losses and their weights; they are added."
+    )
+    class_weights: Literal["none", "balanced"] | tuple[Rate, ...] = Field(
+        "none",
+        description="Weight of each class in ce, bce and focal: none, balanced by frequency, or one number each.",
+    )
+    focal_gamma: float = Field(2.0, ge=0, description="Focus of the focal loss on hard pixels.")
+    tversky_alpha: Fraction = Field(
+        0.3, description="Weight of false positives in the Tversky loss; false negatives get the rest."
+    )
+    clip_norm: float | None = Field(1.0, gt=0, description="Longest gradient; no limit when empty.")
+    averaging: float | None = Field(
+        0.99, gt=0, lt=1, description="Decay of the averaged weights (EMA) kept beside the raw ones; none when empty."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Number format of the network's arithmetic; auto takes bf16 where the device is fast at it."
+    )
+    early_stopping: EarlyStopping | None = Field(None, description="Stop early; never when empty.")
+    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="Share of images (or slices, or a block) held back for validation when none are given."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Start of all random numbers.")
+
+
+def _with_kind(value: Any) -> Any:
+    """A network that does not say its kind is of the default one."""
+    return {"kind": "smp"} | dict(value or {}) if value is None or isinstance(value, Mapping) else value
+
+
+class Recipe(Section):
+    """Everything needed to train, save the data."""
+
+    version: Literal[1] = 1
+    name: str = "custom"
+    description: str = ""
+    network: Annotated[Network, BeforeValidator(_with_kind)] = Smp()
+    patches: Patches = Patches()
+    augmentation: Augmentation = Augmentation()
+    normalization: Normalization = Normalization()
+    training: Training = Training()
+
+    @classmethod
+    def parse(cls, raw: Any, *, source: str = "recipe") -> Recipe:
+        """A recipe from plain data, as read from YAML or JSON.
+
+        Raises
+        ------
+        RecipeError
+            naming each wrong key with the nearest right one, and each wrong value with what is needed.
+        """
+        if not isinstance(raw, Mapping):
+            raise RecipeError(
+                f"{source}: found {type(raw).__name__}; a recipe is a mapping of sections such as training."
+            )
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise RecipeError("\n".join(f"{source}: {line}" for line in _explain(error, raw))) from None
+
+    def with_overrides(self, overrides: Mapping[str, Any] | None) -> Recipe:
+        """A recipe with dotted keys replaced, for example ``{"training.epochs": 5}``.
+
+        Naming another ``network.kind`` starts that network from its defaults. Raises `RecipeError` as `parse` does.
+        """
+        raw = self.model_dump(mode="json")
+        ordered = sorted((overrides or {}).items(), key=lambda item: item[0] != "network.kind")
+        for dotted, value in ordered:
+            *parents, last = dotted.split(".")
+            if (dotted, value) != ("network.kind", raw["network"]["kind"]) and dotted == "network.kind":
+                raw["network"] = {}
+            node = raw
+            for part in parents:
+                if node.get(part, 0) is None:
+                    node[part] = {}
+                if not isinstance(node.get(part), dict):
+                    raise RecipeError(
+                        f"{dotted}: there is no section {part!r} in the recipe; {nearest(part, _groups(node))}"
+                    )
+                node = node[part]
+            node[last] = value
+        return Recipe.parse(raw, source="recipe")
+
+
+def _groups(node: Mapping[str, Any]) -> list[str]:
+    return [key for key, value in node.items() if isinstance(value, dict)] or list(node)
+
+
+def _explain(error: ValidationError, raw: Any) -> list[str]:
+    lines = []
+    for item in error.errors():
+        # Without the names that pydantic gives to the branches of a union, as "smp" or "tuple[int, ...]".
+        path = [p for p in map(str, item["loc"]) if "[" not in p and p not in ("unet", "atrous_unet", "smp")]
+        dotted = ".".join(path)
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {dotted!r}; {_hint(path, raw)}")
+        else:
+            lines.append(f"{dotted} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}.")
+    return lines
+
+
+def _hint(path: list[str], raw: Any) -> str:
+    """The nearest key, or the kind of network that has this one."""
+    kinds = [kind for kind in ("unet", "atrous_unet", "smp") if path[-1] in _SECTIONS[kind].model_fields]
+    if path[0] == "network" and kinds:
+        return f"it belongs to network.kind {' and '.join(kinds)}"
+    return nearest(path[-1], _keys_at(path[:-1], raw))
+
+
+def _keys_at(path: list[str], raw: Any) -> list[str]:
+    """Known keys of the section at `path`; the network's depend on its kind."""
+    section: type[Section] = Recipe
+    for part in path:
+        key = (raw.get("network") or {}).get("kind", "smp") if part == "network" else part
+        section = _SECTIONS.get(key, section)
+    return list(section.model_fields)
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "unet": UNet,
+    "atrous_unet": AtrousUNet,
+    "smp": Smp,
+    "patches": Patches,
+    "augmentation": Augmentation,
+    "normalization": Normalization,
+    "training": Training,
+    "plateau": Plateau,
+    "early_stopping": EarlyStopping,
+}

@@ -1,0 +1,100 @@
+"""The recipes that come with the project, one YAML file each, and reading and writing recipes as YAML."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from napari_strata.errors import RecipeError, nearest
+from napari_strata.recipe import Recipe
+
+_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+"""Numbers such as 1e-3, which YAML 1.1 (and so PyYAML) reads as text."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but 1e-3 is a number and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[1].value!r} stands twice", twice[1].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, writing lists on one line, and text that looks like 1e-3 in quotes."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Dumper.add_representer(list, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))
+
+
+def list_recipes() -> list[Recipe]:
+    """The recipes that come with the project, `default` first, then by name."""
+    names = sorted(_bundled(), key=lambda name: (name != "default", name))
+    return [load_recipe(name) for name in names]
+
+
+def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
+    """A recipe by the name of a bundled one, from a YAML or JSON file, or from a run folder; a recipe comes back as is.
+
+    A name of a bundled recipe goes before a file of the same name. A file that names no recipe gives it its own name.
+
+    Raises
+    ------
+    RecipeError
+        when there is no such recipe or file (naming the nearest), when the file is not YAML (naming the line), or when
+        a key or a value is wrong.
+    """
+    if isinstance(source, Recipe):
+        return source
+    bundled = _bundled()
+    if (name := os.fspath(source)) in bundled:
+        return _parse(bundled[name], f"recipe {name}")
+    path = Path(source).expanduser()
+    path = path / "recipe.yaml" if path.is_dir() else path
+    if not path.is_file():
+        if path.suffix or len(path.parts) > 1:
+            raise RecipeError(f"{path}: no such recipe file; check the path, or name a recipe: {', '.join(bundled)}.")
+        raise RecipeError(f"there is no recipe {name!r}; {nearest(name, bundled)}. A file is given by its path.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as text ({error}); a recipe is a YAML file.") from None
+    return _parse(text, str(path), name=path.stem)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as YAML that `load_recipe` reads back to an equal recipe."""
+    raw = recipe.model_dump(mode="json")
+    return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _bundled() -> dict[str, str]:
+    """Name -> YAML text of the recipes in this package."""
+    found = [f for f in files(__package__).iterdir() if f.name.endswith(".yaml")]
+    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in sorted(found, key=lambda f: f.name)}
+
+
+def _parse(text: str, source: str, *, name: str = "") -> Recipe:
+    try:
+        raw = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}{_where(error)}; mend that line or start from `napari-strata recipes`.") from None
+    if raw is None:
+        raise RecipeError(f"{source}: the file is empty; a recipe is a mapping of sections such as training.")
+    return Recipe.parse({"name": name} | raw if name and isinstance(raw, dict) else raw, source=source)
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """What is wrong with the YAML and where, in a few words."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    line = f", line {mark.line + 1}" if mark else ""
+    return f"{line}: not valid YAML ({problem or str(error).splitlines()[0]})"

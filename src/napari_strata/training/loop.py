@@ -1,0 +1,210 @@
+"""Training, from top to bottom: plan, then for each epoch steps, validation, checkpoint.
+
+`iter_train` yields an event after everything that happens. To stop is to stop iterating: what is on disk is valid at
+any moment, and `resume` goes on from the last complete epoch to the very weights that an unbroken run would have had.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from napari_strata.classes import ClassMap
+from napari_strata.data.loader import PatchSource
+from napari_strata.device import choose_device, choose_precision
+from napari_strata.errors import TrainingError
+from napari_strata.events import BatchEnd, EpochEnd, Event
+from napari_strata.image import AnnotatedImage
+from napari_strata.inference.predictor import Predictor, is_out_of_memory
+from napari_strata.model import Model
+from napari_strata.recipe import Recipe
+from napari_strata.run import RunFolder, check_free
+from napari_strata.training.plan import Job, Plan, plan_new, plan_resumed
+from napari_strata.training.session import Session
+from napari_strata.training.session import begin as begin_session
+from napari_strata.training.session import resume as resume_session
+from napari_strata.training.state import Learner
+from napari_strata.training.validation import Truth, Validation, load_truths, validate
+
+
+def train(  # noqa: PLR0913 (what a user may say, each by its name)
+    recipe: str | os.PathLike[str] | Recipe,
+    pairs: AnnotatedImage | Sequence[AnnotatedImage],
+    *,
+    out: str | Path,
+    validation: AnnotatedImage | Sequence[AnnotatedImage] | None = None,
+    classes: ClassMap | None = None,
+    unlabelled: Sequence[int] = (),
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    extend: int = 0,
+) -> Model:
+    """Train to the end and return the model; parameters and errors as in `iter_train`."""
+    options: dict[str, Any] = {"validation": validation, "classes": classes, "unlabelled": unlabelled}
+    options |= {"overrides": overrides, "device": device, "resume": resume, "extend": extend}
+    with closing(iter_train(recipe, pairs, out=out, **options)) as events:
+        for _ in events:
+            pass
+    return Model.load(out)
+
+
+def iter_train(  # noqa: PLR0913 (as `train`)
+    recipe: str | os.PathLike[str] | Recipe,
+    pairs: AnnotatedImage | Sequence[AnnotatedImage],
+    *,
+    out: str | Path,
+    validation: AnnotatedImage | Sequence[AnnotatedImage] | None = None,
+    classes: ClassMap | None = None,
+    unlabelled: Sequence[int] = (),
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    extend: int = 0,
+) -> Generator[Event, None, None]:
+    """Train a network and yield an event after each thing that happens.
+
+    Parameters
+    ----------
+    recipe
+        name of a recipe, path of a YAML file, or a `Recipe`.
+    pairs
+        images and their labels.
+    out
+        run folder to make; see `RunFolder` for what it will hold. ``model.safetensors`` in it is the best so far by
+        mean IoU of the validation (the latest where nothing validates), from the end of the first epoch on; a run that
+        is stopped earlier leaves the weights it had.
+    validation
+        pairs to validate on; when left out, the recipe's share of `pairs` is held back.
+    classes, unlabelled
+        what label values mean; see `resolve`.
+    overrides
+        dotted keys of the recipe and their values, such as ``{"training.epochs": 5}``.
+    device
+        "auto", "cpu", "cuda", "cuda:1" or "mps".
+    resume
+        go on with the run in `out`, with its own recipe, spec and split. Pairs it does not know join the training.
+    extend
+        train so many epochs more than planned (or than it took until early stopping); implies `resume`. One-cycle and
+        cosine schedules begin again over the epochs that remain.
+
+    Raises
+    ------
+    RecipeError, ImageError, LabelError, ModelError, RunError
+        before anything is written, when recipe, data or folder do not make a training.
+    TrainingError
+        when the loss stops being a number, or memory runs out. The last checkpoint is kept.
+    """
+    goes_on = resume or extend > 0
+    return _iter_train(
+        Job(recipe, pairs, Path(out), validation, classes, unlabelled, overrides, device, goes_on, extend)
+    )
+
+
+def _iter_train(job: Job) -> Generator[Event, None, None]:
+    start = time.perf_counter()
+    if job.resume:
+        plan = plan_resumed(job, RunFolder.open(job.out))
+    else:
+        check_free(job.out)
+        plan = plan_new(job)
+    device = choose_device(job.device)
+    precision = choose_precision(plan.recipe.training.precision, device)
+    source = PatchSource(plan.training, plan.spec, plan.recipe)
+    truths = load_truths(plan.validation, plan.spec)
+    learner = Learner(plan, device=device, precision=precision, batches=len(source))
+    session, messages = (resume_session if job.resume else begin_session)(job, plan, learner)
+    section, progress = session.plan.recipe.training, session.progress
+    predictors = {
+        kind: Predictor(network, plan.spec, device=device, precision=precision)
+        for kind, network in learner.networks.items()
+    }
+    reason = "finished"
+    try:
+        for message in (*plan.messages, *messages):
+            yield session.tell(message)
+        yield session.tell(session.started(len(source)))
+        for epoch in range(progress.epoch + 1, section.epochs + 1):
+            if progress.is_stuck(section.early_stopping):
+                reason = "early stopping"
+                break
+            epoch_start, losses = time.perf_counter(), []
+            for number, batch in enumerate(source.epoch(epoch), start=1):
+                batch_start, rate = time.perf_counter(), learner.schedule.learning_rate
+                losses.append(learner.step(batch, epoch=epoch, number=number))
+                seconds = time.perf_counter() - batch_start
+                yield session.tell(BatchEnd(epoch, number, len(source), losses[-1]["loss"], rate, seconds))
+            means = _means(losses)
+            kind, scores = _validate(learner, predictors, truths)
+            learner.schedule.step_epoch(scores.loss if truths else means["loss"])
+            end = _epoch_end(session, kind, scores, train_loss=means["loss"])
+            end = replace(end, learning_rate=rate, seconds=time.perf_counter() - epoch_start)
+            session.keep(end, _columns(means, scores))
+            yield session.tell(end)
+        session.complete()
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        session.leave()
+        session.tell(session.ended("stopped", time.perf_counter() - start))
+        raise
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(_why_no_memory(plan, device)) from error
+    yield session.tell(session.ended(reason, time.perf_counter() - start))
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _validate(learner: Learner, predictors: Mapping[str, Predictor], truths: Sequence[Truth]) -> tuple[str, Validation]:
+    """Which weights validate best by mean IoU, the averaged ones where that does not tell, and their scores."""
+    scores = {kind: validate(predictor, truths, learner.loss) for kind, predictor in predictors.items()}
+    best = max(scores, key=lambda kind: _or_lowest(scores[kind].confusion.mean_iou))
+    return best, scores[best]
+
+
+def _or_lowest(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def _epoch_end(session: Session, kind: str, scores: Validation, *, train_loss: float) -> EpochEnd:
+    confusion = scores.confusion
+    best_iou, best_loss = session.progress.is_best(iou=confusion.mean_iou, loss=scores.loss)
+    return EpochEnd(
+        epoch=session.progress.epoch + 1,
+        epochs=session.plan.recipe.training.epochs,
+        train_loss=train_loss,
+        validation_loss=scores.loss,
+        mean_iou=confusion.mean_iou,
+        pixel_accuracy=confusion.pixel_accuracy,
+        class_iou=tuple(map(float, confusion.iou)),
+        learning_rate=math.nan,
+        seconds=math.nan,
+        best_iou=best_iou,
+        best_loss=best_loss,
+        weights=kind,
+    )
+
+
+def _columns(training: Mapping[str, float], scores: Validation) -> dict[str, float]:
+    """The single losses as columns of ``metrics.csv``."""
+    train_terms = {f"train_{name}": value for name, value in training.items() if name != "loss"}
+    return train_terms | {f"validation_{name}": value for name, value in scores.terms.items()}
+
+
+def _why_no_memory(plan: Plan, device: torch.device) -> str:
+    batch, side = plan.recipe.training.batch_size, plan.spec.resize or plan.spec.patch
+    smaller = f"training.batch_size={batch // 2}" if batch > 1 else "a smaller patches.size"
+    return (
+        f"out of memory on {device}: found that {batch} patches of {side} x {side} pixels are too much for one step; "
+        f"use {smaller}, or a smaller network."
+    )

@@ -1,0 +1,241 @@
+"""Plan: everything that is decided before the first step, for a new run and for one that goes on. Writes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from napari_strata.classes import ClassMap
+from napari_strata.data.parts import Part, count, counts_of, find_nonfinite, shown, whole
+from napari_strata.data.split import Split, given, split_pairs
+from napari_strata.errors import LabelError, RecipeError, RunError
+from napari_strata.events import Message
+from napari_strata.image import AnnotatedImage, as_pairs
+from napari_strata.recipe import Recipe
+from napari_strata.recipes import load_recipe
+from napari_strata.run import RunFolder
+from napari_strata.spec import ModelSpec, resolve
+
+MAY_CHANGE = ("training.epochs", "training.early_stopping", "training.precision", "training.batch_size")
+"""What may differ from the recipe that a run was started with when it goes on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the user asked for; see `iter_train`."""
+
+    recipe: Any
+    pairs: AnnotatedImage | Sequence[AnnotatedImage]
+    out: Any
+    validation: AnnotatedImage | Sequence[AnnotatedImage] | None = None
+    classes: ClassMap | None = None
+    unlabelled: Sequence[int] = ()
+    overrides: Mapping[str, Any] | None = None
+    device: str = "auto"
+    resume: bool = False
+    extend: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run trains on, and with what.
+
+    Parameters
+    ----------
+    counts
+        labelled training pixels of each class.
+    fingerprint
+        digest of images, labels and split.
+    """
+
+    recipe: Recipe
+    spec: ModelSpec
+    training: list[Part]
+    validation: list[Part]
+    text: str
+    counts: tuple[int, ...]
+    fingerprint: str
+    pairs: list[AnnotatedImage] = field(repr=False)
+    messages: tuple[Message, ...] = ()
+
+    def with_epochs(self, epochs: int) -> Plan:
+        """The same plan for so many epochs in all."""
+        return replace(self, recipe=self.recipe.with_overrides({"training.epochs": epochs}))
+
+    def record(self) -> dict[str, Any]:
+        """For ``data.json``: sources, split, classes, spec and fingerprint, as plain data."""
+        numbers = {id(pair): i for i, pair in enumerate(self.pairs)}
+
+        def row(part: Part) -> dict[str, Any]:
+            box = {"rows": [part.rows.start, part.rows.stop], "columns": [part.columns.start, part.columns.stop]}
+            return {"name": part.name, "pair": numbers[id(part.pair)], "index": dict(part.index)} | box
+
+        return {
+            "fingerprint": self.fingerprint,
+            "classes": self.spec.classes.table(),
+            "unlabelled": list(self.spec.classes.unlabelled),
+            "pairs": [
+                {"name": pair.name, "images": pair.image.source, "labels": pair.labels.source} | _form(pair)
+                for pair in self.pairs
+            ],
+            "split": self.text,
+            "training": [row(part) for part in self.training],
+            "validation": [row(part) for part in self.validation],
+            "spec": self.spec.model_dump(mode="json"),
+        }
+
+
+def plan_new(job: Job) -> Plan:
+    """Decide what a new run needs.
+
+    Raises
+    ------
+    RecipeError, ImageError, LabelError
+        when recipe and data do not make a training.
+    """
+    recipe = load_recipe(job.recipe).with_overrides(job.overrides)
+    pairs = as_pairs(job.pairs)
+    spec = resolve(recipe, pairs, classes=job.classes, unlabelled=job.unlabelled)
+    if len(spec.classes) < 2:
+        raise LabelError(
+            f"found one class only, {spec.classes.names[0]!r}; a network learns to tell classes apart: label at least "
+            "two, or take a value out of those that are unlabelled."
+        )
+    if job.validation is None:
+        section = recipe.training
+        split = split_pairs(pairs, fraction=section.validation, seed=section.seed, classes=spec.classes)
+    else:
+        split = given(pairs, job.validation, spec.classes)
+        pairs = [*pairs, *as_pairs(job.validation)]
+    return _plan(recipe, spec, split, pairs, notes=spec.notes)
+
+
+def plan_resumed(job: Job, run: RunFolder) -> Plan:
+    """Take up what `run` was started with: its recipe, its spec and its split, which never changes.
+
+    Pairs that the run does not know are added to training, whole; pairs that are gone are left out and named.
+
+    Raises
+    ------
+    RecipeError
+        when an override changes more than `MAY_CHANGE`.
+    RunError
+        when none of the images is known to the run, or its ``data.json`` is damaged.
+    """
+    stored, record = run.recipe, run.read_json("data.json")
+    recipe = stored.with_overrides(job.overrides)
+    if forbidden := [key for key in _differences(stored, recipe) if not key.startswith(MAY_CHANGE)]:
+        raise RecipeError(
+            f"{', '.join(forbidden)} cannot change when a run goes on; start a new run, or change only "
+            f"{', '.join(MAY_CHANGE)}."
+        )
+    spec = ModelSpec.model_validate(record["spec"])
+    held = as_pairs(job.validation or [])
+    known, added = _recognise(record["pairs"], [*as_pairs(job.pairs), *held])
+    if not known:
+        raise RunError(f"{run.path}: none of the images given belongs to this run; give those it was started with.")
+    if stray := [pair.name for pair in held if pair in added]:
+        raise RunError(f"{run.path}: {shown(stray)} was not validated on before; a run keeps its validation images.")
+    split = Split(
+        training=_parts(record["training"], known, spec) + (whole(added, spec.classes) if added else []),
+        validation=_parts(record["validation"], known, spec),
+        text=record["split"],
+        warnings=tuple(_gone(record["pairs"], known)),
+    )
+    if record["validation"] and not split.validation:
+        raise RunError(f"{run.path}: the validation images of this run are missing; give them again (--val).")
+    plan = _plan(recipe, spec, split, [*known.values(), *added], notes=_news(added))
+    if plan.fingerprint != record["fingerprint"]:
+        note = f"the training data changed: fingerprint {record['fingerprint']} -> {plan.fingerprint}"
+        plan = replace(plan, messages=(*plan.messages, Message(note)))
+    if isinstance(job.recipe, str) and job.recipe not in ("default", stored.name):
+        note = f"the run goes on with its own recipe, {stored.name!r}; {job.recipe!r} is not used"
+        plan = replace(plan, messages=(*plan.messages, Message(note, "warning")))
+    return plan
+
+
+def _plan(recipe: Recipe, spec: ModelSpec, split: Split, pairs: list[AnnotatedImage], *, notes: Sequence[str]) -> Plan:
+    warnings = [*find_nonfinite(pairs), *split.warnings]
+    if recipe.training.early_stopping is not None and not split.validation:
+        warnings.append("early stopping needs validation images and is off: nothing is held back")
+    counts = counts_of(split.training, spec.classes).sum(axis=0)
+    return Plan(
+        recipe=recipe,
+        spec=spec,
+        training=split.training,
+        validation=split.validation,
+        text=split.text,
+        counts=tuple(int(n) for n in counts),
+        fingerprint=_fingerprint(split, pairs, spec.classes),
+        pairs=pairs,
+        messages=(*map(Message, notes), *(Message(text, "warning") for text in warnings)),
+    )
+
+
+def _form(pair: AnnotatedImage) -> dict[str, Any]:
+    image = pair.image
+    return {"axes": image.axes, "shape": list(image.shape), "dtype": str(image.dtype)}
+
+
+def _fingerprint(split: Split, pairs: Sequence[AnnotatedImage], classes: ClassMap) -> str:
+    """Sixteen hexadecimal digits of sampled grey values, of every part's class counts and of where the parts lie."""
+    state = hashlib.sha256()
+    for pair in pairs:
+        state.update(repr(_form(pair)).encode())
+        for samples in (*pair.image.samples(), *pair.labels.samples()):
+            state.update(samples.tobytes())
+    for parts in (split.training, split.validation):
+        for part, counts in zip(parts, counts_of(parts, classes), strict=True):
+            state.update(repr((dict(part.index), part.rows, part.columns, counts.tolist())).encode())
+    return state.hexdigest()[:16]
+
+
+def _differences(old: Recipe, new: Recipe) -> list[str]:
+    """Dotted keys, to the second level, at which two recipes differ."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    found = []
+    for section, value in after.items():
+        if not isinstance(value, dict):
+            found += [section] if value != before[section] else []
+            continue
+        keys = sorted(value.keys() | before[section].keys())
+        found += [f"{section}.{key}" for key in keys if value.get(key) != before[section].get(key)]
+    return found
+
+
+def _recognise(
+    rows: Sequence[Mapping[str, Any]], pairs: Sequence[AnnotatedImage]
+) -> tuple[dict[int, AnnotatedImage], list[AnnotatedImage]]:
+    """Pairs that the run knows, by their number in it, and those it does not. Equal ones count in their order."""
+    open_rows = dict(enumerate(rows))
+    known, added = {}, []
+    for pair in pairs:
+        mine = {"name": pair.name} | _form(pair)
+        number = next((n for n, row in open_rows.items() if mine.items() <= row.items()), None)
+        if number is None:
+            added.append(pair)
+        else:
+            known[number] = pair
+            del open_rows[number]
+    return dict(sorted(known.items())), added
+
+
+def _parts(rows: Sequence[Mapping[str, Any]], known: Mapping[int, AnnotatedImage], spec: ModelSpec) -> list[Part]:
+    parts = [
+        Part(known[row["pair"]], row["index"], slice(*row["rows"]), slice(*row["columns"]), row["name"])
+        for row in rows
+        if row["pair"] in known
+    ]
+    return [count(part, spec.classes) for part in parts]
+
+
+def _gone(rows: Sequence[Mapping[str, Any]], known: Mapping[int, AnnotatedImage]) -> list[str]:
+    names = [row["name"] for number, row in enumerate(rows) if number not in known]
+    return [f"images of this run that are gone, and train no more: {shown(names)}"] if names else []
+
+
+def _news(added: Sequence[AnnotatedImage]) -> list[str]:
+    names = [pair.name for pair in added]
+    return [f"images that are new to this run, added to training: {shown(names)}"] if names else []

@@ -1,0 +1,80 @@
+"""Validation: whole images through the same tiles as prediction, scored by one global confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from napari_strata.classes import IGNORE
+from napari_strata.data.parts import Part
+from napari_strata.inference.predictor import Predictor, class_indices
+from napari_strata.metrics import ConfusionMatrix
+from napari_strata.normalization import Scale
+from napari_strata.recipe import LossName
+from napari_strata.spec import ModelSpec
+from napari_strata.training.losses import Loss
+
+ALSO: tuple[LossName, ...] = ("bce", "dice")
+"""Losses that are reported of every validation, whatever the recipe minimises, so that runs can be compared."""
+
+
+class Truth(NamedTuple):
+    """A part to validate on, with what does not change between epochs: class indices uint8 (H, W) and its scale."""
+
+    part: Part
+    labels: np.ndarray[Any, Any]
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of one network on all validation parts.
+
+    `loss` and `terms` (each loss by itself) are means over parts, weighted by their labelled pixels; NaN without any.
+    """
+
+    loss: float
+    terms: dict[str, float]
+    confusion: ConfusionMatrix
+
+
+def load_truths(parts: Sequence[Part], spec: ModelSpec) -> list[Truth]:
+    """Read the labels of each part and measure the scale of each image, once. Parts without labels are left out."""
+    scales: dict[int, Scale] = {}
+    truths = []
+    for part in parts:
+        image = part.pair.image
+        if id(image) not in scales:
+            samples = np.concatenate(image.samples(), axis=1)
+            scales[id(image)] = spec.normalization.scale_for(samples, image.dtype)
+        labels = part.read_labels(spec.classes)
+        if (labels != IGNORE).any():
+            truths.append(Truth(part, labels, scales[id(image)]))
+    return truths
+
+
+@torch.inference_mode()
+def validate(predictor: Predictor, truths: Sequence[Truth], loss: Loss) -> Validation:
+    """Predict every part whole, tile by tile, and score it on its labelled pixels.
+
+    Overlap losses (Dice, Tversky, Lovasz) are taken over each part as a whole; memory holds one part's logits.
+    """
+    spec = predictor.spec
+    confusion = ConfusionMatrix(spec.classes)
+    sums: dict[str, float] = {}
+    total = 0
+    for truth in truths:
+        logits = torch.from_numpy(predictor.plane_logits(truth.part.read_image(), truth.scale))[None]
+        labels = torch.from_numpy(truth.labels)[None]
+        confusion.update(truth.labels, class_indices(logits)[0].numpy())
+        pixels = int((truth.labels != IGNORE).sum())
+        terms = loss.terms(logits.to(predictor.device), labels.to(predictor.device), also=ALSO)
+        for name, value in (("loss", loss.total(terms)), *terms.items()):
+            sums[name] = sums.get(name, 0.0) + value.item() * pixels
+        total += pixels
+    means = {name: value / total for name, value in sums.items()}
+    return Validation(means.pop("loss", float("nan")), means, confusion)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from helpers import easy_pair, tiny_model
+from napari_strata.classes import ClassMap
+from napari_strata.errors import ImageError, LabelError, RunError
+from napari_strata.evaluation.evaluate import evaluate, iter_evaluate, score_labels
+from napari_strata.events import Message, PredictionEnd, PredictionStarted, RegionEnd
+from napari_strata.image import AnnotatedImage, Image
+from napari_strata.inference.predict import PredictOptions, predict
+from napari_strata.model import Model
+
+OPTIONS = PredictOptions(device="cpu", precision="fp32")
+ONE, TWO = (replace(easy_pair((n, 40, 48), seed=n), name=f"rock {n}") for n in (3, 2))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model(ONE)
+
+
+def relabelled(pair: AnnotatedImage, data: np.ndarray, **facts) -> AnnotatedImage:
+    return replace(pair, labels=replace(pair.labels, data=data, **facts))
+
+
+def counts(model: Model, *pairs: AnnotatedImage) -> np.ndarray:
+    """The confusion matrix, counted another way."""
+    table = np.zeros((2, 2), int)
+    for pair in pairs:
+        found, truth = np.asarray(predict(model, pair.image, options=OPTIONS).data), np.asarray(pair.labels.data)
+        for i, one in enumerate((0, 255)):
+            for j, other in enumerate((0, 255)):
+                table[i, j] += ((truth == one) & (found == other)).sum()
+    return table
+
+
+def test_scores_are_global_and_per_image(model):
+    scores = evaluate(model, [ONE, TWO], options=OPTIONS)
+    assert np.array_equal(scores.confusion.counts, counts(model, ONE, TWO))
+    assert [name for name, _ in scores.per_image] == ["rock 3", "rock 2"]
+    for (_, confusion), pair in zip(scores.per_image, (ONE, TWO), strict=True):
+        assert np.array_equal(confusion.counts, counts(model, pair))
+    assert scores.as_dict()["confusion"] == counts(model, ONE, TWO).tolist()
+
+
+def test_a_single_pair_and_keywords_will_do(model):
+    assert np.array_equal(evaluate(model, TWO, device="cpu", precision="fp32").confusion.counts, counts(model, TWO))
+
+
+def test_the_truth_against_itself_is_perfect(model):
+    found = predict(model, ONE.image, options=OPTIONS)
+    scores = evaluate(model, AnnotatedImage(ONE.image, found), options=OPTIONS)
+    assert scores.confusion.pixel_accuracy == 1
+
+
+def test_unlabelled_pixels_planes_and_pixels_that_are_not_finite_are_not_counted(model):
+    classes = model.spec.classes.model_copy(update={"unlabelled": (9,)})
+    partial = replace(model, spec=model.spec.model_copy(update={"classes": classes}))
+    truth = np.array(ONE.labels.data)
+    truth[0], truth[1, :20] = 9, 9
+    data = np.array(ONE.image.data, np.float32)
+    data[2, 3, 4], data[0, 0, 0] = np.nan, np.inf
+    pair = relabelled(replace(ONE, image=replace(ONE.image, data=data)), truth)
+    job = iter_evaluate(partial, pair, options=OPTIONS)
+    events = list(job)
+    assert job.scores.confusion.counts.sum() == 20 * 48 + 40 * 48 - 1
+    assert [e.region for e in events if isinstance(e, RegionEnd)] == [{"Z": 1}, {"Z": 2}]
+    texts = [e.text for e in events if isinstance(e, Message)]
+    assert any("found 2 pixels that are not finite" in text for text in texts)
+
+
+def test_events_tell_the_story(model, tmp_path):
+    job = iter_evaluate(model, [ONE, TWO], out=tmp_path / "scores", options=OPTIONS)
+    with pytest.raises(RunError, match="not finished"):
+        _ = job.scores
+    started, *regions, end = list(job)
+    assert started == PredictionStarted("2 images", started.device, 5, 0)
+    assert [(e.region, e.done) for e in regions] == [({"Z": z}, n + 1) for n, z in enumerate([0, 1, 2, 0, 1])]
+    assert isinstance(end, PredictionEnd)
+    assert end.path == str(tmp_path / "scores")
+
+
+def test_a_label_value_the_model_does_not_know_stops_before_anything_is_predicted(model, tmp_path):
+    truth = np.array(ONE.labels.data)
+    truth[2, 0, 0] = 7
+    events = iter_evaluate(model, relabelled(ONE, truth), out=tmp_path / "scores", options=OPTIONS)
+    with pytest.raises(LabelError, match=r"rock 3 Z=2.*label value 7 is not in the class map"):
+        next(events)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_an_image_the_model_cannot_take_stops_before_anything_is_predicted(model):
+    rgb = Image(np.zeros((3, 40, 48, 3), np.uint8), "ZYXC", name="photo")
+    with pytest.raises(ImageError, match="photo: found 3 channels"):
+        next(iter_evaluate(model, [TWO, replace(ONE, image=rgb)], options=OPTIONS))
+
+
+def test_other_names_for_the_same_values_are_said(model):
+    theirs = ClassMap(names=("class 0", "gold", "lead"), values=(0, 255, 4))
+    job = iter_evaluate(model, relabelled(ONE, np.asarray(ONE.labels.data), classes=theirs), options=OPTIONS)
+    (text,) = [e.text for e in job if isinstance(e, Message)]
+    assert "name values differently: 255 ('gold' against 'class 255'); the value counts" in text
+    same = relabelled(ONE, np.asarray(ONE.labels.data), classes=model.spec.classes)
+    assert not [e for e in iter_evaluate(model, same, options=OPTIONS) if isinstance(e, Message)]
+
+
+def test_the_report_is_complete(model, tmp_path):
+    out = tmp_path / "deep" / "scores"
+    scores = evaluate(model, [ONE, TWO], out=out, options=OPTIONS)
+    found = json.loads((out / "metrics.json").read_text())
+    assert set(found) == {"mean_iou", "pixel_accuracy", "mean_dice", "per_class", "confusion"}
+    assert set(found["per_class"]) == {"class 0", "class 255"}
+    assert set(found["per_class"]["class 0"]) == {"value", "iou", "dice", "precision", "recall", "f1", "support"}
+    assert found["confusion"] == counts(model, ONE, TWO).tolist()
+    assert found["mean_iou"] == pytest.approx(scores.confusion.mean_iou)
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["rock 3", "rock 2"]
+    assert float(rows[1]["iou class 255"]) == pytest.approx(scores.per_image[1][1].iou[1], abs=1e-6)
+    assert int(rows[0]["labelled_pixels"]) == 3 * 40 * 48
+    names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    overlays = [f"overlays/{n}.png" for n in ("01_rock_3_Z=0", "02_rock_3_Z=1", "03_rock_3_Z=2")]
+    overlays += [f"overlays/{n}.png" for n in ("04_rock_2_Z=0", "05_rock_2_Z=1")]
+    assert names == ["confusion.png", "metrics.csv", "metrics.json", *overlays]
+    for name in names:
+        if name.endswith(".png"):
+            PIL.Image.open(out / name).load()
+
+
+def test_of_many_planes_a_few_are_drawn(model, tmp_path):
+    many = easy_pair((30, 16, 16))
+    scores = evaluate(model, many, out=tmp_path / "scores", options=OPTIONS)
+    shown = [example.name for example in scores.examples]
+    assert len(shown) == 8
+    assert (shown[0], shown[-1]) == ("easy Z=0", "easy Z=29")
+    assert len(list((tmp_path / "scores" / "overlays").iterdir())) == 8
+
+
+def test_a_report_is_not_replaced_unasked_and_leaves_other_files_alone(model, tmp_path):
+    out = tmp_path / "scores"
+    evaluate(model, ONE, out=out, options=OPTIONS)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds something already"):
+        evaluate(model, TWO, out=out, options=OPTIONS)
+    evaluate(model, TWO, out=out, options=OPTIONS, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert json.loads((out / "metrics.json").read_text())["confusion"] == counts(model, TWO).tolist()
+    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["01_rock_2_Z=0.png", "02_rock_2_Z=1.png"]
+    with pytest.raises(RunError, match="found a file where a folder"):
+        evaluate(model, TWO, out=out / "notes.txt", options=OPTIONS)
+
+
+def test_a_place_that_cannot_be_written_is_said_in_words(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        evaluate(model, TWO, out=tmp_path / "file" / "scores", options=OPTIONS)
+
+
+def test_labels_of_anybody_can_be_scored(model):
+    found = predict(model, ONE.image, options=OPTIONS)
+    confusion = score_labels(found, ONE.labels, model.spec.classes)
+    assert np.array_equal(confusion.counts, counts(model, ONE))
+
+
+def test_labels_that_do_not_fit_the_truth_are_refused(model):
+    classes = model.spec.classes.model_copy(update={"unlabelled": (9,)})
+    gap = np.array(ONE.labels.data)
+    gap[1, 2, 3:5] = 9
+    with pytest.raises(LabelError, match=r"Z=1: found 2 pixels that the prediction leaves unlabelled"):
+        score_labels(replace(ONE.labels, data=gap), ONE.labels, classes)
+    assert score_labels(ONE.labels, replace(ONE.labels, data=gap), classes).counts.sum() == gap.size - 2
+    with pytest.raises(ImageError, match="must cover the same pixels"):
+        score_labels(TWO.labels, ONE.labels, classes)
+
+
+def test_paths_will_do(model, tmp_path):
+    path = model.save(tmp_path / "model.safetensors")
+    out = str(tmp_path / "scores")
+    assert np.array_equal(evaluate(path, TWO, out=out, options=OPTIONS).confusion.counts, counts(model, TWO))
+    assert Path(out, "metrics.json").is_file()

@@ -1,0 +1,51 @@
+"""Small things that several tests make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from napari_strata.classes import ClassMap
+from napari_strata.image import AnnotatedImage, Image
+from napari_strata.model import Model
+from napari_strata.networks import build_network
+from napari_strata.recipe import Recipe
+from napari_strata.spec import ModelSpec, resolve
+
+TINY = {
+    "network": {"kind": "unet", "widths": [4, 8]},
+    "patches": {"size": 32},
+    "training": {"epochs": 2, "batch_size": 4, "averaging": None, "precision": "fp32"},
+}
+
+
+def tiny_recipe(**overrides: Any) -> Recipe:
+    """A recipe that trains in a second; keywords replace dotted keys with __ for the dot."""
+    return Recipe.parse(TINY).with_overrides({k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def easy_pair(shape: tuple[int, ...] = (2, 64, 64), *, seed: int = 0) -> AnnotatedImage:
+    """A stack whose two classes (values 0 and 255) differ in grey value: a smooth blob field, thresholded."""
+    from skimage.filters import gaussian
+
+    rng = np.random.default_rng(seed)
+    field = np.stack([gaussian(rng.normal(size=shape[1:]), 4) for _ in range(shape[0])])
+    truth = field > 0
+    grey = np.where(truth, 160, 90) + rng.normal(0, 8, shape)
+    image = Image(grey.clip(0, 255).astype(np.uint8), "ZYX", name="easy")
+    return AnnotatedImage(image, image.labels_like((truth * 255).astype(np.uint8)))
+
+
+def tiny_spec(pair: AnnotatedImage | None = None, *, classes: ClassMap | None = None) -> ModelSpec:
+    return resolve(tiny_recipe(), pair or easy_pair(), classes=classes)
+
+
+def tiny_model(pair: AnnotatedImage | None = None) -> Model:
+    """A model with random weights."""
+    import torch
+
+    spec = tiny_spec(pair)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Model(spec, tiny_recipe(), dict(build_network(spec).state_dict()))

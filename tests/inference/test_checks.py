@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from helpers import tiny_spec
+from napari_strata.errors import ImageError
+from napari_strata.image import Image
+from napari_strata.inference.checks import check_image
+from napari_strata.normalization import ResolvedNormalization, Scale
+
+SCALE = Scale(center=(120.0,), spread=(30.0,), low=(-100.0,), high=(350.0,))  # trained on about 50 to 200
+SPEC = tiny_spec().model_copy(
+    update={
+        "normalization": ResolvedNormalization(kind="physical", scale=SCALE),
+        "pixel_size": {"Y": 2.0, "X": 2.0},
+        "pixel_unit": "micrometer",
+    }
+)
+
+
+def warnings(image: Image, **changes) -> list[str]:
+    return check_image(SPEC.model_copy(update=changes), image, image.samples())
+
+
+def grey(low: float, high: float, dtype=np.uint8, **facts) -> Image:
+    values = np.random.default_rng(0).uniform(low, high, (40, 40)).astype(dtype)
+    return Image(values, "YX", name="rock", **facts)
+
+
+def sized(size: float, unit: str = "micrometer") -> Image:
+    return grey(50, 200, scale=(size, size), units=(unit, unit))
+
+
+def test_an_image_like_those_of_training_passes_without_a_word():
+    assert warnings(sized(2.0)) == []
+    assert warnings(sized(2.3)) == []
+
+
+def test_channels_that_differ_are_an_error_that_names_both():
+    rgb = Image(np.zeros((8, 8, 3), np.uint8), "YXC", name="photo", channel_names=("red", "green", "blue"))
+    with pytest.raises(ImageError, match=r"photo: found 3 channels \(red, green, blue\); the model was trained on 1"):
+        warnings(rgb)
+    with pytest.raises(ImageError, match=r"found 1 channel; the model was trained on 3 channels \(RGB\).*axes"):
+        warnings(grey(0, 255), in_channels=3)
+    rgba = Image(np.zeros((8, 8, 4), np.uint8), "YXC", name="photo")
+    with pytest.raises(ImageError, match="save the image without it"):
+        warnings(rgba, in_channels=3)
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(ImageError, match="complex64"):
+        warnings(Image(np.zeros((8, 8), np.complex64), "YX"))
+
+
+@pytest.mark.parametrize(("size", "words"), [(1.0, "2 times larger"), (5.0, "2.5 times smaller")])
+def test_another_pixel_size_is_said_with_what_it_does(size, words):
+    (text,) = warnings(sized(size))
+    assert words in text
+
+
+def test_pixel_sizes_in_other_or_unknown_units_cannot_be_compared():
+    assert warnings(sized(9.0, "nanometer")) == []
+    assert warnings(grey(50, 200), pixel_unit="pixel") == []
+    assert warnings(sized(9.0), pixel_size={}) == []
+
+
+def test_another_dtype_is_said_where_grey_values_are_absolute():
+    image = grey(50, 200, np.uint16)
+    (text,) = warnings(image)
+    assert "found uint16; the model was trained on uint8" in text
+    assert warnings(image, normalization=ResolvedNormalization(kind="relative", scale=SCALE)) == []
+
+
+@pytest.mark.parametrize(("low", "high"), [(3000, 40000), (0, 1)])
+def test_grey_values_far_from_those_of_training_are_said(low, high):
+    texts = warnings(grey(low, high, np.float32))
+    assert "found grey values of" in texts[-1]
+    assert "lay between about 50 and 200" in texts[-1]
+
+
+def test_pixels_that_are_not_finite_do_not_count_as_grey_values():
+    image = grey(50, 200, np.float32)
+    image.data[:30] = np.nan
+    assert warnings(image, dtype="float32") == []
+    image.data[:] = np.nan
+    assert warnings(image, dtype="float32") == []

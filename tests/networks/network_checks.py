@@ -1,0 +1,127 @@
+"""Checks that every network passes; a test class inherits them and names its section of a recipe."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from napari_strata import normalization
+from napari_strata.classes import ClassMap
+from napari_strata.networks import build_network
+from napari_strata.recipe import AtrousUNet, Smp, UNet
+from napari_strata.spec import ModelSpec, geometry
+
+CLASSES = 3
+ODD = (33, 47)
+
+
+def make_spec(section: UNet | AtrousUNet | Smp, *, channels: int = 2, classes: int = CLASSES) -> ModelSpec:
+    """A spec for `section`, as `resolve` would make it."""
+    scale = normalization.fixed("dtype", "uint8", channels)
+    return ModelSpec(
+        network=section,
+        in_channels=channels,
+        classes=ClassMap.from_values(range(classes)),
+        dtype="uint8",
+        normalization=normalization.ResolvedNormalization(kind="dtype", scale=scale),
+        patch=64,
+        stride=geometry(section).stride,
+        tile=512,
+        halo=64,
+        blend=False,
+    )
+
+
+def build(section: UNet | AtrousUNet | Smp, *, channels: int = 2, seed: int = 0) -> nn.Module:
+    """A network whose random weights depend on `seed` alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_network(make_spec(section, channels=channels))
+
+
+@lru_cache(maxsize=1)
+def shared(section: UNet | AtrousUNet | Smp) -> nn.Module:
+    return build(section)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class NetworkChecks:
+    """Inherit, and set `section`."""
+
+    section: ClassVar[UNet | AtrousUNet | Smp]
+
+    @pytest.fixture
+    def network(self) -> nn.Module:
+        """The same one for all tests of a class that only look at it."""
+        return shared(self.section)
+
+    @pytest.mark.parametrize("size", [(1, 1), (5, 80), ODD, (64, 64)], ids=str)
+    def test_output_has_the_size_of_the_input(self, network: nn.Module, size: tuple[int, int]) -> None:
+        with torch.no_grad():
+            logits = network.eval()(noise(2, 2, *size))
+        assert logits.shape == (2, CLASSES, *size)
+        assert logits.isfinite().all()
+
+    @pytest.mark.parametrize("channels", [1, 2, 3, 5])
+    def test_every_channel_is_seen(self, channels: int) -> None:
+        network = build(self.section, channels=channels).double().eval()
+        image = noise(1, channels, *ODD).double()
+        changed = image.repeat(channels, 1, 1, 1)
+        for channel in range(channels):
+            changed[channel, channel] += 3
+        with torch.no_grad():
+            before, after = network(image), network(changed)
+        assert after.shape == (channels, CLASSES, *ODD)
+        assert ((after - before).abs().amax(dim=(1, 2, 3)) > 0).all()
+
+    def test_gradients_reach_every_parameter(self) -> None:
+        network = build(self.section).train()
+        logits = network(noise(2, 2, *ODD))
+        nn.functional.cross_entropy(logits, torch.arange(2 * 33 * 47).view(2, *ODD) % CLASSES).backward()
+        trained = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
+        assert [n for n, gradient in trained.items() if gradient is None or not gradient.isfinite().all()] == []
+        assert next(g for g in trained.values() if g is not None and g.ndim == 4).abs().max() > 0
+
+    def test_weights_saved_and_loaded_give_the_same_network(self, tmp_path: Path) -> None:
+        first, second = build(self.section).eval(), build(self.section, seed=1).eval()
+        image = noise(1, 2, *ODD)
+        save_file(first.state_dict(), tmp_path / "weights.safetensors")
+        with torch.no_grad():
+            expected = first(image)
+            assert not torch.equal(second(image), expected)
+            second.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+            assert torch.equal(second(image), expected)
+
+    @pytest.mark.parametrize("size", [(16, 16), ODD], ids=str)
+    def test_batch_of_one_trains(self, size: tuple[int, int]) -> None:
+        network = build(self.section).train()
+        logits = network(noise(1, 2, *size))
+        logits.mean().backward()
+        assert logits.shape == (1, CLASSES, *size)
+        assert logits.isfinite().all()
+
+    def test_prediction_repeats_and_does_not_depend_on_the_batch(self, network: nn.Module) -> None:
+        images = noise(3, 2, *ODD)
+        network.eval()
+        with torch.no_grad():
+            together, again = network(images), network(images)
+            alone = network(images[1:2])
+        assert torch.equal(together, again)
+        assert (together[1:2] - alone).abs().max() < 1e-3 * alone.std()
+
+    def test_channels_last_gives_the_same(self, network: nn.Module) -> None:
+        image = noise(1, 2, *ODD)
+        network.eval()
+        with torch.no_grad():
+            plain = network(image)
+            last = network(image.to(memory_format=torch.channels_last))
+        assert (last - plain).abs().max() < 1e-3 * plain.std()

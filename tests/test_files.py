@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from napari_strata.errors import RunError
+from napari_strata.files import atomic, write_text
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "labels.tif"
+    target.write_text("old")
+    with pytest.raises(ValueError, match="half"), atomic(target) as temporary:
+        temporary.write_text("half")
+        raise ValueError("half-way")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.ENOSPC, "disk is full"), (errno.EACCES, "cannot be written to"), (errno.EIO, "cannot be written")],
+)
+def test_disk_errors_are_said_in_words(tmp_path: Path, code: int, words: str) -> None:
+    with pytest.raises(RunError, match=words), atomic(tmp_path / "a.txt"):
+        raise OSError(code, "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_temporary_name_keeps_the_suffixes(tmp_path: Path) -> None:
+    with atomic(tmp_path / "a.ome.tif") as temporary:
+        assert temporary.name.endswith(".ome.tif")
+        assert temporary.parent == tmp_path
+        temporary.write_text("x")
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a.txt", "µ")
+    assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "µ"
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_text(tmp_path / "a" / "b.txt", "x")

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_score,
+    recall_score,
+)
+
+from napari_strata.classes import IGNORE, ClassMap
+from napari_strata.metrics import ConfusionMatrix
+
+K = 4
+CLASSES = ClassMap(names=("a", "b", "c", "d"), values=(1, 2, 3, 7))
+LABELS = hnp.arrays(np.uint8, (5, 7), elements=st.integers(0, K - 1))
+SPARSE = hnp.arrays(np.uint8, (5, 7), elements=st.sampled_from([0, 1, 2, 3, IGNORE]))
+
+
+def _matrix(*pairs: tuple[np.ndarray, np.ndarray]) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(CLASSES)
+    for truth, prediction in pairs:
+        matrix.update(truth, prediction)
+    return matrix
+
+
+@given(SPARSE, LABELS)
+def test_counts_equal_counting_one_by_one(truth: np.ndarray, prediction: np.ndarray) -> None:
+    expected = np.zeros((K, K), int)
+    for t, p in zip(truth.ravel(), prediction.ravel(), strict=True):
+        if t != IGNORE:
+            expected[t, p] += 1
+    np.testing.assert_array_equal(_matrix((truth, prediction)).counts, expected)
+
+
+@given(LABELS, LABELS)
+def test_scores_equal_scikit_learn(truth: np.ndarray, prediction: np.ndarray) -> None:
+    t, p, labels = truth.ravel(), prediction.ravel(), np.arange(K)
+    matrix = _matrix((truth, prediction))
+    np.testing.assert_array_equal(matrix.counts, confusion_matrix(t, p, labels=labels))
+    assert math.isclose(matrix.pixel_accuracy, accuracy_score(t, p))
+    for ours, theirs in (
+        (matrix.f1, f1_score),
+        (matrix.dice, f1_score),
+        (matrix.precision, precision_score),
+        (matrix.recall, recall_score),
+    ):
+        expected = theirs(t, p, labels=labels, average=None, zero_division=np.nan)
+        np.testing.assert_allclose(ours, expected)
+    f1 = f1_score(t, p, labels=labels, average=None, zero_division=np.nan)
+    np.testing.assert_allclose(matrix.iou, f1 / (2 - f1), atol=1e-12)
+    np.testing.assert_array_equal(matrix.support, np.bincount(t, minlength=K))
+    np.testing.assert_array_equal(matrix.predicted, np.bincount(p, minlength=K))
+
+
+@given(SPARSE, LABELS, LABELS)
+def test_unlabelled_pixels_change_nothing(truth: np.ndarray, one: np.ndarray, other: np.ndarray) -> None:
+    mixed = np.where(truth == IGNORE, other, one)
+    np.testing.assert_array_equal(_matrix((truth, one)).counts, _matrix((truth, mixed)).counts)
+
+
+def test_the_matrix_is_global_not_a_mean_of_parts() -> None:
+    good = (np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8))
+    bad = (np.array([[0, 1]], np.uint8), np.array([[1, 1]], np.uint8))
+    whole = _matrix(good, bad)
+    np.testing.assert_allclose(whole.iou[:2], [100 / 101, 1 / 2])
+    np.testing.assert_array_equal((_matrix(good) + _matrix(bad)).counts, whole.counts)
+    assert whole.mean_iou == pytest.approx((100 / 101 + 1 / 2) / 2)
+    assert whole.mean_dice == pytest.approx((200 / 201 + 2 / 3) / 2)
+
+
+def test_a_class_that_neither_occurs_nor_is_predicted_is_left_out() -> None:
+    matrix = _matrix((np.array([0, 0, 1], np.uint8), np.array([0, 1, 1], np.uint8)))
+    assert np.isnan(matrix.iou[2:]).all()
+    assert matrix.mean_iou == pytest.approx(0.5)
+    missed = _matrix((np.array([0, 2], np.uint8), np.array([0, 0], np.uint8)))
+    assert missed.iou[2] == 0
+    assert np.isnan(missed.precision[2])
+
+
+def test_nothing_counted_is_nan_and_none_in_json() -> None:
+    matrix = _matrix((np.full((2, 2), IGNORE, np.uint8), np.zeros((2, 2), np.uint8)))
+    assert math.isnan(matrix.mean_iou)
+    assert math.isnan(matrix.pixel_accuracy)
+    plain = matrix.as_dict()
+    assert plain["mean_iou"] is None
+    assert plain["per_class"]["d"]["f1"] is None
+    json.dumps(plain, allow_nan=False)
+
+
+def test_as_dict_names_classes_and_values() -> None:
+    plain = _matrix((np.array([0, 3, 3], np.uint8), np.array([0, 3, 0], np.uint8))).as_dict()
+    assert plain["per_class"]["d"] == {
+        "value": 7,
+        "iou": 0.5,
+        "dice": pytest.approx(2 / 3),
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": pytest.approx(2 / 3),
+        "support": 2,
+    }
+    assert plain["confusion"][3] == [1, 0, 0, 1]
+    assert plain["pixel_accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("truth", "prediction"), [(0, 4), (4, 0), (3, IGNORE)])
+def test_indices_out_of_range_are_not_counted_as_something_else(truth: int, prediction: int) -> None:
+    with pytest.raises(ValueError, match="0 to 3"):
+        _matrix((np.array([truth], np.uint8), np.array([prediction], np.uint8)))
+
+
+def test_counts_do_not_overflow() -> None:
+    matrix = ConfusionMatrix(CLASSES, np.full((K, K), 2**40))
+    assert (matrix + matrix).counts.dtype == np.int64
+    assert matrix.pixel_accuracy == 0.25

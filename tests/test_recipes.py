@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from napari_strata.errors import RecipeError
+from napari_strata.recipe import AtrousUNet, Augmentation, EarlyStopping, Plateau, Recipe, Smp, UNet
+from napari_strata.recipes import dump_recipe, list_recipes, load_recipe
+
+NAMES = [r.name for r in list_recipes()]
+SEEDS = ["atrous-resnet50", "unet-classic", "unet-resnet34", "deeplabv3plus-resnet50", "unet-aerial"]
+STILL = Augmentation(flip_horizontal=False, flip_vertical=False, quarter_turns=False, brightness=0, contrast=0)
+"""No augmentation at all."""
+
+
+def test_list_recipes_begins_with_the_default() -> None:
+    assert NAMES[0] == "default"
+    assert {*SEEDS, "unet-ct"} <= set(NAMES)
+    assert NAMES[1:] == sorted(NAMES[1:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_recipe_loads_by_its_name_and_says_what_it_is_for(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert len(recipe.description) > 150
+    assert "\n" not in recipe.description
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_recipe_round_trips(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(load_recipe(name)), encoding="utf-8")
+    assert load_recipe(path) == load_recipe(name)
+    assert load_recipe(str(path)) == load_recipe(name)
+    assert load_recipe(tmp_path) == load_recipe(name)  # a run folder
+
+
+def test_default_is_the_defaults() -> None:
+    default = load_recipe("default")
+    assert default == Recipe(name="default", description=default.description)
+    assert isinstance(default.network, Smp)
+    assert (default.network.architecture, default.network.encoder, default.patches.size) == ("unet", "resnet34", 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("atrous-resnet50", {"epochs": 25, "batch_size": 8, "learning_rate": 1e-4, "loss": {"bce": 0.5, "dice": 0.5}}),
+        ("unet-classic", {"epochs": 18, "batch_size": 32, "learning_rate": 1e-3, "loss": {"bce": 1}}),
+        ("unet-resnet34", {"epochs": 50, "batch_size": 16, "learning_rate": 1e-4, "loss": {"ce": 1}}),
+        (
+            "deeplabv3plus-resnet50",
+            {"epochs": 50, "batch_size": 32, "learning_rate": 1e-3, "loss": {"ce": 0.6, "dice": 0.4}},
+        ),
+        ("unet-aerial", {"loss": {"ce": 1}}),
+    ],
+)
+def test_the_seeds_train_as_their_authors_say(name: str, settings: dict[str, Any]) -> None:
+    training = load_recipe(name).training
+    assert {key: getattr(training, key) for key in settings} == settings
+    assert training.averaging is None
+    if name == "deeplabv3plus-resnet50":
+        assert (training.optimizer, training.weight_decay, training.clip_norm) == ("adamw", 1e-4, 1.0)
+    else:
+        assert (training.optimizer, training.weight_decay, training.clip_norm) == ("adam", 0, None)
+
+
+def test_the_seeds_networks() -> None:
+    atrous, classic, resnet, deeplab, aerial = (load_recipe(name).network for name in SEEDS)
+    assert atrous == AtrousUNet(encoder="resnet50", atrous_at="skip", dilations=(1, 6, 12, 18), kernels=(1, 3, 3, 3))
+    assert classic == UNet(widths=(32, 64, 128, 256, 512), norm="none", transpose_kernel=3, head_width=32)
+    assert resnet == Smp(architecture="unet", encoder="resnet34", decoder_widths=(256, 128, 64, 32, 16))
+    assert deeplab == Smp(architecture="deeplabv3plus", encoder="resnet50")
+    assert isinstance(aerial, UNet)
+    assert aerial.upsampling == "transpose"
+
+
+def test_the_seeds_input_and_schedule() -> None:
+    atrous, classic, resnet, deeplab, aerial = map(load_recipe, SEEDS)
+    assert (atrous.patches.size, atrous.patches.resize) == (512, 512)
+    assert [r.patches.size for r in (classic, resnet, deeplab, aerial)] == [128, 128, 256, 256]
+    assert all(r.augmentation == STILL for r in (classic, resnet, deeplab, aerial))
+    assert atrous.augmentation == Augmentation(flip_vertical=False, quarter_turns=False)
+    assert [r.normalization.grey_values for r in (classic, resnet, aerial)] == ["dtype", "physical", "dtype"]
+    schedules = ["constant", "plateau", "constant", "plateau", "constant"]
+    assert [load_recipe(name).training.schedule for name in SEEDS] == schedules
+    assert (classic.training.plateau.factor, classic.training.plateau.patience) == (0.3, 3)
+    assert deeplab.training.plateau == Plateau(factor=0.5, patience=5, min_rate=1e-6)
+    assert classic.training.early_stopping == EarlyStopping(monitor="loss", patience=5)
+    assert resnet.training.early_stopping == EarlyStopping(monitor="loss", patience=5)
+    assert deeplab.training.early_stopping == EarlyStopping(monitor="iou", patience=10)
+    assert [r.training.validation for r in (classic, resnet)] == [0.1, 0.1]
+
+
+def test_ct_never_touches_grey_values() -> None:
+    ct = load_recipe("unet-ct")
+    assert ct.normalization.grey_values == "physical"
+    assert (ct.augmentation.brightness, ct.augmentation.contrast, ct.augmentation.gamma) == (0, 0, 0)
+    assert isinstance(ct.network, UNet)
+    assert ct.network.norm == "batch"
+    assert ct.training.averaging == 0.99
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))
+
+
+@given(
+    name=TEXT
+    | st.sampled_from(["1e-3", "-1E5", ".5e+3", "1.5", "null", "yes", "0x1f", "12:30", "~", "- a", "a: b", " x "]),
+    rate=st.floats(1e-30, 10),
+    clip=st.none() | st.floats(1e-30, 1e30),
+    weights=st.lists(st.floats(1e-9, 1e9), min_size=1).map(tuple),
+)
+def test_any_recipe_round_trips(
+    name: str, rate: float, clip: float | None, weights: tuple[float, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    recipe = Recipe(name=name, description=name * 40).with_overrides(
+        {"training.learning_rate": rate, "training.clip_norm": clip, "training.class_weights": weights}
+    )
+    path = tmp_path_factory.mktemp("recipe") / "a.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8", newline="")
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001", ".1e-2", "+1e-03"])
+def test_numbers_with_an_exponent_are_numbers(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"training:\n  learning_rate: {text}\n")
+    recipe = load_recipe(path)
+    assert recipe.training.learning_rate == 0.001
+    assert recipe.name == "mine"
+
+
+def test_json_is_read_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"name": "other", "training": {"learning_rate": 1e-3, "clip_norm": null}}')
+    assert load_recipe(path).training.clip_norm is None
+    assert load_recipe(path).name == "other"
+
+
+def test_a_recipe_comes_back_as_it_is() -> None:
+    recipe = Recipe(name="mine")
+    assert load_recipe(recipe) is recipe
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="no recipe 'unet-clasic'; did you mean 'unet-classic'"):
+        load_recipe("unet-clasic")
+
+
+@pytest.mark.parametrize("name", ["mine.yaml", "folder/mine"])
+def test_a_missing_file_is_said_to_be_missing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no such recipe file; .*default"):
+        load_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("training:\n  epochs: [1\nname: x\n", r"bad\.yaml, line 3: not valid YAML \("),
+        ("a: b: c\n", r"bad\.yaml, line 1: not valid YAML"),
+        ("training:\n  epochs: 1\n  epochs: 2\n", r"line 3: not valid YAML \('epochs' stands twice\)"),
+        ("a: !!python/object:os.system x\n", r"line 1: not valid YAML"),
+        ("a: \x00\n", r"bad\.yaml: not valid YAML"),
+        ("", "the file is empty"),
+        ("# nothing\n", "the file is empty"),
+        ("- 1\n", "found list; a recipe is a mapping"),
+        ("training:\n  epoch: 1\n", r"bad\.yaml: unknown key 'training\.epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_bad_files(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=words) as error:
+        load_recipe(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(RecipeError, match="cannot be read as text"):
+        load_recipe(path)

@@ -1,0 +1,63 @@
+"""The averaged weights, step by step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from napari_strata.training.averaging import AveragedWeights
+
+
+def small_network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+
+
+def test_average_follows_the_formula_for_weights_and_statistics() -> None:
+    network = small_network()
+    averaged = AveragedWeights(network, 0.3)
+    expected = {name: value.clone().double() for name, value in network.state_dict().items()}
+    for step in range(8):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        network(torch.randn(2, 1, 4, 4))
+        averaged.update(network)
+        keep = min(0.3, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            expected[name] = keep * expected[name] + (1 - keep) * value.double()
+    found = averaged.network.state_dict()
+    assert found.pop("1.num_batches_tracked").item() == 8
+    for name, value in found.items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_average_is_a_frozen_copy_in_evaluation_mode() -> None:
+    network = small_network().train()
+    averaged = AveragedWeights(network, 0.9)
+    assert network.training
+    assert not averaged.network.training
+    assert not any(p.requires_grad for p in averaged.network.parameters())
+    with torch.no_grad():
+        network[0].weight.fill_(7.0)  # type: ignore[operator, union-attr]
+    assert not (averaged.network[0].weight == 7.0).any()  # type: ignore[index]
+
+
+def test_state_restores_weights_and_the_count_of_updates() -> None:
+    network = small_network()
+    first, second = AveragedWeights(network, 0.99), AveragedWeights(small_network(), 0.99)
+    for _ in range(5):
+        first.update(network)
+    second.load_state_dict(first.state_dict())
+    assert second.updates == 5
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name])
+
+
+def test_a_decay_of_zero_would_be_the_raw_weights() -> None:
+    network = small_network()
+    averaged = AveragedWeights(network, 1e-12)
+    with torch.no_grad():
+        network[0].weight.fill_(3.0)  # type: ignore[operator, union-attr]
+    averaged.update(network)
+    assert averaged.network[0].weight.flatten().tolist() == pytest.approx([3.0, 3.0])  # type: ignore[index]

@@ -1,0 +1,205 @@
+"""Losses against oracles: torch, segmentation-models-pytorch, and sums done by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from napari_strata.classes import IGNORE
+from napari_strata.errors import RecipeError
+from napari_strata.recipe import LossName, Training
+from napari_strata.training import losses
+from napari_strata.training.losses import Loss, build_loss
+
+NAMES: tuple[LossName, ...] = get_args(LossName)
+
+
+def some_batch(classes: int = 3, *, unlabelled: float = 0.4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn((2, classes, 7, 9), generator=generator)
+    labels = torch.randint(0, classes, (2, 7, 9), generator=generator).to(torch.uint8)
+    labels[torch.rand(labels.shape, generator=generator) < unlabelled] = IGNORE
+    return logits.requires_grad_(), labels
+
+
+def loss_of(name: LossName, classes: int = 3, **training: Any) -> Loss:
+    return build_loss(Training(loss={name: 1.0}, **training), classes=classes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unlabelled_pixels_reach_neither_loss_nor_gradient(name: LossName) -> None:
+    loss = loss_of(name)
+    logits, labels = some_batch()
+    changed = logits.detach().clone()
+    changed.movedim(1, -1)[labels == IGNORE] = torch.tensor([float("nan"), float("inf"), -1e30])
+    changed.requires_grad_()
+    first, second = loss(logits, labels), loss(changed, labels)
+    first.backward()
+    second.backward()
+    assert torch.equal(first, second)
+    assert logits.grad is not None
+    assert changed.grad is not None
+    assert torch.equal(logits.grad, changed.grad)
+    assert not logits.grad.movedim(1, -1)[labels == IGNORE].any()
+    assert logits.grad.movedim(1, -1)[labels != IGNORE].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batch_without_labels_is_exactly_zero_with_a_graph(name: LossName) -> None:
+    logits = torch.full((2, 3, 4, 4), math.inf, requires_grad=True)
+    value = loss_of(name)(logits, torch.full((2, 4, 4), IGNORE, dtype=torch.uint8))
+    value.backward()
+    assert value.item() == 0
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [1e4, 1e-4])
+def test_extreme_logits_give_finite_losses_and_gradients(name: LossName, size: float) -> None:
+    logits = (size * torch.randn((1, 4, 6, 6), generator=torch.Generator().manual_seed(1))).requires_grad_()
+    labels = torch.arange(36).reshape(1, 6, 6) % 4
+    for gamma in (0.5, 2.0):
+        value = loss_of(name, 4, focal_gamma=gamma)(logits, labels)
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert torch.isfinite(value)
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_are_float32_under_autocast(name: LossName) -> None:
+    logits, labels = some_batch()
+    plain = loss_of(name)(logits, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss_of(name)(logits, labels)
+        half = loss_of(name)(logits.bfloat16(), labels)
+    assert torch.equal(value, plain)
+    assert half.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sure_and_right_network_has_no_loss_and_a_wrong_one_has(name: LossName) -> None:
+    labels = torch.arange(64).reshape(1, 8, 8) % 3
+    right = 60 * F.one_hot(labels, 3).movedim(-1, 1).float()
+    assert loss_of(name)(right, labels).item() == pytest.approx(0, abs=1e-6)
+    assert loss_of(name)(right.roll(1, dims=1), labels).item() > 0.9
+
+
+@pytest.mark.parametrize("weights", ["none", (0.5, 2.0, 3.0)])
+def test_cross_entropy_equals_torch(weights: Any) -> None:
+    logits, labels = some_batch()
+    given = None if weights == "none" else torch.tensor(weights)
+    expected = F.cross_entropy(logits, labels.long(), weight=given, ignore_index=IGNORE)
+    torch.testing.assert_close(loss_of("ce", class_weights=weights)(logits, labels), expected)
+
+
+def test_binary_cross_entropy_of_two_classes_equals_that_of_one_logit() -> None:
+    logits, labels = some_batch(2, unlabelled=0)
+    expected = F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], labels.float())
+    torch.testing.assert_close(loss_of("bce", 2)(logits, labels), expected)
+
+
+def test_binary_cross_entropy_of_more_classes_equals_that_of_the_probabilities() -> None:
+    logits, labels = some_batch(4, unlabelled=0)
+    truth = F.one_hot(labels.long(), 4).movedim(-1, 1).double()
+    expected = F.binary_cross_entropy(logits.double().softmax(1), truth)
+    torch.testing.assert_close(loss_of("bce", 4)(logits, labels).double(), expected, rtol=1e-5, atol=0)
+
+
+def test_class_weights_count_in_binary_cross_entropy_of_two_classes() -> None:
+    logits, labels = some_batch(2, unlabelled=0)
+    each = F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], labels.float(), reduction="none")
+    weight = torch.where(labels == 1, 3.0, 1.0)
+    expected = (each * weight).sum() / weight.sum()
+    torch.testing.assert_close(loss_of("bce", 2, class_weights=(1.0, 3.0))(logits, labels), expected)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0, 3.5])
+def test_focal_of_two_classes_equals_smp(gamma: float) -> None:
+    logits, labels = some_batch(2, unlabelled=0)
+    oracle = smp.losses.FocalLoss("binary", gamma=gamma)
+    expected = oracle((logits[:, 1] - logits[:, 0])[:, None], labels[:, None].float())
+    torch.testing.assert_close(loss_of("focal", 2, focal_gamma=gamma)(logits, labels), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_focal_with_gamma_zero_is_cross_entropy() -> None:
+    logits, labels = some_batch()
+    torch.testing.assert_close(loss_of("focal", focal_gamma=0.0)(logits, labels), loss_of("ce")(logits, labels))
+
+
+def test_lovasz_equals_smp_on_labelled_data_and_with_classes_missing() -> None:
+    for seed, classes in ((0, 3), (1, 6)):
+        logits, labels = some_batch(classes, unlabelled=0, seed=seed)
+        labels[labels == 1] = 0
+        expected = smp.losses.LovaszLoss("multiclass")(logits, labels.long())
+        torch.testing.assert_close(loss_of("lovasz", classes)(logits, labels), expected)
+        (ours,) = torch.autograd.grad(loss_of("lovasz", classes)(logits, labels), logits, retain_graph=True)
+        (theirs,) = torch.autograd.grad(expected, logits)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def one_pixel_each() -> tuple[Tensor, Tensor]:
+    """Two pixels and two classes, with probabilities 3/4 and 1/4 for class 0; both are of class 0."""
+    return torch.tensor([[3.0, 1.0], [1.0, 3.0]]).log().T.reshape(1, 2, 1, 2), torch.zeros((1, 1, 2), dtype=torch.int64)
+
+
+def test_dice_by_hand_and_false_positives_of_an_absent_class_count() -> None:
+    logits, labels = one_pixel_each()
+    # Class 0: TP 1, FP 0, FN 1. Class 1, absent: TP 0, FP 1, FN 0. With 1 added above and below.
+    expected = 1 - ((2 * 1 + 1) / (2 * 1 + 1 + 1) + (0 + 1) / (0 + 1 + 1)) / 2
+    assert loss_of("dice", 2)(logits, labels).item() == pytest.approx(expected)
+    surer = logits + torch.tensor([5.0, 0.0]).reshape(1, 2, 1, 1)
+    probability = surer.softmax(1)[0, 1].sum().item()
+    absent = 1 - 1 / (probability + 1)
+    hits = surer.softmax(1)[0, 0].sum().item()
+    present = 1 - (2 * hits + 1) / (hits + 2 + 1)
+    assert loss_of("dice", 2)(surer, labels).item() == pytest.approx((absent + present) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.7])
+def test_tversky_by_hand(alpha: float) -> None:
+    logits, labels = one_pixel_each()
+    present = (1 + 0.5) / (1 + (1 - alpha) * 1 + 0.5)
+    absent = 0.5 / (alpha * 1 + 0.5)
+    value = loss_of("tversky", 2, tversky_alpha=alpha)(logits, labels).item()
+    assert value == pytest.approx(1 - (present + absent) / 2)
+
+
+def test_dice_equals_smp_where_every_class_occurs() -> None:
+    logits, labels = some_batch(3, unlabelled=0)
+    expected = smp.losses.DiceLoss("multiclass", smooth=losses.SMOOTH)(logits, labels.long())
+    torch.testing.assert_close(loss_of("dice")(logits, labels), expected)
+
+
+def test_sums_are_weighted_and_terms_are_reachable() -> None:
+    logits, labels = some_batch()
+    loss = build_loss(Training(loss={"ce": 0.6, "dice": 0.4}), classes=3)
+    terms = loss.terms(logits, labels, also=("bce", "ce"))
+    assert list(terms) == ["ce", "dice", "bce"]
+    for name, value in terms.items():
+        assert torch.equal(value, loss_of(name)(logits, labels))
+    torch.testing.assert_close(loss(logits, labels), 0.6 * terms["ce"] + 0.4 * terms["dice"])
+
+
+def test_balanced_weights_are_inverse_frequencies_of_mean_one() -> None:
+    training = Training(class_weights="balanced")
+    found = losses.class_weights(training, 3, (100, 300, 600))
+    assert found is not None
+    assert found.mean().item() == pytest.approx(1)
+    assert (found * torch.tensor([100, 300, 600])).tolist() == pytest.approx([found[0].item() * 100] * 3)
+    absent = losses.class_weights(training, 3, (100, 0, 300))
+    assert absent is not None
+    assert absent.tolist() == pytest.approx([1.5, 1.0, 0.5])
+
+
+def test_class_weights_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(RecipeError, match="2 numbers for 3 classes"):
+        loss_of("ce", 3, class_weights=(1.0, 2.0))
+    with pytest.raises(RecipeError, match="balanced"):
+        loss_of("ce", 3, class_weights="balanced")

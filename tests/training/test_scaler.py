@@ -1,0 +1,66 @@
+"""The loss scaler of fp16, which no CPU trains in: tried in float32, where scaling by powers of two changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from napari_strata.device import Precision
+from napari_strata.events import EpochEnd
+from napari_strata.image import AnnotatedImage
+from napari_strata.run import RunFolder
+from napari_strata.training import loop
+from napari_strata.training.loop import iter_train, train
+
+Scene = Callable[..., AnnotatedImage]
+
+
+@dataclass(frozen=True)
+class Scaled(Precision):
+    """float32 with a scaler at work."""
+
+    start: float = 2.0**10
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", init_scale=self.start, growth_interval=3)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
+    monkeypatch.setattr(loop, "choose_precision", lambda name, device: precision)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_scaling_changes_no_weight(
+    tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    small |= {"training.optimizer": optimizer, "training.epochs": 2}
+    plain = train("default", scene(), out=tmp_path / "plain", overrides=small, device="cpu")
+    use(monkeypatch, Scaled("scaled"))
+    scaled = train("default", scene(), out=tmp_path / "scaled", overrides=small, device="cpu")
+    for name, value in plain.weights.items():
+        torch.testing.assert_close(value, scaled.weights[name], rtol=1e-5, atol=1e-6)
+
+
+def test_infinite_gradients_are_skipped_and_the_scale_survives_a_stop(
+    tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, Scaled("scaled", start=3e38))
+    small |= {"patches.per_epoch": 64, "training.loss": {"ce": 100.0}}
+    for event in iter_train("default", scene(), out=tmp_path / "run", overrides=small, device="cpu"):
+        if isinstance(event, EpochEnd) and event.epoch == 2:
+            break
+    state = RunFolder.open(tmp_path / "run").load_checkpoint("last.pt")["learner"]
+    scale = state["scaler"]["scale"]
+    assert scale < 3e38
+    assert all(torch.isfinite(value.double()).all() for value in state["network"].values())
+    steps = next(iter(state["optimizer"]["state"].values()))["step"]
+    assert 0 < steps < 16
+    use(monkeypatch, Scaled("scaled", start=3e38))
+    train("default", scene(), out=tmp_path / "run", device="cpu", resume=True)
+    state = RunFolder.open(tmp_path / "run").load_checkpoint("last.pt")["learner"]
+    assert next(iter(state["optimizer"]["state"].values()))["step"] == steps + 16
