@@ -14,7 +14,7 @@ def test_auto_is_the_first_available() -> None:
 
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "xpu"])
 def test_a_missing_device_names_those_that_exist(name: str) -> None:
-    with pytest.raises(TrainingError, match="choose one of: auto, .*cpu"):
+    with pytest.raises(TrainingError, match=r"choose one of: auto, .*cpu"):
         dev.choose_device(name)
 
 

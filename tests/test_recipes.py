@@ -111,7 +111,25 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))
 
 @given(
     name=TEXT
-    | st.sampled_from(["1e-3", "-1E5", ".5e+3", "1.5", "null", "yes", "0x1f", "12:30", "~", "- a", "a: b", " x "]),
+    | st.sampled_from(
+        [
+            "1e-3",
+            "-1E5",
+            ".5e+3",
+            "1.5",
+            "null",
+            "yes",
+            "0x1f",
+            "12:30",
+            "~",
+            "- a",
+            "a: b",
+            " x ",
+            "\x85",
+            "a\u2028b",
+            "\r\n",
+        ]
+    ),
     rate=st.floats(1e-30, 10),
     clip=st.none() | st.floats(1e-30, 1e30),
     weights=st.lists(st.floats(1e-9, 1e9), min_size=1).map(tuple),

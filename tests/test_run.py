@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -46,13 +45,6 @@ def test_events_survive_a_torn_line(run: RunFolder) -> None:
 
 def test_no_events_yet(run: RunFolder) -> None:
     assert run.events() == []
-
-
-def test_metrics_get_one_header(run: RunFolder) -> None:
-    run.append_metrics({"epoch": 1, "loss": 0.5})
-    run.append_metrics({"epoch": 2, "loss": 0.25})
-    rows = list(csv.DictReader((run.path / "metrics.csv").read_text().splitlines()))
-    assert [(r["epoch"], r["loss"]) for r in rows] == [("1", "0.5"), ("2", "0.25")]
 
 
 def test_checkpoints_round_trip_and_damage_is_named(run: RunFolder) -> None:

@@ -13,7 +13,6 @@ from napari_strata.errors import RecipeError, StrataError
 
 if TYPE_CHECKING:
     from napari_strata.classes import ClassMap
-    from napari_strata.events import Event
 
 # Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
 
@@ -41,7 +40,7 @@ Unlabelled = Annotated[
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913 (one option each)
     images: Images,
     labels: LabelsPath = None,
     *,
@@ -55,7 +54,7 @@ def train(
     class_: Annotated[
         list[str] | None, typer.Option("--class", metavar="VALUE=NAME", help="Name a label value, as 2=clay.")
     ] = None,
-    foreground: Annotated[bool, typer.Option(help="0 is background, every other value foreground (object ids).")] = False,
+    foreground: Annotated[bool, typer.Option(help="0 is background, every other value foreground.")] = False,
     rgb: Annotated[
         list[str] | None, typer.Option(metavar="COLOR=NAME", help="A colour of colour-coded labels, as ff0000=roof.")
     ] = None,
@@ -146,14 +145,14 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe wh
 
 
 @app.command()
-def info(path: Path, axes: Axes = None) -> None:
+def info(path: Annotated[Path, typer.Argument(help="An image, a label file, a model or a run folder.")]) -> None:
     """Say what a file holds: axes, pixel size, channels; or what a model or run is."""
     from napari_strata.io import describe
 
     if path.suffix == ".safetensors" or (path / "recipe.yaml").is_file():
         lines = _describe_model(path)
     else:
-        lines = describe(path, axes=axes)
+        lines = describe(path)
     print("\n".join(lines))
 
 
@@ -244,12 +243,13 @@ def _describe_model(path: Path) -> list[str]:
     model = Model.load(path)
     spec = model.spec
     best = model.best
+    numbers = sum(weights.numel() for weights in model.weights.values())
     lines = [
         f"model {path}: recipe {model.recipe.name}, trained {model.created}, {len(model.history)} epochs",
-        f"  network: {spec.network.kind}, {spec.in_channels} channels in, {sum(w.numel() for w in model.weights.values()) / 1e6:.2f} M numbers",
+        f"  network: {spec.network.kind}, {spec.in_channels} channels in, {numbers / 1e6:.2f} M numbers",
         f"  trained on: {spec.dtype}, pixel size {spec.pixel_size or 'unknown'} {spec.pixel_unit}",
         *(f"  {note}" for note in spec.notes),
-        *(f"  class {row['index']}: {row['name']}, value {row['value']}, {row['color']}" for row in spec.classes.table()),
+        *(f"  class {r['index']}: {r['name']}, value {r['value']}, {r['color']}" for r in spec.classes.table()),
     ]
     return lines + ([f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"] if best else [])
 

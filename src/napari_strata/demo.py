@@ -48,5 +48,5 @@ def iter_demo(out: str | Path, *, device: str = "auto") -> Iterator[Event]:
         f"{scores.pixel_accuracy:.3f}"
     )
     yield Message(
-        f"all of it in {time.perf_counter() - start:.0f} s under {place}: look at new_prediction.tif and scores/overlays"
+        f"all of it in {time.perf_counter() - start:.0f} s: see {place}/new_prediction.tif and {place}/scores/overlays"
     )

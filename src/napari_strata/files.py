@@ -37,7 +37,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 def explain(error: OSError, path: str | Path) -> RunError:
     """An `OSError` met when writing `path`, in words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"{path}: the disk is full; free some space or choose another folder. Nothing was half-written.")
+        return RunError(f"{path}: the disk is full; free some space or choose another folder.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(f"{path}: this folder cannot be written to; choose another one.")
     return RunError(f"{path}: cannot be written ({error.strerror or error}).")

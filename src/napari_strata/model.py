@@ -8,13 +8,14 @@ import pickle
 import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from napari_strata import files
@@ -63,7 +64,7 @@ class Model:
     versions: dict[str, str] = field(default_factory=current_versions)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ for models that can predict differently."""
         state = hashlib.sha256(self.spec.model_dump_json().encode())
@@ -89,7 +90,8 @@ class Model:
         try:
             network.load_state_dict(self.weights)
         except RuntimeError as error:
-            raise ModelError(f"the model's weights do not fit its network: {str(error).splitlines()[-1].strip()}") from None
+            reason = str(error).splitlines()[-1].strip()
+            raise ModelError(f"the model's weights do not fit its network: {reason}") from None
         return network.to(device).eval()
 
     def save(self, path: str | Path) -> Path:
@@ -103,8 +105,10 @@ class Model:
             "versions": json.dumps(self.versions),
             "created": self.created,
         }
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.weights.items()}
         with files.atomic(path) as temporary:
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.weights.items()}, temporary, metadata=header)
+            # Not save_file: it hides a full disk in an error of its own and makes files that only their owner reads.
+            temporary.write_bytes(serialize(weights, metadata=header))
         return Path(path)
 
     @classmethod
@@ -139,7 +143,8 @@ class Model:
                 created=header["created"],
             )
         except (KeyError, ValueError, ValidationError) as error:
-            raise ModelError(f"{file}: its header cannot be read ({type(error).__name__}); take another copy.") from None
+            reason = type(error).__name__
+            raise ModelError(f"{file}: its header cannot be read ({reason}); take another copy.") from None
 
 
 def find_model(path: str | Path) -> Path:
@@ -149,7 +154,7 @@ def find_model(path: str | Path) -> Path:
         inside = place / FILE_NAME
         if inside.is_file():
             return inside
-        raise ModelError(f"{place}: found no {FILE_NAME} in this folder; give a run folder whose training got that far.")
+        raise ModelError(f"{place}: found no {FILE_NAME} here; give a run folder whose training got that far.")
     if not place.is_file():
         raise ModelError(f"{place}: there is no such model file or run folder; check the path.")
     return place
@@ -159,9 +164,9 @@ def _why_unreadable(file: Path, error: Exception) -> str:
     head = file.read_bytes()[:512]
     if head[:2] == b"PK" or head[:1] == bytes([pickle.PROTO[0]]):
         return (
-            f"{file}: found a pickle (a .pt or .pth file), which can run code when opened and is never loaded as a model; "
+            f"{file}: found a pickle (.pt, .pth), which can run code when opened and is never loaded as a model; "
             f"give the {FILE_NAME} of a run, or use network.encoder_weights for encoder weights."
         )
-    if len(head) < 8 or not head[8:9] == b"{":
+    if len(head) < 8 or head[8:9] != b"{":
         return f"{file}: found something else than a model; give the {FILE_NAME} of a run."
     return f"{file}: the model file is damaged or cut short ({error}); take another copy or train again."

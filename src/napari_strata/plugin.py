@@ -58,8 +58,9 @@ def labels_layer(labels: LabelImage) -> Layer:
     given = _placed(labels, letters=labels.axes) | {"name": labels.name}
     if (classes := labels.classes) is not None:
         given["metadata"] = {METADATA: classes.model_dump(mode="json")}
-        given["features"] = {"index": [0, *_nonzero(classes)], "class": [_name_of(classes, 0), *_nonzero(classes).values()]}
-        transparent = {value: "transparent" for value in (0, *classes.unlabelled)}
+        named = {0: "unlabelled"} | dict(zip(classes.values, classes.names, strict=True))
+        given["features"] = {"index": list(named), "class": list(named.values())}
+        transparent = dict.fromkeys((0, *classes.unlabelled), "transparent")
         given["colormap"] = transparent | dict(zip(classes.values, classes.colors, strict=True)) | {None: "transparent"}
     return labels.data, given, "labels"
 
@@ -104,11 +105,3 @@ def _placed(image: Image, *, letters: str) -> dict[str, Any]:
         "units": [image.units[i] for i in keep],
         "axis_labels": [a.lower() for a in letters],
     }
-
-
-def _nonzero(classes: ClassMap) -> dict[int, str]:
-    return {v: n for v, n in zip(classes.values, classes.names, strict=True) if v != 0}
-
-
-def _name_of(classes: ClassMap, value: int) -> str:
-    return dict(zip(classes.values, classes.names, strict=True)).get(value, "unlabelled")

@@ -152,7 +152,9 @@ class Augmentation(Section):
     )
     noise: float = Field(0.0, ge=0, le=2, description="Add noise of up to this many standard deviations.")
     blur: float = Field(0.0, ge=0, le=10, description="Blur with a Gaussian of up to this many pixels.")
-    probability: Fraction = Field(0.5, description="Share of patches that each of the items above (bar turns) changes.")
+    probability: Fraction = Field(
+        0.5, description="Share of patches that each of the above (bar flips and turns) alters."
+    )
 
 
 class Normalization(Section):
@@ -225,6 +227,9 @@ class Training(Section):
     clip_norm: float | None = Field(1.0, gt=0, description="Longest gradient; no limit when empty.")
     averaging: float | None = Field(
         0.99, gt=0, lt=1, description="Decay of the averaged weights (EMA) kept beside the raw ones; none when empty."
+    )
+    recalibration: int = Field(
+        64, ge=0, description="Plain patches that batch normalisation is measured on before validation; 0: never."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Number format of the network's arithmetic; auto takes bf16 where the device is fast at it."

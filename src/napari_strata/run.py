@@ -7,10 +7,9 @@ appended to; the curves are read from it), ``metrics.csv`` one row an epoch, ``l
 
 from __future__ import annotations
 
-import csv
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +84,6 @@ class RunFolder:
                 continue
         return found
 
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """One more row in ``metrics.csv``; the first call writes the header."""
-        file = self.path / "metrics.csv"
-        with open(file, "a", newline="", encoding="utf-8") as target:
-            writer = csv.DictWriter(target, fieldnames=list(row))
-            if target.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
-
     def write_json(self, name: str, data: Any) -> None:
         files.write_text(self.path / name, json.dumps(data, indent=2) + "\n")
 
@@ -105,8 +95,9 @@ class RunFolder:
 
     def save_checkpoint(self, name: str, state: dict[str, Any]) -> None:
         """Write training state of plain types and tensors under `name` (such as ``last.pt``), whole or not at all."""
-        with files.atomic(self.path / name) as temporary:
-            torch.save(state, temporary)
+        # Through an open file: given a path, torch hides a full disk in a RuntimeError.
+        with files.atomic(self.path / name) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote. Raises `RunError` when it is missing or damaged."""
@@ -116,7 +107,8 @@ class RunFolder:
         except FileNotFoundError:
             raise RunError(f"{self.path}: found no {name} to go on from; start a new run.") from None
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise RunError(f"{file}: the checkpoint is damaged ({str(error).splitlines()[0]}); start a new run.") from None
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{file}: the checkpoint is damaged ({reason}); start a new run.") from None
         return state
 
 

@@ -104,6 +104,7 @@ def test_what_is_given_is_not_changed():
 
 def test_beyond_the_picture_is_unlabelled_and_not_background():
     images, labels = smooth(8, side=64)
+    images += 5
     moved, codes = augmenter(rotation=45, probability=1)(images, labels, seeded(1))
     assert set(codes.unique().tolist()) == {0, IGNORE}
     assert (codes[:, 24:40, 24:40] == 0).all()  # the middle never leaves the picture

@@ -77,6 +77,14 @@ def test_labels_of_rgb_masks():
     np.testing.assert_array_equal(part.read_labels(classes), expected)
 
 
+def test_a_colour_map_takes_values_too_but_no_other_number_of_channels():
+    classes = ClassMap.from_rgb([(255, 0, 0), (0, 0, 255)])
+    (part,) = whole(pair(np.ones((4, 5)), np.eye(4, 5, dtype=np.uint8), "YX"), classes)
+    np.testing.assert_array_equal(part.read_labels(classes), np.eye(4, 5))
+    with pytest.raises(LabelError, match="found labels with 2 channels"):
+        whole(pair(np.ones((4, 5)), np.zeros((4, 5, 2), np.uint8), "YX", label_axes="YXC"), classes)
+
+
 def test_whole_keeps_labelled_planes_and_counts_their_pixels():
     image, labels = stack()
     labels[1] = 0

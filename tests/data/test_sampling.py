@@ -12,10 +12,10 @@ from napari_strata.data import sampling
 from napari_strata.data.sampling import Sampler, remember
 
 
-def make(planes, *, classes=3, size=16, balance=0.5, seed=0):
+def make(planes, *, classes=3, size=16, seed=0):
     counts = np.array([[(p == k).sum() for k in range(classes)] for p in planes], np.int64)
     shapes = [p.shape for p in planes]
-    return Sampler([[p] for p in planes], shapes=shapes, counts=counts, size=size, balance=balance, seed=seed)
+    return Sampler([[p] for p in planes], shapes=shapes, counts=counts, size=size, seed=seed)
 
 
 def sparse(shape, share, seed, classes=3):
@@ -38,7 +38,7 @@ def test_every_patch_lies_inside_its_plane_and_holds_the_labelled_pixel_it_was_d
     shapes, share, size, balance, seed
 ):
     planes = [sparse(shape, share, seed + i) for i, shape in enumerate(shapes)]
-    for place in make(planes, size=size, balance=balance, seed=seed).draw(20, np.random.default_rng(seed)):
+    for place in make(planes, size=size, seed=seed).draw(20, np.random.default_rng(seed), balance=balance):
         plane = planes[place.part]
         for part, length in ((place.rows, plane.shape[0]), (place.columns, plane.shape[1])):
             assert 0 <= part.start < part.stop <= length
@@ -54,7 +54,7 @@ def test_a_rare_class_is_drawn_as_often_as_a_common_one():
     plane = np.zeros((200, 200), np.uint8)
     plane[50:54, 60:64] = 1  # 16 of 40,000 pixels
     plane[150:160, 100:120] = 2
-    places = make([plane], balance=1.0).draw(3000, np.random.default_rng(0))
+    places = make([plane]).draw(3000, np.random.default_rng(0), balance=1.0)
     counts = np.bincount([p.index for p in places])
     assert counts.sum() == 3000
     np.testing.assert_allclose(counts / 3000, 1 / 3, atol=0.04)
@@ -63,26 +63,26 @@ def test_a_rare_class_is_drawn_as_often_as_a_common_one():
 def test_without_balance_classes_come_as_they_are():
     plane = np.zeros((100, 100), np.uint8)
     plane[:30] = 1
-    places = make([plane], classes=2, balance=0.0).draw(3000, np.random.default_rng(0))
+    places = make([plane], classes=2).draw(3000, np.random.default_rng(0), balance=0.0)
     assert np.mean([p.index for p in places]) == pytest.approx(0.3, abs=0.03)
 
 
 def test_the_share_of_balanced_patches_is_the_one_asked_for():
     plane = np.zeros((100, 100), np.uint8)
     plane[0, 0] = 1
-    places = make([plane], classes=2, balance=0.4).draw(4000, np.random.default_rng(0))
+    places = make([plane], classes=2).draw(4000, np.random.default_rng(0), balance=0.4)
     assert np.mean([p.index for p in places]) == pytest.approx(0.4 / 2, abs=0.02)
 
 
 def test_a_class_that_is_absent_is_never_drawn():
     plane = np.full((40, 40), 2, np.uint8)
-    places = make([plane], balance=1.0).draw(50, np.random.default_rng(0))
+    places = make([plane]).draw(50, np.random.default_rng(0), balance=1.0)
     assert {p.index for p in places} == {2}
 
 
 def test_planes_are_drawn_by_how_much_of_a_class_they_hold():
     big, small, none = np.zeros((60, 50), np.uint8), np.zeros((20, 50), np.uint8), np.full((60, 50), 1, np.uint8)
-    places = make([big, small, none], balance=1.0).draw(4000, np.random.default_rng(0))
+    places = make([big, small, none]).draw(4000, np.random.default_rng(0), balance=1.0)
     zeros = [p.part for p in places if p.index == 0]
     assert set(zeros) == {0, 1}
     assert np.mean(zeros) == pytest.approx(0.25, abs=0.03)
@@ -92,18 +92,18 @@ def test_planes_are_drawn_by_how_much_of_a_class_they_hold():
 def test_a_balanced_patch_has_its_pixel_in_the_middle_half():
     plane = np.full((100, 100), IGNORE, np.uint8)
     plane[50, 50] = 0
-    places = make([plane], balance=1.0).draw(400, np.random.default_rng(0))
+    places = make([plane]).draw(400, np.random.default_rng(0), balance=1.0)
     offsets = {50 - p.rows.start for p in places}
     assert offsets == set(range(4, 12))
-    anywhere = make([plane], balance=0.0).draw(800, np.random.default_rng(0))
+    anywhere = make([plane]).draw(800, np.random.default_rng(0), balance=0.0)
     assert {50 - p.columns.start for p in anywhere} == set(range(16))
 
 
 def test_the_same_seeds_give_the_same_places():
     planes = [sparse((50, 40), 0.3, 0), sparse((30, 60), 0.3, 1)]
-    first, again = (make(planes, seed=7).draw(30, np.random.default_rng([7, 1])) for _ in range(2))
+    first, again = (make(planes, seed=7).draw(30, np.random.default_rng([7, 1]), balance=0.5) for _ in range(2))
     assert first == again
-    assert make(planes, seed=7).draw(30, np.random.default_rng([7, 2])) != first
+    assert make(planes, seed=7).draw(30, np.random.default_rng([7, 2]), balance=0.5) != first
 
 
 @settings(deadline=None, max_examples=40)
@@ -119,6 +119,16 @@ def test_remembered_pixels_are_right_and_do_not_depend_on_strips(height, cut, li
         assert len(kept[k]) == min(limit, counts[k])
         assert len(set(kept[k].tolist())) == len(kept[k])
         assert (plane.ravel()[kept[k]] == k).all()
+
+
+def test_remembered_pixels_do_not_depend_on_pieces(monkeypatch):
+    plane = sparse((50, 40), 0.6, 0)
+    counts = np.array([(plane == k).sum() for k in range(3)])
+    whole = remember([plane], counts, limit=100, rng=np.random.default_rng(0))
+    monkeypatch.setattr(sampling, "PIECE", 77)
+    pieces = remember([plane[:30], plane[30:]], counts, limit=100, rng=np.random.default_rng(0))
+    for some, others in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(some, others)
 
 
 def test_remembered_pixels_are_spread_over_the_whole_plane():

@@ -351,6 +351,9 @@ def test_a_file_in_both_halves_is_refused_but_not_another_series_or_part_of_it()
 
     with pytest.raises(LabelError, match="found it twice"):
         given(read(), read(), CLASSES)
+    hole = np.where(stack == 7, np.nan, stack)
+    with pytest.raises(LabelError, match="found it twice"):
+        given(read(image=hole), read(image=hole), CLASSES)
     given(read(), read("series 2"), CLASSES)
     given(read(), read(image=stack + 500), CLASSES)
 

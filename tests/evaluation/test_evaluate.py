@@ -77,6 +77,14 @@ def test_unlabelled_pixels_planes_and_pixels_that_are_not_finite_are_not_counted
     assert any("found 2 pixels that are not finite" in text for text in texts)
 
 
+def test_images_of_one_name_are_told_apart_by_their_files(model):
+    pairs = [
+        replace(p, image=replace(p.image, source=f"/data/{n}.tif"), name="scan") for n, p in (("a", ONE), ("b", TWO))
+    ]
+    scores = evaluate(model, pairs, options=OPTIONS)
+    assert [name for name, _ in scores.per_image] == ["a.tif", "b.tif"]
+
+
 def test_events_tell_the_story(model, tmp_path):
     job = iter_evaluate(model, [ONE, TWO], out=tmp_path / "scores", options=OPTIONS)
     with pytest.raises(RunError, match="not finished"):

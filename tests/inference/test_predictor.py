@@ -163,6 +163,15 @@ def test_values_that_are_not_finite_count_as_the_centre():
     assert indices[3, 4] == indices[5, 6] == 1
 
 
+def test_half_precision_gives_nearly_the_same(unet):
+    spec, image = make_spec(), grey(60, 60)
+    network = unet.network.float()
+    half = Predictor(network, spec, device=CPU, precision=Precision("bf16", torch.bfloat16)).plane(image, SCALE)[0]
+    full = make(network, spec).plane(image, SCALE)[0]
+    network.double()
+    assert 0.97 < (half == full).mean() < 1  # the same, but not by the same arithmetic
+
+
 def test_batches_hold_tiles_of_one_shape_up_to_the_number_asked_for():
     network = Threshold()
     make(network, make_spec(halo=0, tile=16), batch=3).plane(grey(64, 66), SCALE)

@@ -270,7 +270,7 @@ def test_whole_tile_says_whether_far_pixels_matter(network: Smp | AtrousUNet, wh
     built = build(network, channels=1).double().eval()
     assert isinstance(built, AnySize)
     height = built.smallest // 2 if getattr(network, "architecture", "") != "pan" else built.smallest
-    image = noise(1, 1, height, 896).double()
+    image = noise(1, 1, height, 256 if whole else 896).double()
     far = image.clone()
     far[..., :8] += 20
     with torch.no_grad():

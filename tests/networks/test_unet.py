@@ -18,7 +18,7 @@ class TestDefault(NetworkChecks):
 
 
 class TestSeed(NetworkChecks):
-    section = UNet(norm="none", transpose_kernel=3, head_width=32)
+    section = UNet(widths=(8, 16, 24, 32, 40), norm="none", transpose_kernel=3, head_width=8)
 
 
 class TestInstanceNorm(NetworkChecks):

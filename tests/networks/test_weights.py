@@ -107,7 +107,6 @@ def test_a_silent_hub_costs_the_timeout_once(empty_caches: Path, monkeypatch: py
         time.sleep(5)
 
     monkeypatch.setattr(hub, "get_hf_file_metadata", hang)
-    monkeypatch.setattr(hub, "_probe", hub._probe)
     monkeypatch.setattr(hub.time, "monotonic", lambda: 1000.0)
     started = time.perf_counter()
     assert "no answer within 0.2 s" in load(section("auto"), probe_timeout=0.2)[1]
@@ -188,7 +187,8 @@ def test_timm_encoders_load_from_the_cache(unreachable: Path, channels: int) -> 
     assert "ImageNet weights loaded" in said
     assert torch.equal(own["model.layer4.0.conv1.weight"], tensors["layer4.0.conv1.weight"])
     summed = own["model.conv1.0.weight"].sum(1)
-    torch.testing.assert_close(summed, tensors["conv1.0.weight"].sum(1)) if channels == 1 else None
+    if channels == 1:
+        torch.testing.assert_close(summed, tensors["conv1.0.weight"].sum(1))
     assert network.eval()(noise(1, channels, 20, 20)).isfinite().all()
 
 
@@ -218,7 +218,7 @@ def test_torchvision_s_download_is_found(unreachable: Path) -> None:
 def test_other_pretraining_is_called_by_its_name() -> None:
     assert hub.find_pretrained("resnext101_32x16d").data == "instagram"
     with pytest.raises(hub.UnobtainableError, match="no weights"):
-        hub.find_pretrained("tu-test_vit4" if timm.is_model("test_vit4") else "tu-nothing")
+        hub.find_pretrained("tu-nothing")
 
 
 # Files
@@ -262,7 +262,7 @@ def test_part_of_the_tensors_is_said(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3), "bn1.weight": torch.full((64,), 9.0)}, file)
-    spec = make_spec(section(str(file)))
+    spec = make_spec(section(str(file)), channels=3)
     network = build_network(spec)
     with pytest.raises(ModelError) as caught:
         load_encoder_weights(network, spec)
@@ -320,8 +320,8 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path, content: Any) -> None
 
 
 def test_adapted_first_convolution_keeps_the_size_of_the_features() -> None:
-    kernel = torch.rand(4, 3, 7, 7)
-    grey = torch.rand(1, 1, 20, 20)
+    kernel = torch.rand(4, 3, 7, 7, dtype=torch.float64)
+    grey = torch.rand(1, 1, 20, 20, dtype=torch.float64)
     expected = nn.functional.conv2d(grey.expand(1, 3, 20, 20), kernel)
     for channels in (1, 3, 6):
         adapted = adapt(kernel, torch.Size((4, channels, 7, 7)), channels)

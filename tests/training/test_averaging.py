@@ -9,7 +9,7 @@ from torch import nn
 from napari_strata.training.averaging import AveragedWeights
 
 
-def small_network() -> nn.Module:
+def small_network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
 
 
@@ -39,8 +39,8 @@ def test_average_is_a_frozen_copy_in_evaluation_mode() -> None:
     assert not averaged.network.training
     assert not any(p.requires_grad for p in averaged.network.parameters())
     with torch.no_grad():
-        network[0].weight.fill_(7.0)  # type: ignore[operator, union-attr]
-    assert not (averaged.network[0].weight == 7.0).any()  # type: ignore[index]
+        next(network.parameters()).fill_(7.0)
+    assert not (next(averaged.network.parameters()) == 7.0).any()
 
 
 def test_state_restores_weights_and_the_count_of_updates() -> None:
@@ -58,6 +58,6 @@ def test_a_decay_of_zero_would_be_the_raw_weights() -> None:
     network = small_network()
     averaged = AveragedWeights(network, 1e-12)
     with torch.no_grad():
-        network[0].weight.fill_(3.0)  # type: ignore[operator, union-attr]
+        next(network.parameters()).fill_(3.0)
     averaged.update(network)
-    assert averaged.network[0].weight.flatten().tolist() == pytest.approx([3.0, 3.0])  # type: ignore[index]
+    assert next(averaged.network.parameters()).flatten().tolist() == pytest.approx([3.0, 3.0])

@@ -264,6 +264,28 @@ def test_the_better_of_raw_and_averaged_weights_is_kept(
     assert [end.best_iou for end in of_kind(events, EpochEnd)] == [True, True, False]
     model = Model.load(tmp_path / "run")
     assert all(torch.equal(value, script.seen[3][name]) for name, value in model.weights.items())
+    assert RunFolder.open(tmp_path / "run").load_checkpoint("last.pt")["learner"]["averaged"]["updates"] == 6
+    assert any(not torch.equal(value, script.seen[1][name]) for name, value in script.seen[0].items())
+
+
+def test_plateau_follows_the_validation_loss(
+    tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "validate", Script(0.5, 0.5, 0.5, 0.5))
+    small |= {"training.schedule": "plateau", "training.plateau.patience": 0, "training.averaging": None}
+    events = list(iter_train("default", scene(), out=tmp_path / "run", overrides=small, device="cpu"))
+    assert [e.learning_rate for e in of_kind(events, EpochEnd)] == [0.01, 0.01, 0.005, 0.0025]
+
+
+def test_plateau_follows_the_training_loss_where_nothing_validates(
+    tmp_path: Path, scene: Scene, small: dict[str, Any]
+) -> None:
+    small |= {"training.schedule": "plateau", "training.plateau.patience": 0, "training.validation": 0.0}
+    small |= {"patches.per_epoch": 64}
+    ends = of_kind(list(iter_train("default", scene(), out=tmp_path / "run", overrides=small, device="cpu")), EpochEnd)
+    losses = [end.train_loss for end in ends]
+    assert losses == sorted(losses, reverse=True)
+    assert {end.learning_rate for end in ends} == {0.01}
 
 
 def poisoned(epoch: int, batch: int) -> Callable[..., dict[str, float]]:
@@ -353,7 +375,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     def attempt(**options: Any) -> None:
-        given = {"overrides": small, "device": "cpu", "out": tmp_path / "run"} | options
+        given: dict[str, Any] = {"overrides": small, "device": "cpu", "out": tmp_path / "run"} | options
         list(iter_train("default", given.pop("pairs", scene()), **given))
 
     blank = with_labels(scene(), np.zeros(scene().labels.shape, np.uint8))

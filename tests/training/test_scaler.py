@@ -49,18 +49,19 @@ def test_scaling_changes_no_weight(
 def test_infinite_gradients_are_skipped_and_the_scale_survives_a_stop(
     tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, Scaled("scaled", start=3e38))
     small |= {"patches.per_epoch": 64, "training.loss": {"ce": 100.0}}
+    use(monkeypatch, Scaled("scaled", start=3e38))
     for event in iter_train("default", scene(), out=tmp_path / "run", overrides=small, device="cpu"):
         if isinstance(event, EpochEnd) and event.epoch == 2:
             break
-    state = RunFolder.open(tmp_path / "run").load_checkpoint("last.pt")["learner"]
-    scale = state["scaler"]["scale"]
-    assert scale < 3e38
-    assert all(torch.isfinite(value.double()).all() for value in state["network"].values())
-    steps = next(iter(state["optimizer"]["state"].values()))["step"]
-    assert 0 < steps < 16
-    use(monkeypatch, Scaled("scaled", start=3e38))
+    train("default", scene(), out=tmp_path / "whole", overrides=small, device="cpu")
+    use(monkeypatch, Scaled("scaled", start=1.0))
     train("default", scene(), out=tmp_path / "run", device="cpu", resume=True)
-    state = RunFolder.open(tmp_path / "run").load_checkpoint("last.pt")["learner"]
-    assert next(iter(state["optimizer"]["state"].values()))["step"] == steps + 16
+    resumed, whole = (RunFolder.open(tmp_path / n).load_checkpoint("last.pt")["learner"] for n in ("run", "whole"))
+    assert resumed["scaler"] == whole["scaler"]
+    assert 1 < whole["scaler"]["scale"] < 3e38
+    for name, value in whole["network"].items():
+        assert torch.isfinite(value.double()).all()
+        assert torch.equal(value, resumed["network"][name])
+    steps = next(iter(whole["optimizer"]["state"].values()))["step"]
+    assert 0 < steps < 32

@@ -62,8 +62,8 @@ def best_cut(parts: Sequence[Part], classes: ClassMap, *, fraction: float, rng: 
 
     Strips of `fraction` of the length, and wider ones where labels are sparse, are tried everywhere along both axes.
     The best has the most classes in both halves, then the widest gap (thin pictures are cut across), then about the
-    share asked for, then is narrow, then lies at an edge; `rng` decides between equals. None when no strip leaves labels in both
-    halves.
+    share asked for, then is narrow, then lies at an edge; `rng` decides between equals. None when no strip leaves
+    labels in both halves.
     """
     profiles = [_profiles(part, classes) for part in parts]
     candidates = []

@@ -59,10 +59,11 @@ class PatchSource:
         self.parts = [_checked(part, spec) for part in parts]
         self.spec = spec
         self.seed = recipe.training.seed
+        self.balance = recipe.patches.balance
         self.side = spec.resize or spec.patch
         self._scales = _scales(self.parts, spec)
         self._held = _hold(self.parts, spec)
-        self._sampler = None if spec.resize else self._make_sampler(recipe.patches.balance)
+        self._sampler = None if spec.resize else self._make_sampler()
         self.patches = self._patches(recipe)
         self._batches = math.ceil(self.patches / recipe.training.batch_size)
 
@@ -77,11 +78,24 @@ class PatchSource:
         if self._sampler is None:
             places = rng.permutation(len(self.parts)).tolist()
         else:
-            places = self._sampler.draw(self.patches, rng)
+            places = self._sampler.draw(self.patches, rng, balance=self.balance)
         bounds = [round(i * len(places) / len(self)) for i in range(len(self) + 1)]
         return _ahead([places[a:b] for a, b in pairwise(bounds)], self._batch)
 
-    def _make_sampler(self, balance: float) -> Sampler:
+    def plain(self, count: int, *, batch_size: int) -> Iterator[Batch]:
+        """Batches of `count` patches (or planes, where they are resized) as they occur, classes not balanced.
+
+        The same at every call.
+        """
+        rng = np.random.default_rng([self.seed, 4])
+        places: list[Place] | list[int]
+        if self._sampler is None:
+            places = rng.permutation(len(self.parts)).tolist()[:count]
+        else:
+            places = self._sampler.draw(count, rng, balance=0.0)
+        return _ahead([places[i : i + batch_size] for i in range(0, len(places), batch_size)], self._batch)
+
+    def _make_sampler(self) -> Sampler:
         classes = self.spec.classes
         counts = counts_of(self.parts, classes)
         if not counts.any():
@@ -93,7 +107,7 @@ class PatchSource:
             else [[labels] for _, labels in held]
         )
         shapes = [part.shape for part in self.parts]
-        return Sampler(labels, shapes=shapes, counts=counts, size=self.side, balance=balance, seed=self.seed)
+        return Sampler(labels, shapes=shapes, counts=counts, size=self.side, seed=self.seed)
 
     def _patches(self, recipe: Recipe) -> int:
         if self._sampler is None:
@@ -184,4 +198,13 @@ def _hold(parts: Sequence[Part], spec: ModelSpec) -> list[tuple[Array, Array]] |
     """Image and class indices of every part, or None when they are more than `MEMORY`."""
     pixel = [part.pair.image.channels * part.pair.image.dtype.itemsize + 1 for part in parts]
     size = sum(bytes_ * math.prod(part.shape) for bytes_, part in zip(pixel, parts, strict=True))
-    return [part.read(spec.classes) for part in parts] if size <= MEMORY else None
+    return [_read_whole(part, spec) for part in parts] if size <= MEMORY else None
+
+
+def _read_whole(part: Part, spec: ModelSpec) -> tuple[Array, Array]:
+    """Image and class indices of a part, read strip by strip: making class indices takes many times their memory."""
+    strips = [strip.read(spec.classes) for strip in part.strips()]
+    if len(strips) == 1:
+        return strips[0]  # perhaps a view, which costs no memory
+    images, labels = zip(*strips, strict=True)
+    return np.concatenate(images, axis=1), np.concatenate(labels)

@@ -158,7 +158,7 @@ def find_nonfinite(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[str
     return [sentence for sentence in found if sentence]
 
 
-def shown(names: Sequence[str], most: int = 12) -> str:
+def shown(names: Sequence[str], most: int = 8) -> str:
     """Names for people, comma-separated; beyond `most` only how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

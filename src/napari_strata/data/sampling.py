@@ -20,6 +20,9 @@ PER_CLASS = 20_000
 IN_ALL = 8_000_000
 """Labelled pixels that are remembered altogether, about; 8 bytes each."""
 
+PIECE = 2**22
+"""Pixels looked at in one go: positions in a plane take eight times its memory."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -46,10 +49,6 @@ class Sampler:
         height and width, and labelled pixels of each class, of each part; `counts` is int64 (parts, K), not all 0.
     size
         side of the patches in pixels.
-    balance
-        share of patches drawn near a pixel of a class, the class chosen evenly among those present and the pixel
-        evenly among all of that class; it lies in the middle half of its patch. The other patches are drawn around
-        labelled pixels chosen evenly among all of them, anywhere in the patch.
     seed
         of the choice of positions to remember; draws have their own generator.
     """
@@ -61,13 +60,11 @@ class Sampler:
         shapes: Sequence[tuple[int, int]],
         counts: Array,
         size: int,
-        balance: float,
         seed: int,
     ) -> None:
         self.shapes = shapes
         self.counts = counts
         self.size = size
-        self.balance = balance
         limit = min(PER_CLASS, max(64, IN_ALL // counts.size))
         self.kept = [
             remember(strips, counts[number], limit=limit, rng=np.random.default_rng([seed, 2, number]))
@@ -75,12 +72,17 @@ class Sampler:
         ]
         self.shares = counts / np.maximum(counts.sum(axis=0), 1)
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[Place]:
-        """`count` places, each with at least one labelled pixel. Patches stay inside their part where it is larger."""
+    def draw(self, count: int, rng: np.random.Generator, *, balance: float) -> list[Place]:
+        """`count` places, each with at least one labelled pixel. Patches stay inside their part where it is larger.
+
+        `balance` is the share of patches drawn near a pixel of a class, the class chosen evenly among those present and
+        the pixel evenly among all of that class; it lies in the middle half of its patch. The other patches are drawn
+        around labelled pixels chosen evenly among all of them, anywhere in the patch.
+        """
         totals = self.counts.sum(axis=0)
         even = rng.choice(np.flatnonzero(totals), count)
         natural = rng.choice(len(totals), count, p=totals / totals.sum())
-        balanced = rng.random(count) < self.balance
+        balanced = rng.random(count) < balance
         classes = np.where(balanced, even, natural)
         return [self._place(int(k), bool(near), rng) for k, near in zip(classes, balanced, strict=True)]
 
@@ -106,13 +108,13 @@ def remember(strips: Iterable[Array], counts: Array, *, limit: int, rng: np.rand
     seen = [0] * len(wanted)
     offset = 0
     for strip in strips:
-        flat = strip.ravel()
-        for k, ordinals in enumerate(wanted):
-            here = np.flatnonzero(flat == k)
-            first, last = np.searchsorted(ordinals, (seen[k], seen[k] + len(here)))
-            found[k].append(here[ordinals[first:last] - seen[k]] + offset)
-            seen[k] += len(here)
-        offset += flat.size
+        for flat in np.split(strip.ravel(), range(PIECE, strip.size, PIECE)):
+            for k, ordinals in enumerate(wanted):
+                here = np.flatnonzero(flat == k)
+                first, last = np.searchsorted(ordinals, (seen[k], seen[k] + len(here)))
+                found[k].append(here[ordinals[first:last] - seen[k]] + offset)
+                seen[k] += len(here)
+            offset += flat.size
     return [np.concatenate(chunks) for chunks in found]
 
 

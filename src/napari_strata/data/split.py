@@ -148,7 +148,7 @@ def _empty_images(pairs: Sequence[AnnotatedImage], parts: Sequence[Part]) -> tup
 def _refuse_shared(some: Sequence[AnnotatedImage], others: Sequence[AnnotatedImage]) -> None:
     for one in some:
         for other in others:
-            if one is other or _same(one.image, other.image):
+            if _same(one.image, other.image):
                 raise LabelError(
                     f"{other.name}: found it twice among the images to train and validate on; a score on an image that "
                     "was trained on means nothing, so give each image once."
@@ -158,7 +158,8 @@ def _refuse_shared(some: Sequence[AnnotatedImage], others: Sequence[AnnotatedIma
 def _same(one: Image, other: Image) -> bool:
     """Whether two images are one picture: of one file, name, shape and content, or sharing memory."""
     if one.source is not None and (one.source, one.name, one.shape) == (other.source, other.name, other.shape):
-        return np.array_equal(one.read(next(one.planes())), other.read(next(other.planes())))
+        first, second = (image.read(next(image.planes())) for image in (one, other))
+        return np.array_equal(first, second, equal_nan=True)
     arrays = one.data, other.data
     return arrays[0] is arrays[1] or (all(isinstance(a, np.ndarray) for a in arrays) and np.shares_memory(*arrays))
 

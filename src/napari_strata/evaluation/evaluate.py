@@ -19,7 +19,6 @@ from napari_strata.classes import IGNORE, ClassMap
 from napari_strata.data.parts import Part, find_nonfinite, whole
 from napari_strata.device import describe_device
 from napari_strata.errors import LabelError, RunError
-from napari_strata.evaluation.pictures import MOST, Example
 from napari_strata.evaluation.report import check_free, write_report
 from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted, RegionEnd
 from napari_strata.image import AnnotatedImage, Image, LabelImage, as_pairs
@@ -29,6 +28,7 @@ from napari_strata.inference.predictor import Predictor
 from napari_strata.metrics import ConfusionMatrix
 from napari_strata.model import Model
 from napari_strata.normalization import Scale
+from napari_strata.pictures import MOST, Example
 
 Array = np.ndarray[Any, Any]
 
@@ -197,7 +197,7 @@ class _Tally:
     predictor: Predictor
     scales: dict[int, Scale]
     shown: set[int]
-    matrices: dict[int, tuple[str, ConfusionMatrix]] = field(default_factory=dict)
+    matrices: dict[int, tuple[AnnotatedImage, ConfusionMatrix]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
 
     def add(self, number: int, part: Part) -> float:
@@ -209,16 +209,17 @@ class _Tally:
         prediction, _ = self.predictor.plane(image, self.scales[key])
         here = ConfusionMatrix(classes)
         here.update(truth, prediction)
-        name, before = self.matrices.get(key, (part.pair.name, ConfusionMatrix(classes)))
-        self.matrices[key] = name, before + here
+        before = self.matrices[key][1] if key in self.matrices else ConfusionMatrix(classes)
+        self.matrices[key] = part.pair, before + here
         if number in self.shown:
             self.examples.append(Example.of(part.name, image, truth, prediction=prediction, confusion=here))
         return perf_counter() - started
 
     def scores(self) -> Scores:
-        per_image = tuple(self.matrices.values())
-        total = sum((matrix for _, matrix in per_image), ConfusionMatrix(self.predictor.spec.classes))
-        return Scores(total, per_image, tuple(self.examples))
+        matrices = [matrix for _, matrix in self.matrices.values()]
+        names = _told_apart([pair for pair, _ in self.matrices.values()])
+        total = sum(matrices, ConfusionMatrix(self.predictor.spec.classes))
+        return Scores(total, tuple(zip(names, matrices, strict=True)), tuple(self.examples))
 
 
 def _prepare(model: Model, parts: Sequence[Part]) -> tuple[dict[int, Scale], list[str]]:
@@ -248,6 +249,14 @@ def _other_names(classes: ClassMap, pair: AnnotatedImage) -> list[str]:
     if not differ:
         return []
     return [f"{pair.name}: the labels and the model name values differently: {', '.join(differ)}; the value counts."]
+
+
+def _told_apart(pairs: Sequence[AnnotatedImage]) -> list[str]:
+    """Names of pairs; where two share one, as files of one microscope may, those of the files."""
+    names = [pair.name for pair in pairs]
+    if len(set(names)) == len(names):
+        return names
+    return [Path(pair.image.source).name if pair.image.source else pair.name for pair in pairs]
 
 
 def _evenly(count: int, most: int) -> list[int]:

@@ -7,7 +7,7 @@ what is finished stays in ``<out>.partial`` and the same call goes on from there
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +77,8 @@ class PredictOptions:
 class Prediction(Iterator[Event]):
     """A prediction as a job: iterate over its events, then take `labels`, `probabilities` and `pixels`.
 
-    Parameters and errors are those of `iter_predict`; errors are raised at the first step.
+    Parameters and errors are those of `iter_predict`; errors are raised at the first step. Without `out`, planes go to
+    what `memory` makes.
     """
 
     def __init__(
@@ -88,8 +89,9 @@ class Prediction(Iterator[Event]):
         out: str | os.PathLike[str] | None = None,
         options: PredictOptions | None = None,
         predictor: Predictor | None = None,
+        memory: Callable[[Form], Output] = MemoryOutput,
     ) -> None:
-        self._model, self._image, self._predictor = model, image, predictor
+        self._model, self._image, self._predictor, self._memory = model, image, predictor, memory
         self._out = None if out is None else Path(out).expanduser()
         self._options = options or PredictOptions()
         self._results: Results | None = None
@@ -139,7 +141,7 @@ class Prediction(Iterator[Event]):
         predictor = self._predictor or build_predictor(model, options)
         scale = model.spec.normalization.scale_for(np.concatenate(samples, axis=1), image.dtype)
         made_of = _Origin(model, image, samples)
-        with closing(_open_output(out, made_of, predictor=predictor, options=options)) as output:
+        with closing(_open_output(out, made_of, predictor=predictor, options=options, memory=self._memory)) as output:
             yield from _discarded(output)
             found = len(output.pixels)
             yield PredictionStarted(image.name, describe_device(predictor.device), output.form.planes, found)
@@ -253,14 +255,21 @@ class _Origin(NamedTuple):
     samples: list[Array]
 
 
-def _open_output(out: Path | None, made_of: _Origin, *, predictor: Predictor, options: PredictOptions) -> Output:
+def _open_output(
+    out: Path | None,
+    made_of: _Origin,
+    *,
+    predictor: Predictor,
+    options: PredictOptions,
+    memory: Callable[[Form], Output],
+) -> Output:
     """Memory, or the folder of an unfinished prediction, old or new."""
     model, image, samples = made_of
     classes = predictor.spec.classes
     planes, shape = len(list(image.planes())), (image.size("Y"), image.size("X"))
     form = Form(planes, shape, classes.dtype, len(classes) if options.probabilities else 0)
     if out is None:
-        return MemoryOutput(form)
+        return memory(form)
     identity = {
         "model": model.digest,
         "image": fingerprint(image, samples),

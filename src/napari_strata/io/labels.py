@@ -62,7 +62,7 @@ def write_labels(path: PathLike, labels: LabelImage, *, overwrite: bool = False)
 
 
 def write_image(path: PathLike, image: Image, *, overwrite: bool = False) -> Path:
-    """Write an image in its own dtype with axes, scale, units and channel names; formats and errors as `write_labels`."""
+    """Write an image in its own dtype, with axes, scale, units and channel names; else as `write_labels`."""
     return _write(path, image, dtype=image.dtype, overwrite=overwrite)
 
 

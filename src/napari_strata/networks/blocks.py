@@ -107,7 +107,8 @@ def double_convolution(inputs: int, outputs: int, *, norm: Norm) -> nn.Sequentia
 def replace_batch_norms(module: nn.Module, kind: Norm = "batch") -> None:
     """Put our normalisation in the place of every plain `BatchNorm2d` below `module`, weights kept for kind "batch"."""
     for name, child in module.named_children():
-        if type(child) not in (nn.BatchNorm2d, BatchNorm):
+        # Not timm's, which derive from torch's and do more.
+        if not isinstance(child, nn.BatchNorm2d) or type(child) not in (nn.BatchNorm2d, BatchNorm):
             replace_batch_norms(child, kind)
             continue
         layer = norm_layer(kind, child.num_features)

@@ -127,22 +127,31 @@ def fit(encoder: nn.Module, tensors: dict[str, Tensor], channels: int, *, source
         when fewer than half of the encoder's tensors are found; the encoder is then untouched.
     """
     own = encoder.state_dict()
-    matched: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for form in _forms(name):
-            if form in own and form not in matched:
-                adapted = adapt(tensor, own[form].shape, channels)
-                if adapted is not None:
-                    matched[form] = adapted
-                    break
+    matched = _match(own, tensors, channels)
     # Counters of old files are missing and do not matter.
     wanted = [name for name in own if not name.endswith("num_batches_tracked")]
     count = sum(name in matched for name in wanted)
     if 2 * count < len(wanted):
-        example = _example(own, wanted[0], tensors)
-        raise ModelError(f"{source}: {count} of the {len(wanted)} tensors of the encoder found; {example}")
+        found = next((name for name in tensors if name not in matched), next(iter(tensors)))
+        needed = next(name for name in wanted if name not in matched)
+        raise ModelError(
+            f"{source}: {count} of the {len(wanted)} tensors of the encoder found; it has {found!r} "
+            f"{tuple(tensors[found].shape)}, needed is {needed!r} {tuple(own[needed].shape)}. Give weights of the same "
+            "encoder, or set network.encoder to the one they are of."
+        )
     nn.Module.load_state_dict(encoder, matched, strict=False)  # smp's own versions change the dictionary
     return f"{count} of {len(wanted)} tensors"
+
+
+def _match(own: dict[str, Tensor], tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
+    matched: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for form in _forms(name):
+            fitting = adapt(tensor, own[form].shape, channels) if form in own and form not in matched else None
+            if fitting is not None:
+                matched[form] = fitting
+                break
+    return matched
 
 
 def adapt(tensor: Tensor, shape: torch.Size, channels: int) -> Tensor | None:
@@ -163,14 +172,6 @@ def _forms(name: str) -> list[str]:
     while prefix := next((p for p in PREFIXES if forms[-1].startswith(p)), None):
         forms.append(forms[-1].removeprefix(prefix))
     return [*forms, f"model.{forms[-1]}"]
-
-
-def _example(own: dict[str, Tensor], needed: str, tensors: dict[str, Tensor]) -> str:
-    found = next(iter(tensors))
-    return (
-        f"it has {found!r} {tuple(tensors[found].shape)}, needed is {needed!r} {tuple(own[needed].shape)}. Give "
-        "weights of the same encoder, or set network.encoder to the one they are of."
-    )
 
 
 def _short(error: BaseException) -> str:

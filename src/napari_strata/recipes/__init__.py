@@ -31,8 +31,15 @@ class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, writing lists on one line, and text that looks like 1e-3 in quotes."""
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # Text with line breaks is escaped: PyYAML folds the rarer ones (U+0085, U+2028) and loses them.
+    style = '"' if value.splitlines() not in ([], [value]) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Dumper.add_representer(str, _text)
 _Dumper.add_representer(list, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))
 
 
@@ -75,6 +82,20 @@ def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe, defaults included, as YAML that `load_recipe` reads back to an equal recipe."""
     raw = recipe.model_dump(mode="json")
     return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def parse_value(text: str) -> Any:
+    """A value as it may stand in a recipe file: ``1e-3``, ``null``, ``[16, 32]``, ``{ce: 1, dice: 0.5}``, ``physical``.
+
+    Raises
+    ------
+    RecipeError
+        when it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{text!r}{_where(error)}; put text with special characters in quotes.") from None
 
 
 def _bundled() -> dict[str, str]:

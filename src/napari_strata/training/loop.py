@@ -111,6 +111,7 @@ def iter_train(  # noqa: PLR0913 (as `train`)
 
 def _iter_train(job: Job) -> Generator[Event, None, None]:
     start = time.perf_counter()
+    # Decide everything; nothing is written before `begin_session` or `resume_session`.
     if job.resume:
         plan = plan_resumed(job, RunFolder.open(job.out))
     else:
@@ -136,18 +137,22 @@ def _iter_train(job: Job) -> Generator[Event, None, None]:
             if progress.is_stuck(section.early_stopping):
                 reason = "early stopping"
                 break
+            # Steps.
             epoch_start, losses = time.perf_counter(), []
             for number, batch in enumerate(source.epoch(epoch), start=1):
                 batch_start, rate = time.perf_counter(), learner.schedule.learning_rate
                 losses.append(learner.step(batch, epoch=epoch, number=number))
                 seconds = time.perf_counter() - batch_start
                 yield session.tell(BatchEnd(epoch, number, len(source), losses[-1]["loss"], rate, seconds))
+            # Validation, then everything on disk, then the event.
             means = _means(losses)
+            learner.recalibrate(source)
             kind, scores = _validate(learner, predictors, truths)
             learner.schedule.step_epoch(scores.loss if truths else means["loss"])
             end = _epoch_end(session, kind, scores, train_loss=means["loss"])
             end = replace(end, learning_rate=rate, seconds=time.perf_counter() - epoch_start)
             session.keep(end, _columns(means, scores))
+            session.draw(end, scores.example)
             yield session.tell(end)
         session.complete()
     except (GeneratorExit, KeyboardInterrupt, SystemExit):

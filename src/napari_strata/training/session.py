@@ -11,6 +11,7 @@ from napari_strata.device import describe_device
 from napari_strata.events import EpochEnd, Event, Message, TrainingEnd, TrainingStarted
 from napari_strata.model import Model
 from napari_strata.networks.weights import load_encoder_weights
+from napari_strata.pictures import Example, draw_example
 from napari_strata.run import RunFolder
 from napari_strata.training.plan import Job, Plan
 from napari_strata.training.state import Learner, Progress
@@ -59,6 +60,12 @@ class Session:
             model.save(self.run.path / f"{name}.safetensors")
         self.save_checkpoint()
         files.write_text(self.run.path / "metrics.csv", self.progress.csv())
+
+    def draw(self, end: EpochEnd, example: Example | None) -> None:
+        """A picture of the first validation part as it is predicted now."""
+        if example is not None:
+            with files.atomic(self.run.previews / f"epoch_{end.epoch:04d}.png") as temporary:
+                draw_example(example).save(temporary)
 
     def save_checkpoint(self) -> None:
         """Everything needed to go on, in one file of tensors and plain types."""

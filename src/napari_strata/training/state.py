@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_strata.data.augmentation import Augmenter
-from napari_strata.data.loader import Batch
+from napari_strata.data.loader import Batch, PatchSource
 from napari_strata.device import Precision
 from napari_strata.errors import TrainingError
 from napari_strata.events import EpochEnd, from_json, to_json
@@ -25,6 +25,7 @@ from napari_strata.training.averaging import AveragedWeights
 from napari_strata.training.losses import build_loss
 from napari_strata.training.optim import build_optimizer, build_schedule, restore_optimizer
 from napari_strata.training.plan import Plan
+from napari_strata.training.recalibration import recalibrate
 
 
 def derived_seed(*key: int) -> int:
@@ -77,8 +78,8 @@ class Learner:
         """
         section = self.section
         with seeded(self.device, section.seed, epoch, number):
-            generator = torch.Generator().manual_seed(derived_seed(section.seed, epoch, number, 1))
-            images, labels = self.augment(batch.images.to(self.device), batch.labels.to(self.device), generator)
+            images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+            images, labels = self.augment(images, labels, torch.default_generator)
             self.network.train()
             with self.precision.autocast(self.device):
                 logits = self.network(images.contiguous(memory_format=torch.channels_last))
@@ -99,6 +100,13 @@ class Learner:
             self.averaged.update(self.network)
         self.schedule.step_batch()
         return found
+
+    def recalibrate(self, source: PatchSource) -> None:
+        """Measure batch normalisation's statistics on plain patches of `source`, as the recipe says."""
+        if count := self.section.recalibration:
+            for network in self.networks.values():
+                batches = source.plain(count, batch_size=self.section.batch_size)
+                recalibrate(network, batches, device=self.device, precision=self.precision)
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -14,6 +14,7 @@ from napari_strata.data.parts import Part
 from napari_strata.inference.predictor import Predictor, class_indices
 from napari_strata.metrics import ConfusionMatrix
 from napari_strata.normalization import Scale
+from napari_strata.pictures import Example
 from napari_strata.recipe import LossName
 from napari_strata.spec import ModelSpec
 from napari_strata.training.losses import Loss
@@ -35,11 +36,13 @@ class Validation:
     """Scores of one network on all validation parts.
 
     `loss` and `terms` (each loss by itself) are means over parts, weighted by their labelled pixels; NaN without any.
+    `example` is the first part, for a picture.
     """
 
     loss: float
     terms: dict[str, float]
     confusion: ConfusionMatrix
+    example: Example | None = None
 
 
 def load_truths(parts: Sequence[Part], spec: ModelSpec) -> list[Truth]:
@@ -66,15 +69,21 @@ def validate(predictor: Predictor, truths: Sequence[Truth], loss: Loss) -> Valid
     spec = predictor.spec
     confusion = ConfusionMatrix(spec.classes)
     sums: dict[str, float] = {}
-    total = 0
+    total, example = 0, None
     for truth in truths:
-        logits = torch.from_numpy(predictor.plane_logits(truth.part.read_image(), truth.scale))[None]
+        image = truth.part.read_image()
+        logits = torch.from_numpy(predictor.plane_logits(image, truth.scale))[None]
         labels = torch.from_numpy(truth.labels)[None]
-        confusion.update(truth.labels, class_indices(logits)[0].numpy())
+        indices = class_indices(logits)[0].numpy()
+        confusion.update(truth.labels, indices)
+        if example is None:
+            alone = ConfusionMatrix(spec.classes)
+            alone.update(truth.labels, indices)
+            example = Example.of(truth.part.name, image, truth.labels, prediction=indices, confusion=alone)
         pixels = int((truth.labels != IGNORE).sum())
         terms = loss.terms(logits.to(predictor.device), labels.to(predictor.device), also=ALSO)
         for name, value in (("loss", loss.total(terms)), *terms.items()):
             sums[name] = sums.get(name, 0.0) + value.item() * pixels
         total += pixels
     means = {name: value / total for name, value in sums.items()}
-    return Validation(means.pop("loss", float("nan")), means, confusion)
+    return Validation(means.pop("loss", float("nan")), means, confusion, example)

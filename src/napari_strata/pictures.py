@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, drawn with Pillow: the confusion matrix, and image, truth and prediction side by side."""
+"""Pictures of scores, drawn with Pillow: the confusion matrix, and image, truth and prediction side by side."""
 
 from __future__ import annotations
 

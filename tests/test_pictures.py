@@ -5,7 +5,8 @@ import PIL.Image
 import pytest
 
 from napari_strata.classes import IGNORE, ClassMap
-from napari_strata.evaluation.pictures import (
+from napari_strata.metrics import ConfusionMatrix
+from napari_strata.pictures import (
     PANEL,
     RIGHT,
     Example,
@@ -17,7 +18,6 @@ from napari_strata.evaluation.pictures import (
     draw_confusion,
     draw_example,
 )
-from napari_strata.metrics import ConfusionMatrix
 
 CLASSES = ClassMap(names=("pore", "clay"), values=(1, 2), colors=("#4477aa", "#ee8866"))
 

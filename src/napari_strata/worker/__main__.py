@@ -1,0 +1,35 @@
+"""``python -m napari_strata.worker``: the pipes first, before anything can print; then the engine; then orders."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from time import perf_counter
+
+from napari_strata.worker.pipes import Inbox, Outbox, take_over
+
+
+def main() -> None:
+    """Run a worker on stdin and stdout until stdin ends, or SIGTERM."""
+    started = perf_counter()
+    faulthandler.enable()  # a crash says where, on stderr
+    orders, replies = take_over()
+    inbox = Inbox()
+    outbox = Outbox(replies, inbox)
+    from napari_strata.worker.server import Server  # the engine and torch: seconds
+
+    inbox.start(orders)
+    Server(inbox, outbox).serve(started)
+
+
+if __name__ == "__main__":
+    status = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Libraries take their time to leave, and nothing is left to be done.
+    os._exit(status)

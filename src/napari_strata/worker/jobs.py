@@ -1,0 +1,211 @@
+"""Jobs: what each kind of order does. Each is a generator of events that returns its result, as plain data.
+
+Nothing is added here to what the Python API can do, except where results go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from functools import singledispatch
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from napari_strata.device import choose_device, choose_precision, describe_device
+from napari_strata.errors import ImageError
+from napari_strata.evaluation.evaluate import iter_evaluate, score_labels
+from napari_strata.evaluation.report import check_free, write_report
+from napari_strata.events import PredictionEnd, PredictionStarted, RegionEnd, TrainingEnd
+from napari_strata.image import AnnotatedImage, Image
+from napari_strata.inference.batch import predict_files
+from napari_strata.inference.checks import check_image
+from napari_strata.inference.output import Form
+from napari_strata.inference.predict import Prediction, PredictOptions
+from napari_strata.io import describe, read_images
+from napari_strata.model import Model, find_model
+from napari_strata.networks import build_network
+from napari_strata.recipe import Recipe
+from napari_strata.spec import find_classes
+from napari_strata.training.loop import iter_train
+from napari_strata.training.plan import Job as Training
+from napari_strata.training.plan import plan_new
+from napari_strata.worker.npy import NpyOutput, check_array
+from napari_strata.worker.orders import EvaluateJob, InfoJob, Job, Pairs, PlanJob, PredictJob, TrainJob
+from napari_strata.worker.replies import Outgoing
+from napari_strata.worker.sources import Window, open_image, open_labels, open_pairs
+
+Result: TypeAlias = dict[str, Any]
+Events: TypeAlias = Generator[Outgoing, None, Result]
+
+
+@singledispatch
+def run(job: Job) -> Events:
+    """Do a job. It is stopped by closing the generator, or by a KeyboardInterrupt at any moment.
+
+    Raises
+    ------
+    StrataError
+        as the function of the API that does the same.
+    """
+    raise NotImplementedError(type(job).__name__)
+
+
+@run.register
+def _(job: TrainJob) -> Events:
+    events = iter_train(
+        _recipe(job.recipe),
+        open_pairs(job),
+        out=job.out,
+        validation=open_pairs(job.validation) if job.validation else None,
+        classes=job.classes,
+        unlabelled=job.unlabelled,
+        overrides=job.overrides,
+        device=job.device,
+        resume=job.resume,
+        extend=job.extend,
+    )
+    result: Result = {}
+    with closing(events):
+        for event in events:
+            if isinstance(event, TrainingEnd):
+                result = {"run": job.out, "model": event.model, "ended": event.reason, "epoch": event.epoch}
+            yield event
+    return result
+
+
+@run.register
+def _(job: PlanJob) -> Events:
+    validation = open_pairs(job.validation) if job.validation else None
+    order = Training(
+        _recipe(job.recipe), open_pairs(job), Path(), validation, job.classes, job.unlabelled, job.overrides
+    )
+    plan = plan_new(order)
+    device = choose_device(job.device)
+    yield from plan.messages
+    return {
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "spec": plan.spec.model_dump(mode="json"),
+        "split": plan.text,
+        "training": [part.name for part in plan.training],
+        "validation": [part.name for part in plan.validation],
+        "classes": plan.spec.classes.table(),
+        "labelled_pixels": list(plan.counts),
+        "device": describe_device(device),
+        "precision": choose_precision(plan.recipe.training.precision, device).name,
+        "parameters": sum(p.numel() for p in build_network(plan.spec).parameters()),
+    }
+
+
+@run.register
+def _(job: PredictJob) -> Events:
+    options = replace(_options(job), probabilities=job.probabilities)
+    if job.image is None:
+        yield from predict_files(job.model, job.inputs, job.out, options=options, axes=job.axes)
+        return {"out": job.out}
+    image, out = open_image(job.image, axes=job.axes), Path(job.out).expanduser()
+    if job.is_array:
+        return (yield from _into_array(Model.load(job.model), Window.of(image, job.region), out, options=options))
+    with closing(Prediction(Model.load(job.model), image, out=out, options=options)) as events:
+        yield from events
+        return {"out": str(out)} | _pixels(events)
+
+
+@run.register
+def _(job: EvaluateJob) -> Events:
+    out = Path(job.out).expanduser() if job.out else None
+    if job.model is not None and job.images:
+        pairs = open_pairs(Pairs(images=job.images, labels=job.labels, axes=job.axes))
+        events = iter_evaluate(job.model, pairs, out=out, options=_options(job))
+        yield from events
+        rows = events.scores.per_image
+        return events.scores.as_dict() | {"per_image": {name: one.as_dict() for name, one in rows}, "out": job.out}
+    return _compare(job, out)
+
+
+@run.register
+def _(job: InfoJob) -> Events:
+    yield from ()
+    path = Path(job.path).expanduser()
+    if path.suffix != ".safetensors" and not (path / "recipe.yaml").is_file():
+        images = [_facts(image) for image in read_images(path, axes=job.axes)]
+        return {"what": "image", "lines": describe(path), "images": images}
+    model = Model.load(path)
+    fit = {} if job.image is None else _fit(model, open_image(job.image, axes=job.axes))
+    return fit | {
+        "what": "model",
+        "model": str(find_model(path)),
+        "created": model.created,
+        "versions": model.versions,
+        "recipe": model.recipe.model_dump(mode="json"),
+        "spec": model.spec.model_dump(mode="json"),
+        "classes": model.spec.classes.table(),
+        "epochs": len(model.history),
+        "mean_iou": model.best.mean_iou if model.best else None,
+        "class_iou": model.best.class_iou if model.best else (),
+    }
+
+
+def _into_array(model: Model, window: Window, out: Path, *, options: PredictOptions) -> Events:
+    """Predict a window into a .npy file; regions in the events are those of the whole image."""
+    check_array(out, probabilities=options.probabilities, overwrite=options.overwrite)
+    opened: list[NpyOutput] = []
+
+    def target(form: Form) -> NpyOutput:
+        opened.append(NpyOutput(out, form, window))
+        return opened[0]
+
+    with closing(Prediction(model, window.image, options=options, memory=target)) as events:
+        for event in events:
+            if isinstance(event, PredictionStarted):
+                yield opened[0].announce(model.spec.classes)
+            if isinstance(event, RegionEnd):
+                yield replace(event, region=window.told(event.region))
+            else:
+                yield replace(event, path=str(out)) if isinstance(event, PredictionEnd) else event
+        return {"out": str(out)} | _pixels(events)
+
+
+def _compare(job: EvaluateJob, out: Path | None) -> Result:
+    """Scores of labels that are there already."""
+    assert job.prediction is not None
+    assert job.labels is not None
+    if out is not None:
+        check_free(out, overwrite=job.overwrite)
+    prediction, truth = open_labels(job.prediction), open_labels(job.labels[0])
+    known = job.classes or truth.classes or prediction.classes
+    classes = known or find_classes([AnnotatedImage(prediction, truth)], job.unlabelled)
+    confusion = score_labels(prediction, truth, classes)
+    if out is not None:
+        write_report(confusion, [(prediction.name, confusion)], out)
+    return confusion.as_dict() | {"per_image": {prediction.name: confusion.as_dict()}, "out": job.out}
+
+
+def _recipe(given: str | dict[str, Any]) -> str | Recipe:
+    return given if isinstance(given, str) else Recipe.parse(given)
+
+
+def _options(job: PredictJob | EvaluateJob) -> PredictOptions:
+    return PredictOptions(
+        device=job.device, overwrite=job.overwrite, batch=job.batch, precision=job.precision, tile=job.tile
+    )
+
+
+def _pixels(prediction: Prediction) -> Result:
+    """Predicted pixels of each class, by name."""
+    names = prediction.labels.classes.names if prediction.labels.classes else ()
+    return {"pixels": dict(zip(names, map(int, prediction.pixels), strict=True))}
+
+
+def _facts(image: Image) -> Result:
+    known = {k: getattr(image, k) for k in ("name", "axes", "shape", "scale", "units", "channel_names", "notes")}
+    return known | {"dtype": str(image.dtype)}
+
+
+def _fit(model: Model, image: Image) -> Result:
+    """Whether a model takes an image, and what there is to say about it."""
+    try:
+        warnings = check_image(model.spec, image, image.samples())
+    except ImageError as error:
+        return {"fits": False, "fit": [str(error)]}
+    return {"fits": True, "fit": warnings}

@@ -1,0 +1,286 @@
+"""The command line as a user meets it: through the installed program's own entry point."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import napari_strata as ns
+from helpers import easy_pair, tiny_model
+from napari_strata import cli
+from napari_strata.io import write_image
+
+SMALL = [
+    f"--set={item}"
+    for item in (
+        "network={kind: unet, widths: [4, 8]}",
+        "patches.size=32",
+        "patches.per_epoch=8",
+        "training.batch_size=4",
+        "training.epochs=2",
+        "training.precision=fp32",
+        "training.learning_rate=1e-2",
+    )
+]
+
+
+class Console:
+    """Runs the program and keeps what it said."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys, self._monkeypatch = capsys, monkeypatch
+        self.out = self.err = ""
+
+    def __call__(self, *words: Any) -> int:
+        self._monkeypatch.setattr(sys, "argv", ["napari-strata", *map(str, words)])
+        status: Any = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            status = ended.code or 0
+        self.out, self.err = self._capsys.readouterr()
+        return int(status)
+
+    def refuses(self, *words: Any) -> str:
+        """The message of a command that must fail in one or two lines, with status 2 and no traceback."""
+        assert self(*words) == 2, self.out + self.err
+        assert "Traceback" not in self.err
+        assert 1 <= len(self.err.strip().splitlines()) <= 3, self.err
+        return self.err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Console:
+    return Console(capsys, monkeypatch)
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    """A folder with images.tif and labels.tif, four planes of two easy classes (values 0 and 255)."""
+    pair = easy_pair((4, 64, 64))
+    write_image(tmp_path / "images.tif", pair.image)
+    ns.write_labels(tmp_path / "labels.tif", pair.labels)
+    return tmp_path
+
+
+def test_train_predict_evaluate_info(run: Console, stack: Path) -> None:
+    images, labels, model = stack / "images.tif", stack / "labels.tif", stack / "run"
+    assert run("train", images, labels, "--out", model, *SMALL, "--class", "255=pore", "--class", "0=rock") == 0
+    assert "mean IoU" in run.out
+    assert "validation: 1 of 4 slices" in run.out
+
+    assert run("predict", model, images, "--out", stack / "p.tif", "--probabilities") == 0
+    predicted = ns.read_labels(stack / "p.tif")
+    assert predicted.shape == (4, 64, 64)
+    assert predicted.classes is not None
+    assert predicted.classes.names == ("rock", "pore")
+    assert set(np.unique(predicted.data)) <= {0, 255}
+    assert ns.read_image(stack / "p_probabilities.tif").channels == 2
+
+    assert run("evaluate", model, images, labels, "--out", stack / "scores") == 0
+    assert "mean IoU" in run.out
+    scores = json.loads((stack / "scores" / "metrics.json").read_text())
+    truth, found = ns.read_labels(labels).read(), predicted.read()
+    assert scores["pixel_accuracy"] == pytest.approx(float((truth == found).mean()))
+
+    assert run("info", model) == 0
+    assert "class 1: pore, value 255" in run.out
+    assert run("info", stack / "p.tif") == 0
+    assert "ZYX" in run.out
+    assert "pore" in run.out
+
+
+def test_resume_and_extend(run: Console, stack: Path) -> None:
+    words = ("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run")
+    assert run(*words, *SMALL) == 0
+    assert "exists already" in run.refuses(*words, *SMALL)
+    assert run(*words, "--extend", "1") == 0
+    assert "epoch 3/3" in run.out
+    assert run(*words, "--resume") == 0
+    assert "complete after 3 epochs" in run.out
+    assert len(ns.Model.load(stack / "run").history) == 3
+
+
+def test_json_lines(run: Console, stack: Path) -> None:
+    assert run("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run", *SMALL, "--json") == 0
+    kinds = [json.loads(line)["event"] for line in run.out.splitlines()]
+    assert kinds.count("EpochEnd") == 2
+    assert kinds[-1] == "TrainingEnd"
+    assert (
+        run("evaluate", stack / "run", stack / "images.tif", stack / "labels.tif", "--out", stack / "s", "--json") == 0
+    )
+    assert set(json.loads(run.out)) >= {"mean_iou", "per_class", "confusion"}
+
+
+def test_validation_files(run: Console, stack: Path) -> None:
+    pair = easy_pair((1, 64, 64), seed=9)
+    write_image(stack / "val.tif", pair.image)
+    ns.write_labels(stack / "val_labels.tif", pair.labels)
+    val = ("--val", stack / "val.tif", stack / "val_labels.tif")
+    assert run("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run", *val, *SMALL) == 0
+    assert "1 image given" in run.out
+
+
+def test_recipes(run: Console) -> None:
+    assert run("recipes") == 0
+    names = [line.split()[0] for line in run.out.splitlines()]
+    assert names[0] == "default"
+    assert {"atrous-resnet50", "unet-classic", "unet-resnet34", "deeplabv3plus-resnet50", "unet-aerial"} <= set(names)
+    assert run("recipes", "unet-classic") == 0
+    assert "head_width: 32" in run.out
+
+
+def test_recipe_output_is_a_recipe_file(run: Console, tmp_path: Path) -> None:
+    run("recipes", "unet-ct")
+    (tmp_path / "mine.yaml").write_text(run.out)
+    assert ns.load_recipe(tmp_path / "mine.yaml") == ns.load_recipe("unet-ct")
+
+
+def test_class_options(run: Console, stack: Path) -> None:
+    ids = np.zeros((4, 64, 64), np.uint16)
+    ids[:, 8:40, 8:40] = np.arange(1, 5)[:, None, None] * 100
+    tifffile.imwrite(stack / "ids.tif", ids, metadata={"axes": "ZYX"}, photometric="minisblack")
+    words = ("train", stack / "images.tif", stack / "ids.tif", *SMALL)
+    assert run(*words, "--out", stack / "a", "--foreground") == 0
+    assert ns.Model.load(stack / "a").spec.classes.names == ("background", "foreground")
+    assert run(*words, "--out", stack / "b", "--unlabelled", "0", "--unlabelled", "100") == 0
+    classes = ns.Model.load(stack / "b").spec.classes
+    assert (classes.values, classes.unlabelled) == ((200, 300, 400), (0, 100))
+
+
+def test_colour_coded_labels(run: Console, tmp_path: Path) -> None:
+    pair = easy_pair((1, 64, 64))
+    mask = np.where(pair.labels.read()[0, 0][..., None] > 0, [255, 0, 0], [0, 0, 255]).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "rgb.tif", mask, photometric="rgb")
+    tifffile.imwrite(tmp_path / "image.tif", pair.image.read()[0, 0])
+    words = ("train", tmp_path / "image.tif", tmp_path / "rgb.tif", "--out", tmp_path / "run", *SMALL)
+    assert "name the colours (--rgb" in run.refuses(*words)
+    assert run(*words, "--rgb", "ff0000=roof", "--rgb", "0000ff=ground") == 0
+    assert ns.Model.load(tmp_path / "run").spec.classes.names == ("roof", "ground")
+
+
+def test_folder_prediction_goes_on_past_a_bad_file(run: Console, tmp_path: Path) -> None:
+    tiny_model().save(tmp_path / "model.safetensors")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "ab":
+        tifffile.imwrite(folder / f"{name}.tif", np.zeros((40, 40), np.uint8) + np.arange(40, dtype=np.uint8))
+    (folder / "bad.tif").write_bytes(b"II*\0nothing")
+    words = ("predict", tmp_path / "model.safetensors", folder, "--out", tmp_path / "out")
+    assert run(*words) == 2
+    assert "1 of 3 files failed" in run.err
+    assert "bad.tif" in run.out
+    assert len(list((tmp_path / "out").glob("*.tif"))) == 2
+    assert (tmp_path / "out" / "report.csv").is_file()
+    assert run(*words) == 2
+    assert run.out.count("skipped") == 2
+
+
+def _bad_labels(stack: Path, name: str) -> Path:
+    labels = ns.read_labels(stack / "labels.tif").read()[0]
+    wrong = {
+        "float": labels.astype(np.float32) / 3,
+        "shape": labels[:, :-1],
+        "planes": labels[:-1],
+        "unlabelled": np.zeros_like(labels),
+        "many": np.arange(labels.size).reshape(labels.shape).astype(np.uint16),
+    }[name]
+    tifffile.imwrite(stack / f"{name}.tif", wrong, metadata={"axes": "ZYX"}, photometric="minisblack")
+    return stack / f"{name}.tif"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("float", (), "labels must be integers"),
+        ("shape", (), "differ along Y: 64 against 63"),
+        ("planes", (), "differ along Z: 4 against 3"),
+        ("unlabelled", ("--unlabelled", "0"), "nothing to learn"),
+        ("many", (), "too many for classes"),
+    ],
+)
+def test_labels_that_cannot_be_used(run: Console, stack: Path, name: str, options: tuple[str, ...], words: str) -> None:
+    labels = _bad_labels(stack, name)
+    said = run.refuses("train", stack / "images.tif", labels, "--out", stack / "run", *SMALL, *options)
+    assert words in said
+    assert not (stack / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--set=training.epoch=5", "did you mean 'epochs'"),
+        ("--set=training.epochs=many", "training.epochs"),
+        ("--set=training.epochs", "needed is KEY=VALUE"),
+        ("--set=network={kind: unet", "not valid YAML"),
+        ("--recipe=unet-clasic", "did you mean 'unet-classic'"),
+        ("--recipe=missing.yaml", "no such recipe file"),
+        ("--device=cuda:77", "choose one of"),
+        ("--class=7=clay", "no such value"),
+        ("--class=clay", "needed is VALUE=NAME"),
+        ("--rgb=zz=clay", "six hexadecimal digits"),
+        ("--axes=ZZZ", "stands twice"),
+    ],
+)
+def test_options_that_cannot_be_used(run: Console, stack: Path, option: str, words: str) -> None:
+    said = run.refuses("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run", *SMALL, option)
+    assert words in said
+    assert not (stack / "run").exists()
+
+
+def test_files_that_cannot_be_used(run: Console, stack: Path) -> None:
+    labels, out = stack / "labels.tif", ("--out", stack / "run")
+    assert "image.tif" in run.refuses("train", stack / "image.tif", labels, *out)
+    (stack / "text.tif").write_text("hello")
+    assert "text.tif" in run.refuses("train", stack / "text.tif", labels, *out)
+    whole = (stack / "images.tif").read_bytes()
+    (stack / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    assert "cut.tif" in run.refuses("train", stack / "cut.tif", labels, *out)
+    (stack / "empty").mkdir()
+    assert "empty" in run.refuses("train", stack / "empty", stack / "empty", *out)
+    assert "text.tif" in run.refuses("info", stack / "text.tif")
+    tifffile.imwrite(
+        stack / "four.tif", np.zeros((2, 5, 64, 64), np.uint8), metadata={"axes": "QRYX"}, photometric="minisblack"
+    )
+    assert "--axes" in run.refuses("train", stack / "four.tif", labels, *out)
+    assert run("info", stack / "four.tif") == 0
+    assert "unknown" in run.out
+    assert not (stack / "run").exists()
+
+
+def test_models_that_cannot_be_used(run: Console, stack: Path) -> None:
+    images, out = stack / "images.tif", ("--out", stack / "p.tif")
+    torch.save({"a": torch.ones(1)}, stack / "model.pt")
+    assert "pickle" in run.refuses("predict", stack / "model.pt", images, *out)
+    assert "no such model" in run.refuses("predict", stack / "none", images, *out)
+    model = tiny_model().save(stack / "model.safetensors")
+    (stack / "cut.safetensors").write_bytes(model.read_bytes()[:-100])
+    assert "cut short" in run.refuses("predict", stack / "cut.safetensors", images, *out)
+    assert run("predict", model, images, *out) == 0
+    assert "exists already" in run.refuses("predict", model, images, *out)
+    assert run("predict", model, images, *out, "--overwrite") == 0
+    tifffile.imwrite(stack / "rgb.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    assert "trained on 1" in run.refuses("predict", model, stack / "rgb.tif", "--out", stack / "q.tif")
+    assert not (stack / "q.tif").exists()
+
+
+def test_ctrl_c_is_said_in_words(run: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert run("train") == 130
+    assert "stopped" in run.err
+
+
+def test_help_names_every_command(run: Console) -> None:
+    assert run("--help") == 0
+    for name in ("demo", "train", "predict", "evaluate", "recipes", "info"):
+        assert name in run.out

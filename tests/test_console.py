@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from napari_strata import console
+from napari_strata.events import (
+    BatchEnd,
+    EpochEnd,
+    Event,
+    FileEnd,
+    Message,
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+    TrainingEnd,
+    TrainingStarted,
+)
+
+NAN = float("nan")
+EVENTS: list[Event] = [
+    Message("grey values: physical"),
+    Message("class clay is missing", "warning"),
+    TrainingStarted(
+        "run", "CPU, 2 cores", "bf16", 7_760_000, 1, 2, 9, ("a",), ("b",), "1 of 2 images: b", ("pore", "clay")
+    ),
+    BatchEnd(1, 9, 9, 0.5, 1e-3, 0.1),
+    EpochEnd(1, 2, 0.5, 0.25, 0.75, 0.9, (0.5, NAN), 1e-3, 83.0, True, True, "raw"),
+    EpochEnd(2, 2, 0.4, NAN, NAN, NAN, (), 1e-3, 2.0, False, False, "raw"),
+    TrainingEnd("finished", 2, 1, 0.75, "run/model.safetensors", 3700.0),
+    PredictionStarted("stack", "CPU, 2 cores", 8, 3),
+    RegionEnd({"Z": 3}, 4, 8, 0.1),
+    PredictionEnd("stack", "labels.tif", 12.0),
+    FileEnd("a.tif", "a_labels.tif", "failed", "not a TIFF", 0.1),
+]
+
+
+def test_plain_lines_say_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = console.show(EVENTS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "grey values: physical",
+        "warning: class clay is missing",
+        "training on CPU, 2 cores in bf16: 7.76 M parameters, epochs 1 to 2 of 9 steps",
+        "validation: 1 of 2 images: b",
+        "epoch 1/2  loss 0.500  validation loss 0.250  mean IoU 0.750 (pore 0.500, clay -)  1 min 23 s  best",
+        "epoch 2/2  loss 0.400  2.0 s",
+        "finished after epoch 2, 1 h 1 min; best epoch 1 (mean IoU 0.750)",
+        "model: run/model.safetensors",
+        "stack: 8 planes on CPU, 2 cores, 3 of them already done",
+        "stack done in 12 s: labels.tif",
+        "failed  a.tif: not a TIFF",
+    ]
+    assert [e for e in kept if isinstance(e, (BatchEnd, RegionEnd))] == []
+    assert len(kept) == len(EVENTS) - 2
+
+
+def test_json_gives_one_parseable_line_an_event(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show(EVENTS, as_json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["event"] for row in rows] == [type(e).__name__ for e in EVENTS]
+    assert rows[4]["class_iou"] == [0.5, None]
+
+
+def test_square_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show([Message("values [1, 2] and [bold]x[/bold]")])
+    assert capsys.readouterr().out.strip() == "values [1, 2] and [bold]x[/bold]"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.44, "0.4 s"), (12.2, "12 s"), (61, "1 min 1 s"), (7260, "2 h 1 min"), (59.7, "1 min 0 s")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
+    assert math.isfinite(seconds)

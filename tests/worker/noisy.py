@@ -1,0 +1,49 @@
+"""A worker among libraries that print: on stdout from Python, from C and from a child, for as long as it runs.
+
+With any argument the noise is Python's alone. A job for the path BUG meets a bug of ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from napari_strata.worker import pipes
+
+QUIETLY = len(sys.argv) > 1
+
+
+def make_noise() -> None:
+    library = ctypes.CDLL(None)
+    while True:
+        print("noise of print")
+        if not QUIETLY:
+            os.write(1, b"noise of write\n")
+            library.puts(b"noise of C")
+            library.fflush(None)
+            subprocess.run(["echo", "noise of a child"], check=True)
+        time.sleep(0.05)
+
+
+def take_over(original: Any = pipes.take_over) -> tuple[int, int]:
+    """As it is, and from then on there is noise."""
+    taken: tuple[int, int] = original()
+    threading.Thread(target=make_noise, daemon=True).start()
+    from napari_strata.worker import jobs
+
+    jobs.describe = _describe_nothing
+    return taken
+
+
+def _describe_nothing(path: object) -> list[str]:
+    return [str(path)] * (1 // 0)
+
+
+pipes.take_over = take_over
+runpy.run_module("napari_strata.worker", run_name="__main__")

@@ -1,0 +1,337 @@
+"""Jobs do what the Python API does, on layers handed over as files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import napari_strata as ns
+from helpers import TINY, easy_pair, tiny_model
+from napari_strata.classes import ClassMap
+from napari_strata.errors import ImageError, LabelError, RunError
+from napari_strata.events import Event, PredictionEnd, PredictionStarted, RegionEnd, TrainingStarted
+from napari_strata.image import AnnotatedImage, Image
+from napari_strata.inference.predict import iter_predict
+from napari_strata.io import write_labels
+from napari_strata.worker import jobs
+from napari_strata.worker.orders import parse_order
+from napari_strata.worker.replies import TargetOpened
+from napari_strata.worker.sources import Part, Window
+from worker.client import layer, train_order
+
+
+def run(order: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Events and result of a job."""
+    events, work = [], jobs.run(parse_order(json.dumps({"job": "j"} | order)))  # type: ignore[arg-type]
+    while True:
+        try:
+            events.append(next(work))
+        except StopIteration as end:
+            json.dumps(end.value, allow_nan=False)
+            return events, end.value
+
+
+def of(events: list[Any], kind: type[Any]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+@pytest.fixture(scope="module")
+def pair() -> AnnotatedImage:
+    return easy_pair((3, 48, 64))
+
+
+@pytest.fixture(scope="module")
+def model(pair: AnnotatedImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(pair).save(tmp_path_factory.mktemp("model") / "model.safetensors")
+
+
+def predict_order(model: Path, folder: Path, image: Image, **changes: Any) -> dict[str, Any]:
+    order = {"kind": "predict", "model": str(model), "image": layer(folder / "image.npy", image), "device": "cpu"}
+    return order | {"out": str(folder / "out.npy")} | changes
+
+
+def test_training_on_layers_is_training_on_arrays(tmp_path: Path, pair: AnnotatedImage) -> None:
+    known = {"scale": [3.0, 2.0, 2.0], "units": ["micrometer"] * 3}
+    order = train_order(tmp_path, pair)
+    order["images"] |= known
+    events, result = run(order)
+    image = replace(pair.image, scale=(3.0, 2.0, 2.0), units=("micrometer",) * 3)
+    labels = image.labels_like(pair.labels.data)
+    expected = ns.train(ns.Recipe.parse(TINY), AnnotatedImage(image, labels), out=tmp_path / "other", device="cpu")
+    found = ns.Model.load(result["model"])
+    assert found.digest == expected.digest
+    assert found.spec.pixel_size == {"Z": 3.0, "Y": 2.0, "X": 2.0}
+    assert result == {
+        "run": order["out"],
+        "model": f"{order['out']}/model.safetensors",
+        "ended": "finished",
+        "epoch": 2,
+    }
+    assert ns.RunFolder.open(order["out"]).events() == of(events, Event)
+
+
+def test_training_takes_classes_unlabelled_values_overrides_and_validation(tmp_path: Path) -> None:
+    one, other = easy_pair((1, 64, 64)), easy_pair((1, 64, 64), seed=1)
+    other = replace(other, image=replace(other.image, name="other"), name="")
+    held = train_order(tmp_path / "held", other)
+    events, result = run(
+        train_order(
+            tmp_path,
+            one,
+            classes={"names": ["pore", "grain"], "values": [0, 255], "unlabelled": [7]},
+            overrides={"training.epochs": 1},
+            validation={"images": held["images"], "labels": held["labels"]},
+        )
+    )
+    started = of(events, TrainingStarted)[0]
+    assert started.class_names == ("pore", "grain")
+    assert started.epochs == 1
+    assert started.training_images == ("easy",)
+    assert started.validation_images == ("other",)
+    assert ns.Model.load(result["model"]).spec.classes.unlabelled == (7,)
+
+
+def test_a_plan_says_what_training_would_do_and_writes_nothing(tmp_path: Path, pair: AnnotatedImage) -> None:
+    order = train_order(tmp_path, pair)
+    plan_order = {k: v for k, v in order.items() if k != "out"} | {"kind": "plan"}
+    events, plan = run(plan_order)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["image.npy", "labels.npy"]
+    trained, _ = run(order)
+    started = of(trained, TrainingStarted)[0]
+    assert plan["split"] == started.validation_text
+    assert plan["parameters"] == started.parameters
+    assert plan["device"] == started.device
+    assert [row["name"] for row in plan["classes"]] == list(started.class_names)
+    assert plan["recipe"]["training"]["epochs"] == 2
+    labels = np.asarray(pair.labels.data)
+    training = sum(plan["labelled_pixels"])
+    assert 0.5 * labels.size < training < labels.size
+    assert next(e.text for e in events).startswith("grey values")
+
+
+@pytest.mark.parametrize("axes", ["ZYX", "YXZ", "ZTYX", "TCZYX", "YX"])
+def test_predicting_into_an_array_gives_what_predict_gives(tmp_path: Path, axes: str) -> None:
+    letters = dict(zip("TCZYX", (2, 1, 3, 40, 56), strict=True))
+    array = np.random.default_rng(0).integers(0, 255, [letters[a] for a in axes], np.uint8)
+    image = Image(array, axes, name="noise")
+    model = tiny_model().save(tmp_path / "model.safetensors")
+    reference = iter_predict(model, image, device="cpu", probabilities=True)
+    list(reference)
+    order = predict_order(model, tmp_path, image, probabilities=True)
+    events, result = run(order)
+    found, chances = np.load(tmp_path / "out.npy"), np.load(tmp_path / "out_probabilities.npy")
+    assert reference.probabilities is not None
+    np.testing.assert_array_equal(found, reference.labels.data)
+    assert found.dtype == reference.labels.dtype
+    assert 0.05 < (found == found.flat[0]).mean() < 1
+    np.testing.assert_array_equal(chances, reference.probabilities.data)
+    opened = of(events, TargetOpened)[0]
+    assert (opened.axes, opened.shape, opened.dtype) == (axes.replace("C", ""), found.shape, str(found.dtype))
+    assert opened.probabilities == str(tmp_path / "out_probabilities.npy")
+    assert sum(result["pixels"].values()) == found.size
+    assert of(events, PredictionEnd)[0].path == result["out"] == order["out"]
+    assert len(of(events, RegionEnd)) == found.size // (40 * 56)
+
+
+def test_the_array_is_there_from_the_start_and_fills_plane_by_plane(
+    tmp_path: Path, pair: AnnotatedImage, model: Path
+) -> None:
+    expected = np.asarray(ns.predict(model, pair.image, device="cpu").data)
+    assert expected.any(axis=(1, 2)).all()
+    order = predict_order(model, tmp_path, pair.image)
+    work = jobs.run(parse_order(json.dumps({"job": "j"} | order)))  # type: ignore[arg-type]
+    opened = next(event for event in work if isinstance(event, TargetOpened))
+    shown = np.load(opened.path, mmap_mode="r")  # as the viewer does
+    assert shown.shape == pair.image.shape
+    assert [row["value"] for row in opened.classes] == [0, 255]
+    done = 0
+    for event in work:
+        if isinstance(event, RegionEnd):
+            done += 1
+            np.testing.assert_array_equal(shown[:done], expected[:done])
+            assert event.region == {"Z": done - 1}
+            assert not shown[done:].any()
+        if done == 2:
+            break
+    work.close()
+    np.testing.assert_array_equal(np.load(opened.path)[:2], expected[:2])
+
+
+def test_a_region_is_predicted_as_in_the_whole_and_leaves_the_rest(tmp_path: Path, model: Path) -> None:
+    # The middle plane is darker, so that its own percentiles would scale it otherwise than the stack's.
+    pair = easy_pair((3, 48, 64))
+    array = np.asarray(pair.image.data).astype(np.float32)
+    array[1] *= 0.3
+    image = replace(pair.image, data=array)
+    relative = ns.Model.load(model)
+    normalization = relative.spec.normalization.model_copy(update={"kind": "relative"})
+    model = replace(relative, spec=relative.spec.model_copy(update={"normalization": normalization})).save(
+        tmp_path / "relative.safetensors"
+    )
+    expected = np.asarray(ns.predict(model, image, device="cpu").data)
+    alone = np.asarray(ns.predict(model, replace(image, data=array[1:2]), device="cpu").data)
+    assert (alone[0] != expected[1]).mean() > 0.01  # else this test would show nothing
+    events, result = run(predict_order(model, tmp_path, image, region={"Z": 1}))
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected * (np.arange(3) == 1)[:, None, None])
+    assert [e.region for e in of(events, RegionEnd)] == [{"Z": 1}]
+    assert sum(result["pixels"].values()) == 48 * 64
+
+    mapped = np.load(tmp_path / "out.npy", mmap_mode="r")
+    events, _ = run(predict_order(model, tmp_path, image, region={"Z": (2, 3), "X": (16, 48)}, overwrite=True))
+    np.testing.assert_array_equal(mapped[1], expected[1])
+    assert not mapped[2, :, :16].any()
+    assert not mapped[2, :, 48:].any()
+    assert mapped[2, :, 16:48].any()
+    assert [e.region for e in of(events, RegionEnd)] == [{"Z": 2, "X": (16, 48)}]
+
+
+def test_an_array_is_not_replaced_unasked_and_cleared_when_asked(
+    tmp_path: Path, pair: AnnotatedImage, model: Path
+) -> None:
+    order = predict_order(model, tmp_path, pair.image)
+    np.save(tmp_path / "out.npy", np.full(pair.image.shape, 9, np.uint8))
+    with pytest.raises(RunError, match="exists already"):
+        run(order)
+    assert (np.load(tmp_path / "out.npy") == 9).all()
+    mapped = np.load(tmp_path / "out.npy", mmap_mode="r")
+    work = jobs.run(parse_order(json.dumps({"job": "j", "overwrite": True} | order)))  # type: ignore[arg-type]
+    next(event for event in work if isinstance(event, TargetOpened))
+    assert not mapped.any()
+    work.close()
+    np.save(tmp_path / "out.npy", np.zeros((2, 2)))  # of another shape
+    run(order | {"overwrite": True})
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), ns.predict(model, pair.image, device="cpu").data)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["image.npy", "out.npy"]
+
+
+def test_predicting_into_a_tiff_and_files_into_a_folder(tmp_path: Path, pair: AnnotatedImage, model: Path) -> None:
+    expected = np.asarray(ns.predict(model, pair.image, device="cpu").data)
+    out = tmp_path / "labels.tif"
+    _, result = run(predict_order(model, tmp_path, pair.image, out=str(out)))
+    np.testing.assert_array_equal(ns.read_labels(out).data, expected)
+    assert result["out"] == str(out)
+    assert sum(result["pixels"].values()) == expected.size
+    write_labels(tmp_path / "in" / "grey.tif", pair.image.labels_like(pair.image.data))
+    order = {"kind": "predict", "model": str(model), "inputs": [str(tmp_path / "in")], "out": str(tmp_path / "made")}
+    run(order | {"device": "cpu"})
+    np.testing.assert_array_equal(ns.read_labels(tmp_path / "made" / "grey_labels.tif").data, expected)
+
+
+def test_evaluating_a_model_and_labels(tmp_path: Path, pair: AnnotatedImage, model: Path) -> None:
+    expected = ns.evaluate(model, pair, device="cpu").as_dict()
+    data = {k: v for k, v in train_order(tmp_path, pair).items() if k in ("images", "labels")}
+    order = {"kind": "evaluate", "model": str(model), "device": "cpu", "out": str(tmp_path / "report")}
+    events, scores = run(order | data)
+    assert scores["confusion"] == expected["confusion"]
+    assert scores["per_class"] == expected["per_class"]
+    assert scores["per_image"]["easy"]["confusion"] == expected["confusion"]
+    assert len(of(events, RegionEnd)) == 3
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == expected
+    predicted = ns.predict(model, pair.image, device="cpu")
+    np.save(tmp_path / "predicted.npy", np.asarray(predicted.data))
+    layers = [{"path": str(tmp_path / name), "axes": "ZYX"} for name in ("predicted.npy", "labels.npy")]
+    order = {"kind": "evaluate", "prediction": layers[0], "labels": layers[1], "out": str(tmp_path / "second")}
+    _, again = run(order)
+    assert again["confusion"] == expected["confusion"]
+    assert (tmp_path / "second" / "confusion.png").is_file()
+    with pytest.raises(RunError, match="holds something already"):
+        run(order)
+
+
+def test_info_of_images_models_and_whether_they_fit(tmp_path: Path, pair: AnnotatedImage, model: Path) -> None:
+    named = ClassMap(names=("pore", "grain"), values=(0, 255))
+    write_labels(tmp_path / "a.tif", pair.image.labels_like(pair.labels.data, classes=named))
+    _, facts = run({"kind": "info", "path": str(tmp_path / "a.tif")})
+    assert facts["images"][0]["axes"] == "ZYX"
+    assert facts["images"][0]["shape"] == (3, 48, 64)
+    assert any("pore" in line for line in facts["lines"])
+    grey = layer(tmp_path / "grey.npy", pair.image)
+    _, facts = run({"kind": "info", "path": str(model), "image": grey})
+    assert (facts["what"], facts["fits"], facts["fit"]) == ("model", True, [])
+    assert [row["value"] for row in facts["classes"]] == [0, 255]
+    assert ns.Recipe.parse(facts["recipe"]) == ns.Recipe.parse(TINY)
+    colours = layer(tmp_path / "colours.npy", Image(np.zeros((8, 8, 3), np.uint8), "YXC"))
+    _, facts = run({"kind": "info", "path": str(model), "image": colours})
+    assert facts["fits"] is False
+    assert "3 channels" in facts["fit"][0]
+
+
+def test_labels_beside_a_path_and_dataset_folders(tmp_path: Path, pair: AnnotatedImage) -> None:
+    """Forms that `read_pairs` knows stay what they are; a .npy without axes takes those of its image."""
+    order = train_order(tmp_path, pair)
+    for name, image in (("images", pair.image), ("labels", pair.labels)):
+        write_labels(tmp_path / "set" / name / "a.tif", pair.image.labels_like(image.data))
+    plans = []
+    for source in (
+        {"images": str(tmp_path / "set")},
+        {"images": str(tmp_path / "set" / "images"), "labels": str(tmp_path / "set" / "labels")},
+        {"images": order["images"], "labels": order["labels"]},
+        {"images": [order["images"]], "labels": [str(tmp_path / "set" / "labels" / "a.tif")]},
+        {"images": str(tmp_path / "image.npy"), "labels": str(tmp_path / "labels.npy"), "axes": "ZYX"},
+    ):
+        plans.append(run({"kind": "plan", "recipe": TINY, "device": "cpu"} | source)[1])
+    for one, other in pairwise(plans):
+        assert one["labelled_pixels"] == other["labelled_pixels"]
+        assert one["split"] == other["split"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"images": {"path": "nowhere.npy"}}, ImageError, "no such file"),
+        ({"images": {"path": "IMAGE"}}, ImageError, "cannot be known"),
+        ({"images": {"path": "IMAGE", "axes": "TZYX"}}, ImageError, "3 dimensions need 3 letters"),
+        ({"images": {"path": "BROKEN", "axes": "ZYX"}}, ImageError, "no array that can be mapped"),
+        ({"images": {"path": "IMAGE", "axes": "ZYX", "scale": [1.0]}}, ImageError, "found 1 scale for 3"),
+        ({"labels": None}, ImageError, "without labels"),
+        ({"labels": {"path": "FLOATS"}}, LabelError, "labels must be integers"),
+    ],
+)
+def test_what_is_wrong_with_a_layer_is_said(
+    tmp_path: Path, pair: AnnotatedImage, change: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    order = train_order(tmp_path, pair)
+    (tmp_path / "BROKEN.npy").write_bytes((tmp_path / "image.npy").read_bytes()[:200])
+    np.save(tmp_path / "FLOATS.npy", np.asarray(pair.labels.data) / 3)
+    np.save(tmp_path / "IMAGE.npy", np.asarray(pair.image.data))
+    for value in change.values():
+        if value and value["path"].isupper():
+            value["path"] = str(tmp_path / f"{value['path']}.npy")
+    with pytest.raises(error, match=said):
+        run(order | change)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("region", [{"T": 0}, {"Z": 3}, {"Z": -1}, {"Y": (4, 4)}, {"X": (0, 65)}])
+def test_a_region_beyond_the_image_is_refused(pair: AnnotatedImage, region: dict[str, Any]) -> None:
+    with pytest.raises(ImageError, match="Z of 3, Y of 48, X of 64"):
+        Window.of(pair.image, region)
+
+
+spans = st.tuples(st.integers(0, 5), st.integers(1, 6)).map(lambda t: slice(t[0], min(t[0] + t[1], 6)))
+keys = st.one_of(st.slices(6), st.just(slice(None)))
+
+
+@given(box=st.tuples(spans, spans, spans), key=st.lists(keys, max_size=3).map(tuple))
+def test_a_part_is_indexed_as_the_array_it_stands_for(box: tuple[slice, ...], key: tuple[slice, ...]) -> None:
+    array = np.arange(216).reshape(6, 6, 6)
+    part = Part(array, box)
+    assert part.shape == array[box].shape
+    if all(k.step is None or k.step > 0 for k in key):
+        np.testing.assert_array_equal(part[key], array[box][key])
+
+
+def test_a_prediction_in_a_region_starts_with_its_events(tmp_path: Path, pair: AnnotatedImage, model: Path) -> None:
+    events, _ = run(predict_order(model, tmp_path, pair.image, region={"Z": (1, 3)}))
+    kinds = [type(event) for event in events if not isinstance(event, RegionEnd)]
+    assert kinds[-3:] == [TargetOpened, PredictionStarted, PredictionEnd]
+    assert [e.region for e in of(events, RegionEnd)] == [{"Z": 1}, {"Z": 2}]
+    assert of(events, PredictionStarted)[0].regions == 2

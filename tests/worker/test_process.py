@@ -1,0 +1,345 @@
+"""The real process: warm, clean pipes, stoppable at any moment, outliving its jobs and never its viewer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import napari_strata as ns
+from helpers import TINY, easy_pair, tiny_model
+from napari_strata.events import BatchEnd, EpochEnd, Event, PredictionStarted, RegionEnd, TrainingEnd, TrainingStarted
+from napari_strata.worker.replies import (
+    PROTOCOL,
+    JobEnded,
+    JobFailed,
+    JobQueued,
+    JobStarted,
+    Outgoing,
+    Refused,
+    TargetOpened,
+)
+from worker.client import COMMAND, Worker, train_order, worker
+
+STOP = 5.0
+"""Seconds for a stop, which takes less than one on a quiet machine."""
+FOREVER = {"training.epochs": 100_000}
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Worker]:
+    """One process for every test that leaves it alive, which each of them must."""
+    with worker() as client:
+        client.ready()
+        yield client
+        assert client.process.poll() is None
+
+
+def until_epoch(client: Worker, epoch: int = 1) -> None:
+    client.until(lambda _, event: isinstance(event, EpochEnd) and event.epoch >= epoch)
+
+
+def names(events: list[Outgoing]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+def slow_prediction(folder: Path) -> dict[str, Any]:
+    """A job whose one plane takes minutes: a million pixels in tiles of 8 x 8."""
+    np.save(folder / "big.npy", np.random.default_rng(0).integers(0, 255, (2, 1600, 1600), np.uint8))
+    model = tiny_model().save(folder / "model.safetensors")
+    order = {"kind": "predict", "model": str(model), "image": {"path": str(folder / "big.npy"), "axes": "ZYX"}}
+    return order | {"job": "slow", "out": str(folder / "big_out.npy"), "tile": 8, "batch": 1, "device": "cpu"}
+
+
+def test_training_tells_what_happens_line_by_line(shared: Worker, tmp_path: Path) -> None:
+    order = train_order(tmp_path, easy_pair())
+    start = len(shared.lines)
+    events = shared.do(order)
+    assert names(events[:1] + events[-2:]) == ["JobStarted", "TrainingEnd", "JobEnded"]
+    assert [e.epoch for e in events if isinstance(e, EpochEnd)] == [1, 2]
+    end = events[-1]
+    assert isinstance(end, JobEnded)
+    assert end.reason == "finished"
+    assert [json.loads(line)["job"] for line in shared.lines[start:]] == ["t"] * len(events)
+    recorded = ns.RunFolder.open(order["out"]).events()
+    assert recorded == [e for e in events if isinstance(e, Event)]
+    assert ns.Model.load(end.result["model"]).history == tuple(e for e in recorded if isinstance(e, EpochEnd))
+
+
+def test_stop_in_training_is_answered_at_once_and_resumes(shared: Worker, tmp_path: Path) -> None:
+    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    shared.say(order)
+    until_epoch(shared, 2)
+    started = time.monotonic()
+    shared.say({"stop": "t"})
+    events = shared.result("t")
+    assert time.monotonic() - started < STOP
+    assert events[-1] == JobEnded("stopped")
+    recorded = ns.RunFolder.open(order["out"]).events()
+    assert isinstance(recorded[-1], TrainingEnd)
+    assert recorded[-1].reason == "stopped"
+    done = recorded[-1].epoch
+    assert done >= 2
+    again = shared.do(order | {"resume": True, "overrides": {"training.epochs": done + 1}})
+    assert [e.first_epoch for e in again if isinstance(e, TrainingStarted)] == [done + 1]
+    assert [e.epoch for e in again if isinstance(e, EpochEnd)] == [done + 1]
+    assert names(again)[-1] == "JobEnded"
+
+
+def test_stop_in_the_middle_of_a_plane(shared: Worker, tmp_path: Path) -> None:
+    order = slow_prediction(tmp_path)
+    shared.say(order)
+    shared.until(lambda _, event: isinstance(event, PredictionStarted))
+    time.sleep(0.5)
+    started = time.monotonic()
+    shared.say({"stop": "slow"})
+    events = shared.result("slow")
+    assert time.monotonic() - started < STOP
+    assert events == [JobEnded("stopped")]
+    # The engine is as it was: the next job of the same sort works.
+    easy = order | {"job": "next", "tile": None, "batch": None, "overwrite": True}
+    ended = shared.do(easy)[-1]
+    assert isinstance(ended, JobEnded)
+    assert ended.reason == "finished"
+    expected = ns.predict(order["model"], ns.Image(np.load(tmp_path / "big.npy"), "ZYX"), device="cpu")
+    np.testing.assert_array_equal(np.load(order["out"]), expected.data)
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ({"kind": "train", "images": "a.tif"}, "out is missing"),
+        ({"kind": "predict", "model": "nowhere", "image": "a.npy", "out": "b.npy"}, "no such file"),
+        ({"kind": "info", "path": "no/such/file.tif"}, "no folder"),
+        ({"kind": "train", "images": "a", "out": "b", "recipe": {"patches": {"sise": 3}}}, "did you mean 'size'?"),
+    ],
+)
+def test_a_wrong_job_fails_in_words_and_the_worker_lives_on(shared: Worker, order: dict[str, Any], said: str) -> None:
+    failed = shared.do(order | {"job": "bad"})[-1]
+    assert isinstance(failed, JobFailed)
+    assert said in failed.text
+    assert failed.kind == "StrataError"
+
+
+def test_lines_that_are_no_orders_are_refused(shared: Worker) -> None:
+    for line in ("garbage", "\x00\xff", "[]", '{"halt": 1}', '{"stop": "nobody"}', '{"changed": "view", "job": "x"}'):
+        shared.say(line)
+        job, reply = shared.next()
+        assert isinstance(reply, Refused), reply
+        assert job is None
+    shared.say("")  # says nothing, and is not answered
+    shared.say({"keep": "nobody"})
+    assert shared.next() == (None, Refused("there is no job 'nobody', running or waiting; it has ended, or never was."))
+
+
+def test_jobs_wait_in_line_and_questions_do_not(shared: Worker, tmp_path: Path) -> None:
+    first = train_order(tmp_path / "first", easy_pair(), overrides=FOREVER)
+    shared.say(first)
+    until_epoch(shared)
+    second = train_order(tmp_path / "second", easy_pair(), job="u")
+    shared.say(second)
+    assert isinstance(shared.until(lambda job, _: job == "u")[-1], JobQueued)
+    info = {"job": "i", "kind": "info", "path": first["out"]}
+    shared.say(info)
+    shared.until(lambda job, event: job == "i" and isinstance(event, JobEnded))
+    shared.say(second)
+    refusal = shared.until(lambda job, _: job is None)[-1]
+    assert isinstance(refusal, Refused)
+    assert "there is a job 'u' already" in refusal.text
+    for news in ({"changed": "view", "job": "t", "value": {"Z": 1}}, {"changed": "labels", "job": "t"}, {"keep": "u"}):
+        shared.say(news)
+    shared.say({"stop": "u"})
+    waited = shared.until(lambda job, event: job in ("u", None) or isinstance(event, JobEnded))
+    assert waited[-1] == JobEnded("stopped")
+    assert not (tmp_path / "second" / "run").exists()
+    third = train_order(tmp_path / "third", easy_pair(), job="v")
+    shared.say(third)
+    shared.say({"stop": "t"})
+    assert shared.result("t")[-1] == JobEnded("stopped")
+    events = shared.result("v")
+    assert events[0] == JobStarted("train")
+    assert isinstance(events[-1], JobEnded)
+    assert events[-1].reason == "finished"
+
+
+def test_a_new_process_is_ready_first_and_ends_on_sigterm(tmp_path: Path) -> None:
+    with worker() as client:
+        ready = client.ready()
+        assert (ready.protocol, ready.pid, ready.host) == (PROTOCOL, client.process.pid, socket.gethostname())
+        assert ready.versions["torch"] == torch.__version__
+        assert ready.devices["cpu"].startswith("CPU, ")
+        order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+        client.say(order)
+        until_epoch(client, 2)
+        client.process.send_signal(signal.SIGINT)  # Ctrl-C in the terminal of the viewer
+        client.process.send_signal(signal.SIGHUP)  # and that terminal closed
+        until_epoch(client, 6)
+        started = time.monotonic()
+        client.process.terminate()
+        assert client.result("t")[-1] == JobEnded("stopped")
+        assert client.end() == 0
+        assert time.monotonic() - started < STOP
+        assert client.errors == []
+    run = ns.RunFolder.open(order["out"])
+    assert run.events()[-1].reason == "stopped"  # type: ignore[attr-defined]
+    assert run.load_checkpoint("last.pt")["progress"]
+    assert len(ns.Model.load(run.path).history) >= 1
+
+
+def test_an_idle_process_ends_on_sigterm() -> None:
+    with worker() as client:
+        client.ready()
+        client.process.terminate()
+        assert client.end(STOP) == 0
+        assert client.errors == []
+
+
+def test_a_viewer_that_goes_takes_the_training_along(tmp_path: Path) -> None:
+    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    with worker() as client:
+        client.say(order)
+        client.say(order | {"job": "waiting", "out": str(tmp_path / "never")})
+        until_epoch(client, 2)
+        client.hang_up()
+        assert client.end() == 0
+        rest = client.until(lambda job, event: job == "t" and isinstance(event, JobEnded))
+        assert rest[-1] == JobEnded("stopped")
+        assert rest.count(JobEnded("stopped")) == 2
+    assert not (tmp_path / "never").exists()
+    assert not (tmp_path / "run" / "running.json").exists()
+    run = ns.RunFolder.open(order["out"])
+    ended = run.events()[-1]
+    assert isinstance(ended, TrainingEnd)
+    assert ended.reason == "stopped"
+    assert run.load_checkpoint("last.pt")["progress"]
+    assert ns.Model.load(run.path).spec.classes.values == (0, 255)
+
+
+def test_a_training_that_is_kept_goes_on_without_a_viewer(tmp_path: Path) -> None:
+    epochs = 400
+    order = train_order(tmp_path, easy_pair(), overrides={"training.epochs": epochs})
+    with worker(command=[sys.executable, str(Path(__file__).with_name("noisy.py")), "quietly"]) as client:
+        client.say(order)
+        until_epoch(client, 1)
+        client.say({"keep": "t"})
+        client.say(order | {"job": "next", "out": str(tmp_path / "next"), "overrides": {}, "keep": True})
+        client.until(lambda job, _: job == "next")
+        # The viewer goes at once, and with it everything that reads.
+        client.hang_up()
+        note = tmp_path / "run" / "running.json"
+        deadline = time.monotonic() + 60
+        while not note.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert json.loads(note.read_text()) == {"job": "t", "pid": client.process.pid, "host": socket.gethostname()}
+        seen = len(ns.RunFolder.open(order["out"]).events())
+        assert client.end(120) == 0
+    run = ns.RunFolder.open(order["out"])
+    events = run.events()
+    assert len(events) > seen
+    assert isinstance(events[-1], TrainingEnd)
+    assert (events[-1].reason, events[-1].epoch) == ("finished", epochs)
+    assert not note.exists()
+    assert "noise" in (tmp_path / "run" / "log.txt").read_text()
+    assert len(ns.Model.load(tmp_path / "next").history) == 2
+
+
+def test_a_kill_leaves_a_checkpoint_that_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    pair = easy_pair()
+    order = train_order(tmp_path, pair, overrides={"training.epochs": 300})
+    with worker() as client:
+        client.say(order)
+        until_epoch(client, 3)
+        os.kill(client.process.pid, signal.SIGKILL)
+        assert client.end() == -signal.SIGKILL
+    done = ns.RunFolder.open(order["out"]).load_checkpoint("last.pt")
+    assert len(done["progress"]["history"]) >= 3
+    with worker() as client:
+        client.say(order | {"resume": True, "overrides": {}})
+        until_epoch(client, len(done["progress"]["history"]) + 2)
+        client.say({"stop": "t"})
+        client.result("t")
+    state = ns.RunFolder.open(order["out"]).load_checkpoint("last.pt")
+    reached = len(state["progress"]["history"])
+    events = ns.iter_train(
+        ns.Recipe.parse(TINY), pair, out=tmp_path / "unbroken", overrides={"training.epochs": 300}, device="cpu"
+    )
+    for event in events:
+        if isinstance(event, EpochEnd) and event.epoch == reached:
+            break
+    unbroken = ns.RunFolder.open(tmp_path / "unbroken").load_checkpoint("last.pt")
+    events.close()  # type: ignore[attr-defined]
+    for name, value in unbroken["learner"]["network"].items():
+        assert torch.equal(value, state["learner"]["network"][name]), name
+
+
+def test_nothing_but_replies_reaches_the_viewer(tmp_path: Path) -> None:
+    """Libraries, C code and child processes print all the time, one job dies of a bug, and the next one works."""
+    command = [sys.executable, str(Path(__file__).with_name("noisy.py"))]
+    with worker(command=command) as client:
+        client.ready()
+        failed = client.do({"job": "bug", "kind": "info", "path": "BUG"})[-1]
+        assert failed == JobFailed("unexpected ZeroDivisionError: division by zero", "ZeroDivisionError")
+        events = client.do(train_order(tmp_path, easy_pair()))
+        assert isinstance(events[-1], JobEnded)
+        client.hang_up()
+        assert client.end() == 0
+        assert all(json.loads(line)["event"] for line in client.lines)
+        heard = "".join(client.errors)
+    for sort in ("noise of print", "noise of write", "noise of C", "noise of a child", "in _describe_nothing"):
+        assert sort in heard, sort
+
+
+def test_a_worker_whose_replies_nobody_reads_ends(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=write, stderr=subprocess.PIPE, env=environment)
+    os.close(write)
+    assert process.stdin is not None
+    process.stdin.write((json.dumps(order) + "\n").encode())
+    process.stdin.flush()
+    with open(read, "rb", buffering=0) as replies:
+        assert b"Ready" in replies.read(2**16)
+    with process:
+        assert process.wait(60) == 0
+
+
+def test_predictions_fill_the_array_that_is_mapped(shared: Worker, tmp_path: Path) -> None:
+    pair = easy_pair((4, 64, 64))
+    np.save(tmp_path / "a.npy", pair.image.data)
+    model = tiny_model().save(tmp_path / "model.safetensors")
+    order = {"kind": "predict", "model": str(model), "image": {"path": str(tmp_path / "a.npy"), "axes": "ZYX"}}
+    shared.say(order | {"job": "p", "out": str(tmp_path / "out.npy"), "device": "cpu"})
+    opened = shared.until(lambda _, event: isinstance(event, TargetOpened))[-1]
+    assert isinstance(opened, TargetOpened)
+    mapped = np.load(opened.path, mmap_mode="r")
+    events = shared.result("p")
+    assert [e.region for e in events if isinstance(e, RegionEnd)] == [{"Z": z} for z in range(4)]
+    np.testing.assert_array_equal(mapped, ns.predict(model, pair.image, device="cpu").data)
+    assert mapped.any()
+
+
+def test_the_first_step_of_a_stop_is_polite(shared: Worker, tmp_path: Path) -> None:
+    """Batches end before the job does: a stop never costs a step that would have been over soon."""
+    shared.say(train_order(tmp_path, easy_pair(), overrides=FOREVER))
+    until_epoch(shared)
+    shared.say({"stop": "t"})
+    shared.result("t")
+    told = [json.loads(line) for line in shared.lines]
+    events = ns.RunFolder.open(tmp_path / "run").events()
+    last = [e for e in events if isinstance(e, (BatchEnd, EpochEnd))][-1]
+    assert told[-2]["event"] == type(last).__name__
+    assert told[-2]["epoch"] == last.epoch
