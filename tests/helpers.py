@@ -15,7 +15,7 @@ from napari_strata.spec import ModelSpec, resolve
 
 TINY = {
     "network": {"kind": "unet", "widths": [4, 8]},
-    "patches": {"size": 32},
+    "patches": {"size": 32, "per_epoch": 16},
     "training": {"epochs": 2, "batch_size": 4, "averaging": None, "precision": "fp32"},
 }
 

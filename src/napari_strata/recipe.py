@@ -118,7 +118,9 @@ class Patches(Section):
 
     size: int = Field(256, ge=16, le=4096, description="Side of the square patches in pixels.")
     per_epoch: int | None = Field(
-        None, ge=1, description="Patches drawn in an epoch; enough to cover the labelled area once when empty."
+        None,
+        ge=1,
+        description="Patches drawn in an epoch; when empty, enough to cover the labelled planes once, at least 200.",
     )
     balance: Fraction = Field(
         0.5, description="Share of patches drawn around a pixel of a class chosen evenly; the rest anywhere labelled."

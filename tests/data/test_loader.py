@@ -22,6 +22,17 @@ from napari_strata.spec import resolve
 CLASSES = ClassMap.from_values([0, 1, 3, 7], unlabelled=[0])
 
 
+@pytest.fixture(autouse=True)
+def _no_least(monkeypatch, request):
+    if "least" not in request.node.name:
+        monkeypatch.setattr(loader, "LEAST", 1)
+
+
+def test_a_small_stack_gives_at_least_so_many_patches():
+    assert source(pair(*stack((1, 32, 32))))[0].patches == loader.LEAST == 200
+    assert source(pair(*stack((1, 32, 32))), patches__per_epoch=3)[0].patches == 3
+
+
 def pair(image, labels, axes="ZYX", *, label_axes="", name="sand"):
     return AnnotatedImage(Image(image, axes, name=name), LabelImage(labels, label_axes or axes), name)
 

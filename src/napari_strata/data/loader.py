@@ -39,6 +39,10 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
+LEAST = 200
+"""Fewest patches of an epoch where the recipe does not say: a small stack, covered once, gives too few steps."""
+
+
 class PatchSource:
     """Training batches from `parts`.
 
@@ -113,7 +117,7 @@ class PatchSource:
         if self._sampler is None:
             return len(self.parts)
         area = sum(height * width for height, width in (part.shape for part in self.parts))
-        cover = max(recipe.training.batch_size, math.ceil(area / self.side**2))
+        cover = max(LEAST, recipe.training.batch_size, math.ceil(area / self.side**2))
         return recipe.patches.per_epoch or cover
 
     def _batch(self, places: Sequence[Place] | Sequence[int]) -> Batch:

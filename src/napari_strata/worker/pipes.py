@@ -96,9 +96,9 @@ class Inbox:
     def put(self, item: Item) -> None:
         self._items.put(item)
 
-    def wait(self) -> Item:
-        """The next item, as soon as there is one."""
-        return self._items.get()
+    def wait(self, seconds: float | None) -> Item:
+        """The next item, as soon as there is one. Raises `queue.Empty` when there is none for so many seconds."""
+        return self._items.get(timeout=seconds)
 
     def drain(self) -> Iterator[Item]:
         """What is there now."""

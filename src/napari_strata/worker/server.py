@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from queue import Empty
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -41,6 +42,9 @@ from napari_strata.worker.replies import (
     Ready,
     Refused,
 )
+
+QUIET = 1.0
+"""Seconds without an order after which the process gets ready for trainings: a dock that opens asks things first."""
 
 NOTE = "running.json"
 """In the folder of a run that goes on without a viewer: which process it is, for the next viewer to find."""
@@ -93,10 +97,10 @@ class Server:
                 return self._waiting.popleft()
             if self._alone or self._terminated:
                 return None
-            if self._imports:
+            try:
+                self._take(self._inbox.wait(QUIET if self._imports else None))
+            except Empty:
                 self._imports.pop(0)()
-            else:
-                self._take(self._inbox.wait())
 
     def _run(self, job: Running) -> None:
         quick = isinstance(job.order, InfoJob)
@@ -112,8 +116,11 @@ class Server:
         except StrataError as error:
             self._fail(job, str(error), "StrataError")
         except (Exception, SystemExit) as error:
-            traceback.print_exc()
-            self._fail(job, f"unexpected {type(error).__name__}: {error}", type(error).__name__)
+            if comes_of_interruption(error):
+                self._tell(job, JobEnded("stopped"))
+            else:
+                traceback.print_exc()
+                self._fail(job, f"unexpected {type(error).__name__}: {error}", type(error).__name__)
         finally:
             note.remove()
             self._running.pop()
@@ -244,6 +251,13 @@ class _Note:
         if self._path:
             with suppress(OSError):
                 self._path.unlink()
+
+
+def comes_of_interruption(error: BaseException | None) -> bool:
+    """Whether it was raised on the way out, as torch does when writing a file is broken off."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error is not None
 
 
 def _ready(seconds: float) -> Ready:
