@@ -64,6 +64,11 @@ def test_json_gives_one_parseable_line_an_event(capsys: pytest.CaptureFixture[st
     assert rows[4]["class_iou"] == [0.5, None]
 
 
+def test_a_single_plane_and_a_text_that_names_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show([PredictionStarted("cell", "CPU", 1, 0), FileEnd("a.tif", "b.tif", "failed", "a.tif: not a TIFF", 0)])
+    assert capsys.readouterr().out.splitlines() == ["cell: 1 plane on CPU", "failed  a.tif: not a TIFF"]
+
+
 def test_square_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     console.show([Message("values [1, 2] and [bold]x[/bold]")])
     assert capsys.readouterr().out.strip() == "values [1, 2] and [bold]x[/bold]"

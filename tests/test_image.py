@@ -155,3 +155,8 @@ def test_as_pairs() -> None:
     pair = AnnotatedImage(Image(np.zeros((5, 6))), LabelImage(np.zeros((5, 6), int)))
     assert as_pairs(pair) == [pair]
     assert as_pairs((pair, pair)) == [pair, pair]
+
+
+def test_describe_names_each_unit_where_they_differ() -> None:
+    image = Image(np.zeros((2, 3, 4), np.uint8), "ZYX", scale=(1, 0.5, 0.5), units=("pixel", "nanometer", "nanometer"))
+    assert image.describe() == "image, 2 x 3 x 4 (ZYX), uint8, 1 pixel x 0.5 nanometer x 0.5 nanometer"

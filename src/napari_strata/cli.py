@@ -8,15 +8,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from napari_strata.errors import RecipeError, StrataError
 
 if TYPE_CHECKING:
     from napari_strata.classes import ClassMap
+    from napari_strata.image import AnnotatedImage
 
 # Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
 
+
+class _Commands(TyperGroup):
+    """The commands; Ctrl-C in one of them ends in a sentence and status 130, which typer alone would do wordlessly."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _complain("stopped; what was finished is kept (train --resume or predict again goes on from there).")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Train and run segmentation networks on image stacks.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,10 +40,15 @@ app = typer.Typer(
 )
 
 Images = Annotated[
-    Path, typer.Argument(help="A TIFF stack, PNG, OME-Zarr, a folder of images, a data set folder or a CSV of pairs.")
+    Path,
+    typer.Argument(
+        metavar="IMAGES",
+        help="A TIFF stack, PNG, OME-Zarr, a folder of images, a data set folder or a CSV of pairs.",
+    ),
 ]
 LabelsPath = Annotated[
-    Path | None, typer.Argument(help="The labels that belong to IMAGES; not needed for a data set folder or a CSV.")
+    Path | None,
+    typer.Argument(metavar="[LABELS]", help="Their labels; not needed for a data set folder or a CSV."),
 ]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -70,12 +90,15 @@ def train(  # noqa: PLR0913 (one option each)
     from napari_strata.training.loop import iter_train
 
     pairs = read_pairs(images, labels, axes=axes)
+    held = read_pairs(*val, axes=axes) if val else []
     events = iter_train(
         recipe,
         pairs,
         out=out,
-        validation=read_pairs(*val, axes=axes) if val else None,
-        classes=_class_map(pairs, class_ or [], rgb or [], unlabelled=unlabelled or [], foreground=foreground),
+        validation=held or None,
+        classes=_class_map(
+            [*pairs, *held], class_ or [], rgb or [], unlabelled=unlabelled or [], foreground=foreground
+        ),
         unlabelled=tuple(unlabelled or ()),
         overrides=_overrides(set_ or []),
         device=device,
@@ -123,13 +146,14 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a model against labels."""
-    from napari_strata.evaluation.evaluate import evaluate as score
+    from napari_strata.console import show
+    from napari_strata.evaluation.evaluate import iter_evaluate
     from napari_strata.io import read_pairs
 
-    scores = score(model, read_pairs(images, labels, axes=axes), out=out, device=device)
-    print(json.dumps(scores.as_dict()) if as_json else _table(scores.as_dict()))
-    if not as_json:
-        print(f"written to {out}")
+    job = iter_evaluate(model, read_pairs(images, labels, axes=axes), out=out, device=device)
+    show(job, as_json=as_json)
+    scores = job.scores.as_dict()
+    print(json.dumps({"event": "Scores"} | scores) if as_json else _table(scores))
 
 
 @app.command()
@@ -170,15 +194,12 @@ def demo(
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends in one or two lines and status 2, Ctrl-C in status 130."""
+    """Entry point: a user's mistake ends in one or two lines and status 2."""
     try:
-        app(standalone_mode=True)
+        app()
     except StrataError as error:
         _complain(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        _complain("stopped; what was finished is kept (train --resume or predict again goes on from there).")
-        sys.exit(130)
 
 
 def _complain(text: str) -> None:
@@ -198,24 +219,29 @@ def _overrides(items: list[str]) -> dict[str, Any]:
 
 
 def _class_map(
-    pairs: Any, names: list[str], colors: list[str], *, unlabelled: list[int], foreground: bool
+    pairs: list[AnnotatedImage], names: list[str], colors: list[str], *, unlabelled: list[int], foreground: bool
 ) -> ClassMap | None:
     """The class map that the options spell, or None to take it from the labels."""
     from napari_strata.classes import ClassMap
     from napari_strata.spec import find_classes
 
+    if colors and (foreground or names):
+        raise RecipeError("--rgb names its colours itself; leave out --foreground and --class.")
     if foreground:
-        return ClassMap.foreground()
+        return _renamed(ClassMap.foreground(), names)
     if colors:
         return _parse_colors(colors)
-    if not names:
-        return None
-    found = find_classes(pairs, unlabelled)
+    return _renamed(find_classes(pairs, unlabelled), names) if names else None
+
+
+def _renamed(found: ClassMap, names: list[str]) -> ClassMap:
     called = dict(_split(item, "--class 2=clay") for item in names)
     if missing := [v for v in called if v not in map(str, found.values)]:
         raise RecipeError(f"--class {missing[0]}: the labels hold no such value; found {list(found.values)}.")
-    renamed = tuple(called.get(str(v), n) for v, n in zip(found.values, found.names, strict=True))
-    return found.model_copy(update={"names": renamed})
+    names_now = tuple(called.get(str(v), n) for v, n in zip(found.values, found.names, strict=True))
+    rest = None if found.rest is None else names_now[found.names.index(found.rest)]
+    # Validated anew: two classes of one name would be one column in every table.
+    return type(found).model_validate(found.model_dump() | {"names": names_now, "rest": rest})
 
 
 def _parse_colors(items: list[str]) -> ClassMap:
@@ -247,11 +273,17 @@ def _describe_model(path: Path) -> list[str]:
     lines = [
         f"model {path}: recipe {model.recipe.name}, trained {model.created}, {len(model.history)} epochs",
         f"  network: {spec.network.kind}, {spec.in_channels} channels in, {numbers / 1e6:.2f} M numbers",
-        f"  trained on: {spec.dtype}, pixel size {spec.pixel_size or 'unknown'} {spec.pixel_unit}",
+        f"  trained on: {spec.dtype}, pixel size {_pixel_size(spec.pixel_size, spec.pixel_unit)}",
         *(f"  {note}" for note in spec.notes),
         *(f"  class {r['index']}: {r['name']}, value {r['value']}, {r['color']}" for r in spec.classes.table()),
     ]
     return lines + ([f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"] if best else [])
+
+
+def _pixel_size(sizes: dict[str, float], unit: str) -> str:
+    if unit == "pixel" and set(sizes.values()) <= {1.0}:
+        return "unknown"
+    return ", ".join(f"{axis} {size:g} {unit}" for axis, size in sizes.items())
 
 
 def _table(scores: dict[str, Any]) -> str:

@@ -121,7 +121,7 @@ class _People:
     @_show.register
     def _(self, event: PredictionStarted) -> None:
         rest = f", {event.done} of them already done" if event.done else ""
-        self._say(f"{event.name}: {event.regions} planes on {event.device}{rest}")
+        self._say(f"{event.name}: {event.regions} plane{'' if event.regions == 1 else 's'} on {event.device}{rest}")
 
     @_show.register
     def _(self, event: RegionEnd) -> None:
@@ -134,7 +134,7 @@ class _People:
 
     @_show.register
     def _(self, event: FileEnd) -> None:
-        reason = f": {event.text}" if event.text else ""
+        reason = f": {event.text.removeprefix(f'{event.source}: ')}" if event.text else ""
         self._say(f"{event.status}  {event.source}{reason}", "red" if event.status == "failed" else "")
 
 

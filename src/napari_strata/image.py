@@ -169,9 +169,12 @@ class Image:
         """One line for people: ``sand, 8 x 1024 x 996 (ZYX), uint16, 2.1 micrometer``."""
         sizes = " x ".join(map(str, self.shape))
         pixel = self.pixel_size
+        units = [unit for axis, unit in zip(self.axes, self.units, strict=True) if axis in pixel]
         same = len({round(v, 9) for v in pixel.values()}) == 1
         size = f"{pixel['X']:g}" if same else " x ".join(f"{v:g}" for v in pixel.values())
         known = "" if self.pixel_unit == "pixel" and same and pixel["X"] == 1 else f", {size} {self.pixel_unit}"
+        if len(set(units)) > 1:  # a depth that the file does not state, beside a width that it does
+            known = ", " + " x ".join(f"{v:g} {unit}" for v, unit in zip(pixel.values(), units, strict=True))
         return f"{self.name}, {sizes} ({self.axes}), {self.dtype}{known}"
 
     def labels_like(self, data: ArrayLike, *, classes: ClassMap | None = None, name: str = "") -> LabelImage:

@@ -76,7 +76,7 @@ def resolve(
     classes
         what label values mean; when left out, the labels' own class map, or one class per value found.
     unlabelled
-        values that mean "not labelled", when `classes` is left out.
+        values that mean "not labelled", whatever `classes` says of them.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def resolve(
     if not pairs:
         raise ImageError("found no pair of image and labels to train on; give at least one.")
     channels = _common_channels(pairs)
-    classes = classes or find_classes(pairs, unlabelled)
+    classes = classes.with_unlabelled(unlabelled) if classes else find_classes(pairs, unlabelled)
     normalization, note = _resolve_normalization(recipe, pairs, channels)
     shape = geometry(recipe.network)
     side = _multiple(recipe.patches.resize or recipe.patches.size, shape.stride)
@@ -194,9 +194,8 @@ def _judge(samples: Sequence[Any], channels: int) -> tuple[norm.Kind, str]:
             f"grey values: physical (training planes agree within {shift:.0%} of their range), so one scale serves all "
             "images and intensity is not augmented; set normalization.grey_values=relative where exposure varies"
         )
-    why = (
-        "several channels" if channels > 1 else "one plane only" if np.isnan(shift) else f"planes differ by {shift:.0%}"
-    )
+    alone = "one plane only" if len(samples) == 1 else "no contrast"
+    why = "several channels" if channels > 1 else alone if np.isnan(shift) else f"planes differ by {shift:.0%}"
     return "relative", (
         f"grey values: relative ({why}), so each image is scaled by its own percentiles; set "
         "normalization.grey_values=physical for calibrated data such as CT"

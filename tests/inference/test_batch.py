@@ -167,6 +167,11 @@ def test_outputs_that_would_collide_are_refused_together(model, scans, tmp_path)
 def test_several_inputs_need_a_folder(model, scans, tmp_path):
     with pytest.raises(RunError, match="names one file, and there are 3 inputs"):
         run(model, [scans], tmp_path / "x.tif")
+    one = next(iter(scans.glob("*.tif")))
+    for name in ("x.jpg", "x.gif", "x.btf"):
+        with pytest.raises(RunError, match=f"{name}: found the suffix"):
+            run(model, [one], tmp_path / name)
+        assert not (tmp_path / name).exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
         run(model, [scans], tmp_path / "file")

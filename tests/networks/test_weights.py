@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from napari_strata.errors import ModelError, TrainingError
 from napari_strata.networks import build_network, hub
-from napari_strata.networks.weights import adapt, encoder_of, load_encoder_weights
+from napari_strata.networks.weights import adapt, encoder_of, load_encoder_weights, read_tensors
 from napari_strata.recipe import AtrousUNet, Smp, UNet
 from networks.network_checks import make_spec, noise
 
@@ -292,6 +293,14 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, writer: str) -> None:
         load(section(str(file)))
     assert str(file) in str(caught.value)
     assert not place.exists()
+
+
+def test_a_refused_pickle_leaves_no_line_of_torch_s(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("always")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with pytest.raises(ModelError):
+        read_tensors(tmp_path / "a.pkl")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @pytest.mark.parametrize(

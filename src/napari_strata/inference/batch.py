@@ -35,6 +35,9 @@ from napari_strata.model import Model
 
 PathLike = str | os.PathLike[str]
 IMAGES = (*TIFF_SUFFIXES, *RASTER_SUFFIXES, ".zarr")
+READ_ONLY = (*(set(TIFF_SUFFIXES + RASTER_SUFFIXES) - set(SUFFIXES)), ".gif", ".bmp", ".npy", ".h5", ".nii")
+"""Suffixes of files that labels are not written to: a folder of such a name is nobody's wish."""
+
 COLUMNS = ("source", "output", "status", "seconds", "message")
 
 
@@ -80,7 +83,7 @@ def predict_files(
     single = len(sources) == 1
     if single:
         existing(sources[0])
-    if single and place.suffix.lower() in SUFFIXES and (is_zarr(place) or not place.is_dir()):
+    if single and place.suffix.lower() in (*SUFFIXES, *READ_ONLY) and (is_zarr(place) or not place.is_dir()):
         check_out(place, overwrite=options.overwrite)
         yield from _Batch.start(model, options, axes).one(sources[0], place)
         return
@@ -215,7 +218,7 @@ class Report:
 def _targets(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file, and {len(sources)} inputs need a folder; choose another name for it.")
-    if folder.suffix.lower() in SUFFIXES and (not folder.exists() or is_zarr(folder)):
+    if folder.suffix.lower() in (*SUFFIXES, *READ_ONLY) and (not folder.exists() or is_zarr(folder)):
         raise RunError(f"{folder}: names one file, and there are {len(sources)} inputs; give a folder.")
     targets = {source: folder / _output_name(source) for source in sources}
     by_target: dict[Path, list[str]] = {}

@@ -36,7 +36,7 @@ def check_image(spec: ModelSpec, image: Image, samples: Sequence[Array]) -> list
 
 
 def _channels(count: int, names: Sequence[str]) -> str:
-    shown = f" ({', '.join(names)})" if names else " (RGB)" if count == 3 else ""
+    shown = f" ({', '.join(names)})" if names else " (RGB?)" if count == 3 else ""
     return f"{count} channel{'' if count == 1 else 's'}{shown}"
 
 
@@ -44,7 +44,7 @@ def _way_on(found: int, needed: int) -> str:
     if (found, needed) == (4, 3):
         return "If the fourth is transparency, save the image without it."
     if found > needed:
-        return f"Predict an image of the {needed} it knows, or train a model on such images."
+        return f"Save an image of {needed} channel{'' if needed == 1 else 's'} alone, or train a model on such images."
     return "Check the axes (a channel axis may have been taken for planes), or train a model on such images."
 
 

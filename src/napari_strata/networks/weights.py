@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             found: Any = load_file(file)
         else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of a pickle's protocol before it refuses it
+                found = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: cannot be read ({_short(error)}); take another copy.") from None
     except Exception:  # torch.load raises a dozen kinds for what is not a file of tensors, some with unsafe advice

@@ -70,7 +70,7 @@ def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
     if not path.is_file():
         if path.suffix or len(path.parts) > 1:
             raise RecipeError(f"{path}: no such recipe file; check the path, or name a recipe: {', '.join(bundled)}.")
-        raise RecipeError(f"there is no recipe {name!r}; {nearest(name, bundled)}. A file is given by its path.")
+        raise RecipeError(f"there is no recipe {name!r}; {nearest(name, bundled)} (a file is given by its path)")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from napari_strata.classes import ClassMap
 from napari_strata.data.parts import Part, count, counts_of, find_nonfinite, shown, whole
 from napari_strata.data.split import Split, given, split_pairs
@@ -16,7 +18,7 @@ from napari_strata.image import AnnotatedImage, as_pairs
 from napari_strata.recipe import Recipe
 from napari_strata.recipes import load_recipe
 from napari_strata.run import RunFolder
-from napari_strata.spec import ModelSpec, resolve
+from napari_strata.spec import ModelSpec, find_classes, resolve
 
 MAY_CHANGE = ("training.epochs", "training.early_stopping", "training.precision", "training.batch_size")
 """What may differ from the recipe that a run was started with when it goes on."""
@@ -97,7 +99,9 @@ def plan_new(job: Job) -> Plan:
     """
     recipe = load_recipe(job.recipe).with_overrides(job.overrides)
     pairs = as_pairs(job.pairs)
-    spec = resolve(recipe, pairs, classes=job.classes, unlabelled=job.unlabelled)
+    # Validation labels count: a value that stands there alone is a class that training lacks, and is named as such.
+    classes = job.classes or find_classes([*pairs, *as_pairs(job.validation or [])], job.unlabelled)
+    spec = resolve(recipe, pairs, classes=classes, unlabelled=job.unlabelled)
     if len(spec.classes) < 2:
         raise LabelError(
             f"found one class only, {spec.classes.names[0]!r}; a network learns to tell classes apart: label at least "
@@ -157,7 +161,7 @@ def plan_resumed(job: Job, run: RunFolder) -> Plan:
 
 
 def _plan(recipe: Recipe, spec: ModelSpec, split: Split, pairs: list[AnnotatedImage], *, notes: Sequence[str]) -> Plan:
-    warnings = [*find_nonfinite(pairs), *split.warnings]
+    warnings = [*find_nonfinite(pairs), *_flat(pairs), *split.warnings]
     if recipe.training.early_stopping is not None and not split.validation:
         warnings.append("early stopping needs validation images and is off: nothing is held back")
     counts = counts_of(split.training, spec.classes).sum(axis=0)
@@ -170,8 +174,28 @@ def _plan(recipe: Recipe, spec: ModelSpec, split: Split, pairs: list[AnnotatedIm
         counts=tuple(int(n) for n in counts),
         fingerprint=_fingerprint(split, pairs, spec.classes),
         pairs=pairs,
-        messages=(*map(Message, notes), *(Message(text, "warning") for text in warnings)),
+        messages=(*map(Message, (*_described(pairs), *notes)), *(Message(text, "warning") for text in warnings)),
     )
+
+
+def _described(pairs: Sequence[AnnotatedImage]) -> list[str]:
+    """What was read, in words, so that axes taken for others are seen: the first image of each kind, and each note."""
+    kinds = {(pair.image.axes, str(pair.image.dtype), pair.image.notes): pair.image for pair in reversed(pairs)}
+    lines = [line for image in reversed(kinds.values()) for line in (image.describe(), *image.notes)]
+    more = len(pairs) - len(kinds)
+    alike = [f"and {more} more image{'' if more == 1 else 's'} like {'this' if len(kinds) == 1 else 'these'}"]
+    return [*dict.fromkeys(lines), *(alike if more else [])]
+
+
+def _flat(pairs: Sequence[AnnotatedImage]) -> list[str]:
+    """A warning for images of one grey value, from which nothing is learnt."""
+    names = [pair.name for pair in pairs if not any(_contrast(samples) for samples in pair.image.samples())]
+    return [f"found one grey value only, from which nothing can be learnt, in: {shown(names)}"] if names else []
+
+
+def _contrast(samples: Any) -> bool:
+    finite = samples[np.isfinite(samples)]
+    return bool(finite.size and finite.min() != finite.max())
 
 
 def _form(pair: AnnotatedImage) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class Session:
         self.progress.add(end, terms, names=self.plan.spec.classes.names)
         model = self._model(end.weights)
         unscored = not any(e.best_iou for e in self.progress.history)
-        wanted = {"best_iou": end.best_iou, "best_loss": end.best_loss, "model": end.best_iou or unscored}
+        # The model first: where the disk holds one file only, it is this one.
+        wanted = {"model": end.best_iou or unscored, "best_iou": end.best_iou, "best_loss": end.best_loss}
         for name in (name for name, yes in wanted.items() if yes):
             model.save(self.run.path / f"{name}.safetensors")
         self.save_checkpoint()

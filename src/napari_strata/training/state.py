@@ -93,13 +93,22 @@ class Learner:
         found = dict(zip(("loss", *terms), values, strict=True))
         # The scaler meets infinite gradients by lowering its factor; without one they are the end.
         if not math.isfinite(found["loss"]) or not (math.isfinite(length) or self.scaler.is_enabled()):
-            raise TrainingError(_why_not_finite(found["loss"], epoch, number, self.schedule.learning_rate))
+            raise TrainingError(self._why_not_finite(found["loss"], epoch, number))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
             self.averaged.update(self.network)
         self.schedule.step_batch()
         return found
+
+    def _why_not_finite(self, loss: float, epoch: int, number: int) -> str:
+        what = "a gradient" if math.isfinite(loss) else "the loss"
+        exact = ", or set training.precision=fp32" if self.precision.dtype is not None else ""
+        kept = " The last checkpoint is kept." if epoch > 1 else ""
+        return (
+            f"{what} is not a finite number in epoch {epoch}, batch {number} (loss {loss:g}, learning rate "
+            f"{self.schedule.learning_rate:.1e}); lower training.learning_rate to a third{exact}.{kept}"
+        )
 
     def recalibrate(self, source: PatchSource) -> None:
         """Measure batch normalisation's statistics on plain patches of `source`, as the recipe says."""
@@ -201,11 +210,3 @@ class Progress:
         """What `state_dict` gave."""
         history = [event for event in map(from_json, state["history"]) if isinstance(event, EpochEnd)]
         return cls(history, [dict(row) for row in state["rows"]], int(state["since"]))
-
-
-def _why_not_finite(loss: float, epoch: int, number: int, rate: float) -> str:
-    what = "a gradient" if math.isfinite(loss) else "the loss"
-    return (
-        f"{what} is not a finite number in epoch {epoch}, batch {number} (loss {loss:g}, learning rate {rate:.1e}); "
-        "lower training.learning_rate to a third, or set training.precision=fp32. The last checkpoint is kept."
-    )
