@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import npe2
 import numpy as np
 import pytest
 import tifffile
@@ -80,3 +81,9 @@ def test_samples_are_an_image_and_labels(sample: object) -> None:
     assert (image[2], labels[2]) == ("image", "labels")
     assert image[0].shape == labels[0].shape
     assert labels[1]["metadata"][plugin.METADATA]["names"]
+
+
+def test_the_manifest_is_what_npe2_accepts() -> None:
+    manifest = npe2.PluginManifest.from_file(MANIFEST)
+    manifest.validate_imports()
+    assert manifest.name == "napari-strata"

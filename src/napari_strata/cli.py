@@ -48,14 +48,15 @@ Images = Annotated[
 ]
 LabelsPath = Annotated[
     Path | None,
-    typer.Argument(metavar="[LABELS]", help="Their labels; not needed for a data set folder or a CSV."),
+    typer.Argument(metavar="LABELS", help="Their labels; not needed for a data set folder or a CSV."),
 ]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Axes = Annotated[str | None, typer.Option(help="Axes of the images, such as ZYX, where the files do not say.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
 Unlabelled = Annotated[
-    list[int] | None, typer.Option(help="A label value that means: not labelled. May be given several times.")
+    list[int] | None,
+    typer.Option(metavar="VALUE", help="A label value that means: not labelled. May be given several times."),
 ]
 
 
@@ -69,19 +70,23 @@ def train(  # noqa: PLR0913 (one option each)
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as training.epochs=5.")
     ] = None,
-    val: Annotated[tuple[Path, Path] | None, typer.Option(help="Images and labels to validate on.")] = None,
+    val: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="IMAGES LABELS", help="Images and labels to validate on.")
+    ] = None,
     unlabelled: Unlabelled = None,
     class_: Annotated[
         list[str] | None, typer.Option("--class", metavar="VALUE=NAME", help="Name a label value, as 2=clay.")
     ] = None,
-    foreground: Annotated[bool, typer.Option(help="0 is background, every other value foreground.")] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="0 is background, every other value foreground.")
+    ] = False,
     rgb: Annotated[
         list[str] | None, typer.Option(metavar="COLOR=NAME", help="A colour of colour-coded labels, as ff0000=roof.")
     ] = None,
     axes: Axes = None,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
-    extend: Annotated[int, typer.Option(min=0, help="Add this many epochs to a run.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    extend: Annotated[int, typer.Option(min=0, metavar="N", help="Add this many epochs to a run.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train a network on images and labels."""
@@ -114,10 +119,12 @@ def predict(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders or patterns.")],
     *,
     out: Annotated[Path, typer.Option(help="The label file to write, or a folder for several.")],
-    probabilities: Annotated[bool, typer.Option(help="Also write the probability of each class.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write the probability of each class.")
+    ] = False,
     axes: Axes = None,
     device: Device = "auto",
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Segment images with a trained model."""
