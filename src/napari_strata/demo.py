@@ -16,7 +16,7 @@ from napari_strata.samples import sandstone
 from napari_strata.training.loop import iter_train
 
 RECIPE = "unet-ct"
-OVERRIDES = {"network.widths": (16, 32, 64, 128), "training.epochs": 12, "patches.per_epoch": 256}
+OVERRIDES = {"network.widths": (16, 32, 64, 128), "training.epochs": 30, "patches.per_epoch": 256}
 """A smaller network than the recipe's, so that two cores finish within the four minutes that the README promises."""
 
 
