@@ -114,7 +114,7 @@ def test_a_plan_says_what_training_would_do_and_writes_nothing(tmp_path: Path, p
     labels = np.asarray(pair.labels.data)
     training = sum(plan["labelled_pixels"])
     assert 0.5 * labels.size < training < labels.size
-    assert next(e.text for e in events).startswith("grey values")
+    assert any(e.text.startswith("grey values") for e in events)
 
 
 @pytest.mark.parametrize("axes", ["ZYX", "YXZ", "ZTYX", "TCZYX", "YX"])
