@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +111,12 @@ class RunFolder:
         return state
 
 
-def check_free(path: str | Path, *, also: Sequence[str] = ()) -> None:
-    """Raise `RunError` when `path` exists and holds anything (other than names in `also`)."""
+def check_free(path: str | Path) -> None:
+    """Raise `RunError` when `path` exists and holds anything."""
     place = Path(path)
     if place.is_file():
         raise RunError(f"{place}: found a file where a run folder is to be made; choose another --out.")
-    if place.is_dir() and any(p.name not in also for p in place.iterdir()):
+    if place.is_dir() and any(place.iterdir()):
         raise RunError(
             f"{place}: this run folder exists already; choose another --out, or go on with it (--resume, --extend N)."
         )

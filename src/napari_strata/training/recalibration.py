@@ -1,7 +1,7 @@
 """Measuring batch normalisation's statistics anew before a network is validated and kept.
 
 The running averages of training follow single batches, drawn to balance the classes. Tried on the sandstone after 600
-steps: the same weights give a mean IoU of .908 with them and .936 with statistics measured on 64 plain patches.
+steps: the same weights give a mean IoU of .908 with them and .936 with statistics measured on 384 plain patches.
 """
 
 from __future__ import annotations
