@@ -9,7 +9,7 @@ from typing import Any
 from napari_strata.classes import ClassMap
 from napari_strata.errors import StrataError
 from napari_strata.image import AnnotatedImage, ArrayLike, Image, LabelImage
-from napari_strata.io import describe, read_classes, read_images, read_labels, read_pyramid
+from napari_strata.io import read_classes, read_images, read_labels, read_pyramid
 from napari_strata.io import write_labels as _write_labels
 from napari_strata.samples import cells, sandstone
 
@@ -23,7 +23,7 @@ def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[Layer]
     if isinstance(path, list):
         return None
     try:
-        describe(path)  # reads no pixels
+        read_images(path)
     except StrataError:
         return None
     return read
