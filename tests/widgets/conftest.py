@@ -1,0 +1,25 @@
+"""Widgets are tested through a real viewer, in a process of their own: ``pytest tests/widgets``.
+
+Software OpenGL and torch's compiler do not bear each other in one process (both bring an LLVM), so nothing here may
+import torch; the worker that the docks drive is a process of its own, as it is for the user. pytest-xvfb gives a
+display where there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("NAPARI_CONFIG", "")  # no settings are read or saved
+os.environ.setdefault("QT_API", "pyqt6")
+
+
+@pytest.fixture(autouse=True)
+def _no_torch() -> Iterator[None]:
+    yield
+    assert "torch" not in sys.modules, "a widget has imported torch into the viewer's process"
