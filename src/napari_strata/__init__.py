@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from napari_strata.classes import ClassMap as ClassMap
     from napari_strata.errors import StrataError as StrataError
     from napari_strata.evaluation.evaluate import evaluate as evaluate
+    from napari_strata.evaluation.evaluate import score_labels as score_labels
     from napari_strata.image import AnnotatedImage as AnnotatedImage
     from napari_strata.image import Image as Image
     from napari_strata.image import LabelImage as LabelImage
@@ -56,6 +57,7 @@ _HOMES = {
     "read_labels": "io",
     "read_pairs": "io",
     "resolve": "spec",
+    "score_labels": "evaluation.evaluate",
     "train": "training.loop",
     "write_labels": "io",
 }

@@ -2,7 +2,8 @@
 
 ``recipe.yaml`` intent, ``data.json`` sources, split, classes and fingerprint, ``events.jsonl`` what happened (only ever
 appended to; the curves are read from it), ``metrics.csv`` one row an epoch, ``last.pt`` the state to go on from,
-``best_iou.safetensors``, ``best_loss.safetensors``, ``model.safetensors`` the model, ``previews/``.
+``best_iou.safetensors``, ``best_loss.safetensors``, ``model.safetensors`` the model, ``previews/``; and ``layers/``, what
+a viewer trained on that was in no file.
 """
 
 from __future__ import annotations
@@ -111,12 +112,16 @@ class RunFolder:
         return state
 
 
+LAYERS = "layers"
+"""Folder of a run in which a viewer keeps the layers to train on, before the run begins."""
+
+
 def check_free(path: str | Path) -> None:
-    """Raise `RunError` when `path` exists and holds anything."""
+    """Raise `RunError` when `path` exists and holds anything but `LAYERS`."""
     place = Path(path)
     if place.is_file():
         raise RunError(f"{place}: found a file where a run folder is to be made; choose another --out.")
-    if place.is_dir() and any(place.iterdir()):
+    if place.is_dir() and any(one.name != LAYERS for one in place.iterdir()):
         raise RunError(
             f"{place}: this run folder exists already; choose another --out, or go on with it (--resume, --extend N)."
         )

@@ -1,0 +1,169 @@
+"""Dock: what the three docks have in common: a scrolling page, and a foot that is always in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from magicgui.widgets import ProgressBar, PushButton
+from magicgui.widgets import Widget as MagicWidget
+from napari.viewer import Viewer
+from qtpy.QtCore import QSize, Qt
+from qtpy.QtWidgets import (
+    QApplication,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QScrollArea,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_strata.widgets._session import Session
+
+WIDTH = 330
+"""Pixels that a dock asks for; it works from 300."""
+
+
+class Dock(QWidget):
+    """Base of the docks. Subclasses fill the page with `add` and the foot with `add_to_foot`."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__()
+        self.viewer = viewer
+        self.session = Session.of(viewer)
+        self._kept: list[Any] = []  # magicgui widgets live as long as something in Python holds them
+        page = QWidget()
+        self._page = QVBoxLayout(page)
+        self._page.setContentsMargins(6, 6, 6, 6)
+        self._page.setSpacing(5)
+        self._page.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidget(page)
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.scroll = scroll
+        foot = QWidget()
+        self._foot = QVBoxLayout(foot)
+        self._foot.setContentsMargins(6, 2, 6, 6)
+        self._foot.setSpacing(4)
+        self.notice = Notice()
+        self._foot.addWidget(self.notice)
+        whole = QVBoxLayout(self)
+        whole.setContentsMargins(0, 0, 0, 0)
+        whole.setSpacing(0)
+        whole.addWidget(scroll, 1)
+        whole.addWidget(foot)
+        self.session.closing.connect(self.leave)
+
+    def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
+        return QSize(WIDTH, 560)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        return QSize(290, 200)
+
+    def leave(self) -> None:
+        """The viewer closes: listen no more."""
+
+    def add(self, widget: QWidget | MagicWidget) -> None:
+        """Put a widget at the end of the page."""
+        self._page.insertWidget(self._page.count() - 1, self._native(widget))
+
+    def add_to_foot(self, widget: QWidget | MagicWidget) -> None:
+        """Put a widget at the end of the foot."""
+        self._foot.addWidget(self._native(widget))
+
+    def row(self, *widgets: QWidget | MagicWidget, stretch: int | None = None) -> QWidget:
+        """Widgets beside each other; the one numbered `stretch` takes the room that is left."""
+        holder = QWidget()
+        layout = QHBoxLayout(holder)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(5)
+        for number, widget in enumerate(widgets):
+            layout.addWidget(self._native(widget), int(number == stretch))
+        return holder
+
+    def button(self, text: str, action: Callable[[], Any], tooltip: str = "") -> PushButton:
+        """A button that calls `action`."""
+        button = PushButton(text=text, tooltip=tooltip)
+        button.changed.connect(lambda _: action())
+        self._kept.append(button)
+        return button
+
+    def title(self, text: str) -> QLabel:
+        """A heading on the page."""
+        label = QLabel(text)
+        font = label.font()
+        font.setBold(True)
+        label.setFont(font)
+        return label
+
+    def copy(self, text: str, what: str) -> None:
+        """Put text on the clipboard, and say so."""
+        clipboard = QApplication.clipboard()
+        if clipboard is not None:
+            clipboard.setText(text)
+        self.notice.say(f"{what} is on the clipboard.")
+
+    def _native(self, widget: QWidget | MagicWidget) -> QWidget:
+        if isinstance(widget, QWidget):
+            return widget
+        self._kept.append(widget)
+        native: QWidget = widget.native
+        return native
+
+
+class Notice(QLabel):
+    """One message for the user, until the next: what went wrong and what to do, or what was done."""
+
+    MARKS = {"info": "", "warning": "⚠ ", "error": "⛔ "}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setWordWrap(True)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self.level = ""
+        self.hide()
+
+    def say(self, text: str, level: str = "info") -> None:
+        """Show `text`; an empty one clears the line."""
+        self.level = level if text else ""
+        self.setText(f"{self.MARKS[level]}{text}" if text else "")
+        self.setVisible(bool(text))
+
+    def clear(self) -> None:
+        self.say("")
+
+
+class Progress(QWidget):
+    """A bar with a line of text under it; hidden when there is nothing to show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar = ProgressBar(value=0, min=0, max=100)
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(2)
+        rows.addWidget(self._bar.native)
+        rows.addWidget(self.text)
+        self.hide()
+
+    def show_step(self, done: int, total: int, text: str) -> None:
+        """So much of so much; a total of 0 means that it cannot be known yet."""
+        if (self._bar.max, self._bar.value) != (total, min(done, total)):
+            self._bar.max = total
+            self._bar.value = min(done, total)
+        self.text.setText(text)
+        self.show()
+
+
+def enable(button: PushButton, why_not: str, tooltip: str = "") -> None:
+    """Enable a button, or disable it with the reason as its tooltip."""
+    button.enabled = not why_not
+    button.tooltip = why_not or tooltip

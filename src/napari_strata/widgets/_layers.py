@@ -1,0 +1,179 @@
+"""napari's layers as the engine's images and labels, and back to what a worker is told of them.
+
+Read in the main thread (`image_of`, `labels_of` copy nothing); `source_of_image` and `source_of_labels` read and write
+files and belong into a thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.layers import Image as ImageLayer
+from napari.layers import Labels as LabelsLayer
+
+from napari_strata import axes as _axes
+from napari_strata.classes import ClassMap
+from napari_strata.errors import StrataError
+from napari_strata.image import Image, LabelImage
+from napari_strata.io import read_image, write_image, write_labels
+from napari_strata.plugin import METADATA
+from napari_strata.worker.orders import Layer
+
+COPIED = 4 * 2**30
+"""Bytes up to which an image is copied for the worker when its file says less than the layer."""
+
+
+def known_axes(layer: ImageLayer | LabelsLayer) -> str:
+    """The axes that the layer's own labels spell, such as "ZYX" (with C last for RGB); empty when they do not."""
+    letters = "".join(str(label) for label in layer.axis_labels).upper()
+    if len(letters) != layer.ndim or not {"Y", "X"} <= set(letters) <= set(_axes.CANONICAL):
+        letters = "YX" if layer.ndim == 2 else ""
+    return letters + "C" if letters and _is_rgb(layer) else letters
+
+
+def proposed_axes(layer: ImageLayer | LabelsLayer) -> str:
+    """`known_axes`, or the usual ones for that many dimensions: to be shown to the user, who may change them."""
+    if known := known_axes(layer):
+        return known
+    return _axes.default((1,) * layer.ndim) + ("C" if _is_rgb(layer) else "")
+
+
+def set_axes(layer: ImageLayer | LabelsLayer, letters: str) -> None:
+    """Name a layer's axes, in napari and so for every dock and file. Raises `ImageError` when they do not fit."""
+    checked = _axes.parse(letters, array_of(layer).shape)
+    if _is_rgb(layer):
+        checked = checked.removesuffix("C")
+    layer.axis_labels = tuple(letter.lower() for letter in checked)
+
+
+def array_of(layer: ImageLayer | LabelsLayer) -> Any:
+    """The layer's data at full size; of a pyramid, its first level."""
+    return layer.data[0] if layer.multiscale else layer.data
+
+
+def image_of(layer: ImageLayer) -> Image:
+    """The image that a layer shows, with axes as the dock shows them. Raises `ImageError` when they do not fit."""
+    return Image(array_of(layer), proposed_axes(layer), name=layer.name, **_geometry(layer))
+
+
+def labels_of(layer: LabelsLayer, image: Image | None = None) -> LabelImage:
+    """The labels of a layer with their class map; axes that the layer does not name are those of `image`."""
+    stored = layer.metadata.get(METADATA)
+    letters = known_axes(layer)
+    if not letters:
+        fits = image is not None and len(image.label_axes) == layer.ndim
+        letters = image.label_axes if image is not None and fits else proposed_axes(layer)
+    return LabelImage(
+        array_of(layer),
+        letters,
+        name=layer.name,
+        classes=ClassMap.model_validate(stored) if stored else None,
+        **_geometry(layer),
+    )
+
+
+def mismatch(image: Image, labels: LabelsLayer) -> str:
+    """Why labels cannot belong to an image: empty when their sizes agree."""
+    shape = tuple(array_of(labels).shape)
+    if shape == image.label_shape:
+        return ""
+    return f"{' x '.join(map(str, shape))}, and the image is {' x '.join(map(str, image.label_shape))}"
+
+
+def describe(image: Image) -> str:
+    """``8 x 1024 x 996 (ZYX), uint16, 2.1 µm``: what `Image.describe` says, without the name, which stands beside it."""
+    text = image.describe().removeprefix(f"{image.name}, ")
+    return text.replace("micrometer", "µm").replace("nanometer", "nm").replace("millimeter", "mm")
+
+
+def source_of_image(layer: ImageLayer, image: Image, folder: Path) -> Layer:
+    """What a worker is told: the layer's own file when that holds the same numbers, else a copy written to `folder`.
+
+    Raises
+    ------
+    StrataError
+        when the copy cannot be written.
+    """
+    found = _own_file(layer, image)
+    if found is not None:
+        return found
+    path = folder / f"{slug(image.name)}.tif"
+    if not _holds(path, image):
+        write_image(path, image, overwrite=True)
+    return Layer(path=str(path), name=image.name)
+
+
+def source_of_labels(labels: LabelImage, path: Path) -> Layer:
+    """Labels written to `path` for a worker, with class map, scale and axes. Raises `StrataError`."""
+    write_labels(path, labels, overwrite=True)
+    return Layer(path=str(path))
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40] or "image"
+
+
+def image_layers(layers: Sequence[Any]) -> list[ImageLayer]:
+    """The Image layers among layers (2D or more, not the surfaces of other types)."""
+    return [layer for layer in layers if isinstance(layer, ImageLayer)]
+
+
+def labels_layers(layers: Sequence[Any]) -> list[LabelsLayer]:
+    """The Labels layers among layers."""
+    return [layer for layer in layers if isinstance(layer, LabelsLayer)]
+
+
+def _is_rgb(layer: ImageLayer | LabelsLayer) -> bool:
+    return bool(getattr(layer, "rgb", False))
+
+
+def _geometry(layer: ImageLayer | LabelsLayer) -> dict[str, Any]:
+    extra = (1.0,) if _is_rgb(layer) else ()
+    units = tuple(str(unit) for unit in layer.units) + (("pixel",) if extra else ())
+    return {"scale": tuple(float(s) for s in layer.scale) + extra, "units": units}
+
+
+def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
+    """The file that a layer was read from, if that still holds the same: shape, dtype, and the plane in the middle.
+
+    Where the layer says more than the file (its axes, its scale), a copy is written instead, which any command can
+    read as it stands; only a layer too large to copy is described beside its path.
+    """
+    stored = layer.metadata.get(METADATA) or {}
+    path = stored.get("path") or layer.source.path
+    if not path or stored.get("channel") is not None:
+        return None
+    series = int(stored.get("series") or 0)
+    known = {"axes": image.axes, "scale": image.scale, "units": image.units}
+    try:
+        file = read_image(path, series=series)
+        if (file.shape, file.dtype) != (image.shape, image.dtype):
+            return None
+        middle = {letter: image.size(letter) // 2 for letter in "TZ" if letter in image.axes}
+        if not np.array_equal(file.with_axes(image.axes).read(middle), image.read(middle)):
+            return None
+    except (StrataError, OSError, ValueError):
+        return None
+    if series == 0 and all(getattr(file, key) == value for key, value in known.items()):
+        return Layer(path=str(path))
+    large = image.dtype.itemsize * prod(image.shape) > COPIED
+    return Layer(path=str(path), series=series, name=image.name, **known) if large else None
+
+
+def _holds(path: Path, image: Image) -> bool:
+    """Whether a copy at `path` is already what would be written."""
+    if not path.is_file():
+        return False
+    try:
+        file = read_image(path, axes=image.axes)
+        same = (file.shape, file.dtype, file.scale) == (image.shape, image.dtype, image.scale)
+        return same and all(np.array_equal(file.read(plane), image.read(plane)) for plane in image.planes())
+    except StrataError:
+        return False
+

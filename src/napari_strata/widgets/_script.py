@@ -1,0 +1,153 @@
+"""A job as text that does the same: a Python script, and a command for a shell."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from napari_strata.classes import ClassMap
+from napari_strata.worker.orders import EvaluateJob, Layer, PredictJob, TrainJob
+
+
+def as_python(order: TrainJob | PredictJob | EvaluateJob) -> str:
+    """A script with the calls of the Python API that do what the order does."""
+    body = {TrainJob: _train_lines, PredictJob: _predict_lines, EvaluateJob: _evaluate_lines}[type(order)](order)
+    imports = ["import dataclasses", ""] if any("dataclasses." in line for line in body) else []
+    return "\n".join([*imports, "import napari_strata as ns", "", *body]) + "\n"
+
+
+def as_command(order: TrainJob | PredictJob | EvaluateJob) -> str:
+    """One line for a shell that does what the order does."""
+    words = {TrainJob: _train_words, PredictJob: _predict_words, EvaluateJob: _evaluate_words}[type(order)](order)
+    return shlex.join(["napari-strata", *words])
+
+
+def _train_lines(order: TrainJob) -> list[str]:
+    labels = order.labels or ()
+    lines = [f"pairs = {_pairs(order.images, labels, order.axes)}"]
+    given = {"out": order.out, "overrides": order.overrides or None}
+    if order.validation is not None:
+        held = order.validation
+        lines.append(f"held = {_pairs(held.images, held.labels or (), held.axes)}")
+    options = {k: v for k, v in given.items() if v is not None} | _unusual(order, ("device", "resume", "extend"))
+    words = [f"{key}={value!r}" for key, value in options.items()]
+    if order.validation is not None:
+        words.append("validation=held")
+    if order.classes is not None:
+        lines.append(f"classes = {_class_map(order.classes)}")
+        words.append("classes=classes")
+    recipe = repr(order.recipe) if isinstance(order.recipe, str) else f"ns.Recipe.parse({order.recipe!r})"
+    return [*lines, f"model = ns.train({recipe}, pairs, {', '.join(words)})"]
+
+
+def _predict_lines(order: PredictJob) -> list[str]:
+    options = {"out": order.out} | _unusual(order, ("device", "overwrite", "batch", "precision", "tile"))
+    if order.probabilities:
+        options["probabilities"] = True
+    words = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    if order.image is None:
+        return [f"labels = ns.predict({order.model!r}, ns.read_image({path!r}), {words})" for path in order.inputs]
+    return [f"image = {_image(order.image, order.axes)}", f"labels = ns.predict({order.model!r}, image, {words})"]
+
+
+def _evaluate_lines(order: EvaluateJob) -> list[str]:
+    words = f", out={order.out!r}" if order.out else ""
+    if order.model is not None:
+        pairs = _pairs(order.images or (), order.labels or (), order.axes)
+        return [f"scores = ns.evaluate({order.model!r}, {pairs}{words})", "print(scores.as_dict())"]
+    assert order.prediction is not None
+    assert order.labels is not None
+    lines = [
+        f"prediction = ns.read_labels({order.prediction.path!r})",
+        f"truth = ns.read_labels({order.labels[0].path!r})",
+    ]
+    classes = "truth.classes"
+    if order.classes is not None:
+        lines.append(f"classes = {_class_map(order.classes)}")
+        classes = "classes"
+    return [*lines, f"confusion = ns.score_labels(prediction, truth, {classes})", "print(confusion.as_dict())"]
+
+
+def _train_words(order: TrainJob) -> list[str]:
+    words = ["train", *_paths(order.images, order.labels or ()), "--out", order.out]
+    if isinstance(order.recipe, str) and order.recipe != "default":
+        words += ["--recipe", order.recipe]
+    for key, value in order.overrides.items():
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    if order.validation is not None:
+        words += ["--val", *_paths(order.validation.images, order.validation.labels or ())]
+    words += _axes_words(order.axes, order.images)
+    if order.classes is None or order.labels is None:
+        words += [word for value in order.unlabelled for word in ("--unlabelled", str(value))]
+    if order.extend:
+        words += ["--extend", str(order.extend)]
+    return words + (["--resume"] if order.resume else []) + _device_words(order.device)
+
+
+def _predict_words(order: PredictJob) -> list[str]:
+    inputs = list(order.inputs) if order.image is None else [order.image.path]
+    words = ["predict", order.model, *inputs, "--out", order.out]
+    words += _axes_words(order.axes, [order.image] if order.image else [])
+    words += ["--probabilities"] if order.probabilities else []
+    return words + (["--overwrite"] if order.overwrite else []) + _device_words(order.device)
+
+
+def _evaluate_words(order: EvaluateJob) -> list[str]:
+    assert order.labels is not None
+    if order.model is None:
+        assert order.prediction is not None
+        subject, images = order.prediction.path, [order.labels[0].path]
+    else:
+        subject, images = order.model, _paths(order.images or (), order.labels)
+    words = ["evaluate", subject, *images, "--out", order.out or "scores"]
+    return words + _axes_words(order.axes, order.images or []) + _device_words(order.device)
+
+
+def _pairs(images: Sequence[Layer], labels: Sequence[Layer], axes: str | None) -> str:
+    if all(layer.is_path for layer in images):
+        parts = [_list([repr(layer.path) for layer in images])]
+        parts += [_list([repr(layer.path) for layer in labels])] if labels else []
+    else:
+        parts = [_list([_image(layer, axes) for layer in images])]
+        parts.append(_list([f"ns.read_labels({layer.path!r})" for layer in labels]))
+    return f"ns.read_pairs({', '.join(parts)}{f', axes={axes!r}' if axes else ''})"
+
+
+def _list(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"[{', '.join(items)}]"
+
+
+def _image(layer: Layer, axes: str | None) -> str:
+    letters = layer.axes or axes
+    words = [repr(layer.path)] + ([f"axes={letters!r}"] if letters else [])
+    words += [f"series={layer.series}"] if layer.series else []
+    opened = f"ns.read_image({', '.join(words)})"
+    known = {"scale": layer.scale, "units": layer.units, "name": layer.name}
+    changed = ", ".join(f"{key}={value!r}" for key, value in known.items() if value)
+    return f"dataclasses.replace({opened}, {changed})" if changed else opened
+
+
+def _class_map(classes: ClassMap) -> str:
+    raw = classes.model_dump(exclude_defaults=True)
+    return f"ns.ClassMap({', '.join(f'{key}={value!r}' for key, value in raw.items())})"
+
+
+def _paths(images: Sequence[Layer], labels: Sequence[Layer]) -> list[str]:
+    return [layer.path for layer in (*images, *labels)]
+
+
+def _axes_words(axes: str | None, images: Sequence[Layer]) -> list[str]:
+    letters = axes or next((layer.axes for layer in images if layer.axes), None)
+    return ["--axes", letters] if letters else []
+
+
+def _device_words(device: str) -> list[str]:
+    return [] if device == "auto" else ["--device", device]
+
+
+def _unusual(order: Any, names: Sequence[str]) -> Mapping[str, Any]:
+    """Fields that differ from their defaults."""
+    fields = type(order).model_fields
+    return {name: value for name in names if (value := getattr(order, name)) != fields[name].default}

@@ -1,0 +1,128 @@
+"""Session: what the docks of one viewer share: the worker, the folder, the newest model, and the end of it all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+from napari.viewer import Viewer
+from qtpy.QtCore import QEvent, QObject, QTimer, Signal
+from qtpy.QtWidgets import QApplication
+
+from napari_strata import files
+from napari_strata.widgets import _background
+from napari_strata.widgets._autosave import is_alive, this_process
+from napari_strata.widgets._client import JobHandle, WorkerClient
+from napari_strata.widgets._layers import slug
+from napari_strata.widgets._settings import Settings
+from napari_strata.worker.orders import Job
+
+SCRATCH = ".session-"
+NOTE = "session.json"
+
+
+class Session(QObject):
+    """One for each viewer; `Session.of` gives it. The worker starts when the first dock asks for the session."""
+
+    model_ready = Signal(object)  # Path of the run whose model is new or better
+    runs_changed = Signal()
+    closing = Signal()
+
+    @classmethod
+    def of(cls, viewer: Viewer) -> Session:
+        """The session of a viewer, made at the first call."""
+        window = getattr(viewer, "__wrapped__", viewer).window._qt_window
+        found: Session | None = window.findChild(cls)
+        return found or cls(viewer, window)
+
+    def __init__(self, viewer: Viewer, window: QObject) -> None:
+        super().__init__(window)
+        self.viewer = viewer
+        self.settings = Settings.load()
+        self.latest_model: Path | None = None
+        self.client = WorkerClient(self.settings.command)
+        self.client.warm()
+        self._window = window
+        self._scratch: Path | None = None
+        self._closed = False
+        window.installEventFilter(self)
+        if (application := QApplication.instance()) is not None:
+            application.aboutToQuit.connect(self.close)
+        _background.run(lambda: _sweep(self.settings.runs), _ignore, _ignore, owner=self)
+
+    def submit(self, order: Job) -> JobHandle:
+        """Give an order to the worker."""
+        return self.client.submit(order)
+
+    def reload_settings(self) -> None:
+        """Take up what was changed in Preferences; another command means another worker."""
+        settings = Settings.load()
+        if settings.command != self.settings.command:
+            self.client.close()
+            self.client = WorkerClient(settings.command)
+            self.client.warm()
+        self.settings = settings
+
+    def new_run(self, image: str, recipe: str) -> Path:
+        """A run folder that does not exist yet, named for people. Raises `StrataError` when none can be made."""
+        stem = f"{date.today():%Y-%m-%d}-{slug(image)}-{slug(recipe)}"
+        number = 1
+        while (path := self.settings.runs / (stem if number == 1 else f"{stem}-{number}")).exists():
+            number += 1
+        try:
+            (path / "layers").mkdir(parents=True)
+        except OSError as error:
+            raise files.explain(error, path) from error
+        return path
+
+    def scratch(self) -> Path:
+        """A folder for arrays that only this viewer needs, beside the runs: a worker elsewhere must reach it."""
+        if self._scratch is None:
+            number = 1
+            while (path := self.settings.runs / f"{SCRATCH}{this_process()['pid']}-{number}").exists():
+                number += 1
+            files.write_text(path / NOTE, json.dumps(this_process()) + "\n")
+            self._scratch = path
+        return self._scratch
+
+    def announce(self, run: Path) -> None:
+        """A run has a model that is new or better than before."""
+        self.latest_model = run
+        self.model_ready.emit(run)
+        self.runs_changed.emit()
+
+    def close(self) -> None:
+        """The viewer is gone: the worker ends (a kept training goes on), and what only this viewer needed is removed."""
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(RuntimeError):  # the window may be half gone
+            self.closing.emit()
+        self.client.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
+        if event is not None and event.type() == QEvent.Type.Close:
+            QTimer.singleShot(0, self, self._close_if_gone)
+        return super().eventFilter(watched, event)
+
+    def _close_if_gone(self) -> None:
+        # napari may have asked "are you sure" and been told no.
+        if not self._window.isVisible():  # type: ignore[attr-defined]
+            self.close()
+
+
+def _sweep(runs: Path) -> None:
+    """Remove what sessions left behind that ended without a word."""
+    for note in list(runs.glob(f"{SCRATCH}*/{NOTE}")):
+        with suppress(OSError, ValueError):
+            if not is_alive(json.loads(note.read_text(encoding="utf-8"))):
+                shutil.rmtree(note.parent, ignore_errors=True)
+
+
+def _ignore(_result: object) -> None:
+    return

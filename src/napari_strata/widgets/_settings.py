@@ -1,0 +1,30 @@
+"""The plugin's settings, as napari's Preferences keep them."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from napari.settings import get_plugin_settings
+
+from napari_strata.widgets._client import default_command
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`device` for jobs, the folder for runs, and the command that starts a worker."""
+
+    device: str
+    runs: Path
+    command: tuple[str, ...]
+
+    @classmethod
+    def load(cls) -> Settings:
+        """What Preferences say now; an empty text there means the usual."""
+        found = get_plugin_settings("napari-strata").work
+        return cls(
+            device=found.device.strip() or "auto",
+            runs=Path(found.runs.strip()).expanduser() if found.runs.strip() else Path.home() / "napari-strata",
+            command=tuple(shlex.split(found.worker_command)) or tuple(default_command()),
+        )
