@@ -66,9 +66,9 @@ class Session(QObject):
             self.client.warm()
         self.settings = settings
 
-    def new_run(self, image: str, recipe: str) -> Path:
+    def new_run(self, image: str) -> Path:
         """A run folder that does not exist yet, named for people. Raises `StrataError` when none can be made."""
-        stem = f"{date.today():%Y-%m-%d}-{slug(image)}-{slug(recipe)}"
+        stem = f"{date.today():%Y-%m-%d}-{slug(image)}"
         number = 1
         while (path := self.settings.runs / (stem if number == 1 else f"{stem}-{number}")).exists():
             number += 1
