@@ -65,6 +65,17 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where that cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
 def choose_precision(name: str, device: torch.device) -> Precision:
     """The `Precision` called `name`; "auto" takes bf16 where the device is fast at it, float32 elsewhere.
 

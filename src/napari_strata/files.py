@@ -10,6 +10,9 @@ from pathlib import Path
 
 from napari_strata.errors import RunError
 
+LAYERS = "layers"
+"""Folder of a run in which a viewer keeps the layers to train on, from before the run begins."""
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:

@@ -112,16 +112,12 @@ class RunFolder:
         return state
 
 
-LAYERS = "layers"
-"""Folder of a run in which a viewer keeps the layers to train on, before the run begins."""
-
-
 def check_free(path: str | Path) -> None:
-    """Raise `RunError` when `path` exists and holds anything but `LAYERS`."""
+    """Raise `RunError` when `path` exists and holds anything but what a viewer has put into `files.LAYERS`."""
     place = Path(path)
     if place.is_file():
         raise RunError(f"{place}: found a file where a run folder is to be made; choose another --out.")
-    if place.is_dir() and any(one.name != LAYERS for one in place.iterdir()):
+    if place.is_dir() and any(one.name != files.LAYERS for one in place.iterdir()):
         raise RunError(
             f"{place}: this run folder exists already; choose another --out, or go on with it (--resume, --extend N)."
         )

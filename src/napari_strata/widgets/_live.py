@@ -60,6 +60,10 @@ class LiveLabels(QObject):
         if self._in_sight(region) and not self._timer.isActive():
             self._timer.start()
 
+    def refresh(self) -> None:
+        """Show what is in the array now."""
+        self._refresh()
+
     def finish(self) -> None:
         """The worker is done with the array: take it into memory, or leave it on disk where changes stay private."""
         self._timer.stop()

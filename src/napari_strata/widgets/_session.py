@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
+from napari.utils.task_status import Status
 from napari.viewer import Viewer
 from qtpy.QtCore import QEvent, QObject, QTimer, Signal
 from qtpy.QtWidgets import QApplication
@@ -87,6 +88,12 @@ class Session(QObject):
             files.write_text(path / NOTE, json.dumps(this_process()) + "\n")
             self._scratch = path
         return self._scratch
+
+    def register_task(self, description: str, handle: JobHandle) -> None:
+        """Let napari ask before it closes while this job runs, in its own words and ours."""
+        window = self.viewer.window
+        number = window._register_task_status("Strata", Status.BUSY, description)
+        handle.ended.connect(lambda _outcome: window._update_task_status(number, Status.COMPLETED))
 
     def announce(self, run: Path) -> None:
         """A run has a model that is new or better than before."""

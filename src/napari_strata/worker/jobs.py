@@ -12,7 +12,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from napari_strata.device import choose_device, choose_precision, describe_device
+from napari_strata.device import choose_device, choose_precision, describe_device, free_memory
 from napari_strata.errors import ImageError
 from napari_strata.evaluation.evaluate import iter_evaluate, score_labels
 from napari_strata.evaluation.report import check_free, write_report
@@ -27,6 +27,7 @@ from napari_strata.model import Model, find_model
 from napari_strata.networks import build_network
 from napari_strata.recipe import Recipe
 from napari_strata.spec import find_classes
+from napari_strata.training.estimate import step_memory
 from napari_strata.training.loop import iter_train
 from napari_strata.training.plan import Job as Training
 from napari_strata.training.plan import plan_new
@@ -82,6 +83,7 @@ def _(job: PlanJob) -> Events:
     )
     plan = plan_new(order)
     device = choose_device(job.device)
+    precision = choose_precision(plan.recipe.training.precision, device)
     yield from plan.messages
     return {
         "recipe": plan.recipe.model_dump(mode="json"),
@@ -92,7 +94,9 @@ def _(job: PlanJob) -> Events:
         "classes": plan.spec.classes.table(),
         "labelled_pixels": list(plan.counts),
         "device": describe_device(device),
-        "precision": choose_precision(plan.recipe.training.precision, device).name,
+        "precision": precision.name,
+        "memory": step_memory(plan.spec, plan.recipe, precision),
+        "free_memory": free_memory(device),
         "parameters": sum(p.numel() for p in build_network(plan.spec).parameters()),
     }
 

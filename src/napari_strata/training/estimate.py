@@ -1,0 +1,42 @@
+"""What a training will need, before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from napari_strata.device import Precision
+from napari_strata.networks import build_network
+from napari_strata.recipe import Recipe
+from napari_strata.spec import ModelSpec
+
+
+def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
+    """Bytes that one training step holds: weights, gradients, optimiser, averaged weights, and what the forward pass
+    keeps for the backward pass.
+
+    The forward pass runs on torch's meta device: nothing is computed and nothing allocated. Images, the libraries
+    themselves and the working memory of single operations come on top.
+    """
+    section = recipe.training
+    side = recipe.patches.resize or recipe.patches.size
+    with torch.device("meta"):
+        network = build_network(spec).train()
+        pixels = torch.empty(section.batch_size, spec.in_channels, side, side)
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    copies = 2 + (1 if section.optimizer == "sgd" else 2) + (section.averaging is not None)
+    owned = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in owned:
+            kept[storage._cdata] = storage  # held, so that no other storage takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad():
+        logits = network(pixels)
+        torch.nn.functional.cross_entropy(logits, logits.new_empty(logits[:, 0].shape, dtype=torch.long))
+    half = 2 if precision.dtype is not None else 1
+    return copies * weights + sum(storage.nbytes() for storage in kept.values()) // half

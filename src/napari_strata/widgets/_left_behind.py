@@ -1,0 +1,113 @@
+"""What an earlier session left behind: labels that were painted, and trainings that go on by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from napari.layers import Labels as LabelsLayer
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+
+from napari_strata.errors import StrataError
+from napari_strata.image import LabelImage
+from napari_strata.io import read_labels
+from napari_strata.plugin import labels_layer
+from napari_strata.widgets import _background
+from napari_strata.widgets._autosave import Kept, kept
+from napari_strata.widgets._dock import Dock
+from napari_strata.widgets._recent import RunSummary, list_runs
+from napari_strata.widgets._session import Session
+
+MOST = 2
+"""Lines of each sort."""
+
+
+class LeftBehind(QWidget):
+    """Offers, one line each; empty and out of sight when there is nothing."""
+
+    follow = Signal(object)  # Path of a run that goes on without napari
+
+    def __init__(self, session: Session, dock: Dock) -> None:
+        super().__init__()
+        self._session, self._dock = session, dock
+        self._rows = QVBoxLayout(self)
+        self._rows.setContentsMargins(0, 0, 0, 0)
+        self._rows.setSpacing(2)
+        self.hide()
+        self._timer = QTimer(self)  # of the training that is followed
+        self._timer.setInterval(2000)
+        runs = session.settings.runs
+        _background.run(lambda: (kept(runs), _running(runs)), self._show, _ignore, owner=self)
+
+    def stop(self) -> None:
+        """Ask the disk no more."""
+        self._timer.stop()
+
+    def _show(self, found: tuple[list[Kept], list[RunSummary]]) -> None:
+        labels, runs = found
+        for one in labels[:MOST]:
+            self._offer(f"{one.describe()}, was kept.", {"Open": lambda k=one: self._open(k), "Forget": one.forget})
+        for run in runs[:MOST]:
+            text = f"The training {run.name} goes on without napari."
+            self._offer(text, {"Follow": lambda r=run: self._follow(r), "Stop": lambda r=run: self._end(r)})
+
+    def _offer(self, text: str, answers: dict[str, Callable[[], object]]) -> None:
+        row = QWidget()
+        layout = QHBoxLayout(row)
+        layout.setContentsMargins(0, 0, 0, 0)
+        label = QLabel(text)
+        label.setWordWrap(True)
+        layout.addWidget(label, 1)
+        for word, action in answers.items():
+            button = QPushButton(word)
+            button.clicked.connect(lambda _=False, act=action: (row.hide(), act()))
+            layout.addWidget(button)
+        self._rows.addWidget(row)
+        self.show()
+
+    def _open(self, one: Kept) -> None:
+        _background.run(
+            lambda: read_labels(one.path),
+            lambda labels: self._add(labels, one),
+            lambda error: self._dock.notice.say(f"{one.path} cannot be opened: {error}", "error"),
+            owner=self,
+        )
+
+    def _add(self, labels: LabelImage, one: Kept) -> None:
+        data, attributes, _ = labels_layer(labels)
+        self._session.viewer.add_layer(LabelsLayer(data, **attributes | {"name": one.layer}))
+        one.forget()
+        self._dock.notice.say(f'"{one.layer}" is back; save it, or go on painting.')
+
+    def _follow(self, run: RunSummary) -> None:
+        self.follow.emit(run.path)
+        self._timer.timeout.connect(lambda: self._again(run.path))
+        self._timer.start()
+
+    def _again(self, run: Path) -> None:
+        if not (run / "running.json").is_file():
+            self._timer.stop()
+            self._dock.notice.say(f"The training {run.name} has ended; its model is in {run}.")
+            self._session.announce(run)
+        self.follow.emit(run)
+
+    def _end(self, run: RunSummary) -> None:
+        try:
+            process = psutil.Process(int((run.running or {})["pid"]))
+            if "napari_strata" not in " ".join(process.cmdline()):
+                raise StrataError("its process is gone")
+            process.terminate()
+        except (psutil.Error, KeyError, ValueError, StrataError) as error:
+            self._dock.notice.say(f"The training {run.name} could not be stopped from here: {error}.", "error")
+            return
+        self._dock.notice.say(f"The training {run.name} was told to stop; its best model is kept.")
+
+
+def _running(runs: Path) -> list[RunSummary]:
+    return [run for run in list_runs(runs) if run.running]
+
+
+def _ignore(_error: object) -> None:
+    return

@@ -1,0 +1,103 @@
+"""The plane in sight, segmented with the newest weights after each epoch of a training."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import QObject, QTimer
+
+from napari_strata.events import EpochEnd
+from napari_strata.widgets._client import JobHandle
+from napari_strata.widgets._layers import slug
+from napari_strata.widgets._live import LiveLabels, current_plane
+from napari_strata.widgets._prepare import LayerData
+from napari_strata.widgets._session import Session
+from napari_strata.worker.orders import PredictJob, TrainJob
+from napari_strata.worker.replies import TargetOpened
+
+REST = 400
+"""Milliseconds that the view must be at rest before the worker is told of it."""
+
+
+class LivePreview(QObject):
+    """Asks the worker, between the steps of a training, to predict what the viewer shows."""
+
+    def __init__(self, session: Session, parent: QObject) -> None:
+        super().__init__(parent)
+        self._session = session
+        self._on = True
+        self._training: JobHandle | None = None
+        self._order: TrainJob | None = None
+        self._data: LayerData | None = None
+        self._job: JobHandle | None = None
+        self._labels: LiveLabels | None = None
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(REST)
+        self._timer.timeout.connect(self._tell)
+
+    def start(self, training: JobHandle, order: TrainJob, data: LayerData | None, *, on: bool) -> None:
+        """Follow a training of `data`; None when it trains on files, which the viewer does not show."""
+        self.stop()
+        self._training, self._order, self._data, self._on = training, order, data, on
+        self._labels = LiveLabels(self._session.viewer, self)
+        self._session.viewer.dims.events.current_step.connect(self._moved)
+
+    def switch(self, on: bool) -> None:
+        """Make previews, or no more."""
+        self._on = on
+
+    def stop(self) -> None:
+        """The training is over."""
+        if self._training is None:
+            return
+        self._session.viewer.dims.events.current_step.disconnect(self._moved)
+        self._timer.stop()
+        if self._job is not None and self._job.outcome is None:
+            self._job.stop()
+        self._training = self._job = None
+
+    def epoch_ended(self, _event: EpochEnd) -> None:
+        """There are new weights."""
+        self._ask()
+
+    def _ask(self) -> None:
+        data, order = self._data, self._order
+        busy = self._job is not None and self._job.outcome is None
+        if not self._on or busy or data is None or order is None or self._training is None:
+            return
+        if data.layer not in self._session.viewer.layers:
+            return
+        plane = current_plane(self._session.viewer, data.layer, data.image)
+        job = PredictJob(
+            job=self._session.client.new_id(),
+            model=order.out,
+            image=order.images[0],
+            axes=order.axes,
+            out=str(self._session.scratch() / f"{slug(data.name)}-preview.npy"),
+            region=plane or None,
+            overwrite=True,
+            device=order.device,
+            aside=True,
+        )
+        self._job = self._session.submit(job)
+        self._job.event.connect(self._take)
+        self._job.ended.connect(self._done)
+
+    def _take(self, event: object) -> None:
+        if isinstance(event, TargetOpened) and self._data is not None and self._labels is not None:
+            layer = self._labels.layer
+            if layer is None:
+                under = self._data.layer
+                self._labels.open(event, self._data.image, under, name=f"{self._data.name} preview")
+
+    def _done(self, _outcome: object) -> None:
+        if self._labels is not None:
+            self._labels.refresh()
+
+    def _moved(self, _event: object = None) -> None:
+        self._timer.start()
+
+    def _tell(self) -> None:
+        if self._training is None or self._data is None or self._data.layer not in self._session.viewer.layers:
+            return
+        self._training.tell("view", dict(current_plane(self._session.viewer, self._data.layer, self._data.image)))
+        self._ask()
