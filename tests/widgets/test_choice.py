@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.components import ViewerModel
+from napari.layers import Labels as LabelsLayer
 from qtpy.QtWidgets import QWidget
 
 from napari_strata.widgets._choice import ImageChoice, LabelsChoice
+from napari_strata.widgets._live import PREDICTED, add_quietly
 
 GREY = np.zeros((4, 32, 48), np.uint16)
 
@@ -149,3 +151,23 @@ def test_labels_that_match_are_found_and_others_are_explained(make: Any, qtbot: 
     viewer.layers.remove(wrong)
     _settle(qtbot)
     assert labels.layer is None
+
+
+def test_a_prediction_is_trained_on_only_when_it_is_picked(make: Any, qtbot: Any) -> None:
+    viewer = ViewerModel()
+    _, labels = make(viewer)
+    viewer.add_image(GREY, name="sand")
+    mine = viewer.add_labels(np.zeros(GREY.shape, np.uint8), name="mine")
+    viewer.layers.selection = {mine}
+    _settle(qtbot)
+    made = LabelsLayer(np.zeros(GREY.shape, np.uint8), name="sand segmented", metadata={PREDICTED: True})
+    add_quietly(viewer, made)
+    _settle(qtbot)
+    assert viewer.layers.selection.active is mine
+    assert labels.layer is mine
+    viewer.layers.selection = {made}
+    _settle(qtbot)
+    assert labels.layer is mine
+    labels.combo.value = made
+    _settle(qtbot)
+    assert labels.layer is made

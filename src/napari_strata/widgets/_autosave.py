@@ -24,6 +24,8 @@ from napari_strata.widgets._layers import labels_of
 SECONDS = 30
 NAME = "autosave.tif"
 NOTE = "autosave.json"
+EVENTS = ("paint", "labels_update", "data")
+"""What a Labels layer says when its pixels change."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Autosave(QObject):
         self._image: Image | None = None
         self._changed = False
         self._busy = False
+        self._strokes = (0, 0)
         self._timer = QTimer(self)
-        self._timer.setInterval(SECONDS * 1000)
+        self._timer.setInterval(round(SECONDS * 1000))
         self._timer.timeout.connect(self.save)
 
     def watch(self, layer: LabelsLayer | None, image: Image | None) -> None:
@@ -69,18 +72,26 @@ class Autosave(QObject):
             return
         self.save()
         if self._layer is not None:
-            for name in ("paint", "labels_update", "data"):
+            for name in EVENTS:
                 getattr(self._layer.events, name).disconnect(self._mark)
+            self._layer.events.set_data.disconnect(self._look)
         self._layer = layer
         if layer is None:
             self._timer.stop()
             return
-        for name in ("paint", "labels_update", "data"):
+        for name in EVENTS:
             getattr(layer.events, name).connect(self._mark)
+        layer.events.set_data.connect(self._look)
+        self._strokes = _strokes(layer)
         self._timer.start()
 
     def _mark(self, _event: object = None) -> None:
         self._changed = True
+
+    def _look(self, _event: object = None) -> None:
+        # Undo and redo only show themselves as a new picture, and so does turning to another plane.
+        if self._layer is not None and (strokes := _strokes(self._layer)) != self._strokes:
+            self._strokes, self._changed = strokes, True
 
     def save(self) -> None:
         """Write now, in a thread, if anything was changed since the last time."""
@@ -124,6 +135,11 @@ def kept(runs: Path) -> list[Kept]:
         except (OSError, ValueError, KeyError):
             continue
     return sorted(found, key=lambda one: one.time, reverse=True)
+
+
+def _strokes(layer: LabelsLayer) -> tuple[int, int]:
+    """How many strokes can be undone and redone."""
+    return len(layer._undo_history), len(layer._redo_history)
 
 
 def _write(labels: LabelImage, folder: Path, image: str) -> Path:

@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidge
 from napari_strata.errors import ImageError
 from napari_strata.image import Image
 from napari_strata.widgets import _layers
+from napari_strata.widgets._live import PREDICTED
 
 LIST_EVENTS = ("inserted", "removed", "reordered", "renamed")
 
@@ -223,9 +224,14 @@ class LabelsChoice(_Choice):
     def _image_changed(self) -> None:
         self._follow()
 
+    def _selected(self) -> list[Any]:
+        # Who clicks a prediction wants to look at it; to train on it, one picks it in the box.
+        return [layer for layer in super()._selected() if not layer.metadata.get(PREDICTED)]
+
     def _fitting(self) -> list[Any]:
         image = self._images.image
-        return [one for one in self._candidates() if image is not None and not _layers.mismatch(image, one)]
+        painted = [one for one in self._candidates() if not one.metadata.get(PREDICTED) or one is self._layer]
+        return [one for one in painted if image is not None and not _layers.mismatch(image, one)]
 
     def _follow(self) -> None:
         selected, fitting = self._selected(), self._fitting()

@@ -8,12 +8,15 @@ from typing import Any
 from magicgui.widgets import ProgressBar, PushButton
 from magicgui.widgets import Widget as MagicWidget
 from napari.viewer import Viewer
-from qtpy.QtCore import QSize, Qt
+from qtpy.QtCore import QSize, Qt, QTimer
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import (
     QApplication,
+    QDockWidget,
     QFrame,
     QHBoxLayout,
     QLabel,
+    QMainWindow,
     QScrollArea,
     QSizePolicy,
     QVBoxLayout,
@@ -56,6 +59,7 @@ class Dock(QWidget):
         whole.setSpacing(0)
         whole.addWidget(scroll, 1)
         whole.addWidget(foot)
+        self._placed = False
         self.session.closing.connect(self.leave)
 
     def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
@@ -63,6 +67,23 @@ class Dock(QWidget):
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
         return QSize(290, 200)
+
+    def showEvent(self, event: QShowEvent | None) -> None:  # noqa: N802
+        super().showEvent(event)
+        if not self._placed:
+            self._placed = True
+            QTimer.singleShot(0, self, self._join)
+
+    def _join(self) -> None:
+        """Become a tab beside the other docks of ours: napari's menus put a new dock below what is there."""
+        window, mine = self.window(), _frame(self)
+        if not isinstance(window, QMainWindow) or mine is None:
+            return
+        others = [_frame(dock) for dock in window.findChildren(Dock) if dock is not self]
+        beside = [frame for frame in others if frame is not None and not frame.isFloating()]
+        if beside and mine not in window.tabifiedDockWidgets(beside[0]):
+            window.tabifyDockWidget(beside[-1], mine)
+        mine.raise_()
 
     def leave(self) -> None:
         """The viewer closes: listen no more."""
@@ -113,6 +134,14 @@ class Dock(QWidget):
         self._kept.append(widget)
         native: QWidget = widget.native
         return native
+
+
+def _frame(widget: QWidget) -> QDockWidget | None:
+    """The dock widget of the window that holds a widget."""
+    parent = widget.parentWidget()
+    while parent is not None and not isinstance(parent, QDockWidget):
+        parent = parent.parentWidget()
+    return parent
 
 
 class Notice(QLabel):

@@ -11,7 +11,8 @@ import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
-from qtpy.QtCore import QObject, QTimer
+from napari.layers import Layer
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_strata.classes import ClassMap
 from napari_strata.image import Image
@@ -24,9 +25,17 @@ REFRESH = 250
 IN_MEMORY = 2**30
 """Bytes up to which finished labels are taken into memory."""
 
+PREDICTED = "napari_strata_predicted"
+"""Key of a layer's metadata that says: a network made this, it is not what somebody painted."""
+
 
 class LiveLabels(QObject):
-    """Shows labels while they are made. `open` must be called in the main thread, as all of it."""
+    """Shows labels while they are made. `open` must be called in the main thread, as all of it.
+
+    Set `layer` before `open` to have a layer that is there filled again.
+    """
+
+    settled = Signal()  # after `finish`: the layer is the user's
 
     def __init__(self, viewer: ViewerModel, parent: QObject) -> None:
         super().__init__(parent)
@@ -44,15 +53,17 @@ class LiveLabels(QObject):
         classes = class_map(target.classes)
         if self.layer is not None and self.layer in self._viewer.layers and self.layer.data.shape == data.shape:
             self.layer.data = data
+            self.layer.editable = False
             return self.layer
         labels = image.labels_like(data, classes=classes, name=name)
         given, attributes, _ = labels_layer(labels)
         if under is not None and under.ndim == len(labels.axes):
             attributes |= {"affine": under.affine, "translate": under.translate}
             attributes |= {"rotate": under.rotate, "shear": under.shear}
+        attributes["metadata"] = attributes.get("metadata", {}) | {PREDICTED: True}
         self.layer = LabelsLayer(given, **attributes)
         self.layer.editable = False  # until it is whole: the array belongs to the worker
-        self._viewer.add_layer(self.layer)
+        add_quietly(self._viewer, self.layer)
         return self.layer
 
     def region_done(self, region: Mapping[str, Any]) -> None:
@@ -69,6 +80,7 @@ class LiveLabels(QObject):
         self._timer.stop()
         layer = self.layer
         if layer is None or layer not in self._viewer.layers or not isinstance(layer.data, np.memmap):
+            self.settled.emit()
             return
         path, small = Path(layer.data.filename), prod(layer.data.shape) * layer.data.itemsize <= IN_MEMORY
         _background.run(lambda: _own(path, small), lambda data: self._swap(layer, data), self._keep, owner=self)
@@ -77,10 +89,12 @@ class LiveLabels(QObject):
         if layer in self._viewer.layers:
             layer.data = data
             layer.editable = True
+        self.settled.emit()
 
     def _keep(self, _error: Exception) -> None:
         # The file is gone or does not fit: what is shown stays, read-only.
         self._refresh()
+        self.settled.emit()
 
     def _refresh(self) -> None:
         if self.layer is not None and self.layer in self._viewer.layers:
@@ -92,9 +106,18 @@ class LiveLabels(QObject):
         if self._viewer.dims.ndisplay == 3:
             return True
         letters = "".join(self.layer.axis_labels).upper()
-        shown = self._viewer.dims.current_step[-self.layer.ndim :]
-        places = dict(zip(letters, shown, strict=True))
+        shown = np.round(np.asarray(self.layer.world_to_data(self._viewer.dims.point)))
+        places = dict(zip(letters, map(int, shown), strict=True))
         return all(a in "YX" or not isinstance(index, int) or places.get(a) == index for a, index in region.items())
+
+
+def add_quietly(viewer: ViewerModel, layer: Layer) -> None:
+    """Add a layer and leave the selection as it is: somebody may be painting on what is selected."""
+    selected, active = set(viewer.layers.selection), viewer.layers.selection.active
+    viewer.add_layer(layer)
+    viewer.layers.selection = selected
+    if active is not None:
+        viewer.layers.selection.active = active
 
 
 def class_map(rows: Any) -> ClassMap:
@@ -108,9 +131,9 @@ def class_map(rows: Any) -> ClassMap:
 
 def current_plane(viewer: ViewerModel, layer: ImageLayer, image: Image) -> dict[str, int]:
     """The T and Z that are in sight, as indices of the image."""
-    shown = layer.world_to_data(viewer.dims.point)
+    shown = np.round(np.asarray(layer.world_to_data(viewer.dims.point)))
     found = {}
-    for letter, place in zip(image.label_axes, np.round(np.asarray(shown)[-len(image.label_axes) :]), strict=True):
+    for letter, place in zip(image.axes[: layer.ndim], shown, strict=True):
         if letter in "TZ":
             found[letter] = int(np.clip(place, 0, image.size(letter) - 1))
     return found

@@ -106,6 +106,12 @@ class TrainDock(Dock):
         self.stop_button = self.button("Stop", self.stop)
         self.predict_button = self.button("Predict the whole stack", self.predict)
         self.add_to_foot(self.panel.bar)
+        self.then_box = CheckBox(
+            text="Then predict the whole stack",
+            value=True,
+            tooltip="When the training is complete, segment the image with the new model at once.",
+        )
+        self.add_to_foot(self.then_box)
         self.add_to_foot(self.row(self.start_button, self.stop_button, stretch=0))
         self.add_to_foot(self.predict_button)
 
@@ -251,6 +257,8 @@ class TrainDock(Dock):
         if has_model:
             self.session.announce(run)
         self._changed()
+        if outcome.status == "finished" and has_model and self.then_box.value and self.data_box.uses_layers:
+            self.predict()
 
     # ------------------------------------------------------------------ the rest
 
