@@ -13,7 +13,6 @@ from napari.layers import Image as ImageLayer
 from napari_strata.errors import RunError
 from napari_strata.files import LAYERS
 from napari_strata.image import Image, LabelImage
-from napari_strata.run_files import LAYERS
 from napari_strata.widgets._layers import source_of_image, source_of_labels
 from napari_strata.worker.orders import Layer, Pairs, PlanJob, TrainJob
 
