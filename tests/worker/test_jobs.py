@@ -239,8 +239,14 @@ def test_evaluating_a_model_and_labels(tmp_path: Path, pair: AnnotatedImage, mod
     np.save(tmp_path / "predicted.npy", np.asarray(predicted.data))
     layers = [{"path": str(tmp_path / name), "axes": "ZYX"} for name in ("predicted.npy", "labels.npy")]
     order = {"kind": "evaluate", "prediction": layers[0], "labels": layers[1], "out": str(tmp_path / "second")}
-    _, again = run(order)
+    events, again = run(order)
     assert again["confusion"] == expected["confusion"]
+    assert [event.done for event in of(events, RegionEnd)] == [1, 2, 3]
+    truth, found = np.asarray(pair.labels.data), np.asarray(predicted.data)
+    values = [row["value"] for row in expected["per_class"].values()]
+    for i, j in np.ndindex(len(values), len(values)):
+        counts = ((truth == values[i]) & (found == values[j])).sum(axis=(1, 2))
+        assert again["most"][i][j] == ({"Z": int(counts.argmax())} if counts.any() else None)
     assert (tmp_path / "second" / "confusion.png").is_file()
     with pytest.raises(RunError, match="holds something already"):
         run(order)

@@ -380,3 +380,55 @@ def test_an_error_on_the_way_out_of_an_interruption_is_told_from_others() -> Non
         with pytest.raises(RuntimeError) as caught:
             raise_on_the_way_out(first)
         assert comes_of_interruption(caught.value) is stopped
+
+
+def test_predictions_aside_leave_the_training_as_it_is(shared: Worker, tmp_path: Path) -> None:
+    changes = {"overrides": {"training.epochs": 4, "training.seed": 3}}
+    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    shared.do(train_order(plain, easy_pair(), "plain", **changes))
+    order = train_order(watched, easy_pair(), "watched", **changes)
+    shared.say(order)
+    answered = []
+    for epoch in (1, 2):
+        until_epoch(shared, epoch)
+        look = {
+            "job": f"look {epoch}",
+            "kind": "predict",
+            "model": order["out"],
+            "image": order["images"],
+            "out": str(watched / "look.npy"),
+            "region": {"Z": 0},
+            "overwrite": True,
+            "device": "cpu",
+            "aside": True,
+        }
+        shared.say(look)
+        events = shared.until(lambda job, event: isinstance(event, JobEnded))
+        answered.append(events[-1])
+    shared.result("watched")
+    assert [end.reason for end in answered if isinstance(end, JobEnded)] == ["finished", "finished"]
+    states = [torch.load(p / "run" / "last.pt", weights_only=True)["learner"] for p in (plain, watched)]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_what_fails_aside_does_not_disturb_the_training(shared: Worker, tmp_path: Path) -> None:
+    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    shared.say(order)
+    until_epoch(shared)
+    shared.say(
+        {"job": "x", "kind": "predict", "model": str(tmp_path / "nothing"), "image": order["images"],
+         "out": str(tmp_path / "x.npy"), "aside": True}
+    )  # fmt: skip
+    failed = shared.until(lambda job, event: job == "x" and isinstance(event, JobFailed))[-1]
+    assert isinstance(failed, JobFailed)
+    assert failed.kind == "StrataError"
+    until_epoch(shared, 3)
+    shared.say({"stop": "t"})
+    end = shared.result("t")[-1]
+    assert end == JobEnded("stopped")
+
+
+def test_a_worker_can_be_nice(tmp_path: Path) -> None:
+    with worker(command=[*COMMAND, "--nice", "7"]) as client:
+        client.ready()
+        assert os.getpriority(os.PRIO_PROCESS, client.process.pid) == os.getpriority(os.PRIO_PROCESS, 0) + 7

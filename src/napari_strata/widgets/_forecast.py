@@ -80,7 +80,7 @@ class Forecast(QWidget):
             return
         self._warnings = []
         self._handle = self._session.submit(order)
-        self._handle.event.connect(self._listen)
+        self._handle.replied.connect(self._listen)
         self._handle.ended.connect(lambda outcome: self._answer(outcome, number))
 
     def _listen(self, event: object) -> None:

@@ -79,7 +79,7 @@ class LivePreview(QObject):
             aside=True,
         )
         self._job = self._session.submit(job)
-        self._job.event.connect(self._take)
+        self._job.replied.connect(self._take)
         self._job.ended.connect(self._done)
 
     def _take(self, event: object) -> None:

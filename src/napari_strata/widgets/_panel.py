@@ -51,7 +51,7 @@ class TrainingPanel(QWidget):
     def follow(self, handle: JobHandle, run: Path, colors: Sequence[str], *, past: Sequence[Event] = ()) -> None:
         """Show a training that has just been ordered; `past` is what its run went through before."""
         self.prepare(run, colors, past=past)
-        handle.event.connect(self._on_event)
+        handle.replied.connect(self._on_event)
         handle.ended.connect(self._over)
         self.bar.show_step(0, 0, "Starting ...")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
 import os
 import sys
@@ -13,6 +14,11 @@ from napari_strata.worker.pipes import Inbox, Outbox, take_over
 def main() -> None:
     """Run a worker on stdin and stdout until stdin ends, or SIGTERM."""
     started = perf_counter()
+    parser = argparse.ArgumentParser(prog="python -m napari_strata.worker", description=__doc__)
+    parser.add_argument("--nice", type=int, default=0, help="leave the processor to others: 0 (never) to 19 (always)")
+    niceness = parser.parse_args().nice
+    if hasattr(os, "nice"):
+        os.nice(niceness)
     faulthandler.enable()  # a crash says where, on stderr
     orders, replies = take_over()
     inbox = Inbox()

@@ -10,11 +10,14 @@ from contextlib import closing
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from napari_strata.device import choose_device, choose_precision, describe_device, free_memory
 from napari_strata.errors import ImageError
-from napari_strata.evaluation.evaluate import iter_evaluate, score_labels
+from napari_strata.evaluation.evaluate import iter_evaluate, iter_score_labels
 from napari_strata.evaluation.report import check_free, write_report
 from napari_strata.events import PredictionEnd, PredictionStarted, RegionEnd, TrainingEnd
 from napari_strata.image import AnnotatedImage, Image
@@ -23,6 +26,7 @@ from napari_strata.inference.checks import check_image
 from napari_strata.inference.output import Form
 from napari_strata.inference.predict import Prediction, PredictOptions
 from napari_strata.io import describe, read_images
+from napari_strata.metrics import ConfusionMatrix
 from napari_strata.model import Model, find_model
 from napari_strata.networks import build_network
 from napari_strata.recipe import Recipe
@@ -124,7 +128,7 @@ def _(job: EvaluateJob) -> Events:
         yield from events
         rows = events.scores.per_image
         return events.scores.as_dict() | {"per_image": {name: one.as_dict() for name, one in rows}, "out": job.out}
-    return _compare(job, out)
+    return (yield from _compare(job, out))
 
 
 @run.register
@@ -170,8 +174,8 @@ def _into_array(model: Model, window: Window, out: Path, *, options: PredictOpti
         return {"out": str(out)} | _pixels(events)
 
 
-def _compare(job: EvaluateJob, out: Path | None) -> Result:
-    """Scores of labels that are there already."""
+def _compare(job: EvaluateJob, out: Path | None) -> Events:
+    """Scores of labels that are there already; `most` names the plane with most pixels of each cell of the matrix."""
     assert job.prediction is not None
     assert job.labels is not None
     if out is not None:
@@ -179,10 +183,20 @@ def _compare(job: EvaluateJob, out: Path | None) -> Result:
     prediction, truth = open_labels(job.prediction), open_labels(job.labels[0])
     known = job.classes or truth.classes or prediction.classes
     classes = known or find_classes([AnnotatedImage(prediction, truth)], job.unlabelled)
-    confusion = score_labels(prediction, truth, classes)
+    confusion, fullest = ConfusionMatrix(classes), ConfusionMatrix(classes)
+    most: list[list[dict[str, Any] | None]] = [[None] * len(classes) for _ in classes.names]
+    started = perf_counter()
+    for number, (part, total, here) in enumerate(iter_score_labels(prediction, truth, classes), 1):
+        confusion += here
+        for i, j in np.argwhere(here.counts > fullest.counts):
+            most[i][j] = dict(part.index)
+        fullest.counts = np.maximum(fullest.counts, here.counts)
+        yield RegionEnd(dict(part.index), number, total, perf_counter() - started)
+        started = perf_counter()
     if out is not None:
         write_report(confusion, [(prediction.name, confusion)], out)
-    return confusion.as_dict() | {"per_image": {prediction.name: confusion.as_dict()}, "out": job.out}
+    scores = confusion.as_dict()
+    return scores | {"per_image": {prediction.name: scores}, "most": most, "out": job.out}
 
 
 def _recipe(given: str | dict[str, Any]) -> str | Recipe:

@@ -127,6 +127,8 @@ class PredictJob(_Predicting):
     axes: str | None = None
     probabilities: bool = False
     region: dict[Axis, Range] | None = None
+    aside: bool = False
+    """Answered between the events of a running job, as info is: a preview while a training runs."""
 
     @model_validator(mode="after")
     def _check(self) -> PredictJob:

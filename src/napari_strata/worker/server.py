@@ -14,7 +14,8 @@ import socket
 import sys
 import traceback
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +31,18 @@ from napari_strata.device import available_devices, describe_device
 from napari_strata.errors import StrataError
 from napari_strata.model import current_versions
 from napari_strata.worker import jobs
-from napari_strata.worker.orders import Changed, InfoJob, Job, Keep, Order, OrderError, Stop, TrainJob, parse_order
+from napari_strata.worker.orders import (
+    Changed,
+    InfoJob,
+    Job,
+    Keep,
+    Order,
+    OrderError,
+    PredictJob,
+    Stop,
+    TrainJob,
+    parse_order,
+)
 from napari_strata.worker.pipes import END, TERMINATE, Inbox, Item, Outbox, redirect
 from napari_strata.worker.replies import (
     PROTOCOL,
@@ -72,7 +84,7 @@ class Server:
     def __init__(self, inbox: Inbox, outbox: Outbox) -> None:
         self._inbox, self._outbox = inbox, outbox
         self._waiting: deque[Running] = deque()
-        self._running: list[Running] = []  # an InfoJob may stand above another job
+        self._running: list[Running] = []  # a job that is done aside may stand above another
         self._alone = False  # the viewer is gone
         self._terminated = False
         self._in_step = False
@@ -110,7 +122,9 @@ class Server:
         note = _Note(job.order)
         try:
             self._tell(job, JobStarted(job.order.kind))
-            self._tell(job, self._drain(job, note))
+            with _own_random_numbers(len(self._running) > 1):
+                end = self._drain(job, note)
+            self._tell(job, end)
         except Interrupted:
             self._tell(job, JobEnded("stopped"))
         except StrataError as error:
@@ -154,7 +168,9 @@ class Server:
         """Take what is in the inbox, and answer at once what need not wait for the job under way."""
         for item in self._inbox.drain():
             self._take(item)
-        for aside in [job for job in self._waiting if isinstance(job.order, InfoJob)]:
+        if len(self._running) > 1:  # one aside at a time
+            return
+        while (aside := next((job for job in self._waiting if is_aside(job.order)), None)) is not None:
             self._waiting.remove(aside)
             self._run(aside)
 
@@ -164,7 +180,7 @@ class Server:
             return
         for item in self._inbox.drain():
             self._take(item)
-        if self._running[-1].stop:
+        if any(job.stop for job in self._running):  # who stops a training does not wait for what is done aside of it
             self._in_step = False
             raise Interrupted
 
@@ -229,6 +245,11 @@ class Server:
             print(f"job {job.order.job}: {text}", file=sys.stderr)
 
 
+def is_aside(order: Job) -> bool:
+    """Whether a job is done between the events of another."""
+    return isinstance(order, InfoJob) or (isinstance(order, PredictJob) and order.aside)
+
+
 class _Note:
     """Where a training that goes on without a viewer says so: ``running.json`` in its run, as long as it runs, and
     ``log.txt`` for what is printed."""
@@ -263,6 +284,14 @@ def comes_of_interruption(error: BaseException | None) -> bool:
 def _ready(seconds: float) -> Ready:
     devices = {name: describe_device(torch.device(name)) for name in available_devices()}
     return Ready(PROTOCOL, os.getpid(), socket.gethostname(), current_versions(), devices, round(seconds, 2))
+
+
+@contextmanager
+def _own_random_numbers(aside: bool) -> Iterator[None]:
+    """A training goes on with the same random numbers, whatever is done aside of it."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=list(devices), enabled=aside):
+        yield
 
 
 def _import_optimizers() -> None:

@@ -1,0 +1,144 @@
+"""A worker's process and its pipes, without Qt: started, read and written in threads, so that nobody waits for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import SimpleQueue
+
+KEPT = 30
+"""Lines of stderr that are kept to explain a death."""
+
+
+def default_command() -> list[str]:
+    """A worker of this Python, on this computer, that leaves the processor to the viewer when both want it."""
+    return [sys.executable, "-m", "napari_strata.worker", "--nice", "10"]
+
+
+class Process:
+    """One process. `said` is called with each line of its output, `ended` once when it is over; both in a thread."""
+
+    def __init__(self, command: Sequence[str], said: Callable[[bytes], None], ended: Callable[[], None]) -> None:
+        self.command = tuple(command)
+        self.status: int | None = None
+        self.problem = ""  # why it could not be started
+        self._said, self._ended = said, ended
+        self._lines: deque[str] = deque(maxlen=KEPT)
+        self._orders: SimpleQueue[bytes | None] = SimpleQueue()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._wish: signal.Signals | None = None  # asked for before there was a child
+        self._lock = threading.Lock()
+        threading.Thread(target=self._live, name="strata-worker", daemon=True).start()
+
+    def write(self, line: str) -> None:
+        """Send a line; never waits."""
+        self._orders.put(line.encode() + b"\n")
+
+    def close(self) -> None:
+        """End its input: it stops what it does, unless that is to be kept, and exits."""
+        self._orders.put(None)
+
+    def terminate(self) -> None:
+        """Tell it to end."""
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self._send(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+
+    @property
+    def pid(self) -> int | None:
+        """Its number, once it is there."""
+        return self._child.pid if self._child is not None else None
+
+    def last_lines(self) -> list[str]:
+        """What it wrote last to stderr, and to stdout that was no reply."""
+        return list(self._lines)
+
+    def note(self, line: bytes) -> None:
+        """Keep a line for the report of a death."""
+        if text := line.decode("utf-8", "replace").rstrip():
+            self._lines.append(text)
+
+    def _send(self, number: signal.Signals) -> None:
+        with self._lock:
+            if self._child is None:
+                self._wish = number
+            elif self._child.poll() is None:
+                with suppress(OSError):
+                    self._child.send_signal(number)
+
+    def _live(self) -> None:
+        """Start the child and read it to its end."""
+        try:
+            pipe = subprocess.PIPE
+            # A session of its own: Ctrl-C in napari's terminal is not for it, a kept training outlives the terminal.
+            child = subprocess.Popen(
+                self.command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=os.name == "posix"
+            )
+        except OSError as error:
+            self.problem = f"{error.strerror or error}"
+            self._ended()
+            return
+        with self._lock:
+            self._child = child
+            if self._wish is not None:
+                child.send_signal(self._wish)
+        errors = threading.Thread(target=self._read_errors, args=(child,), name="strata-worker-errors", daemon=True)
+        orders = threading.Thread(target=self._write_orders, args=(child,), name="strata-worker-orders", daemon=True)
+        errors.start()
+        orders.start()
+        assert child.stdout is not None
+        with child.stdout as lines:
+            for line in lines:
+                self._said(line)
+        # A kept training closes its output, and goes on: nobody waits for it here.
+        errors.join(timeout=2)
+        self._orders.put(None)
+        with suppress(subprocess.TimeoutExpired):
+            self.status = child.wait(timeout=2)
+        self._ended()
+        self.status = child.wait()
+
+    def _read_errors(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stderr is not None
+        with child.stderr as lines:
+            for line in lines:
+                self.note(line)
+
+    def _write_orders(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdin is not None
+        with suppress(OSError), child.stdin as pipe:
+            while (line := self._orders.get()) is not None:
+                pipe.write(line)
+                pipe.flush()
+
+
+def explain(command: Sequence[str], status: int | None, lines: Sequence[str], *, problem: str = "") -> str:
+    """Why a worker is gone, in words: what was found, its last lines, and what to do."""
+    shown = " ".join(command)
+    if problem:
+        return (
+            f"The worker could not be started: {problem} ({shown}). Mend the worker command in Preferences > Strata, "
+            "or leave it empty."
+        )
+    said = "\n".join(lines)
+    last = f"\nIts last words: {' | '.join(lines[-3:])}" if lines else ""
+    if status in (-9, 137):
+        return (
+            "The worker was killed, most often because the computer ran out of memory: take smaller patches or fewer "
+            f"patches per step.{last}"
+        )
+    if "out of memory" in said.lower() or "MemoryError" in said:
+        return f"The worker ran out of memory: take smaller patches or fewer patches per step.{last}"
+    if status in (-11, 139):
+        return f"The worker crashed (segmentation fault). Press Check computer and send what it says to us.{last}"
+    if status in (-15, 143):
+        return f"The worker was told to end by another program.{last}"
+    return f"The worker ended by itself (status {status}). Press Check computer to see what is wrong with it: {shown}.{last}"
