@@ -1,6 +1,7 @@
 """The system libraries that the tests need: installed here when that is possible, named with the command when not.
 
-Run by tox before the tests. The engine's wheels bring everything but the C++ runtime and zlib.
+Run by tox before the tests. The engine's wheels bring everything but the C++ runtime and zlib; ``--viewer`` adds what
+PyQt6, its xcb plugin and software OpenGL load on top (by ldd), and Xvfb.
 """
 
 from __future__ import annotations
@@ -10,15 +11,39 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 
 NEEDED = {"libstdc++.so.6": "libstdc++6", "libz.so.1": "zlib1g"}
 """Shared library -> Debian package."""
 
+VIEWER = {
+    "libGL.so.1": "libgl1",  # brings libglx-mesa0 and, with it, the software renderer
+    "libEGL.so.1": "libegl1",
+    "libdbus-1.so.3": "libdbus-1-3",
+    "libfontconfig.so.1": "libfontconfig1",
+    "libglib-2.0.so.0": "libglib2.0-0",
+    "libX11-xcb.so.1": "libx11-xcb1",
+    "libxkbcommon-x11.so.0": "libxkbcommon-x11-0",
+    "libxcb-cursor.so.0": "libxcb-cursor0",
+    "libxcb-icccm.so.4": "libxcb-icccm4",
+    "libxcb-image.so.0": "libxcb-image0",
+    "libxcb-keysyms.so.1": "libxcb-keysyms1",
+    "libxcb-randr.so.0": "libxcb-randr0",
+    "libxcb-render-util.so.0": "libxcb-render-util0",
+    "libxcb-shape.so.0": "libxcb-shape0",
+    "libxcb-shm.so.0": "libxcb-shm0",
+    "libxcb-sync.so.1": "libxcb-sync1",
+    "libxcb-xfixes.so.0": "libxcb-xfixes0",
+    "libxcb-xkb.so.1": "libxcb-xkb1",
+}
+PROGRAMS = {"Xvfb": "xvfb"}
+"""Program -> Debian package; needed where there is no display."""
 
-def missing() -> list[str]:
-    """Debian packages of the libraries that cannot be loaded."""
-    packages = []
-    for library, package in NEEDED.items():
+
+def missing(libraries: Mapping[str, str], programs: Mapping[str, str]) -> list[str]:
+    """Debian packages of the libraries that cannot be loaded and the programs that are not there."""
+    packages = [package for program, package in programs.items() if shutil.which(program) is None]
+    for library, package in libraries.items():
         try:
             ctypes.CDLL(library)
         except OSError:
@@ -26,9 +51,13 @@ def missing() -> list[str]:
     return packages
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """Install what is missing as root on Debian; elsewhere name it. Returns the exit status."""
-    if not sys.platform.startswith("linux") or not (packages := missing()):
+    viewer = "--viewer" in words
+    shown = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    libraries = NEEDED | (VIEWER if viewer else {})
+    programs = PROGRAMS if viewer and not shown else {}
+    if not sys.platform.startswith("linux") or not (packages := missing(libraries, programs)):
         return 0
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     if shutil.which("apt-get") and os.geteuid() == 0:
@@ -40,4 +69,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

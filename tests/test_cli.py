@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 import napari_strata as ns
 from helpers import easy_pair, tiny_model
 from napari_strata import cli
+from napari_strata.doctor import Check
 from napari_strata.io import write_image
 
 SMALL = [
@@ -376,3 +379,34 @@ def test_help_names_every_command(run: Console) -> None:
     assert run("--help") == 0
     for name in ("demo", "train", "predict", "evaluate", "recipes", "info"):
         assert name in run.out
+
+
+def test_doctor_prints_a_check_a_line_and_ends_with_1_on_a_problem(
+    run: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hello = '{"event": "Ready", "job": null, "protocol": 1, "pid": 1, "host": "here", "versions": {}, '
+    hello += '"devices": {"cpu": "CPU"}, "seconds": 1}'
+    (tmp_path / "worker.py").write_text(f"print({hello!r}, flush=True)")
+    # What is wrong with the computer that runs the tests is not the question.
+    for name in ("compute.gpu", "compute.weights", "processes.opengl"):
+        monkeypatch.setattr(f"napari_strata.doctor.{name}", lambda: Check("Other", "note", "not looked at", "look"))
+    words = ["doctor", "--folder", tmp_path, "--worker", shlex.join([sys.executable, str(tmp_path / "worker.py")])]
+    assert run(*words) == 0, run.out
+    assert f"ok      Folder for runs: {tmp_path}" in run.out
+    assert "ok      Worker: " in run.out
+    assert "          what to do: look" in run.out
+    assert run(*words[:-1], f"{sys.executable} -c 0", "--json") == 1
+    checks = [json.loads(line) for line in run.out.splitlines()]
+    assert [check["status"] for check in checks].count("problem") == 1
+    assert checks[-1] | {"text": ""} == {"name": "Worker", "status": "problem", "text": "", "cure": checks[-1]["cure"]}
+
+
+def test_demo_in_the_viewer_names_what_to_install(run: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "napari_strata.widgets.demo", None)
+    said = run.refuses("demo", "--viewer")
+    assert 'pip install "napari-strata[all]"' in said
+    shown: list[str] = []
+    viewer = SimpleNamespace(show_demo=lambda: shown.append("demo"))
+    monkeypatch.setitem(sys.modules, "napari_strata.widgets.demo", viewer)
+    assert run("demo", "--viewer") == 0
+    assert shown == ["demo"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -191,13 +192,32 @@ def info(path: Annotated[Path, typer.Argument(help="An image, a label file, a mo
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("demo"),
     device: Device = "auto",
+    viewer: Annotated[
+        bool, typer.Option("--viewer", help="Open napari with the sandstone and the docks, ready to train.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Generate a sandstone, train a network on it, segment a new stack and score the result."""
+    if viewer:
+        _show_demo()
+        return
     from napari_strata.console import show
     from napari_strata.demo import iter_demo
 
     show(iter_demo(out, device=device), as_json=as_json)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path | None, typer.Option(help="Where runs are kept.")] = None,
+    worker: Annotated[str | None, typer.Option(metavar="COMMAND", help="What starts a worker.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at what is installed, which GPU is used or why none is, the display, the worker and the disk."""
+    from napari_strata.doctor import report
+
+    if report(worker, folder, as_json=as_json):
+        raise typer.Exit(1)
 
 
 def main() -> None:
@@ -211,6 +231,17 @@ def main() -> None:
 
 def _complain(text: str) -> None:
     print(f"error: {text}", file=sys.stderr)
+
+
+def _show_demo() -> None:
+    # By name: the engine knows neither Qt nor napari, and works where they are not installed.
+    try:
+        show = import_module("napari_strata.widgets.demo").show_demo
+    except ImportError as error:
+        raise StrataError(
+            f'found no viewer ({error}); needed are napari and Qt: pip install "napari-strata[all]".'
+        ) from None
+    show()
 
 
 def _overrides(items: list[str]) -> dict[str, Any]:

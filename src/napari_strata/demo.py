@@ -12,12 +12,11 @@ from napari_strata.inference.predict import iter_predict
 from napari_strata.io import read_image, read_pairs, write_image, write_labels
 from napari_strata.model import Model
 from napari_strata.run import check_free
-from napari_strata.samples import sandstone
+from napari_strata.samples import DEMO_OVERRIDES, DEMO_RECIPE, sandstone
 from napari_strata.training.loop import iter_train
 
-RECIPE = "unet-ct"
-OVERRIDES = {"network.widths": (16, 32, 64, 128), "training.epochs": 30, "patches.per_epoch": 256}
-"""A smaller network than the recipe's, so that two cores finish within the four minutes that the README promises."""
+RECIPE = DEMO_RECIPE
+OVERRIDES = dict(DEMO_OVERRIDES)
 
 
 def iter_demo(out: str | Path, *, device: str = "auto") -> Iterator[Event]:

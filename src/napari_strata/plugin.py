@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from napari_strata import axes as _axes
 from napari_strata.classes import ClassMap
-from napari_strata.errors import StrataError
+from napari_strata.errors import ImageError, RunError, StrataError
 from napari_strata.image import AnnotatedImage, ArrayLike, Image, LabelImage
 from napari_strata.io import read_classes, read_images, read_labels, read_pyramid
+from napari_strata.io import write_image as _write_image
 from napari_strata.io import write_labels as _write_labels
+from napari_strata.io.paths import stem
 from napari_strata.samples import cells, sandstone
 
 Layer = tuple[Any, dict[str, Any], str]
 METADATA = "napari_strata"
-"""Key of a Labels layer's metadata under which its class map travels, as plain data."""
+"""Key of a layer's metadata: its class map (Labels), or the file it was read from (Image), as plain data."""
+SUFFIXES = (".tif", ".tiff", ".png", ".zarr")
+RGB = ("red", "green", "blue", "alpha")
+"""Channel names that mark a colour picture in files of ours."""
 
 
 def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[Layer]] | None:
@@ -35,21 +46,33 @@ def read(path: str | list[str]) -> list[Layer]:
     if read_classes(one) is not None:
         return [labels_layer(read_labels(one))]
     images = read_images(one)
-    return [image_layer(image, levels=read_pyramid(one, series=i)) for i, image in enumerate(images)]
+    return [image_layer(image, levels=read_pyramid(one, series=i), series=i) for i, image in enumerate(images)]
 
 
-def image_layer(image: Image, *, levels: Sequence[Image] = ()) -> Layer:
-    """An image as a layer tuple: RGB as rgb, other channels along ``channel_axis``, pyramids as multiscale."""
+def image_layer(image: Image, *, levels: Sequence[Image] = (), series: int = 0) -> Layer:
+    """An image as a layer tuple: RGB as rgb, other channels along ``channel_axis``, pyramids as multiscale.
+
+    The metadata of an image from a file say where it came from: path, series, the file's axes, and which channel of it
+    the layer is (None for all of it).
+    """
     multiscale = len(levels) > 1
+    came_from = {"path": _absolute(image.source), "series": series, "axes": image.axes} if image.source else {}
+    if _is_named_rgb(image) and isinstance(image.data, np.ndarray) and not multiscale:
+        image = _channels_last(image)
     data: ArrayLike | list[ArrayLike] = [level.data for level in levels] if multiscale else image.data
     given: dict[str, Any] = _placed(image, letters=image.label_axes) | {"name": image.name}
     if multiscale:
         given["multiscale"] = True
-    if image.axes.endswith("C") and image.channels == 3 and str(image.dtype) in ("uint8", "uint16"):
+    split = "C" in image.axes
+    if _is_rgb(image):
         given["rgb"] = True
-    elif "C" in image.axes:
+        split = False
+    elif split:
         names = image.channel_names or tuple(f"channel {i + 1}" for i in range(image.channels))
         given |= {"channel_axis": image.axes.index("C"), "name": [f"{image.name} {name}" for name in names]}
+    if came_from:
+        each = [{METADATA: came_from | {"channel": i if split else None}} for i in range(image.channels)]
+        given["metadata"] = each if split else each[0]
     return data, given, "image"
 
 
@@ -67,19 +90,24 @@ def labels_layer(labels: LabelImage) -> Layer:
 
 def write_labels(path: str, data: Any, attributes: Mapping[str, Any]) -> list[str]:
     """napari's writer for one Labels layer: keeps scale, units, axes and class map."""
-    stored = attributes.get("metadata", {}).get(METADATA)
-    axes = "".join(attributes.get("axis_labels") or ()).upper()
-    known = len(axes) == data.ndim and set(axes) <= set("TZYX")
-    labels = LabelImage(
-        data,
-        axes if known else "TZYX"[-data.ndim :],
-        scale=tuple(float(s) for s in attributes.get("scale", ())),
-        units=tuple(str(u) for u in attributes.get("units") or ()),
-        name=str(attributes.get("name", "labels")),
-        classes=ClassMap.model_validate(stored) if stored else None,
-    )
-    # napari itself has asked before it calls a writer with the name of a file that exists.
-    return [str(_write_labels(Path(path), labels, overwrite=True))]
+    target, asked = _target(path)
+    return [str(_write_labels(target, _labels_of(data, attributes), overwrite=asked))]
+
+
+def write_image(path: str, data: Any, attributes: Mapping[str, Any]) -> list[str]:
+    """napari's writer for one Image layer: keeps pixels, scale, units, axes and name; of a pyramid its first level."""
+    target, asked = _target(path)
+    return [str(_write_image(target, _writable(_image_of(data, attributes), target), overwrite=asked))]
+
+
+def write_tiff_folder(path: str, layers: Sequence[Layer]) -> list[str]:
+    """napari's writer for several layers: a folder with an OME-TIFF each. Raises `RunError` when one exists already."""
+    return _write_folder(path, layers, ".ome.tif")
+
+
+def write_zarr_folder(path: str, layers: Sequence[Layer]) -> list[str]:
+    """napari's writer for several layers: a folder with an OME-Zarr each. Raises `RunError` when one exists already."""
+    return _write_folder(path, layers, ".ome.zarr")
 
 
 def sample_sandstone() -> list[Layer]:
@@ -97,6 +125,34 @@ def _sample(pair: AnnotatedImage) -> list[Layer]:
     return [image_layer(pair.image), (data, given | {"name": f"{pair.name} labels"}, kind)]
 
 
+def _is_rgb(image: Image) -> bool:
+    plain = image.channels == 3 and str(image.dtype) in ("uint8", "uint16")
+    return image.axes.endswith("C") and (plain or _is_named_rgb(image))
+
+
+def _is_named_rgb(image: Image) -> bool:
+    # Of uint16 channels called red, green and blue most are fluorescence, which is too dark as a colour picture.
+    named = image.channels in (3, 4) and image.channel_names == RGB[: image.channels]
+    return named and str(image.dtype) != "uint16"
+
+
+def _channels_last(image: Image) -> Image:
+    """A picture that was written with its colours first (as files of ours are), as it was before."""
+    axes = _axes.without(image.axes, "C") + "C"
+    order = [image.axes.index(letter) for letter in axes]
+    return replace(
+        image,
+        data=_axes.from_canonical(_axes.to_canonical(np.asarray(image.data), image.axes), axes),
+        axes=axes,
+        scale=tuple(image.scale[i] for i in order),
+        units=tuple(image.units[i] for i in order),
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
 def _placed(image: Image, *, letters: str) -> dict[str, Any]:
     """Scale, units and axis labels for the dimensions `letters`."""
     keep = [image.axes.index(a) for a in letters]
@@ -104,4 +160,100 @@ def _placed(image: Image, *, letters: str) -> dict[str, Any]:
         "scale": [image.scale[i] for i in keep],
         "units": [image.units[i] for i in keep],
         "axis_labels": [a.lower() for a in letters],
+    }
+
+
+def _write_folder(path: str, layers: Sequence[Layer], suffix: str) -> list[str]:
+    folder = Path(path).expanduser()
+    if folder.suffix.lower() in SUFFIXES:
+        folder = folder.with_name(stem(folder))
+    # Everything that can be refused is refused before the first file is there.
+    images = [(_labels_of if kind == "labels" else _image_of)(data, given) for data, given, kind in layers]
+    targets = [folder / f"{name}{suffix}" for name in _file_names([image.name for image in images])]
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file; several layers go into a folder: choose the name of a folder.")
+    if taken := [target.name for target in targets if target.exists()]:
+        raise RunError(f"{folder}: holds {', '.join(taken)} already, and nothing is replaced; choose another folder.")
+    images = [_writable(image, folder / suffix) for image in images]
+    for image, target in zip(images, targets, strict=True):
+        if isinstance(image, LabelImage):
+            _write_labels(target, image)
+        else:
+            _write_image(target, image)
+    return [str(target) for target in targets]
+
+
+def _writable(image: Image, target: Path) -> Image:
+    """`image`, when its dtype is one that the format has. Raises `ImageError` when not, saying what has."""
+    if (
+        not isinstance(image, LabelImage)
+        and target.suffix.lower() != ".zarr"
+        and str(image.dtype) in ("int64", "uint64")
+    ):
+        raise ImageError(
+            f"{image.name}: found pixels of dtype {image.dtype}, which TIFF programs cannot read; save it as .zarr, or "
+            "convert the layer to uint16, int32 or float32 first."
+        )
+    return image
+
+
+def _target(path: str) -> tuple[Path, bool]:
+    """The file to write, and whether it may be replaced.
+
+    napari asks before it gives a writer the name of a file that exists. It cannot have asked for a folder (a zarr
+    store), nor for the suffix that is added here where the user typed none.
+    """
+    given = Path(path).expanduser()
+    if re.fullmatch(r"\.[A-Za-z]{3,4}", given.suffix):  # not the .5 of "sample 0.5"
+        return given, not given.is_dir()
+    return given.with_name(f"{given.name}.ome.tif"), False
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+    """Names that every file system takes, each once."""
+    found: list[str] = []
+    for name in names:
+        base = re.sub(r'[\x00-\x1f<>:"/\\|?*]+', "-", name).strip(" .-") or "layer"
+        numbered = (base if number == 1 else f"{base} {number}" for number in itertools.count(1))
+        found.append(next(n for n in numbered if n.lower() not in {f.lower() for f in found}))
+    return found
+
+
+def _image_of(data: Any, attributes: Mapping[str, Any]) -> Image:
+    """The image of an Image layer's data and attributes."""
+    level = data[0] if attributes.get("multiscale") else data
+    colors = RGB[: level.shape[-1]] if attributes.get("rgb") else ()
+    axes = _letters(attributes, level.ndim - bool(colors), "TCZYX") + ("C" if colors else "")
+    return Image(level, axes, channel_names=colors, **_geometry(attributes, bool(colors)))
+
+
+def _labels_of(data: Any, attributes: Mapping[str, Any]) -> LabelImage:
+    """The label image of a Labels layer's data and attributes."""
+    level = data[0] if attributes.get("multiscale") else data
+    axes = _letters(attributes, level.ndim, "TZYX")
+    return LabelImage(level, axes, classes=stored_classes(attributes), **_geometry(attributes, False))
+
+
+def stored_classes(attributes: Mapping[str, Any]) -> ClassMap | None:
+    """The class map in a layer's metadata, if there is one."""
+    stored = (attributes.get("metadata") or {}).get(METADATA) or {}
+    # An image that was converted to labels brings along what its own metadata say, which is no class map.
+    return ClassMap.model_validate(stored) if "values" in stored else None
+
+
+def _letters(attributes: Mapping[str, Any], ndim: int, allowed: str) -> str:
+    """The layer's own axes, where its labels spell them; else the usual ones, the last dimensions being Y and X."""
+    found = "".join(map(str, attributes.get("axis_labels") or ())).upper()
+    if len(found) == len(set(found)) == ndim and {"Y", "X"} <= set(found) <= set(allowed):
+        return found
+    return "TZYX"[-ndim:]
+
+
+def _geometry(attributes: Mapping[str, Any], rgb: bool) -> dict[str, Any]:
+    scale = tuple(float(s) for s in attributes.get("scale", ()))
+    units = tuple(str(u) for u in attributes.get("units") or ())
+    return {
+        "scale": (*scale, 1.0) if rgb and scale else scale,
+        "units": (*units, "pixel") if rgb and units else units,
+        "name": str(attributes.get("name") or "layer"),
     }

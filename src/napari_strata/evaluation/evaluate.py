@@ -175,10 +175,21 @@ def score_labels(prediction: LabelImage, truth: LabelImage, classes: ClassMap) -
     LabelError
         when a value is not in `classes`, or the prediction leaves pixels unlabelled that the truth labels.
     """
+    planes = (confusion for _, _, confusion in iter_score_labels(prediction, truth, classes))
+    return sum(planes, ConfusionMatrix(classes))
+
+
+def iter_score_labels(
+    prediction: LabelImage, truth: LabelImage, classes: ClassMap
+) -> Iterator[tuple[Part, int, ConfusionMatrix]]:
+    """The scores of `score_labels` plane by plane: the plane, how many there are in all, and its confusion matrix.
+
+    Planes without a labelled pixel are left out. Parameters and errors are those of `score_labels`.
+    """
     pair = AnnotatedImage(prediction, truth, name=prediction.name)
     predicted = AnnotatedImage(prediction, prediction)
-    confusion = ConfusionMatrix(classes)
-    for part in whole(pair, classes):
+    parts = whole(pair, classes)
+    for part in parts:
         true = part.read_labels(classes)
         found = replace(part, pair=predicted).read_labels(classes)
         if missing := int(((true != IGNORE) & (found == IGNORE)).sum()):
@@ -186,8 +197,9 @@ def score_labels(prediction: LabelImage, truth: LabelImage, classes: ClassMap) -
                 f"{part.name}: found {missing} pixels that the prediction leaves unlabelled and the truth labels; "
                 "predict all of them, or mark them unlabelled in the truth."
             )
+        confusion = ConfusionMatrix(classes)
         confusion.update(true, found)
-    return confusion
+        yield part, len(parts), confusion
 
 
 @dataclass

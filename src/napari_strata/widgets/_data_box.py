@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from magicgui.types import FileDialogMode
 from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, LineEdit
 from napari.components import ViewerModel
+from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QStackedWidget, QVBoxLayout, QWidget
 
@@ -26,6 +28,7 @@ class DataBox(QWidget):
 
     def __init__(self, viewer: ViewerModel) -> None:
         super().__init__()
+        self._viewer = viewer
         self.source = ComboBox(choices=[LAYERS, FILES], value=LAYERS, tooltip="Where images and labels come from.")
         self.images = ImageChoice(viewer)
         self.labels = LabelsChoice(viewer, self.images)
@@ -52,6 +55,7 @@ class DataBox(QWidget):
         self.images.changed.connect(self._layers_changed)
         self.labels.changed.connect(self._layers_changed)
         self.table.changed.connect(self.changed)
+        self.table.picked.connect(self._to_paint)
         self.folders.changed.connect(self.changed)
         self._timer = QTimer(self)  # one answer to the many events of one click
         self._timer.setSingleShot(True)
@@ -105,6 +109,9 @@ class DataBox(QWidget):
         self._stack.setCurrentIndex(0 if self.uses_layers else 1)
         self.changed.emit()
 
+    def _to_paint(self, layer: LabelsLayer) -> None:
+        self._viewer.layers.selection.active = layer
+
     def _layers_changed(self) -> None:
         self._timer.start(0)
 
@@ -122,8 +129,8 @@ class _Folders(QWidget):
     def __init__(self) -> None:
         super().__init__()
         text = "A TIFF stack, a folder of images, a folder with images/ and labels/ in it, or a CSV of pairs."
-        self.images = FileEdit(mode="r", label="Images", tooltip=text)
-        self.labels = FileEdit(mode="r", label="Labels", tooltip="Their labels; empty for a folder that holds both.")
+        self.images = FileEdit(mode=FileDialogMode.EXISTING_FILE, label="Images", tooltip=text)
+        self.labels = FileEdit(mode=FileDialogMode.EXISTING_FILE, label="Labels", tooltip="Their labels; empty for a folder that holds both.")
         self.axes = LineEdit(label="Axes", tooltip="Such as ZYX; empty when the files say.")
         self.zero = CheckBox(text="0 means unlabelled", tooltip="Unticked, 0 is the background, a class of its own.")
         self.form = Container(widgets=[self.images, self.labels, self.axes, self.zero])

@@ -42,12 +42,11 @@ class Dock(QWidget):
         self._page.setContentsMargins(6, 6, 6, 6)
         self._page.setSpacing(5)
         self._page.addStretch(1)
-        scroll = QScrollArea()
+        self.scroller = scroll = QScrollArea()
         scroll.setWidget(page)
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
         scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.scroll = scroll
         foot = QWidget()
         self._foot = QVBoxLayout(foot)
         self._foot.setContentsMargins(6, 2, 6, 6)
@@ -72,11 +71,14 @@ class Dock(QWidget):
         super().showEvent(event)
         if not self._placed:
             self._placed = True
-            QTimer.singleShot(0, self, self._join)
+            QTimer.singleShot(0, self._join)
 
     def _join(self) -> None:
         """Become a tab beside the other docks of ours: napari's menus put a new dock below what is there."""
-        window, mine = self.window(), _frame(self)
+        try:
+            window, mine = self.window(), _frame(self)
+        except RuntimeError:  # closed before it was shown
+            return
         if not isinstance(window, QMainWindow) or mine is None:
             return
         others = [_frame(dock) for dock in window.findChildren(Dock) if dock is not self]

@@ -63,7 +63,7 @@ def image_of(layer: ImageLayer) -> Image:
 
 def labels_of(layer: LabelsLayer, image: Image | None = None) -> LabelImage:
     """The labels of a layer with their class map; axes that the layer does not name are those of `image`."""
-    stored = layer.metadata.get(METADATA)
+    stored = layer.metadata.get(METADATA) or {}  # of an image that was made into labels: its file
     letters = known_axes(layer)
     if not letters:
         fits = image is not None and len(image.label_axes) == layer.ndim
@@ -72,7 +72,7 @@ def labels_of(layer: LabelsLayer, image: Image | None = None) -> LabelImage:
         array_of(layer),
         letters,
         name=layer.name,
-        classes=ClassMap.model_validate(stored) if stored else None,
+        classes=ClassMap.model_validate(stored) if "names" in stored else None,
         **_geometry(layer),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -48,10 +49,10 @@ class LeftBehind(QWidget):
     def _show(self, found: tuple[list[Kept], list[RunSummary]]) -> None:
         labels, runs = found
         for one in labels[:MOST]:
-            self._offer(f"{one.describe()}, was kept.", {"Open": lambda k=one: self._open(k), "Forget": one.forget})
+            self._offer(f"{one.describe()}, was kept.", {"Open": partial(self._open, one), "Forget": one.forget})
         for run in runs[:MOST]:
             text = f"The training {run.name} goes on without napari."
-            self._offer(text, {"Follow": lambda r=run: self._follow(r), "Stop": lambda r=run: self._end(r)})
+            self._offer(text, {"Follow": partial(self._follow, run), "Stop": partial(self._end, run)})
 
     def _offer(self, text: str, answers: dict[str, Callable[[], object]]) -> None:
         row = QWidget()
@@ -62,7 +63,8 @@ class LeftBehind(QWidget):
         layout.addWidget(label, 1)
         for word, action in answers.items():
             button = QPushButton(word)
-            button.clicked.connect(lambda _=False, act=action: (row.hide(), act()))
+            button.clicked.connect(row.hide)
+            button.clicked.connect(partial(_call, action))
             layout.addWidget(button)
         self._rows.addWidget(row)
         self.show()
@@ -107,6 +109,10 @@ class LeftBehind(QWidget):
 
 def _running(runs: Path) -> list[RunSummary]:
     return [run for run in list_runs(runs) if run.running]
+
+
+def _call(action: Callable[[], object], _checked: bool = False) -> None:
+    action()
 
 
 def _ignore(_error: object) -> None:

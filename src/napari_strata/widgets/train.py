@@ -61,11 +61,7 @@ class TrainDock(Dock):
 
     def _build_pages(self) -> None:
         self.tabs = QTabWidget()
-        setup, progress = QWidget(), QWidget()
-        for page in (setup, progress):
-            rows = QVBoxLayout(page)
-            rows.setContentsMargins(2, 4, 2, 2)
-            rows.setSpacing(5)
+        setup, progress = _page(), _page()
         self.preview_box = CheckBox(
             text="Preview in the viewer after each epoch",
             value=True,
@@ -78,21 +74,21 @@ class TrainDock(Dock):
         self.preview_box.changed.connect(self.live.switch)
         self.keep_box.changed.connect(self._keep)
         for widget in (self.left_behind, self.data_box, self.recipe_box, self.forecast):
-            setup.layout().addWidget(widget)
-        setup.layout().addWidget(self._links())
-        setup.layout().addStretch(1)
-        progress.layout().addWidget(self.panel)
+            setup.addWidget(widget)
+        setup.addWidget(self._links())
+        setup.addStretch(1)
+        progress.addWidget(self.panel)
         for box in (self.preview_box, self.keep_box):
-            progress.layout().addWidget(self._native(box))
+            progress.addWidget(self._native(box))
         self.extend_by = SpinBox(value=10, min=1, max=100_000, tooltip="Epochs to add.")
         self.resume_button = self.button("Resume", self.resume, "Go on where it stopped.")
         self.extend_button = self.button("Extend by", self.extend, "Train the same run for more epochs.")
         self.open_button = self.button("Open a run ...", self._choose_run, "Go on with a run on disk.")
-        progress.layout().addWidget(
+        progress.addWidget(
             self.row(self.resume_button, self.extend_button, self.extend_by, QLabel("epochs"), self.open_button)
         )
-        self.tabs.addTab(setup, "Set up")
-        self.tabs.addTab(progress, "Progress")
+        for rows, name in ((setup, "Set up"), (progress, "Progress")):
+            self.tabs.addTab(rows.parentWidget(), name)
         self.add(self.tabs)
 
     def _links(self) -> QWidget:
@@ -142,7 +138,7 @@ class TrainDock(Dock):
         self.predict_button.visible = has_model and not running
         goes_on = "" if self._order is not None and not running else "Train, or open a run, first."
         for button in (self.resume_button, self.extend_button):
-            enable(button, goes_on, button.tooltip)
+            enable(button, goes_on, "Go on with this run.")
         enable(self.open_button, "A training is running: stop it first." if running else "")
         if self.data_box.uses_layers:
             self.autosave.watch(self.data_box.labels.layer, self.data_box.images.image)
@@ -325,3 +321,9 @@ class TrainDock(Dock):
         self.data_box.leave()
         self.left_behind.stop()
 
+
+def _page() -> QVBoxLayout:
+    rows = QVBoxLayout(QWidget())
+    rows.setContentsMargins(2, 4, 2, 2)
+    rows.setSpacing(5)
+    return rows
