@@ -61,7 +61,7 @@ class TrainDock(Dock):
 
     def _build_pages(self) -> None:
         self.tabs = QTabWidget()
-        setup, progress = _page(), _page()
+        (setup_page, setup), (progress_page, progress) = _page(), _page()
         self.preview_box = CheckBox(
             text="Preview in the viewer after each epoch",
             value=True,
@@ -87,8 +87,8 @@ class TrainDock(Dock):
         progress.addWidget(
             self.row(self.resume_button, self.extend_button, self.extend_by, QLabel("epochs"), self.open_button)
         )
-        for rows, name in ((setup, "Set up"), (progress, "Progress")):
-            self.tabs.addTab(rows.parentWidget(), name)
+        self.tabs.addTab(setup_page, "Set up")
+        self.tabs.addTab(progress_page, "Progress")
         self.add(self.tabs)
 
     def _links(self) -> QWidget:
@@ -322,8 +322,9 @@ class TrainDock(Dock):
         self.left_behind.stop()
 
 
-def _page() -> QVBoxLayout:
-    rows = QVBoxLayout(QWidget())
+def _page() -> tuple[QWidget, QVBoxLayout]:
+    page = QWidget()
+    rows = QVBoxLayout(page)
     rows.setContentsMargins(2, 4, 2, 2)
     rows.setSpacing(5)
-    return rows
+    return page, rows
