@@ -377,7 +377,7 @@ def test_a_stopped_program_leaves_a_model_and_goes_on(
 
 def test_help_names_every_command(run: Console) -> None:
     assert run("--help") == 0
-    for name in ("demo", "train", "predict", "evaluate", "recipes", "info"):
+    for name in ("demo", "doctor", "train", "predict", "evaluate", "recipes", "info"):
         assert name in run.out
 
 

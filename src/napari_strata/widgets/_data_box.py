@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from magicgui.types import FileDialogMode
@@ -76,7 +77,7 @@ class DataBox(QWidget):
         assert self.images.image is not None
         assert self.labels.layer is not None
         labels = _layers.labels_of(self.labels.layer, self.images.image)
-        return LayerData(self.images.layer, self.images.image, labels)
+        return LayerData(self.images.layer, self.images.image, replace(labels, classes=self.table.classes()))
 
     def problem(self) -> str:
         """Why this cannot be trained on; empty when it can."""

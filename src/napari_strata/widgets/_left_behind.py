@@ -42,6 +42,10 @@ class LeftBehind(QWidget):
         runs = session.settings.runs
         _background.run(lambda: (kept(runs), _running(runs)), self._show, _ignore, owner=self)
 
+    def buttons(self) -> list[QPushButton]:
+        """The answers that can be given."""
+        return self.findChildren(QPushButton)
+
     def stop(self) -> None:
         """Ask the disk no more."""
         self._timer.stop()

@@ -82,7 +82,7 @@ class LiveLabels(QObject):
         if layer is None or layer not in self._viewer.layers or not isinstance(layer.data, np.memmap):
             self.settled.emit()
             return
-        path, small = Path(layer.data.filename), prod(layer.data.shape) * layer.data.itemsize <= IN_MEMORY
+        path, small = Path(str(layer.data.filename)), prod(layer.data.shape) * layer.data.itemsize <= IN_MEMORY
         _background.run(lambda: _own(path, small), lambda data: self._swap(layer, data), self._keep, owner=self)
 
     def _swap(self, layer: LabelsLayer, data: Any) -> None:

@@ -35,9 +35,11 @@ class Session(QObject):
     @classmethod
     def of(cls, viewer: Viewer) -> Session:
         """The session of a viewer, made at the first call."""
-        window = getattr(viewer, "__wrapped__", viewer).window._qt_window
+        # Docks are given a proxy that hides what is private, and the window is.
+        whole = getattr(viewer, "__wrapped__", viewer)
+        window = whole.window._qt_window
         found: Session | None = window.findChild(cls)
-        return found or cls(viewer, window)
+        return found or cls(whole, window)
 
     def __init__(self, viewer: Viewer, window: QObject) -> None:
         super().__init__(window)
@@ -114,13 +116,14 @@ class Session(QObject):
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
         if event is not None and event.type() == QEvent.Type.Close:
-            QTimer.singleShot(0, self, self._close_if_gone)
+            QTimer.singleShot(0, self._close_if_gone)
         return super().eventFilter(watched, event)
 
     def _close_if_gone(self) -> None:
-        # napari may have asked "are you sure" and been told no.
-        if not self._window.isVisible():  # type: ignore[attr-defined]
-            self.close()
+        with suppress(RuntimeError):  # the window is gone altogether, and so has been closed
+            if self._window.isVisible():  # type: ignore[attr-defined]
+                return  # napari asked "are you sure" and was told no
+        self.close()
 
 
 def _sweep(runs: Path) -> None:

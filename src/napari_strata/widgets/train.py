@@ -63,7 +63,7 @@ class TrainDock(Dock):
         self.tabs = QTabWidget()
         (setup_page, setup), (progress_page, progress) = _page(), _page()
         self.preview_box = CheckBox(
-            text="Preview in the viewer after each epoch",
+            text="Preview after each epoch",
             value=True,
             tooltip="Segments the plane in sight with the newest weights, as a layer of its own.",
         )
@@ -76,6 +76,8 @@ class TrainDock(Dock):
         for widget in (self.left_behind, self.data_box, self.recipe_box, self.forecast):
             setup.addWidget(widget)
         setup.addWidget(self._links())
+        check = "Versions, GPU, worker and disk; for a bug report too."
+        setup.addWidget(self._native(self.button("Check this computer", self._doctor, check)))
         setup.addStretch(1)
         progress.addWidget(self.panel)
         for box in (self.preview_box, self.keep_box):
@@ -84,9 +86,8 @@ class TrainDock(Dock):
         self.resume_button = self.button("Resume", self.resume, "Go on where it stopped.")
         self.extend_button = self.button("Extend by", self.extend, "Train the same run for more epochs.")
         self.open_button = self.button("Open a run ...", self._choose_run, "Go on with a run on disk.")
-        progress.addWidget(
-            self.row(self.resume_button, self.extend_button, self.extend_by, QLabel("epochs"), self.open_button)
-        )
+        progress.addWidget(self.row(self.resume_button, self.open_button))
+        progress.addWidget(self.row(self.extend_button, self.extend_by, QLabel("epochs"), stretch=1))
         self.tabs.addTab(setup_page, "Set up")
         self.tabs.addTab(progress_page, "Progress")
         self.add(self.tabs)
@@ -94,8 +95,7 @@ class TrainDock(Dock):
     def _links(self) -> QWidget:
         python = self.button("Copy as Python", lambda: self._copy(_script.as_python, "The Python script"))
         command = self.button("Copy as command", lambda: self._copy(_script.as_command, "The command"))
-        doctor = self.button("Check computer", self._doctor, "Versions, GPU, worker and disk, for a bug report too.")
-        return self.row(python, command, doctor)
+        return self.row(python, command)
 
     def _build_foot(self) -> None:
         self.start_button = self.button("Train", self.start)

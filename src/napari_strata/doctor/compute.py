@@ -1,0 +1,119 @@
+"""What computes: GPU or why none is used, CPU, and what networks start from. torch is loaded by name, when asked."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from napari_strata.doctor.check import Check, last_line
+from napari_strata.recipe import UNet
+from napari_strata.recipes import list_recipes
+
+
+def gpu() -> Check:
+    """The GPUs, or why none is used."""
+    try:
+        torch = import_module("torch")
+    except (ImportError, OSError) as error:
+        cure = "Install torch and torchvision again, both of one build: see https://pytorch.org/get-started/locally."
+        return Check("GPU", "problem", f"torch cannot be loaded: {last_line(str(error))}", cure)
+    build = f"torch {torch.__version__}"
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
+        return Check("GPU", "ok", f"{names}; {build}, CUDA {torch.version.cuda or torch.version.hip}")
+    if torch.backends.mps.is_available():
+        return Check("GPU", "ok", f"Apple Metal; {build}")
+    return _no_gpu(f"none is used: {build}", torch.version.cuda or torch.version.hip or "")
+
+
+def _no_gpu(text: str, cuda: str) -> Check:
+    """Why torch sees no GPU. `cuda` is the version that torch was built for; empty for its CPU build."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards, complaint = _nvidia()
+    if cuda and hidden is not None and hidden.strip() in ("", "-1"):
+        cure = "Unset CUDA_VISIBLE_DEVICES, or set it to 0."
+        return Check(
+            "GPU", "problem" if cards else "note", f"{text}, and CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU", cure
+        )
+    if cards and not cuda:
+        cure = "Install torch and torchvision with CUDA: see https://pytorch.org/get-started/locally."
+        return Check("GPU", "problem", f"{text} is a CPU build, but this machine has {cards}", cure)
+    if cards:
+        cure = "Update the NVIDIA driver, or install a torch that was built for an older CUDA."
+        return Check("GPU", "problem", f"{text} (CUDA {cuda}) cannot use {cards}: {_refusal()}", cure)
+    if complaint:
+        cure = "Restart the computer; if that does not help, install the NVIDIA driver again."
+        return Check("GPU", "problem", f"{text}, and nvidia-smi says: {complaint}", cure)
+    built = f"built for CUDA {cuda}" if cuda else "a CPU build"
+    cure = "Nothing, if this machine has no NVIDIA GPU: the CPU works, only slower. Else install NVIDIA's driver."
+    return Check("GPU", "note", f"{text}, {built}, and no NVIDIA driver (nvidia-smi is not there)", cure)
+
+
+def _nvidia() -> tuple[str, str]:
+    """GPUs as NVIDIA's driver names them, or what it complains of; both empty where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "", ""
+    words = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    if done.returncode:
+        return "", last_line(done.stdout + done.stderr)
+    return "; ".join(f"{line} (driver)" for line in done.stdout.strip().splitlines()), ""
+
+
+def _refusal() -> str:
+    try:
+        import_module("torch").cuda.init()
+    except Exception as error:  # CUDA's own words
+        return last_line(str(error))
+    return "no reason given"
+
+
+def cpu() -> Check:
+    """Instruction set, threads and the number format that networks compute in."""
+    torch, device = import_module("torch"), import_module("napari_strata.device")
+    level = torch.backends.cpu.get_cpu_capability()
+    bf16 = device.choose_precision("auto", torch.device("cpu")).name == "bf16"
+    words = "bf16, in hardware" if bf16 else "float32 (no bf16 in hardware)"
+    return Check("CPU", "ok", f"{_cpu_name()}, {level}, {torch.get_num_threads()} threads, computes in {words}")
+
+
+def _cpu_name() -> str:
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def weights() -> Check:
+    """Whether the encoders of the recipes can start from ImageNet; nothing is downloaded."""
+    hub = import_module("napari_strata.networks.hub")
+    networks = [recipe.network for recipe in list_recipes()]
+    encoders = sorted({n.encoder for n in networks if not isinstance(n, UNet) and n.encoder_weights != "none"})
+    sources = {name: hub.find_pretrained(name) for name in encoders}
+    absent = [name for name, source in sources.items() if not _is_at_hand(hub, source)]
+    if not absent:
+        return Check("Pretrained weights", "ok", f"on this disk: {', '.join(encoders)}")
+    first = sources[absent[0]]
+    why = "HF_HUB_OFFLINE is set"
+    if not hub.constants.HF_HUB_OFFLINE:
+        why = hub.probe(hub.hf_hub_url(first.repo, first.file, revision=first.revision))
+    if not why:
+        return Check("Pretrained weights", "ok", f"downloaded when first needed: {', '.join(absent)}")
+    cure = "Connect this machine once (they are kept), or give a file: network.encoder_weights=PATH. The recipe unet-ct"
+    text = f"{', '.join(absent)} cannot be reached ({why}); such networks start from random numbers"
+    return Check("Pretrained weights", "note", text, f"{cure} needs none.")
+
+
+def _is_at_hand(hub: Any, source: Any) -> bool:
+    cached = hub.try_to_load_from_cache(
+        source.repo, source.file, revision=source.revision, cache_dir=hub.constants.HF_HUB_CACHE
+    )
+    return isinstance(cached, str) or hub._in_torch_hub(source.encoder) is not None

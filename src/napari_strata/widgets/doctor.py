@@ -1,0 +1,195 @@
+"""The doctor's dialog: the checks of ``napari-strata doctor`` as they come, for reading and for a bug report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qtpy.QtCore import QProcess, Qt, QTimer
+from qtpy.QtWidgets import (
+    QApplication,
+    QDialog,
+    QFrame,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_strata.doctor import Check, as_text, from_json
+
+ORDER = ("problem", "note", "ok")
+MARKS = {"ok": "✓", "note": "•", "problem": "✗"}
+
+
+def show_doctor(parent: QWidget | None, *, command: Sequence[str], folder: Path) -> DoctorDialog:
+    """Open the dialog beside the viewer, which stays usable, and start looking.
+
+    Parameters
+    ----------
+    command
+        what starts the worker.
+    folder
+        where runs are kept.
+    """
+    dialog = DoctorDialog(parent)
+    dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    dialog.start(command=command, folder=folder)
+    dialog.show()
+    return dialog
+
+
+class DoctorDialog(QDialog):
+    """A line a check: a mark, what was found, and below it what to do. The checks run in a process of their own."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWindowTitle("Check this computer")
+        self.checks: list[Check] = []
+        self._process = QProcess(self)
+        self._rest = b""
+        self._process.readyReadStandardOutput.connect(self._read)
+        self._process.finished.connect(self._finish)
+        self._process.errorOccurred.connect(self._fail)
+        if (application := QApplication.instance()) is not None:
+            application.aboutToQuit.connect(self._stop)
+        self.summary = QLabel("Looking...")
+        self.summary.setWordWrap(True)
+        page = QWidget()
+        self._rows = QVBoxLayout(page)
+        self._rows.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidget(page)
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.copy_button = QPushButton("Copy")
+        self.copy_button.setToolTip("Copy all of this as text, for a bug report")
+        letters = self.fontMetrics()
+        self.copy_button.setMinimumWidth(letters.horizontalAdvance("Copied") + 4 * letters.averageCharWidth())
+        self.copy_button.clicked.connect(self._copy)
+        self._said = QTimer(self)
+        self._said.setSingleShot(True)
+        self._said.setInterval(2000)
+        self._said.timeout.connect(lambda: self.copy_button.setText("Copy"))
+        self.close_button = QPushButton("Close")
+        self.close_button.clicked.connect(self.reject)
+        buttons = QHBoxLayout()
+        buttons.addStretch(1)
+        buttons.addWidget(self.copy_button)
+        buttons.addWidget(self.close_button)
+        whole = QVBoxLayout(self)
+        whole.addWidget(self.summary)
+        whole.addWidget(scroll, 1)
+        whole.addLayout(buttons)
+        self.resize(100 * letters.averageCharWidth(), 30 * letters.lineSpacing())
+
+    def start(self, *, command: Sequence[str], folder: Path) -> None:
+        """Begin to look; lines are added as they come."""
+        given = ["--json", "--folder", str(folder), "--worker", shlex.join(command)]
+        drawn = _drawn_by()
+        if drawn is not None:
+            self._add(drawn)
+        self._process.start(sys.executable, ["-m", "napari_strata.doctor", *given])
+
+    def text(self) -> str:
+        """What *Copy* copies."""
+        return as_text(self.checks)
+
+    def done(self, result: int) -> None:
+        """However it is closed, the checks end with it."""
+        self._stop()
+        super().done(result)
+
+    def _stop(self) -> None:
+        if self._process.state() != QProcess.ProcessState.NotRunning:
+            self._process.finished.disconnect(self._finish)
+            self._process.errorOccurred.disconnect(self._fail)
+            self._process.kill()
+            self._process.waitForFinished(1000)
+
+    def _read(self) -> None:
+        *lines, self._rest = (self._rest + bytes(self._process.readAllStandardOutput().data())).split(b"\n")
+        for line in lines:
+            try:
+                self._add(from_json(line.decode("utf-8", "replace")))
+            except ValueError:  # a library printed something
+                continue
+
+    def _finish(self, status: int, how: QProcess.ExitStatus) -> None:
+        self._read()
+        if how != QProcess.ExitStatus.NormalExit or status not in (0, 1):
+            said = bytes(self._process.readAllStandardError().data()).decode("utf-8", "replace").strip()
+            last = f": {said.splitlines()[-1][:300]}" if said else ""
+            text = f"they ended early, with status {status}{last}"
+            self._add(Check("The checks", "problem", text, "Copy all of this into a bug report."))
+        problems = sum(check.status == "problem" for check in self.checks)
+        words = {0: "No problems found.", 1: "One problem found."}.get(problems, f"{problems} problems found.")
+        self.summary.setText(words)
+
+    def _fail(self, error: QProcess.ProcessError) -> None:
+        if error == QProcess.ProcessError.FailedToStart:
+            text = f"{sys.executable} cannot be started ({self._process.errorString()})"
+            self._add(Check("The checks", "problem", text, "Start napari from the Python that it is installed in."))
+            self.summary.setText("The checks could not be made.")
+
+    def _add(self, check: Check) -> None:
+        self.checks.append(check)
+        # What needs the user first stands first.
+        place = sum(ORDER.index(other.status) <= ORDER.index(check.status) for other in self.checks) - 1
+        self._rows.insertWidget(place, _row(check))
+
+    def _copy(self) -> None:
+        clipboard = QApplication.clipboard()
+        if clipboard is not None:
+            clipboard.setText(self.text())
+        self.copy_button.setText("Copied")
+        self._said.start()
+
+
+def _row(check: Check) -> QWidget:
+    row = QWidget()
+    cells = QGridLayout(row)
+    cells.setContentsMargins(0, 0, 0, 0)
+    cells.setColumnStretch(1, 1)
+    mark = QLabel(MARKS[check.status])
+    mark.setToolTip(check.status)
+    mark.setMinimumWidth(2 * mark.fontMetrics().averageCharWidth())
+    cells.addWidget(mark, 0, 0, Qt.AlignmentFlag.AlignTop)
+    cells.addWidget(_paragraph(f"{check.name}: {check.text}"), 0, 1)
+    if check.cure:
+        cure = _paragraph(f"→ {check.cure}")
+        font = cure.font()
+        font.setItalic(True)
+        cure.setFont(font)
+        cells.addWidget(cure, 1, 1)
+    return row
+
+
+def _paragraph(text: str) -> QLabel:
+    label = QLabel(text)
+    label.setTextFormat(Qt.TextFormat.PlainText)
+    label.setWordWrap(True)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return label
+
+
+def _drawn_by() -> Check | None:
+    """What draws the viewer's pictures, as its own window says; None when there is no window."""
+    from vispy.gloo import gl
+    from vispy.gloo.context import get_current_canvas
+
+    canvas = get_current_canvas()
+    if canvas is None:
+        return None
+    try:
+        canvas.set_current()
+        words = [str(gl.glGetParameter(name)) for name in (gl.GL_VENDOR, gl.GL_RENDERER, gl.GL_VERSION)]
+    except Exception as error:  # of a driver, of a canvas that is being closed
+        return Check("This window", "problem", f"OpenGL does not answer ({error})", "Start napari again.")
+    return Check("This window", "ok", f"drawn by {' | '.join(words)}")

@@ -1,0 +1,242 @@
+"""The whole way by clicks: open the sample, train, predict, save, reopen; and what can go wrong on it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.settings import get_plugin_settings
+
+from napari_strata.widgets._live import PREDICTED
+from napari_strata.widgets.train import TrainDock
+
+TINY = {
+    "network.kind": "unet",
+    "network.widths": [4, 8],
+    "patches.size": 32,
+    "patches.per_epoch": 16,
+    "training.batch_size": 4,
+    "training.epochs": 2,
+    "training.averaging": None,
+    "training.recalibration": 8,
+}
+LONG = {**TINY, "training.epochs": 100_000}
+PATIENCE = 90_000
+
+
+@pytest.fixture
+def dock(make_napari_viewer: Any, qtbot: Any, tmp_path: Path) -> Iterator[TrainDock]:
+    """A Train dock beside the sandstone sample, filled in."""
+    work = get_plugin_settings("napari-strata").work
+    before, work.runs = work.runs, str(tmp_path / "runs")
+    viewer = make_napari_viewer(show=True)
+    viewer.open_sample("napari-strata", "sandstone")
+    image, labels = viewer.layers
+    labels.data[[0, 2, 3, 5, 7]] = 0  # three painted slices
+    labels.refresh()
+    viewer.layers.selection = {image}
+    _, found = viewer.window.add_plugin_dock_widget("napari-strata", "Train")
+    found.then_box.value = False
+    found.recipe_box.set_recipe("default", TINY)
+    qtbot.waitUntil(lambda: bool(found.start_button.enabled), timeout=PATIENCE)
+    yield found
+    process = found.session.client._process
+    viewer.close()
+    qtbot.waitUntil(lambda: process is None or process.status is not None, timeout=PATIENCE)
+    work.runs = before
+
+
+def _click(button: Any) -> None:
+    assert button.enabled, button.tooltip
+    button.native.click()
+
+
+def _train(dock: TrainDock, qtbot: Any) -> None:
+    _click(dock.start_button)
+    qtbot.waitUntil(lambda: dock.handle is not None, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=PATIENCE)
+
+
+def _begin(dock: TrainDock, qtbot: Any, *, epochs: int = 1) -> None:
+    """Start a training that does not end by itself, and wait for its first epochs."""
+    dock.recipe_box.set_recipe("default", LONG)
+    _click(dock.start_button)
+    qtbot.waitUntil(lambda: len(dock.panel.curves.epochs) >= epochs, timeout=PATIENCE)
+
+
+def _segmented(dock: TrainDock) -> list[Any]:
+    return [one for one in dock.viewer.layers if one.metadata.get(PREDICTED) and "preview" not in one.name]
+
+
+def test_from_the_sample_to_a_saved_prediction(dock: TrainDock, qtbot: Any, tmp_path: Path) -> None:
+    viewer = dock.viewer
+    image = viewer.layers[0]
+    qtbot.waitUntil(lambda: "Validation" in dock.forecast.text.text(), timeout=PATIENCE)
+    assert "GB of memory" in dock.forecast.text.text()
+    dock.then_box.value = True
+    _train(dock, qtbot)
+    assert dock.notice.level == "info", dock.notice.text()
+    assert "Training finished" in dock.notice.text()
+    assert len(dock.panel.curves.epochs) == 2
+    qtbot.waitUntil(lambda: bool(_segmented(dock)), timeout=PATIENCE)
+    predict = next(widget for name, widget in viewer.window.dock_widgets.items() if "Predict" in name)
+    qtbot.waitUntil(lambda: predict.prediction is None, timeout=PATIENCE)
+    (layer,) = _segmented(dock)
+    assert layer.data.shape == image.data.shape
+    assert set(np.unique(layer.data)) <= {1, 2, 3, 4}
+    assert tuple(layer.scale) == tuple(image.scale)
+    saved = layer.save(str(tmp_path / "out.ome.tif"), plugin="napari-strata")
+    (again,) = viewer.open(saved, plugin="napari-strata")
+    np.testing.assert_array_equal(np.asarray(again.data), np.asarray(layer.data))
+    assert tuple(again.scale) == tuple(image.scale)
+    assert again.axis_labels == image.axis_labels
+    assert list(again.features["class"])[1:] == ["pore", "clay", "quartz", "heavy mineral"]
+
+
+def test_stop_keeps_the_model_and_resume_goes_on(dock: TrainDock, qtbot: Any) -> None:
+    _begin(dock, qtbot, epochs=2)
+    run = dock.run
+    _click(dock.stop_button)
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
+    assert "Stopped" in dock.notice.text()
+    assert run is not None
+    assert (run / "model.safetensors").is_file()
+    assert dock.session.latest_model == run
+    done = len(dock.panel.curves.epochs)
+    _click(dock.resume_button)
+    qtbot.waitUntil(lambda: len(dock.panel.curves.epochs) > done, timeout=PATIENCE)
+    assert dock.run == run
+    assert [event.epoch for event in dock.panel.curves.epochs][: done + 1] == list(range(1, done + 2))
+    dock.stop()
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_cancel_at_random_moments(dock: TrainDock, qtbot: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    dock.recipe_box.set_recipe("default", LONG)
+    for _ in range(3):
+        _click(dock.start_button)
+        qtbot.waitUntil(lambda: dock.handle is not None, timeout=PATIENCE)
+        qtbot.wait(rng.randrange(0, 2500))
+        dock.stop()
+        qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
+        assert dock.notice.level == "info", dock.notice.text()
+        qtbot.waitUntil(lambda: bool(dock.start_button.enabled), timeout=PATIENCE)
+
+
+def test_layers_renamed_reordered_and_deleted_during_a_training(dock: TrainDock, qtbot: Any) -> None:
+    viewer = dock.viewer
+    image, labels = viewer.layers
+    _begin(dock, qtbot)
+    image.name = "renamed"
+    viewer.layers.move(0, 2)
+    done = len(dock.panel.curves.epochs)
+    qtbot.waitUntil(lambda: len(dock.panel.curves.epochs) > done, timeout=PATIENCE)
+    viewer.layers.remove(labels)
+    viewer.layers.remove(image)
+    done = len(dock.panel.curves.epochs)
+    qtbot.waitUntil(lambda: len(dock.panel.curves.epochs) > done + 1, timeout=PATIENCE)
+    assert dock.handle is not None
+    dock.stop()
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
+    assert "Stopped" in dock.notice.text()
+    assert not dock.start_button.enabled
+    assert "No image" in dock.start_button.tooltip
+
+
+def test_a_worker_killed_in_training_costs_nothing(dock: TrainDock, qtbot: Any) -> None:
+    labels = dock.viewer.layers[1]
+    before = labels.data.copy()
+    _begin(dock, qtbot, epochs=2)
+    os.kill(dock.session.client._process.pid, signal.SIGKILL)
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=5000)
+    assert dock.notice.level == "error"
+    assert "killed" in dock.notice.text()
+    np.testing.assert_array_equal(labels.data, before)
+    done = len(dock.panel.curves.epochs)
+    _click(dock.resume_button)
+    qtbot.waitUntil(lambda: len(dock.panel.curves.epochs) > done, timeout=PATIENCE)
+    dock.stop()
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
+
+
+def test_the_preview_shows_the_plane_in_sight(dock: TrainDock, qtbot: Any) -> None:
+    viewer = dock.viewer
+    viewer.dims.set_current_step(0, 5)
+    active = viewer.layers.selection.active
+    _begin(dock, qtbot)
+
+    def preview() -> Any:
+        return next((one for one in viewer.layers if one.name.endswith("preview")), None)
+
+    qtbot.waitUntil(lambda: preview() is not None and bool(np.asarray(preview().data[5]).any()), timeout=PATIENCE)
+    assert not np.asarray(preview().data[1]).any()
+    assert viewer.layers.selection.active is active
+    viewer.dims.set_current_step(0, 1)
+    qtbot.waitUntil(lambda: bool(np.asarray(preview().data[1]).any()), timeout=PATIENCE)
+    dock.stop()
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
+
+
+def test_two_viewers_train_side_by_side(
+    dock: TrainDock, make_napari_viewer: Callable[..., Any], qtbot: Any
+) -> None:
+    other = make_napari_viewer(show=True)
+    other.open_sample("napari-strata", "cells")
+    _, second = other.window.add_plugin_dock_widget("napari-strata", "Train")
+    second.then_box.value = False
+    other.layers.selection = {other.layers[0]}
+    second.recipe_box.set_recipe("default", TINY)
+    qtbot.waitUntil(lambda: bool(second.start_button.enabled), timeout=PATIENCE)
+    assert second.session is not dock.session
+    _click(second.start_button)
+    _click(dock.start_button)
+    qtbot.waitUntil(lambda: second.run is not None and dock.run is not None, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: second.handle is None and dock.handle is None, timeout=PATIENCE)
+    assert "Training finished" in dock.notice.text()
+    assert "Training finished" in second.notice.text()
+    assert dock.run != second.run
+    process = second.session.client._process
+    other.close()
+    qtbot.waitUntil(lambda: process.status is not None, timeout=PATIENCE)
+
+
+def test_what_was_painted_is_offered_back(dock: TrainDock, qtbot: Any, tmp_path: Path) -> None:
+    labels = dock.viewer.layers[1]
+    labels.paint((2, 50, 50), 2)
+    painted = labels.data.copy()
+    with qtbot.waitSignal(dock.autosave.saved, timeout=PATIENCE):
+        dock.autosave.save()
+    (note,) = (tmp_path / "runs").glob("*/layers/autosave.json")
+    # The napari that wrote it is gone:
+    note.write_text(note.read_text().replace('"pid": ', '"pid": 9'))
+    from napari_strata.widgets._left_behind import LeftBehind
+
+    again = LeftBehind(dock.session, dock)
+    qtbot.addWidget(again)
+    qtbot.waitUntil(lambda: bool(again.buttons()), timeout=PATIENCE)
+    count = len(dock.viewer.layers)
+    next(button for button in again.buttons() if button.text() == "Open").click()
+    qtbot.waitUntil(lambda: len(dock.viewer.layers) > count, timeout=PATIENCE)
+    np.testing.assert_array_equal(np.asarray(dock.viewer.layers[-1].data), painted)
+    again.stop()
+
+
+def test_copied_text_does_the_same(dock: TrainDock, qtbot: Any) -> None:
+    from qtpy.QtWidgets import QApplication
+
+    clipboard = QApplication.clipboard()
+    clipboard.setText("")
+    dock._copy(__import__("napari_strata.widgets._script", fromlist=["x"]).as_command, "The command")
+    qtbot.waitUntil(lambda: bool(clipboard.text()), timeout=PATIENCE)
+    words = clipboard.text()
+    assert words.startswith("napari-strata train ")
+    assert "training.epochs=2" in words
+    assert "is on the clipboard" in dock.notice.text()

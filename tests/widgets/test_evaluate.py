@@ -1,0 +1,246 @@
+"""The Evaluate dock in a real viewer with a real worker; every expected figure is worked out by hand or by numpy."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+
+from napari_strata.classes import ClassMap
+from napari_strata.metrics import ConfusionMatrix
+from napari_strata.plugin import METADATA
+from napari_strata.widgets._live import PREDICTED
+from napari_strata.widgets._scores import IOU, PIXELS
+from napari_strata.widgets._settings import Settings
+from napari_strata.widgets.evaluate import PLANE, EvaluateDock
+
+LONG = 60_000
+CLASSES = ClassMap(
+    names=("pore", "clay", "grain"), values=(1, 2, 3), colors=("#4477aa", "#ee8866", "#ddcc77"), unlabelled=(0,)
+)
+TRUTH = np.array([[[1, 1, 2, 2], [1, 1, 2, 0]], [[1, 2, 2, 2], [0, 0, 0, 0]]], np.uint8)
+FOUND = np.array([[[1, 2, 2, 2], [1, 1, 1, 1]], [[2, 2, 2, 2], [1, 1, 1, 1]]], np.uint8)
+"""Of pore 3 of 5 are found, 1 of clay is called pore: IoU 3 / 6 and 5 / 8; grain is nowhere."""
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    real = Settings.load()
+    monkeypatch.setattr(Settings, "load", lambda: replace(real, runs=tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def make(make_napari_viewer: Any, qtbot: Any, runs: Path) -> Callable[..., EvaluateDock]:
+    def build(
+        found: Any = FOUND, truth: Any = TRUTH, *, classes: ClassMap | None = CLASSES, **more: Any
+    ) -> EvaluateDock:
+        viewer = make_napari_viewer()
+        stored = {METADATA: classes.model_dump(mode="json")} if classes is not None else {}
+        known = {"axis_labels": "zyx"[-truth.ndim :], "scale": (2.0, 0.5, 0.5)[-truth.ndim :], "units": "um"} | more
+        viewer.add_labels(truth, name="rock labels", metadata=stored, **known)
+        viewer.add_labels(found, name="rock segmented", metadata={PREDICTED: True}, **known)
+        dock = EvaluateDock(viewer)
+        viewer.window.add_dock_widget(dock, name="Evaluate", area="right")
+        qtbot.waitUntil(lambda: not dock._counter.busy)
+        return dock
+
+    return build
+
+
+def _click(qtbot: Any, button: Any) -> None:
+    assert button.enabled, button.tooltip
+    qtbot.mouseClick(button.native, Qt.MouseButton.LeftButton)
+
+
+def _compare(qtbot: Any, dock: EvaluateDock) -> None:
+    before = dock.written
+    _click(qtbot, dock.compare_button)
+    assert not dock.compare_button.enabled
+    qtbot.waitUntil(
+        lambda: not dock._busy and (dock.written is not before or dock.notice.level == "error"), timeout=LONG
+    )
+
+
+def _errors(qtbot: Any, dock: EvaluateDock) -> Any:
+    _click(qtbot, dock.errors_button)
+    qtbot.waitUntil(lambda: not dock._busy, timeout=LONG)
+    return dock._errors
+
+
+def test_scores_errors_and_the_report_are_right(make: Any, qtbot: Any, tmp_path: Path) -> None:
+    dock = make()
+    assert (dock.prediction.layer.name, dock.truth.layer.name) == ("rock segmented", "rock labels")
+    assert not dock.zero.background.isEnabled()  # the class map says that 0 is unlabelled
+    assert dock.errors_button.tooltip == "Compare first."
+    _compare(qtbot, dock)
+    table = dock.scores.table
+    assert [table.item(row, IOU).text() for row in range(3)] == [".500", ".625", "\N{EN DASH}"]
+    assert [table.item(row, PIXELS).text() for row in range(3)] == ["5", "6", "0"]
+    assert (
+        dock.scores.headline.text()
+        == f"Mean IoU {(0.5 + 0.625) / 2:.3f}, pixel accuracy {100 * 8 / 11:.1f}\N{NO-BREAK SPACE}%"
+    )
+    assert "rock segmented against rock labels: 11 labelled pixels" in dock.scores.caption.text()
+
+    layer = _errors(qtbot, dock)
+    assert layer.name == "errors: rock segmented against rock labels"
+    assert np.array_equal(layer.data, np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0))
+    assert tuple(layer.scale) == (2.0, 0.5, 0.5)
+    assert tuple(layer.axis_labels) == ("z", "y", "x")
+    assert np.allclose(layer.colormap.color_dict[2][:3], np.array([0xEE, 0x88, 0x66]) / 255, atol=0.01)
+    assert layer not in dock.prediction._candidates()
+
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "mine.txt").write_text("keep")
+    dock.export_to(report)
+    qtbot.waitUntil(lambda: "Written to" in dock.notice.text(), timeout=LONG)
+    out = report / "scores-rock-segmented"
+    assert sorted(path.name for path in out.iterdir()) == ["confusion.png", "metrics.csv", "metrics.json"]
+    expected = ConfusionMatrix(CLASSES, np.array([[3, 2, 0], [1, 5, 0], [0, 0, 0]])).as_dict()
+    assert json.loads((out / "metrics.json").read_text()) == expected
+    assert (report / "mine.txt").read_text() == "keep"
+
+
+def test_comparing_again_brings_the_errors_up_to_date(make: Any, qtbot: Any) -> None:
+    dock = make()
+    _compare(qtbot, dock)
+    layer, count = _errors(qtbot, dock), len(dock.viewer.layers)
+    dock.prediction.layer.data = TRUTH.copy()
+    _click(qtbot, dock.compare_button)
+    qtbot.waitUntil(lambda: not dock._busy and not layer.data.any(), timeout=LONG)
+    assert "pixel accuracy 100.0\N{NO-BREAK SPACE}%" in dock.scores.headline.text()
+    assert len(dock.viewer.layers) == count
+
+
+def test_one_plane_and_the_square_that_leads_to_another(make: Any, qtbot: Any) -> None:
+    dock = make()
+    dock.viewer.dims.set_current_step(0, 1)
+    dock.scope.value = PLANE
+    _compare(qtbot, dock)
+    assert "plane Z = 1 only: 4 labelled pixels" in dock.scores.caption.text()
+    expected = np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0)
+    expected[0] = 0
+    assert np.array_equal(_errors(qtbot, dock).data, expected)
+    dock.viewer.dims.set_current_step(0, 0)
+    picture = dock.scores.picture
+    qtbot.mouseClick(picture, Qt.MouseButton.LeftButton, pos=picture.cell_rect(0, 1).center())
+    assert dock.viewer.dims.current_step[0] == 1
+    assert (
+        "1 pixel of pore was called clay: 100\N{NO-BREAK SPACE}% of pore. Most of them: plane Z = 1."
+        in dock.notice.text()
+    )
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_without_classes_the_user_says_what_0_means(make: Any, qtbot: Any, background: bool) -> None:
+    truth, found = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
+    dock = make(found, truth, classes=None)
+    button = dock.zero.background if background else dock.zero.unlabelled
+    assert button.isEnabled()
+    button.click()
+    _compare(qtbot, dock)
+    names = [dock.scores.table.item(row, 0).text() for row in range(dock.scores.table.rowCount())]
+    assert names == (["background", "class 1"] if background else ["class 1"])
+    iou = [dock.scores.table.item(row, IOU).text() for row in range(len(names))]
+    assert iou == ([".500", ".667"] if background else ["1.00"])
+
+
+def test_what_does_not_go_together_is_said_in_words(make: Any, qtbot: Any) -> None:
+    dock = make(found=FOUND[:1])
+    assert dock.truth.layer is None
+    assert "No other labels have the prediction's size" in dock.compare_button.tooltip
+    dock.truth.combo.value = dock.viewer.layers["rock labels"]
+    assert "differ in size (Z: 1 against 2)" in dock.compare_button.tooltip
+    assert "Z: 1 against 2" in dock.truth.text.text()
+    assert not dock.compare_button.enabled
+    dock.truth.combo.value = dock.viewer.layers["rock segmented"]
+    assert "the same layer" in dock.compare_button.tooltip
+
+
+def test_it_never_guesses_among_several(make: Any, qtbot: Any) -> None:
+    dock = make()
+    dock.viewer.layers.remove("rock labels")
+    for name in ("one", "two"):
+        dock.viewer.add_labels(TRUTH, name=name)
+    qtbot.waitUntil(lambda: dock.truth.text.text().startswith("2 label layers"))
+    assert dock.truth.layer is None
+    dock.truth.combo.value = dock.viewer.layers["two"]
+    assert dock.compare_button.enabled
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "words"),
+    [
+        (np.zeros((1, 4), int), np.ones((1, 4), int), "found no labelled pixel"),
+        (np.array([[1, 2, 1, 2]]), np.array([[1, 0, 1, 2]]), "1 pixels that the prediction leaves unlabelled"),
+    ],
+)
+def test_what_cannot_be_scored_is_said_in_words(make: Any, qtbot: Any, truth: Any, found: Any, words: str) -> None:
+    dock = make(found, truth)
+    _compare(qtbot, dock)
+    assert words in dock.notice.text()
+    assert dock.compare_button.enabled
+
+
+def test_objects_are_refused_and_a_class_that_the_truth_does_not_know_is_told(make: Any, qtbot: Any) -> None:
+    dock = make(np.arange(1, 201).reshape(2, 100), np.ones((2, 100), int), classes=None)
+    _compare(qtbot, dock)
+    assert "too many for classes" in dock.notice.text()
+    dock.truth.layer.metadata = {METADATA: CLASSES.model_dump(mode="json")}
+    dock.prediction.layer.data = np.full((2, 100), 7)
+    _compare(qtbot, dock)
+    assert "The truth does not know class (7)" in dock.notice.text()
+    assert dock.scores.headline.text() == "Mean IoU 0.000, pixel accuracy 0.0\N{NO-BREAK SPACE}%"
+
+
+def test_layers_may_go_while_they_are_compared(make: Any, qtbot: Any) -> None:
+    dock = make()
+    _click(qtbot, dock.compare_button)
+    dock.viewer.layers["rock labels"].name = "other"
+    dock.viewer.layers.remove("rock segmented")
+    qtbot.waitUntil(lambda: not dock._busy and dock.written is not None, timeout=LONG)
+    assert "rock segmented against rock labels" in dock.scores.caption.text()
+    assert not dock.compare_button.enabled
+    assert np.array_equal(_errors(qtbot, dock).data, np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0))
+
+
+def test_the_copied_script_and_command_name_both_files(make: Any, qtbot: Any) -> None:
+    dock = make()
+    copied: list[str] = []
+    dock.copy = lambda text, what: copied.append(text)  # the clipboard belongs to the whole display
+    for form, start in (
+        ("Copy as Python", "import napari_strata as ns"),
+        ("Copy as command", "napari-strata evaluate"),
+    ):
+        button = next(one for one in dock._kept if getattr(one, "text", "") == form)
+        _click(qtbot, button)
+        qtbot.waitUntil(lambda: "kept until napari closes" in dock.notice.text(), timeout=LONG)
+        assert copied[-1].startswith(start)
+        assert "prediction-rock-segmented.ome.tif" in copied[-1]
+        assert "truth-rock-labels.ome.tif" in copied[-1]
+        dock.notice.clear()
+
+
+def test_a_closed_dock_leaves_nothing_behind(make: Any, qtbot: Any) -> None:
+    dock = make()
+    _compare(qtbot, dock)
+    viewer, gone = dock.viewer, weakref.ref(dock)
+    dock.leave()
+    viewer.window.remove_dock_widget(dock)
+    dock.deleteLater()
+    del dock
+    qtbot.wait(50)
+    viewer.add_labels(TRUTH, name="later")  # nobody of ours listens
+    qtbot.wait(50)
+    gc.collect()
+    assert gone() is None
