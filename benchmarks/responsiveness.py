@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
+os.environ["NAPARI_CONFIG"] = ""  # the user's own settings are neither read nor changed
+
 import napari
 import numpy as np
 from napari.settings import get_plugin_settings

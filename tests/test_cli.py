@@ -90,6 +90,9 @@ def test_train_predict_evaluate_info(run: Console, stack: Path) -> None:
     assert ns.read_image(stack / "p_probabilities.tif").channels == 2
 
     assert run("evaluate", model, images, labels, "--out", stack / "scores") == 0
+    assert run("evaluate", stack / "p.tif", labels, "--out", stack / "label_scores") == 0
+    by_model, by_labels = (json.loads((stack / n / "metrics.json").read_text()) for n in ("scores", "label_scores"))
+    assert by_labels["mean_iou"] == by_model["mean_iou"]
     assert "mean IoU" in run.out
     scores = json.loads((stack / "scores" / "metrics.json").read_text())
     truth, found = ns.read_labels(labels).read(), predicted.read()

@@ -6,16 +6,12 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from napari_strata.errors import RecipeError, StrataError
-
-if TYPE_CHECKING:
-    from napari_strata.classes import ClassMap
-    from napari_strata.image import AnnotatedImage
+from napari_strata.errors import StrataError
 
 # Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
 
@@ -93,6 +89,7 @@ def train(  # noqa: PLR0913 (one option each)
     """Train a network on images and labels."""
     from napari_strata.console import show
     from napari_strata.io import read_pairs
+    from napari_strata.options import parse_classes, parse_overrides
     from napari_strata.training.loop import iter_train
 
     pairs = read_pairs(images, labels, axes=axes)
@@ -102,11 +99,11 @@ def train(  # noqa: PLR0913 (one option each)
         pairs,
         out=out,
         validation=held or None,
-        classes=_class_map(
+        classes=parse_classes(
             [*pairs, *held], class_ or [], rgb or [], unlabelled=unlabelled or [], foreground=foreground
         ),
         unlabelled=tuple(unlabelled or ()),
-        overrides=_overrides(set_ or []),
+        overrides=parse_overrides(set_ or []),
         device=device,
         resume=resume,
         extend=extend,
@@ -144,16 +141,22 @@ def predict(
 
 @app.command()
 def evaluate(
-    model: ModelPath,
-    images: Images,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A run folder or a model file; or predicted labels, in a file.")
+    ],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="As for train; for predicted labels, the truth.")],
     labels: LabelsPath = None,
     *,
     out: Annotated[Path, typer.Option(help="The folder for metrics.json, metrics.csv and pictures.")],
+    unlabelled: Unlabelled = None,
     axes: Axes = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score a model against labels."""
+    """Score a model on images against their labels, or predicted labels against true ones."""
+    if labels is None and (model.is_file() or model.suffix == ".zarr") and not _is_model(model):
+        _evaluate_labels(model, images, out=out, unlabelled=unlabelled or [], as_json=as_json)
+        return
     from napari_strata.console import show
     from napari_strata.evaluation.evaluate import iter_evaluate
     from napari_strata.io import read_pairs
@@ -161,6 +164,15 @@ def evaluate(
     job = iter_evaluate(model, read_pairs(images, labels, axes=axes), out=out, device=device)
     show(job, as_json=as_json)
     scores = job.scores.as_dict()
+    print(json.dumps({"event": "Scores"} | scores) if as_json else _table(scores))
+
+
+def _evaluate_labels(prediction: Path, truth: Path, *, out: Path, unlabelled: list[int], as_json: bool) -> None:
+    from napari_strata.evaluation.evaluate import score_labels
+    from napari_strata.io import read_labels
+
+    confusion = score_labels(read_labels(prediction), read_labels(truth), unlabelled=unlabelled, out=out)
+    scores = confusion.as_dict()
     print(json.dumps({"event": "Scores"} | scores) if as_json else _table(scores))
 
 
@@ -181,10 +193,7 @@ def info(path: Annotated[Path, typer.Argument(help="An image, a label file, a mo
     """Say what a file holds: axes, pixel size, channels; or what a model or run is."""
     from napari_strata.io import describe
 
-    if path.suffix == ".safetensors" or (path / "recipe.yaml").is_file():
-        lines = _describe_model(path)
-    else:
-        lines = describe(path)
+    lines = _describe_model(path) if _is_model(path) else describe(path)
     print("\n".join(lines))
 
 
@@ -229,6 +238,10 @@ def main() -> None:
         sys.exit(2)
 
 
+def _is_model(path: Path) -> bool:
+    return path.suffix == ".safetensors" or (path / "recipe.yaml").is_file()
+
+
 def _complain(text: str) -> None:
     print(f"error: {text}", file=sys.stderr)
 
@@ -242,63 +255,6 @@ def _show_demo() -> None:
             f'found no viewer ({error}); needed are napari and Qt: pip install "napari-strata[all]".'
         ) from None
     show()
-
-
-def _overrides(items: list[str]) -> dict[str, Any]:
-    from napari_strata.recipes import parse_value
-
-    found = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"--set {item!r}: needed is KEY=VALUE, for example --set training.epochs=5.")
-        found[key.strip()] = parse_value(value)
-    return found
-
-
-def _class_map(
-    pairs: list[AnnotatedImage], names: list[str], colors: list[str], *, unlabelled: list[int], foreground: bool
-) -> ClassMap | None:
-    """The class map that the options spell, or None to take it from the labels."""
-    from napari_strata.classes import ClassMap
-    from napari_strata.spec import find_classes
-
-    if colors and (foreground or names):
-        raise RecipeError("--rgb names its colours itself; leave out --foreground and --class.")
-    if foreground:
-        return _renamed(ClassMap.foreground(), names)
-    if colors:
-        return _parse_colors(colors)
-    return _renamed(find_classes(pairs, unlabelled), names) if names else None
-
-
-def _renamed(found: ClassMap, names: list[str]) -> ClassMap:
-    called = dict(_split(item, "--class 2=clay") for item in names)
-    if missing := [v for v in called if v not in map(str, found.values)]:
-        raise RecipeError(f"--class {missing[0]}: the labels hold no such value; found {list(found.values)}.")
-    names_now = tuple(called.get(str(v), n) for v, n in zip(found.values, found.names, strict=True))
-    rest = None if found.rest is None else names_now[found.names.index(found.rest)]
-    # Validated anew: two classes of one name would be one column in every table.
-    return type(found).model_validate(found.model_dump() | {"names": names_now, "rest": rest})
-
-
-def _parse_colors(items: list[str]) -> ClassMap:
-    from napari_strata.classes import ClassMap
-
-    pairs = [_split(item, "--rgb ff0000=roof") for item in items]
-    try:
-        packed = [int(color.lstrip("#"), 16) for color, _ in pairs]
-    except ValueError:
-        raise RecipeError(f"--rgb {items[0]!r}: colours are six hexadecimal digits, for example ff0000=roof.") from None
-    colors = [(c >> 16 & 255, c >> 8 & 255, c & 255) for c in packed]
-    return ClassMap.from_rgb(colors, names=[name for _, name in pairs])
-
-
-def _split(item: str, example: str) -> tuple[str, str]:
-    left, equals, right = item.partition("=")
-    if not equals or not right:
-        raise RecipeError(f"{item!r}: needed is VALUE=NAME, for example {example}.")
-    return left.strip(), right.strip()
 
 
 def _describe_model(path: Path) -> list[str]:

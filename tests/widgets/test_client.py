@@ -257,7 +257,8 @@ def test_a_flood_of_steps_does_not_hold_up_the_viewer(make: Any, program: Any, q
 def test_a_shell_that_changes_folder_and_environment(make: Any, qtbot: Any, tmp_path: Path) -> None:
     script = tmp_path / "remote.sh"
     script.write_text(
-        f"#!/bin/sh\necho 'Welcome to this server'\ncd /tmp\nexport STRATA_TEST=1\nexec {sys.executable} -m napari_strata.worker\n"
+        "#!/bin/sh\necho 'Welcome to this server'\ncd /tmp\nexport STRATA_TEST=1\n"
+        f"exec {sys.executable} -m napari_strata.worker\n"
     )
     script.chmod(0o755)
     client = make([str(script)])

@@ -81,6 +81,16 @@ def _predict(dock: PredictDock, qtbot: Any) -> str:
     return dock.notice.text()
 
 
+def _start(dock: PredictDock, qtbot: Any) -> None:
+    """Click Predict, and wait until some planes are done."""
+    dock.predict_button.native.click()
+    assert dock.prediction is not None
+    seen: list[int] = []
+    dock.prediction.progress.connect(lambda done, _total: seen.append(done))
+    qtbot.waitUntil(lambda: any(seen), timeout=PATIENCE)
+    assert "left" in dock.bar.text.text()
+
+
 def _labels(dock: PredictDock) -> list[LabelsLayer]:
     return [layer for layer in dock.viewer.layers if isinstance(layer, LabelsLayer)]
 
@@ -198,18 +208,16 @@ def test_only_the_plane_in_sight(begin: Callable[..., PredictDock], runs: Path, 
 def test_stop_and_a_killed_worker_leave_a_dock_that_works(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any
 ) -> None:
-    dock = begin((60, 256, 256))
+    dock = begin((200, 256, 256))
     _announce(dock, runs, qtbot)
-    dock.predict_button.native.click()
+    _start(dock, qtbot)
     assert not dock.predict_button.enabled
     assert "A prediction is running" in dock.predict_button.tooltip
-    qtbot.waitUntil(lambda: "left" in dock.bar.text.text(), timeout=PATIENCE)
     dock.stop_button.native.click()
     qtbot.waitUntil(lambda: dock.prediction is None, timeout=5_000)
-    assert "of 60 planes are done" in dock.notice.text()
+    assert "of 200 planes are done" in dock.notice.text()
     [labels] = _labels(dock)
-    dock.predict_button.native.click()
-    qtbot.waitUntil(lambda: "left" in dock.bar.text.text(), timeout=PATIENCE)
+    _start(dock, qtbot)
     assert dock.session.client.ready is not None
     os.kill(dock.session.client.ready.pid, signal.SIGKILL)
     qtbot.waitUntil(lambda: dock.prediction is None, timeout=PATIENCE)
@@ -318,14 +326,13 @@ def test_what_is_copied_does_the_same(
 def test_closing_the_window_in_the_middle_ends_everything(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any
 ) -> None:
-    dock = begin((60, 256, 256), show=True)
+    dock = begin((200, 256, 256), show=True)
     _announce(dock, runs, qtbot)
     session = dock.session
-    dock.predict_button.native.click()
-    qtbot.waitUntil(lambda: "left" in dock.bar.text.text(), timeout=PATIENCE)
+    _start(dock, qtbot)
     assert session.client.ready is not None
     worker = psutil.Process(session.client.ready.pid)
-    dock.viewer.window._qt_window.close(quit_app=False, confirm_need=False)
+    dock.viewer.close()
     qtbot.waitUntil(lambda: not list(runs.glob(".session-*")), timeout=PATIENCE)
     qtbot.waitUntil(lambda: not worker.is_running() or worker.status() == "zombie", timeout=10_000)
     qtbot.wait(300)  # what is still under way must not touch what is gone

@@ -186,7 +186,7 @@ def test_stopping_a_second_time_round_keeps_what_was_there(
 
 def test_stop_keeps_the_planes_that_are_done(begin: Callable[[], Session], runs: Path, qtbot: Any) -> None:
     session = begin()
-    layer, truth = _add(session, (60, 256, 256))
+    layer, truth = _add(session, (200, 256, 256))
     prediction = _make(session, layer, runs)
     _until_planes(prediction, 3, qtbot)
     with qtbot.waitSignal(prediction.ended, timeout=5_000) as caught:
@@ -195,8 +195,8 @@ def test_stop_keeps_the_planes_that_are_done(begin: Callable[[], Session], runs:
     assert outcome.status == "stopped"
     labels = np.asarray(prediction.labels_layer.data)  # type: ignore[union-attr]
     done = sum(bool(plane.any()) for plane in labels)
-    assert 3 <= done < 60
-    assert outcome.text == f"Stopped: {done} of 60 planes are done."
+    assert 3 <= done < 200
+    assert outcome.text == f"Stopped: {done} of 200 planes are done."
     assert (labels[:done] == truth[:done]).mean() > 0.9
 
 
@@ -225,7 +225,7 @@ def test_a_worker_that_is_killed_leaves_the_layer_and_the_next_prediction_works(
     begin: Callable[[], Session], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
-    layer, _ = _add(session, (60, 256, 256))
+    layer, _ = _add(session, (200, 256, 256))
     prediction = _make(session, layer, runs)
     _until_planes(prediction, 3, qtbot)
     assert session.client.ready is not None
@@ -233,7 +233,7 @@ def test_a_worker_that_is_killed_leaves_the_layer_and_the_next_prediction_works(
         os.kill(session.client.ready.pid, signal.SIGKILL)
     outcome = caught.args[0]
     assert outcome.status == "died"
-    assert "of 60 planes are done" in outcome.text
+    assert "of 200 planes are done" in outcome.text
     assert prediction.labels_layer in session.viewer.layers
     assert np.asarray(prediction.labels_layer.data)[:3].any()  # type: ignore[union-attr]
     again = _make(session, layer, runs, region={"Z": 0})
@@ -244,7 +244,7 @@ def test_deleting_the_labels_layer_stops_and_deleting_the_image_does_not(
     begin: Callable[[], Session], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
-    layer, _ = _add(session, (60, 256, 256))
+    layer, _ = _add(session, (200, 256, 256))
     prediction = _make(session, layer, runs)
     told: list[str] = []
     prediction.message.connect(lambda text, _level: told.append(text))
@@ -295,7 +295,7 @@ def test_what_the_worker_refuses_is_said_and_leaves_no_layer(
 
 def test_closing_the_viewer_in_the_middle_breaks_nothing(begin: Callable[[], Session], runs: Path, qtbot: Any) -> None:
     session = begin()
-    layer, _ = _add(session, (60, 256, 256))
+    layer, _ = _add(session, (200, 256, 256))
     prediction = _make(session, layer, runs, confidence=True)
     _until_planes(prediction, 1, qtbot)
     with qtbot.waitSignal(prediction.ended, timeout=PATIENCE) as caught:

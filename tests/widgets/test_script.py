@@ -91,7 +91,7 @@ def test_validation_resume_and_classes() -> None:
 def test_evaluation_of_labels_and_of_a_model() -> None:
     labels = EvaluateJob(job="1", prediction="p.tif", labels="t.tif", out="scores")
     assert shlex.split(as_command(labels)) == ["napari-strata", "evaluate", "p.tif", "t.tif", "--out", "scores"]
-    assert "ns.score_labels(prediction, truth, truth.classes)" in as_python(labels)
+    assert "ns.score_labels(prediction, truth, out='scores')" in as_python(labels)
     model = EvaluateJob(job="1", model="runs/one", images="i.tif", labels="t.tif", out="scores")
     words = shlex.split(as_command(model))
     assert words == ["napari-strata", "evaluate", "runs/one", "i.tif", "t.tif", "--out", "scores"]

@@ -29,6 +29,7 @@ from napari_strata.metrics import ConfusionMatrix
 from napari_strata.model import Model
 from napari_strata.normalization import Scale
 from napari_strata.pictures import MOST, Example
+from napari_strata.spec import find_classes
 
 Array = np.ndarray[Any, Any]
 
@@ -160,13 +161,25 @@ def evaluate(
     return job.scores
 
 
-def score_labels(prediction: LabelImage, truth: LabelImage, classes: ClassMap) -> ConfusionMatrix:
+def score_labels(
+    prediction: LabelImage,
+    truth: LabelImage,
+    classes: ClassMap | None = None,
+    *,
+    unlabelled: Sequence[int] = (),
+    out: str | os.PathLike[str] | None = None,
+) -> ConfusionMatrix:
     """Scores of labels that are there already, plane by plane, whoever made them.
 
     Parameters
     ----------
     prediction, truth
-        labels of the same pixels; `classes` says what the values of both mean.
+        labels of the same pixels.
+    classes
+        what the values of both mean; when left out, what the truth's file says, then the prediction's, then a class
+        for each value but those that are `unlabelled`.
+    out
+        an empty or new folder for ``metrics.json``, ``metrics.csv`` and ``confusion.png``.
 
     Raises
     ------
@@ -174,9 +187,21 @@ def score_labels(prediction: LabelImage, truth: LabelImage, classes: ClassMap) -
         when they do not cover the same pixels.
     LabelError
         when a value is not in `classes`, or the prediction leaves pixels unlabelled that the truth labels.
+    RunError
+        when `out` holds something already or cannot be written.
     """
-    planes = (confusion for _, _, confusion in iter_score_labels(prediction, truth, classes))
-    return sum(planes, ConfusionMatrix(classes))
+    if out is not None:
+        check_free(Path(out).expanduser(), overwrite=False)
+    known = classes or shared_classes(prediction, truth, unlabelled)
+    confusion = sum((one for _, _, one in iter_score_labels(prediction, truth, known)), ConfusionMatrix(known))
+    if out is not None:
+        write_report(confusion, [(prediction.name, confusion)], Path(out).expanduser())
+    return confusion
+
+
+def shared_classes(prediction: LabelImage, truth: LabelImage, unlabelled: Sequence[int] = ()) -> ClassMap:
+    """What the values of both mean: see `score_labels`. Raises `ImageError` and `LabelError`."""
+    return truth.classes or prediction.classes or find_classes([AnnotatedImage(prediction, truth)], unlabelled)
 
 
 def iter_score_labels(

@@ -161,7 +161,7 @@ def is_alive(facts: Mapping[str, object]) -> bool:
     if facts.get("host") != socket.gethostname():
         return False
     try:
-        return psutil.Process(int(str(facts.get("pid")))).create_time() == facts.get("started")
+        return bool(psutil.Process(int(str(facts.get("pid")))).create_time() == facts.get("started"))
     except (psutil.Error, ValueError):
         return False
 

@@ -221,13 +221,13 @@ class ZeroChoice(QWidget):
     chosen = Signal(bool)
     """The user wants 0 to be background (True) or unlabelled."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, parent: QWidget | None = None, *, title: str = "0 means:") -> None:
         super().__init__(parent)
-        self.unlabelled, self.background = QRadioButton("unlabelled"), QRadioButton("background (a class)")
+        self.unlabelled, self.background = QRadioButton("unlabelled"), QRadioButton("background")
         self.note = QLabel()
         self.note.setWordWrap(True)
         self._group = QButtonGroup(self)
-        title, line, buttons, column = QLabel("0 means:"), QHBoxLayout(), QFlowLayout(), QVBoxLayout(self)
+        heading, line, buttons, column = QLabel(title), QHBoxLayout(), QFlowLayout(), QVBoxLayout(self)
         for layout in (line, buttons, column):
             layout.setContentsMargins(0, 0, 0, 0)
         buttons.setHorizontalSpacing(self.fontMetrics().height())
@@ -235,9 +235,9 @@ class ZeroChoice(QWidget):
         for button in (self.unlabelled, self.background):
             self._group.addButton(button)
             buttons.addWidget(button)
-        for part in (title, self.unlabelled, self.background, self.note):
+        for part in (heading, self.unlabelled, self.background, self.note):
             part.setToolTip(RULE)
-        line.addWidget(title, 0, Qt.AlignmentFlag.AlignTop)
+        line.addWidget(heading, 0, Qt.AlignmentFlag.AlignTop)
         line.addLayout(buttons, 1)
         column.addLayout(line)
         column.addWidget(self.note)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,12 +13,13 @@ from typing import Any, Literal
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
-from napari_strata.widgets._process import Process, default_command, explain
-from napari_strata.worker.orders import Changed, Job, Keep, PredictJob, Stop, TrainJob
+from napari_strata.widgets._process import Process, default_command, explain, is_out_of_memory
+from napari_strata.worker.orders import Changed, Job, Keep, PredictJob, Stop, TrainJob, is_aside
 from napari_strata.worker.replies import (
     PROTOCOL,
     JobEnded,
     JobFailed,
+    JobStarted,
     Outgoing,
     Ready,
     Refused,
@@ -28,8 +28,8 @@ from napari_strata.worker.replies import (
 
 __all__ = ["JobHandle", "Outcome", "WorkerClient", "default_command"]
 
-ASK, TERMINATE, KILL = 0, 600, 850
-"""Milliseconds after a Stop at which the worker is asked, told and forced to end."""
+TERMINATE, KILL = 600, 850
+"""Milliseconds after a Stop at which the worker is told, and forced, to end."""
 TURN = 0.004
 """Seconds that one turn of the event loop gives to what the worker said."""
 FLOOD = 50
@@ -48,10 +48,10 @@ class Outcome:
 
 
 class JobHandle(QObject):
-    """One order given to the worker."""
+    """One order given to the worker. It goes when `ended` was delivered; its `outcome` can still be read then."""
 
     replied = Signal(object)
-    """Every event and reply of the job."""
+    """Every event and reply of the job. (`event` would hide a method of QObject.)"""
     ended = Signal(object)
     """Its `Outcome`, once."""
 
@@ -60,6 +60,9 @@ class JobHandle(QObject):
         self.order = order
         self.outcome: Outcome | None = None
         self.stopping = False
+        self.started = False
+        self.kept = order.keep
+        self.news: dict[str, Changed] = {}
         self._client = client
 
     def stop(self) -> None:
@@ -71,13 +74,14 @@ class JobHandle(QObject):
     def keep(self, on: bool) -> None:
         """Let it go on when napari closes, or not."""
         if self.outcome is None:
+            self.kept = on
             self._client._tell(Keep(keep=self.order.job, on=on))
-            self._client._keep(self.order.job, on)
 
     def tell(self, changed: Literal["labels", "view"], value: dict[str, Any]) -> None:
         """News for the job while it runs."""
         if self.outcome is None:
-            self._client._tell(Changed(changed=changed, job=self.order.job, value=value))
+            self.news[changed] = news = Changed(changed=changed, job=self.order.job, value=value)
+            self._client._tell(news)
 
     def _end(self, outcome: Outcome) -> None:
         if self.outcome is None:
@@ -87,7 +91,10 @@ class JobHandle(QObject):
 
 
 class WorkerClient(QObject):
-    """One worker process, started when it is first needed and again after it died."""
+    """One worker process, started when it is first needed and again after it died. Call `close` in the end.
+
+    Orders are sent when the worker says that it is ready, so that one which dies or is stopped before has done nothing.
+    """
 
     state = Signal(str)
     """ "off", "starting", "ready" or "busy"."""
@@ -100,10 +107,10 @@ class WorkerClient(QObject):
         self.ready: Ready | None = None
         self._process: Process | None = None
         self._handles: dict[str, JobHandle] = {}
-        self._kept: set[str] = set()
         self._inbox: deque[tuple[Process, bytes | None]] = deque()  # None: the process is over
         self._awake = False
-        self._poisoned = False
+        self._poisoned = False  # a new process is wanted as soon as this one has nothing to do
+        self._condemned = False  # the process was told to end, and is given nothing any more
         self._closed = False
         self._numbers = itertools.count(1)
         self._woken.connect(self._drain, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
@@ -120,7 +127,6 @@ class WorkerClient(QObject):
         """Start the process if there is none."""
         if self._process is not None or self._closed:
             return
-        self.ready, self._poisoned = None, False
         self._set_state("starting")
         self._process = process = Process(
             self.command, lambda line: self._hear(process, line), lambda: self._hear(process, None)
@@ -131,14 +137,13 @@ class WorkerClient(QObject):
         """Give an order; its events come as signals of the handle."""
         handle = JobHandle(self, order)
         self._handles[order.job] = handle
-        if order.keep:
-            self._kept.add(order.job)
-        if self._poisoned and self._process is not None and len(self._handles) == 1:
-            self._abandon()
+        if self._closed:
+            QTimer.singleShot(0, self, lambda: self._finish(handle, Outcome("stopped", "napari was closed.")))
+            return handle
         self.warm()
-        if self._process is not None:
-            self._process.write(order.model_dump_json())
-        self._set_state("busy" if self.ready else "starting")
+        if self._listens:
+            self._set_state("busy")
+            self._send(handle)
         return handle
 
     def close(self) -> None:
@@ -146,68 +151,80 @@ class WorkerClient(QObject):
         if self._closed:
             return
         self._closed = True
-        self._patience.stop()
-        process, self._process = self._process, None
-        if process is None:
-            return
-        kept = any(name in self._kept for name in self._handles)
-        process.close()
-        if not kept:  # there may be no event loop any more
-            for seconds, act in ((2.0, process.terminate), (4.0, process.kill)):
-                timer = threading.Timer(seconds, act)
-                timer.daemon = True
-                timer.start()
-        for handle in list(self._handles.values()):
-            text = "it goes on without napari" if handle.order.job in self._kept else "napari was closed"
+        handles = list(self._handles.values())
+        kept = [handle for handle in handles if handle.kept and not handle.stopping]
+        if self._process is not None:
+            if not self._listens:
+                for handle in kept:
+                    self._send(handle)
+            self._process.forget()
+            self._process.close(insist=not kept)
+        self._let_go()
+        for handle in handles:
+            text = "It goes on without napari." if handle in kept else "napari was closed."
             self._finish(handle, Outcome("stopped", text))
-        self._set_state("off")
 
     # ------------------------------------------------------------------ for the handles
 
+    @property
+    def _listens(self) -> bool:
+        return self._process is not None and self.ready is not None and not self._condemned
+
     def _tell(self, message: Stop | Keep | Changed) -> None:
-        if self._process is not None:
+        if self._process is not None and self._listens:
             self._process.write(message.model_dump_json())
 
-    def _keep(self, job: str, on: bool) -> None:
-        (self._kept.add if on else self._kept.discard)(job)
+    def _send(self, handle: JobHandle) -> None:
+        """The order as it stands, and the news that came since it was given."""
+        assert self._process is not None
+        for message in (handle.order.model_copy(update={"keep": handle.kept}), *handle.news.values()):
+            self._process.write(message.model_dump_json())
 
     def _stop(self, handle: JobHandle) -> None:
-        self._tell(Stop(stop=handle.order.job))
-        if self.ready is None:  # it does not listen yet, and has done nothing
-            QTimer.singleShot(ASK, lambda: self._force(handle, last=True))
+        if not self._listens:  # it has not been given to the process that is to do it
+            QTimer.singleShot(0, self, lambda: self._finish(handle, Outcome("stopped", "Stopped before it began.")))
             return
-        QTimer.singleShot(TERMINATE, lambda: self._force(handle, last=False))
-        QTimer.singleShot(KILL, lambda: self._force(handle, last=True))
+        self._tell(Stop(stop=handle.order.job))
+        QTimer.singleShot(TERMINATE, self, lambda: self._press(handle))
+        QTimer.singleShot(KILL, self, lambda: self._force(handle))
 
-    def _force(self, handle: JobHandle, *, last: bool) -> None:
-        """It has not answered in time: end the process. Other jobs that wait are given to the next one."""
-        with suppress(RuntimeError):  # the handle is gone: it has answered
-            if handle.outcome is not None or self._process is None:
-                return
-            if not last:
-                self._process.terminate()
-                return
-            waiting = [one for one in self._handles.values() if one is not handle and not one.stopping]
-            stopped = [one for one in self._handles.values() if one.stopping]
-            self._abandon()
-            for one in stopped:
-                self._finish(one, Outcome("stopped", "Stopped; the step under way was broken off."))
-            for one in waiting:
-                self._resubmit(one)
-            self.warm()
+    def _press(self, handle: JobHandle) -> None:
+        """It has not answered: tell the process to end. Not for a job behind or beside another, which would be lost
+        with it: the worker drops that as soon as it looks."""
+        if handle.outcome is not None or self._process is None:
+            return
+        if handle is not self._foremost():
+            self._finish(handle, Outcome("stopped"))
+            return
+        self._condemned = True
+        self._process.terminate()
 
-    def _resubmit(self, handle: JobHandle) -> None:
-        self.warm()
+    def _force(self, handle: JobHandle) -> None:
+        """It has not answered to that either."""
+        if handle.outcome is None and self._process is not None:
+            self._replace()
+
+    def _foremost(self) -> JobHandle | None:
+        """The job that the process is at, as far as it has said."""
+        at_work = (one for one in self._handles.values() if one.started and not is_aside(one.order))
+        return next(at_work, next(iter(self._handles.values()), None))
+
+    def _replace(self) -> None:
+        """A new process, at once; jobs that were not stopped are given to it."""
         if self._process is not None:
-            self._process.write(handle.order.model_dump_json())
+            self._process.forget()
+            self._process.kill()
+        self._let_go()
+        for handle in list(self._handles.values()):
+            handle.started = False
+            if handle.stopping:
+                self._finish(handle, BROKEN_OFF)
+        self.warm()
 
-    def _abandon(self) -> None:
-        """Leave the process to its end; nothing that it still says is heard."""
-        process, self._process = self._process, None
+    def _let_go(self) -> None:
+        self._process = self.ready = None
+        self._condemned = self._poisoned = False
         self._patience.stop()
-        self.ready = None
-        if process is not None:
-            process.kill()
         self._set_state("off")
 
     # ------------------------------------------------------------------ what the worker says
@@ -230,12 +247,14 @@ class WorkerClient(QObject):
                 self._over(process) if line is None else self._take(process, line)
             if perf_counter() > until and self._inbox:
                 self._awake = True
-                QTimer.singleShot(1, self._drain)
+                QTimer.singleShot(1, self, self._drain)
                 return
 
     def _take(self, process: Process, line: bytes) -> None:
-        if len(self._inbox) > FLOOD and b'"event": "BatchEnd"' in line and b'"BatchEnd"' in (self._inbox[0][1] or b""):
-            return  # a newer step follows at once
+        if len(self._inbox) > FLOOD and STEP in line:
+            follower, newer = self._inbox[0]
+            if follower is process and STEP in (newer or b""):
+                return  # a newer step of the same job: only one job at a time has steps
         try:
             job, event = decode(line)
         except ValueError:  # the greeting of a login shell
@@ -252,31 +271,41 @@ class WorkerClient(QObject):
         self._patience.stop()
         if ready.protocol != PROTOCOL:
             versions = f"{ready.versions.get('napari-strata', 'another version')} on {ready.host}"
-            text = f"The worker speaks another language ({versions}): install the same napari-strata there and here."
-            self._all_failed(Outcome("failed", text))
-            self._abandon()
+            text = (
+                f"The worker is of a napari-strata that does not fit this one ({versions}): install the same version "
+                f"there and here, or mend the worker command in Preferences > Strata ({' '.join(self.command)})."
+            )
+            self._abandon(Outcome("failed", text))
             return
         self.ready = ready
         self._set_state("busy" if self._handles else "ready")
+        for handle in list(self._handles.values()):
+            self._send(handle)
 
     def _deliver(self, handle: JobHandle, event: Outgoing) -> None:
         if isinstance(event, JobEnded):
-            status: Literal["finished", "stopped"] = "finished" if event.reason == "finished" else "stopped"
-            self._finish(handle, Outcome(status, result=event.result))
+            if event.reason == "finished":
+                self._finish(handle, Outcome("finished", result=event.result))
+            elif handle.stopping or not self._condemned:  # else it was stopped with another, and is done anew
+                self._finish(handle, Outcome("stopped", result=event.result))
         elif isinstance(event, JobFailed):
             # After an error that is nobody's mistake, such as one of the GPU, a process may be good for nothing.
-            self._poisoned = self._poisoned or event.kind != "StrataError"
-            self._finish(handle, Outcome("failed", event.text))
+            ours = event.kind != "StrataError"
+            self._poisoned = self._poisoned or ours
+            cure = " Take smaller patches or fewer patches per step." if ours and is_out_of_memory(event.text) else ""
+            self._finish(handle, Outcome("failed", event.text + cure))
         else:
+            handle.started = handle.started or isinstance(event, JobStarted)
             handle.replied.emit(event)
 
     def _over(self, process: Process) -> None:
-        """The process has ended although nobody told it to."""
+        """The process has ended by itself, or because it was told to."""
+        if self._condemned:
+            self._replace()
+            return
         text = explain(self.command, process.status, process.last_lines(), problem=process.problem)
-        self._process, self.ready = None, None
-        self._patience.stop()
-        self._set_state("off")
-        self._all_failed(Outcome("died", text))
+        self._let_go()
+        self._all_over(Outcome("died", text))
 
     def _give_up(self) -> None:
         lines = self._process.last_lines() if self._process is not None else []
@@ -285,30 +314,41 @@ class WorkerClient(QObject):
             f"The worker did not get ready within {STARTUP} s ({' '.join(self.command)}). Try the command in a "
             f"terminal, or mend it in Preferences > Strata.{last}"
         )
-        self._abandon()
-        self._all_failed(Outcome("died", text))
+        self._abandon(Outcome("died", text))
 
-    def _all_failed(self, outcome: Outcome) -> None:
+    def _abandon(self, outcome: Outcome) -> None:
+        """A process that is of no use, and nor would another be."""
+        if self._process is not None:
+            self._process.forget()
+            self._process.kill()
+        self._let_go()
+        self._all_over(outcome)
+
+    def _all_over(self, outcome: Outcome) -> None:
         for handle in list(self._handles.values()):
-            order = handle.order
-            kept = KEPT_RUN if isinstance(order, TrainJob) else KEPT_PLANES if isinstance(order, PredictJob) else ""
+            kept = next((text for kind, text in KEPT.items() if isinstance(handle.order, kind) and handle.started), "")
             whole = Outcome(outcome.status, f"{outcome.text}\n{kept}".strip())
-            stopped = Outcome("stopped", "Stopped; the step under way was broken off.")
-            self._finish(handle, stopped if handle.stopping else whole)
+            self._finish(handle, BROKEN_OFF if handle.stopping else whole)
 
     def _finish(self, handle: JobHandle, outcome: Outcome) -> None:
         self._handles.pop(handle.order.job, None)
-        self._kept.discard(handle.order.job)
-        if self.ready is not None and not self._handles:
+        stopped = self._condemned and handle.stopping
+        if stopped or (self._poisoned and not self._handles):
+            self._replace()
+        elif self.ready is not None and not self._handles:
             self._set_state("ready")
         handle._end(outcome)
 
     def _set_state(self, state: str) -> None:
         if state != self.current_state:
             self.current_state = state
-            with suppress(RuntimeError):
+            with suppress(RuntimeError):  # at the end of napari the client may be half gone
                 self.state.emit(state)
 
 
-KEPT_RUN = "Everything up to the last complete epoch is on disk: press Resume to go on from there."
-KEPT_PLANES = "The planes that were done are kept."
+STEP = b'"event": "BatchEnd"'
+BROKEN_OFF = Outcome("stopped", "Stopped; the step under way was broken off.")
+KEPT: dict[type, str] = {
+    TrainJob: "Everything up to the last complete epoch is on disk: press Resume to go on from there.",
+    PredictJob: "The planes that were done are kept.",
+}

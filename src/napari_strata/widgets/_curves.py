@@ -122,7 +122,7 @@ class Curves(QWidget):
     # ------------------------------------------------------------------ places
 
     def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
-        return QSize(max(SMALLEST[0], 320), self.minimumHeight() + 60)
+        return QSize(max(SMALLEST[0], 320), self.minimumHeight() + 80)
 
     def _ink(self) -> QColor:
         return self.palette().color(self.foregroundRole())

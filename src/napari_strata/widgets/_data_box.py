@@ -130,8 +130,9 @@ class _Folders(QWidget):
     def __init__(self) -> None:
         super().__init__()
         text = "A TIFF stack, a folder of images, a folder with images/ and labels/ in it, or a CSV of pairs."
+        both = "Their labels; empty for a folder that holds both."
         self.images = FileEdit(mode=FileDialogMode.EXISTING_FILE, label="Images", tooltip=text)
-        self.labels = FileEdit(mode=FileDialogMode.EXISTING_FILE, label="Labels", tooltip="Their labels; empty for a folder that holds both.")
+        self.labels = FileEdit(mode=FileDialogMode.EXISTING_FILE, label="Labels", tooltip=both)
         self.axes = LineEdit(label="Axes", tooltip="Such as ZYX; empty when the files say.")
         self.zero = CheckBox(text="0 means unlabelled", tooltip="Unticked, 0 is the background, a class of its own.")
         self.form = Container(widgets=[self.images, self.labels, self.axes, self.zero])

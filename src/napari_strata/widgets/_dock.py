@@ -149,7 +149,7 @@ def _frame(widget: QWidget) -> QDockWidget | None:
 class Notice(QLabel):
     """One message for the user, until the next: what went wrong and what to do, or what was done."""
 
-    MARKS = {"info": "", "warning": "⚠ ", "error": "⛔ "}
+    MARKS = {"info": "", "warning": "⚠ ", "error": "✗ "}
 
     def __init__(self) -> None:
         super().__init__()

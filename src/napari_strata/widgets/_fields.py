@@ -21,7 +21,7 @@ from napari_strata.errors import RecipeError
 from napari_strata.recipe import Recipe
 from napari_strata.recipes import parse_value
 
-PADDING = 12
+PADDING = 8
 """Pixels beside the text of a field."""
 NARROW = 6
 """Characters that a choice shows at least; more where there is room."""
@@ -165,8 +165,8 @@ def check(raw: Mapping[str, Any], fields: Iterable[Field]) -> tuple[Recipe | Non
     if not lines:
         try:
             recipe = Recipe.parse(raw)
-        except RecipeError:
-            lines = _complaints(raw)
+        except RecipeError as error:
+            lines = _complaints(raw) or str(error).splitlines()
     labels = {field.path: field.label for field in fields}
     for field in fields:
         mine = [line for line in lines if _names(line, field.path)]

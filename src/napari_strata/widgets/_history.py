@@ -27,8 +27,11 @@ class History:
         self.names: tuple[str, ...] = ()
         self.colors: tuple[str, ...] = ()
         self.started: TrainingStarted | None = None
+        self.batches: list[tuple[float, float]] = []
         self._ends: dict[int, EpochEnd] = {}
-        self._forget_batches()
+        self._smooth: float | None = None
+        self._last_x = 0.0
+        self._seen, self._stride = 0, 1
 
     def start(self, event: TrainingStarted, colors: Sequence[str]) -> None:
         """A training begins, or goes on: epochs before its first one stay."""
@@ -37,8 +40,7 @@ class History:
         self._ends = {epoch: end for epoch, end in self._ends.items() if epoch <= done}
         kept = [point for point in self.batches if point[0] <= done]
         if len(kept) < len(self.batches):
-            self._forget_batches()
-            self.batches = kept
+            self.batches, self._smooth, self._last_x = kept, None, 0.0
         self._name(event.class_names, colors)
 
     def add_batch(self, event: BatchEnd) -> None:
@@ -106,12 +108,6 @@ class History:
     def _name(self, names: Sequence[str], colors: Sequence[str]) -> None:
         self.names = tuple(names)
         self.colors = tuple(colors) if len(colors) >= len(names) else default_colors(len(names))
-
-    def _forget_batches(self) -> None:
-        self.batches: list[tuple[float, float]] = []
-        self._seen, self._stride = 0, 1
-        self._smooth: float | None = None
-        self._last_x = 0.0
 
 
 def loss_range(values: Sequence[float], newest: Sequence[float]) -> tuple[float, float]:

@@ -86,7 +86,7 @@ def mismatch(image: Image, labels: LabelsLayer) -> str:
 
 
 def describe(image: Image) -> str:
-    """``8 x 1024 x 996 (ZYX), uint16, 2.1 µm``: what `Image.describe` says, without the name, which stands beside it."""
+    """``8 x 1024 x 996 (ZYX), uint16, 2.1 µm``: what `Image.describe` says, less the name, which stands beside it."""
     text = image.describe().removeprefix(f"{image.name}, ")
     return text.replace("micrometer", "µm").replace("nanometer", "nm").replace("millimeter", "mm")
 

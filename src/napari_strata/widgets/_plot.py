@@ -77,13 +77,13 @@ def number(value: float, step: float) -> str:
 
 def y_labels(chart: Chart, height: float, metrics: QFontMetricsF) -> list[tuple[float, str]]:
     """Values and their words for the y axis of a chart of that height in pixels."""
-    found = ticks(chart.low, chart.high, int(height / (1.9 * metrics.height())))
+    found = ticks(chart.low, chart.high, int(height / (1.3 * metrics.height())))
     step = found[1] - found[0] if len(found) > 1 else 1.0
     return [(value, number(value, step)) for value in found]
 
 
 def draw(painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, numbers: bool) -> None:
-    """Draw a chart whose lines fill `place`; numbers of the y axis stand left of it, with `numbers` those of x below."""
+    """Draw a chart whose lines fill `place`; numbers of the y axis stand left of it, those of x below."""
     _draw_axes(painter, place, chart, ink=ink, numbers=numbers)
     painter.save()
     painter.setClipRect(place.adjusted(-1, -2, 3, 2))
@@ -117,19 +117,18 @@ def flow(words: Sequence[tuple[str, QColor, str]], font: QFont, width: float, *,
     thick.setBold(True)
     metrics, wider = QFontMetricsF(font), QFontMetricsF(thick)
     row, edge = metrics.height() + 2, 0.5 * metrics.height() + 5
+    more = metrics.horizontalAdvance("and 99 more")
     found: list[Entry] = []
     x = y = 0.0
     for place, (name, color, value) in enumerate(words):
         used = metrics if place else wider
         shown = used.elidedText(name, Qt.TextElideMode.ElideMiddle, width * 0.6)
         wide = edge + used.horizontalAdvance(f"{shown} 0.00")
-        if found and x + wide > width:
+        last = y >= (rows - 1) * row
+        if found and x + wide > width and not last:
             x, y = 0.0, y + row
-        if (
-            y >= (rows - 1) * row
-            and place < len(words) - 1
-            and x + wide + metrics.horizontalAdvance("and 99 more") > width
-        ):
+            last = y >= (rows - 1) * row
+        if found and last and x + wide + (more if place < len(words) - 1 else 0.0) > width:
             found.append(Entry(QRectF(x, y, width - x, row), f"and {len(words) - place} more", None, False))
             break
         found.append(Entry(QRectF(x, y, wide, row), f"{shown} {value}".strip(), color, place == 0))
@@ -171,8 +170,9 @@ def _draw_axes(painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, n
     high, grid, text = metrics.height(), QPen(faded(ink, 0.16), 1), faded(ink, 0.75)
     for value, word in y_labels(chart, place.height(), metrics):
         y = round(chart.at(place, 0, value).y()) + 0.5
-        painter.setPen(grid)
-        painter.drawLine(QPointF(place.left(), y), QPointF(place.right(), y))
+        if not chart.note:
+            painter.setPen(grid)
+            painter.drawLine(QPointF(place.left(), y), QPointF(place.right(), y))
         painter.setPen(text)
         room = QRectF(0, y - high / 2, place.left() - GAP, high)
         painter.drawText(room, int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter), word)

@@ -1,256 +1,226 @@
-"""Preview: the newest picture of a run (image, truth, prediction), small in a dock and large in a window of its own."""
+"""Preview: the newest picture of a training, as image, truth and prediction beside each other; larger on a click."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from qtpy.QtCore import QPoint, QRect, QSize, Qt, QTimer, Signal
-from qtpy.QtGui import QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPixmap, QResizeEvent
-from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtGui import QImage, QKeySequence, QShortcut
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QToolButton, QVBoxLayout, QWidget
 
 from napari_strata.widgets import _background
+from napari_strata.widgets._picture import Picture, find_panels, read_pixels, to_image
 
-GAP = 4
-"""Pixels between the panels."""
-REST = 80
-"""Milliseconds of rest after a change of size."""
-_NAME = re.compile(r"epoch_(\d+)\.png")
-_STEPS = {
-    Qt.Key.Key_Left: -1,
-    Qt.Key.Key_Up: -1,
-    Qt.Key.Key_Right: 1,
-    Qt.Key.Key_Down: 1,
-    Qt.Key.Key_Home: -(10**9),
-    Qt.Key.Key_End: 10**9,
-}
-
-Array = np.ndarray[Any, Any]
+PANELS = ("image", "truth", "prediction")
+NOTHING = "No picture yet: each epoch makes one of a validation image, its truth and its prediction."
 
 
-def pictures(folder: Path) -> dict[int, Path]:
-    """Epoch and file of each picture in a run's `previews`, in the order of the epochs; empty when there is none."""
-    try:
-        found = {int(m[1]): path for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))}
-    except OSError:
-        return {}
-    return dict(sorted(found.items()))
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture that was read: all pictures there are, which one this is, the whole of it, and its panels."""
 
+    files: tuple[Path, ...]
+    index: int
+    whole: QImage | None
+    panels: tuple[QImage, ...]
 
-def panels(picture: QImage) -> list[QImage]:
-    """Image, truth and prediction cut out of a picture of the engine; of any other picture, the whole of it.
-
-    The engine draws three panels of one size in a row on white paper, and words above and below them.
-    """
-    grey = picture.convertToFormat(QImage.Format.Format_Grayscale8)
-    memory: Any = grey.constBits()
-    if memory is None:
-        return [picture]
-    if hasattr(memory, "setsize"):  # PyQt's pointers do not know how far they reach
-        memory.setsize(grey.sizeInBytes())
-    ink = np.frombuffer(memory, np.uint8).reshape(grey.height(), grey.bytesPerLine())[:, : grey.width()] < 250
-    rows = max(_stretches(np.any(ink, axis=1)), key=_length, default=(0, 0))
-    columns = _stretches(np.any(ink[slice(*rows)], axis=0))
-    if len(columns) != 3 or len({_length(c) for c in columns}) != 1:
-        return [picture]
-    return [picture.copy(QRect(left, rows[0], right - left, _length(rows))) for left, right in columns]
-
-
-def fitted(parts: list[QImage], width: int, ratio: float) -> QImage:
-    """Panels side by side, `width` device-independent pixels wide at most; none is enlarged above its own size."""
-    room = max(8, int((width - GAP * (len(parts) - 1)) * ratio) // len(parts))
-    room = min(room, *(part.width() for part in parts)) if len(parts) > 1 else min(room, parts[0].width())
-    scaled = [part.scaledToWidth(room, Qt.TransformationMode.SmoothTransformation) for part in parts]
-    step = room + round(GAP * ratio)
-    strip = QImage(QSize(step * (len(parts) - 1) + room, scaled[0].height()), QImage.Format.Format_ARGB32_Premultiplied)
-    strip.fill(Qt.GlobalColor.transparent)
-    painter = QPainter(strip)
-    for number, part in enumerate(scaled):
-        painter.drawImage(QPoint(number * step, 0), part)
-    painter.end()
-    strip.setDevicePixelRatio(ratio)
-    return strip
+    def is_same(self, other: Shown) -> bool:
+        """Whether there is nothing new to show; pixels are not compared."""
+        return self.whole is other.whole and self.files == other.files and self.index == other.index
 
 
 class Preview(QWidget):
-    """The newest picture in a run's `previews`; a click opens it large."""
+    """The newest picture in a run's ``previews`` folder; arrows lead to those of earlier epochs."""
+
+    shown = Signal()  # another picture, or another folder
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.epoch: int | None = None
-        self.caption, self.strip = QLabel(), _Strip()
-        self.caption.setWordWrap(True)
+        self._folder: Path | None = None
+        self._shown: Shown | None = None
+        self._wanted: Path | None = None  # None: the newest
+        self._busy = self._again = False
+        self._large: LargePreview | None = None
+        self.caption = QLabel()
+        self.caption.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self.text = QLabel(NOTHING)
+        self.text.setWordWrap(True)
+        self.picture = Picture()
+        self.picture.setCursor(Qt.CursorShape.PointingHandCursor)
+        self.picture.setToolTip("Click to see it large.")
+        self.picture.clicked.connect(self.open_large)
+        self.back, self.forth = _arrow("◀"), _arrow("▶")
+        self.back.clicked.connect(lambda: self.step(-1))
+        self.forth.clicked.connect(lambda: self.step(1))
+        self._head = QWidget()
+        row = QHBoxLayout(self._head)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(3)
+        row.addWidget(self.caption, 1)
+        row.addWidget(self.back)
+        row.addWidget(self.forth)
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
         rows.setSpacing(3)
-        rows.addWidget(self.caption)
-        rows.addWidget(self.strip)
-        self._folder: Path | None = None
-        self._files: dict[int, Path] = {}
-        self._parts: list[QImage] = []
-        self._wanted, self._drawn = 0, (0, 0.0)
-        self._large: _Large | None = None
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(REST)
-        self._timer.timeout.connect(self._draw)
-        self.strip.pressed.connect(self.enlarge)
-        self._show_none()
+        for widget in (self._head, self.picture, self.text):
+            rows.addWidget(widget)
+        self._show()
 
     def set_folder(self, folder: Path | None) -> None:
-        """Show the pictures of this folder; None shows nothing."""
-        self._folder = folder
-        if self._large is not None:
-            self._large.close()
-        self._show_none()
+        """Show the pictures of a folder, which need not exist yet; None shows nothing."""
+        if folder != self._folder:
+            self._folder, self._shown, self._wanted = folder, None, None
+            self._show()
         self.refresh()
 
     def refresh(self) -> None:
-        """Look for a newer picture."""
-        self._wanted += 1
-        folder, number = self._folder, self._wanted
-        if folder is None:
+        """Look whether there is a newer picture; one of an earlier epoch that was stepped to stays."""
+        if self._folder is None:
             return
-
-        def look() -> tuple[dict[int, Path], list[QImage]]:
-            files = pictures(folder)
-            image = QImage(str(files[max(files)])) if files else QImage()
-            return files, [] if image.isNull() else panels(image)
-
-        _background.run(look, lambda found: self._found(number, *found), lambda _error: None, owner=self)
-
-    def enlarge(self) -> None:
-        """Open the picture in a window of its own."""
-        if self.epoch is None:
+        if self._busy:
+            self._again = True
             return
+        self._busy, self._again = True, False
+        folder, wanted, before = self._folder, self._wanted, self._shown
+        _background.run(
+            lambda: _read(folder, wanted, before), lambda found: self._take(folder, found), self._fail, owner=self
+        )
+
+    def step(self, by: int) -> None:
+        """Go to the picture of an earlier (negative) or later epoch, as far as there are any."""
+        if self._shown is None or not self._shown.files:
+            return
+        files = self._shown.files
+        index = min(max(self._shown.index + by, 0), len(files) - 1)
+        self._wanted = None if index == len(files) - 1 else files[index]
+        self.refresh()
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch whose picture is shown."""
+        return None if self._shown is None or not self._shown.files else epoch_of(self._shown.files[self._shown.index])
+
+    @property
+    def whole(self) -> QImage | None:
+        """The picture as it is in its file."""
+        return self._shown.whole if self._shown else None
+
+    def words(self) -> str:
+        """What is shown, in words."""
+        if self._shown is None or self.epoch is None:
+            return ""
+        newest = self._shown.index == len(self._shown.files) - 1
+        return f"Epoch {self.epoch}" + (", the newest" if newest else f" of {epoch_of(self._shown.files[-1])}")
+
+    def open_large(self) -> None:
+        """Open a window with the whole picture, its scores and legend; it follows what is shown here."""
         if self._large is None:
-            self._large = _Large(self)
-        self._large.show_epoch(self._files, self.epoch)
+            self._large = LargePreview(self)
         self._large.show()
         self._large.raise_()
         self._large.activateWindow()
 
-    def resizeEvent(self, event: QResizeEvent | None) -> None:  # noqa: N802
-        super().resizeEvent(event)
-        self._timer.start()
+    def _take(self, folder: Path, found: Shown) -> None:
+        self._busy = False
+        if folder == self._folder and not (self._shown is not None and found.is_same(self._shown)):
+            self._shown = found
+            self._show()
+        if self._again or folder != self._folder:
+            self.refresh()
 
-    def _show_none(self) -> None:
-        self.epoch, self._files, self._parts, self._drawn = None, {}, [], (0, 0.0)
-        self.strip.hide()
-        self.caption.setText("A picture of image, truth and prediction appears here after the first epoch.")
+    def _fail(self, error: Exception) -> None:
+        self._busy = False
+        self.text.setText(f"The picture cannot be read: {error}")
+        self.text.show()
+        if self._again:
+            self.refresh()
 
-    def _found(self, number: int, files: dict[int, Path], parts: list[QImage]) -> None:
-        if number != self._wanted or not parts:
-            return
-        self._files, self._parts = files, parts
-        self.epoch = max(files)
-        what = "image, truth and prediction" if len(parts) == 3 else "how it segments"
-        self.caption.setText(f"After epoch {self.epoch}: {what}")
-        self.strip.setToolTip(f"Click to see epoch {self.epoch} large, and the epochs before it.")
-        if self._large is not None and self._large.isVisible():
-            self._large.take(files)
-        self._drawn = (0, 0.0)
-        self._draw()
-
-    def _draw(self) -> None:
-        size = (self.width(), self.devicePixelRatioF())
-        if not self._parts or size == self._drawn:
-            return
-        self._drawn = size
-        parts = self._parts
-
-        def show(strip: QImage) -> None:
-            if parts is self._parts and size == self._drawn:
-                self.strip.setPixmap(QPixmap.fromImage(strip))
-                self.strip.show()
-
-        _background.run(lambda: fitted(parts, *size), show, lambda _error: None, owner=self)
+    def _show(self) -> None:
+        found = self._shown
+        there = found is not None and bool(found.files)
+        self._head.setVisible(there)
+        self.picture.setVisible(there)
+        self.text.setText(NOTHING)
+        self.text.setVisible(not there)
+        if found is not None and there:
+            words = f"Validation after epoch {self.epoch}"
+            self.caption.setText(words)
+            self.caption.setToolTip(str(found.files[found.index]))
+            self.picture.set_images(found.panels, PANELS if len(found.panels) == len(PANELS) else ())
+            first, last = found.index == 0, found.index == len(found.files) - 1
+            _enable(self.back, "This is the first picture." if first else "", "The picture of the epoch before.")
+            _enable(self.forth, "This is the newest picture." if last else "", "The picture of the next epoch.")
+        self.shown.emit()
 
 
-class _Strip(QLabel):
-    """A picture that can be pressed, by mouse or keyboard, and never keeps a dock from getting narrower."""
+class LargePreview(QWidget):
+    """A window with the whole picture. Left and right step through the epochs, Esc closes."""
 
-    pressed = Signal()
+    def __init__(self, preview: Preview) -> None:
+        super().__init__(preview, Qt.WindowType.Window)
+        self._preview = preview
+        self.picture = Picture(fill=True)
+        self.caption = QLabel()
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(8, 8, 8, 6)
+        rows.addWidget(self.picture, 1)
+        rows.addWidget(self.caption)
+        keys = ((Qt.Key.Key_Escape, self.close), (Qt.Key.Key_Left, lambda: preview.step(-1)))
+        for key, action in (*keys, (Qt.Key.Key_Right, lambda: preview.step(1))):
+            QShortcut(QKeySequence(key), self).activated.connect(action)
+        preview.shown.connect(self._show)
+        self._show()
+        self.resize(self._fitting())
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.setMinimumWidth(1)
-        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.setCursor(Qt.CursorShape.PointingHandCursor)
-        self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
-        self.setAccessibleName("Newest preview of the training")
+    def _fitting(self) -> QSize:
+        """The picture's own size, as far as the screen has room for it."""
+        whole, screen = self._preview.whole, self.screen()
+        wanted = (whole.size() if whole else QSize(900, 500)) + QSize(16, 40)
+        room = screen.availableGeometry().size() * 0.85 if screen else wanted
+        return wanted.scaled(room, Qt.AspectRatioMode.KeepAspectRatio) if not _fits(wanted, room) else wanted
 
-    def mouseReleaseEvent(self, event: QMouseEvent | None) -> None:  # noqa: N802
-        if event is not None and event.button() == Qt.MouseButton.LeftButton:
-            self.pressed.emit()
-
-    def keyPressEvent(self, event: QKeyEvent | None) -> None:  # noqa: N802
-        if event is not None and event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space):
-            self.pressed.emit()
-        else:
-            super().keyPressEvent(event)
-
-
-class _Large(QWidget):
-    """A window with the whole picture: arrow keys step through the epochs, Esc closes it."""
-
-    def __init__(self, parent: QWidget) -> None:
-        super().__init__(parent, Qt.WindowType.Window)
-        self.epoch = 0
-        self.pixmap = QPixmap()
-        self._files: dict[int, Path] = {}
-        screen = self.screen()
-        room = QSize(1240, 620) if screen is None else screen.availableGeometry().size() * 0.8
-        self.resize(QSize(1240, 620).boundedTo(room))
-
-    def take(self, files: dict[int, Path]) -> None:
-        """Newer pictures: follow them when the newest is in sight."""
-        newest = self.epoch == max(self._files)
-        self.show_epoch(files, max(files) if newest else self.epoch)
-
-    def show_epoch(self, files: dict[int, Path], epoch: int) -> None:
-        """Show one of `files`."""
-        self._files, self.epoch = files, epoch
-        self.setWindowTitle(f"Epoch {epoch} of {max(files)} so far (arrow keys: other epochs, Esc: close)")
-        path = files[epoch]
-        _background.run(lambda: QImage(str(path)), lambda i: self._loaded(epoch, i), lambda _error: None, owner=self)
-
-    def paintEvent(self, event: QPaintEvent | None) -> None:  # noqa: N802
-        painter = QPainter(self)
-        if self.pixmap.isNull():
-            painter.drawText(self.rect(), Qt.AlignmentFlag.AlignCenter, f"Epoch {self.epoch} ...")
-            return
-        painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
-        size = self.pixmap.size().scaled(self.size(), Qt.AspectRatioMode.KeepAspectRatio)
-        place = QRect(QPoint(0, 0), size)
-        place.moveCenter(self.rect().center())
-        painter.drawPixmap(place, self.pixmap)
-
-    def keyPressEvent(self, event: QKeyEvent | None) -> None:  # noqa: N802
-        if event is None:
-            return
-        if event.key() == Qt.Key.Key_Escape:
-            self.close()
-        elif event.key() in _STEPS:
-            epochs = list(self._files)
-            number = epochs.index(self.epoch) + _STEPS[Qt.Key(event.key())]
-            self.show_epoch(self._files, epochs[max(0, min(number, len(epochs) - 1))])
-        else:
-            super().keyPressEvent(event)
-
-    def _loaded(self, epoch: int, image: QImage) -> None:
-        if epoch == self.epoch:
-            self.pixmap = QPixmap.fromImage(image)
-            self.update()
+    def _show(self) -> None:
+        whole, words = self._preview.whole, self._preview.words()
+        self.picture.set_images((whole,) if whole is not None else (), ())
+        self.caption.setText(f"{words}.   ← → other epochs, Esc closes" if words else NOTHING)
+        self.setWindowTitle(f"Validation picture: {words.lower()}" if words else "Validation picture")
 
 
-def _stretches(flags: Any) -> list[tuple[int, int]]:
-    """Start and stop of each stretch of true flags."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+def epoch_of(path: Path) -> int:
+    """The epoch in the name of a picture."""
+    digits = path.stem.rpartition("_")[2]
+    return int(digits) if digits.isdigit() else 0
 
 
-def _length(stretch: tuple[int, int]) -> int:
-    return stretch[1] - stretch[0]
+def pictures(folder: Path) -> tuple[Path, ...]:
+    """The pictures in a folder, the newest last."""
+    return tuple(sorted(folder.glob("epoch_*.png"), key=epoch_of))
+
+
+def _read(folder: Path, wanted: Path | None, before: Shown | None) -> Shown:
+    files = pictures(folder)
+    if not files:
+        return Shown((), 0, None, ())
+    index = files.index(wanted) if wanted in files else len(files) - 1
+    if before is not None and before.files and before.files[before.index] == files[index]:
+        return replace(before, files=files, index=index)
+    pixels = read_pixels(files[index])
+    whole = to_image(pixels)
+    return Shown(files, index, whole, tuple(to_image(panel) for panel in find_panels(pixels)) or (whole,))
+
+
+def _fits(size: QSize, room: QSize) -> bool:
+    return size.width() <= room.width() and size.height() <= room.height()
+
+
+def _arrow(text: str) -> QToolButton:
+    button = QToolButton()
+    button.setText(text)
+    button.setAutoRaise(True)
+    return button
+
+
+def _enable(button: QToolButton, why_not: str, tooltip: str) -> None:
+    button.setEnabled(not why_not)
+    button.setToolTip(why_not or tooltip)

@@ -14,6 +14,13 @@ from queue import SimpleQueue
 
 KEPT = 30
 """Lines of stderr that are kept to explain a death."""
+LEAVE = 2.0
+"""Seconds for a process to end by itself, and as many again after it was told to; nobody waits for it."""
+
+CRASHES = (4, 6, 7, 8, 11)
+"""Signals that a program gets for a mistake in its machine code."""
+ACCESS_VIOLATION = 0xC0000005
+"""What Windows has for a segmentation fault."""
 
 
 def default_command() -> list[str]:
@@ -22,7 +29,10 @@ def default_command() -> list[str]:
 
 
 class Process:
-    """One process. `said` is called with each line of its output, `ended` once when it is over; both in a thread."""
+    """One process. `said` is called with each line of its output, `ended` once when it is over; both in a thread.
+
+    Signals reach the children too: a command may be a shell script around the worker.
+    """
 
     def __init__(self, command: Sequence[str], said: Callable[[bytes], None], ended: Callable[[], None]) -> None:
         self.command = tuple(command)
@@ -34,15 +44,26 @@ class Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._wish: signal.Signals | None = None  # asked for before there was a child
         self._lock = threading.Lock()
+        self._over = threading.Event()
         threading.Thread(target=self._live, name="strata-worker", daemon=True).start()
 
     def write(self, line: str) -> None:
         """Send a line; never waits."""
         self._orders.put(line.encode() + b"\n")
 
-    def close(self) -> None:
-        """End its input: it stops what it does, unless that is to be kept, and exits."""
+    def close(self, *, insist: bool = True) -> None:
+        """End its input: it stops what it does, unless that is to be kept, and exits. Never waits.
+
+        With `insist` it is told to end, then forced, when it does not exit by itself; by a thread, for there may be no
+        event loop any more.
+        """
         self._orders.put(None)
+        if insist:
+            threading.Thread(target=self._insist, name="strata-worker-end", daemon=True).start()
+
+    def forget(self) -> None:
+        """Call nobody any more: whoever listened may be gone before the process is."""
+        self._said, self._ended = _ignore, _nothing
 
     def terminate(self) -> None:
         """Tell it to end."""
@@ -50,7 +71,7 @@ class Process:
 
     def kill(self) -> None:
         """End it."""
-        self._send(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        self._send(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
 
     @property
     def pid(self) -> int | None:
@@ -70,9 +91,14 @@ class Process:
         with self._lock:
             if self._child is None:
                 self._wish = number
-            elif self._child.poll() is None:
-                with suppress(OSError):
-                    self._child.send_signal(number)
+            elif not self._over.is_set():
+                _signal(self._child, number)
+
+    def _insist(self) -> None:
+        if not self._over.wait(LEAVE):
+            self.terminate()
+        if not self._over.wait(LEAVE):
+            self.kill()
 
     def _live(self) -> None:
         """Start the child and read it to its end."""
@@ -84,12 +110,13 @@ class Process:
             )
         except OSError as error:
             self.problem = f"{error.strerror or error}"
+            self._over.set()
             self._ended()
             return
         with self._lock:
             self._child = child
             if self._wish is not None:
-                child.send_signal(self._wish)
+                _signal(child, self._wish)
         errors = threading.Thread(target=self._read_errors, args=(child,), name="strata-worker-errors", daemon=True)
         orders = threading.Thread(target=self._write_orders, args=(child,), name="strata-worker-orders", daemon=True)
         errors.start()
@@ -105,6 +132,8 @@ class Process:
             self.status = child.wait(timeout=2)
         self._ended()
         self.status = child.wait()
+        with self._lock:
+            self._over.set()
 
     def _read_errors(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stderr is not None
@@ -120,6 +149,23 @@ class Process:
                 pipe.flush()
 
 
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To a process and its children: it leads a group of its own."""
+    with suppress(OSError):
+        if sys.platform == "win32":
+            child.send_signal(number)
+        else:
+            os.killpg(child.pid, number)
+
+
+def _ignore(_line: bytes) -> None:
+    return
+
+
+def _nothing() -> None:
+    return
+
+
 def explain(command: Sequence[str], status: int | None, lines: Sequence[str], *, problem: str = "") -> str:
     """Why a worker is gone, in words: what was found, its last lines, and what to do."""
     shown = " ".join(command)
@@ -128,17 +174,28 @@ def explain(command: Sequence[str], status: int | None, lines: Sequence[str], *,
             f"The worker could not be started: {problem} ({shown}). Mend the worker command in Preferences > Strata, "
             "or leave it empty."
         )
-    said = "\n".join(lines)
     last = f"\nIts last words: {' | '.join(lines[-3:])}" if lines else ""
-    if status in (-9, 137):
+    # A shell gives 128 + the signal that ended what it ran.
+    number = -status if status is not None and status < 0 else (status or 0) - 128
+    if number == 9:
         return (
             "The worker was killed, most often because the computer ran out of memory: take smaller patches or fewer "
             f"patches per step.{last}"
         )
-    if "out of memory" in said.lower() or "MemoryError" in said:
+    if is_out_of_memory("\n".join(lines)):
         return f"The worker ran out of memory: take smaller patches or fewer patches per step.{last}"
-    if status in (-11, 139):
-        return f"The worker crashed (segmentation fault). Press Check computer and send what it says to us.{last}"
-    if status in (-15, 143):
+    if number in CRASHES or status == ACCESS_VIOLATION:
+        word = "segmentation fault" if number == 11 else f"status {status}"
+        return f"The worker crashed ({word}). Press Check computer and send what it says to us.{last}"
+    if number == 15:
         return f"The worker was told to end by another program.{last}"
-    return f"The worker ended by itself (status {status}). Press Check computer to see what is wrong with it: {shown}.{last}"
+    how = "stopped talking" if status is None else f"ended by itself (status {status})"
+    return (
+        f"The worker {how}: {shown}. Press Check computer to see what is wrong with it, or mend the worker command in "
+        f"Preferences > Strata.{last}"
+    )
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether a text complains of too little memory."""
+    return any(word in text.lower() for word in ("out of memory", "outofmemory", "memoryerror", "bad_alloc"))

@@ -1,273 +1,286 @@
-"""Recent runs: what a folder of runs holds, read without the engine, and the list from which a model is chosen."""
+"""RunList: the recent runs, each with a picture, its classes, date and score, to choose a model from."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import yaml
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtGui import QImage, QPixmap
-from qtpy.QtWidgets import QLabel, QListWidgetItem, QVBoxLayout, QWidget
+from qtpy.QtCore import QModelIndex, QRect, QRectF, QSize, Qt, Signal
+from qtpy.QtGui import QColor, QFont, QFontMetrics, QImage, QPainter, QPainterPath, QPalette
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QApplication,
+    QLabel,
+    QListWidget,
+    QListWidgetItem,
+    QSizePolicy,
+    QStyle,
+    QStyledItemDelegate,
+    QStyleOptionViewItem,
+    QVBoxLayout,
+    QWidget,
+)
 
-from napari_strata.classes import default_colors
-from napari_strata.events import EpochEnd, Event, TrainingEnd, TrainingStarted, from_json
 from napari_strata.widgets import _background
-from napari_strata.widgets._preview import pictures
-from napari_strata.widgets._recent_rows import LINES, SIDE, RowList, thumbnail
+from napari_strata.widgets._picture import find_panels, read_pixels, to_image
+from napari_strata.widgets._plot import faded
+from napari_strata.widgets._runs import RunSummary, last_events, list_runs
+
+__all__ = ["RunList", "RunSummary", "last_events", "list_runs"]
 
 NONE = "No models yet: train one in the Train dock, or open a model file."
-_RUN = Qt.ItemDataRole.UserRole
+SUMMARY = Qt.ItemDataRole.UserRole
+THUMBNAIL = Qt.ItemDataRole.UserRole + 1
+SIDE = 128
+"""Pixels of a thumbnail, twice as many as are shown on most screens."""
+PAD = 5
+SHOWN = 3
+"""Runs in sight; the others are scrolled to."""
+SWATCHES = 6
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """A run on disk. `mean_iou` is that of the best epoch, `ended` why the training ended, "" while it has not.
+class Found(NamedTuple):
+    """What a look at the folder gave: runs, and thumbnails of the pictures not seen before."""
 
-    `running` is what ``running.json`` says of a training that goes on without napari.
-    """
-
-    path: Path
-    name: str
-    recipe: str
-    class_names: tuple[str, ...]
-    class_colors: tuple[str, ...]
-    time: datetime
-    epochs: int
-    planned: int
-    mean_iou: float | None
-    thumbnail: Path | None
-    has_model: bool
-    running: dict[str, Any] | None
-    ended: str
-
-
-def list_runs(folder: Path, limit: int = 20, *, with_model: bool = False) -> list[RunSummary]:
-    """The newest runs in `folder`, newest first; what is no run, or cannot be read, is passed over."""
-    try:
-        places = [place for place in folder.iterdir() if (place / "recipe.yaml").is_file()]
-    except OSError:
-        return []
-    if with_model:
-        places = [place for place in places if _model(place).is_file()]
-    dated = sorted(((_changed(place), place) for place in places), reverse=True)
-    return [_summary(place, datetime.fromtimestamp(time)) for time, place in dated[:limit]]
-
-
-def last_events(run: Path) -> list[Event]:
-    """All events of a run so far; a line that was cut off is left out."""
-    return list(_events(run))
-
-
-def _events(run: Path, *, brief: bool = False) -> Iterator[Event]:
-    """Events of ``events.jsonl``, in `brief` without the steps, which are nearly all of it."""
-    try:
-        lines = (run / "events.jsonl").read_bytes().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        if not (brief and line.startswith(b'{"event": "BatchEnd"')):
-            with suppress(ValueError, KeyError, TypeError, AttributeError):
-                yield from_json(line.decode())
-
-
-def _summary(place: Path, time: datetime) -> RunSummary:
-    started: TrainingStarted | None = None
-    ended = ""
-    epochs: dict[int, EpochEnd] = {}
-    for event in _events(place, brief=True):
-        if isinstance(event, TrainingStarted):
-            started, ended = event, ""
-        elif isinstance(event, EpochEnd):
-            epochs[event.epoch] = event
-        elif isinstance(event, TrainingEnd):
-            ended = event.reason
-    scores = [e.mean_iou for e in epochs.values() if math.isfinite(e.mean_iou)]
-    names, colors = _classes(_json(place / "data.json"), started)
-    running = _json(place / "running.json")
-    files = pictures(place / "previews")
-    return RunSummary(
-        path=place,
-        name=place.name,
-        recipe=_recipe_name(place / "recipe.yaml"),
-        class_names=names,
-        class_colors=colors,
-        time=time,
-        epochs=max(epochs, default=0),
-        planned=started.epochs if started else max((e.epochs for e in epochs.values()), default=0),
-        mean_iou=max(scores, default=None),
-        thumbnail=files[max(files)] if files else None,
-        has_model=_model(place).is_file(),
-        running=running if isinstance(running, dict) else None,
-        ended=ended,
-    )
-
-
-def _model(place: Path) -> Path:
-    return place / "model.safetensors"
-
-
-def _changed(place: Path) -> float:
-    """When the training last said something; a run that was only copied or looked at keeps its place."""
-    for name in ("events.jsonl", "model.safetensors", "recipe.yaml"):
-        with suppress(OSError):
-            return (place / name).stat().st_mtime
-    return 0.0
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _classes(record: Any, started: TrainingStarted | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and colours of the classes as ``data.json`` has them; the names are in the events, too."""
-    try:
-        rows = record["classes"]
-        return tuple(str(row["name"]) for row in rows), tuple(str(row["color"]) for row in rows)
-    except (KeyError, TypeError):
-        names = started.class_names if started else ()
-        return names, default_colors(len(names))
-
-
-def _recipe_name(path: Path) -> str:
-    """The name in a recipe, without checking the rest of it; "" when it cannot be read."""
-    with suppress(OSError, ValueError, yaml.YAMLError):
-        line = re.search(r"^name:.*$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        return str(yaml.safe_load(line[0])["name"] or "") if line else ""
-    return ""
-
-
-def when(time: datetime, today: date) -> str:
-    """``today 14:05``, ``yesterday 09:30``, ``12 March 14:05``, or with the year when it is another one."""
-    if time.date() == today:
-        return f"today {time:%H:%M}"
-    if time.date() == today - timedelta(days=1):
-        return f"yesterday {time:%H:%M}"
-    return f"{time.day} {time:%B %H:%M}" if time.year == today.year else f"{time.day} {time:%B %Y}"
-
-
-def lines_of(run: RunSummary, today: date) -> tuple[str, str]:
-    """What stands below a run's name: its classes; its date, score, and how far it is."""
-    count = len(run.class_names)
-    classes = f"{count} class{'' if count == 1 else 'es'}: {', '.join(run.class_names)}" if count else "Classes unknown"
-    words = [when(run.time, today) if run.running is None else "training now"]
-    if run.mean_iou is not None:
-        words.append(f"mean IoU {run.mean_iou:.3f}")
-    return classes, ", ".join(words)
+    runs: list[RunSummary]
+    thumbnails: dict[tuple[Path, int], QImage | None]
 
 
 class RunList(QWidget):
-    """The runs in a folder that have a model, the newest first; one of them can be chosen."""
+    """Runs that have a model, the newest first; one can be chosen."""
 
-    chosen = Signal(object)  # Path of a run; only when a person chose it
+    chosen = Signal(object)  # Path of the run, when the user chooses it
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.runs: list[RunSummary] = []
-        self.empty, self.list = QLabel(NONE), RowList()
-        self.empty.setWordWrap(True)
+        self._folder: Path | None = None
+        self._wanted: Path | None = None
+        self._busy = self._again = False
+        self._thumbnails: dict[tuple[Path, int], QImage | None] = {}
+        self._runs: list[RunSummary] = []
+        self.text = QLabel(NONE)
+        self.text.setWordWrap(True)
+        self.list = QListWidget()
+        self.list.setItemDelegate(_Delegate(self.list))
+        self.list.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.list.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.list.setResizeMode(QListWidget.ResizeMode.Adjust)
+        self.list.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.list.setAccessibleName("Recent models")
+        self.list.itemSelectionChanged.connect(self._on_choice)
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
-        rows.addWidget(self.empty)
+        rows.addWidget(self.text)
         rows.addWidget(self.list)
         self.list.hide()
-        self._folder: Path | None = None
-        self._selected: Path | None = None
-        self._wanted = 0
-        self._thumbnails: dict[tuple[Path, datetime], QPixmap] = {}
-        self.list.currentItemChanged.connect(self._choose)
 
-    def set_folder(self, folder: Path) -> None:
-        """List the runs of this folder."""
+    def set_folder(self, folder: Path | None) -> None:
+        """List the runs of a folder, which need not exist yet."""
         self._folder = folder
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the folder again."""
-        self._wanted += 1
-        folder, number = self._folder, self._wanted
-        if folder is not None:
-            _background.run(
-                lambda: list_runs(folder, with_model=True),
-                lambda runs: self._fill(number, runs),
-                lambda _error: None,
-                owner=self,
-            )
+        """Look into the folder again, in the background; the choice stays."""
+        if self._busy:
+            self._again = True
+            return
+        self._busy, self._again = True, False
+        folder, known = self._folder, dict(self._thumbnails)
+        _background.run(lambda: _look(folder, known), self._take, lambda _error: self._rest(), owner=self)
 
     def select(self, path: Path | None) -> None:
-        """Mark this run, now or as soon as it is listed; what is not in the list unmarks all. `chosen` stays silent."""
-        self._selected = path
-        numbers = [i for i, run in enumerate(self.runs) if path is not None and run.path == path]
-        self.list.blockSignals(True)
-        if numbers:
-            self.list.setCurrentRow(numbers[0])
-            self.list.scrollToItem(self.list.item(numbers[0]))
-        else:
-            self.list.setCurrentRow(-1)
-            self.list.clearSelection()
-        self.list.blockSignals(False)
+        """Mark a run as the chosen one, now or when it appears, without a signal; another path marks none."""
+        self._wanted = path
+        self._mark()
 
-    def _fill(self, number: int, runs: list[RunSummary]) -> None:
-        if number != self._wanted:
+    def selected(self) -> Path | None:
+        """The run that is marked."""
+        items = self.list.selectedItems()
+        return items[0].data(SUMMARY).path if items else None
+
+    def runs(self) -> list[RunSummary]:
+        """The runs listed."""
+        return list(self._runs)
+
+    def _take(self, found: Found) -> None:
+        self._thumbnails = found.thumbnails
+        self._runs = found.runs
+        self.list.blockSignals(True)
+        while self.list.count() > len(found.runs):
+            self.list.takeItem(self.list.count() - 1)
+        for row, run in enumerate(found.runs):
+            item = self.list.item(row) or QListWidgetItem(self.list)
+            item.setData(SUMMARY, run)
+            item.setData(THUMBNAIL, found.thumbnails.get(key) if (key := _key(run)) else None)
+            item.setData(Qt.ItemDataRole.AccessibleTextRole, ", ".join((run.name, class_words(run), facts(run))))
+            item.setToolTip(tooltip(run))
+        self.list.blockSignals(False)
+        self.text.setVisible(not found.runs)
+        self.list.setVisible(bool(found.runs))
+        self._fit()
+        self._mark()
+        self._rest()
+
+    def _rest(self) -> None:
+        self._busy = False
+        if self._again:
+            self.refresh()
+
+    def _mark(self) -> None:
+        self.list.blockSignals(True)
+        self.list.clearSelection()
+        self.list.setCurrentItem(None)
+        for row, run in enumerate(self._runs):
+            if self._wanted is not None and run.path == self._wanted:
+                self.list.setCurrentRow(row)
+                self.list.scrollToItem(self.list.item(row))
+        self.list.blockSignals(False)
+        self.list.viewport().update()
+
+    def _on_choice(self) -> None:
+        path = self.selected()
+        if path is not None:
+            self._wanted = path
+            self.chosen.emit(path)
+
+    def _fit(self) -> None:
+        """As high as the runs, up to some; the rest is scrolled to."""
+        count = min(self.list.count(), SHOWN)
+        # Half a row more shows that there is more.
+        share = count + (0.4 if self.list.count() > SHOWN else 0)
+        row = self.list.sizeHintForRow(0) if count else 0
+        self.list.setFixedHeight(round(share * row) + 2 * self.list.frameWidth() + 2)
+
+
+class _Delegate(QStyledItemDelegate):
+    """Draws a run: thumbnail; name; classes with their colours; date and score."""
+
+    def sizeHint(self, option: QStyleOptionViewItem, _index: QModelIndex) -> QSize:  # noqa: N802 (Qt's name)
+        return QSize(200, round(3 * option.fontMetrics.lineSpacing() + 2 * PAD))
+
+    def paint(self, painter: QPainter | None, option: QStyleOptionViewItem, index: QModelIndex) -> None:
+        if painter is None:
             return
-        self.runs = runs
-        self.list.blockSignals(True)
-        self.list.clear()
-        for run in runs:
-            self.list.addItem(self._item(run))
-        self.list.blockSignals(False)
-        self.list.setVisible(bool(runs))
-        self.empty.setVisible(not runs)
-        self.list.updateGeometry()
-        self.select(self._selected)
-        self._load_thumbnails(number)
+        run, picture = index.data(SUMMARY), index.data(THUMBNAIL)
+        chosen = QStyleOptionViewItem(option)
+        self.initStyleOption(chosen, index)
+        chosen.text = ""
+        widget = option.widget
+        style = widget.style() if widget is not None else QApplication.style()
+        if style is not None:
+            style.drawControl(QStyle.ControlElement.CE_ItemViewItem, chosen, painter, widget)
+        marked = bool(option.state & QStyle.StateFlag.State_Selected)
+        role = QPalette.ColorRole.HighlightedText if marked else QPalette.ColorRole.Text
+        ink = chosen.palette.color(role)
+        painter.save()
+        painter.setRenderHints(QPainter.RenderHint.Antialiasing | QPainter.RenderHint.SmoothPixmapTransform)
+        inside = option.rect.adjusted(PAD, PAD, -PAD, -PAD)
+        _draw_thumbnail(painter, QRect(inside.topLeft(), QSize(inside.height(), inside.height())), picture, ink)
+        _draw_words(painter, inside.adjusted(inside.height() + 8, 0, 0, 0), run, ink)
+        painter.restore()
 
-    def _item(self, run: RunSummary) -> QListWidgetItem:
-        item = QListWidgetItem(run.name)
-        item.setData(_RUN, run)
-        classes, words = lines_of(run, date.today())
-        item.setData(LINES, (run.name, classes, words))
-        epochs = f"{run.epochs} of {run.planned} epochs" if run.planned else "No epoch complete"
-        item.setToolTip(f"{run.path}\n{classes}\n{words}\nRecipe {run.recipe or 'unknown'}, {epochs}")
-        item.setData(Qt.ItemDataRole.AccessibleTextRole, f"{run.name}, {classes}, {words}")
-        if (picture := self._thumbnails.get((run.thumbnail or run.path, run.time))) is not None:
-            item.setData(Qt.ItemDataRole.DecorationRole, picture)
-        return item
 
-    def _load_thumbnails(self, number: int) -> None:
-        wanted = {(run.thumbnail, run.time) for run in self.runs if run.thumbnail is not None}
-        self._thumbnails = {key: picture for key, picture in self._thumbnails.items() if key in wanted}
-        missing = [key for key in wanted if key not in self._thumbnails]
-        ratio = self.devicePixelRatioF()
-        side = round(SIDE * ratio)
+def _draw_thumbnail(painter: QPainter, place: QRect, picture: QImage | None, ink: QColor) -> None:
+    path = QPainterPath()
+    path.addRoundedRect(QRectF(place), 3, 3)
+    if picture is None:
+        painter.fillPath(path, faded(ink, 0.12))
+        return
+    painter.save()
+    painter.setClipPath(path)
+    painter.drawImage(place, picture)
+    painter.restore()
 
-        def show(images: list[QImage]) -> None:
-            for key, image in zip(missing, images, strict=True):
-                if not image.isNull():
-                    image.setDevicePixelRatio(ratio)
-                    self._thumbnails[key] = QPixmap.fromImage(image)
-            if number == self._wanted:
-                for row, run in enumerate(self.runs):
-                    picture = self._thumbnails.get((run.thumbnail or run.path, run.time))
-                    if (item := self.list.item(row)) is not None:
-                        item.setData(Qt.ItemDataRole.DecorationRole, picture)
 
-        if missing:
-            _background.run(
-                lambda: [thumbnail(path, side) for path, _ in missing], show, lambda _error: None, owner=self
-            )
+def _draw_words(painter: QPainter, place: QRect, run: RunSummary, ink: QColor) -> None:
+    plain, bold = QFont(painter.font()), QFont(painter.font())
+    bold.setBold(True)
+    line = QFontMetrics(plain).lineSpacing()
+    left = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
 
-    def _choose(self, item: QListWidgetItem | None) -> None:
-        if item is not None:
-            self._selected = item.data(_RUN).path
-            self.chosen.emit(self._selected)
+    def write(number: int, text: str, *, font: QFont, share: float, indent: int = 0) -> None:
+        room = QRect(place.left() + indent, place.top() + number * line, place.width() - indent, line)
+        painter.setFont(font)
+        painter.setPen(faded(ink, share))
+        middle = Qt.TextElideMode.ElideMiddle if number == 0 else Qt.TextElideMode.ElideRight
+        painter.drawText(room, left, QFontMetrics(font).elidedText(text, middle, room.width()))
+
+    write(0, run.name, font=bold, share=1)
+    side = round(line * 0.5)
+    for i, (_, color) in enumerate(run.classes[:SWATCHES]):
+        painter.fillRect(
+            place.left() + i * (side + 2), place.top() + line + (line - side) // 2, side, side, QColor(color)
+        )
+    used = len(run.classes[:SWATCHES]) * (side + 2)
+    write(1, class_words(run), font=plain, share=0.9, indent=used + 4 if used else 0)
+    write(2, facts(run), font=plain, share=0.9)
+
+
+def class_words(run: RunSummary) -> str:
+    """``4 classes: pore, clay, quartz, heavy mineral``."""
+    count = len(run.classes)
+    if not count:
+        return "classes not known"
+    return f"{count} class{'' if count == 1 else 'es'}: {', '.join(name for name, _ in run.classes)}"
+
+
+def facts(run: RunSummary, now: datetime | None = None) -> str:
+    """``today 14:05, mean IoU 0.82``; of a training that goes on, that it does."""
+    words = ["in training" if run.running is not None else when(run.modified, now or datetime.now())]
+    if run.mean_iou is not None:
+        words.append(f"mean IoU {run.mean_iou:.2f}")
+    return ", ".join(words)
+
+
+def when(time: datetime, now: datetime) -> str:
+    """A date as people say it: ``today 14:05``, ``yesterday 9:12``, ``18 Nov 14:05``, ``18 Nov 2025``."""
+    days = (now.date() - time.date()).days
+    clock = f"{time.hour}:{time.minute:02d}"
+    if days in (0, 1):
+        return f"{('today', 'yesterday')[days]} {clock}"
+    date = f"{time.day} {MONTHS[time.month - 1]}"
+    return f"{date} {clock}" if time.year == now.year else f"{date} {time.year}"
+
+
+def tooltip(run: RunSummary) -> str:
+    """Everything that is known of a run, a line each."""
+    ended = {"finished": "finished", "early stopping": "stopped early, as it got no better", "stopped": "stopped"}
+    state = "in training" if run.running else ended.get(run.ended or "", "")
+    planned = f" of {run.planned}" if run.planned > run.epochs else ""
+    epochs = f"{run.epochs}{planned} epoch{'' if max(run.epochs, run.planned) == 1 else 's'}"
+    lines = [
+        run.name,
+        class_words(run)[:1].upper() + class_words(run)[1:],
+        f"Recipe {run.recipe}, {epochs}{', ' + state if state else ''}",
+        f"Best mean IoU {run.mean_iou:.3f}" if run.mean_iou is not None else "No score",
+        str(run.path),
+    ]
+    return "\n".join(lines)
+
+
+def _key(run: RunSummary) -> tuple[Path, int] | None:
+    """Tells the pictures of a run apart, also one that was made anew."""
+    return None if run.thumbnail is None else (run.thumbnail, int(run.modified.timestamp() * 1000))
+
+
+def _look(folder: Path | None, known: dict[tuple[Path, int], QImage | None]) -> Found:
+    runs = list_runs(folder, with_model=True) if folder is not None else []
+    keys: Sequence[tuple[Path, int]] = [key for run in runs if (key := _key(run)) is not None]
+    return Found(runs, {key: known[key] if key in known else _thumbnail(key[0]) for key in keys})
+
+
+def _thumbnail(path: Path) -> QImage | None:
+    """The middle of the prediction, a square; None when the picture cannot be read."""
+    try:
+        pixels = read_pixels(path)
+    except (OSError, ValueError):
+        return None
+    panels = find_panels(pixels)
+    image = to_image(panels[-1] if panels else pixels)
+    side = min(image.width(), image.height())
+    middle = image.copy((image.width() - side) // 2, (image.height() - side) // 2, side, side)
+    return middle.scaled(SIDE, SIDE, transformMode=Qt.TransformationMode.SmoothTransformation)

@@ -27,9 +27,9 @@ from napari_strata.widgets._form import Fold, RecipeForm
 
 FROM_FILE = "From a file ..."
 PLAIN = {
-    "training.epochs": ("Epochs", "4096"),
+    "training.epochs": ("Epochs", "512"),
     "training.learning_rate": ("Learning rate", "0.0001"),
-    "patches.size": ("Patch size", "4096"),
+    "patches.size": ("Patch size", "512"),
     "training.batch_size": ("Patches/step", "0.0001"),
 }
 """The settings of the first level: label, and a text that fits in."""

@@ -63,11 +63,12 @@ def _evaluate_lines(order: EvaluateJob) -> list[str]:
         f"prediction = ns.read_labels({order.prediction.path!r})",
         f"truth = ns.read_labels({order.labels[0].path!r})",
     ]
-    classes = "truth.classes"
+    words = ["prediction", "truth"]
     if order.classes is not None:
         lines.append(f"classes = {_class_map(order.classes)}")
-        classes = "classes"
-    return [*lines, f"confusion = ns.score_labels(prediction, truth, {classes})", "print(confusion.as_dict())"]
+        words.append("classes")
+    words += [f"out={order.out!r}"] if order.out else []
+    return [*lines, f"confusion = ns.score_labels({', '.join(words)})", "print(confusion.as_dict())"]
 
 
 def _train_words(order: TrainJob) -> list[str]:

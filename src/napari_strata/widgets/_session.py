@@ -104,7 +104,7 @@ class Session(QObject):
         self.runs_changed.emit()
 
     def close(self) -> None:
-        """The viewer is gone: the worker ends (a kept training goes on), and what only this viewer needed is removed."""
+        """The viewer is gone: the worker ends (a kept training goes on), what only this viewer needed is removed."""
         if self._closed:
             return
         self._closed = True

@@ -17,10 +17,10 @@ import numpy as np
 
 from napari_strata.device import choose_device, choose_precision, describe_device, free_memory
 from napari_strata.errors import ImageError
-from napari_strata.evaluation.evaluate import iter_evaluate, iter_score_labels
+from napari_strata.evaluation.evaluate import iter_evaluate, iter_score_labels, shared_classes
 from napari_strata.evaluation.report import check_free, write_report
 from napari_strata.events import PredictionEnd, PredictionStarted, RegionEnd, TrainingEnd
-from napari_strata.image import AnnotatedImage, Image
+from napari_strata.image import Image
 from napari_strata.inference.batch import predict_files
 from napari_strata.inference.checks import check_image
 from napari_strata.inference.output import Form
@@ -30,7 +30,6 @@ from napari_strata.metrics import ConfusionMatrix
 from napari_strata.model import Model, find_model
 from napari_strata.networks import build_network
 from napari_strata.recipe import Recipe
-from napari_strata.spec import find_classes
 from napari_strata.training.estimate import step_memory
 from napari_strata.training.loop import iter_train
 from napari_strata.training.plan import Job as Training
@@ -181,8 +180,7 @@ def _compare(job: EvaluateJob, out: Path | None) -> Events:
     if out is not None:
         check_free(out, overwrite=job.overwrite)
     prediction, truth = open_labels(job.prediction), open_labels(job.labels[0])
-    known = job.classes or truth.classes or prediction.classes
-    classes = known or find_classes([AnnotatedImage(prediction, truth)], job.unlabelled)
+    classes = job.classes or shared_classes(prediction, truth, job.unlabelled)
     confusion, fullest = ConfusionMatrix(classes), ConfusionMatrix(classes)
     most: list[list[dict[str, Any] | None]] = [[None] * len(classes) for _ in classes.names]
     started = perf_counter()

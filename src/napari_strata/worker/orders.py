@@ -209,6 +209,11 @@ JOBS: dict[str, type[Job]] = {
 MESSAGES: dict[str, type[Stop | Keep | Changed]] = {"stop": Stop, "keep": Keep, "changed": Changed}
 
 
+def is_aside(order: Job) -> bool:
+    """Whether a job is done between the events of another."""
+    return isinstance(order, InfoJob) or (isinstance(order, PredictJob) and order.aside)
+
+
 def parse_order(line: bytes | str) -> Order:
     """The order that a line holds.
 

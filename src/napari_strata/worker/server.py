@@ -38,9 +38,9 @@ from napari_strata.worker.orders import (
     Keep,
     Order,
     OrderError,
-    PredictJob,
     Stop,
     TrainJob,
+    is_aside,
     parse_order,
 )
 from napari_strata.worker.pipes import END, TERMINATE, Inbox, Item, Outbox, redirect
@@ -243,11 +243,6 @@ class Server:
         self._tell(job, JobFailed(text, kind))
         if self._alone:  # into the log of the run
             print(f"job {job.order.job}: {text}", file=sys.stderr)
-
-
-def is_aside(order: Job) -> bool:
-    """Whether a job is done between the events of another."""
-    return isinstance(order, InfoJob) or (isinstance(order, PredictJob) and order.aside)
 
 
 class _Note:
