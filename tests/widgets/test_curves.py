@@ -1,203 +1,290 @@
+"""Curves: what they keep of a training, what they draw of it, and how fast."""
+
 from __future__ import annotations
 
 import math
 import time
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
-from qtpy.QtCore import QPoint
+from qtpy.QtCore import QEvent, QObject, QPointF
 from qtpy.QtGui import QColor, QFont, QImage
+from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QToolTip
 
-from napari_strata.classes import default_colors
-from napari_strata.events import BatchEnd, EpochEnd, TrainingStarted
-from napari_strata.widgets import _plot
-from napari_strata.widgets._curves import Curves
+from napari_strata.events import BatchEnd, EpochEnd, Event, TrainingStarted
+from napari_strata.widgets._curves import FIRST, NO_SCORES, Curves
 from napari_strata.widgets._history import POINTS, History, loss_range
+from napari_strata.widgets._plot import flow, number, ticks, whole_ticks
+
+NAMES = ("pore", "grain")
+COLORS = ("#ff0000", "#00a000")
 
 
-def started(*names: str, first: int = 1, epochs: int = 10) -> TrainingStarted:
-    return TrainingStarted("r", "CPU", "fp32", 10, first, epochs, 4, ("a",), ("a",), "1 of 4 slices", names)
+def started(*, first: int = 1, epochs: int = 30, names: tuple[str, ...] = NAMES) -> TrainingStarted:
+    return TrainingStarted("run", "CPU", "fp32", 1000, first, epochs, 10, ("a",), ("a",), "1 of 4 slices: 2", names)
 
 
-def epoch(number: int, *ious: float, loss: float = 0.5, epochs: int = 10, best: bool = False) -> EpochEnd:
-    scored = [i for i in ious if math.isfinite(i)]
-    mean = sum(scored) / len(scored) if scored else math.nan
-    return EpochEnd(number, epochs, loss, loss + 0.1, mean, 0.93, ious, 1e-3, 4.0, best, True, "raw")
+def batch(epoch: int, number: int, loss: float = 0.5, batches: int = 10) -> BatchEnd:
+    return BatchEnd(epoch, number, batches, loss, 1e-3, 0.1)
 
 
-def batch(number: int, step: int, loss: float = 0.5, *, batches: int = 4) -> BatchEnd:
-    return BatchEnd(number, step, batches, loss, 1e-3, 0.1)
+def epoch(number: int, *, iou: tuple[float, ...] = (0.9, 0.7), best: bool = False, epochs: int = 30) -> EpochEnd:
+    mean = float(np.mean(iou))
+    return EpochEnd(number, epochs, 0.4, 0.5, mean, 0.95, iou, 1e-3, 12.0, best, best, "raw")
 
 
 @pytest.fixture
 def curves(qtbot: Any) -> Curves:
     widget = Curves()
     qtbot.addWidget(widget)
-    widget.resize(300, 320)
+    widget.resize(420, 320)
     widget.show()
+    qtbot.waitExposed(widget)
     return widget
 
 
-def has_color(widget: Curves, color: str) -> bool:
-    """Whether a pixel of exactly this colour is in sight."""
-    widget._renew()  # the timer would do it a little later
-    image = widget.grab().toImage()
-    wanted = QColor(color).rgb()
-    return any(image.pixel(x, y) == wanted for y in range(image.height()) for x in range(image.width()))
+def pixels(widget: Curves) -> np.ndarray[Any, Any]:
+    """What the widget looks like once it has drawn the last change, int (H, W, 3)."""
+    QTest.qWait(150)
+    image = widget.grab().toImage().convertToFormat(QImage.Format.Format_RGB32)
+    rows = [[image.pixelColor(x, y).getRgb()[:3] for x in range(image.width())] for y in range(image.height())]
+    return np.array(rows, int)
 
 
-def test_each_class_has_a_line_in_its_colour(curves: Curves) -> None:
-    curves.start(started("pore", "grain"), ("#12ab34", "#cc00cc"))
-    assert not has_color(curves, "#12ab34")
-    for number in (1, 2, 3):
-        curves.add_epoch(epoch(number, 0.3 * number, 0.2 * number))
-    assert has_color(curves, "#12ab34")
-    assert has_color(curves, "#cc00cc")
-    curves.clear()
+def columns_of(picture: np.ndarray[Any, Any], channel: int, *, above: float) -> set[int]:
+    """Columns in which something red (0) or green (1) stands, above the legend."""
+    others = np.delete(picture, channel, axis=-1).max(axis=-1)
+    return set(np.flatnonzero((picture[..., channel] - others > 50)[: int(above)].any(axis=0)).tolist())
+
+
+def test_a_class_is_drawn_in_its_colour_with_a_gap_where_it_has_no_score(curves: Curves) -> None:
+    curves.start(started(), COLORS)
+    for n in range(1, 31):
+        curves.add_epoch(epoch(n, iou=(math.nan if 10 < n < 20 else 0.9, 0.3)))
+    picture = pixels(curves)
+    _, lower, _ = curves._places()
+    xs = {n: lower.left() + n / 30 * lower.width() for n in (5, 10, 20, 25)}
+    red = columns_of(picture, 0, above=lower.bottom())
+    green = columns_of(picture, 1, above=lower.bottom())
+    assert {round(xs[5]), round(xs[25])} <= red
+    assert not {x for x in red if xs[10] + 3 < x < xs[20] - 3}
+    assert round((xs[10] + xs[20]) / 2) in green
+
+
+def test_a_resumed_run_keeps_its_epochs_and_drops_those_done_again(curves: Curves) -> None:
+    curves.load([started(), *(epoch(n) for n in range(1, 8))], COLORS)
+    curves.start(started(first=6), COLORS)
+    assert [end.epoch for end in curves.epochs] == [1, 2, 3, 4, 5]
+    curves.add_epoch(epoch(6, iou=(0.1, 0.1)))
+    curves.add_epoch(epoch(6, iou=(0.8, 0.8)))
+    assert [end.epoch for end in curves.epochs] == [1, 2, 3, 4, 5, 6]
+    assert curves.epochs[-1].class_iou == (0.8, 0.8)
+    curves.start(started(first=1), COLORS)
     assert curves.epochs == []
-    assert not has_color(curves, "#12ab34")
 
 
-def test_colours_are_chosen_when_none_are_known(curves: Curves) -> None:
-    curves.start(started("pore", "grain"), ())
-    curves.add_epoch(epoch(1, 0.5, 0.6))
-    curves.add_epoch(epoch(2, 0.5, 0.6))
-    assert has_color(curves, default_colors(2)[0])
-    assert has_color(curves, default_colors(2)[1])
-
-
-def test_an_epoch_that_comes_again_takes_the_place_of_the_first(curves: Curves) -> None:
-    curves.start(started("pore"), ())
-    for one in (epoch(1, 0.5, best=True), epoch(3, 0.9), epoch(2, 0.6), epoch(2, 0.7)):
-        curves.add_epoch(one)
-    assert [(e.epoch, e.mean_iou) for e in curves.epochs] == [(1, 0.5), (2, 0.7), (3, 0.9)]
-    curves.start(started("pore", first=3, epochs=20), ())  # resumed after epoch 2
-    assert [e.epoch for e in curves.epochs] == [1, 2]
-
-
-def test_figures_in_words() -> None:
+def test_batches_done_again_are_forgotten() -> None:
     history = History()
-    history.start(started("pore", "clay"), ())
-    history.add_epoch(epoch(1, 0.9, 0.5, best=True))
-    history.add_epoch(epoch(2, math.nan, 0.25, loss=0.25))
-    assert "best so far" in history.describe(history.epochs[0])
-    assert history.describe(history.epochs[1]).splitlines()[:5] == [
-        "Epoch 2 of 10",
-        "Loss: training 0.25, validation 0.35",
-        "Mean IoU 0.250, pixel accuracy 0.930",
-        "    pore -",
-        "    clay 0.250",
-    ]
+    history.start(started(), COLORS)
+    for n in range(1, 4):
+        for b in range(1, 11):
+            history.add_batch(batch(n, b))
+    history.start(started(first=3), COLORS)
+    assert history.batches[-1][0] == 2.0
+    history.add_batch(batch(3, 1, loss=7.0))
+    assert history.batches[-1] == (pytest.approx(2.1), 7.0)
 
 
-def test_the_mouse_over_an_epoch_tells_its_figures(qtbot: Any, curves: Curves, monkeypatch: Any) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(QToolTip, "showText", lambda _place, text, _widget: told.append(text))
-    curves.start(started("pore"), ())
-    for number in range(1, 6):
-        curves.add_epoch(epoch(number, 0.1 * number))
-    qtbot.mouseMove(curves, QPoint(curves.width() * 4 // 10, 80))
-    assert told
-    assert "Epoch 3 of 10" in told[-1] or "Epoch 4 of 10" in told[-1]
-    count = len(told)
-    qtbot.mouseMove(curves, QPoint(curves.width() * 9 // 10, 80))  # epochs to come
-    assert len(told) == count
+def test_the_smoothed_loss_does_not_depend_on_how_many_batches_are_told() -> None:
+    whole, thin = History(), History()
+    for b in range(1, 1001):
+        event = batch(1, b, loss=2.0 - b / 1000, batches=1000)
+        whole.add_batch(event)
+        if b % 10 == 1:
+            thin.add_batch(event)
+    assert whole.batches[-1][1] == pytest.approx(thin.batches[-1][1], abs=0.02)
+    whole.add_batch(batch(2, 1, loss=math.nan))
+    assert math.isfinite(whole.batches[-1][1])
 
 
-def test_nothing_scored_leaves_gaps_and_draws(curves: Curves) -> None:
-    curves.add_epoch(epoch(1, math.nan, math.nan, loss=math.nan))
-    assert not curves.grab().isNull()
-    curves.add_batch(batch(2, 1, math.nan))
-    curves.add_epoch(epoch(2, math.nan, 0.4, loss=math.inf))
-    assert not curves.grab().isNull()
-
-
-def test_the_steps_are_thinned_out_without_losing_their_course() -> None:
+def test_the_batches_kept_are_few_and_span_the_training() -> None:
     history = History()
-    history.start(started("pore", epochs=100), ())
-    for number in range(50_000):
-        history.add_batch(batch(1 + number // 500, 1 + number % 500, number / 50_000, batches=500))
+    for n in range(1, 101):
+        for b in range(1, 101):
+            history.add_batch(batch(n, b, batches=100))
     assert POINTS / 3 < len(history.batches) <= POINTS
-    assert all(abs(y - x / 100) < 0.005 for x, y in history.batches)
-    history.start(started("pore", first=51, epochs=100), ())  # resumed in the middle
-    assert 49 < max(x for x, _ in history.batches) <= 50
+    xs = [x for x, _ in history.batches]
+    assert xs[0] < 0.1
+    assert xs[-1] > 99.5
+    assert np.ptp(np.diff(xs)) < 1e-6
 
 
-def test_many_steps_cause_few_repaints(qtbot: Any, curves: Curves, monkeypatch: Any) -> None:
-    painted: list[float] = []
-    paint = Curves.paintEvent
-    monkeypatch.setattr(Curves, "paintEvent", lambda self, e: (painted.append(time.monotonic()), paint(self, e))[1])
-    qtbot.wait(150)
-    painted.clear()
-    start = time.monotonic()
-    step = 0
-    while time.monotonic() - start < 0.6:
-        step += 1
-        curves.add_batch(batch(1, step, batches=10**6))
-        qtbot.wait(1)
-    assert step > 30
-    assert 1 <= len(painted) <= (time.monotonic() - start) * 10 + 1
+def test_what_is_said_before_there_are_curves(curves: Curves) -> None:
+    curves.start(started(), COLORS)
+    assert curves._loss_chart().note == FIRST
+    curves.add_batch(batch(1, 1))
+    assert (curves._loss_chart().note, curves._iou_chart().note) == ("", FIRST)
+    curves.add_epoch(epoch(1))
+    assert (curves._loss_chart().note, curves._iou_chart().note) == ("", "")
+    curves.clear()
+    curves.start(started(), COLORS)
+    curves.add_epoch(epoch(1, iou=(math.nan, math.nan)))
+    assert curves._iou_chart().note == NO_SCORES
 
 
-def test_painting_is_fast(curves: Curves) -> None:
-    names = tuple(f"class {i}" for i in range(10))
-    curves.start(started(*names, epochs=100), ())
-    for number in range(1, 101):
-        for step in range(1, 21):
-            curves.add_batch(batch(number, step, 1 / number + 0.01 * (step % 3), batches=20))
-        curves.add_epoch(epoch(number, *(1 - 1 / (number + i) for i in range(1, 11)), epochs=100))
-    image = QImage(curves.size(), QImage.Format.Format_ARGB32_Premultiplied)
-    took = []
-    for _ in range(20):
-        start = time.perf_counter()
-        curves._renew()  # not the picture that is kept between events
-        curves.render(image)
-        took.append(time.perf_counter() - start)
-    print(f"painting 100 epochs of 10 classes: {1000 * sorted(took)[10]:.2f} ms (median of 20)")
-    assert min(took) < 0.05
+def test_the_mouse_over_an_epoch_tells_its_figures(curves: Curves, qtbot: Any) -> None:
+    curves.start(started(), COLORS)
+    for n in range(1, 16):
+        curves.add_epoch(epoch(n, iou=(0.5 + n / 100, 0.25), best=n <= 12))
+    QTest.qWait(150)
+    _, lower, _ = curves._places()
+    at = lower.left() + 12 / 30 * lower.width()
+    qtbot.mouseMove(curves, QPointF(at + 2, lower.center().y()).toPoint())
+    qtbot.waitUntil(lambda: QToolTip.isVisible())
+    words = QToolTip.text()
+    for part in ("Epoch 12 of 30, the best so far", "training 0.4, validation 0.5", "pore 0.620", "grain 0.250"):
+        assert part in words
+    far = lower.left() + 25 / 30 * lower.width()
+    assert curves.epoch_at(QPointF(far, lower.center().y())) is None
+    assert curves.epoch_at(QPointF(at, lower.bottom() + 30)) is None
 
 
-def test_before_the_first_epoch_it_says_so(curves: Curves) -> None:
-    curves.start(started("pore"), ())
-    before = curves.grab().toImage()
-    paper = before.pixel(1, 1)
-    inked = sum(before.pixel(x, y) != paper for y in range(before.height()) for x in range(before.width()))
-    assert inked > 200  # the words are there
+def test_the_best_epoch_is_the_last_one_marked(curves: Curves) -> None:
+    for n, best in ((1, True), (2, True), (3, False)):
+        curves.add_epoch(epoch(n, best=best))
+    assert curves._iou_chart().best == curves._loss_chart().best == 2
+
+
+class _Paints(QObject):
+    count = 0
+
+    def eventFilter(self, _watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802
+        self.count += event is not None and event.type() == QEvent.Type.Paint
+        return False
+
+
+def test_fast_events_are_painted_at_most_ten_times_a_second(curves: Curves) -> None:
+    curves.start(started(), COLORS)
+    QTest.qWait(250)
+    paints = _Paints()
+    curves.installEventFilter(paints)
+    begin, added = time.perf_counter(), 0
+    while time.perf_counter() - begin < 1.0:
+        curves.add_batch(batch(1, 1 + added % 10))
+        added += 1
+        if added % 50 == 0:
+            QTest.qWait(1)
+    QTest.qWait(150)
+    assert added > 500
+    assert 3 <= paints.count <= 13
+
+
+def test_thousands_of_events_cost_little(curves: Curves) -> None:
+    names = tuple(f"class {i}" for i in range(12))
+    rng = np.random.default_rng(0)
+    curves.start(started(epochs=200, names=names), ())
+    begin = time.perf_counter()
+    for i in range(5000):
+        curves.add_batch(batch(1 + i // 25, 1 + i % 25, float(rng.random()), 25))
+    per_batch = (time.perf_counter() - begin) / 5000
+    begin = time.perf_counter()
+    for n in range(1, 201):
+        curves.add_epoch(epoch(n, iou=tuple(rng.random(12)), epochs=200))
+    per_epoch = (time.perf_counter() - begin) / 200
+    curves.resize(420, 480)
+    seconds = []
+    for _ in range(10):
+        curves._renew()
+        begin = time.perf_counter()
+        curves.repaint()
+        seconds.append(time.perf_counter() - begin)
+    paint = sorted(seconds)[5]
+    print(f"\n{1e6 * per_batch:.1f} us a batch, {1e6 * per_epoch:.1f} us an epoch, {1e3 * paint:.2f} ms a painting")
+    assert per_batch < 1e-3
+    assert per_epoch < 5e-3
+    assert paint < 0.1
+
+
+def test_the_legend_gets_the_height_it_needs(curves: Curves) -> None:
+    curves.start(started(), COLORS)
+    few = curves.minimumHeight()
+    curves.start(started(names=tuple(f"a rather long name {i}" for i in range(10))), ())
+    assert curves.minimumHeight() > few
+    curves.resize(300, curves.minimumHeight())
+    _, lower, legend = curves._places()
+    assert lower.height() > 40
+    assert legend + curves._legend()[-1].place.bottom() <= curves.height()
+
+
+def test_a_legend_too_long_counts_what_it_leaves_out(qapp: Any) -> None:
+    words = [("mean", QColor("black"), "0.50")] + [(f"class {i}", QColor("red"), "0.50") for i in range(60)]
+    entries = flow(words, QFont(), 280, rows=3)
+    assert entries[-1].text == f"and {len(words) - len(entries) + 1} more"
+    assert all(entry.place.right() <= 280.5 for entry in entries)
+    assert len({entry.place.top() for entry in entries}) == 3
+    assert len(flow(words[:3], QFont(), 280, rows=3)) == 3
 
 
 @pytest.mark.parametrize(
-    ("values", "newest", "most"),
-    [([math.nan], [], 1.0), ([0.93, 0.2], [0.2], 1.0), ([0.5] * 99 + [80.0], [0.5], 1.0), ([1.0, 9.0], [9.0], 10.0)],
+    ("low", "high", "most", "expected"),
+    [
+        (0, 1, 5, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0, 1, 2, [0, 0.5, 1]),
+        (0, 1.9, 4, [0, 0.5, 1, 1.5]),
+        (0, 0.0031, 3, [0, 0.0020]),
+        (0, 730, 3, [0, 250, 500]),
+        (-0.5, 0.5, 2, [-0.5, 0, 0.5]),
+        (0, math.nan, 3, [0]),
+    ],
 )
-def test_the_top_of_the_loss_bears_outliers_but_shows_the_newest(
-    values: list[float], newest: list[float], most: float
-) -> None:
-    low, high = loss_range(values, newest)
-    assert low == 0
-    assert max([0.4, *newest]) < high <= most
+def test_ticks_are_round(low: float, high: float, most: int, expected: list[float]) -> None:
+    assert ticks(low, high, most) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 30, 100, 1234])
-def test_ticks_are_whole_epochs_and_not_too_many(epochs: int) -> None:
-    found = _plot.whole_ticks(epochs, 6)
-    assert 1 <= len(found) <= 7
-    assert all(isinstance(tick, int) and 1 <= tick <= epochs for tick in found)
-    assert len({b - a for a, b in pairwise(found)}) <= 1
+@pytest.mark.parametrize(
+    ("last", "most", "expected"),
+    [(1, 9, [1]), (3, 9, [1, 2, 3]), (30, 9, [5, 10, 15, 20, 25, 30]), (200, 5, [50, 100, 150, 200]), (1000, 1, [1000])],
+)
+def test_epochs_are_numbered_in_whole_steps(last: int, most: int, expected: list[int]) -> None:
+    assert whole_ticks(last, most) == expected
 
 
-def test_a_long_legend_is_cut_and_says_how_many_are_left_out(qtbot: Any) -> None:
-    words = [(f"mineral {i}", QColor("red"), "0.50") for i in range(60)]
-    entries = _plot.flow(words, QFont(), 300, rows=3)
-    assert entries[-1].text == f"and {60 - (len(entries) - 1)} more"
-    assert len({entry.place.top() for entry in entries}) == 3
-    assert all(entry.place.right() <= 301 for entry in entries)
+@pytest.mark.parametrize(
+    ("value", "step", "expected"), [(0.5, 0.25, "0.50"), (2, 1, "2"), (0.002, 0.001, "0.002"), (1e6, 1e5, "1e+06")]
+)
+def test_a_tick_has_the_decimals_of_its_step(value: float, step: float, expected: str) -> None:
+    assert number(value, step) == expected
 
 
-def test_the_widget_grows_with_its_legend(curves: Curves) -> None:
-    curves.start(started("pore"), ())
-    small = curves.minimumHeight()
-    curves.start(started(*(f"mineral with a long name {i}" for i in range(6))), ())
-    assert curves.minimumHeight() > small
-    assert curves.minimumWidth() <= 300
+def test_a_single_high_loss_does_not_flatten_the_others() -> None:
+    assert loss_range([0.5] * 99 + [1e6], [0.5]) == pytest.approx((0, 0.53))
+    assert loss_range([0.5] * 99 + [2.0], [2.0])[1] > 2
+    assert loss_range([math.nan, math.inf], []) == (0.0, 1.0)
+    assert loss_range([-1.0, -2.0], [-2.0])[0] < -2
+    assert loss_range([0.0], [0.0]) == (0.0, 1.0)
+
+
+def test_the_text_follows_the_theme(make_napari_viewer: Any) -> None:
+    viewer = make_napari_viewer(show=True)
+    curves = Curves()
+    viewer.window.add_dock_widget(curves, area="right")
+    lightness = {}
+    for theme in ("dark", "light"):
+        viewer.theme = theme
+        QTest.qWait(50)
+        lightness[theme] = curves._ink().lightness()
+    assert lightness["dark"] > 180
+    assert lightness["light"] < 80
+
+
+def test_events_of_no_interest_pass_by(curves: Curves) -> None:
+    def events() -> Iterator[Event]:
+        yield Event()
+        yield started()
+        yield epoch(1)
+
+    curves.load(events(), COLORS)
+    assert len(curves.epochs) == 1

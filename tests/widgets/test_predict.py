@@ -137,7 +137,7 @@ def test_one_click_from_a_trained_model_to_labels_and_another_to_a_file(
     assert stored.classes.names == ("grain", "pore")
     monkeypatch.setattr(QFileDialog, "selectedFiles", lambda _self: [str(tmp_path)])
     dock.save_button.native.click()
-    qtbot.waitUntil(lambda: dock.notice.text().startswith("⛔ The labels could not be saved"), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: dock.notice.text().startswith("✗ The labels could not be saved"), timeout=PATIENCE)
     assert dock.save_button.enabled
 
 

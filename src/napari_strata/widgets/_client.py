@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -138,7 +138,7 @@ class WorkerClient(QObject):
         handle = JobHandle(self, order)
         self._handles[order.job] = handle
         if self._closed:
-            QTimer.singleShot(0, self, lambda: self._finish(handle, Outcome("stopped", "napari was closed.")))
+            self._after(0, lambda: self._finish(handle, Outcome("stopped", "napari was closed.")))
             return handle
         self.warm()
         if self._listens:
@@ -182,11 +182,11 @@ class WorkerClient(QObject):
 
     def _stop(self, handle: JobHandle) -> None:
         if not self._listens:  # it has not been given to the process that is to do it
-            QTimer.singleShot(0, self, lambda: self._finish(handle, Outcome("stopped", "Stopped before it began.")))
+            self._after(0, lambda: self._finish(handle, Outcome("stopped", "Stopped before it began.")))
             return
         self._tell(Stop(stop=handle.order.job))
-        QTimer.singleShot(TERMINATE, self, lambda: self._press(handle))
-        QTimer.singleShot(KILL, self, lambda: self._force(handle))
+        self._after(TERMINATE, lambda: self._press(handle))
+        self._after(KILL, lambda: self._force(handle))
 
     def _press(self, handle: JobHandle) -> None:
         """It has not answered: tell the process to end. Not for a job behind or beside another, which would be lost
@@ -227,6 +227,14 @@ class WorkerClient(QObject):
         self._patience.stop()
         self._set_state("off")
 
+    def _after(self, milliseconds: int, act: Callable[[], object]) -> None:
+        """Call `act` later, unless the client is gone by then."""
+        timer = QTimer(self)
+        timer.setSingleShot(True)
+        timer.timeout.connect(act)
+        timer.timeout.connect(timer.deleteLater)
+        timer.start(milliseconds)
+
     # ------------------------------------------------------------------ what the worker says
 
     def _hear(self, process: Process, line: bytes | None) -> None:
@@ -247,7 +255,7 @@ class WorkerClient(QObject):
                 self._over(process) if line is None else self._take(process, line)
             if perf_counter() > until and self._inbox:
                 self._awake = True
-                QTimer.singleShot(1, self, self._drain)
+                self._after(1, self._drain)
                 return
 
     def _take(self, process: Process, line: bytes) -> None:

@@ -12,13 +12,15 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from napari_strata.errors import StrataError
+from napari_strata.events import Event
 from napari_strata.image import LabelImage
 from napari_strata.io import read_labels
 from napari_strata.plugin import labels_layer
 from napari_strata.widgets import _background
 from napari_strata.widgets._autosave import Kept, kept
 from napari_strata.widgets._dock import Dock
-from napari_strata.widgets._recent import RunSummary, list_runs
+from napari_strata.widgets._prepare import class_colors
+from napari_strata.widgets._recent import RunSummary, last_events, list_runs
 from napari_strata.widgets._session import Session
 
 MOST = 2
@@ -28,7 +30,7 @@ MOST = 2
 class LeftBehind(QWidget):
     """Offers, one line each; empty and out of sight when there is nothing."""
 
-    follow = Signal(object)  # Path of a run that goes on without napari
+    follow = Signal(object, object, object)  # Path of a run that goes on without napari, its colours, its events
 
     def __init__(self, session: Session, dock: Dock) -> None:
         super().__init__()
@@ -88,16 +90,24 @@ class LeftBehind(QWidget):
         self._dock.notice.say(f'"{one.layer}" is back; save it, or go on painting.')
 
     def _follow(self, run: RunSummary) -> None:
-        self.follow.emit(run.path)
+        self._again(run.path)
         self._timer.timeout.connect(lambda: self._again(run.path))
         self._timer.start()
 
     def _again(self, run: Path) -> None:
-        if not (run / "running.json").is_file():
+        _background.run(
+            lambda: ((run / "running.json").is_file(), class_colors(run), last_events(run)),
+            lambda found: self._report(run, *found),
+            _ignore,
+            owner=self,
+        )
+
+    def _report(self, run: Path, running: bool, colors: tuple[str, ...], events: list[Event]) -> None:
+        self.follow.emit(run, colors, events)
+        if not running and self._timer.isActive():
             self._timer.stop()
             self._dock.notice.say(f"The training {run.name} has ended; its model is in {run}.")
             self._session.announce(run)
-        self.follow.emit(run)
 
     def _end(self, run: RunSummary) -> None:
         try:

@@ -105,8 +105,9 @@ class TrainingPanel(QWidget):
         total = self._started.epochs
         done = (event.epoch - 1) * event.batches + event.batch
         self.bar.show_step(
-            done, total * event.batches, f"Epoch {event.epoch} of {total}, step {event.batch} of {event.batches}"
-            f"{self._left(event, total)}"
+            done,
+            total * event.batches,
+            f"Epoch {event.epoch} of {total}, step {event.batch} of {event.batches}{self._left(event, total)}",
         )
 
     @take.register

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
-from qtpy.QtCore import QPointF, QRectF, Qt
-from qtpy.QtGui import QColor, QFont, QFontMetricsF, QPainter, QPen, QPolygonF
+from qtpy.QtCore import QLineF, QPointF, QRectF, Qt
+from qtpy.QtGui import QColor, QFont, QFontMetricsF, QPainter, QPen
 
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 GAP = 5.0
@@ -191,13 +192,17 @@ def _draw_axes(painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, n
 
 def _draw_line(painter: QPainter, place: QRectF, chart: Chart, line: Line) -> None:
     pen = QPen(line.color, line.width)
-    pen.setJoinStyle(Qt.PenJoinStyle.RoundJoin)
-    pen.setCapStyle(Qt.PenCapStyle.RoundCap)
+    # Square ends close the joints, but where they lie over each other a translucent colour would show it.
+    opaque = line.color.alpha() == 255
+    pen.setCapStyle(Qt.PenCapStyle.SquareCap if opaque else Qt.PenCapStyle.FlatCap)
     pieces = list(_pieces(place, chart, line))
     points = sum(map(len, pieces))
     painter.setPen(pen)
     for piece in pieces:
-        painter.drawPolyline(QPolygonF(piece)) if len(piece) > 1 else painter.drawPoint(piece[0])
+        # Segment by segment: Qt needs 30 times as long for a long polyline, which it fills as one shape.
+        painter.drawLines([QLineF(*ends) for ends in pairwise(piece)])
+        if len(piece) == 1:
+            painter.drawPoint(piece[0])
     if points and (points == 1 or (line.dots and points * 7 < place.width())):
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(line.color)

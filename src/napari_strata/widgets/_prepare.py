@@ -123,6 +123,15 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
     )
 
 
+def class_colors(run: Path) -> tuple[str, ...]:
+    """Colours of a run's classes; none when it does not say."""
+    try:
+        record = json.loads((run / "data.json").read_text(encoding="utf-8"))
+        return tuple(str(row["color"]) for row in record["classes"])
+    except (OSError, ValueError, KeyError):
+        return ()
+
+
 def _pairs(rows: list[tuple[str, str, str]]) -> Pairs:
     return Pairs(
         images=tuple(Layer(path=images, axes=axes) for images, _, axes in rows),

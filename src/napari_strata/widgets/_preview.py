@@ -159,6 +159,7 @@ class LargePreview(QWidget):
 
     def __init__(self, preview: Preview) -> None:
         super().__init__(preview, Qt.WindowType.Window)
+        self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)  # the theme's
         self._preview = preview
         self.picture = Picture(fill=True)
         self.caption = QLabel()

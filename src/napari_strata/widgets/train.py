@@ -10,7 +10,7 @@ from napari.viewer import Viewer
 from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
 from napari_strata.errors import StrataError
-from napari_strata.events import EpochEnd
+from napari_strata.events import EpochEnd, Event
 from napari_strata.files import LAYERS
 from napari_strata.widgets import _background, _script
 from napari_strata.widgets._autosave import Autosave
@@ -21,7 +21,7 @@ from napari_strata.widgets._forecast import Forecast
 from napari_strata.widgets._left_behind import LeftBehind
 from napari_strata.widgets._live_preview import LivePreview
 from napari_strata.widgets._panel import TrainingPanel
-from napari_strata.widgets._prepare import LayerData, Wanted, order_of_run
+from napari_strata.widgets._prepare import LayerData, Wanted, class_colors, order_of_run
 from napari_strata.widgets._recent import last_events
 from napari_strata.widgets._recipe_box import RecipeBox
 from napari_strata.worker.orders import TrainJob
@@ -207,12 +207,14 @@ class TrainDock(Dock):
         self.forecast.pause()
         self.start_button.enabled = False
         self.panel.bar.show_step(0, 0, "Writing the layers for the training ...")
-        past = [] if new else last_events(run)
         _background.run(
-            lambda: prepare(run), lambda order: self._submit(order, run, past), self._not_begun, owner=self
+            lambda: (prepare(run), [] if new else last_events(run)),
+            lambda found: self._submit(run, *found),
+            self._not_begun,
+            owner=self,
         )
 
-    def _submit(self, order: TrainJob, run: Path, past: list[Any]) -> None:
+    def _submit(self, run: Path, order: TrainJob, past: list[Event]) -> None:
         self.run, self._draft = run, None
         self._order = order
         self.handle = self.session.submit(order)
@@ -275,22 +277,29 @@ class TrainDock(Dock):
 
     def open_run(self, run: Path) -> None:
         """Show a run on disk and make it the one to go on with."""
-        try:
-            self._order = order_of_run(run, device=self.session.settings.device)
-        except StrataError as error:
-            self.notice.say(str(error), "error")
+        device = self.session.settings.device
+        _background.run(
+            lambda: (order_of_run(run, device=device), class_colors(run), last_events(run)),
+            lambda found: self._show_run(run, *found),
+            lambda error: self.notice.say(str(error), "error"),
+            owner=self,
+        )
+
+    def _show_run(self, run: Path, order: TrainJob, colors: tuple[str, ...], past: list[Event]) -> None:
+        if self.handle is not None:
             return
-        self.run = run
-        self.panel.prepare(run, (), past=last_events(run))
+        self.run, self._order = run, order
+        self.panel.prepare(run, colors, past=past)
         self.panel.bar.hide()
         self.tabs.setCurrentIndex(PROGRESS)
         self.notice.say(f"{run.name}: resume it where it stopped, or extend it.")
         self._changed()
 
-    def _follow_run(self, run: Path) -> None:
-        self.run = run
-        self.panel.prepare(run, (), past=last_events(run))
-        self.tabs.setCurrentIndex(PROGRESS)
+    def _follow_run(self, run: Path, colors: tuple[str, ...], past: list[Event]) -> None:
+        if self.handle is None:
+            self.run = run
+            self.panel.prepare(run, colors, past=past)
+            self.tabs.setCurrentIndex(PROGRESS)
 
     def _copy(self, form: Any, what: str) -> None:
         wanted = self.wanted()
