@@ -190,7 +190,8 @@ def test_another_protocol_is_refused(make: Any, program: Any, qtbot: Any) -> Non
     client = make(program("sys.stdin.read()", ready=READY.replace('"protocol": 1', '"protocol": 99')))
     outcome = _end(qtbot, client.submit(InfoJob(job="1", path="x")))
     assert outcome.status == "failed"
-    assert "install the same napari-strata" in outcome.text
+    assert "install the same version" in outcome.text
+    assert client.command[1] in outcome.text
 
 
 def test_one_that_is_never_ready_is_given_up(
@@ -252,6 +253,101 @@ def test_a_flood_of_steps_does_not_hold_up_the_viewer(make: Any, program: Any, q
     assert batches[-1] == 19999
     assert getattr(events[-1], "text", "") == "after the flood"
     assert max(gaps) < 0.2
+
+
+FAKE = """
+    for line in sys.stdin:
+        order = json.loads(line)
+        job = order.get('job')
+        if job is None:
+            continue
+        print(json.dumps({'event': 'JobStarted', 'kind': order['kind'], 'job': job}), flush=True)
+        END
+"""
+
+
+def test_what_stands_beside_a_job_never_ends_it(make: Any, program: Any, qtbot: Any) -> None:
+    """A preview, or a job in line, that cannot be stopped in time is let go; the process and its training stay."""
+    client = make(program(FAKE.replace("END", "pass")))
+    training = client.submit(TrainJob(job="t", images=("a",), out="b"))
+    beside = client.submit(InfoJob(job="i", path="x"))
+    behind = client.submit(TrainJob(job="u", images=("a",), out="c"))
+    qtbot.waitUntil(lambda: training.started and beside.started, timeout=10_000)
+    process = client._process
+    for handle in (beside, behind):
+        handle.stop()
+        assert _end(qtbot, handle).status == "stopped"
+    qtbot.wait(1000)
+    assert client._process is process
+    assert training.outcome is None
+    assert process.status is None
+
+
+def test_those_in_line_outlive_a_process_that_was_told_to_end(make: Any, program: Any, qtbot: Any) -> None:
+    """Told to end, a worker says that all its jobs were stopped; only one of them was meant."""
+    body = """
+        heard = []
+        def leave(*_):
+            for job in heard:
+                print(json.dumps({'event': 'JobEnded', 'reason': 'stopped', 'result': {}, 'job': job}), flush=True)
+            os._exit(0)
+        signal.signal(signal.SIGTERM, leave)
+        for line in sys.stdin:
+            order = json.loads(line)
+            if 'stop' in order:
+                continue
+            heard.append(order['job'])
+            if order['job'] == 'u' and len(heard) == 1:
+                print(json.dumps({'event': 'JobEnded', 'reason': 'finished', 'result': {}, 'job': 'u'}), flush=True)
+    """
+    client = make(program(body))
+    first = client.submit(TrainJob(job="t", images=("a",), out="b"))
+    second = client.submit(TrainJob(job="u", images=("a",), out="c"))
+    qtbot.waitUntil(lambda: client.ready is not None, timeout=10_000)
+    first.stop()
+    assert _end(qtbot, first).status == "stopped"
+    assert _end(qtbot, second).status == "finished"
+
+
+def test_one_that_ignores_everything_is_killed_within_a_second(make: Any, program: Any, qtbot: Any) -> None:
+    client = make(
+        program("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + textwrap.dedent(FAKE).replace("END", "pass"))
+    )
+    handle = client.submit(TrainJob(job="t", images=("a",), out="b"))
+    qtbot.waitUntil(lambda: handle.started, timeout=10_000)
+    start, process = time.perf_counter(), client._process
+    handle.stop()
+    outcome = _end(qtbot, handle)
+    assert time.perf_counter() - start < 1.2
+    assert (outcome.status, outcome.text) == ("stopped", "Stopped; the step under way was broken off.")
+    qtbot.waitUntil(lambda: process.status == -signal.SIGKILL, timeout=5000)
+
+
+def test_after_an_error_that_is_nobodys_mistake_there_is_a_new_process(make: Any, program: Any, qtbot: Any) -> None:
+    end = "print(json.dumps({'event': 'JobFailed', 'text': 'CUDA error', 'kind': KIND, 'job': job}), flush=True)"
+    client = make(program(FAKE.replace("END", end.replace("KIND", "order['path']"))))
+    for kind, same in (("StrataError", True), ("AcceleratorError", False)):
+        client.warm()
+        qtbot.waitUntil(lambda: client.ready is not None, timeout=10_000)
+        process = client._process
+        assert _end(qtbot, client.submit(InfoJob(job=kind, path=kind))).status == "failed"
+        assert (client._process is process) is same
+
+
+def test_stop_before_the_start_sends_nothing(make: Any, program: Any, qtbot: Any, tmp_path: Path) -> None:
+    body = f"""
+        for line in sys.stdin:
+            open({str(tmp_path / "heard")!r}, 'a').write(line)
+    """
+    client = make(program(body))
+    handle = client.submit(TrainJob(job="t", images=("a",), out="b"))
+    handle.stop()
+    assert handle.outcome is None
+    assert _end(qtbot, handle, 1000) == Outcome("stopped", "Stopped before it began.")
+    qtbot.waitUntil(lambda: client.current_state == "ready", timeout=10_000)
+    client.submit(TrainJob(job="u", images=("a",), out="b"))
+    qtbot.waitUntil(lambda: (tmp_path / "heard").exists() and (tmp_path / "heard").read_text() != "", timeout=10_000)
+    assert '"job":"t"' not in (tmp_path / "heard").read_text()
 
 
 def test_a_shell_that_changes_folder_and_environment(make: Any, qtbot: Any, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_thousands_of_events_cost_little(curves: Curves) -> None:
     for _ in range(10):
         curves._renew()
         begin = time.perf_counter()
-        curves.repaint()
+        curves.grab()
         seconds.append(time.perf_counter() - begin)
     paint = sorted(seconds)[5]
     print(f"\n{1e6 * per_batch:.1f} us a batch, {1e6 * per_epoch:.1f} us an epoch, {1e3 * paint:.2f} ms a painting")
@@ -246,7 +246,13 @@ def test_ticks_are_round(low: float, high: float, most: int, expected: list[floa
 
 @pytest.mark.parametrize(
     ("last", "most", "expected"),
-    [(1, 9, [1]), (3, 9, [1, 2, 3]), (30, 9, [5, 10, 15, 20, 25, 30]), (200, 5, [50, 100, 150, 200]), (1000, 1, [1000])],
+    [
+        (1, 9, [1]),
+        (3, 9, [1, 2, 3]),
+        (30, 9, [5, 10, 15, 20, 25, 30]),
+        (200, 5, [50, 100, 150, 200]),
+        (1000, 1, [1000]),
+    ],
 )
 def test_epochs_are_numbered_in_whole_steps(last: int, most: int, expected: list[int]) -> None:
     assert whole_ticks(last, most) == expected

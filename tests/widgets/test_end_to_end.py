@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ def dock(make_napari_viewer: Any, qtbot: Any, tmp_path: Path) -> Iterator[TrainD
     found.then_box.value = False
     found.recipe_box.set_recipe("default", TINY)
     qtbot.waitUntil(lambda: bool(found.start_button.enabled), timeout=PATIENCE)
-    yield found
+    yield weakref.proxy(found)  # pytest keeps what is given to a test until napari has looked for leaks
     process = found.session.client._process
     viewer.close()
+    del found, viewer, image, labels, _
     qtbot.waitUntil(lambda: process is None or process.status is not None, timeout=PATIENCE)
     work.runs = before
 

@@ -411,6 +411,29 @@ def test_predictions_aside_leave_the_training_as_it_is(shared: Worker, tmp_path:
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
+def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_training(
+    shared: Worker, tmp_path: Path
+) -> None:
+    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    look = slow_prediction(tmp_path) | {"aside": True, "overwrite": True}
+    shared.say(order)
+    until_epoch(shared)
+    shared.say(look)
+    shared.until(lambda job, event: job == "slow" and isinstance(event, PredictionStarted))
+    started = time.monotonic()
+    shared.say({"stop": "slow"})
+    assert shared.result("slow")[-1] == JobEnded("stopped")
+    assert time.monotonic() - started < STOP
+    shared.until(lambda job, event: job == "t" and isinstance(event, EpochEnd))
+    shared.say(look | {"job": "again"})
+    shared.until(lambda job, event: job == "again" and isinstance(event, PredictionStarted))
+    started = time.monotonic()
+    shared.say({"stop": "t"})
+    ended = shared.until(lambda job, event: job == "t" and isinstance(event, JobEnded))
+    assert time.monotonic() - started < STOP
+    assert ended.count(JobEnded("stopped")) == 2
+
+
 def test_what_fails_aside_does_not_disturb_the_training(shared: Worker, tmp_path: Path) -> None:
     order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
     shared.say(order)

@@ -42,7 +42,10 @@ def run(
     messenger = _Messenger(owner)
 
     def deliver(result: tuple[bool, Any]) -> None:
-        messenger.deleteLater()
+        try:
+            messenger.deleteLater()
+        except RuntimeError:  # the owner went while this was on its way
+            return
         fine, value = result
         if fine:
             done(value)

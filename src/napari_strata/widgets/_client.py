@@ -15,16 +15,7 @@ from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
 from napari_strata.widgets._process import Process, default_command, explain, is_out_of_memory
 from napari_strata.worker.orders import Changed, Job, Keep, PredictJob, Stop, TrainJob, is_aside
-from napari_strata.worker.replies import (
-    PROTOCOL,
-    JobEnded,
-    JobFailed,
-    JobStarted,
-    Outgoing,
-    Ready,
-    Refused,
-    decode,
-)
+from napari_strata.worker.replies import PROTOCOL, JobEnded, JobFailed, JobStarted, Outgoing, Ready, Refused, decode
 
 __all__ = ["JobHandle", "Outcome", "WorkerClient", "default_command"]
 
@@ -164,8 +155,6 @@ class WorkerClient(QObject):
             text = "It goes on without napari." if handle in kept else "napari was closed."
             self._finish(handle, Outcome("stopped", text))
 
-    # ------------------------------------------------------------------ for the handles
-
     @property
     def _listens(self) -> bool:
         return self._process is not None and self.ready is not None and not self._condemned
@@ -235,8 +224,6 @@ class WorkerClient(QObject):
         timer.timeout.connect(timer.deleteLater)
         timer.start(milliseconds)
 
-    # ------------------------------------------------------------------ what the worker says
-
     def _hear(self, process: Process, line: bytes | None) -> None:
         """Called in the threads of the process."""
         self._inbox.append((process, line))
@@ -287,7 +274,7 @@ class WorkerClient(QObject):
             return
         self.ready = ready
         self._set_state("busy" if self._handles else "ready")
-        for handle in list(self._handles.values()):
+        for handle in [one for one in self._handles.values() if not one.stopping]:
             self._send(handle)
 
     def _deliver(self, handle: JobHandle, event: Outgoing) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from qtpy.QtCore import QEvent, QPointF, QRectF, QSize, Qt, QTimer
 from qtpy.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent, QPen, QPixmap, QResizeEvent
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
@@ -39,6 +40,7 @@ class Curves(QWidget):
         self._timer.setInterval(REST)
         self._timer.timeout.connect(self._renew)
         self._picture: QPixmap | None = None
+        self._made: tuple[Chart, Chart] | None = None
         self._hovered: EpochEnd | None = None
         self.clear()
 
@@ -91,10 +93,16 @@ class Curves(QWidget):
             self._timer.start()
 
     def _renew(self) -> None:
-        self._picture = None
+        self._picture = self._made = None
         self.update()
 
     # ------------------------------------------------------------------ charts
+
+    def _charts(self) -> tuple[Chart, Chart]:
+        """Loss and IoU, made anew after a change only."""
+        if self._made is None:
+            self._made = self._loss_chart(), self._iou_chart()
+        return self._made
 
     def _loss_chart(self) -> Chart:
         history, ink = self._history, self._ink()
@@ -111,11 +119,11 @@ class Curves(QWidget):
 
     def _iou_chart(self) -> Chart:
         history = self._history
-        ends, best = history.epochs, history.best
+        ends, best, table = history.epochs, history.best, history.iou()
         xs = [float(end.epoch) for end in ends]
-        lines = [Line(xs, history.class_iou(i), QColor(color)) for i, color in enumerate(history.colors)]
+        lines = [Line(xs, ys, QColor(color)) for ys, color in zip(table, history.colors, strict=False)]
         lines.append(Line(xs, [end.mean_iou for end in ends], self._ink(), 2.4))
-        unscored = bool(ends) and all(math.isnan(y) for line in lines for y in line.ys)
+        unscored = bool(ends) and not np.isfinite(table).any()
         note = NO_SCORES if unscored else FIRST if history.batches and not ends else ""
         return Chart(lines, history.planned, 0.0, 1.0, best=best.epoch if best else None, note=note)
 
@@ -152,7 +160,7 @@ class Curves(QWidget):
         below = self.height() - MARGIN - legend
         free = below - row - 8 - 2 * (row + 7) - 10 - MARGIN
         first, second = 0.44 * free, 0.56 * free
-        charts = ((self._loss_chart(), first), (self._iou_chart(), second))
+        charts = zip(self._charts(), (first, second), strict=True)
         words = [word for chart, high in charts for _, word in y_labels(chart, high, metrics)]
         left = MARGIN + GAP + max(metrics.horizontalAdvance(word) for word in [*words, "0.00"])
         wide = self.width() - left - MARGIN - 4
@@ -190,8 +198,9 @@ class Curves(QWidget):
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         painter.setFont(self._small())
         upper, lower, legend = self._places()
-        draw(painter, upper, self._loss_chart(), ink=self._ink(), numbers=False)
-        draw(painter, lower, self._iou_chart(), ink=self._ink(), numbers=True)
+        loss, iou = self._charts()
+        draw(painter, upper, loss, ink=self._ink(), numbers=False)
+        draw(painter, lower, iou, ink=self._ink(), numbers=True)
         row = self._metrics().height()
         self._draw_title(painter, upper, "Loss")
         self._draw_losses(painter, upper)
@@ -239,7 +248,7 @@ class Curves(QWidget):
     def _draw_hover(self, painter: QPainter, end: EpochEnd) -> None:
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         upper, lower, _ = self._places()
-        for place, chart in ((upper, self._loss_chart()), (lower, self._iou_chart())):
+        for place, chart in zip((upper, lower), self._charts(), strict=True):
             painter.setPen(QPen(faded(self._ink(), 0.6), 1))
             x = round(chart.at(place, end.epoch, 0).x()) - 0.5
             painter.drawLine(QPointF(x, place.top()), QPointF(x, place.bottom()))

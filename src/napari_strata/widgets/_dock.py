@@ -34,8 +34,8 @@ class Dock(QWidget):
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
-        self.viewer = viewer
         self.session = Session.of(viewer)
+        self.viewer = self.session.viewer  # the viewer itself: what napari gives may be a proxy
         self._kept: list[Any] = []  # magicgui widgets live as long as something in Python holds them
         page = QWidget()
         self._page = QVBoxLayout(page)
@@ -86,6 +86,12 @@ class Dock(QWidget):
         if beside and mine not in window.tabifiedDockWidgets(beside[0]):
             window.tabifyDockWidget(beside[-1], mine)
         mine.raise_()
+
+    def come_forward(self) -> None:
+        """Show this dock, before the others in its place."""
+        if (frame := _frame(self)) is not None:
+            frame.show()
+            frame.raise_()
 
     def leave(self) -> None:
         """The viewer closes: listen no more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -90,9 +91,12 @@ class History:
         """The epoch nearest to a place on the axis."""
         return self._ends[min(self._ends, key=lambda epoch: abs(epoch - x))] if self._ends else None
 
-    def class_iou(self, index: int) -> list[float]:
-        """IoU of a class in each epoch."""
-        return [end.class_iou[index] if index < len(end.class_iou) else math.nan for end in self.epochs]
+    def iou(self) -> np.ndarray[Any, Any]:
+        """IoU as float (classes, epochs); NaN where there is none."""
+        table = np.full((len(self.names), len(self._ends)), math.nan)
+        for column, end in enumerate(self.epochs):
+            table[: len(end.class_iou), column] = end.class_iou[: len(table)]
+        return table
 
     def describe(self, end: EpochEnd) -> str:
         """The figures of an epoch, in words, a line each."""

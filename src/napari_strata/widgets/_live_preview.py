@@ -28,7 +28,7 @@ class LivePreview(QObject):
         self._order: TrainJob | None = None
         self._data: LayerData | None = None
         self._job: JobHandle | None = None
-        self._labels: LiveLabels | None = None
+        self._labels = LiveLabels(session.viewer, self)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(REST)
@@ -37,8 +37,9 @@ class LivePreview(QObject):
     def start(self, training: JobHandle, order: TrainJob, data: LayerData | None, *, on: bool) -> None:
         """Follow a training of `data`; None when it trains on files, which the viewer does not show."""
         self.stop()
+        if self._data is None or data is None or data.layer is not self._data.layer:
+            self._labels.layer = None  # of another image
         self._training, self._order, self._data, self._on = training, order, data, on
-        self._labels = LiveLabels(self._session.viewer, self)
         self._session.viewer.dims.events.current_step.connect(self._moved)
 
     def switch(self, on: bool) -> None:
@@ -83,15 +84,11 @@ class LivePreview(QObject):
         self._job.ended.connect(self._done)
 
     def _take(self, event: object) -> None:
-        if isinstance(event, TargetOpened) and self._data is not None and self._labels is not None:
-            layer = self._labels.layer
-            if layer is None:
-                under = self._data.layer
-                self._labels.open(event, self._data.image, under, name=f"{self._data.name} preview")
+        if isinstance(event, TargetOpened) and self._data is not None and self._labels.layer is None:
+            self._labels.open(event, self._data.image, self._data.layer, name=f"{self._data.name} preview")
 
     def _done(self, _outcome: object) -> None:
-        if self._labels is not None:
-            self._labels.refresh()
+        self._labels.refresh()
 
     def _moved(self, _event: object = None) -> None:
         self._timer.start()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 from qtpy.QtCore import QLineF, QPointF, QRectF, Qt
 from qtpy.QtGui import QColor, QFont, QFontMetricsF, QPainter, QPen
 
@@ -15,13 +15,15 @@ STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 GAP = 5.0
 """Pixels between an axis and its numbers."""
 
+Values: TypeAlias = Sequence[float] | np.ndarray[Any, Any]
+
 
 @dataclass(frozen=True)
 class Line:
     """Points in rising order of x; NaN in `ys` leaves a gap."""
 
-    xs: Sequence[float]
-    ys: Sequence[float]
+    xs: Values
+    ys: Values
     color: QColor
     width: float = 1.3
     dots: bool = False
@@ -191,37 +193,26 @@ def _draw_axes(painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, n
 
 
 def _draw_line(painter: QPainter, place: QRectF, chart: Chart, line: Line) -> None:
+    # Of points that lie closer than a pixel only some.
+    stride = max(1, math.ceil(len(line.xs) / max(place.width(), 1)))
+    across, up = place.width() / chart.last, place.height() / (chart.high - chart.low)
+    values = np.asarray(line.ys, float)[::stride]
+    xs = place.left() + np.asarray(line.xs, float)[::stride] * across
+    ys = place.bottom() - (values - chart.low) * up
+    there = np.isfinite(values)
+    joined = there[:-1] & there[1:]
+    ends = (xs[:-1][joined], ys[:-1][joined], xs[1:][joined], ys[1:][joined])
     pen = QPen(line.color, line.width)
     # Square ends close the joints, but where they lie over each other a translucent colour would show it.
-    opaque = line.color.alpha() == 255
-    pen.setCapStyle(Qt.PenCapStyle.SquareCap if opaque else Qt.PenCapStyle.FlatCap)
-    pieces = list(_pieces(place, chart, line))
-    points = sum(map(len, pieces))
+    pen.setCapStyle(Qt.PenCapStyle.SquareCap if line.color.alpha() == 255 else Qt.PenCapStyle.FlatCap)
     painter.setPen(pen)
-    for piece in pieces:
-        # Segment by segment: Qt needs 30 times as long for a long polyline, which it fills as one shape.
-        painter.drawLines([QLineF(*ends) for ends in pairwise(piece)])
-        if len(piece) == 1:
-            painter.drawPoint(piece[0])
-    if points and (points == 1 or (line.dots and points * 7 < place.width())):
-        painter.setPen(Qt.PenStyle.NoPen)
-        painter.setBrush(line.color)
-        for point in (point for piece in pieces for point in piece):
-            painter.drawEllipse(point, line.width + 0.9, line.width + 0.9)
-        painter.setBrush(Qt.BrushStyle.NoBrush)
-
-
-def _pieces(place: QRectF, chart: Chart, line: Line) -> Iterator[list[QPointF]]:
-    """The line between its gaps, in pixels; of points that lie closer than half a pixel only some."""
-    stride = max(1, int(len(line.xs) / (2 * max(place.width(), 1))))
-    across, up = place.width() / chart.last, place.height() / (chart.high - chart.low)
-    left, base = place.left(), place.bottom() + chart.low * up
-    piece: list[QPointF] = []
-    for x, y in zip(line.xs[::stride], line.ys[::stride], strict=True):
-        if math.isfinite(y):
-            piece.append(QPointF(left + x * across, base - y * up))
-        elif piece:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
+    # Segment by segment: Qt needs 30 times as long for a long polyline, which it fills as one shape.
+    lines = list(map(QLineF, *(values.tolist() for values in ends)))
+    painter.drawLines(lines)  # type: ignore[call-overload]  # the stubs of PyQt know arrays only
+    alone = there & ~np.append(joined, False) & ~np.append(False, joined) if there.size else there
+    dotted = there if line.dots and there.sum() * 7 < place.width() else alone
+    painter.setPen(Qt.PenStyle.NoPen)
+    painter.setBrush(line.color)
+    for x, y in zip(xs[dotted].tolist(), ys[dotted].tolist(), strict=True):
+        painter.drawEllipse(QPointF(x, y), line.width + 0.9, line.width + 0.9)
+    painter.setBrush(Qt.BrushStyle.NoBrush)

@@ -189,10 +189,9 @@ def _classes(file: Path) -> tuple[tuple[str, str], ...]:
 def _running(file: Path) -> dict[str, Any] | None:
     """The note of a training that goes on; None when its process, on this computer, is gone."""
     raw = _json(file)
-    if not isinstance(raw, dict) or not raw:
+    if not isinstance(raw, dict) or not isinstance(pid := raw.get("pid"), int):
         return None
-    here = raw.get("host") == socket.gethostname()
-    return None if here and not (isinstance(pid := raw.get("pid"), int) and psutil.pid_exists(pid)) else raw
+    return raw if raw.get("host") != socket.gethostname() or psutil.pid_exists(pid) else None
 
 
 def _json(file: Path) -> Any:

@@ -38,14 +38,14 @@ class PredictDock(Dock):
         self._saving = False
         self._shown: ImageLayer | None = None
         self._whole: Image | None = None  # all channels of the file that the chosen layer is one channel of
-        self.images = ImageChoice(napari_viewer)
+        self.images = ImageChoice(self.viewer)
         self.channels = CheckBox(
             text="Use all channels of its file",
             visible=False,
             tooltip="The layer shows one channel of its file; for a model that was trained on several.",
         )
         self.model = ModelChoice(self.session)
-        self.area = AreaChoice(napari_viewer, self.images)
+        self.area = AreaChoice(self.viewer, self.images)
         self.probabilities = CheckBox(
             text="Probabilities", tooltip="Adds a layer a class: how probable it is in each pixel, 0 to 1."
         )

@@ -38,7 +38,7 @@ class TrainDock(Dock):
         self.run: Path | None = None
         self._draft: Path | None = None
         self._order: TrainJob | None = None
-        self.data_box = DataBox(napari_viewer)
+        self.data_box = DataBox(self.viewer)
         self.recipe_box = RecipeBox()
         self.panel = TrainingPanel()
         self.autosave = Autosave(self._layers_folder, self)
@@ -187,6 +187,7 @@ class TrainDock(Dock):
             return
         _, dock = self.viewer.window.add_plugin_dock_widget("napari-strata", "Predict", tabify=True)
         if isinstance(dock, PredictDock):
+            dock.come_forward()
             dock.predict_with(self.run, self.data_box.images.layer)
 
     def _go_on(self, change: dict[str, Any]) -> None:
