@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from napari_strata.errors import RecipeError
 from napari_strata.recipe import AtrousUNet, Augmentation, EarlyStopping, Plateau, Recipe, Smp, UNet
-from napari_strata.recipes import dump_recipe, list_recipes, load_recipe
+from napari_strata.recipes import dump_recipe, list_recipes, load_recipe, parse_value
 
 NAMES = [r.name for r in list_recipes()]
 SEEDS = ["atrous-resnet50", "unet-classic", "unet-resnet34", "deeplabv3plus-resnet50", "unet-aerial"]
@@ -204,3 +204,16 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(RecipeError, match="cannot be read as text"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", 10), ("-3", -3), ("1:30", "1:30"), ("2020-13-45", "2020-13-45"), ("0x1f", "0x1f"), ("7.5", 7.5)],
+)
+def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+def test_a_number_of_thousands_of_digits_is_refused_in_words() -> None:
+    with pytest.raises(RecipeError):
+        parse_value("1" * 5000)

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def start(command: list[str]) -> tuple[Process, Queue[bytes], Queue[bool]]:
     said: Queue[bytes] = Queue()
     over: Queue[bool] = Queue()
-    return Process(command, said.put, lambda: over.put(True)), said, over
+    process = Process(command, said.put, lambda: over.put(True))
+    process.start()
+    return process, said, over
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
@@ -57,8 +59,10 @@ def test_a_kill_reaches_what_a_script_has_started() -> None:
 
 
 def test_a_kill_before_it_has_started_counts() -> None:
-    process, _, over = start(["sleep", "100"])
+    over: Queue[bool] = Queue()
+    process = Process(["sleep", "100"], print, lambda: over.put(True))
     process.kill()
+    process.start()
     assert over.get(timeout=10)
     assert process.status == -9
 

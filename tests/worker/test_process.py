@@ -425,13 +425,19 @@ def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_traini
     assert shared.result("slow")[-1] == JobEnded("stopped")
     assert time.monotonic() - started < STOP
     shared.until(lambda job, event: job == "t" and isinstance(event, EpochEnd))
-    shared.say(look | {"job": "again"})
-    shared.until(lambda job, event: job == "again" and isinstance(event, PredictionStarted))
-    started = time.monotonic()
+    for pause in (0.0, 0.5):  # between two events of what is done aside, and in the middle of its step
+        shared.say(look | {"job": "again"})
+        shared.until(lambda job, event: job == "again" and isinstance(event, PredictionStarted))
+        time.sleep(pause)
+        started = time.monotonic()
+        shared.say({"stop": "t"})
+        ended = shared.until(lambda job, event: job == "t" and isinstance(event, JobEnded))
+        assert time.monotonic() - started < STOP
+        assert ended.count(JobEnded("stopped")) == 2
+        shared.say(order | {"resume": True})
+        until_epoch(shared)
     shared.say({"stop": "t"})
-    ended = shared.until(lambda job, event: job == "t" and isinstance(event, JobEnded))
-    assert time.monotonic() - started < STOP
-    assert ended.count(JobEnded("stopped")) == 2
+    shared.result("t")
 
 
 def test_what_fails_aside_does_not_disturb_the_training(shared: Worker, tmp_path: Path) -> None:

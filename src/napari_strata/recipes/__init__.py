@@ -17,8 +17,19 @@ _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 """Numbers such as 1e-3, which YAML 1.1 (and so PyYAML) reads as text."""
 
 
+_INTEGER = re.compile(r"^[-+]?\d+$")
+"""Whole numbers; YAML 1.1 reads 010 as 8, and 1:30 as 90."""
+_TAG = "tag:yaml.org,2002:"
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but 1e-3 is a number and a key that stands twice is an error."""
+    """PyYAML's safe loader, but numbers are as people write them, and a key that stands twice is an error."""
+
+    # Without YAML 1.1's octal and sexagesimal numbers and its dates, which no recipe has.
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in forms if tag not in (f"{_TAG}int", f"{_TAG}timestamp")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -34,13 +45,15 @@ class _Dumper(yaml.SafeDumper):
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     # Text with line breaks is escaped: PyYAML folds the rarer ones (U+0085, U+2028) and loses them.
     style = '"' if value.splitlines() not in ([], [value]) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+    return dumper.represent_scalar(f"{_TAG}str", value, style=style)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
+_Loader.add_implicit_resolver(f"{_TAG}int", _INTEGER, list("-+0123456789"))
+_Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(str(node.value)))
+_Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
 _Dumper.add_representer(str, _text)
-_Dumper.add_representer(list, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))
+_Dumper.add_representer(list, lambda d, v: d.represent_sequence(f"{_TAG}seq", v, flow_style=True))
 
 
 def list_recipes() -> list[Recipe]:
@@ -94,7 +107,7 @@ def parse_value(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise RecipeError(f"{text!r}{_where(error)}; put text with special characters in quotes.") from None
 
 
@@ -107,14 +120,14 @@ def _bundled() -> dict[str, str]:
 def _parse(text: str, source: str, *, name: str = "") -> Recipe:
     try:
         raw = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{source}{_where(error)}; mend that line or start from `napari-strata recipes`.") from None
     if raw is None:
         raise RecipeError(f"{source}: the file is empty; a recipe is a mapping of sections such as training.")
     return Recipe.parse({"name": name} | raw if name and isinstance(raw, dict) else raw, source=source)
 
 
-def _where(error: yaml.YAMLError) -> str:
+def _where(error: Exception) -> str:
     """What is wrong with the YAML and where, in a few words."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     line = f", line {mark.line + 1}" if mark else ""

@@ -52,7 +52,7 @@ def run(
         else:
             failed(value)
 
-    messenger.arrived.connect(deliver, Qt.ConnectionType.QueuedConnection)
+    messenger.arrived.connect(deliver, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
     pool = QThreadPool.globalInstance()
     assert pool is not None
     pool.start(_Task(work, messenger))

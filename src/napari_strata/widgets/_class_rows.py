@@ -150,10 +150,10 @@ class ClassRows(QTableWidget):
         """The whole of `sizeHint` in height."""
         return QSize(200, self.sizeHint().height())
 
-    def changeEvent(self, event: QEvent) -> None:  # noqa: N802
+    def changeEvent(self, event: QEvent | None) -> None:  # noqa: N802
         """Follow the theme's font."""
         super().changeEvent(event)
-        if event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange):
+        if event is not None and event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange):
             self._measure()
 
     def _on_click(self, row: int, column: int) -> None:

@@ -122,6 +122,7 @@ class WorkerClient(QObject):
         self._process = process = Process(
             self.command, lambda line: self._hear(process, line), lambda: self._hear(process, None)
         )
+        process.start()
         self._patience.start()
 
     def submit(self, order: Job) -> JobHandle:

@@ -112,7 +112,7 @@ class Field:
         with self.widget.changed.blocked():
             self.widget.value = shown
         if isinstance(self.widget, LineEdit):
-            self.native.setCursorPosition(0)
+            self.widget.native.setCursorPosition(0)
 
     def _shown(self, value: Any) -> Any:
         if self.is_switch:
@@ -132,7 +132,7 @@ class Field:
         else:
             try:
                 self.value = self._parse(str(shown))
-            except RecipeError:
+            except (RecipeError, ValueError):  # PyYAML lets some, such as 2020-13-45, through
                 such = f"; type it like this: {self._example}." if self._example else "."
                 self.error = f"{self.path} is {str(shown)!r}: it cannot be read{such}"
         self.edited.emit(self)
@@ -141,16 +141,15 @@ class Field:
         if not text.strip():
             return None
         if self._types == [str]:
-            return text
+            return text.strip()
         origins = {get_origin(part) for part in self._types}
         if dict in origins:
             inside = re.sub(r":(?=\S)", ": ", text.strip().strip("{}"))
             return parse_value("{" + inside + "}")
         if tuple in origins and not text.strip()[0].isalpha():
             inside = ", ".join(filter(None, re.split(r"[\s,;]+", text.strip().strip("[]()"))))
-            return parse_value(f"[{inside}]")
-        value = parse_value(text)
-        return text if isinstance(value, bool) or value is None else value  # YAML's yes and null are no numbers
+            return [_plain_number(one) for one in inside.split(", ") if one]
+        return _plain_number(text.strip())
 
     def _tidy(self) -> None:
         """Once typing ends, the text is the value as it was understood."""
@@ -237,6 +236,15 @@ def _alternatives(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Literal, tuple, dict, None) or annotation in (bool, int, float, str):
         return [annotation]
     return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+
+
+def _plain_number(text: str) -> Any:
+    """A number as people write it; YAML takes 010 for 8, 1:30 for 90 and 2020-01-01 for a day."""
+    if re.fullmatch(r"[-+]?[0-9]+", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
+        return float(text)
+    return text
 
 
 def _differ(one: Any, other: Any) -> bool:

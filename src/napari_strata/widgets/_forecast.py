@@ -103,9 +103,14 @@ class Forecast(QWidget):
 
 def in_words(plan: dict[str, Any]) -> list[str]:
     """The lines of a forecast."""
-    memory, free = plan["memory"] / 1e9, plan["free_memory"]
-    needs = f"about {memory:.1f} GB of memory" + (f" of {free / 1e9:.0f} GB free" if free else "")
+    free = plan["free_memory"]
+    needs = f"about {_bytes(plan['memory'])} of memory" + (f", {_bytes(free)} free" if free else "")
     lines = [f"Validation: {plan['split']}", f"{plan['device']}, {needs}"]
     if free and plan["memory"] > 0.9 * free:
         lines.append("⚠ That is more than there is: take smaller patches or fewer of them per step.")
     return lines
+
+
+def _bytes(count: float) -> str:
+    """``300 MB`` or ``1.3 GB``."""
+    return f"{max(count, 1e6) / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

@@ -242,6 +242,7 @@ class _Variant(_Plain):
         if kind not in self._groups:
             self._groups[kind] = _Group(self._kinds[kind], self._path, self._edited)
             self._groups[kind].show_values(self._kinds[kind]().model_dump(mode="json"))
+            assert isinstance(self.native, Fold)
             self.native.fill(self._groups[kind])
         self.group = self._groups[kind]
         for name, group in self._groups.items():

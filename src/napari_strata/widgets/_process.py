@@ -45,6 +45,9 @@ class Process:
         self._wish: signal.Signals | None = None  # asked for before there was a child
         self._lock = threading.Lock()
         self._over = threading.Event()
+
+    def start(self) -> None:
+        """Start it, without waiting. Not at once when it is made: `said` and `ended` may need to know it."""
         threading.Thread(target=self._live, name="strata-worker", daemon=True).start()
 
     def write(self, line: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from napari_strata.classes import ClassMap
@@ -13,14 +13,20 @@ from napari_strata.worker.orders import EvaluateJob, Layer, PredictJob, TrainJob
 
 def as_python(order: TrainJob | PredictJob | EvaluateJob) -> str:
     """A script with the calls of the Python API that do what the order does."""
-    body = {TrainJob: _train_lines, PredictJob: _predict_lines, EvaluateJob: _evaluate_lines}[type(order)](order)
+    if isinstance(order, TrainJob):
+        body = _train_lines(order)
+    else:
+        body = _predict_lines(order) if isinstance(order, PredictJob) else _evaluate_lines(order)
     imports = ["import dataclasses", ""] if any("dataclasses." in line for line in body) else []
     return "\n".join([*imports, "import napari_strata as ns", "", *body]) + "\n"
 
 
 def as_command(order: TrainJob | PredictJob | EvaluateJob) -> str:
     """One line for a shell that does what the order does."""
-    words = {TrainJob: _train_words, PredictJob: _predict_words, EvaluateJob: _evaluate_words}[type(order)](order)
+    if isinstance(order, TrainJob):
+        words = _train_words(order)
+    else:
+        words = _predict_words(order) if isinstance(order, PredictJob) else _evaluate_words(order)
     return shlex.join(["napari-strata", *words])
 
 
@@ -53,10 +59,10 @@ def _predict_lines(order: PredictJob) -> list[str]:
 
 
 def _evaluate_lines(order: EvaluateJob) -> list[str]:
-    words = f", out={order.out!r}" if order.out else ""
+    kept = [f"out={order.out!r}"] if order.out else []
     if order.model is not None:
         pairs = _pairs(order.images or (), order.labels or (), order.axes)
-        return [f"scores = ns.evaluate({order.model!r}, {pairs}{words})", "print(scores.as_dict())"]
+        return [f"scores = ns.evaluate({', '.join([repr(order.model), pairs, *kept])})", "print(scores.as_dict())"]
     assert order.prediction is not None
     assert order.labels is not None
     lines = [
@@ -67,7 +73,7 @@ def _evaluate_lines(order: EvaluateJob) -> list[str]:
     if order.classes is not None:
         lines.append(f"classes = {_class_map(order.classes)}")
         words.append("classes")
-    words += [f"out={order.out!r}"] if order.out else []
+    words += kept
     return [*lines, f"confusion = ns.score_labels({', '.join(words)})", "print(confusion.as_dict())"]
 
 
@@ -148,7 +154,7 @@ def _device_words(device: str) -> list[str]:
     return [] if device == "auto" else ["--device", device]
 
 
-def _unusual(order: Any, names: Sequence[str]) -> Mapping[str, Any]:
+def _unusual(order: Any, names: Sequence[str]) -> dict[str, Any]:
     """Fields that differ from their defaults."""
     fields = type(order).model_fields
     return {name: value for name in names if (value := getattr(order, name)) != fields[name].default}

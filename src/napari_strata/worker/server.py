@@ -151,7 +151,7 @@ class Server:
                 return JobEnded("finished", end.value)
             self._tell(job, event)
             self._look()
-            if job.stop:
+            if any(one.stop for one in self._running):  # what is done aside ends with the job below it
                 work.close()
                 return JobEnded("stopped")
             if self._alone:

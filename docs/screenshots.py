@@ -1,0 +1,213 @@
+"""Make the README's pictures: a real napari window, the real demo, every picture after clicks on real buttons.
+
+    python docs/screenshots.py [--out docs/images]
+
+trains the demo's network (minutes on two cores), segments a larger stack that the network has never seen, and compares
+the labels with that stack's truth. Without a display it starts itself again under Xvfb. Your napari settings and runs
+are neither read nor changed. Machine, times and paths in the pictures are those of the computer that runs this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+WINDOW = (1440, 900)
+DOCK = 410
+"""Pixels that the docks are wide."""
+LARGEST = 350_000
+"""Bytes of a picture."""
+STACK = (24, 384, 384)
+PICTURES = ("setup", "doctor", "train", "predict", "evaluate")
+
+
+def main() -> None:
+    """Read the command line, see to a display and a place for runs, and make the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(__file__).resolve().parent / "images"
+    parser.add_argument("--out", type=Path, default=default, help="folder for the pictures (default docs/images)")
+    out = parser.parse_args().out.resolve()
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        start_under_xvfb()
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["NAPARI_CONFIG"] = ""  # before napari is imported: the user's settings stay out of it
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as runs:
+        make_pictures(out, Path(runs) / "napari-strata")
+
+
+def start_under_xvfb() -> None:
+    """Become the same command under Xvfb; says what is missing when there is none."""
+    starter = shutil.which("xvfb-run")
+    if starter is None:
+        sys.exit("There is no display and no xvfb-run: install Xvfb (Debian: apt-get install xvfb) or use a desktop.")
+    screen = "-screen 0 {}x{}x24".format(*WINDOW)
+    os.execv(starter, [starter, "-a", "-s", screen, sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]])
+
+
+def make_pictures(out: Path, runs: Path) -> None:
+    """Go through the demo once; runs go into the folder `runs`."""
+    from napari.settings import get_plugin_settings
+
+    from napari_strata.widgets.demo import open_demo
+
+    get_plugin_settings("napari-strata").work.runs = str(runs)
+    viewer = open_demo()
+    viewer.theme = "dark"
+    window = viewer.window._qt_window
+    viewer.window.resize(*WINDOW)
+    docks = {name.split(" ")[0]: dock for name, dock in viewer.window.dock_widgets.items()}
+    lay_out(viewer, docks["Train"])
+    set_up(viewer, docks["Train"])
+    save(window, out / "setup.png")
+    save(check_computer(docks["Train"]), out / "doctor.png")
+    train(viewer, docks["Train"])
+    save(window, out / "train.png")
+    wait(900, lambda: docks["Train"].handle is None, "the end of the training")
+    truth = predict(viewer, docks["Predict"])
+    save(window, out / "predict.png")
+    wait(300, lambda: docks["Predict"].prediction is None, "the end of the prediction")
+    evaluate(viewer, docks["Evaluate"], truth)
+    save(window, out / "evaluate.png")
+    viewer.close()
+    wait(1)
+    for name in PICTURES:
+        print(f"{out / name}.png: {(out / f'{name}.png').stat().st_size / 1000:.0f} kB")
+
+
+# ---------------------------------------------------------------------- what is done in the window
+
+
+def lay_out(viewer: Any, dock: Any) -> None:
+    """Docks of a good width, and the image fitted into the room that is left."""
+    from qtpy.QtCore import Qt
+    from qtpy.QtWidgets import QDockWidget
+
+    window = viewer.window._qt_window
+    frame = next(one for one in window.findChildren(QDockWidget) if one.isAncestorOf(dock))
+    wait(0.5)
+    window.resizeDocks([frame], [DOCK], Qt.Orientation.Horizontal)
+    wait(0.5)
+    viewer.reset_view()
+
+
+def set_up(viewer: Any, dock: Any) -> None:
+    """The set-up page, once the worker has said what the training would do."""
+    viewer.reset_view()
+    wait(90, lambda: "Validation" in dock.forecast.text.text(), "the forecast")
+
+
+def check_computer(dock: Any) -> Any:
+    """The dialog with every check made."""
+    from napari_strata.widgets.doctor import DoctorDialog
+
+    press(dock, "Check this computer")
+    dialog = dock.findChild(DoctorDialog)
+    wait(90, lambda: dialog.summary.text() != "Looking...", "the checks of the computer")
+    return dialog
+
+
+def train(viewer: Any, dock: Any) -> None:
+    """A training near its end, with a plane in sight that nobody has painted."""
+    from napari_strata.widgets.doctor import DoctorDialog
+
+    dock.findChild(DoctorDialog).close_button.click()
+    viewer.dims.set_current_step(0, 3)
+    dock.then_box.native.click()  # the prediction comes later, on another stack
+    press(dock, "Train")
+    wait(900, lambda: len(dock.panel.curves.epochs) >= 24, "24 epochs")
+    wait(1.5)  # the preview of the newest
+
+
+def predict(viewer: Any, dock: Any) -> Any:
+    """A prediction of a new stack, more than half of it done; returns the stack's exact labels."""
+    from napari_strata.plugin import image_layer
+    from napari_strata.samples import sandstone
+
+    pair = sandstone(STACK, seed=2)
+    viewer.layers.select_all()
+    viewer.layers.remove_selected()
+    data, given, _ = image_layer(pair.image)
+    layer = viewer.add_image(data, **given | {"name": "new sandstone"})
+    viewer.layers.selection.active = layer
+    viewer.dims.set_current_step(0, 9)
+    viewer.reset_view()
+    dock.come_forward()
+    wait(60, lambda: "fits this model" in dock.model.fit.text(), "the model's facts")
+    press(dock, "Predict")
+    wait(60, lambda: len(viewer.layers) > 1, "the labels layer")
+    labels = viewer.layers[-1]
+    wait(300, lambda: sum(bool(plane.any()) for plane in labels.data) >= 0.6 * STACK[0], "most of the planes")
+    wait(0.5)
+    return pair.labels
+
+
+def evaluate(viewer: Any, dock: Any, truth: Any) -> None:
+    """The scores of the prediction against the truth, and the errors as a layer on the image."""
+    from napari_strata.plugin import labels_layer
+
+    data, given, _ = labels_layer(truth)
+    viewer.add_labels(data, **given | {"name": "truth"})
+    dock.come_forward()
+    wait(60, lambda: bool(dock.compare_button.enabled), "prediction and truth")
+    press(dock, "Compare")
+    wait(120, lambda: dock.written is not None and bool(dock.errors_button.enabled), "the scores")
+    count = len(viewer.layers)
+    press(dock, "Show errors as a layer")
+    wait(60, lambda: len(viewer.layers) > count, "the errors")
+    for layer in viewer.layers[1:-1]:
+        layer.visible = False
+
+
+# ---------------------------------------------------------------------- tools
+
+
+def press(dock: Any, text: str) -> None:
+    """Click the button with this text."""
+    from qtpy.QtWidgets import QPushButton
+
+    button = next(one for one in dock.findChildren(QPushButton) if one.text() == text)
+    if not button.isEnabled():
+        sys.exit(f"The button {text} cannot be pressed: {button.toolTip()}")
+    button.click()
+
+
+def wait(seconds: float, until: Callable[[], bool] | None = None, what: str = "") -> None:
+    """Run the event loop for so long; or until something is so, and give up when it does not become so."""
+    from qtpy.QtCore import QEventLoop, QTimer
+
+    loop, check = QEventLoop(), QTimer()
+    check.setInterval(50)
+    check.timeout.connect(lambda: loop.quit() if until is not None and until() else None)
+    check.start()
+    QTimer.singleShot(int(1000 * seconds), loop.quit)
+    loop.exec()
+    check.stop()
+    if until is not None and not until():
+        sys.exit(f"Gave up after {seconds:.0f} s of waiting for {what}.")
+
+
+def save(widget: Any, path: Path) -> None:
+    """A widget as it is seen, in 256 colours."""
+    from PIL import Image
+    from qtpy.QtCore import QBuffer
+
+    wait(0.6)  # what was clicked last is drawn
+    buffer = QBuffer()
+    buffer.open(QBuffer.OpenModeFlag.WriteOnly)
+    widget.grab().save(buffer, "PNG")
+    picture = Image.open(BytesIO(bytes(buffer.data().data()))).convert("RGB")
+    for colors in (256, 128, 64):
+        picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= LARGEST:
+            return
+
+
+if __name__ == "__main__":
+    main()
