@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
-from qtpy.QtCore import QObject, QRunnable, Qt, QThreadPool, Signal
+from qtpy.compat import isalive
+from qtpy.QtCore import QObject, QRunnable, Qt, QThreadPool, Signal, Slot
 
 T = TypeVar("T")
 
 
-class _Messenger(QObject):
-    """Carries a result from a thread to the main thread; it lives there, and goes when its owner goes."""
+class _Post(QObject):
+    """Carries results from threads to the main thread, in which it is made; it outlives every owner.
+
+    A messenger that went with its owner would be emitted, or be called by an event still queued, after its end.
+    """
 
     arrived = Signal(object)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrived.connect(self._deliver, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
+
+    @Slot(object)
+    def _deliver(self, letter: Callable[[], None]) -> None:
+        letter()
+
+
+@cache
+def _post() -> _Post:
+    return _Post()
+
 
 class _Task(QRunnable):
-    def __init__(self, work: Callable[[], Any], messenger: _Messenger) -> None:
+    def __init__(self, work: Callable[[], Any], send: Callable[[bool, Any], None]) -> None:
         super().__init__()
-        self._work, self._messenger = work, messenger
+        self._work, self._send = work, send
 
     def run(self) -> None:
         try:
             result: tuple[bool, Any] = (True, self._work())
         except Exception as error:  # delivered to `failed`
             result = (False, error)
-        try:
-            self._messenger.arrived.emit(result)
-        except RuntimeError:  # the owner is gone, and the messenger with it
-            return
+        self._send(*result)
 
 
 def run(
@@ -39,20 +54,15 @@ def run(
 
     Neither is called after `owner` is destroyed. Must be called in the main thread.
     """
-    messenger = _Messenger(owner)
+    post = _post()
 
-    def deliver(result: tuple[bool, Any]) -> None:
-        try:
-            messenger.deleteLater()
-        except RuntimeError:  # the owner went while this was on its way
-            return
-        fine, value = result
-        if fine:
-            done(value)
-        else:
-            failed(value)
+    def send(fine: bool, value: Any) -> None:
+        def deliver() -> None:
+            if isalive(owner):  # type: ignore[no-untyped-call]
+                (done if fine else failed)(value)
 
-    messenger.arrived.connect(deliver, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
+        post.arrived.emit(deliver)
+
     pool = QThreadPool.globalInstance()
     assert pool is not None
-    pool.start(_Task(work, messenger))
+    pool.start(_Task(work, send))
