@@ -104,12 +104,18 @@ def set_up(viewer: Any, dock: Any) -> None:
 
 
 def check_computer(dock: Any) -> Any:
-    """The dialog with every check made."""
+    """The dialog with every check made, as tall as they are."""
+    from qtpy.QtWidgets import QScrollArea
+
     from napari_strata.widgets.doctor import DoctorDialog
 
     press(dock, "Check this computer")
     dialog = dock.findChild(DoctorDialog)
     wait(90, lambda: dialog.summary.text() != "Looking...", "the checks of the computer")
+    dialog.resize(760, 300)
+    wait(0.3)
+    hidden = dialog.findChild(QScrollArea).verticalScrollBar().maximum()
+    dialog.resize(760, min(300 + hidden, WINDOW[1]))
     return dialog
 
 

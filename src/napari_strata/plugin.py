@@ -112,17 +112,17 @@ def write_zarr_folder(path: str, layers: Sequence[Layer]) -> list[str]:
 
 def sample_sandstone() -> list[Layer]:
     """A generated sandstone and its exact labels."""
-    return _sample(sandstone())
+    return _sample(sandstone(), "sandstone")
 
 
 def sample_cells() -> list[Layer]:
     """Generated cells and their exact labels."""
-    return _sample(cells())
+    return _sample(cells(), "cells")
 
 
-def _sample(pair: AnnotatedImage) -> list[Layer]:
-    data, given, kind = labels_layer(pair.labels)
-    return [image_layer(pair.image), (data, given | {"name": f"{pair.name} labels"}, kind)]
+def _sample(pair: AnnotatedImage, name: str) -> list[Layer]:
+    labels, given, kind = labels_layer(pair.labels)
+    return [image_layer(replace(pair.image, name=name)), (labels, given | {"name": f"{name} labels"}, kind)]
 
 
 def _is_rgb(image: Image) -> bool:

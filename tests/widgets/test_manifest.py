@@ -95,7 +95,7 @@ def test_a_layer_is_saved_and_opened_as_it_was(viewer: Any, tmp_path: Path) -> N
     image, labels = viewer.open_sample("napari-strata", "sandstone")
     paths = viewer.layers.save(str(tmp_path / "all"), plugin="napari-strata")
     stores = viewer.layers.save(str(tmp_path / "zarr"), plugin="napari-strata.write_zarr_folder")
-    assert [Path(path).name for path in paths] == ["sandstone 0.ome.tif", "sandstone 0 labels.ome.tif"]
+    assert [Path(path).name for path in paths] == ["sandstone.ome.tif", "sandstone labels.ome.tif"]
     # Names that end in .ome.tif or .zarr come to us unasked, since no other writer knows them.
     paths += image.save(str(tmp_path / "one.ome.tif")) + labels.save(str(tmp_path / "two.zarr"))
     for path in paths + stores:
