@@ -15,7 +15,7 @@ from napari_strata import plugin
 from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError, RunError
 from napari_strata.image import Image
-from napari_strata.io import write_labels
+from napari_strata.io import write_image, write_labels
 
 MANIFEST = Path(plugin.__file__).with_name("napari.yaml")
 CLASSES = ClassMap(names=("pore", "clay"), values=(1, 3), unlabelled=(9,))
@@ -224,3 +224,11 @@ def test_a_sample_comes_from_no_file() -> None:
 def test_the_manifest_is_what_npe2_accepts() -> None:
     manifest = npe2.PluginManifest.from_file(MANIFEST)
     assert manifest.name == "napari-strata"
+
+
+def test_slices_in_a_folder_are_called_what_they_show(tmp_path: Path) -> None:
+    for folder in ("sandstone/images", "sandstone/dry"):
+        for z in range(2):
+            write_image(tmp_path / folder / f"{z}.tif", Image(np.zeros((8, 8), np.uint8), "YX"))
+    names = [plugin.read(str(tmp_path / folder))[0][1]["name"] for folder in ("sandstone/images", "sandstone/dry")]
+    assert names == ["sandstone", "dry"]

@@ -22,6 +22,8 @@ from napari_strata.io.paths import stem
 from napari_strata.samples import cells, sandstone
 
 Layer = tuple[Any, dict[str, Any], str]
+GENERIC = ("images", "image", "slices", "raw", "tif", "tiff")
+"""Names of folders that say nothing of what is in them."""
 METADATA = "napari_strata"
 """Key of a layer's metadata: its class map (Labels), or the file it was read from (Image), as plain data."""
 SUFFIXES = (".tif", ".tiff", ".png", ".zarr")
@@ -45,7 +47,7 @@ def read(path: str | list[str]) -> list[Layer]:
     one = path[0] if isinstance(path, list) else path
     if read_classes(one) is not None:
         return [labels_layer(read_labels(one))]
-    images = read_images(one)
+    images = [_named(image, Path(one)) for image in read_images(one)]
     return [image_layer(image, levels=read_pyramid(one, series=i), series=i) for i, image in enumerate(images)]
 
 
@@ -118,6 +120,11 @@ def sample_sandstone() -> list[Layer]:
 def sample_cells() -> list[Layer]:
     """Generated cells and their exact labels."""
     return _sample(cells(), "cells")
+
+
+def _named(image: Image, path: Path) -> Image:
+    """Slices in a folder such as ``sandstone/images`` are the sandstone."""
+    return replace(image, name=path.parent.name) if path.is_dir() and image.name.lower() in GENERIC else image
 
 
 def _sample(pair: AnnotatedImage, name: str) -> list[Layer]:

@@ -246,3 +246,49 @@ def test_copied_text_does_the_same(dock: TrainDock, qtbot: Any) -> None:
     assert words.startswith("napari-strata train ")
     assert "training.epochs=2" in words
     assert "is on the clipboard" in dock.notice.text()
+
+
+def test_a_kept_training_is_found_again_and_can_be_stopped(
+    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
+) -> None:
+    work = get_plugin_settings("napari-strata").work
+    before, work.runs = work.runs, str(tmp_path / "runs")
+    viewer = make_napari_viewer(show=True)
+    viewer.open_sample("napari-strata", "sandstone")
+    viewer.layers.selection = {viewer.layers[0]}
+    _, dock = viewer.window.add_plugin_dock_widget("napari-strata", "Train")
+    dock.recipe_box.set_recipe("default", LONG)
+    _wait_enabled(dock.start_button, qtbot)
+    dock.keep_box.value = True
+    _click(dock.start_button)
+    _wait_epochs(dock.panel.curves, 1, qtbot)
+    run = dock.run
+    viewer.close()
+    del dock
+    qtbot.waitUntil((run / "running.json").is_file, timeout=PATIENCE)
+
+    second = make_napari_viewer(show=True)
+    _, found = second.window.add_plugin_dock_widget("napari-strata", "Train")
+    _wait_buttons(found.left_behind, qtbot)
+    assert "goes on without napari" in found.left_behind.text()
+    next(button for button in found.left_behind.buttons() if button.text() == "Follow").click()
+    _wait_epochs(found.panel.curves, 2, qtbot)
+    next(button for button in found.left_behind.buttons() if button.text() == "Stop").click()
+    qtbot.waitUntil(lambda: not (run / "running.json").exists(), timeout=PATIENCE)
+    _wait_text(found.notice, "has ended", qtbot)
+    assert (run / "model.safetensors").is_file()
+    second.close()
+    del found
+    work.runs = before
+
+
+def _wait_epochs(curves: Any, count: int, qtbot: Any) -> None:
+    qtbot.waitUntil(lambda: len(curves.epochs) >= count, timeout=PATIENCE)
+
+
+def _wait_buttons(offers: Any, qtbot: Any) -> None:
+    qtbot.waitUntil(lambda: bool(offers.buttons()), timeout=PATIENCE)
+
+
+def _wait_text(label: Any, text: str, qtbot: Any) -> None:
+    qtbot.waitUntil(lambda: text in label.text(), timeout=PATIENCE)

@@ -48,6 +48,10 @@ class LeftBehind(QWidget):
         """The answers that can be given."""
         return self.findChildren(QPushButton)
 
+    def text(self) -> str:
+        """What is offered."""
+        return "\n".join(label.text() for label in self.findChildren(QLabel))
+
     def stop(self) -> None:
         """Ask the disk no more."""
         self._timer.stop()
@@ -69,7 +73,8 @@ class LeftBehind(QWidget):
         layout.addWidget(label, 1)
         for word, action in answers.items():
             button = QPushButton(word)
-            button.clicked.connect(row.hide)
+            if word != "Follow":  # who follows it may want to stop it
+                button.clicked.connect(row.hide)
             button.clicked.connect(partial(_call, action))
             layout.addWidget(button)
         self._rows.addWidget(row)
