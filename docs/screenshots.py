@@ -78,9 +78,6 @@ def make_pictures(out: Path, runs: Path) -> None:
     wait(1)
 
 
-# ---------------------------------------------------------------------- what is done in the window
-
-
 def lay_out(viewer: Any, dock: Any) -> None:
     """The window and its docks in a good size, and the image fitted into the room that is left."""
     from qtpy.QtCore import Qt
@@ -113,10 +110,9 @@ def check_computer(dock: Any) -> Any:
 def train(viewer: Any, dock: Any) -> None:
     """A training near its end, with a plane in sight that nobody has painted."""
     viewer.dims.set_current_step(0, 3)
-    dock.then_box.native.click()  # the prediction comes later, of another stack
     press(dock, "Train")
-    wait(900, lambda: len(dock.panel.curves.epochs) >= 24, "24 epochs")
-    wait(1.5)  # the preview of the newest
+    wait(900, lambda: (dock.panel.preview.epoch or 0) >= 24, "24 epochs")
+    wait(1.5)  # the plane in sight with the newest weights
 
 
 def predict(viewer: Any, dock: Any) -> Any:
@@ -124,6 +120,7 @@ def predict(viewer: Any, dock: Any) -> Any:
     from napari_strata.plugin import image_layer
     from napari_strata.samples import sandstone
 
+    wait(300, lambda: dock.prediction is None, "the prediction that the training ends with")
     pair = sandstone(STACK, seed=2)
     viewer.layers.select_all()
     viewer.layers.remove_selected()
@@ -155,9 +152,6 @@ def evaluate(viewer: Any, dock: Any, truth: Any) -> None:
     for layer in viewer.layers[1:-1]:
         layer.visible = False
     viewer.layers.selection.active = viewer.layers[0]
-
-
-# ---------------------------------------------------------------------- tools
 
 
 def press(dock: Any, text: str) -> None:

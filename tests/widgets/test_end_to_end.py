@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 from napari.settings import get_plugin_settings
 
+from napari_strata.image import Image, LabelImage
+from napari_strata.io import write_image, write_labels
+from napari_strata.widgets._data_box import FILES
 from napari_strata.widgets._live import PREDICTED
 from napari_strata.widgets.train import TrainDock
 
@@ -292,3 +296,25 @@ def _wait_buttons(offers: Any, qtbot: Any) -> None:
 
 def _wait_text(label: Any, text: str, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: text in label.text(), timeout=PATIENCE)
+
+
+def test_training_on_files(dock: TrainDock, qtbot: Any, tmp_path: Path) -> None:
+    image, labels = (layer.data for layer in dock.viewer.layers)
+    write_image(tmp_path / "images.tif", Image(image, "ZYX"))
+    write_labels(tmp_path / "labels.tif", LabelImage(labels, "ZYX"))
+    box = dock.data_box
+    box.source.value = FILES
+    assert dock.start_button.tooltip == "Choose the images."
+    box.folders.images.line_edit.value = str(tmp_path / "nowhere")
+    assert "there is no such file" in dock.start_button.tooltip
+    box.folders.images.line_edit.value = str(tmp_path / "images.tif")
+    assert dock.start_button.tooltip == "Choose the labels of these images."
+    box.folders.labels.line_edit.value = str(tmp_path / "labels.tif")
+    box.folders.zero.value = True
+    _train(dock, qtbot)
+    assert "Training finished" in dock.notice.text()
+    assert dock.run is not None
+    assert "images" in dock.run.name
+    record = json.loads((dock.run / "data.json").read_text())
+    assert record["unlabelled"] == [0]
+    assert record["pairs"][0]["images"] == str(tmp_path / "images.tif")
