@@ -125,11 +125,11 @@ def predict(viewer: Any, dock: Any) -> Any:
     viewer.layers.select_all()
     viewer.layers.remove_selected()
     data, given, _ = image_layer(pair.image)
-    viewer.layers.selection.active = viewer.add_image(data, **given | {"name": "new sandstone"})
+    image = viewer.layers.selection.active = viewer.add_image(data, **given | {"name": "new sandstone"})
     viewer.dims.set_current_step(0, STACK[0] // 3)
     viewer.reset_view()
     dock.come_forward()
-    wait(60, lambda: "fits this model" in dock.model.fit.text(), "the model's facts")
+    wait(60, lambda: dock.images.layer is image and not dock.model.fit.isHidden(), "whether the image fits the model")
     press(dock, "Predict")
     wait(60, lambda: len(viewer.layers) > 1, "the labels layer")
     labels = viewer.layers[-1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,27 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         write_text(tmp_path / "a" / "b.txt", "x")
+
+
+def test_two_threads_write_one_file_without_harm(tmp_path: Path) -> None:
+    started, target = threading.Barrier(2), tmp_path / "a.txt"
+    failed: list[Exception] = []
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(50):
+                started.wait(10)
+                with atomic(target) as temporary:
+                    temporary.write_text(text * 10_000)
+        except Exception as error:  # shown by the assertion
+            failed.append(error)
+            started.abort()
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert target.read_text() in ("a" * 10_000, "b" * 10_000)
+    assert list(tmp_path.iterdir()) == [target]

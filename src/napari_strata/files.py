@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     # The suffixes stay last: writers choose the format by them.
-    temporary = target.with_name(f".{os.getpid()}.tmp.{target.name}")
+    temporary = target.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

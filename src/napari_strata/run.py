@@ -119,5 +119,6 @@ def check_free(path: str | Path) -> None:
         raise RunError(f"{place}: found a file where a run folder is to be made; choose another --out.")
     if place.is_dir() and any(one.name != files.LAYERS for one in place.iterdir()):
         raise RunError(
-            f"{place}: this run folder exists already; choose another --out, or go on with it (--resume, --extend N)."
+            f"{place}: this run folder exists already; choose another one, or go on with it (resume, or extend it by "
+            "some epochs)."
         )

@@ -151,7 +151,7 @@ def test_images_of_time_without_z():
 def test_the_only_slice_gives_a_strip_with_a_gap():
     found = split(pair(random_labels((100, 100)), "YX"), seed=3)
     side = found.text.split()[1]
-    assert found.text == f"the {side} 20 % of the only slice, 16 pixels apart"
+    assert found.text == f"the {side} 20 % of the only labelled slice, 16 pixels apart"
     (held,), (learnt,) = found.validation, found.training
     axis = {"left": 1, "right": 1, "top": 0, "bottom": 0}[side]
     first, second = sorted([(held, learnt)[i].columns if axis else (held, learnt)[i].rows for i in (0, 1)], key=str)
@@ -199,7 +199,8 @@ def test_a_strip_in_the_middle_says_which_columns():
     found = split(pair(thin(200), "YX"), 0.3)
     (held,) = found.validation
     assert found.warnings == ()
-    assert found.text == f"columns {held.columns.start} to {held.columns.stop - 1} of the only slice, 16 pixels apart"
+    columns = f"columns {held.columns.start} to {held.columns.stop - 1}"
+    assert found.text == f"{columns} of the only labelled slice, 16 pixels apart"
     assert [p.columns for p in found.training] == [
         slice(0, held.columns.start - 16),
         slice(held.columns.stop + 16, 200),

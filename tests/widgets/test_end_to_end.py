@@ -119,7 +119,7 @@ def test_stop_keeps_the_model_and_resume_goes_on(dock: TrainDock, qtbot: Any) ->
     assert (run / "model.safetensors").is_file()
     assert dock.session.latest_model == run
     done = len(dock.panel.curves.epochs)
-    _click(dock.resume_button)
+    _click(dock.runs.resume_button)
     qtbot.waitUntil(lambda: len(dock.panel.curves.epochs) > done, timeout=PATIENCE)
     assert dock.run == run
     assert [event.epoch for event in dock.panel.curves.epochs][: done + 1] == list(range(1, done + 2))
@@ -171,7 +171,7 @@ def test_a_worker_killed_in_training_costs_nothing(dock: TrainDock, qtbot: Any) 
     assert "killed" in dock.notice.text()
     np.testing.assert_array_equal(labels.data, before)
     done = len(dock.panel.curves.epochs)
-    _click(dock.resume_button)
+    _click(dock.runs.resume_button)
     qtbot.waitUntil(lambda: len(dock.panel.curves.epochs) > done, timeout=PATIENCE)
     dock.stop()
     qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from napari.layers import Image as ImageLayer
+from napari.layers import Labels as LabelsLayer
 
 from napari_strata.classes import ClassMap
 from napari_strata.errors import RunError
@@ -19,7 +20,8 @@ CLASSES = ClassMap(names=("pore", "grain"), values=(1, 2), unlabelled=(0,))
 def _data() -> LayerData:
     layer = ImageLayer(np.arange(2 * 20 * 20, dtype=np.uint16).reshape(2, 20, 20), name="sand")
     image = Image(layer.data, "ZYX", name="sand")
-    return LayerData(layer, image, image.labels_like((layer.data % 3).astype(np.uint8), classes=CLASSES))
+    painted = LabelsLayer((layer.data % 3).astype(np.uint8))
+    return LayerData(layer, image, painted, image.labels_like(painted.data, classes=CLASSES))
 
 
 def test_a_training_and_its_plan_have_the_same_words(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def _block(part: Part, profile: Array, axis: int, bounds: tuple[int, int]) -> Pa
 
 
 def _text(parts: Sequence[Part], strip: _Strip, gap: int) -> str:
-    """In words: ``the right 20 % of the only slice, 16 pixels apart``."""
+    """In words: ``the right 20 % of the only labelled slice, 16 pixels apart``."""
     share = f"{100 * strip.share:.0f} %"
     if strip.at_edge:
         side = (("top", "bottom"), ("left", "right"))[strip.axis][int(strip.start)]
@@ -141,4 +141,4 @@ def _text(parts: Sequence[Part], strip: _Strip, gap: int) -> str:
         what = f"{('rows', 'columns')[strip.axis]} {first} to {stop - 1}"
     else:
         what = f"{share} of the {('rows', 'columns')[strip.axis]}"
-    return f"{what} of {'the only slice' if len(parts) == 1 else 'every slice'}, {gap} pixels apart"
+    return f"{what} of {'the only labelled slice' if len(parts) == 1 else 'every slice'}, {gap} pixels apart"

@@ -41,6 +41,12 @@ class Kept:
         """``Labels "clay" of image "sand", painted 2026-11-21 14:05``."""
         return f'Labels "{self.layer}" of image "{self.image}", painted {self.time:%Y-%m-%d %H:%M}'
 
+    def take_over(self) -> None:
+        """They are in this viewer now: offer them again only if it ends without a word."""
+        note = self.path.with_name(NOTE)
+        with suppress(OSError, StrataError):
+            files.write_text(note, json.dumps({"layer": self.layer, "image": self.image} | this_process()) + "\n")
+
     def forget(self) -> None:
         """Do not offer them again; the file itself stays until its run is deleted."""
         with suppress(OSError):
@@ -123,7 +129,8 @@ class Autosave(QObject):
 
 
 def kept(runs: Path) -> list[Kept]:
-    """Labels that earlier sessions left under the runs folder, newest first; those of a living napari are not."""
+    """Labels that earlier sessions left under the runs folder, the newest of each layer, the newest first; those of a
+    living napari are not."""
     found = []
     for note in runs.glob(f"*/layers/{NOTE}"):
         path = note.with_name(NAME)
@@ -134,7 +141,8 @@ def kept(runs: Path) -> list[Kept]:
                 found.append(Kept(path, str(facts["layer"]), str(facts["image"]), time))
         except (OSError, ValueError, KeyError):
             continue
-    return sorted(found, key=lambda one: one.time, reverse=True)
+    newest = {(one.layer, one.image): one for one in sorted(found, key=lambda one: one.time)}
+    return sorted(newest.values(), key=lambda one: one.time, reverse=True)
 
 
 def _strokes(layer: LabelsLayer) -> tuple[int, int]:
@@ -164,4 +172,3 @@ def is_alive(facts: Mapping[str, object]) -> bool:
         return bool(psutil.Process(int(str(facts.get("pid")))).create_time() == facts.get("started"))
     except (psutil.Error, ValueError):
         return False
-

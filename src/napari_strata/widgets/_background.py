@@ -47,9 +47,7 @@ class _Task(QRunnable):
         self._send(*result)
 
 
-def run(
-    work: Callable[[], T], done: Callable[[T], Any], failed: Callable[[Exception], Any], *, owner: QObject
-) -> None:
+def run(work: Callable[[], T], done: Callable[[T], Any], failed: Callable[[Exception], Any], *, owner: QObject) -> None:
     """Call `work` in a thread, then `done` with its result, or `failed` with its error, in the main thread.
 
     Neither is called after `owner` is destroyed. Must be called in the main thread.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from magicgui.widgets import ComboBox, LineEdit, PushButton
@@ -29,6 +30,7 @@ class _Choice(QWidget):
         super().__init__(parent)
         self._viewer = viewer
         self._layer: Any = None
+        self._by_hand: set[Any] | None = None  # what was selected when somebody picked in the box
         self.combo = ComboBox(choices=self._choices, nullable=True, tooltip=f"The {label.lower()} layer to work with.")
         self.text = QLabel()
         self.text.setWordWrap(True)
@@ -92,6 +94,7 @@ class _Choice(QWidget):
 
     def _picked(self, layer: Any) -> None:
         if layer is not self._layer:
+            self._by_hand = set(self._viewer.layers.selection)
             self.choose(layer)
 
     def _layer_changed(self) -> None:
@@ -133,7 +136,7 @@ class ImageChoice(_Choice):
             self.choose(selected[0])
         elif len(every) == 1:
             self.choose(every[0])
-        elif len(selected) > 1 and self._layer not in selected:
+        elif len(selected) > 1 and self._by_hand != set(self._viewer.layers.selection):
             self.choose(None)
         else:
             self.choose(self._layer)
@@ -184,6 +187,7 @@ class LabelsChoice(_Choice):
 
     def __init__(self, viewer: ViewerModel, images: ImageChoice, *, title: str = "Labels") -> None:
         self._images = images
+        self._last: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # image layer -> labels used with it
         super().__init__(viewer, title, images.parentWidget())
         self.new_button = PushButton(text="New labels", tooltip="An empty Labels layer on this image, ready to paint.")
         self.new_button.changed.connect(self.make_new)
@@ -235,8 +239,11 @@ class LabelsChoice(_Choice):
 
     def _follow(self) -> None:
         selected, fitting = self._selected(), self._fitting()
+        last = self._last.get(self._images.layer) if self._images.layer is not None else None
         if len(selected) == 1:
             self.choose(selected[0])
+        elif last in fitting:
+            self.choose(last)
         elif self._layer in fitting:
             self.choose(self._layer)
         else:
@@ -246,6 +253,8 @@ class LabelsChoice(_Choice):
     def _show(self) -> None:
         super()._show()
         image = self._images.image
+        if self._images.layer is not None and self._layer in self._fitting():
+            self._last[self._images.layer] = self._layer
         self.new_button.enabled = image is not None
         self.problem = ""
         if self._layer is None:
@@ -262,4 +271,3 @@ def _translation(layer: ImageLayer | None, image: Image) -> Any:
     if layer is None or len(image.label_axes) != layer.ndim:
         return None
     return layer.translate
-

@@ -76,8 +76,9 @@ class DataBox(QWidget):
         assert self.images.layer is not None
         assert self.images.image is not None
         assert self.labels.layer is not None
-        labels = _layers.labels_of(self.labels.layer, self.images.image)
-        return LayerData(self.images.layer, self.images.image, replace(labels, classes=self.table.classes()))
+        image, layer = self.images.image, self.labels.layer
+        labels = replace(_layers.labels_of(layer, image), classes=self.table.classes())
+        return LayerData(self.images.layer, image, layer, labels)
 
     def problem(self) -> str:
         """Why this cannot be trained on; empty when it can."""

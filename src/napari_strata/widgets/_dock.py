@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from magicgui.widgets import ProgressBar, PushButton
 from magicgui.widgets import Widget as MagicWidget
-from napari.viewer import Viewer
+from napari.viewer import Viewer, current_viewer
 from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import (
@@ -23,6 +23,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_strata.errors import RunError
+from napari_strata.widgets import _background
 from napari_strata.widgets._session import Session
 
 WIDTH = 330
@@ -32,9 +34,22 @@ WIDTH = 330
 class Dock(QWidget):
     """Base of the docks. Subclasses fill the page with `add` and the foot with `add_to_foot`."""
 
+    @classmethod
+    def of(cls, viewer: Viewer | None) -> Self:
+        """The dock of a viewer (None: of the one in use), as it was when it was closed; a new one the first time."""
+        whole = viewer or current_viewer()
+        if whole is None:
+            raise RunError("found no viewer; open napari first.")
+        found = Session.of(whole).docks.get(cls)
+        return found if isinstance(found, cls) else cls(whole)
+
+    name = ""
+    """What stands on the tab."""
+
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self.session = Session.of(viewer)
+        self.session.docks[type(self)] = self  # napari drops a dock that is closed; what runs in it goes on
         self.viewer = self.session.viewer  # the viewer itself: what napari gives may be a proxy
         self._kept: list[Any] = []  # magicgui widgets live as long as something in Python holds them
         page = QWidget()
@@ -58,7 +73,7 @@ class Dock(QWidget):
         whole.setSpacing(0)
         whole.addWidget(scroll, 1)
         whole.addWidget(foot)
-        self._placed = False
+        self._place: QDockWidget | None = None
         self.session.closing.connect(self.leave)
 
     def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
@@ -69,8 +84,8 @@ class Dock(QWidget):
 
     def showEvent(self, event: QShowEvent | None) -> None:  # noqa: N802
         super().showEvent(event)
-        if not self._placed:
-            self._placed = True
+        if _frame(self) is not self._place:
+            self._place = _frame(self)
             QTimer.singleShot(0, self._join)
 
     def _join(self) -> None:
@@ -81,6 +96,7 @@ class Dock(QWidget):
             return
         if not isinstance(window, QMainWindow) or mine is None:
             return
+        mine.setWindowTitle(self.name)  # napari's own name, with the plugin's in it, does not fit on a tab
         others = [_frame(dock) for dock in window.findChildren(Dock) if dock is not self]
         beside = [frame for frame in others if frame is not None and not frame.isFloating()]
         if beside and mine not in window.tabifiedDockWidgets(beside[0]):
@@ -136,12 +152,30 @@ class Dock(QWidget):
             clipboard.setText(text)
         self.notice.say(f"{what} is on the clipboard.")
 
+    def copy_later(self, make: Callable[[], str], what: str) -> None:
+        """Put the text that `make`, called in a thread, gives on the clipboard; it may write layers first."""
+        _background.run(
+            make,
+            lambda text: self.copy(text, what),
+            lambda error: self.notice.say(f"The layers could not be written: {error}", "error"),
+            owner=self,
+        )
+
     def _native(self, widget: QWidget | MagicWidget) -> QWidget:
         if isinstance(widget, QWidget):
             return widget
         self._kept.append(widget)
         native: QWidget = widget.native
         return native
+
+
+def new_page() -> tuple[QWidget, QVBoxLayout]:
+    """A widget to fill, and its rows."""
+    page = QWidget()
+    rows = QVBoxLayout(page)
+    rows.setContentsMargins(2, 4, 2, 2)
+    rows.setSpacing(5)
+    return page, rows
 
 
 def _frame(widget: QWidget) -> QDockWidget | None:

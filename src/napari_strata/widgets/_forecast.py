@@ -50,6 +50,7 @@ class Forecast(QWidget):
         if wanted is None:
             self.text.setText(why)
             return
+        self.text.setText("Working out validation and memory ...")
         # Large labels take a while to write: do not do it after every stroke.
         self._timer.start(max(REST, round(4000 * self._took)))
 

@@ -7,6 +7,7 @@ files and belong into a thread.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -24,6 +25,7 @@ from napari_strata.io import read_image, write_image, write_labels
 from napari_strata.plugin import METADATA
 from napari_strata.worker.orders import Layer
 
+_COPYING = threading.Lock()
 COPIED = 4 * 2**30
 """Bytes up to which an image is copied for the worker when its file says less than the layer."""
 
@@ -103,8 +105,9 @@ def source_of_image(layer: ImageLayer, image: Image, folder: Path) -> Layer:
     if found is not None:
         return found
     path = folder / f"{slug(image.name)}.tif"
-    if not _holds(path, image):
-        write_image(path, image, overwrite=True)
+    with _COPYING:  # two docks may ask for the same copy at once
+        if not _holds(path, image):
+            write_image(path, image, overwrite=True)
     return Layer(path=str(path), name=image.name)
 
 
@@ -176,4 +179,3 @@ def _holds(path: Path, image: Image) -> bool:
         return same and all(np.array_equal(file.read(plane), image.read(plane)) for plane in image.planes())
     except StrataError:
         return False
-

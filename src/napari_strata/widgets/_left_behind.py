@@ -30,7 +30,7 @@ MOST = 2
 class LeftBehind(QWidget):
     """Offers, one line each; empty and out of sight when there is nothing."""
 
-    follow = Signal(object, object, object)  # Path of a run that goes on without napari, its colours, its events
+    follow = Signal(object, object, object, bool)  # RunSummary, its colours, its events, whether it still runs
 
     def __init__(self, session: Session, dock: Dock) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class LeftBehind(QWidget):
             self._offer(f"{one.describe()}, was kept.", {"Open": partial(self._open, one), "Forget": one.forget})
         for run in runs[:MOST]:
             text = f"The training {run.name} goes on without napari."
-            self._offer(text, {"Follow": partial(self._follow, run), "Stop": partial(self._end, run)})
+            self._offer(text, {"Follow": partial(self._follow, run), "Stop": partial(self.end, run)})
 
     def _offer(self, text: str, answers: dict[str, Callable[[], object]]) -> None:
         row = QWidget()
@@ -91,30 +91,34 @@ class LeftBehind(QWidget):
     def _add(self, labels: LabelImage, one: Kept) -> None:
         data, attributes, _ = labels_layer(labels)
         self._session.viewer.add_layer(LabelsLayer(data, **attributes | {"name": one.layer}))
-        one.forget()
+        one.take_over()
         self._dock.notice.say(f'"{one.layer}" is back; save it, or go on painting.')
 
     def _follow(self, run: RunSummary) -> None:
-        self._again(run.path)
-        self._timer.timeout.connect(lambda: self._again(run.path))
+        self._timer.timeout.connect(lambda: self._again(run))
         self._timer.start()
+        self._again(run)
 
-    def _again(self, run: Path) -> None:
+    def _again(self, run: RunSummary) -> None:
+        path = run.path
         _background.run(
-            lambda: ((run / "running.json").is_file(), class_colors(run), last_events(run)),
+            lambda: ((path / "running.json").is_file(), class_colors(path), last_events(path)),
             lambda found: self._report(run, *found),
             _ignore,
             owner=self,
         )
 
-    def _report(self, run: Path, running: bool, colors: tuple[str, ...], events: list[Event]) -> None:
-        self.follow.emit(run, colors, events)
-        if not running and self._timer.isActive():
+    def _report(self, run: RunSummary, running: bool, colors: tuple[str, ...], events: list[Event]) -> None:
+        if not self._timer.isActive():  # an answer to a question that was asked before the end
+            return
+        self.follow.emit(run, colors, events, running)
+        if not running:
             self._timer.stop()
-            self._dock.notice.say(f"The training {run.name} has ended; its model is in {run}.")
-            self._session.announce(run)
+            self._dock.notice.say(f"The training {run.name} has ended; its model is in {run.path}.")
+            self._session.announce(run.path)
 
-    def _end(self, run: RunSummary) -> None:
+    def end(self, run: RunSummary) -> None:
+        """Tell a training that goes on without napari to stop."""
         try:
             process = psutil.Process(int((run.running or {})["pid"]))
             if "napari_strata" not in " ".join(process.cmdline()):

@@ -47,8 +47,13 @@ class LiveLabels(QObject):
         self._timer.setInterval(REFRESH)
         self._timer.timeout.connect(self._refresh)
 
-    def open(self, target: TargetOpened, image: Image, under: ImageLayer | None, *, name: str) -> LabelsLayer:
-        """A layer on the array that the worker has just made, placed where `under`, the image layer, lies."""
+    def open(
+        self, target: TargetOpened, image: Image, under: ImageLayer | None, *, name: str, below: Layer | None = None
+    ) -> LabelsLayer:
+        """A layer on the array that the worker has just made, placed where `under`, the image layer, lies.
+
+        It goes on top of the list, or `below` a layer.
+        """
         data = np.lib.format.open_memmap(target.path, mode="r")
         classes = class_map(target.classes)
         if self.layer is not None and self.layer in self._viewer.layers and self.layer.data.shape == data.shape:
@@ -63,7 +68,7 @@ class LiveLabels(QObject):
         attributes["metadata"] = attributes.get("metadata", {}) | {PREDICTED: True}
         self.layer = LabelsLayer(given, **attributes)
         self.layer.editable = False  # until it is whole: the array belongs to the worker
-        add_quietly(self._viewer, self.layer)
+        add_quietly(self._viewer, self.layer, below=below)
         return self.layer
 
     def region_done(self, region: Mapping[str, Any]) -> None:
@@ -111,10 +116,12 @@ class LiveLabels(QObject):
         return all(a in "YX" or not isinstance(index, int) or places.get(a) == index for a, index in region.items())
 
 
-def add_quietly(viewer: ViewerModel, layer: Layer) -> None:
+def add_quietly(viewer: ViewerModel, layer: Layer, *, below: Layer | None = None) -> None:
     """Add a layer and leave the selection as it is: somebody may be painting on what is selected."""
     selected, active = set(viewer.layers.selection), viewer.layers.selection.active
     viewer.add_layer(layer)
+    if below is not None and below in viewer.layers:
+        viewer.layers.move(viewer.layers.index(layer), viewer.layers.index(below))
     viewer.layers.selection = selected
     if active is not None:
         viewer.layers.selection.active = active
@@ -142,4 +149,3 @@ def current_plane(viewer: ViewerModel, layer: ImageLayer, image: Image) -> dict[
 def _own(path: Path, small: bool) -> Any:
     mapped = np.lib.format.open_memmap(path, mode="c")
     return np.array(mapped) if small else mapped
-

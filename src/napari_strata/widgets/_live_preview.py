@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qtpy.QtCore import QObject, QTimer
 
-from napari_strata.events import EpochEnd
+from napari_strata.events import EpochEnd, RegionEnd
 from napari_strata.widgets._client import JobHandle
 from napari_strata.widgets._layers import slug
 from napari_strata.widgets._live import LiveLabels, current_plane
@@ -29,6 +29,7 @@ class LivePreview(QObject):
         self._data: LayerData | None = None
         self._job: JobHandle | None = None
         self._labels = LiveLabels(session.viewer, self)
+        self._filled = False
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(REST)
@@ -38,7 +39,7 @@ class LivePreview(QObject):
         """Follow a training of `data`; None when it trains on files, which the viewer does not show."""
         self.stop()
         if self._data is None or data is None or data.layer is not self._data.layer:
-            self._labels.layer = None  # of another image
+            self._labels.layer, self._filled = None, False  # of another image
         self._training, self._order, self._data, self._on = training, order, data, on
         self._session.viewer.dims.events.current_step.connect(self._moved)
 
@@ -55,6 +56,15 @@ class LivePreview(QObject):
         if self._job is not None and self._job.outcome is None:
             self._job.stop()
         self._training = self._job = None
+        empty = self._labels.layer
+        if empty is not None and not self._filled and empty in self._session.viewer.layers:
+            self._session.viewer.layers.remove(empty)
+            self._labels.layer = None
+
+    def hide(self) -> None:
+        """The whole stack is being predicted with better weights."""
+        if self._labels.layer is not None and self._labels.layer in self._session.viewer.layers:
+            self._labels.layer.visible = False
 
     def epoch_ended(self, _event: EpochEnd) -> None:
         """There are new weights."""
@@ -85,7 +95,11 @@ class LivePreview(QObject):
 
     def _take(self, event: object) -> None:
         if isinstance(event, TargetOpened) and self._data is not None and self._labels.layer is None:
-            self._labels.open(event, self._data.image, self._data.layer, name=f"{self._data.name} preview")
+            data = self._data
+            name = f"{data.name} preview"
+            self._labels.open(event, data.image, data.layer, name=name, below=data.labels_layer)
+        if isinstance(event, RegionEnd):
+            self._filled = True
 
     def _done(self, _outcome: object) -> None:
         self._labels.refresh()

@@ -173,7 +173,7 @@ class LivePrediction(QObject):
         self._done, self._total = event.done, event.regions
         self._live.region_done(event.region)
         left = (perf_counter() - self._begun) / self._done * (self._total - self._done)
-        about = "a few seconds left" if left < 5 else f"about {duration(left)} left"
+        about = "a few seconds left" if left < 5 else f"about {duration(left) if left >= 10 else f'{left:.0f} s'} left"
         if not self._stopped:
             self.words = f"{self._done} of {_planes(self._total)}{f', {about}' if self._done < self._total else ''}"
         self.progress.emit(self._done, self._total)
@@ -294,7 +294,7 @@ def _shares(outcome: Outcome) -> str:
     """``; pore 12.3 %, quartz 87.7 %``: of the pixels that were predicted."""
     pixels: Mapping[str, int] = outcome.result.get("pixels", {})
     total = sum(pixels.values())
-    return "; " + ", ".join(f"{name} {count / total:.1%}" for name, count in pixels.items()) if total else ""
+    return "; " + ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in pixels.items()) if total else ""
 
 
 def _planes(count: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from napari.layers import Image as ImageLayer
+from napari.layers import Labels as LabelsLayer
 
 from napari_strata.errors import RunError
 from napari_strata.files import LAYERS
@@ -26,6 +27,7 @@ class LayerData:
 
     layer: ImageLayer
     image: Image
+    labels_layer: LabelsLayer
     labels: LabelImage
 
     @property

@@ -11,14 +11,14 @@ from pathlib import Path
 from napari.utils.task_status import Status
 from napari.viewer import Viewer
 from qtpy.QtCore import QEvent, QObject, QTimer, Signal
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_strata import files
 from napari_strata.widgets import _background
 from napari_strata.widgets._autosave import is_alive, this_process
 from napari_strata.widgets._client import JobHandle, WorkerClient
 from napari_strata.widgets._layers import slug
-from napari_strata.widgets._settings import Settings
+from napari_strata.widgets._settings import Settings, preferences
 from napari_strata.worker.orders import Job
 
 SCRATCH = ".session-"
@@ -46,11 +46,15 @@ class Session(QObject):
         self.viewer = viewer
         self.settings = Settings.load()
         self.latest_model: Path | None = None
+        self.docks: dict[type, QWidget] = {}
         self.client = WorkerClient(self.settings.command)
         self.client.warm()
         self._window = window
         self._scratch: Path | None = None
         self._closed = False
+        self._stale = False
+        self._preferences = preferences()
+        self._preferences.events.connect(self._settings_changed)
         window.installEventFilter(self)
         if (application := QApplication.instance()) is not None:
             application.aboutToQuit.connect(self.close)
@@ -58,10 +62,18 @@ class Session(QObject):
 
     def submit(self, order: Job) -> JobHandle:
         """Give an order to the worker."""
+        self._reload()
         return self.client.submit(order)
 
-    def reload_settings(self) -> None:
-        """Take up what was changed in Preferences; another command means another worker."""
+    def _settings_changed(self, _event: object = None) -> None:
+        self._stale = True
+        self._reload()
+
+    def _reload(self) -> None:
+        """Take up what was changed in Preferences, once no job runs; another command means another worker."""
+        if not self._stale or self.client.current_state == "busy":
+            return
+        self._stale = False
         settings = Settings.load()
         if settings.command != self.settings.command:
             self.client.close()
@@ -108,8 +120,13 @@ class Session(QObject):
         if self._closed:
             return
         self._closed = True
+        self._preferences.events.disconnect(self._settings_changed)
         with suppress(RuntimeError):  # the window may be half gone
             self.closing.emit()
+            for dock in self.docks.values():
+                if dock.parent() is None:  # closed before: it belongs to no window
+                    dock.deleteLater()
+        self.docks.clear()
         self.client.close()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)

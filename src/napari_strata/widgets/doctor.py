@@ -87,7 +87,7 @@ class DoctorDialog(QDialog):
         whole.addWidget(self.summary)
         whole.addWidget(scroll, 1)
         whole.addLayout(buttons)
-        self.resize(100 * letters.averageCharWidth(), 30 * letters.lineSpacing())
+        self.resize(125 * letters.averageCharWidth(), 42 * letters.lineSpacing())
 
     def start(self, *, command: Sequence[str], folder: Path) -> None:
         """Begin to look; lines are added as they come."""
@@ -159,7 +159,8 @@ def _row(check: Check) -> QWidget:
     cells.setColumnStretch(1, 1)
     mark = QLabel(MARKS[check.status])
     mark.setToolTip(check.status)
-    mark.setMinimumWidth(2 * mark.fontMetrics().averageCharWidth())
+    mark.setFixedWidth(max(mark.fontMetrics().horizontalAdvance(one) for one in MARKS.values()) + 4)
+    mark.setAlignment(Qt.AlignmentFlag.AlignHCenter)
     cells.addWidget(mark, 0, 0, Qt.AlignmentFlag.AlignTop)
     cells.addWidget(_paragraph(f"{check.name}: {check.text}"), 0, 1)
     if check.cure:

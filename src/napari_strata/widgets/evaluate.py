@@ -34,6 +34,8 @@ WHOLE, PLANE = "whole stack", "plane in sight"
 class EvaluateDock(Dock):
     """Compares predicted labels with the truth: scores of each class, confusion, errors as a layer."""
 
+    name = "Evaluate"
+
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
         self.handle: JobHandle | None = None
@@ -293,6 +295,9 @@ class EvaluateDock(Dock):
         made, old = LabelsLayer(data, **given), self._errors
         if old is None or old not in self.viewer.layers or old.data.shape != data.shape:
             self._errors = made
+            for layer in self.viewer.layers:  # under the same colours nobody would see what is wrong
+                if layer.metadata.get(PREDICTED):
+                    layer.visible = False
             add_quietly(self.viewer, made)
             return
         old.data, old.colormap, old.features = data, made.colormap, made.features
@@ -335,3 +340,8 @@ def _paragraph(text: str = "") -> QLabel:
     label = QLabel(text)
     label.setWordWrap(True)
     return label
+
+
+def evaluate_dock(napari_viewer: Viewer | None = None) -> EvaluateDock:
+    """What the menu opens: the dock of the viewer, as it was left."""
+    return EvaluateDock.of(napari_viewer)

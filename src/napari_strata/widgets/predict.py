@@ -31,6 +31,8 @@ FORMATS = {"OME-TIFF (*.ome.tif *.ome.tiff *.tif *.tiff)": "ome.tif", "OME-Zarr 
 class PredictDock(Dock):
     """Segments the image layer that is selected, or a part of it."""
 
+    name = "Predict"
+
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
         self.prediction: LivePrediction | None = None
@@ -279,3 +281,8 @@ def _hidden(names: list[str]) -> str:
         return ""
     count = f"{len(names)} more layers are" if len(names) > 1 else f"{names[0]} is"
     return f"\n{count} in the layer list, hidden under the labels: click an eye to look."
+
+
+def predict_dock(napari_viewer: Viewer | None = None) -> PredictDock:
+    """What the menu opens: the dock of the viewer, as it was left."""
+    return PredictDock.of(napari_viewer)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from magicgui.widgets import CheckBox, SpinBox
+from magicgui.widgets import CheckBox
 from napari.viewer import Viewer
-from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QTabWidget, QWidget
 
 from napari_strata.errors import StrataError
 from napari_strata.events import EpochEnd, Event
@@ -16,14 +17,16 @@ from napari_strata.widgets import _background, _script
 from napari_strata.widgets._autosave import Autosave
 from napari_strata.widgets._client import JobHandle, Outcome
 from napari_strata.widgets._data_box import DataBox
-from napari_strata.widgets._dock import Dock, enable
+from napari_strata.widgets._dock import Dock, enable, new_page
 from napari_strata.widgets._forecast import Forecast
 from napari_strata.widgets._left_behind import LeftBehind
 from napari_strata.widgets._live_preview import LivePreview
 from napari_strata.widgets._panel import TrainingPanel
 from napari_strata.widgets._prepare import LayerData, Wanted, class_colors, order_of_run
-from napari_strata.widgets._recent import last_events
+from napari_strata.widgets._recent import RunSummary, last_events
 from napari_strata.widgets._recipe_box import RecipeBox
+from napari_strata.widgets._run_row import RunRow
+from napari_strata.widgets.doctor import show_doctor
 from napari_strata.worker.orders import TrainJob
 
 SETUP, PROGRESS = 0, 1
@@ -32,12 +35,17 @@ SETUP, PROGRESS = 0, 1
 class TrainDock(Dock):
     """Trains a network on the image layer that is selected and the labels painted on it."""
 
+    name = "Train"
+
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
         self.handle: JobHandle | None = None
         self.run: Path | None = None
         self._draft: Path | None = None
         self._order: TrainJob | None = None
+        self._trained: LayerData | None = None
+        self._followed: RunSummary | None = None
+        self._warnings: list[str] = []
         self.data_box = DataBox(self.viewer)
         self.recipe_box = RecipeBox()
         self.panel = TrainingPanel()
@@ -50,7 +58,7 @@ class TrainDock(Dock):
         self.data_box.changed.connect(self._changed)
         self.recipe_box.changed.connect(self._changed)
         self.panel.epoch_ended.connect(self._epoch_ended)
-        self.panel.warned.connect(lambda text: self.notice.say(text, "warning"))
+        self.panel.warned.connect(self._warned)
         self.panel.ended.connect(self._ended)
         self.autosave.failed.connect(lambda text: self.notice.say(text, "error"))
         self.autosave.saved.connect(self._labels_saved)
@@ -61,7 +69,7 @@ class TrainDock(Dock):
 
     def _build_pages(self) -> None:
         self.tabs = QTabWidget()
-        (setup_page, setup), (progress_page, progress) = _page(), _page()
+        (setup_page, setup), (progress_page, progress) = new_page(), new_page()
         self.preview_box = CheckBox(
             text="Preview after each epoch",
             value=True,
@@ -77,17 +85,17 @@ class TrainDock(Dock):
             setup.addWidget(widget)
         setup.addWidget(self._links())
         check = "Versions, GPU, worker and disk; for a bug report too."
-        setup.addWidget(self._native(self.button("Check this computer", self._doctor, check)))
+        doctor = partial(show_doctor, self, command=self.session.settings.command, folder=self.session.settings.runs)
+        setup.addWidget(self._native(self.button("Check this computer", doctor, check)))
         setup.addStretch(1)
         progress.addWidget(self.panel)
         for box in (self.preview_box, self.keep_box):
             progress.addWidget(self._native(box))
-        self.extend_by = SpinBox(value=10, min=1, max=100_000, tooltip="Epochs to add.")
-        self.resume_button = self.button("Resume", self.resume, "Go on where it stopped.")
-        self.extend_button = self.button("Extend by", self.extend, "Train the same run for more epochs.")
-        self.open_button = self.button("Open a run ...", self._choose_run, "Go on with a run on disk.")
-        progress.addWidget(self.row(self.resume_button, self.open_button))
-        progress.addWidget(self.row(self.extend_button, self.extend_by, QLabel("epochs"), stretch=1))
+        self.runs = RunRow(lambda: self.session.settings.runs)
+        self.runs.resumed.connect(self.resume)
+        self.runs.extended.connect(self.extend)
+        self.runs.opened.connect(self.open_run)
+        progress.addWidget(self.runs)
         self.tabs.addTab(setup_page, "Set up")
         self.tabs.addTab(progress_page, "Progress")
         self.add(self.tabs)
@@ -108,6 +116,9 @@ class TrainDock(Dock):
             tooltip="When the training is complete, segment the image with the new model at once.",
         )
         self.add_to_foot(self.then_box)
+        self.why = QLabel()
+        self.why.setWordWrap(True)
+        self.add_to_foot(self.why)
         self.add_to_foot(self.row(self.start_button, self.stop_button, stretch=0))
         self.add_to_foot(self.predict_button)
 
@@ -123,30 +134,30 @@ class TrainDock(Dock):
         return Wanted(data, box.base(), dict(box.overrides()), device, bool(self.keep_box.value))
 
     def _why_not(self) -> str:
-        if self.handle is not None:
+        if self.handle is not None or self._followed is not None:
             return "A training is running: stop it first."
         return self.data_box.problem() or self.recipe_box.problem()
 
     def _changed(self) -> None:
         why = self._why_not()
-        running = self.handle is not None
+        running = self.handle is not None or self._followed is not None
+        self.why.setText(why)
+        self.why.setVisible(bool(why) and not running)
         enable(self.start_button, why, "Train a network on this image and these labels.")
-        enable(self.stop_button, "" if running else "Nothing is running.", "Stop; the best model so far is kept.")
+        kept = "Stop. The best model so far is kept; there is one from the end of the first epoch."
+        enable(self.stop_button, "" if running else "Nothing is running.", kept)
         has_model = self.run is not None and (self.run / "model.safetensors").is_file()
         no_model = "" if has_model else "There is no model yet: train one."
         enable(self.predict_button, no_model or ("" if not running else "Stop the training first."))
         self.predict_button.visible = has_model and not running
-        goes_on = "" if self._order is not None and not running else "Train, or open a run, first."
-        for button in (self.resume_button, self.extend_button):
-            enable(button, goes_on, "Go on with this run.")
-        enable(self.open_button, "A training is running: stop it first." if running else "")
+        self.runs.allow(running=running, has_run=self._order is not None)
         if self.data_box.uses_layers:
             self.autosave.watch(self.data_box.labels.layer, self.data_box.images.image)
-        self.forecast.ask(None if why else self.wanted(), why=self.data_box.problem(), folder=self._reserve)
+        self.forecast.ask(None if why else self.wanted(), why="", folder=self._reserve)
 
     def _reserve(self) -> Path:
         """The folder of the run to come."""
-        if self._draft is None:
+        if self._draft is None or (self._draft / "recipe.yaml").is_file():  # a copied command may have used it
             data = self.data_box.data()
             image = self.data_box.images.image
             name = data.name if data is not None else image.name if image is not None else "image"
@@ -163,32 +174,40 @@ class TrainDock(Dock):
         wanted = self.wanted()
         if wanted is None or self.handle is not None:
             return
+        self._trained = wanted.data if isinstance(wanted.data, LayerData) else None
         self._begin(lambda run: wanted.train_order(self.session.client.new_id(), run), new=True)
 
     def resume(self) -> None:
         """Go on with the run in the dock."""
         self._go_on({"resume": True, "extend": 0})
 
-    def extend(self) -> None:
+    def extend(self, epochs: int) -> None:
         """Add epochs to the run in the dock."""
-        self._go_on({"resume": True, "extend": int(self.extend_by.value)})
+        self._go_on({"resume": True, "extend": epochs})
 
     def stop(self) -> None:
         """Stop; what is trained so far is kept."""
         if self.handle is not None:
             self.notice.say("Stopping ...")
             self.handle.stop()
+        elif self._followed is not None:
+            self.left_behind.end(self._followed)
 
     def predict(self) -> None:
-        """Segment the image that was trained on, in the Predict dock."""
+        """Segment the image that was trained on (of a run from disk: the one that is chosen), in the Predict dock."""
         from napari_strata.widgets.predict import PredictDock
 
+        layer = self._trained.layer if self._trained is not None else self.data_box.images.layer
         if self.run is None:
+            return
+        if layer is None or layer not in self.viewer.layers:
+            self.notice.say("The image that was trained on is gone. Open the Predict dock and choose another one.")
             return
         _, dock = self.viewer.window.add_plugin_dock_widget("napari-strata", "Predict", tabify=True)
         if isinstance(dock, PredictDock):
+            self.live.hide()
             dock.come_forward()
-            dock.predict_with(self.run, self.data_box.images.layer)
+            dock.predict_with(self.run, layer)
 
     def _go_on(self, change: dict[str, Any]) -> None:
         order = self._order
@@ -205,6 +224,7 @@ class TrainDock(Dock):
             return
         assert run is not None
         self.notice.clear()
+        self._warnings = []
         self.forecast.pause()
         self.start_button.enabled = False
         self.panel.bar.show_step(0, 0, "Writing the layers for the training ...")
@@ -220,12 +240,15 @@ class TrainDock(Dock):
         self._order = order
         self.handle = self.session.submit(order)
         self.panel.follow(self.handle, run, self.data_box.colors(), past=past)
-        data = self.data_box.data()
-        layer = data if isinstance(data, LayerData) else None
-        self.live.start(self.handle, order, layer, on=bool(self.preview_box.value))
+        self.live.start(self.handle, order, self._trained, on=bool(self.preview_box.value))
         self.session.register_task(f"training {run.name}", self.handle)
         self.tabs.setCurrentIndex(PROGRESS)
+        self.scroller.ensureVisible(0, 0)
         self._changed()
+
+    def _warned(self, text: str) -> None:
+        self._warnings.append(text)
+        self.notice.say("\n".join(self._warnings), "warning")
 
     def _not_begun(self, error: Exception) -> None:
         self.panel.bar.hide()
@@ -256,7 +279,7 @@ class TrainDock(Dock):
         if has_model:
             self.session.announce(run)
         self._changed()
-        if outcome.status == "finished" and has_model and self.then_box.value and self.data_box.uses_layers:
+        if outcome.status == "finished" and has_model and self.then_box.value and self._trained is not None:
             self.predict()
 
     # ------------------------------------------------------------------ the rest
@@ -268,13 +291,6 @@ class TrainDock(Dock):
     def _labels_saved(self, path: Path) -> None:
         if self.handle is not None:
             self.handle.tell("labels", {"path": str(path)})
-
-    def _choose_run(self) -> None:
-        from qtpy.QtWidgets import QFileDialog
-
-        path = QFileDialog.getExistingDirectory(self, "Open a run", str(self.session.settings.runs))
-        if path:
-            self.open_run(Path(path))
 
     def open_run(self, run: Path) -> None:
         """Show a run on disk and make it the one to go on with."""
@@ -289,18 +305,25 @@ class TrainDock(Dock):
     def _show_run(self, run: Path, order: TrainJob, colors: tuple[str, ...], past: list[Event]) -> None:
         if self.handle is not None:
             return
-        self.run, self._order = run, order
+        self.run, self._order, self._trained = run, order, None
         self.panel.prepare(run, colors, past=past)
         self.panel.bar.hide()
         self.tabs.setCurrentIndex(PROGRESS)
         self.notice.say(f"{run.name}: resume it where it stopped, or extend it.")
         self._changed()
 
-    def _follow_run(self, run: Path, colors: tuple[str, ...], past: list[Event]) -> None:
-        if self.handle is None:
-            self.run = run
-            self.panel.prepare(run, colors, past=past)
+    def _follow_run(self, run: RunSummary, colors: tuple[str, ...], past: list[Event], running: bool) -> None:
+        if self.handle is not None:
+            return
+        if not running:
+            self._followed = None
+            self.open_run(run.path)
+            return
+        if self._followed is None:
             self.tabs.setCurrentIndex(PROGRESS)
+        self.run, self._followed, self._trained = run.path, run, None
+        self.panel.prepare(run.path, colors, past=past)
+        self._changed()
 
     def _copy(self, form: Any, what: str) -> None:
         wanted = self.wanted()
@@ -308,21 +331,11 @@ class TrainDock(Dock):
             self.notice.say(f"Nothing to copy yet. {self._why_not()}", "warning")
             return
         try:
-            run = self._reserve()
+            run, self._draft = self._reserve(), None  # the folder belongs to the text from now on
         except StrataError as error:
             self.notice.say(str(error), "error")
             return
-        _background.run(
-            lambda: form(wanted.train_order("copy", run)),
-            lambda text: self.copy(text, what),
-            lambda error: self.notice.say(f"The layers could not be written: {error}", "error"),
-            owner=self,
-        )
-
-    def _doctor(self) -> None:
-        from napari_strata.widgets.doctor import show_doctor
-
-        show_doctor(self, command=self.session.settings.command, folder=self.session.settings.runs)
+        self.copy_later(lambda: form(wanted.train_order("copy", run)), what)
 
     def leave(self) -> None:
         """The viewer closes: keep what was painted, listen no more."""
@@ -332,9 +345,6 @@ class TrainDock(Dock):
         self.left_behind.stop()
 
 
-def _page() -> tuple[QWidget, QVBoxLayout]:
-    page = QWidget()
-    rows = QVBoxLayout(page)
-    rows.setContentsMargins(2, 4, 2, 2)
-    rows.setSpacing(5)
-    return page, rows
+def train_dock(napari_viewer: Viewer | None = None) -> TrainDock:
+    """What the menu opens: the dock of the viewer, as it was left."""
+    return TrainDock.of(napari_viewer)
