@@ -195,9 +195,7 @@ def test_the_preview_shows_the_plane_in_sight(dock: TrainDock, qtbot: Any) -> No
     qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
 
 
-def test_two_viewers_train_side_by_side(
-    dock: TrainDock, make_napari_viewer: Callable[..., Any], qtbot: Any
-) -> None:
+def test_two_viewers_train_side_by_side(dock: TrainDock, make_napari_viewer: Callable[..., Any], qtbot: Any) -> None:
     other = make_napari_viewer(show=True)
     other.open_sample("napari-strata", "cells")
     _, second = other.window.add_plugin_dock_widget("napari-strata", "Train")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -231,16 +229,14 @@ def test_the_copied_script_and_command_name_both_files(make: Any, qtbot: Any) ->
         dock.notice.clear()
 
 
-def test_a_closed_dock_leaves_nothing_behind(make: Any, qtbot: Any) -> None:
+def test_a_closed_dock_is_there_again_as_it_was(make: Any, qtbot: Any) -> None:
     dock = make()
     _compare(qtbot, dock)
-    viewer, gone = dock.viewer, weakref.ref(dock)
-    dock.leave()
+    viewer, shown = dock.viewer, dock.scores.isVisibleTo(dock)
     viewer.window.remove_dock_widget(dock)
-    dock.deleteLater()
-    del dock
+    viewer.add_labels(TRUTH, name="later")
     qtbot.wait(50)
-    viewer.add_labels(TRUTH, name="later")  # nobody of ours listens
-    qtbot.wait(50)
-    gc.collect()
-    assert gone() is None
+    _, again = viewer.window.add_plugin_dock_widget("napari-strata", "Evaluate")
+    assert again.written is dock.written
+    assert again.scores.isVisibleTo(again) == shown
+    assert again.parent() is not None

@@ -104,7 +104,7 @@ def test_labels_appear_with_classes_and_place_and_are_the_users_at_the_end(
     assert not isinstance(labels.data, np.memmap)
     assert (np.asarray(labels.data) == truth).mean() > 0.9
     share = (np.asarray(labels.data) == 2).mean()
-    assert f"pore {share:.1%}" in outcome.text
+    assert f"pore {100 * share:.1f} %" in outcome.text
 
 
 def test_probabilities_and_confidence_agree_with_the_labels(

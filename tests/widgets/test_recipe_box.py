@@ -76,7 +76,7 @@ def test_it_starts_with_the_default_recipe(box: RecipeBox) -> None:
     assert [box.combo.itemText(i) for i in range(box.combo.count())] == [*NAMES, FROM_FILE]
     assert box.form is None, "the form is made when it is opened"
     assert not box.reset_button.isVisible()
-    assert box.about.text().startswith("A U-Net with a ResNet34 encoder")
+    assert box.about.text().startswith("A good first choice")
     assert box.about.text().endswith("classes.")
 
 

@@ -56,7 +56,7 @@ class LivePreview(QObject):
         if self._job is not None and self._job.outcome is None:
             self._job.stop()
         self._training = self._job = None
-        empty = self._labels.layer
+        empty = None if self._session.is_closed else self._labels.layer
         if empty is not None and not self._filled and empty in self._session.viewer.layers:
             self._session.viewer.layers.remove(empty)
             self._labels.layer = None

@@ -103,6 +103,11 @@ class Session(QObject):
             self._scratch = path
         return self._scratch
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the viewer is going or gone: its layers are not to be touched any more."""
+        return self._closed
+
     def register_task(self, description: str, handle: JobHandle) -> None:
         """Let napari ask before it closes while this job runs, in its own words and ours."""
         window = self.viewer.window

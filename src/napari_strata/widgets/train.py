@@ -263,7 +263,7 @@ class TrainDock(Dock):
     def _ended(self, outcome: Outcome) -> None:
         run, self.handle = self.run, None
         self.live.stop()
-        if run is None:
+        if run is None or self.session.is_closed:
             return
         if not (run / "recipe.yaml").is_file():  # refused before it began: the folder can serve the next try
             self._draft, self.run, self._order = run, None, None
