@@ -23,6 +23,12 @@ NAMES = ("pore", "grain")
 COLORS = ("#ff0000", "#00a000")
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten paintings a second, so that the tests need not wait."""
+    monkeypatch.setattr("napari_strata.widgets._curves.REST", 100)
+
+
 def started(*, first: int = 1, epochs: int = 30, names: tuple[str, ...] = NAMES) -> TrainingStarted:
     return TrainingStarted("run", "CPU", "fp32", 1000, first, epochs, 10, ("a",), ("a",), "1 of 4 slices: 2", names)
 

@@ -39,6 +39,7 @@ class Curves(QWidget):
         self._timer.setSingleShot(True)
         self._timer.setInterval(REST)
         self._timer.timeout.connect(self._renew)
+        self._due = False
         self._picture: QPixmap | None = None
         self._made: tuple[Chart, Chart] | None = None
         self._hovered: EpochEnd | None = None
@@ -89,10 +90,15 @@ class Curves(QWidget):
         return self._history.epochs
 
     def _change(self) -> None:
+        self._due = True
         if not self._timer.isActive():
-            self._timer.start()
+            self._renew()
 
     def _renew(self) -> None:
+        if not self._due:
+            return
+        self._due = False
+        self._timer.start()
         self._picture = self._made = None
         self.update()
 

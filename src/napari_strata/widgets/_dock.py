@@ -9,7 +9,7 @@ from magicgui.widgets import ProgressBar, PushButton
 from magicgui.widgets import Widget as MagicWidget
 from napari.viewer import Viewer, current_viewer
 from qtpy.QtCore import QSize, Qt, QTimer
-from qtpy.QtGui import QShowEvent
+from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import (
     QApplication,
     QDockWidget,
@@ -27,6 +27,9 @@ from napari_strata.errors import RunError
 from napari_strata.widgets import _background
 from napari_strata.widgets._session import Session
 
+REST = 1000
+"""Milliseconds between two looks of a progress bar. In a window with an OpenGL canvas every change, however small, has
+the whole window drawn again: 15 ms without a graphics card."""
 WIDTH = 330
 """Pixels that a dock asks for; it works from 300."""
 
@@ -223,10 +226,32 @@ class Progress(QWidget):
         rows.setSpacing(2)
         rows.addWidget(self._bar.native)
         rows.addWidget(self.text)
+        self._next: tuple[int, int, str] | None = None
+        self._rest = QTimer(self)
+        self._rest.setSingleShot(True)
+        self._rest.setInterval(REST)
+        self._rest.timeout.connect(self._flush)
         self.hide()
 
     def show_step(self, done: int, total: int, text: str) -> None:
-        """So much of so much; a total of 0 means that it cannot be known yet."""
+        """So much of so much; a total of 0 means that it cannot be known yet. Steps show at most once in `REST`."""
+        self._next = (done, total, text)
+        if not self._rest.isActive() or (total or 1) != self._bar.max or not self.isVisible():
+            self._flush()
+
+    def hideEvent(self, event: QHideEvent | None) -> None:  # noqa: N802 (Qt's name)
+        super().hideEvent(event)
+        self._rest.stop()
+        self._next = None
+
+    def _flush(self) -> None:
+        if self._next is None:
+            return
+        done, total, text = self._next
+        self._next = None
+        # Not Qt's moving bar where the total is not known: it would have the window drawn thirty times a second.
+        total = total or 1
+        self._rest.start()
         if (self._bar.max, self._bar.value) != (total, min(done, total)):
             self._bar.max = total
             self._bar.value = min(done, total)

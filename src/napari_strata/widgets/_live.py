@@ -103,7 +103,7 @@ class LiveLabels(QObject):
 
     def _refresh(self) -> None:
         if self.layer is not None and self.layer in self._viewer.layers:
-            self.layer.refresh(extent=False)
+            self.layer.refresh(extent=False, highlight=False, thumbnail=False)
 
     def _in_sight(self, region: Mapping[str, Any]) -> bool:
         if self.layer is None or self.layer not in self._viewer.layers or not self.layer.visible:
@@ -118,13 +118,16 @@ class LiveLabels(QObject):
 
 def add_quietly(viewer: ViewerModel, layer: Layer, *, below: Layer | None = None) -> None:
     """Add a layer and leave the selection as it is: somebody may be painting on what is selected."""
-    selected, active = set(viewer.layers.selection), viewer.layers.selection.active
-    viewer.add_layer(layer)
-    if below is not None and below in viewer.layers:
-        viewer.layers.move(viewer.layers.index(layer), viewer.layers.index(below))
-    viewer.layers.selection = selected
-    if active is not None:
-        viewer.layers.selection.active = active
+    selection = viewer.layers.selection
+    selected, active = set(selection), selection.active
+    # Without a word: napari would build the controls of the new layer, only to put the old ones back.
+    with selection.events.blocker_all():
+        viewer.add_layer(layer)
+        if below is not None and below in viewer.layers:
+            viewer.layers.move(viewer.layers.index(layer), viewer.layers.index(below))
+        viewer.layers.selection = selected
+        if active is not None:
+            viewer.layers.selection.active = active
 
 
 def class_map(rows: Any) -> ClassMap:

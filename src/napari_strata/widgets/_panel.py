@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import singledispatchmethod
 from pathlib import Path
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_strata.console import duration
@@ -17,6 +17,9 @@ from napari_strata.widgets._curves import Curves
 from napari_strata.widgets._dock import Progress
 from napari_strata.widgets._preview import Preview
 from napari_strata.worker.replies import JobQueued
+
+REST = 1500
+"""Milliseconds between two looks at the steps of a training."""
 
 
 class TrainingPanel(QWidget):
@@ -47,6 +50,11 @@ class TrainingPanel(QWidget):
         self._colors: Sequence[str] = ()
         self._epoch_seconds: list[float] = []
         self._batch_seconds: list[float] = []
+        self._steps: list[BatchEnd] = []
+        self._rest = QTimer(self)
+        self._rest.setSingleShot(True)
+        self._rest.setInterval(REST)
+        self._rest.timeout.connect(self._show_steps)
 
     def follow(self, handle: JobHandle, run: Path, colors: Sequence[str], *, past: Sequence[Event] = ()) -> None:
         """Show a training that has just been ordered; `past` is what its run went through before."""
@@ -58,7 +66,7 @@ class TrainingPanel(QWidget):
     def prepare(self, run: Path, colors: Sequence[str], *, past: Sequence[Event] = ()) -> None:
         """Show a run, with what it went through."""
         self.run, self._colors, self.best, self._started = run, colors, None, None
-        self._epoch_seconds, self._batch_seconds = [], []
+        self._epoch_seconds, self._batch_seconds, self._steps = [], [], []
         self.headline.setText(f"Run {run.name}")
         self.headline.setToolTip(str(run))
         self.curves.clear()
@@ -98,20 +106,27 @@ class TrainingPanel(QWidget):
 
     @take.register
     def _(self, event: BatchEnd) -> None:
-        self.curves.add_batch(event)
-        self._batch_seconds = [*self._batch_seconds[-49:], event.seconds]
-        if self._started is None:
+        self._steps.append(event)
+        if not self._rest.isActive():
+            self._show_steps()
+
+    def _show_steps(self) -> None:
+        """Bar and curves at once: in a window with an OpenGL canvas each change has the whole window drawn again."""
+        steps, self._steps = self._steps, []
+        for step in steps:
+            self.curves.add_batch(step)
+            self._batch_seconds = [*self._batch_seconds[-49:], step.seconds]
+        if not steps or self._started is None:
             return
-        total = self._started.epochs
-        done = (event.epoch - 1) * event.batches + event.batch
-        self.bar.show_step(
-            done,
-            total * event.batches,
-            f"Epoch {event.epoch} of {total}, step {event.batch} of {event.batches}{self._left(event, total)}",
-        )
+        self._rest.start()
+        last, total = steps[-1], self._started.epochs
+        done, words = (last.epoch - 1) * last.batches + last.batch, f"step {last.batch} of {last.batches}"
+        text = f"Epoch {last.epoch} of {total}, {words}{self._left(last, total)}"
+        self.bar.show_step(done, total * last.batches, text)
 
     @take.register
     def _(self, event: EpochEnd) -> None:
+        self._show_steps()
         self.curves.add_epoch(event)
         self._epoch_seconds.append(event.seconds)
         if event.best_iou or self.best is None:
@@ -140,6 +155,8 @@ class TrainingPanel(QWidget):
         return f"\n{duration(epoch)} an epoch, about {duration(max(left, 1))} left"
 
     def _over(self, outcome: Outcome) -> None:
+        self._rest.stop()
+        self._show_steps()
         self.bar.hide()
         self.ended.emit(outcome)
 
