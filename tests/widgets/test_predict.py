@@ -88,7 +88,7 @@ def _start(dock: PredictDock, qtbot: Any) -> None:
     seen: list[int] = []
     dock.prediction.progress.connect(lambda done, _total: seen.append(done))
     qtbot.waitUntil(lambda: any(seen), timeout=PATIENCE)
-    assert "left" in dock.bar.text.text()
+    qtbot.waitUntil(lambda: "left" in dock.bar.text.text(), timeout=PATIENCE)  # drawn once a second
 
 
 def _labels(dock: PredictDock) -> list[LabelsLayer]:

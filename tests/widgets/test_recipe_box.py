@@ -77,7 +77,7 @@ def test_it_starts_with_the_default_recipe(box: RecipeBox) -> None:
     assert box.form is None, "the form is made when it is opened"
     assert not box.reset_button.isVisible()
     assert box.about.text().startswith("A good first choice")
-    assert box.about.text().endswith("classes.")
+    assert box.about.text().endswith("encoder.")
 
 
 @pytest.mark.parametrize("name", NAMES)

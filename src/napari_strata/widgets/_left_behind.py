@@ -114,7 +114,6 @@ class LeftBehind(QWidget):
         self.follow.emit(run, colors, events, running)
         if not running:
             self._timer.stop()
-            self._dock.notice.say(f"The training {run.name} has ended; its model is in {run.path}.")
             self._session.announce(run.path)
 
     def end(self, run: RunSummary) -> None:

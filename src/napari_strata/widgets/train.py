@@ -309,7 +309,7 @@ class TrainDock(Dock):
         self.panel.prepare(run, colors, past=past)
         self.panel.bar.hide()
         self.tabs.setCurrentIndex(PROGRESS)
-        self.notice.say(f"{run.name}: resume it where it stopped, or extend it.")
+        self.notice.say(f"{run.name} has ended: resume it where it stopped, or extend it. Its folder is {run}.")
         self._changed()
 
     def _follow_run(self, run: RunSummary, colors: tuple[str, ...], past: list[Event], running: bool) -> None:
