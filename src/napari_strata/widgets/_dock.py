@@ -27,7 +27,7 @@ from napari_strata.errors import RunError
 from napari_strata.widgets import _background
 from napari_strata.widgets._session import Session
 
-REST = 1000
+REST = 2000
 """Milliseconds between two looks of a progress bar. In a window with an OpenGL canvas every change, however small, has
 the whole window drawn again: 15 ms without a graphics card."""
 WIDTH = 330
@@ -236,7 +236,7 @@ class Progress(QWidget):
     def show_step(self, done: int, total: int, text: str) -> None:
         """So much of so much; a total of 0 means that it cannot be known yet. Steps show at most once in `REST`."""
         self._next = (done, total, text)
-        if not self._rest.isActive() or (total or 1) != self._bar.max or not self.isVisible():
+        if not self._rest.isActive() or not self.isVisible():
             self._flush()
 
     def hideEvent(self, event: QHideEvent | None) -> None:  # noqa: N802 (Qt's name)
@@ -252,10 +252,12 @@ class Progress(QWidget):
         # Not Qt's moving bar where the total is not known: it would have the window drawn thirty times a second.
         total = total or 1
         self._rest.start()
+        self.setUpdatesEnabled(False)  # Qt's bar would draw itself at once, and the text a second time
         if (self._bar.max, self._bar.value) != (total, min(done, total)):
             self._bar.max = total
             self._bar.value = min(done, total)
         self.text.setText(text)
+        self.setUpdatesEnabled(True)
         self.show()
 
 

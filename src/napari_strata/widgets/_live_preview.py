@@ -56,6 +56,7 @@ class LivePreview(QObject):
         if self._job is not None and self._job.outcome is None:
             self._job.stop()
         self._training = self._job = None
+        self._labels.leave()
         empty = None if self._session.is_closed else self._labels.layer
         if empty is not None and not self._filled and empty in self._session.viewer.layers:
             self._session.viewer.layers.remove(empty)
@@ -63,7 +64,7 @@ class LivePreview(QObject):
 
     def hide(self) -> None:
         """The whole stack is being predicted with better weights."""
-        if self._labels.layer is not None and self._labels.layer in self._session.viewer.layers:
+        if self._labels.layer is not None:
             self._labels.layer.visible = False
 
     def epoch_ended(self, _event: EpochEnd) -> None:

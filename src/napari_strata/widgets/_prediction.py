@@ -186,6 +186,7 @@ class LivePrediction(QObject):
         if self._over:
             return
         self._outcome = outcome
+        self._live.place()
         layer, layers = self.labels_layer, self._session.viewer.layers
         if layer is None or layer not in layers:
             self._end(outcome)
@@ -253,6 +254,7 @@ class LivePrediction(QObject):
         layers = self._session.viewer.layers
         if self._over or self._outcome is not None or self._stopped:
             return
+        self._live.place()
         if self.labels_layer is not None and self.labels_layer not in layers:
             self.message.emit("The labels layer was deleted, so the prediction stops.", "warning")
             self.stop()
@@ -262,6 +264,7 @@ class LivePrediction(QObject):
     def _leave(self) -> None:
         """The viewer closes: touch no layer any more."""
         self._stopped = True
+        self._live.leave()
         self._end(Outcome("stopped", "napari was closed."))
 
     def _refuse(self, error: Exception) -> None:

@@ -18,6 +18,7 @@ from napari_strata.widgets import _background
 from napari_strata.widgets._autosave import is_alive, this_process
 from napari_strata.widgets._client import JobHandle, WorkerClient
 from napari_strata.widgets._layers import slug
+from napari_strata.widgets._quiet import QuietMemory
 from napari_strata.widgets._settings import Settings, preferences
 from napari_strata.worker.orders import Job
 
@@ -53,6 +54,8 @@ class Session(QObject):
         self._scratch: Path | None = None
         self._closed = False
         self._stale = False
+        self._quiet = QuietMemory(self)
+        viewer.layers.events.removed.connect(self._quiet.look)
         self._preferences = preferences()
         self._preferences.events.connect(self._settings_changed)
         window.installEventFilter(self)
@@ -63,7 +66,10 @@ class Session(QObject):
     def submit(self, order: Job) -> JobHandle:
         """Give an order to the worker."""
         self._reload()
-        return self.client.submit(order)
+        self._quiet.begin()
+        handle = self.client.submit(order)
+        handle.ended.connect(lambda _outcome: self._quiet.end())
+        return handle
 
     def _settings_changed(self, _event: object = None) -> None:
         self._stale = True
@@ -127,6 +133,8 @@ class Session(QObject):
         self._closed = True
         self._preferences.events.disconnect(self._settings_changed)
         with suppress(RuntimeError):  # the window may be half gone
+            self._quiet.look()
+            self.viewer.layers.events.removed.disconnect(self._quiet.look)
             self.closing.emit()
             for dock in self.docks.values():
                 if dock.parent() is None:  # closed before: it belongs to no window
