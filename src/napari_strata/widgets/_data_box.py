@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from magicgui.types import FileDialogMode
-from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, LineEdit
+from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, LineEdit, PushButton
 from napari.components import ViewerModel
 from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QStackedWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QStackedWidget, QVBoxLayout, QWidget
 
 from napari_strata.errors import StrataError
 from napari_strata.widgets import _layers
@@ -132,17 +132,14 @@ class _Folders(QWidget):
         super().__init__()
         text = "A TIFF stack, a folder of images, a folder with images/ and labels/ in it, or a CSV of pairs."
         both = "Their labels; empty for a folder that holds both."
-        self.images = FileEdit(mode=FileDialogMode.EXISTING_FILE, label="Images", tooltip=text)
-        self.labels = FileEdit(mode=FileDialogMode.EXISTING_FILE, label="Labels", tooltip=both)
+        self.images, self.images_folder = _path_edit("Images", text)
+        self.labels, self.labels_folder = _path_edit("Labels", both)
         self.axes = LineEdit(label="Axes", tooltip="Such as ZYX; empty when the files say.")
         self.zero = CheckBox(text="0 means unlabelled", tooltip="Unticked, 0 is the background, a class of its own.")
         self.form = Container(widgets=[self.images, self.labels, self.axes, self.zero])
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
         rows.addWidget(self.form.native)
-        hint = QLabel("Paste or choose paths; a folder can be pasted as well.")
-        hint.setWordWrap(True)
-        rows.addWidget(hint)
         rows.addStretch(1)
         self.form.changed.connect(lambda _: self.changed.emit())
 
@@ -160,6 +157,22 @@ class _Folders(QWidget):
     def data(self) -> FolderData:
         unlabelled = (0,) if self.zero.value else ()
         return FolderData(_path(self.images), _path(self.labels), self.axes.value.strip().upper(), unlabelled)
+
+
+def _path_edit(label: str, tooltip: str) -> tuple[FileEdit, PushButton]:
+    """A path to type, paste or choose, of a file or of a folder."""
+    edit = FileEdit(mode=FileDialogMode.EXISTING_FILE, label=label, tooltip=tooltip)
+    edit.choose_btn.text = "File..."
+    folder = PushButton(text="Folder...")
+
+    def choose() -> None:
+        start = _path(edit) or str(Path.home())
+        if found := QFileDialog.getExistingDirectory(edit.native, f"Choose the folder of {label.lower()}", start):
+            edit.line_edit.value = found
+
+    folder.clicked.connect(choose)
+    edit.native.layout().addWidget(folder.native)
+    return edit, folder
 
 
 def _path(edit: FileEdit) -> str:

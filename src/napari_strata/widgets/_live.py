@@ -168,7 +168,7 @@ def add_quietly(viewer: ViewerModel, layer: Layer, *, below: Layer | None = None
 
 
 def _show_tools(layer: LabelsLayer, shown: bool) -> None:
-    # The visuals of brush and polygon are half of what adding a layer costs the window; they can wait until it can be painted.
+    # The visuals of brush and polygon are half of what adding a layer costs; they can wait until it can be painted.
     overlays = getattr(layer, "_overlays", {})
     for name in ("polygon", "brush_stroke"):
         if name in overlays:

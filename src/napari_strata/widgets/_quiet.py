@@ -13,10 +13,10 @@ REST = 60_000
 class QuietMemory(QObject):
     """Leaves the objects that exist already out of Python's garbage collections while there are jobs.
 
-    Python now and then looks through every object for cycles to free, and stops everything else meanwhile: 160 to 180 ms for
-    the 320,000 objects of a napari with one dock, measured on two cores. Most of them are modules and the window, which live as
-    long as the program. What is made during a job is collected as ever, and as soon as a layer is removed, which may hold
-    gigabytes, everything is looked at again.
+    Python now and then looks through every object for cycles to free, and stops everything else meanwhile: 160 to
+    180 ms for the 320,000 objects of a napari with one dock, measured on two cores. Most of them are modules and the
+    window, which live as long as the program. What is made during a job is collected as ever, and as soon as a layer is
+    removed, which may hold gigabytes, everything is looked at again.
     """
 
     def __init__(self, parent: QObject) -> None:
