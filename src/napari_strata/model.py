@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import platform
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +41,26 @@ def current_versions() -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """How probabilities were made honest on the validation images; see `training.final`.
+
+    Parameters
+    ----------
+    temperature
+        what logits are divided by before the softmax (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    ece_before, ece_after
+        expected calibration error, 0..1, with temperature 1 and with this one.
+    pixels
+        labelled validation pixels that it was fitted on.
+    """
+
+    temperature: float = 1.0
+    ece_before: float = math.nan
+    ece_after: float = math.nan
+    pixels: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A trained network and everything prediction needs to know.
@@ -54,6 +75,8 @@ class Model:
         one `EpochEnd` per epoch trained.
     fingerprint
         digest of the training data.
+    calibration
+        None where nothing validated, or the training was stopped before its end.
     """
 
     spec: ModelSpec
@@ -61,6 +84,7 @@ class Model:
     weights: dict[str, Tensor]
     history: tuple[EpochEnd, ...] = ()
     fingerprint: str = ""
+    calibration: Calibration | None = None
     versions: dict[str, str] = field(default_factory=current_versions)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -68,10 +92,17 @@ class Model:
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ for models that can predict differently."""
         state = hashlib.sha256(self.spec.model_dump_json().encode())
+        if self.calibration is not None:
+            state.update(repr(self.temperature).encode())
         for name in sorted(self.weights):
             state.update(name.encode())
             state.update(self.weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return state.hexdigest()[:16]
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before the softmax."""
+        return self.calibration.temperature if self.calibration else 1.0
 
     @property
     def best(self) -> EpochEnd | None:
@@ -102,6 +133,7 @@ class Model:
             "recipe": self.recipe.model_dump_json(),
             "history": "\n".join(to_json(e) for e in self.history),
             "fingerprint": self.fingerprint,
+            "calibration": json.dumps(asdict(self.calibration) if self.calibration else None),
             "versions": json.dumps(self.versions),
             "created": self.created,
         }
@@ -139,12 +171,19 @@ class Model:
                 weights=weights,
                 history=tuple(e for e in map(from_json, header["history"].splitlines()) if isinstance(e, EpochEnd)),
                 fingerprint=header["fingerprint"],
+                calibration=_calibration(header.get("calibration", "null")),
                 versions=json.loads(header["versions"]),
                 created=header["created"],
             )
-        except (KeyError, ValueError, ValidationError) as error:
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
             reason = type(error).__name__
             raise ModelError(f"{file}: its header cannot be read ({reason}); take another copy.") from None
+
+
+def _calibration(text: str) -> Calibration | None:
+    """None in models that were written before there was any."""
+    found = json.loads(text)
+    return None if found is None else Calibration(**found)
 
 
 def find_model(path: str | Path) -> Path:
