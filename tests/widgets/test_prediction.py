@@ -186,7 +186,7 @@ def test_stopping_a_second_time_round_keeps_what_was_there(
 
 def test_stop_keeps_the_planes_that_are_done(begin: Callable[[], Session], runs: Path, qtbot: Any) -> None:
     session = begin()
-    layer, truth = _add(session, (200, 256, 256))
+    layer, truth = _add(session, (800, 256, 256))
     prediction = _make(session, layer, runs)
     _until_planes(prediction, 3, qtbot)
     with qtbot.waitSignal(prediction.ended, timeout=5_000) as caught:
@@ -195,8 +195,8 @@ def test_stop_keeps_the_planes_that_are_done(begin: Callable[[], Session], runs:
     assert outcome.status == "stopped"
     labels = np.asarray(prediction.labels_layer.data)  # type: ignore[union-attr]
     done = sum(bool(plane.any()) for plane in labels)
-    assert 3 <= done < 200
-    assert outcome.text == f"Stopped: {done} of 200 planes are done."
+    assert 3 <= done < 800
+    assert outcome.text == f"Stopped: {done} of 800 planes are done."
     assert (labels[:done] == truth[:done]).mean() > 0.9
 
 

@@ -110,6 +110,7 @@ class LiveLabels(QObject):
 
     def region_done(self, region: Mapping[str, Any]) -> None:
         """A region of the array is written; refresh if it is in sight."""
+        self.place()
         if self._in_sight(region) and not self._timer.isActive():
             self._timer.start()
 
