@@ -16,44 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from skimage.feature import multiscale_basic_features
-from sklearn.ensemble import HistGradientBoostingClassifier
+from baselines import boosted_trees
 
 import napari_strata as ns
-from napari_strata.classes import IGNORE, ClassMap
 from napari_strata.console import show
-from napari_strata.data.parts import whole
-from napari_strata.image import AnnotatedImage
 from napari_strata.recipes import parse_value
 from napari_strata.spec import find_classes
-
-PIXELS = 400_000
-"""Labelled pixels that the trees see, drawn as they occur: with classes drawn evenly they do worse on slice 0300 (.898
-against .929, both with 60,000)."""
-
-
-def boosted_trees(training: list[AnnotatedImage], test: AnnotatedImage, classes: ClassMap) -> ns.ConfusionMatrix:
-    """scikit-learn's gradient boosting on scikit-image's multiscale features, scored on `test`."""
-    rng = np.random.default_rng(0)
-    rows, answers = [], []
-    for part in whole(training, classes):
-        features, labels = _features(part.read_image()[0]), part.read_labels(classes).ravel()
-        drawn = rng.permutation(np.flatnonzero(labels != IGNORE))[: PIXELS // len(training)]
-        rows.append(features[drawn])
-        answers.append(labels[drawn])
-    trees = HistGradientBoostingClassifier(random_state=0).fit(np.concatenate(rows), np.concatenate(answers))
-    confusion = ns.ConfusionMatrix(classes)
-    for part in whole([test], classes):
-        labels = part.read_labels(classes).ravel()
-        known = labels != IGNORE
-        confusion.update(labels[known], trees.predict(_features(part.read_image()[0])[known]))
-    return confusion
-
-
-def _features(image: np.ndarray) -> np.ndarray:
-    found = multiscale_basic_features(image, sigma_min=0.5, sigma_max=16)
-    return found.reshape(-1, found.shape[-1])
 
 
 def main() -> None:
@@ -75,7 +43,7 @@ def main() -> None:
     network_seconds = time.perf_counter() - start
     network = ns.evaluate(ns.Model.load(out), [test]).confusion
     start = time.perf_counter()
-    trees = boosted_trees(training, test, classes)
+    trees = boosted_trees(training, [test], classes)
     trees_seconds = time.perf_counter() - start
 
     print(f"\n{test.name}; {platform.processor() or platform.machine()}; torch and trees on the same cores")

@@ -533,7 +533,7 @@ def test_painting_costs_the_main_thread_nothing(viewer: Viewer, table: ClassTabl
     alone = strokes()
     show(qtbot, table, layer)
     layer.data[:] = 0
-    assert strokes() < alone + 0.002
+    assert strokes() < 1.5 * alone + 0.002
 
 
 def test_it_shows_four_to_six_rows(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:

@@ -146,6 +146,7 @@ class Session(QObject):
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
         if event is not None and event.type() == QEvent.Type.Close:
+            self._quiet.look()  # now: whoever closes the window may ask for its memory before the loop turns again
             QTimer.singleShot(0, self._close_if_gone)
         return super().eventFilter(watched, event)
 
