@@ -8,15 +8,21 @@ import pytest
 from napari_strata import console
 from napari_strata.events import (
     BatchEnd,
+    CrossvalEnd,
     EpochEnd,
     Event,
     FileEnd,
+    FoldEnd,
+    FoldStarted,
     Message,
     PredictionEnd,
     PredictionStarted,
     RegionEnd,
     TrainingEnd,
     TrainingStarted,
+    TrialEnd,
+    TrialStarted,
+    TuneEnd,
 )
 
 NAN = float("nan")
@@ -62,6 +68,57 @@ def test_json_gives_one_parseable_line_an_event(capsys: pytest.CaptureFixture[st
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["event"] for row in rows] == [type(e).__name__ for e in EVENTS]
     assert rows[4]["class_iou"] == [0.5, None]
+
+
+NAMES = ("pore", "clay")
+FOLD: list[Event] = [
+    FoldStarted(1, 3, "cv/fold_1", "2 of 6 images: a, b"),
+    EpochEnd(1, 2, 0.5, 0.25, 0.75, 0.9, (0.5, NAN), 1e-3, 83.0, True, True, "raw"),
+    TrainingEnd("finished", 2, 1, 0.75, "run/model.safetensors", 3700.0),
+    FoldEnd(1, 3, "cv/fold_1", 0.75, 0.9, (0.8, NAN), NAMES, 12.0),
+    CrossvalEnd("cv", 3, 0.7, 0.05, (0.8, 0.6), (0.1, NAN), NAMES),
+]
+
+
+def test_a_cross_validation_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show(FOLD)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "fold 1 of 3 validates on 2 of 6 images: a, b"
+    assert lines[1].startswith("epoch 1/2")
+    assert lines[-2] == "fold 1/3  mean IoU 0.750 (pore 0.800, clay -)  12 s"
+    assert lines[-1] == "3 folds: mean IoU 0.700 +- 0.050; all of it is in cv"
+
+
+def test_a_search_is_brief_but_for_warnings_and_the_last_training(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show(
+        [
+            Message("4 trials, 3 folds each"),
+            TrialStarted(1, 4, "norm=batch", 1, 3),
+            Message("sand, 8 x 64 x 64"),
+            Message("class clay is missing", "warning"),
+            *FOLD,
+            TrialEnd(1, 4, "norm=batch", 0.7, 0.05, 30.0, ""),
+            TrialStarted(2, 4, "norm=none", 5, 1),
+            TrialEnd(2, 4, "norm=none", NAN, NAN, 1.0, "the loss is not finite"),
+            *FOLD[1:3],
+            TuneEnd("out", "norm=batch", 0.7, NAN, "out/best.yaml", "out/final/model.safetensors"),
+        ]
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "4 trials, 3 folds each",
+        "trial 1 of 4: norm=batch, 1 epoch in each of 3 folds",
+        "warning: class clay is missing",
+        "fold 1/3  mean IoU 0.750 (pore 0.800, clay -)  12 s",
+        "trial 1/4  mean IoU 0.700 +- 0.050  30 s",
+        "trial 2 of 4: norm=none, 5 epochs",
+        "trial 2/4  failed: the loss is not finite  1.0 s",
+        "epoch 1/2  loss 0.500  validation loss 0.250  mean IoU 0.750 (0 0.500, 1 -)  1 min 23 s  best",
+        "finished after epoch 2, 1 h 1 min; best epoch 1 (mean IoU 0.750)",
+        "model: run/model.safetensors",
+        "best: norm=batch, mean IoU 0.700",
+        "recipe: out/best.yaml",
+        "model, trained on all data: out/final/model.safetensors",
+    ]
 
 
 def test_a_single_plane_and_a_text_that_names_its_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,4 +71,5 @@ def test_events_are_frozen_and_every_kind_is_known() -> None:
     assert set(events._KINDS) == {
         *("Message", "TrainingStarted", "BatchEnd", "EpochEnd", "TrainingEnd"),
         *("PredictionStarted", "RegionEnd", "PredictionEnd", "FileEnd"),
+        *("FoldStarted", "FoldEnd", "CrossvalEnd", "TrialStarted", "TrialEnd", "TuneEnd"),
     }

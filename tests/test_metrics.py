@@ -5,13 +5,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
     f1_score,
+    jaccard_score,
     precision_score,
     recall_score,
 )
@@ -55,10 +56,51 @@ def test_scores_equal_scikit_learn(truth: np.ndarray, prediction: np.ndarray) ->
     ):
         expected = theirs(t, p, labels=labels, average=None, zero_division=np.nan)
         np.testing.assert_allclose(ours, expected)
-    f1 = f1_score(t, p, labels=labels, average=None, zero_division=np.nan)
-    np.testing.assert_allclose(matrix.iou, f1 / (2 - f1), atol=1e-12)
+    present = (matrix.support + matrix.predicted) > 0
+    iou = jaccard_score(t, p, labels=labels, average=None, zero_division=0)
+    np.testing.assert_allclose(matrix.iou, np.where(present, iou, np.nan))
+    assert math.isclose(matrix.mean_iou, iou[present].mean())
     np.testing.assert_array_equal(matrix.support, np.bincount(t, minlength=K))
     np.testing.assert_array_equal(matrix.predicted, np.bincount(p, minlength=K))
+
+
+@settings(max_examples=30, deadline=None)
+@given(SPARSE, LABELS)
+def test_scores_equal_torchmetrics_with_unlabelled_pixels(truth: np.ndarray, prediction: np.ndarray) -> None:
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    matrix = _matrix((truth, prediction))
+    both = torch.from_numpy(prediction.astype(np.int64)), torch.from_numpy(truth.astype(np.int64))
+    options = {"num_classes": K, "ignore_index": IGNORE}
+    np.testing.assert_array_equal(matrix.counts, functional.multiclass_confusion_matrix(*both, **options).numpy())
+    # Where a ratio has nothing below, torchmetrics has 0 and ours is NaN.
+    for name, ours in (
+        ("jaccard_index", matrix.iou),
+        ("f1_score", matrix.dice),
+        ("precision", matrix.precision),
+        ("recall", matrix.recall),
+    ):
+        theirs = getattr(functional, f"multiclass_{name}")(*both, average="none", **options).numpy()
+        np.testing.assert_allclose(np.nan_to_num(ours), theirs, rtol=1e-6, err_msg=name)
+    if matrix.counts.any():
+        accuracy = functional.multiclass_accuracy(*both, average="micro", **options)
+        assert math.isclose(matrix.pixel_accuracy, float(accuracy), rel_tol=1e-6)
+        macro = functional.multiclass_jaccard_index(*both, average="macro", **options)
+        assert math.isclose(matrix.mean_iou, float(macro), rel_tol=1e-6)
+
+
+def test_every_score_by_hand_beside_pixels_that_are_not_labelled() -> None:
+    truth = np.array([[0, 0, 0, 1], [1, 2, 2, 2], [IGNORE, IGNORE, IGNORE, IGNORE]], np.uint8)
+    prediction = np.array([[0, 0, 1, 1], [0, 2, 2, 2], [0, 1, 2, 3]], np.uint8)
+    matrix = _matrix((truth, prediction))
+    assert matrix.counts.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 0, 3, 0], [0, 0, 0, 0]]
+    nan = math.nan
+    np.testing.assert_allclose(matrix.iou, [2 / 4, 1 / 3, 1, nan])
+    np.testing.assert_allclose(matrix.dice, [4 / 6, 2 / 4, 1, nan])
+    np.testing.assert_allclose(matrix.precision, [2 / 3, 1 / 2, 1, nan])
+    np.testing.assert_allclose(matrix.recall, [2 / 3, 1 / 2, 1, nan])
+    assert matrix.pixel_accuracy == pytest.approx(6 / 8)
+    assert matrix.mean_iou == pytest.approx((1 / 2 + 1 / 3 + 1) / 3)
 
 
 @given(SPARSE, LABELS, LABELS)

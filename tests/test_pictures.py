@@ -17,6 +17,7 @@ from napari_strata.pictures import (
     _text_width,
     draw_confusion,
     draw_example,
+    panel_boxes,
 )
 
 CLASSES = ClassMap(names=("pore", "clay"), values=(1, 2), colors=("#4477aa", "#ee8866"))
@@ -144,3 +145,19 @@ def test_long_names_are_cut_to_the_room_there_is():
     assert cut.endswith("...")
     assert 60 < _text_width(cut, 17) <= 90
     assert _shortened("short", 17, 90) == "short"
+
+
+@pytest.mark.parametrize("shape", [(100, 80), (20, 30), (1500, 720)])
+def test_the_boxes_are_where_the_panels_are(shape: tuple[int, int]) -> None:
+    image, truth = halves(*shape)
+    one = example(image, truth, 1 - truth)
+    drawn = draw_example(one)
+    panels = [np.asarray(drawn.crop(box)) for box in panel_boxes(one)]
+    assert len({panel.shape for panel in panels}) == 1
+    assert not np.any(np.all(panels[1] == 255, axis=-1))
+    assert np.array_equal(panels[1], panels[2][:, ::-1])
+    for left, top, right, bottom in panel_boxes(one):
+        ring = np.asarray(drawn.crop((left - 1, top - 1, right + 1, bottom + 1)))
+        assert np.all(ring[0] == 255)
+        assert np.all(ring[-1] == 255)
+        assert np.all(ring[:, [0, -1]] == 255)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,8 +50,10 @@ OVERRIDES = st.fixed_dictionaries(
         "training.learning_rate": st.floats(1e-12, 10),
         "training.clip_norm": st.none() | st.floats(1e-6, 1e6),
         "training.averaging": st.none() | st.floats(0.1, 0.9999),
-        "training.validation": st.floats(0, 0.99),
+        "training.validation": st.floats(0, 0.99) | st.integers(1, 10**6),
         "training.seed": st.integers(0, 2**32 - 1),
+        "training.freeze_encoder": st.integers(0, 10**6),
+        "training.start": st.none() | st.sampled_from(["/runs/a", "/runs/a/model.safetensors", "C:\\runs\\a"]),
         "training.optimizer": st.sampled_from(["adam", "adamw", "sgd"]),
         "training.plateau.factor": st.floats(0.01, 0.99),
         "training.early_stopping.patience": st.integers(1, 99),
@@ -83,6 +86,24 @@ def test_no_overrides_give_an_equal_recipe() -> None:
     assert Recipe().with_overrides({}) == Recipe()
 
 
+@pytest.mark.parametrize("given", ["a", "b/../a", "./a/", "~/a"])
+def test_a_relative_start_is_relative_to_the_current_folder(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = Recipe().with_overrides({"training.start": given})
+    assert recipe.training.start == str(tmp_path / "a")
+    monkeypatch.chdir("/")
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_an_empty_start_is_no_start() -> None:
+    with pytest.raises(RecipeError, match=r"training\.start is ''"):
+        Recipe().with_overrides({"training.start": ""})
+    assert Recipe().with_overrides({"training.start": None}).training.start is None
+
+
 def test_a_loss_can_be_added_by_its_key() -> None:
     assert Recipe().with_overrides({"training.loss.focal": 0.5}).training.loss == {"ce": 1, "dice": 1, "focal": 0.5}
 
@@ -112,6 +133,7 @@ def test_a_network_without_a_kind_is_of_the_default_one() -> None:
         ({"training": {"class_weights": [1, -1]}}, "training.class_weights.1 is -1: input should be greater than 0."),
         ({"augmentation": {"zzz": 1}}, "unknown key 'augmentation.zzz'; known: blur, brightness"),
         ({"training": {"epochs": 0}}, "training.epochs is 0: input should be greater than or equal to 1."),
+        ({"training": {"validation": 1.5}}, "training.validation is 1.5; needed is a share below 1, or a whole number"),
         ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast': input should be a valid number"),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate is nan: input should be a finite"),
         ({"training": {"optimizer": "adm"}}, "training.optimizer is 'adm': input should be 'adam', 'adamw' or 'sgd'."),

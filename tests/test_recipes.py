@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import easy_pair
+from napari_strata.data.split import split_pairs
 from napari_strata.errors import RecipeError
 from napari_strata.recipe import AtrousUNet, Augmentation, EarlyStopping, Plateau, Recipe, Smp, UNet
 from napari_strata.recipes import dump_recipe, list_recipes, load_recipe, parse_value
+from napari_strata.spec import find_classes
 
 NAMES = [r.name for r in list_recipes()]
 SEEDS = ["atrous-resnet50", "unet-classic", "unet-resnet34", "deeplabv3plus-resnet50", "unet-aerial"]
@@ -94,7 +97,50 @@ def test_the_seeds_input_and_schedule() -> None:
     assert classic.training.early_stopping == EarlyStopping(monitor="loss", patience=5)
     assert resnet.training.early_stopping == EarlyStopping(monitor="loss", patience=5)
     assert deeplab.training.early_stopping == EarlyStopping(monitor="iou", patience=10)
-    assert [r.training.validation for r in (classic, resnet)] == [0.1, 0.1]
+    assert [r.training.validation for r in (classic, resnet, deeplab)] == [0.1, 0.1, 0.05]
+
+
+@pytest.mark.parametrize(("name", "images", "held"), [("deeplabv3plus-resnet50", 40, 2), ("unet-resnet34", 40, 4)])
+def test_the_seeds_splits_hold_back_what_their_authors_did(name: str, images: int, held: int) -> None:
+    """90/5/5 and 90/10, by image; the pictures to test on are the user's to set aside."""
+    pairs = [easy_pair((1, 16, 16), seed=seed) for seed in range(images)]
+    classes = find_classes(pairs)
+    split = split_pairs(pairs, fraction=load_recipe(name).training.validation, seed=0, classes=classes)
+    assert (len(split.training), len(split.validation)) == (images - held, held)
+
+
+def test_the_number_of_chips_that_seed_1_validated_on_can_be_said() -> None:
+    """2291/250/300: training.validation=250 of 2541; here a tenth as many."""
+    pairs = [easy_pair((1, 16, 16), seed=seed) for seed in range(254)]
+    fraction = load_recipe("unet-classic").with_overrides({"training.validation": 25}).training.validation
+    split = split_pairs(pairs, fraction=fraction, seed=0, classes=find_classes(pairs))
+    assert (len(split.training), len(split.validation)) == (229, 25)
+
+
+def test_every_option_of_the_seeds_can_be_said() -> None:
+    """The words of the five projects beside the keys that say the same; `test_seed_options` builds the networks."""
+    recipe = load_recipe("atrous-resnet50").with_overrides(
+        {
+            "training.loss": {"bce": 0.3, "dice": 0.7},  # bce_weight=0.3
+            "network.atrous_at": "decoder",
+            "network.kernels": [1, 3, 3],
+            "network.dilations": [1, 6, 12],
+            "patches.resize": 512,
+            "training.schedule": "plateau",
+            "training.plateau": {"factor": 0.3, "patience": 3, "min_rate": 1e-6},
+            "training.clip_norm": 1.0,
+            "training.precision": "fp16",
+            "training.early_stopping": {"monitor": "iou", "patience": 10},
+            "augmentation.flip_horizontal": True,
+            "augmentation.brightness": 0.88,  # RandomBrightnessContrast(brightness_limit=0.2)
+            "augmentation.contrast": 0.2,
+        }
+    )
+    for encoder in ("vgg11", "efficientnet-b0", "resnet101", "mit_b0", "tu-vit_base_patch16_224"):
+        other = recipe.with_overrides({"network.kind": "smp", "network.encoder": encoder, "network.attention": "scse"})
+        assert other.network == Smp(encoder=encoder, attention="scse")
+    patches = recipe.with_overrides({"patches.resize": None, "patches.size": 256})
+    assert (patches.patches.resize, patches.patches.size) == (None, 256)
 
 
 def test_ct_never_touches_grey_values() -> None:

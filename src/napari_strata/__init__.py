@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from napari_strata.classes import ClassMap as ClassMap
+    from napari_strata.ensemble import Ensemble as Ensemble
+    from napari_strata.ensemble import load_models as load_models
     from napari_strata.errors import StrataError as StrataError
     from napari_strata.evaluation.evaluate import evaluate as evaluate
     from napari_strata.evaluation.evaluate import score_labels as score_labels
+    from napari_strata.evaluation.page import write_page as write_page
     from napari_strata.image import AnnotatedImage as AnnotatedImage
     from napari_strata.image import Image as Image
     from napari_strata.image import LabelImage as LabelImage
@@ -32,13 +35,19 @@ if TYPE_CHECKING:
     from napari_strata.run import RunFolder as RunFolder
     from napari_strata.spec import ModelSpec as ModelSpec
     from napari_strata.spec import resolve as resolve
+    from napari_strata.training.crossval import crossval as crossval
+    from napari_strata.training.crossval import iter_crossval as iter_crossval
     from napari_strata.training.loop import iter_train as iter_train
     from napari_strata.training.loop import train as train
+    from napari_strata.training.start import fine_tuning_recipe as fine_tuning_recipe
+    from napari_strata.training.tune import iter_tune as iter_tune
+    from napari_strata.training.tune import tune as tune
 
 _HOMES = {
     "AnnotatedImage": "image",
     "ClassMap": "classes",
     "ConfusionMatrix": "metrics",
+    "Ensemble": "ensemble",
     "Image": "image",
     "LabelImage": "image",
     "Model": "model",
@@ -47,10 +56,15 @@ _HOMES = {
     "RunFolder": "run",
     "StrataError": "errors",
     "build_network": "networks",
+    "crossval": "training.crossval",
     "evaluate": "evaluation.evaluate",
+    "fine_tuning_recipe": "training.start",
+    "iter_crossval": "training.crossval",
     "iter_predict": "inference.predict",
     "iter_train": "training.loop",
+    "iter_tune": "training.tune",
     "list_recipes": "recipes",
+    "load_models": "ensemble",
     "load_recipe": "recipes",
     "predict": "inference.predict",
     "read_image": "io",
@@ -59,7 +73,9 @@ _HOMES = {
     "resolve": "spec",
     "score_labels": "evaluation.evaluate",
     "train": "training.loop",
+    "tune": "training.tune",
     "write_labels": "io",
+    "write_page": "evaluation.page",
 }
 
 __all__ = [*_HOMES, "__version__"]

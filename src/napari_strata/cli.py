@@ -11,6 +11,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from napari_strata.cli_options import (
+    AsJson,
+    Axes,
+    Class,
+    Device,
+    Foreground,
+    Images,
+    LabelsPath,
+    ModelPath,
+    Rgb,
+    Set,
+    Tta,
+    Unlabelled,
+    With,
+)
+from napari_strata.cli_study import register
 from napari_strata.errors import StrataError
 
 # Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
@@ -23,7 +39,9 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _complain("stopped; what was finished is kept (train --resume or predict again goes on from there).")
+            _complain(
+                "stopped; what was finished is kept (train --resume, or the same predict, crossval or tune again, goes on)."
+            )
             raise typer.Exit(130) from None
 
 
@@ -36,26 +54,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Images = Annotated[
-    Path,
-    typer.Argument(
-        metavar="IMAGES",
-        help="A TIFF stack, PNG, OME-Zarr, a folder of images, a data set folder or a CSV of pairs.",
-    ),
-]
-LabelsPath = Annotated[
-    Path | None,
-    typer.Argument(metavar="LABELS", help="Their labels; not needed for a data set folder or a CSV."),
-]
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Axes = Annotated[str | None, typer.Option(help="Axes of the images, such as ZYX, where the files do not say.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
-Unlabelled = Annotated[
-    list[int] | None,
-    typer.Option(metavar="VALUE", help="A label value that means: not labelled. May be given several times."),
-]
-
 
 @app.command()
 def train(  # noqa: PLR0913 (one option each)
@@ -63,23 +61,24 @@ def train(  # noqa: PLR0913 (one option each)
     labels: LabelsPath = None,
     *,
     out: Annotated[Path, typer.Option(help="The run folder to make.")],
-    recipe: Annotated[str, typer.Option(help="A recipe's name (see: recipes) or a YAML file.")] = "default",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as training.epochs=5.")
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name (see: recipes) or a YAML file.", show_default="default, or --start's own"),
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="A model or run to start from: fine-tuning.")
+    ] = None,
+    freeze_encoder: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Leave the encoder as it is for N epochs.")
+    ] = None,
+    set_: Set = None,
     val: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="IMAGES LABELS", help="Images and labels to validate on.")
     ] = None,
     unlabelled: Unlabelled = None,
-    class_: Annotated[
-        list[str] | None, typer.Option("--class", metavar="VALUE=NAME", help="Name a label value, as 2=clay.")
-    ] = None,
-    foreground: Annotated[
-        bool, typer.Option("--foreground", help="0 is background, every other value foreground.")
-    ] = False,
-    rgb: Annotated[
-        list[str] | None, typer.Option(metavar="COLOR=NAME", help="A colour of colour-coded labels, as ff0000=roof.")
-    ] = None,
+    class_: Class = None,
+    foreground: Foreground = False,
+    rgb: Rgb = None,
     axes: Axes = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -91,11 +90,20 @@ def train(  # noqa: PLR0913 (one option each)
     from napari_strata.io import read_pairs
     from napari_strata.options import parse_classes, parse_overrides
     from napari_strata.training.loop import iter_train
+    from napari_strata.training.start import fine_tuning_recipe
 
+    chosen: Any = recipe or "default"
+    overrides = parse_overrides(set_ or [])
+    if freeze_encoder is not None:
+        overrides["training.freeze_encoder"] = freeze_encoder
+    if start is not None:
+        overrides["training.start"] = str(start)
+        if not (resume or extend):  # a run that goes on has its recipe and its weights, and needs no start
+            chosen = fine_tuning_recipe(start, recipe)
     pairs = read_pairs(images, labels, axes=axes)
     held = read_pairs(*val, axes=axes) if val else []
     events = iter_train(
-        recipe,
+        chosen,
         pairs,
         out=out,
         validation=held or None,
@@ -103,7 +111,7 @@ def train(  # noqa: PLR0913 (one option each)
             [*pairs, *held], class_ or [], rgb or [], unlabelled=unlabelled or [], foreground=foreground
         ),
         unlabelled=tuple(unlabelled or ()),
-        overrides=parse_overrides(set_ or []),
+        overrides=overrides,
         device=device,
         resume=resume,
         extend=extend,
@@ -112,7 +120,7 @@ def train(  # noqa: PLR0913 (one option each)
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913 (one option each)
     model: ModelPath,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders or patterns.")],
     *,
@@ -120,6 +128,8 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write the probability of each class.")
     ] = False,
+    with_: With = None,
+    tta: Tta = False,
     axes: Axes = None,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
@@ -131,8 +141,8 @@ def predict(
     from napari_strata.inference.batch import predict_files
     from napari_strata.inference.predict import PredictOptions
 
-    options = PredictOptions(device=device, probabilities=probabilities, overwrite=overwrite)
-    events = show(predict_files(model, inputs, out, options=options, axes=axes), as_json=as_json)
+    options = PredictOptions(device=device, probabilities=probabilities, overwrite=overwrite, tta=tta)
+    events = show(predict_files([model, *(with_ or [])], inputs, out, options=options, axes=axes), as_json=as_json)
     failed = [e for e in events if isinstance(e, FileEnd) and e.status == "failed"]
     if failed:
         _complain(f"{len(failed)} of {len([e for e in events if isinstance(e, FileEnd)])} files failed; see above.")
@@ -140,7 +150,7 @@ def predict(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913 (one option each)
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="A run folder or a model file; or predicted labels, in a file.")
     ],
@@ -148,20 +158,24 @@ def evaluate(
     labels: LabelsPath = None,
     *,
     out: Annotated[Path, typer.Option(help="The folder for metrics.json, metrics.csv and pictures.")],
+    with_: With = None,
+    tta: Tta = False,
     unlabelled: Unlabelled = None,
     axes: Axes = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score a model on images against their labels, or predicted labels against true ones."""
-    if labels is None and (model.is_file() or model.suffix == ".zarr") and not _is_model(model):
+    by_labels = labels is None and not with_ and not tta
+    if by_labels and (model.is_file() or model.suffix == ".zarr") and not _is_model(model):
         _evaluate_labels(model, images, out=out, unlabelled=unlabelled or [], as_json=as_json)
         return
     from napari_strata.console import show
     from napari_strata.evaluation.evaluate import iter_evaluate
     from napari_strata.io import read_pairs
 
-    job = iter_evaluate(model, read_pairs(images, labels, axes=axes), out=out, device=device)
+    pairs = read_pairs(images, labels, axes=axes)
+    job = iter_evaluate([model, *(with_ or [])], pairs, out=out, device=device, tta=tta)
     show(job, as_json=as_json)
     scores = job.scores.as_dict()
     print(json.dumps({"event": "Scores"} | scores) if as_json else _table(scores))
@@ -174,6 +188,17 @@ def _evaluate_labels(prediction: Path, truth: Path, *, out: Path, unlabelled: li
     confusion = score_labels(read_labels(prediction), read_labels(truth), unlabelled=unlabelled, out=out)
     scores = confusion.as_dict()
     print(json.dumps({"event": "Scores"} | scores) if as_json else _table(scores))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder that evaluate wrote.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file to write; report.html in RUN when left out.")] = None,
+) -> None:
+    """Write one HTML page about a run: curves, scores, confusion, confidence, pictures; it opens offline."""
+    from napari_strata.evaluation.page import write_page
+
+    print(write_page(run, out))
 
 
 @app.command()
@@ -229,6 +254,9 @@ def doctor(
         raise typer.Exit(1)
 
 
+register(app)
+
+
 def main() -> None:
     """Entry point: a user's mistake ends in one or two lines and status 2."""
     try:
@@ -239,7 +267,8 @@ def main() -> None:
 
 
 def _is_model(path: Path) -> bool:
-    return path.suffix == ".safetensors" or (path / "recipe.yaml").is_file()
+    kinds = ("recipe.yaml", "crossval.json")
+    return path.suffix == ".safetensors" or path.name == kinds[1] or any((path / kind).is_file() for kind in kinds)
 
 
 def _complain(text: str) -> None:
@@ -258,14 +287,15 @@ def _show_demo() -> None:
 
 
 def _describe_model(path: Path) -> list[str]:
-    from napari_strata.model import Model
+    from napari_strata.ensemble import load_models
 
-    model = Model.load(path)
+    models = load_models(path)
+    model = models.models[0]
     spec = model.spec
-    best = model.best
+    best, what = model.best, "model" if len(models.models) == 1 else models.describe()
     numbers = sum(weights.numel() for weights in model.weights.values())
     lines = [
-        f"model {path}: recipe {model.recipe.name}, trained {model.created}, {len(model.history)} epochs",
+        f"{what} {path}: recipe {model.recipe.name}, trained {model.created}, {len(model.history)} epochs",
         f"  network: {spec.network.kind}, {spec.in_channels} channels in, {numbers / 1e6:.2f} M numbers",
         f"  trained on: {spec.dtype}, pixel size {_pixel_size(spec.pixel_size, spec.pixel_unit)}",
         *(f"  {note}" for note in spec.notes),

@@ -12,15 +12,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from napari_strata.events import (
     BatchEnd,
+    CrossvalEnd,
     EpochEnd,
     Event,
     FileEnd,
+    FoldEnd,
+    FoldStarted,
     Message,
     PredictionEnd,
     PredictionStarted,
     RegionEnd,
     TrainingEnd,
     TrainingStarted,
+    TrialEnd,
+    TrialStarted,
+    TuneEnd,
     to_json,
 )
 
@@ -65,6 +71,7 @@ class _People:
         self._bar = bar
         self._task = bar.add_task("", total=None, visible=False, note="")
         self._names: tuple[str, ...] = ()
+        self._brief = False  # within a trial of a search, folds are lines and epochs are not
 
     def __call__(self, event: Event) -> None:
         self._show(event)
@@ -83,11 +90,15 @@ class _People:
 
     @_show.register
     def _(self, event: Message) -> None:
+        if self._brief and event.level != "warning":
+            return
         self._say(f"warning: {event.text}" if event.level == "warning" else event.text, _STYLES.get(event.level, ""))
 
     @_show.register
     def _(self, event: TrainingStarted) -> None:
         self._names = event.class_names
+        if self._brief:
+            return
         self._say(
             f"training on {event.device} in {event.precision}: {event.parameters / 1e6:.2f} M parameters, epochs "
             f"{event.first_epoch} to {event.epochs} of {event.batches} steps"
@@ -100,8 +111,9 @@ class _People:
 
     @_show.register
     def _(self, event: EpochEnd) -> None:
-        named = zip(self._names or map(str, range(len(event.class_iou))), event.class_iou, strict=False)
-        classes = ", ".join(f"{name} {_score(value)}" for name, value in named)
+        if self._brief:
+            return
+        classes = _named(self._names or tuple(map(str, range(len(event.class_iou)))), event.class_iou)
         best = "  best" if event.best_iou else ""
         scores = "" if math.isnan(event.mean_iou) else f"  mean IoU {_score(event.mean_iou)} ({classes})"
         validation = "" if math.isnan(event.validation_loss) else f"  validation loss {event.validation_loss:.3f}"
@@ -112,6 +124,8 @@ class _People:
 
     @_show.register
     def _(self, event: TrainingEnd) -> None:
+        if self._brief:
+            return
         score = "" if math.isnan(event.mean_iou) else f" (mean IoU {_score(event.mean_iou)})"
         self._say(
             f"{event.reason} after epoch {event.epoch}, {duration(event.seconds)}; best epoch {event.best_epoch}{score}"
@@ -137,6 +151,45 @@ class _People:
         reason = f": {event.text.removeprefix(f'{event.source}: ')}" if event.text else ""
         self._say(f"{event.status}  {event.source}{reason}", "red" if event.status == "failed" else "")
 
+    @_show.register
+    def _(self, event: FoldStarted) -> None:
+        if not self._brief:
+            self._say(f"fold {event.fold} of {event.folds} validates on {event.text}", "bold")
+
+    @_show.register
+    def _(self, event: FoldEnd) -> None:
+        classes = _named(event.class_names, event.class_iou)
+        self._say(
+            f"fold {event.fold}/{event.folds}  mean IoU {_score(event.mean_iou)} ({classes})  {duration(event.seconds)}"
+        )
+
+    @_show.register
+    def _(self, event: CrossvalEnd) -> None:
+        if not self._brief:
+            score = _spread(event.mean_iou, event.mean_iou_std)
+            self._say(f"{event.folds} folds: mean IoU {score}; all of it is in {event.out}", "bold")
+
+    @_show.register
+    def _(self, event: TrialStarted) -> None:
+        self._brief = True
+        folds = "" if event.folds == 1 else f" in each of {event.folds} folds"
+        epochs = f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}"
+        self._say(f"trial {event.trial} of {event.trials}: {event.name}, {epochs}{folds}", "bold")
+
+    @_show.register
+    def _(self, event: TrialEnd) -> None:
+        self._brief = False
+        told = f"failed: {event.text}" if event.text else f"mean IoU {_spread(event.mean_iou, event.mean_iou_std)}"
+        line = f"trial {event.trial}/{event.trials}  {told}  {duration(event.seconds)}"
+        self._say(line, "red" if event.text else "")
+
+    @_show.register
+    def _(self, event: TuneEnd) -> None:
+        self._say(f"best: {event.best}, mean IoU {_spread(event.mean_iou, event.mean_iou_std)}", "bold")
+        self._say(f"recipe: {event.recipe}")
+        if event.model:
+            self._say(f"model, trained on all data: {event.model}", "bold")
+
 
 _STYLES = {"warning": "yellow"}
 
@@ -148,6 +201,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _named(names: tuple[str, ...], values: tuple[float, ...]) -> str:
+    return ", ".join(f"{name} {_score(value)}" for name, value in zip(names, values, strict=False))
+
+
+def _spread(mean: float, deviation: float) -> str:
+    return _score(mean) if math.isnan(deviation) else f"{_score(mean)} +- {deviation:.3f}"
 
 
 def _score(value: float) -> str:

@@ -123,6 +123,79 @@ class FileEnd(Event):
     seconds: float
 
 
+@dataclass(frozen=True)
+class FoldStarted(Event):
+    """One fold of a cross-validation, a run of its own, is about to train. `text` says what it holds back."""
+
+    fold: int
+    folds: int
+    run: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FoldEnd(Event):
+    """One fold is trained and scored on what it held back. `seconds` of training, in this session and before."""
+
+    fold: int
+    folds: int
+    run: str
+    mean_iou: float
+    pixel_accuracy: float
+    class_iou: tuple[float, ...]
+    class_names: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CrossvalEnd(Event):
+    """All folds are scored: means over folds and their standard deviations (NaN for one fold)."""
+
+    out: str
+    folds: int
+    mean_iou: float
+    mean_iou_std: float
+    class_iou: tuple[float, ...]
+    class_iou_std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrialStarted(Event):
+    """One combination of a search is about to be judged, trained for `epochs` in each of `folds`."""
+
+    trial: int
+    trials: int
+    name: str
+    epochs: int
+    folds: int
+
+
+@dataclass(frozen=True)
+class TrialEnd(Event):
+    """One combination is judged: mean IoU over its folds and its standard deviation. `text` says why it failed."""
+
+    trial: int
+    trials: int
+    name: str
+    mean_iou: float
+    mean_iou_std: float
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True)
+class TuneEnd(Event):
+    """A search is over: the best trial, its recipe file, and the model that was trained on all data, or ""."""
+
+    out: str
+    best: str
+    mean_iou: float
+    mean_iou_std: float
+    recipe: str
+    model: str
+
+
 _KINDS = {kind.__name__: kind for kind in Event.__subclasses__()}
 
 

@@ -24,6 +24,9 @@ MOST = 8
 PANEL = (360, 640)
 """Shortest and longest side of a panel in pixels; small planes are enlarged by whole numbers, large ones reduced."""
 
+MARGIN, GAP, HEAD = 28, 16, 92
+"""Pixels of an example's picture beside, between and above its panels."""
+
 INK, PALE, PAPER = (34, 34, 34), (118, 118, 118), (255, 255, 255)
 RIGHT, WRONG = (0, 92, 175), (204, 68, 17)
 """Full blue on the diagonal, full vermilion off it: told apart by the colour-blind, and in grey by their places."""
@@ -68,7 +71,7 @@ def draw_example(example: Example) -> Pillow.Image:
     ]
     pictures = [_enlarged(array) for _, array in panels]
     width, height = pictures[0].size
-    margin, gap, head = 28, 16, 92
+    margin, gap, head = MARGIN, GAP, HEAD
     full = max(3 * width + 2 * gap, 3 * 240)
     entries = _legend(example)
     rows = _flow([_text_width(text, 17) + 56 for text, _ in entries], full)
@@ -93,6 +96,13 @@ def draw_example(example: Example) -> Pillow.Image:
             left += taken
         top += 34
     return canvas
+
+
+def panel_boxes(example: Example) -> list[tuple[int, int, int, int]]:
+    """Where image, truth and prediction stand in what `draw_example` draws: left, top, right, bottom in pixels."""
+    width, height = _enlarged(example.picture).size
+    lefts = [MARGIN + number * (width + GAP) for number in range(3)]
+    return [(left, HEAD, left + width, HEAD + height) for left in lefts]
 
 
 def draw_confusion(confusion: ConfusionMatrix) -> Pillow.Image:

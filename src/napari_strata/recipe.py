@@ -1,17 +1,20 @@
 """Recipe: what a person intends, in one frozen value that is the form, the command line, the argument and the file.
 
-Every default of the project is written here and nowhere else. A recipe knows no path and no device. Field
+Every default of the project is written here and nowhere else. A recipe knows neither data nor device. Field
 descriptions are the tooltips and the help.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import PureWindowsPath
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from napari_strata.errors import RecipeError, nearest
+from napari_strata.explain import explain, groups
 
 
 class Section(BaseModel):
@@ -21,13 +24,19 @@ class Section(BaseModel):
 
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
 Rate: TypeAlias = Annotated[float, Field(gt=0)]
+Deviations: TypeAlias = Annotated[float, Field(ge=0, le=2)]
+Name: TypeAlias = Annotated[str, Field(min_length=1)]
 Norm: TypeAlias = Literal["none", "batch", "instance", "group"]
+Architecture: TypeAlias = Literal[
+    "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet",
+    "pan", "deeplabv3", "deeplabv3plus", "upernet", "segformer", "dpt",
+]  # fmt: skip
 EncoderWeights: TypeAlias = Annotated[
-    str,
+    Name,
     Field(
-        min_length=1,
         description="Where the encoder starts: 'auto' takes ImageNet weights when they can be had and says which it "
         "did, 'imagenet' refuses to start without them, 'none' starts from random numbers, anything else is the path "
         "of a weights file.",
@@ -43,7 +52,7 @@ class UNet(Section):
         (32, 64, 128, 256, 512), min_length=2, max_length=8, description="Channels of each level, the deepest last."
     )
     norm: Norm = Field("batch", description="Normalisation after each convolution.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of channels dropped in the deepest level.")
+    dropout: Share = Field(0.0, description="Share of channels dropped in the deepest level.")
     upsampling: Literal["transpose", "nearest", "bilinear"] = Field(
         "transpose", description="How the decoder doubles the size: a learned transposed convolution or interpolation."
     )
@@ -84,22 +93,11 @@ class Smp(Section):
     """Any architecture and encoder of segmentation-models-pytorch (https://smp.readthedocs.io)."""
 
     kind: Literal["smp"] = "smp"
-    architecture: Literal[
-        "unet",
-        "unetplusplus",
-        "manet",
-        "linknet",
-        "fpn",
-        "pspnet",
-        "pan",
-        "deeplabv3",
-        "deeplabv3plus",
-        "upernet",
-        "segformer",
-        "dpt",
-    ] = Field("unet", description="The decoder: how features become labels.")
-    encoder: str = Field(
-        "resnet34", min_length=1, description="The encoder: resnet34, vgg11, efficientnet-b0, mit_b0 ..."
+    architecture: Architecture = Field("unet", description="The decoder: how features become labels.")
+    encoder: Name = Field(
+        "resnet34",
+        description="The encoder: resnet34, resnet101, vgg11, efficientnet-b0 and hundreds more. Transformers: mit_b0 "
+        "with segformer, unet or fpn; tu-vit_base_patch16_224 with dpt.",
     )
     encoder_weights: EncoderWeights = "auto"
     decoder_widths: tuple[Positive, ...] | None = Field(
@@ -107,7 +105,7 @@ class Smp(Section):
     )
     attention: Literal["scse"] | None = Field(None, description="Attention in the decoder of unet, unetplusplus: scSE.")
     norm: Norm = Field("batch", description="Normalisation in the decoder.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the head, where the architecture has one.")
+    dropout: Share = Field(0.0, description="Dropout before the head, where the architecture has one.")
 
 
 Network: TypeAlias = Annotated[UNet | AtrousUNet | Smp, Field(discriminator="kind")]
@@ -133,26 +131,26 @@ class Patches(Section):
 class Augmentation(Section):
     """How patches are varied in training. 0 or false switches an item off."""
 
-    flip_horizontal: bool = Field(True, description="Mirror left-right in half of the patches.")
-    flip_vertical: bool = Field(True, description="Mirror top-bottom in half of the patches.")
+    flip_horizontal: bool = Field(True, description="Mirror left-right in half of the patches (HorizontalFlip).")
+    flip_vertical: bool = Field(True, description="Mirror top-bottom in half of the patches (VerticalFlip).")
     quarter_turns: bool = Field(True, description="Turn by 0, 90, 180 or 270 degrees.")
     rotation: float = Field(0.0, ge=0, le=180, description="Turn by up to this many degrees either way.")
-    scale: float = Field(0.0, ge=0, lt=1, description="Enlarge or shrink by up to this share.")
+    scale: Share = Field(0.0, description="Enlarge or shrink by up to this share.")
     shear: float = Field(0.0, ge=0, le=45, description="Shear by up to this many degrees.")
     elastic: float = Field(0.0, ge=0, le=100, description="Bend smoothly by up to about this many pixels.")
-    brightness: float = Field(
+    brightness: Deviations = Field(
         0.2,
-        ge=0,
-        le=2,
-        description="Shift grey values by up to this many standard deviations. Not for physical values.",
+        description="Shift grey values by up to this many standard deviations. Not for physical values. "
+        "Albumentations' brightness_limit is the same number where grey values go by dtype; with imagenet take 4.4 "
+        "times it.",
     )
-    contrast: float = Field(
-        0.2, ge=0, lt=1, description="Stretch grey values by up to this share. Not for physical values."
+    contrast: Share = Field(
+        0.2,
+        description="Stretch grey values about the patch's mean by up to this share. Not for physical values. "
+        "Albumentations' contrast_limit is the same number, but stretches about black, which also brightens.",
     )
-    gamma: float = Field(
-        0.0, ge=0, lt=1, description="Bend the grey curve by up to this share. Not for physical values."
-    )
-    noise: float = Field(0.0, ge=0, le=2, description="Add noise of up to this many standard deviations.")
+    gamma: Share = Field(0.0, description="Bend the grey curve by up to this share. Not for physical values.")
+    noise: Deviations = Field(0.0, description="Add noise of up to this many standard deviations.")
     blur: float = Field(0.0, ge=0, le=10, description="Blur with a Gaussian of up to this many pixels.")
     probability: Fraction = Field(
         0.5, description="Share of patches that each of the above (bar flips and turns) alters."
@@ -202,6 +200,23 @@ class EarlyStopping(Section):
 LossName: TypeAlias = Literal["ce", "bce", "dice", "focal", "tversky", "lovasz"]
 
 
+def _absolute(path: str) -> str:
+    """A path that means the same in any current folder; one from Windows is left as it is elsewhere."""
+    return path if PureWindowsPath(path).is_absolute() else os.path.abspath(os.path.expanduser(path))
+
+
+ModelPath: TypeAlias = Annotated[Name, AfterValidator(_absolute)]
+
+
+def _share_or_number(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise RecipeError(f"training.validation is {value:g}; needed is a share below 1, or a whole number of images.")
+    return value
+
+
+Held: TypeAlias = Annotated[float, Field(ge=0), AfterValidator(_share_or_number)]
+
+
 class Training(Section):
     """How the network learns."""
 
@@ -210,13 +225,16 @@ class Training(Section):
     learning_rate: Rate = Field(1e-3, description="Size of the optimiser's steps.")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="The optimiser.")
     weight_decay: float = Field(1e-4, ge=0, description="Pull weights towards zero.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum, for sgd.")
+    momentum: Share = Field(0.9, description="Momentum, for sgd.")
     schedule: Literal["constant", "plateau", "cosine", "one_cycle"] = Field(
         "one_cycle", description="How the learning rate changes over the epochs."
     )
     plateau: Plateau = Plateau()
     loss: dict[LossName, Rate] = Field(
-        {"ce": 1.0, "dice": 1.0}, min_length=1, description="Losses and their weights; they are added."
+        {"ce": 1.0, "dice": 1.0},
+        min_length=1,
+        description="Losses and their weights; they are added: bce 0.5 and dice 0.5 is w x BCE + (1 - w) x Dice with a "
+        "bce_weight w of 0.5. There are ce, bce, dice, focal, tversky and lovasz.",
     )
     class_weights: Literal["none", "balanced"] | tuple[Rate, ...] = Field(
         "none",
@@ -237,10 +255,21 @@ class Training(Section):
         "auto", description="Number format of the network's arithmetic; auto takes bf16 where the device is fast at it."
     )
     early_stopping: EarlyStopping | None = Field(None, description="Stop early; never when empty.")
-    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.2, description="Share of images (or slices, or a block) held back for validation when none are given."
+    validation: Held = Field(
+        0.2,
+        description="Share of images (or slices, or a block) held back for validation when none are given; from 1 on "
+        "their number, such as 250.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Start of all random numbers.")
+    start: ModelPath | None = Field(
+        None,
+        title="Start from",
+        description="Model or run folder of ours to start from instead of random numbers or ImageNet; empty for none. "
+        "It must have the same network; classes and channels may differ.",
+    )
+    freeze_encoder: int = Field(
+        0, ge=0, description="Epochs in which the encoder is left as it was, its normalisation too; 0: none."
+    )
 
 
 def _with_kind(value: Any) -> Any:
@@ -276,7 +305,8 @@ class Recipe(Section):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise RecipeError("\n".join(f"{source}: {line}" for line in _explain(error, raw))) from None
+            lines = explain(error, raw, root=cls, sections=_SECTIONS)
+            raise RecipeError("\n".join(f"{source}: {line}" for line in lines)) from None
 
     def with_overrides(self, overrides: Mapping[str, Any] | None) -> Recipe:
         """A recipe with dotted keys replaced, for example ``{"training.epochs": 5}``.
@@ -295,45 +325,11 @@ class Recipe(Section):
                     node[part] = {}
                 if not isinstance(node.get(part), dict):
                     raise RecipeError(
-                        f"{dotted}: there is no section {part!r} in the recipe; {nearest(part, _groups(node))}"
+                        f"{dotted}: there is no section {part!r} in the recipe; {nearest(part, groups(node))}"
                     )
                 node = node[part]
             node[last] = value
         return Recipe.parse(raw, source="recipe")
-
-
-def _groups(node: Mapping[str, Any]) -> list[str]:
-    return [key for key, value in node.items() if isinstance(value, dict)] or list(node)
-
-
-def _explain(error: ValidationError, raw: Any) -> list[str]:
-    lines = []
-    for item in error.errors():
-        # Without the names that pydantic gives to the branches of a union, as "smp" or "tuple[int, ...]".
-        path = [p for p in map(str, item["loc"]) if "[" not in p and p not in ("unet", "atrous_unet", "smp")]
-        dotted = ".".join(path)
-        if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key {dotted!r}; {_hint(path, raw)}")
-        else:
-            lines.append(f"{dotted} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}.")
-    return lines
-
-
-def _hint(path: list[str], raw: Any) -> str:
-    """The nearest key, or the kind of network that has this one."""
-    kinds = [kind for kind in ("unet", "atrous_unet", "smp") if path[-1] in _SECTIONS[kind].model_fields]
-    if path[0] == "network" and kinds:
-        return f"it belongs to network.kind {' and '.join(kinds)}"
-    return nearest(path[-1], _keys_at(path[:-1], raw))
-
-
-def _keys_at(path: list[str], raw: Any) -> list[str]:
-    """Known keys of the section at `path`; the network's depend on its kind."""
-    section: type[Section] = Recipe
-    for part in path:
-        key = (raw.get("network") or {}).get("kind", "smp") if part == "network" else part
-        section = _SECTIONS.get(key, section)
-    return list(section.model_fields)
 
 
 _SECTIONS: dict[str, type[Section]] = {

@@ -2,8 +2,9 @@
 
 ``recipe.yaml`` intent, ``data.json`` sources, split, classes and fingerprint, ``events.jsonl`` what happened (only ever
 appended to; the curves are read from it), ``metrics.csv`` one row an epoch, ``last.pt`` the state to go on from,
-``best_iou.safetensors``, ``best_loss.safetensors``, ``model.safetensors`` the model, ``previews/``; and ``layers/``,
-what a viewer trained on that was in no file.
+``best_iou.safetensors``, ``best_loss.safetensors``, ``model.safetensors`` the model, ``previews/``; ``validation/``,
+scores, calibration and pictures of the best model once the training is complete; ``report.html`` when it was asked for;
+and ``layers/``, what a viewer trained on that was in no file.
 """
 
 from __future__ import annotations

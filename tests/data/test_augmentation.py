@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from napari_strata.classes import IGNORE
 from napari_strata.data import augmentation as module
 from napari_strata.data.augmentation import Augmenter
+from napari_strata.normalization import fixed
 from napari_strata.recipe import Augmentation
 
 OFF = {"flip_horizontal": False, "flip_vertical": False, "quarter_turns": False, "brightness": 0.0, "contrast": 0.0}
@@ -215,6 +216,43 @@ def test_brightness_shifts_and_contrast_stretches_about_the_mean():
     ratio = stretched.flatten(1).std(1) / images.flatten(1).std(1)
     assert 0.599 <= ratio.min() < 0.62
     assert 1.38 < ratio.max() <= 1.401
+
+
+@pytest.mark.parametrize(("scale", "times"), [("dtype", 1.0), ("imagenet", 4.4)])
+def test_brightness_in_albumentations_terms(scale, times):
+    """RandomBrightnessContrast(brightness_limit=b, contrast_limit=0) adds up to b * 255 to 8-bit grey values."""
+    limit = 0.2
+    picture = torch.randint(0, 256, (3, 16, 16), generator=seeded(), dtype=torch.uint8).numpy()
+    spread = torch.tensor(fixed(scale, "uint8", 3).spread).reshape(3, 1, 1)
+    images = torch.from_numpy(fixed(scale, "uint8", 3).apply(picture)).expand(400, 3, 16, 16)
+    labels = torch.zeros(400, 16, 16, dtype=torch.uint8)
+    shifted, _ = augmenter(brightness=limit * times, probability=1)(images, labels, seeded())
+    moved = ((shifted - images) * spread).amax((1, 2, 3))  # in grey values of the file
+    assert moved.max() == pytest.approx(limit * 255, rel=0.02)
+    assert moved.std() == pytest.approx(2 * limit * 255 / 12**0.5, rel=0.1)  # evenly spread, as theirs
+
+
+def test_contrast_in_albumentations_terms_stretches_by_the_same_share():
+    """contrast_limit=c multiplies by 1 - c to 1 + c about black; ours about the mean, which stays."""
+    images, labels = smooth(400)
+    stretched, _ = augmenter(contrast=0.2, probability=1)(images, labels, seeded())
+    mean = images.mean((2, 3), keepdim=True)
+    factor = ((stretched - mean) / (images - mean)).flatten(1).median(1).values
+    assert 0.8 <= factor.min() < 0.81
+    assert 1.19 < factor.max() <= 1.2001
+    theirs = images * factor.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(stretched - theirs, (mean * (1 - factor.reshape(-1, 1, 1, 1))).expand_as(images))
+
+
+def test_flips_are_those_of_albumentations():
+    """HorizontalFlip(p=0.5) mirrors left and right, VerticalFlip(p=0.5) top and bottom."""
+    images, labels = alike(200, side=8, blob=1)
+    for name, axis in (("flip_horizontal", -1), ("flip_vertical", -2)):
+        flipped, codes = augmenter(**{name: True})(images, labels, seeded())
+        mirrored = [torch.equal(a, b.flip(axis)) for a, b in zip(flipped, images, strict=True)]
+        assert 70 < sum(mirrored) < 130
+        for i, yes in enumerate(mirrored):
+            assert torch.equal(codes[i], labels[i].flip(axis) if yes else labels[i])
 
 
 def test_gamma_keeps_order_and_ends_of_each_channel():

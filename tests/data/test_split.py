@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from napari_strata.classes import ClassMap
+from napari_strata.data import honesty
 from napari_strata.data.blocks import best_cut, gap_for
 from napari_strata.data.parts import whole
 from napari_strata.data.split import given, split_pairs
@@ -16,6 +17,16 @@ from napari_strata.errors import LabelError
 from napari_strata.image import AnnotatedImage, Image, LabelImage
 
 CLASSES = ClassMap(names=("pore", "clay", "quartz"), values=(1, 2, 3), unlabelled=(0,))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_is_enough():
+    """Pictures here are tiny, so that they are many; test_split_honesty.py tests what is said of that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(honesty, "PIXELS", 0)
+        patch.setattr(honesty, "CLASS_PIXELS", 0)
+        patch.setattr(honesty, "MANY", 1000)
+        yield
 
 
 def pair(labels, axes="ZYX", *, name="sand", source=None, image=None):
@@ -87,6 +98,20 @@ def test_slices_of_one_stack():
     held = indices(found.validation)
     assert found.text == f"2 of 8 slices: {held[0]}, {held[1]}"
     assert sorted(held + indices(found.training)) == list(range(8))
+
+
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_a_number_of_images_or_slices_is_held_back(number):
+    found = split(photos(8), fraction=number)
+    assert (len(found.training), len(found.validation)) == (8 - number, number)
+    slices = split(pair(random_labels((8, 20, 20))), fraction=float(number))
+    assert slices.text.startswith(f"{number} of 8 slices: ")
+
+
+@pytest.mark.parametrize(("planes", "number", "words"), [(8, 8, "only 8 are labelled"), (1, 2, "fewer than three")])
+def test_more_than_there_are_cannot_be_held_back(planes, number, words):
+    with pytest.raises(LabelError, match=words):
+        split(pair(random_labels((planes, 20, 20))), fraction=number)
 
 
 def test_only_labelled_slices_count():

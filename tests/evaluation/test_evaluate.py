@@ -194,3 +194,19 @@ def test_paths_will_do(model, tmp_path):
     out = str(tmp_path / "scores")
     assert np.array_equal(evaluate(path, TWO, out=out, options=OPTIONS).confusion.counts, counts(model, TWO))
     assert Path(out, "metrics.json").is_file()
+
+
+def test_several_models_are_scored_as_they_predict(model, tmp_path):
+    names = [name for name in model.weights if name.endswith(("weight", "bias"))][-2:]
+    weights = {name: value.flip(0) if name in names else value for name, value in model.weights.items()}
+    group = [model.save(tmp_path / "a.safetensors"), replace(model, weights=weights)]
+    job = iter_evaluate(group, [ONE, TWO], options=OPTIONS, tta=True)
+    (text,) = [e.text for e in job if isinstance(e, Message)]
+    assert text == "probabilities are averaged over 2 models and over flips and turns (8 times the work)"
+    expected = np.zeros((2, 2), int)
+    for pair in (ONE, TWO):
+        found = np.asarray(predict(group, pair.image, options=OPTIONS, tta=True).data) == 255
+        truth = np.asarray(pair.labels.data) == 255
+        expected += [[(~truth & ~found).sum(), (~truth & found).sum()], [(truth & ~found).sum(), (truth & found).sum()]]
+    assert np.array_equal(job.scores.confusion.counts, expected)
+    assert not np.array_equal(expected, counts(model, ONE, TWO))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def test_a_folder_is_predicted_file_by_file_in_natural_order(model, scans, tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr(batch, "build_predictor", lambda *a, real=batch.build_predictor: built.append(1) or real(*a))
+    monkeypatch.setattr(batch, "build_committee", lambda *a, real=batch.build_committee: built.append(1) or real(*a))
     out = tmp_path / "out"
     events = run(model, [scans], out)
     assert ends(events) == [("s1.tif", "done"), ("s2.tif", "done"), ("s10.tif", "done")]
@@ -219,3 +220,12 @@ def test_a_report_holds_the_classes_of_several_models(tmp_path):
     assert (first["pixels a"], first["pixels b"], first["pixels c, d"]) == ("1", "2", "")
     assert (second["pixels a"], second["pixels b"], second["pixels c, d"]) == ("", "3", "4")
     assert second["message"] == "two lines"
+
+
+def test_several_models_and_turns_go_through_all_files(model, scans, tmp_path):
+    weights = {name: value.flip(0) if name.endswith("bias") else value for name, value in model.weights.items()}
+    group = [model, replace(model, weights=weights)]
+    assert ends(run(group, [scans], tmp_path / "out", tta=True))[0] == ("s1.tif", "done")
+    for name in ("s1", "s10"):
+        want = predict(group, scans / f"{name}.tif", options=OPTIONS, tta=True)
+        assert np.array_equal(read_labels(tmp_path / "out" / f"{name}_labels.tif").data, want.data)

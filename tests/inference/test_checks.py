@@ -85,3 +85,14 @@ def test_pixels_that_are_not_finite_do_not_count_as_grey_values():
     assert warnings(image, dtype="float32") == []
     image.data[:] = np.nan
     assert warnings(image, dtype="float32") == []
+
+
+def test_what_is_said_of_one_model_is_not_said_again_of_the_next():
+    specs = [SPEC, SPEC.model_copy(update={"pixel_size": {"Y": 2.1, "X": 2.1}})]
+    (said,) = check_image(specs, sized(6.0), sized(6.0).samples())
+    assert "trained at 2:" in said
+    (said,) = check_image(specs[::-1], sized(2.5), sized(2.5).samples())  # too far from one of them only
+    assert "trained at 2:" in said
+    rgb = SPEC.model_copy(update={"in_channels": 3})
+    with pytest.raises(ImageError, match="trained on 3 channels"):
+        check_image([SPEC, rgb], sized(2.0), sized(2.0).samples())

@@ -18,6 +18,7 @@ from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError, ModelError, RunError
 from napari_strata.events import Message, PredictionEnd, PredictionStarted, RegionEnd
 from napari_strata.image import Image, LabelImage
+from napari_strata.inference.committee import Committee
 from napari_strata.inference.predict import (
     Prediction,
     PredictOptions,
@@ -29,7 +30,7 @@ from napari_strata.inference.predict import (
 )
 from napari_strata.inference.predictor import Predictor
 from napari_strata.io import read_image, read_labels, write_labels
-from napari_strata.model import Model
+from napari_strata.model import Calibration, Model
 
 PAIR = easy_pair((4, 64, 72))
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
@@ -194,11 +195,13 @@ def test_a_run_killed_between_its_two_files_is_completed(model, tmp_path, monkey
     assert np.array_equal(labels.read()[0], expected(model, PAIR.image))
 
 
-@pytest.mark.parametrize("what", ["model", "image", "request for probabilities", "tile size"])
+@pytest.mark.parametrize(
+    "what", ["model", "image", "request for probabilities", "tile size", "choice of flips and turns"]
+)
 def test_planes_of_another_origin_are_discarded_with_a_word(model, tmp_path, what):
     out = tmp_path / "x.tif"
     stop_after(model, out, 2)
-    image, probabilities, other, tile = PAIR.image, True, model, None
+    image, probabilities, other, tile, tta = PAIR.image, True, model, None, False
     if what == "image":
         data = np.array(image.data)
         data[3, 5, 5] ^= 1
@@ -207,15 +210,102 @@ def test_planes_of_another_origin_are_discarded_with_a_word(model, tmp_path, wha
         other = replace(model, weights={k: v + 1 if v.is_floating_point() else v for k, v in model.weights.items()})
     elif what == "tile size":
         tile = 16
-    else:
+    elif what == "request for probabilities":
         probabilities = False
-    job = iter_predict(other, image, out=out, options=OPTIONS, probabilities=probabilities, tile=tile)
+    else:
+        tta = True
+    job = iter_predict(other, image, out=out, options=OPTIONS, probabilities=probabilities, tile=tile, tta=tta)
     events = list(job)
     (warning,) = [e.text for e in events if isinstance(e, Message) and e.level == "warning"]
     assert f"made with another {what}; it is discarded" in warning
     assert len([e for e in events if isinstance(e, RegionEnd)]) == 4
-    if tile is None:
+    if tile is None and not tta:
         assert np.array_equal(job.labels.read()[0], expected(other, image))
+
+
+@pytest.fixture(scope="module")
+def second(model) -> Model:
+    """Another opinion: its last weights the other way round."""
+    last = [name for name in model.weights if "head" in name or name.endswith(("weight", "bias"))][-2:]
+    weights = {name: value.flip(0) if name in last else value for name, value in model.weights.items()}
+    return replace(model, weights=weights)
+
+
+def drain(model, out: Path | None = None, **options) -> Prediction:
+    job = iter_predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True, **options)
+    list(job)
+    return job
+
+
+def test_several_models_give_the_mean_of_their_probabilities_in_any_order(model, second):
+    alone = [np.asarray(drain(one).probabilities.data, np.float32) for one in (model, second)]
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+    jobs = [drain(group) for group in ([model, second], [second, model])]
+    for job in jobs:
+        np.testing.assert_allclose(np.asarray(job.probabilities.data, np.float32), np.mean(alone, 0), atol=1e-3)
+    assert np.array_equal(jobs[0].probabilities.data, jobs[1].probabilities.data)  # to the bit
+    assert np.array_equal(jobs[0].labels.data, jobs[1].labels.data)
+    assert not np.array_equal(jobs[0].labels.data, drain(model).labels.data)
+    assert np.array_equal(drain([model, model]).labels.data, drain(model).labels.data)
+
+
+def test_members_see_the_image_as_each_was_trained_to(model, second):
+    normalization = second.spec.normalization.model_copy(update={"kind": "relative"})
+    relative = replace(second, spec=second.spec.model_copy(update={"normalization": normalization, "tile": 32}))
+    alone = [np.asarray(drain(one).probabilities.data, np.float32) for one in (model, relative)]
+    found = np.asarray(drain([relative, model]).probabilities.data, np.float32)
+    np.testing.assert_allclose(found, np.mean(alone, 0), atol=1e-3)
+
+
+def test_a_turned_stack_gives_turned_labels(model):
+    def labels(image: Image, **options) -> np.ndarray:
+        return np.asarray(predict(model, image, options=OPTIONS, **options).data)
+
+    turned = replace(PAIR.image, data=np.rot90(np.asarray(PAIR.image.data), 1, (1, 2)))
+    assert (labels(turned, tta=True) == np.rot90(labels(PAIR.image, tta=True), 1, (1, 2))).mean() > 0.9999
+    assert (labels(turned) == np.rot90(labels(PAIR.image), 1, (1, 2))).mean() < 0.999
+
+
+def test_it_is_said_over_what_is_averaged(model, second):
+    said = [e.text for e in iter_predict([model, second], PAIR.image, options=OPTIONS) if isinstance(e, Message)]
+    assert said[-1] == "probabilities are averaged over 2 models"
+    said = [e.text for e in iter_predict(model, PAIR.image, options=OPTIONS, tta=True) if isinstance(e, Message)]
+    assert said[-1] == "probabilities are averaged over flips and turns (8 times the work)"
+
+
+def test_the_probabilities_of_a_calibrated_model_are_tempered_and_its_labels_are_not(model):
+    warm = drain(replace(model, calibration=Calibration(temperature=3.0)))
+    cold = drain(model)
+    assert np.array_equal(warm.labels.data, cold.labels.data)
+    odds = np.asarray(cold.probabilities.data, np.float64) ** (1 / 3)
+    expected = odds / odds.sum(1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(warm.probabilities.data, np.float64), expected, atol=5e-3)
+
+
+def test_an_ensemble_goes_on_in_any_order_and_not_with_other_members(model, second, tmp_path):
+    out = tmp_path / "x.tif"
+    whole = np.asarray(drain([model, second], tta=True).labels.data)
+    for event in (job := iter_predict([model, second], PAIR.image, out=out, options=OPTIONS, tta=True)):
+        if isinstance(event, RegionEnd) and event.done == 2:
+            job.close()
+            break
+    events = list(iter_predict([second, model], PAIR.image, out=out, options=OPTIONS, tta=True))
+    assert [e.region for e in events if isinstance(e, RegionEnd)] == [{"Z": 2}, {"Z": 3}]
+    assert np.array_equal(read_labels(out).read()[0], whole)
+    out.unlink()
+    stop_after([model, second], out, 2)
+    events = list(iter_predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True))
+    (warning,) = [e.text for e in events if isinstance(e, Message) and e.level == "warning"]
+    assert "made with another model; it is discarded" in warning
+    assert np.array_equal(read_labels(out).read()[0], expected(model, PAIR.image))
+
+
+def test_models_that_do_not_go_together_are_refused_before_anything_is_written(model, tmp_path):
+    classes = ClassMap(names=("pore", "grain"), values=(0, 255))
+    other = replace(model, spec=model.spec.model_copy(update={"classes": classes}))
+    with pytest.raises(ModelError, match="classes: 'model 1' has class 0, class 255; 'model 2' has pore, grain"):
+        predict([model, other], PAIR.image, out=tmp_path / "x.tif", options=OPTIONS)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -335,14 +425,13 @@ def test_memory_does_not_grow_with_the_number_of_planes(model, tmp_path):
         def __getitem__(self, key):
             return np.zeros([len(range(*k.indices(n))) for k, n in zip(key, self.shape, strict=True)], np.uint8)
 
-    predictor = Predictor(
-        Cheap(), model.spec, device=torch.device("cpu"), precision=build_predictor(model, OPTIONS).precision
-    )
+    precision = build_predictor(model, OPTIONS).precision
+    committee = Committee([Predictor(Cheap(), model.spec, device=torch.device("cpu"), precision=precision)])
     peaks = []
     for planes in (8, 64):
         image = Image(Stack(planes), "ZYX")
         tracemalloc.start()
-        for _ in Prediction(model, image, out=tmp_path / f"{planes}.tif", options=OPTIONS, predictor=predictor):
+        for _ in Prediction(model, image, out=tmp_path / f"{planes}.tif", options=OPTIONS, committee=committee):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

@@ -171,6 +171,59 @@ def test_tversky_by_hand(alpha: float) -> None:
     assert value == pytest.approx(1 - (present + absent) / 2)
 
 
+SOME = {
+    "ce": -(math.log(0.75) + math.log(0.5) + math.log(0.8)) / 3,
+    "bce": -(math.log(0.75) + math.log(0.5) + math.log(0.8)) / 3,
+    "focal": -(0.25**2 * math.log(0.75) + 0.5**2 * math.log(0.5) + 0.2**2 * math.log(0.8)) / 3,
+    # Class 1 has TP 1.25, FP 0.2, FN 0.75; class 0 has TP 0.8, FP 0.75, FN 0.2.
+    "dice": 1 - ((2 * 1.25 + 1) / (2 * 1.25 + 0.2 + 0.75 + 1) + (2 * 0.8 + 1) / (2 * 0.8 + 0.75 + 0.2 + 1)) / 2,
+    "tversky": 1 - (1.75 / (1.25 + 0.3 * 0.2 + 0.7 * 0.75 + 0.5) + 1.3 / (0.8 + 0.3 * 0.75 + 0.7 * 0.2 + 0.5)) / 2,
+    # Errors in falling order: of class 1 .5, .25 (hers), .2, where 1 - IoU rises by 1/2, 1/2, 0; of class 0
+    # .5, .25, .2 (hers), where it rises by 1/2, 1/6, 1/3.
+    "lovasz": (0.5 / 2 + 0.25 / 2 + 0.5 / 2 + 0.25 / 6 + 0.2 / 3) / 2,
+}
+"""Losses by hand of three labelled pixels of classes 1, 1, 0 with probabilities .75, .5, .2 of class 1."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_loss_by_hand_beside_pixels_that_are_not_labelled(name: LossName) -> None:
+    """The unlabelled pixels would change each of them: they are sure, and of either class."""
+    ones = torch.tensor([[0.75, 0.99, 0.5], [0.2, 0.01, 0.5]], dtype=torch.float64)
+    labels = torch.tensor([[[1, IGNORE, 1], [0, IGNORE, IGNORE]]], dtype=torch.uint8)
+    logits = torch.stack([1 - ones, ones]).log()[None].float()
+    found = loss_of(name, 2, tversky_alpha=0.3, focal_gamma=2.0)(logits, labels)
+    assert found.item() == pytest.approx(SOME[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("unlabelled", [0.0, 0.5])
+def test_tversky_and_dice_equal_smp_on_labelled_pixels(alpha: float, unlabelled: float) -> None:
+    logits, labels = some_batch(3, unlabelled=unlabelled)
+    options: dict[str, Any] = {"smooth": losses.SMOOTH, "ignore_index": IGNORE}
+    expected = smp.losses.TverskyLoss("multiclass", alpha=alpha, beta=1 - alpha, **options)(logits, labels.long())
+    torch.testing.assert_close(loss_of("tversky", tversky_alpha=alpha)(logits, labels), expected)
+    dice = smp.losses.DiceLoss("multiclass", **options)(logits, labels.long())
+    torch.testing.assert_close(loss_of("dice")(logits, labels), dice)
+
+
+def test_lovasz_and_focal_equal_smp_on_labelled_pixels() -> None:
+    logits, labels = some_batch(2, unlabelled=0.5)
+    lovasz = smp.losses.LovaszLoss("multiclass", ignore_index=IGNORE)(logits, labels.long())
+    torch.testing.assert_close(loss_of("lovasz", 2)(logits, labels), lovasz)
+    focal = smp.losses.FocalLoss("binary", gamma=2.0, ignore_index=IGNORE)
+    expected = focal((logits[:, 1] - logits[:, 0])[:, None], labels[:, None].float())
+    torch.testing.assert_close(loss_of("focal", 2)(logits, labels), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.2])
+def test_bce_weight_of_the_seeds_is_two_weights_here(weight: float) -> None:
+    """w x BCE + (1 - w) x Dice."""
+    logits, labels = some_batch(2)
+    both = build_loss(Training(loss={"bce": weight, "dice": 1 - weight}), classes=2)(logits, labels)
+    expected = weight * loss_of("bce", 2)(logits, labels) + (1 - weight) * loss_of("dice", 2)(logits, labels)
+    torch.testing.assert_close(both, expected)
+
+
 def test_dice_equals_smp_where_every_class_occurs() -> None:
     logits, labels = some_batch(3, unlabelled=0)
     expected = smp.losses.DiceLoss("multiclass", smooth=losses.SMOOTH)(logits, labels.long())

@@ -103,7 +103,13 @@ def test_scores_errors_and_the_report_are_right(make: Any, qtbot: Any, tmp_path:
     dock.export_to(report)
     qtbot.waitUntil(lambda: "Written to" in dock.notice.text(), timeout=LONG)
     out = report / "scores-rock-segmented"
-    assert sorted(path.name for path in out.iterdir()) == ["confusion.png", "metrics.csv", "metrics.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "confusion.png",
+        "metrics.csv",
+        "metrics.json",
+        "report.html",
+    ]
+    assert "Report of an evaluation" in (out / "report.html").read_text(encoding="utf-8")
     expected = ConfusionMatrix(CLASSES, np.array([[3, 2, 0], [1, 5, 0], [0, 0, 0]])).as_dict()
     assert json.loads((out / "metrics.json").read_text()) == expected
     assert (report / "mine.txt").read_text() == "keep"

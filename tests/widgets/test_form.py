@@ -58,6 +58,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "averaging": draw(st.none() | st.floats(1e-9, 1, exclude_max=True)),
         "early_stopping": draw(stopping),
         "seed": draw(st.integers(0, 2**32 - 1)),
+        "start": draw(st.none() | TEXT),
+        "freeze_encoder": draw(st.integers(0, 100)),
         "plateau": {"factor": 0.3, "min_rate": draw(st.floats(0, 1))},
     }
     patches = {"per_epoch": draw(st.none() | COUNT), "resize": draw(st.none() | st.integers(16, 4096))}
@@ -162,6 +164,9 @@ def test_every_setting_has_a_widget_with_a_label_and_an_explanation(form: Recipe
         ("network.decoder_widths", "[256, 128, 64]", (256, 128, 64)),
         ("network.encoder", "mit_b0", "mit_b0"),
         ("network.encoder", "18", "18"),
+        ("training.start", "/runs/12", "/runs/12"),
+        ("training.start", "", None),
+        ("training.freeze_encoder", "3", 3),
     ],
 )
 def test_typing_changes_the_recipe(form: RecipeForm, qtbot: QtBot, path: str, text: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -322,6 +323,47 @@ def test_what_is_copied_does_the_same(
     assert done.returncode == 0, done.stderr
     written = next(run.glob("*-labels.tif"))
     np.testing.assert_array_equal(np.asarray(read_labels(written).data), _labels(dock)[0].data)
+
+
+def test_a_cross_validation_and_the_mean_over_flips_and_turns(
+    begin: Callable[..., PredictDock],
+    runs: Path,
+    qtbot: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = runs / "folds"
+    for name in ("fold_1", "fold_2"):
+        make_run(folder).rename(folder / name)
+    facts = {"format": "napari-strata crossval 1", "folds": ["fold_1", "fold_2"]}
+    (folder / "crossval.json").write_text(json.dumps(facts))
+    dock = begin((2, 48, 48))
+    _announce(dock, runs, qtbot)
+    assert "8 times as long" in dock.tta.tooltip
+    _predict(dock, qtbot)
+    qtbot.waitUntil(lambda: len(dock.model.runs.runs()) == 2, timeout=PATIENCE)  # the run, and the folds as one
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(folder / "crossval.json"), ""))
+    dock.model.open_button.native.click()
+    assert dock.model.path == dock.model.runs.selected() == folder
+    qtbot.waitUntil(lambda: "2 models (cross-validation), mean IoU" in dock.model.text.text(), timeout=PATIENCE)
+    dock.tta.native.click()
+    assert "segmented [1]: 2 planes" in _predict(dock, qtbot)
+    assert len(_labels(dock)) == 2  # of other models, and averaged: not into the layer that was there
+    _predict(dock, qtbot)
+    assert len(_labels(dock)) == 2
+    dock.tta.native.click()
+    _predict(dock, qtbot)
+    assert len(_labels(dock)) == 3
+    clipboard = QApplication.clipboard()
+    assert clipboard is not None
+    buttons = {button.text: button for button in dock._kept if getattr(button, "text", "").startswith("Copy")}
+    for on in (False, True):
+        assert bool(dock.tta.value) == on
+        clipboard.setText("")
+        buttons["Copy as command"].native.click()
+        qtbot.waitUntil(lambda: bool(clipboard.text()), timeout=PATIENCE)
+        assert clipboard.text().startswith(f"napari-strata predict {folder} ")
+        assert ("--tta" in clipboard.text()) == on
+        dock.tta.native.click()
 
 
 def test_closing_the_window_in_the_middle_ends_everything(

@@ -248,3 +248,38 @@ def test_the_thumbnail_shows_the_prediction(runs: RunList, qtbot: Any, tmp_path:
     yellow = [c for c in square if c.red() - c.blue() > 30]
     blue = [c for c in square if c.blue() - c.red() > 30]
     assert min(len(yellow), len(blue)) > len(square) / 10
+
+
+def write_folds(path: Path, scores: list[float | None], *, age: float = 0) -> Path:
+    """A cross-validation as the engine writes it: folds of a score have a model."""
+    names = [f"fold_{n}" for n in range(1, len(scores) + 1)]
+    for name, score in zip(names, scores, strict=True):
+        events: list[Event] = [started()] if score is None else [started(), epoch(9, score, best=True), ended()]
+        write_run(path / name, events, model=score is not None, age=age)
+    (path / "crossval.json").write_text(json.dumps({"format": "napari-strata crossval 1", "folds": names}))
+    os.utime(path / "crossval.json", (time.time() - age, time.time() - age))
+    return path
+
+
+def test_a_cross_validation_is_among_what_can_predict_when_every_fold_has_a_model(tmp_path: Path) -> None:
+    write_run(tmp_path / "old", [started(), epoch(1, 0.5, best=True)], age=200)
+    folder = write_folds(tmp_path / "folds", [0.7, 0.8, 0.9], age=100)
+    write_folds(tmp_path / "under way", [0.7, None])
+    write_run(tmp_path / "new", [started(), epoch(1, 0.5, best=True)])
+    assert [run.name for run in list_runs(tmp_path)] == ["new", "old"]  # what can be gone on with
+    new, run, _old = list_runs(tmp_path, with_model=True)
+    assert [new.folds, run.folds] == [0, 3]
+    assert (run.path, run.recipe, run.classes, run.has_model) == (folder, "unet-ct", (("pore", "#112233"),), True)
+    assert run.mean_iou == pytest.approx(0.8)
+    assert facts(run, run.modified).startswith("3 models (cross-validation), today")
+    assert facts(run).endswith("mean IoU 0.80")
+    lines = tooltip(run).splitlines()
+    assert lines[2:4] == ["Recipe unet-ct, 3 models (cross-validation)", "Mean IoU over the folds 0.800"]
+    assert "cross-validation" not in facts(new)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"folds": 3}', b'{"folds": []}', b'{"folds": ["gone"]}'])
+def test_a_damaged_cross_validation_is_left_out(tmp_path: Path, content: bytes) -> None:
+    (write_folds(tmp_path / "a", [0.5]) / "crossval.json").write_bytes(content)
+    write_run(tmp_path / "good", [])
+    assert [run.name for run in list_runs(tmp_path, with_model=True)] == ["good"]

@@ -96,3 +96,21 @@ def test_evaluation_of_labels_and_of_a_model() -> None:
     words = shlex.split(as_command(model))
     assert words == ["napari-strata", "evaluate", "runs/one", "i.tif", "t.tif", "--out", "scores"]
     assert "ns.evaluate('runs/one', ns.read_pairs('i.tif', 't.tif'), out='scores')" in as_python(model)
+
+
+def test_several_models_flips_and_turns() -> None:
+    order = PredictJob(job="1", model=("runs/a", "runs/b", "c d"), image="i.tif", out="x.tif", tta=True)
+    assert "ns.predict(['runs/a', 'runs/b', 'c d'], image, out='x.tif', tta=True)" in as_python(order)
+    words = shlex.split(as_command(order))
+    assert words == [
+        *("napari-strata", "predict", "runs/a", "i.tif", "--out", "x.tif"),
+        *("--with", "runs/b", "--with", "c d", "--tta"),
+    ]
+    scored = EvaluateJob(job="1", model=("a", "b"), images="i.tif", labels="t.tif", out="s", tta=True)
+    script = as_python(scored)
+    assert "ns.evaluate(['a', 'b'], ns.read_pairs('i.tif', 't.tif'), out='s', tta=True)" in script
+    words = shlex.split(as_command(scored))
+    assert words[1:] == ["evaluate", "a", "i.tif", "t.tif", "--out", "s", "--with", "b", "--tta"]
+    alone = PredictJob(job="1", model="runs/a", image="i.tif", out="x.tif")
+    assert "tta" not in as_python(alone) + as_command(alone)
+    assert "ns.predict('runs/a', image, out='x.tif')" in as_python(alone)

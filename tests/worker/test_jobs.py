@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import napari_strata as ns
 from helpers import TINY, easy_pair, tiny_model
 from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError, LabelError, RunError
-from napari_strata.events import Event, PredictionEnd, PredictionStarted, RegionEnd, TrainingStarted
+from napari_strata.ensemble import FORMAT
+from napari_strata.errors import ImageError, LabelError, ModelError, RunError
+from napari_strata.events import EpochEnd, Event, PredictionEnd, PredictionStarted, RegionEnd, TrainingStarted
 from napari_strata.image import AnnotatedImage, Image
 from napari_strata.inference.predict import iter_predict
 from napari_strata.io import write_labels
@@ -341,3 +342,49 @@ def test_a_prediction_in_a_region_starts_with_its_events(tmp_path: Path, pair: A
     assert kinds[-3:] == [TargetOpened, PredictionStarted, PredictionEnd]
     assert [e.region for e in of(events, RegionEnd)] == [{"Z": 1}, {"Z": 2}]
     assert of(events, PredictionStarted)[0].regions == 2
+
+
+@pytest.fixture(scope="module")
+def folds(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-validation of two folds, each of one epoch."""
+    folder, one = tmp_path_factory.mktemp("crossval"), ns.Model.load(model)
+    other = {k: v.flip(0) if k.endswith("bias") else v for k, v in one.weights.items()}
+    for number, weights in enumerate((one.weights, other), 1):
+        end = EpochEnd(1, 1, 0.5, 0.5, 0.6 + 0.1 * number, 0.9, (0.6, 0.8), 1e-3, 1.0, True, True, "raw")
+        replace(one, weights=weights, history=(end,)).save(folder / f"fold_{number}" / "model.safetensors")
+    (folder / "crossval.json").write_text(json.dumps({"format": FORMAT, "folds": ["fold_1", "fold_2"]}))
+    return folder
+
+
+def test_folds_and_lists_of_models_predict_and_are_scored_as_by_the_api(
+    tmp_path: Path, pair: AnnotatedImage, folds: Path
+) -> None:
+    expected = np.asarray(ns.predict(folds, pair.image, device="cpu", tta=True).data)
+    each = [str(folds / "fold_2"), str(folds / "fold_1" / "model.safetensors")]
+    for number, group in enumerate((str(folds), each)):
+        for name in (f"{number}.npy", f"{number}.tif"):
+            predicting = predict_order(folds, tmp_path, pair.image, out=str(tmp_path / name), tta=True)
+            run(predicting | {"model": group})
+        np.testing.assert_array_equal(np.load(tmp_path / f"{number}.npy"), expected)
+        np.testing.assert_array_equal(ns.read_labels(tmp_path / f"{number}.tif").data, expected)
+        data = {k: v for k, v in train_order(tmp_path, pair).items() if k in ("images", "labels")}
+        order = {"kind": "evaluate", "model": group, "device": "cpu", "tta": True}
+        scores = ns.evaluate(folds, pair, device="cpu", tta=True).as_dict()
+        assert run(order | data)[1]["confusion"] == scores["confusion"]
+    alone = np.asarray(ns.predict(folds / "fold_1", pair.image, device="cpu").data)
+    assert not np.array_equal(alone, expected)
+
+
+def test_info_of_a_cross_validation(tmp_path: Path, pair: AnnotatedImage, folds: Path) -> None:
+    grey = layer(tmp_path / "grey.npy", pair.image)
+    _, facts = run({"kind": "info", "path": str(folds), "image": grey})
+    assert (facts["what"], facts["models"], facts["fits"]) == ("model", "2 models (cross-validation)", True)
+    assert facts["model"] == str(folds)
+    assert facts["mean_iou"] == pytest.approx(0.75)
+    assert facts["class_iou"] == pytest.approx((0.6, 0.8))
+    assert [row["value"] for row in facts["classes"]] == [0, 255]
+    _, facts = run({"kind": "info", "path": str(folds / "fold_1" / "model.safetensors")})
+    assert facts["models"] == "1 model"
+    (tmp_path / "crossval.json").write_text(json.dumps({"format": FORMAT, "folds": ["fold_1"]}))
+    with pytest.raises(ModelError, match="found no model in fold_1"):
+        run({"kind": "info", "path": str(tmp_path)})

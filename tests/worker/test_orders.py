@@ -182,3 +182,20 @@ def test_other_lines_are_no_replies(line: str) -> None:
 def test_a_client_needs_no_torch() -> None:
     code = "import sys, napari_strata.worker.orders, napari_strata.worker.replies; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_models_are_one_or_several_and_old_orders_mean_what_they_meant() -> None:
+    predict = {"job": "a", "kind": "predict", "image": "i.tif", "out": "o.tif"}
+    job = parse_order(json.dumps(predict | {"model": "runs/one"}))
+    assert isinstance(job, PredictJob)
+    assert (job.model, job.tta) == ("runs/one", False)
+    job = parse_order(json.dumps(predict | {"model": ["a", "b"], "tta": True}))
+    assert isinstance(job, PredictJob)
+    assert (job.model, job.tta) == (("a", "b"), True)
+    assert parse_order(job.model_dump_json()) == job
+    evaluate = {"job": "a", "kind": "evaluate", "images": "i.tif", "labels": "l.tif", "model": ["a", "b"], "tta": True}
+    job = parse_order(json.dumps(evaluate))
+    assert parse_order(job.model_dump_json()) == job
+    for model in ([], [3], 3, {}):
+        assert "model" in str(refused(predict | {"model": model}))
+    assert "tta" in str(refused(predict | {"model": "a", "tta": "twice"}))

@@ -15,6 +15,7 @@ import numpy as np
 
 from napari_strata.classes import ClassMap
 from napari_strata.data.blocks import best_cut, rank
+from napari_strata.data.honesty import find_leaks, too_small
 from napari_strata.data.parts import Part, counts_of, shown, whole
 from napari_strata.errors import LabelError
 from napari_strata.image import AnnotatedImage, Image, as_pairs
@@ -32,8 +33,9 @@ RUN = 8
 class Split:
     """What trains and what validates, in words too.
 
-    `text` says what is held back ("2 of 8 slices: 3, 7"); `warnings` name each class that is missing from one half and
-    each image without a labelled pixel.
+    `text` says what is held back ("2 of 8 slices: 3, 7"); `warnings` name each class that is missing from one half,
+    each image without a labelled pixel, a way in which validation shows what trains (`find_leaks`), and too small a
+    validation (`too_small`).
     """
 
     training: list[Part]
@@ -43,7 +45,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """Parts that stay together: an image, a slice, a time point. `number` is its index along Z or T."""
 
     parts: list[Part]
@@ -66,6 +68,8 @@ def split_pairs(
 ) -> Split:
     """Hold back about `fraction` of the labelled pixels for validation; the same for the same seed.
 
+    From 1 on, `fraction` is a number of images (of slices, where those are held back).
+
     Images are held back whole when there are at least three and one of them is not far more than was asked for; else
     slices (time points where there are three or more): scattered ones, or of a long labelled stack, whose neighbouring
     slices resemble each other, a run of slices whose two neighbours are left out; else a strip of every slice, apart
@@ -76,18 +80,16 @@ def split_pairs(
     LabelError
         when nothing is labelled, a label value is not in the class map, or one image stands in both halves.
     """
-    pairs = list({id(pair): pair for pair in as_pairs(pairs)}.values())
-    for number, pair in enumerate(pairs):
-        _refuse_shared(pairs[:number], [pair])
+    pairs = distinct(pairs)
     parts = whole(pairs, classes)
-    notes = _empty_images(pairs, parts)
+    notes = empty_images(pairs, parts)
     training, validation, text = parts, list[Part](), "none, as the recipe asks (training.validation=0)"
     if fraction:
         training, validation, text = _halves(parts, fraction, classes, np.random.default_rng([seed, 1]))
     if fraction and not validation:
         notes += ("nothing could be held back for validation: no strip leaves labels in both halves; label more, or "
                   "give validation images of their own.",)  # fmt: skip
-    return Split(training, validation, text, (*notes, *_missing(training, validation, classes)))
+    return Split(training, validation, text, (*notes, *_doubts(training, validation, classes)))
 
 
 def given(
@@ -107,25 +109,55 @@ def given(
     learn, check = (whole(pairs, classes) for pairs in both)
     names = [pair.name for pair in both[1]]
     text = f"{len(names)} {'image' if len(names) == 1 else 'images'} given: {shown(names)}"
-    notes = _empty_images(both[0], learn) + _empty_images(both[1], check)
-    return Split(learn, check, text, (*notes, *_missing(learn, check, classes)))
+    notes = empty_images(both[0], learn) + empty_images(both[1], check)
+    return Split(learn, check, text, (*notes, *_doubts(learn, check, classes)))
+
+
+def distinct(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[AnnotatedImage]:
+    """Each pair once. Raises `LabelError` when two of them are one picture."""
+    ones = list({id(pair): pair for pair in as_pairs(pairs)}.values())
+    for number, pair in enumerate(ones):
+        _refuse_shared(ones[:number], [pair])
+    return ones
 
 
 def _halves(
     parts: list[Part], fraction: float, classes: ClassMap, rng: np.random.Generator
 ) -> tuple[list[Part], list[Part], str]:
     """Training, validation and what is held back in words."""
-    for units in (_images(parts, fraction), _slices(parts)):
+    for units in (by_image(parts, fraction), by_slice(parts)):
         if len(units) >= 3:
-            draw = _best(units, fraction, classes, rng)
+            draw = _best(units, _share(fraction, units), classes, rng)
             out = {*draw.held, *draw.dropped}
             training = [part for i, unit in enumerate(units) if i not in out for part in unit.parts]
             return training, [part for i in draw.held for part in units[i].parts], _text(units, draw)
+    if fraction >= 1:
+        raise LabelError(
+            f"training.validation={fraction:g} asks for a number of images or slices, but fewer than three are "
+            "labelled; give a share of the picture, such as 0.2, or images to validate on (--val)."
+        )
     cut = best_cut(parts, classes, fraction=fraction, rng=rng)
     return (cut.training, cut.validation, cut.text) if cut else (parts, [], "none: too little is labelled")
 
 
-def _missing(training: Sequence[Part], validation: Sequence[Part], classes: ClassMap) -> list[str]:
+def _share(wanted: float, units: Sequence[Unit]) -> float:
+    """A share as it is; a number of units as a share of them."""
+    if wanted >= len(units):
+        raise LabelError(
+            f"training.validation={wanted:g} asks for so many {units[0].word}, but only {len(units)} are labelled; "
+            "give a smaller number, or a share such as 0.1."
+        )
+    return wanted if wanted < 1 else wanted / len(units)
+
+
+def _doubts(training: Sequence[Part], validation: Sequence[Part], classes: ClassMap) -> list[str]:
+    """Everything that makes a score of this split worth less than it looks."""
+    honest = [*find_leaks(training, validation), *too_small(training, validation, classes)]
+    return [*missing_classes(training, validation, classes), *honest]
+
+
+def missing_classes(training: Sequence[Part], validation: Sequence[Part], classes: ClassMap) -> list[str]:
+    """A sentence for each class without a labelled pixel in one half."""
     learn, check = (counts_of(parts, classes).sum(axis=0) for parts in (training, validation))
     out = []
     for name, value, learned, checked in zip(classes.names, classes.values, learn, check, strict=True):
@@ -139,7 +171,8 @@ def _missing(training: Sequence[Part], validation: Sequence[Part], classes: Clas
     return out
 
 
-def _empty_images(pairs: Sequence[AnnotatedImage], parts: Sequence[Part]) -> tuple[str, ...]:
+def empty_images(pairs: Sequence[AnnotatedImage], parts: Sequence[Part]) -> tuple[str, ...]:
+    """A sentence that names the images without a labelled pixel, or nothing."""
     used = {id(part.pair) for part in parts}
     lost = [pair.name for pair in pairs if id(pair) not in used]
     return (f"no labelled pixel, so left out: {shown(lost)}.",) if lost else ()
@@ -164,15 +197,15 @@ def _same(one: Image, other: Image) -> bool:
     return arrays[0] is arrays[1] or (all(isinstance(a, np.ndarray) for a in arrays) and np.shares_memory(*arrays))
 
 
-def _images(parts: Sequence[Part], fraction: float) -> list[_Unit]:
-    """Whole images as units, or none where one image would be far more than was asked for."""
+def by_image(parts: Sequence[Part], fraction: float = 1.0) -> list[Unit]:
+    """Whole images as units, or none where one image would be far more than the `fraction` asked for."""
     groups = [list(group) for _, group in groupby(parts, key=lambda part: id(part.pair))]
     if 1 / len(groups) > 2 * fraction and len(parts) > len(groups):
         return []
-    return [_Unit(group, group[0].pair.name, "images", group[0].pair) for group in groups]
+    return [Unit(group, group[0].pair.name, "images", group[0].pair) for group in groups]
 
 
-def _slices(parts: Sequence[Part]) -> list[_Unit]:
+def by_slice(parts: Sequence[Part]) -> list[Unit]:
     """Slices as units, or time points where an image has three or more; what lies at one index stays together."""
     several = len({id(part.pair) for part in parts}) > 1
     units = []
@@ -185,7 +218,7 @@ def _slices(parts: Sequence[Part]) -> list[_Unit]:
         for number in sorted({_number(part, letter) for part in members}):
             name = f"{pair.name} {number}" if several else str(number)
             together = [part for part in members if _number(part, letter) == number]
-            units.append(_Unit(together, name, word, pair, number))
+            units.append(Unit(together, name, word, pair, number))
     return units
 
 
@@ -194,9 +227,9 @@ def _number(part: Part, letter: str) -> int:
     return index.start if isinstance(index, slice) else index
 
 
-def _best(units: Sequence[_Unit], fraction: float, classes: ClassMap, rng: np.random.Generator) -> _Draw:
+def _best(units: Sequence[Unit], fraction: float, classes: ClassMap, rng: np.random.Generator) -> _Draw:
     counts = np.array([counts_of(unit.parts, classes).sum(axis=0) for unit in units])
-    stretches = _stretches(units)
+    stretches = stretches_of(units)
     runs = max(map(len, stretches)) > RUN
     draws = [_run(stretches, fraction, rng) if runs else _scattered(len(units), fraction, rng) for _ in range(DRAWS)]
     return max(draws, key=lambda draw: _score(counts, draw, fraction))
@@ -213,7 +246,7 @@ def _scattered(count: int, fraction: float, rng: np.random.Generator) -> _Draw:
     return _Draw(tuple(sorted(held.tolist())))
 
 
-def _stretches(units: Sequence[_Unit]) -> list[list[int]]:
+def stretches_of(units: Sequence[Unit]) -> list[list[int]]:
     """Numbers of units that follow each other without a hole in one image, as long as can be."""
     out: list[list[int]] = []
     for i, unit in enumerate(units):
@@ -235,7 +268,7 @@ def _run(stretches: Sequence[list[int]], fraction: float, rng: np.random.Generat
     return _Draw(tuple(stretch[start:stop]), tuple(dropped))
 
 
-def _text(units: Sequence[_Unit], draw: _Draw) -> str:
+def _text(units: Sequence[Unit], draw: _Draw) -> str:
     """In words: ``2 of 8 slices: 3, 7`` or ``4 of 40 slices: 12 to 15; left out beside them: 11, 16``."""
     words = {unit.word for unit in units}
     names = [units[i].name for i in draw.held]

@@ -18,15 +18,15 @@ import numpy as np
 from napari_strata.classes import IGNORE, ClassMap
 from napari_strata.data.parts import Part, find_nonfinite, whole
 from napari_strata.device import describe_device
+from napari_strata.ensemble import AnyModel, Ensemble, load_models
 from napari_strata.errors import LabelError, RunError
 from napari_strata.evaluation.report import check_free, write_report
 from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted, RegionEnd
-from napari_strata.image import AnnotatedImage, Image, LabelImage, as_pairs
+from napari_strata.image import AnnotatedImage, LabelImage, as_pairs
 from napari_strata.inference.checks import check_image
-from napari_strata.inference.predict import AnyModel, PredictOptions, build_predictor
-from napari_strata.inference.predictor import Predictor
+from napari_strata.inference.committee import Committee
+from napari_strata.inference.predict import PredictOptions, build_committee
 from napari_strata.metrics import ConfusionMatrix
-from napari_strata.model import Model
 from napari_strata.normalization import Scale
 from napari_strata.pictures import MOST, Example
 from napari_strata.spec import find_classes
@@ -92,14 +92,15 @@ class Evaluation(Iterator[Event]):
         out, overwrite = self._out, self._options.overwrite
         if out is not None:
             check_free(out, overwrite=overwrite)
-        model = Model.load(self._model)
-        parts = whole(self._pairs, model.spec.classes)
-        scales, warnings = _prepare(model, parts)
+        models = load_models(self._model)
+        parts = whole(self._pairs, models.spec.classes)
+        scales, warnings = _prepare(models, parts)
+        yield from (Message(text) for text in models.averaging(self._options.tta))
         yield from (Message(text, "warning") for text in warnings)
-        predictor = build_predictor(model, self._options)
+        committee = build_committee(models, self._options)
         names = f"{len(scales)} image{'' if len(scales) == 1 else 's'}"
-        yield PredictionStarted(names, describe_device(predictor.device), len(parts), 0)
-        tally = _Tally(predictor, scales, shown=set(_evenly(len(parts), MOST)))
+        yield PredictionStarted(names, describe_device(committee.device), len(parts), 0)
+        tally = _Tally(committee, scales, shown=set(_evenly(len(parts), MOST)))
         for number, part in enumerate(parts):
             seconds = tally.add(number, part)
             yield RegionEnd(dict(part.index), number + 1, len(parts), seconds)
@@ -122,7 +123,8 @@ def iter_evaluate(
     Parameters
     ----------
     model
-        a `Model`, or the path of a model file or run folder.
+        a `Model`, the path of a model file or run folder, several of them, or a cross-validation folder: of several,
+        the mean of their probabilities is taken.
     pairs
         images and their labels; label values mean what the model's classes say.
     out
@@ -231,8 +233,8 @@ def iter_score_labels(
 class _Tally:
     """Counts as they come."""
 
-    predictor: Predictor
-    scales: dict[int, Scale]
+    committee: Committee
+    scales: dict[int, list[Scale]]
     shown: set[int]
     matrices: dict[int, tuple[AnnotatedImage, ConfusionMatrix]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
@@ -240,10 +242,10 @@ class _Tally:
     def add(self, number: int, part: Part) -> float:
         """Predict and count one plane; returns the seconds it took."""
         started = perf_counter()
-        classes = self.predictor.spec.classes
+        classes = self.committee.spec.classes
         key = id(part.pair)
         image, truth = part.read(classes)
-        prediction, _ = self.predictor.plane(image, self.scales[key])
+        prediction, _ = self.committee.plane(image, self.scales[key])
         here = ConfusionMatrix(classes)
         here.update(truth, prediction)
         before = self.matrices[key][1] if key in self.matrices else ConfusionMatrix(classes)
@@ -255,24 +257,20 @@ class _Tally:
     def scores(self) -> Scores:
         matrices = [matrix for _, matrix in self.matrices.values()]
         names = _told_apart([pair for pair, _ in self.matrices.values()])
-        total = sum(matrices, ConfusionMatrix(self.predictor.spec.classes))
+        total = sum(matrices, ConfusionMatrix(self.committee.spec.classes))
         return Scores(total, tuple(zip(names, matrices, strict=True)), tuple(self.examples))
 
 
-def _prepare(model: Model, parts: Sequence[Part]) -> tuple[dict[int, Scale], list[str]]:
-    """The scale of each pair's image, by the pair's id, and warnings about the images."""
-    scales: dict[int, Scale] = {}
+def _prepare(models: Ensemble, parts: Sequence[Part]) -> tuple[dict[int, list[Scale]], list[str]]:
+    """The scales of each pair's image, by the pair's id, and warnings about the images."""
+    scales: dict[int, list[Scale]] = {}
     warnings: list[str] = []
     for pair in {id(part.pair): part.pair for part in parts}.values():
         samples = pair.image.samples()
-        warnings += check_image(model.spec, pair.image, samples)
-        warnings += [*find_nonfinite(pair), *_other_names(model.spec.classes, pair)]
-        scales[id(pair)] = _scale(model, pair.image, samples)
+        warnings += check_image([model.spec for model in models.models], pair.image, samples)
+        warnings += [*find_nonfinite(pair), *_other_names(models.spec.classes, pair)]
+        scales[id(pair)] = models.scales(samples, pair.image.dtype)
     return scales, warnings
-
-
-def _scale(model: Model, image: Image, samples: Sequence[Array]) -> Scale:
-    return model.spec.normalization.scale_for(np.concatenate(samples, axis=1), image.dtype)
 
 
 def _other_names(classes: ClassMap, pair: AnnotatedImage) -> list[str]:

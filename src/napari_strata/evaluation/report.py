@@ -6,8 +6,9 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from napari_strata import files
 from napari_strata.errors import RunError
@@ -30,29 +31,44 @@ def write_report(
     per_image: Iterable[tuple[str, ConfusionMatrix]],
     out: Path,
     *,
-    examples: Sequence[Example] = (),
+    examples: Sequence[Example] | Mapping[str, Example] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``metrics.json``, ``metrics.csv`` (one row an image), ``confusion.png`` and ``overlays/*.png`` into `out`.
+    """Write ``metrics.csv`` (one row an image), ``confusion.png``, ``overlays/*.png`` and ``metrics.json`` into `out`.
 
     Each file is written whole or not at all and replaces one of its name; other files in the folder stay.
+    ``metrics.json`` comes last: when it is there, so is the rest.
+
+    Parameters
+    ----------
+    examples
+        pictures to draw, numbered in their order; or by the name of their file, without ``.png``.
+    facts
+        what ``metrics.json`` holds beside the scores: plain data without NaN.
 
     Raises
     ------
     RunError
         when the folder cannot be written or the disk is full.
     """
+    drawn = examples if isinstance(examples, Mapping) else name_files(examples)
     try:
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(out / "overlays", ignore_errors=True)
     except OSError as error:
         raise files.explain(error, out) from error
-    files.write_text(out / "metrics.json", json.dumps(confusion.as_dict(), indent=2) + "\n")
     _write_csv(out / "metrics.csv", per_image)
     with files.atomic(out / "confusion.png") as temporary:
         draw_confusion(confusion).save(temporary)
-    for number, example in enumerate(examples, 1):
-        with files.atomic(out / "overlays" / f"{number:02d}_{_safe(example.name)}.png") as temporary:
+    for name, example in drawn.items():
+        with files.atomic(out / "overlays" / f"{name}.png") as temporary:
             draw_example(example).save(temporary)
+    files.write_text(out / "metrics.json", json.dumps(confusion.as_dict() | dict(facts or {}), indent=2) + "\n")
+
+
+def name_files(examples: Iterable[Example], prefix: str = "") -> dict[str, Example]:
+    """Examples by the names of their picture files: ``01_sand_Z=3`` or, with a prefix, ``worst_01_sand_Z=3``."""
+    return {f"{prefix}{number:02d}_{_safe(one.name)}": one for number, one in enumerate(examples, 1)}
 
 
 def _write_csv(path: Path, per_image: Iterable[tuple[str, ConfusionMatrix]]) -> None:

@@ -17,21 +17,20 @@ from time import perf_counter
 
 from napari_strata import files
 from napari_strata.classes import ClassMap
+from napari_strata.ensemble import AnyModel, Ensemble, load_models
 from napari_strata.errors import ImageError, RunError, StrataError
 from napari_strata.events import Event, FileEnd
+from napari_strata.inference.committee import Committee
 from napari_strata.inference.predict import (
     SUFFIXES,
-    AnyModel,
     Prediction,
     PredictOptions,
-    build_predictor,
+    build_committee,
     check_out,
     probabilities_path,
 )
-from napari_strata.inference.predictor import Predictor
 from napari_strata.io import read_image
 from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, existing, is_zarr, natural, stem
-from napari_strata.model import Model
 
 PathLike = str | os.PathLike[str]
 IMAGES = (*TIFF_SUFFIXES, *RASTER_SUFFIXES, ".zarr")
@@ -54,7 +53,7 @@ def predict_files(
     Parameters
     ----------
     model
-        a `Model`, or the path of a model file or run folder.
+        a `Model`, the path of a model file or run folder, several of them, or a cross-validation folder.
     inputs
         files, OME-Zarr stores, folders (the images in them, not in folders below), patterns such as ``scans/*.tif``.
     out
@@ -124,31 +123,31 @@ def find_images(inputs: Sequence[PathLike], *, labels_in: Path | None = None) ->
 
 @dataclass
 class _Batch:
-    """A model, and its network on the device."""
+    """Models, and their networks on the device."""
 
-    model: Model
+    models: Ensemble
     options: PredictOptions
-    predictor: Predictor
+    committee: Committee
     axes: str | None
     pixels: dict[str, int] = field(default_factory=dict)
     """Pixels of each class in the last image."""
 
     @classmethod
     def start(cls, model: AnyModel, options: PredictOptions, axes: str | None) -> _Batch:
-        loaded = Model.load(model)
-        return cls(loaded, options, build_predictor(loaded, options), axes)
+        models = load_models(model)
+        return cls(models, options, build_committee(models, options), axes)
 
     def one(self, source: Path, target: Path) -> Iterator[Event]:
         started = perf_counter()
         image = read_image(source, axes=self.axes)
-        with closing(Prediction(self.model, image, out=target, options=self.options, predictor=self.predictor)) as job:
+        with closing(Prediction(self.models, image, out=target, options=self.options, committee=self.committee)) as job:
             yield from job
-            self.pixels = dict(zip(self.model.spec.classes.names, map(int, job.pixels), strict=True))
+            self.pixels = dict(zip(self.models.spec.classes.names, map(int, job.pixels), strict=True))
         yield FileEnd(str(source), str(target), "done", "", perf_counter() - started)
 
 
 def _run(batch: _Batch, targets: dict[Path, Path], folder: Path) -> Iterator[Event]:
-    report = Report.open(folder / "report.csv", batch.model.spec.classes)
+    report = Report.open(folder / "report.csv", batch.models.spec.classes)
     for source, target in targets.items():
         started = perf_counter()
         if target.exists() and not batch.options.overwrite:

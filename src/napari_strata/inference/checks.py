@@ -17,14 +17,24 @@ TOLERANCE = 1.2
 """Pixel sizes that differ by no more than this factor pass without a word."""
 
 
-def check_image(spec: ModelSpec, image: Image, samples: Sequence[Array]) -> list[str]:
-    """Warnings about predicting `image` with a model of `spec`; `samples` are the image's own, see `Image.samples`.
+def check_image(specs: ModelSpec | Sequence[ModelSpec], image: Image, samples: Sequence[Array]) -> list[str]:
+    """Warnings about predicting `image` with models of `specs`; `samples` are the image's own, see `Image.samples`.
+
+    What is said of one model is not said again of the next.
 
     Raises
     ------
     ImageError
-        when the number of channels differs from the model's, or the image does not hold real numbers.
+        when the number of channels differs from the models', or the image does not hold real numbers.
     """
+    group = [specs] if isinstance(specs, ModelSpec) else specs
+    for spec in group:
+        _check_kind(spec, image)
+    sizes, greys = ([*_pixel_size(s, image)] for s in group), ([*_grey_values(s, image, samples)] for s in group)
+    return next(filter(None, sizes), []) + next(filter(None, greys), [])
+
+
+def _check_kind(spec: ModelSpec, image: Image) -> None:
     if image.channels != spec.in_channels:
         raise ImageError(
             f"{image.name}: found {_channels(image.channels, image.channel_names)}; the model was trained on "
@@ -32,7 +42,6 @@ def check_image(spec: ModelSpec, image: Image, samples: Sequence[Array]) -> list
         )
     if image.dtype.kind not in "buif":
         raise ImageError(f"{image.name}: found dtype {image.dtype}; needed are integers or floats; convert the image.")
-    return [*_pixel_size(spec, image), *_grey_values(spec, image, samples)]
 
 
 def _channels(count: int, names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ what is finished stays in ``<out>.partial`` and the same call goes on from there
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +16,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from napari_strata.classes import ClassMap
 from napari_strata.device import choose_device, choose_precision, describe_device
+from napari_strata.ensemble import AnyModel, Ensemble, load_models
 from napari_strata.errors import RunError
 from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted, RegionEnd
 from napari_strata.image import Image, LabelImage, Region
 from napari_strata.inference.checks import check_image
+from napari_strata.inference.committee import Committee
 from napari_strata.inference.output import Form, MemoryOutput, Output, PartialOutput
 from napari_strata.inference.predictor import Predictor
 from napari_strata.inference.stack import fingerprint, label_stack, not_finite, probability_stack, read_ahead
@@ -36,7 +39,6 @@ Results: TypeAlias = tuple[LabelImage, Image | None, Array]
 SUFFIXES = (".tif", ".tiff", ".zarr", ".png")
 """What labels are written as."""
 
-AnyModel: TypeAlias = Model | str | Path
 AnyImage: TypeAlias = Image | Array | str | os.PathLike[str]
 
 
@@ -58,6 +60,8 @@ class PredictOptions:
         "auto", "fp32", "bf16", "fp16".
     tile
         side of the tiles in pixels, where the model's own do not fit into memory.
+    tta
+        average over the eight flips and quarter turns of each plane (8 times the work); see `Committee`.
     """
 
     device: str = "auto"
@@ -66,6 +70,7 @@ class PredictOptions:
     batch: int | None = None
     precision: str = "auto"
     tile: int | None = None
+    tta: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "tile"):
@@ -88,10 +93,10 @@ class Prediction(Iterator[Event]):
         *,
         out: str | os.PathLike[str] | None = None,
         options: PredictOptions | None = None,
-        predictor: Predictor | None = None,
+        committee: Committee | None = None,
         memory: Callable[[Form], Output] = MemoryOutput,
     ) -> None:
-        self._model, self._image, self._predictor, self._memory = model, image, predictor, memory
+        self._model, self._image, self._committee, self._memory = model, image, committee, memory
         self._out = None if out is None else Path(out).expanduser()
         self._options = options or PredictOptions()
         self._results: Results | None = None
@@ -133,20 +138,20 @@ class Prediction(Iterator[Event]):
         image = as_image(self._image)
         if out is not None:
             _check_image_against_out(image, out)
-        model = Model.load(self._model)
+        models = load_models(self._model)
         samples = image.samples()
-        warnings = check_image(model.spec, image, samples)
-        yield from (Message(text) for text in (image.describe(), *image.notes))
+        warnings = check_image([model.spec for model in models.models], image, samples)
+        yield from (Message(text) for text in (image.describe(), *image.notes, *models.averaging(options.tta)))
         yield from (Message(text, "warning") for text in warnings)
-        predictor = self._predictor or build_predictor(model, options)
-        scale = model.spec.normalization.scale_for(np.concatenate(samples, axis=1), image.dtype)
-        made_of = _Origin(model, image, samples)
-        with closing(_open_output(out, made_of, predictor=predictor, options=options, memory=self._memory)) as output:
+        committee = self._committee or build_committee(models, options)
+        scales = models.scales(samples, image.dtype)
+        made_of = _Origin(models, image, samples)
+        with closing(_open_output(out, made_of, committee=committee, options=options, memory=self._memory)) as output:
             yield from _discarded(output)
             found = len(output.pixels)
-            yield PredictionStarted(image.name, describe_device(predictor.device), output.form.planes, found)
-            yield from _predict_planes(predictor, image, scale, output=output)
-            self._results = _finish(output, image, out, predictor=predictor, overwrite=options.overwrite)
+            yield PredictionStarted(image.name, describe_device(committee.device), output.form.planes, found)
+            yield from _predict_planes(committee, image, scales, output=output)
+            self._results = _finish(output, image, out, classes=models.spec.classes, overwrite=options.overwrite)
         yield PredictionEnd(image.name, "" if out is None else str(out), perf_counter() - started)
 
 
@@ -163,7 +168,8 @@ def iter_predict(
     Parameters
     ----------
     model
-        a `Model`, or the path of a model file or run folder.
+        a `Model`, the path of a model file or run folder, several of them, or a cross-validation folder: of several,
+        the mean of their probabilities is taken; see `Ensemble`.
     image
         an `Image` with axes of T, C, Z, Y, X; a 2D array (Y, X); or the path of an image.
     out
@@ -211,7 +217,13 @@ def build_predictor(model: Model, options: PredictOptions) -> Predictor:
     if options.tile:
         spec = spec.model_copy(update={"tile": -(-options.tile // spec.stride) * spec.stride})
     precision = choose_precision(options.precision, device)
-    return Predictor(model.build(device), spec, device=device, precision=precision, batch=options.batch)
+    network, temperature = model.build(device), model.temperature
+    return Predictor(network, spec, device=device, precision=precision, batch=options.batch, temperature=temperature)
+
+
+def build_committee(models: Ensemble, options: PredictOptions) -> Committee:
+    """The networks of all members on the device that `options` ask for."""
+    return Committee([build_predictor(model, options) for model in models.ordered], tta=options.tta)
 
 
 def as_image(image: AnyImage) -> Image:
@@ -250,7 +262,7 @@ def _check_image_against_out(image: Image, out: Path) -> None:
 class _Origin(NamedTuple):
     """What a prediction is made of."""
 
-    model: Model
+    models: Ensemble
     image: Image
     samples: list[Array]
 
@@ -259,24 +271,25 @@ def _open_output(
     out: Path | None,
     made_of: _Origin,
     *,
-    predictor: Predictor,
+    committee: Committee,
     options: PredictOptions,
     memory: Callable[[Form], Output],
 ) -> Output:
     """Memory, or the folder of an unfinished prediction, old or new."""
-    model, image, samples = made_of
-    classes = predictor.spec.classes
+    models, image, samples = made_of
+    classes, tiles = models.spec.classes, committee.tiles
     planes, shape = len(list(image.planes())), (image.size("Y"), image.size("X"))
     form = Form(planes, shape, classes.dtype, len(classes) if options.probabilities else 0)
     if out is None:
         return memory(form)
     identity = {
-        "model": model.digest,
+        "model": models.digest,
         "image": fingerprint(image, samples),
-        "device": predictor.device.type,
-        "precision": predictor.precision.name,
-        "tile size": predictor.spec.tile,
+        "device": committee.device.type,
+        "precision": committee.precision.name,
+        "tile size": tiles[0] if len(set(tiles)) == 1 else tiles,
         "request for probabilities": options.probabilities,
+        "choice of flips and turns": options.tta,
     }
     output = PartialOutput(out, form, identity)
     beside = probabilities_path(out)
@@ -287,14 +300,14 @@ def _open_output(
     return output
 
 
-def _predict_planes(predictor: Predictor, image: Image, scale: Scale, *, output: Output) -> Iterator[Event]:
-    regions, classes = list(image.planes()), predictor.spec.classes
+def _predict_planes(committee: Committee, image: Image, scales: Sequence[Scale], *, output: Output) -> Iterator[Event]:
+    regions, classes = list(image.planes()), committee.spec.classes
     bad: list[tuple[Region, Array]] = []
     begun = perf_counter()
     for number, array in read_ahead(image, [i for i in range(len(regions)) if i not in output.pixels]):
         if array.dtype.kind == "f" and not (finite := np.isfinite(array).all(axis=0)).all():
             bad.append((regions[number], np.argwhere(~finite)))
-        indices, probabilities = predictor.plane(array, scale, probabilities=output.form.classes > 0)
+        indices, probabilities = committee.plane(array, scales, probabilities=output.form.classes > 0)
         arrays = [classes.decode(indices), *([] if probabilities is None else [probabilities])]
         output.write(number, arrays, np.bincount(indices.ravel(), minlength=len(classes)).tolist())
         seconds, begun = perf_counter() - begun, perf_counter()
@@ -303,9 +316,8 @@ def _predict_planes(predictor: Predictor, image: Image, scale: Scale, *, output:
         yield not_finite(image, bad)
 
 
-def _finish(output: Output, image: Image, out: Path | None, *, predictor: Predictor, overwrite: bool) -> Results:
+def _finish(output: Output, image: Image, out: Path | None, *, classes: ClassMap, overwrite: bool) -> Results:
     """What a job gives; with `out`, the planes become files and their folder goes."""
-    classes = predictor.spec.classes
     planes, *rest = output.arrays()
     labels = label_stack(planes, image, classes=classes)
     probabilities = probability_stack(rest[0], image, classes.names) if rest else None

@@ -42,6 +42,9 @@ class Predictor:
         says how the network wants its tiles; see `ModelSpec`.
     batch
         tiles at a time; when None, as many as make a modest batch on this device. Halved when memory runs out.
+    temperature
+        what logits are divided by before the softmax, so that probabilities are honest; see `model.Calibration`.
+        Classes and logits are the same with any.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class Predictor:
         device: torch.device,
         precision: Precision,
         batch: int | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spec = spec
         self.device = device
         self.precision = precision
         self.batch = batch
+        self.temperature = temperature
 
     def plane(self, image: Array, scale: Scale, *, probabilities: bool = False) -> tuple[Array, Array | None]:
         """Predict one plane.
@@ -85,8 +90,14 @@ class Predictor:
             for (crop, write), one in zip(places, found, strict=True):
                 indices[write] = one[crop]
             if chances is not None:
-                _place(chances, places, torch.softmax(logits, 1).half())
+                _place(chances, places, self._softmax(logits).half())
         return indices, chances
+
+    def probabilities(self, image: Array, scale: Scale) -> Iterator[tuple[list[Placement], Tensor]]:
+        """Batches of probabilities float32 (N, K, h, w) on the device, each with its placement, of one plane as `plane`
+        takes it; together they cover the plane once. Raises `RunError` as `plane` does."""
+        for places, logits in self._answers(image, scale):
+            yield places, self._softmax(logits)
 
     def plane_logits(self, image: Array, scale: Scale) -> Array:
         """Logits float32 (K, H, W) of one plane, as `plane` takes it; where tiles are blended, the logarithm of the
@@ -95,6 +106,11 @@ class Predictor:
         for places, logits in self._answers(image, scale):
             _place(out, places, logits)
         return out
+
+    def _softmax(self, logits: Tensor) -> Tensor:
+        """Probabilities of logits (N, K, h, w). Of blended tiles the blend is tempered, as it was when that was fitted
+        on `plane_logits`."""
+        return torch.softmax(logits if self.temperature == 1 else logits / self.temperature, 1)
 
     def _answers(self, image: Array, scale: Scale) -> Iterator[tuple[list[Placement], Tensor]]:
         """Batches of logits float32 (N, K, h, w), each with its placement; together they cover the plane once."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from napari_strata.errors import ModelError, TrainingError
+from napari_strata.networks.parts import encoder_of
 from napari_strata.recipe import UNet
 from napari_strata.spec import ModelSpec
 
@@ -77,13 +78,6 @@ def _load_pretrained(encoder: nn.Module, name: str, channels: int, *, timeout: f
     data = "ImageNet" if source.data == "imagenet" else source.data
     adapted = "" if channels == 3 else f", the first convolution adapted from 3 channels to {channels}"
     return f"{data} weights loaded ({fitted}{adapted})"
-
-
-def encoder_of(network: nn.Module) -> nn.Module:
-    """The encoder inside a network of `build_network`."""
-    inner: Any = getattr(network, "network", network)
-    encoder: nn.Module = inner.encoder
-    return encoder
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -163,10 +157,18 @@ def adapt(tensor: Tensor, shape: torch.Size, channels: int) -> Tensor | None:
         return tensor
     if tensor.ndim != 4 or tensor.shape[1] not in (1, 3) or shape != (tensor.shape[0], channels, *tensor.shape[2:]):
         return None
+    return for_channels(tensor, channels)
+
+
+def for_channels(kernel: Tensor, channels: int) -> Tensor:
+    """A convolution's kernel (O, given, h, w) as one for (O, channels, h, w): summed for one channel, else repeated.
+
+    Repeated kernels are scaled, so that the features keep their size.
+    """
+    given = kernel.shape[1]
     if channels == 1:
-        return tensor.sum(1, keepdim=True)
-    given = tensor.shape[1]
-    return tensor[:, [i % given for i in range(channels)]] * (given / channels)
+        return kernel.sum(1, keepdim=True)
+    return kernel[:, [i % given for i in range(channels)]] * (given / channels)
 
 
 def _forms(name: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Training, from top to bottom: plan, then for each epoch steps, validation, checkpoint.
+"""Training, from top to bottom: plan, then for each epoch steps, validation, checkpoint; at the end the best model is
+measured.
 
 `iter_train` yields an event after everything that happens. To stop is to stop iterating: what is on disk is valid at
 any moment, and `resume` goes on from the last complete epoch to the very weights that an unbroken run would have had.
@@ -27,6 +28,7 @@ from napari_strata.inference.predictor import Predictor, is_out_of_memory
 from napari_strata.model import Model
 from napari_strata.recipe import Recipe
 from napari_strata.run import RunFolder, check_free
+from napari_strata.training.final import measure
 from napari_strata.training.plan import Job, Plan, plan_new, plan_resumed
 from napari_strata.training.session import Session
 from napari_strata.training.session import begin as begin_session
@@ -81,7 +83,8 @@ def iter_train(  # noqa: PLR0913 (as `train`)
     out
         run folder to make; see `RunFolder` for what it will hold. ``model.safetensors`` in it is the best so far by
         mean IoU of the validation (the latest where nothing validates), from the end of the first epoch on; a run that
-        is stopped earlier leaves the weights it had.
+        is stopped earlier leaves the weights it had. A training that comes to its end also leaves ``validation/``,
+        what `training.final` measured of that model.
     validation
         pairs to validate on; when left out, the recipe's share of `pairs` is held back.
     classes, unlabelled
@@ -104,12 +107,11 @@ def iter_train(  # noqa: PLR0913 (as `train`)
         when the loss stops being a number, or memory runs out. The last checkpoint is kept.
     """
     goes_on = resume or extend > 0
-    return _iter_train(
-        Job(recipe, pairs, Path(out), validation, classes, unlabelled, overrides, device, goes_on, extend)
-    )
+    return iter_job(Job(recipe, pairs, Path(out), validation, classes, unlabelled, overrides, device, goes_on, extend))
 
 
-def _iter_train(job: Job) -> Generator[Event, None, None]:
+def iter_job(job: Job) -> Generator[Event, None, None]:
+    """The events of a training that is wholly described; see `iter_train`."""
     start = time.perf_counter()
     # Decide everything; nothing is written before `begin_session` or `resume_session`.
     if job.resume:
@@ -155,6 +157,8 @@ def _iter_train(job: Job) -> Generator[Event, None, None]:
             session.draw(end, scores.example)
             yield session.tell(end)
         session.complete()
+        for event in measure(session, truths):
+            yield session.tell(event)
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         session.leave()
         session.tell(session.ended("stopped", time.perf_counter() - start))

@@ -26,7 +26,14 @@ MAY_CHANGE = ("training.epochs", "training.early_stopping", "training.precision"
 
 @dataclass(frozen=True)
 class Job:
-    """What the user asked for; see `iter_train`."""
+    """What the user asked for; see `iter_train`.
+
+    Parameters
+    ----------
+    split
+        what trains and what validates, where that is decided already, as in cross-validation; its parts are parts of
+        `pairs`, counted by `classes`. A run that goes on keeps the split that it has.
+    """
 
     recipe: Any
     pairs: AnnotatedImage | Sequence[AnnotatedImage]
@@ -38,6 +45,7 @@ class Job:
     device: str = "auto"
     resume: bool = False
     extend: int = 0
+    split: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,9 @@ def plan_new(job: Job) -> Plan:
             f"found one class only, {spec.classes.names[0]!r}; a network learns to tell classes apart: label at least "
             "two, or take a value out of those that are unlabelled."
         )
-    if job.validation is None:
+    if job.split is not None:
+        split = job.split
+    elif job.validation is None:
         section = recipe.training
         split = split_pairs(pairs, fraction=section.validation, seed=section.seed, classes=spec.classes)
     else:
@@ -130,7 +140,7 @@ def plan_resumed(job: Job, run: RunFolder) -> Plan:
     """
     stored, record = run.recipe, run.read_json("data.json")
     recipe = stored.with_overrides(job.overrides)
-    if forbidden := [key for key in _differences(stored, recipe) if not key.startswith(MAY_CHANGE)]:
+    if forbidden := [key for key in differences(stored, recipe) if not key.startswith(MAY_CHANGE)]:
         raise RecipeError(
             f"{', '.join(forbidden)} cannot change when a run goes on; start a new run, or change only "
             f"{', '.join(MAY_CHANGE)}."
@@ -172,7 +182,7 @@ def _plan(recipe: Recipe, spec: ModelSpec, split: Split, pairs: list[AnnotatedIm
         validation=split.validation,
         text=split.text,
         counts=tuple(int(n) for n in counts),
-        fingerprint=_fingerprint(split, pairs, spec.classes),
+        fingerprint=data_fingerprint(split, pairs, spec.classes),
         pairs=pairs,
         messages=(*map(Message, (*_described(pairs), *notes)), *(Message(text, "warning") for text in warnings)),
     )
@@ -203,7 +213,7 @@ def _form(pair: AnnotatedImage) -> dict[str, Any]:
     return {"axes": image.axes, "shape": list(image.shape), "dtype": str(image.dtype)}
 
 
-def _fingerprint(split: Split, pairs: Sequence[AnnotatedImage], classes: ClassMap) -> str:
+def data_fingerprint(split: Split, pairs: Sequence[AnnotatedImage], classes: ClassMap) -> str:
     """Sixteen hexadecimal digits of sampled grey values, of every part's class counts and of where the parts lie."""
     state = hashlib.sha256()
     for pair in pairs:
@@ -216,7 +226,7 @@ def _fingerprint(split: Split, pairs: Sequence[AnnotatedImage], classes: ClassMa
     return state.hexdigest()[:16]
 
 
-def _differences(old: Recipe, new: Recipe) -> list[str]:
+def differences(old: Recipe, new: Recipe) -> list[str]:
     """Dotted keys, to the second level, at which two recipes differ."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     found = []

@@ -10,10 +10,10 @@ from napari_strata import files
 from napari_strata.device import describe_device
 from napari_strata.events import EpochEnd, Event, Message, TrainingEnd, TrainingStarted
 from napari_strata.model import Model
-from napari_strata.networks.weights import load_encoder_weights
 from napari_strata.pictures import Example, draw_example
 from napari_strata.run import RunFolder
 from napari_strata.training.plan import Job, Plan
+from napari_strata.training.start import initialise
 from napari_strata.training.state import Learner, Progress
 
 CHECKPOINT = "last.pt"
@@ -104,11 +104,11 @@ class Session:
 
 def begin(job: Job, plan: Plan, learner: Learner) -> tuple[Session, list[Message]]:
     """A new run. Its folder is made after everything that can be refused has been."""
-    note = load_encoder_weights(learner.network, plan.spec)
+    messages = initialise(learner.network, plan.recipe, plan.spec)
     learner.restart_average()
     run = RunFolder.create(job.out, plan.recipe)
     run.write_json("data.json", plan.record())
-    return Session(run, plan, learner, Progress()), [Message(note)]
+    return Session(run, plan, learner, Progress()), messages
 
 
 def resume(job: Job, plan: Plan, learner: Learner) -> tuple[Session, list[Message]]:
@@ -122,9 +122,9 @@ def resume(job: Job, plan: Plan, learner: Learner) -> tuple[Session, list[Messag
         _mend_events(run, progress)
     else:
         progress = Progress()
-        note = load_encoder_weights(learner.network, plan.spec)
+        messages += [Message("the run was stopped before its first epoch was complete, and begins anew")]
+        messages += initialise(learner.network, plan.recipe, plan.spec)
         learner.restart_average()
-        messages += [Message("the run was stopped before its first epoch was complete, and begins anew"), Message(note)]
     epochs = _plan_epochs(job, plan, learner, progress, before=run.recipe.training.epochs)
     if progress.epoch >= epochs:
         messages.append(Message(f"the run is complete after {progress.epoch} epochs; train more with --extend N"))

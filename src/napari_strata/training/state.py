@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,12 +20,14 @@ from napari_strata.device import Precision
 from napari_strata.errors import TrainingError
 from napari_strata.events import EpochEnd, from_json, to_json
 from napari_strata.networks import build_network
+from napari_strata.networks.parts import encoder_of
 from napari_strata.recipe import EarlyStopping
 from napari_strata.training.averaging import AveragedWeights
 from napari_strata.training.losses import build_loss
 from napari_strata.training.optim import build_optimizer, build_schedule, restore_optimizer
 from napari_strata.training.plan import Plan
 from napari_strata.training.recalibration import recalibrate
+from napari_strata.training.start import FreezableEncoder, kept_statistics
 
 
 def derived_seed(*key: int) -> int:
@@ -45,7 +47,8 @@ class Learner:
     """The network and all that a step changes: averaged weights, optimiser, schedule, scaler.
 
     The random numbers of a step (dropout, augmentation) follow from the recipe's seed, the epoch and the batch alone,
-    so that a resumed run draws what an unbroken one would, and a checkpoint has no generator to keep.
+    so that a resumed run draws what an unbroken one would, and a checkpoint has no generator to keep. So does whether
+    the encoder is frozen, from the epoch.
     """
 
     def __init__(self, plan: Plan, *, device: torch.device, precision: Precision, batches: int) -> None:
@@ -56,6 +59,7 @@ class Learner:
         with seeded(device, section.seed):
             network = build_network(plan.spec)
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoder = FreezableEncoder(self.network)
         self.averaged = AveragedWeights(self.network, section.averaging) if section.averaging is not None else None
         self.optimizer = build_optimizer(section, self.network.parameters(), device)
         self.schedule = build_schedule(section, self.optimizer, batches)
@@ -81,6 +85,7 @@ class Learner:
             images, labels = batch.images.to(self.device), batch.labels.to(self.device)
             images, labels = self.augment(images, labels, torch.default_generator)
             self.network.train()
+            self.encoder.hold(epoch <= section.freeze_encoder)
             with self.precision.autocast(self.device):
                 logits = self.network(images.contiguous(memory_format=torch.channels_last))
             terms = self.loss.terms(logits, labels)
@@ -111,11 +116,15 @@ class Learner:
         )
 
     def recalibrate(self, source: PatchSource) -> None:
-        """Measure batch normalisation's statistics on plain patches of `source`, as the recipe says."""
+        """Measure batch normalisation's statistics on plain patches of `source`, as the recipe says.
+
+        Those of an encoder that the last step found frozen stay.
+        """
         if count := self.section.recalibration:
             for network in self.networks.values():
                 batches = source.plain(count, batch_size=self.section.batch_size)
-                recalibrate(network, batches, device=self.device, precision=self.precision)
+                with kept_statistics(encoder_of(network)) if self.encoder.frozen else nullcontext():
+                    recalibrate(network, batches, device=self.device, precision=self.precision)
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,27 +60,50 @@ def load_truths(parts: Sequence[Part], spec: ModelSpec) -> list[Truth]:
     return truths
 
 
+class Predicted(NamedTuple):
+    """A part as a network sees it.
+
+    `image` grey values (C, H, W), `logits` float32 (K, H, W), `indices` of the classes uint8 (H, W); `confusion` of
+    this part alone.
+    """
+
+    truth: Truth
+    image: np.ndarray[Any, Any]
+    logits: np.ndarray[Any, Any]
+    indices: np.ndarray[Any, Any]
+    confusion: ConfusionMatrix
+
+    def example(self) -> Example:
+        """For a picture."""
+        truth = self.truth
+        return Example.of(truth.part.name, self.image, truth.labels, prediction=self.indices, confusion=self.confusion)
+
+
+def iter_predicted(predictor: Predictor, truths: Sequence[Truth]) -> Iterator[Predicted]:
+    """Predict every part whole, tile by tile; memory holds one part's logits."""
+    for truth in truths:
+        image = truth.part.read_image()
+        logits = predictor.plane_logits(image, truth.scale)
+        indices = class_indices(torch.from_numpy(logits)[None])[0].numpy()
+        confusion = ConfusionMatrix(predictor.spec.classes)
+        confusion.update(truth.labels, indices)
+        yield Predicted(truth, image, logits, indices, confusion)
+
+
 @torch.inference_mode()
 def validate(predictor: Predictor, truths: Sequence[Truth], loss: Loss) -> Validation:
-    """Predict every part whole, tile by tile, and score it on its labelled pixels.
+    """Predict every part whole and score it on its labelled pixels.
 
     Overlap losses (Dice, Tversky, Lovasz) are taken over each part as a whole; memory holds one part's logits.
     """
-    spec = predictor.spec
-    confusion = ConfusionMatrix(spec.classes)
+    confusion = ConfusionMatrix(predictor.spec.classes)
     sums: dict[str, float] = {}
     total, example = 0, None
-    for truth in truths:
-        image = truth.part.read_image()
-        logits = torch.from_numpy(predictor.plane_logits(image, truth.scale))[None]
-        labels = torch.from_numpy(truth.labels)[None]
-        indices = class_indices(logits)[0].numpy()
-        confusion.update(truth.labels, indices)
-        if example is None:
-            alone = ConfusionMatrix(spec.classes)
-            alone.update(truth.labels, indices)
-            example = Example.of(truth.part.name, image, truth.labels, prediction=indices, confusion=alone)
-        pixels = int((truth.labels != IGNORE).sum())
+    for found in iter_predicted(predictor, truths):
+        confusion += found.confusion
+        example = example or found.example()
+        logits, labels = torch.from_numpy(found.logits)[None], torch.from_numpy(found.truth.labels)[None]
+        pixels = int((found.truth.labels != IGNORE).sum())
         terms = loss.terms(logits.to(predictor.device), labels.to(predictor.device), also=ALSO)
         for name, value in (("loss", loss.total(terms)), *terms.items()):
             sums[name] = sums.get(name, 0.0) + value.item() * pixels

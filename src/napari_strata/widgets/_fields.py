@@ -38,7 +38,7 @@ class Field:
     """Somebody typed, picked or clicked; carries the field."""
 
     def __init__(self, path: str, info: FieldInfo, label: str = "") -> None:
-        self.path, self.label = path, label or in_words(path)
+        self.path, self.label = path, label or info.title or in_words(path)
         self.value: Any = ...  # nothing yet: no setting is this
         self.error = self.problem = ""
         self._tip = info.description or ""
@@ -140,7 +140,7 @@ class Field:
     def _parse(self, text: str) -> Any:
         if not text.strip():
             return None
-        if self._types == [str]:
+        if str in self._types and {*self._types} <= {str, NoneType}:
             return text.strip()
         origins = {get_origin(part) for part in self._types}
         if dict in origins:

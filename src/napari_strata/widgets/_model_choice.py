@@ -23,6 +23,7 @@ from napari_strata.widgets import _background
 from napari_strata.widgets._client import JobHandle, Outcome
 from napari_strata.widgets._layers import source_of_image
 from napari_strata.widgets._recent import RunList
+from napari_strata.widgets._runs import CROSSVAL
 from napari_strata.widgets._session import Session
 from napari_strata.worker.orders import InfoJob, Layer
 
@@ -132,7 +133,9 @@ class ModelChoice(QWidget):
         self.name = QElidingLabel()
         self.name.setElideMode(Qt.TextElideMode.ElideMiddle)
         self.open_button = PushButton(
-            text="Open a model file ...", tooltip="A .safetensors file of this plugin, such as the one in a run folder."
+            text="Open a model file ...",
+            tooltip="A .safetensors file of this plugin, such as the one in a run folder; or the crossval.json of a "
+            "cross-validation, whose models predict together.",
         )
         self.text, self.fit = QLabel(), QLabel()
         for label in (self.text, self.fit):
@@ -195,11 +198,11 @@ class ModelChoice(QWidget):
 
     def _open_file(self) -> None:
         start = str(self._session.settings.runs)
-        path, _ = QFileDialog.getOpenFileName(self, "Open a model", start, "Models (*.safetensors)")
+        path, _ = QFileDialog.getOpenFileName(self, "Open a model", start, f"Models (*.safetensors {CROSSVAL})")
         if path:
             file = Path(path)
             inside = file.name == "model.safetensors" and (file.parent / "recipe.yaml").is_file()
-            self._pick(file.parent if inside else file)
+            self._pick(file.parent if inside or file.name == CROSSVAL else file)
 
     def _ask(self) -> None:
         self._question.forget()
@@ -259,9 +262,11 @@ def _class_words(result: dict[str, Any]) -> str:
 
 
 def _facts_words(result: dict[str, Any]) -> str:
-    """``Recipe unet-resnet34, 30 epochs, mean IoU 0.872, trained 2026-11-21 14:05``."""
-    epochs, score = result["epochs"], result["mean_iou"]
-    words = [f"Recipe {result['recipe']['name']}", f"{epochs} epoch{'' if epochs == 1 else 's'}"]
+    """``Recipe unet-resnet34, 30 epochs, mean IoU 0.872, trained 2026-11-21 14:05``; of a cross-validation how many
+    models it is, and the mean of their scores."""
+    epochs, score, group = result["epochs"], result["mean_iou"], result.get("models", "1 model")
+    words = [f"Recipe {result['recipe']['name']}"]
+    words.append(group if group != "1 model" else f"{epochs} epoch{'' if epochs == 1 else 's'}")
     if score is not None:
         words.append(f"mean IoU {score:.3f}")
     with suppress(ValueError):

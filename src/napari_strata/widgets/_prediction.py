@@ -25,6 +25,7 @@ from napari_strata.widgets import _background, _results
 from napari_strata.widgets._client import JobHandle, Outcome
 from napari_strata.widgets._layers import slug, source_of_image
 from napari_strata.widgets._live import LiveLabels, class_map
+from napari_strata.widgets._runs import CROSSVAL
 from napari_strata.widgets._session import Session
 from napari_strata.worker.orders import Layer, PredictJob
 from napari_strata.worker.replies import JobQueued, TargetOpened
@@ -32,11 +33,13 @@ from napari_strata.worker.replies import JobQueued, TargetOpened
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """What to predict: `region` as in a PredictJob (None: all), and which layers to add at the end."""
+    """What to predict: `region` as in a PredictJob (None: all), which layers to add at the end, and whether to average
+    over flips and turns."""
 
     region: Mapping[Any, Any] | None = None
     probabilities: bool = False
     confidence: bool = False
+    tta: bool = False
 
 
 class LivePrediction(QObject):
@@ -90,7 +93,7 @@ class LivePrediction(QObject):
             return
 
         def prepare() -> tuple[Layer, _results.Origin]:
-            return source_of_image(layer, image, scratch), _results.Origin.of(layer, image, model)
+            return source_of_image(layer, image, scratch), _origin(layer, image, model, tta=self._options.tta)
 
         _background.run(prepare, lambda found: self._submit(scratch, *found), self._refuse, owner=self)
 
@@ -121,6 +124,7 @@ class LivePrediction(QObject):
             out=str(self._made.path),
             image=source,
             probabilities=options.probabilities or options.confidence,
+            tta=options.tta,
             # What is in the layer stays until the plane is predicted again, also when that is stopped half-way.
             region=options.region or ({"Y": (0, self._image.size("Y"))} if self._again else None),
             overwrite=True,
@@ -291,6 +295,14 @@ class LivePrediction(QObject):
         if shown and self._total:
             return f"Stopped: {done}." if outcome.status == "stopped" else f"{text} {done[0].upper()}{done[1:]}."
         return text
+
+
+def _origin(layer: ImageLayer, image: Image, model: Path, *, tta: bool) -> _results.Origin:
+    """What the labels will be made of; those averaged over flips and turns are others."""
+    origin = _results.Origin.of(layer, image, model)
+    folds = model.glob("*/model.safetensors") if (model / CROSSVAL).is_file() else ()
+    changed = max((file.stat().st_mtime_ns for file in folds), default=origin.changed)
+    return replace(origin, model=f"{origin.model}{', turned' if tta else ''}", changed=changed)
 
 
 def _shares(outcome: Outcome) -> str:

@@ -229,11 +229,17 @@ def class_words(run: RunSummary) -> str:
 
 
 def facts(run: RunSummary, now: datetime | None = None) -> str:
-    """``today 14:05, mean IoU 0.82``; of a training that goes on, that it does."""
-    words = ["in training" if run.running is not None else when(run.modified, now or datetime.now())]
+    """``today 14:05, mean IoU 0.82``; of a training that goes on, that it does; of a cross-validation, its models."""
+    words = [models(run)] if run.folds else []
+    words += ["in training" if run.running is not None else when(run.modified, now or datetime.now())]
     if run.mean_iou is not None:
         words.append(f"mean IoU {run.mean_iou:.2f}")
     return ", ".join(words)
+
+
+def models(run: RunSummary) -> str:
+    """``5 models (cross-validation)``, in the words of `Ensemble.describe`."""
+    return f"{run.folds} model{'' if run.folds == 1 else 's'} (cross-validation)"
 
 
 def when(time: datetime, now: datetime) -> str:
@@ -252,11 +258,13 @@ def tooltip(run: RunSummary) -> str:
     state = "in training" if run.running else ended.get(run.ended or "", "")
     planned = f" of {run.planned}" if run.planned > run.epochs else ""
     epochs = f"{run.epochs}{planned} epoch{'' if max(run.epochs, run.planned) == 1 else 's'}"
+    trained = models(run) if run.folds else f"{epochs}{', ' + state if state else ''}"
+    score = "Mean IoU over the folds" if run.folds else "Best mean IoU"
     lines = [
         run.name,
         class_words(run)[:1].upper() + class_words(run)[1:],
-        f"Recipe {run.recipe}, {epochs}{', ' + state if state else ''}",
-        f"Best mean IoU {run.mean_iou:.3f}" if run.mean_iou is not None else "No score",
+        f"Recipe {run.recipe}, {trained}",
+        f"{score} {run.mean_iou:.3f}" if run.mean_iou is not None else "No score",
         str(run.path),
     ]
     return "\n".join(lines)

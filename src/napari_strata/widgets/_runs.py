@@ -6,10 +6,11 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -17,6 +18,8 @@ import yaml
 
 from napari_strata.events import BatchEnd, EpochEnd, Event, TrainingEnd, TrainingStarted, from_json
 
+CROSSVAL = "crossval.json"
+"""What makes a folder a cross-validation, as in `ensemble`; it names the run folders of the folds."""
 BATCHES = 400
 """Batches that `last_events` gives at most."""
 
@@ -43,6 +46,8 @@ class RunSummary:
         what ``running.json`` says of the process that trains it without a viewer; None when there is none.
     ended
         "finished", "early stopping" or "stopped": why the last training is over; None when it was cut off or goes on.
+    folds
+        of a cross-validation, how many models it stands for; 0 of a run.
     """
 
     path: Path
@@ -57,6 +62,7 @@ class RunSummary:
     has_model: bool
     running: dict[str, Any] | None
     ended: str | None
+    folds: int = 0
 
     @property
     def name(self) -> str:
@@ -65,22 +71,52 @@ class RunSummary:
 
 
 def list_runs(folder: Path, limit: int = 20, *, with_model: bool = False) -> list[RunSummary]:
-    """The newest runs right in a folder, the newest first; those that cannot be read are left out."""
+    """The newest runs right in a folder, the newest first; those that cannot be read are left out.
+
+    With `with_model`, those that can predict: runs that have a model, and cross-validations whose folds all have one.
+    """
     times: list[tuple[float, Path]] = []
     with suppress(OSError):
         for path in folder.iterdir():
             with suppress(OSError):
-                if not path.name.startswith(".") and (path / "recipe.yaml").is_file():
+                kinds = ("recipe.yaml", CROSSVAL) if with_model else ("recipe.yaml",)
+                if not path.name.startswith(".") and any((path / kind).is_file() for kind in kinds):
                     times.append((_modified(path), path))
     found: list[RunSummary] = []
     for _, path in sorted(times, reverse=True):
         if len(found) == limit:
             break
-        if with_model and not (path / "model.safetensors").is_file():
+        folds = with_model and (path / CROSSVAL).is_file()
+        if with_model and not folds and not (path / "model.safetensors").is_file():
             continue
-        with suppress(OSError, ValueError, yaml.YAMLError):
-            found.append(read_run(path))
+        with suppress(OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            run = read_crossval(path) if folds else read_run(path)
+            found += [run] if run.has_model or not with_model else []
     return found
+
+
+def read_crossval(path: Path) -> RunSummary:
+    """A cross-validation: what its first fold is, the mean of the folds' scores, and a model when every fold has one.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError, TypeError, yaml.YAMLError
+        when a fold has not begun, or ``crossval.json`` cannot be read.
+    """
+    runs = [read_run(path / str(name)) for name in _json(path / CROSSVAL)["folds"]]
+    if not runs:
+        raise ValueError(f"{path}: found no folds")
+    scores = [run.mean_iou for run in runs if run.mean_iou is not None]
+    return replace(
+        runs[0],
+        path=path,
+        created=min(run.created for run in runs),
+        modified=max(run.modified for run in runs),
+        mean_iou=fmean(scores) if len(scores) == len(runs) else None,
+        has_model=all(run.has_model for run in runs),
+        running=next((run.running for run in runs if run.running), None),
+        folds=len(runs),
+    )
 
 
 def read_run(path: Path) -> RunSummary:
@@ -203,8 +239,8 @@ def _json(file: Path) -> Any:
 
 def _modified(path: Path) -> float:
     """When a run last said something."""
-    events = path / "events.jsonl"
-    return (events if events.is_file() else path / "recipe.yaml").stat().st_mtime
+    files = (path / name for name in ("events.jsonl", "recipe.yaml"))
+    return next((file for file in files if file.is_file()), path / CROSSVAL).stat().st_mtime
 
 
 def _created(path: Path) -> datetime:

@@ -49,20 +49,22 @@ def _train_lines(order: TrainJob) -> list[str]:
 
 
 def _predict_lines(order: PredictJob) -> list[str]:
-    options = {"out": order.out} | _unusual(order, ("device", "overwrite", "batch", "precision", "tile"))
+    options = {"out": order.out} | _unusual(order, ("device", "overwrite", "batch", "precision", "tile", "tta"))
     if order.probabilities:
         options["probabilities"] = True
     words = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    model = _models(order.model)
     if order.image is None:
-        return [f"labels = ns.predict({order.model!r}, ns.read_image({path!r}), {words})" for path in order.inputs]
-    return [f"image = {_image(order.image, order.axes)}", f"labels = ns.predict({order.model!r}, image, {words})"]
+        return [f"labels = ns.predict({model}, ns.read_image({path!r}), {words})" for path in order.inputs]
+    return [f"image = {_image(order.image, order.axes)}", f"labels = ns.predict({model}, image, {words})"]
 
 
 def _evaluate_lines(order: EvaluateJob) -> list[str]:
     kept = [f"out={order.out!r}"] if order.out else []
     if order.model is not None:
         pairs = _pairs(order.images or (), order.labels or (), order.axes)
-        return [f"scores = ns.evaluate({', '.join([repr(order.model), pairs, *kept])})", "print(scores.as_dict())"]
+        words = [_models(order.model), pairs, *kept, *(["tta=True"] if order.tta else [])]
+        return [f"scores = ns.evaluate({', '.join(words)})", "print(scores.as_dict())"]
     assert order.prediction is not None
     assert order.labels is not None
     lines = [
@@ -95,7 +97,8 @@ def _train_words(order: TrainJob) -> list[str]:
 
 def _predict_words(order: PredictJob) -> list[str]:
     inputs = list(order.inputs) if order.image is None else [order.image.path]
-    words = ["predict", order.model, *inputs, "--out", order.out]
+    model, averaged = _averaging_words(order.model, order.tta)
+    words = ["predict", model, *inputs, "--out", order.out, *averaged]
     words += _axes_words(order.axes, [order.image] if order.image else [])
     words += ["--probabilities"] if order.probabilities else []
     return words + (["--overwrite"] if order.overwrite else []) + _device_words(order.device)
@@ -103,13 +106,25 @@ def _predict_words(order: PredictJob) -> list[str]:
 
 def _evaluate_words(order: EvaluateJob) -> list[str]:
     assert order.labels is not None
+    averaged: list[str] = []
     if order.model is None:
         assert order.prediction is not None
         subject, images = order.prediction.path, [order.labels[0].path]
     else:
-        subject, images = order.model, _paths(order.images or (), order.labels)
-    words = ["evaluate", subject, *images, "--out", order.out or "scores"]
+        subject, averaged = _averaging_words(order.model, order.tta)
+        images = _paths(order.images or (), order.labels)
+    words = ["evaluate", subject, *images, "--out", order.out or "scores", *averaged]
     return words + _axes_words(order.axes, order.images or []) + _device_words(order.device)
+
+
+def _models(model: str | tuple[str, ...]) -> str:
+    return repr(model if isinstance(model, str) else list(model))
+
+
+def _averaging_words(model: str | tuple[str, ...], tta: bool) -> tuple[str, list[str]]:
+    """The model, and the options for those beside it and for flips and turns."""
+    first, *others = [model] if isinstance(model, str) else model
+    return first, [word for other in others for word in ("--with", other)] + (["--tta"] if tta else [])
 
 
 def _pairs(images: Sequence[Layer], labels: Sequence[Layer], axes: str | None) -> str:

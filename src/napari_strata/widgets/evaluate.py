@@ -25,6 +25,7 @@ from napari_strata.widgets._client import JobHandle, Outcome
 from napari_strata.widgets._counts import PixelCounter
 from napari_strata.widgets._dock import Dock, Progress, enable
 from napari_strata.widgets._live import PREDICTED, add_quietly, current_plane
+from napari_strata.widgets._run_row import page_of
 from napari_strata.widgets._scores import ERRORS, PredictionChoice, ScoreView, TruthChoice
 from napari_strata.worker.orders import EvaluateJob, Layer
 
@@ -131,7 +132,7 @@ class EvaluateDock(Dock):
         self.stop_button.visible = running
         none = self._busy or ("" if self.written is not None else "Compare first.")
         enable(self.errors_button, none, "The predicted classes where they are wrong; 0 elsewhere.")
-        enable(self.export_button, none, "metrics.json, metrics.csv and confusion.png, into a folder.")
+        enable(self.export_button, none, "report.html, metrics.json, metrics.csv and confusion.png, into a folder.")
         layer = self.prediction.layer
         flat = layer is None or layer.ndim < 3
         self.scope.enabled = not flat
@@ -183,12 +184,15 @@ class EvaluateDock(Dock):
             self._work("Looking for the errors ...", self.written.errors, self._show_errors)
 
     def export_to(self, folder: Path) -> None:
-        """Write the report of the newest comparison into an empty folder, or into a new one in it."""
-        written = self.written
-        if written is None or self._busy:
+        """Write the report of the newest comparison into an empty folder, or into a new one in it; also as a page."""
+        if (written := self.written) is None or self._busy:
             return
         out = _free(folder, _layers.slug(written.asked.prediction.name))
-        self._run(self._order(written, out=out), lambda _: self.notice.say(f"Written to {out}."))
+
+        def paged(_result: object) -> None:
+            self._work("Writing ...", lambda: page_of(out), lambda page: self.notice.say(f"Written to {page}."))
+
+        self._run(self._order(written, out=out), paged)
 
     def go_to(self, row: int, column: int) -> None:
         """Show the plane that has most of the pixels of a square of the confusion picture."""
@@ -304,8 +308,7 @@ class EvaluateDock(Dock):
         old.name, old.metadata, old.scale, old.affine = made.name, made.metadata, made.scale, made.affine
 
     def _choose_folder(self) -> None:
-        path = QFileDialog.getExistingDirectory(self, "A folder for the report", str(self.session.settings.runs))
-        if path:
+        if path := QFileDialog.getExistingDirectory(self, "A folder for the report", str(self.session.settings.runs)):
             self.export_to(Path(path))
 
     def _copy(self, form: Callable[[Any], str], what: str) -> None:

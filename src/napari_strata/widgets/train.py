@@ -91,7 +91,7 @@ class TrainDock(Dock):
         progress.addWidget(self.panel)
         for box in (self.preview_box, self.keep_box):
             progress.addWidget(self._native(box))
-        self.runs = RunRow(lambda: self.session.settings.runs)
+        self.runs = RunRow(lambda: self.session.settings.runs, lambda: self.run)
         self.runs.resumed.connect(self.resume)
         self.runs.extended.connect(self.extend)
         self.runs.opened.connect(self.open_run)

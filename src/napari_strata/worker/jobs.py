@@ -10,12 +10,14 @@ from contextlib import closing
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from napari_strata.device import choose_device, choose_precision, describe_device, free_memory
+from napari_strata.ensemble import Ensemble, is_crossval, load_models
 from napari_strata.errors import ImageError
 from napari_strata.evaluation.evaluate import iter_evaluate, iter_score_labels, shared_classes
 from napari_strata.evaluation.report import check_free, write_report
@@ -27,7 +29,7 @@ from napari_strata.inference.output import Form
 from napari_strata.inference.predict import Prediction, PredictOptions
 from napari_strata.io import describe, read_images
 from napari_strata.metrics import ConfusionMatrix
-from napari_strata.model import Model, find_model
+from napari_strata.model import find_model
 from napari_strata.networks import build_network
 from napari_strata.recipe import Recipe
 from napari_strata.training.estimate import step_memory
@@ -111,9 +113,10 @@ def _(job: PredictJob) -> Events:
         yield from predict_files(job.model, job.inputs, job.out, options=options, axes=job.axes)
         return {"out": job.out}
     image, out = open_image(job.image, axes=job.axes), Path(job.out).expanduser()
+    models = load_models(job.model)
     if job.is_array:
-        return (yield from _into_array(Model.load(job.model), Window.of(image, job.region), out, options=options))
-    with closing(Prediction(Model.load(job.model), image, out=out, options=options)) as events:
+        return (yield from _into_array(models, Window.of(image, job.region), out, options=options))
+    with closing(Prediction(models, image, out=out, options=options)) as events:
         yield from events
         return {"out": str(out)} | _pixels(events)
 
@@ -134,26 +137,34 @@ def _(job: EvaluateJob) -> Events:
 def _(job: InfoJob) -> Events:
     yield from ()
     path = Path(job.path).expanduser()
-    if path.suffix != ".safetensors" and not (path / "recipe.yaml").is_file():
+    if path.suffix != ".safetensors" and not (path / "recipe.yaml").is_file() and not is_crossval(path):
         images = [_facts(image) for image in read_images(path, axes=job.axes)]
         return {"what": "image", "lines": describe(path), "images": images}
-    model = Model.load(path)
-    fit = {} if job.image is None else _fit(model, open_image(job.image, axes=job.axes))
-    return fit | {
+    models = load_models(path)
+    fit = {} if job.image is None else _fit(models, open_image(job.image, axes=job.axes))
+    return fit | _about(models) | {"model": str(path if models.folds else find_model(path))}
+
+
+def _about(models: Ensemble) -> Result:
+    """What models are; of several, what the first one is, and the mean of their scores."""
+    model, best = models.models[0], [one.best for one in models.models]
+    scored = [end for end in best if end is not None]
+    whole = len(scored) == len(models)
+    return {
         "what": "model",
-        "model": str(find_model(path)),
+        "models": models.describe(),
         "created": model.created,
         "versions": model.versions,
         "recipe": model.recipe.model_dump(mode="json"),
         "spec": model.spec.model_dump(mode="json"),
         "classes": model.spec.classes.table(),
         "epochs": len(model.history),
-        "mean_iou": model.best.mean_iou if model.best else None,
-        "class_iou": model.best.class_iou if model.best else (),
+        "mean_iou": fmean(end.mean_iou for end in scored) if whole else None,
+        "class_iou": tuple(map(fmean, zip(*(end.class_iou for end in scored), strict=True))) if whole else (),
     }
 
 
-def _into_array(model: Model, window: Window, out: Path, *, options: PredictOptions) -> Events:
+def _into_array(models: Ensemble, window: Window, out: Path, *, options: PredictOptions) -> Events:
     """Predict a window into a .npy file; regions in the events are those of the whole image."""
     check_array(out, probabilities=options.probabilities, overwrite=options.overwrite)
     opened: list[NpyOutput] = []
@@ -162,10 +173,10 @@ def _into_array(model: Model, window: Window, out: Path, *, options: PredictOpti
         opened.append(NpyOutput(out, form, window))
         return opened[0]
 
-    with closing(Prediction(model, window.image, options=options, memory=target)) as events:
+    with closing(Prediction(models, window.image, options=options, memory=target)) as events:
         for event in events:
             if isinstance(event, PredictionStarted):
-                yield opened[0].announce(model.spec.classes)
+                yield opened[0].announce(models.spec.classes)
             if isinstance(event, RegionEnd):
                 yield replace(event, region=window.told(event.region))
             else:
@@ -202,9 +213,8 @@ def _recipe(given: str | dict[str, Any]) -> str | Recipe:
 
 
 def _options(job: PredictJob | EvaluateJob) -> PredictOptions:
-    return PredictOptions(
-        device=job.device, overwrite=job.overwrite, batch=job.batch, precision=job.precision, tile=job.tile
-    )
+    names = ("device", "overwrite", "batch", "precision", "tile", "tta")
+    return PredictOptions(**{name: getattr(job, name) for name in names})
 
 
 def _pixels(prediction: Prediction) -> Result:
@@ -218,10 +228,10 @@ def _facts(image: Image) -> Result:
     return known | {"dtype": str(image.dtype)}
 
 
-def _fit(model: Model, image: Image) -> Result:
-    """Whether a model takes an image, and what there is to say about it."""
+def _fit(models: Ensemble, image: Image) -> Result:
+    """Whether models take an image, and what there is to say about it."""
     try:
-        warnings = check_image(model.spec, image, image.samples())
+        warnings = check_image([model.spec for model in models.models], image, image.samples())
     except ImageError as error:
         return {"fits": False, "fit": [str(error)]}
     return {"fits": True, "fit": warnings}

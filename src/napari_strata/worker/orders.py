@@ -61,6 +61,8 @@ Source = Annotated[Layer, BeforeValidator(_as_layer)]
 """A path, or a `Layer`."""
 Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_tuple)]
 """One or several."""
+Models = Annotated[str | tuple[str, ...], Field(min_length=1)]
+"""A model file, run folder or cross-validation folder, or several: the mean of their probabilities is taken."""
 Range: TypeAlias = int | tuple[int, int]
 Axis = Literal["T", "Z", "Y", "X"]
 
@@ -109,6 +111,8 @@ class _Predicting(_Job):
     batch: int | None = Field(None, ge=1)
     precision: str = "auto"
     tile: int | None = Field(None, ge=1)
+    tta: bool = False
+    """Average over the eight flips and quarter turns of each plane."""
 
 
 class PredictJob(_Predicting):
@@ -120,7 +124,7 @@ class PredictJob(_Predicting):
     """
 
     kind: Literal["predict"] = "predict"
-    model: str
+    model: Models
     out: str
     image: Source | None = None
     inputs: tuple[str, ...] = ()
@@ -148,7 +152,7 @@ class EvaluateJob(_Predicting):
     """See `iter_evaluate` (`model`, `images`) and `score_labels` (`prediction`: labels that are there already)."""
 
     kind: Literal["evaluate"] = "evaluate"
-    model: str | None = None
+    model: Models | None = None
     prediction: Source | None = None
     images: Sources | None = None
     labels: Sources | None = None

@@ -1,0 +1,98 @@
+"""Command: the line that trains a run again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari_strata.evaluation.record import Record
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """How to train a run again.
+
+    Parameters
+    ----------
+    command
+        for a shell; empty where the images came from no file.
+    table
+        ``pairs.csv`` that the command names, where there are several images; else empty.
+    note
+        what the command cannot say.
+    """
+
+    command: str
+    table: str = ""
+    note: str = ""
+
+    @classmethod
+    def of(cls, record: Record) -> Repeat | None:
+        """From ``data.json``; None where there is none."""
+        pairs = record.data.get("pairs")
+        if not pairs:
+            return None
+        if not all(pair.get("images") and pair.get("labels") for pair in pairs):
+            note = "Its images came from memory and not from files: train again from Python, with recipe.yaml."
+            return cls("", note=note)
+        learn, check = _sides(record)
+        rows = [(str(pair["images"]), str(pair["labels"])) for pair in learn]
+        table = _table(rows) if len(rows) > 1 else ""
+        words = ["napari-strata", "train", *(["pairs.csv"] if table else rows[0])]
+        words += ["--recipe", str(record.path.resolve() / "recipe.yaml")]
+        held, note = _held([(str(pair["images"]), str(pair["labels"])) for pair in check])
+        words += [*held, *_class_words(record.data), "--out", f"{record.path.resolve()}-again"]
+        return cls(shlex.join(words), table, note)
+
+
+def _sides(record: Record) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Pairs to train on, and those that the user gave to validate on."""
+    data = record.data
+    pairs = list(data["pairs"])
+    learn, check = ({part["pair"] for part in data.get(side, [])} for side in ("training", "validation"))
+    if " given: " not in str(data.get("split", "")) or learn & check:
+        return pairs, []
+    return [p for i, p in enumerate(pairs) if i not in check], [p for i, p in enumerate(pairs) if i in check]
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("image", "label"), *rows])
+    return text.getvalue()
+
+
+def _held(rows: Sequence[tuple[str, str]]) -> tuple[list[str], str]:
+    """The words of --val, and what they cannot say: the option takes two files, or two folders."""
+    if not rows:
+        return [], ""
+    if len(rows) == 1:
+        return ["--val", *rows[0]], ""
+    folders = [{str(Path(one).parent) for one in side} for side in zip(*rows, strict=True)]
+    if any(len(side) > 1 for side in folders):
+        return [], "It was validated on images from several folders: bring them into two, and give these with --val."
+    note = f"--val names folders: the validation images were {', '.join(Path(image).name for image, _ in rows)}."
+    return ["--val", *(side.pop() for side in folders)], note
+
+
+def _class_words(data: dict[str, Any]) -> list[str]:
+    """What the label values were said to mean, where the files may not say it."""
+    classes = (data.get("spec") or {}).get("classes") or {}
+    words = [word for value in data.get("unlabelled", []) for word in ("--unlabelled", str(value))]
+    if classes.get("rgb"):
+        colors = ["{:02x}{:02x}{:02x}".format(*color) for color in classes["rgb"]]
+        named = zip(colors, classes["names"], strict=True)
+        return words + [word for color, name in named for word in ("--rgb", f"{color}={name}")]
+    words += ["--foreground"] if classes.get("rest") else []
+    plain = ("background", "foreground")
+    named = zip(classes.get("values", []), classes.get("names", []), strict=True)
+    return words + [
+        word
+        for value, name in named
+        if name not in (f"class {value}", *plain)
+        for word in ("--class", f"{value}={name}")
+    ]

@@ -1,0 +1,218 @@
+"""Page: a run as one HTML file that opens anywhere, without a network and without torch."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files as resources
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from napari_strata import files
+from napari_strata.errors import RunError
+from napari_strata.evaluation import sections
+from napari_strata.evaluation.charts import percent
+from napari_strata.evaluation.command import Repeat
+from napari_strata.evaluation.record import Record, read_record
+
+MARK = '<meta name="generator" content="napari-strata">'
+"""What says that a page is ours and may be written anew."""
+
+
+def write_page(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write one self-contained HTML page about a run, as far as it came, and return its path.
+
+    Parameters
+    ----------
+    run
+        a run folder: finished, stopped or under way; or a folder that an evaluation wrote.
+    out
+        the page; ``report.html`` in `run` when left out. A page written before is replaced.
+
+    Raises
+    ------
+    RunError
+        when `run` is neither, `out` is a file of something else, or it cannot be written.
+    """
+    record = read_record(Path(run).expanduser())
+    place = record.path / "report.html" if out is None else Path(out).expanduser()
+    _check_ours(place)
+    files.write_text(place, render_page(record))
+    return place
+
+
+def render_page(record: Record) -> str:
+    """The page as text. Everything that a person typed is escaped."""
+    scores = sections.score_table(record)
+    charts = sections.charts(record)
+    context = {
+        "mark": Markup(MARK),
+        "name": record.path.resolve().name,
+        "record": record,
+        "kind": "training" if record.is_run else "evaluation",
+        "summary": summarize(record, scores),
+        "tiles": _tiles(record),
+        "missing": missing(record),
+        "charts": charts,
+        "scores": scores,
+        "confusion": sections.confusion_table(record),
+        "calibration": sections.calibration(record),
+        "cases": sections.cases(record),
+        "data": sections.data(record),
+        "facts": _facts(record),
+        "repeat": Repeat.of(record),
+        "recipe_text": record.recipe_text,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": _version(),
+    }
+    return _template().render(context)
+
+
+def summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
+    """The run in a few plain sentences."""
+    out = []
+    epochs, best, ended = record.epochs, record.best, record.ended
+    if record.is_run:
+        network = sections.network_words(record)
+        trained = f"trained for {len(epochs)} epoch{'' if len(epochs) == 1 else 's'}" if epochs else "begun"
+        parts = len(record.data.get("training", []))
+        on = f" on {parts} labelled plane{'' if parts == 1 else 's'}" if parts else ""
+        out.append(f"{network} was {trained}{on}{_ending(ended.reason if ended else '')}.")
+    if scores is not None and scores.pixels:
+        what = "held back from training" if record.is_run else "of the test images"
+        out.append(
+            f"Of {scores.pixels:,} labelled pixels {what}, {percent(scores.pixel_accuracy)} are classified rightly; "
+            f"the mean intersection over union of the classes (mean IoU) is {scores.mean_iou:.3f}."
+        )
+    elif best is not None and not math.isnan(best.mean_iou):
+        out.append(
+            f"Its best mean IoU on images held back from training was {best.mean_iou:.3f}, in epoch {best.epoch}."
+        )
+    ranked = [row for row in (scores.rows if scores else []) if row.iou is not None]
+    if len(ranked) > 1:
+        first, last = (pick(ranked, key=lambda row: row.iou or 0.0) for pick in (max, min))
+        out.append(f"It tells {first.name} best (IoU {first.iou:.3f}) and {last.name} least (IoU {last.iou:.3f}).")
+    found = sections.calibration(record)
+    if found is not None and found.after is not None:
+        out.append(f"Its probabilities are off by {percent(found.after)} on average.")
+    return out
+
+
+def missing(record: Record) -> list[str]:
+    """What the page cannot show, and why."""
+    if not record.is_run:
+        return []
+    out = []
+    ended, epochs = record.ended, record.epochs
+    validates = bool(record.data.get("validation"))
+    if ended is None:
+        out.append("This run has no end yet: it is still training, or was cut off. Resume it to go on.")
+    elif ended.reason == "stopped":
+        out.append("This training was stopped before its end; resume it to go on where it stopped.")
+    if not epochs:
+        out.append("No epoch is complete, so there are no curves and no scores.")
+    if not validates:
+        out.append("Nothing was held back for validation, so nothing is known of images that it was not trained on.")
+    elif not record.scores:
+        out.append(
+            "The best model has not been measured on the validation images: that comes at the end of a training. "
+            "There is no confusion matrix, no calibration and no best and worst cases."
+        )
+    elif (best := record.best) is not None and record.scores.get("epoch") not in (None, best.epoch):
+        out.append(
+            f"The scores are those of epoch {record.scores['epoch']}; since then epoch {best.epoch} was better. Resume "
+            "the training to its end to measure that one."
+        )
+    return out
+
+
+def _ending(reason: str) -> str:
+    return {"early stopping": ", until it stopped improving", "stopped": ", and then stopped by hand"}.get(reason, "")
+
+
+def _tiles(record: Record) -> list[tuple[str, str, str]]:
+    """Value, name and meaning of the figures at the top."""
+    scores, best = record.scores, record.best
+    iou = scores.get("mean_iou") if scores else best.mean_iou if best else None
+    accuracy = scores.get("pixel_accuracy") if scores else best.pixel_accuracy if best else None
+    found = sections.calibration(record)
+    tiles = [
+        (sections.number(iou), "mean IoU", "overlap of prediction and truth, mean of the classes"),
+        (sections.number(scores.get("mean_dice")), "mean Dice", "also called F1, mean of the classes"),
+        (sections.share(accuracy), "pixel accuracy", "pixels classified rightly"),
+    ]
+    if found is not None:
+        tiles.append((sections.share(found.after), "calibration error", "how far probabilities are off, on average"))
+    return [tile for tile in tiles if tile[0] != sections.NONE]
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    """How it was made: names and values."""
+    spec, started, header = record.data.get("spec", {}), record.started, record.header
+    seconds = sum(e.seconds for e in record.epochs if math.isfinite(e.seconds))
+    sizes = spec.get("pixel_size") or {}
+    unit = spec.get("pixel_unit", "pixel")
+    known = unit != "pixel" or set(sizes.values()) - {1.0}
+    versions = header.table("versions")
+    rows = {
+        "Network": sections.network_words(record) if record.is_run else "",
+        "Parameters": f"{started.parameters:,}" if started else "",
+        "Recipe": str(record.recipe.get("name", "")),
+        "Pixel size": ", ".join(f"{a} {v:g} {unit}" for a, v in sizes.items()) if known else "",
+        "Grey values": "; ".join(note.removeprefix("grey values: ") for note in spec.get("notes", [])),
+        "Device": f"{started.device}, {started.precision}" if started else "",
+        "Time": f"{_duration(seconds)} for {len(record.epochs)} epochs" if seconds else "",
+        "Best model made": _date(header.facts.get("created", "")),
+        "Data fingerprint": str(record.data.get("fingerprint", "")),
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "Folder": str(record.path.resolve()),
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _date(text: str) -> str:
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return ""
+
+
+def _version() -> str:
+    try:
+        return version("napari-strata")
+    except PackageNotFoundError:
+        return ""
+
+
+def _check_ours(place: Path) -> None:
+    """Raise `RunError` when a file that is not one of our pages would be lost."""
+    if place.is_dir():
+        raise RunError(f"{place}: found a folder where the page is to be written; give the name of an HTML file.")
+    if not place.is_file():
+        return
+    with open(place, "rb") as file:
+        ours = MARK.encode() in file.read(2000)
+    if not ours:
+        raise RunError(f"{place}: found another file here, which is not replaced; choose another name.")
+
+
+@cache
+def _template() -> jinja2.Template:
+    text = resources("napari_strata.evaluation").joinpath("page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = sections.share
+    environment.filters["number"] = sections.number
+    environment.filters["count"] = lambda value: f"{value:,}"
+    return environment.from_string(text)

@@ -1,0 +1,130 @@
+"""Calibration against logits whose probabilities are known."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from napari_strata.evaluation.calibration import (
+    COOLEST,
+    HOTTEST,
+    calibrate,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability,
+    spread,
+)
+
+Array = np.ndarray[Any, Any]
+
+
+def softmax(logits: Array) -> Array:
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(e / e.sum(axis=1, keepdims=True))
+
+
+def honest(count: int, classes: int = 3, *, seed: int = 0) -> tuple[Array, Array]:
+    """Logits, and labels drawn with just their probabilities."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (count, classes))
+    return logits, (softmax(logits).cumsum(axis=1) < rng.random((count, 1))).sum(axis=1)
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 1.7, 4.0])
+def test_the_temperature_that_made_logits_overconfident_is_found(true: float) -> None:
+    logits, labels = honest(60_000)
+    assert fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.03)
+    fit = calibrate(logits * true, labels)
+    assert fit.temperature == fit_temperature(logits * true, labels)
+    assert fit.after.ece < 0.01
+    assert fit.before.ece > 0.05 or true == 1
+    assert fit.note == ""
+
+
+@given(st.integers(0, 50), st.floats(0.2, 6), st.integers(2, 5))
+def test_no_temperature_near_it_is_likelier_and_no_label_changes(seed: int, factor: float, classes: int) -> None:
+    logits, labels = honest(400, classes, seed=seed)
+    logits = factor * logits
+    found = fit_temperature(logits, labels)
+    assert COOLEST <= found <= HOTTEST
+    best = negative_log_likelihood(logits, labels, found)
+    others = [t for t in (1.0, found * 0.97, found * 1.03) if COOLEST <= t <= HOTTEST]
+    assert all(best <= negative_log_likelihood(logits, labels, t) + 1e-12 for t in others)
+    assert np.array_equal((logits / found).argmax(axis=1), logits.argmax(axis=1))
+
+
+def test_the_likelihood_is_that_of_the_softmax() -> None:
+    logits, labels = honest(50)
+    chances = softmax(logits / 1.3)[np.arange(50), labels]
+    assert negative_log_likelihood(logits, labels, 1.3) == pytest.approx(-np.log(chances).mean())
+
+
+def test_the_calibration_error_by_hand() -> None:
+    # Confidence .75 (one of two right), .95 (both right), and .5, which belongs to the bin that ends there.
+    chances = np.array([[0.75, 0.25], [0.25, 0.75], [0.95, 0.05], [0.05, 0.95], [0.5, 0.5]])
+    found = reliability(np.log(chances), np.array([0, 0, 0, 1, 0]), bins=10)
+    assert [b.count for b in found.bins] == [0, 0, 0, 0, 1, 0, 0, 2, 0, 2]
+    assert found.bins[7].accuracy == 0.5
+    assert found.bins[7].confidence == pytest.approx(0.75)
+    assert found.bins[0].accuracy is None
+    assert found.ece == pytest.approx((1 * 0.5 + 2 * 0.25 + 2 * 0.05) / 5)
+
+
+def test_bins_hold_every_pixel_and_their_means_lie_in_them() -> None:
+    logits, labels = honest(5000)
+    found = reliability(logits, labels)
+    assert len(found.bins) == 15
+    assert found.pixels == 5000
+    for one in found.bins:
+        assert one.confidence is None or one.low < one.confidence <= one.high + 1e-12
+    share = sum((b.accuracy or 0) * b.count for b in found.bins) / 5000
+    assert share == pytest.approx((logits.argmax(axis=1) == labels).mean())
+
+
+def test_what_cannot_tell_a_temperature_is_said() -> None:
+    logits, labels = honest(199)
+    few = calibrate(logits, labels)
+    assert (few.temperature, few.after) == (1.0, few.before)
+    assert "found 199 labelled validation pixels, needed are 200" in few.note
+    one = calibrate(np.tile([[2.0, 1.0]], (500, 1)), np.zeros(500, int))
+    assert one.temperature == 1.0
+    assert "of one class" in one.note
+    empty = calibrate(np.empty((0, 2)), np.empty(0, int))
+    assert math.isnan(empty.before.ece)
+    assert json.loads(json.dumps(empty.as_dict(), allow_nan=False))["ece_before"] is None
+
+
+def test_a_network_without_a_mistake_meets_the_limit() -> None:
+    labels = np.arange(600) % 2
+    fit = calibrate(np.eye(2)[labels], labels)
+    assert fit.temperature == COOLEST
+    assert "at its limit, 0.1" in fit.note
+    wrong = calibrate(np.eye(2)[1 - labels] * 5, labels)
+    assert wrong.temperature == HOTTEST
+
+
+def test_logits_that_are_not_finite_are_left_out() -> None:
+    logits, labels = honest(1000)
+    spoilt = logits.copy()
+    spoilt[::10] = np.nan
+    spoilt[1::10, 0] = np.inf
+    kept = np.arange(1000) % 10 > 1
+    assert calibrate(spoilt, labels) == calibrate(logits[kept], labels[kept])
+
+
+@given(st.integers(0, 5000), st.integers(1, 700), st.integers(0, 9))
+def test_pixels_are_spread_evenly(count: int, most: int, seed: int) -> None:
+    chosen = spread(count, most, seed=seed)
+    assert len(chosen) == min(count, most)
+    assert np.all(np.diff(chosen) >= 1)
+    assert not len(chosen) or (chosen[0] >= 0 and chosen[-1] < count)
+    assert np.array_equal(chosen, spread(count, most, seed=seed))
+    if count > most:
+        ideal = (np.arange(most) + 0.5) * count / most
+        assert np.abs(chosen - ideal).max() <= count / most + 1

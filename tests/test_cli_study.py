@@ -1,0 +1,146 @@
+"""The commands crossval and tune, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import typer
+from typer.testing import CliRunner, Result
+
+from helpers import easy_pair
+from napari_strata.cli_study import register
+from napari_strata.errors import StrataError
+from napari_strata.training.study import CrossvalResult
+from napari_strata.training.trials import TuneResult
+
+SMALL = [
+    f"--set={item}"
+    for item in (
+        "network={kind: unet, widths: [4, 8]}",
+        "patches.size=32",
+        "patches.per_epoch=8",
+        "training.batch_size=4",
+        "training.epochs=1",
+        "training.precision=fp32",
+        "training.learning_rate=1e-2",
+    )
+] + ["--device=cpu"]
+
+
+def app() -> typer.Typer:
+    program = typer.Typer(pretty_exceptions_enable=False)
+    register(program)
+    return program
+
+
+def call(*words: Any) -> Result:
+    return CliRunner().invoke(app(), list(map(str, words)))
+
+
+def works(*words: Any) -> str:
+    result = call(*words)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.stdout
+
+
+def refuses(*words: Any) -> str:
+    """The message of a user's mistake, in few lines."""
+    result = call(*words)
+    assert isinstance(result.exception, StrataError), result.output
+    assert len(str(result.exception).splitlines()) <= 3
+    return str(result.exception)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of four images and their labels, of two specimens."""
+    folders = tmp_path / "images", tmp_path / "labels"
+    for folder in folders:
+        folder.mkdir()
+    for number, name in enumerate(("a_1", "a_2", "b_1", "b_2")):
+        pair = easy_pair((1, 48, 48), seed=number)
+        for folder, array in zip(folders, (pair.image.data, pair.labels.data), strict=True):
+            tifffile.imwrite(folder / f"{name}.tif", np.asarray(array)[0])
+    return folders
+
+
+def test_crossval_trains_each_fold_and_ends_in_a_table(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    out = works("crossval", *data, "--out", tmp_path / "cv", "--folds", 2, *SMALL, "--class", "255=grain")
+    result = CrossvalResult.load(tmp_path / "cv")
+    assert result.classes.names == ("class 0", "grain")
+    assert len(result.folds) == 2
+    assert "fold 2/2  mean IoU" in out
+    assert out.rstrip().endswith(result.table())
+
+
+def test_crossval_by_specimen_as_json(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    words = ("crossval", *data, "--out", tmp_path / "cv", "--folds", 2, *SMALL, "--group", "^([ab])_", "--json")
+    rows = [json.loads(line) for line in works(*words, "--foreground").splitlines()]
+    assert sorted(row["text"] for row in rows if row["event"] == "FoldStarted") == [
+        f"1 of 2 specimens: {name}" for name in "ab"
+    ]
+    assert rows[-1]["event"] == "CrossvalEnd"
+    assert rows[-1]["class_names"] == ["background", "foreground"]
+
+
+def test_tune_ends_in_a_table_and_a_model(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    grid = ("--grid", "training.learning_rate=1e-2,1e-5", "--grid", "network.norm=batch,none")
+    words = ("tune", *data, "--out", tmp_path / "t", *grid, "--folds", 1, "--halving", 2, *SMALL)
+    out = works(*words)
+    result = TuneResult.load(tmp_path / "t")
+    assert len(result.trials) == 4
+    assert out.rstrip().endswith(result.table())
+    assert result.model is not None
+    assert "successive halving, one split (" in out
+    rows = [json.loads(line) for line in works(*words, "--json").splitlines()]
+    assert rows[-1] | {"event": "TuneEnd", "best": result.best.name, "model": str(result.model)} == rows[-1]
+
+
+def test_tune_without_the_last_training(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    words = ("--grid", "recipe=unet-ct,unet-classic", "--folds", 1, *SMALL, "--no-retrain")
+    works("tune", *data, "--out", tmp_path / "t", *words)
+    assert sorted(trial.name for trial in TuneResult.load(tmp_path / "t").trials) == [
+        "recipe=unet-classic",
+        "recipe=unet-ct",
+    ]
+    assert not (tmp_path / "t" / "final").exists()
+
+
+def test_bad_input_ends_in_words_and_writes_nothing(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    out = ("--out", tmp_path / "out")
+    text = refuses("crossval", *data, *out, *SMALL)
+    assert text.startswith("found 4 images with 4 slices labelled in all, fewer than the 5 folds asked for")
+    assert "finds no specimen" in refuses("crossval", *data, *out, *SMALL, "--folds", 2, "--group", "rock")
+    assert "did you mean 'epochs'" in refuses("crossval", *data, *out, "--folds", 2, "--set", "training.epoch=1")
+    assert "did you mean 'widths'" in refuses("tune", *data, *out, *SMALL, "--grid", "network.width=[4],[8]")
+    assert "KEY=V1,V2" in refuses("tune", *data, *out, *SMALL, "--grid", "training.epochs")
+    assert call("crossval", *data, *out, "--folds", 1).exit_code == 2
+    assert call("tune", *data, *out).exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_and_the_same_command_again(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    words = ["crossval", *map(str, data), "--out", str(tmp_path / "cv"), "--folds", "2", *SMALL]
+    words += ["--set=training.epochs=3"]
+    code = "import sys, typer; from napari_strata.cli_study import register; app = typer.Typer(); register(app); app()"
+    run = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "cv" / "fold_1" / "last.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) != 0
+    assert len(CrossvalResult.load(tmp_path / "cv").folds) < 2
+    works(*words)
+    works(*words[:4], str(tmp_path / "whole"), *words[5:])
+    found = [CrossvalResult.load(tmp_path / name) for name in ("cv", "whole")]
+    for one, other in zip(*(result.folds for result in found), strict=True):
+        np.testing.assert_array_equal(one.confusion.counts, other.confusion.counts)
