@@ -40,7 +40,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             _complain(
-                "stopped; what was finished is kept (train --resume, or the same predict, crossval or tune again, goes on)."
+                "stopped; what was finished is kept (train --resume, or the same predict, crossval or tune, goes on)."
             )
             raise typer.Exit(130) from None
 
