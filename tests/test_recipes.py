@@ -88,7 +88,7 @@ def test_the_seeds_input_and_schedule() -> None:
     assert (atrous.patches.size, atrous.patches.resize) == (512, 512)
     assert [r.patches.size for r in (classic, resnet, deeplab, aerial)] == [128, 128, 256, 256]
     assert all(r.augmentation == STILL for r in (classic, resnet, deeplab, aerial))
-    assert atrous.augmentation == Augmentation(flip_vertical=False, quarter_turns=False)
+    assert atrous.augmentation == Augmentation(flip_vertical=False, quarter_turns=False, brightness=0.88)
     assert [r.normalization.grey_values for r in (classic, resnet, aerial)] == ["dtype", "physical", "dtype"]
     schedules = ["constant", "plateau", "constant", "plateau", "constant"]
     assert [load_recipe(name).training.schedule for name in SEEDS] == schedules
