@@ -27,7 +27,7 @@ from napari_strata.errors import RunError
 from napari_strata.widgets import _background
 from napari_strata.widgets._session import Session
 
-REST = 2000
+REST = 2500
 """Milliseconds between two looks of a progress bar. In a window with an OpenGL canvas every change, however small, has
 the whole window drawn again: 15 ms without a graphics card."""
 WIDTH = 330
