@@ -28,6 +28,7 @@ from napari_strata.cli_options import (
 )
 from napari_strata.cli_study import register
 from napari_strata.errors import StrataError
+from napari_strata.files import CROSSVAL
 
 # Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
 
@@ -267,8 +268,8 @@ def main() -> None:
 
 
 def _is_model(path: Path) -> bool:
-    kinds = ("recipe.yaml", "crossval.json")
-    return path.suffix == ".safetensors" or path.name == kinds[1] or any((path / kind).is_file() for kind in kinds)
+    kinds = ("recipe.yaml", CROSSVAL)
+    return path.suffix == ".safetensors" or path.name == CROSSVAL or any((path / kind).is_file() for kind in kinds)
 
 
 def _complain(text: str) -> None:

@@ -18,14 +18,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from napari_strata.errors import ModelError
+from napari_strata.files import CROSSVAL
 from napari_strata.model import FILE_NAME, Model
 from napari_strata.normalization import ResolvedNormalization, Scale
 from napari_strata.spec import ModelSpec
 
 Array = np.ndarray[Any, Any]
 
-CROSSVAL = "crossval.json"
-"""The file that makes a folder a cross-validation; it names the run folders of the folds."""
 FORMAT = "napari-strata crossval 1"
 
 

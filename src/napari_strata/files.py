@@ -11,6 +11,9 @@ from pathlib import Path
 
 from napari_strata.errors import RunError
 
+CROSSVAL = "crossval.json"
+"""The file that makes a folder a cross-validation; it names the run folders of the folds."""
+
 LAYERS = "layers"
 """Folder of a run in which a viewer keeps the layers to train on, from before the run begins."""
 

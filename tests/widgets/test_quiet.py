@@ -46,6 +46,17 @@ def test_everything_is_looked_at_again_when_jobs_have_long_been_over(
     qtbot.waitUntil(lambda: gc.get_freeze_count() == 0)
 
 
+def test_a_job_that_ends_beside_another_changes_nothing(quiet: QuietMemory, qtbot: Any) -> None:
+    quiet._timer.setInterval(20)
+    quiet.begin()  # a training
+    quiet.begin()  # a preview within it
+    quiet.end()
+    qtbot.wait(100)
+    assert gc.get_freeze_count() > 1000
+    quiet.end()
+    qtbot.waitUntil(lambda: gc.get_freeze_count() == 0)
+
+
 @pytest.fixture
 def target(tmp_path: Any) -> TargetOpened:
     array = np.lib.format.open_memmap(tmp_path / "a.npy", mode="w+", dtype=np.uint8, shape=(3, 20, 30))
@@ -83,8 +94,22 @@ def test_a_layer_can_be_added_at_once_and_is_added_once(
     layer = live.open(target, Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"), None, name="segmented")
     live.place()
     assert list(viewer.layers) == [layer]
+    assert not viewer.window._qt_window.updatesEnabled(), "drawn by the next turn"
     qtbot.wait(60)
     assert [type(each) for each in viewer.layers] == [LabelsLayer]
+
+
+def test_the_window_is_drawn_again_though_the_prediction_is_gone(
+    make_napari_viewer: Any, qtbot: Any, target: TargetOpened
+) -> None:
+    viewer = make_napari_viewer()
+    owner = QObject()
+    live = LiveLabels(viewer, owner)
+    live.open(target, Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"), None, name="segmented")
+    live.place()
+    with qtbot.waitSignal(live.destroyed):
+        owner.deleteLater()
+    qtbot.waitUntil(viewer.window._qt_window.updatesEnabled)
 
 
 def test_nothing_is_added_to_a_viewer_that_goes(make_napari_viewer: Any, qtbot: Any, target: TargetOpened) -> None:

@@ -15,6 +15,7 @@ import yaml
 from napari_strata.classes import default_colors
 from napari_strata.errors import RunError
 from napari_strata.events import EpochEnd, Event, Message, TrainingEnd, TrainingStarted, from_json
+from napari_strata.files import CROSSVAL
 
 MODEL, SCORES = "model.safetensors", "validation"
 
@@ -123,7 +124,7 @@ def read_record(path: str | Path) -> Record:
     place = Path(path)
     is_run = (place / "recipe.yaml").is_file()
     if not is_run and not (place / "metrics.json").is_file():
-        fold = " give one of its folds, such as fold_1." if (place / "crossval.json").is_file() else ""
+        fold = " give one of its folds, such as fold_1." if (place / CROSSVAL).is_file() else ""
         raise RunError(
             f"{place}: found neither a run (recipe.yaml) nor an evaluation (metrics.json) here;"
             f"{fold or ' check the path.'}"

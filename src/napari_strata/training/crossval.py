@@ -21,7 +21,7 @@ from napari_strata import files
 from napari_strata.classes import ClassMap
 from napari_strata.data.folds import fold_pairs
 from napari_strata.data.split import Split, distinct, split_pairs
-from napari_strata.ensemble import CROSSVAL, FORMAT
+from napari_strata.ensemble import FORMAT
 from napari_strata.errors import LabelError, RunError
 from napari_strata.events import (
     CrossvalEnd,
@@ -33,6 +33,7 @@ from napari_strata.events import (
     TrainingEnd,
     TrainingStarted,
 )
+from napari_strata.files import CROSSVAL
 from napari_strata.image import AnnotatedImage
 from napari_strata.metrics import ConfusionMatrix
 from napari_strata.recipe import Recipe, Training

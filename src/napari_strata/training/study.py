@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from napari_strata.classes import ClassMap
-from napari_strata.ensemble import CROSSVAL, FORMAT
+from napari_strata.ensemble import FORMAT
 from napari_strata.errors import RunError
+from napari_strata.files import CROSSVAL
 from napari_strata.metrics import ConfusionMatrix, none_if_nan
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]

@@ -54,10 +54,6 @@ class LiveLabels(QObject):
         self._adding.setSingleShot(True)
         self._adding.setInterval(APART)
         self._adding.timeout.connect(self.place)
-        self._drawing = QTimer(self)
-        self._drawing.setSingleShot(True)
-        self._drawing.setInterval(APART)
-        self._drawing.timeout.connect(self._hold)
 
     def open(
         self, target: TargetOpened, image: Image, under: ImageLayer | None, *, name: str, below: Layer | None = None
@@ -91,17 +87,11 @@ class LiveLabels(QObject):
         if self._waiting is not None:
             layer, below = self._waiting
             self.leave()
-            self._hold(True)
-            try:
-                add_quietly(self._viewer, layer, below=below)
-            finally:
-                self._drawing.start()
-
-    def _hold(self, held: bool = False) -> None:
-        """The window draws nothing, or again."""
-        with suppress(RuntimeError):  # the window may be gone
-            if (window := getattr(getattr(self._viewer, "window", None), "_qt_window", None)) is not None:
-                window.setUpdatesEnabled(not held)
+            viewer = self._viewer
+            _draw(viewer, False)
+            # Not a timer of this object: it may be gone before, and the window must never stay undrawn.
+            QTimer.singleShot(APART, lambda: _draw(viewer, True))
+            add_quietly(viewer, layer, below=below)
 
     def leave(self) -> None:
         """Add nothing more."""
@@ -166,6 +156,13 @@ def add_quietly(viewer: ViewerModel, layer: Layer, *, below: Layer | None = None
         viewer.layers.selection = selected
         if active is not None:
             viewer.layers.selection.active = active
+
+
+def _draw(viewer: ViewerModel, drawn: bool) -> None:
+    """Let the window draw itself, or not."""
+    with suppress(RuntimeError):  # the window may be gone
+        if (window := getattr(getattr(viewer, "window", None), "_qt_window", None)) is not None:
+            window.setUpdatesEnabled(drawn)
 
 
 def _show_tools(layer: LabelsLayer, shown: bool) -> None:

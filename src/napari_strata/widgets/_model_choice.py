@@ -18,12 +18,12 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QVBoxLayout, QWidge
 from superqt import QElidingLabel
 
 from napari_strata.errors import StrataError
+from napari_strata.files import CROSSVAL
 from napari_strata.image import Image
 from napari_strata.widgets import _background
 from napari_strata.widgets._client import JobHandle, Outcome
 from napari_strata.widgets._layers import source_of_image
 from napari_strata.widgets._recent import RunList
-from napari_strata.widgets._runs import CROSSVAL
 from napari_strata.widgets._session import Session
 from napari_strata.worker.orders import InfoJob, Layer
 

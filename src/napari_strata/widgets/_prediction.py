@@ -20,12 +20,12 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_strata.console import duration
 from napari_strata.errors import StrataError
 from napari_strata.events import Message, PredictionEnd, PredictionStarted, RegionEnd
+from napari_strata.files import CROSSVAL
 from napari_strata.image import Image
 from napari_strata.widgets import _background, _results
 from napari_strata.widgets._client import JobHandle, Outcome
 from napari_strata.widgets._layers import slug, source_of_image
 from napari_strata.widgets._live import LiveLabels, class_map
-from napari_strata.widgets._runs import CROSSVAL
 from napari_strata.widgets._session import Session
 from napari_strata.worker.orders import Layer, PredictJob
 from napari_strata.worker.replies import JobQueued, TargetOpened

@@ -22,6 +22,7 @@ class QuietMemory(QObject):
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
         self._frozen = False
+        self._jobs = 0
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(REST)
@@ -29,14 +30,17 @@ class QuietMemory(QObject):
 
     def begin(self) -> None:
         """A job starts."""
+        self._jobs += 1
         self._timer.stop()
         if not self._frozen:  # not asked of gc, which would count them one by one
             gc.freeze()
             self._frozen = True
 
     def end(self) -> None:
-        """A job is over; what it brought is about to be shown."""
-        self._timer.start()
+        """A job is over; what it brought is about to be shown. Others may go on: a preview ends within a training."""
+        self._jobs -= 1
+        if not self._jobs:
+            self._timer.start()
 
     def look(self, _event: object = None) -> None:
         """Let the collector look at everything again, in its own time."""

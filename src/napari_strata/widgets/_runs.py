@@ -17,9 +17,8 @@ import psutil
 import yaml
 
 from napari_strata.events import BatchEnd, EpochEnd, Event, TrainingEnd, TrainingStarted, from_json
+from napari_strata.files import CROSSVAL
 
-CROSSVAL = "crossval.json"
-"""What makes a folder a cross-validation, as in `ensemble`; it names the run folders of the folds."""
 BATCHES = 400
 """Batches that `last_events` gives at most."""
 

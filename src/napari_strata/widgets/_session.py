@@ -66,9 +66,10 @@ class Session(QObject):
     def submit(self, order: Job) -> JobHandle:
         """Give an order to the worker."""
         self._reload()
-        self._quiet.begin()
         handle = self.client.submit(order)
-        handle.ended.connect(lambda _outcome: self._quiet.end())
+        if handle.outcome is None:
+            self._quiet.begin()
+            handle.ended.connect(lambda _outcome: self._quiet.end())
         return handle
 
     def _settings_changed(self, _event: object = None) -> None:
