@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from pathlib import PureWindowsPath
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from napari_strata.errors import RecipeError, nearest
 from napari_strata.explain import explain, groups
@@ -28,7 +36,9 @@ Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
 Rate: TypeAlias = Annotated[float, Field(gt=0)]
 Deviations: TypeAlias = Annotated[float, Field(ge=0, le=2)]
-Name: TypeAlias = Annotated[str, Field(min_length=1)]
+Name: TypeAlias = Annotated[
+    str, BeforeValidator(lambda text: text.strip() if isinstance(text, str) else text), Field(min_length=1)
+]
 Norm: TypeAlias = Literal["none", "batch", "instance", "group"]
 Architecture: TypeAlias = Literal[
     "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet",

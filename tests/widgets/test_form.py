@@ -22,7 +22,7 @@ SHARE = st.floats(0, 1, exclude_max=True)
 RATE = st.one_of(st.sampled_from([1e-4, 3.3e-7, 1e-3, 1.0, 1e16]), st.floats(1e-300, 1e300))
 COUNT = st.one_of(st.integers(1, 100), st.sampled_from([100_000, 2**31, 2**40]))
 LOSSES = st.dictionaries(st.sampled_from(["ce", "bce", "dice", "focal", "tversky", "lovasz"]), RATE, min_size=1)
-TEXT = st.text(min_size=1, max_size=8)
+TEXT = st.text(min_size=1, max_size=8).filter(str.strip)
 
 
 @st.composite

@@ -141,7 +141,7 @@ class Field:
         if not text.strip():
             return None
         if str in self._types and {*self._types} <= {str, NoneType}:
-            return text.strip()
+            return text
         origins = {get_origin(part) for part in self._types}
         if dict in origins:
             inside = re.sub(r":(?=\S)", ": ", text.strip().strip("{}"))
