@@ -147,7 +147,7 @@ def test_ome_inside_for_every_name(tmp_path: Path) -> None:
             assert tif.is_ome
             assert not tif.is_bigtiff
             page = tif.pages[0]
-            assert (page.compression.name, page.tile, page.predictor) == ("ADOBE_DEFLATE", (256, 256), 1)
+            assert (page.compression.name, page.tile, page.predictor) == ("ADOBE_DEFLATE", (512, 512), 1)
             root = ElementTree.fromstring(tif.ome_metadata or "")
         space = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
         pixels = root.find(f"{space}Image/{space}Pixels")
@@ -301,7 +301,7 @@ def test_a_large_plane_is_written_in_bands(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(blocks, "BAND_BYTES", 400 * 300)
     source = Generated((2, 1100, 400))
     write_labels(tmp_path / "a.tif", LabelImage(source, "ZYX"))
-    assert source.largest == 400 * 256
+    assert source.largest == 400 * 512
     np.testing.assert_array_equal(read_labels(tmp_path / "a.tif").data, source[:, :, :])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr as store
+from zarr.storage import LocalStore
 
 from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError
@@ -181,9 +182,39 @@ def test_what_is_written_is_ome_zarr(tmp_path: Path) -> None:
     ]
     assert ome["image-label"]["properties"][1] == {"label-value": 4, "name": "clay"}
     written: Any = store.open_array(path / "0", mode="r")
-    assert (written.chunks, written.shards) == ((1, 256, 256), (1, 512, 768))
+    assert (written.chunks, written.shards) == ((1, 512, 512), (1, 512, 1024))
     assert written.metadata.dimension_names == ("z", "y", "x")
     np.testing.assert_array_equal(written[:], data)
+
+
+@pytest.mark.parametrize(("height", "width", "count"), [(1024, 1024, 1), (1025, 7, 2), (9000, 20, 4), (40_000, 3, 4)])
+def test_large_planes_have_smaller_resolutions(tmp_path: Path, height: int, width: int, count: int) -> None:
+    data = array((2, height, width), "uint8")
+    path = write_labels(tmp_path / "a.zarr", LabelImage(data, "ZYX", (3.0, 0.5, 0.25), ("micrometer",) * 3))
+    levels = read_pyramid(path)
+    assert len(levels) == count
+    for k, level in enumerate(levels):
+        np.testing.assert_array_equal(np.asarray(level.data), data[:, :: 2**k, :: 2**k])
+        assert level.scale == (3.0, 0.5 * 2**k, 0.25 * 2**k)
+
+
+def test_no_shard_is_written_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zarr, "SHARD", 1024)
+    monkeypatch.setattr(zarr, "LONGEST", 100)
+    written: list[str] = []
+    put = LocalStore.set
+
+    async def counted(self: LocalStore, key: str, *args: Any, **keywords: Any) -> None:
+        written.append(key)
+        await put(self, key, *args, **keywords)
+
+    monkeypatch.setattr(LocalStore, "set", counted)
+    monkeypatch.setattr(zarr, "_pipeline", dict)
+    data = array((2, 2500, 1500), "uint8")
+    path = write_labels(tmp_path / "a.zarr", LabelImage(data, "ZYX"))
+    shards = [key for key in written if "/c/" in key]
+    assert len(shards) == len(set(shards)) == 2 * 2 * (3 * 2)
+    np.testing.assert_array_equal(read_pyramid(path)[1].data, data[:, ::2, ::2])
 
 
 def test_scales_that_json_cannot_hold_do_not_spoil_the_metadata(tmp_path: Path) -> None:

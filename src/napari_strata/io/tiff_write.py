@@ -7,11 +7,15 @@ people and other programs; the file stays valid OME-XML 2016-06. In a shaped fil
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 from tifffile import TiffWriter
 
@@ -21,7 +25,10 @@ from napari_strata.io.blocks import bands, canonical_shape
 from napari_strata.io.record import KEY, NAMESPACE, Record
 from napari_strata.io.units import ome_symbol
 
-TILE = 256
+TILE = 512
+
+LEVEL = 4
+"""Of zlib's 1 to 9. On label planes twice as fast as the usual 6, for a quarter more bytes; docs/performance.md has the table."""
 
 CLASSIC_BYTES = 2**32 - 2**27
 """More pixels than this, before compression, make a BigTIFF: offsets of a classic TIFF have 32 bits."""
@@ -30,13 +37,14 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
-    """Write `image` to `path` as `dtype`, in canonical axis order, zlib, tiles of 256 x 256, one band at a time."""
+    """Write `image` to `path` as `dtype`, in canonical axis order, zlib, tiles of 512 x 512, one band at a time;
+    tiles are compressed on several threads."""
     shape = canonical_shape(image)
     ome = dtype != np.float16
     big = math.prod(shape) * dtype.itemsize > CLASSIC_BYTES
     with path.open("wb") as file, TiffWriter(file, bigtiff=big, ome=ome) as tif:
         tif.write(
-            _tiles(image, dtype),
+            _compressed(_tiles(image, dtype)),
             shape=shape,
             dtype=dtype,
             photometric="minisblack",
@@ -52,7 +60,27 @@ def _tiles(image: Image, dtype: np.dtype[Any]) -> Iterator[Array]:
     for band in bands(image, multiple=TILE, itemsize=image.dtype.itemsize):
         for top in range(0, band.shape[0], TILE):
             for left in range(0, band.shape[1], TILE):
-                yield np.ascontiguousarray(band[top : top + TILE, left : left + TILE], dtype)
+                part = band[top : top + TILE, left : left + TILE]
+                missing = [(0, TILE - n) for n in part.shape]
+                yield np.ascontiguousarray(np.pad(part, missing) if part.shape != (TILE, TILE) else part, dtype)
+
+
+def _compressed(tiles: Iterator[Array]) -> Iterator[bytes]:
+    """Each tile as a zlib stream, in order; a few are being compressed ahead."""
+    threads = os.cpu_count() or 1
+    pending: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(threads, "compress") as pool:
+        for tile in tiles:
+            pending.append(pool.submit(_zlib, tile))
+            if len(pending) > 4 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _zlib(tile: Array) -> bytes:
+    encode = imagecodecs.zlibng_encode if imagecodecs.ZLIBNG.available else imagecodecs.zlib_encode
+    return bytes(encode(tile.data, level=LEVEL))
 
 
 def _ome(record: Record) -> dict[str, Any]:

@@ -7,13 +7,18 @@ image. Bio-Formats' layout of several images in numbered groups is read as sever
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
 
 from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError
@@ -25,9 +30,15 @@ from napari_strata.io.paths import PathLike, existing, stem
 from napari_strata.io.record import KEY, Loaded, Record
 from napari_strata.io.units import PIXEL, unit_name
 
-CHUNK = 256
+CHUNK = 512
 SHARD = 4096
 """A shard is written by one hand only, whole: a block of one plane."""
+
+LONGEST = 1024
+"""Smaller resolutions are added until the smallest is no longer than this, or its shards no larger than a chunk."""
+
+FAST = "zarrs.ZarrsCodecPipeline"
+"""Codecs in Rust, from the package zarrs: several times as fast as zarr's own, see docs/performance.md."""
 
 _KINDS = {"T": "time", "C": "channel"}
 
@@ -41,6 +52,9 @@ class ZarrOpener:
 
     def __call__(self) -> tuple[ArrayLike, Callable[[], None]]:
         array: Any = zarr.open_array(self.path, path=self.inner, mode="r")
+        if array.metadata.zarr_format == 3:  # zarrs does not read all of format 2
+            with zarr.config.set(_pipeline()):
+                array = zarr.open_array(self.path, path=self.inner, mode="r")
         return array, lambda: None
 
 
@@ -105,35 +119,80 @@ def storage(path: PathLike, *, series: int = 0) -> str:
 
 
 def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
-    """Write `image` as OME-Zarr 0.5, one resolution, shard by shard; labels have ``image-label`` colours and names."""
+    """Write `image` as OME-Zarr 0.5, shard by shard; labels have ``image-label`` colours and names.
+
+    Of large planes there are smaller resolutions too, each with every other pixel of the one before (labels cannot be
+    averaged), so that pixel i of it lies where pixel 2 i of that one does.
+    """
     group = zarr.open_group(path, mode="w", zarr_format=3)
-    lead = (1,) * (len(record.shape) - 2)
-    sides = tuple(min(SHARD, math.ceil(n / CHUNK) * CHUNK) for n in record.shape[-2:])
-    array: Any = group.create_array(
-        "0",
-        shape=record.shape,
-        dtype=dtype,
-        chunks=(*lead, CHUNK, CHUNK),
-        shards=(*lead, *sides),
-        dimension_names=list(record.axes.lower()),
-    )
     height, width = record.shape[-2:]
+    levels = [_level(group, k, record, dtype=dtype) for k in range(_resolutions(height, width))]
+    sides = tuple(min(SHARD, n) for n in (height, width))
     for plane in planes(image):
         for top in range(0, height, sides[0]):
             for left in range(0, width, sides[1]):
                 rows, columns = slice(top, min(top + sides[0], height)), slice(left, min(left + sides[1], width))
-                array[(*plane, rows, columns)] = read_block(image, plane, rows, columns).astype(dtype)
-    group.attrs.update({"ome": _ome(record), KEY: record.text()})
+                block = read_block(image, plane, rows, columns).astype(dtype)
+                for k, level in enumerate(levels):
+                    small = np.ascontiguousarray(block[:: 2**k, :: 2**k])
+                    at = [slice(n >> k, (n >> k) + size) for n, size in zip((top, left), small.shape, strict=True)]
+                    with _system_errors():
+                        level[(*plane, *at)] = small
+    group.attrs.update({"ome": _ome(record, len(levels)), KEY: record.text()})
 
 
-def _ome(record: Record) -> dict[str, Any]:
+def _resolutions(height: int, width: int) -> int:
+    count = 1
+    while max(height, width) > LONGEST * 2 ** (count - 1) and SHARD >> count >= CHUNK:
+        count += 1
+    return count
+
+
+def _level(group: Any, k: int, record: Record, *, dtype: np.dtype[Any]) -> Any:
+    """The array of resolution `k`. Its shards cover the same part of the picture as those of the full one, so that a
+    block belongs to one shard of each."""
+    lead = (1,) * (len(record.shape) - 2)
+    sides = [-(-n // 2**k) for n in record.shape[-2:]]
+    shards = [min(SHARD >> k, -(-n // CHUNK) * CHUNK) for n in sides]
+    with zarr.config.set(_pipeline()):
+        return group.create_array(
+            str(k),
+            shape=(*record.shape[:-2], *sides),
+            dtype=dtype,
+            chunks=(*lead, CHUNK, CHUNK),
+            shards=(*lead, *shards),
+            compressors=ZstdCodec(level=1),
+            dimension_names=list(record.axes.lower()),
+        )
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """A full disk is an `OSError`, also where zarrs says it in words only."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number)) from error
+
+
+def _pipeline() -> dict[str, str]:
+    """zarr's setting for the fast codecs, where they are installed; an array keeps what it was opened with."""
+    return {"codec_pipeline.path": FAST} if find_spec("zarrs") else {}
+
+
+def _ome(record: Record, resolutions: int) -> dict[str, Any]:
     axes = []
     for letter, unit in zip(record.axes, record.units, strict=True):
         axis = {"name": letter.lower(), "type": _KINDS.get(letter, "space")}
         axes.append(axis if letter == "C" or unit_name(unit) == PIXEL else axis | {"unit": unit_name(unit)})
     scale = [s if math.isfinite(s) and s > 0 else 1.0 for s in record.scale]
-    steps = [{"type": "scale", "scale": scale}]
-    datasets = [{"path": "0", "coordinateTransformations": steps}]
+    datasets = []
+    for k in range(resolutions):
+        steps = [{"type": "scale", "scale": [*scale[:-2], *(s * 2**k for s in scale[-2:])]}]
+        datasets.append({"path": str(k), "coordinateTransformations": steps})
     ome: dict[str, Any] = {
         "version": "0.5",
         "multiscales": [{"name": record.name, "axes": axes, "datasets": datasets}],
