@@ -23,12 +23,11 @@ from napari_strata.inference.predict import (
     Prediction,
     PredictOptions,
     build_predictor,
-    check_out,
     iter_predict,
     predict,
-    probabilities_path,
 )
 from napari_strata.inference.predictor import Predictor
+from napari_strata.inference.target import check_out, probabilities_path
 from napari_strata.io import read_image, read_labels, write_labels
 from napari_strata.model import Calibration, Model
 

@@ -22,13 +22,11 @@ from napari_strata.errors import ImageError, RunError, StrataError
 from napari_strata.events import Event, FileEnd
 from napari_strata.inference.committee import Committee
 from napari_strata.inference.predict import (
-    SUFFIXES,
     Prediction,
     PredictOptions,
     build_committee,
-    check_out,
-    probabilities_path,
 )
+from napari_strata.inference.target import SUFFIXES, check_out, probabilities_path
 from napari_strata.io import read_image
 from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, existing, is_zarr, natural, stem
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from napari_strata.allocator import kept_pages
 from napari_strata.classes import ClassMap
 from napari_strata.device import choose_device, choose_precision, describe_device
 from napari_strata.ensemble import AnyModel, Ensemble, load_models
@@ -27,17 +28,15 @@ from napari_strata.inference.committee import Committee
 from napari_strata.inference.output import Form, MemoryOutput, Output, PartialOutput
 from napari_strata.inference.predictor import Predictor
 from napari_strata.inference.stack import fingerprint, label_stack, not_finite, probability_stack, read_ahead
+from napari_strata.inference.target import check_image_against_out, check_out, probabilities_path
 from napari_strata.io import read_image, read_labels, write_labels, write_probabilities
-from napari_strata.io.paths import is_zarr, stem
 from napari_strata.model import Model
+from napari_strata.networks.folding import fold_batch_norms
 from napari_strata.normalization import Scale
 
 Array = np.ndarray[Any, Any]
 Results: TypeAlias = tuple[LabelImage, Image | None, Array]
 """Labels, probabilities, and pixels of each class."""
-
-SUFFIXES = (".tif", ".tiff", ".zarr", ".png")
-"""What labels are written as."""
 
 AnyImage: TypeAlias = Image | Array | str | os.PathLike[str]
 
@@ -137,7 +136,7 @@ class Prediction(Iterator[Event]):
             check_out(out, overwrite=options.overwrite)
         image = as_image(self._image)
         if out is not None:
-            _check_image_against_out(image, out)
+            check_image_against_out(image, out)
         models = load_models(self._model)
         samples = image.samples()
         warnings = check_image([model.spec for model in models.models], image, samples)
@@ -146,7 +145,10 @@ class Prediction(Iterator[Event]):
         committee = self._committee or build_committee(models, options)
         scales = models.scales(samples, image.dtype)
         made_of = _Origin(models, image, samples)
-        with closing(_open_output(out, made_of, committee=committee, options=options, memory=self._memory)) as output:
+        with (
+            kept_pages(committee.device.type),
+            closing(_open_output(out, made_of, committee=committee, options=options, memory=self._memory)) as output,
+        ):
             yield from _discarded(output)
             found = len(output.pixels)
             yield PredictionStarted(image.name, describe_device(committee.device), output.form.planes, found)
@@ -218,6 +220,8 @@ def build_predictor(model: Model, options: PredictOptions) -> Predictor:
         spec = spec.model_copy(update={"tile": -(-options.tile // spec.stride) * spec.stride})
     precision = choose_precision(options.precision, device)
     network, temperature = model.build(device), model.temperature
+    # A side of two strides, as small as every network of ours takes.
+    network = fold_batch_norms(network, channels=spec.in_channels, side=2 * spec.stride)
     return Predictor(network, spec, device=device, precision=precision, batch=options.batch, temperature=temperature)
 
 
@@ -231,32 +235,6 @@ def as_image(image: AnyImage) -> Image:
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
     return image if isinstance(image, Image) else Image(image)
-
-
-def probabilities_path(out: Path) -> Path:
-    """Where the probabilities that belong to the labels `out` are written."""
-    name = stem(out)
-    suffix = ".tif" if out.suffix.lower() == ".png" else out.name[len(name) :]
-    return out.with_name(f"{name}_probabilities{suffix}")
-
-
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Raise `RunError` when labels cannot be written to `out`, as far as that is known before there are any."""
-    if out.suffix.lower() not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise RunError(f"{out}: found the suffix {out.suffix!r}; use one of {known} (.png for a single plane).")
-    if out.exists() and not overwrite:
-        raise RunError(f"{out}: exists already; choose another name, or allow it to be replaced (--overwrite).")
-    if out.is_dir() and not is_zarr(out):
-        raise RunError(f"{out}: is a folder and not a zarr store, so it is not replaced; choose another name.")
-
-
-def _check_image_against_out(image: Image, out: Path) -> None:
-    planes = len(list(image.planes()))
-    if image.source is not None and out.exists() and os.path.exists(image.source) and out.samefile(image.source):
-        raise RunError(f"{out}: the output would replace the image itself; choose another name.")
-    if out.suffix.lower() == ".png" and planes > 1:
-        raise RunError(f"{out}: PNG holds one plane and {image.name} has {planes}; use .tif or .zarr.")
 
 
 class _Origin(NamedTuple):

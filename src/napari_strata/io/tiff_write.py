@@ -28,7 +28,7 @@ from napari_strata.io.units import ome_symbol
 TILE = 512
 
 LEVEL = 4
-"""Of zlib's 1 to 9. On label planes twice as fast as the usual 6, for a quarter more bytes; docs/performance.md has the table."""
+"""Of zlib's 1 to 9. On label planes twice as fast as the usual 6 for a quarter more bytes; see docs/performance.md."""
 
 CLASSIC_BYTES = 2**32 - 2**27
 """More pixels than this, before compression, make a BigTIFF: offsets of a classic TIFF have 32 bits."""
@@ -79,8 +79,8 @@ def _compressed(tiles: Iterator[Array]) -> Iterator[bytes]:
 
 
 def _zlib(tile: Array) -> bytes:
-    encode = imagecodecs.zlibng_encode if imagecodecs.ZLIBNG.available else imagecodecs.zlib_encode
-    return bytes(encode(tile.data, level=LEVEL))
+    encode: Any = imagecodecs.zlibng_encode if imagecodecs.ZLIBNG.available else imagecodecs.zlib_encode
+    return bytes(encode(tile, level=LEVEL))
 
 
 def _ome(record: Record) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import math
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from napari_strata.allocator import kept_pages
 from napari_strata.classes import ClassMap
 from napari_strata.data.loader import PatchSource
 from napari_strata.device import choose_device, choose_precision
@@ -130,7 +131,8 @@ def iter_job(job: Job) -> Generator[Event, None, None]:
         kind: Predictor(network, plan.spec, device=device, precision=precision)
         for kind, network in learner.networks.items()
     }
-    reason = "finished"
+    reason, pages = "finished", ExitStack()
+    pages.enter_context(kept_pages(device.type))
     try:
         for message in (*plan.messages, *messages):
             yield session.tell(message)
@@ -167,6 +169,8 @@ def iter_job(job: Job) -> Generator[Event, None, None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(_why_no_memory(plan, device)) from error
+    finally:
+        pages.close()
     yield session.tell(session.ended(reason, time.perf_counter() - start))
 
 

@@ -1,0 +1,94 @@
+"""Folded batch normalisation: the same answers from fewer layers, or the network as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.networks.network_checks import make_spec
+from torch import Tensor, nn
+
+from napari_strata.networks.blocks import BatchNorm, convolution
+from napari_strata.networks.build import build_network
+from napari_strata.networks.folding import fold_batch_norms
+from napari_strata.recipe import AtrousUNet, Smp, UNet
+
+
+def norms(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """Statistics and factors that are not those of a new layer."""
+    for norm in norms(network):
+        assert isinstance(norm, nn.BatchNorm2d)
+        for tensor in (norm.running_mean, norm.bias.data):
+            assert tensor is not None
+            nn.init.normal_(tensor, std=0.3)
+        for tensor in (norm.running_var, norm.weight.data):
+            assert tensor is not None
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("section", "left"),  # what is left stands before its convolution, or is not used
+    [
+        (UNet(widths=(8, 16, 32)), 0),
+        (UNet(widths=(8, 16), norm="group"), 0),
+        (Smp(encoder="resnet18", encoder_weights="none"), 0),
+        (Smp(architecture="deeplabv3plus", encoder="resnet18", encoder_weights="none"), 0),
+        (Smp(encoder="efficientnet-b0", encoder_weights="none"), 1),
+        (AtrousUNet(encoder="resnet18", encoder_weights="none", decoder_widths=(32, 16, 16, 8, 8)), 4),
+    ],
+    ids=["unet", "group", "resnet", "deeplab", "efficientnet", "atrous"],
+)
+def test_the_answers_are_the_same(section: UNet | Smp | AtrousUNet, left: int) -> None:
+    spec = make_spec(section, channels=2, classes=3)
+    torch.manual_seed(0)
+    network = trained(build_network(spec))
+    before = len(norms(network))
+    folded = fold_batch_norms(network, channels=2, side=2 * spec.stride)
+    assert len(norms(network)) == before, "the network itself is left as it is"
+    assert len(norms(folded)) == left
+    images = torch.randn(2, 2, 3 * spec.stride + 5, 2 * spec.stride + 1)
+    with torch.inference_mode():
+        wanted, found = network(images), folded(images)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+class Shared(nn.Module):
+    """One convolution whose answer is also used without its normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = BatchNorm(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        plain = self.first(images)
+        return torch.relu(self.norm(plain)) + plain
+
+
+class Twice(nn.Module):
+    """One pair of layers that the image goes through twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), BatchNorm(4))
+        self.start = convolution(1, 4, norm="batch")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.block(self.block(self.start(images)))
+
+
+def test_an_answer_used_elsewhere_is_noticed() -> None:
+    network = trained(Shared())
+    assert fold_batch_norms(network, channels=1) is network
+
+
+def test_layers_used_twice_stay() -> None:
+    network = trained(Twice())
+    folded = fold_batch_norms(network, channels=1)
+    assert len(norms(folded)) == 1
+    images = torch.randn(1, 1, 20, 20)
+    torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
