@@ -413,3 +413,19 @@ def test_demo_in_the_viewer_names_what_to_install(run: Console, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "napari_strata.widgets.demo", viewer)
     assert run("demo", "--viewer") == 0
     assert shown == ["demo"]
+
+
+def test_an_estimate_writes_nothing(run: Console, stack: Path, tmp_path: Path) -> None:
+    images, out = stack / "images.tif", tmp_path / "new" / "a.tif"
+    trained = tmp_path / "model.safetensors"
+    tiny_model().save(trained)
+    assert run("predict", trained, images, "--out", out, "--estimate", "--device", "cpu") == 0
+    first, second = run.out.splitlines()
+    assert "4 x 64 x 64 (ZYX)" in first
+    assert second.startswith("  CPU, ")
+    assert "of memory" in second
+    assert run("predict", trained, images, "--out", out, "--estimate", "--json") == 0
+    facts = [json.loads(line) for line in run.out.splitlines()]
+    assert facts[0]["event"] == "Estimate"
+    assert facts[0]["planes"] == 4
+    assert not out.parent.exists()

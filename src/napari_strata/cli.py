@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from napari_strata.cli_estimate import show_estimates
 from napari_strata.cli_options import (
     AsJson,
     Axes,
@@ -129,6 +130,9 @@ def predict(  # noqa: PLR0913 (one option each)
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write the probability of each class.")
     ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what it would take: time, memory, disk, for each device.")
+    ] = False,
     with_: With = None,
     tta: Tta = False,
     axes: Axes = None,
@@ -143,6 +147,9 @@ def predict(  # noqa: PLR0913 (one option each)
     from napari_strata.inference.predict import PredictOptions
 
     options = PredictOptions(device=device, probabilities=probabilities, overwrite=overwrite, tta=tta)
+    if estimate:
+        show_estimates([model, *(with_ or [])], inputs, out=out, options=options, axes=axes, as_json=as_json)
+        return
     events = show(predict_files([model, *(with_ or [])], inputs, out, options=options, axes=axes), as_json=as_json)
     failed = [e for e in events if isinstance(e, FileEnd) and e.status == "failed"]
     if failed:

@@ -216,13 +216,17 @@ class PartialOutput:
 def check_space(folder: Path, form: Form) -> None:
     """Raise `RunError` unless `folder`, or the nearest one above that exists, has room for the planes and the file."""
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    # The file is compressed; probabilities hardly are.
-    needed, free = int(form.nbytes * (2 if form.classes else 1.5)), shutil.disk_usage(place).free
+    needed, free = disk_needed(form), shutil.disk_usage(place).free
     if needed > free:
         raise RunError(
             f"{folder}: the prediction needs up to {size(needed)} on this disk and {size(free)} are free; free some "
             "space or choose another folder."
         )
+
+
+def disk_needed(form: Form) -> int:
+    """Bytes on disk at most: the planes and, before they go, the file. It is compressed; probabilities hardly are."""
+    return int(form.nbytes * (2 if form.classes else 1.5))
 
 
 def size(count: int) -> str:

@@ -25,6 +25,7 @@ from napari_strata.events import Event, Message, PredictionEnd, PredictionStarte
 from napari_strata.image import Image, LabelImage, Region
 from napari_strata.inference.checks import check_image
 from napari_strata.inference.committee import Committee
+from napari_strata.inference.estimate import Estimate, check_memory, estimate
 from napari_strata.inference.output import Form, MemoryOutput, Output, PartialOutput
 from napari_strata.inference.predictor import Predictor
 from napari_strata.inference.stack import fingerprint, label_stack, not_finite, probability_stack, read_ahead
@@ -150,6 +151,8 @@ class Prediction(Iterator[Event]):
             closing(_open_output(out, made_of, committee=committee, options=options, memory=self._memory)) as output,
         ):
             yield from _discarded(output)
+            if len(output.pixels) < output.form.planes:
+                check_memory(estimate(committee, image, output.form, out=out), committee)
             found = len(output.pixels)
             yield PredictionStarted(image.name, describe_device(committee.device), output.form.planes, found)
             yield from _predict_planes(committee, image, scales, output=output)
@@ -212,6 +215,27 @@ def predict(
     return job.labels
 
 
+def estimate_prediction(
+    model: AnyModel,
+    image: AnyImage,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    options: PredictOptions | None = None,
+    **keywords: Any,
+) -> Estimate:
+    """What `predict` with the same arguments takes, measured on one tile: time, memory, room on the disk.
+
+    Errors are those of `iter_predict`; that it would not fit is told by the figures and is no error here.
+    """
+    asked = replace(options or PredictOptions(), **keywords)
+    opened, models = as_image(image), load_models(model)
+    check_image([model.spec for model in models.models], opened, opened.samples())
+    committee = build_committee(models, asked)
+    place = None if out is None else Path(out).expanduser()
+    with kept_pages(committee.device.type):
+        return estimate(committee, opened, _form(opened, models.spec.classes, asked), out=place, measure=True)
+
+
 def build_predictor(model: Model, options: PredictOptions) -> Predictor:
     """The model's network on the device that `options` ask for."""
     device = choose_device(options.device)
@@ -256,8 +280,7 @@ def _open_output(
     """Memory, or the folder of an unfinished prediction, old or new."""
     models, image, samples = made_of
     classes, tiles = models.spec.classes, committee.tiles
-    planes, shape = len(list(image.planes())), (image.size("Y"), image.size("X"))
-    form = Form(planes, shape, classes.dtype, len(classes) if options.probabilities else 0)
+    form = _form(image, classes, options)
     if out is None:
         return memory(form)
     identity = {
@@ -272,10 +295,15 @@ def _open_output(
     output = PartialOutput(out, form, identity)
     beside = probabilities_path(out)
     # Of a run killed between its two files, the probabilities are there already.
-    if form.classes and len(output.pixels) < planes and beside.exists() and not options.overwrite:
+    if form.classes and len(output.pixels) < form.planes and beside.exists() and not options.overwrite:
         output.close()
         raise RunError(f"{beside}: exists already; choose another name, or allow it to be replaced (--overwrite).")
     return output
+
+
+def _form(image: Image, classes: ClassMap, options: PredictOptions) -> Form:
+    shape = (image.size("Y"), image.size("X"))
+    return Form(len(list(image.planes())), shape, classes.dtype, len(classes) if options.probabilities else 0)
 
 
 def _predict_planes(committee: Committee, image: Image, scales: Sequence[Scale], *, output: Output) -> Iterator[Event]:

@@ -7,7 +7,8 @@ ever held, and of floats no more than a batch of tiles (blend: a strip of one ti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from typing import Any, TypeAlias, TypeVar
 
@@ -159,25 +160,45 @@ class Predictor:
             yield [((whole[0], whole[1]), (whole[0], whole[1]))], _interpolate(logits, shape)
 
     def _through(self, parts: Sequence[Part], load: Callable[[Part], Array]) -> Iterator[tuple[Sequence[Part], Tensor]]:
-        """The network's logits for `parts`, whose arrays are of one shape, in batches that memory holds."""
-        rest = parts
-        while rest:
-            first = load(rest[0])
-            now = rest[: self.batch or max(1, PIXELS.get(self.device.type, 2**20) // (first.shape[1] * first.shape[2]))]
-            logits = self._try(np.stack([first, *map(load, now[1:])]))
-            if logits is None:
-                self._halve(len(now), first)
-                continue
-            yield now, logits
-            rest = rest[len(now) :]
+        """The network's logits for `parts`, whose arrays are of one shape, in batches that memory holds.
+
+        While a GPU works on one batch, a thread makes the next; a CPU has no hand free for that.
+        """
+        with ThreadPoolExecutor(1, "next-batch") if self.device.type != "cpu" else nullcontext() as pool:
+            first = load(parts[0])
+            start, made = 0, None
+            while start < len(parts):
+                now = parts[start : start + self._count(first)]
+                batch = made.result() if made else np.stack([first if part is parts[0] else load(part) for part in now])
+                following = parts[start + len(now) :][: len(now)]
+                made = pool.submit(_stacked, load, following) if pool and following else None
+                logits = self._try(batch)
+                if logits is None:
+                    made = None
+                    self._halve(len(now), first)
+                    continue
+                yield now, logits
+                start += len(now)
+
+    def _count(self, example: Array) -> int:
+        """Tiles of this shape that go through at a time."""
+        return self.batch or max(1, PIXELS.get(self.device.type, 2**20) // (example.shape[1] * example.shape[2]))
+
+    def answer(self, batch: Array) -> Tensor:
+        """Logits float32 (N, K, h, w), on the device, of scaled tiles float32 (N, C, h, w). The network's mode is not
+        changed: call it in evaluation mode."""
+        with torch.inference_mode(), self.precision.autocast(self.device):
+            inputs = torch.from_numpy(batch)
+            if self.device.type == "cuda":  # from pinned memory the copy runs beside the computation
+                inputs = inputs.pin_memory()
+            inputs = inputs.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            logits: Tensor = self.network(inputs)
+            return logits.float()
 
     def _try(self, batch: Array) -> Tensor | None:
-        """Logits float32 of a batch, or None when there is not memory enough."""
+        """Logits of a batch, or None when there is not memory enough."""
         try:
-            with torch.inference_mode(), self.precision.autocast(self.device):
-                inputs = torch.from_numpy(batch).to(self.device).contiguous(memory_format=torch.channels_last)
-                logits: Tensor = self.network(inputs)
-                return logits.float()
+            return self.answer(batch)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -228,6 +249,10 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a forward pass failed for want of memory: CUDA has a type for it, CPU and Apple's GPU only words."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
     return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
+
+
+def _stacked(load: Callable[[Part], Array], parts: Sequence[Part]) -> Array:
+    return np.stack([load(part) for part in parts])
 
 
 def _read_shape(tile: Tile) -> tuple[int, int]:

@@ -1,0 +1,146 @@
+"""What the benchmarks share: a contender in a process of its own, medians, memory, the machine, and a table.
+
+A benchmark is a script with functions of no argument, each a contender, registered with `contender`. Run as
+``python script.py NAME --alone`` it calls one and prints its facts as JSON; run without a name it starts each in turn,
+prints a table and writes a JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+Facts = dict[str, Any]
+CONTENDERS: dict[str, Callable[[argparse.Namespace], Facts | None]] = {}
+PACKAGES = ("napari-strata", "torch", "monai", "nnunetv2", "onnxruntime", "openvino", "zarr", "tifffile", "numpy")
+
+
+def contender(name: str) -> Callable[[Callable[[argparse.Namespace], Facts | None]], Any]:
+    """Register a function as a contender; it returns its facts, or None where it cannot run here."""
+
+    def register(function: Callable[[argparse.Namespace], Facts | None]) -> Any:
+        CONTENDERS[name] = function
+        return function
+
+    return register
+
+
+def timed(call: Callable[[], Any], *, repeats: int, warm: int = 1) -> Facts:
+    """Seconds of `call`: median, fastest, slowest, after `warm` calls that do not count; its last answer too."""
+    for _ in range(warm):
+        call()
+    seconds, answer = [], None
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        answer = call()
+        seconds.append(time.perf_counter() - begun)
+    return {
+        "answer": answer,
+        "median": statistics.median(seconds),
+        "least": min(seconds),
+        "most": max(seconds),
+        "runs": repeats,
+    }
+
+
+def memory() -> dict[str, float]:
+    """Megabytes of this process: anonymous now, and resident at most."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return {"anonymous": int(lines["RssAnon"].split()[0]) / 1024, "peak": int(lines["VmHWM"].split()[0]) / 1024}
+
+
+def machine() -> Facts:
+    """Where this ran, and with what."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "system": platform.platform(),
+        "load before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="contenders; all when left out")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help="run one contender here; its facts are printed as JSON")
+    return parser
+
+
+def run(options: argparse.Namespace) -> dict[str, Facts] | None:
+    """The facts of each contender, each from a process of its own; None when this is such a process."""
+    if options.alone:
+        facts = CONTENDERS[options.names[0]](options)
+        if facts is not None:
+            facts = {key: value for key, value in facts.items() if key != "answer"} | memory()
+        print("FACTS " + json.dumps(facts))
+        return None
+    about, found = machine(), _earlier(options)
+    for name in options.names or CONTENDERS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        command = [sys.executable, sys.argv[0], name, "--alone", *_passed_on()]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        lines = [line for line in answer.stdout.splitlines() if line.startswith("FACTS ")]
+        if answer.returncode or not lines:
+            print(f"{name}: ended with status {answer.returncode}", file=sys.stderr)
+            continue
+        if facts := json.loads(lines[-1][6:]):
+            found[name] = facts
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({"machine": about, "contenders": found}, indent=2) + "\n")
+    print(f"{about['processor']}, {about['cores']} cores, GPU {about['gpu']}, torch {about['versions']['torch']}\n")
+    return found
+
+
+def _earlier(options: argparse.Namespace) -> dict[str, Facts]:
+    """With names, the figures of the others are those of the file."""
+    if options.names and options.json and options.json.exists():
+        return dict(json.loads(options.json.read_text())["contenders"])
+    return {}
+
+
+def _passed_on() -> list[str]:
+    """The options of this call, without the contenders' names."""
+    return [argument for argument in sys.argv[1:] if argument not in CONTENDERS]
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """Markdown; floats with three digits."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        lines.append("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |")
+    return "\n".join(lines)

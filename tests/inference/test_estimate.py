@@ -1,0 +1,133 @@
+"""What a prediction takes, said before it starts; and refused where it cannot fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import napari_strata as ns
+from helpers import easy_pair, tiny_model
+from napari_strata.ensemble import load_models
+from napari_strata.errors import RunError
+from napari_strata.inference import estimate as module
+from napari_strata.inference.estimate import check_memory, estimate, read_shapes, tile_memory
+from napari_strata.inference.output import Form
+from napari_strata.inference.predict import PredictOptions, build_committee, build_predictor
+from napari_strata.inference.predictor import Predictor
+
+PAIR = easy_pair((4, 64, 72))
+OPTIONS = PredictOptions(device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def model() -> ns.Model:
+    return tiny_model(PAIR)
+
+
+class Counting(nn.Module):
+    """Keeps the shapes of what goes through it."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, classes, 1)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.shapes += [tuple(images.shape[-2:])] * len(images)
+        return self.layer(images)
+
+
+@pytest.mark.parametrize("change", [{}, {"blend": True}, {"resize": 32}, {"tile": 32}])
+def test_the_tiles_are_those_that_go_through(model: ns.Model, change: dict[str, object]) -> None:
+    spec = model.spec.model_copy(update={"tile": 64, "halo": 16, **change})
+    network = Counting(len(spec.classes))
+    predictor = Predictor(
+        network, spec, device=torch.device("cpu"), precision=build_predictor(model, OPTIONS).precision
+    )
+    image = np.zeros((1, 150, 333), np.uint8)
+    predictor.plane(image, model.spec.normalization.scale)
+    assert sorted(network.shapes) == sorted(read_shapes(predictor, (150, 333)))
+
+
+def test_memory_of_a_tile_is_counted_not_guessed() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            wide = images.expand(-1, 8, -1, -1) + 1  # 8 floats a pixel
+            more = wide * 2  # 8 more, while the first are alive
+            del wide
+            return more[:, :2] + 0  # 2, with 8 alive
+
+    member = build_predictor(tiny_model(PAIR), OPTIONS)
+    member.network = Chain()
+    pixels = 100 * 50
+    image = 4 * pixels
+    answer = 2 * 4 * pixels
+    assert tile_memory(member, (100, 50)) == (8 + 8) * 4 * pixels + image + image + answer
+
+
+def test_nothing_is_computed_for_the_memory(model: ns.Model) -> None:
+    member = build_predictor(model, OPTIONS)
+    assert tile_memory(member, (2**15, 2**15)) > 2**34, "no such tile fits into this machine"
+    assert next(member.network.parameters()).device.type == "cpu"
+
+
+def test_flips_and_models_multiply_the_work(model: ns.Model) -> None:
+    form = Form(4, (64, 72), np.dtype(np.uint8))
+    once = estimate(build_committee(load_models(model), OPTIONS), PAIR.image, form)
+    turned = estimate(build_committee(load_models(model), replace(OPTIONS, tta=True)), PAIR.image, form)
+    assert (once.forwarded, turned.forwarded) == (1.0, 8.0)
+    assert once.seconds is None
+
+
+def test_estimate_prediction_measures(model: ns.Model, tmp_path: Path) -> None:
+    found = ns.estimate_prediction(model, PAIR.image, out=tmp_path / "a.tif", options=OPTIONS)
+    assert found.planes == 4
+    assert found.shape == (64, 72)
+    assert found.seconds is not None
+    assert 0 < found.seconds < 60
+    assert found.disk == int(4 * 64 * 72 * 1.5)
+    assert found.describe().startswith("CPU, ")
+    assert "of memory (" in found.describe()
+    assert "on disk (" in found.describe()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (100, "2 min"), (3000, "50 min"), (36_000, "10.0 h")]
+)
+def test_durations_are_rounded(seconds: float, text: str) -> None:
+    assert module._duration(seconds) == text
+
+
+def test_what_cannot_fit_is_refused_before_it_starts(
+    model: ns.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "free_memory", lambda _: 100_000)
+    with pytest.raises(RunError, match=r"found 100 kB of memory free on CPU.*set tile=(\d+), close other"):
+        ns.predict(model, PAIR.image, out=tmp_path / "a.tif", options=OPTIONS)
+    assert not (tmp_path / "a.tif").exists()
+
+
+def test_the_tile_it_names_fits(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    committee = build_committee(load_models(model), OPTIONS)
+    need = tile_memory(committee.members[0], (128, 128))
+    monkeypatch.setattr(module, "free_memory", lambda _: need)
+    form = Form(1, (5000, 5000), np.dtype(np.uint8))
+    with pytest.raises(RunError, match="set tile=128,"):
+        check_memory(estimate(committee, PAIR.image, form), committee)
+    assert math.isfinite(need)
+
+
+def test_unknown_free_memory_refuses_nothing(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_memory", lambda _: None)
+    assert ns.predict(model, PAIR.image, options=OPTIONS).data.shape == (4, 64, 72)
