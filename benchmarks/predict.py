@@ -26,6 +26,7 @@ import torch
 from contest import Facts, arguments, contender, run, table, timed
 
 import napari_strata as ns
+from napari_strata.errors import RunError
 from napari_strata.inference.predict import PredictOptions, build_predictor
 from napari_strata.samples import sandstone
 
@@ -48,8 +49,8 @@ def model(options: argparse.Namespace) -> ns.Model:
         overrides = {
             "network.encoder_weights": "none",
             "patches.size": 128,
-            "patches.per_epoch": 320,
-            "training.epochs": 6,
+            "patches.per_epoch": 400,
+            "training.epochs": 12,
             "training.batch_size": 16,
             "normalization.grey_values": "physical",
             "augmentation.brightness": 0,
@@ -127,6 +128,16 @@ def bare_bf16(options: argparse.Namespace) -> Facts:
     return bare(options, "bare forward, bfloat16", precision="bf16")
 
 
+@contender("ours, tile 512, float32")
+def ours_512(options: argparse.Namespace) -> Facts:
+    return ours(options, "ours, tile 512, float32", precision="fp32", tile=TILE)
+
+
+@contender("ours, tile 512, bfloat16")
+def ours_512_bf16(options: argparse.Namespace) -> Facts:
+    return ours(options, "ours, tile 512, bfloat16", precision="bf16", tile=TILE)
+
+
 def ours(options: argparse.Namespace, name: str, **keywords: Any) -> Facts:
     """The whole way as `predict` goes it, from grey values in memory to labels in memory."""
     from napari_strata.allocator import kept_pages
@@ -135,7 +146,7 @@ def ours(options: argparse.Namespace, name: str, **keywords: Any) -> Facts:
     loaded = model(options)
     image = sandstone((1, SIDE, SIDE), seed=7).image
     plane = image.read(next(iter(image.planes())))
-    predictor = build_predictor(loaded, PredictOptions(device=DEVICE, tile=TILE, **keywords))
+    predictor = build_predictor(loaded, PredictOptions(device=DEVICE, **keywords))
     scale = loaded.spec.normalization.scale_for(image.samples(), image.dtype)
     spec = predictor.spec
     tiles = plan_tiles((SIDE, SIDE), tile=spec.tile, halo=spec.halo, stride=spec.stride)
@@ -154,6 +165,30 @@ def ours_fp32(options: argparse.Namespace) -> Facts:
 @contender("ours, bfloat16")
 def ours_bf16(options: argparse.Namespace) -> Facts:
     return ours(options, "ours, bfloat16", precision="bf16")
+
+
+def other(options: argparse.Namespace, name: str, backend: str, precision: str) -> Facts | None:
+    """Ours with another program for the network; its packages may be missing."""
+    try:
+        return ours(options, name, backend=backend, precision=precision)
+    except RunError as error:
+        print(error)
+        return None
+
+
+@contender("ours, ONNX Runtime, float32")
+def ours_onnx(options: argparse.Namespace) -> Facts | None:
+    return other(options, "ours, ONNX Runtime, float32", "onnx", "fp32")
+
+
+@contender("ours, OpenVINO, float32")
+def ours_openvino(options: argparse.Namespace) -> Facts | None:
+    return other(options, "ours, OpenVINO, float32", "openvino", "fp32")
+
+
+@contender("ours, OpenVINO, bfloat16")
+def ours_openvino_bf16(options: argparse.Namespace) -> Facts | None:
+    return other(options, "ours, OpenVINO, bfloat16", "openvino", "bf16")
 
 
 @contender("MONAI .25, float32")

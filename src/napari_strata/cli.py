@@ -137,6 +137,7 @@ def predict(  # noqa: PLR0913 (one option each)
     tta: Tta = False,
     axes: Axes = None,
     device: Device = "auto",
+    backend: Annotated[str, typer.Option(help="torch; or onnx, openvino: CPU, extras of these names.")] = "torch",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -146,7 +147,7 @@ def predict(  # noqa: PLR0913 (one option each)
     from napari_strata.inference.batch import predict_files
     from napari_strata.inference.predict import PredictOptions
 
-    options = PredictOptions(device=device, probabilities=probabilities, overwrite=overwrite, tta=tta)
+    options = PredictOptions(device=device, probabilities=probabilities, overwrite=overwrite, tta=tta, backend=backend)
     if estimate:
         show_estimates([model, *(with_ or [])], inputs, out=out, options=options, axes=axes, as_json=as_json)
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
@@ -18,7 +18,7 @@ import numpy as np
 
 from napari_strata.allocator import kept_pages
 from napari_strata.classes import ClassMap
-from napari_strata.device import choose_device, choose_precision, describe_device
+from napari_strata.device import describe_device
 from napari_strata.ensemble import AnyModel, Ensemble, load_models
 from napari_strata.errors import RunError
 from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted, RegionEnd
@@ -27,12 +27,12 @@ from napari_strata.inference.checks import check_image
 from napari_strata.inference.committee import Committee
 from napari_strata.inference.estimate import Estimate, check_memory, estimate
 from napari_strata.inference.output import Form, MemoryOutput, Output, PartialOutput
-from napari_strata.inference.predictor import Predictor
+from napari_strata.inference.setup import PredictOptions as PredictOptions
+from napari_strata.inference.setup import build_committee as build_committee
+from napari_strata.inference.setup import build_predictor as build_predictor
 from napari_strata.inference.stack import fingerprint, label_stack, not_finite, probability_stack, read_ahead
 from napari_strata.inference.target import check_image_against_out, check_out, probabilities_path
 from napari_strata.io import read_image, read_labels, write_labels, write_probabilities
-from napari_strata.model import Model
-from napari_strata.networks.folding import fold_batch_norms
 from napari_strata.normalization import Scale
 
 Array = np.ndarray[Any, Any]
@@ -40,43 +40,6 @@ Results: TypeAlias = tuple[LabelImage, Image | None, Array]
 """Labels, probabilities, and pixels of each class."""
 
 AnyImage: TypeAlias = Image | Array | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How to predict; what to predict is in the model.
-
-    Parameters
-    ----------
-    device
-        "auto", "cpu", "cuda", "cuda:1", "mps".
-    probabilities
-        give the probability of every class too: float16, the classes as channels.
-    overwrite
-        replace an existing output.
-    batch
-        tiles at a time; as many as make a modest batch when None.
-    precision
-        "auto", "fp32", "bf16", "fp16".
-    tile
-        side of the tiles in pixels, where the model's own do not fit into memory.
-    tta
-        average over the eight flips and quarter turns of each plane (8 times the work); see `Committee`.
-    """
-
-    device: str = "auto"
-    probabilities: bool = False
-    overwrite: bool = False
-    batch: int | None = None
-    precision: str = "auto"
-    tile: int | None = None
-    tta: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "tile"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RunError(f"found {name}={value}; needed is 1 or more, or nothing to have it chosen.")
 
 
 class Prediction(Iterator[Event]):
@@ -236,24 +199,6 @@ def estimate_prediction(
         return estimate(committee, opened, _form(opened, models.spec.classes, asked), out=place, measure=True)
 
 
-def build_predictor(model: Model, options: PredictOptions) -> Predictor:
-    """The model's network on the device that `options` ask for."""
-    device = choose_device(options.device)
-    spec = model.spec
-    if options.tile:
-        spec = spec.model_copy(update={"tile": -(-options.tile // spec.stride) * spec.stride})
-    precision = choose_precision(options.precision, device)
-    network, temperature = model.build(device), model.temperature
-    # A side of two strides, as small as every network of ours takes.
-    network = fold_batch_norms(network, channels=spec.in_channels, side=2 * spec.stride)
-    return Predictor(network, spec, device=device, precision=precision, batch=options.batch, temperature=temperature)
-
-
-def build_committee(models: Ensemble, options: PredictOptions) -> Committee:
-    """The networks of all members on the device that `options` ask for."""
-    return Committee([build_predictor(model, options) for model in models.ordered], tta=options.tta)
-
-
 def as_image(image: AnyImage) -> Image:
     """An image from whatever `iter_predict` takes."""
     if isinstance(image, (str, os.PathLike)):
@@ -288,6 +233,7 @@ def _open_output(
         "image": fingerprint(image, samples),
         "device": committee.device.type,
         "precision": committee.precision.name,
+        "backend": options.backend,
         "tile size": tiles[0] if len(set(tiles)) == 1 else tiles,
         "request for probabilities": options.probabilities,
         "choice of flips and turns": options.tta,

@@ -1,0 +1,73 @@
+"""How to predict, and the networks on the device that will."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from napari_strata.device import choose_device, choose_precision
+from napari_strata.ensemble import Ensemble
+from napari_strata.errors import RunError
+from napari_strata.inference.backends import check_backend, with_backend
+from napari_strata.inference.committee import Committee
+from napari_strata.inference.predictor import Predictor
+from napari_strata.model import Model
+from napari_strata.networks.folding import fold_batch_norms
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict; what to predict is in the model.
+
+    Parameters
+    ----------
+    device
+        "auto", "cpu", "cuda", "cuda:1", "mps".
+    probabilities
+        give the probability of every class too: float16, the classes as channels.
+    overwrite
+        replace an existing output.
+    batch
+        tiles at a time; as many as make a modest batch when None.
+    precision
+        "auto", "fp32", "bf16", "fp16".
+    tile
+        side of the tiles in pixels, where the model's own do not fit into memory.
+    tta
+        average over the eight flips and quarter turns of each plane (8 times the work); see `Committee`.
+    backend
+        "torch", or "onnx" or "openvino" (CPU, with the extras of these names); see `backends`.
+    """
+
+    device: str = "auto"
+    probabilities: bool = False
+    overwrite: bool = False
+    batch: int | None = None
+    precision: str = "auto"
+    tile: int | None = None
+    tta: bool = False
+    backend: str = "torch"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "tile"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RunError(f"found {name}={value}; needed is 1 or more, or nothing to have it chosen.")
+
+
+def build_predictor(model: Model, options: PredictOptions) -> Predictor:
+    """The model's network on the device that `options` ask for."""
+    device = choose_device(options.device)
+    spec = model.spec
+    if options.tile:
+        spec = spec.model_copy(update={"tile": -(-options.tile // spec.stride) * spec.stride})
+    precision = choose_precision(check_backend(options.backend, device, options.precision), device)
+    network, temperature = model.build(device), model.temperature
+    # A side of two strides, as small as every network of ours takes.
+    network = fold_batch_norms(network, channels=spec.in_channels, side=2 * spec.stride)
+    network = with_backend(options.backend, network, channels=spec.in_channels, precision=precision)
+    return Predictor(network, spec, device=device, precision=precision, batch=options.batch, temperature=temperature)
+
+
+def build_committee(models: Ensemble, options: PredictOptions) -> Committee:
+    """The networks of all members on the device that `options` ask for."""
+    return Committee([build_predictor(model, options) for model in models.ordered], tta=options.tta)

@@ -1,0 +1,86 @@
+"""Other programs that compute the network: the same labels, or one line that says why not."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import napari_strata as ns
+from helpers import easy_pair, tiny_model
+from napari_strata.errors import RunError
+from napari_strata.inference.backends import BACKENDS, check_backend
+from napari_strata.inference.estimate import tile_memory
+from napari_strata.inference.predict import PredictOptions, build_predictor
+
+PAIR = easy_pair((2, 70, 93))
+OPTIONS = PredictOptions(device="cpu", precision="fp32", tile=32)
+CPU = torch.device("cpu")
+
+
+def installed(name: str) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip({"onnx": "onnxruntime"}.get(name, name))
+
+
+@pytest.fixture(scope="module")
+def model() -> ns.Model:
+    return tiny_model(PAIR)
+
+
+@pytest.mark.parametrize("name", BACKENDS[1:])
+def test_the_answers_are_torchs(model: ns.Model, name: str) -> None:
+    installed(name)
+    scale = model.spec.normalization.scale
+    plane = PAIR.image.read({"Z": 0})
+    wanted = build_predictor(model, OPTIONS).plane_logits(plane, scale)
+    member = build_predictor(model, replace(OPTIONS, backend=name))
+    np.testing.assert_allclose(member.plane_logits(plane, scale), wanted, rtol=1e-3, atol=1e-4)
+    torchs = build_predictor(model, OPTIONS)
+    assert tile_memory(member, (64, 64)) == tile_memory(torchs, (64, 64))
+
+
+@pytest.mark.parametrize("name", BACKENDS[1:])
+def test_labels_and_estimates_come_by_the_same_call(model: ns.Model, name: str) -> None:
+    installed(name)
+    wanted = ns.predict(model, PAIR.image, options=OPTIONS)
+    found = ns.predict(model, PAIR.image, options=OPTIONS, backend=name)
+    assert np.mean(np.asarray(found.data) == np.asarray(wanted.data)) > 0.999
+    assert ns.estimate_prediction(model, PAIR.image, options=OPTIONS, backend=name).seconds
+
+
+def test_an_interrupted_prediction_does_not_go_on_with_another(model: ns.Model, tmp_path: Path) -> None:
+    installed("onnx")
+    out = tmp_path / "a.tif"
+    job = ns.iter_predict(model, PAIR.image, out=out, options=OPTIONS)
+    while type(next(job)).__name__ != "RegionEnd":
+        pass
+    job.close()
+    texts = [
+        getattr(e, "text", "") for e in ns.iter_predict(model, PAIR.image, out=out, options=OPTIONS, backend="onnx")
+    ]
+    assert any("made with another backend" in text for text in texts)
+
+
+def test_what_cannot_be_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="choose one of torch, onnx, openvino"):
+        check_backend("tensorrt", CPU, "auto")
+    with pytest.raises(RunError, match="computes on the CPU here"):
+        check_backend("onnx", torch.device("cuda"), "auto")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(RunError, match=r"pip install 'napari-strata\[openvino\]'"):
+        check_backend("openvino", CPU, "auto")
+
+
+def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnxscript", "onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, sys)
+    assert check_backend("torch", CPU, "bf16") == "bf16"
+    assert check_backend("onnx", CPU, "auto") == "fp32"
+    assert check_backend("openvino", CPU, "auto") == "auto"
+    with pytest.raises(RunError, match="choose one of auto, fp32"):
+        check_backend("onnx", CPU, "bf16")
