@@ -30,7 +30,6 @@ from napari_strata.device import choose_device, choose_precision
 from napari_strata.events import BatchEnd, EpochEnd
 from napari_strata.image import AnnotatedImage
 from napari_strata.networks import build_network
-from napari_strata.recipes import load_recipe
 from napari_strata.training.plan import Job, plan_new
 from napari_strata.training.state import Learner
 
@@ -58,8 +57,7 @@ def pair(side: int = 1024, planes: int = 2) -> AnnotatedImage:
 
 
 def job(folder: str, **more: Any) -> Job:
-    recipe = load_recipe("unet-resnet34", overrides=SETTINGS | more)
-    return Job(recipe=recipe, pairs=[pair()], out=Path(folder) / "run")
+    return Job(recipe="unet-resnet34", pairs=[pair()], out=Path(folder) / "run", overrides=SETTINGS | more)
 
 
 def network() -> nn.Module:
@@ -136,7 +134,11 @@ def ours(options: argparse.Namespace) -> Facts:
 
 @contender("the loop around it")
 def around(options: argparse.Namespace) -> Facts:
-    """What an epoch of the smallest network takes beyond its steps and its data, a batch."""
+    """What an epoch of the smallest network takes beyond its steps and its data, a batch.
+
+    One thread: after each of so small steps torch's other threads wait spinning, which slows what is timed.
+    """
+    torch.set_num_threads(1)
     spent = {"step": 0.0, "data": 0.0}
     step, epoch = Learner.step, PatchSource.epoch
 
