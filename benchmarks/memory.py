@@ -5,8 +5,8 @@
 
 The first predicts stacks of 64 and of 512 planes of 1024 x 1024 from plain TIFF (memory-mapped), compressed tiled TIFF
 and OME-Zarr to TIFF and OME-Zarr, and tells how much anonymous memory each needs at most beyond what the process had
-when the network was ready. The second makes a volume as OME-Zarr, starts the command line on it, kills it with SIGKILL when
-half of the planes are done, starts it again, and compares every plane with what its contents must give.
+when the network was ready. The second makes a volume as OME-Zarr, starts the command line on it, kills it with SIGKILL
+when half of the planes are done, starts it again, and compares every plane with what its contents must give.
 """
 
 from __future__ import annotations
