@@ -138,6 +138,9 @@ def predict(  # noqa: PLR0913 (one option each)
     axes: Axes = None,
     device: Device = "auto",
     backend: Annotated[str, typer.Option(help="torch; or onnx, openvino: CPU, extras of these names.")] = "torch",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile make kernels first; pays for large stacks on a GPU.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -147,7 +150,7 @@ def predict(  # noqa: PLR0913 (one option each)
     from napari_strata.inference.batch import predict_files
     from napari_strata.inference.predict import PredictOptions
 
-    options = PredictOptions(device=device, probabilities=probabilities, overwrite=overwrite, tta=tta, backend=backend)
+    options = PredictOptions(device, probabilities, overwrite=overwrite, tta=tta, backend=backend, compile=compile_)
     if estimate:
         show_estimates([model, *(with_ or [])], inputs, out=out, options=options, axes=axes, as_json=as_json)
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import napari_strata as ns
 from helpers import easy_pair, tiny_model
 from napari_strata.errors import RunError
+from napari_strata.events import Message
 from napari_strata.inference.backends import BACKENDS, check_backend
 from napari_strata.inference.estimate import tile_memory
 from napari_strata.inference.predict import PredictOptions, build_predictor
@@ -84,3 +88,32 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_backend("openvino", CPU, "auto") == "auto"
     with pytest.raises(RunError, match="choose one of auto, fp32"):
         check_backend("onnx", CPU, "bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_network_gives_the_same_labels_and_says_what_it_cost(model: ns.Model) -> None:
+    job = ns.iter_predict(model, PAIR.image, options=OPTIONS, compile=True)
+    texts = [event.text for event in job if isinstance(event, Message)]
+    assert any(re.fullmatch(r"torch.compile took \d+ s before the first tile", text) for text in texts)
+    wanted = ns.predict(model, PAIR.image, options=OPTIONS)
+    assert np.mean(np.asarray(job.labels.data) == np.asarray(wanted.data)) > 0.999
+
+
+def test_a_compiler_that_fails_is_one_line(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self._orig_mod = network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no compiler found")
+
+    monkeypatch.setattr(torch, "compile", Broken)
+    with pytest.raises(RunError, match=r"torch.compile failed here \(no compiler found\); leave compile out"):
+        ns.predict(model, PAIR.image, options=OPTIONS, compile=True)
+
+
+def test_compile_and_another_backend_do_not_go_together() -> None:
+    with pytest.raises(RunError, match=r"torch\.compile is for backend torch only"):
+        PredictOptions(compile=True, backend="onnx")

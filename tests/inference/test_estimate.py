@@ -120,10 +120,10 @@ def test_what_cannot_fit_is_refused_before_it_starts(
 
 def test_the_tile_it_names_fits(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     committee = build_committee(load_models(model), OPTIONS)
-    need = tile_memory(committee.members[0], (128, 128))
+    need = tile_memory(committee.members[0], (96, 96))  # 1536, halved four times
     monkeypatch.setattr(module, "free_memory", lambda _: need)
     form = Form(1, (5000, 5000), np.dtype(np.uint8))
-    with pytest.raises(RunError, match="set tile=128,"):
+    with pytest.raises(RunError, match="set tile=96,"):
         check_memory(estimate(committee, PAIR.image, form), committee)
     assert math.isfinite(need)
 

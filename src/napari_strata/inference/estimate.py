@@ -153,7 +153,7 @@ def tile_memory(member: Predictor, shape: tuple[int, int]) -> int:
     half = member.precision.dtype is not None
     key = (*shape, half)
     if key not in (known := _KNOWN.setdefault(member.network, {})):
-        network = copy.deepcopy(member.network).to("meta")
+        network = copy.deepcopy(getattr(member.network, "_orig_mod", member.network)).to("meta")  # not torch.compile's
         with torch.inference_mode(), _Alive() as alive:
             answer = network(torch.empty((1, member.spec.in_channels, *shape), device="meta"))
         known[key] = alive.peak // (2 if half else 1) + answer.nbytes + 4 * member.spec.in_channels * math.prod(shape)

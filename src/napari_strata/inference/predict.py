@@ -25,11 +25,12 @@ from napari_strata.events import Event, Message, PredictionEnd, PredictionStarte
 from napari_strata.image import Image, LabelImage, Region
 from napari_strata.inference.checks import check_image
 from napari_strata.inference.committee import Committee
-from napari_strata.inference.estimate import Estimate, check_memory, estimate
+from napari_strata.inference.estimate import Estimate, check_memory, estimate, read_shapes
 from napari_strata.inference.output import Form, MemoryOutput, Output, PartialOutput
 from napari_strata.inference.setup import PredictOptions as PredictOptions
 from napari_strata.inference.setup import build_committee as build_committee
 from napari_strata.inference.setup import build_predictor as build_predictor
+from napari_strata.inference.setup import compiled
 from napari_strata.inference.stack import fingerprint, label_stack, not_finite, probability_stack, read_ahead
 from napari_strata.inference.target import check_image_against_out, check_out, probabilities_path
 from napari_strata.io import read_image, read_labels, write_labels, write_probabilities
@@ -116,6 +117,7 @@ class Prediction(Iterator[Event]):
             yield from _discarded(output)
             if len(output.pixels) < output.form.planes:
                 check_memory(estimate(committee, image, output.form, out=out), committee)
+            yield from compiled(committee, max(read_shapes(committee.members[0], output.form.shape)))
             found = len(output.pixels)
             yield PredictionStarted(image.name, describe_device(committee.device), output.form.planes, found)
             yield from _predict_planes(committee, image, scales, output=output)
@@ -234,6 +236,7 @@ def _open_output(
         "device": committee.device.type,
         "precision": committee.precision.name,
         "backend": options.backend,
+        "choice of torch.compile": options.compile,
         "tile size": tiles[0] if len(set(tiles)) == 1 else tiles,
         "request for probabilities": options.probabilities,
         "choice of flips and turns": options.tta,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
 
 from napari_strata.device import choose_device, choose_precision
 from napari_strata.ensemble import Ensemble
 from napari_strata.errors import RunError
+from napari_strata.events import Message
 from napari_strata.inference.backends import check_backend, with_backend
 from napari_strata.inference.committee import Committee
 from napari_strata.inference.predictor import Predictor
@@ -36,6 +42,8 @@ class PredictOptions:
         average over the eight flips and quarter turns of each plane (8 times the work); see `Committee`.
     backend
         "torch", or "onnx" or "openvino" (CPU, with the extras of these names); see `backends`.
+    compile
+        let torch.compile make kernels for this network first: tens of seconds that pay for large stacks on a GPU.
     """
 
     device: str = "auto"
@@ -46,12 +54,15 @@ class PredictOptions:
     tile: int | None = None
     tta: bool = False
     backend: str = "torch"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "tile"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RunError(f"found {name}={value}; needed is 1 or more, or nothing to have it chosen.")
+        if self.compile and self.backend != "torch":
+            raise RunError(f"found backend {self.backend!r} with compile; torch.compile is for backend torch only.")
 
 
 def build_predictor(model: Model, options: PredictOptions) -> Predictor:
@@ -64,6 +75,7 @@ def build_predictor(model: Model, options: PredictOptions) -> Predictor:
     network, temperature = model.build(device), model.temperature
     # A side of two strides, as small as every network of ours takes.
     network = fold_batch_norms(network, channels=spec.in_channels, side=2 * spec.stride)
+    network = torch.compile(network) if options.compile else network  # type: ignore[assignment]
     network = with_backend(options.backend, network, channels=spec.in_channels, precision=precision)
     return Predictor(network, spec, device=device, precision=precision, batch=options.batch, temperature=temperature)
 
@@ -71,3 +83,23 @@ def build_predictor(model: Model, options: PredictOptions) -> Predictor:
 def build_committee(models: Ensemble, options: PredictOptions) -> Committee:
     """The networks of all members on the device that `options` ask for."""
     return Committee([build_predictor(model, options) for model in models.ordered], tta=options.tta)
+
+
+def compiled(committee: Committee, shape: tuple[int, int]) -> Iterator[Message]:
+    """Make the kernels of networks that are to be compiled, for tiles of `shape`; says how long that took.
+
+    Raises
+    ------
+    RunError
+        when there is no compiler here, or it cannot compile a network.
+    """
+    for member in committee.members:
+        if not hasattr(member.network, "_orig_mod"):
+            continue
+        begun = perf_counter()
+        try:
+            member.answer(np.zeros((1, member.spec.in_channels, *shape), np.float32))
+        except Exception as error:  # the compiler's own, many kinds
+            text = " ".join(str(error).split())[:160] or type(error).__name__
+            raise RunError(f"torch.compile failed here ({text}); leave compile out.") from error
+        yield Message(f"torch.compile took {perf_counter() - begun:.0f} s before the first tile")
