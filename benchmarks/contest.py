@@ -96,6 +96,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", help="contenders; all when left out")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="run nothing: print the table of the --json file")
     parser.add_argument("--alone", action="store_true", help="run one contender here; its facts are printed as JSON")
     return parser
 
@@ -109,6 +110,9 @@ def run(options: argparse.Namespace) -> dict[str, Facts] | None:
         print("FACTS " + json.dumps(facts))
         return None
     about, found = machine(), _earlier(options)
+    if options.table:
+        print(f"{_processor()}, from {options.json}\n")
+        return {name: found[name] for name in CONTENDERS if name in found}
     for name in options.names or CONTENDERS:
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [sys.executable, sys.argv[0], name, "--alone", *_passed_on()]
@@ -123,12 +127,12 @@ def run(options: argparse.Namespace) -> dict[str, Facts] | None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps({"machine": about, "contenders": found}, indent=2) + "\n")
     print(f"{about['processor']}, {about['cores']} cores, GPU {about['gpu']}, torch {about['versions']['torch']}\n")
-    return found
+    return {name: found[name] for name in CONTENDERS if name in found}
 
 
 def _earlier(options: argparse.Namespace) -> dict[str, Facts]:
     """With names, the figures of the others are those of the file."""
-    if options.names and options.json and options.json.exists():
+    if (options.names or options.table) and options.json and options.json.exists():
         return dict(json.loads(options.json.read_text())["contenders"])
     return {}
 

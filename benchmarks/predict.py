@@ -255,7 +255,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, help="a run folder or model file of one channel instead")
     options = parser.parse_args()
-    if not options.alone:
+    if not options.alone and not options.table:
         model(options)  # trained before the clock runs
     found = run(options)
     if not found:
