@@ -202,6 +202,7 @@ def _facts(spec: ModelSpec, first: ModelSpec) -> dict[str, str]:
         "classes": ", ".join(classes.names),
         "label values": ", ".join(map(str, classes.values)),
         "channels": str(spec.in_channels),
+        "neighbours": str(spec.neighbours),
         "order of channels": ", ".join(spec.channel_names if mixed else first.channel_names),
         "axes": spec.axes,
     }

@@ -43,6 +43,13 @@ class Patches(Section):
     balance: Fraction = Field(
         0.5, description="Share of patches drawn around a pixel of a class chosen evenly; the rest anywhere labelled."
     )
+    neighbours: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Slices above and below that the network sees as more channels (2.5D); at its ends the stack is "
+        "mirrored.",
+    )
     resize: int | None = Field(
         None, ge=16, le=4096, description="Resize every plane to this square first, instead of cutting patches of it."
     )

@@ -57,6 +57,8 @@ class ModelSpec(BaseModel):
     normalization: norm.ResolvedNormalization
     patch: int
     resize: int | None = None
+    neighbours: int = 0
+    """Slices on each side that are channels too; they are counted in `in_channels`."""
     stride: int
     tile: int
     halo: int
@@ -76,6 +78,8 @@ def resolve(
 
     Parameters
     ----------
+    pairs
+        their images dressed with neighbours already, where the recipe asks for those; see `data.neighbours`.
     classes
         what label values mean; when left out, the labels' own class map, or one class per value found.
     unlabelled
@@ -106,6 +110,7 @@ def resolve(
         normalization=normalization,
         patch=_multiple(recipe.patches.size, shape.stride),
         resize=recipe.patches.resize,
+        neighbours=recipe.patches.neighbours,
         stride=shape.stride,
         tile=side if shape.whole_tile or recipe.patches.resize else max(TILE, side),
         halo=_multiple(min(shape.reach, HALO if recipe.network.kind == "unet" else ENCODER_HALO), shape.stride),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from napari_strata.classes import IGNORE, ClassMap
+from napari_strata.data.neighbours import own_channels, pairs_with_neighbours
 from napari_strata.data.parts import Part, find_nonfinite, whole
 from napari_strata.device import describe_device
 from napari_strata.ensemble import AnyModel, Ensemble, load_models
@@ -93,7 +94,8 @@ class Evaluation(Iterator[Event]):
         if out is not None:
             check_free(out, overwrite=overwrite)
         models = load_models(self._model)
-        parts = whole(self._pairs, models.spec.classes)
+        pairs = pairs_with_neighbours(as_pairs(self._pairs), models.spec.neighbours)
+        parts = whole(pairs, models.spec.classes)
         scales, warnings = _prepare(models, parts)
         yield from (Message(text) for text in models.averaging(self._options.tta))
         yield from (Message(text, "warning") for text in warnings)
@@ -251,7 +253,8 @@ class _Tally:
         before = self.matrices[key][1] if key in self.matrices else ConfusionMatrix(classes)
         self.matrices[key] = part.pair, before + here
         if number in self.shown:
-            self.examples.append(Example.of(part.name, image, truth, prediction=prediction, confusion=here))
+            own = own_channels(image, self.committee.spec.neighbours)
+            self.examples.append(Example.of(part.name, own, truth, prediction=prediction, confusion=here))
         return perf_counter() - started
 
     def scores(self) -> Scores:

@@ -18,6 +18,7 @@ import numpy as np
 
 from napari_strata.allocator import kept_pages
 from napari_strata.classes import ClassMap
+from napari_strata.data.neighbours import with_neighbours
 from napari_strata.device import describe_device
 from napari_strata.ensemble import AnyModel, Ensemble, load_models
 from napari_strata.errors import RunError
@@ -103,8 +104,9 @@ class Prediction(Iterator[Event]):
         if out is not None:
             check_image_against_out(image, out)
         models = load_models(self._model)
-        samples = image.samples()
-        warnings = check_image([model.spec for model in models.models], image, samples)
+        seen = with_neighbours(image, models.spec.neighbours)
+        samples = seen.samples()
+        warnings = check_image([model.spec for model in models.models], seen, samples)
         yield from (Message(text) for text in (image.describe(), *image.notes, *models.averaging(options.tta)))
         yield from (Message(text, "warning") for text in warnings)
         committee = self._committee or build_committee(models, options)
@@ -116,11 +118,11 @@ class Prediction(Iterator[Event]):
         ):
             yield from _discarded(output)
             if len(output.pixels) < output.form.planes:
-                check_memory(estimate(committee, image, output.form, out=out), committee)
+                check_memory(estimate(committee, seen, output.form, out=out), committee)
             yield from compiled(committee, max(read_shapes(committee.members[0], output.form.shape)))
             found = len(output.pixels)
             yield PredictionStarted(image.name, describe_device(committee.device), output.form.planes, found)
-            yield from _predict_planes(committee, image, scales, output=output)
+            yield from _predict_planes(committee, seen, scales, output=output)
             self._results = _finish(output, image, out, classes=models.spec.classes, overwrite=options.overwrite)
         yield PredictionEnd(image.name, "" if out is None else str(out), perf_counter() - started)
 
@@ -193,7 +195,8 @@ def estimate_prediction(
     Errors are those of `iter_predict`; that it would not fit is told by the figures and is no error here.
     """
     asked = replace(options or PredictOptions(), **keywords)
-    opened, models = as_image(image), load_models(model)
+    models = load_models(model)
+    opened = with_neighbours(as_image(image), models.spec.neighbours)
     check_image([model.spec for model in models.models], opened, opened.samples())
     committee = build_committee(models, asked)
     place = None if out is None else Path(out).expanduser()

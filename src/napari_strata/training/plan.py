@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from napari_strata.classes import ClassMap
+from napari_strata.data.neighbours import pairs_with_neighbours
 from napari_strata.data.parts import Part, count, counts_of, find_nonfinite, shown, whole
 from napari_strata.data.split import Split, given, split_pairs
 from napari_strata.errors import LabelError, RecipeError, RunError
@@ -106,9 +107,10 @@ def plan_new(job: Job) -> Plan:
         when recipe and data do not make a training.
     """
     recipe = load_recipe(job.recipe).with_overrides(job.overrides)
-    pairs = as_pairs(job.pairs)
+    pairs = pairs_with_neighbours(as_pairs(job.pairs), recipe.patches.neighbours)
+    held = pairs_with_neighbours(as_pairs(job.validation or []), recipe.patches.neighbours)
     # Validation labels count: a value that stands there alone is a class that training lacks, and is named as such.
-    classes = job.classes or find_classes([*pairs, *as_pairs(job.validation or [])], job.unlabelled)
+    classes = job.classes or find_classes([*pairs, *held], job.unlabelled)
     spec = resolve(recipe, pairs, classes=classes, unlabelled=job.unlabelled)
     if len(spec.classes) < 2:
         raise LabelError(
@@ -116,13 +118,13 @@ def plan_new(job: Job) -> Plan:
             "two, or take a value out of those that are unlabelled."
         )
     if job.split is not None:
-        split = job.split
+        split = _of_pairs(job.split, as_pairs(job.pairs), pairs)
     elif job.validation is None:
         section = recipe.training
         split = split_pairs(pairs, fraction=section.validation, seed=section.seed, classes=spec.classes)
     else:
-        split = given(pairs, job.validation, spec.classes)
-        pairs = [*pairs, *as_pairs(job.validation)]
+        split = given(pairs, held, spec.classes)
+        pairs = [*pairs, *held]
     return _plan(recipe, spec, split, pairs, notes=spec.notes)
 
 
@@ -146,8 +148,9 @@ def plan_resumed(job: Job, run: RunFolder) -> Plan:
             f"{', '.join(MAY_CHANGE)}."
         )
     spec = ModelSpec.model_validate(record["spec"])
-    held = as_pairs(job.validation or [])
-    known, added = _recognise(record["pairs"], [*as_pairs(job.pairs), *held])
+    held = pairs_with_neighbours(as_pairs(job.validation or []), spec.neighbours)
+    pairs = pairs_with_neighbours(as_pairs(job.pairs), spec.neighbours)
+    known, added = _recognise(record["pairs"], [*pairs, *held])
     if not known:
         raise RunError(f"{run.path}: none of the images given belongs to this run; give those it was started with.")
     if stray := [pair.name for pair in held if pair in added]:
@@ -186,6 +189,15 @@ def _plan(recipe: Recipe, spec: ModelSpec, split: Split, pairs: list[AnnotatedIm
         pairs=pairs,
         messages=(*map(Message, (*_described(pairs), *notes)), *(Message(text, "warning") for text in warnings)),
     )
+
+
+def _of_pairs(split: Split, plain: Sequence[AnnotatedImage], pairs: Sequence[AnnotatedImage]) -> Split:
+    """A split of the pairs `plain` as one of `pairs`, which are those with their neighbours."""
+    dressed = {id(old): new for old, new in zip(plain, pairs, strict=True)}
+    training, validation = (
+        [replace(part, pair=dressed[id(part.pair)]) for part in side] for side in (split.training, split.validation)
+    )
+    return replace(split, training=training, validation=validation)
 
 
 def _described(pairs: Sequence[AnnotatedImage]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from napari_strata.classes import IGNORE
+from napari_strata.data.neighbours import own_channels
 from napari_strata.data.parts import Part
 from napari_strata.inference.predictor import Predictor, class_indices
 from napari_strata.metrics import ConfusionMatrix
@@ -64,7 +65,7 @@ class Predicted(NamedTuple):
     """A part as a network sees it.
 
     `image` grey values (C, H, W), `logits` float32 (K, H, W), `indices` of the classes uint8 (H, W); `confusion` of
-    this part alone.
+    this part alone; `neighbours` as in the spec.
     """
 
     truth: Truth
@@ -72,11 +73,13 @@ class Predicted(NamedTuple):
     logits: np.ndarray[Any, Any]
     indices: np.ndarray[Any, Any]
     confusion: ConfusionMatrix
+    neighbours: int = 0
 
     def example(self) -> Example:
         """For a picture."""
         truth = self.truth
-        return Example.of(truth.part.name, self.image, truth.labels, prediction=self.indices, confusion=self.confusion)
+        image = own_channels(self.image, self.neighbours)
+        return Example.of(truth.part.name, image, truth.labels, prediction=self.indices, confusion=self.confusion)
 
 
 def iter_predicted(predictor: Predictor, truths: Sequence[Truth]) -> Iterator[Predicted]:
@@ -87,7 +90,7 @@ def iter_predicted(predictor: Predictor, truths: Sequence[Truth]) -> Iterator[Pr
         indices = class_indices(torch.from_numpy(logits)[None])[0].numpy()
         confusion = ConfusionMatrix(predictor.spec.classes)
         confusion.update(truth.labels, indices)
-        yield Predicted(truth, image, logits, indices, confusion)
+        yield Predicted(truth, image, logits, indices, confusion, predictor.spec.neighbours)
 
 
 @torch.inference_mode()

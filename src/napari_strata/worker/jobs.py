@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from napari_strata.data.neighbours import with_neighbours
 from napari_strata.device import choose_device, choose_precision, describe_device, free_memory
 from napari_strata.ensemble import Ensemble, is_crossval, load_models
 from napari_strata.errors import ImageError
@@ -231,6 +232,7 @@ def _facts(image: Image) -> Result:
 def _fit(models: Ensemble, image: Image) -> Result:
     """Whether models take an image, and what there is to say about it."""
     try:
+        image = with_neighbours(image, models.spec.neighbours)
         warnings = check_image([model.spec for model in models.models], image, image.samples())
     except ImageError as error:
         return {"fits": False, "fit": [str(error)]}
