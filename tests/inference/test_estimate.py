@@ -131,3 +131,18 @@ def test_the_tile_it_names_fits(model: ns.Model, monkeypatch: pytest.MonkeyPatch
 def test_unknown_free_memory_refuses_nothing(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "free_memory", lambda _: None)
     assert ns.predict(model, PAIR.image, options=OPTIONS).data.shape == (4, 64, 72)
+
+
+def test_a_network_that_looks_at_values_is_predicted_all_the_same() -> None:
+    class Curious(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(1, 2, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            answer: torch.Tensor = self.layer(images)
+            return answer if float(images.sum()) > 0 else -answer
+
+    member = build_predictor(tiny_model(PAIR), OPTIONS)
+    member.network = Curious()
+    assert tile_memory(member, (10, 10)) == (1 + 2) * 4 * 100

@@ -20,6 +20,7 @@ from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError, LabelError, RunError
 from napari_strata.image import Image, LabelImage
 from napari_strata.io import blocks, describe, read_image, read_labels, tiff, tiff_write, write_labels
+from napari_strata.io.labels import write_image
 from napari_strata.io import write_probabilities as write_floats
 from napari_strata.io.labels import label_dtype
 
@@ -295,6 +296,14 @@ def test_written_plane_by_plane(tmp_path: Path, suffix: str) -> None:
     write_labels(tmp_path / f"a{suffix}", LabelImage(source, "ZYX"))
     assert source.largest == 300 * 400
     np.testing.assert_array_equal(read_labels(tmp_path / f"a{suffix}").data, source[:, :, :])
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+@pytest.mark.parametrize("dtype", [">u2", ">f4", "<u2"])
+def test_byte_orders(tmp_path: Path, dtype: str, suffix: str) -> None:
+    array = (np.arange(600 * 30).reshape(600, 30) % 5000).astype(dtype)
+    path = write_image(tmp_path / f"a{suffix}", Image(array, "YX"))
+    np.testing.assert_array_equal(np.asarray(read_image(path).data), array)
 
 
 def test_a_large_plane_is_written_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

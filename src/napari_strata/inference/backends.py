@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from napari_strata.device import Precision
 from napari_strata.errors import RunError
-from napari_strata.networks.blocks import AnySize
+from napari_strata.networks.blocks import AnySize, without_weights
 
 Backend: TypeAlias = Literal["torch", "onnx", "openvino"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -38,7 +38,7 @@ class Foreign(nn.Module):
     def __init__(self, session: Session, source: nn.Module) -> None:
         super().__init__()
         self.session = session
-        self._source = (copy.deepcopy(source).to("meta"),)  # not as a module: it has nothing to be moved
+        self._source = (without_weights(source),)  # not as a module: it has nothing to be moved
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K, H, W)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import shutil
 import weakref
@@ -25,6 +24,7 @@ from napari_strata.inference.committee import Committee
 from napari_strata.inference.output import Form, disk_needed, size
 from napari_strata.inference.predictor import Predictor
 from napari_strata.inference.tiling import padded_length, plan_overlap, plan_tiles
+from napari_strata.networks.blocks import without_weights
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,19 @@ def tile_memory(member: Predictor, shape: tuple[int, int]) -> int:
     half = member.precision.dtype is not None
     key = (*shape, half)
     if key not in (known := _KNOWN.setdefault(member.network, {})):
-        network = copy.deepcopy(getattr(member.network, "_orig_mod", member.network)).to("meta")  # not torch.compile's
+        known[key] = _alive(member, shape) // (2 if half else 1)
+    return known[key] + 4 * (member.spec.in_channels + len(member.spec.classes)) * math.prod(shape)
+
+
+def _alive(member: Predictor, shape: tuple[int, int]) -> int:
+    """Bytes of float32 tensors at most alive in the network; 0 where it cannot be run on the meta device."""
+    network = without_weights(getattr(member.network, "_orig_mod", member.network))  # not torch.compile's
+    try:
         with torch.inference_mode(), _Alive() as alive:
-            answer = network(torch.empty((1, member.spec.in_channels, *shape), device="meta"))
-        known[key] = alive.peak // (2 if half else 1) + answer.nbytes + 4 * member.spec.in_channels * math.prod(shape)
-    return known[key]
+            network(torch.empty((1, member.spec.in_channels, *shape), device="meta"))
+    except (RuntimeError, NotImplementedError):  # an operation that looks at values
+        return 0
+    return alive.peak
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = weakref.WeakKeyDictionary()

@@ -62,7 +62,8 @@ def _tiles(image: Image, dtype: np.dtype[Any]) -> Iterator[Array]:
             for left in range(0, band.shape[1], TILE):
                 part = band[top : top + TILE, left : left + TILE]
                 missing = [(0, TILE - n) for n in part.shape]
-                yield np.ascontiguousarray(np.pad(part, missing) if part.shape != (TILE, TILE) else part, dtype)
+                whole = part if part.shape == (TILE, TILE) else np.pad(part, missing)
+                yield np.ascontiguousarray(whole, dtype.newbyteorder("="))  # as the file's bytes are
 
 
 def _compressed(tiles: Iterator[Array]) -> Iterator[bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from math import gcd
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +104,14 @@ def convolution(inputs: int, outputs: int, *, norm: Norm, kernel: int = 3) -> nn
 def double_convolution(inputs: int, outputs: int, *, norm: Norm) -> nn.Sequential:
     """Two 3 x 3 convolutions with normalisation and ReLU."""
     return nn.Sequential(convolution(inputs, outputs, norm=norm), convolution(outputs, outputs, norm=norm))
+
+
+def without_weights(module: nn.Module) -> nn.Module:
+    """A copy of `module` on torch's meta device, where nothing is computed and nothing held. Its weights are not copied
+    on the way."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in module.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, memo)
 
 
 def replace_batch_norms(module: nn.Module, kind: Norm = "batch") -> None:
