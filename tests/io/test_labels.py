@@ -20,9 +20,8 @@ from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError, LabelError, RunError
 from napari_strata.image import Image, LabelImage
 from napari_strata.io import blocks, describe, read_image, read_labels, tiff, tiff_write, write_labels
-from napari_strata.io.labels import write_image
 from napari_strata.io import write_probabilities as write_floats
-from napari_strata.io.labels import label_dtype
+from napari_strata.io.labels import label_dtype, write_image
 
 CLASSES = ClassMap(names=("pore", "clay µ <&>"), values=(1, 4), colors=("#102030", "#fffefd"), unlabelled=(0, 9))
 FORMATS = [".tif", ".ome.tiff", ".zarr"]

@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import napari_strata as ns
-from helpers import TINY, easy_pair, tiny_model
+from helpers import TINY, easy_pair, tiny_model, tiny_recipe
 from napari_strata.classes import ClassMap
+from napari_strata.data.neighbours import pairs_with_neighbours
 from napari_strata.ensemble import FORMAT
 from napari_strata.errors import ImageError, LabelError, ModelError, RunError
-from napari_strata.events import EpochEnd, Event, PredictionEnd, PredictionStarted, RegionEnd, TrainingStarted
+from napari_strata.events import EpochEnd, Event, Message, PredictionEnd, PredictionStarted, RegionEnd, TrainingStarted
 from napari_strata.image import AnnotatedImage, Image
 from napari_strata.inference.predict import iter_predict
 from napari_strata.io import write_labels
+from napari_strata.networks import build_network
+from napari_strata.spec import resolve
 from napari_strata.worker import jobs
 from napari_strata.worker.orders import parse_order
 from napari_strata.worker.replies import TargetOpened
@@ -192,6 +196,23 @@ def test_a_region_is_predicted_as_in_the_whole_and_leaves_the_rest(tmp_path: Pat
     assert not mapped[2, :, 48:].any()
     assert mapped[2, :, 16:48].any()
     assert [e.region for e in of(events, RegionEnd)] == [{"Z": 2, "X": (16, 48)}]
+
+
+def test_a_single_plane_is_predicted_with_the_slices_beside_it(tmp_path: Path) -> None:
+    pair = easy_pair((3, 48, 64))
+    recipe = tiny_recipe(patches__neighbours=1)
+    spec = resolve(recipe, pairs_with_neighbours([pair], 1))
+    torch.manual_seed(0)
+    network = build_network(spec)
+    model = ns.Model(spec, recipe, dict(network.state_dict())).save(tmp_path / "model.safetensors")
+    expected = np.asarray(ns.predict(model, pair.image, device="cpu").data)
+    flat = np.asarray(ns.predict(model, replace(pair.image, data=pair.image.data[[1, 1]]), device="cpu").data)
+    assert (flat[0] != expected[1]).any()  # else this test would show nothing
+    events, _ = run(predict_order(model, tmp_path, pair.image, region={"Z": 1, "X": (16, 64)}))
+    assert not [e for e in events if isinstance(e, Message) and e.level == "warning"]
+    found = np.load(tmp_path / "out.npy")
+    assert (found[1, :, 32:] == expected[1, :, 32:]).mean() > 0.99  # the cut border is another one
+    assert not found[[0, 2]].any()
 
 
 def test_an_array_is_not_replaced_unasked_and_cleared_when_asked(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,14 @@ from napari_strata.image import AnnotatedImage, Image
 from napari_strata.io.lazy import LazyArray
 
 Array = np.ndarray[Any, Any]
+
+
+@runtime_checkable
+class Cut(Protocol):
+    """An image that is a part of another one."""
+
+    def dressed(self, neighbours: int, /) -> Image:
+        """The same part of the other one with its neighbours."""
 
 
 def with_neighbours(image: Image, count: int) -> Image:
@@ -33,6 +41,8 @@ def with_neighbours(image: Image, count: int) -> Image:
     """
     if not count:
         return image
+    if isinstance(image, Cut):  # whose neighbours are those of the image that it is a part of
+        return image.dressed(count)
     if image.size("Z") < 2:
         raise ImageError(
             f"{image.name}: found a single slice ({image.axes}), and patches.neighbours={count} asks for those above "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from napari_strata.data.neighbours import with_neighbours
 from napari_strata.errors import ImageError
 from napari_strata.image import AnnotatedImage, Array, ArrayLike, Image, LabelImage
 from napari_strata.io import read_image, read_labels, read_pairs
@@ -89,6 +90,20 @@ class PartImage(Image):
     """Part of `whole`. Its samples are those of the whole, so that it is normalised as the whole would be."""
 
     whole: Image | None = None
+    box: Mapping[str, slice] = field(default_factory=dict)
+
+    @classmethod
+    def cut(cls, whole: Image, box: Mapping[str, slice]) -> PartImage:
+        """The part of `whole` inside `box` (axis -> first and last index + 1); axes it does not name are kept whole."""
+        bounds = tuple(box.get(a, slice(0, n)) for a, n in zip(whole.axes, whole.shape, strict=True))
+        known = {k: getattr(whole, k) for k in ("axes", "scale", "units", "name", "channel_names")}
+        return cls(Part(whole.data, bounds), **known, whole=whole, box=box)
+
+    def dressed(self, neighbours: int) -> PartImage:
+        """The same part of the whole with neighbours: slices beside the part are seen; see `data.neighbours`."""
+        assert self.whole is not None
+        box = {a: bounds for a, bounds in self.box.items() if a != "C"}
+        return PartImage.cut(with_neighbours(self.whole, neighbours), box)
 
     def samples(self, *, planes: int = 8, side: int = 256, blocks: int = 4) -> list[Array]:
         assert self.whole is not None
@@ -121,8 +136,7 @@ class Window:
                 sizes = ", ".join(f"{a} of {whole.size(a)}" for a in whole.label_axes)
                 raise ImageError(f"{whole.name}: found region {letter}={given}; the image has {sizes}.")
             box[letter] = slice(first, stop)
-        known = {k: getattr(whole, k) for k in ("axes", "scale", "units", "name", "channel_names")}
-        image = PartImage(Part(whole.data, tuple(box.values())), **known, whole=whole)
+        image = PartImage.cut(whole, box)
         return cls(whole, image, {a: box[a].start for a in whole.label_axes})
 
     def regions(self) -> list[dict[str, slice]]:
