@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from napari_strata.metrics import ConfusionMatrix as ConfusionMatrix
     from napari_strata.model import Model as Model
     from napari_strata.networks import build_network as build_network
+    from napari_strata.objects.pieces import find_objects as find_objects
+    from napari_strata.objects.table import region_table as region_table
     from napari_strata.recipe import Recipe as Recipe
     from napari_strata.recipes import list_recipes as list_recipes
     from napari_strata.recipes import load_recipe as load_recipe
@@ -58,10 +60,11 @@ _HOMES = {
     "StrataError": "errors",
     "build_network": "networks",
     "crossval": "training.crossval",
+    "estimate_prediction": "inference.predict",
     "evaluate": "evaluation.evaluate",
+    "find_objects": "objects.pieces",
     "fine_tuning_recipe": "training.start",
     "iter_crossval": "training.crossval",
-    "estimate_prediction": "inference.predict",
     "iter_predict": "inference.predict",
     "iter_train": "training.loop",
     "iter_tune": "training.tune",
@@ -72,6 +75,7 @@ _HOMES = {
     "read_image": "io",
     "read_labels": "io",
     "read_pairs": "io",
+    "region_table": "objects.table",
     "resolve": "spec",
     "score_labels": "evaluation.evaluate",
     "train": "training.loop",

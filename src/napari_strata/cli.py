@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from napari_strata.cli_estimate import show_estimates
+from napari_strata.cli_objects import register as register_objects
 from napari_strata.cli_options import (
     AsJson,
     Axes,
@@ -267,6 +268,7 @@ def doctor(
 
 
 register(app)
+register_objects(app)
 
 
 def main() -> None:
