@@ -165,7 +165,7 @@ def _alive(member: Predictor, shape: tuple[int, int]) -> int:
             network(torch.empty((1, member.spec.in_channels, *shape), device="meta"))
     except (RuntimeError, NotImplementedError):  # an operation that looks at values
         return 0
-    return alive.peak
+    return int(alive.peak)
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = weakref.WeakKeyDictionary()
