@@ -118,7 +118,7 @@ def plan_new(job: Job) -> Plan:
             "two, or take a value out of those that are unlabelled."
         )
     if job.split is not None:
-        split = _of_pairs(job.split, as_pairs(job.pairs), pairs)
+        split = _of_pairs(job.split, as_pairs(job.pairs), pairs) if recipe.patches.neighbours else job.split
     elif job.validation is None:
         section = recipe.training
         split = split_pairs(pairs, fraction=section.validation, seed=section.seed, classes=spec.classes)
