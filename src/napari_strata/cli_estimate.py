@@ -23,16 +23,20 @@ def show_estimates(
 ) -> None:
     """Print time, memory and disk of each input on each device that is asked for."""
     from napari_strata.device import available_devices
+    from napari_strata.ensemble import load_models
     from napari_strata.inference.batch import find_images
-    from napari_strata.inference.predict import estimate_prediction
+    from napari_strata.inference.predict import build_committee, estimate_prediction
     from napari_strata.io import read_image
 
     every = [name for name in available_devices() if name != "cuda"]  # which is the first of them
+    loaded = load_models([*models])
+    asked = [replace(options, device=name) for name in (every if options.device == "auto" else [options.device])]
+    ready = [(one, build_committee(loaded, one)) for one in asked]
     for path in find_images(inputs, labels_in=out):
         image = read_image(path, axes=axes)
         if not as_json:
             print(image.describe())
-        for device in every if options.device == "auto" else [options.device]:
-            found = estimate_prediction([*models], image, out=out, options=replace(options, device=device))
+        for one, committee in ready:
+            found = estimate_prediction(loaded, image, out=out, options=one, committee=committee)
             facts = {"event": "Estimate", "source": str(path)} | asdict(found)
             print(json.dumps(facts) if as_json else f"  {found.describe()}")

@@ -44,6 +44,7 @@ def objects(  # noqa: PLR0913 (one option each)
     """Number the connected pieces of one class, and measure them."""
     from napari_strata.errors import RunError
     from napari_strata.image import AnnotatedImage
+    from napari_strata.inference.target import check_out
     from napari_strata.io import read_image, read_labels, write_labels
     from napari_strata.objects.pieces import find_objects
     from napari_strata.objects.table import check_table_path, count_objects, region_table, write_table
@@ -53,10 +54,7 @@ def objects(  # noqa: PLR0913 (one option each)
         raise RunError("found --image without --table; grey values go into the table: name it, as --table objects.csv.")
     if table is not None:
         check_table_path(table.expanduser(), overwrite=overwrite)
-    if out.suffix.lower() not in (".tif", ".tiff", ".zarr", ".png"):
-        raise RunError(f"{out}: found the suffix {out.suffix!r}; use .tif, .zarr, or .png for one plane of ids.")
-    if out.expanduser().exists() and not overwrite:
-        raise RunError(f"{out}: exists already; choose another name, or allow it to be replaced (--overwrite).")
+    check_out(out.expanduser(), overwrite=overwrite)
     opened = read_labels(labels, axes=axes)
     grey = read_image(image) if image is not None else None
     if grey is not None:

@@ -16,7 +16,7 @@ from helpers import easy_pair, tiny_model
 from napari_strata.ensemble import load_models
 from napari_strata.errors import RunError
 from napari_strata.inference import estimate as module
-from napari_strata.inference.estimate import check_memory, estimate, read_shapes, tile_memory
+from napari_strata.inference.estimate import check_memory, estimate, tile_memory
 from napari_strata.inference.output import Form
 from napari_strata.inference.predict import PredictOptions, build_committee, build_predictor
 from napari_strata.inference.predictor import Predictor
@@ -52,7 +52,7 @@ def test_the_tiles_are_those_that_go_through(model: ns.Model, change: dict[str, 
     )
     image = np.zeros((1, 150, 333), np.uint8)
     predictor.plane(image, model.spec.normalization.scale)
-    assert sorted(network.shapes) == sorted(read_shapes(predictor, (150, 333)))
+    assert sorted(network.shapes) == sorted(predictor.tile_shapes((150, 333)))
 
 
 def test_memory_of_a_tile_is_counted_not_guessed() -> None:
@@ -83,8 +83,10 @@ def test_nothing_is_computed_for_the_memory(model: ns.Model) -> None:
 
 def test_flips_and_models_multiply_the_work(model: ns.Model) -> None:
     form = Form(4, (64, 72), np.dtype(np.uint8))
-    once = estimate(build_committee(load_models(model), OPTIONS), PAIR.image, form)
-    turned = estimate(build_committee(load_models(model), replace(OPTIONS, tta=True)), PAIR.image, form)
+    once = estimate(build_committee(load_models(model), OPTIONS), PAIR.image, form, out=None, in_memory=False)
+    turned = estimate(
+        build_committee(load_models(model), replace(OPTIONS, tta=True)), PAIR.image, form, out=None, in_memory=False
+    )
     assert (once.forwarded, turned.forwarded) == (1.0, 8.0)
     assert once.seconds is None
 
@@ -124,7 +126,7 @@ def test_the_tile_it_names_fits(model: ns.Model, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "free_memory", lambda _: need)
     form = Form(1, (5000, 5000), np.dtype(np.uint8))
     with pytest.raises(RunError, match="set tile=96,"):
-        check_memory(estimate(committee, PAIR.image, form), committee)
+        check_memory(estimate(committee, PAIR.image, form, out=None, in_memory=False), committee)
     assert math.isfinite(need)
 
 
@@ -146,3 +148,20 @@ def test_a_network_that_looks_at_values_is_predicted_all_the_same() -> None:
     member = build_predictor(tiny_model(PAIR), OPTIONS)
     member.network = Curious()
     assert tile_memory(member, (10, 10)) == (1 + 2) * 4 * 100
+
+
+def test_planes_in_a_file_need_no_memory(model: ns.Model) -> None:
+    committee = build_committee(load_models(model), OPTIONS)
+    form = Form(4, (64, 72), np.dtype(np.uint8))
+    kept, written = (estimate(committee, PAIR.image, form, out=None, in_memory=kind) for kind in (True, False))
+    assert kept.memory - written.memory == 4 * 64 * 72
+
+
+def test_a_gpu_holds_tiles_only(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("describe_device", "free_memory"):
+        monkeypatch.setattr(module, name, lambda device: None)
+    committee = build_committee(load_models(model), OPTIONS)
+    form = Form(100_000, (64, 72), np.dtype(np.uint8))
+    committee.members[0].device = torch.device("cuda")
+    found = estimate(committee, PAIR.image, form, out=None, in_memory=True)
+    assert found.memory == tile_memory(committee.members[0], (64, 72))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError, ModelError, RunError
 from napari_strata.events import Message, PredictionEnd, PredictionStarted, RegionEnd
 from napari_strata.image import Image, LabelImage
+from napari_strata.inference import predict as predict_module
 from napari_strata.inference.committee import Committee
 from napari_strata.inference.predict import (
     Prediction,
@@ -441,3 +443,29 @@ def test_names_of_probability_files(tmp_path):
     assert probabilities_path(tmp_path / "a.ome.tif").name == "a_probabilities.ome.tif"
     assert probabilities_path(tmp_path / "a.png").name == "a_probabilities.tif"
     assert probabilities_path(tmp_path / "a.zarr").name == "a_probabilities.zarr"
+
+
+def test_pages_are_kept_and_norms_folded_while_it_predicts(model, monkeypatch):
+    inside, seen = [0], []
+
+    @contextmanager
+    def watched(device):
+        assert device == "cpu"
+        inside[0] += 1
+        yield True
+        inside[0] -= 1
+
+    monkeypatch.setattr(predict_module, "kept_pages", watched)
+    plane = Committee.plane
+
+    def predicted(self, *arguments, **keywords):
+        seen.append(inside[0])
+        norms = [m for m in self.members[0].network.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert not norms
+        return plane(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Committee, "plane", predicted)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.build(torch.device("cpu")).modules())
+    predict(model, PAIR.image, options=OPTIONS)
+    assert seen == [1] * 4
+    assert inside == [0]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from helpers import tiny_recipe
 from napari_strata.classes import ClassMap
 from napari_strata.device import Precision
 from napari_strata.errors import RunError
+from napari_strata.inference import predictor as module
 from napari_strata.inference.predictor import Predictor, class_indices, is_out_of_memory
 from napari_strata.networks import build_network
 from napari_strata.normalization import ResolvedNormalization, Scale
@@ -187,6 +190,26 @@ def test_out_of_memory_halves_the_batch_and_goes_on():
     assert np.array_equal(indices, expected(image))
     assert predictor.batch == 3
     assert [shape[0] for shape in network.batches] == [3, 3, 3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("most", [10**9, 3, 1])
+def test_batches_made_ahead_are_those_that_follow(monkeypatch, most):
+    """As beside a GPU, also where memory runs out and the batch that was made is too large."""
+    threads = set()
+    load = Scale.apply
+
+    def watched(self, array):
+        threads.add(threading.current_thread().name)
+        return load(self, array)
+
+    monkeypatch.setattr(module, "AHEAD", ("cpu",))
+    monkeypatch.setattr(Scale, "apply", watched)
+    network, image = Threshold(most), grey(300, 200)
+    found, _ = make(network, make_spec(halo=0), batch=8).plane(image, SCALE)
+    assert np.array_equal(found, expected(image))
+    assert any(name.startswith("next-batch") for name in threads)
+    if most < 8:
+        assert max(shape[0] for shape in network.batches) <= most
 
 
 def test_when_one_tile_is_too_much_the_message_says_what_would_fit():

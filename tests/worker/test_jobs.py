@@ -22,6 +22,7 @@ from napari_strata.ensemble import FORMAT
 from napari_strata.errors import ImageError, LabelError, ModelError, RunError
 from napari_strata.events import EpochEnd, Event, Message, PredictionEnd, PredictionStarted, RegionEnd, TrainingStarted
 from napari_strata.image import AnnotatedImage, Image
+from napari_strata.inference import estimate
 from napari_strata.inference.predict import iter_predict
 from napari_strata.io import write_labels
 from napari_strata.networks import build_network
@@ -213,6 +214,18 @@ def test_a_single_plane_is_predicted_with_the_slices_beside_it(tmp_path: Path) -
     found = np.load(tmp_path / "out.npy")
     assert (found[1, :, 32:] == expected[1, :, 32:]).mean() > 0.99  # the cut border is another one
     assert not found[[0, 2]].any()
+
+
+def test_labels_in_a_mapped_file_may_be_larger_than_the_memory(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image(np.zeros((2000, 48, 64), np.uint8), "ZYX")
+    monkeypatch.setattr(estimate, "free_memory", lambda _: 5_000_000)
+    work = jobs.run(parse_order(json.dumps({"job": "j"} | predict_order(model, tmp_path, image))))  # type: ignore[arg-type]
+    assert any(isinstance(event, RegionEnd) for event in work)
+    work.close()
+    with pytest.raises(RunError, match="5 MB of memory free"):  # in arrays they do not fit
+        ns.predict(model, image, device="cpu")
 
 
 def test_an_array_is_not_replaced_unasked_and_cleared_when_asked(

@@ -50,7 +50,7 @@ def with_neighbours(image: Image, count: int) -> Image:
         )
     letters = _axes.canonical(_axes.without(image.axes, "C") + "C")
     known = dict(zip(image.axes, zip(image.scale, image.units, strict=True), strict=True)) | {"C": (1.0, "pixel")}
-    names = image.channel_names or ("grey values",) * image.channels if image.channels == 1 else image.channel_names
+    names = image.channel_names or (("grey values",) if image.channels == 1 else ())
     return replace(
         image,
         data=_Neighbours(image, count, letters),

@@ -23,7 +23,6 @@ from napari_strata.image import Image
 from napari_strata.inference.committee import Committee
 from napari_strata.inference.output import Form, disk_needed, size
 from napari_strata.inference.predictor import Predictor
-from napari_strata.inference.tiling import padded_length, plan_overlap, plan_tiles
 from napari_strata.networks.blocks import without_weights
 
 
@@ -42,7 +41,8 @@ class Estimate:
     seconds
         measured on one tile; None when it was not.
     memory
-        bytes that the device holds for one tile, and the plane and its answer beside it; the libraries come on top.
+        bytes that the device needs beyond the networks, which it holds already: for one tile, and on a CPU for the
+        plane, the next one and what becomes of them. The libraries come on top.
     free_memory
         bytes that are free there now; None where that cannot be known.
     disk, free_disk
@@ -69,7 +69,7 @@ class Estimate:
 
 
 def estimate(
-    committee: Committee, image: Image, form: Form, *, out: Path | None = None, measure: bool = False
+    committee: Committee, image: Image, form: Form, *, out: Path | None, in_memory: bool, measure: bool = False
 ) -> Estimate:
     """What predicting all planes of `image` takes.
 
@@ -80,30 +80,31 @@ def estimate(
     form
         what is to be written.
     out
-        file to be written; None for memory.
+        file that it becomes; None when that is not for the prediction to write.
+    in_memory
+        whether the planes are kept in arrays, not in a file.
     measure
         send one tile through, twice, to know how long it takes.
     """
-    shape = form.shape
-    turns = len(committee.turns)
+    turns, plane = len(committee.turns), math.prod(form.shape)
     seconds, forwarded, memory = 0.0, 0.0, 0
     for member in committee.members:
-        tiles = read_shapes(member, shape)
+        tiles = member.tile_shapes(form.shape)
         largest = max(tiles, key=math.prod)
         pixels = sum(map(math.prod, tiles))
         memory = max(memory, tile_memory(member, largest))
         if measure:
             seconds += _seconds(member, largest) / math.prod(largest) * pixels * turns * form.planes
-        forwarded += pixels * turns / math.prod(shape)
-    plane = math.prod(shape) * (image.channels * image.dtype.itemsize * 2 + 2)
-    held = math.prod(shape) * len(committee.spec.classes) * 4 if len(committee.members) * turns > 1 else 0
-    whole = form.nbytes if out is None else 0
-    memory += plane + held + whole + sum(_weights(member.network) for member in committee.members)
+        forwarded += pixels * turns / plane
+    if len(committee.members) * turns > 1:  # the mean of their probabilities
+        memory += plane * len(committee.spec.classes) * 4
+    if committee.device.type == "cpu":  # a GPU holds neither the planes nor what becomes of them
+        memory += plane * (image.channels * image.dtype.itemsize * 2 + 2) + (form.nbytes if in_memory else 0)
     place = None if out is None else next(p for p in out.absolute().parents if p.exists())
     return Estimate(
         describe_device(committee.device),
         form.planes,
-        shape,
+        form.shape,
         forwarded,
         seconds if measure else None,
         memory,
@@ -127,21 +128,6 @@ def check_memory(found: Estimate, committee: Committee) -> None:
         f"planes of {found.shape[0]} x {found.shape[1]} in tiles of {member.spec.tile}; {way}close other programs or "
         "predict on another device."
     )
-
-
-def read_shapes(member: Predictor, shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """Rows and columns of every tile that goes through the network for a plane of `shape`."""
-    spec = member.spec
-    if spec.resize:
-        return [(spec.resize, spec.resize)]
-    if spec.blend:
-        counts = [
-            len(plan_overlap(padded_length(n, tile=spec.tile, stride=spec.stride), tile=spec.tile, stride=spec.stride))
-            for n in shape
-        ]
-        return [(spec.tile, spec.tile)] * math.prod(counts)
-    tiles = plan_tiles(shape, tile=spec.tile, halo=spec.halo, stride=spec.stride)
-    return [(t.read[0].stop - t.read[0].start, t.read[1].stop - t.read[1].start) for t in tiles]
 
 
 def tile_memory(member: Predictor, shape: tuple[int, int]) -> int:
@@ -207,10 +193,6 @@ def _seconds(member: Predictor, shape: tuple[int, int]) -> float:
         member.answer(batch)
         seconds = perf_counter() - begun
     return seconds
-
-
-def _weights(network: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
 def _free(count: int | None) -> str:

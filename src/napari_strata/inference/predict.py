@@ -26,7 +26,7 @@ from napari_strata.events import Event, Message, PredictionEnd, PredictionStarte
 from napari_strata.image import Image, LabelImage, Region
 from napari_strata.inference.checks import check_image
 from napari_strata.inference.committee import Committee
-from napari_strata.inference.estimate import Estimate, check_memory, estimate, read_shapes
+from napari_strata.inference.estimate import Estimate, check_memory, estimate
 from napari_strata.inference.output import Form, MemoryOutput, Output, PartialOutput
 from napari_strata.inference.setup import PredictOptions as PredictOptions
 from napari_strata.inference.setup import build_committee as build_committee
@@ -118,8 +118,9 @@ class Prediction(Iterator[Event]):
         ):
             yield from _discarded(output)
             if len(output.pixels) < output.form.planes:
-                check_memory(estimate(committee, seen, output.form, out=out), committee)
-            yield from compiled(committee, max(read_shapes(committee.members[0], output.form.shape)))
+                in_memory = isinstance(output, MemoryOutput)
+                check_memory(estimate(committee, seen, output.form, out=out, in_memory=in_memory), committee)
+                yield from compiled(committee, output.form.shape)
             found = len(output.pixels)
             yield PredictionStarted(image.name, describe_device(committee.device), output.form.planes, found)
             yield from _predict_planes(committee, seen, scales, output=output)
@@ -188,20 +189,23 @@ def estimate_prediction(
     *,
     out: str | os.PathLike[str] | None = None,
     options: PredictOptions | None = None,
+    committee: Committee | None = None,
     **keywords: Any,
 ) -> Estimate:
     """What `predict` with the same arguments takes, measured on one tile: time, memory, room on the disk.
 
+    A `committee` of these models and options is used where it is given, so that it is built once for many images.
     Errors are those of `iter_predict`; that it would not fit is told by the figures and is no error here.
     """
     asked = replace(options or PredictOptions(), **keywords)
     models = load_models(model)
     opened = with_neighbours(as_image(image), models.spec.neighbours)
     check_image([model.spec for model in models.models], opened, opened.samples())
-    committee = build_committee(models, asked)
+    committee = committee or build_committee(models, asked)
     place = None if out is None else Path(out).expanduser()
+    form = _form(opened, models.spec.classes, asked)
     with kept_pages(committee.device.type):
-        return estimate(committee, opened, _form(opened, models.spec.classes, asked), out=place, measure=True)
+        return estimate(committee, opened, form, out=place, in_memory=out is None, measure=True)
 
 
 def as_image(image: AnyImage) -> Image:

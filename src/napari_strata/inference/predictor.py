@@ -27,6 +27,9 @@ Part = TypeVar("Part")
 Placement: TypeAlias = tuple[Box, Box]
 """What to keep of an answer, and where it belongs in the plane."""
 
+AHEAD = ("cuda", "mps")
+"""Kinds of device beside which a thread makes the next batch; a CPU has no hand free for that."""
+
 PIXELS = {"cpu": 2**20, "cuda": 2**21, "mps": 2**20}
 """Pixels in a batch when nobody says how many tiles: four tiles of 512 x 512 on a CPU, eight on a GPU."""
 
@@ -108,6 +111,17 @@ class Predictor:
             _place(out, places, logits)
         return out
 
+    def tile_shapes(self, shape: tuple[int, int]) -> list[tuple[int, int]]:
+        """Rows and columns of every tile that goes through the network for a plane of `shape`."""
+        spec = self.spec
+        if spec.resize:
+            return [(spec.resize, spec.resize)]
+        if not spec.blend:
+            return [_read_shape(t) for t in plan_tiles(shape, tile=spec.tile, halo=spec.halo, stride=spec.stride)]
+        sides = [padded_length(n, tile=spec.tile, stride=spec.stride) for n in shape]
+        rows, columns = (len(plan_overlap(n, tile=spec.tile, stride=spec.stride)) for n in sides)
+        return [(spec.tile, spec.tile)] * (rows * columns)
+
     def _softmax(self, logits: Tensor) -> Tensor:
         """Probabilities of logits (N, K, h, w). Of blended tiles the blend is tempered, as it was when that was fitted
         on `plane_logits`."""
@@ -162,9 +176,9 @@ class Predictor:
     def _through(self, parts: Sequence[Part], load: Callable[[Part], Array]) -> Iterator[tuple[Sequence[Part], Tensor]]:
         """The network's logits for `parts`, whose arrays are of one shape, in batches that memory holds.
 
-        While a GPU works on one batch, a thread makes the next; a CPU has no hand free for that.
+        While a GPU works on one batch, a thread makes the next.
         """
-        with ThreadPoolExecutor(1, "next-batch") if self.device.type != "cpu" else nullcontext() as pool:
+        with ThreadPoolExecutor(1, "next-batch") if self.device.type in AHEAD else nullcontext() as pool:
             first = load(parts[0])
             start, made = 0, None
             while start < len(parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -86,7 +87,7 @@ def build_committee(models: Ensemble, options: PredictOptions) -> Committee:
 
 
 def compiled(committee: Committee, shape: tuple[int, int]) -> Iterator[Message]:
-    """Make the kernels of networks that are to be compiled, for tiles of `shape`; says how long that took.
+    """Make the kernels of networks that are to be compiled, for planes of `shape`; says how long that took.
 
     Raises
     ------
@@ -96,9 +97,9 @@ def compiled(committee: Committee, shape: tuple[int, int]) -> Iterator[Message]:
     for member in committee.members:
         if not hasattr(member.network, "_orig_mod"):
             continue
-        begun = perf_counter()
+        begun, tile = perf_counter(), max(member.tile_shapes(shape), key=math.prod)
         try:
-            member.answer(np.zeros((1, member.spec.in_channels, *shape), np.float32))
+            member.answer(np.zeros((1, member.spec.in_channels, *tile), np.float32))
         except Exception as error:  # the compiler's own, many kinds
             text = " ".join(str(error).split())[:160] or type(error).__name__
             raise RunError(f"torch.compile failed here ({text}); leave compile out.") from error
