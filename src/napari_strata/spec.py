@@ -19,7 +19,8 @@ from napari_strata.recipe import AtrousUNet, Network, Recipe, Smp, UNet
 
 TILE = 1536
 """Side of prediction tiles where the network allows any. The same on every machine, so that labels are: large enough
-that a plane of 2048 x 2048 goes through an encoder in one piece, which takes a ResNet34's U-Net 1.9 GB in float32."""
+that a plane of 2048 x 2048 goes through an encoder in one piece, for which a ResNet34's U-Net holds 1.65 GB of float32
+at a time (counted)."""
 
 HALO, ENCODER_HALO = 64, 160
 """Widest halos in use, for the classic U-Net and for encoders that shrink the picture 32 times. Measured on trained

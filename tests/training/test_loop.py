@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -408,3 +409,22 @@ def test_recipe_may_be_a_value_and_is_kept_with_the_run(tmp_path: Path, scene: S
     assert model.recipe == recipe == RunFolder.open(tmp_path / "run").recipe
     record = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
     assert record["spec"]["network"]["widths"] == [4, 8]
+
+
+def test_pages_are_kept_while_it_trains_and_given_back_when_it_is_stopped(
+    scene: Scene, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = [0]
+
+    @contextmanager
+    def watched(device: str) -> Iterator[bool]:
+        assert device == "cpu"
+        inside[0] += 1
+        yield True
+        inside[0] -= 1
+
+    monkeypatch.setattr(loop, "kept_pages", watched)
+    events = iter_train("default", scene(0), out=tmp_path / "run", overrides=small, device="cpu")
+    assert any(isinstance(event, BatchEnd) and inside == [1] for event in events)
+    events.close()
+    assert inside == [0]
