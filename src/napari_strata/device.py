@@ -65,6 +65,11 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 
+def channels_last(ndim: int) -> torch.memory_format:
+    """The order in memory in which convolutions are fastest, for tensors of 4 (2D) or 5 (3D) dimensions."""
+    return torch.channels_last_3d if ndim == 5 else torch.channels_last
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device; None where that cannot be known."""
     if device.type == "cuda":
