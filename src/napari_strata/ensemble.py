@@ -89,10 +89,11 @@ class Ensemble:
         """``1 model``, ``3 models`` or ``5 models (cross-validation)``."""
         return f"{len(self)} model{'' if len(self) == 1 else 's'}{' (cross-validation)' if self.folds else ''}"
 
-    def averaging(self, tta: bool) -> list[str]:
+    def averaging(self, tta: bool, *, ortho: bool = False) -> list[str]:
         """Over what probabilities are averaged, in one sentence; none of one model that sees the image once."""
         over = [f"over {self.describe()}"] if len(self) > 1 else []
         over += ["over flips and turns (8 times the work)"] if tta else []
+        over += ["over XY, XZ and YZ planes (3 times the work)"] if ortho else []
         return [f"probabilities are averaged {' and '.join(over)}"] if over else []
 
     def scales(self, samples: Sequence[Array], dtype: Any) -> list[Scale]:

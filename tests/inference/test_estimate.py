@@ -124,9 +124,9 @@ def test_the_tile_it_names_fits(model: ns.Model, monkeypatch: pytest.MonkeyPatch
     committee = build_committee(load_models(model), OPTIONS)
     need = tile_memory(committee.members[0], (96, 96))  # 1536, halved four times
     monkeypatch.setattr(module, "free_memory", lambda _: need)
-    form = Form(1, (5000, 5000), np.dtype(np.uint8))
+    form, image = Form(1, (5000, 5000), np.dtype(np.uint8)), ns.Image(np.zeros((5000, 5000), np.uint8))
     with pytest.raises(RunError, match="set tile=96,"):
-        check_memory(estimate(committee, PAIR.image, form, out=None, in_memory=False), committee)
+        check_memory(estimate(committee, image, form, out=None, in_memory=False), committee)
     assert math.isfinite(need)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from napari_strata.image import Image
+from napari_strata.inference.slabs import Slab
 from napari_strata.inference.stack import fingerprint, read_ahead
 
 IMAGE = Image(np.random.default_rng(0).integers(0, 255, (9, 30, 20)).astype(np.uint8), "ZYX")
@@ -17,10 +18,11 @@ def mark(image: Image) -> str:
 
 
 def test_planes_come_in_the_order_asked_for():
-    numbers = [7, 0, 3]
-    for (number, plane), want in zip(read_ahead(IMAGE, numbers), numbers, strict=True):
-        assert number == want
-        assert np.array_equal(plane[0], IMAGE.data[want])
+    slabs = [Slab({"Z": 7}, range(7, 8), slice(0, 1)), Slab({"Z": slice(0, 3)}, range(1, 2), slice(1, 2))]
+    read = list(read_ahead(IMAGE, slabs))
+    assert [slab for slab, _ in read] == slabs
+    assert np.array_equal(read[0][1][0], IMAGE.data[7])
+    assert np.array_equal(read[1][1][0], IMAGE.data[:3])
     assert list(read_ahead(IMAGE, [])) == []
 
 
@@ -32,7 +34,7 @@ def test_errors_of_reading_reach_the_reader():
             raise OSError("the drive is gone")
 
     with pytest.raises(OSError, match="drive is gone"):
-        list(read_ahead(Image(Broken(), "ZYX"), [0, 1]))
+        list(read_ahead(Image(Broken(), "ZYX"), [Slab({"Z": i}, range(i, i + 1), slice(0, 1)) for i in (0, 1)]))
 
 
 def test_a_fingerprint_is_of_the_pixels_and_their_layout():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -88,7 +88,7 @@ def with_backend(name: str, network: nn.Module, *, channels: int, precision: Pre
     inner, stride = (network.network, network.stride) if isinstance(network, AnySize) else (network, 1)
     with tempfile.TemporaryDirectory(prefix="napari-strata-") as folder:
         path = Path(folder) / "network.onnx"
-        _export(inner, path, channels=channels, stride=stride)
+        _export(inner, path, channels=channels, strides=(stride, stride) if isinstance(stride, int) else stride)
         session = _onnx_session(path) if name == "onnx" else _openvino_session(path, precision)
     foreign = Foreign(session, inner)
     if not isinstance(network, AnySize):
@@ -96,10 +96,17 @@ def with_backend(name: str, network: nn.Module, *, channels: int, precision: Pre
     return AnySize(foreign, stride, smallest=network.smallest)
 
 
-def _export(network: nn.Module, path: Path, *, channels: int, stride: int) -> None:
-    sides = [stride * torch.export.Dim(name, min=2, max=1024) for name in ("rows", "columns")]
-    shapes = ({0: torch.export.Dim("tiles", min=1, max=4096), 2: sides[0], 3: sides[1]},)
-    example = torch.zeros((2, channels, 4 * stride, 3 * stride))
+def _export(network: nn.Module, path: Path, *, channels: int, strides: Sequence[int]) -> None:
+    names = ("planes", "rows", "columns")[-len(strides) :]
+    sides = {
+        axis: stride * torch.export.Dim(name, min=2, max=1024)
+        for axis, (name, stride) in enumerate(zip(names, strides, strict=True), start=2)
+    }
+    # Of different lengths, so that none is taken for another.
+    example = torch.zeros(
+        (2, channels, *(n * stride for n, stride in zip((5, 4, 3)[-len(strides) :], strides, strict=True)))
+    )
+    shapes = ({0: torch.export.Dim("tiles", min=1, max=4096), **sides},)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter about its own parts

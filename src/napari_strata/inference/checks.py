@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.errors import ImageError
+from napari_strata.errors import ImageError, RunError
 from napari_strata.image import Image
 from napari_strata.spec import ModelSpec
 
@@ -17,19 +17,26 @@ TOLERANCE = 1.2
 """Pixel sizes that differ by no more than this factor pass without a word."""
 
 
-def check_image(specs: ModelSpec | Sequence[ModelSpec], image: Image, samples: Sequence[Array]) -> list[str]:
+def check_image(
+    specs: ModelSpec | Sequence[ModelSpec], image: Image, samples: Sequence[Array], *, ortho: bool = False
+) -> list[str]:
     """Warnings about predicting `image` with models of `specs`; `samples` are the image's own, see `Image.samples`.
 
-    What is said of one model is not said again of the next.
+    What is said of one model is not said again of the next. `ortho` is for three views of a volume.
 
     Raises
     ------
     ImageError
-        when the number of channels differs from the models', or the image does not hold real numbers.
+        when the number of channels differs from the models', the image does not hold real numbers, or is a single plane
+        and a volume is needed.
+    RunError
+        when models cannot give three views.
     """
     group = [specs] if isinstance(specs, ModelSpec) else specs
     for spec in group:
         _check_kind(spec, image)
+        if ortho:
+            _check_views(spec, image)
     sizes, greys = ([*_pixel_size(s, image)] for s in group), ([*_grey_values(s, image, samples)] for s in group)
     return next(filter(None, sizes), []) + next(filter(None, greys), [])
 
@@ -42,6 +49,26 @@ def _check_kind(spec: ModelSpec, image: Image) -> None:
         )
     if image.dtype.kind not in "buif":
         raise ImageError(f"{image.name}: found dtype {image.dtype}; needed are integers or floats; convert the image.")
+
+    if spec.depth is not None and "Z" not in image.axes:
+        raise ImageError(
+            f"{image.name}: found a single plane ({image.axes}), and the model sees volumes; give a stack with an axis "
+            "Z (check --axes), or use a 2D model."
+        )
+
+
+def _check_views(spec: ModelSpec, image: Image) -> None:
+    wrong = (
+        "sees volumes as it is" if spec.depth else "has neighbours, which are slices along Z" if spec.neighbours else ""
+    )
+    wrong = wrong or ("resizes every plane to a square" if spec.resize else "")
+    if wrong:
+        raise RunError(f"found a model that {wrong}; needed for XZ and YZ planes (--ortho) is a plain 2D model.")
+    if image.size("Z") < 2:
+        raise ImageError(
+            f"{image.name}: found a single plane ({image.axes}), which has no XZ and YZ planes; give a stack with an "
+            "axis Z (check --axes), or leave --ortho out."
+        )
 
 
 def _channels(count: int, names: Sequence[str]) -> str:

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from napari_strata.device import Precision
+from napari_strata.image import Image
 from napari_strata.inference.predictor import Predictor, class_indices, is_out_of_memory
+from napari_strata.inference.slabs import Slab, plan_slabs
 from napari_strata.inference.tiling import Box
+from napari_strata.inference.views import mean_of_views, view_shapes
 from napari_strata.normalization import Scale
 from napari_strata.spec import ModelSpec
 
@@ -36,20 +39,20 @@ class Turn:
     quarters: int = 0
 
     def apply(self, image: Array) -> Array:
-        """An array (C, H, W), turned. A copy, in the order of memory that torch takes."""
-        return np.ascontiguousarray(np.rot90(np.flip(image, 2) if self.mirror else image, self.quarters, (1, 2)))
+        """An array (..., H, W), turned. A copy, in the order of memory that torch takes."""
+        return np.ascontiguousarray(np.rot90(np.flip(image, -1) if self.mirror else image, self.quarters, (-2, -1)))
 
     def undo(self, answer: Tensor) -> Tensor:
-        """An answer (K, h, w) for part of a turned plane, turned back."""
-        straight = torch.rot90(answer, -self.quarters, (1, 2)) if self.quarters else answer
-        return torch.flip(straight, (2,)) if self.mirror else straight
+        """An answer (..., h, w) for part of a turned plane, turned back."""
+        straight = torch.rot90(answer, -self.quarters, (-2, -1)) if self.quarters else answer
+        return torch.flip(straight, (-1,)) if self.mirror else straight
 
     def place(self, box: Box, shape: tuple[int, int]) -> Box:
-        """Where a part of the turned plane, whose size is `shape`, lies in the plane itself."""
-        (rows, columns), (height, width) = box, shape
+        """Where a part of the turned plane, whose size is `shape`, lies in the plane. Planes of a volume stay."""
+        (*planes, rows, columns), (height, width) = box, shape
         for _ in range(self.quarters):  # turned back, rows from the top are columns from the right
             rows, columns, height, width = columns, _reversed(rows, height), width, height
-        return (rows, _reversed(columns, width)) if self.mirror else (rows, columns)
+        return (*planes, rows, _reversed(columns, width) if self.mirror else columns)
 
 
 TURNS = tuple(Turn(*pair) for pair in product((False, True), range(4)))
@@ -70,11 +73,14 @@ class Committee:
         average over the eight flips and quarter turns of the plane too (test-time augmentation, as in Simonyan &
         Zisserman 2015, https://arxiv.org/abs/1409.1556, for flips): each goes through the normal tiling, and its
         answer is turned back. Eight times the work.
+    ortho
+        average over the XY, XZ and YZ planes of a volume; 2D networks only. See `views`.
     """
 
-    def __init__(self, members: Sequence[Predictor], *, tta: bool = False) -> None:
+    def __init__(self, members: Sequence[Predictor], *, tta: bool = False, ortho: bool = False) -> None:
         self.members = tuple(members)
         self.turns = TURNS if tta else TURNS[:1]
+        self.ortho = ortho
 
     @property
     def spec(self) -> ModelSpec:
@@ -94,10 +100,37 @@ class Committee:
         """Side of each member's tiles."""
         return [member.spec.tile for member in self.members]
 
+    def slabs(self, image: Image) -> list[Slab]:
+        """The pieces in which an image is predicted."""
+        return plan_slabs(image, [member.spec for member in self.members], ortho=self.ortho)
+
+    def pictures(self, slab: Slab, image: Image) -> list[tuple[tuple[int, ...], int]]:
+        """Sizes of what goes through each network for a slab, and how many of each; turns not counted."""
+        shape = slab.shape(image)
+        return view_shapes(shape, slab.stretch) if self.ortho else [(shape, 1)]
+
+    def slab(
+        self, slab: Slab, array: Array, scales: Sequence[Scale], *, probabilities: bool = False
+    ) -> tuple[Array, Array | None]:
+        """Predict the planes of a slab from its grey values (C, H, W) or (C, D, H, W); see `plane`.
+
+        Returns
+        -------
+        class indices uint8 (planes, H, W), and probabilities float16 (planes, K, H, W) if asked for.
+        """
+        if not self.ortho:
+            indices, chances = self.plane(array, scales, probabilities=probabilities)
+            if indices.ndim == 2:
+                return indices[None], None if chances is None else chances[None]
+            return indices[slab.keep], None if chances is None else np.moveaxis(chances[:, slab.keep], 0, 1)
+        mean = mean_of_views(array, slab.stretch, lambda plane: self._mean(plane, scales))[:, slab.keep]
+        indices = class_indices(mean[None])[0].cpu().numpy()
+        return indices, np.moveaxis(mean.half().cpu().numpy(), 0, 1) if probabilities else None
+
     def plane(
         self, image: Array, scales: Sequence[Scale], *, probabilities: bool = False
     ) -> tuple[Array, Array | None]:
-        """Predict one plane (C, H, W) as `Predictor.plane` does, with the scale of each member; see
+        """Predict one plane (C, H, W), or volume, as `Predictor.plane` does, with the scale of each member; see
         `Ensemble.scales`.
 
         Returns
@@ -121,7 +154,7 @@ class Committee:
         total = _zeros((len(self.spec.classes), *image.shape[1:]), self.device)
         for turn in self.turns:
             turned = turn.apply(image)
-            height, width = turned.shape[1:]
+            height, width = turned.shape[-2:]
             for member, scale in zip(self.members, scales, strict=True):
                 for places, chances in member.probabilities(turned, scale):
                     for (crop, write), one in zip(places, chances, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Estimate:
         measured on one tile; None when it was not.
     memory
         bytes that the device needs beyond the networks, which it holds already: for one tile, and on a CPU for the
-        plane, the next one and what becomes of them. The libraries come on top.
+        slab (a plane, or several), the next one and what becomes of them. The libraries come on top.
     free_memory
         bytes that are free there now; None where that cannot be known.
     disk, free_disk
@@ -86,20 +87,29 @@ def estimate(
     measure
         send one tile through, twice, to know how long it takes.
     """
-    turns, plane = len(committee.turns), math.prod(form.shape)
+    turns = len(committee.turns)
+    slabs = committee.slabs(image)
+    pictures = Counter[tuple[int, ...]]()
+    for slab in slabs:
+        for shape, times in committee.pictures(slab, image):
+            pictures[shape] += times * turns
     seconds, forwarded, memory = 0.0, 0.0, 0
     for member in committee.members:
-        tiles = member.tile_shapes(form.shape)
+        tiles = Counter[tuple[int, ...]]()
+        for shape, times in pictures.items():
+            for tile in member.tile_shapes(shape):
+                tiles[tile] += times
         largest = max(tiles, key=math.prod)
-        pixels = sum(map(math.prod, tiles))
+        pixels = sum(math.prod(tile) * times for tile, times in tiles.items())
         memory = max(memory, tile_memory(member, largest))
         if measure:
-            seconds += _seconds(member, largest) / math.prod(largest) * pixels * turns * form.planes
-        forwarded += pixels * turns / plane
-    if len(committee.members) * turns > 1:  # the mean of their probabilities
-        memory += plane * len(committee.spec.classes) * 4
+            seconds += _seconds(member, largest) / math.prod(largest) * pixels
+        forwarded += pixels / (form.planes * math.prod(form.shape))
+    voxels = max(math.prod(slab.shape(image)) for slab in slabs)
+    if len(committee.members) * turns > 1 or committee.ortho:  # the mean of their probabilities
+        memory += voxels * len(committee.spec.classes) * 4
     if committee.device.type == "cpu":  # a GPU holds neither the planes nor what becomes of them
-        memory += plane * (image.channels * image.dtype.itemsize * 2 + 2) + (form.nbytes if in_memory else 0)
+        memory += voxels * (image.channels * image.dtype.itemsize * 2 + 2) + (form.nbytes if in_memory else 0)
     place = None if out is None else next(p for p in out.absolute().parents if p.exists())
     return Estimate(
         describe_device(committee.device),
@@ -120,7 +130,10 @@ def check_memory(found: Estimate, committee: Committee) -> None:
         return
     member = committee.members[0]
     side = member.spec.tile
-    while side > member.spec.stride and tile_memory(member, (side, side)) > found.free_memory:
+    while (
+        side > member.spec.stride
+        and tile_memory(member, (*member.spec.tile_shape[:-2], side, side)) > found.free_memory
+    ):
         side = side // 2 // member.spec.stride * member.spec.stride or member.spec.stride
     way = f"set tile={side}, " if side < member.spec.tile and not member.spec.blend else ""
     raise RunError(
@@ -130,7 +143,7 @@ def check_memory(found: Estimate, committee: Committee) -> None:
     )
 
 
-def tile_memory(member: Predictor, shape: tuple[int, int]) -> int:
+def tile_memory(member: Predictor, shape: tuple[int, ...]) -> int:
     """Bytes at most alive while the network answers one tile, its float32 input and answer among them.
 
     The forward pass runs on torch's meta device: nothing is computed and nothing allocated. The working memory of
@@ -143,7 +156,7 @@ def tile_memory(member: Predictor, shape: tuple[int, int]) -> int:
     return known[key] + 4 * (member.spec.in_channels + len(member.spec.classes)) * math.prod(shape)
 
 
-def _alive(member: Predictor, shape: tuple[int, int]) -> int:
+def _alive(member: Predictor, shape: tuple[int, ...]) -> int:
     """Bytes of float32 tensors at most alive in the network; 0 where it cannot be run on the meta device."""
     network = without_weights(getattr(member.network, "_orig_mod", member.network))  # not torch.compile's
     try:
@@ -185,7 +198,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._now -= count
 
 
-def _seconds(member: Predictor, shape: tuple[int, int]) -> float:
+def _seconds(member: Predictor, shape: tuple[int, ...]) -> float:
     """Of one tile, the second time it is asked for."""
     batch = np.zeros((1, member.spec.in_channels, *shape), np.float32)
     for _ in range(2):

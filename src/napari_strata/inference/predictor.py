@@ -1,22 +1,25 @@
-"""Predictor: a network, and one plane after another through it.
+"""Predictor: a network, and one picture after another through it: planes, or volumes where the network is a 3D one.
 
-It knows tiles, batches and memory; it knows nothing of files, stacks or label values. Nothing larger than one plane is
-ever held, and of floats no more than a batch of tiles (blend: a strip of one tile's height; resize: one plane).
+It knows tiles, batches and memory; it knows nothing of files, stacks or label values. Nothing larger than one picture
+is ever held, and of floats no more than a batch of tiles (blend: a strip of one tile's height; resize: one plane).
+
+Arrays are (C, H, W) and (N, C, H, W) for planes, (C, D, H, W) and (N, C, D, H, W) for volumes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from itertools import groupby
+from itertools import groupby, pairwise, product
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_strata.device import Precision
+from napari_strata.device import Precision, channels_last
 from napari_strata.errors import RunError
 from napari_strata.inference.tiling import Box, Tile, blend_weights, padded_length, plan_overlap, plan_tiles
 from napari_strata.normalization import Scale
@@ -25,7 +28,7 @@ from napari_strata.spec import ModelSpec
 Array = np.ndarray[Any, Any]
 Part = TypeVar("Part")
 Placement: TypeAlias = tuple[Box, Box]
-"""What to keep of an answer, and where it belongs in the plane."""
+"""What to keep of an answer, and where it belongs in the picture."""
 
 AHEAD = ("cuda", "mps")
 """Kinds of device beside which a thread makes the next batch; a CPU has no hand free for that."""
@@ -35,13 +38,13 @@ PIXELS = {"cpu": 2**20, "cuda": 2**21, "mps": 2**20}
 
 
 class Predictor:
-    """Class indices, probabilities or logits of single planes.
+    """Class indices, probabilities or logits of single planes (of volumes).
 
     Parameters
     ----------
     network
-        takes float32 (N, C, H, W) of any H and W, gives logits (N, K, H, W). It is put on `device`, and left in the
-        mode (training or not) it was in.
+        takes float32 (N, C, H, W) of any H and W, gives logits (N, K, H, W); with one more axis D before H if it is 3D.
+        It is put on `device`, and left in the mode (training or not) it was in.
     spec
         says how the network wants its tiles; see `ModelSpec`.
     batch
@@ -61,7 +64,8 @@ class Predictor:
         batch: int | None = None,
         temperature: float = 1.0,
     ) -> None:
-        self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        order = channels_last(2 + len(spec.axes))
+        self.network: nn.Module = network.to(device, memory_format=order)  # type: ignore[call-overload]
         self.spec = spec
         self.device = device
         self.precision = precision
@@ -69,18 +73,19 @@ class Predictor:
         self.temperature = temperature
 
     def plane(self, image: Array, scale: Scale, *, probabilities: bool = False) -> tuple[Array, Array | None]:
-        """Predict one plane.
+        """Predict one plane (volume).
 
         Parameters
         ----------
         image
-            grey values (C, H, W) of any dtype, as they are in the file; any H and W.
+            grey values (C, H, W) of any dtype, as they are in the file; any H and W. (C, D, H, W) for a 3D network.
         scale
             see `ResolvedNormalization.scale_for`. Values that are not finite count as its centre.
 
         Returns
         -------
-        class indices uint8 (H, W), and probabilities float16 (K, H, W) if asked for.
+        class indices uint8 (H, W), and probabilities float16 (K, H, W) if asked for; of a volume (D, H, W) and
+        (K, D, H, W).
 
         Raises
         ------
@@ -111,16 +116,22 @@ class Predictor:
             _place(out, places, logits)
         return out
 
-    def tile_shapes(self, shape: tuple[int, int]) -> list[tuple[int, int]]:
-        """Rows and columns of every tile that goes through the network for a plane of `shape`."""
+    def tile_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """Sizes of every tile that goes through the network for a picture of `shape`."""
         spec = self.spec
         if spec.resize:
             return [(spec.resize, spec.resize)]
         if not spec.blend:
-            return [_read_shape(t) for t in plan_tiles(shape, tile=spec.tile, halo=spec.halo, stride=spec.stride)]
-        sides = [padded_length(n, tile=spec.tile, stride=spec.stride) for n in shape]
-        rows, columns = (len(plan_overlap(n, tile=spec.tile, stride=spec.stride)) for n in sides)
-        return [(spec.tile, spec.tile)] * (rows * columns)
+            return [_read_shape(tile) for tile in self._tiles(shape)]
+        plans = [
+            plan_overlap(padded_length(n, tile=t, stride=s), tile=t, stride=s)
+            for n, t, s in zip(shape, spec.tile_shape, spec.stride_shape, strict=True)
+        ]
+        return [spec.tile_shape] * math.prod(map(len, plans))
+
+    def _tiles(self, shape: Sequence[int]) -> list[Tile]:
+        spec = self.spec
+        return plan_tiles(shape, tile=spec.tile_shape, halo=spec.halo_shape, stride=spec.stride_shape)
 
     def _softmax(self, logits: Tensor) -> Tensor:
         """Probabilities of logits (N, K, h, w). Of blended tiles the blend is tempered, as it was when that was fitted
@@ -134,35 +145,40 @@ class Predictor:
             yield from way(image, scale)
 
     def _cropped(self, image: Array, scale: Scale) -> Iterator[tuple[list[Placement], Tensor]]:
-        spec = self.spec
-        tiles = plan_tiles(image.shape[1:], tile=spec.tile, halo=spec.halo, stride=spec.stride)
+        tiles = self._tiles(image.shape[1:])
         tiles.sort(key=_read_shape)  # a batch holds equal shapes; sorting is stable, so rows stay together
         for _, group in groupby(tiles, key=_read_shape):
             for batch, logits in self._through(list(group), lambda t: scale.apply(image[:, *t.read])):
                 yield [(t.crop, t.write) for t in batch], logits
 
     def _blended(self, image: Array, scale: Scale) -> Iterator[tuple[list[Placement], Tensor]]:
-        tile, stride = self.spec.tile, self.spec.stride
-        height, width = image.shape[1:]
-        padded = _pad(image, *(padded_length(n, tile=tile, stride=stride) for n in (height, width)))
-        plans = [plan_overlap(n, tile=tile, stride=stride) for n in padded.shape[1:]]
+        """Probabilities of overlapping tiles, summed in a strip that is one tile thick along the first axis."""
+        tile, stride, shape = self.spec.tile_shape, self.spec.stride_shape, image.shape[1:]
+        sides = [padded_length(n, tile=t, stride=s) for n, t, s in zip(shape, tile, stride, strict=True)]
+        padded = _pad(image, sides)
+        plans = [plan_overlap(n, tile=t, stride=s) for n, t, s in zip(sides, tile, stride, strict=True)]
         weights = [
-            torch.from_numpy(blend_weights(starts, tile=tile, length=n)).to(self.device)
-            for starts, n in zip(plans, padded.shape[1:], strict=True)
+            torch.from_numpy(blend_weights(starts, tile=t, length=n)).to(self.device)
+            for starts, t, n in zip(plans, tile, padded.shape[1:], strict=True)
         ]
-        rows, columns = plans
-        strip = torch.zeros((len(self.spec.classes), tile, padded.shape[2]), device=self.device)
-        for i, (top, following) in enumerate(zip(rows, [*rows[1:], padded.shape[1]], strict=True)):
-            band = padded[:, top : top + tile]
-            parts = [(j, band[:, :, left : left + tile]) for j, left in enumerate(columns)]
-            for batch, logits in self._through(parts, lambda part: scale.apply(part[1])):
-                for (j, _), one in zip(batch, logits, strict=True):
-                    weight = weights[0][i][:, None] * weights[1][j]
-                    strip[:, :, columns[j] : columns[j] + tile] += torch.softmax(one, 0) * weight
-            # Rows above the next tiles are complete; what remains moves up.
+        first, *others = plans
+        strip = torch.zeros((len(self.spec.classes), tile[0], *padded.shape[2:]), device=self.device)
+        for i, (top, following) in enumerate(pairwise([*first, padded.shape[1]])):
+            band = padded[:, top : top + tile[0]]
+            parts = [
+                ((i, *numbers), box, band[:, :, *box])
+                for numbers, box in zip(
+                    product(*(range(len(plan)) for plan in others)), _boxes(others, tile[1:]), strict=True
+                )
+            ]
+            for batch, logits in self._through(parts, lambda part: scale.apply(part[2])):
+                for (numbers, box, _), one in zip(batch, logits, strict=True):
+                    strip[:, :, *box] += torch.softmax(one, 0) * _outer(weights, numbers)
+            # What lies before the next tiles is complete; what remains moves up.
             done = following - top
-            write = (slice(top, min(following, height)), slice(0, width))
-            crop = (slice(0, write[0].stop - top), slice(0, width))
+            rest = tuple(slice(0, n) for n in shape[1:])
+            write = (slice(top, min(following, shape[0])), *rest)
+            crop = (slice(0, write[0].stop - top), *rest)
             yield [(crop, write)], strip[None, :, :done].clamp_min(1e-30).log()
             strip = torch.cat([strip[:, done:], torch.zeros_like(strip[:, :done])], 1)
 
@@ -196,16 +212,17 @@ class Predictor:
 
     def _count(self, example: Array) -> int:
         """Tiles of this shape that go through at a time."""
-        return self.batch or max(1, PIXELS.get(self.device.type, 2**20) // (example.shape[1] * example.shape[2]))
+        return self.batch or max(1, PIXELS.get(self.device.type, 2**20) // math.prod(example.shape[1:]))
 
     def answer(self, batch: Array) -> Tensor:
-        """Logits float32 (N, K, h, w), on the device, of scaled tiles float32 (N, C, h, w). The network's mode is not
-        changed: call it in evaluation mode."""
+        """Logits float32 (N, K, h, w), on the device, of scaled tiles float32 (N, C, h, w), or with one more axis for a
+        3D network. The network's mode is not changed: call it in evaluation mode."""
         with torch.inference_mode(), self.precision.autocast(self.device):
             inputs = torch.from_numpy(batch)
             if self.device.type == "cuda":  # from pinned memory the copy runs beside the computation
                 inputs = inputs.pin_memory()
-            inputs = inputs.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            inputs = inputs.to(self.device, non_blocking=True)
+            inputs = inputs.contiguous(memory_format=channels_last(inputs.ndim))
             logits: Tensor = self.network(inputs)
             return logits.float()
 
@@ -224,21 +241,22 @@ class Predictor:
         if count > 1:
             self.batch = count // 2
             return
-        height, width = example.shape[1:]
         side = self._fitting_side(example)
         way = "train with a smaller patches.resize" if self.spec.resize else f"set tile={side}"
-        fits = f"{side} x {side} would fit: {way}" if side else "no smaller tile fits either"
+        shape, smaller = (" x ".join(map(str, n)) for n in (example.shape[1:], (*example.shape[1:-2], side, side)))
+        fits = f"{smaller} would fit: {way}" if side else "no smaller tile fits either"
         raise RunError(
-            f"out of memory on {self.device}: found that one tile of {height} x {width} pixels is too much; {fits}, "
+            f"out of memory on {self.device}: found that one tile of {shape} pixels is too much; {fits}, "
             "close other programs, or predict on the CPU (device='cpu')."
         )
 
     def _fitting_side(self, example: Array) -> int:
-        """The largest side, found by halving, of a tile that memory holds; 0 when none does."""
+        """The largest side, found by halving, of a tile (of a volume: as thick as it is) that memory holds; 0 when none
+        does."""
         stride = self.spec.stride
-        side: int = min(example.shape[1:]) // 2 // stride * stride
+        side: int = min(example.shape[-2:]) // 2 // stride * stride
         while side >= stride:
-            if self._try(np.zeros((1, len(example), side, side), np.float32)) is not None:
+            if self._try(np.zeros((1, *example.shape[:-2], side, side), np.float32)) is not None:
                 return side
             side = side // 2 // stride * stride
         return 0
@@ -246,7 +264,7 @@ class Predictor:
 
 @torch.inference_mode()
 def class_indices(logits: Tensor) -> Tensor:
-    """Index uint8 (N, H, W) of the largest of logits (N, K, H, W), the first of equals.
+    """Index uint8 (N, H, W) of the largest of logits (N, K, H, W), the first of equals; so of volumes.
 
     A running maximum: `torch.argmax` over the second axis walks memory in strides and takes 80 times as long (tried:
     79 against 1 to 4 ms a megapixel), and gives eight bytes a pixel.
@@ -269,9 +287,8 @@ def _stacked(load: Callable[[Part], Array], parts: Sequence[Part]) -> Array:
     return np.stack([load(part) for part in parts])
 
 
-def _read_shape(tile: Tile) -> tuple[int, int]:
-    rows, columns = tile.read
-    return rows.stop - rows.start, columns.stop - columns.start
+def _read_shape(tile: Tile) -> tuple[int, ...]:
+    return tuple(part.stop - part.start for part in tile.read)
 
 
 def _place(out: Array, places: Sequence[Placement], answers: Tensor) -> None:
@@ -279,10 +296,25 @@ def _place(out: Array, places: Sequence[Placement], answers: Tensor) -> None:
         out[:, *write] = one[:, *crop]
 
 
-def _pad(image: Array, height: int, width: int) -> Array:
-    """Grow (C, H, W) at the far ends by reflection, as training does."""
-    missing = (height - image.shape[1], width - image.shape[2])
+def _pad(image: Array, shape: Sequence[int]) -> Array:
+    """Grow (C, *spatial) at the far ends to `shape` by reflection, as training does."""
+    missing = [wanted - found for wanted, found in zip(shape, image.shape[1:], strict=True)]
     return np.pad(image, ((0, 0), *((0, m) for m in missing)), mode="reflect") if any(missing) else image
+
+
+def _boxes(plans: Sequence[Sequence[int]], tile: Sequence[int]) -> Iterator[Box]:
+    """Boxes of tiles that start at every combination of `plans`."""
+    for starts in product(*plans):
+        yield tuple(slice(start, start + side) for start, side in zip(starts, tile, strict=True))
+
+
+def _outer(weights: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
+    """The weights of one tile: the product of those of its number along each axis."""
+    chosen = [weight[number] for weight, number in zip(weights, numbers, strict=True)]
+    out = chosen[0]
+    for other in chosen[1:]:
+        out = out[..., None] * other
+    return out
 
 
 @torch.inference_mode()

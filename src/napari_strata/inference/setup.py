@@ -14,6 +14,7 @@ from napari_strata.device import choose_device, choose_precision
 from napari_strata.ensemble import Ensemble
 from napari_strata.errors import RunError
 from napari_strata.events import Message
+from napari_strata.image import Image
 from napari_strata.inference.backends import check_backend, with_backend
 from napari_strata.inference.committee import Committee
 from napari_strata.inference.predictor import Predictor
@@ -41,6 +42,8 @@ class PredictOptions:
         side of the tiles in pixels, where the model's own do not fit into memory.
     tta
         average over the eight flips and quarter turns of each plane (8 times the work); see `Committee`.
+    ortho
+        average over the XY, XZ and YZ planes of a volume, with a 2D model (3 times the work); see `views`.
     backend
         "torch", or "onnx" or "openvino" (CPU, with the extras of these names); see `backends`.
     compile
@@ -54,6 +57,7 @@ class PredictOptions:
     precision: str = "auto"
     tile: int | None = None
     tta: bool = False
+    ortho: bool = False
     backend: str = "torch"
     compile: bool = False
 
@@ -74,8 +78,8 @@ def build_predictor(model: Model, options: PredictOptions) -> Predictor:
         spec = spec.model_copy(update={"tile": -(-options.tile // spec.stride) * spec.stride})
     precision = choose_precision(check_backend(options.backend, device, options.precision), device)
     network, temperature = model.build(device), model.temperature
-    # A side of two strides, as small as every network of ours takes.
-    network = fold_batch_norms(network, channels=spec.in_channels, side=2 * spec.stride)
+    # Two strides along each axis, as small as every network of ours takes.
+    network = fold_batch_norms(network, channels=spec.in_channels, side=tuple(2 * n for n in spec.stride_shape))
     network = torch.compile(network) if options.compile else network  # type: ignore[assignment]
     network = with_backend(options.backend, network, channels=spec.in_channels, precision=precision)
     return Predictor(network, spec, device=device, precision=precision, batch=options.batch, temperature=temperature)
@@ -83,21 +87,24 @@ def build_predictor(model: Model, options: PredictOptions) -> Predictor:
 
 def build_committee(models: Ensemble, options: PredictOptions) -> Committee:
     """The networks of all members on the device that `options` ask for."""
-    return Committee([build_predictor(model, options) for model in models.ordered], tta=options.tta)
+    members = [build_predictor(model, options) for model in models.ordered]
+    return Committee(members, tta=options.tta, ortho=options.ortho)
 
 
-def compiled(committee: Committee, shape: tuple[int, int]) -> Iterator[Message]:
-    """Make the kernels of networks that are to be compiled, for planes of `shape`; says how long that took.
+def compiled(committee: Committee, image: Image) -> Iterator[Message]:
+    """Make the kernels of networks that are to be compiled, for the tiles of an image; says how long that took.
 
     Raises
     ------
     RunError
         when there is no compiler here, or it cannot compile a network.
     """
+    pictures = [shape for shape, _ in committee.pictures(committee.slabs(image)[0], image)]
     for member in committee.members:
         if not hasattr(member.network, "_orig_mod"):
             continue
-        begun, tile = perf_counter(), max(member.tile_shapes(shape), key=math.prod)
+        tiles = [tile for shape in pictures for tile in member.tile_shapes(shape)]
+        begun, tile = perf_counter(), max(tiles, key=math.prod)
         try:
             member.answer(np.zeros((1, member.spec.in_channels, *tile), np.float32))
         except Exception as error:  # the compiler's own, many kinds

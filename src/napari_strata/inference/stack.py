@@ -1,4 +1,4 @@
-"""An image as a stack of planes: read one ahead, recognised again, and its labels put together as the image was.
+"""An image as a stack of planes: read one slab ahead, recognised again, and its labels put together as the image was.
 
 Planes are those of `Image.planes`, counted in its order.
 """
@@ -19,22 +19,22 @@ from napari_strata import axes
 from napari_strata.classes import ClassMap
 from napari_strata.events import Message
 from napari_strata.image import Image, LabelImage
+from napari_strata.inference.slabs import Slab
 
 Array = np.ndarray[Any, Any]
 
 
-def read_ahead(image: Image, numbers: Sequence[int]) -> Iterator[tuple[int, Array]]:
-    """Planes by their number, the next one being read while the last is worked on."""
-    planes = list(image.planes())
+def read_ahead(image: Image, slabs: Sequence[Slab]) -> Iterator[tuple[Slab, Array]]:
+    """Slabs with their grey values, the next one being read while the last is worked on."""
     with ThreadPoolExecutor(1, "read-ahead") as pool:
-        pending: deque[tuple[int, Future[Array]]] = deque()
-        for number in numbers:
-            pending.append((number, pool.submit(image.read, planes[number])))
+        pending: deque[tuple[Slab, Future[Array]]] = deque()
+        for slab in slabs:
+            pending.append((slab, pool.submit(image.read, slab.region)))
             if len(pending) > 1:
                 first, future = pending.popleft()
                 yield first, future.result()
-        for number, future in pending:
-            yield number, future.result()
+        for slab, future in pending:
+            yield slab, future.result()
 
 
 def not_finite(image: Image, bad: Sequence[tuple[Mapping[str, Any], Array]]) -> Message:
