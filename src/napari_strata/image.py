@@ -124,7 +124,11 @@ class Image:
 
     def planes(self) -> Iterator[dict[str, int | slice]]:
         """Regions of the single YX planes, T slowest, then Z."""
-        leading = [a for a in "TZ" if a in self.axes]
+        return self.regions("YX")
+
+    def regions(self, axes: str) -> Iterator[dict[str, int | slice]]:
+        """Regions of the single planes (``axes="YX"``) or volumes (``"ZYX"``), T slowest, then Z."""
+        leading = [a for a in "TZ" if a in self.axes and a not in axes]
         for index in np.ndindex(*(self.size(a) for a in leading)):
             yield dict(zip(leading, map(int, index), strict=True))
 
@@ -223,6 +227,21 @@ class AnnotatedImage:
                 f"{self.name}: image {self.image.shape} ({self.image.axes}) and labels {self.labels.shape} "
                 f"({self.labels.axes}) differ along {'; '.join(wrong)}; they must cover the same pixels."
             )
+
+
+def require_volume(image: Image) -> None:
+    """Refuse what a 3D network cannot take.
+
+    Raises
+    ------
+    ImageError
+        when the image has no second plane.
+    """
+    if image.size("Z") < 2:
+        raise ImageError(
+            f"{image.name}: found a single plane ({image.axes}), and the network is 3D; give a stack with an axis Z "
+            "(check --axes), or take a 2D recipe."
+        )
 
 
 def as_pairs(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[AnnotatedImage]:

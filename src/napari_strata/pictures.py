@@ -43,7 +43,7 @@ class Example:
     truth, prediction
         class indices uint8 (h, w); `IGNORE` where unlabelled.
     confusion
-        of the whole plane.
+        of the whole plane, or of the volume that it is from.
     """
 
     name: str
@@ -53,8 +53,17 @@ class Example:
     confusion: ConfusionMatrix
 
     @classmethod
-    def of(cls, name: str, image: Array, truth: Array, *, prediction: Array, confusion: ConfusionMatrix) -> Example:
-        """From grey values (C, H, W) of any dtype and class indices (H, W), reduced to a panel's size."""
+    def of(
+        cls, name: str, image: Array, truth: Array, *, prediction: Array, confusion: ConfusionMatrix, first: int = 0
+    ) -> Example:
+        """From grey values (C, H, W) of any dtype and class indices (H, W), reduced to a panel's size.
+
+        Of a volume, (C, D, H, W) and (D, H, W), the plane with the most labelled pixels is shown and named; its planes
+        are numbered from `first`.
+        """
+        if truth.ndim == 3:
+            z = int((truth != IGNORE).sum(axis=(1, 2)).argmax())
+            name, image, truth, prediction = f"{name} Z={first + z}", image[:, z], truth[z], prediction[z]
         step = -(-max(truth.shape) // PANEL[1])
         height, width = (max(1, n // step) * min(step, n) for n in truth.shape)
         labels = [a[:height, :width][step // 2 :: step, step // 2 :: step].copy() for a in (truth, prediction)]

@@ -29,12 +29,20 @@ from napari_strata.sections import Norm as Norm
 from napari_strata.sections import Section as Section
 from napari_strata.sections import Smp as Smp
 from napari_strata.sections import UNet as UNet
+from napari_strata.sections import UNet3d as UNet3d
 
 
 class Patches(Section):
     """What the network sees at a time."""
 
     size: int = Field(256, ge=16, le=4096, description="Side of the square patches in pixels.")
+    depth: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Planes of a 3D patch; when empty, about as much of the specimen as size, from the pixel size. "
+        "For network.kind unet3d only.",
+    )
     per_epoch: int | None = Field(
         None,
         ge=1,
@@ -60,6 +68,7 @@ class Augmentation(Section):
 
     flip_horizontal: bool = Field(True, description="Mirror left-right in half of the patches (HorizontalFlip).")
     flip_vertical: bool = Field(True, description="Mirror top-bottom in half of the patches (VerticalFlip).")
+    flip_depth: bool = Field(True, description="Mirror front to back in half of the patches; 3D only.")
     quarter_turns: bool = Field(True, description="Turn by 0, 90, 180 or 270 degrees.")
     rotation: float = Field(0.0, ge=0, le=180, description="Turn by up to this many degrees either way.")
     scale: Share = Field(0.0, description="Enlarge or shrink by up to this share.")
@@ -216,6 +225,26 @@ class Recipe(Section):
     normalization: Normalization = Normalization()
     training: Training = Training()
 
+    @model_validator(mode="after")
+    def _of_one_dimension(self) -> Recipe:
+        patches, kind = self.patches, self.network.kind
+        if kind != "unet3d" and patches.depth is not None:
+            raise RecipeError(
+                f"patches.depth is {patches.depth}, but network.kind {kind} sees single planes; leave it empty "
+                "(patches.depth=null), or set network.kind=unet3d."
+            )
+        if kind == "unet3d" and patches.neighbours:
+            raise RecipeError(
+                f"patches.neighbours is {patches.neighbours}, but network.kind unet3d sees whole volumes; set "
+                "patches.neighbours=0, or take a 2D network."
+            )
+        if kind == "unet3d" and patches.resize is not None:
+            raise RecipeError(
+                f"patches.resize is {patches.resize}, but network.kind unet3d cuts its patches of the volume as it is; "
+                "leave it empty (patches.resize=null), or take a 2D network."
+            )
+        return self
+
     @classmethod
     def parse(cls, raw: Any, *, source: str = "recipe") -> Recipe:
         """A recipe from plain data, as read from YAML or JSON.
@@ -263,6 +292,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "unet": UNet,
     "atrous_unet": AtrousUNet,
     "smp": Smp,
+    "unet3d": UNet3d,
     "patches": Patches,
     "augmentation": Augmentation,
     "normalization": Normalization,

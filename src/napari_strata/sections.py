@@ -102,4 +102,26 @@ class Smp(Section):
     dropout: Share = Field(0.0, description="Dropout before the head, where the architecture has one.")
 
 
-Network: TypeAlias = Annotated[UNet | AtrousUNet | Smp, Field(discriminator="kind")]
+class UNet3d(Section):
+    """A residual U-Net for volumes: every convolution sees the slices above and below where the data allow it.
+
+    After Lee et al. 2017 (https://arxiv.org/abs/1706.00120), with strides and kernels along Z that follow the pixel
+    size as in nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
+    """
+
+    kind: Literal["unet3d"] = "unet3d"
+    widths: tuple[Positive, ...] = Field(
+        (16, 32, 64, 128), min_length=2, max_length=7, description="Channels of each level, the deepest last."
+    )
+    norm: Norm = Field("batch", description="Normalisation after each convolution.")
+    dropout: Share = Field(0.0, description="Share of channels dropped in the deepest level.")
+    anisotropy: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="How many times larger a voxel is along Z than along Y and X; from the data's pixel size when "
+        "empty.",
+    )
+
+
+Network: TypeAlias = Annotated[UNet | AtrousUNet | Smp | UNet3d, Field(discriminator="kind")]

@@ -6,6 +6,7 @@ What prediction needs is decided here once, in training, and stored in the model
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from napari_strata import normalization as norm
 from napari_strata.classes import ClassMap, check_integers
 from napari_strata.errors import ImageError, LabelError
-from napari_strata.image import AnnotatedImage, as_pairs
-from napari_strata.recipe import AtrousUNet, Network, Recipe, Smp, UNet
+from napari_strata.geometry import depth_strides
+from napari_strata.geometry import geometry as geometry
+from napari_strata.image import AnnotatedImage, Image, as_pairs, require_volume
+from napari_strata.recipe import Network, Recipe, UNet3d
 
 TILE = 1536
 """Side of prediction tiles where the network allows any. The same on every machine, so that labels are: large enough
@@ -27,19 +30,31 @@ HALO, ENCODER_HALO = 64, 160
 networks (docs/performance.md): with 32 pixels the former's labels differ from those of the whole picture in .0005 %,
 with 64 in none; the latter's in up to .7 % with 32, and .02 to .04 % with 160."""
 
+TILE_VOXELS, HALO_3D = 2**21, 16
+"""The same for volumes: voxels of a prediction tile, and the widest halo along Y and X."""
+
+UNLIKE = 1.2
+"""Voxels whose shapes differ by no more than this factor pass as alike."""
 
 SAMPLES = 16_000_000
 """About how many pixels of all training images together the scale is measured on at most."""
 
 
-class Geometry(BaseModel):
-    """How a network looks at a picture: sizes it needs, how far it sees, whether it sees the whole tile."""
+class Depth(BaseModel):
+    """The third dimension of a 3D model, in planes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stride: int
-    reach: int
-    whole_tile: bool
+    patch: int
+    tile: int
+    halo: int
+    strides: tuple[int, ...]
+    """For each halving of Y and X, by what Z is divided there: 1 or 2."""
+
+    @property
+    def stride(self) -> int:
+        """By what Z is divided in all."""
+        return prod(self.strides)
 
 
 class ModelSpec(BaseModel):
@@ -64,8 +79,30 @@ class ModelSpec(BaseModel):
     tile: int
     halo: int
     blend: bool
+    depth: Depth | None = None
+    """What there is to know of Z, for a 3D model; `axes` is then "ZYX"."""
     notes: tuple[str, ...] = ()
     """What was decided from the data, in words."""
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """Size of a training patch along (Z,) Y, X."""
+        return (*([self.depth.patch] if self.depth else []), self.patch, self.patch)
+
+    @property
+    def stride_shape(self) -> tuple[int, ...]:
+        """By what the network shrinks its input along (Z,) Y, X."""
+        return (*([self.depth.stride] if self.depth else []), self.stride, self.stride)
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """Size of a prediction tile along (Z,) Y, X."""
+        return (*([self.depth.tile] if self.depth else []), self.tile, self.tile)
+
+    @property
+    def halo_shape(self) -> tuple[int, ...]:
+        """What is cropped from each side of a tile along (Z,) Y, X."""
+        return (*([self.depth.halo] if self.depth else []), self.halo, self.halo)
 
 
 def resolve(
@@ -89,7 +126,7 @@ def resolve(
     Raises
     ------
     ImageError, LabelError
-        when the images do not go together or there is nothing to learn.
+        when the images do not go together, there is nothing to learn, or a 3D network is given a single plane.
     """
     pairs = as_pairs(pairs)
     if not pairs:
@@ -97,8 +134,7 @@ def resolve(
     channels = _common_channels(pairs)
     classes = classes.with_unlabelled(unlabelled) if classes else find_classes(pairs, unlabelled)
     normalization, note = _resolve_normalization(recipe, pairs, channels)
-    shape = geometry(recipe.network)
-    side = _multiple(recipe.patches.resize or recipe.patches.size, shape.stride)
+    sizes, notes = _sizes_3d(recipe, recipe.network, pairs) if recipe.network.kind == "unet3d" else (_sizes(recipe), ())
     first = pairs[0].image
     return ModelSpec(
         network=recipe.network,
@@ -109,15 +145,94 @@ def resolve(
         pixel_size=first.pixel_size,
         pixel_unit=first.pixel_unit,
         normalization=normalization,
-        patch=_multiple(recipe.patches.size, shape.stride),
         resize=recipe.patches.resize,
         neighbours=recipe.patches.neighbours,
-        stride=shape.stride,
-        tile=side if shape.whole_tile or recipe.patches.resize else max(TILE, side),
-        halo=_multiple(min(shape.reach, HALO if recipe.network.kind == "unet" else ENCODER_HALO), shape.stride),
-        blend=shape.whole_tile,
-        notes=(note,),
+        notes=(note, *notes),
+        **sizes,
     )
+
+
+def _sizes(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a 2D model that say how large its patches and tiles are."""
+    shape = geometry(recipe.network)
+    side = _multiple(recipe.patches.resize or recipe.patches.size, shape.stride)
+    return {
+        "patch": _multiple(recipe.patches.size, shape.stride),
+        "stride": shape.stride,
+        "tile": side if shape.whole_tile or recipe.patches.resize else max(TILE, side),
+        "halo": _multiple(min(shape.reach, HALO if recipe.network.kind == "unet" else ENCODER_HALO), shape.stride),
+        "blend": shape.whole_tile,
+    }
+
+
+def _sizes_3d(
+    recipe: Recipe, network: UNet3d, pairs: Sequence[AnnotatedImage]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The same of a 3D model, and what was decided, in words. Raises `ImageError` for an image of a single plane."""
+    for pair in pairs:
+        require_volume(pair.image)
+    ratio, words = _anisotropy(network, [pair.image for pair in pairs])
+    strides = depth_strides(len(network.widths), ratio)
+    shape = geometry(network, strides)
+    stretch = max(ratio, 1.0)  # a patch never holds more planes than rows
+    side = _multiple(recipe.patches.size, shape.stride)
+    thickest = max(pair.image.size("Z") for pair in pairs)
+    planes = _multiple(recipe.patches.depth or min(round(side / stretch), thickest), shape.depth_stride)
+    rows = _multiple(round((TILE_VOXELS * stretch) ** (1 / 3)), shape.stride)
+    halo = _multiple(min(shape.reach, HALO_3D), shape.stride)
+    depth = Depth(
+        patch=planes,
+        tile=planes if shape.whole_tile else max(planes, _multiple(round(rows / stretch), shape.depth_stride)),
+        # As many of the deepest voxels as along Y and X, where the network looks that far.
+        halo=min(_multiple(shape.depth_reach, shape.depth_stride), halo // shape.stride * shape.depth_stride),
+        strides=strides,
+    )
+    sizes = {
+        "axes": "ZYX",
+        "patch": side,
+        "stride": shape.stride,
+        "tile": side if shape.whole_tile else max(rows, side),
+        "halo": halo,
+        "blend": shape.whole_tile,
+        "depth": depth,
+    }
+    halved = f"Z is halved at {strides.count(2)} of {len(strides)} levels"
+    note = f"{words[0]}, so {halved} and patches hold {planes} planes of {side} x {side}"
+    return sizes, (note, *words[1:])
+
+
+def _anisotropy(network: UNet3d, images: Sequence[Image]) -> tuple[float, list[str]]:
+    """How many times longer voxels are along Z than along Y and X; first what that is, then warnings, in words."""
+    if network.anisotropy is not None:
+        return network.anisotropy, [f"voxels are {_times(network.anisotropy)}, as the recipe says"]
+    found = {image.name: ratio for image in images if (ratio := _ratio(image)) is not None}
+    if not found:
+        return 1.0, ["voxels are taken as cubes (the images do not say how long they are along Z: network.anisotropy)"]
+    ratios = sorted(found.values())
+    ratio = ratios[len(ratios) // 2]
+    words = [f"voxels are {_times(ratio)}"]
+    if ratios[-1] > UNLIKE * ratios[0]:
+        shown = ", ".join(f"{name}: {value:.3g}" for name, value in list(found.items())[:6])
+        words.append(
+            f"voxels are of different shapes (length along Z over that along Y and X: {shown}): what is learnt of the "
+            "one may not hold for the other; train on images of one shape, or resample them first"
+        )
+    return ratio, words
+
+
+def _ratio(image: Image) -> float | None:
+    """Length of a voxel along Z over the mean of Y and X; None where one of them is not known."""
+    size, unit = image.pixel_size, dict(zip(image.axes, image.units, strict=True))
+    cubes = unit["Z"] == "pixel" and set(size.values()) == {1.0}  # what stands where nothing is known
+    if cubes or len({unit[a] for a in "ZYX"}) > 1 or min(size.values()) <= 0:
+        return None
+    return size["Z"] / ((size["Y"] + size["X"]) / 2)
+
+
+def _times(ratio: float) -> str:
+    if max(ratio, 1 / ratio) < 1.05:
+        return "as long along Z as along Y and X"
+    return f"{max(ratio, 1 / ratio):.2g} times {'longer' if ratio > 1 else 'shorter'} along Z"
 
 
 def find_classes(pairs: Sequence[AnnotatedImage], unlabelled: Sequence[int] = ()) -> ClassMap:
@@ -138,31 +253,6 @@ def find_classes(pairs: Sequence[AnnotatedImage], unlabelled: Sequence[int] = ()
                 )
             values.update(np.unique(check_integers(labels)).tolist())
     return ClassMap.from_values(values, unlabelled=unlabelled)
-
-
-def geometry(network: UNet | AtrousUNet | Smp) -> Geometry:
-    """Stride, reach (radius of the receptive field, in pixels) and whether a pixel depends on its whole tile."""
-    if isinstance(network, UNet):
-        depth = len(network.widths)
-        convolutions = 2 * (2**depth - 1) + 2 * (2 ** (depth - 1) - 1) + (network.head_width is not None)
-        # Measured on float64 gradients: pooling reaches a pixel of each level, so does a kernel of 3 or an
-        # interpolation's convolution on the way up, and bilinear interpolation itself does once more.
-        ways = 3 if network.upsampling == "bilinear" else 2
-        ways -= network.upsampling == "transpose" and network.transpose_kernel == 2
-        resampling = ways * (2 ** (depth - 1) - 1)
-        return Geometry(
-            stride=2 ** (depth - 1), reach=convolutions + resampling, whole_tile=network.norm in ("instance", "group")
-        )
-    if isinstance(network, AtrousUNet):
-        return Geometry(stride=32, reach=512, whole_tile=False)
-    # Measured by moving a far pixel: global pooling, manet's attention and fpn's group norm see everything.
-    pooled = network.architecture in ("deeplabv3", "deeplabv3plus", "pspnet", "pan", "upernet", "dpt", "manet", "fpn")
-    global_view = pooled or network.attention == "scse" or network.norm in ("instance", "group")
-    # So do encoders that squeeze and excite or attend; timm's (tu-) may, and are taken to.
-    squeeze = network.encoder.startswith(
-        ("efficientnet", "timm-efficientnet", "timm-sk", "se", "mit_", "tu-", "mobileone_s4")
-    )
-    return Geometry(stride=32, reach=256, whole_tile=global_view or squeeze)
 
 
 def _common_channels(pairs: Sequence[AnnotatedImage]) -> int:

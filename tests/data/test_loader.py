@@ -196,7 +196,7 @@ def test_a_block_is_normalised_by_its_whole_image():
     image[0, :, :32] //= 4
     given = pair(image, labels)
     (plane,) = whole(given, CLASSES)
-    patches, _ = source(given, [plane.block(slice(0, 64), slice(0, 32))], normalization__grey_values="relative")
+    patches, _ = source(given, [plane.block((slice(0, 64), slice(0, 32)))], normalization__grey_values="relative")
     assert torch.cat([b.images for b in patches.epoch(0)]).mean() < -0.3
 
 
@@ -205,7 +205,7 @@ def test_patches_never_leave_their_block():
     image[0, :, 60:] = 60_000
     (plane,) = whole(pair(image, labels), CLASSES)
     patches, spec = source(
-        pair(image, labels), [plane.block(slice(0, 64), slice(0, 60))], normalization__grey_values="dtype"
+        pair(image, labels), [plane.block((slice(0, 64), slice(0, 60)))], normalization__grey_values="dtype"
     )
     seen = torch.cat([b.images for e in range(3) for b in patches.epoch(e)])
     assert seen.max() < 59_000 / 65_535
@@ -227,7 +227,7 @@ def test_a_plane_smaller_than_a_patch_is_mirrored_and_unlabelled_beyond():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 2), (40, 1)])
 def test_even_one_row_or_pixel_can_be_padded(shape):
     image, labels = np.full((2, *shape), 4.0, np.float32), np.zeros(shape, np.uint8)
-    grown, codes = pad(image, labels, 16)
+    grown, codes = pad(image, labels, (16, 16))
     assert grown.shape == (2, max(16, shape[0]), max(16, shape[1]))
     assert (grown == 4).all()
     assert (codes == 0).sum() == labels.size
@@ -287,11 +287,11 @@ def test_channels_are_kept_in_order():
 
 def test_nothing_to_train_on_is_refused():
     given = pair(*stack())
-    with pytest.raises(LabelError, match="no plane to train on"):
+    with pytest.raises(LabelError, match="nothing to train on"):
         source(given, [])
     empty = pair(stack()[0], np.zeros((3, 70, 90), np.uint8))
     with pytest.raises(LabelError, match="no labelled pixel to train on"):
-        source(given, [Part(empty, {"Z": 0}, slice(None), slice(None), "empty")])
+        source(given, [Part(empty, {"Z": 0}, (slice(None), slice(None)), "empty")])
 
 
 def test_dropping_the_iterator_ends_its_thread():

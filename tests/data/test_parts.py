@@ -25,7 +25,7 @@ def stack(shape=(3, 8, 10), seed=0):
 
 def test_a_part_reads_its_plane_and_block():
     image, labels = stack()
-    part = Part(pair(image, labels), {"Z": 2}, slice(2, 7), slice(None), "sand Z=2")
+    part = Part(pair(image, labels), {"Z": 2}, (slice(2, 7), slice(None)), "sand Z=2")
     assert part.shape == (5, 10)
     assert part.columns == slice(0, 10)
     assert part.read_image().dtype == np.uint16
@@ -36,8 +36,8 @@ def test_a_part_reads_its_plane_and_block():
 
 def test_a_block_counts_from_its_parts_corner():
     image, labels = stack()
-    part = Part(pair(image, labels), {"Z": 1}, slice(2, 8), slice(3, 10), "sand")
-    block = part.block(slice(1, 4), slice(0, 2), name="corner")
+    part = Part(pair(image, labels), {"Z": 1}, (slice(2, 8), slice(3, 10)), "sand")
+    block = part.block((slice(1, 4), slice(0, 2)), name="corner")
     np.testing.assert_array_equal(block.read_image()[0], image[1, 3:6, 3:5])
     assert block.name == "corner"
     assert block.counts is None
@@ -105,7 +105,7 @@ def test_time_and_z_are_named():
 
 def test_counting_by_strips_equals_counting_at_once(monkeypatch):
     image, labels = stack((1, 37, 10))
-    part = Part(pair(image.astype(float), labels), {"Z": 0}, slice(1, None), slice(2, 9), "x")
+    part = Part(pair(image.astype(float), labels), {"Z": 0}, (slice(1, None), slice(2, 9)), "x")
     at_once = count(part, CLASSES).counts
     monkeypatch.setattr(module, "STRIP", 25)
     strips = list(part.strips())
@@ -118,7 +118,7 @@ def test_counting_by_strips_equals_counting_at_once(monkeypatch):
 def test_counts_of_takes_what_is_counted_and_counts_the_rest():
     image, labels = stack()
     parts = whole(pair(image, labels), CLASSES)
-    fresh = [Part(p.pair, p.index, p.rows, p.columns, p.name) for p in parts]
+    fresh = [Part(p.pair, p.index, p.box, p.name) for p in parts]
     np.testing.assert_array_equal(counts_of(fresh, CLASSES), [p.counts for p in parts])
     assert counts_of([], CLASSES).shape == (0, 3)
 

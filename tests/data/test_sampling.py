@@ -15,7 +15,7 @@ from napari_strata.data.sampling import Sampler, remember
 def make(planes, *, classes=3, size=16, seed=0):
     counts = np.array([[(p == k).sum() for k in range(classes)] for p in planes], np.int64)
     shapes = [p.shape for p in planes]
-    return Sampler([[p] for p in planes], shapes=shapes, counts=counts, size=size, seed=seed)
+    return Sampler([[p] for p in planes], shapes=shapes, counts=counts, size=(size, size), seed=seed)
 
 
 def sparse(shape, share, seed, classes=3):
@@ -40,14 +40,12 @@ def test_every_patch_lies_inside_its_plane_and_holds_the_labelled_pixel_it_was_d
     planes = [sparse(shape, share, seed + i) for i, shape in enumerate(shapes)]
     for place in make(planes, size=size, seed=seed).draw(20, np.random.default_rng(seed), balance=balance):
         plane = planes[place.part]
-        for part, length in ((place.rows, plane.shape[0]), (place.columns, plane.shape[1])):
+        for part, length in zip(place.box, plane.shape, strict=True):
             assert 0 <= part.start < part.stop <= length
             assert part.stop - part.start == min(size, length)
-        row, column = place.pixel
-        assert place.rows.start <= row < place.rows.stop
-        assert place.columns.start <= column < place.columns.stop
-        assert plane[row, column] == place.index
-        assert (plane[place.rows, place.columns] != IGNORE).any()
+        assert all(part.start <= at < part.stop for part, at in zip(place.box, place.pixel, strict=True))
+        assert plane[place.pixel] == place.index
+        assert (plane[place.box] != IGNORE).any()
 
 
 def test_a_rare_class_is_drawn_as_often_as_a_common_one():
@@ -93,10 +91,10 @@ def test_a_balanced_patch_has_its_pixel_in_the_middle_half():
     plane = np.full((100, 100), IGNORE, np.uint8)
     plane[50, 50] = 0
     places = make([plane]).draw(400, np.random.default_rng(0), balance=1.0)
-    offsets = {50 - p.rows.start for p in places}
+    offsets = {50 - p.box[0].start for p in places}
     assert offsets == set(range(4, 12))
     anywhere = make([plane]).draw(800, np.random.default_rng(0), balance=0.0)
-    assert {50 - p.columns.start for p in anywhere} == set(range(16))
+    assert {50 - p.box[1].start for p in anywhere} == set(range(16))
 
 
 def test_the_same_seeds_give_the_same_places():

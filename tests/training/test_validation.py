@@ -83,7 +83,7 @@ def test_scores_equal_those_of_the_whole_planes_by_hand(scene: Scene, small: dic
 def test_parts_without_a_label_are_left_out(scene: Scene, small: dict[str, Any]) -> None:
     pair = partly_labelled(scene())
     spec = resolved(pair, small)
-    parts = [Part(pair, {"Z": z}, slice(None), slice(None), str(z)) for z in range(4)]
+    parts = [Part(pair, {"Z": z}, (slice(None), slice(None)), str(z)) for z in range(4)]
     truths = load_truths(parts, spec)
     assert [truth.part.name for truth in truths] == ["0", "2", "3"]
     none = validate(predictor_of(spec), [], build_loss(Training(), classes=2))

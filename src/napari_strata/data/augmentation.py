@@ -5,7 +5,10 @@ grid, so that a picture is interpolated once. Beyond the picture's edge the imag
 labels are `IGNORE`: what was not seen is not background.
 
 Every choice is drawn from a generator on the CPU, so it is the same on every device and goes on from a saved state.
-Grids, weights and flips are written for any number of spatial axes; the angles are those of the YX plane.
+
+Of a volume everything but the mirroring along Z happens in the YX plane, alike in all planes of a patch, as nnU-Net
+does it where planes lie further apart than pixels (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z):
+no grey value is mixed with that of another plane, and no label moves to another one.
 """
 
 from __future__ import annotations
@@ -49,6 +52,8 @@ class Augmenter:
     def __call__(self, images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Images float (N, C, H, W) and labels uint8 (N, H, W), varied together: new tensors of the same shapes.
 
+        Or volumes, (N, C, D, H, W) and (N, D, H, W).
+
         `generator` is on the CPU, whatever device the tensors are on; what is given is not changed.
         """
         images, labels = _turned(images, labels, self.section, generator)
@@ -57,7 +62,8 @@ class Augmenter:
 
 
 def _turned(images: Tensor, labels: Tensor, section: Augmentation, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Mirrored and turned by quarters: each sample gets one of the eight symmetries of the square."""
+    """Mirrored and turned by quarters: each sample gets one of the eight symmetries of the square; a volume may be
+    mirrored along Z as well."""
     count = len(images)
     turns, mirror = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.bool)
     if section.quarter_turns:
@@ -69,7 +75,10 @@ def _turned(images: Tensor, labels: Tensor, section: Augmentation, generator: Ge
     if section.flip_vertical:  # the horizontal mirror, turned by two quarters
         upside = _chosen(count, 0.5, generator)
         mirror, turns = mirror ^ upside, (turns + 2 * upside) % 4
-    kinds = (turns + 4 * mirror).tolist()
+    depth = torch.zeros_like(mirror)
+    if images.ndim == 5 and section.flip_depth:
+        depth = _chosen(count, 0.5, generator)
+    kinds = (turns + 4 * mirror + 8 * depth).tolist()
     if not any(kinds):
         return images, labels
     images, labels = images.clone(), labels.clone()
@@ -80,13 +89,14 @@ def _turned(images: Tensor, labels: Tensor, section: Augmentation, generator: Ge
 
 
 def _symmetry(values: Tensor, kind: int) -> Tensor:
-    mirrored = values.flip(-1) if kind >= 4 else values
+    mirrored = values.flip(-1) if kind & 4 else values
+    mirrored = mirrored.flip(-3) if kind & 8 else mirrored
     return torch.rot90(mirrored, kind % 4, (-2, -1))
 
 
 def _warped(images: Tensor, labels: Tensor, section: Augmentation, generator: Generator) -> tuple[Tensor, Tensor]:
     """Rotated, scaled, sheared and bent by one grid; samples that were not chosen stay as they are, bit for bit."""
-    count, shape = len(images), images.shape[2:]
+    count, shape = len(images), images.shape[-2:]
     matrices = _matrices(count, section, generator)
     knots = _knots(shape, section.elastic)
     bends = torch.zeros(count, len(shape), *(k.shape[1] for k in knots))
@@ -101,10 +111,13 @@ def _warped(images: Tensor, labels: Tensor, section: Augmentation, generator: Ge
     for some in _chunks(rows, images.device):
         bend = bends[some].to(images) if section.elastic else None
         grid = _grid(shape, matrices[some].to(images), bend, knots)
-        pictures[some] = _sampled(images[some], grid, "bilinear", "reflection")
+        # Planes of a volume stand beside each other as channels do: the grid moves them all alike.
+        flat = _sampled(images[some].flatten(1, -3), grid, "bilinear", "reflection")
+        pictures[some] = flat.reshape(-1, *images.shape[1:])
         # Labels less IGNORE, so that the zeros outside the picture come back as IGNORE.
-        shifted = labels[some].to(images.dtype)[:, None] - IGNORE
-        codes[some] = (_sampled(shifted, grid, "nearest", "zeros")[:, 0] + IGNORE).to(labels.dtype)
+        shifted = (labels[some].to(images.dtype) - IGNORE).reshape(len(some), -1, *shape)
+        found = (_sampled(shifted, grid, "nearest", "zeros") + IGNORE).to(labels.dtype)
+        codes[some] = found.reshape(-1, *labels.shape[1:])
     return pictures, codes
 
 
@@ -209,14 +222,14 @@ def _noisy(images: Tensor, spread: Tensor, generator: Generator) -> Tensor:
 
 
 def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of `sigma` (N,) pixels along every spatial axis; the edge continues as it is."""
+    """Gaussian blur of `sigma` (N,) pixels along Y and X; the edge continues as it is."""
     radius = math.ceil(3 * float(sigma.max()))
     distance = torch.arange(-radius, radius + 1)
     kernels = torch.exp(-(distance**2) / (2 * sigma.clamp_min(1e-3)[:, None] ** 2))
     kernels = kernels / kernels.sum(1, keepdim=True)
 
     def blur(chosen: Tensor, some: list[int]) -> Tensor:
-        for axis in range(2, chosen.ndim):
+        for axis in (chosen.ndim - 2, chosen.ndim - 1):
             chosen = _convolved(chosen, kernels[some].to(chosen), axis)
         return chosen
 

@@ -1,4 +1,4 @@
-"""Folds: k splits in which every labelled place validates once, by image, slice or specimen.
+"""Folds: k splits in which every labelled place validates once, by image, slice or specimen, of volumes by block.
 
 As in a single split, slices of a long labelled stack go together in runs, and the slices beside a run do not train.
 Among seeded draws the one wins whose worst fold has the most classes in both halves, and then whose folds are the most
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from napari_strata.classes import ClassMap
+from napari_strata.data.blocks import fold_cuts
 from napari_strata.data.honesty import Traces, find_leaks, too_small
 from napari_strata.data.parts import Part, counts_of, shown, whole
 from napari_strata.data.split import (
@@ -41,11 +42,14 @@ def fold_pairs(
     seed: int,
     classes: ClassMap,
     group: str | None = None,
+    axes: str = "YX",
 ) -> list[Split]:
     """Split `pairs` `folds` times, so that each labelled part validates in exactly one fold; the same for one seed.
 
     Whole images where there are at least `folds` of them, else slices (time points where an image has three or more):
-    scattered ones, or of a long labelled stack consecutive ones, whose neighbours are left out of training.
+    scattered ones, or of a long labelled stack consecutive ones, whose neighbours are left out of training. With
+    ``axes="ZYX"`` volumes are never taken apart by slices: where there are too few, blocks of every one validate in
+    turn, with a gap to what trains.
 
     Parameters
     ----------
@@ -64,17 +68,21 @@ def fold_pairs(
     if folds < 2:
         raise LabelError(f"found folds={folds}; cross-validation needs at least 2: each part validates once.")
     pairs = distinct(pairs)
-    parts = whole(pairs, classes)
+    parts = whole(pairs, classes, axes)
     units = _specimens(parts, group) if group else by_image(parts)
     if not group and len(units) < folds:
         units = by_slice(parts)
-    if len(units) < folds:
+    if len(units) >= folds:
+        held = _best(units, folds, classes, np.random.default_rng([seed, 2]))
+        sides = [_sides(units, held == number) for number in range(folds)]
+    else:
+        cuts = fold_cuts(parts, classes, folds) if axes == "ZYX" and not group else []
+        sides = [(cut.training, cut.validation, cut.text) for cut in cuts]
+    if not sides:
         raise LabelError(_too_few(units, parts, folds, group))
-    held = _best(units, folds, classes, np.random.default_rng([seed, 2]))
     traces, notes = Traces(parts), empty_images(pairs, parts)
     splits = []
-    for number in range(folds):
-        learn, check, text = _sides(units, held == number)
+    for learn, check, text in sides:
         doubts = [*missing_classes(learn, check, classes), *find_leaks(learn, check, traces=traces)]
         splits.append(Split(learn, check, text, (*notes, *doubts)))
     # Every part validates once, so smallness is judged over all folds together.
@@ -119,6 +127,12 @@ def _too_few(units: Sequence[Unit], parts: Sequence[Part], folds: int, group: st
     images = len({id(part.pair) for part in parts})
     word = units[0].word
     found = f"{len(units)} {word if len(units) != 1 else word.removesuffix('s')}"
+    if not group and parts[0].axes == "ZYX":
+        found = "one labelled volume" if len(parts) == 1 else f"{len(parts)} labelled volumes"
+        return (
+            f"found {found} and no axis along which {folds} blocks hold labels each, with a gap to what trains; use "
+            "fewer --folds, or label more."
+        )
     if group:
         found += f" ({shown([unit.name for unit in units])}) in {images} images"
     elif word != "images":

@@ -2,11 +2,12 @@
 
 Three traces of a leak are looked for: pixels that stand on both sides (overlapping patches, copies), planes that are
 nearly the same (a copy that was compressed, the next slice of a thin stack), and patches whose edges continue each
-other, because they were cut from one picture.
+other, because they were cut from one picture. Of a volume a few planes stand for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter, uniform_filter1d
 
 from napari_strata.classes import ClassMap
-from napari_strata.data.parts import Part, counts_of, shown
+from napari_strata.data.parts import Part, counts_of, planes_of, shown
 
 Array = np.ndarray[Any, Any]
 
@@ -54,6 +55,9 @@ SIDE, DETAIL, DETAILED = 4096, 48, 16
 BUDGET = 2**27
 """Pixels read at most for this; of more, evenly chosen planes."""
 
+PLANES = 3
+"""Planes of a volume that are looked at."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
@@ -72,17 +76,21 @@ class Traces:
 
     def __init__(self, parts: Sequence[Part] = ()) -> None:
         self._known: dict[Any, _Trace] = {}
-        self._skip = max(1, -(-sum(a * b for a, b in (part.shape for part in parts)) // BUDGET))
+        self._skip = max(1, -(-sum(math.prod(plane.shape) for plane in _planes(parts)) // BUDGET))
 
     def of(self, parts: Sequence[Part]) -> list[_Trace]:
-        """Traces of `parts`, or of evenly chosen ones where all together are too many pixels."""
-        return [self._one(part) for part in parts[:: self._skip]]
+        """Traces of `parts` (of volumes, of planes), or of evenly chosen ones where all are too many pixels."""
+        return [self._one(plane) for plane in _planes(parts)[:: self._skip]]
 
     def _one(self, part: Part) -> _Trace:
-        key = id(part.pair), repr((sorted(part.index.items()), part.rows, part.columns))
+        key = id(part.pair), repr((sorted(part.index.items()), part.box))
         if key not in self._known:
             self._known[key] = _trace(part)
         return self._known[key]
+
+
+def _planes(parts: Sequence[Part]) -> list[Part]:
+    return [plane for part in parts for plane in planes_of(part, PLANES)]
 
 
 def find_leaks(training: Sequence[Part], validation: Sequence[Part], *, traces: Traces | None = None) -> list[str]:
@@ -137,8 +145,9 @@ def too_small(training: Sequence[Part], validation: Sequence[Part], classes: Cla
             f"{'that class' if len(few) == 1 else 'those classes'} as a guess."
         )
     if len(validation) == 1 and len(training) >= MANY:
+        noun = "plane" if validation[0].axes == "YX" else "volume"
         out.append(
-            f"one plane of {len(training) + 1} validates, so the score hangs on which one it is; hold back more "
+            f"one {noun} of {len(training) + 1} validates, so the score hangs on which one it is; hold back more "
             "(training.validation), or cross-validate (napari-strata crossval)."
         )
     return out
@@ -148,7 +157,7 @@ def _trace(part: Part) -> _Trace:
     height, width = part.shape
     top, left = (max(0, (length - SIDE) // 2) for length in (height, width))
     inner = slice(top, top + min(height, SIDE)), slice(left, left + min(width, SIDE))
-    image = part.block(*inner).read_image()
+    image = part.block(inner).read_image()
     grey = np.nan_to_num(image.astype(np.float32).mean(axis=0), posinf=0.0, neginf=0.0)
     edges = {"top": grey[:2], "bottom": grey[::-1][:2], "left": grey.T[:2], "right": grey.T[::-1][:2]}
     turned = np.rot90(image, axes=(1, 2))

@@ -1,6 +1,6 @@
 """Batches of patches for training, on the CPU, the same for the same seed and epoch whatever came before.
 
-Planes are held in memory in the file's own dtype when they fit a budget, and read patch by patch when they do not. One
+Images are held in memory in the file's own dtype when they fit a budget, and read patch by patch when they do not. One
 thread prepares the next batch; there are no loader processes, which can freeze when started from a threaded program.
 """
 
@@ -29,11 +29,14 @@ from napari_strata.spec import ModelSpec
 Array = np.ndarray[Any, Any]
 
 MEMORY = 2 * 2**30
-"""Bytes of planes and labels that are held; beyond, patches are read from their files as they are drawn."""
+"""Bytes of images and labels that are held; beyond, patches are read from their files as they are drawn."""
 
 
 class Batch(NamedTuple):
-    """`images` float32 (N, C, P, P), normalised; `labels` uint8 (N, P, P), class indices or `IGNORE`. On the CPU."""
+    """`images` float32 (N, C, *patch), normalised; `labels` uint8 (N, *patch), class indices or `IGNORE`. On the CPU.
+
+    A patch has the axes (Y, X), or (Z, Y, X) for a 3D network.
+    """
 
     images: Tensor
     labels: Tensor
@@ -59,12 +62,12 @@ class PatchSource:
 
     def __init__(self, parts: Sequence[Part], spec: ModelSpec, recipe: Recipe) -> None:
         if not parts:
-            raise LabelError("found no plane to train on; give at least one image with labels.")
+            raise LabelError("found nothing to train on; give at least one image with labels.")
         self.parts = [_checked(part, spec) for part in parts]
         self.spec = spec
         self.seed = recipe.training.seed
         self.balance = recipe.patches.balance
-        self.side = spec.resize or spec.patch
+        self.shape = (spec.resize, spec.resize) if spec.resize else spec.patch_shape
         self._scales = _scales(self.parts, spec)
         self._held = _hold(self.parts, spec)
         self._sampler = None if spec.resize else self._make_sampler()
@@ -111,13 +114,13 @@ class PatchSource:
             else [[labels] for _, labels in held]
         )
         shapes = [part.shape for part in self.parts]
-        return Sampler(labels, shapes=shapes, counts=counts, size=self.side, seed=self.seed)
+        return Sampler(labels, shapes=shapes, counts=counts, size=self.shape, seed=self.seed)
 
     def _patches(self, recipe: Recipe) -> int:
         if self._sampler is None:
             return len(self.parts)
-        area = sum(height * width for height, width in (part.shape for part in self.parts))
-        cover = max(LEAST, recipe.training.batch_size, math.ceil(area / self.side**2))
+        pixels = sum(math.prod(part.shape) for part in self.parts)
+        cover = max(LEAST, recipe.training.batch_size, math.ceil(pixels / math.prod(self.shape)))
         return recipe.patches.per_epoch or cover
 
     def _batch(self, places: Sequence[Place] | Sequence[int]) -> Batch:
@@ -126,28 +129,27 @@ class PatchSource:
         return Batch(torch.stack(images), torch.stack(labels))
 
     def _patch(self, place: Place) -> tuple[Tensor, Tensor]:
-        image, labels = self._read(place.part, place.rows, place.columns)
-        image, labels = pad(self._scales[place.part].apply(image), labels, self.side)
+        image, labels = self._read(place.part, place.box)
+        image, labels = pad(self._scales[place.part].apply(image), labels, self.shape)
         return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(labels))
 
     def _whole(self, number: int) -> tuple[Tensor, Tensor]:
-        height, width = self.parts[number].shape
-        image, labels = self._read(number, slice(0, height), slice(0, width))
-        return resize(self._scales[number].apply(image), labels, self.side)
+        image, labels = self._read(number, tuple(slice(0, length) for length in self.parts[number].shape))
+        return resize(self._scales[number].apply(image), labels, self.shape[0])
 
-    def _read(self, number: int, rows: slice, columns: slice) -> tuple[Array, Array]:
+    def _read(self, number: int, box: tuple[slice, ...]) -> tuple[Array, Array]:
         if self._held is None:
-            return self.parts[number].block(rows, columns).read(self.spec.classes)
+            return self.parts[number].block(box).read(self.spec.classes)
         image, labels = self._held[number]
-        return image[:, rows, columns], labels[rows, columns]
+        return image[:, *box], labels[box]
 
 
-def pad(image: Array, labels: Array, side: int) -> tuple[Array, Array]:
-    """Grow image (C, H, W) and labels (H, W) at the far ends to at least `side` pixels a side.
+def pad(image: Array, labels: Array, shape: Sequence[int]) -> tuple[Array, Array]:
+    """Grow image (C, *spatial) and labels (*spatial) at the far ends to at least `shape` pixels.
 
-    The image is continued by reflection (a single row or column by repeating it), the labels by `IGNORE`.
+    The image is continued by reflection (a single plane, row or column by repeating it), the labels by `IGNORE`.
     """
-    missing = [(0, max(side - length, 0)) for length in labels.shape]
+    missing = [(0, max(side - length, 0)) for side, length in zip(shape, labels.shape, strict=True)]
     if not np.any(missing):
         return image, labels
     return np.pad(image, [(0, 0), *missing], mode="reflect"), np.pad(labels, missing, constant_values=IGNORE)
@@ -207,8 +209,12 @@ def _hold(parts: Sequence[Part], spec: ModelSpec) -> list[tuple[Array, Array]] |
 
 def _read_whole(part: Part, spec: ModelSpec) -> tuple[Array, Array]:
     """Image and class indices of a part, read strip by strip: making class indices takes many times their memory."""
-    strips = [strip.read(spec.classes) for strip in part.strips()]
+    strips = list(part.strips())
     if len(strips) == 1:
-        return strips[0]  # perhaps a view, which costs no memory
-    images, labels = zip(*strips, strict=True)
-    return np.concatenate(images, axis=1), np.concatenate(labels)
+        return part.read(spec.classes)  # perhaps a view, which costs no memory
+    source = part.pair.image
+    image, labels = np.empty((source.channels, *part.shape), source.dtype), np.empty(part.shape, np.uint8)
+    for strip in strips:
+        box = tuple(slice(p.start - own.start, p.stop - own.start) for own, p in zip(part.box, strip.box, strict=True))
+        image[:, *box], labels[box] = strip.read(spec.classes)
+    return image, labels

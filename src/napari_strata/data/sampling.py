@@ -26,15 +26,15 @@ PIECE = 2**22
 
 @dataclass(frozen=True)
 class Place:
-    """Where a patch is cut: rows and columns of `part` (its number), counted from the part's own corner.
+    """Where a patch is cut: the `box` of `part` (its number), counted from the part's own corner.
 
-    `pixel` is the labelled (row, column) the patch was drawn for; it lies inside. `index` is its class.
+    `pixel` is the labelled pixel, (row, column) or (plane, row, column), the patch was drawn for; it lies inside.
+    `index` is its class.
     """
 
     part: int
-    rows: slice
-    columns: slice
-    pixel: tuple[int, int]
+    box: tuple[slice, ...]
+    pixel: tuple[int, ...]
     index: int
 
 
@@ -44,11 +44,12 @@ class Sampler:
     Parameters
     ----------
     labels
-        class indices of each part: arrays uint8 of full width, one below the other. Read once, here.
+        class indices of each part: arrays uint8 that follow each other in the order of memory. Read once, here.
     shapes, counts
-        height and width, and labelled pixels of each class, of each part; `counts` is int64 (parts, K), not all 0.
+        sizes, (Y, X) or (Z, Y, X), and labelled pixels of each class, of each part; `counts` is int64 (parts, K), not
+        all 0.
     size
-        side of the patches in pixels.
+        of the patches in pixels, along the same axes.
     seed
         of the choice of positions to remember; draws have their own generator.
     """
@@ -57,9 +58,9 @@ class Sampler:
         self,
         labels: Sequence[Iterable[Array]],
         *,
-        shapes: Sequence[tuple[int, int]],
+        shapes: Sequence[tuple[int, ...]],
         counts: Array,
-        size: int,
+        size: tuple[int, ...],
         seed: int,
     ) -> None:
         self.shapes = shapes
@@ -89,12 +90,11 @@ class Sampler:
     def _place(self, index: int, near: bool, rng: np.random.Generator) -> Place:
         number = int(rng.choice(len(self.kept), p=self.shares[:, index]))
         shape, kept = self.shapes[number], self.kept[number][index]
-        row, column = divmod(int(kept[rng.integers(len(kept))]), shape[1])
-        low, high = (self.size // 4, self.size - self.size // 4) if near else (0, self.size)
-        above, left = rng.integers(low, high, 2)
-        rows = _clamped(row - int(above), self.size, shape[0])
-        columns = _clamped(column - int(left), self.size, shape[1])
-        return Place(number, rows, columns, (row, column), index)
+        pixel = tuple(int(at) for at in np.unravel_index(int(kept[rng.integers(len(kept))]), shape))
+        margins = [side // 4 if near else 0 for side in self.size]
+        before = rng.integers(margins, [side - margin for side, margin in zip(self.size, margins, strict=True)])
+        box = (_clamped(at - int(b), *sides) for at, b, *sides in zip(pixel, before, self.size, shape, strict=True))
+        return Place(number, tuple(box), pixel, index)
 
 
 def remember(strips: Iterable[Array], counts: Array, *, limit: int, rng: np.random.Generator) -> list[Array]:

@@ -1,6 +1,7 @@
 """Split: which parts train and which validate, never two pieces of the same place.
 
-By image where there are several, else by slices, else by a strip of the only one with a gap. Among seeded draws the
+By image where there are several, else by slices (of volumes, which a 3D network sees whole, by time points), else by a
+strip of every one with a gap. Among seeded draws the
 one wins that has the most classes in both halves, and then the share closest to the one asked for.
 """
 
@@ -64,7 +65,12 @@ class _Draw:
 
 
 def split_pairs(
-    pairs: AnnotatedImage | Sequence[AnnotatedImage], *, fraction: float | None, seed: int, classes: ClassMap
+    pairs: AnnotatedImage | Sequence[AnnotatedImage],
+    *,
+    fraction: float | None,
+    seed: int,
+    classes: ClassMap,
+    axes: str = "YX",
 ) -> Split:
     """Hold back about `fraction` of the labelled pixels for validation; the same for the same seed.
 
@@ -73,7 +79,8 @@ def split_pairs(
     Images are held back whole when there are at least three and one of them is not far more than was asked for; else
     slices (time points where there are three or more): scattered ones, or of a long labelled stack, whose neighbouring
     slices resemble each other, a run of slices whose two neighbours are left out; else a strip of every slice, apart
-    from the rest by a gap.
+    from the rest by a gap. With ``axes="ZYX"`` whole volumes (or time points), else a strip of every volume across the
+    best of Z, Y and X: single slices of what trains are never held back.
 
     Raises
     ------
@@ -81,7 +88,7 @@ def split_pairs(
         when nothing is labelled, a label value is not in the class map, or one image stands in both halves.
     """
     pairs = distinct(pairs)
-    parts = whole(pairs, classes)
+    parts = whole(pairs, classes, axes)
     notes = empty_images(pairs, parts)
     training, validation, text = parts, list[Part](), "none, as the recipe asks (training.validation=0)"
     if fraction:
@@ -96,8 +103,9 @@ def given(
     training: AnnotatedImage | Sequence[AnnotatedImage],
     validation: AnnotatedImage | Sequence[AnnotatedImage],
     classes: ClassMap,
+    axes: str = "YX",
 ) -> Split:
-    """The split that the user made, with the same warnings.
+    """The split that the user made, with the same warnings, of planes or (``axes="ZYX"``) of volumes.
 
     Raises
     ------
@@ -106,7 +114,7 @@ def given(
     """
     both = as_pairs(training), as_pairs(validation)
     _refuse_shared(*both)
-    learn, check = (whole(pairs, classes) for pairs in both)
+    learn, check = (whole(pairs, classes, axes) for pairs in both)
     names = [pair.name for pair in both[1]]
     text = f"{len(names)} {'image' if len(names) == 1 else 'images'} given: {shown(names)}"
     notes = empty_images(both[0], learn) + empty_images(both[1], check)
@@ -133,11 +141,15 @@ def _halves(
             return training, [part for i in draw.held for part in units[i].parts], _text(units, draw)
     if fraction >= 1:
         raise LabelError(
-            f"training.validation={fraction:g} asks for a number of images or slices, but fewer than three are "
-            "labelled; give a share of the picture, such as 0.2, or images to validate on (--val)."
+            f"training.validation={fraction:g} asks for a number of images{_or_slices(parts)}, but fewer than three "
+            "are labelled; give a share of the picture, such as 0.2, or images to validate on (--val)."
         )
     cut = best_cut(parts, classes, fraction=fraction, rng=rng)
     return (cut.training, cut.validation, cut.text) if cut else (parts, [], "none: too little is labelled")
+
+
+def _or_slices(parts: Sequence[Part]) -> str:
+    return " or slices" if parts[0].axes == "YX" else ""
 
 
 def _share(wanted: float, units: Sequence[Unit]) -> float:
@@ -206,15 +218,19 @@ def by_image(parts: Sequence[Part], fraction: float = 1.0) -> list[Unit]:
 
 
 def by_slice(parts: Sequence[Part]) -> list[Unit]:
-    """Slices as units, or time points where an image has three or more; what lies at one index stays together."""
+    """Slices as units, or time points where an image has three or more; what lies at one index stays together.
+
+    Volumes have no slices: time points alone.
+    """
     several = len({id(part.pair) for part in parts}) > 1
     units = []
     for _, group in groupby(parts, key=lambda part: id(part.pair)):
         members = list(group)
         pair = members[0].pair
         moments = len({part.index.get("T") for part in members})
-        letter = "T" if moments > 2 or "Z" not in pair.image.axes else "Z"
-        word = "time points" if letter == "T" and "T" in pair.image.axes else "slices"
+        volumes = members[0].axes == "ZYX"
+        letter = "T" if moments > 2 or "Z" not in pair.image.axes or volumes else "Z"
+        word = "time points" if letter == "T" and ("T" in pair.image.axes or volumes) else "slices"
         for number in sorted({_number(part, letter) for part in members}):
             name = f"{pair.name} {number}" if several else str(number)
             together = [part for part in members if _number(part, letter) == number]

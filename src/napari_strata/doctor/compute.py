@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_strata.doctor.check import Check, last_line
-from napari_strata.recipe import UNet
+from napari_strata.recipe import AtrousUNet, Smp
 from napari_strata.recipes import list_recipes
 
 
@@ -96,7 +96,7 @@ def weights() -> Check:
     """Whether the encoders of the recipes can start from ImageNet; nothing is downloaded."""
     hub = import_module("napari_strata.networks.hub")
     networks = [recipe.network for recipe in list_recipes()]
-    encoders = sorted({n.encoder for n in networks if not isinstance(n, UNet) and n.encoder_weights != "none"})
+    encoders = sorted({n.encoder for n in networks if isinstance(n, (Smp, AtrousUNet)) and n.encoder_weights != "none"})
     sources = {name: hub.find_pretrained(name) for name in encoders}
     absent = [name for name, source in sources.items() if not _is_at_hand(hub, source)]
     if not absent:

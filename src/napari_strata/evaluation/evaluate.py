@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -96,16 +97,18 @@ class Evaluation(Iterator[Event]):
         models = load_models(self._model)
         pairs = pairs_with_neighbours(as_pairs(self._pairs), models.spec.neighbours)
         parts = whole(pairs, models.spec.classes)
-        scales, warnings = _prepare(models, parts)
-        yield from (Message(text) for text in models.averaging(self._options.tta))
+        scales, warnings = _prepare(models, parts, ortho=self._options.ortho)
+        yield from (Message(text) for text in models.averaging(self._options.tta, ortho=self._options.ortho))
         yield from (Message(text, "warning") for text in warnings)
         committee = build_committee(models, self._options)
         names = f"{len(scales)} image{'' if len(scales) == 1 else 's'}"
         yield PredictionStarted(names, describe_device(committee.device), len(parts), 0)
         tally = _Tally(committee, scales, shown=set(_evenly(len(parts), MOST)))
-        for number, part in enumerate(parts):
-            seconds = tally.add(number, part)
-            yield RegionEnd(dict(part.index), number + 1, len(parts), seconds)
+        number = 0
+        for _, group in groupby(parts, key=lambda part: id(part.pair)):
+            for part, seconds in tally.add(list(group)):
+                number += 1
+                yield RegionEnd(dict(part.index), number, len(parts), seconds)
         self._scores = tally.scores()
         if out is not None:
             write_report(self._scores.confusion, self._scores.per_image, out, examples=self._scores.examples)
@@ -240,22 +243,40 @@ class _Tally:
     shown: set[int]
     matrices: dict[int, tuple[AnnotatedImage, ConfusionMatrix]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
+    seen: int = 0
 
-    def add(self, number: int, part: Part) -> float:
-        """Predict and count one plane; returns the seconds it took."""
-        started = perf_counter()
+    def add(self, parts: Sequence[Part]) -> Iterator[tuple[Part, float]]:
+        """Predict and count the labelled planes of one image, slab by slab as in prediction; each with the seconds that
+        it took. Slabs without labels are left out."""
+        pair = parts[0].pair
+        numbers = {repr(index): number for number, index in enumerate(pair.image.planes())}
+        known = {numbers[repr(part.index)]: part for part in parts}
+        for slab in self.committee.slabs(pair.image):
+            started = perf_counter()
+            wanted = [number for number in slab.planes if number in known]
+            if not wanted:
+                continue
+            array = pair.image.read(slab.region)
+            found, _ = self.committee.slab(slab, array, self.scales[id(pair)])
+            grey = array[:, None] if array.ndim == 3 else array[:, slab.keep]
+            for number in wanted:
+                place = slab.planes.index(number)
+                self._count(known[number], grey[:, place], found[place])
+                yield known[number], perf_counter() - started
+                started = perf_counter()
+
+    def _count(self, part: Part, image: Array, prediction: Array) -> None:
         classes = self.committee.spec.classes
-        key = id(part.pair)
-        image, truth = part.read(classes)
-        prediction, _ = self.committee.plane(image, self.scales[key])
+        truth = part.read_labels_of(image, classes)
         here = ConfusionMatrix(classes)
         here.update(truth, prediction)
+        key = id(part.pair)
         before = self.matrices[key][1] if key in self.matrices else ConfusionMatrix(classes)
         self.matrices[key] = part.pair, before + here
-        if number in self.shown:
+        if self.seen in self.shown:
             own = own_channels(image, self.committee.spec.neighbours)
             self.examples.append(Example.of(part.name, own, truth, prediction=prediction, confusion=here))
-        return perf_counter() - started
+        self.seen += 1
 
     def scores(self) -> Scores:
         matrices = [matrix for _, matrix in self.matrices.values()]
@@ -264,13 +285,13 @@ class _Tally:
         return Scores(total, tuple(zip(names, matrices, strict=True)), tuple(self.examples))
 
 
-def _prepare(models: Ensemble, parts: Sequence[Part]) -> tuple[dict[int, list[Scale]], list[str]]:
+def _prepare(models: Ensemble, parts: Sequence[Part], *, ortho: bool) -> tuple[dict[int, list[Scale]], list[str]]:
     """The scales of each pair's image, by the pair's id, and warnings about the images."""
     scales: dict[int, list[Scale]] = {}
     warnings: list[str] = []
     for pair in {id(part.pair): part.pair for part in parts}.values():
         samples = pair.image.samples()
-        warnings += check_image([model.spec for model in models.models], pair.image, samples)
+        warnings += check_image([model.spec for model in models.models], pair.image, samples, ortho=ortho)
         warnings += [*find_nonfinite(pair), *_other_names(models.spec.classes, pair)]
         scales[id(pair)] = models.scales(samples, pair.image.dtype)
     return scales, warnings

@@ -80,7 +80,7 @@ def summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
         network = sections.network_words(record)
         trained = f"trained for {len(epochs)} epoch{'' if len(epochs) == 1 else 's'}" if epochs else "begun"
         parts = len(record.data.get("training", []))
-        on = f" on {parts} labelled plane{'' if parts == 1 else 's'}" if parts else ""
+        on = f" on {sections.count_parts(record, 'labelled', parts)}" if parts else ""
         out.append(f"{network} was {trained}{on}{_ending(ended.reason if ended else '')}.")
     if scores is not None and scores.pixels:
         what = "held back from training" if record.is_run else "of the test images"
@@ -158,12 +158,14 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     unit = spec.get("pixel_unit", "pixel")
     known = unit != "pixel" or set(sizes.values()) - {1.0}
     versions = header.table("versions")
+    notes, grey = spec.get("notes", []), "grey values: "
     rows = {
         "Network": sections.network_words(record) if record.is_run else "",
         "Parameters": f"{started.parameters:,}" if started else "",
         "Recipe": str(record.recipe.get("name", "")),
         "Pixel size": ", ".join(f"{a} {v:g} {unit}" for a, v in sizes.items()) if known else "",
-        "Grey values": "; ".join(note.removeprefix("grey values: ") for note in spec.get("notes", [])),
+        "Grey values": "; ".join(note.removeprefix(grey) for note in notes if note.startswith(grey)),
+        "Depth": "; ".join(note for note in notes if not note.startswith(grey)),
         "Device": f"{started.device}, {started.precision}" if started else "",
         "Time": f"{_duration(seconds)} for {len(record.epochs)} epochs" if seconds else "",
         "Best model made": _date(header.facts.get("created", "")),

@@ -188,7 +188,7 @@ def score_table(record: Record) -> ScoreTable | None:
         for i, (name, row) in enumerate(per_class.items())
     )
     parts, epoch = scores.get("parts"), scores.get("epoch")
-    of = f"of the best model (epoch {epoch}) on {parts} validation plane{'' if parts == 1 else 's'}" if parts else ""
+    of = f"of the best model (epoch {epoch}) on {count_parts(record, 'validation', parts)}" if parts else ""
     accuracy, iou = (scores.get(key) for key in ("pixel_accuracy", "mean_iou"))
     return ScoreTable(rows, _or_nan(iou), _or_nan(accuracy), total, of or "on the images evaluated")
 
@@ -271,12 +271,18 @@ def data(record: Record) -> dict[str, Any] | None:
     return {"pairs": found.get("pairs", []), "split": str(found.get("split", "")), **names}
 
 
+def count_parts(record: Record, kind: str, count: int) -> str:
+    """``3 labelled planes``, or of a 3D network ``1 labelled block``: a volume or a part of one."""
+    noun = "block" if record.data.get("spec", {}).get("depth") else "plane"
+    return f"{count} {kind} {noun}{'' if count == 1 else 's'}"
+
+
 def network_words(record: Record) -> str:
     """The network in words: ``A U-Net of widths 16, 32, 64``."""
     network = record.data.get("spec", {}).get("network") or record.recipe.get("network") or {}
     kind, widths = network.get("kind"), ", ".join(map(str, network.get("widths") or ()))
-    if kind == "unet":
-        return f"A U-Net of widths {widths}"
+    if kind in ("unet", "unet3d"):
+        return f"A {'3D ' if kind == 'unet3d' else ''}U-Net of widths {widths}"
     if kind == "atrous_unet":
         return f"An atrous U-Net on {network.get('encoder', '')}"
     if kind == "smp":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from math import gcd
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from napari_strata.recipe import Norm
 
@@ -16,77 +18,102 @@ from napari_strata.recipe import Norm
 class AnySize(nn.Module):
     """Runs a network that needs multiples of `stride` on images (N, C, H, W) of any size, and keeps that size.
 
-    The image grows at the bottom and the right (so that the grid of strides stays where it is), mirrored where it is
-    large enough and its last value repeated where it is not; the logits are cropped back.
+    Volumes (N, C, D, H, W) are served in the same way. The image grows at the end of each axis (so that the grid of
+    strides stays where it is), mirrored where it is large enough and its last value repeated where it is not; the
+    logits are cropped back.
 
     Parameters
     ----------
     stride
-        the padded height and width are multiples of it, in pixels.
+        the padded height and width are multiples of it, in pixels; of a volume a stride for each of its three axes.
     smallest
         the padded height and width are at least this; two strides when left out, since normalisation over the one pixel
-        that is left at the deepest level fails in training.
+        that is left at the deepest level fails in training. Of a volume a number for each axis.
     """
 
-    def __init__(self, network: nn.Module, stride: int, *, smallest: int | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, stride: int | tuple[int, ...], *, smallest: int | tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.stride = stride
-        self.smallest = -(-(smallest or 2 * stride) // stride) * stride
+        if isinstance(stride, int):
+            assert smallest is None or isinstance(smallest, int)
+            self.smallest: Any = _multiple(smallest or 2 * stride, stride)
+        else:
+            wanted = smallest if isinstance(smallest, tuple) else tuple(smallest or 2 * step for step in stride)
+            self.smallest = tuple(map(_multiple, wanted, stride))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K, H, W)."""
-        height, width = images.shape[-2:]
-        rows, columns = self._missing(height), self._missing(width)
-        logits: Tensor = self.network(extend(images, rows, columns))
-        return logits[..., :height, :width] if rows or columns else logits
+        """Images (N, C, H, W) to logits (N, K, H, W); volumes (N, C, D, H, W) to (N, K, D, H, W)."""
+        shape = images.shape[2:]
+        missing = self._missing(shape)
+        logits: Tensor = self.network(extend(images, *missing))
+        return logits[(..., *(slice(length) for length in shape))] if any(missing) else logits
 
-    def _missing(self, length: int) -> int:
-        return max(-length % self.stride, self.smallest - length)
+    def _missing(self, shape: Sequence[int]) -> list[int]:
+        """How much is to be added along each axis."""
+        strides, smallest = (v if isinstance(v, tuple) else (v,) * len(shape) for v in (self.stride, self.smallest))
+        return [max(-n % step, least - n) for n, step, least in zip(shape, strides, smallest, strict=True)]
 
 
-def extend(images: Tensor, rows: int, columns: int) -> Tensor:
-    """`images` (N, C, H, W) with `rows` more below and `columns` more at the right, mirrored or else repeated."""
-    height, width = images.shape[-2:]
-    if columns:
-        images = F.pad(images, (0, columns, 0, 0), mode="reflect" if columns < width else "replicate")
-    if rows:
-        images = F.pad(images, (0, 0, 0, rows), mode="reflect" if rows < height else "replicate")
+def extend(images: Tensor, *more: int) -> Tensor:
+    """`images` (N, C, H, W) with so many more rows below and columns at the right, mirrored or else repeated.
+
+    A volume (N, C, D, H, W) is given planes, rows and columns.
+    """
+    for axis in reversed(range(len(more))):
+        if more[axis]:
+            margins = [0, 0] * len(more)
+            margins[2 * (len(more) - axis) - 1] = more[axis]  # F.pad counts axes from the last
+            mode = "reflect" if more[axis] < images.shape[2 + axis] else "replicate"
+            images = F.pad(images, margins, mode=mode)
     return images
 
 
-class BatchNorm(nn.BatchNorm2d):
+class _BearsOneValue(_BatchNorm):
     """Batch normalisation that takes its running statistics where a channel has one value only.
 
     So it is with a batch of one behind global pooling (DeepLab, PAN); torch refuses to train there.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Features (N, C, H, W) to the same shape."""
+        """Features (N, C, ...) to the same shape."""
         if self.training and input.numel() == input.shape[1]:
             mean, variance = self.running_mean, self.running_var
             return F.batch_norm(input, mean, variance, self.weight, self.bias, training=False, eps=self.eps)
         return super().forward(input)
 
 
+class BatchNorm(_BearsOneValue, nn.BatchNorm2d):
+    """Batch normalisation of images (N, C, H, W); see `_BearsOneValue`."""
+
+
+class BatchNorm3d(_BearsOneValue, nn.BatchNorm3d):
+    """Batch normalisation of volumes (N, C, D, H, W); see `_BearsOneValue`."""
+
+
 class GroupNorm(nn.GroupNorm):
     """Group normalisation that only scales and shifts where a group has one value, which it would set to zero."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Features (N, C, H, W) to the same shape."""
+        """Features (N, C, ...) to the same shape."""
         if input[0].numel() == self.num_groups:
-            return input * self.weight[:, None, None] + self.bias[:, None, None]
+            shape = (-1,) + (1,) * (input.ndim - 2)
+            return input * self.weight.view(shape) + self.bias.view(shape)
         return super().forward(input)
 
 
-def norm_layer(kind: Norm, channels: int) -> nn.Module:
+def norm_layer(kind: Norm, channels: int, *, dims: int = 2) -> nn.Module:
     """Normalisation of `channels` features: none, batch, instance (each channel by itself) or group.
+
+    `dims` is 2 for images, 3 for volumes.
 
     Groups have 16 channels where that divides: Wu and He 2018 (https://arxiv.org/abs/1803.08494) found it as good as 32
     groups, and it suits narrow networks. Instance normalisation is group normalisation with one channel a group.
     """
     if kind == "batch":
-        return BatchNorm(channels)
+        return BatchNorm(channels) if dims == 2 else BatchNorm3d(channels)
     if kind == "instance":
         return GroupNorm(channels, channels)
     if kind == "group":
@@ -94,11 +121,21 @@ def norm_layer(kind: Norm, channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def convolution(inputs: int, outputs: int, *, norm: Norm, kernel: int = 3) -> nn.Sequential:
-    """'Same' convolution, normalisation, ReLU. No bias before a normalisation that would take it out again."""
+def convolution(
+    inputs: int, outputs: int, *, norm: Norm, kernel: int | tuple[int, ...] = 3, active: bool = True
+) -> nn.Sequential:
+    """'Same' convolution, normalisation and, where `active`, ReLU; of volumes where `kernel` has three numbers.
+
+    No bias before a normalisation that would take it out again.
+    """
+    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+    kind: Any = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
     biased = norm in ("none", "group")
-    layers = [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=biased), norm_layer(norm, outputs)]
-    return nn.Sequential(*layers, nn.ReLU(inplace=True))
+    layers = [
+        kind(inputs, outputs, kernel, padding=tuple(k // 2 for k in kernel), bias=biased),
+        norm_layer(norm, outputs, dims=len(kernel)),
+    ]
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if active else []))
 
 
 def double_convolution(inputs: int, outputs: int, *, norm: Norm) -> nn.Sequential:
@@ -132,7 +169,7 @@ def replace_batch_norms(module: nn.Module, kind: Norm = "batch") -> None:
 def he_initialise(module: nn.Module) -> None:
     """Weights by He et al. 2015 (https://arxiv.org/abs/1502.01852), biases zero, for all convolutions of `module`."""
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         elif isinstance(layer, nn.ConvTranspose2d):
             # With stride 2 a quarter of the kernel meets each pixel; no ReLU follows, so the gain is 1.
@@ -142,3 +179,7 @@ def he_initialise(module: nn.Module) -> None:
             continue
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+def _multiple(length: int, stride: int) -> int:
+    return -(-length // stride) * stride

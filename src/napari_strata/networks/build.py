@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from napari_strata.recipe import AtrousUNet, UNet
+from napari_strata.recipe import AtrousUNet, UNet, UNet3d
 from napari_strata.spec import ModelSpec
 
 
@@ -13,7 +13,8 @@ def build_network(spec: ModelSpec) -> nn.Module:
     """The network that `spec` describes, with random weights, on the current default device.
 
     Its forward takes float images (N, C, H, W), C = ``spec.in_channels``, of any height and width from 1, and returns
-    logits (N, K, H, W), K = ``len(spec.classes)``. Nothing is downloaded; see `weights.load_encoder_weights`.
+    logits (N, K, H, W), K = ``len(spec.classes)``; that of a 3D model takes volumes (N, C, D, H, W) of any size, and
+    returns (N, K, D, H, W). Nothing is downloaded; see `weights.load_encoder_weights`.
 
     Raises
     ------
@@ -31,6 +32,10 @@ def _build(spec: ModelSpec) -> nn.Module:
         from napari_strata.networks.unet import build_unet
 
         return build_unet(spec, spec.network)
+    if isinstance(spec.network, UNet3d):
+        from napari_strata.networks.unet3d import build_unet3d
+
+        return build_unet3d(spec, spec.network)
     if isinstance(spec.network, AtrousUNet):
         from napari_strata.networks.atrous import build_atrous_unet
 

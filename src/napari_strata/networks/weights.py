@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from napari_strata.errors import ModelError, TrainingError
 from napari_strata.networks.parts import encoder_of
-from napari_strata.recipe import UNet
+from napari_strata.recipe import UNet, UNet3d
 from napari_strata.spec import ModelSpec
 
 PREFIXES = ("module.", "network.", "encoder.", "backbone.", "model.")
@@ -42,8 +42,9 @@ def load_encoder_weights(network: nn.Module, spec: ModelSpec, *, probe_timeout: 
         when a weights file is missing, damaged, a pickle of other things than tensors, or of another network.
     """
     section = spec.network
-    if isinstance(section, UNet):
-        return "the classic U-Net has no pretrained encoder: it starts from random weights"
+    if isinstance(section, UNet | UNet3d):
+        name = "classic" if isinstance(section, UNet) else "3D"
+        return f"the {name} U-Net has no pretrained encoder: it starts from random weights"
     start, choice = f"encoder {section.encoder}:", section.encoder_weights
     if choice == "none":
         return f"{start} starts from random weights, as the recipe says"

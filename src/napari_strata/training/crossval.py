@@ -42,7 +42,7 @@ from napari_strata.run import RunFolder
 from napari_strata.spec import find_classes
 from napari_strata.training.final import FOLDER
 from napari_strata.training.loop import iter_job
-from napari_strata.training.plan import Job, data_fingerprint, differences, plan_new
+from napari_strata.training.plan import Job, axes_of, data_fingerprint, differences, plan_new
 from napari_strata.training.study import CrossvalResult, FoldScore, read_record
 
 Pairs = AnnotatedImage | Sequence[AnnotatedImage]
@@ -132,13 +132,13 @@ class Study:
         device: str = "auto",
     ) -> Study:
         """Draw the folds; of one fold, the split that a single training would have. Errors as in `fold_pairs`."""
-        ones, section = distinct(pairs), recipe.training
+        ones, section, axes = distinct(pairs), recipe.training, axes_of(recipe)
         known = classes.with_unlabelled(unlabelled) if classes else find_classes(ones, unlabelled)
         if folds == 1:
             share = section.validation or Training().validation
-            splits = [split_pairs(ones, fraction=share, seed=section.seed, classes=known)]
+            splits = [split_pairs(ones, fraction=share, seed=section.seed, classes=known, axes=axes)]
         else:
-            splits = fold_pairs(ones, folds, seed=section.seed, classes=known, group=group)
+            splits = fold_pairs(ones, folds, seed=section.seed, classes=known, group=group, axes=axes)
         if not all(split.validation for split in splits):
             raise LabelError(f"found nothing to score a model on ({splits[0].text}); label more images or slices.")
         return cls(ones, known, splits, [data_fingerprint(split, ones, known) for split in splits], device)

@@ -20,10 +20,11 @@ def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
     themselves and the working memory of single operations come on top.
     """
     section = recipe.training
-    side = recipe.patches.resize or recipe.patches.size
+    size = recipe.patches.resize or recipe.patches.size
+    shape = (size, size) if spec.depth is None else spec.patch_shape
     with torch.device("meta"):
         network = build_network(spec).train()
-        pixels = torch.empty(section.batch_size, spec.in_channels, side, side)
+        pixels = torch.empty(section.batch_size, spec.in_channels, *shape)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     copies = 2 + (1 if section.optimizer == "sgd" else 2) + (section.averaging is not None)
     owned = {p.untyped_storage()._cdata for p in network.parameters()}

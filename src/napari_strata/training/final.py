@@ -55,7 +55,7 @@ def measure(session: Session, truths: Sequence[Truth]) -> Generator[Event, None,
     out = session.run.path / FOLDER
     if not truths or _is_measured(out, model, session.plan.fingerprint):
         return
-    noun = "plane" if len(truths) == 1 else "planes"
+    noun = ("plane" if model.spec.depth is None else "block") + ("" if len(truths) == 1 else "s")
     yield Message(f"measuring the best model on {len(truths)} validation {noun}")
     learner = session.learner
     with seeded(learner.device, 0):  # first weights are drawn at random, and the caller's random numbers are not ours
@@ -164,10 +164,10 @@ def _is_measured(out: Path, model: Model, fingerprint: str) -> bool:
 
 
 def _place(truth: Truth) -> dict[str, Any]:
-    """Which plane, or which block of it, as plain data."""
+    """Which plane or volume, or which block of it, as plain data."""
     part = truth.part
     index = {axis: at if isinstance(at, int) else (at.start, at.stop) for axis, at in part.index.items()}
-    return index | {"Y": (part.rows.start, part.rows.stop), "X": (part.columns.start, part.columns.stop)}
+    return index | {axis: (along.start, along.stop) for axis, along in zip(part.axes, part.box, strict=True)}
 
 
 def _in_words(fit: Fit) -> str:

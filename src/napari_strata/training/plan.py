@@ -25,6 +25,10 @@ MAY_CHANGE = ("training.epochs", "training.early_stopping", "training.precision"
 """What may differ from the recipe that a run was started with when it goes on."""
 
 
+BOX = {"Z": "planes", "Y": "rows", "X": "columns"}
+"""Names of the sides of a part's box in ``data.json``; planes of a 3D network's only."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What the user asked for; see `iter_train`.
@@ -80,7 +84,7 @@ class Plan:
         numbers = {id(pair): i for i, pair in enumerate(self.pairs)}
 
         def row(part: Part) -> dict[str, Any]:
-            box = {"rows": [part.rows.start, part.rows.stop], "columns": [part.columns.start, part.columns.stop]}
+            box = {BOX[a]: [along.start, along.stop] for a, along in zip(part.axes, part.box, strict=True)}
             return {"name": part.name, "pair": numbers[id(part.pair)], "index": dict(part.index)} | box
 
         return {
@@ -96,6 +100,11 @@ class Plan:
             "validation": [row(part) for part in self.validation],
             "spec": self.spec.model_dump(mode="json"),
         }
+
+
+def axes_of(recipe: Recipe) -> str:
+    """The axes of what a recipe's network sees at a time: ``YX``, or ``ZYX`` where it is 3D."""
+    return "ZYX" if recipe.network.kind == "unet3d" else "YX"
 
 
 def plan_new(job: Job) -> Plan:
@@ -121,9 +130,9 @@ def plan_new(job: Job) -> Plan:
         split = _of_pairs(job.split, as_pairs(job.pairs), pairs) if recipe.patches.neighbours else job.split
     elif job.validation is None:
         section = recipe.training
-        split = split_pairs(pairs, fraction=section.validation, seed=section.seed, classes=spec.classes)
+        split = split_pairs(pairs, fraction=section.validation, seed=section.seed, classes=spec.classes, axes=spec.axes)
     else:
-        split = given(pairs, held, spec.classes)
+        split = given(pairs, held, spec.classes, spec.axes)
         pairs = [*pairs, *held]
     return _plan(recipe, spec, split, pairs, notes=spec.notes)
 
@@ -156,7 +165,7 @@ def plan_resumed(job: Job, run: RunFolder) -> Plan:
     if stray := [pair.name for pair in held if pair in added]:
         raise RunError(f"{run.path}: {shown(stray)} was not validated on before; a run keeps its validation images.")
     split = Split(
-        training=_parts(record["training"], known, spec) + (whole(added, spec.classes) if added else []),
+        training=_parts(record["training"], known, spec) + (whole(added, spec.classes, spec.axes) if added else []),
         validation=_parts(record["validation"], known, spec),
         text=record["split"],
         warnings=tuple(_gone(record["pairs"], known)),
@@ -234,7 +243,7 @@ def data_fingerprint(split: Split, pairs: Sequence[AnnotatedImage], classes: Cla
             state.update(samples.tobytes())
     for parts in (split.training, split.validation):
         for part, counts in zip(parts, counts_of(parts, classes), strict=True):
-            state.update(repr((dict(part.index), part.rows, part.columns, counts.tolist())).encode())
+            state.update(repr((dict(part.index), *part.box, counts.tolist())).encode())
     return state.hexdigest()[:16]
 
 
@@ -270,7 +279,7 @@ def _recognise(
 
 def _parts(rows: Sequence[Mapping[str, Any]], known: Mapping[int, AnnotatedImage], spec: ModelSpec) -> list[Part]:
     parts = [
-        Part(known[row["pair"]], row["index"], slice(*row["rows"]), slice(*row["columns"]), row["name"])
+        Part(known[row["pair"]], row["index"], tuple(slice(*row[BOX[a]]) for a in spec.axes), row["name"])
         for row in rows
         if row["pair"] in known
     ]

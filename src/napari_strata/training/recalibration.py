@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from napari_strata.data.loader import Batch
-from napari_strata.device import Precision
+from napari_strata.device import Precision, channels_last
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Batch], *, device: torch.d
         n.momentum = None  # the plain mean of all batches
         n.train()
     for batch in batches:
-        images = batch.images.to(device, memory_format=torch.channels_last)
+        images = batch.images.to(device, memory_format=channels_last(batch.images.ndim))
         with precision.autocast(device):
             network(images)
     for n, (momentum, statistics) in zip(norms, before, strict=True):

@@ -16,12 +16,15 @@ from napari_strata.events import Message
 from napari_strata.model import Model
 from napari_strata.networks.parts import encoder_of, head_of
 from napari_strata.networks.weights import for_channels, load_encoder_weights
-from napari_strata.recipe import Recipe, Section
+from napari_strata.recipe import Recipe
 from napari_strata.recipes import load_recipe
 from napari_strata.spec import ModelSpec
 
 IDENTITY = ("architecture", "encoder", "widths", "norm")
 """Keys of a network that must be the same, beside its kind, for one to start from the other."""
+
+STRIDES = "strides along Z"
+"""What must be the same of 3D networks too: the kernels have other shapes where it is not."""
 
 
 def fine_tuning_recipe(start: str | os.PathLike[str], recipe: str | os.PathLike[str] | Recipe | None = None) -> Recipe:
@@ -87,7 +90,7 @@ def take_over(network: nn.Module, spec: ModelSpec, start: Model, *, source: str)
     taken = {n: t for n, t in given.items() if t.shape == own[n].shape and not n.startswith(head)}
     wanted = [name for name in own if not name.endswith("num_batches_tracked")]
     count = sum(name in taken for name in wanted)
-    if _identity(spec.network) != _identity(start.spec.network) or 2 * count < len(wanted):
+    if _identity(spec) != _identity(start.spec) or 2 * count < len(wanted):
         raise ModelError(_why_other(spec, start, source, f"{count} of its {len(wanted)} tensors are there"))
     channels = start.spec.in_channels, spec.in_channels
     adapted = _adapted(own, given, channels) if channels[0] != channels[1] else {}
@@ -137,7 +140,7 @@ def _adapted(own: Mapping[str, Tensor], given: Mapping[str, Tensor], channels: t
     before, after = channels
     found = {}
     for name, kernel in given.items():
-        features = kernel.shape[1] - before if kernel.ndim == 4 else -1
+        features = kernel.shape[1] - before if kernel.ndim in (4, 5) else -1
         if features >= 0 and own[name].shape == (kernel.shape[0], features + after, *kernel.shape[2:]):
             # The image stands behind the features in every concatenation of ours.
             parts = [kernel[:, :features], for_channels(kernel[:, features:], after)]
@@ -163,14 +166,20 @@ def _head_in_words(kept: list[str], news: list[str]) -> str:
     return ", ".join(f"{', '.join(names)} {word}" for names, word in ((kept, "taken"), (news, "new")) if names)
 
 
-def _identity(network: Section) -> dict[str, object]:
-    return {key: getattr(network, key) for key in ("kind", *IDENTITY) if hasattr(network, key)}
+def _identity(spec: ModelSpec) -> dict[str, object]:
+    found = {key: getattr(spec.network, key) for key in ("kind", *IDENTITY) if hasattr(spec.network, key)}
+    return found | ({STRIDES: spec.depth.strides} if spec.depth else {})
 
 
 def _why_other(spec: ModelSpec, start: Model, source: str, found: str) -> str:
-    ours, theirs = (_network_in_words(network) for network in (spec.network, start.spec.network))
+    ours, theirs = (_network_in_words(each) for each in (spec, start.spec))
+    strides = start.spec.depth.strides if start.spec.depth else ()
     if ours == theirs:
         ours += f", with other options: {found}"
+    elif _identity(spec) | {STRIDES: strides} == _identity(start.spec):
+        # Voxels of another shape: a power of two gives the strides of the model.
+        cure = f"--set network.anisotropy={2 ** strides.count(1)}"
+        return f"training.start={source}: its network is {theirs}; for these voxels it would be {ours}. Set {cure}."
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     own = f"--recipe {folder / 'recipe.yaml'}" if (folder / "recipe.yaml").is_file() else "--start without --recipe"
     return (
@@ -179,8 +188,8 @@ def _why_other(spec: ModelSpec, start: Model, source: str, found: str) -> str:
     )
 
 
-def _network_in_words(network: Section) -> str:
+def _network_in_words(spec: ModelSpec) -> str:
     """For example ``smp (architecture unet, encoder resnet34, norm batch)``."""
-    kind, *keys = _identity(network).items()
+    kind, *keys = _identity(spec).items()
     shown = ((key, ", ".join(map(str, value)) if isinstance(value, tuple) else value) for key, value in keys)
     return f"{kind[1]} ({', '.join(f'{key} {value}' for key, value in shown)})"

@@ -1,7 +1,11 @@
-"""Validation: whole images through the same tiles as prediction, scored by one global confusion matrix."""
+"""Validation: whole images through the same tiles as prediction, scored by one global confusion matrix.
+
+A large volume goes through in strips along Z, each with the planes that inform it, so that memory holds one of them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +17,7 @@ from napari_strata.classes import IGNORE
 from napari_strata.data.neighbours import own_channels
 from napari_strata.data.parts import Part
 from napari_strata.inference.predictor import Predictor, class_indices
+from napari_strata.inference.tiling import plan_axis
 from napari_strata.metrics import ConfusionMatrix
 from napari_strata.normalization import Scale
 from napari_strata.pictures import Example
@@ -24,12 +29,27 @@ ALSO: tuple[LossName, ...] = ("bce", "dice")
 """Losses that are reported of every validation, whatever the recipe minimises, so that runs can be compared."""
 
 
+STRIP = 2**24
+"""Voxels of a volume that are predicted at a time, about; a smaller one is predicted whole."""
+
+
 class Truth(NamedTuple):
-    """A part to validate on, with what does not change between epochs: class indices uint8 (H, W) and its scale."""
+    """A part to validate on, with what does not change between epochs.
+
+    `labels` class indices uint8 of its shape, `scale` of its grey values; `around` is what the network is shown: the
+    part itself, or of a strip more planes, which do not count.
+    """
 
     part: Part
     labels: np.ndarray[Any, Any]
     scale: Scale
+    around: Part
+
+    @property
+    def keep(self) -> tuple[slice, ...]:
+        """Where the part lies in what the network is shown."""
+        starts = [outer.start for outer in self.around.box]
+        return tuple(slice(p.start - start, p.stop - start) for p, start in zip(self.part.box, starts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -55,17 +75,37 @@ def load_truths(parts: Sequence[Part], spec: ModelSpec) -> list[Truth]:
         if id(image) not in scales:
             samples = np.concatenate(image.samples(), axis=1)
             scales[id(image)] = spec.normalization.scale_for(samples, image.dtype)
-        labels = part.read_labels(spec.classes)
-        if (labels != IGNORE).any():
-            truths.append(Truth(part, labels, scales[id(image)]))
+        for strip, around in _strips(part, spec):
+            labels = strip.read_labels(spec.classes)
+            if (labels != IGNORE).any():
+                truths.append(Truth(strip, labels, scales[id(image)], around))
     return truths
+
+
+def _strips(part: Part, spec: ModelSpec) -> list[tuple[Part, Part]]:
+    """A part, or strips of a large volume along Z; each with what the network is to see for it.
+
+    They begin at multiples of the network's stride, as tiles do, and are seen with its halo.
+    """
+    if spec.depth is None or math.prod(part.shape) <= STRIP:
+        return [(part, part)]
+    depth, *plane = part.shape
+    whole = [slice(0, length) for length in plane]
+    thick = max(1, STRIP // math.prod(plane))
+    halo = max(spec.depth.halo, spec.depth.tile // 4) if spec.blend else spec.depth.halo
+    found = []
+    for read, _, write in plan_axis(depth, tile=thick, halo=halo, stride=spec.depth.stride):
+        first = part.box[0].start
+        name = f"{part.name} planes {first + write.start} to {first + write.stop - 1}"
+        found.append((part.block((write, *whole), name=name), part.block((read, *whole))))
+    return found
 
 
 class Predicted(NamedTuple):
     """A part as a network sees it.
 
-    `image` grey values (C, H, W), `logits` float32 (K, H, W), `indices` of the classes uint8 (H, W); `confusion` of
-    this part alone; `neighbours` as in the spec.
+    `image` grey values (C, H, W), `logits` float32 (K, H, W), `indices` of the classes uint8 (H, W), or (D, H, W) each
+    of a volume; `confusion` of this part alone; `neighbours` as in the spec.
     """
 
     truth: Truth
@@ -79,14 +119,17 @@ class Predicted(NamedTuple):
         """For a picture."""
         truth = self.truth
         image = own_channels(self.image, self.neighbours)
-        return Example.of(truth.part.name, image, truth.labels, prediction=self.indices, confusion=self.confusion)
+        part, indices, first = truth.part, self.indices, truth.part.box[0].start
+        return Example.of(part.name, image, truth.labels, prediction=indices, confusion=self.confusion, first=first)
 
 
 def iter_predicted(predictor: Predictor, truths: Sequence[Truth]) -> Iterator[Predicted]:
     """Predict every part whole, tile by tile; memory holds one part's logits."""
     for truth in truths:
-        image = truth.part.read_image()
+        image = truth.around.read_image()
         logits = predictor.plane_logits(image, truth.scale)
+        if truth.around is not truth.part:
+            image, logits = image[:, *truth.keep], np.ascontiguousarray(logits[:, *truth.keep])
         indices = class_indices(torch.from_numpy(logits)[None])[0].numpy()
         confusion = ConfusionMatrix(predictor.spec.classes)
         confusion.update(truth.labels, indices)
