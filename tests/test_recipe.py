@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from napari_strata.errors import RecipeError, StrataError, nearest
-from napari_strata.recipe import AtrousUNet, Recipe, Section, Smp, UNet
+from napari_strata.recipe import AtrousUNet, Recipe, Section, Smp, UNet, UNet3d
 
 
 def _leaves(section: Section, prefix: str = "") -> list[str]:
@@ -31,12 +31,12 @@ def _get(recipe: Any, dotted: str) -> Any:
 def test_every_key_has_a_description_for_the_form_and_the_help() -> None:
     skipped = {"version", "name", "description", "kind", "network", "patches", "augmentation", "normalization"}
     skipped |= {"training", "plateau"}
-    for section in (UNet, AtrousUNet, Smp, *(type(_get(Recipe(), s)) for s in ("patches", "training"))):
+    for section in (UNet, AtrousUNet, Smp, UNet3d, *(type(_get(Recipe(), s)) for s in ("patches", "training"))):
         for name, field in section.model_fields.items():
             assert name in skipped or field.description or field.metadata, f"{section.__name__}.{name}"
 
 
-@pytest.mark.parametrize("network", [UNet(), AtrousUNet(), Smp()])
+@pytest.mark.parametrize("network", [UNet(), AtrousUNet(), Smp(), UNet3d(anisotropy=2.5)])
 def test_json_round_trip(network: Any) -> None:
     recipe = Recipe(network=network)
     assert Recipe.parse(json.loads(recipe.model_dump_json())) == recipe
@@ -152,6 +152,33 @@ def test_what_is_wrong_is_named_with_what_is_needed(raw: Any, words: str) -> Non
     with pytest.raises(RecipeError) as error:
         Recipe.parse(raw, source="my.yaml")
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"network.kind": "unet3d", "patches.neighbours": 2}, "patches.neighbours is 2, but network.kind unet3d"),
+        ({"network.kind": "unet3d", "patches.neighbours": 2}, "set patches.neighbours=0, or take a 2D network"),
+        ({"network.kind": "unet3d", "patches.resize": 64}, "patches.resize is 64, but network.kind unet3d"),
+        ({"network.kind": "unet3d", "patches.resize": 64}, "(patches.resize=null), or take a 2D network"),
+        ({"network.kind": "unet", "patches.depth": 16}, "patches.depth is 16, but network.kind unet"),
+        ({"patches.depth": 16}, "(patches.depth=null), or set network.kind=unet3d"),
+        ({"network.kind": "unet3d", "network.anisotropy": 0}, "network.anisotropy is 0: input should be greater than"),
+        ({"network.kind": "unet", "network.anisotropy": 2}, "it belongs to network.kind unet3d"),
+    ],
+)
+def test_what_goes_with_volumes_only_or_not_at_all_is_refused(overrides: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        Recipe().with_overrides(overrides)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_for_volumes_has_a_depth() -> None:
+    recipe = Recipe().with_overrides({"network.kind": "unet3d", "patches.depth": 24, "augmentation.flip_depth": False})
+    assert (recipe.patches.depth, recipe.augmentation.flip_depth) == (24, False)
+    assert recipe.network == UNet3d()
+    assert Recipe.parse(recipe.model_dump(mode="json")) == recipe
 
 
 def test_every_mistake_is_reported_and_the_source_is_named() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from helpers import easy_pair
 from napari_strata.data.split import split_pairs
 from napari_strata.errors import RecipeError
-from napari_strata.recipe import AtrousUNet, Augmentation, EarlyStopping, Plateau, Recipe, Smp, UNet
+from napari_strata.recipe import AtrousUNet, Augmentation, EarlyStopping, Plateau, Recipe, Smp, UNet, UNet3d
 from napari_strata.recipes import dump_recipe, list_recipes, load_recipe, parse_value
 from napari_strata.spec import find_classes
 
@@ -150,6 +150,14 @@ def test_ct_never_touches_grey_values() -> None:
     assert isinstance(ct.network, UNet)
     assert ct.network.norm == "batch"
     assert ct.training.averaging == 0.99
+
+
+def test_the_recipe_for_volumes_can_be_turned_to_planes() -> None:
+    volumes = load_recipe("unet3d")
+    assert isinstance(volumes.network, UNet3d)
+    assert (volumes.patches.depth, volumes.network.anisotropy) == (None, None)
+    planes = volumes.with_overrides({"network.kind": "unet", "patches.neighbours": 1})
+    assert isinstance(planes.network, UNet)
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))

@@ -30,13 +30,16 @@ MILLIONS = {
     "unet-aerial": 1.93,
     "unet-classic": 8.64,
     "unet-ct": 7.76,
+    "unet3d": 1.19,
     "unet-resnet34": 24.4,
 }
 """Parameters of each recipe's network as it stands."""
 
 
 def _pictures(name: str, *, side: int = 64) -> list[AnnotatedImage]:
-    """Three small planes of two classes, in colour where the recipe is for colour."""
+    """Three small planes of two classes, in colour where the recipe is for colour; volumes where it is for those."""
+    if name == "unet3d":
+        return [easy_pair((16, side, side), seed=seed) for seed in range(3)]
     stack = easy_pair((3, side, side), seed=4)
     labels = stack.labels.read()[0]
     pairs = []

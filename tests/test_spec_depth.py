@@ -95,6 +95,7 @@ def test_what_was_decided_is_said(pair: AnnotatedImage, words: str) -> None:
 def test_a_length_along_z_that_is_not_known_is_not_used() -> None:
     assert depth_of(volume(6, depth_unit="pixel")) == (2, 2, 2)
     assert depth_of([volume(6, depth_unit="pixel"), volume(3)]) == (1, 2, 2)
+    assert depth_of([volume(float("nan")), volume(float("inf")), volume(0), volume(3)]) == (1, 2, 2)
     # A scale without a unit, as one gives it to a layer of napari, is a shape all the same.
     assert depth_of(volume(6, unit="pixel")) == (1, 1, 2)
 
@@ -110,7 +111,7 @@ def test_voxels_of_different_shapes_are_warned_of() -> None:
 @given(
     size=st.integers(16, 200),
     planes=st.none() | st.integers(1, 200),
-    ratio=st.floats(0.2, 12),
+    ratio=st.floats(0.01, 100),
     widths=st.lists(st.just(4), min_size=2, max_size=5).map(tuple),
     norm=st.sampled_from(["batch", "instance"]),
 )
@@ -139,8 +140,6 @@ def test_sizes_are_multiples_of_the_strides(
     if spec.blend:
         assert spec.tile_shape == spec.patch_shape
     else:
-        assert all(t >= p for t, p in zip(spec.tile_shape, spec.patch_shape, strict=True))
-    if not spec.blend and max(spec.patch_shape) <= 64:
         assert TILE_VOXELS / 2 < np.prod(spec.tile_shape) < 2 * TILE_VOXELS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,20 +14,31 @@ from torch import Tensor, nn
 
 from napari_strata import normalization
 from napari_strata.classes import ClassMap
+from napari_strata.device import channels_last
+from napari_strata.geometry import depth_strides
 from napari_strata.networks import build_network
-from napari_strata.recipe import AtrousUNet, Smp, UNet
-from napari_strata.spec import ModelSpec, geometry
+from napari_strata.recipe import AtrousUNet, Smp, UNet, UNet3d
+from napari_strata.spec import Depth, ModelSpec, geometry
 
 CLASSES = 3
 ODD = (33, 47)
 
 
-def make_spec(section: UNet | AtrousUNet | Smp, *, channels: int = 2, classes: int = CLASSES) -> ModelSpec:
+Network = UNet | AtrousUNet | Smp | UNet3d
+
+
+def make_spec(section: Network, *, channels: int = 2, classes: int = CLASSES) -> ModelSpec:
     """A spec for `section`, as `resolve` would make it."""
     scale = normalization.fixed("dtype", "uint8", channels)
+    depth = None
+    if isinstance(section, UNet3d):
+        strides = depth_strides(len(section.widths), section.anisotropy or 1.0)
+        depth = Depth(patch=32, tile=64, halo=16, strides=strides)
     return ModelSpec(
         network=section,
         in_channels=channels,
+        axes="ZYX" if depth else "YX",
+        depth=depth,
         classes=ClassMap.from_values(range(classes)),
         dtype="uint8",
         normalization=normalization.ResolvedNormalization(kind="dtype", scale=scale),
@@ -38,7 +50,7 @@ def make_spec(section: UNet | AtrousUNet | Smp, *, channels: int = 2, classes: i
     )
 
 
-def build(section: UNet | AtrousUNet | Smp, *, channels: int = 2, seed: int = 0) -> nn.Module:
+def build(section: Network, *, channels: int = 2, seed: int = 0) -> nn.Module:
     """A network whose random weights depend on `seed` alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -46,7 +58,7 @@ def build(section: UNet | AtrousUNet | Smp, *, channels: int = 2, seed: int = 0)
 
 
 @lru_cache(maxsize=1)
-def shared(section: UNet | AtrousUNet | Smp) -> nn.Module:
+def shared(section: Network) -> nn.Module:
     return build(section)
 
 
@@ -55,9 +67,10 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 class NetworkChecks:
-    """Inherit, and set `section`."""
+    """Inherit, and set `section`; of a 3D network the number of planes too."""
 
-    section: ClassVar[UNet | AtrousUNet | Smp]
+    section: ClassVar[Network]
+    planes: ClassVar[tuple[int, ...]] = ()
 
     @pytest.fixture
     def network(self) -> nn.Module:
@@ -67,33 +80,34 @@ class NetworkChecks:
     @pytest.mark.parametrize("size", [(1, 1), (5, 80), ODD, (64, 64)], ids=str)
     def test_output_has_the_size_of_the_input(self, network: nn.Module, size: tuple[int, int]) -> None:
         with torch.no_grad():
-            logits = network.eval()(noise(2, 2, *size))
-        assert logits.shape == (2, CLASSES, *size)
+            logits = network.eval()(noise(2, 2, *self.planes, *size))
+        assert logits.shape == (2, CLASSES, *self.planes, *size)
         assert logits.isfinite().all()
 
     @pytest.mark.parametrize("channels", [1, 2, 3, 5])
     def test_every_channel_is_seen(self, channels: int) -> None:
         network = build(self.section, channels=channels).double().eval()
-        image = noise(1, channels, *ODD).double()
-        changed = image.repeat(channels, 1, 1, 1)
+        image = noise(1, channels, *self.planes, *ODD).double()
+        changed = torch.cat([image] * channels)
         for channel in range(channels):
             changed[channel, channel] += 3
         with torch.no_grad():
             before, after = network(image), network(changed)
-        assert after.shape == (channels, CLASSES, *ODD)
-        assert ((after - before).abs().amax(dim=(1, 2, 3)) > 0).all()
+        assert after.shape == (channels, CLASSES, *self.planes, *ODD)
+        assert ((after - before).abs().flatten(1).amax(dim=1) > 0).all()
 
     def test_gradients_reach_every_parameter(self) -> None:
         network = build(self.section).train()
-        logits = network(noise(2, 2, *ODD))
-        nn.functional.cross_entropy(logits, torch.arange(2 * 33 * 47).view(2, *ODD) % CLASSES).backward()
+        shape = (2, *self.planes, *ODD)
+        logits = network(noise(2, 2, *shape[1:]))
+        nn.functional.cross_entropy(logits, torch.arange(prod(shape)).view(shape) % CLASSES).backward()
         trained = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
         assert [n for n, gradient in trained.items() if gradient is None or not gradient.isfinite().all()] == []
-        assert next(g for g in trained.values() if g is not None and g.ndim == 4).abs().max() > 0
+        assert next(g for g in trained.values() if g is not None and g.ndim >= 4).abs().max() > 0
 
     def test_weights_saved_and_loaded_give_the_same_network(self, tmp_path: Path) -> None:
         first, second = build(self.section).eval(), build(self.section, seed=1).eval()
-        image = noise(1, 2, *ODD)
+        image = noise(1, 2, *self.planes, *ODD)
         save_file(first.state_dict(), tmp_path / "weights.safetensors")
         with torch.no_grad():
             expected = first(image)
@@ -104,13 +118,13 @@ class NetworkChecks:
     @pytest.mark.parametrize("size", [(16, 16), ODD], ids=str)
     def test_batch_of_one_trains(self, size: tuple[int, int]) -> None:
         network = build(self.section).train()
-        logits = network(noise(1, 2, *size))
+        logits = network(noise(1, 2, *self.planes, *size))
         logits.mean().backward()
-        assert logits.shape == (1, CLASSES, *size)
+        assert logits.shape == (1, CLASSES, *self.planes, *size)
         assert logits.isfinite().all()
 
     def test_prediction_repeats_and_does_not_depend_on_the_batch(self, network: nn.Module) -> None:
-        images = noise(3, 2, *ODD)
+        images = noise(3, 2, *self.planes, *ODD)
         network.eval()
         with torch.no_grad():
             together, again = network(images), network(images)
@@ -119,9 +133,9 @@ class NetworkChecks:
         assert (together[1:2] - alone).abs().max() < 1e-3 * alone.std()
 
     def test_channels_last_gives_the_same(self, network: nn.Module) -> None:
-        image = noise(1, 2, *ODD)
+        image = noise(1, 2, *self.planes, *ODD)
         network.eval()
         with torch.no_grad():
             plain = network(image)
-            last = network(image.to(memory_format=torch.channels_last))
+            last = network(image.to(memory_format=channels_last(image.ndim)))
         assert (last - plain).abs().max() < 1e-3 * plain.std()

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from napari_strata.networks.blocks import AnySize, BatchNorm, GroupNorm, extend, norm_layer, replace_batch_norms
+from napari_strata.networks.blocks import (
+    AnySize,
+    BatchNorm,
+    BatchNorm3d,
+    GroupNorm,
+    extend,
+    norm_layer,
+    replace_batch_norms,
+)
 
 
 class Recorder(nn.Module):
@@ -32,6 +40,26 @@ def test_any_size_pads_to_the_stride_and_crops_back(height: int, width: int, str
     assert torch.equal(inner.seen[..., :height, :width], images)
 
 
+@given(
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 30), st.integers(1, 30)),
+    stride=st.tuples(st.sampled_from([1, 2, 8]), st.sampled_from([2, 8]), st.sampled_from([2, 8])),
+    smallest=st.none() | st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20)),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_volume_pads_each_axis_to_its_stride_and_crops_back(
+    shape: tuple[int, int, int], stride: tuple[int, int, int], smallest: tuple[int, int, int] | None
+) -> None:
+    inner = Recorder()
+    volume = torch.randn(1, 2, *shape)
+    assert torch.equal(AnySize(inner, stride, smallest=smallest)(volume), volume)
+    least = smallest or tuple(2 * step for step in stride)
+    for seen, length, step, low in zip(inner.seen.shape[2:], shape, stride, least, strict=True):
+        assert seen % step == 0
+        assert max(length, low) <= seen < max(length, low) + step
+    planes, rows, columns = shape
+    assert torch.equal(inner.seen[..., :planes, :rows, :columns], volume)
+
+
 def test_any_size_leaves_two_strides_at_least() -> None:
     inner = Recorder()
     AnySize(inner, 16)(torch.zeros(1, 1, 1, 40))
@@ -43,6 +71,10 @@ def test_extend_mirrors_where_it_can_and_repeats_where_it_cannot() -> None:
     assert extend(image, 2, 3)[0, 0].tolist() == [[1, 2, 3, 4, 3, 2, 1]] * 3
     assert extend(image, 0, 4)[0, 0].tolist() == [[1, 2, 3, 4, 4, 4, 4, 4]]
     assert extend(image, 0, 0) is image
+    assert torch.equal(extend(image[:, :, None], 2, 2, 3), extend(image, 2, 3)[:, :, None].expand(1, 1, 3, 3, 7))
+    upright = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3, 1, 1)
+    assert extend(upright, 2, 0, 0).flatten().tolist() == [1, 2, 3, 2, 1]
+    assert extend(upright, 3, 0, 0).flatten().tolist() == [1, 2, 3, 3, 3, 3]
 
 
 def test_padding_carries_gradients() -> None:
@@ -64,6 +96,16 @@ def test_batch_norm_of_one_value_takes_its_running_statistics() -> None:
         nn.BatchNorm2d(2).train()(torch.zeros(1, 2, 1, 1))
 
 
+def test_batch_norm_of_volumes_bears_one_value_and_is_torch_s_otherwise() -> None:
+    ours, theirs = norm_layer("batch", 3, dims=3).train(), nn.BatchNorm3d(3).train()
+    assert type(ours) is BatchNorm3d
+    single = torch.randn(1, 3, 1, 1, 1)
+    torch.testing.assert_close(ours(single), single / (1 + 1e-5) ** 0.5)
+    volumes = torch.randn(2, 3, 2, 1, 1)
+    assert torch.equal(ours(volumes), theirs(volumes))
+    assert torch.equal(ours.running_var, theirs.running_var)
+
+
 def test_batch_norm_of_more_values_is_torch_s() -> None:
     ours, theirs = BatchNorm(3).train(), nn.BatchNorm2d(3).train()
     images = torch.randn(2, 3, 1, 1)
@@ -78,6 +120,9 @@ def test_instance_norm_is_torch_s_and_keeps_a_single_value() -> None:
     torch.testing.assert_close(ours(images), theirs(images))
     single = torch.randn(1, 4, 1, 1)
     assert torch.equal(ours(single), single)
+    volumes = torch.randn(2, 4, 3, 5, 6)
+    torch.testing.assert_close(ours(volumes), nn.InstanceNorm3d(4, affine=True)(volumes))
+    assert torch.equal(ours(single[..., None]), single[..., None])
 
 
 def test_group_norm_has_groups_of_sixteen() -> None:

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from napari_strata.networks.blocks import BatchNorm, convolution
 from napari_strata.networks.build import build_network
 from napari_strata.networks.folding import fold_batch_norms
-from napari_strata.recipe import AtrousUNet, Smp, UNet
+from napari_strata.recipe import AtrousUNet, Smp, UNet, UNet3d
 
 
 def norms(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)]
 
 
 def trained(network: nn.Module) -> nn.Module:
     """Statistics and factors that are not those of a new layer."""
     for norm in norms(network):
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d)
         for tensor in (norm.running_mean, norm.bias.data):
             assert tensor is not None
             nn.init.normal_(tensor, std=0.3)
@@ -39,18 +39,20 @@ def trained(network: nn.Module) -> nn.Module:
         (Smp(architecture="deeplabv3plus", encoder="resnet18", encoder_weights="none"), 0),
         (Smp(encoder="efficientnet-b0", encoder_weights="none"), 1),
         (AtrousUNet(encoder="resnet18", encoder_weights="none", decoder_widths=(32, 16, 16, 8, 8)), 4),
+        (UNet3d(widths=(4, 6, 8)), 0),
+        (UNet3d(widths=(4, 6, 8), anisotropy=3), 0),
     ],
-    ids=["unet", "group", "resnet", "deeplab", "efficientnet", "atrous"],
+    ids=["unet", "group", "resnet", "deeplab", "efficientnet", "atrous", "3D", "long voxels"],
 )
-def test_the_answers_are_the_same(section: UNet | Smp | AtrousUNet, left: int) -> None:
+def test_the_answers_are_the_same(section: UNet | Smp | AtrousUNet | UNet3d, left: int) -> None:
     spec = make_spec(section, channels=2, classes=3)
     torch.manual_seed(0)
     network = trained(build_network(spec))
     before = len(norms(network))
-    folded = fold_batch_norms(network, channels=2, side=2 * spec.stride)
+    folded = fold_batch_norms(network, channels=2, side=tuple(2 * n for n in spec.stride_shape))
     assert len(norms(network)) == before, "the network itself is left as it is"
     assert len(norms(folded)) == left
-    images = torch.randn(2, 2, 3 * spec.stride + 5, 2 * spec.stride + 1)
+    images = torch.randn(2, 2, *spec.stride_shape[:-2], 3 * spec.stride + 5, 2 * spec.stride + 1)
     with torch.inference_mode():
         wanted, found = network(images), folded(images)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))

@@ -20,7 +20,7 @@ from napari_strata.image import AnnotatedImage, Image
 from napari_strata.model import Model
 from napari_strata.networks import build_network
 from napari_strata.networks.parts import head_of
-from napari_strata.recipe import AtrousUNet, Recipe, Smp, UNet
+from napari_strata.recipe import AtrousUNet, Recipe, Smp, UNet, UNet3d
 from napari_strata.recipes import load_recipe
 from napari_strata.run import RunFolder
 from napari_strata.training.loop import iter_train, train
@@ -29,7 +29,7 @@ from networks.network_checks import build, make_spec, noise
 from training.test_resume import assert_same_run, stop_after
 
 Scene = Callable[..., AnnotatedImage]
-Section = UNet | AtrousUNet | Smp
+Section = UNet | AtrousUNet | Smp | UNet3d
 
 NARROW = (24, 20, 16, 16, 16)
 CLASSIC = UNet(widths=(4, 8, 8), head_width=4)
@@ -55,7 +55,7 @@ def model_of(section: Section, *classes: str, channels: int = 1, seed: int = 7) 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for norm in network.modules():
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
                 nn.init.uniform_(norm.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
                 nn.init.uniform_(norm.running_var, 0.8, 1.2)  # type: ignore[arg-type]
     spec = make_spec(section, channels=channels).model_copy(update={"classes": names(*classes)})
@@ -145,6 +145,39 @@ def test_options_that_leave_the_network_what_it_is_may_differ() -> None:
     count, whole = (int(word) for word in said.split(": ")[1].split(" tensors")[0].split(" of "))
     assert count == sum(not name.endswith("num_batches_tracked") for name in model.weights) < whole
     start_from(model, SMP.model_copy(update={"decoder_widths": (32, 24, 16, 16, 16)}), "a", "b")
+
+
+VOLUME = UNet3d(widths=(4, 8, 8), anisotropy=3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_3d_network_starts_as_it_was(channels: int) -> None:
+    model = model_of(VOLUME, "pore", "clay", "quartz")
+    network, said = start_from(model, VOLUME, "quartz", "clay", "pore", channels=channels)
+    assert "head: quartz, clay, pore taken" in said
+    assert ("first layer adapted from 1 to 3 channels" in said) == (channels == 3)
+    volume = noise(1, 1, 5, 16, 16)
+    with torch.no_grad():
+        old, new = model.build()(volume), network.eval()(volume.expand(1, channels, 5, 16, 16))
+    torch.testing.assert_close(new, old.flip(1), rtol=1e-3, atol=1e-3 * float(old.std()))
+
+
+@pytest.mark.parametrize(("ratio", "cure"), [(1.0, 1), (3.0, 2), (7.0, 4)])
+def test_a_3d_network_for_voxels_of_another_shape_is_refused_with_the_cure(ratio: float, cure: int) -> None:
+    model = model_of(VOLUME.model_copy(update={"anisotropy": ratio}), "a", "b", "c")
+    with pytest.raises(ModelError) as error:
+        start_from(model, VOLUME.model_copy(update={"anisotropy": 3.5 if ratio != 3 else None}), "a", "b", "c")
+    assert "strides along Z" in str(error.value)
+    assert f"--set network.anisotropy={cure}." in str(error.value)
+    start_from(model, VOLUME.model_copy(update={"anisotropy": float(cure)}), "a", "b", "c")
+
+
+def test_the_encoder_of_a_3d_network_is_frozen() -> None:
+    network = build(VOLUME).train()
+    FreezableEncoder(network).hold(True)
+    network(noise(2, 2, 4, 16, 16)).square().mean().backward()
+    with_gradient = {name.split(".")[1] for name, p in network.named_parameters() if p.grad is not None}
+    assert with_gradient == {"narrow", "merge", "head"}
 
 
 # What is refused

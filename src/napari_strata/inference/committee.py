@@ -122,10 +122,10 @@ class Committee:
             indices, chances = self.plane(array, scales, probabilities=probabilities)
             if indices.ndim == 2:
                 return indices[None], None if chances is None else chances[None]
-            return indices[slab.keep], None if chances is None else np.moveaxis(chances[:, slab.keep], 0, 1)
+            return indices[slab.keep], None if chances is None else _by_plane(chances[:, slab.keep])
         mean = mean_of_views(array, slab.stretch, lambda plane: self._mean(plane, scales))[:, slab.keep]
         indices = class_indices(mean[None])[0].cpu().numpy()
-        return indices, np.moveaxis(mean.half().cpu().numpy(), 0, 1) if probabilities else None
+        return indices, _by_plane(mean.half().cpu().numpy()) if probabilities else None
 
     def plane(
         self, image: Array, scales: Sequence[Scale], *, probabilities: bool = False
@@ -162,6 +162,11 @@ class Committee:
                         target += turn.undo(one[:, *crop]).to(total.device)
         total /= len(self.turns) * len(self.members)
         return total
+
+
+def _by_plane(chances: Array) -> Array:
+    """Probabilities (K, planes, H, W) as (planes, K, H, W)."""
+    return np.stack([chances[:, number] for number in range(chances.shape[1])])
 
 
 def _reversed(part: slice, length: int) -> slice:

@@ -49,7 +49,8 @@ class AnySize(nn.Module):
         shape = images.shape[2:]
         missing = self._missing(shape)
         logits: Tensor = self.network(extend(images, *missing))
-        return logits[(..., *(slice(length) for length in shape))] if any(missing) else logits
+        kept: tuple[Any, ...] = (..., *(slice(length) for length in shape))
+        return logits[kept] if any(missing) else logits
 
     def _missing(self, shape: Sequence[int]) -> list[int]:
         """How much is to be added along each axis."""
