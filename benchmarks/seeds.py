@@ -204,7 +204,8 @@ def run_row(row: Row, root: Path, out: Path, extra: dict[str, Any]) -> None:
             out=place,
             validation=split.validation,
             classes=split.classes,
-            overrides=None if started else overrides,
+            # A row that goes on keeps its recipe, but for how long it trains.
+            overrides={k: v for k, v in extra.items() if k == "training.epochs"} if started else overrides,
             resume=started,
         )
     )

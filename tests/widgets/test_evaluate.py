@@ -246,3 +246,54 @@ def test_a_closed_dock_is_there_again_as_it_was(make: Any, qtbot: Any) -> None:
     assert again.written is dock.written
     assert again.scores.isVisibleTo(again) == shown
     assert again.parent() is not None
+
+
+def _panel(dock: EvaluateDock, number: int) -> Any:
+    """Colour in the middle of a panel of the picture, as it was drawn."""
+    pixels = dock.scores.cases._shown.panels[number]  # type: ignore[union-attr]
+    return pixels.pixelColor(pixels.width() // 2, pixels.height() // 2)
+
+
+def test_the_worst_and_the_best_planes_are_shown_and_found_again(make: Any, qtbot: Any) -> None:
+    truth = np.ones((12, 16, 16), np.uint8)
+    truth[:, :2] = 2
+    found = truth.copy()
+    for plane in range(12):  # the later, the worse
+        found[plane, 2 : 2 + plane] = 2
+    dock = make(found, truth)
+    image = np.broadcast_to(np.linspace(0, 200, 12).astype(np.uint8)[:, None, None], truth.shape)
+    dock.viewer.add_image(np.array(image), name="rock", scale=(2.0, 0.5, 0.5))
+    dock.viewer.add_image(np.zeros((3, 16, 16)), name="other", scale=(2.0, 0.5, 0.5))
+    _compare(qtbot, dock)
+    cases = dock.scores.cases
+    qtbot.waitUntil(lambda: cases.index == 0, timeout=LONG)
+    assert len(cases._shown.files) == 8  # type: ignore[union-attr]
+    # Pore 3 of 14 rows, clay 2 of 13: all that is wrong is pore that was called clay.
+    assert cases.caption.text() == f"Worst: Z = 11, IoU {(3 / 14 + 2 / 13) / 2:.2f}"
+    assert not cases.back.isEnabled()
+    _truth, prediction = _panel(dock, 1), _panel(dock, 2)
+    assert _truth.blue() > _truth.red()  # pore, #4477aa
+    assert prediction.red() > prediction.blue()  # clay, #ee8866
+    assert abs(_panel(dock, 0).red() - _panel(dock, 0).blue()) < 3  # the image is grey
+    qtbot.mouseClick(cases.go, Qt.MouseButton.LeftButton)
+    assert dock.viewer.dims.current_step[0] == 11
+    qtbot.mouseClick(cases.forth, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: cases.caption.text().startswith("2 of 8: Z = 10"), timeout=LONG)
+    cases.step(100)
+    qtbot.waitUntil(lambda: cases.caption.text() == "Best: Z = 0, IoU 1.00", timeout=LONG)
+    assert _panel(dock, 2).blue() > _panel(dock, 2).red()
+    assert not cases.forth.isEnabled()
+    qtbot.mouseClick(cases.picture, Qt.MouseButton.LeftButton)
+    assert cases._large is not None
+    assert "Best: Z = 0" in cases._large.caption.text()
+    cases._large.close()
+
+    dock.viewer.dims.set_current_step(0, 5)
+    dock.scope.value = PLANE
+    dock.viewer.layers.remove("rock")
+    _compare(qtbot, dock)
+    qtbot.waitUntil(lambda: cases.caption.text().startswith("Z = 5, IoU 0."), timeout=LONG)
+    assert len(cases.picture.places()) == 2  # no image of that size is there any more
+    dock.viewer.dims.set_current_step(0, 0)
+    qtbot.mouseClick(cases.go, Qt.MouseButton.LeftButton)
+    assert dock.viewer.dims.current_step[0] == 5

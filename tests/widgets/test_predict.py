@@ -338,32 +338,65 @@ def test_a_cross_validation_and_the_mean_over_flips_and_turns(
     (folder / "crossval.json").write_text(json.dumps(facts))
     dock = begin((2, 48, 48))
     _announce(dock, runs, qtbot)
-    assert "8 times as long" in dock.tta.tooltip
+    assert "8 times as long" in dock.averaging.turns.tooltip
     _predict(dock, qtbot)
     qtbot.waitUntil(lambda: len(dock.model.runs.runs()) == 2, timeout=PATIENCE)  # the run, and the folds as one
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(folder / "crossval.json"), ""))
     dock.model.open_button.native.click()
     assert dock.model.path == dock.model.runs.selected() == folder
     qtbot.waitUntil(lambda: "2 models (cross-validation), mean IoU" in dock.model.text.text(), timeout=PATIENCE)
-    dock.tta.native.click()
+    dock.averaging.turns.native.click()
     assert "segmented [1]: 2 planes" in _predict(dock, qtbot)
     assert len(_labels(dock)) == 2  # of other models, and averaged: not into the layer that was there
     _predict(dock, qtbot)
     assert len(_labels(dock)) == 2
-    dock.tta.native.click()
+    dock.averaging.turns.native.click()
     _predict(dock, qtbot)
     assert len(_labels(dock)) == 3
     clipboard = QApplication.clipboard()
     assert clipboard is not None
     buttons = {button.text: button for button in dock._kept if getattr(button, "text", "").startswith("Copy")}
     for on in (False, True):
-        assert bool(dock.tta.value) == on
+        assert bool(dock.averaging.turns.value) == on
         clipboard.setText("")
         buttons["Copy as command"].native.click()
         qtbot.waitUntil(lambda: bool(clipboard.text()), timeout=PATIENCE)
         assert clipboard.text().startswith(f"napari-strata predict {folder} ")
         assert ("--tta" in clipboard.text()) == on
-        dock.tta.native.click()
+        dock.averaging.turns.native.click()
+
+
+def test_the_mean_over_three_directions(
+    begin: Callable[..., PredictDock], runs: Path, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = begin((12, 48, 48))
+    run = _announce(dock, runs, qtbot)
+    box = dock.averaging.directions
+    assert box.enabled
+    _predict(dock, qtbot)
+    box.native.click()
+    assert "segmented [1]: 12 planes" in _predict(dock, qtbot)
+    one, three = _labels(dock)  # not into the layer that was there
+    assert (np.asarray(one.data) != np.asarray(three.data)).any()
+    clipboard = QApplication.clipboard()
+    assert clipboard is not None
+    buttons = {button.text: button for button in dock._kept if getattr(button, "text", "").startswith("Copy")}
+    for name in ("Copy as command", "Copy as Python"):
+        clipboard.setText("")
+        buttons[name].native.click()
+        qtbot.waitUntil(lambda: bool(clipboard.text()), timeout=PATIENCE)
+        assert ("--ortho" if "command" in name else "ortho=True") in clipboard.text()
+    script = tmp_path / "script.py"
+    script.write_text(clipboard.text(), encoding="utf-8")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    written = next(run.glob("*-labels.tif"))
+    np.testing.assert_array_equal(np.asarray(read_labels(written).data), three.data)
+    _choose(dock, PLANE)
+    assert not box.enabled
+    assert box.tooltip.startswith("One plane has no XZ and YZ planes")
+    assert "segmented: 1 plane" in _predict(dock, qtbot)  # as one direction has it, so it goes into that layer
+    assert len(_labels(dock)) == 2
 
 
 def test_closing_the_window_in_the_middle_ends_everything(

@@ -12,6 +12,7 @@ from qtpy.QtGui import QColor
 from napari_strata.classes import ClassMap
 from napari_strata.metrics import ConfusionMatrix
 from napari_strata.widgets._confusion import ConfusionPicture
+from napari_strata.widgets._score_view import ScoreView
 from napari_strata.widgets._scores import (
     ABSENT,
     DICE,
@@ -21,7 +22,6 @@ from napari_strata.widgets._scores import (
     PRECISION,
     RECALL,
     ScoreTable,
-    ScoreView,
     short,
 )
 

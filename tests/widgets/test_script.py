@@ -114,3 +114,11 @@ def test_several_models_flips_and_turns() -> None:
     alone = PredictJob(job="1", model="runs/a", image="i.tif", out="x.tif")
     assert "tta" not in as_python(alone) + as_command(alone)
     assert "ns.predict('runs/a', image, out='x.tif')" in as_python(alone)
+
+
+def test_three_directions() -> None:
+    order = PredictJob(job="1", model="runs/a", image="i.tif", out="x.tif", ortho=True)
+    assert _calls(as_python(order))["predict"] == {"out": "x.tif", "ortho": True}
+    assert shlex.split(as_command(order))[-1] == "--ortho"
+    plain = order.model_copy(update={"ortho": False})
+    assert "ortho" not in as_python(plain) + as_command(plain)

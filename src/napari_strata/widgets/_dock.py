@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
-from magicgui.widgets import ProgressBar, PushButton
+from magicgui.widgets import CheckBox, ProgressBar, PushButton
 from magicgui.widgets import Widget as MagicWidget
 from napari.viewer import Viewer, current_viewer
 from qtpy.QtCore import QSize, Qt, QTimer
@@ -261,7 +261,7 @@ class Progress(QWidget):
         self.show()
 
 
-def enable(button: PushButton, why_not: str, tooltip: str = "") -> None:
-    """Enable a button, or disable it with the reason as its tooltip."""
+def enable(button: PushButton | CheckBox, why_not: str, tooltip: str = "") -> None:
+    """Enable a button or box, or disable it with the reason as its tooltip."""
     button.enabled = not why_not
     button.tooltip = why_not or tooltip

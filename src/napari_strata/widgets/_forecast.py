@@ -107,6 +107,9 @@ def in_words(plan: dict[str, Any]) -> list[str]:
     free = plan["free_memory"]
     needs = f"about {_bytes(plan['memory'])} of memory" + (f", {_bytes(free)} free" if free else "")
     lines = [f"Validation: {plan['split']}", f"{plan['device']}, {needs}"]
+    if (depth := plan["spec"]["depth"]) is not None:
+        side, planes = plan["spec"]["patch"], depth["patch"]
+        lines.append(f"Patches of {planes} plane{'' if planes == 1 else 's'} of {side} x {side} pixels")
     if free and plan["memory"] > 0.9 * free:
         lines.append("⚠ That is more than there is: take smaller patches or fewer of them per step.")
     return lines

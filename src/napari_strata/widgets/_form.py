@@ -15,6 +15,10 @@ from napari_strata.recipe import Recipe, Section
 from napari_strata.widgets._fields import Field, check, in_words, wrapped
 
 UNLIMITED = 16_777_215  # Qt's QWIDGETSIZE_MAX
+OF_VOLUMES = {"patches.depth", "augmentation.flip_depth"}
+"""Settings that count for networks that see volumes only."""
+OF_PLANES = {"patches.neighbours", "patches.resize"}
+"""Settings that go with networks that see single planes only."""
 
 
 class Fold(QCollapsible):
@@ -279,6 +283,7 @@ class RecipeForm(Container[Any]):
         for name, section in self._sections.items():
             section.show_values(raw[name])
             section.show_problems()
+        self._explain()
 
     def field(self, path: str) -> Field:
         """The field of a dotted key, for example ``training.epochs``."""
@@ -295,7 +300,17 @@ class RecipeForm(Container[Any]):
         self._recipe = recipe or self._recipe
         for section in self._sections.values():
             section.show_problems()
+        self._explain()
         self.changed.emit(self)
+
+    def _explain(self) -> None:
+        """Disable the settings that mean nothing to the chosen network, and say why."""
+        why = dict.fromkeys(OF_VOLUMES, "This network sees single planes; for unet3d, which sees volumes.")
+        if self._sections["network"].read()["kind"] == "unet3d":
+            why = dict.fromkeys(OF_PLANES, "unet3d sees the planes above and below by itself; for networks of planes.")
+        for field in self.fields():
+            if field.path in OF_VOLUMES | OF_PLANES and not field.problem:  # what is wrong must be seen, and mended
+                field.explain(why.get(field.path, ""))
 
 
 def make_part(kinds: list[type[Section]], info: FieldInfo, path: str, edited: Callable[..., None]) -> _Plain:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 from qtpy.QtCore import QObject, QTimer
 
 from napari_strata.events import EpochEnd, RegionEnd
@@ -15,6 +17,9 @@ from napari_strata.worker.replies import TargetOpened
 
 REST = 400
 """Milliseconds that the view must be at rest before the worker is told of it."""
+SLOW, SHARE = 2.0, 0.25
+"""Seconds above which a preview is dear (a wide plane of a volume, say), and the share of the time that dear ones may
+take from the training."""
 
 
 class LivePreview(QObject):
@@ -30,6 +35,7 @@ class LivePreview(QObject):
         self._job: JobHandle | None = None
         self._labels = LiveLabels(session.viewer, self)
         self._filled = False
+        self._asked = self._next = 0.0  # when the last one was asked for, and before when no other is
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(REST)
@@ -41,6 +47,7 @@ class LivePreview(QObject):
         if self._data is None or data is None or data.layer is not self._data.layer:
             self._labels.layer, self._filled = None, False  # of another image
         self._training, self._order, self._data, self._on = training, order, data, on
+        self._next = 0.0
         self._session.viewer.dims.events.current_step.connect(self._moved)
 
     def switch(self, on: bool) -> None:
@@ -76,7 +83,7 @@ class LivePreview(QObject):
         busy = self._job is not None and self._job.outcome is None
         if not self._on or busy or data is None or order is None or self._training is None:
             return
-        if data.layer not in self._session.viewer.layers:
+        if data.layer not in self._session.viewer.layers or monotonic() < self._next:
             return
         plane = current_plane(self._session.viewer, data.layer, data.image)
         job = PredictJob(
@@ -90,6 +97,7 @@ class LivePreview(QObject):
             device=order.device,
             aside=True,
         )
+        self._asked = monotonic()
         self._job = self._session.submit(job)
         self._job.replied.connect(self._take)
         self._job.ended.connect(self._done)
@@ -103,6 +111,8 @@ class LivePreview(QObject):
             self._filled = True
 
     def _done(self, _outcome: object) -> None:
+        took = monotonic() - self._asked
+        self._next = self._asked + took / SHARE if took > SLOW else 0.0
         self._labels.refresh()
 
     def _moved(self, _event: object = None) -> None:

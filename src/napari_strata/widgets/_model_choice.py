@@ -123,6 +123,8 @@ class ModelChoice(QWidget):
         self._session = session
         self.path: Path | None = None
         self.problem = ""
+        self.spec: dict[str, Any] | None = None
+        """What the model is made of, a `ModelSpec` as plain data; None until the worker has said it."""
         self._picked = False  # by hand: a training that goes on does not take it away
         self._announced: Path | None = None
         self._subject: tuple[ImageLayer | None, Image | None] = (None, None)
@@ -154,7 +156,7 @@ class ModelChoice(QWidget):
 
     def choose(self, path: Path) -> None:
         """Take this model: a file, or a run folder."""
-        self.path = path
+        self.path, self.spec = path, None
         self.runs.select(path)
         self._ask()
 
@@ -228,6 +230,7 @@ class ModelChoice(QWidget):
             self.problem = f"{self.path} is an image, no model: open a .safetensors file or a run folder."
             self.text.setText(escape(self.problem))
         else:
+            self.spec = outcome.result["spec"]
             self.text.setText(f"{_class_words(outcome.result)}<br>{escape(_facts_words(outcome.result))}")
             self._show_fit(outcome.result)
         self.changed.emit()
@@ -265,7 +268,9 @@ def _facts_words(result: dict[str, Any]) -> str:
     """``Recipe unet-resnet34, 30 epochs, mean IoU 0.872, trained 2026-11-21 14:05``; of a cross-validation how many
     models it is, and the mean of their scores."""
     epochs, score, group = result["epochs"], result["mean_iou"], result.get("models", "1 model")
-    words = [f"Recipe {result['recipe']['name']}"]
+    spec = result["spec"]
+    words = [f"Recipe {result['recipe']['name']}", *(["sees volumes"] if spec["depth"] is not None else [])]
+    words += [f"sees {count} slice{'' if count == 1 else 's'} on each side"] if (count := spec["neighbours"]) else []
     words.append(group if group != "1 model" else f"{epochs} epoch{'' if epochs == 1 else 's'}")
     if score is not None:
         words.append(f"mean IoU {score:.3f}")

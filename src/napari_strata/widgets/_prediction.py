@@ -34,12 +34,13 @@ from napari_strata.worker.replies import JobQueued, TargetOpened
 @dataclass(frozen=True)
 class PredictionOptions:
     """What to predict: `region` as in a PredictJob (None: all), which layers to add at the end, and whether to average
-    over flips and turns."""
+    over flips and turns, and over three directions."""
 
     region: Mapping[Any, Any] | None = None
     probabilities: bool = False
     confidence: bool = False
     tta: bool = False
+    ortho: bool = False
 
 
 class LivePrediction(QObject):
@@ -93,7 +94,7 @@ class LivePrediction(QObject):
             return
 
         def prepare() -> tuple[Layer, _results.Origin]:
-            return source_of_image(layer, image, scratch), _origin(layer, image, model, tta=self._options.tta)
+            return source_of_image(layer, image, scratch), _origin(layer, image, model, self._options)
 
         _background.run(prepare, lambda found: self._submit(scratch, *found), self._refuse, owner=self)
 
@@ -125,6 +126,7 @@ class LivePrediction(QObject):
             image=source,
             probabilities=options.probabilities or options.confidence,
             tta=options.tta,
+            ortho=options.ortho,
             # What is in the layer stays until the plane is predicted again, also when that is stopped half-way.
             region=options.region or ({"Y": (0, self._image.size("Y"))} if self._again else None),
             overwrite=True,
@@ -297,12 +299,13 @@ class LivePrediction(QObject):
         return text
 
 
-def _origin(layer: ImageLayer, image: Image, model: Path, *, tta: bool) -> _results.Origin:
-    """What the labels will be made of; those averaged over flips and turns are others."""
+def _origin(layer: ImageLayer, image: Image, model: Path, options: PredictionOptions) -> _results.Origin:
+    """What the labels will be made of; those averaged over flips and turns, or three directions, are others."""
     origin = _results.Origin.of(layer, image, model)
     folds = model.glob("*/model.safetensors") if (model / CROSSVAL).is_file() else ()
     changed = max((file.stat().st_mtime_ns for file in folds), default=origin.changed)
-    return replace(origin, model=f"{origin.model}{', turned' if tta else ''}", changed=changed)
+    words = [origin.model, *(["turned"] if options.tta else []), *(["three directions"] if options.ortho else [])]
+    return replace(origin, model=", ".join(words), changed=changed)
 
 
 def _shares(outcome: Outcome) -> str:

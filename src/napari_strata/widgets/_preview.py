@@ -34,6 +34,10 @@ class Preview(QWidget):
     """The newest picture in a run's ``previews`` folder; arrows lead to those of earlier epochs."""
 
     shown = Signal()  # another picture, or another folder
+    nothing = NOTHING
+    title, others = "Validation picture", "other epochs"
+    ends = ("This is the first picture.", "This is the newest picture.")
+    arrows = ("The picture of the epoch before.", "The picture of the next epoch.")
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -44,13 +48,13 @@ class Preview(QWidget):
         self._large: LargePreview | None = None
         self.caption = QLabel()
         self.caption.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
-        self.text = QLabel(NOTHING)
+        self.text = QLabel(self.nothing)
         self.text.setWordWrap(True)
         self.picture = Picture()
         self.picture.setCursor(Qt.CursorShape.PointingHandCursor)
         self.picture.setToolTip("Click to see it large.")
         self.picture.clicked.connect(self.open_large)
-        self.back, self.forth = _arrow("◀"), _arrow("▶")
+        self.back, self.forth = arrow("◀"), arrow("▶")
         self.back.clicked.connect(lambda: self.step(-1))
         self.forth.clicked.connect(lambda: self.step(1))
         self._head = QWidget()
@@ -66,6 +70,12 @@ class Preview(QWidget):
         for widget in (self._head, self.picture, self.text):
             rows.addWidget(widget)
         self._show()
+
+    def add_button(self, button: QToolButton) -> None:
+        """Put a button beside the arrows."""
+        layout = self._head.layout()
+        assert layout is not None
+        layout.addWidget(button)
 
     def set_folder(self, folder: Path | None) -> None:
         """Show the pictures of a folder, which need not exist yet; None shows nothing."""
@@ -84,8 +94,15 @@ class Preview(QWidget):
         self._busy, self._again = True, False
         folder, wanted, before = self._folder, self._wanted, self._shown
         _background.run(
-            lambda: _read(folder, wanted, before), lambda found: self._take(folder, found), self._fail, owner=self
+            lambda: _read(self.files(folder), wanted, before),
+            lambda found: self._take(folder, found),
+            self._fail,
+            owner=self,
         )
+
+    def files(self, folder: Path) -> tuple[Path, ...]:
+        """The pictures of a folder in their order; called in a thread."""
+        return pictures(folder)
 
     def step(self, by: int) -> None:
         """Go to the picture of an earlier (negative) or later epoch, as far as there are any."""
@@ -95,6 +112,11 @@ class Preview(QWidget):
         index = min(max(self._shown.index + by, 0), len(files) - 1)
         self._wanted = None if index == len(files) - 1 else files[index]
         self.refresh()
+
+    @property
+    def index(self) -> int | None:
+        """Which of the pictures is shown."""
+        return None if self._shown is None or not self._shown.files else self._shown.index
 
     @property
     def epoch(self) -> int | None:
@@ -112,6 +134,14 @@ class Preview(QWidget):
             return ""
         newest = self._shown.index == len(self._shown.files) - 1
         return f"Epoch {self.epoch}" + (", the newest" if newest else f" of {epoch_of(self._shown.files[-1])}")
+
+    def heading(self) -> str:
+        """What stands over the picture."""
+        return f"Validation after epoch {self.epoch}"
+
+    def panels(self, found: tuple[QImage, ...]) -> tuple[tuple[QImage, ...], tuple[str, ...]]:
+        """Those of the panels that are shown, and their captions."""
+        return found, PANELS if len(found) == len(PANELS) else ()
 
     def open_large(self) -> None:
         """Open a window with the whole picture, its scores and legend; it follows what is shown here."""
@@ -141,21 +171,20 @@ class Preview(QWidget):
         there = found is not None and bool(found.files)
         self._head.setVisible(there)
         self.picture.setVisible(there)
-        self.text.setText(NOTHING)
+        self.text.setText(self.nothing)
         self.text.setVisible(not there)
         if found is not None and there:
-            words = f"Validation after epoch {self.epoch}"
-            self.caption.setText(words)
+            self.caption.setText(self.heading())
             self.caption.setToolTip(str(found.files[found.index]))
-            self.picture.set_images(found.panels, PANELS if len(found.panels) == len(PANELS) else ())
+            self.picture.set_images(*self.panels(found.panels))
             first, last = found.index == 0, found.index == len(found.files) - 1
-            _enable(self.back, "This is the first picture." if first else "", "The picture of the epoch before.")
-            _enable(self.forth, "This is the newest picture." if last else "", "The picture of the next epoch.")
+            _enable(self.back, self.ends[0] if first else "", self.arrows[0])
+            _enable(self.forth, self.ends[1] if last else "", self.arrows[1])
         self.shown.emit()
 
 
 class LargePreview(QWidget):
-    """A window with the whole picture. Left and right step through the epochs, Esc closes."""
+    """A window with the whole picture. Left and right step through the others, Esc closes."""
 
     def __init__(self, preview: Preview) -> None:
         super().__init__(preview, Qt.WindowType.Window)
@@ -184,8 +213,9 @@ class LargePreview(QWidget):
     def _show(self) -> None:
         whole, words = self._preview.whole, self._preview.words()
         self.picture.set_images((whole,) if whole is not None else (), ())
-        self.caption.setText(f"{words}.   ← → other epochs, Esc closes" if words else NOTHING)
-        self.setWindowTitle(f"Validation picture: {words.lower()}" if words else "Validation picture")
+        title, others = self._preview.title, self._preview.others
+        self.caption.setText(f"{words}.   ← → {others}, Esc closes" if words else self._preview.nothing)
+        self.setWindowTitle(f"{title}: {words[:1].lower()}{words[1:]}" if words else title)
 
 
 def epoch_of(path: Path) -> int:
@@ -199,8 +229,7 @@ def pictures(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob("epoch_*.png"), key=epoch_of))
 
 
-def _read(folder: Path, wanted: Path | None, before: Shown | None) -> Shown:
-    files = pictures(folder)
+def _read(files: tuple[Path, ...], wanted: Path | None, before: Shown | None) -> Shown:
     if not files:
         return Shown((), 0, None, ())
     index = files.index(wanted) if wanted in files else len(files) - 1
@@ -215,7 +244,8 @@ def _fits(size: QSize, room: QSize) -> bool:
     return size.width() <= room.width() and size.height() <= room.height()
 
 
-def _arrow(text: str) -> QToolButton:
+def arrow(text: str) -> QToolButton:
+    """A flat button beside a picture."""
     button = QToolButton()
     button.setText(text)
     button.setAutoRaise(True)

@@ -104,3 +104,13 @@ def page_of(run: Path) -> Path:
     from napari_strata.evaluation.page import write_page
 
     return write_page(run)
+
+
+def free_folder(folder: Path, name: str) -> Path:
+    """`folder` if it is empty or not there yet, else a new one in it."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return folder
+    number = 1
+    while (path := folder / (f"scores-{name}" if number == 1 else f"scores-{name}-{number}")).exists():
+        number += 1
+    return path

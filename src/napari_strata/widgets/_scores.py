@@ -1,11 +1,10 @@
-"""Parts of the Evaluate dock: which labels are compared; the table of scores, and the view that holds it."""
+"""Parts of the Evaluate dock: which labels are compared, and the table of scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from napari.layers import Labels as LabelsLayer
 from napari.viewer import Viewer
 from qtpy.QtCore import QEvent, QSize, Qt, Signal
@@ -13,11 +12,9 @@ from qtpy.QtGui import QColor, QIcon, QKeyEvent, QKeySequence, QPainter, QPalett
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QHeaderView,
-    QLabel,
     QSizePolicy,
     QTableWidget,
     QTableWidgetItem,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -26,7 +23,6 @@ from napari_strata.errors import ImageError
 from napari_strata.image import LabelImage
 from napari_strata.widgets import _layers
 from napari_strata.widgets._choice import _Choice
-from napari_strata.widgets._confusion import ConfusionPicture
 from napari_strata.widgets._live import PREDICTED
 
 ERRORS = "napari_strata_errors"
@@ -259,43 +255,6 @@ class ScoreTable(QTableWidget):
         for mode in (QIcon.Mode.Normal, QIcon.Mode.Selected):
             icon.addPixmap(picture, mode)
         return icon
-
-
-class ScoreView(QWidget):
-    """What a comparison found: a headline, the table of scores, the confusion picture."""
-
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self.headline, self.caption = QLabel(self), QLabel(self)
-        self.table, self.picture = ScoreTable(self), ConfusionPicture(self)
-        font = self.headline.font()
-        font.setPointSizeF(1.25 * font.pointSizeF())
-        font.setBold(True)
-        self.headline.setFont(font)
-        self.headline.setToolTip(
-            "Mean IoU: the mean over the classes that occur or are predicted.\n"
-            "Pixel accuracy: the share of labelled pixels that are called what they are."
-        )
-        rows = QVBoxLayout(self)
-        rows.setContentsMargins(0, 4, 0, 0)
-        rows.setSpacing(5)
-        for label in (self.headline, self.caption):
-            label.setWordWrap(True)
-        for widget in (self.headline, self.caption, self.table, self.picture):
-            rows.addWidget(widget)
-
-    def show_result(self, result: Mapping[str, Any], classes: ClassMap, what: str) -> None:
-        """Show a `ConfusionMatrix.as_dict` of `what` against what."""
-        counts = np.array(result["confusion"], np.int64)
-        iou, accuracy = result["mean_iou"], result["pixel_accuracy"]
-        shown = (
-            ABSENT if iou is None else f"{iou:.3f}",
-            ABSENT if accuracy is None else f"{100 * accuracy:.1f}\N{NO-BREAK SPACE}%",
-        )
-        self.headline.setText(f"Mean IoU {shown[0]}, pixel accuracy {shown[1]}")
-        self.caption.setText(f"{what}: {counts.sum():,} labelled pixels")
-        self.table.show_scores(result["per_class"], classes)
-        self.picture.show_counts(counts, classes.names, classes.colors)
 
 
 class _Cell(QTableWidgetItem):

@@ -49,7 +49,9 @@ def _train_lines(order: TrainJob) -> list[str]:
 
 
 def _predict_lines(order: PredictJob) -> list[str]:
-    options = {"out": order.out} | _unusual(order, ("device", "overwrite", "batch", "precision", "tile", "tta"))
+    options = {"out": order.out} | _unusual(
+        order, ("device", "overwrite", "batch", "precision", "tile", "tta", "ortho")
+    )
     if order.probabilities:
         options["probabilities"] = True
     words = ", ".join(f"{key}={value!r}" for key, value in options.items())
@@ -98,7 +100,7 @@ def _train_words(order: TrainJob) -> list[str]:
 def _predict_words(order: PredictJob) -> list[str]:
     inputs = list(order.inputs) if order.image is None else [order.image.path]
     model, averaged = _averaging_words(order.model, order.tta)
-    words = ["predict", model, *inputs, "--out", order.out, *averaged]
+    words = ["predict", model, *inputs, "--out", order.out, *averaged, *(["--ortho"] if order.ortho else [])]
     words += _axes_words(order.axes, [order.image] if order.image else [])
     words += ["--probabilities"] if order.probabilities else []
     return words + (["--overwrite"] if order.overwrite else []) + _device_words(order.device)

@@ -25,8 +25,9 @@ from napari_strata.widgets._client import JobHandle, Outcome
 from napari_strata.widgets._counts import PixelCounter
 from napari_strata.widgets._dock import Dock, Progress, enable
 from napari_strata.widgets._live import PREDICTED, add_quietly, current_plane
-from napari_strata.widgets._run_row import page_of
-from napari_strata.widgets._scores import ERRORS, PredictionChoice, ScoreView, TruthChoice
+from napari_strata.widgets._run_row import free_folder, page_of
+from napari_strata.widgets._score_view import ScoreView
+from napari_strata.widgets._scores import ERRORS, PredictionChoice, TruthChoice
 from napari_strata.worker.orders import EvaluateJob, Layer
 
 WHOLE, PLANE = "whole stack", "plane in sight"
@@ -75,6 +76,7 @@ class EvaluateDock(Dock):
         self.scores = ScoreView()
         self.scores.table.copied.connect(lambda: self.copy(self.scores.table.text(), "The table"))
         self.scores.picture.clicked.connect(self.go_to)
+        self.scores.cases.wanted.connect(self._look_at)
         self.scores.hide()
         self.add(self.scores)
         python = self.button("Copy as Python", lambda: self._copy(_script.as_python, "The Python script"))
@@ -187,7 +189,7 @@ class EvaluateDock(Dock):
         """Write the report of the newest comparison into an empty folder, or into a new one in it; also as a page."""
         if (written := self.written) is None or self._busy:
             return
-        out = _free(folder, _layers.slug(written.asked.prediction.name))
+        out = free_folder(folder, _layers.slug(written.asked.prediction.name))
 
         def paged(_result: object) -> None:
             self._work("Writing ...", lambda: page_of(out), lambda page: self.notice.say(f"Written to {page}."))
@@ -198,16 +200,20 @@ class EvaluateDock(Dock):
         """Show the plane that has most of the pixels of a square of the confusion picture."""
         if self.written is None or not (plane := self._most[row][column]):
             return
+        most = f" Most of them: {place(at)}." if (at := self._look_at(plane)) else ""
+        self.notice.say(f"{self.scores.picture.sentence(row, column)}.{most}")
+
+    def _look_at(self, plane: dict[str, int]) -> dict[str, int]:
+        """Show a plane of what was compared; where it is in the prediction's layer."""
+        assert self.written is not None
         asked = self.written.asked
         at = {letter: asked.plane.get(letter, index) for letter, index in plane.items()}
         layer = next((one for one in (self._errors, self.prediction.layer) if one in self.viewer.layers), None)
-        if layer is None or layer.ndim != len(asked.prediction.axes):
-            return
-        here = list(layer.world_to_data(self.viewer.dims.point))
-        here = [at.get(letter, value) for letter, value in zip(asked.prediction.axes, here, strict=True)]
-        self.viewer.dims.set_point(range(self.viewer.dims.ndim)[-layer.ndim :], layer.data_to_world(here))
-        most = f" Most of them: {place(at)}." if len(at) else ""
-        self.notice.say(f"{self.scores.picture.sentence(row, column)}.{most}")
+        if layer is not None and layer.ndim == len(asked.prediction.axes):
+            here = zip(asked.prediction.axes, layer.world_to_data(self.viewer.dims.point), strict=True)
+            point = layer.data_to_world([at.get(letter, value) for letter, value in here])
+            self.viewer.dims.set_point(range(self.viewer.dims.ndim)[-layer.ndim :], point)
+        return at
 
     # ------------------------------------------------------------------ what happens then
 
@@ -278,6 +284,7 @@ class EvaluateDock(Dock):
     def _show_result(self, written: Written, result: dict[str, Any]) -> None:
         self.written, self._most = written, result["most"]
         self.scores.show_result(result, written.classes, written.asked.describe())
+        self.scores.cases.draw(written, result["cases"], self.viewer)
         self.hint.hide()
         self.scores.show()
         self._soon.start(0)  # once it is laid out
@@ -327,16 +334,6 @@ class EvaluateDock(Dock):
         self.prediction.disconnect_viewer()
         self.truth.disconnect_viewer()
         self._counter.watch(None)
-
-
-def _free(folder: Path, name: str) -> Path:
-    """`folder` if it is empty or not there yet, else a new one in it."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return folder
-    number = 1
-    while (path := folder / (f"scores-{name}" if number == 1 else f"scores-{name}-{number}")).exists():
-        number += 1
-    return path
 
 
 def _paragraph(text: str = "") -> QLabel:

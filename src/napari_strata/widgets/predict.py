@@ -17,6 +17,7 @@ from napari_strata.io import read_image, write_labels
 from napari_strata.plugin import METADATA
 from napari_strata.widgets import _background, _results, _script
 from napari_strata.widgets._area import WHOLE, AreaChoice, AreaError
+from napari_strata.widgets._averaging import Averaging
 from napari_strata.widgets._choice import ImageChoice
 from napari_strata.widgets._client import Outcome
 from napari_strata.widgets._dock import Dock, Progress, enable
@@ -54,16 +55,13 @@ class PredictDock(Dock):
         self.confidence = CheckBox(
             text="Confidence", tooltip="Adds a layer with the probability of the class that was chosen, 0 to 1."
         )
-        self.tta = CheckBox(
-            text="Average over flips and turns",
-            tooltip="Each plane is predicted in all eight flips and quarter turns, and the mean of the probabilities "
-            "decides: often better labels, and it takes 8 times as long.",
-        )
+        self.averaging = Averaging()
         self.bar = Progress()
         for widget in (self.images, self.channels, self.model, self.area):
             self.add(widget)
         self.add(self.row(self.probabilities, self.confidence, stretch=1))
-        self.add(self.tta)
+        self.add(self.averaging.turns)
+        self.add(self.averaging.directions)
         self.add(self._links())
         self.predict_button = self.button("Predict", self.predict)
         self.stop_button = self.button("Stop", self.stop)
@@ -120,6 +118,7 @@ class PredictDock(Dock):
         _background.run(lambda: read_image(file[0], series=file[1]), done, failed, owner=self)
 
     def _changed(self) -> None:
+        self.averaging.look(self.image, self.model.spec, str(self.area.combo.value))
         running = "A prediction is running: wait for it, or stop it." if self.prediction is not None else ""
         enable(self.predict_button, running or self._why_not(), "Segment the image with this model.")
         enable(self.stop_button, "" if running else "Nothing is running.", "Stop; planes that are done stay.")
@@ -141,7 +140,11 @@ class PredictDock(Dock):
             self.notice.say(str(error), "error")
             return
         options = PredictionOptions(
-            region, bool(self.probabilities.value), bool(self.confidence.value), tta=bool(self.tta.value)
+            region,
+            bool(self.probabilities.value),
+            bool(self.confidence.value),
+            tta=self.averaging.tta,
+            ortho=self.averaging.ortho,
         )
         self._warnings = []
         self.notice.clear()
@@ -241,7 +244,7 @@ class PredictDock(Dock):
             return
         folder = model if model.is_dir() else model.parent
         device, probabilities = self.session.settings.device, bool(self.probabilities.value)
-        whole, tta = self.area.combo.value == WHOLE, bool(self.tta.value)
+        whole, tta, ortho = self.area.combo.value == WHOLE, self.averaging.tta, self.averaging.ortho
 
         def make() -> str:
             order = PredictJob(
@@ -251,6 +254,7 @@ class PredictDock(Dock):
                 out=str(folder / f"{slug(image.name)}-labels.tif"),
                 probabilities=probabilities,
                 tta=tta,
+                ortho=ortho,
                 device=device,
             )
             return form(order)

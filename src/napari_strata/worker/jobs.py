@@ -5,6 +5,7 @@ Nothing is added here to what the Python API can do, except where results go.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from time import perf_counter
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from napari_strata.data.neighbours import with_neighbours
 from napari_strata.device import choose_device, choose_precision, describe_device, free_memory
@@ -44,6 +46,9 @@ from napari_strata.worker.sources import Window, open_image, open_labels, open_p
 
 Result: TypeAlias = dict[str, Any]
 Events: TypeAlias = Generator[Outgoing, None, Result]
+
+CASES = 4
+"""Planes that a comparison of labels names as the worst, and as the best."""
 
 
 @singledispatch
@@ -109,7 +114,7 @@ def _(job: PlanJob) -> Events:
 
 @run.register
 def _(job: PredictJob) -> Events:
-    options = replace(_options(job), probabilities=job.probabilities)
+    options = replace(_options(job), probabilities=job.probabilities, ortho=job.ortho)
     if job.image is None:
         yield from predict_files(job.model, job.inputs, job.out, options=options, axes=job.axes)
         return {"out": job.out}
@@ -146,6 +151,13 @@ def _(job: InfoJob) -> Events:
     return fit | _about(models) | {"model": str(path if models.folds else find_model(path))}
 
 
+def give_back_memory() -> None:
+    """Let other programs have what a job has used."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
 def _about(models: Ensemble) -> Result:
     """What models are; of several, what the first one is, and the mean of their scores."""
     model, best = models.models[0], [one.best for one in models.models]
@@ -168,16 +180,20 @@ def _about(models: Ensemble) -> Result:
 def _into_array(models: Ensemble, window: Window, out: Path, *, options: PredictOptions) -> Events:
     """Predict a window into a .npy file; regions in the events are those of the whole image."""
     check_array(out, probabilities=options.probabilities, overwrite=options.overwrite)
+    window = window.widened([model.spec for model in models.models])
     opened: list[NpyOutput] = []
+    beside = len(window.informing)
 
     def target(form: Form) -> NpyOutput:
-        opened.append(NpyOutput(out, form, window))
+        opened.append(NpyOutput(out, form, window=window, classes=models.spec.classes))
         return opened[0]
 
     with closing(Prediction(models, window.image, options=options, memory=target)) as events:
         for event in events:
             if isinstance(event, PredictionStarted):
-                yield opened[0].announce(models.spec.classes)
+                yield opened[0].announce()
+            if isinstance(event, (PredictionStarted, RegionEnd)):
+                event = replace(event, done=event.done - beside, regions=event.regions - beside)
             if isinstance(event, RegionEnd):
                 yield replace(event, region=window.told(event.region))
             else:
@@ -186,7 +202,8 @@ def _into_array(models: Ensemble, window: Window, out: Path, *, options: Predict
 
 
 def _compare(job: EvaluateJob, out: Path | None) -> Events:
-    """Scores of labels that are there already; `most` names the plane with most pixels of each cell of the matrix."""
+    """Scores of labels that are there already; `most` names the plane with most pixels of each cell of the matrix, and
+    `cases` the worst and the best planes."""
     assert job.prediction is not None
     assert job.labels is not None
     if out is not None:
@@ -195,9 +212,11 @@ def _compare(job: EvaluateJob, out: Path | None) -> Events:
     classes = job.classes or shared_classes(prediction, truth, job.unlabelled)
     confusion, fullest = ConfusionMatrix(classes), ConfusionMatrix(classes)
     most: list[list[dict[str, Any] | None]] = [[None] * len(classes) for _ in classes.names]
+    planes: list[dict[str, Any]] = []
     started = perf_counter()
     for number, (part, total, here) in enumerate(iter_score_labels(prediction, truth, classes), 1):
         confusion += here
+        planes.append({"index": dict(part.index), "mean_iou": here.mean_iou})
         for i, j in np.argwhere(here.counts > fullest.counts):
             most[i][j] = dict(part.index)
         fullest.counts = np.maximum(fullest.counts, here.counts)
@@ -206,7 +225,9 @@ def _compare(job: EvaluateJob, out: Path | None) -> Events:
     if out is not None:
         write_report(confusion, [(prediction.name, confusion)], out)
     scores = confusion.as_dict()
-    return scores | {"per_image": {prediction.name: scores}, "most": most, "out": job.out}
+    ranked = sorted(planes, key=lambda plane: plane["mean_iou"])
+    cases = ranked if len(ranked) <= 2 * CASES else ranked[:CASES] + ranked[-CASES:]
+    return scores | {"per_image": {prediction.name: scores}, "most": most, "cases": cases, "out": job.out}
 
 
 def _recipe(given: str | dict[str, Any]) -> str | Recipe:

@@ -39,6 +39,8 @@ class NpyOutput:
     out
         the file. One of the same shape and dtype is written into in place, so that who has mapped it sees the new
         labels; any other is replaced. Whether that is allowed is for `check_array` to say, before.
+    window
+        what is predicted. Its planes that only inform others count as done, of no pixels, and are not written.
 
     Raises
     ------
@@ -46,12 +48,12 @@ class NpyOutput:
         when the disk is full or cannot be written.
     """
 
-    def __init__(self, out: Path, form: Form, window: Window) -> None:
+    def __init__(self, out: Path, form: Form, *, window: Window, classes: ClassMap) -> None:
         self.form = form
         self.place = str(out)
-        self.pixels: dict[int, tuple[int, ...]] = {}
+        self.pixels: dict[int, tuple[int, ...]] = dict.fromkeys(window.informing, (0,) * len(classes))
         self.discarded: tuple[str, ...] = ()
-        self._window, whole = window, window.whole
+        self._window, self._classes, whole = window, classes, window.whole
         self._regions = window.regions()
         self._letters = whole.label_axes
         self._probability_letters = "".join(a for a in "TZ" if a in whole.axes) + "CYX"
@@ -64,10 +66,10 @@ class NpyOutput:
                 array[...] = 0
         self._flushed = monotonic()
 
-    def announce(self, classes: ClassMap) -> TargetOpened:
+    def announce(self) -> TargetOpened:
         """What the viewer needs to show the files."""
         chances = str(probabilities_beside(Path(self.place))) if self.form.classes else ""
-        rows = tuple(classes.table())
+        rows = tuple(self._classes.table())
         return TargetOpened(self.place, self._letters, self.labels.shape, str(self.labels.dtype), rows, chances)
 
     def write(self, plane: int, arrays: Sequence[Array], pixels: Sequence[int]) -> None:

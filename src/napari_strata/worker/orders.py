@@ -130,6 +130,8 @@ class PredictJob(_Predicting):
     inputs: tuple[str, ...] = ()
     axes: str | None = None
     probabilities: bool = False
+    ortho: bool = False
+    """Average over the XY, XZ and YZ planes of a volume."""
     region: dict[Axis, Range] | None = None
     aside: bool = False
     """Answered between the events of a running job, as info is: a preview while a training runs."""

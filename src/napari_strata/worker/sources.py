@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from napari_strata.errors import ImageError
 from napari_strata.image import AnnotatedImage, Array, ArrayLike, Image, LabelImage
 from napari_strata.io import read_image, read_labels, read_pairs
 from napari_strata.io.paths import existing
+from napari_strata.spec import ModelSpec
 from napari_strata.worker.orders import Layer, Pairs, Range
 
 
@@ -112,11 +114,15 @@ class PartImage(Image):
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """What a prediction covers: `image`, at `start` (an index an axis of T, Z, Y, X) of `whole`."""
+    """What a prediction covers: `image`, at `start` (an index an axis of T, Z, Y, X) of `whole`.
+
+    Of its planes those in `kept` (first and last Z of `whole` + 1) are wanted, all when None; the others inform them.
+    """
 
     whole: Image
     image: Image
     start: Mapping[str, int]
+    kept: slice | None = None
 
     @classmethod
     def of(cls, whole: Image, region: Mapping[Any, Range] | None) -> Window:
@@ -139,6 +145,25 @@ class Window:
         image = PartImage.cut(whole, box)
         return cls(whole, image, {a: box[a].start for a in whole.label_axes})
 
+    def widened(self, specs: Sequence[ModelSpec]) -> Window:
+        """The same with the planes above and below that 3D models see, so that they say what they say of the whole
+        volume; itself for 2D models, whose neighbours come by `PartImage.dressed`."""
+        depth = self.whole.size("Z")
+        if not isinstance(self.image, PartImage) or specs[0].depth is None or self.image.size("Z") == depth:
+            return self
+        kept = slice(self.start["Z"], self.start["Z"] + self.image.size("Z"))
+        around = planes_around(kept, depth, specs)
+        box = {**self.image.box, "Z": around}
+        return Window(self.whole, PartImage.cut(self.whole, box), {**self.start, "Z": around.start}, kept)
+
+    @property
+    def informing(self) -> list[int]:
+        """Numbers of the planes of `image`, as `Image.planes` counts them, that are not wanted themselves."""
+        if self.kept is None:
+            return []
+        wanted = range(self.kept.start, self.kept.stop)
+        return [i for i, plane in enumerate(self.image.planes()) if self._moved(plane)["Z"] not in wanted]
+
     def regions(self) -> list[dict[str, slice]]:
         """Where in `whole` each plane of `image` lies."""
         whole = {a: slice(first, first + self.image.size(a)) for a, first in self.start.items()}
@@ -152,3 +177,15 @@ class Window:
 
     def _moved(self, plane: Mapping[str, Any]) -> dict[str, int]:
         return {a: index + self.start[a] for a, index in plane.items()}
+
+
+def planes_around(kept: slice, depth: int, specs: Sequence[ModelSpec]) -> slice:
+    """What 3D models must see of a volume of `depth` planes for those in `kept`: a halo on both sides; about a whole
+    tile where they look at all of it. Starts where a prediction of the volume may start a tile, see `plan_tiles`."""
+    stride = lcm(*(spec.stride_shape[0] for spec in specs))
+    tile = max(spec.tile_shape[0] for spec in specs) if any(spec.blend for spec in specs) else 0
+    halo = max(max(spec.halo_shape[0] for spec in specs), (tile - (kept.stop - kept.start)) // 2)
+    # Beside the first or the last plane a tile lies on one side.
+    first = max(0, min(kept.start - halo, depth - tile))
+    stop = max(kept.stop + halo, first + tile)
+    return slice(first // stride * stride, min(depth, -(-stop // stride) * stride))
