@@ -161,3 +161,16 @@ def test_the_boxes_are_where_the_panels_are(shape: tuple[int, int]) -> None:
         assert np.all(ring[0] == 255)
         assert np.all(ring[-1] == 255)
         assert np.all(ring[:, [0, -1]] == 255)
+
+
+def test_of_a_volume_the_plane_with_the_most_labels_is_shown() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1, 5, 30, 40)).astype(np.uint8)
+    truth, prediction = np.full((5, 30, 40), IGNORE, np.uint8), rng.integers(0, 2, (5, 30, 40)).astype(np.uint8)
+    truth[1, :4], truth[3] = 0, 1
+    scores = ConfusionMatrix(ClassMap.from_values([0, 1]))
+    found = Example.of("rock", image, truth, prediction=prediction, confusion=scores, first=20)
+    plane = Example.of("rock Z=23", image[:, 3], truth[3], prediction=prediction[3], confusion=scores)
+    assert found.name == plane.name
+    for one, other in ((found.picture, plane.picture), (found.truth, plane.truth), (found.prediction, prediction[3])):
+        np.testing.assert_array_equal(one, other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,10 @@ from napari_strata.cli_options import (
     Images,
     LabelsPath,
     ModelPath,
+    Ortho,
+    Part,
     Rgb,
+    Scheduler,
     Set,
     Tta,
     Unlabelled,
@@ -136,6 +140,9 @@ def predict(  # noqa: PLR0913 (one option each)
     ] = False,
     with_: With = None,
     tta: Tta = False,
+    ortho: Ortho = False,
+    part: Part = None,
+    scheduler: Scheduler = None,
     axes: Axes = None,
     device: Device = "auto",
     backend: Annotated[str, typer.Option(help="torch; or onnx, openvino: CPU, extras of these names.")] = "torch",
@@ -151,11 +158,16 @@ def predict(  # noqa: PLR0913 (one option each)
     from napari_strata.inference.batch import predict_files
     from napari_strata.inference.predict import PredictOptions
 
-    options = PredictOptions(device, probabilities, overwrite=overwrite, tta=tta, backend=backend, compile=compile_)
+    options = PredictOptions(
+        device, probabilities, overwrite=overwrite, tta=tta, ortho=ortho, backend=backend, compile=compile_
+    )
     if estimate:
         show_estimates([model, *(with_ or [])], inputs, out=out, options=options, axes=axes, as_json=as_json)
         return
-    events = show(predict_files([model, *(with_ or [])], inputs, out, options=options, axes=axes), as_json=as_json)
+    models = [model, *(with_ or [])]
+    job = predict_files(models, inputs, out, options=options, axes=axes, part=part, scheduler=scheduler)
+    with closing(job):  # on Ctrl-C, workers are told
+        events = show(job, as_json=as_json)
     failed = [e for e in events if isinstance(e, FileEnd) and e.status == "failed"]
     if failed:
         _complain(f"{len(failed)} of {len([e for e in events if isinstance(e, FileEnd)])} files failed; see above.")

@@ -28,6 +28,9 @@ With = Annotated[
     ),
 ]
 Tta = Annotated[bool, typer.Option("--tta", help="Average over flips and turns (8 times the work).")]
+Ortho = Annotated[
+    bool, typer.Option("--ortho", help="Average over XY, XZ and YZ planes of a volume (3 times the work).")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Axes = Annotated[str | None, typer.Option(help="Axes of the images, such as ZYX, where the files do not say.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
@@ -52,4 +55,19 @@ Class = Annotated[
 Foreground = Annotated[bool, typer.Option("--foreground", help="0 is background, every other value foreground.")]
 Rgb = Annotated[
     list[str] | None, typer.Option(metavar="COLOR=NAME", help="A colour of colour-coded labels, as ff0000=roof.")
+]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        metavar="i/n",
+        help="Only the i-th of n parts: a run of planes of one image, every n-th of several files. The n processes, "
+        "on one machine or many, work in any order; the last one writes the file.",
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Predict on Dask workers (extra: distributed): local:N for N on this machine, or tcp://host:port.",
+    ),
 ]

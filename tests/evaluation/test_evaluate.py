@@ -16,6 +16,7 @@ from napari_strata.evaluation.evaluate import evaluate, iter_evaluate, score_lab
 from napari_strata.events import Message, PredictionEnd, PredictionStarted, RegionEnd
 from napari_strata.image import AnnotatedImage, Image
 from napari_strata.inference.predict import PredictOptions, predict
+from napari_strata.metrics import ConfusionMatrix
 from napari_strata.model import Model
 
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
@@ -210,3 +211,19 @@ def test_several_models_are_scored_as_they_predict(model, tmp_path):
         expected += [[(~truth & ~found).sum(), (~truth & found).sum()], [(truth & ~found).sum(), (truth & found).sum()]]
     assert np.array_equal(job.scores.confusion.counts, expected)
     assert not np.array_equal(expected, counts(model, ONE, TWO))
+
+
+def test_three_views_are_scored_as_they_are_predicted() -> None:
+    """Slab by slab, on the slices that are annotated alone."""
+    model, pair = tiny_model(), easy_pair((5, 40, 44), seed=3)
+    truth = np.asarray(pair.labels.data).copy()
+    truth[::2] = 7
+    classes = model.spec.classes.model_copy(update={"unlabelled": (7,)})
+    model = replace(model, spec=model.spec.model_copy(update={"classes": classes}))
+    sparse = AnnotatedImage(pair.image, pair.image.labels_like(truth))
+    found = evaluate(model, sparse, device="cpu", ortho=True).confusion
+    labels = np.asarray(predict(model, pair.image, device="cpu", ortho=True).data)
+    expected = ConfusionMatrix(classes)
+    expected.update(classes.encode(truth), classes.encode(labels))
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert found.counts.sum() == 2 * 40 * 44

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from napari_strata.errors import RunError
-from napari_strata.inference import output
-from napari_strata.inference.output import Form, MemoryOutput, PartialOutput, check_space, size
+from napari_strata.inference import partial
+from napari_strata.inference.output import Form, MemoryOutput, check_space, size
+from napari_strata.inference.partial import PartialOutput
 
 FORM = Form(planes=3, shape=(4, 5), dtype=np.dtype(np.uint16), classes=2)
 IDENTITY = {"model": "m1", "image": "i1", "sides": (1, 2)}
@@ -163,7 +164,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(output, "_write_all", full)
+        patch.setattr(partial, "_write_all", full)
         with pytest.raises(RunError, match=r"disk is full.*run the same again: 1 of 3 planes are kept"):
             out.write(1, plane(1), [1, 19])
     out.close()
@@ -178,7 +179,7 @@ def test_other_write_errors_are_said_in_words(tmp_path, monkeypatch):
     def failing(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(output, "_write_all", failing)
+    monkeypatch.setattr(partial, "_write_all", failing)
     with pytest.raises(RunError, match="cannot be written"):
         out.write(1, plane(1), [1, 19])
     out.close()

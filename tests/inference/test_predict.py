@@ -188,7 +188,7 @@ def test_a_run_killed_between_its_two_files_is_completed(model, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("napari_strata.inference.predict.write_labels", killed)
+        patch.setattr("napari_strata.inference.finish.write_labels", killed)
         with pytest.raises(KeyboardInterrupt):
             predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.tif.partial", "x_probabilities.tif"]

@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from napari_strata import files
 from napari_strata.classes import ClassMap
 from napari_strata.ensemble import AnyModel, Ensemble, load_models
 from napari_strata.errors import ImageError, RunError, StrataError
-from napari_strata.events import Event, FileEnd
+from napari_strata.events import Event, FileEnd, Message
 from napari_strata.inference.committee import Committee
+from napari_strata.inference.parts import Part, as_part
 from napari_strata.inference.predict import (
     Prediction,
     PredictOptions,
     build_committee,
+    check_asked,
 )
 from napari_strata.inference.target import SUFFIXES, check_out, probabilities_path
 from napari_strata.io import read_image
 from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, existing, is_zarr, natural, stem
+
+if TYPE_CHECKING:
+    from napari_strata.inference.scheduler import Cluster
 
 PathLike = str | os.PathLike[str]
 IMAGES = (*TIFF_SUFFIXES, *RASTER_SUFFIXES, ".zarr")
@@ -45,7 +51,9 @@ def predict_files(
     *,
     options: PredictOptions | None = None,
     axes: str | None = None,
-) -> Iterator[Event]:
+    part: Part | str | None = None,
+    scheduler: str | Cluster | None = None,
+) -> Generator[Event]:
     """Segment files, one after another.
 
     Parameters
@@ -60,6 +68,11 @@ def predict_files(
         see `PredictOptions`. Without `overwrite`, a file whose labels exist in the folder is skipped.
     axes
         of the images, where the files do not say; see `read_image`.
+    part
+        "i/n": of a single input the i-th of n runs of planes, of several every n-th file from the i-th on, with a
+        report of its own (``report.2of3.csv``); see `iter_predict`.
+    scheduler
+        see `iter_predict`; files are done one after another, each by all workers.
 
     Yields
     ------
@@ -74,18 +87,28 @@ def predict_files(
     RunError
         when the output file exists, `out` is a file though there are several inputs, or two would share one output.
     """
-    options = options or PredictOptions()
+    options, part = options or PredictOptions(), as_part(part)
     place = Path(out).expanduser()
+    check_asked(place, part, scheduler)
     sources = find_images(inputs, labels_in=place)
     single = len(sources) == 1
     if single:
         existing(sources[0])
     if single and place.suffix.lower() in (*SUFFIXES, *READ_ONLY) and (is_zarr(place) or not place.is_dir()):
         check_out(place, overwrite=options.overwrite)
-        yield from _Batch.start(model, options, axes).one(sources[0], place)
-        return
-    targets = _targets(sources, place)
-    yield from _run(_Batch.start(model, options, axes), targets, place)
+        targets, folder = {sources[0]: place}, None
+    else:
+        targets, folder = _targets(sources, place), place
+    if part is not None and not single:
+        targets = dict(part.deal([*targets.items()]))
+        yield Message(f"part {part.number} of {part.of}: {len(targets)} of {len(sources)} files")
+    with _cluster(scheduler) as cluster:
+        batch = _Batch.start(model, options, axes, part if single else None, cluster)
+        if folder is None:
+            yield from batch.one(sources[0], place)
+        else:
+            name = "report.csv" if part is None else f"report.{part.number}of{part.of}.csv"
+            yield from _run(batch, targets, folder / name)
 
 
 def find_images(inputs: Sequence[PathLike], *, labels_in: Path | None = None) -> list[Path]:
@@ -121,31 +144,56 @@ def find_images(inputs: Sequence[PathLike], *, labels_in: Path | None = None) ->
 
 @dataclass
 class _Batch:
-    """Models, and their networks on the device."""
+    """Models, and their networks on the device, or the workers that have them."""
 
+    model: AnyModel
     models: Ensemble
     options: PredictOptions
-    committee: Committee
+    committee: Committee | None
     axes: str | None
-    pixels: dict[str, int] = field(default_factory=dict)
-    """Pixels of each class in the last image."""
+    part: Part | None
+    cluster: Cluster | None
+    pixels: dict[str, int] | None = None
+    """Pixels of each class in the last image; None where a part of it is done."""
 
     @classmethod
-    def start(cls, model: AnyModel, options: PredictOptions, axes: str | None) -> _Batch:
+    def start(
+        cls, model: AnyModel, options: PredictOptions, axes: str | None, part: Part | None, cluster: Cluster | None
+    ) -> _Batch:
         models = load_models(model)
-        return cls(models, options, build_committee(models, options), axes)
+        committee = build_committee(models, options) if cluster is None else None
+        return cls(model, models, options, committee, axes, part, cluster)
 
     def one(self, source: Path, target: Path) -> Iterator[Event]:
         started = perf_counter()
         image = read_image(source, axes=self.axes)
-        with closing(Prediction(self.models, image, out=target, options=self.options, committee=self.committee)) as job:
+        job = Prediction(
+            self.models if self.cluster is None else self.model,
+            image,
+            out=target,
+            options=self.options,
+            part=self.part,
+            scheduler=self.cluster,
+            committee=self.committee,
+        )
+        with closing(job):
             yield from job
-            self.pixels = dict(zip(self.models.spec.classes.names, map(int, job.pixels), strict=True))
-        yield FileEnd(str(source), str(target), "done", "", perf_counter() - started)
+        names, text = self.models.spec.classes.names, "" if job.complete else f"part {self.part}"
+        self.pixels = dict(zip(names, map(int, job.pixels), strict=True)) if job.complete else None
+        yield FileEnd(str(source), str(target), "done", text, perf_counter() - started)
 
 
-def _run(batch: _Batch, targets: dict[Path, Path], folder: Path) -> Iterator[Event]:
-    report = Report.open(folder / "report.csv", batch.models.spec.classes)
+def _cluster(scheduler: str | Cluster | None) -> AbstractContextManager[Cluster | None]:
+    """The workers that are asked for, for all files."""
+    if not isinstance(scheduler, str):
+        return nullcontext(scheduler)
+    from napari_strata.inference.scheduler import Cluster
+
+    return Cluster(scheduler)
+
+
+def _run(batch: _Batch, targets: Mapping[Path, Path], path: Path) -> Iterator[Event]:
+    report = Report.open(path, batch.models.spec.classes)
     for source, target in targets.items():
         started = perf_counter()
         if target.exists() and not batch.options.overwrite:

@@ -7,39 +7,43 @@ what is finished stays in ``<out>.partial`` and the same call goes on from there
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from napari_strata.allocator import kept_pages
-from napari_strata.classes import ClassMap
-from napari_strata.data.neighbours import with_neighbours
 from napari_strata.device import describe_device
-from napari_strata.ensemble import AnyModel, Ensemble, load_models
+from napari_strata.ensemble import AnyModel, load_models
 from napari_strata.errors import RunError
-from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted, RegionEnd
-from napari_strata.image import Image, LabelImage, Region
+from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted
+from napari_strata.image import Image, LabelImage
 from napari_strata.inference.checks import check_image
 from napari_strata.inference.committee import Committee
 from napari_strata.inference.estimate import Estimate, check_memory, estimate
-from napari_strata.inference.output import Form, MemoryOutput, Output, PartialOutput
+from napari_strata.inference.finish import Results, assemble, finish
+from napari_strata.inference.output import Form, MemoryOutput, Output
+from napari_strata.inference.partial import Hand, PartialOutput
+from napari_strata.inference.parts import Part, as_part
 from napari_strata.inference.setup import PredictOptions as PredictOptions
 from napari_strata.inference.setup import build_committee as build_committee
 from napari_strata.inference.setup import build_predictor as build_predictor
 from napari_strata.inference.setup import compiled
-from napari_strata.inference.stack import fingerprint, label_stack, not_finite, probability_stack, read_ahead
+from napari_strata.inference.stack import not_finite
 from napari_strata.inference.target import check_image_against_out, check_out, probabilities_path
-from napari_strata.io import read_image, read_labels, write_labels, write_probabilities
-from napari_strata.normalization import Scale
+from napari_strata.inference.work import Subject, Told, Work, planes_of, predict_slabs
+from napari_strata.io import read_image
+
+if TYPE_CHECKING:
+    from napari_strata.inference.scheduler import Cluster
 
 Array = np.ndarray[Any, Any]
-Results: TypeAlias = tuple[LabelImage, Image | None, Array]
-"""Labels, probabilities, and pixels of each class."""
+PATIENCE = 5.0
+"""Seconds to wait for planes that another process writes, such as a worker that has not heard yet that it may stop."""
 
 AnyImage: TypeAlias = Image | Array | str | os.PathLike[str]
 
@@ -58,12 +62,15 @@ class Prediction(Iterator[Event]):
         *,
         out: str | os.PathLike[str] | None = None,
         options: PredictOptions | None = None,
+        part: Part | str | None = None,
+        scheduler: str | Cluster | None = None,
         committee: Committee | None = None,
         memory: Callable[[Form], Output] = MemoryOutput,
     ) -> None:
         self._model, self._image, self._committee, self._memory = model, image, committee, memory
         self._out = None if out is None else Path(out).expanduser()
         self._options = options or PredictOptions()
+        self._part, self._scheduler = part, scheduler
         self._results: Results | None = None
         self._events = self._run()
 
@@ -73,6 +80,11 @@ class Prediction(Iterator[Event]):
     def close(self) -> None:
         """Stop here; what is finished is kept for the next time."""
         self._events.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are labels: not before the end, nor after a part while others are to come."""
+        return self._results is not None
 
     @property
     def labels(self) -> LabelImage:
@@ -97,35 +109,78 @@ class Prediction(Iterator[Event]):
 
     def _run(self) -> Generator[Event]:
         started = perf_counter()
-        out, options = self._out, self._options
+        out, options, part = self._out, self._options, as_part(self._part)
+        check_asked(out, part, self._scheduler)
         if out is not None:
             check_out(out, overwrite=options.overwrite)
         image = as_image(self._image)
         if out is not None:
             check_image_against_out(image, out)
-        models = load_models(self._model)
-        seen = with_neighbours(image, models.spec.neighbours)
-        samples = seen.samples()
-        warnings = check_image([model.spec for model in models.models], seen, samples)
-        yield from (Message(text) for text in (image.describe(), *image.notes, *models.averaging(options.tta)))
+        subject = Subject(image, load_models(self._model))
+        specs = [model.spec for model in subject.models.models]
+        warnings = check_image(specs, subject.seen, subject.samples, ortho=options.ortho)
+        averaging = subject.models.averaging(options.tta, ortho=options.ortho)
+        yield from (Message(text) for text in (image.describe(), *image.notes, *averaging))
         yield from (Message(text, "warning") for text in warnings)
-        committee = self._committee or build_committee(models, options)
-        scales = models.scales(samples, image.dtype)
-        made_of = _Origin(models, image, samples)
+        if self._scheduler is not None and out is not None:
+            yield from self._on_cluster(subject, out)
+        else:
+            work = Work(subject, self._committee or build_committee(subject.models, options), options)
+            yield from self._here(work, part)
+        if self.complete:
+            yield PredictionEnd(image.name, "" if out is None else str(out), perf_counter() - started)
+
+    def _here(self, work: Work, part: Part | None) -> Iterator[Event]:
+        """Predict in this process: everything, or one part."""
+        subject, out, committee = work.subject, self._out, work.committee
+        slabs = work.slabs if part is None else part.share(work.slabs)
+        planes = planes_of(slabs)
         with (
             kept_pages(committee.device.type),
-            closing(_open_output(out, made_of, committee=committee, options=options, memory=self._memory)) as output,
+            closing(self._open(work, Hand(part, planes, wait=PATIENCE))) as output,
         ):
             yield from _discarded(output)
-            if len(output.pixels) < output.form.planes:
+            found = sum(plane in output.pixels for plane in planes)
+            if found < len(planes):
                 in_memory = isinstance(output, MemoryOutput)
-                check_memory(estimate(committee, seen, output.form, out=out, in_memory=in_memory), committee)
-                yield from compiled(committee, output.form.shape)
-            found = len(output.pixels)
-            yield PredictionStarted(image.name, describe_device(committee.device), output.form.planes, found)
-            yield from _predict_planes(committee, seen, scales, output=output)
-            self._results = _finish(output, image, out, classes=models.spec.classes, overwrite=options.overwrite)
-        yield PredictionEnd(image.name, "" if out is None else str(out), perf_counter() - started)
+                check_memory(estimate(committee, subject.seen, output.form, out=out, in_memory=in_memory), committee)
+                yield from compiled(committee, subject.seen)
+            yield PredictionStarted(subject.image.name, describe_device(committee.device), len(planes), found)
+            if bad := (yield from predict_slabs(work, slabs, output)):
+                yield not_finite(subject.seen, bad)
+            if part is not None and isinstance(output, PartialOutput):
+                output.settle()
+                self._results = yield from assemble(output, subject, self._options, told=Told(part, work.slabs))
+            else:
+                self._results = finish(output, subject, out, self._options)
+
+    def _on_cluster(self, subject: Subject, out: Path) -> Iterator[Event]:
+        """Predict on the workers of a scheduler."""
+        from napari_strata.inference.region import Order
+        from napari_strata.inference.scheduler import Cluster
+        from napari_strata.inference.workers import Workers
+
+        order = Order.of(self._model, subject, out, self._options)
+        scheduler = self._scheduler
+        with Cluster(str(scheduler)) if not isinstance(scheduler, Cluster) else nullcontext(scheduler) as cluster:
+            workers = Workers(cluster, order)
+            hand = Hand(planes=range(0), shared=True)
+            with closing(PartialOutput(out, subject.form(self._options), workers.identity, hand)) as output:
+                _check_beside(output, out, range(output.form.planes), overwrite=self._options.overwrite)
+                yield from workers.messages
+                yield PredictionStarted(subject.image.name, workers.device, output.form.planes, len(output.pixels))
+                if bad := (yield from workers.predict(output, subject.image)):
+                    yield not_finite(subject.seen, bad)
+                self._results = yield from assemble(output, subject, self._options)
+
+    def _open(self, work: Work, hand: Hand) -> Output:
+        """Memory, or the folder of an unfinished prediction, old or new."""
+        form, out = work.subject.form(self._options), self._out
+        if out is None:
+            return self._memory(form)
+        output = PartialOutput(out, form, work.identity, hand)
+        _check_beside(output, out, hand.planes or range(0), overwrite=self._options.overwrite)
+        return output
 
 
 def iter_predict(
@@ -134,6 +189,8 @@ def iter_predict(
     *,
     out: str | os.PathLike[str] | None = None,
     options: PredictOptions | None = None,
+    part: Part | str | None = None,
+    scheduler: str | Cluster | None = None,
     **keywords: Any,
 ) -> Prediction:
     """Segment every plane of an image, as a job to iterate over.
@@ -150,19 +207,33 @@ def iter_predict(
         Probabilities, if asked for, go beside it under ``<stem>_probabilities``.
     options, keywords
         see `PredictOptions`; its fields may be given as keywords.
+    part
+        "i/n": only the i-th of n runs of neighbouring planes. The n processes, on one machine or many, fill the folder
+        ``<out>.partial`` in any order and at any time; the one that finishes last writes `out`. See docs/cluster.md.
+    scheduler
+        "local:N": N worker processes on this machine, one a GPU if there are some; "tcp://host:port": the workers of a
+        running Dask scheduler, which must see image, models and `out` under the same paths; or an open `Cluster`. Needs
+        the extra ``distributed``; with "local:N" a script needs ``if __name__ == "__main__":`` around it.
+
+    Labels are the same, bit for bit, however many processes there are, on GPUs of one kind, and on CPUs of one kind
+    with as many threads for each (torch adds in another order with another number of threads).
 
     Yields
     ------
-    `Message` for what is odd, `PredictionStarted`, a `RegionEnd` per plane, `PredictionEnd`.
+    `Message` for what is odd, `PredictionStarted`, a `RegionEnd` per plane, `PredictionEnd`. After a part while others
+    are to come there is a `Message` in place of the last, and no labels.
 
     Raises
     ------
     ImageError, ModelError
         when one cannot be read, or they do not go together.
     RunError
-        when the output exists, the disk is full, or memory does not hold a single tile.
+        when the output exists, the disk is full, memory does not hold a single tile, the part is none, another process
+        predicts the same planes or other parts are of another model, image or options, no scheduler answers, or its
+        workers do not see a path.
     """
-    return Prediction(model, image, out=out, options=replace(options or PredictOptions(), **keywords))
+    asked = replace(options or PredictOptions(), **keywords)
+    return Prediction(model, image, out=out, options=asked, part=part, scheduler=scheduler)
 
 
 def predict(
@@ -198,14 +269,13 @@ def estimate_prediction(
     Errors are those of `iter_predict`; that it would not fit is told by the figures and is no error here.
     """
     asked = replace(options or PredictOptions(), **keywords)
-    models = load_models(model)
-    opened = with_neighbours(as_image(image), models.spec.neighbours)
-    check_image([model.spec for model in models.models], opened, opened.samples())
-    committee = committee or build_committee(models, asked)
+    subject = Subject(as_image(image), load_models(model))
+    check_image([one.spec for one in subject.models.models], subject.seen, subject.samples, ortho=asked.ortho)
+    committee = committee or build_committee(subject.models, asked)
     place = None if out is None else Path(out).expanduser()
-    form = _form(opened, models.spec.classes, asked)
     with kept_pages(committee.device.type):
-        return estimate(committee, opened, form, out=place, in_memory=out is None, measure=True)
+        form = subject.form(asked)
+        return estimate(committee, subject.seen, form, out=place, in_memory=out is None, measure=True)
 
 
 def as_image(image: AnyImage) -> Image:
@@ -215,84 +285,20 @@ def as_image(image: AnyImage) -> Image:
     return image if isinstance(image, Image) else Image(image)
 
 
-class _Origin(NamedTuple):
-    """What a prediction is made of."""
+def check_asked(out: Path | None, part: Part | None, scheduler: str | Cluster | None) -> None:
+    """Raise `RunError` when several processes are asked for what they cannot do."""
+    if part is not None and scheduler is not None:
+        raise RunError("found a part and a scheduler, which cuts the image itself; give one of them.")
+    if out is None and (part is not None or scheduler is not None):
+        raise RunError("several processes need a file to write to (out), in a folder that all of them see; give one.")
 
-    models: Ensemble
-    image: Image
-    samples: list[Array]
 
-
-def _open_output(
-    out: Path | None,
-    made_of: _Origin,
-    *,
-    committee: Committee,
-    options: PredictOptions,
-    memory: Callable[[Form], Output],
-) -> Output:
-    """Memory, or the folder of an unfinished prediction, old or new."""
-    models, image, samples = made_of
-    classes, tiles = models.spec.classes, committee.tiles
-    form = _form(image, classes, options)
-    if out is None:
-        return memory(form)
-    identity = {
-        "model": models.digest,
-        "image": fingerprint(image, samples),
-        "device": committee.device.type,
-        "precision": committee.precision.name,
-        "backend": options.backend,
-        "choice of torch.compile": options.compile,
-        "tile size": tiles[0] if len(set(tiles)) == 1 else tiles,
-        "request for probabilities": options.probabilities,
-        "choice of flips and turns": options.tta,
-    }
-    output = PartialOutput(out, form, identity)
+def _check_beside(output: PartialOutput, out: Path, planes: range, *, overwrite: bool) -> None:
+    """Raise `RunError` when probabilities would replace a file; those of a run killed between its two files may be."""
     beside = probabilities_path(out)
-    # Of a run killed between its two files, the probabilities are there already.
-    if form.classes and len(output.pixels) < form.planes and beside.exists() and not options.overwrite:
+    if output.form.classes and not output.pixels.keys() >= set(planes) and beside.exists() and not overwrite:
         output.close()
         raise RunError(f"{beside}: exists already; choose another name, or allow it to be replaced (--overwrite).")
-    return output
-
-
-def _form(image: Image, classes: ClassMap, options: PredictOptions) -> Form:
-    shape = (image.size("Y"), image.size("X"))
-    return Form(len(list(image.planes())), shape, classes.dtype, len(classes) if options.probabilities else 0)
-
-
-def _predict_planes(committee: Committee, image: Image, scales: Sequence[Scale], *, output: Output) -> Iterator[Event]:
-    regions, classes = list(image.planes()), committee.spec.classes
-    bad: list[tuple[Region, Array]] = []
-    begun = perf_counter()
-    for number, array in read_ahead(image, [i for i in range(len(regions)) if i not in output.pixels]):
-        if array.dtype.kind == "f" and not (finite := np.isfinite(array).all(axis=0)).all():
-            bad.append((regions[number], np.argwhere(~finite)))
-        indices, probabilities = committee.plane(array, scales, probabilities=output.form.classes > 0)
-        arrays = [classes.decode(indices), *([] if probabilities is None else [probabilities])]
-        output.write(number, arrays, np.bincount(indices.ravel(), minlength=len(classes)).tolist())
-        seconds, begun = perf_counter() - begun, perf_counter()
-        yield RegionEnd(regions[number], len(output.pixels), len(regions), seconds)
-    if bad:
-        yield not_finite(image, bad)
-
-
-def _finish(output: Output, image: Image, out: Path | None, *, classes: ClassMap, overwrite: bool) -> Results:
-    """What a job gives; with `out`, the planes become files and their folder goes."""
-    planes, *rest = output.arrays()
-    labels = label_stack(planes, image, classes=classes)
-    probabilities = probability_stack(rest[0], image, classes.names) if rest else None
-    pixels = np.sum([output.pixels[i] for i in range(len(planes))], axis=0)
-    if out is None:
-        return labels, probabilities, pixels
-    if probabilities is not None:
-        beside = write_probabilities(probabilities_path(out), probabilities, overwrite=True)  # checked in _open_output
-        probabilities = read_image(beside)
-    write_labels(out, labels, overwrite=overwrite)
-    output.remove()
-    written = read_labels(out)
-    return replace(written, classes=written.classes or classes), probabilities, pixels
 
 
 def _discarded(output: Output) -> Iterator[Message]:

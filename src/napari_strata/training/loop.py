@@ -21,19 +21,19 @@ import torch
 from napari_strata.allocator import kept_pages
 from napari_strata.classes import ClassMap
 from napari_strata.data.loader import PatchSource
-from napari_strata.device import choose_device, choose_precision
+from napari_strata.device import choose_precision
 from napari_strata.errors import TrainingError
 from napari_strata.events import BatchEnd, EpochEnd, Event
 from napari_strata.image import AnnotatedImage
 from napari_strata.inference.predictor import Predictor, is_out_of_memory
+from napari_strata.metrics import ConfusionMatrix
 from napari_strata.model import Model
 from napari_strata.recipe import Recipe
 from napari_strata.run import RunFolder, check_free
+from napari_strata.training.distributed import Team, join
 from napari_strata.training.final import measure
 from napari_strata.training.plan import Job, Plan, plan_new, plan_resumed
-from napari_strata.training.session import Session
-from napari_strata.training.session import begin as begin_session
-from napari_strata.training.session import resume as resume_session
+from napari_strata.training.session import Session, open_session
 from napari_strata.training.state import Learner
 from napari_strata.training.validation import Truth, Validation, load_truths, validate
 
@@ -75,6 +75,9 @@ def iter_train(  # noqa: PLR0913 (as `train`)
 ) -> Generator[Event, None, None]:
     """Train a network and yield an event after each thing that happens.
 
+    In processes that ``torchrun`` has started, each takes its share of every batch, whose size is that of all together
+    (DistributedDataParallel); the first one alone yields events and writes. See `training.distributed`.
+
     Parameters
     ----------
     recipe
@@ -93,7 +96,7 @@ def iter_train(  # noqa: PLR0913 (as `train`)
     overrides
         dotted keys of the recipe and their values, such as ``{"training.epochs": 5}``.
     device
-        "auto", "cpu", "cuda", "cuda:1" or "mps".
+        "auto", "cpu", "cuda", "cuda:1" or "mps". Of several processes each takes the GPU of its number, with "auto".
     resume
         go on with the run in `out`, with its own recipe, spec and split. Pairs it does not know join the training.
     extend
@@ -105,7 +108,8 @@ def iter_train(  # noqa: PLR0913 (as `train`)
     RecipeError, ImageError, LabelError, ModelError, RunError
         before anything is written, when recipe, data or folder do not make a training.
     TrainingError
-        when the loss stops being a number, or memory runs out. The last checkpoint is kept.
+        when the loss stops being a number, memory runs out, or one of several processes is gone. The last checkpoint
+        is kept.
     """
     goes_on = resume or extend > 0
     return iter_job(Job(recipe, pairs, Path(out), validation, classes, unlabelled, overrides, device, goes_on, extend))
@@ -113,20 +117,30 @@ def iter_train(  # noqa: PLR0913 (as `train`)
 
 def iter_job(job: Job) -> Generator[Event, None, None]:
     """The events of a training that is wholly described; see `iter_train`."""
+    with join() as team:
+        events = _train(job, team)
+        if team.leads:
+            yield from events
+        else:
+            team.follow(events)
+
+
+def _train(job: Job, team: Team) -> Generator[Event, None, None]:
     start = time.perf_counter()
-    # Decide everything; nothing is written before `begin_session` or `resume_session`.
+    # Decide everything; nothing is written before `open_session`.
     if job.resume:
         plan = plan_resumed(job, RunFolder.open(job.out))
     else:
         check_free(job.out)
         plan = plan_new(job)
-    device = choose_device(job.device)
+    device = team.choose_device(job.device)
     precision = choose_precision(plan.recipe.training.precision, device)
     source = PatchSource(plan.training, plan.spec, plan.recipe)
+    team.check_batch(source.patches // len(source), size=plan.recipe.training.batch_size)
     truths = load_truths(plan.validation, plan.spec)
-    learner = Learner(plan, device=device, precision=precision, batches=len(source))
-    session, messages = (resume_session if job.resume else begin_session)(job, plan, learner)
-    section, progress = session.plan.recipe.training, session.progress
+    learner = Learner(plan, device=device, precision=precision, batches=len(source), team=team)
+    team.agree(f"{plan.fingerprint} {plan.recipe.model_dump_json()}")
+    session, messages = open_session(job, plan, learner, team)
     predictors = {
         kind: Predictor(network, plan.spec, device=device, precision=precision)
         for kind, network in learner.networks.items()
@@ -137,29 +151,13 @@ def iter_job(job: Job) -> Generator[Event, None, None]:
         for message in (*plan.messages, *messages):
             yield session.tell(message)
         yield session.tell(session.started(len(source)))
-        for epoch in range(progress.epoch + 1, section.epochs + 1):
-            if progress.is_stuck(section.early_stopping):
+        for epoch in range(session.progress.epoch + 1, session.plan.recipe.training.epochs + 1):
+            if session.progress.is_stuck(session.plan.recipe.training.early_stopping):
                 reason = "early stopping"
                 break
-            # Steps.
-            epoch_start, losses = time.perf_counter(), []
-            for number, batch in enumerate(source.epoch(epoch), start=1):
-                batch_start, rate = time.perf_counter(), learner.schedule.learning_rate
-                losses.append(learner.step(batch, epoch=epoch, number=number))
-                seconds = time.perf_counter() - batch_start
-                yield session.tell(BatchEnd(epoch, number, len(source), losses[-1]["loss"], rate, seconds))
-            # Validation, then everything on disk, then the event.
-            means = _means(losses)
-            learner.recalibrate(source)
-            kind, scores = _validate(learner, predictors, truths)
-            learner.schedule.step_epoch(scores.loss if truths else means["loss"])
-            end = _epoch_end(session, kind, scores, train_loss=means["loss"])
-            end = replace(end, learning_rate=rate, seconds=time.perf_counter() - epoch_start)
-            session.keep(end, _columns(means, scores))
-            session.draw(end, scores.example)
-            yield session.tell(end)
+            yield from _epoch(epoch, session, source, predictors=predictors, truths=truths)
         session.complete()
-        for event in measure(session, truths):
+        for event in measure(session, truths) if team.leads else ():
             yield session.tell(event)
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         session.leave()
@@ -174,15 +172,57 @@ def iter_job(job: Job) -> Generator[Event, None, None]:
     yield session.tell(session.ended(reason, time.perf_counter() - start))
 
 
+def _epoch(
+    epoch: int,
+    session: Session,
+    source: PatchSource,
+    *,
+    predictors: Mapping[str, Predictor],
+    truths: Sequence[Truth],
+) -> Generator[Event, None, None]:
+    """Steps, then validation, then everything on disk, then the event."""
+    learner, start, losses = session.learner, time.perf_counter(), []
+    for number, batch in enumerate(source.epoch(epoch), start=1):
+        batch_start, rate = time.perf_counter(), learner.schedule.learning_rate
+        with learner.team.together():
+            losses.append(learner.step(batch, epoch=epoch, number=number))
+        seconds = time.perf_counter() - batch_start
+        yield session.tell(BatchEnd(epoch, number, len(source), losses[-1]["loss"], rate, seconds))
+    means = _means(losses)
+    learner.recalibrate(source)
+    kind, scores = _validate(learner, predictors, truths)
+    learner.schedule.step_epoch(scores.loss if truths else means["loss"])
+    end = _epoch_end(session, kind, scores, train_loss=means["loss"])
+    end = replace(end, learning_rate=rate, seconds=time.perf_counter() - start)
+    session.keep(end, _columns(means, scores))
+    learner.team.completed(epoch)
+    session.draw(end, scores.example)
+    yield session.tell(end)
+
+
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def _validate(learner: Learner, predictors: Mapping[str, Predictor], truths: Sequence[Truth]) -> tuple[str, Validation]:
     """Which weights validate best by mean IoU, the averaged ones where that does not tell, and their scores."""
-    scores = {kind: validate(predictor, truths, learner.loss) for kind, predictor in predictors.items()}
+    team = learner.team
+    scores = {kind: validate(one, team.share(truths), learner.loss) for kind, one in predictors.items()}
+    shares = team.collect({kind: (one.loss, one.terms, one.confusion.counts) for kind, one in scores.items()})
+    if len(shares) > 1:
+        scores = {kind: _merged(one, [share[kind] for share in shares]) for kind, one in scores.items()}
     best = max(scores, key=lambda kind: _or_lowest(scores[kind].confusion.mean_iou))
     return best, scores[best]
+
+
+def _merged(own: Validation, shares: Sequence[tuple[float, dict[str, float], Any]]) -> Validation:
+    """One validation from the loss, terms and counts that each rank found in its share of the parts."""
+    counts = sum(counts for _, _, counts in shares)
+    total = int(counts.sum())
+    found = [({"loss": loss} | terms, int(counts.sum()) / total) for loss, terms, counts in shares if counts.any()]
+    means = {name: math.fsum(row[name] * weight for row, weight in found) for name in (found[0][0] if found else ())}
+    loss = means.pop("loss", math.nan)
+    return replace(own, loss=loss, terms=means, confusion=ConfusionMatrix(own.confusion.classes, counts))
 
 
 def _or_lowest(value: float) -> float:
@@ -215,9 +255,10 @@ def _columns(training: Mapping[str, float], scores: Validation) -> dict[str, flo
 
 
 def _why_no_memory(plan: Plan, device: torch.device) -> str:
-    batch, side = plan.recipe.training.batch_size, plan.spec.resize or plan.spec.patch
+    batch, spec = plan.recipe.training.batch_size, plan.spec
+    shape = (spec.resize, spec.resize) if spec.resize else spec.patch_shape
     smaller = f"training.batch_size={batch // 2}" if batch > 1 else "a smaller patches.size"
     return (
-        f"out of memory on {device}: found that {batch} patches of {side} x {side} pixels are too much for one step; "
-        f"use {smaller}, or a smaller network."
+        f"out of memory on {device}: found that {batch} patches of {' x '.join(map(str, shape))} pixels are too much "
+        f"for one step; use {smaller}, or a smaller network."
     )

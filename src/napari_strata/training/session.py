@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from napari_strata import files
 from napari_strata.device import describe_device
@@ -12,6 +13,7 @@ from napari_strata.events import EpochEnd, Event, Message, TrainingEnd, Training
 from napari_strata.model import Model
 from napari_strata.pictures import Example, draw_example
 from napari_strata.run import RunFolder
+from napari_strata.training.distributed import Team
 from napari_strata.training.plan import Job, Plan
 from napari_strata.training.start import initialise
 from napari_strata.training.state import Learner, Progress
@@ -38,7 +40,7 @@ class Session:
         plan, learner = self.plan, self.learner
         return TrainingStarted(
             run=str(self.run.path),
-            device=describe_device(learner.device),
+            device=learner.team.describe(describe_device(learner.device)),
             precision=learner.precision.name,
             parameters=sum(p.numel() for p in learner.network.parameters()),
             first_epoch=self.progress.epoch + 1,
@@ -69,9 +71,12 @@ class Session:
                 draw_example(example).save(temporary)
 
     def save_checkpoint(self) -> None:
-        """Everything needed to go on, in one file of tensors and plain types."""
-        state = {"learner": self.learner.state_dict(), "progress": self.progress.state_dict()}
-        self.run.save_checkpoint(CHECKPOINT, state)
+        """Everything needed to go on, in one file."""
+        self.run.save_checkpoint(CHECKPOINT, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on: tensors and plain types."""
+        return {"learner": self.learner.state_dict(), "progress": self.progress.state_dict()}
 
     def leave(self) -> None:
         """Stopped within the first epoch: keep the weights as they are, if a step was made."""
@@ -100,6 +105,37 @@ class Session:
         plan = self.plan
         weights = self.learner.weights(kind)
         return Model(plan.spec, plan.recipe, weights, tuple(self.progress.history), plan.fingerprint)
+
+
+class Follower(Session):
+    """The session of another rank than the first: the same progress, and nothing on disk."""
+
+    def tell(self, event: Event) -> Event:
+        return event
+
+    def keep(self, end: EpochEnd, terms: Mapping[str, float]) -> None:
+        self.progress.add(end, terms, names=self.plan.spec.classes.names)
+
+    def draw(self, end: EpochEnd, example: Example | None) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
+    def complete(self) -> None:
+        pass
+
+
+def open_session(job: Job, plan: Plan, learner: Learner, team: Team) -> tuple[Session, list[Message]]:
+    """Begin or resume a run, on the first rank of `team`, and put the others where it is."""
+    if team.leads:
+        session, messages = (resume if job.resume else begin)(job, plan, learner)
+        team.hand_out(lambda: {**session.state_dict(), "epochs": session.plan.recipe.training.epochs})
+        return session, messages
+    state = team.hand_out(dict)
+    learner.load_state_dict(state["learner"])
+    progress = Progress.from_state(state["progress"])
+    return Follower(RunFolder(job.out), plan.with_epochs(state["epochs"]), learner, progress), []
 
 
 def begin(job: Job, plan: Plan, learner: Learner) -> tuple[Session, list[Message]]:

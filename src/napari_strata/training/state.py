@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from napari_strata.data.augmentation import Augmenter
 from napari_strata.data.loader import Batch, PatchSource
-from napari_strata.device import Precision
+from napari_strata.device import Precision, channels_last
 from napari_strata.errors import TrainingError
 from napari_strata.events import EpochEnd, from_json, to_json
 from napari_strata.networks import build_network
 from napari_strata.networks.parts import encoder_of
 from napari_strata.recipe import EarlyStopping
 from napari_strata.training.averaging import AveragedWeights
+from napari_strata.training.distributed import Team
 from napari_strata.training.losses import build_loss
 from napari_strata.training.optim import build_optimizer, build_schedule, restore_optimizer
 from napari_strata.training.plan import Plan
@@ -51,14 +52,18 @@ class Learner:
     the encoder is frozen, from the epoch.
     """
 
-    def __init__(self, plan: Plan, *, device: torch.device, precision: Precision, batches: int) -> None:
+    def __init__(
+        self, plan: Plan, *, device: torch.device, precision: Precision, batches: int, team: Team | None = None
+    ) -> None:
         section = plan.recipe.training
         self.section = section
+        self.team = team or Team()
         self.device = device
         self.precision = precision
         with seeded(device, section.seed):
             network = build_network(plan.spec)
-        self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        order = channels_last(2 + len(plan.spec.axes))
+        self.network: nn.Module = network.to(device, memory_format=order)  # type: ignore[call-overload]
         self.encoder = FreezableEncoder(self.network)
         self.averaged = AveragedWeights(self.network, section.averaging) if section.averaging is not None else None
         self.optimizer = build_optimizer(section, self.network.parameters(), device)
@@ -75,6 +80,8 @@ class Learner:
     def step(self, batch: Batch, *, epoch: int, number: int) -> dict[str, float]:
         """One step of the optimiser on `batch`; the losses, and their weighted sum under "loss".
 
+        A team takes it together: each rank is given the whole batch and computes its share.
+
         Raises
         ------
         TrainingError
@@ -87,7 +94,8 @@ class Learner:
             self.network.train()
             self.encoder.hold(epoch <= section.freeze_encoder)
             with self.precision.autocast(self.device):
-                logits = self.network(images.contiguous(memory_format=torch.channels_last))
+                ordered = images.contiguous(memory_format=channels_last(images.ndim))
+                logits = self.team.forward(self.network, ordered)
             terms = self.loss.terms(logits, labels)
             total = self.loss.total(terms)
             self.optimizer.zero_grad(set_to_none=True)

@@ -21,12 +21,23 @@ def main() -> None:
         os.nice(niceness)
     faulthandler.enable()  # a crash says where, on stderr
     orders, replies = take_over()
+    if int(os.environ.get("RANK", "0")):  # torchrun has started several: the pipes are the first one's
+        os.close(orders)
+        os.close(replies)
+        from napari_strata.worker.crew import follow
+
+        follow()
+        return
     inbox = Inbox()
     outbox = Outbox(replies, inbox)
+    from napari_strata.worker.crew import dismiss
     from napari_strata.worker.server import Server  # the engine and torch: seconds
 
     inbox.start(orders)
-    Server(inbox, outbox).serve(started)
+    try:
+        Server(inbox, outbox).serve(started)
+    finally:
+        dismiss()
 
 
 if __name__ == "__main__":

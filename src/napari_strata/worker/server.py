@@ -6,7 +6,6 @@ inbox interrupts it to be looked at (see `Inbox`), so that Stop is answered in t
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +29,7 @@ from napari_strata import files
 from napari_strata.device import available_devices, describe_device
 from napari_strata.errors import StrataError
 from napari_strata.model import current_versions
-from napari_strata.worker import jobs
+from napari_strata.worker import crew, jobs
 from napari_strata.worker.orders import (
     Changed,
     InfoJob,
@@ -96,6 +95,7 @@ class Server:
         signal.signal(signal.SIGTERM, self._on_terminate)
         if hasattr(signal, "SIGHUP"):  # a terminal was closed: whether the viewer went with it, its pipe tells
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        crew.lead()
         self._outbox.tell(_ready(perf_counter() - started))
         while (job := self._next()) is not None:
             self._run(job)
@@ -139,11 +139,11 @@ class Server:
             note.remove()
             self._running.pop()
         if not quick:
-            _give_back_memory()
+            jobs.give_back_memory()
 
     def _drain(self, job: Running, note: _Note) -> JobEnded:
         """Tell the events of a job until it ends or is to stop."""
-        work = jobs.run(job.order)
+        work = _work(job.order)
         while True:
             try:
                 event = self._step(work)
@@ -186,9 +186,9 @@ class Server:
 
     def _on_terminate(self, _signal: int, _frame: FrameType | None) -> None:
         """SIGTERM: stop what is running, then end."""
-        if not self._running:
-            raise SystemExit(0)
         self._inbox.put(TERMINATE)
+        if not self._running:
+            raise SystemExit(0)  # it is lost where Python is just tidying up; then the inbox remembers
         self._on_nudge()
 
     def _take(self, item: Item) -> None:
@@ -245,6 +245,12 @@ class Server:
             print(f"job {job.order.job}: {text}", file=sys.stderr)
 
 
+def _work(order: Job) -> jobs.Events:
+    """A job, and the same one in the other processes of this worker, if there are any and it is theirs too."""
+    with crew.called(order) if isinstance(order, TrainJob) else nullcontext():
+        return (yield from jobs.run(order))
+
+
 class _Note:
     """Where a training that goes on without a viewer says so: ``running.json`` in its run, as long as it runs, and
     ``log.txt`` for what is printed."""
@@ -298,9 +304,3 @@ def _import_optimizers() -> None:
 def _import_networks() -> None:
     with suppress(Exception):
         import_module("segmentation_models_pytorch")
-
-
-def _give_back_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
