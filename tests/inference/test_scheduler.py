@@ -48,9 +48,9 @@ def shared(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def slow(cluster) -> Iterator[None]:
-    """Workers that take a while for each plane."""
+@pytest.fixture(scope="module")
+def slow(cluster) -> None:
+    """Workers that take a while for each plane, and keep to it."""
     code = """
 import time
 from napari_strata.inference.partial import PartialOutput as Output
@@ -58,9 +58,6 @@ kept = Output.write
 Output.write = lambda *arguments: (time.sleep(0.15), kept(*arguments))[1]
 """
     cluster.client.run(exec, code, {})
-    yield
-    cluster.client.restart(wait_for_workers=False)
-    cluster.client.wait_for_workers(2, timeout=60)
 
 
 def job(shared: Path, out: Path, on: Cluster | str | None = None, **options) -> Prediction:
@@ -109,28 +106,6 @@ def test_what_is_finished_is_taken_up_by_workers_and_by_one_process(cluster, sha
         assert done >= 4
         assert len([e for e in again if isinstance(e, RegionEnd)]) == 10 - done
         assert contents(folder) == whole
-
-
-def test_a_killed_worker_costs_the_plane_that_it_was_at(cluster, shared, whole, tmp_path, slow, monkeypatch):
-    before = set(cluster.workers())
-    (victim, *_) = cluster.client.run(os.getpid).values()
-    lines = []
-
-    def counted(self, real=PartialOutput.remove):
-        lines.extend(line for path in self.folder.glob("ledger*") for line in path.read_text().splitlines()[1:])
-        real(self)
-
-    monkeypatch.setattr(PartialOutput, "remove", counted)
-    events = []
-    for event in job(shared, tmp_path / "x.tif", cluster):
-        events.append(event)
-        if isinstance(event, RegionEnd) and event.done == 3:
-            os.kill(victim, signal.SIGKILL)
-    assert contents(tmp_path) == whole
-    assert 10 <= len(lines) <= 11  # killed between a plane and its line, it is written twice
-    assert [e.done for e in events if isinstance(e, RegionEnd)] == list(range(1, 11))
-    cluster.client.wait_for_workers(2, timeout=30)
-    assert set(cluster.workers()) != before
 
 
 def test_pixels_that_are_not_finite_are_told_as_one_process_tells_them(cluster, shared, tmp_path):
@@ -246,16 +221,6 @@ def test_a_scheduler_without_workers_is_told(monkeypatch):
         Cluster(empty.scheduler_address)
 
 
-def test_workers_that_stay_away_end_it(cluster, shared, slow, monkeypatch, tmp_path):
-    monkeypatch.setattr(workers, "DESERTED", 0.0)
-    found = job(shared, tmp_path / "x.tif", cluster)
-    while not isinstance(next(found), PredictionStarted):
-        pass
-    monkeypatch.setattr(Cluster, "workers", lambda self: {})
-    with pytest.raises(RunError, match="local:2: no worker has been there for 0 s; start some"):
-        list(found)
-
-
 def test_without_dask_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(RunError, match=r'pip install "napari-strata\[distributed\]"'):
@@ -296,3 +261,36 @@ def test_each_worker_of_this_machine_has_a_gpu_of_its_own(monkeypatch):
     ]
     monkeypatch.setattr(region, "_name", lambda: "tcp://10.0.0.7:4000")  # of somebody's own cluster
     assert region._device("auto") == "auto"
+
+
+# From here on workers are slow: starting others would take longer than all that is above.
+
+
+def test_workers_that_stay_away_end_it(cluster, shared, slow, monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "DESERTED", 0.0)
+    found = job(shared, tmp_path / "x.tif", cluster)
+    while not isinstance(next(found), PredictionStarted):
+        pass
+    monkeypatch.setattr(Cluster, "workers", lambda self: {})
+    with pytest.raises(RunError, match="local:2: no worker has been there for 0 s; start some"):
+        list(found)
+
+
+def test_a_killed_worker_costs_the_plane_that_it_was_at(cluster, shared, whole, tmp_path, slow, monkeypatch):
+    (victim, *_) = cluster.client.run(os.getpid).values()
+    lines = []
+
+    def counted(self, real=PartialOutput.remove):
+        lines.extend(line for path in self.folder.glob("ledger*") for line in path.read_text().splitlines()[1:])
+        real(self)
+
+    monkeypatch.setattr(PartialOutput, "remove", counted)
+    events = []
+    for event in job(shared, tmp_path / "x.tif", cluster):
+        events.append(event)
+        if isinstance(event, RegionEnd) and event.done == 3:
+            os.kill(victim, signal.SIGKILL)
+    assert contents(tmp_path) == whole
+    assert 10 <= len(lines) <= 11  # killed between a plane and its line, it is written twice
+    assert [e.done for e in events if isinstance(e, RegionEnd)] == list(range(1, 11))
+    assert any("lost worker" in e.text for e in events if isinstance(e, Message))

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import cache
 from itertools import count
 from typing import Any
@@ -306,7 +307,9 @@ def within(name: str) -> Any:
 
 @cache
 def _store() -> Any:
-    store, _, _ = next(distributed.rendezvous("env://"))
+    # torchrun's store is there before us; one of the first rank comes with it.
+    patience = timedelta(seconds=20 if _outlives() else JOIN)
+    store, _, _ = next(distributed.rendezvous("env://", timeout=patience))
     return store
 
 

@@ -110,7 +110,9 @@ def _read(key: str) -> str | None:
 
 def _begin_anew() -> None:
     """In the place of a process that hangs in a collective, or would leave others hanging: a new one, without its
-    connections."""
+    connections. None, where what started them is gone."""
+    if _read(OVER) == OVER:
+        os._exit(1)
     sys.stdout.flush()
     sys.stderr.flush()
     os.closerange(3, 65536)
