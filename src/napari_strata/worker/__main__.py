@@ -6,6 +6,8 @@ import argparse
 import faulthandler
 import os
 import sys
+import threading
+import time
 from time import perf_counter
 
 from napari_strata.worker.pipes import Inbox, Outbox, take_over
@@ -21,7 +23,10 @@ def main() -> None:
         os.nice(niceness)
     faulthandler.enable()  # a crash says where, on stderr
     orders, replies = take_over()
-    if int(os.environ.get("RANK", "0")):  # torchrun has started several: the pipes are the first one's
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), name="parent-watch", daemon=True).start()
+    # Of several processes that torchrun has started the pipes are the first one's.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
         os.close(orders)
         os.close(replies)
         from napari_strata.worker.crew import follow
@@ -38,6 +43,13 @@ def main() -> None:
         Server(inbox, outbox).serve(started)
     finally:
         dismiss()
+
+
+def _end_with(parent: int) -> None:
+    """End when torchrun is gone: a viewer that kills its worker reaches no further."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 if __name__ == "__main__":

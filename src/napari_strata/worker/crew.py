@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -56,13 +55,6 @@ def called(job: TrainJob) -> Iterator[None]:
     _store().set(f"call/{number}", job.model_dump_json())
     with meeting(f"job {number}"):
         yield
-
-
-def lead() -> None:
-    """To be called by the first process before it works. It ends with what started it: a viewer that kills the worker
-    reaches no more than that."""
-    if is_several():
-        threading.Thread(target=_guard, args=(_store().clone(),), name="crew-guard", daemon=True).start()
 
 
 def dismiss() -> None:
@@ -117,12 +109,3 @@ def _begin_anew() -> None:
     sys.stderr.flush()
     os.closerange(3, 65536)
     os.execv(sys.executable, [sys.executable, "-m", "napari_strata.worker", *sys.argv[1:]])
-
-
-def _guard(store: Any) -> None:
-    try:
-        while True:
-            store.check([OVER])
-            time.sleep(1)
-    except RuntimeError:
-        os._exit(1)

@@ -95,7 +95,6 @@ class Server:
         signal.signal(signal.SIGTERM, self._on_terminate)
         if hasattr(signal, "SIGHUP"):  # a terminal was closed: whether the viewer went with it, its pipe tells
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        crew.lead()
         self._outbox.tell(_ready(perf_counter() - started))
         while (job := self._next()) is not None:
             self._run(job)
