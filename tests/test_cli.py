@@ -429,3 +429,19 @@ def test_an_estimate_writes_nothing(run: Console, stack: Path, tmp_path: Path) -
     assert facts[0]["event"] == "Estimate"
     assert facts[0]["planes"] == 4
     assert not out.parent.exists()
+
+
+def test_several_processes_share_a_training_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("sys.argv", ["napari-strata", "recipes"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == (
+        "error: found several processes (torchrun), which share the command train only; start this one without "
+        "torchrun.\n"
+    )
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the same of another process is not said twice
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import closing
 from importlib import import_module
@@ -13,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from napari_strata.cli_estimate import show_estimates
+from napari_strata.cli_info import describe_model
 from napari_strata.cli_objects import register as register_objects
 from napari_strata.cli_options import (
     AsJson,
@@ -33,7 +35,7 @@ from napari_strata.cli_options import (
     With,
 )
 from napari_strata.cli_study import register
-from napari_strata.errors import StrataError
+from napari_strata.errors import StrataError, TrainingError
 from napari_strata.files import CROSSVAL
 
 # Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
@@ -123,7 +125,8 @@ def train(  # noqa: PLR0913 (one option each)
         resume=resume,
         extend=extend,
     )
-    show(events, as_json=as_json)
+    with closing(events):  # a Ctrl-C while something is printed ends it at once
+        show(events, as_json=as_json)
 
 
 @app.command()
@@ -243,7 +246,7 @@ def info(path: Annotated[Path, typer.Argument(help="An image, a label file, a mo
     """Say what a file holds: axes, pixel size, channels; or what a model or run is."""
     from napari_strata.io import describe
 
-    lines = _describe_model(path) if _is_model(path) else describe(path)
+    lines = describe_model(path) if _is_model(path) else describe(path)
     print("\n".join(lines))
 
 
@@ -286,10 +289,21 @@ register_objects(app)
 def main() -> None:
     """Entry point: a user's mistake ends in one or two lines and status 2."""
     try:
+        _check_alone(sys.argv[1:])
         app()
     except StrataError as error:
-        _complain(str(error))
+        # Of several processes on a machine one says it; of a lost first one, whoever finds out.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, TrainingError):
+            _complain(str(error))
         sys.exit(2)
+
+
+def _check_alone(words: list[str]) -> None:
+    """Refuse to do in several processes (torchrun) what they do not share."""
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1" and words[:1] != ["train"]:
+        raise StrataError(
+            "found several processes (torchrun), which share the command train only; start this one without torchrun."
+        )
 
 
 def _is_model(path: Path) -> bool:
@@ -310,30 +324,6 @@ def _show_demo() -> None:
             f'found no viewer ({error}); needed are napari and Qt: pip install "napari-strata[all]".'
         ) from None
     show()
-
-
-def _describe_model(path: Path) -> list[str]:
-    from napari_strata.ensemble import load_models
-
-    models = load_models(path)
-    model = models.models[0]
-    spec = model.spec
-    best, what = model.best, "model" if len(models.models) == 1 else models.describe()
-    numbers = sum(weights.numel() for weights in model.weights.values())
-    lines = [
-        f"{what} {path}: recipe {model.recipe.name}, trained {model.created}, {len(model.history)} epochs",
-        f"  network: {spec.network.kind}, {spec.in_channels} channels in, {numbers / 1e6:.2f} M numbers",
-        f"  trained on: {spec.dtype}, pixel size {_pixel_size(spec.pixel_size, spec.pixel_unit)}",
-        *(f"  {note}" for note in spec.notes),
-        *(f"  class {r['index']}: {r['name']}, value {r['value']}, {r['color']}" for r in spec.classes.table()),
-    ]
-    return lines + ([f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"] if best else [])
-
-
-def _pixel_size(sizes: dict[str, float], unit: str) -> str:
-    if unit == "pixel" and set(sizes.values()) <= {1.0}:
-        return "unknown"
-    return ", ".join(f"{axis} {size:g} {unit}" for axis, size in sizes.items())
 
 
 def _table(scores: dict[str, Any]) -> str:
