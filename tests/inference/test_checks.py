@@ -8,6 +8,7 @@ from napari_strata.errors import ImageError
 from napari_strata.image import Image
 from napari_strata.inference.checks import check_image
 from napari_strata.normalization import ResolvedNormalization, Scale
+from napari_strata.spec import Depth
 
 SCALE = Scale(center=(120.0,), spread=(30.0,), low=(-100.0,), high=(350.0,))  # trained on about 50 to 200
 SPEC = tiny_spec().model_copy(
@@ -57,6 +58,15 @@ def test_complex_numbers_are_refused():
 def test_another_pixel_size_is_said_with_what_it_does(size, words):
     (text,) = warnings(sized(size))
     assert words in text
+
+
+def test_a_3d_model_minds_the_depth_of_voxels_and_a_2d_one_does_not():
+    known = {"Z": 4.0, "Y": 2.0, "X": 2.0}
+    volume = Image(np.random.default_rng(0).integers(50, 200, (4, 40, 40)).astype(np.uint8), "ZYX", name="rock",
+                   scale=(2.0, 2.0, 2.0), units=("micrometer",) * 3)  # fmt: skip
+    assert warnings(volume, pixel_size=known) == []
+    (text,) = warnings(volume, pixel_size=known, depth=Depth(patch=8, tile=16, halo=4, strides=(2,)), axes="ZYX")
+    assert "found pixel size 2 micrometer along Z; the model was trained at 4: structures look 2 times larger" in text
 
 
 def test_pixel_sizes_in_other_or_unknown_units_cannot_be_compared():

@@ -88,14 +88,15 @@ def _pixel_size(spec: ModelSpec, image: Image) -> Iterator[str]:
     """A warning when structures appear larger or smaller than in training; unknown sizes cannot be compared."""
     if image.pixel_unit != spec.pixel_unit or image.pixel_unit == "pixel":
         return
-    for letter in "XY":
-        found, known = image.pixel_size[letter], spec.pixel_size.get(letter, 0.0)
+    for letter in "XYZ" if spec.depth else "XY":
+        found, known = image.pixel_size.get(letter, 0.0), spec.pixel_size.get(letter, 0.0)
         factor = max(found / known, known / found) if min(found, known) > 0 else 1.0
         if factor > TOLERANCE:
+            along = " along Z" if letter == "Z" else ""
+            look = f"{factor:.2g} times {'larger' if found < known else 'smaller'}"
             yield (
-                f"{image.name}: found pixel size {found:g} {image.pixel_unit}; the model was trained at {known:g}: "
-                f"structures look {factor:.2g} times {'larger' if found < known else 'smaller'} to it. Expect "
-                "worse labels, or rescale the image first."
+                f"{image.name}: found pixel size {found:g} {image.pixel_unit}{along}; the model was trained at "
+                f"{known:g}: structures look {look} to it. Expect worse labels, or rescale the image first."
             )
             return
 
