@@ -109,8 +109,7 @@ def train(  # noqa: PLR0913 (one option each)
         overrides["training.start"] = str(start)
         if not (resume or extend):  # a run that goes on has its recipe and its weights, and needs no start
             chosen = fine_tuning_recipe(start, recipe)
-    pairs = read_pairs(images, labels, axes=axes)
-    held = read_pairs(*val, axes=axes) if val else []
+    pairs, held = read_pairs(images, labels, axes=axes), read_pairs(*val, axes=axes) if val else []
     events = iter_train(
         chosen,
         pairs,
@@ -164,6 +163,10 @@ def predict(  # noqa: PLR0913 (one option each)
     options = PredictOptions(
         device, probabilities, overwrite=overwrite, tta=tta, ortho=ortho, backend=backend, compile=compile_
     )
+    if estimate and (part or scheduler):
+        raise StrataError(
+            "found --estimate with --part or --scheduler; it tells what one process here takes: leave them."
+        )
     if estimate:
         show_estimates([model, *(with_ or [])], inputs, out=out, options=options, axes=axes, as_json=as_json)
         return

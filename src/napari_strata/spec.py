@@ -215,6 +215,11 @@ def _anisotropy(network: UNet3d, images: Sequence[Image]) -> tuple[float, list[s
     ratios = sorted(ratio for _, ratio in found)
     ratio = ratios[len(ratios) // 2]
     words = [f"voxels are {_times(ratio)}"]
+    if ratio > UNLIKE and any(image.pixel_size["Z"] == 1.0 for image in images):
+        words.append(
+            "a length of exactly 1 along Z is what ImageJ writes when nobody has said: if so, set network.anisotropy "
+            "(1 for cubes)"
+        )
     if ratios[-1] > UNLIKE * ratios[0]:
         shown = ", ".join(f"{name}: {value:.3g}" for name, value in found[:6])
         words.append(

@@ -136,6 +136,29 @@ def test_there_may_be_more_parts_than_planes(tmp_path):
     assert contents(tmp_path) == whole()
 
 
+def test_a_part_that_comes_when_all_is_written_is_content(tmp_path):
+    out = tmp_path / "x.tif"
+    for number in (7, 1, 2, 3, 5, 6):  # of which six give planes or none, and the sixth puts them together
+        run(out, f"{number}/7")
+    assert out.exists()
+    before = out.read_bytes()
+    (text,) = said(Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="4/7"))
+    assert text.startswith("part 4 of 7: ")
+    assert "all parts are done" in text
+    assert out.read_bytes() == before
+    with pytest.raises(RunError, match="exists already"):
+        run(out)
+
+
+def test_what_the_version_before_three_views_left_is_taken_up(tmp_path):
+    out = tmp_path / "x.tif"
+    run(out, planes=2)
+    head = json.loads((tmp_path / "x.tif.partial" / "ledger.jsonl").read_text().splitlines()[0])
+    assert "choice of three views" not in head["identity"]
+    events = list(Prediction(model(), PAIR.image, out=out, options=OPTIONS))
+    assert [e.done for e in events if isinstance(e, PredictionStarted)] == [2]
+
+
 def test_one_process_takes_up_what_parts_left_and_parts_what_it_left(tmp_path):
     out = tmp_path / "a" / "x.tif"
     run(out, "2/3")

@@ -101,6 +101,18 @@ def test_slabs_give_what_the_whole_volume_gives(depth, monkeypatch):
     assert np.array_equal(np.asarray(again.data), np.asarray(whole.data))
 
 
+@pytest.mark.parametrize("scale", [(0.25, 1, 1), (0.5, 1, 1), (2, 1, 1), (1, 4, 1)])
+def test_slabs_have_no_seams_where_voxels_are_no_cubes(scale, monkeypatch):
+    image = Image(grey(48, 24, 20), "ZYX", scale=scale, units=("um",) * 3)
+    options = PredictOptions(ortho=True, probabilities=True, precision="fp32")
+    whole, pieces = (iter_predict(tiny_model(), image, options=options) for _ in range(2))
+    list(whole)
+    monkeypatch.setattr(slabs, "HELD", 1)
+    assert len(plan_slabs(image, [tiny_model().spec], ortho=True)) > 1
+    list(pieces)
+    assert np.array_equal(np.asarray(pieces.labels.data), np.asarray(whole.labels.data))
+
+
 def test_three_views_differ_from_one_and_serve_every_time_point():
     image = Image(grey(2, 6, 24, 20), "TZYX")
     one, three = (predict(tiny_model(), image, ortho=ortho) for ortho in (False, True))

@@ -290,6 +290,7 @@ def test_bad_input_is_refused_before_anything_is_written(
             {"grid": {"network.encoder": ["resnet18", "resnet81"]}, "overrides": {"network.kind": "smp"}},
             "network.encoder=resnet81: .*did you mean 'resnet",
         ),
+        (RecipeError, {"grid": {"recipe": ["unet-ct", "unet3d"]}, "overrides": {}}, "2D and 3D networks in one search"),
         (RecipeError, {"grid": {}}, "nothing to search over"),
         (RecipeError, {"grid": {"training.seed": []}}, "nothing to search over"),
         (RecipeError, {"halving": 1}, "2 or more"),

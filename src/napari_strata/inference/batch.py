@@ -29,7 +29,7 @@ from napari_strata.inference.predict import (
     build_committee,
     check_asked,
 )
-from napari_strata.inference.target import SUFFIXES, check_out, probabilities_path
+from napari_strata.inference.target import SUFFIXES, check_out, is_put_together, probabilities_path
 from napari_strata.io import read_image
 from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, existing, is_zarr, natural, stem
 
@@ -95,7 +95,8 @@ def predict_files(
     if single:
         existing(sources[0])
     if single and place.suffix.lower() in (*SUFFIXES, *READ_ONLY) and (is_zarr(place) or not place.is_dir()):
-        check_out(place, overwrite=options.overwrite)
+        if part is None or not is_put_together(place, overwrite=options.overwrite):
+            check_out(place, overwrite=options.overwrite)
         targets, folder = {sources[0]: place}, None
     else:
         targets, folder = _targets(sources, place), place
@@ -108,7 +109,7 @@ def predict_files(
             yield from batch.one(sources[0], place)
         else:
             name = "report.csv" if part is None else f"report.{part.number}of{part.of}.csv"
-            yield from _run(batch, targets, folder / name)
+            yield from _run(batch, targets, folder / name, single=single)
 
 
 def find_images(inputs: Sequence[PathLike], *, labels_in: Path | None = None) -> list[Path]:
@@ -192,7 +193,7 @@ def _cluster(scheduler: str | Cluster | None) -> AbstractContextManager[Cluster 
     return Cluster(scheduler)
 
 
-def _run(batch: _Batch, targets: Mapping[Path, Path], path: Path) -> Iterator[Event]:
+def _run(batch: _Batch, targets: Mapping[Path, Path], path: Path, *, single: bool) -> Iterator[Event]:
     report = Report.open(path, batch.models.spec.classes)
     for source, target in targets.items():
         started = perf_counter()
@@ -207,7 +208,7 @@ def _run(batch: _Batch, targets: Mapping[Path, Path], path: Path) -> Iterator[Ev
                     report = report.add(event, batch.pixels)
                 yield event
         except Exception as error:
-            if len(targets) == 1:
+            if single:
                 raise
             text = str(error) if isinstance(error, StrataError) else f"unexpected {type(error).__name__}: {error}"
             end = FileEnd(str(source), str(target), "failed", text, perf_counter() - started)

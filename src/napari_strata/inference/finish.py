@@ -59,10 +59,22 @@ def assemble(
     RunError
         when a plane is no longer what its ledger says.
     """
+    try:
+        return (yield from _assembled(output, subject, options, told=told))
+    except FileNotFoundError:
+        if output.folder.exists():
+            raise
+    # Another process has put the file together meanwhile.
+    yield Message(f"{told or 'every plane is predicted'}; so is every other, and {output.path} is written")
+    return None
+
+
+def _assembled(
+    output: PartialOutput, subject: Subject, options: PredictOptions, *, told: Told | None
+) -> Generator[Message, None, Results | None]:
     every, done = range(output.form.planes), told or "every plane is predicted"
     if not output.folder.exists():
-        yield Message(f"{done}; so is every other, and {output.path} is written")
-        return None
+        raise FileNotFoundError(output.folder)
     if told and (missing := set(every) - output.named()):
         yield Message(f"{done}; {told.to_come(missing)}")
         return None

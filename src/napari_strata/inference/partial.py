@@ -112,7 +112,10 @@ class PartialOutput:
         self._check_room()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._claims = self._opened.enter_context(FileIO(self.folder / CLAIMS, "ab+"))
-        if not claim(self._claims, every if hand.planes is None else hand.planes, wait=hand.wait):
+        # Who does everything puts the file together too; see `assembling`.
+        alone = hand.part is None and not hand.shared
+        wanted = range(self.form.planes + 1) if alone or hand.planes is None else hand.planes
+        if not claim(self._claims, wanted, wait=hand.wait):
             raise RunError(
                 f"{self.folder}: another process is predicting the same planes just now; wait until it has finished, "
                 "or stop it."
@@ -154,7 +157,8 @@ class PartialOutput:
         ledgers = self._ledgers()
         for head in map(_head, ledgers):
             found = head.get("identity", self._identity)
-            differences |= dict.fromkeys(k for k in self._identity if found.get(k) != self._identity[k])
+            every = [*self._identity, *(k for k in found if k not in self._identity)]
+            differences |= dict.fromkeys(k for k in every if found.get(k) != self._identity.get(k))
         several = self._hand.shared or self._hand.part or any(path.name != LEDGER for path in ledgers)
         if not differences and self._fits(missing=bool(several)):
             return

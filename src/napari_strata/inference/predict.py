@@ -34,7 +34,7 @@ from napari_strata.inference.setup import build_committee as build_committee
 from napari_strata.inference.setup import build_predictor as build_predictor
 from napari_strata.inference.setup import compiled
 from napari_strata.inference.stack import not_finite
-from napari_strata.inference.target import check_image_against_out, check_out, probabilities_path
+from napari_strata.inference.target import check_image_against_out, check_out, is_put_together, probabilities_path
 from napari_strata.inference.work import Subject, Told, Work, planes_of, predict_slabs
 from napari_strata.io import read_image
 
@@ -111,6 +111,10 @@ class Prediction(Iterator[Event]):
         started = perf_counter()
         out, options, part = self._out, self._options, as_part(self._part)
         check_asked(out, part, self._scheduler)
+        if out is not None and part is not None and is_put_together(out, overwrite=options.overwrite):
+            text = f"part {part.number} of {part.of}: {out} is there and nothing unfinished beside it, so all parts are"
+            yield Message(f"{text} done (to replace it: --overwrite)")
+            return
         if out is not None:
             check_out(out, overwrite=options.overwrite)
         image = as_image(self._image)

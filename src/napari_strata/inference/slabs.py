@@ -1,7 +1,8 @@
 """Slabs: the pieces in which an image is predicted, each of which gives whole planes.
 
 A 2D network takes plane by plane. A 3D network takes the planes of one row of tiles at a time, with the halo that
-informs them, and so does a fusion of three views; then memory holds a slab, however deep the volume is.
+informs them, and so does a fusion of three views; then memory holds a slab, however deep the volume is. (Networks that
+blend their tiles take a volume in one piece.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from napari_strata.inference.tiling import plan_axis
 from napari_strata.spec import ModelSpec
 
 HELD = 2**27
-"""About how many float32 probabilities a slab of three views holds (half a gigabyte). The same on every machine."""
+"""About how many float32 probabilities the planes hold that a slab of three views gives (half a gigabyte), unless the
+halo asks for more of them; the halo's own come on top. The same on every machine."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,14 @@ def _tiled(depth: int, specs: Sequence[ModelSpec]) -> list[tuple[slice, slice, s
 def _views(image: Image, specs: Sequence[ModelSpec]) -> list[tuple[slice, slice, slice]]:
     """Read, crop and write along Z for three views: as thick as memory bears, and never thinner than their halo."""
     depth, halo = image.size("Z"), max(_halo(image, spec) for spec in specs)
-    stride = math.lcm(*(spec.stride for spec in specs))
+    # Upright views begin where a network would begin a tile, as nearly as planes of this thickness allow.
+    stride = math.ceil(math.lcm(*(spec.stride for spec in specs)) * max(1.0, 1 / min(stretches(image))))
     plane = image.size("Y") * image.size("X") * len(specs[0].classes)
     count = -(-depth // max(HELD // plane, halo, 1))
     cuts = [round(i * depth / count) for i in range(count + 1)]
     parts = []
     for begin, end in pairwise(cuts):
-        read = slice(max(0, begin - halo) // stride * stride, min(depth, end + halo))
+        read = slice(max(0, begin - halo) // stride * stride, min(depth, -(-(end + halo) // stride) * stride))
         parts.append((read, slice(begin - read.start, end - read.start), slice(begin, end)))
     return parts
 
@@ -94,7 +97,7 @@ def _views(image: Image, specs: Sequence[ModelSpec]) -> list[tuple[slice, slice,
 def _halo(image: Image, spec: ModelSpec) -> int:
     """Planes beyond a slab that inform the upright views of it."""
     pixels = max(spec.halo, spec.tile // 4) if spec.blend else spec.halo
-    return math.ceil(pixels / max(1.0, *stretches(image)))
+    return math.ceil(pixels / min(stretches(image)))
 
 
 def stretches(image: Image) -> tuple[float, float]:

@@ -31,6 +31,11 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise RunError(f"{out}: is a folder and not a zarr store, so it is not replaced; choose another name.")
 
 
+def is_put_together(out: Path, *, overwrite: bool) -> bool:
+    """Whether parts of a prediction have become `out` already: it is there, and nothing unfinished beside it."""
+    return out.exists() and not overwrite and not out.with_name(f"{out.name}.partial").exists()
+
+
 def check_image_against_out(image: Image, out: Path) -> None:
     """Raise `RunError` when the labels of `image` would replace it, or do not go into one PNG."""
     planes = len(list(image.planes()))

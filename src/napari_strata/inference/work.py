@@ -97,8 +97,7 @@ class Work:
             "tile size": tiles[0] if len(set(tiles)) == 1 else tiles,
             "request for probabilities": options.probabilities,
             "choice of flips and turns": options.tta,
-            "choice of three views": options.ortho,
-        }
+        } | ({"choice of three views": True} if options.ortho else {})  # unfinished work from before there was a choice
 
 
 @dataclass(frozen=True)
@@ -157,4 +156,5 @@ def _places_not_finite(slab: Slab, array: Array, regions: Sequence[Region]) -> P
         return []
     planes = finite[None] if finite.ndim == 2 else finite[slab.keep]
     found = [(regions[number], np.argwhere(~plane)) for number, plane in zip(slab.planes, planes, strict=True)]
-    return [(region, where) for region, where in found if len(where)]
+    # Of each plane the first place and how many there are: a masked volume has billions.
+    return [(region, np.broadcast_to(where[0].copy(), where.shape)) for region, where in found if len(where)]

@@ -68,12 +68,15 @@ class Workers:
         with _token(Path(order.out)) as token:
             answers: dict[str, Any] = cluster.client.run(look, order, str(token), on_error="return")
         facts = {address: _answered(address, answer) for address, answer in answers.items()}
+        if not facts:
+            raise RunError(f"{cluster.address}: the workers are gone; start some and run the same again.")
         self.messages = _compare(facts)
         self.cluster = cluster
         self.order = replace(order, threads=torch.get_num_threads() if cluster.local else _threads(facts))
         self._kind = next(iter(facts.values())).device
         self._resources = cluster.resources()
         future = cluster.client.submit(plan, self.order, pure=False, resources=self._resources)
+        self.messages += [found for found in self._finished([future]) if isinstance(found, Message)]
         self._plan: Plan = _granted(self._result(future, self.order.image))
 
     @property
@@ -156,7 +159,13 @@ class Workers:
                 f"{what}: the workers that tried died one after another, for want of memory perhaps; give workers "
                 "more memory or smaller tiles, and run the same again, what is finished is kept."
             ) from None
-        except (CancelledError, OSError, TimeoutError):
+        except (CancelledError, OSError, TimeoutError) as error:
+            if future.status == "error":  # of the task, tried again in vain
+                text = " ".join(str(error).split())[:160]
+                raise RunError(
+                    f"{what}: a worker met {type(error).__name__}: {text}; run the same again when that is mended, "
+                    "what is finished is kept."
+                ) from None
             raise RunError(
                 f"{self.cluster.address}: lost the scheduler; start it and the same again, what is finished is kept."
             ) from None

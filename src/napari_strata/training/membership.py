@@ -297,7 +297,8 @@ def next_meeting() -> str:
 def is_several() -> bool:
     """Whether this process is one of several that ``torchrun`` has started."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return all(name in os.environ for name in names) and int(os.environ["WORLD_SIZE"]) > 1
+    count = os.environ.get("WORLD_SIZE", "")
+    return all(os.environ.get(name) for name in names) and count.isdigit() and int(count) > 1
 
 
 def within(name: str) -> Any:

@@ -179,7 +179,7 @@ def _why_other(spec: ModelSpec, start: Model, source: str, found: str) -> str:
     elif _identity(spec) | {STRIDES: strides} == _identity(start.spec):
         # Voxels of another shape: a power of two gives the strides of the model.
         cure = f"--set network.anisotropy={2 ** strides.count(1)}"
-        return f"training.start={source}: its network is {theirs}; for these voxels it would be {ours}. Set {cure}."
+        return f"training.start={source}: its network is {theirs}; for these voxels it would be {ours}. Add {cure}."
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     own = f"--recipe {folder / 'recipe.yaml'}" if (folder / "recipe.yaml").is_file() else "--start without --recipe"
     return (

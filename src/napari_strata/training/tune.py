@@ -31,7 +31,7 @@ from napari_strata.recipes import dump_recipe, load_recipe
 from napari_strata.run import RunFolder
 from napari_strata.training.crossval import Crossval, Pairs, Study, check_same, train_on, unsaid
 from napari_strata.training.grid import Grid, build_trials, in_words
-from napari_strata.training.plan import plan_new
+from napari_strata.training.plan import axes_of, plan_new
 from napari_strata.training.study import CrossvalResult
 from napari_strata.training.trials import FORMAT, TRIALS, Score, Trial, TuneResult, in_order, read_scores
 
@@ -142,6 +142,11 @@ class Search:
     def check(self) -> None:
         """Raise whatever speaks against any trial, without writing anything."""
         built = set()
+        if len({axes_of(trial.recipe) for trial in self.trials}) > 1:
+            raise RecipeError(
+                "found 2D and 3D networks in one search; they are split otherwise (slices, blocks) and cannot be compared "
+                "fold by fold: search each by itself."
+            )
         for trial in self.trials:
             try:
                 plan = plan_new(self.study.job(trial.recipe, self.out, self.study.splits[0]))

@@ -17,7 +17,6 @@ from napari_strata.classes import IGNORE
 from napari_strata.data.neighbours import own_channels
 from napari_strata.data.parts import Part
 from napari_strata.inference.predictor import Predictor, class_indices
-from napari_strata.inference.tiling import plan_axis
 from napari_strata.metrics import ConfusionMatrix
 from napari_strata.normalization import Scale
 from napari_strata.pictures import Example
@@ -85,16 +84,20 @@ def load_truths(parts: Sequence[Part], spec: ModelSpec) -> list[Truth]:
 def _strips(part: Part, spec: ModelSpec) -> list[tuple[Part, Part]]:
     """A part, or strips of a large volume along Z; each with what the network is to see for it.
 
-    They begin at multiples of the network's stride, as tiles do, and are seen with its halo.
+    They begin at multiples of the network's stride, as tiles do, and are seen with its halo, which comes on top.
+    (Where a network blends its tiles, scores depend a little on where strips are cut.)
     """
     if spec.depth is None or math.prod(part.shape) <= STRIP:
         return [(part, part)]
     depth, *plane = part.shape
     whole = [slice(0, length) for length in plane]
-    thick = max(1, STRIP // math.prod(plane))
+    stride = spec.depth.stride
+    thick = max(1, STRIP // math.prod(plane) // stride) * stride
     halo = max(spec.depth.halo, spec.depth.tile // 4) if spec.blend else spec.depth.halo
     found = []
-    for read, _, write in plan_axis(depth, tile=thick, halo=halo, stride=spec.depth.stride):
+    for begin in range(0, depth, thick):
+        write = slice(begin, min(begin + thick, depth))
+        read = slice(max(0, begin - halo) // stride * stride, min(depth, write.stop + halo))
         first = part.box[0].start
         name = f"{part.name} planes {first + write.start} to {first + write.stop - 1}"
         found.append((part.block((write, *whole), name=name), part.block((read, *whole))))
