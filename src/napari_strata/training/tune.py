@@ -144,8 +144,8 @@ class Search:
         built = set()
         if len({axes_of(trial.recipe) for trial in self.trials}) > 1:
             raise RecipeError(
-                "found 2D and 3D networks in one search; they are split otherwise (slices, blocks) and cannot be compared "
-                "fold by fold: search each by itself."
+                "found 2D and 3D networks in one search; they are split otherwise (slices, blocks) and cannot be "
+                "compared fold by fold: search each by itself."
             )
         for trial in self.trials:
             try:
