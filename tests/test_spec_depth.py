@@ -175,3 +175,10 @@ def test_a_single_plane_is_refused_with_the_cure(axes: str, shape: tuple[int, ..
     assert "\n" not in str(error.value)
     for words in ("flat: found a single plane", "axis Z", "--axes", "2D recipe"):
         assert words in str(error.value)
+
+
+def test_a_depth_that_may_be_a_default_is_doubted_in_words() -> None:
+    doubts = [
+        [note for note in resolve(recipe(), volume(ratio)).notes if "exactly 1 along Z" in note] for ratio in (5, 3)
+    ]
+    assert [len(found) for found in doubts] == [1, 0]  # five times .2 is 1

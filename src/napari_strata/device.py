@@ -62,7 +62,12 @@ def describe_device(device: torch.device) -> str:
         return f"GPU: {facts.name}, {facts.total_memory / 1e9:.0f} GB"
     if device.type == "mps":
         return "GPU: Apple Metal"
-    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"CPU, {cores()} cores"
+
+
+def cores() -> int:
+    """How many of the computer's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def channels_last(ndim: int) -> torch.memory_format:

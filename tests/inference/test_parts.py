@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from io import FileIO
@@ -32,7 +33,7 @@ from napari_strata.inference.output import Form
 from napari_strata.inference.partial import Hand, PartialOutput
 from napari_strata.inference.parts import Part, claim, sole
 from napari_strata.inference.predict import Prediction, PredictOptions, build_committee, iter_predict, predict
-from napari_strata.inference.work import planes_of
+from napari_strata.inference.work import Subject, Work, planes_of
 from napari_strata.io import read_labels, write_image, write_labels
 from napari_strata.model import Model
 
@@ -243,6 +244,35 @@ def test_the_file_is_put_together_by_one_process_only(tmp_path):
     lock.unlink()
     assert run(out, "1/2").complete
     assert contents(tmp_path) == whole()
+
+
+def test_a_part_whose_folder_goes_while_it_looks_says_that_all_is_written(tmp_path, monkeypatch):
+    out = tmp_path / "x.tif"
+    run(out, "1/2")
+    kept = PartialOutput.named
+
+    def named(self):
+        found = kept(self)
+        monkeypatch.undo()
+        assert run(out, "1/2").complete  # another process is quicker
+        return found
+
+    monkeypatch.setattr(PartialOutput, "named", named)
+    (*_, text) = said(Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="2/2"))
+    assert text == f"part 2 of 2 is done: planes 3 to 5; so is every other, and {out} is written"
+    assert contents(tmp_path) == whole()
+
+
+def test_one_process_alone_waits_for_who_puts_the_file_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "PATIENCE", 0.1)
+    out = tmp_path / "x.tif"
+    work = Work(Subject(PAIR.image, load_models(model())), committee(), OPTIONS)
+    client = PartialOutput(out, work.subject.form(OPTIONS), work.identity, Hand(planes=range(0), shared=True))
+    with closing(client), client.assembling() as other:
+        assert other == ""
+        with pytest.raises(RunError, match="another process is predicting the same planes just now"):
+            run(out)
+    assert run(out).complete
 
 
 def test_a_lock_of_a_killed_process_is_taken_over(tmp_path):

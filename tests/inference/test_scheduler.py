@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from helpers import easy_pair, tiny_model
+from napari_strata.ensemble import load_models
 from napari_strata.errors import RunError
 from napari_strata.events import FileEnd, Message, PredictionEnd, PredictionStarted, RegionEnd
 from napari_strata.image import Image
@@ -20,10 +22,11 @@ from napari_strata.inference import region, scheduler, workers
 from napari_strata.inference.batch import predict_files
 from napari_strata.inference.partial import PartialOutput
 from napari_strata.inference.predict import Prediction, PredictOptions, iter_predict
-from napari_strata.inference.region import Facts
+from napari_strata.inference.region import Facts, Order
 from napari_strata.inference.scheduler import Cluster
-from napari_strata.inference.workers import _compare, _threads
-from napari_strata.io import write_image
+from napari_strata.inference.work import Subject
+from napari_strata.inference.workers import Workers, _compare, _threads
+from napari_strata.io import read_image, write_image
 from napari_strata.model import current_versions
 
 pytest.importorskip("distributed")
@@ -241,6 +244,33 @@ def test_workers_that_compute_otherwise_are_refused():
     (message,) = _compare({"tcp://a:1": FACTS, "tcp://b:1": replace(FACTS, versions=other)})
     assert message.level == "warning"
     assert "tcp://b:1: found torch 1.0" in message.text
+
+
+def test_what_a_worker_met_is_told_and_is_not_taken_for_a_lost_scheduler():
+    from distributed import CancelledError
+
+    def told(error: Exception, status: str) -> str:
+        workers = object.__new__(Workers)
+        workers.cluster = SimpleNamespace(address="tcp://x:1")
+
+        def result():
+            raise error
+
+        with pytest.raises(RunError) as caught:
+            workers._result(SimpleNamespace(result=result, status=status), "region 1/4")
+        return str(caught.value)
+
+    assert told(PermissionError("no entry"), "error").startswith("region 1/4: a worker met PermissionError: no entry;")
+    assert told(OSError("closed"), "lost").startswith("tcp://x:1: lost the scheduler")
+    assert told(CancelledError("x"), "cancelled").startswith("tcp://x:1: lost the scheduler")
+
+
+def test_a_cluster_whose_workers_are_gone_is_told(shared, tmp_path):
+    client = SimpleNamespace(run=lambda *args, **kwargs: {})
+    subject = Subject(read_image(shared / "image.tif"), load_models(tiny_model(PAIR)))
+    order = Order.of(shared / "model.safetensors", subject, tmp_path / "x.tif", OPTIONS)
+    with pytest.raises(RunError, match=r"tcp://x:1: the workers are gone"):
+        Workers(SimpleNamespace(address="tcp://x:1", client=client), order)
 
 
 def test_workers_of_one_host_share_its_cores_and_all_have_as_many_threads():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from napari_strata.axes import from_canonical
 from napari_strata.device import Precision
 from napari_strata.image import Image
 from napari_strata.inference.predictor import Predictor, class_indices, is_out_of_memory
@@ -122,10 +123,10 @@ class Committee:
             indices, chances = self.plane(array, scales, probabilities=probabilities)
             if indices.ndim == 2:
                 return indices[None], None if chances is None else chances[None]
-            return indices[slab.keep], None if chances is None else _by_plane(chances[:, slab.keep])
+            return indices[slab.keep], None if chances is None else from_canonical(chances[:, slab.keep], "ZCYX")
         mean = mean_of_views(array, slab.stretch, lambda plane: self._mean(plane, scales))[:, slab.keep]
         indices = class_indices(mean[None])[0].cpu().numpy()
-        return indices, _by_plane(mean.half().cpu().numpy()) if probabilities else None
+        return indices, from_canonical(mean.half().cpu().numpy(), "ZCYX") if probabilities else None
 
     def plane(
         self, image: Array, scales: Sequence[Scale], *, probabilities: bool = False
@@ -162,11 +163,6 @@ class Committee:
                         target += turn.undo(one[:, *crop]).to(total.device)
         total /= len(self.turns) * len(self.members)
         return total
-
-
-def _by_plane(chances: Array) -> Array:
-    """Probabilities (K, planes, H, W) as (planes, K, H, W)."""
-    return np.stack([chances[:, number] for number in range(chances.shape[1])])
 
 
 def _reversed(part: slice, length: int) -> slice:

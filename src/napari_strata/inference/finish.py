@@ -62,7 +62,7 @@ def assemble(
     try:
         return (yield from _assembled(output, subject, options, told=told))
     except FileNotFoundError:
-        if output.folder.exists():
+        if output.folder.exists() or not output.path.exists():
             raise
     # Another process has put the file together meanwhile.
     yield Message(f"{told or 'every plane is predicted'}; so is every other, and {output.path} is written")

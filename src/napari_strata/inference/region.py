@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from napari_strata.allocator import kept_pages
-from napari_strata.device import choose_device, choose_precision, describe_device
+from napari_strata.device import choose_device, choose_precision, cores, describe_device
 from napari_strata.ensemble import AnyModel, Ensemble, load_models
 from napari_strata.errors import ImageError, RunError, StrataError
 from napari_strata.image import Image, Region
@@ -139,8 +139,7 @@ def look(order: Order, token: str) -> Facts:
     missing = tuple(name for path, name in paths.items() if not _seen(path))
     device = choose_device(order.options.device)
     precision = choose_precision(check_backend(order.options.backend, device, order.options.precision), device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Facts(missing, current_versions(), device.type, precision.name, cores)
+    return Facts(missing, current_versions(), device.type, precision.name, cores())
 
 
 def _seen(path: str) -> bool:

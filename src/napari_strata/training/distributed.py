@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from napari_strata.device import choose_device
+from napari_strata.device import choose_device, cores
 from napari_strata.errors import TrainingError
 from napari_strata.training.membership import Dismissed, Membership, distributed, held, is_several, next_meeting, within
 from napari_strata.training.syncnorm import SharedStatistics
@@ -150,7 +150,7 @@ class Ranks(Team, AbstractContextManager[Team]):
         if device.type == "cuda":
             torch.cuda.set_device(device)
         elif os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun's way of saying nothing
-            torch.set_num_threads(max(1, _cores() // self._here))
+            torch.set_num_threads(max(1, cores() // self._here))
         return device
 
     def check_batch(self, smallest: int, *, size: int) -> None:
@@ -243,7 +243,3 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return torch.split(gradients[0], ctx.counts)[ctx.rank] * len(ctx.counts), None, None, None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
