@@ -223,10 +223,10 @@ def _evaluate_labels(prediction: Path, truth: Path, *, out: Path, unlabelled: li
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder that evaluate wrote.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that train, crossval, tune or evaluate wrote.")],
     out: Annotated[Path | None, typer.Option(help="The HTML file to write; report.html in RUN when left out.")] = None,
 ) -> None:
-    """Write one HTML page about a run: curves, scores, confusion, confidence, pictures; it opens offline."""
+    """Write one HTML page: curves, scores, confusion, confidence, pictures; folds or trials; it opens offline."""
     from napari_strata.evaluation.page import write_page
 
     print(write_page(run, out))

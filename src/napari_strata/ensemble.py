@@ -18,14 +18,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from napari_strata.errors import ModelError
-from napari_strata.files import CROSSVAL
+from napari_strata.files import CROSSVAL, FORMATS
 from napari_strata.model import FILE_NAME, Model
 from napari_strata.normalization import ResolvedNormalization, Scale
 from napari_strata.spec import ModelSpec
 
 Array = np.ndarray[Any, Any]
-
-FORMAT = "napari-strata crossval 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +141,11 @@ def fold_folders(path: str | Path) -> list[Path]:
     file = _crossval_file(path)
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        names = [str(name) for name in raw["folds"]] if raw["format"] == FORMAT else []
+        names = [str(name) for name in raw["folds"]] if raw["format"] == FORMATS[CROSSVAL] else []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file}: cannot be read ({error}); give the run folders of the folds instead.") from None
     if not names:
-        raise ModelError(f"{file}: found no fold named there; needed is what crossval writes ({FORMAT}).")
+        raise ModelError(f"{file}: found no fold named there; needed is what crossval writes ({FORMATS[CROSSVAL]}).")
     folders = [file.parent / name for name in names]
     if missing := [one.name for one in folders if not (one / FILE_NAME).is_file()]:
         raise ModelError(

@@ -106,6 +106,33 @@ def draw_reliability(bins: dict[str, list[dict[str, Any]]], *, label: str) -> Ma
     return _svg(parts, label, (side, side))
 
 
+STRIP = (150, 18)
+"""Width and height of a strip."""
+
+
+def draw_strip(values: Sequence[tuple[str, float]], *, span: tuple[float, float], label: str) -> Markup:
+    """Named values as dots on a line from `span`'s low to its high, and their mean as a tick."""
+    width, height = STRIP
+    middle, (low, high) = height / 2, span
+    known = [(name, value) for name, value in values if math.isfinite(value)]
+
+    def across(value: float) -> float:
+        return round(6 + (value - low) / ((high - low) or 1) * (width - 12), 1)
+
+    parts = [Markup('<line class="grid" x1="6" x2="{}" y1="{}" y2="{}"/>').format(width - 6, middle, middle)]
+    if known:
+        x = across(sum(value for _, value in known) / len(known))
+        parts.append(Markup('<line class="axis" x1="{0}" x2="{0}" y1="2" y2="{1}"/>').format(x, height - 2))
+    for name, value in known:
+        said = f"{name}: {value:.3f}"
+        parts.append(
+            Markup('<circle class="value" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>').format(
+                across(value), middle, said
+            )
+        )
+    return _svg(parts, label, STRIP, style="strip")
+
+
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers a round step apart that enclose `low`..`high`, about `most` of them."""
     if high <= low:
@@ -185,6 +212,8 @@ def _right_at(confidence: float, accuracy: float) -> str:
     return f"at confidence {percent(confidence)}: {percent(accuracy)} right"
 
 
-def _svg(parts: Sequence[Markup], label: str, size: tuple[int, int]) -> Markup:
-    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(*size, escape(label))
+def _svg(parts: Sequence[Markup], label: str, size: tuple[int, int], style: str = "") -> Markup:
+    head = Markup('<svg{} viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+        Markup(f' class="{style}"') if style else "", *size, escape(label)
+    )
     return head + Markup("").join(parts) + Markup("</svg>")

@@ -1,4 +1,4 @@
-"""Command: the line that trains a run again."""
+"""Command: the line that trains a run, or cross-validates, again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from napari_strata.evaluation.record import Record
 
 @dataclass(frozen=True)
 class Repeat:
-    """How to train a run again.
+    """How to do it again.
 
     Parameters
     ----------
@@ -33,21 +33,43 @@ class Repeat:
 
     @classmethod
     def of(cls, record: Record) -> Repeat | None:
-        """From ``data.json``; None where there is none."""
-        pairs = record.data.get("pairs")
-        if not pairs:
-            return None
-        if not all(pair.get("images") and pair.get("labels") for pair in pairs):
-            note = "Its images came from memory and not from files: train again from Python, with recipe.yaml."
-            return cls("", note=note)
+        """Of a training, from ``data.json``; None where there is none."""
+        if (unknown := _from_memory(record)) is not None:
+            return unknown if record.data.get("pairs") else None
         learn, check = _sides(record)
-        rows = [(str(pair["images"]), str(pair["labels"])) for pair in learn]
-        table = _table(rows) if len(rows) > 1 else ""
-        words = ["napari-strata", "train", *(["pairs.csv"] if table else rows[0])]
-        words += ["--recipe", str(record.path.resolve() / "recipe.yaml")]
-        held, note = _held([(str(pair["images"]), str(pair["labels"])) for pair in check])
-        words += [*held, *_class_words(record.data), "--out", f"{record.path.resolve()}-again"]
-        return cls(shlex.join(words), table, note)
+        rows, (held, note) = _files(learn), _held(_files(check))
+        return _command("train", rows, [*_said(record), *held, "--out", f"{record.path.resolve()}-again"], note)
+
+    @classmethod
+    def crossval(cls, fold: Record, folds: int, group: str | None) -> Repeat | None:
+        """Of a cross-validation, from the record of one of its folds; None where there is none yet."""
+        if (unknown := _from_memory(fold)) is not None:
+            return unknown if fold.data.get("pairs") else None
+        words = [*_said(fold), "--folds", str(folds), *(["--group", group] if group else [])]
+        rows = _files(fold.data["pairs"])
+        return _command("crossval", rows, [*words, "--out", f"{fold.path.resolve().parent}-again"], "")
+
+
+def _from_memory(record: Record) -> Repeat | None:
+    """What is said where no command can read the images; None where one can."""
+    pairs = record.data.get("pairs") or [{}]
+    if all(pair.get("images") and pair.get("labels") for pair in pairs):
+        return None
+    return Repeat("", note="Its images came from memory and not from files: do it again from Python, with recipe.yaml.")
+
+
+def _command(name: str, rows: Sequence[tuple[str, str]], words: Sequence[str], note: str) -> Repeat:
+    table = _table(rows) if len(rows) > 1 else ""
+    return Repeat(shlex.join(["napari-strata", name, *(["pairs.csv"] if table else rows[0]), *words]), table, note)
+
+
+def _files(pairs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(str(pair["images"]), str(pair["labels"])) for pair in pairs]
+
+
+def _said(record: Record) -> list[str]:
+    """The recipe and what the label values mean."""
+    return ["--recipe", str(record.path.resolve() / "recipe.yaml"), *_class_words(record.data)]
 
 
 def _sides(record: Record) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

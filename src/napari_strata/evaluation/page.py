@@ -3,57 +3,49 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files as resources
+from datetime import datetime
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
-
-from napari_strata import files
-from napari_strata.errors import RunError
-from napari_strata.evaluation import sections
+from napari_strata.evaluation import crossval_page, figures, html, search_page, sections
 from napari_strata.evaluation.charts import percent
 from napari_strata.evaluation.command import Repeat
 from napari_strata.evaluation.record import Record, read_record
+from napari_strata.files import CROSSVAL, TRIALS
 
-MARK = '<meta name="generator" content="napari-strata">'
-"""What says that a page is ours and may be written anew."""
+STUDIES = {CROSSVAL: crossval_page.render, TRIALS: search_page.render}
+"""Files that make a folder something else than a run, and what its page is."""
 
 
 def write_page(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write one self-contained HTML page about a run, as far as it came, and return its path.
+    """Write one self-contained HTML page about a run or a study, as far as it came, and return its path.
 
     Parameters
     ----------
     run
-        a run folder: finished, stopped or under way; or a folder that an evaluation wrote.
+        a run folder, or that of a cross-validation or a search: finished, stopped or under way; or a folder that an
+        evaluation wrote.
     out
         the page; ``report.html`` in `run` when left out. A page written before is replaced.
 
     Raises
     ------
     RunError
-        when `run` is neither, `out` is a file of something else, or it cannot be written.
+        when `run` is none of these or damaged, `out` is a file of something else, or it cannot be written.
     """
-    record = read_record(Path(run).expanduser())
-    place = record.path / "report.html" if out is None else Path(out).expanduser()
-    _check_ours(place)
-    files.write_text(place, render_page(record))
-    return place
+    folder = Path(run).expanduser()
+    render = next((page for name, page in STUDIES.items() if (folder / name).is_file()), _render_run)
+    text = render(folder)
+    return html.write(folder / "report.html" if out is None else Path(out).expanduser(), text)
 
 
-def render_page(record: Record) -> str:
-    """The page as text. Everything that a person typed is escaped."""
+def _render_run(folder: Path) -> str:
+    """The page of a run or an evaluation."""
+    record = read_record(folder)
     scores = sections.score_table(record)
     charts = sections.charts(record)
     context = {
-        "mark": Markup(MARK),
         "name": record.path.resolve().name,
         "record": record,
-        "kind": "training" if record.is_run else "evaluation",
         "summary": summarize(record, scores),
         "tiles": _tiles(record),
         "missing": missing(record),
@@ -66,10 +58,8 @@ def render_page(record: Record) -> str:
         "facts": _facts(record),
         "repeat": Repeat.of(record),
         "recipe_text": record.recipe_text,
-        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "version": _version(),
     }
-    return _template().render(context)
+    return html.render("run.html", **context)
 
 
 def summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
@@ -141,13 +131,13 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
     accuracy = scores.get("pixel_accuracy") if scores else best.pixel_accuracy if best else None
     found = sections.calibration(record)
     tiles = [
-        (sections.number(iou), "mean IoU", "overlap of prediction and truth, mean of the classes"),
-        (sections.number(scores.get("mean_dice")), "mean Dice", "also called F1, mean of the classes"),
-        (sections.share(accuracy), "pixel accuracy", "pixels classified rightly"),
+        (figures.number(iou), "mean IoU", "overlap of prediction and truth, mean of the classes"),
+        (figures.number(scores.get("mean_dice")), "mean Dice", "also called F1, mean of the classes"),
+        (figures.share(accuracy), "pixel accuracy", "pixels classified rightly"),
     ]
     if found is not None:
-        tiles.append((sections.share(found.after), "calibration error", "how far probabilities are off, on average"))
-    return [tile for tile in tiles if tile[0] != sections.NONE]
+        tiles.append((figures.share(found.after), "calibration error", "how far probabilities are off, on average"))
+    return [tile for tile in tiles if tile[0] != figures.NONE]
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
@@ -167,7 +157,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         "Grey values": "; ".join(note.removeprefix(grey) for note in notes if note.startswith(grey)),
         "Depth": "; ".join(note for note in notes if not note.startswith(grey)),
         "Device": f"{started.device}, {started.precision}" if started else "",
-        "Time": f"{_duration(seconds)} for {len(record.epochs)} epochs" if seconds else "",
+        "Time": f"{figures.duration(seconds)} for {len(record.epochs)} epochs" if seconds else "",
         "Best model made": _date(header.facts.get("created", "")),
         "Data fingerprint": str(record.data.get("fingerprint", "")),
         "Versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
@@ -176,45 +166,8 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows.items() if value]
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
 def _date(text: str) -> str:
     try:
         return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M UTC")
     except ValueError:
         return ""
-
-
-def _version() -> str:
-    try:
-        return version("napari-strata")
-    except PackageNotFoundError:
-        return ""
-
-
-def _check_ours(place: Path) -> None:
-    """Raise `RunError` when a file that is not one of our pages would be lost."""
-    if place.is_dir():
-        raise RunError(f"{place}: found a folder where the page is to be written; give the name of an HTML file.")
-    if not place.is_file():
-        return
-    with open(place, "rb") as file:
-        ours = MARK.encode() in file.read(2000)
-    if not ours:
-        raise RunError(f"{place}: found another file here, which is not replaced; choose another name.")
-
-
-@cache
-def _template() -> jinja2.Template:
-    text = resources("napari_strata.evaluation").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["percent"] = sections.share
-    environment.filters["number"] = sections.number
-    environment.filters["count"] = lambda value: f"{value:,}"
-    return environment.from_string(text)

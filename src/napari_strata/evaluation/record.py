@@ -15,7 +15,6 @@ import yaml
 from napari_strata.classes import default_colors
 from napari_strata.errors import RunError
 from napari_strata.events import EpochEnd, Event, Message, TrainingEnd, TrainingStarted, from_json
-from napari_strata.files import CROSSVAL
 
 MODEL, SCORES = "model.safetensors", "validation"
 
@@ -124,10 +123,8 @@ def read_record(path: str | Path) -> Record:
     place = Path(path)
     is_run = (place / "recipe.yaml").is_file()
     if not is_run and not (place / "metrics.json").is_file():
-        fold = " give one of its folds, such as fold_1." if (place / CROSSVAL).is_file() else ""
         raise RunError(
-            f"{place}: found neither a run (recipe.yaml) nor an evaluation (metrics.json) here;"
-            f"{fold or ' check the path.'}"
+            f"{place}: found neither a run (recipe.yaml) nor an evaluation (metrics.json) here; check the path."
         )
     text = _text(place / "recipe.yaml")
     return Record(
@@ -139,7 +136,7 @@ def read_record(path: str | Path) -> Record:
         events=tuple(_events(place / "events.jsonl")),
         rows=tuple(csv.DictReader(_text(place / "metrics.csv").splitlines())) if is_run else (),
         header=read_header(place / MODEL),
-        scores=_sound(_json((place / SCORES if is_run else place) / "metrics.json")),
+        scores=sound_scores(_json((place / SCORES if is_run else place) / "metrics.json")),
     )
 
 
@@ -157,7 +154,7 @@ def read_header(file: Path) -> ModelHeader:
         return ModelHeader()
 
 
-def _sound(scores: dict[str, Any]) -> dict[str, Any]:
+def sound_scores(scores: dict[str, Any]) -> dict[str, Any]:
     """Scores whose table and matrix fit each other; empty when they do not, as of a file of something else."""
     table, counts = scores.get("per_class"), scores.get("confusion")
     if not isinstance(table, dict) or not isinstance(counts, list) or len(table) != len(counts):

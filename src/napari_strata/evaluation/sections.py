@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image as Pillow
 
-from napari_strata.evaluation.charts import Line, draw_lines, draw_reliability, percent
+from napari_strata.evaluation.charts import Line, draw_lines, draw_reliability
 from napari_strata.evaluation.record import Record
 
 PICTURES = 1_400_000
@@ -27,7 +27,6 @@ SIDES = (640, 480, 360, 280, 220, 160, 110)
 MOST = 6
 """Pictures of an evaluation that are shown."""
 
-NONE = "\N{EN DASH}"
 FIRST, SECOND = "var(--first)", "var(--second)"
 
 
@@ -133,7 +132,7 @@ def charts(record: Record) -> list[Chart]:
 def _class_lines(record: Record) -> list[Line]:
     epochs, classes = record.epochs, record.classes
     return [
-        Line(name, [(e.epoch, e.class_iou[i]) for e in epochs if i < len(e.class_iou)], _visible(color))
+        Line(name, [(e.epoch, e.class_iou[i]) for e in epochs if i < len(e.class_iou)], visible(color))
         for i, (name, color) in enumerate(classes.items())
     ]
 
@@ -190,7 +189,7 @@ def score_table(record: Record) -> ScoreTable | None:
     parts, epoch = scores.get("parts"), scores.get("epoch")
     of = f"of the best model (epoch {epoch}) on {count_parts(record, 'validation', parts)}" if parts else ""
     accuracy, iou = (scores.get(key) for key in ("pixel_accuracy", "mean_iou"))
-    return ScoreTable(rows, _or_nan(iou), _or_nan(accuracy), total, of or "on the images evaluated")
+    return ScoreTable(rows, or_nan(iou), or_nan(accuracy), total, of or "on the images evaluated")
 
 
 def _accuracy(counts: np.ndarray[Any, Any], number: int) -> float | None:
@@ -227,11 +226,24 @@ def cases(record: Record) -> list[Case]:
     if listed is None:
         found = sorted(record.overlays.glob("*.png"))[:MOST] if not record.is_run else []
         listed = [{"file": file.name, "name": file.stem} for file in found]
+    return _drawn(record, listed, PICTURES)
+
+
+def worst_cases(records: Sequence[Record]) -> list[Case]:
+    """Of each run the part that came out worst, the worst of all first."""
+    room, found = PICTURES // max(1, len(records)), []
+    for record in records:
+        listed = [one for one in record.scores.get("pictures") or [] if str(one["file"]).startswith("worst")]
+        found += [replace(case, kind=f"in {record.path.name}") for case in _drawn(record, listed[:1], room)]
+    return sorted(found, key=lambda case: or_nan(case.mean_iou))
+
+
+def _drawn(record: Record, listed: Sequence[dict[str, Any]], room: int) -> list[Case]:
+    """Those of the pictures listed that are there, in `room` bytes together."""
     known = [one for one in listed if (record.overlays / str(one["file"])).is_file()]
-    room = PICTURES // max(1, len(known))
     out = []
     for one in known:
-        pictures = _shrunk(record.overlays / str(one["file"]), one.get("panels") or [], room)
+        pictures = _shrunk(record.overlays / str(one["file"]), one.get("panels") or [], room // len(known))
         kind = str(one["file"]).split("_")[0] if "panels" in one else ""
         out.append(Case(kind, str(one["name"]), one.get("mean_iou"), pictures))
     return [case for case in out if case.pictures]
@@ -290,22 +302,12 @@ def network_words(record: Record) -> str:
     return "A network"
 
 
-def number(value: float | None) -> str:
-    """Three digits after the point; a dash where there is none."""
-    return NONE if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def share(value: float | None) -> str:
-    """A share as percent; a dash where there is none."""
-    return NONE if value is None or math.isnan(value) else percent(value)
-
-
 def safe_color(color: str) -> str:
     """A colour that may stand in a style; grey for anything but ``#rrggbb``."""
     return color if re.fullmatch(r"#[0-9a-fA-F]{6}", color) else "#888888"
 
 
-def _visible(color: str) -> str:
+def visible(color: str) -> str:
     """A class colour moved towards the ink, so that yellow is seen on white and dark blue on black."""
     return f"color-mix(in oklab, {safe_color(color)} 78%, var(--ink))"
 
@@ -315,7 +317,8 @@ def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _or_nan(value: float | None) -> float:
+def or_nan(value: float | None) -> float:
+    """None as NaN."""
     return math.nan if value is None else value
 
 

@@ -21,7 +21,6 @@ from napari_strata import files
 from napari_strata.classes import ClassMap
 from napari_strata.data.folds import fold_pairs
 from napari_strata.data.split import Split, distinct, split_pairs
-from napari_strata.ensemble import FORMAT
 from napari_strata.errors import LabelError, RunError
 from napari_strata.events import (
     CrossvalEnd,
@@ -43,7 +42,7 @@ from napari_strata.spec import find_classes
 from napari_strata.training.final import FOLDER
 from napari_strata.training.loop import iter_job
 from napari_strata.training.plan import Job, axes_of, data_fingerprint, differences, plan_new
-from napari_strata.training.study import CrossvalResult, FoldScore, read_record
+from napari_strata.training.study import CrossvalResult, FoldScore
 
 Pairs = AnnotatedImage | Sequence[AnnotatedImage]
 
@@ -118,6 +117,7 @@ class Study:
     splits: list[Split]
     fingerprints: list[str]
     device: str = "auto"
+    group: str | None = None
 
     @classmethod
     def of(
@@ -141,7 +141,7 @@ class Study:
             splits = fold_pairs(ones, folds, seed=section.seed, classes=known, group=group, axes=axes)
         if not all(split.validation for split in splits):
             raise LabelError(f"found nothing to score a model on ({splits[0].text}); label more images or slices.")
-        return cls(ones, known, splits, [data_fingerprint(split, ones, known) for split in splits], device)
+        return cls(ones, known, splits, [data_fingerprint(split, ones, known) for split in splits], device, group)
 
     def job(self, recipe: Recipe, out: Path, split: Split | None = None) -> Job:
         """The training of `recipe` on this data; on all of it without a split, if the recipe holds nothing back."""
@@ -190,7 +190,7 @@ class Crossval:
             return {}
         if not (self.out / CROSSVAL).is_file():
             raise RunError(f"{self.out}: found something here that is no cross-validation; choose another --out.")
-        raw = read_record(self.out / CROSSVAL, FORMAT)
+        raw = files.read_study(self.out / CROSSVAL)
         check_same(self.out, raw, self.recipe, self.study.fingerprints)
         return {fold.run: fold for fold in CrossvalResult.load(self.out).folds}
 
@@ -199,9 +199,10 @@ class Crossval:
         done = tuple(scores[name] for name in names if name in scores)
         result = CrossvalResult(self.out, self.study.classes, done, len(names))
         record = {
-            "format": FORMAT,
+            "format": files.FORMATS[CROSSVAL],
             "folds": names,
             "finished": len(done),
+            "group": self.study.group,
             "splits": [split.text for split in self.study.splits],
             "warnings": [list(split.warnings) for split in self.study.splits],
             "fingerprints": self.study.fingerprints,

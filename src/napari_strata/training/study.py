@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from napari_strata.classes import ClassMap
-from napari_strata.ensemble import FORMAT
 from napari_strata.errors import RunError
-from napari_strata.files import CROSSVAL
+from napari_strata.files import CROSSVAL, read_study
 from napari_strata.metrics import ConfusionMatrix, none_if_nan
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
@@ -93,7 +91,7 @@ class CrossvalResult:
     @classmethod
     def load(cls, out: str | Path) -> CrossvalResult:
         """Read ``crossval.json``. Raises `RunError` when it is missing or damaged."""
-        raw = read_record(Path(out) / CROSSVAL, FORMAT)
+        raw = read_study(Path(out) / CROSSVAL)
         try:
             classes = ClassMap.model_validate(raw["class_map"])
             folds = tuple(FoldScore.from_dict(row, classes) for row in raw["scores"])
@@ -165,19 +163,6 @@ class CrossvalResult:
             f"together {self.pooled.mean_iou:.3f}"
         )
         return "\n".join([columns(rows), last, OPTIMISM])
-
-
-def read_record(file: Path, form: str) -> dict[str, Any]:
-    """A JSON file of ours. Raises `RunError` when it is missing, damaged or of another kind."""
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{file.parent}: found no {file.name} here; check the path.") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read ({error}); move the folder away and begin anew.") from None
-    if not isinstance(raw, dict) or raw.get("format") != form:
-        raise RunError(f"{file}: found something else than {form!r}; choose another folder.")
-    return raw
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from napari_strata.errors import RunError
+from napari_strata.files import TRIALS, read_study
 from napari_strata.metrics import none_if_nan
 from napari_strata.recipe import Recipe
 from napari_strata.training.plan import differences
-from napari_strata.training.study import CrossvalResult, as_csv, columns, mean_std, number, read_record
-
-FORMAT = "napari-strata tune 1"
-TRIALS = "trials.json"
+from napari_strata.training.study import CrossvalResult, as_csv, columns, mean_std, number
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,7 @@ class TuneResult:
     def load(cls, out: str | Path) -> TuneResult:
         """Read ``trials.json``. Raises `RunError` when it is missing or damaged."""
         place = Path(out).expanduser()
-        raw = read_record(place / TRIALS, FORMAT)
+        raw = read_study(place / TRIALS)
         try:
             rows = list(raw["trials"])
             trials = tuple(Trial(row["name"], row["values"], Recipe.parse(row["recipe"])) for row in rows)
@@ -174,7 +172,7 @@ def read_scores(
     """
     if not (out / TRIALS).is_file():
         raise RunError(f"{out}: found something here that is no search; choose another --out.")
-    record = read_record(out / TRIALS, FORMAT)
+    record = read_study(out / TRIALS)
     if record.get("fingerprints") != list(fingerprints):
         raise RunError(
             f"{out}: was begun with other images, labels or folds; give the same again, or choose another --out."

@@ -25,6 +25,7 @@ from napari_strata import files
 from napari_strata.classes import ClassMap
 from napari_strata.errors import RecipeError, StrataError, TrainingError
 from napari_strata.events import Event, Message, TrialEnd, TrialStarted, TuneEnd
+from napari_strata.files import TRIALS
 from napari_strata.networks import build_network
 from napari_strata.recipe import Recipe
 from napari_strata.recipes import dump_recipe, load_recipe
@@ -33,7 +34,7 @@ from napari_strata.training.crossval import Crossval, Pairs, Study, check_same, 
 from napari_strata.training.grid import Grid, build_trials, in_words
 from napari_strata.training.plan import axes_of, plan_new
 from napari_strata.training.study import CrossvalResult
-from napari_strata.training.trials import FORMAT, TRIALS, Score, Trial, TuneResult, in_order, read_scores
+from napari_strata.training.trials import Score, Trial, TuneResult, in_order, read_scores
 
 
 def tune(
@@ -254,7 +255,7 @@ class Search:
         """``trials.csv`` and ``trials.json``, best first."""
         result = TuneResult(self.out, tuple(in_order(self.trials, self.scores)), self.scores, self.study.classes.names)
         record = {
-            "format": FORMAT,
+            "format": files.FORMATS[TRIALS],
             "folds": len(self.study.splits),
             "fingerprints": self.study.fingerprints,
             "rounds": [list(one) for one in self.rounds()] if self.options.halving else [],
