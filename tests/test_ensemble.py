@@ -11,8 +11,9 @@ import pytest
 
 from helpers import easy_pair, tiny_model
 from napari_strata.classes import ClassMap
-from napari_strata.ensemble import FORMAT, Ensemble, fold_folders, is_crossval, load_models
+from napari_strata.ensemble import Ensemble, fold_folders, is_crossval, load_models
 from napari_strata.errors import ModelError
+from napari_strata.files import CROSSVAL, FORMATS
 from napari_strata.model import Calibration, Model
 from napari_strata.normalization import ResolvedNormalization
 
@@ -34,7 +35,9 @@ def crossval(folder: Path, models: Sequence[Model | None]) -> Path:
         if model is not None:
             model.save(folder / fold / "model.safetensors")
     folder.mkdir(exist_ok=True)
-    (folder / "crossval.json").write_text(json.dumps({"format": FORMAT, "folds": folds, "split": "by slice"}))
+    (folder / "crossval.json").write_text(
+        json.dumps({"format": FORMATS[CROSSVAL], "folds": folds, "split": "by slice"})
+    )
     return folder
 
 

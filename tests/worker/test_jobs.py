@@ -18,9 +18,9 @@ import napari_strata as ns
 from helpers import TINY, easy_pair, tiny_model, tiny_recipe
 from napari_strata.classes import ClassMap
 from napari_strata.data.neighbours import pairs_with_neighbours
-from napari_strata.ensemble import FORMAT
 from napari_strata.errors import ImageError, LabelError, ModelError, RunError
 from napari_strata.events import EpochEnd, Event, Message, PredictionEnd, PredictionStarted, RegionEnd, TrainingStarted
+from napari_strata.files import CROSSVAL, FORMATS
 from napari_strata.image import AnnotatedImage, Image
 from napari_strata.inference import estimate
 from napari_strata.inference.predict import iter_predict
@@ -386,7 +386,7 @@ def folds(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, weights in enumerate((one.weights, other), 1):
         end = EpochEnd(1, 1, 0.5, 0.5, 0.6 + 0.1 * number, 0.9, (0.6, 0.8), 1e-3, 1.0, True, True, "raw")
         replace(one, weights=weights, history=(end,)).save(folder / f"fold_{number}" / "model.safetensors")
-    (folder / "crossval.json").write_text(json.dumps({"format": FORMAT, "folds": ["fold_1", "fold_2"]}))
+    (folder / "crossval.json").write_text(json.dumps({"format": FORMATS[CROSSVAL], "folds": ["fold_1", "fold_2"]}))
     return folder
 
 
@@ -419,6 +419,6 @@ def test_info_of_a_cross_validation(tmp_path: Path, pair: AnnotatedImage, folds:
     assert [row["value"] for row in facts["classes"]] == [0, 255]
     _, facts = run({"kind": "info", "path": str(folds / "fold_1" / "model.safetensors")})
     assert facts["models"] == "1 model"
-    (tmp_path / "crossval.json").write_text(json.dumps({"format": FORMAT, "folds": ["fold_1"]}))
+    (tmp_path / "crossval.json").write_text(json.dumps({"format": FORMATS[CROSSVAL], "folds": ["fold_1"]}))
     with pytest.raises(ModelError, match="found no model in fold_1"):
         run({"kind": "info", "path": str(tmp_path)})
