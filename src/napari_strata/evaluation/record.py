@@ -124,7 +124,8 @@ def read_record(path: str | Path) -> Record:
     is_run = (place / "recipe.yaml").is_file()
     if not is_run and not (place / "metrics.json").is_file():
         raise RunError(
-            f"{place}: found neither a run (recipe.yaml) nor an evaluation (metrics.json) here; check the path."
+            f"{place}: found neither a run nor an evaluation, a cross-validation or a search here; give a folder that "
+            "train, evaluate, crossval or tune wrote."
         )
     text = _text(place / "recipe.yaml")
     return Record(
