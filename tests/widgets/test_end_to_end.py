@@ -17,9 +17,9 @@ from napari.settings import get_plugin_settings
 
 from napari_strata.image import Image, LabelImage
 from napari_strata.io import write_image, write_labels
-from napari_strata.widgets._data_box import FILES
-from napari_strata.widgets._live import PREDICTED
+from napari_strata.widgets.layers.live import PREDICTED
 from napari_strata.widgets.train import TrainDock
+from napari_strata.widgets.training.data_box import FILES
 
 TINY = {
     "network.kind": "unet",
@@ -225,7 +225,7 @@ def test_what_was_painted_is_offered_back(dock: TrainDock, qtbot: Any, tmp_path:
     (note,) = (tmp_path / "runs").glob("*/layers/autosave.json")
     # The napari that wrote it is gone:
     note.write_text(note.read_text().replace('"pid": ', '"pid": 9'))
-    from napari_strata.widgets._left_behind import LeftBehind
+    from napari_strata.widgets.training.left_behind import LeftBehind
 
     again = LeftBehind(dock.session, dock)
     qtbot.addWidget(again)
@@ -242,7 +242,7 @@ def test_copied_text_does_the_same(dock: TrainDock, qtbot: Any) -> None:
 
     clipboard = QApplication.clipboard()
     clipboard.setText("")
-    dock._copy(__import__("napari_strata.widgets._script", fromlist=["x"]).as_command, "The command")
+    dock._copy(__import__("napari_strata.widgets.parts.script", fromlist=["x"]).as_command, "The command")
     qtbot.waitUntil(lambda: bool(clipboard.text()), timeout=PATIENCE)
     words = clipboard.text()
     assert words.startswith("napari-strata train ")

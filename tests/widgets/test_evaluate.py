@@ -15,10 +15,10 @@ from qtpy.QtCore import Qt
 from napari_strata.classes import ClassMap
 from napari_strata.metrics import ConfusionMatrix
 from napari_strata.plugin import METADATA
-from napari_strata.widgets._live import PREDICTED
-from napari_strata.widgets._scores import IOU, PIXELS
-from napari_strata.widgets._settings import Settings
+from napari_strata.widgets.comparison.scores import IOU, PIXELS
 from napari_strata.widgets.evaluate import PLANE, EvaluateDock
+from napari_strata.widgets.layers.live import PREDICTED
+from napari_strata.widgets.settings import Settings
 
 LONG = 60_000
 CLASSES = ClassMap(

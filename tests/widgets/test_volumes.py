@@ -12,11 +12,11 @@ import pytest
 from napari.settings import get_plugin_settings
 
 from napari_strata.plugin import image_layer
-from napari_strata.widgets._area import PLANE, WHOLE
-from napari_strata.widgets._forecast import in_words
-from napari_strata.widgets._form import RecipeForm
-from napari_strata.widgets._live import PREDICTED
+from napari_strata.widgets.layers.live import PREDICTED
+from napari_strata.widgets.prediction.area import PLANE, WHOLE
 from napari_strata.widgets.train import TrainDock
+from napari_strata.widgets.training.forecast import in_words
+from napari_strata.widgets.training.form import RecipeForm
 from widgets.models import rock
 
 TINY = {

@@ -18,16 +18,18 @@ from napari_strata.evaluation.compare import Comparison, Written, place
 from napari_strata.events import RegionEnd
 from napari_strata.image import LabelImage
 from napari_strata.plugin import labels_layer, stored_classes
-from napari_strata.widgets import _background, _layers, _script
-from napari_strata.widgets._class_book import ClassBook
-from napari_strata.widgets._class_rows import ZeroChoice
-from napari_strata.widgets._client import JobHandle, Outcome
-from napari_strata.widgets._counts import PixelCounter
-from napari_strata.widgets._dock import Dock, Progress, enable
-from napari_strata.widgets._live import PREDICTED, add_quietly, current_plane
-from napari_strata.widgets._run_row import free_folder, page_of
-from napari_strata.widgets._score_view import ScoreView
-from napari_strata.widgets._scores import ERRORS, PredictionChoice, TruthChoice
+from napari_strata.widgets.comparison.score_view import ScoreView
+from napari_strata.widgets.comparison.scores import ERRORS, PredictionChoice, TruthChoice
+from napari_strata.widgets.layers import convert
+from napari_strata.widgets.layers.class_book import ClassBook
+from napari_strata.widgets.layers.counts import PixelCounter
+from napari_strata.widgets.layers.live import PREDICTED, add_quietly, current_plane
+from napari_strata.widgets.parts import script
+from napari_strata.widgets.parts.class_rows import ZeroChoice
+from napari_strata.widgets.parts.dock import Dock, Progress, enable
+from napari_strata.widgets.parts.run_row import free_folder, page_of
+from napari_strata.widgets.work import threads
+from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.orders import EvaluateJob, Layer
 
 WHOLE, PLANE = "whole stack", "plane in sight"
@@ -79,8 +81,8 @@ class EvaluateDock(Dock):
         self.scores.cases.wanted.connect(self._look_at)
         self.scores.hide()
         self.add(self.scores)
-        python = self.button("Copy as Python", lambda: self._copy(_script.as_python, "The Python script"))
-        command = self.button("Copy as command", lambda: self._copy(_script.as_command, "The command"))
+        python = self.button("Copy as Python", lambda: self._copy(script.as_python, "The Python script"))
+        command = self.button("Copy as command", lambda: self._copy(script.as_command, "The command"))
         self.add(self.row(python, command))
 
     def _build_foot(self) -> None:
@@ -189,7 +191,7 @@ class EvaluateDock(Dock):
         """Write the report of the newest comparison into an empty folder, or into a new one in it; also as a page."""
         if (written := self.written) is None or self._busy:
             return
-        out = free_folder(folder, _layers.slug(written.asked.prediction.name))
+        out = free_folder(folder, convert.slug(written.asked.prediction.name))
 
         def paged(_result: object) -> None:
             self._work("Writing ...", lambda: page_of(out), lambda page: self.notice.say(f"Written to {page}."))
@@ -242,7 +244,7 @@ class EvaluateDock(Dock):
             self._rest()
             self.notice.say(str(error), "error")
 
-        _background.run(work, over, failed, owner=self)
+        threads.run(work, over, failed, owner=self)
 
     def _run(self, order: EvaluateJob, done: Callable[[dict[str, Any]], None]) -> None:
         """An order for the worker, with the dock saying how far it is."""

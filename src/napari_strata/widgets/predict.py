@@ -15,15 +15,17 @@ from napari_strata.files import LAYERS
 from napari_strata.image import Image
 from napari_strata.io import read_image, write_labels
 from napari_strata.plugin import METADATA
-from napari_strata.widgets import _background, _results, _script
-from napari_strata.widgets._area import WHOLE, AreaChoice, AreaError
-from napari_strata.widgets._averaging import Averaging
-from napari_strata.widgets._choice import ImageChoice
-from napari_strata.widgets._client import Outcome
-from napari_strata.widgets._dock import Dock, Progress, enable
-from napari_strata.widgets._layers import labels_of, slug, source_of_image
-from napari_strata.widgets._model_choice import ModelChoice
-from napari_strata.widgets._prediction import LivePrediction, PredictionOptions
+from napari_strata.widgets.layers.choice import ImageChoice
+from napari_strata.widgets.layers.convert import labels_of, slug, source_of_image
+from napari_strata.widgets.parts import script
+from napari_strata.widgets.parts.dock import Dock, Progress, enable
+from napari_strata.widgets.prediction import results
+from napari_strata.widgets.prediction.area import WHOLE, AreaChoice, AreaError
+from napari_strata.widgets.prediction.averaging import Averaging
+from napari_strata.widgets.prediction.model_choice import ModelChoice
+from napari_strata.widgets.prediction.running import LivePrediction, PredictionOptions
+from napari_strata.widgets.work import threads
+from napari_strata.widgets.work.client import Outcome
 from napari_strata.worker.orders import PredictJob
 
 FORMATS = {"OME-TIFF (*.ome.tif *.ome.tiff *.tif *.tiff)": "ome.tif", "OME-Zarr (*.ome.zarr *.zarr)": "ome.zarr"}
@@ -75,8 +77,8 @@ class PredictDock(Dock):
         self._image_changed()
 
     def _links(self) -> QWidget:
-        python = self.button("Copy as Python", lambda: self._copy(_script.as_python, "The Python script"))
-        command = self.button("Copy as command", lambda: self._copy(_script.as_command, "The command"))
+        python = self.button("Copy as Python", lambda: self._copy(script.as_python, "The Python script"))
+        command = self.button("Copy as command", lambda: self._copy(script.as_command, "The command"))
         return self.row(python, command)
 
     # ------------------------------------------------------------------ what can be done
@@ -115,14 +117,14 @@ class PredictDock(Dock):
             self.channels.value = False
             self.notice.say(str(error), "error")
 
-        _background.run(lambda: read_image(file[0], series=file[1]), done, failed, owner=self)
+        threads.run(lambda: read_image(file[0], series=file[1]), done, failed, owner=self)
 
     def _changed(self) -> None:
         self.averaging.look(self.image, self.model.spec, str(self.area.combo.value))
         running = "A prediction is running: wait for it, or stop it." if self.prediction is not None else ""
         enable(self.predict_button, running or self._why_not(), "Segment the image with this model.")
         enable(self.stop_button, "" if running else "Nothing is running.", "Stop; planes that are done stay.")
-        labels = _results.newest(self.viewer)
+        labels = results.newest(self.viewer)
         why = running or ("Labels are being saved." if self._saving else "")
         why = why or ("" if labels is not None else "There is nothing to save yet: press Predict.")
         enable(self.save_button, why, "" if labels is None else f"Write the labels {labels.name} to a file.")
@@ -199,7 +201,7 @@ class PredictDock(Dock):
 
     def save(self) -> None:
         """Write the labels to a file that the user names."""
-        layer = _results.newest(self.viewer)
+        layer = results.newest(self.viewer)
         if layer is None:
             return
         path = self._ask_path(slug(layer.name))
@@ -209,9 +211,7 @@ class PredictDock(Dock):
         self._saving = True
         self._changed()
         self.notice.say(f"Saving {layer.name} ...")
-        _background.run(
-            lambda: write_labels(path, labels, overwrite=replaced), self._saved, self._not_saved, owner=self
-        )
+        threads.run(lambda: write_labels(path, labels, overwrite=replaced), self._saved, self._not_saved, owner=self)
 
     def _ask_path(self, name: str) -> Path | None:
         dialog = QFileDialog(self, "Save the labels", str(Path.cwd() / name))
@@ -268,7 +268,7 @@ class PredictDock(Dock):
             reason = str(error) if isinstance(error, StrataError) else f"{type(error).__name__}: {error}"
             self.notice.say(f"The image could not be written for it: {reason}", "error")
 
-        _background.run(make, done, failed, owner=self)
+        threads.run(make, done, failed, owner=self)
 
     def leave(self) -> None:
         """The viewer closes: listen no more."""

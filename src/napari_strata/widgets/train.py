@@ -13,20 +13,21 @@ from qtpy.QtWidgets import QLabel, QTabWidget, QWidget
 from napari_strata.errors import StrataError
 from napari_strata.events import EpochEnd, Event
 from napari_strata.files import LAYERS
-from napari_strata.widgets import _background, _script
-from napari_strata.widgets._autosave import Autosave
-from napari_strata.widgets._client import JobHandle, Outcome
-from napari_strata.widgets._data_box import DataBox
-from napari_strata.widgets._dock import Dock, enable, new_page
-from napari_strata.widgets._forecast import Forecast
-from napari_strata.widgets._left_behind import LeftBehind
-from napari_strata.widgets._live_preview import LivePreview
-from napari_strata.widgets._panel import TrainingPanel
-from napari_strata.widgets._prepare import LayerData, Wanted, class_colors, order_of_run
-from napari_strata.widgets._recent import RunSummary, last_events
-from napari_strata.widgets._recipe_box import RecipeBox
-from napari_strata.widgets._run_row import RunRow
 from napari_strata.widgets.doctor import show_doctor
+from napari_strata.widgets.layers.autosave import Autosave
+from napari_strata.widgets.parts import script
+from napari_strata.widgets.parts.dock import Dock, enable, new_page
+from napari_strata.widgets.parts.recent import RunSummary, last_events
+from napari_strata.widgets.parts.run_row import RunRow
+from napari_strata.widgets.training.data_box import DataBox
+from napari_strata.widgets.training.forecast import Forecast
+from napari_strata.widgets.training.left_behind import LeftBehind
+from napari_strata.widgets.training.live_preview import LivePreview
+from napari_strata.widgets.training.panel import TrainingPanel
+from napari_strata.widgets.training.prepare import LayerData, Wanted, class_colors, order_of_run
+from napari_strata.widgets.training.recipe_box import RecipeBox
+from napari_strata.widgets.work import threads
+from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.orders import TrainJob
 
 SETUP, PROGRESS = 0, 1
@@ -101,8 +102,8 @@ class TrainDock(Dock):
         self.add(self.tabs)
 
     def _links(self) -> QWidget:
-        python = self.button("Copy as Python", lambda: self._copy(_script.as_python, "The Python script"))
-        command = self.button("Copy as command", lambda: self._copy(_script.as_command, "The command"))
+        python = self.button("Copy as Python", lambda: self._copy(script.as_python, "The Python script"))
+        command = self.button("Copy as command", lambda: self._copy(script.as_command, "The command"))
         return self.row(python, command)
 
     def _build_foot(self) -> None:
@@ -228,7 +229,7 @@ class TrainDock(Dock):
         self.forecast.pause()
         self.start_button.enabled = False
         self.panel.bar.show_step(0, 0, "Writing the layers for the training ...")
-        _background.run(
+        threads.run(
             lambda: (prepare(run), [] if new else last_events(run)),
             lambda found: self._submit(run, *found),
             self._not_begun,
@@ -295,7 +296,7 @@ class TrainDock(Dock):
     def open_run(self, run: Path) -> None:
         """Show a run on disk and make it the one to go on with."""
         device = self.session.settings.device
-        _background.run(
+        threads.run(
             lambda: (order_of_run(run, device=device), class_colors(run), last_events(run)),
             lambda found: self._show_run(run, *found),
             lambda error: self.notice.say(str(error), "error"),

@@ -1,0 +1,162 @@
+"""The worst and the best planes of a comparison as pictures: image, truth and prediction beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.components import ViewerModel
+from napari.layers import Image as ImageLayer
+from qtpy.QtCore import Signal
+from qtpy.QtGui import QImage
+from qtpy.QtWidgets import QWidget
+
+from napari_strata.errors import ImageError
+from napari_strata.evaluation.compare import Written, place
+from napari_strata.image import Image, LabelImage
+from napari_strata.io import read_labels
+from napari_strata.metrics import ConfusionMatrix
+from napari_strata.pictures import Example, draw_example
+from napari_strata.widgets.layers import convert
+from napari_strata.widgets.parts.preview import PANELS, Preview, arrow
+from napari_strata.widgets.work import threads
+
+
+class Cases(Preview):
+    """Pictures of the planes that a comparison found worst and best; arrows lead from the worst to the best."""
+
+    nothing = "Drawing the worst and the best planes ..."
+    title, others = "Worst and best planes", "other planes"
+    ends = ("This is the worst plane.", "This is the best plane.")
+    arrows = ("A worse plane.", "A better plane.")
+    wanted = Signal(object)  # a plane that the viewer is to show: axis letter -> index
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        self._cases: tuple[Mapping[str, Any], ...] = ()
+        self._number = 0
+        self._with_image = True
+        super().__init__(parent)
+        self.go = arrow("Go to")
+        self.go.setToolTip("Show this plane in the viewer.")
+        self.go.clicked.connect(self._go)
+        self.add_button(self.go)
+
+    def draw(self, written: Written, cases: Sequence[Mapping[str, Any]], viewer: ViewerModel) -> None:
+        """Draw planes of a comparison, the worst first, in a thread; with the image that the viewer shows below them.
+
+        Parameters
+        ----------
+        cases
+            of each plane its ``index`` in the files and its ``mean_iou``.
+        """
+        self._number += 1
+        image = image_below(viewer, written.asked.prediction)
+        number, self._with_image, only = self._number, image is not None, written.asked.plane
+        # Of a plane that was cut out, the place is the one that it has in the prediction.
+        self._cases = tuple(
+            {**case, "at": {letter: only.get(letter, index) for letter, index in case["index"].items()}}
+            for case in cases
+        )
+        drawing, into = self._cases, written.truth.parent / f"cases-{number}"
+        self.set_folder(None)
+
+        def drawn(_nothing: None) -> None:
+            if number == self._number:
+                self._wanted = into / _name(0)
+                self._folder = into
+                self.refresh()
+
+        def failed(error: Exception) -> None:
+            if number == self._number:
+                self.text.setText(f"The planes cannot be shown: {error}")
+
+        threads.run(lambda: draw_cases(written, drawing, image, into), drawn, failed, owner=self)
+
+    def files(self, folder: Path) -> tuple[Path, ...]:
+        """The pictures of a folder, the worst first."""
+        return tuple(sorted(folder.glob("case_*.png")))
+
+    def panels(self, found: tuple[QImage, ...]) -> tuple[tuple[QImage, ...], tuple[str, ...]]:
+        """Without an image, of truth and prediction only."""
+        if len(found) != len(PANELS) or self._with_image:
+            return super().panels(found)
+        return found[1:], PANELS[1:]
+
+    def heading(self) -> str:
+        """Which plane, and how well it agrees."""
+        index = self.index
+        if index is None or index >= len(self._cases):
+            return ""
+        case, last = self._cases[index], len(self._cases) - 1
+        rank = (
+            ""
+            if not last
+            else "Worst: "
+            if index == 0
+            else "Best: "
+            if index == last
+            else f"{index + 1} of {last + 1}: "
+        )
+        where = place(case["at"]).removeprefix("plane ") if case["at"] else "the plane"
+        return f"{rank}{where}, IoU {case['mean_iou']:.2f}"
+
+    def words(self) -> str:
+        """What is shown, in words."""
+        return self.heading()
+
+    def _go(self) -> None:
+        if self.index is not None and self.index < len(self._cases):
+            self.wanted.emit(dict(self._cases[self.index]["at"]))
+
+
+def draw_cases(written: Written, cases: Sequence[Mapping[str, Any]], image: Image | None, folder: Path) -> None:
+    """Write a picture of each plane (``index`` in the files, ``at`` in the prediction) into a folder.
+
+    Raises
+    ------
+    StrataError, OSError
+        when the labels or the image cannot be read, or the folder not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found, true = read_labels(written.prediction), read_labels(written.truth)
+    for number, case in enumerate(cases):
+        region = {letter: case["index"].get(letter, 0) for letter in "TZ"}
+        labels = [
+            written.classes.encode(one.read(_within(one, region))[0].reshape(_shape(one))) for one in (true, found)
+        ]
+        confusion = ConfusionMatrix(written.classes)
+        confusion.update(*labels)
+        grey = np.zeros((1, *_shape(true)), np.uint8)
+        if image is not None:
+            grey = image.read(_within(image, region | case["at"])).reshape(-1, *_shape(image))
+        name = place(case["at"]) if case["at"] else written.asked.truth.name
+        example = Example.of(name, grey, labels[0], prediction=labels[1], confusion=confusion)
+        draw_example(example).save(folder / _name(number))
+
+
+def image_below(viewer: ViewerModel, labels: LabelImage) -> Image | None:
+    """The image that labels belong to: of their size, and the one that they are named after if there are several."""
+    found = []
+    for layer in viewer.layers:
+        try:
+            image = convert.image_of(layer) if isinstance(layer, ImageLayer) else None
+        except ImageError:
+            continue
+        if image is not None and all(image.size(a) == labels.size(a) for a in "TZYX"):
+            found.append(image)
+    return next((image for image in found if labels.name.startswith(image.name)), found[0] if found else None)
+
+
+def _within(image: Image, region: Mapping[str, int]) -> dict[str, Any]:
+    """The part of a region along axes that an image has."""
+    return {letter: index for letter, index in region.items() if letter in image.axes}
+
+
+def _shape(image: Image) -> tuple[int, int]:
+    return image.size("Y"), image.size("X")
+
+
+def _name(number: int) -> str:
+    return f"case_{number:02d}.png"

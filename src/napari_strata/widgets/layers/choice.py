@@ -1,0 +1,273 @@
+"""Which image and which labels: combo boxes that follow napari's layer list and say what they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from magicgui.widgets import ComboBox, LineEdit, PushButton
+from napari.components import ViewerModel
+from napari.layers import Image as ImageLayer
+from napari.layers import Labels as LabelsLayer
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
+
+from napari_strata.errors import ImageError
+from napari_strata.image import Image
+from napari_strata.widgets.layers import convert
+from napari_strata.widgets.layers.live import PREDICTED
+
+LIST_EVENTS = ("inserted", "removed", "reordered", "renamed")
+
+
+class LayerChoice(QWidget):
+    """Base: a combo box of layers that follows the list and the selection, and a line of text under it."""
+
+    changed = Signal()
+
+    def __init__(self, viewer: ViewerModel, label: str, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._layer: Any = None
+        self._by_hand: set[Any] | None = None  # what was selected when somebody picked in the box
+        self.combo = ComboBox(choices=self._choices, nullable=True, tooltip=f"The {label.lower()} layer to work with.")
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        self._title = QLabel(label)
+        self._rows = QVBoxLayout(self)
+        self._rows.setContentsMargins(0, 0, 0, 0)
+        self._rows.setSpacing(2)
+        self._row = QHBoxLayout()
+        self._row.addWidget(self._title)
+        self._row.addWidget(self.combo.native, 1)
+        self.combo.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self._rows.addLayout(self._row)
+        self._rows.addWidget(self.text)
+        self.combo.changed.connect(self._picked)
+        for name in LIST_EVENTS:
+            getattr(viewer.layers.events, name).connect(self._list_changed)
+        viewer.layers.selection.events.changed.connect(self._later)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.timeout.connect(self._follow)
+
+    def disconnect_viewer(self) -> None:
+        """Listen no more: the dock is going."""
+        for name in LIST_EVENTS:
+            getattr(self._viewer.layers.events, name).disconnect(self._list_changed)
+        self._viewer.layers.selection.events.changed.disconnect(self._later)
+        self._timer.stop()
+
+    def choose(self, layer: Any) -> None:
+        """Take this layer (or none), as if picked in the box."""
+        if layer is not self._layer:
+            self._layer = layer
+            self._layer_changed()
+        self._show()
+        self.changed.emit()
+
+    def _choices(self, _widget: Any = None) -> list[tuple[str, Any]]:
+        return [(layer.name, layer) for layer in self._candidates()]
+
+    def _candidates(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _selected(self) -> list[Any]:
+        """The selected layers of our type, in the order of the list."""
+        return [layer for layer in self._candidates() if layer in self._viewer.layers.selection]
+
+    def _list_changed(self, _event: object = None) -> None:
+        if self._layer is not None and self._layer not in self._viewer.layers:
+            self._layer = None
+            self._layer_changed()
+        with self.combo.changed.blocked():
+            self.combo.reset_choices()
+        self._later()
+
+    def _later(self, _event: object = None) -> None:
+        # Once the list is at rest: a move is a removal and an insertion.
+        self._timer.start(0)
+
+    def _follow(self) -> None:
+        raise NotImplementedError
+
+    def _picked(self, layer: Any) -> None:
+        if layer is not self._layer:
+            self._by_hand = set(self._viewer.layers.selection)
+            self.choose(layer)
+
+    def _layer_changed(self) -> None:
+        """The layer is another one; called before it is shown."""
+
+    def _show(self) -> None:
+        with self.combo.changed.blocked():
+            self.combo.value = self._layer
+
+
+class ImageChoice(LayerChoice):
+    """The image: the one selected in the layer list, or one picked here; never guessed among several.
+
+    Its axes stand in a field of their own and can be changed there.
+    """
+
+    def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
+        self.axes = LineEdit(tooltip="One letter a dimension: T time, Z depth, C channel, Y row, X column.")
+        super().__init__(viewer, "Image", parent)
+        self._row.addWidget(QLabel("Axes"))
+        self.axes.native.setMaximumWidth(self.axes.native.fontMetrics().horizontalAdvance("MMMMMM"))
+        self._row.addWidget(self.axes.native)
+        self.axes.native.editingFinished.connect(self._axes_edited)
+        self.image: Image | None = None
+        self.problem = ""
+        self._follow()
+
+    @property
+    def layer(self) -> ImageLayer | None:
+        layer: ImageLayer | None = self._layer
+        return layer
+
+    def _candidates(self) -> list[Any]:
+        return convert.image_layers(self._viewer.layers)
+
+    def _follow(self) -> None:
+        selected, every = self._selected(), self._candidates()
+        if len(selected) == 1:
+            self.choose(selected[0])
+        elif len(every) == 1:
+            self.choose(every[0])
+        elif len(selected) > 1 and self._by_hand != set(self._viewer.layers.selection):
+            self.choose(None)
+        else:
+            self.choose(self._layer)
+
+    def _layer_changed(self) -> None:
+        self.axes.value = "" if self._layer is None else convert.proposed_axes(self._layer)
+
+    def _axes_edited(self) -> None:
+        if self._layer is None or self.axes.value.upper() == convert.known_axes(self._layer):
+            return
+        try:
+            convert.set_axes(self._layer, self.axes.value)
+        except ImageError as error:
+            self.image, self.problem = None, str(error)
+            self.text.setText(self.problem)
+            self.changed.emit()
+            return
+        self.axes.value = convert.known_axes(self._layer)
+        self.choose(self._layer)
+
+    def _show(self) -> None:
+        super()._show()
+        self.image, self.problem = None, ""
+        self.axes.enabled = self._layer is not None
+        if self._layer is None:
+            self.problem = self._why_none()
+            self.text.setText(self.problem)
+            return
+        try:
+            self.image = convert.image_of(self._layer)
+        except ImageError as error:
+            self.problem = str(error)
+            self.text.setText(self.problem)
+            return
+        assumed = "" if convert.known_axes(self._layer) else "; axes assumed, change them if they are others"
+        self.text.setText(convert.describe(self.image) + assumed)
+
+    def _why_none(self) -> str:
+        if not self._candidates():
+            return "No image is open: drop a file on the window, or File > Open Sample > Strata."
+        if len(self._selected()) > 1:
+            return f"{len(self._selected())} images are selected: choose one here."
+        return "No image is selected: click one in the layer list, or choose it here."
+
+
+class LabelsChoice(LayerChoice):
+    """The labels: those selected in the layer list, or the ones that match the image; or new ones."""
+
+    def __init__(self, viewer: ViewerModel, images: ImageChoice, *, title: str = "Labels") -> None:
+        self._images = images
+        self._last: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # image layer -> labels used with it
+        super().__init__(viewer, title, images.parentWidget())
+        self.new_button = PushButton(text="New labels", tooltip="An empty Labels layer on this image, ready to paint.")
+        self.new_button.changed.connect(self.make_new)
+        self._row.addWidget(self.new_button.native)
+        self.problem = ""
+        images.changed.connect(self._image_changed)
+        self._follow()
+
+    @property
+    def layer(self) -> LabelsLayer | None:
+        layer: LabelsLayer | None = self._layer
+        return layer
+
+    def make_new(self) -> None:
+        """A Labels layer with the image's shape, scale and axes, selected, with the brush in hand."""
+        image = self._images.image
+        if image is None:
+            return
+        blank = image.labels_like(np.zeros(image.label_shape, np.uint8))
+        layer = LabelsLayer(
+            blank.data,
+            name=f"{image.name} labels",
+            scale=blank.scale,
+            units=blank.units,
+            axis_labels=tuple(letter.lower() for letter in blank.axes),
+            translate=_translation(self._images.layer, image),
+        )
+        self._viewer.add_layer(layer)
+        layer.brush_size = max(4, round(min(image.size("Y"), image.size("X")) / 60))
+        layer.selected_label = 1
+        layer.mode = "paint"
+        self._viewer.layers.selection.active = layer
+        self.choose(layer)
+
+    def _candidates(self) -> list[Any]:
+        return convert.labels_layers(self._viewer.layers)
+
+    def _image_changed(self) -> None:
+        self._follow()
+
+    def _selected(self) -> list[Any]:
+        # Who clicks a prediction wants to look at it; to train on it, one picks it in the box.
+        return [layer for layer in super()._selected() if not layer.metadata.get(PREDICTED)]
+
+    def _fitting(self) -> list[Any]:
+        image = self._images.image
+        painted = [one for one in self._candidates() if not one.metadata.get(PREDICTED) or one is self._layer]
+        return [one for one in painted if image is not None and not convert.mismatch(image, one)]
+
+    def _follow(self) -> None:
+        selected, fitting = self._selected(), self._fitting()
+        last = self._last.get(self._images.layer) if self._images.layer is not None else None
+        if len(selected) == 1:
+            self.choose(selected[0])
+        elif last in fitting:
+            self.choose(last)
+        elif self._layer in fitting:
+            self.choose(self._layer)
+        else:
+            named = [one for one in fitting if self._images.image and one.name.startswith(self._images.image.name)]
+            self.choose(fitting[0] if len(fitting) == 1 else named[0] if len(named) == 1 else None)
+
+    def _show(self) -> None:
+        super()._show()
+        image = self._images.image
+        if self._images.layer is not None and self._layer in self._fitting():
+            self._last[self._images.layer] = self._layer
+        self.new_button.enabled = image is not None
+        self.problem = ""
+        if self._layer is None:
+            several = f"{len(self._fitting())} label layers fit: choose one." if self._fitting() else ""
+            self.problem = several or ("No labels yet: press New labels and paint." if image is not None else "")
+        elif image is not None and (why := convert.mismatch(image, self._layer)):
+            self.problem = f"{self._layer.name} does not fit: it is {why} pixels. Choose others, or press New labels."
+        self.text.setText(self.problem)
+        self.text.setVisible(bool(self.problem))
+
+
+def _translation(layer: ImageLayer | None, image: Image) -> Any:
+    """Where the image lies, for labels that are to lie on it."""
+    if layer is None or len(image.label_axes) != layer.ndim:
+        return None
+    return layer.translate

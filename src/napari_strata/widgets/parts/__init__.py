@@ -1,0 +1,1 @@
+"""Parts: widgets that several docks have, and the dock itself."""

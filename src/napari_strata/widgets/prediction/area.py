@@ -1,0 +1,239 @@
+"""Which part of an image: all of it, the plane in sight, what is in view, or a rectangle drawn on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, floor, prod
+from typing import Any, get_args
+
+import numpy as np
+from magicgui.widgets import ComboBox
+from napari.components import ViewerModel
+from napari.layers import Image as ImageLayer
+from napari.layers import Shapes
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
+
+from napari_strata.errors import StrataError
+from napari_strata.image import Image
+from napari_strata.widgets.layers.choice import ImageChoice
+from napari_strata.widgets.layers.live import current_plane
+from napari_strata.worker.orders import Axis, Range
+
+WHOLE, PLANE, VIEW, RECTANGLE = "whole", "plane", "view", "rectangle"
+DELAY = 80
+"""Milliseconds of rest after which a moving view is looked at."""
+
+Region = dict[Axis, Range]
+
+
+class AreaError(StrataError):
+    """The part that was asked for cannot be made out."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Part of an image. `region` is what a PredictJob takes, None for all; `text` says it to people."""
+
+    region: Region | None
+    text: str
+
+
+def area_of(kind: str, viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
+    """The part that `kind` names, as things stand in the viewer.
+
+    Raises
+    ------
+    AreaError
+        when there is none, saying what to do.
+    """
+    if kind == PLANE and (place := current_plane(viewer, layer, image)):
+        return Area(as_region(place), f"1 of {_count(image, 'plane')}")
+    if kind == VIEW:
+        return _in_view(viewer, layer, image)
+    if kind == RECTANGLE:
+        return _rectangle(viewer, layer, image)
+    return Area(None, _count(image, "plane") if _planes(image) > 1 else "1 plane")
+
+
+def as_region(parts: Mapping[str, Any]) -> Region:
+    """Axis letters checked for an order."""
+    return {letter: parts[letter] for letter in get_args(Axis) if letter in parts}
+
+
+def place_words(place: dict[str, int]) -> str:
+    """``T 0, Z 3``: indices as napari's sliders show them."""
+    return ", ".join(f"{letter} {index}" for letter, index in place.items())
+
+
+def _in_view(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
+    letters = image.axes[: layer.ndim]
+    if viewer.dims.ndisplay == 3:
+        raise AreaError("The view is in 3D. Switch it to 2D (the button below the layer list), or choose another area.")
+    shown = {letters[axis - viewer.dims.ndim] for axis in viewer.dims.displayed}
+    if shown != {"Y", "X"}:
+        raise AreaError(f"The view shows {' and '.join(sorted(shown))}, and planes are Y and X: turn it back.")
+    corners = np.asarray(layer.corner_pixels, float) + np.array([[0], [1]])
+    if layer.multiscale:  # corners are those of the level that is shown
+        corners = corners * layer.downsample_factors[layer.data_level]
+    ends: dict[str, Any] = {}
+    for letter in "YX":
+        first, stop = corners[:, letters.index(letter)]
+        ends[letter] = (max(0, floor(first)), min(image.size(letter), ceil(stop)))
+    if any(stop - first < 2 for first, stop in ends.values()):
+        raise AreaError(f"{image.name} is not in view: move the view onto it, or choose another area.")
+    place = current_plane(viewer, layer, image)
+    planes = f", {place_words(place)}" if place else ""
+    return Area(as_region(place | ends), _box_words(ends) + planes)
+
+
+def _rectangle(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
+    shapes = chosen_shapes(viewer)
+    vertices = np.asarray(_vertices(shapes), float)
+    world = np.tile(np.asarray(viewer.dims.point, float), (len(vertices), 1))
+    world[:, -shapes.ndim :] = [shapes.data_to_world(vertex) for vertex in vertices]
+    places = np.array([layer.world_to_data(point) for point in world])
+    letters = image.axes[: layer.ndim]
+    ends: dict[str, Any] = {}
+    for letter in "YX":
+        along = places[:, letters.index(letter)]
+        # A pixel reaches half a step to both sides of its index.
+        first, stop = floor(along.min() + 0.5), ceil(along.max() + 0.5)
+        ends[letter] = (max(0, first), min(image.size(letter), stop))
+    if any(stop <= first for first, stop in ends.values()):
+        raise AreaError(f"The rectangle lies beside {image.name}: draw it on the image.")
+    planes = f", through all {_count(image, 'plane')}" if _planes(image) > 1 else ""
+    return Area(as_region(ends), _box_words(ends) + planes)
+
+
+def chosen_shapes(viewer: ViewerModel) -> Shapes:
+    """The Shapes layer that is selected, or the only one. Raises `AreaError`."""
+    every = [one for one in viewer.layers if isinstance(one, Shapes)]
+    selected = [one for one in every if one in viewer.layers.selection]
+    found = selected or every
+    if not found:
+        raise AreaError("There is no rectangle: add a Shapes layer (above the layer list) and draw one on the image.")
+    if len(found) > 1:
+        raise AreaError(f"There are {len(found)} Shapes layers: select the one that holds the rectangle.")
+    return found[0]
+
+
+def _vertices(shapes: Shapes) -> Any:
+    chosen = sorted(shapes.selected_data) or list(range(len(shapes.data)))
+    if not chosen:
+        raise AreaError(f"{shapes.name} is empty: draw a rectangle on the image.")
+    if len(chosen) > 1:
+        raise AreaError(f"{shapes.name} holds {len(chosen)} shapes: select one of them.")
+    return shapes.data[chosen[0]]
+
+
+def _planes(image: Image) -> int:
+    return prod(image.size(letter) for letter in "TZ")
+
+
+def _count(image: Image, word: str) -> str:
+    count = _planes(image)
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def _box_words(ends: dict[Any, tuple[int, int]]) -> str:
+    (top, bottom), (left, right) = ends["Y"], ends["X"]
+    return f"{bottom - top} x {right - left} pixels (Y {top} to {bottom - 1}, X {left} to {right - 1})"
+
+
+class AreaChoice(QWidget):
+    """A box with the four areas, and a line that says what the chosen one comes to."""
+
+    changed = Signal()
+
+    def __init__(self, viewer: ViewerModel, images: ImageChoice) -> None:
+        super().__init__()
+        self._viewer, self._images = viewer, images
+        self._shapes: Shapes | None = None
+        self._said: object = None
+        self.problem = ""
+        names = {WHOLE: "Whole stack", PLANE: "Current plane", VIEW: "What is in view"}
+        choices = [(text, kind) for kind, text in names.items()] + [("Rectangle (Shapes layer)", RECTANGLE)]
+        self.combo = ComboBox(choices=choices, value=WHOLE, tooltip="Which part of the image to predict.")
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        rows, row = QVBoxLayout(self), QHBoxLayout()
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(2)
+        row.addWidget(QLabel("Area"))
+        row.addWidget(self.combo.native, 1)
+        self.combo.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        rows.addLayout(row)
+        rows.addWidget(self.text)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(DELAY)
+        self._timer.timeout.connect(self.look)
+        self.combo.changed.connect(self.look)
+        images.changed.connect(self.look)
+        for event in self._events():
+            event.connect(self._later)
+        self.look()
+
+    def disconnect_viewer(self) -> None:
+        """Listen no more: the dock is going."""
+        for event in self._events():
+            event.disconnect(self._later)
+        self._watch(None)
+        self._timer.stop()
+
+    def area(self) -> Area:
+        """The chosen part, as things stand now. Raises `AreaError`."""
+        layer, image = self._images.layer, self._images.image
+        if layer is None or image is None or layer not in self._viewer.layers:
+            raise AreaError(self._images.problem or "Choose an image first.")
+        return area_of(str(self.combo.value), self._viewer, layer, image)
+
+    def look(self, _value: object = None) -> None:
+        """Say what the chosen area is now."""
+        self._timer.stop()
+        self._name_choices()
+        self.problem, area = "", None
+        try:
+            self._watch(chosen_shapes(self._viewer) if self.combo.value == RECTANGLE else None)
+            if self._images.image is not None:
+                area = self.area()
+            text = area.text if area is not None else ""
+        except AreaError as error:
+            self.problem = text = str(error)
+        if (self.combo.value, self.problem, area) == self._said:
+            return
+        self._said = (self.combo.value, self.problem, area)
+        self.text.setText(text)
+        self.text.setVisible(bool(text))
+        self.changed.emit()
+
+    def _name_choices(self) -> None:
+        layer, image = self._images.layer, self._images.image
+        box, place = self.combo.native, {}
+        if layer is not None and image is not None and layer in self._viewer.layers:
+            place = current_plane(self._viewer, layer, image)
+        stack = image is None or _planes(image) > 1
+        box.setItemText(0, "Whole stack" if stack else "Whole image")
+        box.setItemText(1, f"Current plane ({place_words(place)})" if place else "Current plane")
+
+    def _later(self, _event: object = None) -> None:
+        self._timer.start()
+
+    def _events(self) -> list[Any]:
+        dims, camera, layers = self._viewer.dims.events, self._viewer.scene.camera.events, self._viewer.layers
+        moved = [dims.point, dims.ndisplay, dims.order, camera.center, camera.zoom]
+        return [*moved, layers.selection.events.changed, layers.events.inserted, layers.events.removed]
+
+    def _watch(self, shapes: Shapes | None) -> None:
+        """Listen to what is drawn in this layer, and in no other."""
+        if shapes is self._shapes:
+            return
+        if self._shapes is not None:
+            for name in ("data", "highlight"):
+                getattr(self._shapes.events, name).disconnect(self._later)
+        self._shapes = shapes
+        if shapes is not None:
+            for name in ("data", "highlight"):
+                getattr(shapes.events, name).connect(self._later)

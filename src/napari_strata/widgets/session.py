@@ -1,0 +1,170 @@
+"""Session: what the docks of one viewer share: the worker, the folder, the newest model, and the end of it all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+from napari.utils.task_status import Status
+from napari.viewer import Viewer
+from qtpy.QtCore import QEvent, QObject, QTimer, Signal
+from qtpy.QtWidgets import QApplication, QWidget
+
+from napari_strata import files
+from napari_strata.widgets.layers.autosave import is_alive, this_process
+from napari_strata.widgets.layers.convert import slug
+from napari_strata.widgets.settings import Settings, preferences
+from napari_strata.widgets.work import threads
+from napari_strata.widgets.work.client import JobHandle, WorkerClient
+from napari_strata.widgets.work.quiet import QuietMemory
+from napari_strata.worker.orders import Job
+
+SCRATCH = ".session-"
+NOTE = "session.json"
+
+
+class Session(QObject):
+    """One for each viewer; `Session.of` gives it. The worker starts when the first dock asks for the session."""
+
+    model_ready = Signal(object)  # Path of the run whose model is new or better
+    runs_changed = Signal()
+    closing = Signal()
+
+    @classmethod
+    def of(cls, viewer: Viewer) -> Session:
+        """The session of a viewer, made at the first call."""
+        # Docks are given a proxy that hides what is private, and the window is.
+        whole = getattr(viewer, "__wrapped__", viewer)
+        window = whole.window._qt_window
+        found: Session | None = window.findChild(cls)
+        return found or cls(whole, window)
+
+    def __init__(self, viewer: Viewer, window: QObject) -> None:
+        super().__init__(window)
+        self.viewer = viewer
+        self.settings = Settings.load()
+        self.latest_model: Path | None = None
+        self.docks: dict[type, QWidget] = {}
+        self.client = WorkerClient(self.settings.command)
+        self.client.warm()
+        self._window = window
+        self._scratch: Path | None = None
+        self._closed = False
+        self._stale = False
+        self._quiet = QuietMemory(self)
+        viewer.layers.events.removed.connect(self._quiet.look)
+        self._preferences = preferences()
+        self._preferences.events.connect(self._settings_changed)
+        window.installEventFilter(self)
+        if (application := QApplication.instance()) is not None:
+            application.aboutToQuit.connect(self.close)
+        threads.run(lambda: _sweep(self.settings.runs), _ignore, _ignore, owner=self)
+
+    def submit(self, order: Job) -> JobHandle:
+        """Give an order to the worker."""
+        self._reload()
+        handle = self.client.submit(order)
+        if handle.outcome is None:
+            self._quiet.begin()
+            handle.ended.connect(lambda _outcome: self._quiet.end())
+        return handle
+
+    def _settings_changed(self, _event: object = None) -> None:
+        self._stale = True
+        self._reload()
+
+    def _reload(self) -> None:
+        """Take up what was changed in Preferences, once no job runs; another command means another worker."""
+        if not self._stale or self.client.current_state == "busy":
+            return
+        self._stale = False
+        settings = Settings.load()
+        if settings.command != self.settings.command:
+            self.client.close()
+            self.client = WorkerClient(settings.command)
+            self.client.warm()
+        self.settings = settings
+
+    def new_run(self, image: str) -> Path:
+        """A run folder that does not exist yet, named for people. Raises `StrataError` when none can be made."""
+        stem = f"{date.today():%Y-%m-%d}-{slug(image)}"
+        number = 1
+        while (path := self.settings.runs / (stem if number == 1 else f"{stem}-{number}")).exists():
+            number += 1
+        try:
+            (path / "layers").mkdir(parents=True)
+        except OSError as error:
+            raise files.explain(error, path) from error
+        return path
+
+    def scratch(self) -> Path:
+        """A folder for arrays that only this viewer needs, beside the runs: a worker elsewhere must reach it."""
+        if self._scratch is None:
+            number = 1
+            while (path := self.settings.runs / f"{SCRATCH}{this_process()['pid']}-{number}").exists():
+                number += 1
+            files.write_text(path / NOTE, json.dumps(this_process()) + "\n")
+            self._scratch = path
+        return self._scratch
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the viewer is going or gone: its layers are not to be touched any more."""
+        return self._closed
+
+    def register_task(self, description: str, handle: JobHandle) -> None:
+        """Let napari ask before it closes while this job runs, in its own words and ours."""
+        window = self.viewer.window
+        number = window._register_task_status("Strata", Status.BUSY, description)
+        handle.ended.connect(lambda _outcome: window._update_task_status(number, Status.COMPLETED))
+
+    def announce(self, run: Path) -> None:
+        """A run has a model that is new or better than before."""
+        self.latest_model = run
+        self.model_ready.emit(run)
+        self.runs_changed.emit()
+
+    def close(self) -> None:
+        """The viewer is gone: the worker ends (a kept training goes on), what only this viewer needed is removed."""
+        if self._closed:
+            return
+        self._closed = True
+        self._preferences.events.disconnect(self._settings_changed)
+        with suppress(RuntimeError):  # the window may be half gone
+            self._quiet.look()
+            self.viewer.layers.events.removed.disconnect(self._quiet.look)
+            self.closing.emit()
+            for dock in self.docks.values():
+                if dock.parent() is None:  # closed before: it belongs to no window
+                    dock.deleteLater()
+        self.docks.clear()
+        self.client.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
+        if event is not None and event.type() == QEvent.Type.Close:
+            self._quiet.look()  # now: whoever closes the window may ask for its memory before the loop turns again
+            QTimer.singleShot(0, self._close_if_gone)
+        return super().eventFilter(watched, event)
+
+    def _close_if_gone(self) -> None:
+        with suppress(RuntimeError):  # the window is gone altogether, and so has been closed
+            if self._window.isVisible():  # type: ignore[attr-defined]
+                return  # napari asked "are you sure" and was told no
+        self.close()
+
+
+def _sweep(runs: Path) -> None:
+    """Remove what sessions left behind that ended without a word."""
+    for note in list(runs.glob(f"{SCRATCH}*/{NOTE}")):
+        with suppress(OSError, ValueError):
+            if not is_alive(json.loads(note.read_text(encoding="utf-8"))):
+                shutil.rmtree(note.parent, ignore_errors=True)
+
+
+def _ignore(_result: object) -> None:
+    return

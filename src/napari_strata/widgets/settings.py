@@ -1,0 +1,43 @@
+"""The plugin's settings, as napari's Preferences keep them."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari.settings import get_plugin_settings
+
+from napari_strata.widgets.work.client import default_command
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`device` for jobs, the folder for runs, and the command that starts a worker."""
+
+    device: str
+    runs: Path
+    command: tuple[str, ...]
+
+    @classmethod
+    def load(cls) -> Settings:
+        """What Preferences say now; an empty text there means the usual."""
+        found = preferences()
+        return cls(
+            device=found.device.strip() or "auto",
+            runs=Path(found.runs.strip()).expanduser() if found.runs.strip() else Path.home() / "napari-strata",
+            command=_words(found.worker_command) or tuple(default_command()),
+        )
+
+
+def preferences() -> Any:
+    """What napari's Preferences hold for us; it tells of changes."""
+    return get_plugin_settings("napari-strata").work
+
+
+def _words(command: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(command))
+    except ValueError:  # a quote that does not end: the start of the worker will fail, and name it
+        return (command,)

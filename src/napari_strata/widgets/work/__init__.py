@@ -1,0 +1,1 @@
+"""Work: threads, and the worker's process with its client."""

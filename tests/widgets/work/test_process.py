@@ -1,0 +1,94 @@
+"""A process without Qt: never waited for, never left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from queue import Queue
+
+import pytest
+
+from napari_strata.widgets.work.process import Process
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+def start(command: list[str]) -> tuple[Process, Queue[bytes], Queue[bool]]:
+    said: Queue[bytes] = Queue()
+    over: Queue[bool] = Queue()
+    process = Process(command, said.put, lambda: over.put(True))
+    process.start()
+    return process, said, over
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    with open(f"/proc/{pid}/stat") as stat:  # in a container nobody may bury an orphan
+        return stat.read().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_lines_come_and_its_end_is_told_once() -> None:
+    process, said, over = start(["sh", "-c", "read x; echo got $x; echo why >&2; exit 3"])
+    process.write("this")
+    assert said.get(timeout=10) == b"got this\n"
+    assert over.get(timeout=10)
+    assert (process.status, process.last_lines(), over.qsize()) == (3, ["why"], 0)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="reads /proc")
+def test_a_kill_reaches_what_a_script_has_started() -> None:
+    """A wrapper without exec: killing the shell alone would leave the worker behind."""
+    process, said, over = start(["sh", "-c", "sleep 100 & echo $!; wait"])
+    child = int(said.get(timeout=10))
+    process.kill()
+    assert over.get(timeout=10)
+    wait_until(lambda: is_gone(child))
+    assert process.status == -9
+
+
+def test_a_kill_before_it_has_started_counts() -> None:
+    over: Queue[bool] = Queue()
+    process = Process(["sleep", "100"], print, lambda: over.put(True))
+    process.kill()
+    process.start()
+    assert over.get(timeout=10)
+    assert process.status == -9
+
+
+def test_one_that_does_not_leave_is_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_strata.widgets.work.process.LEAVE", 0.2)
+    process, said, over = start(["sh", "-c", "trap '' TERM; echo on; while :; do sleep 0.05; done"])
+    said.get(timeout=10)
+    process.close()
+    assert over.get(timeout=10)
+    assert process.status == -9
+
+
+def test_one_whose_job_is_kept_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_strata.widgets.work.process.LEAVE", 0.1)
+    process, said, over = start(["sh", "-c", "echo on; cat; sleep 1"])
+    said.get(timeout=10)
+    process.close(insist=False)
+    assert over.get(timeout=10)
+    assert process.status == 0
+
+
+def test_who_forgot_it_hears_nothing_more() -> None:
+    process, said, over = start(["sh", "-c", "read x; echo late"])
+    process.forget()
+    process.write("go")
+    wait_until(lambda: process.status == 0)
+    assert said.empty()
+    assert over.empty()

@@ -1,0 +1,138 @@
+"""Pauses of the window: what waits, and that nothing is lost by waiting."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.layers import Labels as LabelsLayer
+from qtpy.QtCore import QObject
+from qtpy.QtWidgets import QFileDialog
+
+from napari_strata.image import Image
+from napari_strata.widgets.layers.live import LiveLabels
+from napari_strata.widgets.training.data_box import FILES, DataBox
+from napari_strata.widgets.work.quiet import QuietMemory
+from napari_strata.worker.replies import TargetOpened
+
+
+@pytest.fixture
+def quiet(qtbot: Any) -> Any:
+    owner = QObject()
+    yield QuietMemory(owner)
+    gc.unfreeze()
+
+
+def test_what_exists_is_left_out_while_there_are_jobs(quiet: QuietMemory) -> None:
+    quiet.begin()
+    frozen = gc.get_freeze_count()
+    assert frozen > 1000
+    quiet.begin()
+    assert gc.get_freeze_count() <= frozen, "a second job freezes nothing more"
+    quiet.look()
+    assert gc.get_freeze_count() == 0
+    quiet.begin()
+    assert gc.get_freeze_count() > 1000
+
+
+def test_everything_is_looked_at_again_when_jobs_have_long_been_over(
+    quiet: QuietMemory, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet._timer.setInterval(20)
+    quiet.begin()
+    quiet.end()
+    qtbot.waitUntil(lambda: gc.get_freeze_count() == 0)
+
+
+def test_a_job_that_ends_beside_another_changes_nothing(quiet: QuietMemory, qtbot: Any) -> None:
+    quiet._timer.setInterval(20)
+    quiet.begin()  # a training
+    quiet.begin()  # a preview within it
+    quiet.end()
+    qtbot.wait(100)
+    assert gc.get_freeze_count() > 1000
+    quiet.end()
+    qtbot.waitUntil(lambda: gc.get_freeze_count() == 0)
+
+
+@pytest.fixture
+def target(tmp_path: Any) -> TargetOpened:
+    array = np.lib.format.open_memmap(tmp_path / "a.npy", mode="w+", dtype=np.uint8, shape=(3, 20, 30))
+    array[1] = 1
+    array.flush()
+    classes = [{"name": "background", "value": 0, "color": "#000000"}, {"name": "pore", "value": 1, "color": "#ff0000"}]
+    return TargetOpened(str(tmp_path / "a.npy"), "ZYX", (3, 20, 30), "uint8", tuple(classes))
+
+
+def test_a_layer_is_made_then_added_then_drawn(make_napari_viewer: Any, qtbot: Any, target: TargetOpened) -> None:
+    viewer = make_napari_viewer()
+    image = Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX")
+    under = viewer.add_image(image.data)
+    owner = QObject()
+    live = LiveLabels(viewer, owner)
+    layer = live.open(target, image, under, name="segmented")
+    assert layer not in viewer.layers, "it is added by the next turn of the loop"
+    qtbot.waitUntil(lambda: layer in viewer.layers)
+    assert viewer.layers.selection.active is under
+    window = viewer.window._qt_window
+    qtbot.waitUntil(window.updatesEnabled)
+    assert not any(layer._overlays[name].visible for name in ("polygon", "brush_stroke"))
+    live.finish()
+    qtbot.waitUntil(lambda: layer.editable)
+    assert all(layer._overlays[name].visible for name in ("polygon", "brush_stroke"))
+    assert np.array_equal(layer.data[1], np.ones((20, 30)))
+
+
+def test_a_layer_can_be_added_at_once_and_is_added_once(
+    make_napari_viewer: Any, qtbot: Any, target: TargetOpened
+) -> None:
+    viewer = make_napari_viewer()
+    owner = QObject()
+    live = LiveLabels(viewer, owner)
+    layer = live.open(target, Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"), None, name="segmented")
+    live.place()
+    assert list(viewer.layers) == [layer]
+    assert not viewer.window._qt_window.updatesEnabled(), "drawn by the next turn"
+    qtbot.wait(60)
+    assert [type(each) for each in viewer.layers] == [LabelsLayer]
+
+
+def test_the_window_is_drawn_again_though_the_prediction_is_gone(
+    make_napari_viewer: Any, qtbot: Any, target: TargetOpened
+) -> None:
+    viewer = make_napari_viewer()
+    owner = QObject()
+    live = LiveLabels(viewer, owner)
+    live.open(target, Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"), None, name="segmented")
+    live.place()
+    with qtbot.waitSignal(live.destroyed):
+        owner.deleteLater()
+    qtbot.waitUntil(viewer.window._qt_window.updatesEnabled)
+
+
+def test_nothing_is_added_to_a_viewer_that_goes(make_napari_viewer: Any, qtbot: Any, target: TargetOpened) -> None:
+    viewer = make_napari_viewer()
+    owner = QObject()
+    live = LiveLabels(viewer, owner)
+    live.open(target, Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"), None, name="segmented")
+    live.leave()
+    qtbot.wait(60)
+    assert not viewer.layers
+
+
+def test_a_folder_is_chosen_by_its_own_button(
+    make_napari_viewer: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer = make_napari_viewer()
+    box = DataBox(viewer)
+    box.source.value = FILES
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
+    box.folders.images_folder.native.click()
+    assert box.folders.data().images == str(tmp_path)
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: "")
+    box.folders.images_folder.native.click()
+    assert box.folders.data().images == str(tmp_path), "a cancelled choice changes nothing"
+    box.leave()
+    box.deleteLater()

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from qtpy.QtCore import QObject
+
+from napari_strata.widgets.work import threads
+
+
+def test_the_result_arrives_in_the_main_thread(qtbot: Any) -> None:
+    owner, found = QObject(), []
+    main = threading.get_ident()
+    threads.run(threading.get_ident, lambda r: found.append((r, threading.get_ident())), print, owner=owner)
+    qtbot.waitUntil(lambda: bool(found))
+    assert found[0][0] != main
+    assert found[0][1] == main
+
+
+def test_an_error_is_delivered(qtbot: Any) -> None:
+    owner, found = QObject(), []
+
+    def work() -> None:
+        raise ValueError("no such file")
+
+    threads.run(work, print, found.append, owner=owner)
+    qtbot.waitUntil(lambda: bool(found))
+    assert str(found[0]) == "no such file"
+
+
+def test_nothing_is_delivered_to_an_owner_that_is_gone(qtbot: Any) -> None:
+    owner, found, go = QObject(), [], threading.Event()
+    threads.run(lambda: go.wait(5), found.append, found.append, owner=owner)
+    owner.deleteLater()
+    gone: list[bool] = []
+    owner.destroyed.connect(lambda: gone.append(True))
+    qtbot.waitUntil(lambda: bool(gone))
+    go.set()
+    qtbot.wait(100)
+    assert found == []
