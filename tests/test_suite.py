@@ -19,7 +19,9 @@ def test_both_halves_are_measured_together() -> None:
 
 def test_words_go_to_both_and_paths_to_their_half() -> None:
     assert suite.commands(["-k", "labels"]) == [["-k", "labels"], ["-k", "labels", "tests/widgets"]]
-    assert suite.commands(["tests/test_cli.py::test_help", "-x"]) == [["-x", "tests/test_cli.py::test_help"]]
+    assert suite.commands(["tests/cli/test_commands.py::test_help", "-x"]) == [
+        ["-x", "tests/cli/test_commands.py::test_help"]
+    ]
     assert suite.commands(["tests/widgets/conftest.py"]) == [["tests/widgets/conftest.py"]]
     assert suite.commands(["tests/io", "tests/widgets"]) == [["tests/io"], ["tests/widgets"]]
 

@@ -130,8 +130,7 @@ class TrainDock(Dock):
         data = self.data_box.data()
         if data is None or self.recipe_box.problem():
             return None
-        box = self.recipe_box
-        device = self.session.settings.device
+        box, device = self.recipe_box, self.session.settings.device
         return Wanted(data, box.base(), dict(box.overrides()), device, bool(self.keep_box.value))
 
     def _why_not(self) -> str:

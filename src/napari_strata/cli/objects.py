@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-# Modules that bring torch or numpy are imported inside the commands, as in cli.
+# Modules that bring torch or numpy are imported inside the commands, as in commands.
 
 
 def objects(  # noqa: PLR0913 (one option each)

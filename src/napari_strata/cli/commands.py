@@ -1,4 +1,4 @@
-"""The command line: the same words and defaults as the Python API, which it calls."""
+"""The commands: train, predict, evaluate and the others that are not in modules of their own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from napari_strata.cli_estimate import show_estimates
-from napari_strata.cli_info import describe_model
-from napari_strata.cli_objects import register as register_objects
-from napari_strata.cli_options import (
+from napari_strata.cli.estimate import show_estimates
+from napari_strata.cli.info import describe_model
+from napari_strata.cli.objects import register as register_objects
+from napari_strata.cli.options import (
     AsJson,
     Axes,
     Class,
@@ -34,7 +34,7 @@ from napari_strata.cli_options import (
     Unlabelled,
     With,
 )
-from napari_strata.cli_study import register
+from napari_strata.cli.study import register
 from napari_strata.errors import StrataError, TrainingError
 from napari_strata.files import CROSSVAL
 

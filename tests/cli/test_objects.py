@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from napari_strata import device
 from napari_strata.classes import ClassMap
-from napari_strata.cli_objects import register
+from napari_strata.cli.objects import register
 from napari_strata.errors import StrataError
 from napari_strata.image import Image, LabelImage
 from napari_strata.io import read_labels, write_image, write_labels

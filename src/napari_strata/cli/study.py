@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_strata.cli_options import (
+from napari_strata.cli.options import (
     AsJson,
     Axes,
     Class,
@@ -22,7 +22,7 @@ from napari_strata.cli_options import (
     Unlabelled,
 )
 
-# Modules that bring torch or numpy are imported inside the commands, as in cli.
+# Modules that bring torch or numpy are imported inside the commands, as in commands.
 
 
 def crossval(  # noqa: PLR0913 (one option each)

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from helpers import easy_pair
-from napari_strata.cli_study import register
+from napari_strata.cli.study import register
 from napari_strata.errors import StrataError
 from napari_strata.training.study import CrossvalResult
 from napari_strata.training.trials import TuneResult
@@ -131,7 +131,7 @@ def test_bad_input_ends_in_words_and_writes_nothing(tmp_path: Path, data: tuple[
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path, data: tuple[Path, Path]) -> None:
     words = ["crossval", *map(str, data), "--out", str(tmp_path / "cv"), "--folds", "2", *SMALL]
     words += ["--set=training.epochs=3"]
-    code = "import signal, typer; from napari_strata.cli_study import register; app = typer.Typer(); register(app); "
+    code = "import signal, typer; from napari_strata.cli.study import register; app = typer.Typer(); register(app); "
     # A test run in the background of a shell is started deaf to SIGINT, and so would be its children.
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); app()"
     run = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
