@@ -13,8 +13,8 @@ import numpy as np
 import napari_strata as ns
 from napari_strata.classes import ClassMap
 from napari_strata.console import show
+from napari_strata.evaluation.study import CrossvalResult
 from napari_strata.image import AnnotatedImage
-from napari_strata.training.study import CrossvalResult
 
 
 def cross_validate(

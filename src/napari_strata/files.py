@@ -1,4 +1,4 @@
-"""Files written whole or not at all: to a temporary name in the same folder, then renamed."""
+"""Files written whole or not at all: to a temporary name in the same folder, then renamed; and names of some."""
 
 from __future__ import annotations
 

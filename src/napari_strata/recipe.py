@@ -300,3 +300,16 @@ _SECTIONS: dict[str, type[Section]] = {
     "plateau": Plateau,
     "early_stopping": EarlyStopping,
 }
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Dotted keys, to the second level, at which two recipes differ."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    found = []
+    for section, value in after.items():
+        if not isinstance(value, dict):
+            found += [section] if value != before[section] else []
+            continue
+        keys = sorted(value.keys() | before[section].keys())
+        found += [f"{section}.{key}" for key in keys if value.get(key) != before[section].get(key)]
+    return found

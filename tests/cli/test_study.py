@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 from helpers import easy_pair
 from napari_strata.cli.study import register
 from napari_strata.errors import StrataError
-from napari_strata.training.study import CrossvalResult
-from napari_strata.training.trials import TuneResult
+from napari_strata.evaluation.study import CrossvalResult
+from napari_strata.evaluation.trials import TuneResult
 
 SMALL = [
     f"--set={item}"

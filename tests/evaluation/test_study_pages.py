@@ -11,25 +11,28 @@ from contextlib import closing
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from shutil import copytree, rmtree
+from typing import Any
 
 import numpy as np
 import pytest
 
 from helpers import easy_pair, tiny_recipe
 from napari_strata.classes import ClassMap
-from napari_strata.errors import RunError
+from napari_strata.errors import RunError, StrataError
 from napari_strata.evaluation.charts import draw_strip
 from napari_strata.evaluation.page import write_page
+from napari_strata.evaluation.study import CrossvalResult
+from napari_strata.evaluation.trials import Score, TuneResult
 from napari_strata.events import FoldEnd
 from napari_strata.io import read_pairs, write_image, write_labels
 from napari_strata.training.crossval import crossval, iter_crossval
-from napari_strata.training.study import CrossvalResult
-from napari_strata.training.trials import TuneResult
 from napari_strata.training.tune import SearchOptions, tune
 from pages import EVIL, Reader
 
 CLASSES = ClassMap(names=(EVIL, "ink"), values=(0, 255))
 RECIPE = tiny_recipe(training__epochs=2)
+FOUR = tiny_recipe(training__epochs=4)
 
 
 def folds(out: Path) -> CrossvalResult:
@@ -53,7 +56,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
     pairs = [easy_pair((1, 48, 40), seed=number) for number in range(3)]
     grid = {"training.learning_rate": [0.001, 0.01], "patches.size": [16, 32]}
     options = SearchOptions(2, halving=2, device="cpu")
-    return tune(RECIPE, pairs, grid=grid, out=tmp_path_factory.mktemp("tune") / "search", options=options)
+    return tune(FOUR, pairs, grid=grid, out=tmp_path_factory.mktemp("tune") / "search", options=options)
 
 
 def page(folder: Path) -> Reader:
@@ -97,7 +100,7 @@ def test_its_figures_are_those_of_the_folds(result: CrossvalResult) -> None:
 
 def test_its_command_does_it_again(result: CrossvalResult, tmp_path: Path) -> None:
     read = page(result.out)
-    (line,) = map(unescape, re.findall(r'<pre class="wrap">(.*?)</pre>', read.html))
+    line = unescape(re.findall(r'<pre class="wrap">(napari-strata crossval .*?)</pre>', read.html)[0])
     table = unescape(re.findall(r"<pre>(image,label.*?)</pre>", read.html, re.DOTALL)[0])
     words = shlex.split(line)
     (tmp_path / "pairs.csv").write_text(table, encoding="utf-8")
@@ -119,19 +122,108 @@ def test_half_a_cross_validation_and_one_that_has_hardly_begun(tmp_path: Path) -
         next(events)
         read = page(tmp_path / "half")
         assert "0 of 3 folds are done" in read.text
-        assert read.ids() == {"missing", "classes", "together", "made"}
+        assert "none is done yet" in read.text
+        assert read.ids() == {"missing", "classes", "made"}
         next(event for event in events if isinstance(event, FoldEnd))
         read = page(tmp_path / "half")
     assert "1 of 3 folds are done" in read.text
-    assert "was trained 1 time, " in read.text
-    assert "nan" not in read.text.lower().split()
+    assert "was trained once, " in read.text
+    assert "napari-strata predict" not in read.text
+    shown = [cell for section in ("classes", "folds") for row in cells(read, section) for cell in row]
+    assert not any("nan" in cell for cell in shown)
     assert "Its images came from memory" in read.text
+
+
+@pytest.fixture
+def copied(result: CrossvalResult, tmp_path: Path) -> Path:
+    """A copy of the cross-validation, in a folder whose name a shell would read otherwise."""
+    return copytree(result.out, tmp_path / "my folds; x")
+
+
+def change(file: Path, **values: Any) -> None:
+    """Change what a JSON file says; None takes a key away."""
+    raw = json.loads(file.read_text(encoding="utf-8")) | values
+    file.write_text(json.dumps({k: v for k, v in raw.items() if v is not None}), encoding="utf-8")
+
+
+def test_the_short_commands_can_be_pasted(copied: Path) -> None:
+    read = page(copied)
+    lines = [shlex.split(unescape(line)) for line in re.findall(r">(napari-strata .*?)</(?:pre|code)>", read.html)]
+    assert lines[0] == ["napari-strata", "report", str(copied / "fold_1")]
+    assert lines[1] == ["napari-strata", "predict", str(copied), "IMAGE", "--out", "LABELS.tif"]
+
+
+def test_a_fold_that_is_gone_is_named(copied: Path) -> None:
+    rmtree(copied / "fold_2")
+    read = page(copied)
+    assert "The folders fold_2 are not here" in read.text
+    assert "together" not in read.ids()
+    assert len(read.values("img", "src")) == 3
+    rmtree(copied / "fold_1")
+    read = page(copied)
+    assert "A U-Net of widths" in read.text
+    assert read.ids() == {"missing", "classes", "folds", "confusion", "made"}
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"spec": null, "pairs": [{}]}', '{"per_class": null}'])
+def test_a_damaged_fold_shows_less(copied: Path, damage: str) -> None:
+    for name in ("data.json", "metrics.csv", "events.jsonl", "validation/metrics.json"):
+        (copied / "fold_1" / name).write_text(damage, encoding="utf-8")
+    read = page(copied)
+    assert len(read.values("img", "src")) == 3
+    assert len(cells(read, "folds")) == 2
+
+
+def test_one_picture_a_fold_is_its_worst(copied: Path) -> None:
+    for fold in ("fold_1", "fold_2"):
+        file = copied / fold / "validation" / "metrics.json"
+        (best, *_others) = json.loads(file.read_text(encoding="utf-8"))["pictures"]
+        change(file, pictures=[best | {"mean_iou": None if fold == "fold_1" else 0.25}, {"name": "no file"}])
+    read = page(copied)
+    assert len(read.values("img", "src")) == 2 * 3
+    assert read.text.index("In fold_2: ") < read.text.index("In fold_1: ")
+
+
+def test_a_class_that_a_fold_has_not_is_told(copied: Path) -> None:
+    raw = json.loads((copied / "crossval.json").read_text(encoding="utf-8"))
+    raw["scores"][0]["confusion"] = [[0, 0], [0, 9]]
+    change(copied / "crossval.json", scores=raw["scores"])
+    read = page(copied)
+    rows = cells(read, "classes")
+    assert rows[0][0] == f"{EVIL} in 1 of 2 folds"
+    assert rows[1][0] == "ink"
+    assert "A class that some folds do not have" in read.text
+    assert cells(read, "folds")[0][2] == "\N{EN DASH}"
+
+
+def test_scores_that_no_longer_count_have_no_pictures(copied: Path) -> None:
+    raw = json.loads((copied / "crossval.json").read_text(encoding="utf-8"))
+    raw["recipe"]["training"]["epochs"] = 9
+    change(copied / "crossval.json", scores=[], recipe=raw["recipe"])
+    read = page(copied)
+    assert "0 of 2 folds are done" in read.text
+    assert "cases" not in read.ids()
+    assert "epochs: 9" in read.text
+    assert "--recipe recipe.yaml" in read.text
+    assert "Save the recipe below as recipe.yaml" in read.text
+
+
+def test_no_command_that_would_do_something_else(copied: Path) -> None:
+    change(copied / "crossval.json", group=None)
+    read = page(copied)
+    assert "does not say what told the specimens apart" in read.text
+    assert "napari-strata crossval" not in read.text
+    raw = json.loads((copied / "crossval.json").read_text(encoding="utf-8"))
+    change(copied / "crossval.json", folds=raw["folds"][:1], scores=raw["scores"][:1], group="x")
+    read = page(copied)
+    assert "Report of a training scored on one part held back" in read.text
+    assert "napari-strata crossval" not in read.text
 
 
 def test_a_search_on_one_page(search: TuneResult) -> None:
     read = page(search.out)
     assert read.open == []
-    assert read.ids() == {"trials", "best", "made"}
+    assert read.ids() == {"trials", "best", "split", "made"}
     assert not re.search(r"@import|url\(|<link|<script src|https?://", read.html)
     rows = cells(read, "trials")
     assert [row[0] for row in rows] == ["1", "2", "3", "4"]
@@ -149,13 +241,44 @@ def test_a_search_on_one_page(search: TuneResult) -> None:
 def test_a_search_under_way(search: TuneResult, tmp_path: Path) -> None:
     raw = json.loads((search.out / "trials.json").read_text(encoding="utf-8"))
     for trial in raw["trials"][1:]:
-        trial |= {"epochs": {}, "state": "waiting"}
-    raw["trials"][0] |= {"state": "failed: no room", "epochs": {"1": {"text": "no room", "mean_iou": None}}}
+        trial |= {"epochs": {}}
+    failed = "failed: no room after 3 batches"
+    known = Score(text=failed.removeprefix("failed: "))
+    raw["trials"][0] |= {"epochs": {"1": known.as_dict()}}
     (tmp_path / "trials.json").write_text(json.dumps(raw), encoding="utf-8")
     read = page(tmp_path)
-    assert "3 of 4 trials have not been tried yet" in read.text
-    assert read.ids() == {"missing", "trials", "made"}
-    assert [row[-1] for row in cells(read, "trials")] == ["failed: no room", *["waiting"] * 3]
+    assert "3 of 4 combinations have not been tried yet" in read.text
+    assert read.ids() == {"missing", "trials", "split", "made"}
+    assert [row[-1] for row in cells(read, "trials")] == [failed, *["waiting"] * 3]
+
+
+def test_between_two_rounds_nothing_is_given_up_too_early(search: TuneResult, tmp_path: Path) -> None:
+    assert search.rounds == ((4, 4), (2, 2), (1, 1))
+    raw = json.loads((search.out / "trials.json").read_text(encoding="utf-8"))
+    for trial in raw["trials"]:
+        trial["epochs"] = {"1": trial["epochs"]["1"]}
+    (tmp_path / "trials.json").write_text(json.dumps(raw), encoding="utf-8")
+    read = page(tmp_path)
+    assert "2 may go on in the next round" in read.text
+    assert "The best so far is" in read.text
+    assert "best" not in read.ids()
+    states = [row[-1] for row in cells(read, "trials")]
+    assert sorted(states) == ["given up", "given up", "goes on", "goes on"]
+    # The two that the second round trains, and no others.
+    scores = [trial["epochs"]["1"]["mean_iou"] for trial in raw["trials"]]
+    assert {s for s, state in zip(scores, states, strict=True) if state == "goes on"} == set(sorted(scores)[2:])
+
+
+def test_a_model_of_another_recipe_is_not_shown_as_the_best(search: TuneResult, tmp_path: Path) -> None:
+    folder = copytree(search.out, tmp_path / "search")
+    assert "napari-strata predict" in page(folder).text
+    raw = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
+    first, *others = raw["trials"]
+    change(folder / "trials.json", trials=[others[0] | {"epochs": first["epochs"]}, first, *others[1:]])
+    read = page(folder)
+    assert "Its recipe is below." in read.text
+    assert "best.yaml" not in read.text
+    assert "napari-strata predict" not in read.text
 
 
 @pytest.mark.parametrize("name", ["crossval.json", "trials.json"])
@@ -167,16 +290,30 @@ def test_damage_is_told(tmp_path: Path, name: str, cut: str, message: str) -> No
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("name", ["crossval.json", "trials.json"])
+NEEDED = {
+    "crossval.json": ("class_map", "folds", "recipe", "scores"),
+    "trials.json": ("class_names", "trials", "rounds"),
+}
+NEEDED_IN_A_ROW = {
+    "crossval.json": ("run", "held_out", "confusion", "epochs", "best_epoch", "seconds"),
+    "trials.json": ("name", "values", "recipe", "epochs"),
+}
+
+
+@pytest.mark.parametrize("name", list(NEEDED))
 def test_a_file_that_lacks_something_is_told(
     result: CrossvalResult, search: TuneResult, tmp_path: Path, name: str
 ) -> None:
-    folder = result.out if name == "crossval.json" else search.out
+    folder, rows = (result.out, "scores") if name == "crossval.json" else (search.out, "trials")
     raw = json.loads((folder / name).read_text(encoding="utf-8"))
-    for key in set(raw) - {"format", "warnings", "splits", "rounds", "finished", "group"}:
-        (tmp_path / name).write_text(json.dumps({k: v for k, v in raw.items() if k != key}), encoding="utf-8")
-        with pytest.raises(RunError, match="cannot be read"):
+    less = [{k: v for k, v in raw.items() if k != key} for key in NEEDED[name]]
+    for key in NEEDED_IN_A_ROW[name]:
+        less.append(raw | {rows: [{k: v for k, v in row.items() if k != key} for row in raw[rows]]})
+    for one in less:
+        (tmp_path / name).write_text(json.dumps(one), encoding="utf-8")
+        with pytest.raises(StrataError, match=name):
             write_page(tmp_path)
+        assert not (tmp_path / "report.html").exists()
 
 
 def test_no_torch_is_needed(result: CrossvalResult, search: TuneResult, tmp_path: Path) -> None:

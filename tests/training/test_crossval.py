@@ -16,6 +16,7 @@ from napari_strata.classes import ClassMap
 from napari_strata.ensemble import load_models
 from napari_strata.errors import ImageError, LabelError, RecipeError, RunError, StrataError
 from napari_strata.evaluation.evaluate import evaluate
+from napari_strata.evaluation.study import CrossvalResult, FoldScore
 from napari_strata.events import (
     BatchEnd,
     CrossvalEnd,
@@ -32,7 +33,6 @@ from napari_strata.metrics import ConfusionMatrix
 from napari_strata.model import Model
 from napari_strata.run import RunFolder
 from napari_strata.training.crossval import crossval, iter_crossval
-from napari_strata.training.study import CrossvalResult, FoldScore
 
 Scene = Callable[..., AnnotatedImage]
 

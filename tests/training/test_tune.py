@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from napari_strata.errors import LabelError, RecipeError, RunError, StrataError, TrainingError
+from napari_strata.evaluation.trials import Score, Trial, TuneResult, in_order
 from napari_strata.events import EpochEnd, Event, FoldEnd, Message, TrainingStarted, TrialEnd, TrialStarted, TuneEnd
 from napari_strata.image import AnnotatedImage
 from napari_strata.model import Model
@@ -21,7 +22,6 @@ from napari_strata.run import RunFolder
 from napari_strata.training.crossval import crossval
 from napari_strata.training.grid import build_trials, parse_grid
 from napari_strata.training.state import Learner
-from napari_strata.training.trials import Score, Trial, TuneResult, in_order
 from napari_strata.training.tune import iter_tune, tune
 
 Scene = Callable[..., AnnotatedImage]

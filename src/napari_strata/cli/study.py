@@ -44,9 +44,9 @@ def crossval(  # noqa: PLR0913 (one option each)
 ) -> None:
     """Cross-validate: train once for each fold of images, slices or specimens, and score what it held back."""
     from napari_strata.console import show
+    from napari_strata.evaluation.study import CrossvalResult
     from napari_strata.options import parse_overrides
     from napari_strata.training.crossval import iter_crossval
-    from napari_strata.training.study import CrossvalResult
 
     data = _data(images, labels, axes=axes, unlabelled=unlabelled, coding=(class_, rgb, foreground))
     overrides = parse_overrides(set_ or [])
@@ -89,9 +89,9 @@ def tune(  # noqa: PLR0913 (one option each)
 ) -> None:
     """Try combinations of recipe keys, networks or encoders by cross-validation; train the best on all data."""
     from napari_strata.console import show
+    from napari_strata.evaluation.trials import TuneResult
     from napari_strata.options import parse_overrides
     from napari_strata.training.grid import parse_grid
-    from napari_strata.training.trials import TuneResult
     from napari_strata.training.tune import SearchOptions, iter_tune
 
     parsed, overrides = parse_grid(grid), parse_overrides(set_ or [])

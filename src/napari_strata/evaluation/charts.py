@@ -1,4 +1,4 @@
-"""Charts as SVG for a page: lines over epochs, and confidence against accuracy. No script; colours follow the page."""
+"""Charts as SVG for a page: lines over epochs, confidence against accuracy, strips of dots. Colours follow the page."""
 
 from __future__ import annotations
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from napari_strata.errors import StrataError
 from napari_strata.evaluation.record import Record
+from napari_strata.recipe import Recipe, differences
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,25 @@ class Repeat:
         return _command("train", rows, [*_said(record), *held, "--out", f"{record.path.resolve()}-again"], note)
 
     @classmethod
-    def crossval(cls, fold: Record, folds: int, group: str | None) -> Repeat | None:
-        """Of a cross-validation, from the record of one of its folds; None where there is none yet."""
+    def crossval(cls, fold: Record, study: Mapping[str, Any], recipe: Recipe) -> Repeat | None:
+        """Of a cross-validation with `recipe`: from the record of one of its folds and from ``crossval.json``.
+
+        None of one that has not begun, and of one split, which no command makes.
+        """
         if (unknown := _from_memory(fold)) is not None:
             return unknown if fold.data.get("pairs") else None
-        words = [*_said(fold), "--folds", str(folds), *(["--group", group] if group else [])]
-        rows = _files(fold.data["pairs"])
-        return _command("crossval", rows, [*words, "--out", f"{fold.path.resolve().parent}-again"], "")
+        count, group = len(study["folds"]), study.get("group")
+        if count < 2:
+            return None
+        if "group" not in study and any("specimens" in str(text) for text in study.get("splits") or []):
+            return cls("", note="An older version wrote this: it does not say what told the specimens apart (--group).")
+        words, note = _said(fold), ""
+        if not _is_recipe(fold, recipe):  # more epochs were asked for since, or it stopped early
+            words[words.index("--recipe") + 1] = "recipe.yaml"
+            note = "Save the recipe below as recipe.yaml before."
+        words += ["--folds", str(count), *(["--group", str(group)] if group else [])]
+        words += ["--out", f"{fold.path.resolve().parent}-again"]
+        return _command("crossval", _files(fold.data["pairs"]), words, note)
 
 
 def _from_memory(record: Record) -> Repeat | None:
@@ -56,6 +70,13 @@ def _from_memory(record: Record) -> Repeat | None:
     if all(pair.get("images") and pair.get("labels") for pair in pairs):
         return None
     return Repeat("", note="Its images came from memory and not from files: do it again from Python, with recipe.yaml.")
+
+
+def _is_recipe(record: Record, recipe: Recipe) -> bool:
+    try:
+        return not differences(Recipe.parse(record.recipe), recipe)
+    except StrataError:
+        return False
 
 
 def _command(name: str, rows: Sequence[tuple[str, str]], words: Sequence[str], note: str) -> Repeat:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from napari_strata.classes import ClassMap, default_colors
-from napari_strata.errors import RunError
+from napari_strata.classes import default_colors
 from napari_strata.evaluation import figures, html, sections
 from napari_strata.evaluation.charts import Line, draw_lines, draw_strip, nice_ticks
 from napari_strata.evaluation.command import Repeat
-from napari_strata.evaluation.record import ModelHeader, Record, read_record, sound_scores
+from napari_strata.evaluation.record import MODEL, ModelHeader, Record, read_record
+from napari_strata.evaluation.study import OPTIMISM, CrossvalResult, FoldScore
 from napari_strata.files import CROSSVAL, read_study
+from napari_strata.recipe import Recipe
+from napari_strata.recipes import dump_recipe
 
 COLUMNS = {"iou": "IoU", "dice": "Dice", "precision": "Precision", "recall": "Recall"}
 
@@ -29,6 +33,19 @@ class Row:
     color: str
     scores: tuple[str, ...]
     strip: Markup
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FoldRow:
+    """A fold: what it held back, its scores, and which epoch was kept."""
+
+    run: str
+    held_out: str
+    mean_iou: float
+    class_iou: tuple[float, ...]
+    best_epoch: str
+    seconds: float
 
 
 def render(folder: Path) -> str:
@@ -37,103 +54,120 @@ def render(folder: Path) -> str:
     Raises
     ------
     RunError
-        when ``crossval.json`` is damaged.
+        when ``crossval.json`` is damaged. Of a fold that is, the page shows less.
     """
+    result = CrossvalResult.load(folder)
     raw = read_study(folder / CROSSVAL)
-    try:
-        return html.render("crossval.html", **_context(folder, raw))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{folder / CROSSVAL}: cannot be read ({error}); cross-validate anew.") from None
-
-
-def _context(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    classes = ClassMap.model_validate(raw["class_map"])
-    runs = [read_record(folder / name) for name in raw["folds"] if (folder / name / "recipe.yaml").is_file()]
-    pooled = _pooled(folder, raw, classes)
-    span = _span(raw)
-    done, planned = len(raw["scores"]), len(raw["folds"])
-    return {
+    recipe = Recipe.parse(raw.get("recipe"), source=str(folder / CROSSVAL))
+    names = [str(name) for name in raw["folds"]]
+    runs = {name: read_record(folder / name) for name in names if (folder / name / "recipe.yaml").is_file()}
+    pooled = _pooled(folder, result, recipe)
+    scored = [runs[fold.run] for fold in result.folds if fold.run in runs]
+    span = _span(result)
+    has_models = all((folder / name / MODEL).is_file() for name in names)
+    place = str(folder.resolve())
+    context = {
         "name": folder.resolve().name,
-        "summary": _summary(raw, runs),
-        "tiles": _tiles(raw),
-        "missing": [f"{done} of {planned} folds are done. The command that began it goes on."] * (done < planned),
-        "warnings": list(dict.fromkeys(text for texts in raw.get("warnings", []) for text in texts)),
+        "kind": "a cross-validation" if len(names) > 1 else "a training scored on one part held back",
+        "summary": _summary(result, sections.network_words(pooled)),
+        "tiles": _tiles(result),
+        "missing": _missing(result, names, runs),
+        "warnings": list(dict.fromkeys(str(text) for texts in raw.get("warnings") or [] for text in texts)),
         "columns": list(COLUMNS.values()),
-        "rows": _rows(raw, classes, span),
+        "rows": _rows(result, span),
         "span": f"{span[0]:g} to {span[1]:g}",
-        "names": classes.names,
-        "folds": raw["scores"],
-        "charts": _charts(runs),
-        "confusion": sections.confusion_table(pooled),
-        "pixels": sum(map(sum, raw["pooled"]["confusion"])),
-        "cases": sections.worst_cases(runs),
+        "names": result.classes.names,
+        "folds": [_fold_row(fold, runs) for fold in result.folds],
+        "report": shlex.join(["napari-strata", "report", f"{place}/{scored[0].path.name}"]) if scored else "",
+        "charts": _charts(list(runs.values())),
+        "confusion": sections.confusion_table(pooled) if result.pooled.counts.any() else [],
+        "cases": sections.worst_cases(scored),
         "swatches": [(name, sections.safe_color(color)) for name, color in pooled.classes.items()],
-        "note": raw["note"],
-        "repeat": Repeat.crossval(runs[0], planned, raw.get("group")) if runs else None,
-        "facts": _facts(folder, raw, runs),
-        "recipe_text": runs[0].recipe_text if runs else "",
+        "note": OPTIMISM,
+        "predict": shlex.join(["napari-strata", "predict", place, "IMAGE", "--out", "LABELS.tif"])
+        if has_models and len(names) > 1
+        else "",
+        "repeat": Repeat.crossval(next(iter(runs.values())), raw, recipe) if runs else None,
+        "facts": _facts(folder, result, raw, runs, recipe),
+        "recipe_text": dump_recipe(recipe),
     }
+    return html.render("crossval.html", **context)
 
 
-def _pooled(folder: Path, raw: dict[str, Any], classes: ClassMap) -> Record:
+def _pooled(folder: Path, result: CrossvalResult, recipe: Recipe) -> Record:
     """All held-out pixels of all folds, each once, as if of one evaluation."""
-    scores = sound_scores(raw["pooled"])
-    return Record(folder, False, "", raw["recipe"], {"classes": classes.table()}, (), (), ModelHeader(), scores)
+    facts = {"classes": result.classes.table()}
+    stored = recipe.model_dump(mode="json")
+    return Record(folder, False, "", stored, facts, (), (), ModelHeader(), result.pooled.as_dict())
 
 
-def _summary(raw: dict[str, Any], runs: Sequence[Record]) -> list[str]:
-    done = len(raw["scores"])
-    network = sections.network_words(runs[0]) if runs else "A network"
-    counted = f"{done} time{'' if done == 1 else 's'}"
-    out = [f"{network} was trained {counted}, each time on all but the fold that it is scored on."]
-    mean, std = raw["mean"], raw["std"]
-    if mean["mean_iou"] is not None:
+def _summary(result: CrossvalResult, network: str) -> list[str]:
+    done = len(result.folds)
+    if not done:
+        return [f"{network} is to be trained once for each fold; none is done yet."]
+    times = "once, on all but the part" if done == 1 else f"{done} times, each time on all but the fold"
+    out = [f"{network} was trained {times} that it is scored on."]
+    if not math.isnan(result.mean_iou):
+        spread = f", with a standard deviation of {result.mean_iou_std:.3f}" if done > 1 else ""
         out.append(
-            f"The mean intersection over union of the classes (mean IoU) of the folds is "
-            f"{figures.number(mean['mean_iou'])} on the mean{_deviation(std['mean_iou'])}."
+            f"The mean intersection over union of the classes (mean IoU) is {result.mean_iou:.3f}"
+            f"{' on average' if done > 1 else ''}{spread}."
         )
-    ranked = [(row["iou"], name) for name, row in mean["per_class"].items() if row["iou"] is not None]
-    if len(ranked) > 1:
-        (best, first), (worst, last) = max(ranked), min(ranked)
-        out.append(f"It tells {first} best (IoU {best:.3f}) and {last} least (IoU {worst:.3f}).")
-    return out
+    return [*out, *sections.extremes(dict(zip(result.classes.names, result.spread("iou")[0], strict=True)))]
 
 
-def _deviation(std: float | None) -> str:
-    return "" if std is None else f", with a standard deviation of {figures.number(std)}"
-
-
-def _tiles(raw: dict[str, Any]) -> list[tuple[str, str, str]]:
-    mean, std = raw["mean"], raw["std"]
+def _tiles(result: CrossvalResult) -> list[tuple[str, str, str]]:
+    what = "mean and standard deviation over the folds" if len(result.folds) > 1 else "of one fold"
     tiles = [
-        (figures.mean_std(mean[key], std[key]), name, "mean and standard deviation over the folds")
-        for key, name in (("mean_iou", "mean IoU"), ("mean_dice", "mean Dice"), ("pixel_accuracy", "pixel accuracy"))
+        (figures.mean_std(*result.spread("mean_iou")), "mean IoU", what),
+        (figures.mean_std(*result.spread("mean_dice")), "mean Dice", what),
+        (figures.share_std(*result.spread("pixel_accuracy")), "pixel accuracy", what),
     ]
-    pooled = raw["pooled"]["mean_iou"]
-    tiles.append((figures.number(pooled), "mean IoU, pooled", "of all held-out pixels counted together"))
+    if len(result.folds) > 1:
+        pooled = figures.number(result.pooled.mean_iou)
+        tiles.append((pooled, "mean IoU, pooled", "of all held-out pixels counted together"))
     return [tile for tile in tiles if tile[0] != figures.NONE]
 
 
-def _rows(raw: dict[str, Any], classes: ClassMap, span: tuple[float, float]) -> list[Row]:
-    mean, std = raw["mean"], raw["std"]
+def _missing(result: CrossvalResult, names: Sequence[str], runs: Mapping[str, Record]) -> list[str]:
+    done, out = len(result.folds), []
+    if done < len(names):
+        out.append(f"{done} of {len(names)} folds are done. Give the same command again to go on.")
+    if gone := [fold.run for fold in result.folds if fold.run not in runs]:
+        out.append(f"The folders {', '.join(gone)} are not here: no curves, pictures or model of these folds.")
+    return out
 
-    def strip(values: list[float | None], name: str) -> Markup:
-        named = zip((fold["run"] for fold in raw["scores"]), map(sections.or_nan, values), strict=True)
+
+def _rows(result: CrossvalResult, span: tuple[float, float]) -> list[Row]:
+    spreads, folds = [result.spread(key) for key in COLUMNS], result.folds
+
+    def strip(values: Sequence[float], name: str) -> Markup:
+        named = zip((fold.run for fold in folds), values, strict=True)
         return draw_strip(list(named), span=span, label=f"IoU of {name} in each fold")
 
     out = []
-    for name, color in zip(classes.names, classes.colors, strict=True):
-        scores = tuple(figures.mean_std(mean["per_class"][name][key], std["per_class"][name][key]) for key in COLUMNS)
-        values = [fold["per_class"][name]["iou"] for fold in raw["scores"]]
-        out.append(Row(name, sections.safe_color(color), scores, strip(values, name)))
-    overall = tuple(figures.mean_std(mean[key], std[key]) for key in ("mean_iou", "mean_dice"))
-    values = [fold["mean_iou"] for fold in raw["scores"]]
+    for k, (name, color) in enumerate(zip(result.classes.names, result.classes.colors, strict=True)):
+        scores = tuple(figures.mean_std(mean[k], std[k]) for mean, std in spreads)
+        values = [float(fold.confusion.iou[k]) for fold in folds]
+        known = int(np.isfinite(values).sum())
+        note = f"in {known} of {len(folds)} folds" if known < len(folds) else ""
+        out.append(Row(name, sections.safe_color(color), scores, strip(values, name), note))
+    overall = tuple(figures.mean_std(*result.spread(key)) for key in ("mean_iou", "mean_dice"))
+    values = [fold.confusion.mean_iou for fold in folds]
     return [*out, Row("mean of the classes", "", (*overall, "", ""), strip(values, "all classes"))]
 
 
-def _span(raw: dict[str, Any]) -> tuple[float, float]:
+def _fold_row(fold: FoldScore, runs: Mapping[str, Record]) -> FoldRow:
+    # Early stopping may have ended it before the epochs that were asked for.
+    trained = len(runs[fold.run].epochs) if fold.run in runs else fold.epochs
+    kept = f"{fold.best_epoch} of {trained}"
+    ious = tuple(map(float, fold.confusion.iou))
+    return FoldRow(fold.run, fold.held_out, fold.confusion.mean_iou, ious, kept, fold.seconds)
+
+
+def _span(result: CrossvalResult) -> tuple[float, float]:
     """Round numbers that enclose every IoU."""
-    found = [row["iou"] for fold in raw["scores"] for row in fold["per_class"].values() if row["iou"] is not None]
+    found = [float(value) for fold in result.folds for value in fold.confusion.iou if math.isfinite(value)]
     if not found:
         return 0.0, 1.0
     ticks = nice_ticks(min(found), max(found))
@@ -144,10 +178,8 @@ def _charts(runs: Sequence[Record]) -> list[sections.Chart]:
     """A line a fold."""
     colors = default_colors(len(runs))
     out = []
-    for title, key in (
-        ("Mean IoU on the fold held back", "mean_iou"),
-        ("Loss on the fold held back", "validation_loss"),
-    ):
+    keys = {"Mean IoU on the fold held back": "mean_iou", "Loss on the fold held back": "validation_loss"}
+    for title, key in keys.items():
         lines = [
             Line(run.path.name, [(end.epoch, float(getattr(end, key))) for end in run.epochs], sections.visible(color))
             for run, color in zip(runs, colors, strict=True)
@@ -158,17 +190,17 @@ def _charts(runs: Sequence[Record]) -> list[sections.Chart]:
     return out
 
 
-def _facts(folder: Path, raw: dict[str, Any], runs: Sequence[Record]) -> list[tuple[str, str]]:
-    seconds = math.fsum(fold["seconds"] for fold in raw["scores"])
-    started = next((run.started for run in runs if run.started), None)
+def _facts(
+    folder: Path, result: CrossvalResult, raw: Mapping[str, Any], runs: Mapping[str, Record], recipe: Recipe
+) -> list[tuple[str, str]]:
+    started = next((run.started for run in runs.values() if run.started), None)
     rows = {
-        "Recipe": str(raw["recipe"].get("name", "")),
-        "Network": sections.network_words(runs[0]) if runs else "",
+        "Recipe": recipe.name,
         "Parameters": f"{started.parameters:,}" if started else "",
         "Device": f"{started.device}, {started.precision}" if started else "",
         "Specimens": f"told apart by {group}" if (group := raw.get("group")) else "",
-        "Time": f"{figures.duration(seconds)} for {len(raw['scores'])} trainings" if seconds else "",
-        "Data fingerprints": ", ".join(map(str, raw["fingerprints"])),
+        "Time": f"{figures.duration(result.seconds)} of training" if result.seconds else "",
+        "Data fingerprints": ", ".join(map(str, raw.get("fingerprints") or [])),
         "Folder": str(folder.resolve()),
     }
     return [(name, value) for name, value in rows.items() if value]

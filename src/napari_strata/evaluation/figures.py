@@ -15,15 +15,22 @@ def number(value: float | None) -> str:
     return NONE if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def mean_std(mean: float | None, std: float | None) -> str:
-    """``0.742 ± 0.031``; a dash where there is no mean."""
-    known = mean is not None and std is not None
+def mean_std(mean: float, std: float) -> str:
+    """``0.742 ± 0.031``; a dash where there is no mean, and no spread where that is NaN."""
+    known = not math.isnan(mean) and not math.isnan(std)
     return number(mean) + (f" \N{PLUS-MINUS SIGN} {std:.3f}" if known else "")
 
 
 def share(value: float | None) -> str:
     """A share as percent; a dash where there is none."""
     return NONE if value is None or math.isnan(value) else percent(value)
+
+
+def share_std(mean: float, std: float) -> str:
+    """``84.3 ± 3.6 %``; a dash where there is no mean, and no spread where that is NaN."""
+    if math.isnan(mean) or math.isnan(std):
+        return share(mean)
+    return f"{100 * mean:.1f} \N{PLUS-MINUS SIGN} {100 * std:.1f} %"
 
 
 def duration(seconds: float) -> str:

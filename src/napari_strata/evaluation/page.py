@@ -1,4 +1,4 @@
-"""Page: a run as one HTML file that opens anywhere, without a network and without torch."""
+"""Page: a run, an evaluation, a cross-validation or a search as one HTML file; made without torch."""
 
 from __future__ import annotations
 
@@ -82,10 +82,7 @@ def summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
         out.append(
             f"Its best mean IoU on images held back from training was {best.mean_iou:.3f}, in epoch {best.epoch}."
         )
-    ranked = [row for row in (scores.rows if scores else []) if row.iou is not None]
-    if len(ranked) > 1:
-        first, last = (pick(ranked, key=lambda row: row.iou or 0.0) for pick in (max, min))
-        out.append(f"It tells {first.name} best (IoU {first.iou:.3f}) and {last.name} least (IoU {last.iou:.3f}).")
+    out += sections.extremes({row.name: row.iou for row in scores.rows} if scores else {})
     found = sections.calibration(record)
     if found is not None and found.after is not None:
         out.append(f"Its probabilities are off by {percent(found.after)} on average.")

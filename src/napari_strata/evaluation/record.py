@@ -137,7 +137,7 @@ def read_record(path: str | Path) -> Record:
         events=tuple(_events(place / "events.jsonl")),
         rows=tuple(csv.DictReader(_text(place / "metrics.csv").splitlines())) if is_run else (),
         header=read_header(place / MODEL),
-        scores=sound_scores(_json((place / SCORES if is_run else place) / "metrics.json")),
+        scores=_sound(_json((place / SCORES if is_run else place) / "metrics.json")),
     )
 
 
@@ -155,7 +155,7 @@ def read_header(file: Path) -> ModelHeader:
         return ModelHeader()
 
 
-def sound_scores(scores: dict[str, Any]) -> dict[str, Any]:
+def _sound(scores: dict[str, Any]) -> dict[str, Any]:
     """Scores whose table and matrix fit each other; empty when they do not, as of a file of something else."""
     table, counts = scores.get("per_class"), scores.get("confusion")
     if not isinstance(table, dict) or not isinstance(counts, list) or len(table) != len(counts):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from napari_strata.errors import RunError
+from napari_strata.errors import StrataError
 from napari_strata.evaluation import figures, html
+from napari_strata.evaluation.record import MODEL, read_record
+from napari_strata.evaluation.trials import Score, Trial, TuneResult
 from napari_strata.files import TRIALS, read_study
+from napari_strata.recipe import Recipe, differences
+from napari_strata.recipes import dump_recipe
+
+RETRAINED = ("name", "description", "training.validation", "training.early_stopping", "training.epochs")
+"""What may differ between the best recipe and the one that was trained on all data."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +29,11 @@ class Cell:
     words: bool = False
 
     @classmethod
-    def number(cls, value: float | None, text: str = "") -> Cell:
+    def number(cls, value: float, text: str = "") -> Cell:
         """A number, shown as `text` or with three digits."""
-        return cls(figures.NONE, "") if value is None else cls(text or figures.number(value), f"{value:.6g}")
+        if math.isnan(value):
+            return cls(figures.NONE, "")
+        return cls(text or figures.number(value), f"{value:.6g}")
 
 
 def render(folder: Path) -> str:
@@ -35,76 +44,97 @@ def render(folder: Path) -> str:
     RunError
         when ``trials.json`` is damaged.
     """
-    raw = read_study(folder / TRIALS)
-    try:
-        return html.render("search.html", **_context(folder, raw))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{folder / TRIALS}: cannot be read ({error}); move it away and begin anew.") from None
-
-
-def _context(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    trials, names = raw["trials"], raw["class_names"]
-    keys = list(dict.fromkeys(key for trial in trials for key in trial["values"]))
-    best = next((trial for trial in trials if _latest(trial)[1].get("mean_iou") is not None), None)
-    model = (folder / "final" / "model.safetensors").is_file()
-    folds = raw["folds"]
-    waiting = sum(trial["state"] == "waiting" for trial in trials)
-    missing = [f"{waiting} of {len(trials)} trials have not been tried yet. The command that began it goes on."]
-    return {
-        "name": folder.resolve().name,
-        "summary": _summary(trials, best),
-        "missing": missing if waiting else [],
+    result, raw = TuneResult.load(folder), read_study(folder / TRIALS)
+    keys = list(dict.fromkeys(key for trial in result.trials for key in trial.values))
+    best = next((trial for trial in result.trials if not math.isnan(_score(result, trial).mean_iou)), None)
+    model = best is not None and _is_model_of(folder / "final", best.recipe)
+    folds, place = len(result.splits), folder.resolve()
+    context = {
+        "name": place.name,
+        "summary": _summary(result, best),
+        "missing": _missing(result),
         "judged": f"cross-validated in {folds} folds" if folds > 1 else "scored on one part held back",
-        "heads": ["Rank", *_short(keys), "mean IoU", *names, "Epochs", "Time", "State"],
-        "rows": [_row(trial, keys, len(names)) for trial in trials],
-        "best": _after(folder, model=model) if best else "",
-        "model": model,
+        "heads": ["Rank", *_short(keys), "mean IoU", *result.class_names, "Epochs", "Time", "State"],
+        "rows": [_row(result, rank, trial, keys) for rank, trial in enumerate(result.trials, 1)],
+        "best": _after(folder, best, model=model) if best and result.is_finished else "",
+        "predict": shlex.join(["napari-strata", "predict", str(place / "final"), "IMAGE", "--out", "LABELS.tif"])
+        if model
+        else "",
+        "splits": result.splits,
         "facts": _facts(folder, raw),
-        "recipe_text": yaml.safe_dump(best["recipe"], sort_keys=False, allow_unicode=True) if best else "",
+        "recipe_text": dump_recipe(best.recipe) if best else "",
     }
+    return html.render("search.html", **context)
 
 
-def _row(trial: dict[str, Any], keys: list[str], classes: int) -> list[Cell]:
-    epochs, score = _latest(trial)
-    values = [str(trial["values"].get(key, "")) for key in keys]
-    each = score.get("class_iou") or [None] * classes
-    seconds = score.get("seconds")
-    state = str(trial["state"]).split(" after ")[0]  # the column before says how many epochs
+def _score(result: TuneResult, trial: Trial) -> Score:
+    return result.latest(trial)[1] or Score()
+
+
+def _row(result: TuneResult, rank: int, trial: Trial, keys: list[str]) -> list[Cell]:
+    epochs, score = result.latest(trial)[0], _score(result, trial)
+    values = [str(trial.values.get(key, "")) for key in keys]
+    each = score.class_iou or (math.nan,) * len(result.class_names)
+    state = result.state(trial)
+    if state.startswith(("given up", "at epoch")):
+        state = "given up" if state.startswith("given up") else "goes on"  # the column before says how far it came
     return [
-        Cell.number(trial["rank"], str(trial["rank"])),
+        Cell.number(rank, str(rank)),
         *(Cell(text, text) for text in values),
-        Cell.number(score.get("mean_iou"), figures.mean_std(score.get("mean_iou"), score.get("mean_iou_std"))),
+        Cell.number(score.mean_iou, figures.mean_std(score.mean_iou, score.mean_iou_std)),
         *map(Cell.number, each),
         Cell.number(epochs, str(epochs)),
-        Cell.number(seconds, figures.duration(seconds or 0.0)),
+        Cell.number(score.seconds, figures.duration(score.seconds)),
         Cell(state, state, words=True),
     ]
 
 
-def _latest(trial: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Epochs and the score after them; 0 and nothing without one."""
-    known = {int(epochs): score for epochs, score in trial["epochs"].items()}
-    last = max(known, default=0)
-    return last, known.get(last, {})
-
-
-def _summary(trials: list[dict[str, Any]], best: dict[str, Any] | None) -> list[str]:
-    tried = sum(bool(trial["epochs"]) for trial in trials)
-    out = [f"{tried} of {len(trials)} combinations of settings {'was' if tried == 1 else 'were'} tried."]
+def _summary(result: TuneResult, best: Trial | None) -> list[str]:
+    count = len(result.trials)
+    tried = sum(bool(result.scores.get(trial.name)) for trial in result.trials)
+    out = [f"{tried} of {count} combinations of settings {'was' if tried == 1 else 'were'} tried."]
     if best is not None:
-        score = _latest(best)[1]
-        values = ", ".join(f"{key} = {value}" for key, value in best["values"].items())
+        score = _score(result, best)
+        values = ", ".join(f"{key} = {value}" for key, value in best.values.items())
         out.append(
-            f"The best is {values or best['name']}, with a mean IoU of "
-            f"{figures.mean_std(score['mean_iou'], score['mean_iou_std'])} on what was held back."
+            f"The best {'is' if result.is_finished else 'so far is'} {values or best.name}, with a mean IoU of "
+            f"{figures.mean_std(score.mean_iou, score.mean_iou_std)} on what was held back."
         )
     return out
 
 
-def _after(folder: Path, *, model: bool) -> str:
-    place = " and in best.yaml" if (folder / "best.yaml").is_file() else ""
+def _missing(result: TuneResult) -> list[str]:
+    if result.is_finished:
+        return []
+    states = [result.state(trial) for trial in result.trials]
+    waiting, halfway = states.count("waiting"), sum(state.startswith("at epoch") for state in states)
+    out = [f"{waiting} of {len(states)} combinations have not been tried yet."] if waiting else []
+    out += [f"{halfway} may go on in the next round."] if halfway else []
+    return [*out, "Give the same command again to go on."]
+
+
+def _after(folder: Path, best: Trial, *, model: bool) -> str:
+    """Where the best recipe is, and the network that was trained with it on all data."""
+    try:
+        stored = (folder / "best.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        stored = ""
+    place = " and in best.yaml" if stored == dump_recipe(best.recipe) else ""
     again = " It was trained once more, on all the data: the model is in the folder final." if model else ""
     return f"Its recipe is below{place}.{again}"
+
+
+def _is_model_of(final: Path, recipe: Recipe) -> bool:
+    """Whether a run is that of a recipe on all data, and complete: an earlier search may have left another one."""
+    if not (final / MODEL).is_file() or not (final / "recipe.yaml").is_file():
+        return False
+    record = read_record(final)
+    try:
+        changed = differences(recipe, Recipe.parse(record.recipe))
+    except StrataError:
+        return False
+    ended = record.ended is not None and record.ended.reason != "stopped"
+    return ended and set(changed) <= set(RETRAINED)
 
 
 def _short(keys: list[str]) -> list[str]:
@@ -115,8 +145,7 @@ def _short(keys: list[str]) -> list[str]:
 
 def _facts(folder: Path, raw: dict[str, Any]) -> list[tuple[str, str]]:
     rows = {
-        "Split": "; ".join(map(str, raw.get("splits", []))),
-        "Data fingerprints": ", ".join(map(str, raw["fingerprints"])),
+        "Data fingerprints": ", ".join(map(str, raw.get("fingerprints") or [])),
         "Folder": str(folder.resolve()),
     }
     return [(name, value) for name, value in rows.items() if value]

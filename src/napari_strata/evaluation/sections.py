@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,7 @@ def score_table(record: Record) -> ScoreTable | None:
     parts, epoch = scores.get("parts"), scores.get("epoch")
     of = f"of the best model (epoch {epoch}) on {count_parts(record, 'validation', parts)}" if parts else ""
     accuracy, iou = (scores.get(key) for key in ("pixel_accuracy", "mean_iou"))
-    return ScoreTable(rows, or_nan(iou), or_nan(accuracy), total, of or "on the images evaluated")
+    return ScoreTable(rows, _or_nan(iou), _or_nan(accuracy), total, of or "on the images evaluated")
 
 
 def _accuracy(counts: np.ndarray[Any, Any], number: int) -> float | None:
@@ -230,22 +230,22 @@ def cases(record: Record) -> list[Case]:
 
 
 def worst_cases(records: Sequence[Record]) -> list[Case]:
-    """Of each run the part that came out worst, the worst of all first."""
+    """Of each run the pictured part that came out worst, the worst of all first."""
     room, found = PICTURES // max(1, len(records)), []
     for record in records:
-        listed = [one for one in record.scores.get("pictures") or [] if str(one["file"]).startswith("worst")]
+        listed = sorted(record.scores.get("pictures") or [], key=lambda one: _last(one.get("mean_iou")))
         found += [replace(case, kind=f"in {record.path.name}") for case in _drawn(record, listed[:1], room)]
-    return sorted(found, key=lambda case: or_nan(case.mean_iou))
+    return sorted(found, key=lambda case: _last(case.mean_iou))
 
 
 def _drawn(record: Record, listed: Sequence[dict[str, Any]], room: int) -> list[Case]:
     """Those of the pictures listed that are there, in `room` bytes together."""
-    known = [one for one in listed if (record.overlays / str(one["file"])).is_file()]
+    known = [one for one in listed if one.get("file") and (record.overlays / str(one["file"])).is_file()]
     out = []
     for one in known:
         pictures = _shrunk(record.overlays / str(one["file"]), one.get("panels") or [], room // len(known))
         kind = str(one["file"]).split("_")[0] if "panels" in one else ""
-        out.append(Case(kind, str(one["name"]), one.get("mean_iou"), pictures))
+        out.append(Case(kind, str(one.get("name", one["file"])), one.get("mean_iou"), pictures))
     return [case for case in out if case.pictures]
 
 
@@ -285,13 +285,22 @@ def data(record: Record) -> dict[str, Any] | None:
 
 def count_parts(record: Record, kind: str, count: int) -> str:
     """``3 labelled planes``, or of a 3D network ``1 labelled block``: a volume or a part of one."""
-    noun = "block" if record.data.get("spec", {}).get("depth") else "plane"
+    noun = "block" if (record.data.get("spec") or {}).get("depth") else "plane"
     return f"{count} {kind} {noun}{'' if count == 1 else 's'}"
+
+
+def extremes(iou: Mapping[str, float | None]) -> list[str]:
+    """A sentence on the class that is told best and the one that is told least; none of fewer than two."""
+    known = {name: value for name, value in iou.items() if value is not None and not math.isnan(value)}
+    if len(known) < 2:
+        return []
+    best, worst = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
+    return [f"It tells {best} best (IoU {known[best]:.3f}) and {worst} least (IoU {known[worst]:.3f})."]
 
 
 def network_words(record: Record) -> str:
     """The network in words: ``A U-Net of widths 16, 32, 64``."""
-    network = record.data.get("spec", {}).get("network") or record.recipe.get("network") or {}
+    network = (record.data.get("spec") or {}).get("network") or record.recipe.get("network") or {}
     kind, widths = network.get("kind"), ", ".join(map(str, network.get("widths") or ()))
     if kind in ("unet", "unet3d"):
         return f"A {'3D ' if kind == 'unet3d' else ''}U-Net of widths {widths}"
@@ -317,7 +326,12 @@ def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def or_nan(value: float | None) -> float:
+def _last(value: float | None) -> float:
+    """A key that sorts what is not known behind the rest."""
+    return math.inf if value is None or math.isnan(value) else value
+
+
+def _or_nan(value: float | None) -> float:
     """None as NaN."""
     return math.nan if value is None else value
 

@@ -22,6 +22,7 @@ from napari_strata.classes import ClassMap
 from napari_strata.data.folds import fold_pairs
 from napari_strata.data.split import Split, distinct, split_pairs
 from napari_strata.errors import LabelError, RunError
+from napari_strata.evaluation.study import CrossvalResult, FoldScore
 from napari_strata.events import (
     CrossvalEnd,
     EpochEnd,
@@ -35,14 +36,13 @@ from napari_strata.events import (
 from napari_strata.files import CROSSVAL
 from napari_strata.image import AnnotatedImage
 from napari_strata.metrics import ConfusionMatrix
-from napari_strata.recipe import Recipe, Training
+from napari_strata.recipe import Recipe, Training, differences
 from napari_strata.recipes import load_recipe
 from napari_strata.run import RunFolder
 from napari_strata.spec import find_classes
 from napari_strata.training.final import FOLDER
 from napari_strata.training.loop import iter_job
-from napari_strata.training.plan import Job, axes_of, data_fingerprint, differences, plan_new
-from napari_strata.training.study import CrossvalResult, FoldScore
+from napari_strata.training.plan import Job, axes_of, data_fingerprint, plan_new
 
 Pairs = AnnotatedImage | Sequence[AnnotatedImage]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from napari_strata.errors import RecipeError
+from napari_strata.evaluation.trials import Trial
 from napari_strata.recipe import Recipe
 from napari_strata.recipes import load_recipe, parse_value
-from napari_strata.training.trials import Trial
 
 Grid: TypeAlias = Mapping[str, Sequence[Any]]
 """Dotted keys of a recipe (or ``recipe`` itself) and the values of each to try."""

@@ -16,7 +16,7 @@ from napari_strata.data.split import Split, given, split_pairs
 from napari_strata.errors import LabelError, RecipeError, RunError
 from napari_strata.events import Message
 from napari_strata.image import AnnotatedImage, as_pairs
-from napari_strata.recipe import Recipe
+from napari_strata.recipe import Recipe, differences
 from napari_strata.recipes import load_recipe
 from napari_strata.run import RunFolder
 from napari_strata.spec import ModelSpec, find_classes, resolve
@@ -245,19 +245,6 @@ def data_fingerprint(split: Split, pairs: Sequence[AnnotatedImage], classes: Cla
         for part, counts in zip(parts, counts_of(parts, classes), strict=True):
             state.update(repr((dict(part.index), *part.box, counts.tolist())).encode())
     return state.hexdigest()[:16]
-
-
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Dotted keys, to the second level, at which two recipes differ."""
-    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    found = []
-    for section, value in after.items():
-        if not isinstance(value, dict):
-            found += [section] if value != before[section] else []
-            continue
-        keys = sorted(value.keys() | before[section].keys())
-        found += [f"{section}.{key}" for key in keys if value.get(key) != before[section].get(key)]
-    return found
 
 
 def _recognise(

@@ -23,18 +23,18 @@ import torch
 
 from napari_strata import files
 from napari_strata.classes import ClassMap
-from napari_strata.errors import RecipeError, StrataError, TrainingError
+from napari_strata.errors import RecipeError, RunError, StrataError, TrainingError
+from napari_strata.evaluation.study import CrossvalResult
+from napari_strata.evaluation.trials import Score, Trial, TuneResult, epochs_of, in_order
 from napari_strata.events import Event, Message, TrialEnd, TrialStarted, TuneEnd
-from napari_strata.files import TRIALS
+from napari_strata.files import TRIALS, read_study
 from napari_strata.networks import build_network
-from napari_strata.recipe import Recipe
+from napari_strata.recipe import Recipe, differences
 from napari_strata.recipes import dump_recipe, load_recipe
 from napari_strata.run import RunFolder
 from napari_strata.training.crossval import Crossval, Pairs, Study, check_same, train_on, unsaid
 from napari_strata.training.grid import Grid, build_trials, in_words
 from napari_strata.training.plan import axes_of, plan_new
-from napari_strata.training.study import CrossvalResult
-from napari_strata.training.trials import Score, Trial, TuneResult, in_order, read_scores
 
 
 def tune(
@@ -161,7 +161,7 @@ class Search:
             raise RecipeError("training.epochs cannot be in a grid with halving, which sets it; leave out one of both.")
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             rounds = self.rounds() if self.options.halving else []
-            self.scores = read_scores(self.out, self.trials, self.study.fingerprints, rounds=rounds)
+            self.scores = _read_scores(self.out, self.trials, self.study.fingerprints, rounds=rounds)
 
     def rounds(self) -> list[tuple[int, int]]:
         """How many trials train in each round, and the divisor of their epochs: ``[(9, 9), (3, 3), (1, 1)]``."""
@@ -178,7 +178,7 @@ class Search:
         yield Message(self._plan_in_words())
         alive = self.trials
         for count, divisor in self.rounds():
-            epochs = {trial.name: _epochs(trial, divisor) for trial in alive[:count]}
+            epochs = {trial.name: epochs_of(trial, divisor) for trial in alive[:count]}
             for number, trial in enumerate(alive[:count], 1):
                 place = number, count, trial.name
                 yield TrialStarted(*place, epochs[trial.name], len(self.study.splits))
@@ -242,7 +242,7 @@ class Search:
             return f"{len(self.trials)} trials, {each}"
         steps: list[str] = []
         for count, divisor in self.rounds():
-            epochs = sorted({_epochs(trial, divisor) for trial in self.trials})
+            epochs = sorted({epochs_of(trial, divisor) for trial in self.trials})
             who = f"all {count}" if not steps else "the best" if count == 1 else f"the best {count}"
             steps.append(f"{who} to epoch {' or '.join(map(str, epochs))}")
         return f"successive halving, {each}: train {', '.join(steps)}"
@@ -253,13 +253,20 @@ class Search:
 
     def _save(self) -> None:
         """``trials.csv`` and ``trials.json``, best first."""
-        result = TuneResult(self.out, tuple(in_order(self.trials, self.scores)), self.scores, self.study.classes.names)
+        result = TuneResult(
+            self.out,
+            tuple(in_order(self.trials, self.scores)),
+            self.scores,
+            self.study.classes.names,
+            rounds=tuple(self.rounds()) if self.options.halving else (),
+            splits=tuple(split.text for split in self.study.splits),
+        )
         record = {
             "format": files.FORMATS[TRIALS],
             "folds": len(self.study.splits),
             "fingerprints": self.study.fingerprints,
-            "rounds": [list(one) for one in self.rounds()] if self.options.halving else [],
-            "splits": [split.text for split in self.study.splits],
+            "rounds": [list(one) for one in result.rounds],
+            "splits": list(result.splits),
             "class_names": list(self.study.classes.names),
             "trials": result.rows(),
         }
@@ -267,6 +274,32 @@ class Search:
         files.write_text(self.out / TRIALS, json.dumps(record, indent=2) + "\n")
 
 
-def _epochs(trial: Trial, divisor: int) -> int:
-    """Of one round: a share of those that its recipe has, at least one."""
-    return math.ceil(trial.recipe.training.epochs / divisor)
+def _read_scores(
+    out: Path, trials: Sequence[Trial], fingerprints: Sequence[str], *, rounds: Sequence[tuple[int, int]]
+) -> dict[str, dict[int, Score]]:
+    """What an earlier search in `out` found of these trials. `rounds` are those of successive halving, if any.
+
+    Raises
+    ------
+    RunError
+        when `out` holds something else, or a search on other data, in other rounds or with other recipes.
+    """
+    if not (out / TRIALS).is_file():
+        raise RunError(f"{out}: found something here that is no search; choose another --out.")
+    record = read_study(out / TRIALS)
+    if record.get("fingerprints") != list(fingerprints):
+        raise RunError(
+            f"{out}: was begun with other images, labels or folds; give the same again, or choose another --out."
+        )
+    if record.get("rounds") != [list(one) for one in rounds]:
+        raise RunError(f"{out}: was begun with another --halving, or another number of trials; choose another --out.")
+    before = TuneResult.load(out)
+    recipes = {trial.name: trial.recipe for trial in before.trials}
+    for trial in trials:
+        keys = differences(recipes.get(trial.name, trial.recipe), trial.recipe)
+        if wrong := [key for key in keys if key not in ("name", "description")]:
+            raise RunError(
+                f"{out}: trial {trial.name} was begun with other values of {', '.join(wrong)}; choose another --out."
+            )
+    known = {trial.name for trial in trials}
+    return {name: dict(found) for name, found in before.scores.items() if name in known}

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from napari_strata.errors import RunError
+from napari_strata.evaluation.study import CrossvalResult, as_csv, columns, mean_std, number
 from napari_strata.files import TRIALS, read_study
 from napari_strata.metrics import none_if_nan
 from napari_strata.recipe import Recipe
-from napari_strata.training.plan import differences
-from napari_strata.training.study import CrossvalResult, as_csv, columns, mean_std, number
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +69,22 @@ Scores = Mapping[str, Mapping[int, Score]]
 
 @dataclass(frozen=True, eq=False)
 class TuneResult:
-    """Trials, best first: those that trained longest before those that were given up, then by mean IoU."""
+    """Trials, best first: those that trained longest before those that were given up, then by mean IoU.
+
+    Parameters
+    ----------
+    rounds
+        of successive halving: how many trials train in each, and the divisor of their epochs; empty without it.
+    splits
+        what each fold holds back, in words.
+    """
 
     out: Path
     trials: tuple[Trial, ...]
     scores: Scores
     class_names: tuple[str, ...]
+    rounds: tuple[tuple[int, int], ...] = ()
+    splits: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, out: str | Path) -> TuneResult:
@@ -86,7 +95,8 @@ class TuneResult:
             rows = list(raw["trials"])
             trials = tuple(Trial(row["name"], row["values"], Recipe.parse(row["recipe"])) for row in rows)
             scores = {row["name"]: {int(k): Score.from_dict(v) for k, v in row["epochs"].items()} for row in rows}
-            return cls(place, trials, scores, tuple(raw["class_names"]))
+            rounds = tuple((int(count), int(divisor)) for count, divisor in raw["rounds"])
+            return cls(place, trials, scores, tuple(raw["class_names"]), rounds, tuple(map(str, raw["splits"])))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{place / TRIALS}: cannot be read ({error}); move it away and begin anew.") from None
 
@@ -115,19 +125,42 @@ class TuneResult:
         ]
 
     def state(self, trial: Trial) -> str:
-        """``finished``, ``given up after epoch 3``, ``failed: ...`` or ``waiting``."""
-        epochs, score = _latest(trial, self.scores)
+        """``finished``, ``given up after epoch 3``, ``at epoch 3``, ``failed: ...`` or ``waiting``."""
+        epochs, score = self.latest(trial)
         if score is None:
             return "waiting"
         if score.text:
             return f"failed: {score.text}"
-        return "finished" if epochs >= trial.recipe.training.epochs else f"given up after epoch {epochs}"
+        if epochs >= trial.recipe.training.epochs:
+            return "finished"
+        return f"given up after epoch {epochs}" if trial.name in self._given_up() else f"at epoch {epochs}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no trial is to be trained any more; the best may still be, on all data."""
+        return not any(self.state(trial).startswith(("waiting", "at epoch")) for trial in self.trials)
+
+    def latest(self, trial: Trial) -> tuple[int, Score | None]:
+        """Epochs and the score after them; without a score 0 and None."""
+        return _latest(trial, self.scores)
+
+    def _given_up(self) -> set[str]:
+        """Trials that a round of successive halving left behind; of a round under way nobody knows yet."""
+        alive, out = list(self.trials), set()
+        for count, divisor in self.rounds:
+            out |= {trial.name for trial in alive[count:]}
+            epochs = {trial.name: epochs_of(trial, divisor) for trial in alive[:count]}
+            if any(after not in self.scores.get(name, {}) for name, after in epochs.items()):
+                break
+            now = {name: {after: self.scores[name][after]} for name, after in epochs.items()}
+            alive = in_order(alive[:count], now)
+        return out
 
     def csv(self) -> str:
         """A row a trial, best first."""
         rows = []
         for rank, trial in enumerate(self.trials, 1):
-            epochs, found = _latest(trial, self.scores)
+            epochs, found = self.latest(trial)
             score = found or Score()
             row: dict[str, Any] = {"rank": rank, "trial": trial.name, **{k: str(v) for k, v in trial.values.items()}}
             row |= {"mean_iou": number(score.mean_iou), "mean_iou_std": number(score.mean_iou_std)}
@@ -141,7 +174,7 @@ class TuneResult:
         """For people: rank, trial, scores, seconds, state."""
         rows = [["trial", "rank", "mean IoU", *self.class_names, "seconds", "state"]]
         for rank, trial in enumerate(self.trials, 1):
-            score = _latest(trial, self.scores)[1] or Score()
+            score = self.latest(trial)[1] or Score()
             each = [mean_std(value, math.nan) for value in score.class_iou] or ["-"] * len(self.class_names)
             overall = mean_std(score.mean_iou, score.mean_iou_std)
             rows.append([trial.name, str(rank), overall, *each, f"{score.seconds:.0f}", self.state(trial)])
@@ -160,37 +193,6 @@ def in_order(trials: Sequence[Trial], scores: Scores) -> list[Trial]:
     return sorted(trials, key=key, reverse=True)
 
 
-def read_scores(
-    out: Path, trials: Sequence[Trial], fingerprints: Sequence[str], *, rounds: Sequence[tuple[int, int]]
-) -> dict[str, dict[int, Score]]:
-    """What an earlier search in `out` found of these trials. `rounds` are those of successive halving, if any.
-
-    Raises
-    ------
-    RunError
-        when `out` holds something else, or a search on other data, in other rounds or with other recipes.
-    """
-    if not (out / TRIALS).is_file():
-        raise RunError(f"{out}: found something here that is no search; choose another --out.")
-    record = read_study(out / TRIALS)
-    if record.get("fingerprints") != list(fingerprints):
-        raise RunError(
-            f"{out}: was begun with other images, labels or folds; give the same again, or choose another --out."
-        )
-    if record.get("rounds") != [list(one) for one in rounds]:
-        raise RunError(f"{out}: was begun with another --halving, or another number of trials; choose another --out.")
-    before = TuneResult.load(out)
-    recipes = {trial.name: trial.recipe for trial in before.trials}
-    for trial in trials:
-        keys = differences(recipes.get(trial.name, trial.recipe), trial.recipe)
-        if wrong := [key for key in keys if key not in ("name", "description")]:
-            raise RunError(
-                f"{out}: trial {trial.name} was begun with other values of {', '.join(wrong)}; choose another --out."
-            )
-    known = {trial.name for trial in trials}
-    return {name: dict(found) for name, found in before.scores.items() if name in known}
-
-
 def _latest(trial: Trial, scores: Scores) -> tuple[int, Score | None]:
     """Epochs and the score after them; without a score 0 and None."""
     known = scores.get(trial.name, {})
@@ -200,3 +202,8 @@ def _latest(trial: Trial, scores: Scores) -> tuple[int, Score | None]:
 
 def _float(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def epochs_of(trial: Trial, divisor: int) -> int:
+    """Epochs of one round of successive halving: a share of those that the trial's recipe has, at least one."""
+    return math.ceil(trial.recipe.training.epochs / divisor)
