@@ -14,7 +14,8 @@ WIDGETS = "tests/widgets"
 BOUND = 90
 """Percent of the lines that the tests must run through."""
 TWICE = ["-n", "2"]
-"""The docks' tests wait for windows and processes most of the time: two at once take half as long."""
+"""Tests compute with one thread each and wait for processes and windows besides: two at once take little more than half
+as long."""
 NOTHING = 5
 """pytest's status when no test was chosen."""
 
@@ -29,7 +30,7 @@ def commands(words: list[str]) -> list[list[str]]:
         return [rest + half for half in (engine, docks) if half]
     if words:
         return [rest, [*rest, WIDGETS]]
-    first = ["--cov", "--cov-report="]
+    first = [*TWICE, "--cov", "--cov-report="]
     return [first, [*TWICE, "--cov", "--cov-append", "--cov-report=term", f"--cov-fail-under={BOUND}", WIDGETS]]
 
 

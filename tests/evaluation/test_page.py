@@ -242,7 +242,7 @@ def test_many_large_pictures_fit(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     (tmp_path / "overlays").mkdir()
     for number in range(MOST):
-        picture = noise.integers(0, 255, (700, 2000, 3), np.uint8)
+        picture = noise.integers(0, 255, (350, 1000, 3), np.uint8)
         PIL.Image.fromarray(picture).save(tmp_path / "overlays" / f"{number}.png", compress_level=1)
     (tmp_path / "metrics.json").write_text('{"per_class": {}, "confusion": []}')
     _, read = page(tmp_path)
