@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from napari_strata.errors import StrataError as StrataError
     from napari_strata.evaluation.evaluate import evaluate as evaluate
     from napari_strata.evaluation.evaluate import score_labels as score_labels
-    from napari_strata.evaluation.page import write_page as write_page
     from napari_strata.image import AnnotatedImage as AnnotatedImage
     from napari_strata.image import Image as Image
     from napari_strata.image import LabelImage as LabelImage
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from napari_strata.networks import build_network as build_network
     from napari_strata.objects.pieces import find_objects as find_objects
     from napari_strata.objects.table import region_table as region_table
+    from napari_strata.pages.write import write_page as write_page
     from napari_strata.recipe import Recipe as Recipe
     from napari_strata.recipes import list_recipes as list_recipes
     from napari_strata.recipes import load_recipe as load_recipe
@@ -81,7 +81,7 @@ _HOMES = {
     "train": "training.loop",
     "tune": "training.tune",
     "write_labels": "io",
-    "write_page": "evaluation.page",
+    "write_page": "pages.write",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -16,13 +16,13 @@ from napari_strata.data.parts import whole
 from napari_strata.device import Precision
 from napari_strata.errors import ImageError
 from napari_strata.evaluation.evaluate import evaluate, iter_evaluate
-from napari_strata.evaluation.page import write_page
 from napari_strata.events import EpochEnd, Message, RegionEnd
 from napari_strata.image import AnnotatedImage, Image
 from napari_strata.inference.predict import predict
 from napari_strata.inference.predictor import Predictor
 from napari_strata.metrics import ConfusionMatrix
 from napari_strata.model import Model
+from napari_strata.pages.write import write_page
 from napari_strata.recipe import Recipe
 from napari_strata.spec import resolve
 from napari_strata.training import validation

@@ -227,7 +227,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file to write; report.html in RUN when left out.")] = None,
 ) -> None:
     """Write one HTML page: curves, scores, confusion, confidence, pictures; folds or trials; it opens offline."""
-    from napari_strata.evaluation.page import write_page
+    from napari_strata.pages.write import write_page
 
     print(write_page(run, out))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_strata.errors import StrataError
-from napari_strata.evaluation.record import Record
+from napari_strata.pages.record import Record
 from napari_strata.recipe import Recipe, differences
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image as Pillow
 
-from napari_strata.evaluation.charts import Line, draw_lines, draw_reliability
-from napari_strata.evaluation.record import Record
+from napari_strata.pages.charts import Line, draw_lines, draw_reliability
+from napari_strata.pages.record import Record
 
 PICTURES = 1_400_000
 """Bytes that all pictures of a page take together, about; half as much again as text."""

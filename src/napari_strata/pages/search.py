@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from napari_strata.errors import StrataError
-from napari_strata.evaluation import figures, html
-from napari_strata.evaluation.record import MODEL, read_record
 from napari_strata.evaluation.trials import Score, Trial, TuneResult
 from napari_strata.files import TRIALS, read_study
+from napari_strata.pages import figures, html
+from napari_strata.pages.record import MODEL, read_record
 from napari_strata.recipe import Recipe, differences
 from napari_strata.recipes import dump_recipe
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from napari_strata.evaluation.charts import percent
+from napari_strata.pages.charts import percent
 
 NONE = "\N{EN DASH}"
 """Where there is no figure."""

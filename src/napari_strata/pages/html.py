@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from napari_strata import files
 from napari_strata.errors import RunError
-from napari_strata.evaluation import figures
+from napari_strata.pages import figures
 
 MARK = '<meta name="generator" content="napari-strata">'
 """What says that a page is ours and may be written anew."""
@@ -55,7 +55,7 @@ def _version() -> str:
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("napari_strata.evaluation"),
+        loader=jinja2.PackageLoader("napari_strata.pages"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -13,12 +13,12 @@ import numpy as np
 from markupsafe import Markup
 
 from napari_strata.classes import default_colors
-from napari_strata.evaluation import figures, html, sections
-from napari_strata.evaluation.charts import Line, draw_lines, draw_strip, nice_ticks
-from napari_strata.evaluation.command import Repeat
-from napari_strata.evaluation.record import MODEL, ModelHeader, Record, read_record
 from napari_strata.evaluation.study import OPTIMISM, CrossvalResult, FoldScore
 from napari_strata.files import CROSSVAL, read_study
+from napari_strata.pages import figures, html, sections
+from napari_strata.pages.charts import Line, draw_lines, draw_strip, nice_ticks
+from napari_strata.pages.command import Repeat
+from napari_strata.pages.record import MODEL, ModelHeader, Record, read_record
 from napari_strata.recipe import Recipe
 from napari_strata.recipes import dump_recipe
 

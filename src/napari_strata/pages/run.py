@@ -1,4 +1,4 @@
-"""Page: a run, an evaluation, a cross-validation or a search as one HTML file; made without torch."""
+"""The page of a run, or of an evaluation."""
 
 from __future__ import annotations
 
@@ -6,39 +6,13 @@ import math
 from datetime import datetime
 from pathlib import Path
 
-from napari_strata.evaluation import crossval_page, figures, html, search_page, sections
-from napari_strata.evaluation.charts import percent
-from napari_strata.evaluation.command import Repeat
-from napari_strata.evaluation.record import Record, read_record
-from napari_strata.files import CROSSVAL, TRIALS
-
-STUDIES = {CROSSVAL: crossval_page.render, TRIALS: search_page.render}
-"""Files that make a folder something else than a run, and what its page is."""
+from napari_strata.pages import figures, html, sections
+from napari_strata.pages.charts import percent
+from napari_strata.pages.command import Repeat
+from napari_strata.pages.record import Record, read_record
 
 
-def write_page(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write one self-contained HTML page about a run or a study, as far as it came, and return its path.
-
-    Parameters
-    ----------
-    run
-        a run folder, or that of a cross-validation or a search: finished, stopped or under way; or a folder that an
-        evaluation wrote.
-    out
-        the page; ``report.html`` in `run` when left out. A page written before is replaced.
-
-    Raises
-    ------
-    RunError
-        when `run` is none of these or damaged, `out` is a file of something else, or it cannot be written.
-    """
-    folder = Path(run).expanduser()
-    render = next((page for name, page in STUDIES.items() if (folder / name).is_file()), _render_run)
-    text = render(folder)
-    return html.write(folder / "report.html" if out is None else Path(out).expanduser(), text)
-
-
-def _render_run(folder: Path) -> str:
+def render(folder: Path) -> str:
     """The page of a run or an evaluation."""
     record = read_record(folder)
     scores = sections.score_table(record)

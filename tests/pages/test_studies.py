@@ -20,15 +20,15 @@ import pytest
 from helpers import easy_pair, tiny_recipe
 from napari_strata.classes import ClassMap
 from napari_strata.errors import RunError, StrataError
-from napari_strata.evaluation.charts import draw_strip
-from napari_strata.evaluation.page import write_page
 from napari_strata.evaluation.study import CrossvalResult
 from napari_strata.evaluation.trials import Score, TuneResult
 from napari_strata.events import FoldEnd
 from napari_strata.io import read_pairs, write_image, write_labels
+from napari_strata.pages.charts import draw_strip
+from napari_strata.pages.write import write_page
 from napari_strata.training.crossval import crossval, iter_crossval
 from napari_strata.training.tune import SearchOptions, tune
-from pages import EVIL, Reader
+from pages.reader import EVIL, Reader
 
 CLASSES = ClassMap(names=(EVIL, "ink"), values=(0, 255))
 RECIPE = tiny_recipe(training__epochs=2)
@@ -317,7 +317,7 @@ def test_a_file_that_lacks_something_is_told(
 
 
 def test_no_torch_is_needed(result: CrossvalResult, search: TuneResult, tmp_path: Path) -> None:
-    code = "import sys; from napari_strata.evaluation.page import write_page\n"
+    code = "import sys; from napari_strata.pages.write import write_page\n"
     for folder in (result.out, search.out):
         code += f"write_page({str(folder)!r}, {str(tmp_path / folder.name)!r} + '.html')\n"
     code += "print('torch' in sys.modules)"

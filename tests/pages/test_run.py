@@ -22,18 +22,18 @@ import pytest
 from helpers import easy_pair, tiny_model, tiny_recipe
 from napari_strata.classes import ClassMap
 from napari_strata.errors import RunError
-from napari_strata.evaluation.charts import Line, draw_lines, nice_ticks
 from napari_strata.evaluation.evaluate import evaluate
-from napari_strata.evaluation.page import write_page
-from napari_strata.evaluation.record import read_header, read_record
-from napari_strata.evaluation.sections import MOST, PICTURES, safe_color
 from napari_strata.events import EpochEnd, Message, TrainingEnd
 from napari_strata.image import AnnotatedImage
 from napari_strata.io import read_pairs, write_image, write_labels
 from napari_strata.model import Model
+from napari_strata.pages.charts import Line, draw_lines, nice_ticks
+from napari_strata.pages.record import read_header, read_record
+from napari_strata.pages.sections import MOST, PICTURES, safe_color
+from napari_strata.pages.write import write_page
 from napari_strata.run import RunFolder
 from napari_strata.training.loop import iter_train, train
-from pages import EVIL, Reader
+from pages.reader import EVIL, Reader
 
 CLASSES = ClassMap(names=(EVIL, 'ink & "pen"'), values=(0, 255))
 
@@ -267,7 +267,7 @@ def test_a_page_is_renewed_and_other_files_are_not_lost(run: Path, tmp_path: Pat
 
 def test_no_torch_is_needed(run: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from napari_strata.evaluation.page import write_page; "
+        "import sys; from napari_strata.pages.write import write_page; "
         f"write_page({str(run)!r}, {str(tmp_path / 'x.html')!r}); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
