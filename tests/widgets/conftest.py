@@ -10,8 +10,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from widgets.models import make_run
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,3 +26,15 @@ os.environ.setdefault("QT_API", "pyqt6")
 def _no_torch() -> Iterator[None]:
     yield
     assert "torch" not in sys.modules, "a widget has imported torch into the viewer's process"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of runs with one run, for every session."""
+    from napari_strata.widgets import session
+    from napari_strata.widgets.settings import Settings
+
+    make_run(tmp_path / "runs")
+    settings = Settings("cpu", tmp_path / "runs", (sys.executable, "-m", "napari_strata.worker"))
+    monkeypatch.setattr(session.Settings, "load", classmethod(lambda _cls: settings))
+    return tmp_path / "runs"

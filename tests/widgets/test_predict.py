@@ -23,22 +23,11 @@ from qtpy.QtWidgets import QApplication, QFileDialog
 
 from napari_strata.io import read_labels, write_image
 from napari_strata.plugin import image_layer, read
-from napari_strata.widgets import session
 from napari_strata.widgets.predict import PredictDock
 from napari_strata.widgets.prediction.area import PLANE, RECTANGLE, VIEW, WHOLE
-from napari_strata.widgets.settings import Settings
 from widgets.models import make_run, rock
 
 PATIENCE = 60_000
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of runs with one run, for every session."""
-    make_run(tmp_path / "runs")
-    settings = Settings("cpu", tmp_path / "runs", (sys.executable, "-m", "napari_strata.worker"))
-    monkeypatch.setattr(session.Settings, "load", classmethod(lambda _cls: settings))
-    return tmp_path / "runs"
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,13 @@ from napari.layers import Labels as LabelsLayer
 from napari.viewer import Viewer
 
 from napari_strata.plugin import image_layer
-from napari_strata.widgets import session
 from napari_strata.widgets.layers.convert import image_of
 from napari_strata.widgets.prediction.running import LivePrediction, PredictionOptions
 from napari_strata.widgets.session import Session
-from napari_strata.widgets.settings import Settings
 from napari_strata.widgets.work.client import Outcome
-from widgets.models import make_run, rock
+from widgets.models import rock
 
 PATIENCE = 60_000
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of runs with one run, for every session."""
-    make_run(tmp_path / "runs")
-    settings = Settings("cpu", tmp_path / "runs", (sys.executable, "-m", "napari_strata.worker"))
-    monkeypatch.setattr(session.Settings, "load", classmethod(lambda _cls: settings))
-    return tmp_path / "runs"
 
 
 @pytest.fixture

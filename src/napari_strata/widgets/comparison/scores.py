@@ -8,7 +8,7 @@ from typing import Any
 from napari.layers import Labels as LabelsLayer
 from napari.viewer import Viewer
 from qtpy.QtCore import QEvent, QSize, Qt, Signal
-from qtpy.QtGui import QColor, QIcon, QKeyEvent, QKeySequence, QPainter, QPalette, QPixmap
+from qtpy.QtGui import QKeyEvent, QKeySequence
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QHeaderView,
@@ -24,6 +24,7 @@ from napari_strata.image import LabelImage
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.choice import LayerChoice
 from napari_strata.widgets.layers.live import PREDICTED
+from napari_strata.widgets.parts.swatch import swatch
 
 ERRORS = "napari_strata_errors"
 """Key of a layer's metadata that says: these are errors that the dock has shown."""
@@ -186,7 +187,7 @@ class ScoreTable(QTableWidget):
         for row, (name, color) in enumerate(zip(classes.names, classes.colors, strict=True)):
             scores = per_class[name]
             cell = _Cell(name, name, name)
-            cell.setIcon(self._swatch(color))
+            cell.setIcon(swatch(self, color))
             self.setItem(row, NAME, cell)
             for column in range(IOU, len(KEYS)):
                 self.setItem(row, column, _number(scores, column, name))
@@ -240,21 +241,6 @@ class ScoreTable(QTableWidget):
         self._lines.setDefaultSectionSize(round(1.6 * height))
         self.setIconSize(QSize(height, height))
         self.updateGeometry()
-
-    def _swatch(self, color: str) -> QIcon:
-        ratio, side = self.devicePixelRatioF(), self.iconSize().width()
-        picture = QPixmap(round(side * ratio), round(side * ratio))
-        picture.setDevicePixelRatio(ratio)
-        picture.fill(Qt.GlobalColor.transparent)
-        painter = QPainter(picture)
-        painter.setPen(self.palette().color(QPalette.ColorRole.Mid))
-        painter.setBrush(QColor(color))
-        painter.drawRect(1, 1, side - 3, side - 3)
-        painter.end()
-        icon = QIcon()
-        for mode in (QIcon.Mode.Normal, QIcon.Mode.Selected):
-            icon.addPixmap(picture, mode)
-        return icon
 
 
 class _Cell(QTableWidgetItem):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qtpy.QtCore import QEvent, QSize, Qt, Signal
-from qtpy.QtGui import QColor, QIcon, QPainter, QPalette, QPixmap
 from qtpy.QtWidgets import (
     QAbstractItemDelegate,
     QAbstractItemView,
@@ -24,6 +23,7 @@ from qtpy.QtWidgets import (
 from superqt import QFlowLayout
 
 from napari_strata.widgets.layers.class_book import RULE
+from napari_strata.widgets.parts.swatch import swatch
 
 COLOR, VALUE, NAME, PIXELS, USE = range(5)
 TITLES = ("", "Value", "Name", "Pixels", "Use")
@@ -191,28 +191,10 @@ class ClassRows(QTableWidget):
             item.setFlags(_ALWAYS | (Qt.ItemFlag.ItemIsEditable if column == NAME else Qt.ItemFlag.NoItemFlags))
             if column in (VALUE, PIXELS):
                 item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-        self.item(index, COLOR).setIcon(self._swatch(row.color))
+        self.item(index, COLOR).setIcon(swatch(self, row.color))
         use = self.item(index, USE)
         use.setCheckState(Qt.CheckState.Checked if row.used else Qt.CheckState.Unchecked)
         use.setFlags(_ALWAYS if row.fixed else _ALWAYS | Qt.ItemFlag.ItemIsUserCheckable)
-
-    def _swatch(self, color: str | None) -> QIcon:
-        """A square of that colour; only its edge where nothing is shown."""
-        ratio = self.devicePixelRatioF()
-        side = self.iconSize().width()
-        picture = QPixmap(round(side * ratio), round(side * ratio))
-        picture.setDevicePixelRatio(ratio)
-        picture.fill(Qt.GlobalColor.transparent)
-        painter = QPainter(picture)
-        painter.setPen(self.palette().color(QPalette.ColorRole.Mid))
-        if color is not None:
-            painter.setBrush(QColor(color))
-        painter.drawRect(1, 1, side - 3, side - 3)
-        painter.end()
-        icon = QIcon()
-        for mode in (QIcon.Mode.Normal, QIcon.Mode.Selected):
-            icon.addPixmap(picture, mode)
-        return icon
 
 
 class ZeroChoice(QWidget):
