@@ -147,6 +147,7 @@ def evaluate(viewer: Any, dock: Any, truth: Any) -> None:
     wait(60, lambda: bool(dock.compare_button.enabled), "prediction and truth")
     press(dock, "Compare")
     wait(120, lambda: dock.written is not None and bool(dock.errors_button.enabled), "the scores")
+    wait(60, lambda: bool(dock.scores.cases.words()), "the worst and the best planes")
     press(dock, "Show errors as a layer")
     wait(60, lambda: len(viewer.layers) == 4, "the errors")
     for layer in viewer.layers[1:-1]:
