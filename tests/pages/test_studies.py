@@ -208,6 +208,13 @@ def test_scores_that_no_longer_count_have_no_pictures(copied: Path) -> None:
     assert "Save the recipe below as recipe.yaml" in read.text
 
 
+def test_the_epochs_are_those_that_were_trained(copied: Path) -> None:
+    raw = json.loads((copied / "crossval.json").read_text(encoding="utf-8"))
+    change(copied / "crossval.json", scores=[fold | {"epochs": 9} for fold in raw["scores"]])  # it stopped early
+    rows = cells(page(copied), "folds")
+    assert [row[-2] for row in rows] == [f"{fold['best_epoch']} of 2" for fold in raw["scores"]]
+
+
 def test_no_command_that_would_do_something_else(copied: Path) -> None:
     change(copied / "crossval.json", group=None)
     read = page(copied)

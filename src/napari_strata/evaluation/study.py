@@ -91,13 +91,17 @@ class CrossvalResult:
     @classmethod
     def load(cls, out: str | Path) -> CrossvalResult:
         """Read ``crossval.json``. Raises `RunError` when it is missing or damaged."""
-        raw = read_study(Path(out) / CROSSVAL)
+        return cls.parse(read_study(Path(out) / CROSSVAL), Path(out))
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], out: Path) -> CrossvalResult:
+        """From what ``crossval.json`` of `out` holds; raises as `load`."""
         try:
             classes = ClassMap.model_validate(raw["class_map"])
             folds = tuple(FoldScore.from_dict(row, classes) for row in raw["scores"])
-            return cls(Path(out), classes, folds, len(raw["folds"]))
+            return cls(out, classes, folds, len(raw["folds"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{Path(out) / CROSSVAL}: cannot be read ({error}); cross-validate anew.") from None
+            raise RunError(f"{out / CROSSVAL}: cannot be read ({error}); cross-validate anew.") from None
 
     @property
     def pooled(self) -> ConfusionMatrix:

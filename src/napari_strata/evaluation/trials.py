@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from napari_strata.errors import RunError
 from napari_strata.evaluation.study import CrossvalResult, as_csv, columns, mean_std, number
@@ -63,6 +63,8 @@ class Score:
         return cls(*overall, mean, deviation, float(raw["seconds"]), raw["text"])
 
 
+Stage = Literal["waiting", "goes on", "given up", "failed", "finished"]
+
 Scores = Mapping[str, Mapping[int, Score]]
 """Name of a trial -> epochs -> its score after them."""
 
@@ -90,15 +92,19 @@ class TuneResult:
     def load(cls, out: str | Path) -> TuneResult:
         """Read ``trials.json``. Raises `RunError` when it is missing or damaged."""
         place = Path(out).expanduser()
-        raw = read_study(place / TRIALS)
+        return cls.parse(read_study(place / TRIALS), place)
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], out: Path) -> TuneResult:
+        """From what ``trials.json`` of `out` holds; raises as `load`."""
         try:
             rows = list(raw["trials"])
             trials = tuple(Trial(row["name"], row["values"], Recipe.parse(row["recipe"])) for row in rows)
             scores = {row["name"]: {int(k): Score.from_dict(v) for k, v in row["epochs"].items()} for row in rows}
             rounds = tuple((int(count), int(divisor)) for count, divisor in raw["rounds"])
-            return cls(place, trials, scores, tuple(raw["class_names"]), rounds, tuple(map(str, raw["splits"])))
+            return cls(out, trials, scores, tuple(raw["class_names"]), rounds, tuple(map(str, raw["splits"])))
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{place / TRIALS}: cannot be read ({error}); move it away and begin anew.") from None
+            raise RunError(f"{out / TRIALS}: cannot be read ({error}); move it away and begin anew.") from None
 
     @property
     def best(self) -> Trial:
@@ -127,18 +133,26 @@ class TuneResult:
     def state(self, trial: Trial) -> str:
         """``finished``, ``given up after epoch 3``, ``at epoch 3``, ``failed: ...`` or ``waiting``."""
         epochs, score = self.latest(trial)
+        stage = self.stage(trial)
+        if stage == "failed" and score is not None:
+            return f"failed: {score.text}"
+        return {"given up": f"given up after epoch {epochs}", "goes on": f"at epoch {epochs}"}.get(stage, stage)
+
+    def stage(self, trial: Trial) -> Stage:
+        """How far a trial is; one that "goes on" may do so in the next round."""
+        epochs, score = self.latest(trial)
         if score is None:
             return "waiting"
         if score.text:
-            return f"failed: {score.text}"
+            return "failed"
         if epochs >= trial.recipe.training.epochs:
             return "finished"
-        return f"given up after epoch {epochs}" if trial.name in self._given_up() else f"at epoch {epochs}"
+        return "given up" if trial.name in self._given_up() else "goes on"
 
     @property
     def is_finished(self) -> bool:
         """Whether no trial is to be trained any more; the best may still be, on all data."""
-        return not any(self.state(trial).startswith(("waiting", "at epoch")) for trial in self.trials)
+        return not any(self.stage(trial) in ("waiting", "goes on") for trial in self.trials)
 
     def latest(self, trial: Trial) -> tuple[int, Score | None]:
         """Epochs and the score after them; without a score 0 and None."""

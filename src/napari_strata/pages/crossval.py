@@ -56,8 +56,8 @@ def render(folder: Path) -> str:
     RunError
         when ``crossval.json`` is damaged. Of a fold that is, the page shows less.
     """
-    result = CrossvalResult.load(folder)
     raw = read_study(folder / CROSSVAL)
+    result = CrossvalResult.parse(raw, folder)
     recipe = Recipe.parse(raw.get("recipe"), source=str(folder / CROSSVAL))
     names = [str(name) for name in raw["folds"]]
     runs = {name: read_record(folder / name) for name in names if (folder / name / "recipe.yaml").is_file()}

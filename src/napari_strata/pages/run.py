@@ -28,6 +28,7 @@ def render(folder: Path) -> str:
         "confusion": sections.confusion_table(record),
         "calibration": sections.calibration(record),
         "cases": sections.cases(record),
+        "swatches": [(row.name, row.color) for row in scores.rows] if scores else [],
         "data": sections.data(record),
         "facts": _facts(record),
         "repeat": Repeat.of(record),

@@ -44,7 +44,8 @@ def render(folder: Path) -> str:
     RunError
         when ``trials.json`` is damaged.
     """
-    result, raw = TuneResult.load(folder), read_study(folder / TRIALS)
+    raw = read_study(folder / TRIALS)
+    result = TuneResult.parse(raw, folder)
     keys = list(dict.fromkeys(key for trial in result.trials for key in trial.values))
     best = next((trial for trial in result.trials if not math.isnan(_score(result, trial).mean_iou)), None)
     model = best is not None and _is_model_of(folder / "final", best.recipe)
@@ -75,9 +76,8 @@ def _row(result: TuneResult, rank: int, trial: Trial, keys: list[str]) -> list[C
     epochs, score = result.latest(trial)[0], _score(result, trial)
     values = [str(trial.values.get(key, "")) for key in keys]
     each = score.class_iou or (math.nan,) * len(result.class_names)
-    state = result.state(trial)
-    if state.startswith(("given up", "at epoch")):
-        state = "given up" if state.startswith("given up") else "goes on"  # the column before says how far it came
+    stage = result.stage(trial)
+    state = result.state(trial) if stage == "failed" else stage  # how far it came stands in a column of its own
     return [
         Cell.number(rank, str(rank)),
         *(Cell(text, text) for text in values),
@@ -106,9 +106,9 @@ def _summary(result: TuneResult, best: Trial | None) -> list[str]:
 def _missing(result: TuneResult) -> list[str]:
     if result.is_finished:
         return []
-    states = [result.state(trial) for trial in result.trials]
-    waiting, halfway = states.count("waiting"), sum(state.startswith("at epoch") for state in states)
-    out = [f"{waiting} of {len(states)} combinations have not been tried yet."] if waiting else []
+    stages = [result.stage(trial) for trial in result.trials]
+    waiting, halfway = stages.count("waiting"), stages.count("goes on")
+    out = [f"{waiting} of {len(stages)} combinations have not been tried yet."] if waiting else []
     out += [f"{halfway} may go on in the next round."] if halfway else []
     return [*out, "Give the same command again to go on."]
 

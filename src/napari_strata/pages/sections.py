@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image as Pillow
 
+from napari_strata.metrics import none_if_nan
 from napari_strata.pages.charts import Line, draw_lines, draw_reliability
 from napari_strata.pages.record import Record
 
@@ -319,11 +320,6 @@ def safe_color(color: str) -> str:
 def visible(color: str) -> str:
     """A class colour moved towards the ink, so that yellow is seen on white and dark blue on black."""
     return f"color-mix(in oklab, {safe_color(color)} 78%, var(--ink))"
-
-
-def none_if_nan(value: float) -> float | None:
-    """NaN as None."""
-    return None if math.isnan(value) else value
 
 
 def _last(value: float | None) -> float:

@@ -10,7 +10,7 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QCheckBox, QColorDialog, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from napari_strata.classes import ClassMap
-from napari_strata.widgets.layers import class_book as _book
+from napari_strata.widgets.layers import class_book
 from napari_strata.widgets.layers.class_book import ClassBook
 from napari_strata.widgets.layers.convert import array_of
 from napari_strata.widgets.layers.counts import LayerLinks, PixelCounter
@@ -182,7 +182,7 @@ class ClassTable(QWidget):
 
     def _on_colormap(self, _event: object = None) -> None:
         layer = self._layer
-        if layer is not None and _book.stored_classes(layer) is not None:
+        if layer is not None and class_book.stored_classes(layer) is not None:
             self._store(layer, self._values())
         self._soon.start(0)
 
@@ -195,14 +195,14 @@ class ClassTable(QWidget):
 
     def _make_seen(self, layer: LabelsLayer, values: list[int]) -> None:
         """Give a colour to values that would be painted without one."""
-        if self._book.objects or not (new := _book.unseen(layer, values)):
+        if self._book.objects or not (new := class_book.unseen(layer, values)):
             return
-        taken = {_book.shown_color(layer, value) or "" for value in self._values()}
+        taken = {class_book.shown_color(layer, value) or "" for value in self._values()}
         colors: dict[int, str] = {}
         for value in new:
             kept = self._book.colors.get(value)
-            colors[value] = kept or _book.free_color(taken | set(colors.values()))
-        _book.set_colors(layer, colors, self._values())
+            colors[value] = kept or class_book.free_color(taken | set(colors.values()))
+        class_book.set_colors(layer, colors, self._values())
 
     # what the user does
 
@@ -229,8 +229,8 @@ class ClassTable(QWidget):
             self._book.unused.add(value)
         else:
             self._book.unused.discard(value)
-            if _book.shown_color(layer, value) is None:  # as our reader has it for values that are not classes
-                _book.set_colors(layer, {value: self._book.color(layer, value)}, self._values())
+            if class_book.shown_color(layer, value) is None:  # as our reader has it for values that are not classes
+                class_book.set_colors(layer, {value: self._book.color(layer, value)}, self._values())
         self._write()
 
     def _rename(self, value: int, name: str) -> None:
@@ -259,7 +259,7 @@ class ClassTable(QWidget):
         if layer is not None:
             self._book.colors[value] = color
             others = color if self._book.objects and value else None
-            _book.set_colors(layer, {value: color}, self._values(), others=others)
+            class_book.set_colors(layer, {value: color}, self._values(), others=others)
             self._write()
 
     def _on_zero(self, background: bool) -> None:
@@ -324,7 +324,7 @@ class ClassTable(QWidget):
         return Row(
             value=value,
             name=self._book.name(value),
-            color=_book.shown_color(layer, value),
+            color=class_book.shown_color(layer, value),
             pixels=self._book.pixels(counts, value) if counts is not None else None,
             used=value not in self._book.unused,
             fixed=self._book.objects and value != 0,
