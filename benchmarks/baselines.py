@@ -18,7 +18,9 @@ PIXELS = 400_000
 (.898 against .929, both with 60,000)."""
 
 
-def majority(training: list[AnnotatedImage], test: list[AnnotatedImage], classes: ClassMap) -> ns.ConfusionMatrix:
+def majority(
+    training: list[AnnotatedImage], test: list[AnnotatedImage], classes: ClassMap
+) -> ns.ConfusionMatrix:
     """The class that most training pixels have, everywhere."""
     index = int(counts_of(whole(training, classes), classes).sum(axis=0).argmax())
     confusion = ns.ConfusionMatrix(classes)
@@ -28,26 +30,39 @@ def majority(training: list[AnnotatedImage], test: list[AnnotatedImage], classes
     return confusion
 
 
-def boosted_trees(training: list[AnnotatedImage], test: list[AnnotatedImage], classes: ClassMap) -> ns.ConfusionMatrix:
+def boosted_trees(
+    training: list[AnnotatedImage], test: list[AnnotatedImage], classes: ClassMap
+) -> ns.ConfusionMatrix:
     """scikit-learn's gradient boosting on scikit-image's multiscale features, scored on `test`."""
     rng = np.random.default_rng(0)
     rows, answers = [], []
     parts = whole(training, classes)
     for part in parts:
-        features, labels = _features(part.read_image()), part.read_labels(classes).ravel()
-        drawn = rng.permutation(np.flatnonzero(labels != IGNORE))[: PIXELS // len(parts)]
+        features, labels = (
+            _features(part.read_image()),
+            part.read_labels(classes).ravel(),
+        )
+        drawn = rng.permutation(np.flatnonzero(labels != IGNORE))[
+            : PIXELS // len(parts)
+        ]
         rows.append(features[drawn])
         answers.append(labels[drawn])
-    trees = HistGradientBoostingClassifier(random_state=0).fit(np.concatenate(rows), np.concatenate(answers))
+    trees = HistGradientBoostingClassifier(random_state=0).fit(
+        np.concatenate(rows), np.concatenate(answers)
+    )
     confusion = ns.ConfusionMatrix(classes)
     for part in whole(test, classes):
         labels = part.read_labels(classes).ravel()
         known = labels != IGNORE
-        confusion.update(labels[known], trees.predict(_features(part.read_image())[known]))
+        confusion.update(
+            labels[known], trees.predict(_features(part.read_image())[known])
+        )
     return confusion
 
 
 def _features(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Features (pixels, F) of an image (C, H, W)."""
-    found = multiscale_basic_features(np.moveaxis(image, 0, -1), sigma_min=0.5, sigma_max=16, channel_axis=-1)
+    found = multiscale_basic_features(
+        np.moveaxis(image, 0, -1), sigma_min=0.5, sigma_max=16, channel_axis=-1
+    )
     return found.reshape(-1, found.shape[-1])

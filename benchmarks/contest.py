@@ -22,10 +22,22 @@ from typing import Any
 
 Facts = dict[str, Any]
 CONTENDERS: dict[str, Callable[[argparse.Namespace], Facts | None]] = {}
-PACKAGES = ("napari-strata", "torch", "monai", "nnunetv2", "onnxruntime", "openvino", "zarr", "tifffile", "numpy")
+PACKAGES = (
+    "napari-strata",
+    "torch",
+    "monai",
+    "nnunetv2",
+    "onnxruntime",
+    "openvino",
+    "zarr",
+    "tifffile",
+    "numpy",
+)
 
 
-def contender(name: str) -> Callable[[Callable[[argparse.Namespace], Facts | None]], Any]:
+def contender(
+    name: str,
+) -> Callable[[Callable[[argparse.Namespace], Facts | None]], Any]:
     """Register a function as a contender; it returns its facts, or None where it cannot run here."""
 
     def register(function: Callable[[argparse.Namespace], Facts | None]) -> Any:
@@ -57,7 +69,10 @@ def memory() -> dict[str, float]:
     """Megabytes of this process: anonymous now, and resident at most."""
     with open("/proc/self/status", encoding="utf-8") as file:
         lines = dict(line.split(":", 1) for line in file)
-    return {"anonymous": int(lines["RssAnon"].split()[0]) / 1024, "peak": int(lines["VmHWM"].split()[0]) / 1024}
+    return {
+        "anonymous": int(lines["RssAnon"].split()[0]) / 1024,
+        "peak": int(lines["VmHWM"].split()[0]) / 1024,
+    }
 
 
 def machine() -> Facts:
@@ -85,19 +100,33 @@ def machine() -> Facts:
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+            return next(
+                line.split(":")[1].strip()
+                for line in file
+                if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor()
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with what every benchmark takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="contenders; all when left out")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="run nothing: print the table of the --json file")
-    parser.add_argument("--alone", action="store_true", help="run one contender here; its facts are printed as JSON")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="run nothing: print the table of the --json file",
+    )
+    parser.add_argument(
+        "--alone",
+        action="store_true",
+        help="run one contender here; its facts are printed as JSON",
+    )
     return parser
 
 
@@ -106,7 +135,9 @@ def run(options: argparse.Namespace) -> dict[str, Facts] | None:
     if options.alone:
         facts = CONTENDERS[options.names[0]](options)
         if facts is not None:
-            facts = {key: value for key, value in facts.items() if key != "answer"} | memory()
+            facts = {
+                key: value for key, value in facts.items() if key != "answer"
+            } | memory()
         print("FACTS " + json.dumps(facts))
         return None
     about, found = machine(), _earlier(options)
@@ -117,7 +148,9 @@ def run(options: argparse.Namespace) -> dict[str, Facts] | None:
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [sys.executable, sys.argv[0], name, "--alone", *_passed_on()]
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        lines = [line for line in answer.stdout.splitlines() if line.startswith("FACTS ")]
+        lines = [
+            line for line in answer.stdout.splitlines() if line.startswith("FACTS ")
+        ]
         if answer.returncode or not lines:
             print(f"{name}: ended with status {answer.returncode}", file=sys.stderr)
             continue
@@ -125,8 +158,12 @@ def run(options: argparse.Namespace) -> dict[str, Facts] | None:
             found[name] = facts
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({"machine": about, "contenders": found}, indent=2) + "\n")
-    print(f"{about['processor']}, {about['cores']} cores, GPU {about['gpu']}, torch {about['versions']['torch']}\n")
+            options.json.write_text(
+                json.dumps({"machine": about, "contenders": found}, indent=2) + "\n"
+            )
+    print(
+        f"{about['processor']}, {about['cores']} cores, GPU {about['gpu']}, torch {about['versions']['torch']}\n"
+    )
     return {name: found[name] for name in CONTENDERS if name in found}
 
 
@@ -146,5 +183,9 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     """Markdown; floats with three digits."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        lines.append("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |")
+        lines.append(
+            "| "
+            + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row)
+            + " |"
+        )
     return "\n".join(lines)

@@ -26,7 +26,11 @@ def cross_validate(
     overrides: dict[str, Any],
 ) -> CrossvalResult:
     """Five folds to their end; those that are done are left alone."""
-    show(ns.iter_crossval(recipe, [*pairs], out=out, folds=5, classes=classes, overrides=overrides))
+    show(
+        ns.iter_crossval(
+            recipe, [*pairs], out=out, folds=5, classes=classes, overrides=overrides
+        )
+    )
     return CrossvalResult.load(out)
 
 
@@ -50,7 +54,9 @@ def scores_of_folds(result: CrossvalResult) -> dict[str, Any]:
     }
 
 
-def scores_of_ensemble(out: Path, test: Sequence[AnnotatedImage], *, tta: bool) -> dict[str, Any]:
+def scores_of_ensemble(
+    out: Path, test: Sequence[AnnotatedImage], *, tta: bool
+) -> dict[str, Any]:
     """The folds' networks together on images that none of them saw."""
     begun = time.perf_counter()
     confusion = ns.evaluate(out, [*test], tta=tta).confusion

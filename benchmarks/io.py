@@ -35,10 +35,14 @@ def stack(options: argparse.Namespace) -> Array:
         planes = planes.reshape(-1, *planes.shape[-2:])
     else:
         planes = np.asarray(sandstone((4, 1024, 1024), seed=1).labels.data)
-    return np.ascontiguousarray(np.resize(planes, (PLANES, *planes.shape[1:])).astype(np.uint8))
+    return np.ascontiguousarray(
+        np.resize(planes, (PLANES, *planes.shape[1:])).astype(np.uint8)
+    )
 
 
-def written(write: Callable[[Path, Array], Any], suffix: str, read: Callable[[Path], Any]) -> Any:
+def written(
+    write: Callable[[Path, Array], Any], suffix: str, read: Callable[[Path], Any]
+) -> Any:
     """A contender that writes a stack, and reads it back."""
 
     def contest(options: argparse.Namespace) -> Facts:
@@ -53,9 +57,17 @@ def written(write: Callable[[Path, Array], Any], suffix: str, read: Callable[[Pa
             facts = timed(anew, repeats=options.repeats)
             reading = timed(lambda: read(path), repeats=options.repeats)
             assert np.array_equal(reading["answer"], labels)
-            files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+            files = (
+                [path]
+                if path.is_file()
+                else [f for f in path.rglob("*") if f.is_file()]
+            )
             size = sum(f.stat().st_size for f in files)
-        return facts | {"voxels": labels.size, "bits": 8 * size / labels.size, "read": reading["median"]}
+        return facts | {
+            "voxels": labels.size,
+            "bits": 8 * size / labels.size,
+            "read": reading["median"],
+        }
 
     return contest
 
@@ -64,10 +76,16 @@ def ours(path: Path, labels: Array) -> None:
     write_labels(path, ns.LabelImage(labels, "ZYX"))
 
 
-def tiled(compression: str | None, level: int | None = None, *, tile: int = 512) -> Callable[[Path, Array], None]:
+def tiled(
+    compression: str | None, level: int | None = None, *, tile: int = 512
+) -> Callable[[Path, Array], None]:
     def write(path: Path, labels: Array) -> None:
-        options: dict[str, Any] = {} if level is None else {"compressionargs": {"level": level}}
-        tifffile.imwrite(path, labels, tile=(tile, tile), compression=compression, **options)
+        options: dict[str, Any] = (
+            {} if level is None else {"compressionargs": {"level": level}}
+        )
+        tifffile.imwrite(
+            path, labels, tile=(tile, tile), compression=compression, **options
+        )
 
     return write
 
@@ -84,8 +102,12 @@ def our_read(path: Path) -> Array:
 
 contender("ours, TIFF")(written(ours, ".tif", our_read))
 contender("ours, OME-Zarr")(written(ours, ".zarr", our_read))
-contender("tifffile, zlib 6, tiles of 512")(written(tiled("zlib", 6), ".tif", tifffile.imread))
-contender("tifffile, zlib 6, tiles of 256")(written(tiled("zlib", 6, tile=256), ".tif", tifffile.imread))
+contender("tifffile, zlib 6, tiles of 512")(
+    written(tiled("zlib", 6), ".tif", tifffile.imread)
+)
+contender("tifffile, zlib 6, tiles of 256")(
+    written(tiled("zlib", 6, tile=256), ".tif", tifffile.imread)
+)
 contender("tifffile, zlib 1")(written(tiled("zlib", 1), ".tif", tifffile.imread))
 contender("tifffile, zstd 1")(written(tiled("zstd", 1), ".tif", tifffile.imread))
 contender("tifffile, LZW")(written(tiled("lzw"), ".tif", tifffile.imread))
@@ -114,7 +136,9 @@ def plain(options: argparse.Namespace) -> Facts:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--labels", type=Path, help="a label file to take the planes from")
+    parser.add_argument(
+        "--labels", type=Path, help="a label file to take the planes from"
+    )
     parser.add_argument("--axes", help="its axes, where it does not say")
     found = run(parser.parse_args())
     if not found:
@@ -126,10 +150,14 @@ def main() -> None:
             speeds = [facts["voxels"] / facts[key] / 1e6 for key in ("median", "read")]
             rows.append([name, f"{speeds[0]:.0f}", f"{facts['bits']:.3f}", facts["bits"] / usual if usual else "-",
                          f"{speeds[1]:.0f}"])  # fmt: skip
-    print(table(["", "written, Mvox/s", "bits a voxel", "x zlib 6", "read, Mvox/s"], rows))
+    print(
+        table(["", "written, Mvox/s", "bits a voxel", "x zlib 6", "read, Mvox/s"], rows)
+    )
     if "reading a plain TIFF" in found:
         facts = found["reading a plain TIFF"]
-        print(f"\nreading a plain TIFF: {facts['median'] / facts['numpy']:.2f} of np.fromfile's time")
+        print(
+            f"\nreading a plain TIFF: {facts['median'] / facts['numpy']:.2f} of np.fromfile's time"
+        )
 
 
 if __name__ == "__main__":

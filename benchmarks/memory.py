@@ -33,7 +33,11 @@ import napari_strata as ns
 from napari_strata.classes import ClassMap
 from napari_strata.events import RegionEnd
 from napari_strata.image import AnnotatedImage
-from napari_strata.inference.predict import PredictOptions, build_committee, build_predictor
+from napari_strata.inference.predict import (
+    PredictOptions,
+    build_committee,
+    build_predictor,
+)
 from napari_strata.io import read_image, write_image
 from napari_strata.io.lazy import LazyArray
 from napari_strata.samples import sandstone
@@ -72,21 +76,31 @@ def small_model(folder: Path) -> Path:
         image = ns.Image(grey, "ZYX")
         classes = pair.labels.classes or ClassMap.from_values(range(4))
         ns.train(
-            "unet-ct", AnnotatedImage(image, pair.labels, "rock"), out=run_folder, classes=classes, overrides=overrides
+            "unet-ct",
+            AnnotatedImage(image, pair.labels, "rock"),
+            out=run_folder,
+            classes=classes,
+            overrides=overrides,
         )
     return run_folder
 
 
 def stack(folder: Path, kind: str, planes: int) -> Path:
     """A stack on disk, written plane by plane."""
-    suffix = {"plain TIFF": "plain.tif", "tiled TIFF": "tiled.tif", "OME-Zarr": "stack.zarr"}[kind]
+    suffix = {
+        "plain TIFF": "plain.tif",
+        "tiled TIFF": "tiled.tif",
+        "OME-Zarr": "stack.zarr",
+    }[kind]
     path = folder / f"{planes}_{suffix}"
     if path.exists():
         return path
     image = ns.Image(Patterns(planes, SIDE), "ZYX", name="patterns")
     if kind != "plain TIFF":
         return write_image(path, image)
-    mapped = tifffile.memmap(path, shape=(planes, SIDE, SIDE), dtype=np.uint8, metadata={"axes": "ZYX"})
+    mapped = tifffile.memmap(
+        path, shape=(planes, SIDE, SIDE), dtype=np.uint8, metadata={"axes": "ZYX"}
+    )
     for z in range(planes):
         mapped[z] = image.data[z]
     mapped.flush()
@@ -105,7 +119,9 @@ def one(kind: str, planes: int, suffix: str) -> Facts:
     model = ns.Model.load(small_model(folder))
     path, out = stack(folder, kind, planes), folder / f"out{suffix}"
     options = PredictOptions(overwrite=True)
-    build_predictor(model, options).plane(np.zeros((1, 64, 64), np.uint8), model.spec.normalization.scale)
+    build_predictor(model, options).plane(
+        np.zeros((1, 64, 64), np.uint8), model.spec.normalization.scale
+    )
     before = most = memory()["anonymous"]
     begun = time.perf_counter()
     for _ in ns.iter_predict(model, read_image(path), out=out, options=options):
@@ -117,10 +133,18 @@ def one(kind: str, planes: int, suffix: str) -> Facts:
 
 
 def _register() -> None:
-    for kind, suffix in (("plain TIFF", ".tif"), ("tiled TIFF", ".zarr"), ("OME-Zarr", ".zarr")):
+    for kind, suffix in (
+        ("plain TIFF", ".tif"),
+        ("tiled TIFF", ".zarr"),
+        ("OME-Zarr", ".zarr"),
+    ):
         for planes in (64, 512):
             name = f"{kind} to {suffix}, Z = {planes}"
-            contender(name)(lambda _, kind=kind, planes=planes, suffix=suffix: one(kind, planes, suffix))
+            contender(name)(
+                lambda _, kind=kind, planes=planes, suffix=suffix: one(
+                    kind, planes, suffix
+                )
+            )
 
 
 _register()
@@ -131,7 +155,11 @@ def huge(options: argparse.Namespace) -> Facts:
     folder, side = options.huge, 4096
     folder.mkdir(parents=True, exist_ok=True)
     planes = math.ceil(options.gigabytes * 1e9 / side**2)
-    source, out, model = folder / "volume.zarr", folder / "labels.zarr", small_model(folder)
+    source, out, model = (
+        folder / "volume.zarr",
+        folder / "labels.zarr",
+        small_model(folder),
+    )
     volume = Patterns(planes, side)
     if not source.exists():
         print(f"writing {planes} planes of {side} x {side} ...", flush=True)
@@ -147,10 +175,18 @@ def huge(options: argparse.Namespace) -> Facts:
     committee = build_committee(ns.load_models(model), PredictOptions())
     loaded = ns.Model.load(model)
     spec = loaded.spec
-    scale = spec.normalization.scale_for(read_image(source).samples(), np.dtype(np.uint8))
-    wanted = [spec.classes.decode(committee.plane(p[None], [scale])[0]) for p in volume.patterns]
+    scale = spec.normalization.scale_for(
+        read_image(source).samples(), np.dtype(np.uint8)
+    )
+    wanted = [
+        spec.classes.decode(committee.plane(p[None], [scale])[0])
+        for p in volume.patterns
+    ]
     labels = ns.read_labels(out)
-    same = sum(bool(np.array_equal(labels.data[z], wanted[z % PATTERNS])) for z in range(planes))
+    same = sum(
+        bool(np.array_equal(labels.data[z], wanted[z % PATTERNS]))
+        for z in range(planes)
+    )
     return {
         "gigabytes": planes * side**2 / 1e9,
         "planes": planes,
@@ -174,8 +210,16 @@ def _watch(command: list[str], *, kill_after: int | None) -> Facts:
                 facts["found"] = event["done"]
             if event["event"] == RegionEnd.__name__:
                 facts["regions"] += 1
-            with suppress(OSError, StopIteration), open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
-                held = next(int(row.split()[1]) for row in file if row.startswith("RssAnon")) / 1024
+            with (
+                suppress(OSError, StopIteration),
+                open(f"/proc/{process.pid}/status", encoding="utf-8") as file,
+            ):
+                held = (
+                    next(
+                        int(row.split()[1]) for row in file if row.startswith("RssAnon")
+                    )
+                    / 1024
+                )
                 facts["most"] = max(facts["most"], held)
             if kill_after and facts["regions"] >= kill_after:
                 os.kill(process.pid, signal.SIGKILL)
@@ -187,18 +231,28 @@ def _watch(command: list[str], *, kill_after: int | None) -> Facts:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--huge", type=Path, metavar="FOLDER", help="the large volume instead, in this folder")
+    parser.add_argument(
+        "--huge",
+        type=Path,
+        metavar="FOLDER",
+        help="the large volume instead, in this folder",
+    )
     parser.add_argument("--gigabytes", type=float, default=20)
     options = parser.parse_args()
     if options.huge:
         facts = huge(options)
         print(table(list(facts), [list(facts.values())]))
         if options.json:
-            options.json.write_text(json.dumps({"machine": machine(), "huge": facts}, indent=2) + "\n")
+            options.json.write_text(
+                json.dumps({"machine": machine(), "huge": facts}, indent=2) + "\n"
+            )
         return
     found = run(options)
     if found:
-        rows = [[name, f"{f['before']:.0f}", f"{f['beyond']:.0f}", f["seconds"]] for name, f in found.items()]
+        rows = [
+            [name, f"{f['before']:.0f}", f"{f['beyond']:.0f}", f["seconds"]]
+            for name, f in found.items()
+        ]
         print(table(["", "MB before", "MB more at most", "seconds"], rows))
 
 

@@ -56,7 +56,12 @@ def model(options: argparse.Namespace) -> ns.Model:
             "augmentation.brightness": 0,
             "augmentation.contrast": 0,
         }
-        ns.train("unet-resnet34", sandstone((6, 256, 256), seed=0), out=run_folder, overrides=overrides)
+        ns.train(
+            "unet-resnet34",
+            sandstone((6, 256, 256), seed=0),
+            out=run_folder,
+            overrides=overrides,
+        )
     return ns.Model.load(run_folder)
 
 
@@ -69,7 +74,9 @@ def picture(options: argparse.Namespace) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(scale.apply(plane), np.float32)
 
 
-def network(options: argparse.Namespace, *, channels_last: bool = False) -> torch.nn.Module:
+def network(
+    options: argparse.Namespace, *, channels_last: bool = False
+) -> torch.nn.Module:
     built = model(options).build(torch.device(DEVICE)).eval()
     return built.to(memory_format=torch.channels_last) if channels_last else built
 
@@ -93,10 +100,17 @@ def bare(options: argparse.Namespace, name: str, *, precision: str) -> Facts:
     from napari_strata.inference.predictor import class_indices
 
     net = network(options, channels_last=True)
-    image = torch.from_numpy(picture(options))[None].to(DEVICE).contiguous(memory_format=torch.channels_last)
+    image = (
+        torch.from_numpy(picture(options))[None]
+        .to(DEVICE)
+        .contiguous(memory_format=torch.channels_last)
+    )
 
     def forward() -> Any:
-        with torch.inference_mode(), torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with (
+            torch.inference_mode(),
+            torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=precision == "bf16"),
+        ):
             return net(image)
 
     facts = timed(synchronised(forward), repeats=options.repeats)
@@ -150,7 +164,13 @@ def ours(options: argparse.Namespace, name: str, **keywords: Any) -> Facts:
     scale = loaded.spec.normalization.scale_for(image.samples(), image.dtype)
     spec = predictor.spec
     tiles = plan_tiles((SIDE, SIDE), tile=spec.tile, halo=spec.halo, stride=spec.stride)
-    forwarded = sum((t.read[0].stop - t.read[0].start) * (t.read[1].stop - t.read[1].start) for t in tiles) / SIDE**2
+    forwarded = (
+        sum(
+            (t.read[0].stop - t.read[0].start) * (t.read[1].stop - t.read[1].start)
+            for t in tiles
+        )
+        / SIDE**2
+    )
     with kept_pages(DEVICE):
         facts = timed(lambda: predictor.plane(plane, scale), repeats=options.repeats)
         keep(name, facts["answer"][0])
@@ -167,7 +187,9 @@ def ours_bf16(options: argparse.Namespace) -> Facts:
     return ours(options, "ours, bfloat16", precision="bf16")
 
 
-def other(options: argparse.Namespace, name: str, backend: str, precision: str) -> Facts | None:
+def other(
+    options: argparse.Namespace, name: str, backend: str, precision: str
+) -> Facts | None:
     """Ours with another program for the network; its packages may be missing."""
     try:
         return ours(options, name, backend=backend, precision=precision)
@@ -192,7 +214,9 @@ def ours_openvino_bf16(options: argparse.Namespace) -> Facts | None:
 
 
 @contender("MONAI .25, float32")
-def monai(options: argparse.Namespace, name: str = "MONAI .25, float32", *, bf16: bool = False) -> Facts | None:
+def monai(
+    options: argparse.Namespace, name: str = "MONAI .25, float32", *, bf16: bool = False
+) -> Facts | None:
     """As its documentation has it: four windows at a time, Gaussian weights."""
     try:
         from monai.inferers import sliding_window_inference
@@ -201,9 +225,18 @@ def monai(options: argparse.Namespace, name: str = "MONAI .25, float32", *, bf16
     net, image = network(options), torch.from_numpy(picture(options))[None]
 
     def predict() -> Any:
-        with torch.inference_mode(), torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bf16):
+        with (
+            torch.inference_mode(),
+            torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bf16),
+        ):
             logits = sliding_window_inference(
-                image.to(DEVICE), (TILE, TILE), 4, net, overlap=0.25, mode="gaussian", device=torch.device(DEVICE)
+                image.to(DEVICE),
+                (TILE, TILE),
+                4,
+                net,
+                overlap=0.25,
+                mode="gaussian",
+                device=torch.device(DEVICE),
             )
             return logits.argmax(1)[0].to(torch.uint8).cpu()
 
@@ -229,7 +262,11 @@ def nnunet(options: argparse.Namespace) -> Facts | None:
         return None
     classes = len(model(options).spec.classes)
     predictor = nnUNetPredictor(
-        tile_step_size=0.5, use_gaussian=True, use_mirroring=False, device=torch.device(DEVICE), allow_tqdm=False
+        tile_step_size=0.5,
+        use_gaussian=True,
+        use_mirroring=False,
+        device=torch.device(DEVICE),
+        allow_tqdm=False,
     )
     heads = SimpleNamespace(num_segmentation_heads=classes)
     predictor.manual_initialization(
@@ -244,7 +281,12 @@ def nnunet(options: argparse.Namespace) -> Facts | None:
     image = torch.from_numpy(picture(options))[:, None]
 
     def predict() -> Any:
-        return predictor.predict_sliding_window_return_logits(image)[:, 0].argmax(0).to(torch.uint8).cpu()
+        return (
+            predictor.predict_sliding_window_return_logits(image)[:, 0]
+            .argmax(0)
+            .to(torch.uint8)
+            .cpu()
+        )
 
     facts = timed(predict, repeats=options.repeats)
     keep("nnU-Net .5, float32", facts["answer"])
@@ -253,7 +295,9 @@ def nnunet(options: argparse.Namespace) -> Facts | None:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--model", type=Path, help="a run folder or model file of one channel instead")
+    parser.add_argument(
+        "--model", type=Path, help="a run folder or model file of one channel instead"
+    )
     options = parser.parse_args()
     if not options.alone and not options.table:
         model(options)  # trained before the clock runs
@@ -265,7 +309,9 @@ def main() -> None:
     rows = []
     for name, facts in found.items():
         path = answers() / f"labels {name}.npy"
-        same = float(np.mean(np.load(path) == reference)) * 100 if path.exists() else 100.0
+        same = (
+            float(np.mean(np.load(path) == reference)) * 100 if path.exists() else 100.0
+        )
         kind = "bfloat16" if "bfloat16" in name else "float32"
         floor = found.get(f"bare forward, {kind}", {}).get("median")
         rows.append(

@@ -85,9 +85,13 @@ def wait(seconds: float, until: object = lambda: False) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    parser.add_argument("--minutes", type=float, default=2.0, help="of training (default 2)")
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="of training (default 2)"
+    )
     parser.add_argument("--recipe", default="unet-ct")
     options = parser.parse_args()
     folder = tempfile.mkdtemp()
@@ -99,13 +103,23 @@ def main() -> None:
     layer = viewer.add_image(data, **given)
     sparse = np.zeros(SHAPE, np.uint8)
     sparse[[0, 3, 6]] = np.asarray(pair.labels.data)[[0, 3, 6]]
-    labels_data, attributes, _ = labels_layer(pair.image.labels_like(sparse, classes=pair.labels.classes))
+    labels_data, attributes, _ = labels_layer(
+        pair.image.labels_like(sparse, classes=pair.labels.classes)
+    )
     viewer.add_labels(labels_data, **attributes | {"name": "painted"})
     viewer.layers.selection = {layer}
     pulse = Pulse()
-    _, dock = viewer.window.add_plugin_dock_widget("napari-strata", "Train", tabify=True)
+    _, dock = viewer.window.add_plugin_dock_widget(
+        "napari-strata", "Train", tabify=True
+    )
     dock.recipe_box.set_recipe(options.recipe, {"patches.per_epoch": 32})
-    wait(15, lambda: bool(dock.forecast.text.text()) and dock.session.client.current_state == "ready")
+    wait(
+        15,
+        lambda: (
+            bool(dock.forecast.text.text())
+            and dock.session.client.current_state == "ready"
+        ),
+    )
     pulse.enter("opening a dock")
     viewer.window.add_plugin_dock_widget("napari-strata", "Predict", tabify=True)
     wait(2)
@@ -116,7 +130,9 @@ def main() -> None:
     pulse.enter("training")
     dock.start_button.native.click()
     wait(60 * options.minutes)
-    epochs = len(dock.panel.curves.epochs) if hasattr(dock.panel.curves, "epochs") else None
+    epochs = (
+        len(dock.panel.curves.epochs) if hasattr(dock.panel.curves, "epochs") else None
+    )
     pulse.enter("stopping")
     start = perf_counter()
     dock.stop_button.native.click()
@@ -126,7 +142,9 @@ def main() -> None:
     pulse.enter("predicting")
     dock.predict_button.native.click()
     wait(3)
-    predict = next(w for name, w in viewer.window.dock_widgets.items() if "Predict" in name)
+    predict = next(
+        w for name, w in viewer.window.dock_widgets.items() if "Predict" in name
+    )
     wait(300, lambda: predict.prediction is None)
     wait(2)
     pulse.enter("")
@@ -141,7 +159,9 @@ def main() -> None:
         "phases": pulse.table(),
     }
     for phase, row in facts["phases"].items():  # type: ignore[union-attr]
-        print(f"{phase:12}" + "".join(f"{key} {value:<9}" for key, value in row.items()))
+        print(
+            f"{phase:12}" + "".join(f"{key} {value:<9}" for key, value in row.items())
+        )
     print(json.dumps({key: value for key, value in facts.items() if key != "phases"}))
     if options.out:
         options.out.write_text(json.dumps(facts, indent=2) + "\n")

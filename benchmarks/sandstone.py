@@ -25,9 +25,13 @@ from napari_strata.spec import find_classes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--test", default="0300", help="part of the name of the slice to score")
+    parser.add_argument(
+        "--test", default="0300", help="part of the name of the slice to score"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
@@ -36,20 +40,45 @@ def main() -> None:
     test = next(p for p in pairs if options.test in p.name)
     classes = find_classes(pairs)
     out = options.out or Path(tempfile.mkdtemp()) / "run"
-    overrides = {key: parse_value(value) for key, _, value in (item.partition("=") for item in options.set)}
+    overrides = {
+        key: parse_value(value)
+        for key, _, value in (item.partition("=") for item in options.set)
+    }
 
     start = time.perf_counter()
-    show(ns.iter_train("unet-ct", training, out=out, validation=[test], classes=classes, overrides=overrides))
+    show(
+        ns.iter_train(
+            "unet-ct",
+            training,
+            out=out,
+            validation=[test],
+            classes=classes,
+            overrides=overrides,
+        )
+    )
     network_seconds = time.perf_counter() - start
     network = ns.evaluate(ns.Model.load(out), [test]).confusion
     start = time.perf_counter()
     trees = boosted_trees(training, [test], classes)
     trees_seconds = time.perf_counter() - start
 
-    print(f"\n{test.name}; {platform.processor() or platform.machine()}; torch and trees on the same cores")
-    print(f"{'':16}{'mean IoU':>10}" + "".join(f"{name:>12}" for name in classes.names) + f"{'seconds':>10}")
-    for name, found, seconds in (("unet-ct", network, network_seconds), ("boosted trees", trees, trees_seconds)):
-        print(f"{name:16}{found.mean_iou:10.3f}" + "".join(f"{v:12.3f}" for v in found.iou) + f"{seconds:10.0f}")
+    print(
+        f"\n{test.name}; {platform.processor() or platform.machine()}; torch and trees on the same cores"
+    )
+    print(
+        f"{'':16}{'mean IoU':>10}"
+        + "".join(f"{name:>12}" for name in classes.names)
+        + f"{'seconds':>10}"
+    )
+    for name, found, seconds in (
+        ("unet-ct", network, network_seconds),
+        ("boosted trees", trees, trees_seconds),
+    ):
+        print(
+            f"{name:16}{found.mean_iou:10.3f}"
+            + "".join(f"{v:12.3f}" for v in found.iou)
+            + f"{seconds:10.0f}"
+        )
     error = (1 - network.mean_iou) / (1 - trees.mean_iou)
     print(f"the network leaves {error:.2f} of the trees' error (1 - mean IoU)")
     scores = {"unet-ct": network.as_dict(), "boosted trees": trees.as_dict()}

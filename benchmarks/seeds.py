@@ -82,21 +82,29 @@ def aerial(root: Path) -> Split:
 def _by_image(pairs: list[AnnotatedImage], classes: ClassMap) -> Split:
     """A sixth tests, a sixth of the rest validates: drawn as the trainer draws, with rare classes on each side."""
 
-    def draw(some: list[AnnotatedImage]) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
+    def draw(
+        some: list[AnnotatedImage],
+    ) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
         halves = split_pairs(some, fraction=1 / 6, seed=0, classes=classes)
         held = {id(part.pair) for part in halves.validation}
-        return [pair for pair in some if id(pair) not in held], [pair for pair in some if id(pair) in held]
+        return [pair for pair in some if id(pair) not in held], [
+            pair for pair in some if id(pair) in held
+        ]
 
     rest, test = draw(sorted(pairs, key=lambda pair: pair.name))
     training, validation = draw(rest)
     counts = f"{len(training)}/{len(validation)}/{len(test)}"
-    return Split(training, validation, test, f"by image, drawn with seed 0 ({counts})", classes)
+    return Split(
+        training, validation, test, f"by image, drawn with seed 0 ({counts})", classes
+    )
 
 
 def water(root: Path) -> Split:
     """Water or land, 300 chips."""
     classes = ClassMap(names=("land", "water"), values=(0, 1))
-    images, masks = (tifffile.imread(root / "water" / name) for name in ("images.tif", "masks.tif"))
+    images, masks = (
+        tifffile.imread(root / "water" / name) for name in ("images.tif", "masks.tif")
+    )
     pairs = [
         AnnotatedImage(
             ns.Image(image, "YXC", name=f"chip {i:03d}"),
@@ -107,7 +115,13 @@ def water(root: Path) -> Split:
     ]
     order = np.random.default_rng(0).permutation(len(pairs))
     drawn = [pairs[i] for i in order]
-    return Split(drawn[60:], drawn[:24], drawn[24:60], "by image, drawn with seed 0 (240/24/36)", classes)
+    return Split(
+        drawn[60:],
+        drawn[:24],
+        drawn[24:60],
+        "by image, drawn with seed 0 (240/24/36)",
+        classes,
+    )
 
 
 ROCK = ClassMap(names=("pore", "clay", "quartz", "heavy mineral"), values=(1, 2, 3, 4))
@@ -116,13 +130,21 @@ ROCK = ClassMap(names=("pore", "clay", "quartz", "heavy mineral"), values=(1, 2,
 def patches(root: Path) -> Split:
     """Sandstone as the seed has it, patches of 128 x 128 in two stacks; told apart by the slice they were cut from."""
     folder = root / "sandstone"
-    images, masks = (tifffile.imread(folder / f"patches_{name}.tif") for name in ("images", "masks"))
+    images, masks = (
+        tifffile.imread(folder / f"patches_{name}.tif") for name in ("images", "masks")
+    )
     with open(folder / "patches.csv", newline="", encoding="utf-8") as file:
         of = [int(row["slice"]) for row in csv.DictReader(file)]
 
     def stack(wanted: Callable[[int], bool], name: str) -> list[AnnotatedImage]:
         chosen = [i for i, number in enumerate(of) if wanted(number)]
-        return [AnnotatedImage(ns.Image(images[chosen], "ZYX", name=name), ns.LabelImage(masks[chosen], "ZYX"), name)]
+        return [
+            AnnotatedImage(
+                ns.Image(images[chosen], "ZYX", name=name),
+                ns.LabelImage(masks[chosen], "ZYX"),
+                name,
+            )
+        ]
 
     numbers = sorted(set(of))
     parts = (
@@ -136,20 +158,50 @@ def patches(root: Path) -> Split:
 
 def slices(root: Path) -> Split:
     """Sandstone as whole slices."""
-    pairs = sorted(ns.read_pairs(root / "sandstone" / "images", root / "sandstone" / "labels"), key=lambda p: p.name)
-    return Split(pairs[:5], pairs[5:6], pairs[6:], "by slice: validated on 0250, tested on 0300", ROCK)
+    pairs = sorted(
+        ns.read_pairs(root / "sandstone" / "images", root / "sandstone" / "labels"),
+        key=lambda p: p.name,
+    )
+    return Split(
+        pairs[:5],
+        pairs[5:6],
+        pairs[6:],
+        "by slice: validated on 0250, tested on 0300",
+        ROCK,
+    )
 
 
-DATA = {"rooftop": rooftop, "water": water, "sandstone patches": patches, "sandstone slices": slices, "aerial6": aerial}
+DATA = {
+    "rooftop": rooftop,
+    "water": water,
+    "sandstone patches": patches,
+    "sandstone slices": slices,
+    "aerial6": aerial,
+}
 
 ROWS = [
     Row("unet-classic", "water", "mean IoU .748 (2,291 training chips)"),
-    Row("unet-resnet34", "sandstone patches", "mean IoU .886, accuracy .970 (random patches, ImageNet)", NO_WEIGHTS),
+    Row(
+        "unet-resnet34",
+        "sandstone patches",
+        "mean IoU .886, accuracy .970 (random patches, ImageNet)",
+        NO_WEIGHTS,
+    ),
     Row("unet-resnet34", "sandstone slices", "", NO_WEIGHTS),
     Row("unet-ct", "sandstone slices"),
     Row("unet-aerial", "aerial6", "no figures"),
-    Row("deeplabv3plus-resnet50", "rooftop", "expected: mean IoU .70-.85, accuracy .90-.95", NO_WEIGHTS),
-    Row("atrous-resnet50", "rooftop", "BCE .0481, Dice loss .2673 (validation)", NO_WEIGHTS),
+    Row(
+        "deeplabv3plus-resnet50",
+        "rooftop",
+        "expected: mean IoU .70-.85, accuracy .90-.95",
+        NO_WEIGHTS,
+    ),
+    Row(
+        "atrous-resnet50",
+        "rooftop",
+        "BCE .0481, Dice loss .2673 (validation)",
+        NO_WEIGHTS,
+    ),
 ]
 
 FOLDED = [
@@ -167,12 +219,16 @@ def run_folds(row: Row, root: Path, out: Path, extra: dict[str, Any]) -> None:
     pairs = [*split.training, *split.validation, *(split.test if whole else [])]
     pairs.sort(key=lambda pair: pair.name)
     overrides = row.overrides | extra
-    result = cross_validate(row.recipe, pairs, out=place, classes=split.classes, overrides=overrides)
+    result = cross_validate(
+        row.recipe, pairs, out=place, classes=split.classes, overrides=overrides
+    )
     facts: dict[str, Any] = {"split": split.text, "overrides": overrides}
     write(place / "score.json", facts | scores_of_folds(result))
     for name, tta in () if whole else (("ensemble", False), ("ensemble_turned", True)):
         if not (place / f"{name}.json").exists():
-            more = {"train_seconds": result.seconds} | scores_of_ensemble(place, split.test, tta=tta)
+            more = {"train_seconds": result.seconds} | scores_of_ensemble(
+                place, split.test, tta=tta
+            )
             write(place / f"{name}.json", facts | more)
 
 
@@ -182,9 +238,17 @@ def _folded_rows(data: str, out: Path) -> list[tuple[str, str, Path]]:
         if row.data == data:
             place = out / f"folds of {row.name}".replace(" ", "_")
             rows += [
-                (f"{row.recipe}, mean of five folds", row.reported, place / "score.json"),
+                (
+                    f"{row.recipe}, mean of five folds",
+                    row.reported,
+                    place / "score.json",
+                ),
                 (f"{row.recipe}, ensemble of the folds", "", place / "ensemble.json"),
-                (f"{row.recipe}, ensemble and flips and turns", "", place / "ensemble_turned.json"),
+                (
+                    f"{row.recipe}, ensemble and flips and turns",
+                    "",
+                    place / "ensemble_turned.json",
+                ),
             ]
     return rows
 
@@ -205,7 +269,9 @@ def run_row(row: Row, root: Path, out: Path, extra: dict[str, Any]) -> None:
             validation=split.validation,
             classes=split.classes,
             # A row that goes on keeps its recipe, but for how long it trains.
-            overrides={k: v for k, v in extra.items() if k == "training.epochs"} if started else overrides,
+            overrides={k: v for k, v in extra.items() if k == "training.epochs"}
+            if started
+            else overrides,
             resume=started,
         )
     )
@@ -217,21 +283,30 @@ def run_row(row: Row, root: Path, out: Path, extra: dict[str, Any]) -> None:
         "overrides": overrides,
         "epochs": len(model.history),
         "best_epoch": model.best.epoch if model.best else 0,
-        "train_seconds": sum(end.seconds for end in model.history if isinstance(end, EpochEnd)),
+        "train_seconds": sum(
+            end.seconds for end in model.history if isinstance(end, EpochEnd)
+        ),
         "test_seconds": time.perf_counter() - begun,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[2]:.1f}",
     }
-    (place / "score.json").write_text(json.dumps(facts | confusion.as_dict(), indent=2) + "\n")
+    (place / "score.json").write_text(
+        json.dumps(facts | confusion.as_dict(), indent=2) + "\n"
+    )
 
 
 def run_baselines(data: str, root: Path, out: Path) -> None:
     """Both baselines on one split."""
-    for name, method in (("majority class", majority), ("boosted trees", boosted_trees)):
+    for name, method in (
+        ("majority class", majority),
+        ("boosted trees", boosted_trees),
+    ):
         path = out / f"{name}@{data}.json".replace(" ", "_")
         if path.exists():
             continue
         split, begun = DATA[data](root), time.perf_counter()
-        confusion = method([*split.training, *split.validation], split.test, split.classes)
+        confusion = method(
+            [*split.training, *split.validation], split.test, split.classes
+        )
         facts = {"split": split.text, "train_seconds": time.perf_counter() - begun}
         path.write_text(json.dumps(facts | confusion.as_dict(), indent=2) + "\n")
 
@@ -243,10 +318,15 @@ def table(out: Path) -> str:
         found = [(row.recipe, row.reported, out / row.name.replace(" ", "_") / "score.json") for row in ROWS
                  if row.data == data]  # fmt: skip
         found += [
-            (name, "", out / f"{name}@{data}.json".replace(" ", "_")) for name in ("boosted trees", "majority class")
+            (name, "", out / f"{name}@{data}.json".replace(" ", "_"))
+            for name in ("boosted trees", "majority class")
         ]
         found[-2:-2] = _folded_rows(data, out)
-        rows = [(name, reported, json.loads(path.read_text())) for name, reported, path in found if path.exists()]
+        rows = [
+            (name, reported, json.loads(path.read_text()))
+            for name, reported, path in found
+            if path.exists()
+        ]
         if rows:
             lines += _lines(data, rows)
     return "\n".join(lines)
@@ -270,30 +350,64 @@ def _lines(data: str, rows: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, reported, facts in rows:
         rows_of = facts["per_class"].values()
-        means = [np.nanmean([np.nan if r[key] is None else r[key] for r in rows_of]) for key in ("precision", "recall")]
-        cells = [facts["mean_iou"], *(r["iou"] for r in rows_of), facts["mean_dice"], facts["pixel_accuracy"], *means]
-        epochs = f"{facts['epochs']} ({facts['best_epoch']})" if "epochs" in facts else ""
+        means = [
+            np.nanmean([np.nan if r[key] is None else r[key] for r in rows_of])
+            for key in ("precision", "recall")
+        ]
+        cells = [
+            facts["mean_iou"],
+            *(r["iou"] for r in rows_of),
+            facts["mean_dice"],
+            facts["pixel_accuracy"],
+            *means,
+        ]
+        epochs = (
+            f"{facts['epochs']} ({facts['best_epoch']})" if "epochs" in facts else ""
+        )
         if "mean_iou_std" in facts:
             name += f" (± {facts['mean_iou_std']:.3f})"
         minutes = f"{facts['train_seconds'] / 60:.1f}"
-        texts = [name, *("-" if c is None else f"{c:.3f}".lstrip("0") for c in cells), epochs, minutes, reported]
+        texts = [
+            name,
+            *("-" if c is None else f"{c:.3f}".lstrip("0") for c in cells),
+            epochs,
+            minutes,
+            reported,
+        ]
         lines.append("| " + " | ".join(texts) + " |")
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", action="append", help="rows whose name contains this; may be given several times")
-    parser.add_argument("--folds", action="store_true", help="the cross-validated rows instead of the others")
+    parser.add_argument(
+        "--only",
+        action="append",
+        help="rows whose name contains this; may be given several times",
+    )
+    parser.add_argument(
+        "--folds",
+        action="store_true",
+        help="the cross-validated rows instead of the others",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if not options.table:
         options.out.mkdir(parents=True, exist_ok=True)
-        extra = {key: parse_value(value) for key, _, value in (item.partition("=") for item in options.set)}
-        rows = [row for row in ROWS if not options.only or any(part in row.name for part in options.only)]
+        extra = {
+            key: parse_value(value)
+            for key, _, value in (item.partition("=") for item in options.set)
+        }
+        rows = [
+            row
+            for row in ROWS
+            if not options.only or any(part in row.name for part in options.only)
+        ]
         for data in dict.fromkeys(row.data for row in rows):
             run_baselines(data, options.data, options.out)
         for row in [] if options.folds else rows:

@@ -36,7 +36,12 @@ COMMANDS = {
 def _contest(words: list[str]) -> Callable[[argparse.Namespace], Facts]:
     def contest(options: argparse.Namespace) -> Facts:
         def call() -> None:
-            subprocess.run([sys.executable, *words], check=False, capture_output=True, env=dict(os.environ))
+            subprocess.run(
+                [sys.executable, *words],
+                check=False,
+                capture_output=True,
+                env=dict(os.environ),
+            )
 
         return timed(call, repeats=max(5, options.repeats))
 

@@ -51,13 +51,22 @@ def pair(side: int = 1024, planes: int = 2) -> AnnotatedImage:
     """Noise in three channels, four classes."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (planes, 3, side, side)).astype(np.uint8)
-    labels = np.repeat(np.repeat(rng.integers(0, 4, (planes, side // 16, side // 16)), 16, 1), 16, 2).astype(np.uint8)
+    labels = np.repeat(
+        np.repeat(rng.integers(0, 4, (planes, side // 16, side // 16)), 16, 1), 16, 2
+    ).astype(np.uint8)
     classes = ClassMap.from_values(range(4))
-    return AnnotatedImage(ns.Image(image, "ZCYX"), ns.LabelImage(labels, "ZYX", classes=classes), "noise")
+    return AnnotatedImage(
+        ns.Image(image, "ZCYX"), ns.LabelImage(labels, "ZYX", classes=classes), "noise"
+    )
 
 
 def job(folder: str, **more: Any) -> Job:
-    return Job(recipe="unet-resnet34", pairs=[pair()], out=Path(folder) / "run", overrides=SETTINGS | more)
+    return Job(
+        recipe="unet-resnet34",
+        pairs=[pair()],
+        out=Path(folder) / "run",
+        overrides=SETTINGS | more,
+    )
 
 
 def network() -> nn.Module:
@@ -72,7 +81,9 @@ def loop(*, ours: bool, repeats: int) -> Facts:
     net = network()
     images = torch.randn(BATCH, 3, SIDE, SIDE, device=DEVICE)
     labels = torch.randint(0, 4, (BATCH, SIDE, SIDE), device=DEVICE)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True if ours else None)
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=1e-4, fused=True if ours else None
+    )
     if ours:
         net = net.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -95,7 +106,10 @@ def per_step(step: Any, repeats: int) -> Facts:
             step()
 
     facts = timed(steps, repeats=repeats)
-    return {key: value / STEPS if key in ("median", "least", "most") else value for key, value in facts.items()}
+    return {
+        key: value / STEPS if key in ("median", "least", "most") else value
+        for key, value in facts.items()
+    }
 
 
 @contender("torch as it comes")
@@ -122,14 +136,22 @@ def ours(options: argparse.Namespace) -> Facts:
         precision = choose_precision("auto", DEVICE)
         source = PatchSource(plan.training, plan.spec, plan.recipe)
         learner = Learner(plan, device=DEVICE, precision=precision, batches=len(source))
-        batches = [batch for _, batch in zip(range(STEPS), source.epoch(1), strict=False)]
+        batches = [
+            batch for _, batch in zip(range(STEPS), source.epoch(1), strict=False)
+        ]
         number = iter(range(1, 10**6))
         cycle = iter(lambda: batches[next(number) % len(batches)], None)
-        facts = per_step(lambda: learner.step(next(cycle), epoch=1, number=next(number)), options.repeats)
+        facts = per_step(
+            lambda: learner.step(next(cycle), epoch=1, number=next(number)),
+            options.repeats,
+        )
         begun, count = time.perf_counter(), 0
         for _ in source.epoch(2):
             count += 1
-        return facts | {"data": (time.perf_counter() - begun) / count, "precision": precision.name}
+        return facts | {
+            "data": (time.perf_counter() - begun) / count,
+            "precision": precision.name,
+        }
 
 
 @contender("the loop around it")
@@ -170,7 +192,9 @@ def around(options: argparse.Namespace) -> Facts:
         "training.recalibration": 0,
     }
     with tempfile.TemporaryDirectory() as folder:
-        events = ns.iter_train("unet-classic", [pair(128)], out=Path(folder) / "run", overrides=small)
+        events = ns.iter_train(
+            "unet-classic", [pair(128)], out=Path(folder) / "run", overrides=small
+        )
         seconds: list[float] = []
         with closing(events):
             last = None
@@ -182,7 +206,12 @@ def around(options: argparse.Namespace) -> Facts:
                     last = now
                 if isinstance(event, EpochEnd):
                     break
-    return {"median": float(np.median(seconds)), "least": min(seconds), "most": max(seconds), "runs": len(seconds)}
+    return {
+        "median": float(np.median(seconds)),
+        "least": min(seconds),
+        "most": max(seconds),
+        "runs": len(seconds),
+    }
 
 
 def main() -> None:
@@ -195,13 +224,31 @@ def main() -> None:
     for name, facts in found.items():
         if name == "the loop around it":
             continue
-        data = f"{facts['data'] / facts['median'] * 100:.2f} %" if "data" in facts else "-"
+        data = (
+            f"{facts['data'] / facts['median'] * 100:.2f} %" if "data" in facts else "-"
+        )
         ratio = first / facts["median"] if first else "-"
         spread = f"{facts['least']:.3f}-{facts['most']:.3f}"
-        rows.append([name, facts["median"], spread, ratio, data, f"{facts['peak']:.0f}"])
-    print(table(["", "seconds a step", "spread", "x torch as it comes", "data / step", "peak MB"], rows))
+        rows.append(
+            [name, facts["median"], spread, ratio, data, f"{facts['peak']:.0f}"]
+        )
+    print(
+        table(
+            [
+                "",
+                "seconds a step",
+                "spread",
+                "x torch as it comes",
+                "data / step",
+                "peak MB",
+            ],
+            rows,
+        )
+    )
     if "the loop around it" in found:
-        print(f"\nthe loop around a step: {found['the loop around it']['median'] * 1000:.3f} ms (median of 999)")
+        print(
+            f"\nthe loop around a step: {found['the loop around it']['median'] * 1000:.3f} ms (median of 999)"
+        )
 
 
 if __name__ == "__main__":

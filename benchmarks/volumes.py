@@ -76,12 +76,21 @@ def read(root: Path, split: str) -> dict[str, AnnotatedImage]:
         grey, labels = grey[..., ::-1], labels[..., ::-1]
     blocks = {}
     for name, (first, stop) in BLOCKS.items():
-        image: Image = replace(pair.image, data=np.ascontiguousarray(grey[..., first:stop]), name=name, source=None)
-        blocks[name] = AnnotatedImage(image, image.labels_like(np.ascontiguousarray(labels[..., first:stop])))
+        image: Image = replace(
+            pair.image,
+            data=np.ascontiguousarray(grey[..., first:stop]),
+            name=name,
+            source=None,
+        )
+        blocks[name] = AnnotatedImage(
+            image, image.labels_like(np.ascontiguousarray(labels[..., first:stop]))
+        )
     return blocks
 
 
-def train(way: Way, blocks: dict[str, AnnotatedImage], run: Path, extra: dict[str, Any]) -> dict[str, Any]:
+def train(
+    way: Way, blocks: dict[str, AnnotatedImage], run: Path, extra: dict[str, Any]
+) -> dict[str, Any]:
     """Train, or go on; what it took."""
     started = (run / "recipe.yaml").exists()
     events = ns.iter_train(
@@ -95,7 +104,10 @@ def train(way: Way, blocks: dict[str, AnnotatedImage], run: Path, extra: dict[st
     )
     show(events)
     model = ns.Model.load(run)
-    return {"train_seconds": sum(end.seconds for end in model.history), "best_epoch": model.best and model.best.epoch}
+    return {
+        "train_seconds": sum(end.seconds for end in model.history),
+        "best_epoch": model.best and model.best.epoch,
+    }
 
 
 def test(way: Way, blocks: dict[str, AnnotatedImage], run: Path) -> dict[str, Any]:
@@ -104,12 +116,16 @@ def test(way: Way, blocks: dict[str, AnnotatedImage], run: Path) -> dict[str, An
     begun = time.perf_counter()
     labels = ns.predict(model, blocks["test"].image, ortho=way.ortho)
     seconds = time.perf_counter() - begun
-    return {"test_seconds": seconds} | score(np.asarray(labels.data), blocks["test"]).as_dict()
+    return {"test_seconds": seconds} | score(
+        np.asarray(labels.data), blocks["test"]
+    ).as_dict()
 
 
 def score(labels: np.ndarray[Any, Any], truth: AnnotatedImage) -> ns.ConfusionMatrix:
     confusion = ns.ConfusionMatrix(CLASSES)
-    confusion.update(CLASSES.encode(np.asarray(truth.labels.data)), CLASSES.encode(labels))
+    confusion.update(
+        CLASSES.encode(np.asarray(truth.labels.data)), CLASSES.encode(labels)
+    )
     return confusion
 
 
@@ -117,7 +133,9 @@ def place(out: Path, name: str, split: str, suffix: str = "") -> Path:
     return out / (f"volumes {name} {split}".replace(",", "").replace(" ", "_") + suffix)
 
 
-def step(options: argparse.Namespace, way: Way, split: str, what: str) -> dict[str, Any]:
+def step(
+    options: argparse.Namespace, way: Way, split: str, what: str
+) -> dict[str, Any]:
     """One training or prediction in a process of its own, unless it was done before."""
     file = place(options.out, way.name, split, f".{what}.json")
     if not file.exists():
@@ -132,7 +150,10 @@ def step(options: argparse.Namespace, way: Way, split: str, what: str) -> dict[s
             split,
             what,
         ]
-        subprocess.run([*words, *(word for item in options.set for word in ("--set", item))], check=True)
+        subprocess.run(
+            [*words, *(word for item in options.set for word in ("--set", item))],
+            check=True,
+        )
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
@@ -140,21 +161,36 @@ def step(options: argparse.Namespace, way: Way, split: str, what: str) -> dict[s
 def do_step(options: argparse.Namespace) -> None:
     name, split, what = options.step
     way = next(way for way in WAYS if way.name == name)
-    blocks, run = read(options.data, split), place(options.out, way.trained or way.name, split)
-    extra = {key: parse_value(value) for key, _, value in (item.partition("=") for item in options.set)}
-    found = train(way, blocks, run, extra) if what == "train" else test(way, blocks, run)
-    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes, on Linux
+    blocks, run = (
+        read(options.data, split),
+        place(options.out, way.trained or way.name, split),
+    )
+    extra = {
+        key: parse_value(value)
+        for key, _, value in (item.partition("=") for item in options.set)
+    }
+    found = (
+        train(way, blocks, run, extra) if what == "train" else test(way, blocks, run)
+    )
+    found["memory"] = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )  # bytes, on Linux
     file = place(options.out, way.name, split, f".{what}.json")
     file.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def baselines(options: argparse.Namespace, split: str) -> None:
     blocks = read(options.data, split)
-    for name, method in (("boosted trees", boosted_trees), ("majority class", majority)):
+    for name, method in (
+        ("boosted trees", boosted_trees),
+        ("majority class", majority),
+    ):
         file = place(options.out, name, split, ".test.json")
         if not file.exists():
             begun = time.perf_counter()
-            confusion = method([blocks["training"], blocks["validation"]], [blocks["test"]], CLASSES)
+            confusion = method(
+                [blocks["training"], blocks["validation"]], [blocks["test"]], CLASSES
+            )
             facts = {"train_seconds": time.perf_counter() - begun} | confusion.as_dict()
             file.write_text(json.dumps(facts, indent=2) + "\n")
 
@@ -170,17 +206,28 @@ def table(out: Path) -> str:
             continue
         tests = [json.loads(file.read_text()) for file in files]
         way = next((way for way in WAYS if way.name == name), None)
-        trained = [place(out, way.trained or name, s, ".train.json") for s in SPLITS] if way else []
+        trained = (
+            [place(out, way.trained or name, s, ".train.json") for s in SPLITS]
+            if way
+            else []
+        )
         trainings = [json.loads(file.read_text()) for file in trained]
         nuclei = [found["per_class"]["nuclei"] for found in tests]
         cells = [
             name,
             _number(np.mean([found["mean_iou"] for found in tests])),
             ", ".join(_number(found["mean_iou"]) for found in tests),
-            *(_number(np.mean([row[key] or 0.0 for row in nuclei])) for key in ("iou", "precision", "recall")),
+            *(
+                _number(np.mean([row[key] or 0.0 for row in nuclei]))
+                for key in ("iou", "precision", "recall")
+            ),
             f"{np.mean([found['train_seconds'] for found in trainings or tests]):.0f}",
-            f"{max(found['memory'] for found in trainings) / 1e6:.0f}" if trainings else "",
-            f"{np.mean([found['test_seconds'] for found in tests]):.1f}" if trainings else "",
+            f"{max(found['memory'] for found in trainings) / 1e6:.0f}"
+            if trainings
+            else "",
+            f"{np.mean([found['test_seconds'] for found in tests]):.1f}"
+            if trainings
+            else "",
             f"{max(found['memory'] for found in tests) / 1e6:.0f}" if trainings else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -192,13 +239,21 @@ def _number(value: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", action="append", help="rows whose name is this; may be given several times")
+    parser.add_argument(
+        "--only",
+        action="append",
+        help="rows whose name is this; may be given several times",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--step", nargs=3, metavar=("NAME", "SPLIT", "WHAT"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--step", nargs=3, metavar=("NAME", "SPLIT", "WHAT"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.step:
         do_step(options)

@@ -28,14 +28,25 @@ STACK = (48, 512, 512)
 
 def main() -> None:
     """Read the command line, see to a display and a place for runs, and make the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     default = Path(__file__).resolve().parent / "images"
-    parser.add_argument("--out", type=Path, default=default, help="folder for the pictures (default docs/images)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=default,
+        help="folder for the pictures (default docs/images)",
+    )
     out = parser.parse_args().out.resolve()
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if sys.platform == "linux" and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
         start_under_xvfb()
     out.mkdir(parents=True, exist_ok=True)
-    os.environ["NAPARI_CONFIG"] = ""  # before napari is imported: the user's settings stay out of it
+    os.environ["NAPARI_CONFIG"] = (
+        ""  # before napari is imported: the user's settings stay out of it
+    )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as runs:
         make_pictures(out, Path(runs) / "napari-strata")
 
@@ -44,9 +55,22 @@ def start_under_xvfb() -> None:
     """Become the same command under Xvfb; says what is missing when there is none."""
     starter = shutil.which("xvfb-run")
     if starter is None:
-        sys.exit("There is no display and no xvfb-run: install Xvfb (Debian: apt-get install xvfb) or use a desktop.")
+        sys.exit(
+            "There is no display and no xvfb-run: install Xvfb (Debian: apt-get install xvfb) or use a desktop."
+        )
     screen = "-screen 0 {}x{}x24".format(*WINDOW)
-    os.execv(starter, [starter, "-a", "-s", screen, sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]])
+    os.execv(
+        starter,
+        [
+            starter,
+            "-a",
+            "-s",
+            screen,
+            sys.executable,
+            str(Path(__file__).resolve()),
+            *sys.argv[1:],
+        ],
+    )
 
 
 def make_pictures(out: Path, runs: Path) -> None:
@@ -59,9 +83,13 @@ def make_pictures(out: Path, runs: Path) -> None:
     viewer = open_demo()
     viewer.theme = "dark"
     window = viewer.window._qt_window
-    docks = {name.split(" ")[0]: dock for name, dock in viewer.window.dock_widgets.items()}
+    docks = {
+        name.split(" ")[0]: dock for name, dock in viewer.window.dock_widgets.items()
+    }
     lay_out(viewer, docks["Train"])
-    wait(90, lambda: "Validation" in docks["Train"].forecast.text.text(), "the forecast")
+    wait(
+        90, lambda: "Validation" in docks["Train"].forecast.text.text(), "the forecast"
+    )
     save(window, out / "setup.png")
     dialog = check_computer(docks["Train"])
     save(dialog, out / "doctor.png")
@@ -85,7 +113,9 @@ def lay_out(viewer: Any, dock: Any) -> None:
 
     window = viewer.window._qt_window
     viewer.window.resize(*WINDOW)
-    frame = next(one for one in window.findChildren(QDockWidget) if one.isAncestorOf(dock))
+    frame = next(
+        one for one in window.findChildren(QDockWidget) if one.isAncestorOf(dock)
+    )
     wait(0.5)
     window.resizeDocks([frame], [DOCK], Qt.Orientation.Horizontal)
     wait(0.5)
@@ -100,10 +130,17 @@ def check_computer(dock: Any) -> Any:
 
     press(dock, "Check this computer")
     dialog = dock.findChild(DoctorDialog)
-    wait(90, lambda: dialog.summary.text() != "Looking...", "the checks of the computer")
+    wait(
+        90, lambda: dialog.summary.text() != "Looking...", "the checks of the computer"
+    )
     dialog.resize(760, 300)
     wait(0.3)
-    dialog.resize(760, min(300 + dialog.findChild(QScrollArea).verticalScrollBar().maximum(), WINDOW[1]))
+    dialog.resize(
+        760,
+        min(
+            300 + dialog.findChild(QScrollArea).verticalScrollBar().maximum(), WINDOW[1]
+        ),
+    )
     return dialog
 
 
@@ -120,20 +157,34 @@ def predict(viewer: Any, dock: Any) -> Any:
     from napari_strata.plugin import image_layer
     from napari_strata.samples import sandstone
 
-    wait(300, lambda: dock.prediction is None, "the prediction that the training ends with")
+    wait(
+        300,
+        lambda: dock.prediction is None,
+        "the prediction that the training ends with",
+    )
     pair = sandstone(STACK, seed=2)
     viewer.layers.select_all()
     viewer.layers.remove_selected()
     data, given, _ = image_layer(pair.image)
-    image = viewer.layers.selection.active = viewer.add_image(data, **given | {"name": "new sandstone"})
+    image = viewer.layers.selection.active = viewer.add_image(
+        data, **given | {"name": "new sandstone"}
+    )
     viewer.dims.set_current_step(0, STACK[0] // 3)
     viewer.reset_view()
     dock.come_forward()
-    wait(60, lambda: dock.images.layer is image and not dock.model.fit.isHidden(), "whether the image fits the model")
+    wait(
+        60,
+        lambda: dock.images.layer is image and not dock.model.fit.isHidden(),
+        "whether the image fits the model",
+    )
     press(dock, "Predict")
     wait(60, lambda: len(viewer.layers) > 1, "the labels layer")
     labels = viewer.layers[-1]
-    wait(300, lambda: sum(bool(plane[0].any()) for plane in labels.data) > STACK[0] // 2, "most of the planes")
+    wait(
+        300,
+        lambda: sum(bool(plane[0].any()) for plane in labels.data) > STACK[0] // 2,
+        "most of the planes",
+    )
     return pair.labels
 
 
@@ -146,7 +197,11 @@ def evaluate(viewer: Any, dock: Any, truth: Any) -> None:
     dock.come_forward()
     wait(60, lambda: bool(dock.compare_button.enabled), "prediction and truth")
     press(dock, "Compare")
-    wait(120, lambda: dock.written is not None and bool(dock.errors_button.enabled), "the scores")
+    wait(
+        120,
+        lambda: dock.written is not None and bool(dock.errors_button.enabled),
+        "the scores",
+    )
     wait(60, lambda: bool(dock.scores.cases.words()), "the worst and the best planes")
     press(dock, "Show errors as a layer")
     wait(60, lambda: len(viewer.layers) == 4, "the errors")
@@ -165,13 +220,17 @@ def press(dock: Any, text: str) -> None:
     button.click()
 
 
-def wait(seconds: float, until: Callable[[], bool] | None = None, what: str = "") -> None:
+def wait(
+    seconds: float, until: Callable[[], bool] | None = None, what: str = ""
+) -> None:
     """Run the event loop for so long; or until something is so, and give up when it does not become so."""
     from qtpy.QtCore import QEventLoop, QTimer
 
     loop, check = QEventLoop(), QTimer()
     check.setInterval(50)
-    check.timeout.connect(lambda: loop.quit() if until is not None and until() else None)
+    check.timeout.connect(
+        lambda: loop.quit() if until is not None and until() else None
+    )
     check.start()
     QTimer.singleShot(int(1000 * seconds), loop.quit)
     loop.exec()
@@ -191,7 +250,9 @@ def save(widget: Any, path: Path) -> None:
     widget.grab().save(buffer, "PNG")
     picture = Image.open(BytesIO(bytes(buffer.data().data()))).convert("RGB")
     # Maximum coverage keeps the small squares of the classes' colours, which a median cut makes grey.
-    few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    few = picture.quantize(
+        256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
+    )
     few.save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 

@@ -10,9 +10,16 @@ from napari_strata.events import EpochEnd
 from napari_strata.samples import cells
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
-small = {"network.kind": "unet", "network.widths": [8, 16, 32], "training.epochs": 20, "patches.size": 64}
+small = {
+    "network.kind": "unet",
+    "network.widths": [8, 16, 32],
+    "training.epochs": 20,
+    "patches.size": 64,
+}
 
-for event in ns.iter_train("default", [cells((6, 96, 96))], out=out / "cells", overrides=small):
+for event in ns.iter_train(
+    "default", [cells((6, 96, 96))], out=out / "cells", overrides=small
+):
     if isinstance(event, EpochEnd):
         print(f"epoch {event.epoch}: mean IoU {event.mean_iou:.3f}")
         if event.mean_iou > 0.5 or event.epoch == 4:

@@ -21,7 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 WIDGETS = Path(__file__).parent / "widgets"
-collect_ignore = [] if any("widgets" in argument for argument in sys.argv) else [str(WIDGETS)]
+collect_ignore = (
+    [] if any("widgets" in argument for argument in sys.argv) else [str(WIDGETS)]
+)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -22,7 +22,9 @@ TINY = {
 
 def tiny_recipe(**overrides: Any) -> Recipe:
     """A recipe that trains in a second; keywords replace dotted keys with __ for the dot."""
-    return Recipe.parse(TINY).with_overrides({k.replace("__", "."): v for k, v in overrides.items()})
+    return Recipe.parse(TINY).with_overrides(
+        {k.replace("__", "."): v for k, v in overrides.items()}
+    )
 
 
 def easy_pair(shape: tuple[int, ...] = (2, 64, 64), *, seed: int = 0) -> AnnotatedImage:
@@ -37,7 +39,9 @@ def easy_pair(shape: tuple[int, ...] = (2, 64, 64), *, seed: int = 0) -> Annotat
     return AnnotatedImage(image, image.labels_like((truth * 255).astype(np.uint8)))
 
 
-def tiny_spec(pair: AnnotatedImage | None = None, *, classes: ClassMap | None = None) -> ModelSpec:
+def tiny_spec(
+    pair: AnnotatedImage | None = None, *, classes: ClassMap | None = None
+) -> ModelSpec:
     return resolve(tiny_recipe(), pair or easy_pair(), classes=classes)
 
 

@@ -31,7 +31,17 @@ def commands(words: list[str]) -> list[list[str]]:
     if words:
         return [rest, [*rest, WIDGETS]]
     first = [*TWICE, "--cov", "--cov-report="]
-    return [first, [*TWICE, "--cov", "--cov-append", "--cov-report=term", f"--cov-fail-under={BOUND}", WIDGETS]]
+    return [
+        first,
+        [
+            *TWICE,
+            "--cov",
+            "--cov-append",
+            "--cov-report=term",
+            f"--cov-fail-under={BOUND}",
+            WIDGETS,
+        ],
+    ]
 
 
 def _is_test(path: Path) -> bool:

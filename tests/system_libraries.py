@@ -42,7 +42,11 @@ PROGRAMS = {"Xvfb": "xvfb"}
 
 def missing(libraries: Mapping[str, str], programs: Mapping[str, str]) -> list[str]:
     """Debian packages of the libraries that cannot be loaded and the programs that are not there."""
-    packages = [package for program, package in programs.items() if shutil.which(program) is None]
+    packages = [
+        package
+        for program, package in programs.items()
+        if shutil.which(program) is None
+    ]
     for library, package in libraries.items():
         try:
             ctypes.CDLL(library)
@@ -57,14 +61,18 @@ def main(words: list[str]) -> int:
     shown = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     libraries = NEEDED | (VIEWER if viewer else {})
     programs = PROGRAMS if viewer and not shown else {}
-    if not sys.platform.startswith("linux") or not (packages := missing(libraries, programs)):
+    if not sys.platform.startswith("linux") or not (
+        packages := missing(libraries, programs)
+    ):
         return 0
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     if shutil.which("apt-get") and os.geteuid() == 0:
         subprocess.run(["apt-get", "update", "-q"], check=True)
         subprocess.run(install, check=True)
         return 0
-    print(f"system libraries are missing: {', '.join(packages)}. On Debian or Ubuntu: sudo {' '.join(install)}")
+    print(
+        f"system libraries are missing: {', '.join(packages)}. On Debian or Ubuntu: sudo {' '.join(install)}"
+    )
     return 1
 
 

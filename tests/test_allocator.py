@@ -39,7 +39,11 @@ print(kept, usual, inside, much - after)
 
 def run(**environment: str) -> tuple[bool, int, int, float]:
     answer = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env=dict(os.environ) | environment
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ) | environment,
     )
     kept, usual, inside, freed = answer.stdout.split()
     return kept == "True", int(usual), int(inside), float(freed)

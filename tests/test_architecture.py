@@ -17,14 +17,27 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def _python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
 def test_bare_import_loads_neither_torch_nor_qt_nor_napari() -> None:
     code = "import sys, napari_strata; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     loaded = set(_python(code).split())
-    heavy = {"torch", "torchvision", "numpy", "pydantic", "zarr", "tifffile", "napari", "qtpy", "PyQt6", "PySide6"}
+    heavy = {
+        "torch",
+        "torchvision",
+        "numpy",
+        "pydantic",
+        "zarr",
+        "tifffile",
+        "napari",
+        "qtpy",
+        "PyQt6",
+        "PySide6",
+    }
     assert "napari_strata" in loaded
     assert not loaded & heavy
 
@@ -48,7 +61,9 @@ def test_unknown_public_name_is_an_attribute_error() -> None:
 
 def test_layers() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -59,7 +74,9 @@ def test_modules_and_functions_stay_small(module: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             docstring = ast.get_docstring(node, clean=False) or ""
-            lines = (node.end_lineno or 0) - node.lineno + 1 - len(docstring.splitlines())
+            lines = (
+                (node.end_lineno or 0) - node.lineno + 1 - len(docstring.splitlines())
+            )
             assert lines <= 60, f"{node.name} is {lines} lines long"
 
 
@@ -69,10 +86,21 @@ def test_one_room_transposes_and_none_unpickles(module: Path) -> None:
     assert "weights_only=False" not in text
     assert "pickle.load" not in text
     if module.name != "axes.py":
-        assert not re.search(r"np\.(transpose|moveaxis|swapaxes)\(|\.transpose\(|moveaxis\(", text)
+        assert not re.search(
+            r"np\.(transpose|moveaxis|swapaxes)\(|\.transpose\(|moveaxis\(", text
+        )
 
 
 def test_top_level_is_the_design_card() -> None:
-    for name in ("src", "tests", "napari.yaml", "pyproject.toml", "tox.ini", "README.md", "LICENSE", ".ci/run"):
+    for name in (
+        "src",
+        "tests",
+        "napari.yaml",
+        "pyproject.toml",
+        "tox.ini",
+        "README.md",
+        "LICENSE",
+        ".ci/run",
+    ):
         assert (ROOT / name).exists(), name
     assert (ROOT / "napari.yaml").resolve() == PACKAGE / "napari.yaml"

@@ -11,7 +11,12 @@ from napari_strata import axes
 from napari_strata.errors import ImageError
 
 every_axes = st.sampled_from(
-    ["".join(p) for n in range(4) for extra in permutations("TCZ", n) for p in set(permutations((*extra, "Y", "X")))]
+    [
+        "".join(p)
+        for n in range(4)
+        for extra in permutations("TCZ", n)
+        for p in set(permutations((*extra, "Y", "X")))
+    ]
 )
 
 
@@ -30,7 +35,10 @@ def test_a_voxel_stays_where_its_letters_say(letters: str, data: st.DataObject) 
     at = {a: data.draw(st.integers(0, 2)) for a in letters}
     array = np.zeros((3,) * len(letters))
     array[tuple(at[a] for a in letters)] = 1
-    assert axes.to_canonical(array, letters)[tuple(at[a] for a in axes.canonical(letters))] == 1
+    assert (
+        axes.to_canonical(array, letters)[tuple(at[a] for a in axes.canonical(letters))]
+        == 1
+    )
 
 
 def test_canonical_is_a_view() -> None:
@@ -39,7 +47,10 @@ def test_canonical_is_a_view() -> None:
     assert (array[..., 0] == 7).all()
 
 
-@pytest.mark.parametrize(("given_axes", "parsed"), [("yx", "YX"), (" zyx ", "ZYX"), ("YXS", "YXC"), ("TCZYX", "TCZYX")])
+@pytest.mark.parametrize(
+    ("given_axes", "parsed"),
+    [("yx", "YX"), (" zyx ", "ZYX"), ("YXS", "YXC"), ("TCZYX", "TCZYX")],
+)
 def test_parse(given_axes: str, parsed: str) -> None:
     assert axes.parse(given_axes, (2,) * len(parsed)) == parsed
 
@@ -62,7 +73,9 @@ def test_parse_refuses(given_axes: str, shape: tuple[int, ...], words: str) -> N
     assert str(shape) in str(error.value)
 
 
-@pytest.mark.parametrize(("count", "letters"), [(2, "YX"), (3, "ZYX"), (4, "CZYX"), (5, "TCZYX")])
+@pytest.mark.parametrize(
+    ("count", "letters"), [(2, "YX"), (3, "ZYX"), (4, "CZYX"), (5, "TCZYX")]
+)
 def test_default_names_every_dimension(count: int, letters: str) -> None:
     assert axes.default((1,) * count) == letters
 

@@ -30,7 +30,17 @@ EVENTS: list[Event] = [
     Message("grey values: physical"),
     Message("class clay is missing", "warning"),
     TrainingStarted(
-        "run", "CPU, 2 cores", "bf16", 7_760_000, 1, 2, 9, ("a",), ("b",), "1 of 2 images: b", ("pore", "clay")
+        "run",
+        "CPU, 2 cores",
+        "bf16",
+        7_760_000,
+        1,
+        2,
+        9,
+        ("a",),
+        ("b",),
+        "1 of 2 images: b",
+        ("pore", "clay"),
     ),
     BatchEnd(1, 9, 9, 0.5, 1e-3, 0.1),
     EpochEnd(1, 2, 0.5, 0.25, 0.75, 0.9, (0.5, NAN), 1e-3, 83.0, True, True, "raw"),
@@ -63,7 +73,9 @@ def test_plain_lines_say_what_matters(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(kept) == len(EVENTS) - 2
 
 
-def test_json_gives_one_parseable_line_an_event(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_gives_one_parseable_line_an_event(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     console.show(EVENTS, as_json=True)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["event"] for row in rows] == [type(e).__name__ for e in EVENTS]
@@ -89,7 +101,9 @@ def test_a_cross_validation_in_words(capsys: pytest.CaptureFixture[str]) -> None
     assert lines[-1] == "3 folds: mean IoU 0.700 +- 0.050; all of it is in cv"
 
 
-def test_a_search_is_brief_but_for_warnings_and_the_last_training(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_is_brief_but_for_warnings_and_the_last_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     console.show(
         [
             Message("4 trials, 3 folds each"),
@@ -101,7 +115,14 @@ def test_a_search_is_brief_but_for_warnings_and_the_last_training(capsys: pytest
             TrialStarted(2, 4, "norm=none", 5, 1),
             TrialEnd(2, 4, "norm=none", NAN, NAN, 1.0, "the loss is not finite"),
             *FOLD[1:3],
-            TuneEnd("out", "norm=batch", 0.7, NAN, "out/best.yaml", "out/final/model.safetensors"),
+            TuneEnd(
+                "out",
+                "norm=batch",
+                0.7,
+                NAN,
+                "out/best.yaml",
+                "out/final/model.safetensors",
+            ),
         ]
     )
     assert capsys.readouterr().out.splitlines() == [
@@ -121,9 +142,19 @@ def test_a_search_is_brief_but_for_warnings_and_the_last_training(capsys: pytest
     ]
 
 
-def test_a_single_plane_and_a_text_that_names_its_file(capsys: pytest.CaptureFixture[str]) -> None:
-    console.show([PredictionStarted("cell", "CPU", 1, 0), FileEnd("a.tif", "b.tif", "failed", "a.tif: not a TIFF", 0)])
-    assert capsys.readouterr().out.splitlines() == ["cell: 1 plane on CPU", "failed  a.tif: not a TIFF"]
+def test_a_single_plane_and_a_text_that_names_its_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.show(
+        [
+            PredictionStarted("cell", "CPU", 1, 0),
+            FileEnd("a.tif", "b.tif", "failed", "a.tif: not a TIFF", 0),
+        ]
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "cell: 1 plane on CPU",
+        "failed  a.tif: not a TIFF",
+    ]
 
 
 def test_square_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +163,14 @@ def test_square_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.44, "0.4 s"), (12.2, "12 s"), (61, "1 min 1 s"), (7260, "2 h 1 min"), (59.7, "1 min 0 s")]
+    ("seconds", "text"),
+    [
+        (0.44, "0.4 s"),
+        (12.2, "12 s"),
+        (61, "1 min 1 s"),
+        (7260, "2 h 1 min"),
+        (59.7, "1 min 0 s"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert console.duration(seconds) == text

@@ -11,13 +11,23 @@ from napari_strata.events import EpochEnd, Message, PredictionEnd
 from napari_strata.samples import sandstone
 
 
-def test_the_demo_leaves_stacks_model_labels_and_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "sandstone", lambda *, seed: sandstone((3, 96, 96), seed=seed))
-    monkeypatch.setattr(demo, "OVERRIDES", demo.OVERRIDES | {"network.widths": (4, 8), "training.epochs": 2})
+def test_the_demo_leaves_stacks_model_labels_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        demo, "sandstone", lambda *, seed: sandstone((3, 96, 96), seed=seed)
+    )
+    monkeypatch.setattr(
+        demo,
+        "OVERRIDES",
+        demo.OVERRIDES | {"network.widths": (4, 8), "training.epochs": 2},
+    )
     out = tmp_path / "demo"
     events = list(demo.iter_demo(out))
     assert len([e for e in events if isinstance(e, EpochEnd)]) == 2
-    assert [e for e in events if isinstance(e, PredictionEnd)][-1].path == str(out / "new_prediction.tif")
+    assert [e for e in events if isinstance(e, PredictionEnd)][-1].path == str(
+        out / "new_prediction.tif"
+    )
     scores = json.loads((out / "scores" / "metrics.json").read_text())
     last = [e for e in events if isinstance(e, Message)][-2]
     assert f"mean IoU {scores['mean_iou']:.3f}" in last.text

@@ -11,17 +11,29 @@ from typing import Any
 import pytest
 
 from napari_strata import doctor
-from napari_strata.doctor import Check, as_text, compute, diagnose, from_json, installed, processes
+from napari_strata.doctor import (
+    Check,
+    as_text,
+    compute,
+    diagnose,
+    from_json,
+    installed,
+    processes,
+)
 
 READY = '{"event": "Ready", "job": null, "protocol": %d, "pid": 1, "host": "gpu-host", "versions": {"torch": "9.1"}, '
-READY += '"devices": {"cuda": "GPU: H200, 140 GB", "cpu": "CPU, 8 cores"}, "seconds": 1.0}'
+READY += (
+    '"devices": {"cuda": "GPU: H200, 140 GB", "cpu": "CPU, 8 cores"}, "seconds": 1.0}'
+)
 
 
 def _worker_that(code: str) -> Check:
     return processes.worker([sys.executable, "-c", code])
 
 
-def test_a_worker_that_answers_is_timed_and_leaves_when_it_is_let_go(tmp_path: Path) -> None:
+def test_a_worker_that_answers_is_timed_and_leaves_when_it_is_let_go(
+    tmp_path: Path,
+) -> None:
     left = tmp_path / "left"
     code = f"print('Welcome to gpu-host'); print({READY % processes.PROTOCOL!r}, flush=True); input()"
     check = _worker_that(f"try:\n {code}\nexcept EOFError:\n open({str(left)!r}, 'w')")
@@ -33,12 +45,17 @@ def test_a_worker_that_answers_is_timed_and_leaves_when_it_is_let_go(tmp_path: P
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("import sys; sys.exit('no torch here')", "ended with status 1, after: no torch here"),
+        (
+            "import sys; sys.exit('no torch here')",
+            "ended with status 1, after: no torch here",
+        ),
         (f"print({READY % 99!r})", "another version"),
         ("print('hello')", "ended with status 0"),
     ],
 )
-def test_a_worker_that_does_not_start_says_its_last_words(code: str, words: str) -> None:
+def test_a_worker_that_does_not_start_says_its_last_words(
+    code: str, words: str
+) -> None:
     check = _worker_that(code)
     assert check.status == "problem"
     assert words in check.text
@@ -64,8 +81,12 @@ def test_folders(tmp_path: Path) -> None:
     assert (check.status, "cannot be written to" in check.text) == ("problem", True)
 
 
-@pytest.mark.parametrize(("free", "status"), [(5e8, "problem"), (5e9, "note"), (5e10, "ok")])
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, status: str) -> None:
+@pytest.mark.parametrize(
+    ("free", "status"), [(5e8, "problem"), (5e9, "note"), (5e10, "ok")]
+)
+def test_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, status: str
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     check = installed.folder("Folder", tmp_path)
     assert check.status == status
@@ -77,15 +98,44 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: floa
     [
         ("", ("", ""), None, "note", "a CPU build, and no NVIDIA driver"),
         ("13.2", ("", ""), None, "note", "built for CUDA 13.2, and no NVIDIA driver"),
-        ("", ("H200, 580 (driver)", ""), None, "problem", "is a CPU build, but this machine has H200"),
-        ("13.2", ("H200, 580 (driver)", ""), "", "problem", "CUDA_VISIBLE_DEVICES='' hides every GPU"),
+        (
+            "",
+            ("H200, 580 (driver)", ""),
+            None,
+            "problem",
+            "is a CPU build, but this machine has H200",
+        ),
+        (
+            "13.2",
+            ("H200, 580 (driver)", ""),
+            "",
+            "problem",
+            "CUDA_VISIBLE_DEVICES='' hides every GPU",
+        ),
         ("13.2", ("", ""), "-1", "note", "CUDA_VISIBLE_DEVICES='-1' hides every GPU"),
-        ("13.2", ("", "Driver/library version mismatch"), None, "problem", "nvidia-smi says: Driver/library"),
-        ("13.2", ("H200, 400 (driver)", ""), None, "problem", "cannot use H200, 400 (driver): too old"),
+        (
+            "13.2",
+            ("", "Driver/library version mismatch"),
+            None,
+            "problem",
+            "nvidia-smi says: Driver/library",
+        ),
+        (
+            "13.2",
+            ("H200, 400 (driver)", ""),
+            None,
+            "problem",
+            "cannot use H200, 400 (driver): too old",
+        ),
     ],
 )
 def test_why_no_gpu_is_used(
-    monkeypatch: pytest.MonkeyPatch, cuda: str, driver: tuple[str, str], hidden: str | None, status: str, words: str
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: str,
+    driver: tuple[str, str],
+    hidden: str | None,
+    status: str,
+    words: str,
 ) -> None:
     monkeypatch.setattr(compute, "_nvidia", lambda: driver)
     monkeypatch.setattr(compute, "_refusal", lambda: "too old")
@@ -111,7 +161,9 @@ def test_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert compute._nvidia() == ("", "Failed to initialize NVML")
 
 
-def test_a_torch_that_cannot_be_loaded_is_a_problem_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_that_cannot_be_loaded_is_a_problem_with_a_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(name: str) -> Any:
         raise OSError("libcudart.so.13: cannot open shared object file")
 
@@ -127,7 +179,9 @@ class _Hub:
     def __init__(self, *, there: bool, reason: str = "", offline: bool = False) -> None:
         self.constants = SimpleNamespace(HF_HUB_CACHE="", HF_HUB_OFFLINE=offline)
         self.try_to_load_from_cache = lambda *_, **__: "/cache/file" if there else None
-        self.find_pretrained = lambda encoder: SimpleNamespace(encoder=encoder, repo="", file="", revision=None)
+        self.find_pretrained = lambda encoder: SimpleNamespace(
+            encoder=encoder, repo="", file="", revision=None
+        )
         self.hf_hub_url = lambda *_, **__: "https://hub"
         self.probe = lambda _: reason
         self._in_torch_hub = lambda _: None
@@ -138,11 +192,17 @@ class _Hub:
     [
         (_Hub(there=True), "ok", "on this disk: resnet34, resnet50"),
         (_Hub(there=False), "ok", "downloaded when first needed: resnet34"),
-        (_Hub(there=False, reason="no answer within 2 s"), "note", "cannot be reached (no answer within 2 s)"),
+        (
+            _Hub(there=False, reason="no answer within 2 s"),
+            "note",
+            "cannot be reached (no answer within 2 s)",
+        ),
         (_Hub(there=False, offline=True), "note", "HF_HUB_OFFLINE is set"),
     ],
 )
-def test_where_encoders_start(monkeypatch: pytest.MonkeyPatch, hub: _Hub, status: str, words: str) -> None:
+def test_where_encoders_start(
+    monkeypatch: pytest.MonkeyPatch, hub: _Hub, status: str, words: str
+) -> None:
     monkeypatch.setattr(compute, "import_module", lambda _: hub)
     check = compute.weights()
     assert (check.status, words in check.text) == (status, True), check
@@ -164,11 +224,17 @@ def test_no_display_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("print('NVIDIA | H200 | 4.6')", "ok", "NVIDIA | H200 | 4.6"),
         ("print('Mesa | llvmpipe | 4.5')", "note", "drawn by the CPU"),
-        ("import sys; sys.exit('qt.qpa: could not load xcb')", "problem", "could not load xcb"),
+        (
+            "import sys; sys.exit('qt.qpa: could not load xcb')",
+            "problem",
+            "could not load xcb",
+        ),
         ("import time; time.sleep(60)", "problem", "no window within 1 s"),
     ],
 )
-def test_opengl(monkeypatch: pytest.MonkeyPatch, code: str, status: str, words: str) -> None:
+def test_opengl(
+    monkeypatch: pytest.MonkeyPatch, code: str, status: str, words: str
+) -> None:
     monkeypatch.setattr(processes, "find_version", lambda _: "1")
     monkeypatch.setattr(processes, "WINDOW", code)
     monkeypatch.setattr(processes, "PATIENCE", 1.0)
@@ -188,13 +254,17 @@ def test_missing_libraries_and_viewer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert installed.viewer().status == "note"
 
 
-def test_a_check_that_breaks_is_a_problem_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_check_that_breaks_is_a_problem_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def broken() -> Check:
         raise RuntimeError("driver\nshot dead")
 
     monkeypatch.setattr(compute, "gpu", broken)
     monkeypatch.setattr(processes, "opengl", lambda: Check("OpenGL", "ok", "fine"))
-    checks = {check.name: check for check in diagnose([sys.executable, "-c", ""], tmp_path)}
+    checks = {
+        check.name: check for check in diagnose([sys.executable, "-c", ""], tmp_path)
+    }
     assert len(checks) == 12
     assert checks["GPU"].text == "this check failed: RuntimeError: shot dead"
     assert checks["CPU"].status == "ok"

@@ -20,7 +20,9 @@ from napari_strata.normalization import ResolvedNormalization
 
 def changed(model: Model, by: float = 0.0, **facts: Any) -> Model:
     """The model with other weights and facts."""
-    weights = {k: v + by if v.is_floating_point() else v for k, v in model.weights.items()}
+    weights = {
+        k: v + by if v.is_floating_point() else v for k, v in model.weights.items()
+    }
     return replace(model, weights=weights, spec=model.spec.model_copy(update=facts))
 
 
@@ -72,19 +74,30 @@ def test_a_cross_validation_stands_for_the_models_of_its_folds(tmp_path: Path) -
 
 def test_folds_without_a_model_are_named(tmp_path: Path) -> None:
     folder = crossval(tmp_path / "cv", [A, None, C, None])
-    with pytest.raises(ModelError, match=r"cv: found no model in fold_2, fold_4 \(of 4 folds\).*finished folds one by"):
+    with pytest.raises(
+        ModelError,
+        match=r"cv: found no model in fold_2, fold_4 \(of 4 folds\).*finished folds one by",
+    ):
         load_models(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"folds": ["fold_1"]}', '{"format": "other", "folds": ["a"]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"folds": ["fold_1"]}', '{"format": "other", "folds": ["a"]}'],
+)
 def test_a_damaged_cross_validation_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "crossval.json").write_text(text)
-    with pytest.raises(ModelError, match=r"crossval\.json: (cannot be read|found no fold)"):
+    with pytest.raises(
+        ModelError, match=r"crossval\.json: (cannot be read|found no fold)"
+    ):
         fold_folders(tmp_path)
 
 
 def test_the_digest_follows_the_members_and_not_their_order() -> None:
-    groups = [Ensemble(models) for models in ((A, B), (A, C), (A, A), (A, B, C), (A,), (A, A, B), (A, B, B))]
+    groups = [
+        Ensemble(models)
+        for models in ((A, B), (A, C), (A, A), (A, B, C), (A,), (A, A, B), (A, B, B))
+    ]
     assert len({group.digest for group in groups}) == len(groups)
     assert Ensemble((A, B, C)).digest == Ensemble((C, A, B)).digest
     warm = replace(B, calibration=Calibration(temperature=2.0))
@@ -100,11 +113,13 @@ def test_what_members_differ_in_is_named_all_of_it(tmp_path: Path) -> None:
         changed(MODEL, classes=classes).save(tmp_path / f"{name}.safetensors")
     with pytest.raises(ModelError) as caught:
         load_models([tmp_path / f"{name}.safetensors" for name in "abc"])
-    assert "classes: 'a.safetensors' and 'c.safetensors' have pore, clay; 'b.safetensors' has pore, quartz" in str(
-        caught.value
+    assert (
+        "classes: 'a.safetensors' and 'c.safetensors' have pore, clay; 'b.safetensors' has pore, quartz"
+        in str(caught.value)
     )
-    assert "label values: 'a.safetensors' and 'b.safetensors' have 0, 1; 'c.safetensors' has 0, 255" in str(
-        caught.value
+    assert (
+        "label values: 'a.safetensors' and 'b.safetensors' have 0, 1; 'c.safetensors' has 0, 255"
+        in str(caught.value)
     )
     assert "channels" not in str(caught.value).partition(". Give")[0]
 
@@ -112,7 +127,11 @@ def test_what_members_differ_in_is_named_all_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "said"),
     [
-        ({"in_channels": 1}, {"in_channels": 3}, "channels: 'model 1' has 1; 'model 2' has 3"),
+        (
+            {"in_channels": 1},
+            {"in_channels": 3},
+            "channels: 'model 1' has 1; 'model 2' has 3",
+        ),
         (
             {"channel_names": ("red", "green")},
             {"channel_names": ("green", "red")},
@@ -126,25 +145,47 @@ def test_what_members_differ_in_is_named_all_of_it(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_other_differences_that_matter(one: dict[str, Any], other: dict[str, Any], said: str) -> None:
+def test_other_differences_that_matter(
+    one: dict[str, Any], other: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ModelError) as caught:
         Ensemble((changed(MODEL, **one), changed(MODEL, **other)))
     assert said in str(caught.value)
 
 
-def test_networks_normalisation_tiles_colours_and_names_of_channels_may_differ() -> None:
+def test_networks_normalisation_tiles_colours_and_names_of_channels_may_differ() -> (
+    None
+):
     network = MODEL.spec.network.model_copy(update={"widths": (2, 4)})
     relative = MODEL.spec.normalization.model_copy(update={"kind": "relative"})
     painted = MODEL.spec.classes.model_copy(update={"colors": ("#000000", "#ffffff")})
-    facts = {"network": network, "normalization": relative, "classes": painted, "tile": 64, "halo": 2}
-    group = Ensemble((changed(MODEL, channel_names=("grey",)), changed(MODEL, channel_names=("CT",), **facts)))
+    facts = {
+        "network": network,
+        "normalization": relative,
+        "classes": painted,
+        "tile": 64,
+        "halo": 2,
+    }
+    group = Ensemble(
+        (
+            changed(MODEL, channel_names=("grey",)),
+            changed(MODEL, channel_names=("CT",), **facts),
+        )
+    )
     assert group.spec.channel_names == ("grey",)
 
 
-def test_each_member_has_its_own_scale_in_the_order_that_networks_are_built_in() -> None:
-    relative = ResolvedNormalization(kind="relative", scale=MODEL.spec.normalization.scale)
+def test_each_member_has_its_own_scale_in_the_order_that_networks_are_built_in() -> (
+    None
+):
+    relative = ResolvedNormalization(
+        kind="relative", scale=MODEL.spec.normalization.scale
+    )
     image = easy_pair((1, 32, 32)).image
-    for models in ((A, changed(B, normalization=relative)), (changed(B, normalization=relative), A)):
+    for models in (
+        (A, changed(B, normalization=relative)),
+        (changed(B, normalization=relative), A),
+    ):
         group = Ensemble(models)
         scales = group.scales(image.samples(), image.dtype)
         for model, scale in zip(group.ordered, scales, strict=True):
@@ -155,7 +196,9 @@ def test_each_member_has_its_own_scale_in_the_order_that_networks_are_built_in()
 
 def test_what_is_averaged_is_said_in_one_sentence() -> None:
     assert Ensemble((A,)).averaging(False) == []
-    assert Ensemble((A, B)).averaging(False) == ["probabilities are averaged over 2 models"]
+    assert Ensemble((A, B)).averaging(False) == [
+        "probabilities are averaged over 2 models"
+    ]
     assert Ensemble((A, B), folds=True).averaging(True) == [
         "probabilities are averaged over 2 models (cross-validation) and over flips and turns (8 times the work)"
     ]

@@ -10,24 +10,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_strata import events
-from napari_strata.events import BatchEnd, EpochEnd, Event, Message, RegionEnd, from_json, to_json
+from napari_strata.events import (
+    BatchEnd,
+    EpochEnd,
+    Event,
+    Message,
+    RegionEnd,
+    from_json,
+    to_json,
+)
 
 REGION = st.dictionaries(
-    st.sampled_from("TZYX"), st.integers(0, 9) | st.tuples(st.integers(0, 9), st.integers(10, 19)), max_size=4
+    st.sampled_from("TZYX"),
+    st.integers(0, 9) | st.tuples(st.integers(0, 9), st.integers(10, 19)),
+    max_size=4,
 )
 KINDS: dict[str, st.SearchStrategy[Any]] = {
     "str": st.text(),
     "int": st.integers(),
     "bool": st.booleans(),
     "float": st.floats(allow_nan=False, allow_infinity=False),
-    "tuple[float, ...]": st.lists(st.floats(allow_nan=False, allow_infinity=False)).map(tuple),
+    "tuple[float, ...]": st.lists(st.floats(allow_nan=False, allow_infinity=False)).map(
+        tuple
+    ),
     "tuple[str, ...]": st.lists(st.text()).map(tuple),
     "dict[str, Any]": REGION,
 }
 
 
 def _events(kind: type[Event]) -> st.SearchStrategy[Event]:
-    return st.builds(kind, **{f.name: KINDS[str(f.type)] for f in dataclasses.fields(kind)})
+    return st.builds(
+        kind, **{f.name: KINDS[str(f.type)] for f in dataclasses.fields(kind)}
+    )
 
 
 @given(st.one_of([_events(kind) for kind in Event.__subclasses__()]))
@@ -39,7 +53,10 @@ def test_json_round_trip(event: Event) -> None:
 
 
 def _epoch(**values: Any) -> EpochEnd:
-    defaults = {f.name: 0 for f in dataclasses.fields(EpochEnd)} | {"class_iou": (), "weights": "raw"}
+    defaults = {f.name: 0 for f in dataclasses.fields(EpochEnd)} | {
+        "class_iou": (),
+        "weights": "raw",
+    }
     return EpochEnd(**(defaults | values))
 
 
@@ -71,5 +88,12 @@ def test_events_are_frozen_and_every_kind_is_known() -> None:
     assert set(events._KINDS) == {
         *("Message", "TrainingStarted", "BatchEnd", "EpochEnd", "TrainingEnd"),
         *("PredictionStarted", "RegionEnd", "PredictionEnd", "FileEnd"),
-        *("FoldStarted", "FoldEnd", "CrossvalEnd", "TrialStarted", "TrialEnd", "TuneEnd"),
+        *(
+            "FoldStarted",
+            "FoldEnd",
+            "CrossvalEnd",
+            "TrialStarted",
+            "TrialEnd",
+            "TuneEnd",
+        ),
     }

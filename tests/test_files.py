@@ -21,7 +21,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(errno.ENOSPC, "disk is full"), (errno.EACCES, "cannot be written to"), (errno.EIO, "cannot be written")],
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EACCES, "cannot be written to"),
+        (errno.EIO, "cannot be written"),
+    ],
 )
 def test_disk_errors_are_said_in_words(tmp_path: Path, code: int, words: str) -> None:
     with pytest.raises(RunError, match=words), atomic(tmp_path / "a.txt"):

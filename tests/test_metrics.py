@@ -34,7 +34,9 @@ def _matrix(*pairs: tuple[np.ndarray, np.ndarray]) -> ConfusionMatrix:
 
 
 @given(SPARSE, LABELS)
-def test_counts_equal_counting_one_by_one(truth: np.ndarray, prediction: np.ndarray) -> None:
+def test_counts_equal_counting_one_by_one(
+    truth: np.ndarray, prediction: np.ndarray
+) -> None:
     expected = np.zeros((K, K), int)
     for t, p in zip(truth.ravel(), prediction.ravel(), strict=True):
         if t != IGNORE:
@@ -66,13 +68,20 @@ def test_scores_equal_scikit_learn(truth: np.ndarray, prediction: np.ndarray) ->
 
 @settings(max_examples=30, deadline=None)
 @given(SPARSE, LABELS)
-def test_scores_equal_torchmetrics_with_unlabelled_pixels(truth: np.ndarray, prediction: np.ndarray) -> None:
+def test_scores_equal_torchmetrics_with_unlabelled_pixels(
+    truth: np.ndarray, prediction: np.ndarray
+) -> None:
     torch = pytest.importorskip("torch")
     functional = pytest.importorskip("torchmetrics.functional.classification")
     matrix = _matrix((truth, prediction))
-    both = torch.from_numpy(prediction.astype(np.int64)), torch.from_numpy(truth.astype(np.int64))
+    both = (
+        torch.from_numpy(prediction.astype(np.int64)),
+        torch.from_numpy(truth.astype(np.int64)),
+    )
     options = {"num_classes": K, "ignore_index": IGNORE}
-    np.testing.assert_array_equal(matrix.counts, functional.multiclass_confusion_matrix(*both, **options).numpy())
+    np.testing.assert_array_equal(
+        matrix.counts, functional.multiclass_confusion_matrix(*both, **options).numpy()
+    )
     # Where a ratio has nothing below, torchmetrics has 0 and ours is NaN.
     for name, ours in (
         ("jaccard_index", matrix.iou),
@@ -80,7 +89,9 @@ def test_scores_equal_torchmetrics_with_unlabelled_pixels(truth: np.ndarray, pre
         ("precision", matrix.precision),
         ("recall", matrix.recall),
     ):
-        theirs = getattr(functional, f"multiclass_{name}")(*both, average="none", **options).numpy()
+        theirs = getattr(functional, f"multiclass_{name}")(
+            *both, average="none", **options
+        ).numpy()
         np.testing.assert_allclose(np.nan_to_num(ours), theirs, rtol=1e-6, err_msg=name)
     if matrix.counts.any():
         accuracy = functional.multiclass_accuracy(*both, average="micro", **options)
@@ -90,10 +101,17 @@ def test_scores_equal_torchmetrics_with_unlabelled_pixels(truth: np.ndarray, pre
 
 
 def test_every_score_by_hand_beside_pixels_that_are_not_labelled() -> None:
-    truth = np.array([[0, 0, 0, 1], [1, 2, 2, 2], [IGNORE, IGNORE, IGNORE, IGNORE]], np.uint8)
+    truth = np.array(
+        [[0, 0, 0, 1], [1, 2, 2, 2], [IGNORE, IGNORE, IGNORE, IGNORE]], np.uint8
+    )
     prediction = np.array([[0, 0, 1, 1], [0, 2, 2, 2], [0, 1, 2, 3]], np.uint8)
     matrix = _matrix((truth, prediction))
-    assert matrix.counts.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 0, 3, 0], [0, 0, 0, 0]]
+    assert matrix.counts.tolist() == [
+        [2, 1, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 3, 0],
+        [0, 0, 0, 0],
+    ]
     nan = math.nan
     np.testing.assert_allclose(matrix.iou, [2 / 4, 1 / 3, 1, nan])
     np.testing.assert_allclose(matrix.dice, [4 / 6, 2 / 4, 1, nan])
@@ -104,9 +122,13 @@ def test_every_score_by_hand_beside_pixels_that_are_not_labelled() -> None:
 
 
 @given(SPARSE, LABELS, LABELS)
-def test_unlabelled_pixels_change_nothing(truth: np.ndarray, one: np.ndarray, other: np.ndarray) -> None:
+def test_unlabelled_pixels_change_nothing(
+    truth: np.ndarray, one: np.ndarray, other: np.ndarray
+) -> None:
     mixed = np.where(truth == IGNORE, other, one)
-    np.testing.assert_array_equal(_matrix((truth, one)).counts, _matrix((truth, mixed)).counts)
+    np.testing.assert_array_equal(
+        _matrix((truth, one)).counts, _matrix((truth, mixed)).counts
+    )
 
 
 def test_the_matrix_is_global_not_a_mean_of_parts() -> None:
@@ -139,7 +161,9 @@ def test_nothing_counted_is_nan_and_none_in_json() -> None:
 
 
 def test_as_dict_names_classes_and_values() -> None:
-    plain = _matrix((np.array([0, 3, 3], np.uint8), np.array([0, 3, 0], np.uint8))).as_dict()
+    plain = _matrix(
+        (np.array([0, 3, 3], np.uint8), np.array([0, 3, 0], np.uint8))
+    ).as_dict()
     assert plain["per_class"]["d"] == {
         "value": 7,
         "iou": 0.5,
@@ -154,7 +178,9 @@ def test_as_dict_names_classes_and_values() -> None:
 
 
 @pytest.mark.parametrize(("truth", "prediction"), [(0, 4), (4, 0), (3, IGNORE)])
-def test_indices_out_of_range_are_not_counted_as_something_else(truth: int, prediction: int) -> None:
+def test_indices_out_of_range_are_not_counted_as_something_else(
+    truth: int, prediction: int
+) -> None:
     with pytest.raises(ValueError, match="0 to 3"):
         _matrix((np.array([truth], np.uint8), np.array([prediction], np.uint8)))
 

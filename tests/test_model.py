@@ -12,13 +12,30 @@ from napari_strata.errors import ModelError
 from napari_strata.events import EpochEnd
 from napari_strata.model import Model
 
-EPOCH = EpochEnd(1, 2, 0.5, float("nan"), 0.75, 0.9, (0.5, float("nan")), 1e-3, 2.5, True, True, "raw")
+EPOCH = EpochEnd(
+    1,
+    2,
+    0.5,
+    float("nan"),
+    0.75,
+    0.9,
+    (0.5, float("nan")),
+    1e-3,
+    2.5,
+    True,
+    True,
+    "raw",
+)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     model = dataclasses.replace(tiny_model(), history=(EPOCH,), fingerprint="abc")
     loaded = Model.load(model.save(tmp_path / "model.safetensors"))
-    assert (loaded.spec, loaded.recipe, loaded.fingerprint) == (model.spec, model.recipe, "abc")
+    assert (loaded.spec, loaded.recipe, loaded.fingerprint) == (
+        model.spec,
+        model.recipe,
+        "abc",
+    )
     assert (loaded.versions, loaded.created) == (model.versions, model.created)
     assert loaded.history[0].mean_iou == 0.75
     assert loaded.digest == model.digest
@@ -28,14 +45,22 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
     tiny_model().save(tmp_path / "run" / "model.safetensors")
-    assert Model.load(tmp_path / "run").digest == Model.load(Model.load(tmp_path / "run")).digest
+    assert (
+        Model.load(tmp_path / "run").digest
+        == Model.load(Model.load(tmp_path / "run")).digest
+    )
 
 
 def test_digest_follows_weights_and_spec() -> None:
     model = tiny_model()
     other = {k: v + 1 if v.is_floating_point() else v for k, v in model.weights.items()}
     assert dataclasses.replace(model, weights=other).digest != model.digest
-    assert dataclasses.replace(model, spec=model.spec.model_copy(update={"halo": 99})).digest != model.digest
+    assert (
+        dataclasses.replace(
+            model, spec=model.spec.model_copy(update={"halo": 99})
+        ).digest
+        != model.digest
+    )
 
 
 def test_weights_are_not_shared_with_the_built_network() -> None:
@@ -61,8 +86,14 @@ def test_bad_files_are_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("hello")
     _refused(tmp_path / "text.safetensors", "something else than a model")
     save_file({"a": torch.ones(1)}, tmp_path / "foreign.safetensors")
-    _refused(tmp_path / "foreign.safetensors", "needed is a file written by napari-strata")
-    save_file({"a": torch.ones(1)}, tmp_path / "header.safetensors", metadata={"format": "napari-strata model 1"})
+    _refused(
+        tmp_path / "foreign.safetensors", "needed is a file written by napari-strata"
+    )
+    save_file(
+        {"a": torch.ones(1)},
+        tmp_path / "header.safetensors",
+        metadata={"format": "napari-strata model 1"},
+    )
     _refused(tmp_path / "header.safetensors", "header cannot be read")
 
 

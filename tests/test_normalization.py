@@ -7,10 +7,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from napari_strata import normalization as norm
-from napari_strata.normalization import ResolvedNormalization, Scale, fixed, measure, shift
+from napari_strata.normalization import (
+    ResolvedNormalization,
+    Scale,
+    fixed,
+    measure,
+    shift,
+)
 
 
-def _grey(size: int = 20_000, *, center: float = 100, spread: float = 10, seed: int = 0) -> np.ndarray:
+def _grey(
+    size: int = 20_000, *, center: float = 100, spread: float = 10, seed: int = 0
+) -> np.ndarray:
     return np.random.default_rng(seed).normal(center, spread, (1, size))
 
 
@@ -48,7 +56,9 @@ def test_a_constant_image_becomes_0(value: float, dtype: type) -> None:
 
 
 def test_rounding_is_not_contrast() -> None:
-    samples = np.full((1, 1000), 1e6) + np.random.default_rng(0).normal(0, 1e-3, (1, 1000))
+    samples = np.full((1, 1000), 1e6) + np.random.default_rng(0).normal(
+        0, 1e-3, (1, 1000)
+    )
     assert measure(samples).spread == (1.0,)
 
 
@@ -61,7 +71,9 @@ def test_few_bright_spots_on_an_even_ground_are_signal() -> None:
 
 
 def test_two_pixels_are_enough() -> None:
-    assert measure(np.array([[0.0, 1.0]])).apply(np.array([[0.0, 1.0]])).tolist() == [[-1, 1]]
+    assert measure(np.array([[0.0, 1.0]])).apply(np.array([[0.0, 1.0]])).tolist() == [
+        [-1, 1]
+    ]
 
 
 def test_no_finite_value_at_all() -> None:
@@ -69,27 +81,49 @@ def test_no_finite_value_at_all() -> None:
     np.testing.assert_array_equal(scale.apply(np.array([[np.nan, np.inf, 3.0]])), 0)
 
 
-@given(hnp.arrays(np.float64, (1, 50), elements=st.floats(allow_nan=True, allow_infinity=True)))
+@given(
+    hnp.arrays(
+        np.float64, (1, 50), elements=st.floats(allow_nan=True, allow_infinity=True)
+    )
+)
 def test_apply_is_always_finite(samples: np.ndarray) -> None:
     samples = np.where(np.abs(samples) < 1e30, samples, np.copysign(np.inf, samples))
     assert np.isfinite(measure(samples).apply(samples)).all()
 
 
-@given(st.sampled_from(["uint8", "uint16", "int16"]), st.integers(1, 4), st.sampled_from(["dtype", "imagenet"]))
+@given(
+    st.sampled_from(["uint8", "uint16", "int16"]),
+    st.integers(1, 4),
+    st.sampled_from(["dtype", "imagenet"]),
+)
 def test_fixed_scales(dtype: str, channels: int, kind: norm.Kind) -> None:
     full = np.iinfo(dtype).max
     array = np.array([[[0, full]]] * channels, dtype)
     values = fixed(kind, dtype, channels).apply(array)
-    mean = norm.IMAGENET_MEAN if channels == 3 else [np.mean(norm.IMAGENET_MEAN)] * channels
-    spread = norm.IMAGENET_SPREAD if channels == 3 else [np.mean(norm.IMAGENET_SPREAD)] * channels
+    mean = (
+        norm.IMAGENET_MEAN
+        if channels == 3
+        else [np.mean(norm.IMAGENET_MEAN)] * channels
+    )
+    spread = (
+        norm.IMAGENET_SPREAD
+        if channels == 3
+        else [np.mean(norm.IMAGENET_SPREAD)] * channels
+    )
     for i in range(channels):
-        low, high = (0, 1) if kind == "dtype" else (-mean[i] / spread[i], (1 - mean[i]) / spread[i])
+        low, high = (
+            (0, 1)
+            if kind == "dtype"
+            else (-mean[i] / spread[i], (1 - mean[i]) / spread[i])
+        )
         np.testing.assert_allclose(values[i, 0], [low, high], rtol=1e-5)
 
 
 def test_fixed_takes_floats_as_they_are_but_for_hot_pixels() -> None:
     scale = fixed("dtype", np.float32, 1)
-    np.testing.assert_array_equal(scale.apply(np.array([[0.25, 1.5, 1e6]])), [[0.25, 1.5, 2.0]])
+    np.testing.assert_array_equal(
+        scale.apply(np.array([[0.25, 1.5, 1e6]])), [[0.25, 1.5, 2.0]]
+    )
 
 
 def test_apply_leaves_its_input_and_takes_any_number_of_dimensions() -> None:
@@ -106,7 +140,9 @@ def test_scale_for() -> None:
     other = _grey(center=1000)
     physical = ResolvedNormalization(kind="physical", scale=trained)
     assert physical.scale_for(other, np.uint16) == trained
-    relative = ResolvedNormalization(kind="relative", scale=trained, percentiles=(1, 99))
+    relative = ResolvedNormalization(
+        kind="relative", scale=trained, percentiles=(1, 99)
+    )
     assert relative.scale_for(other, np.uint16) == measure(other, (1, 99))
     by_dtype = ResolvedNormalization(kind="dtype", scale=fixed("dtype", np.uint8, 3))
     assert by_dtype.scale_for(other, np.uint8) == by_dtype.scale
@@ -132,4 +168,7 @@ def test_shift_does_not_see_nan_and_infinities() -> None:
 
 def test_json_round_trip() -> None:
     resolved = ResolvedNormalization(kind="physical", scale=measure(_grey()))
-    assert ResolvedNormalization.model_validate_json(resolved.model_dump_json()) == resolved
+    assert (
+        ResolvedNormalization.model_validate_json(resolved.model_dump_json())
+        == resolved
+    )

@@ -23,7 +23,12 @@ from napari_strata.pictures import (
 CLASSES = ClassMap(names=("pore", "clay"), values=(1, 2), colors=("#4477aa", "#ee8866"))
 
 
-def example(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: ClassMap = CLASSES) -> Example:
+def example(
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    classes: ClassMap = CLASSES,
+) -> Example:
     confusion = ConfusionMatrix(classes)
     confusion.update(truth, prediction)
     return Example.of("plane", image, truth, prediction=prediction, confusion=confusion)
@@ -35,7 +40,9 @@ def halves(height: int = 100, width: int = 80) -> tuple[np.ndarray, np.ndarray]:
     return np.full((1, height, width), 7, np.uint8), truth
 
 
-def near(picture: np.ndarray, color: tuple[int, int, int], *, within: int = 45) -> np.ndarray:
+def near(
+    picture: np.ndarray, color: tuple[int, int, int], *, within: int = 45
+) -> np.ndarray:
     return (np.abs(picture.astype(int) - color).max(axis=-1) <= within).mean()
 
 
@@ -43,7 +50,9 @@ def test_three_panels_show_image_truth_and_prediction():
     grey, truth = halves()
     drawn = np.asarray(draw_example(example(grey, truth, np.ones_like(truth))))
     _, width, gap, top, left = 400, 320, 16, 92, 28  # four times the plane
-    panels = [drawn[top : top + 400, left + i * (width + gap) :][:, :width] for i in range(3)]
+    panels = [
+        drawn[top : top + 400, left + i * (width + gap) :][:, :width] for i in range(3)
+    ]
     blue, orange = (0x44, 0x77, 0xAA), (0xEE, 0x88, 0x66)
     assert np.ptp(panels[0].reshape(-1, 3), axis=1).max() == 0  # grey
     assert near(panels[1][:, :160], blue) == 1
@@ -65,7 +74,9 @@ def test_unlabelled_pixels_are_hatched_grey_and_in_the_legend():
     assert np.asarray(plain).shape == drawn.shape
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (3, 400), (1000, 996), (2500, 700), (64, 5000)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (7, 3), (3, 400), (1000, 996), (2500, 700), (64, 5000)]
+)
 def test_any_plane_gives_a_picture_of_sensible_size(shape):
     rng = np.random.default_rng(0)
     made = example(
@@ -87,7 +98,9 @@ def test_pictures_stretch_grey_keep_rgb_and_never_fail():
     assert grey.max() == 255
     hot = ramp.copy()
     hot[0, 3, 3] = 1e9
-    assert np.abs(_display(hot, 1).astype(int) - grey)[:3].max() <= 6  # one hot pixel does not darken the rest
+    assert (
+        np.abs(_display(hot, 1).astype(int) - grey)[:3].max() <= 6
+    )  # one hot pixel does not darken the rest
     rgb = np.random.default_rng(0).integers(0, 255, (3, 6, 6)).astype(np.uint8)
     assert np.array_equal(_display(rgb, 1), np.stack(list(rgb), axis=-1))
     two = _display(np.stack([ramp[0], ramp[0, ::-1]]), 1)
@@ -99,17 +112,23 @@ def test_pictures_stretch_grey_keep_rgb_and_never_fail():
 
 
 def test_the_legend_names_only_classes_that_occur_and_breaks_lines():
-    many = ClassMap(names=tuple(f"class number {i}" for i in range(40)), values=tuple(range(40)))
+    many = ClassMap(
+        names=tuple(f"class number {i}" for i in range(40)), values=tuple(range(40))
+    )
     truth = np.arange(1600, dtype=np.uint8).reshape(40, 40) % 40
     full = draw_example(example(truth[None], truth, truth, many))
-    few = draw_example(example(truth[None], np.zeros_like(truth), np.zeros_like(truth), many))
+    few = draw_example(
+        example(truth[None], np.zeros_like(truth), np.zeros_like(truth), many)
+    )
     assert full.width == few.width
     assert full.height >= few.height + 5 * 34
 
 
 def test_the_confusion_matrix_is_blue_where_right_and_red_where_wrong():
     counts = np.array([[900, 100], [0, 500]])
-    drawn = np.asarray(draw_confusion(ConfusionMatrix(CLASSES, counts)).convert("RGB")).astype(int)
+    drawn = np.asarray(
+        draw_confusion(ConfusionMatrix(CLASSES, counts)).convert("RGB")
+    ).astype(int)
     blue = (drawn[..., 2] - drawn[..., 0]) > 60
     red = (drawn[..., 0] - drawn[..., 2]) > 30
     rows, columns = np.nonzero(blue)
@@ -120,13 +139,16 @@ def test_the_confusion_matrix_is_blue_where_right_and_red_where_wrong():
     assert blue[: middle[0] - 3, middle[1] + 3 :].sum() == 0
     assert red[: middle[0], middle[1] :].sum() > 5000
     assert red[middle[0] + 3 :].sum() == 0
-    assert (drawn == RIGHT).all(axis=-1).sum() > 5000  # every pixel of clay is right: full blue
+    assert (drawn == RIGHT).all(
+        axis=-1
+    ).sum() > 5000  # every pixel of clay is right: full blue
 
 
 @pytest.mark.parametrize("count", [1, 2, 13, 30, 100])
 def test_any_number_of_classes_and_empty_rows_can_be_drawn(count):
     classes = ClassMap(
-        names=tuple(f"a class of a rather long name, number {i}" for i in range(count)), values=tuple(range(count))
+        names=tuple(f"a class of a rather long name, number {i}" for i in range(count)),
+        values=tuple(range(count)),
     )
     drawn = draw_confusion(ConfusionMatrix(classes, np.eye(count, dtype=int) * 12345))
     empty = draw_confusion(ConfusionMatrix(classes))
@@ -136,8 +158,19 @@ def test_any_number_of_classes_and_empty_rows_can_be_drawn(count):
 
 
 def test_numbers_are_short():
-    assert [_short(n) for n in (0, 950, 12_345, 4_560_000, 7 * 10**9)] == ["0", "950", "12.3k", "4.56M", "7G"]
-    assert [_percent(x) for x in (0, 1e-5, 0.123, 1)] == ["0", "<0.1 %", "12.3 %", "100.0 %"]
+    assert [_short(n) for n in (0, 950, 12_345, 4_560_000, 7 * 10**9)] == [
+        "0",
+        "950",
+        "12.3k",
+        "4.56M",
+        "7G",
+    ]
+    assert [_percent(x) for x in (0, 1e-5, 0.123, 1)] == [
+        "0",
+        "<0.1 %",
+        "12.3 %",
+        "100.0 %",
+    ]
 
 
 def test_long_names_are_cut_to_the_room_there_is():
@@ -166,11 +199,22 @@ def test_the_boxes_are_where_the_panels_are(shape: tuple[int, int]) -> None:
 def test_of_a_volume_the_plane_with_the_most_labels_is_shown() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (1, 5, 30, 40)).astype(np.uint8)
-    truth, prediction = np.full((5, 30, 40), IGNORE, np.uint8), rng.integers(0, 2, (5, 30, 40)).astype(np.uint8)
+    truth, prediction = (
+        np.full((5, 30, 40), IGNORE, np.uint8),
+        rng.integers(0, 2, (5, 30, 40)).astype(np.uint8),
+    )
     truth[1, :4], truth[3] = 0, 1
     scores = ConfusionMatrix(ClassMap.from_values([0, 1]))
-    found = Example.of("rock", image, truth, prediction=prediction, confusion=scores, first=20)
-    plane = Example.of("rock Z=23", image[:, 3], truth[3], prediction=prediction[3], confusion=scores)
+    found = Example.of(
+        "rock", image, truth, prediction=prediction, confusion=scores, first=20
+    )
+    plane = Example.of(
+        "rock Z=23", image[:, 3], truth[3], prediction=prediction[3], confusion=scores
+    )
     assert found.name == plane.name
-    for one, other in ((found.picture, plane.picture), (found.truth, plane.truth), (found.prediction, prediction[3])):
+    for one, other in (
+        (found.picture, plane.picture),
+        (found.truth, plane.truth),
+        (found.prediction, prediction[3]),
+    ):
         np.testing.assert_array_equal(one, other)

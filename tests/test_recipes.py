@@ -10,13 +10,34 @@ from hypothesis import strategies as st
 from helpers import easy_pair
 from napari_strata.data.split import split_pairs
 from napari_strata.errors import RecipeError
-from napari_strata.recipe import AtrousUNet, Augmentation, EarlyStopping, Plateau, Recipe, Smp, UNet, UNet3d
+from napari_strata.recipe import (
+    AtrousUNet,
+    Augmentation,
+    EarlyStopping,
+    Plateau,
+    Recipe,
+    Smp,
+    UNet,
+    UNet3d,
+)
 from napari_strata.recipes import dump_recipe, list_recipes, load_recipe, parse_value
 from napari_strata.spec import find_classes
 
 NAMES = [r.name for r in list_recipes()]
-SEEDS = ["atrous-resnet50", "unet-classic", "unet-resnet34", "deeplabv3plus-resnet50", "unet-aerial"]
-STILL = Augmentation(flip_horizontal=False, flip_vertical=False, quarter_turns=False, brightness=0, contrast=0)
+SEEDS = [
+    "atrous-resnet50",
+    "unet-classic",
+    "unet-resnet34",
+    "deeplabv3plus-resnet50",
+    "unet-aerial",
+]
+STILL = Augmentation(
+    flip_horizontal=False,
+    flip_vertical=False,
+    quarter_turns=False,
+    brightness=0,
+    contrast=0,
+)
 """No augmentation at all."""
 
 
@@ -47,37 +68,81 @@ def test_default_is_the_defaults() -> None:
     default = load_recipe("default")
     assert default == Recipe(name="default", description=default.description)
     assert isinstance(default.network, Smp)
-    assert (default.network.architecture, default.network.encoder, default.patches.size) == ("unet", "resnet34", 256)
+    assert (
+        default.network.architecture,
+        default.network.encoder,
+        default.patches.size,
+    ) == ("unet", "resnet34", 256)
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("atrous-resnet50", {"epochs": 25, "batch_size": 8, "learning_rate": 1e-4, "loss": {"bce": 0.5, "dice": 0.5}}),
-        ("unet-classic", {"epochs": 18, "batch_size": 32, "learning_rate": 1e-3, "loss": {"bce": 1}}),
-        ("unet-resnet34", {"epochs": 50, "batch_size": 16, "learning_rate": 1e-4, "loss": {"ce": 1}}),
+        (
+            "atrous-resnet50",
+            {
+                "epochs": 25,
+                "batch_size": 8,
+                "learning_rate": 1e-4,
+                "loss": {"bce": 0.5, "dice": 0.5},
+            },
+        ),
+        (
+            "unet-classic",
+            {"epochs": 18, "batch_size": 32, "learning_rate": 1e-3, "loss": {"bce": 1}},
+        ),
+        (
+            "unet-resnet34",
+            {"epochs": 50, "batch_size": 16, "learning_rate": 1e-4, "loss": {"ce": 1}},
+        ),
         (
             "deeplabv3plus-resnet50",
-            {"epochs": 50, "batch_size": 32, "learning_rate": 1e-3, "loss": {"ce": 0.6, "dice": 0.4}},
+            {
+                "epochs": 50,
+                "batch_size": 32,
+                "learning_rate": 1e-3,
+                "loss": {"ce": 0.6, "dice": 0.4},
+            },
         ),
         ("unet-aerial", {"loss": {"ce": 1}}),
     ],
 )
-def test_the_seeds_train_as_their_authors_say(name: str, settings: dict[str, Any]) -> None:
+def test_the_seeds_train_as_their_authors_say(
+    name: str, settings: dict[str, Any]
+) -> None:
     training = load_recipe(name).training
     assert {key: getattr(training, key) for key in settings} == settings
     assert training.averaging is None
     if name == "deeplabv3plus-resnet50":
-        assert (training.optimizer, training.weight_decay, training.clip_norm) == ("adamw", 1e-4, 1.0)
+        assert (training.optimizer, training.weight_decay, training.clip_norm) == (
+            "adamw",
+            1e-4,
+            1.0,
+        )
     else:
-        assert (training.optimizer, training.weight_decay, training.clip_norm) == ("adam", 0, None)
+        assert (training.optimizer, training.weight_decay, training.clip_norm) == (
+            "adam",
+            0,
+            None,
+        )
 
 
 def test_the_seeds_networks() -> None:
-    atrous, classic, resnet, deeplab, aerial = (load_recipe(name).network for name in SEEDS)
-    assert atrous == AtrousUNet(encoder="resnet50", atrous_at="skip", dilations=(1, 6, 12, 18), kernels=(1, 3, 3, 3))
-    assert classic == UNet(widths=(32, 64, 128, 256, 512), norm="none", transpose_kernel=3, head_width=32)
-    assert resnet == Smp(architecture="unet", encoder="resnet34", decoder_widths=(256, 128, 64, 32, 16))
+    atrous, classic, resnet, deeplab, aerial = (
+        load_recipe(name).network for name in SEEDS
+    )
+    assert atrous == AtrousUNet(
+        encoder="resnet50",
+        atrous_at="skip",
+        dilations=(1, 6, 12, 18),
+        kernels=(1, 3, 3, 3),
+    )
+    assert classic == UNet(
+        widths=(32, 64, 128, 256, 512), norm="none", transpose_kernel=3, head_width=32
+    )
+    assert resnet == Smp(
+        architecture="unet", encoder="resnet34", decoder_widths=(256, 128, 64, 32, 16)
+    )
     assert deeplab == Smp(architecture="deeplabv3plus", encoder="resnet50")
     assert isinstance(aerial, UNet)
     assert aerial.upsampling == "transpose"
@@ -86,40 +151,71 @@ def test_the_seeds_networks() -> None:
 def test_the_seeds_input_and_schedule() -> None:
     atrous, classic, resnet, deeplab, aerial = map(load_recipe, SEEDS)
     assert (atrous.patches.size, atrous.patches.resize) == (512, 512)
-    assert [r.patches.size for r in (classic, resnet, deeplab, aerial)] == [128, 128, 256, 256]
+    assert [r.patches.size for r in (classic, resnet, deeplab, aerial)] == [
+        128,
+        128,
+        256,
+        256,
+    ]
     assert all(r.augmentation == STILL for r in (classic, resnet, deeplab, aerial))
-    assert atrous.augmentation == Augmentation(flip_vertical=False, quarter_turns=False, brightness=0.88)
-    assert [r.normalization.grey_values for r in (classic, resnet, aerial)] == ["dtype", "physical", "dtype"]
+    assert atrous.augmentation == Augmentation(
+        flip_vertical=False, quarter_turns=False, brightness=0.88
+    )
+    assert [r.normalization.grey_values for r in (classic, resnet, aerial)] == [
+        "dtype",
+        "physical",
+        "dtype",
+    ]
     schedules = ["constant", "plateau", "constant", "plateau", "constant"]
     assert [load_recipe(name).training.schedule for name in SEEDS] == schedules
-    assert (classic.training.plateau.factor, classic.training.plateau.patience) == (0.3, 3)
+    assert (classic.training.plateau.factor, classic.training.plateau.patience) == (
+        0.3,
+        3,
+    )
     assert deeplab.training.plateau == Plateau(factor=0.5, patience=5, min_rate=1e-6)
     assert classic.training.early_stopping == EarlyStopping(monitor="loss", patience=5)
     assert resnet.training.early_stopping == EarlyStopping(monitor="loss", patience=5)
     assert deeplab.training.early_stopping == EarlyStopping(monitor="iou", patience=10)
-    assert [r.training.validation for r in (classic, resnet, deeplab)] == [0.1, 0.1, 0.05]
+    assert [r.training.validation for r in (classic, resnet, deeplab)] == [
+        0.1,
+        0.1,
+        0.05,
+    ]
 
 
-@pytest.mark.parametrize(("name", "images", "held"), [("deeplabv3plus-resnet50", 40, 2), ("unet-resnet34", 40, 4)])
-def test_the_seeds_splits_hold_back_what_their_authors_did(name: str, images: int, held: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "images", "held"),
+    [("deeplabv3plus-resnet50", 40, 2), ("unet-resnet34", 40, 4)],
+)
+def test_the_seeds_splits_hold_back_what_their_authors_did(
+    name: str, images: int, held: int
+) -> None:
     """90/5/5 and 90/10, by image; the pictures to test on are the user's to set aside."""
     pairs = [easy_pair((1, 16, 16), seed=seed) for seed in range(images)]
     classes = find_classes(pairs)
-    split = split_pairs(pairs, fraction=load_recipe(name).training.validation, seed=0, classes=classes)
+    split = split_pairs(
+        pairs, fraction=load_recipe(name).training.validation, seed=0, classes=classes
+    )
     assert (len(split.training), len(split.validation)) == (images - held, held)
 
 
 def test_the_number_of_chips_that_seed_1_validated_on_can_be_said() -> None:
     """2291/250/300: training.validation=250 of 2541; here a tenth as many."""
     pairs = [easy_pair((1, 16, 16), seed=seed) for seed in range(254)]
-    fraction = load_recipe("unet-classic").with_overrides({"training.validation": 25}).training.validation
+    fraction = (
+        load_recipe("unet-classic")
+        .with_overrides({"training.validation": 25})
+        .training.validation
+    )
     split = split_pairs(pairs, fraction=fraction, seed=0, classes=find_classes(pairs))
     assert (len(split.training), len(split.validation)) == (229, 25)
 
 
 def test_every_option_of_the_seeds_can_be_said() -> None:
     """The words of the five projects beside the keys that say the same; `test_seed_options` builds the networks."""
-    recipe = load_recipe("atrous-resnet50").with_overrides(
+    recipe = load_recipe(
+        "atrous-resnet50"
+    ).with_overrides(
         {
             "training.loss": {"bce": 0.3, "dice": 0.7},  # bce_weight=0.3
             "network.atrous_at": "decoder",
@@ -136,8 +232,20 @@ def test_every_option_of_the_seeds_can_be_said() -> None:
             "augmentation.contrast": 0.2,
         }
     )
-    for encoder in ("vgg11", "efficientnet-b0", "resnet101", "mit_b0", "tu-vit_base_patch16_224"):
-        other = recipe.with_overrides({"network.kind": "smp", "network.encoder": encoder, "network.attention": "scse"})
+    for encoder in (
+        "vgg11",
+        "efficientnet-b0",
+        "resnet101",
+        "mit_b0",
+        "tu-vit_base_patch16_224",
+    ):
+        other = recipe.with_overrides(
+            {
+                "network.kind": "smp",
+                "network.encoder": encoder,
+                "network.attention": "scse",
+            }
+        )
         assert other.network == Smp(encoder=encoder, attention="scse")
     patches = recipe.with_overrides({"patches.resize": None, "patches.size": 256})
     assert (patches.patches.resize, patches.patches.size) == (None, 256)
@@ -146,7 +254,11 @@ def test_every_option_of_the_seeds_can_be_said() -> None:
 def test_ct_never_touches_grey_values() -> None:
     ct = load_recipe("unet-ct")
     assert ct.normalization.grey_values == "physical"
-    assert (ct.augmentation.brightness, ct.augmentation.contrast, ct.augmentation.gamma) == (0, 0, 0)
+    assert (
+        ct.augmentation.brightness,
+        ct.augmentation.contrast,
+        ct.augmentation.gamma,
+    ) == (0, 0, 0)
     assert isinstance(ct.network, UNet)
     assert ct.network.norm == "batch"
     assert ct.training.averaging == 0.99
@@ -189,10 +301,18 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))
     weights=st.lists(st.floats(1e-9, 1e9), min_size=1).map(tuple),
 )
 def test_any_recipe_round_trips(
-    name: str, rate: float, clip: float | None, weights: tuple[float, ...], tmp_path_factory: pytest.TempPathFactory
+    name: str,
+    rate: float,
+    clip: float | None,
+    weights: tuple[float, ...],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     recipe = Recipe(name=name, description=name * 40).with_overrides(
-        {"training.learning_rate": rate, "training.clip_norm": clip, "training.class_weights": weights}
+        {
+            "training.learning_rate": rate,
+            "training.clip_norm": clip,
+            "training.class_weights": weights,
+        }
     )
     path = tmp_path_factory.mktemp("recipe") / "a.yaml"
     path.write_text(dump_recipe(recipe), encoding="utf-8", newline="")
@@ -210,7 +330,9 @@ def test_numbers_with_an_exponent_are_numbers(text: str, tmp_path: Path) -> None
 
 def test_json_is_read_as_well(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
-    path.write_text('{"name": "other", "training": {"learning_rate": 1e-3, "clip_norm": null}}')
+    path.write_text(
+        '{"name": "other", "training": {"learning_rate": 1e-3, "clip_norm": null}}'
+    )
     assert load_recipe(path).training.clip_norm is None
     assert load_recipe(path).name == "other"
 
@@ -221,7 +343,9 @@ def test_a_recipe_comes_back_as_it_is() -> None:
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="no recipe 'unet-clasic'; did you mean 'unet-classic'"):
+    with pytest.raises(
+        RecipeError, match="no recipe 'unet-clasic'; did you mean 'unet-classic'"
+    ):
         load_recipe("unet-clasic")
 
 
@@ -236,13 +360,19 @@ def test_a_missing_file_is_said_to_be_missing(name: str, tmp_path: Path) -> None
     [
         ("training:\n  epochs: [1\nname: x\n", r"bad\.yaml, line 3: not valid YAML \("),
         ("a: b: c\n", r"bad\.yaml, line 1: not valid YAML"),
-        ("training:\n  epochs: 1\n  epochs: 2\n", r"line 3: not valid YAML \('epochs' stands twice\)"),
+        (
+            "training:\n  epochs: 1\n  epochs: 2\n",
+            r"line 3: not valid YAML \('epochs' stands twice\)",
+        ),
         ("a: !!python/object:os.system x\n", r"line 1: not valid YAML"),
         ("a: \x00\n", r"bad\.yaml: not valid YAML"),
         ("", "the file is empty"),
         ("# nothing\n", "the file is empty"),
         ("- 1\n", "found list; a recipe is a mapping"),
-        ("training:\n  epoch: 1\n", r"bad\.yaml: unknown key 'training\.epoch'; did you mean 'epochs'"),
+        (
+            "training:\n  epoch: 1\n",
+            r"bad\.yaml: unknown key 'training\.epoch'; did you mean 'epochs'",
+        ),
     ],
 )
 def test_bad_files(text: str, words: str, tmp_path: Path) -> None:
@@ -262,7 +392,14 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("010", 10), ("-3", -3), ("1:30", "1:30"), ("2020-13-45", "2020-13-45"), ("0x1f", "0x1f"), ("7.5", 7.5)],
+    [
+        ("010", 10),
+        ("-3", -3),
+        ("1:30", "1:30"),
+        ("2020-13-45", "2020-13-45"),
+        ("0x1f", "0x1f"),
+        ("7.5", 7.5),
+    ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
     assert parse_value(text) == value

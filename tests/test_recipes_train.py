@@ -19,8 +19,15 @@ NAMES = [recipe.name for recipe in list_recipes()]
 COLOUR = ("atrous-resnet50", "deeplabv3plus-resnet50", "unet-aerial", "unet-classic")
 """Recipes for RGB pictures."""
 
-SHORT: dict[str, Any] = {"training.epochs": 1, "training.precision": "fp32", "training.recalibration": 8}
-LIGHT = dict.fromkeys(("default", "unet-resnet34", "atrous-resnet50", "deeplabv3plus-resnet50"), "resnet18")
+SHORT: dict[str, Any] = {
+    "training.epochs": 1,
+    "training.precision": "fp32",
+    "training.recalibration": 8,
+}
+LIGHT = dict.fromkeys(
+    ("default", "unet-resnet34", "atrous-resnet50", "deeplabv3plus-resnet50"),
+    "resnet18",
+)
 """A lighter encoder of the same kind, where the recipe's own takes seconds a step."""
 
 MILLIONS = {
@@ -45,7 +52,11 @@ def _pictures(name: str, *, side: int = 64) -> list[AnnotatedImage]:
     pairs = []
     for i, plane in enumerate(stack.image.read()[0]):
         colour = np.stack([plane, 255 - plane, plane], -1)
-        image = Image(colour, "YXC", name=f"p{i}") if name in COLOUR else Image(plane, "YX", name=f"p{i}")
+        image = (
+            Image(colour, "YXC", name=f"p{i}")
+            if name in COLOUR
+            else Image(plane, "YX", name=f"p{i}")
+        )
         pairs.append(AnnotatedImage(image, image.labels_like(labels[i])))
     return pairs
 
@@ -53,15 +64,27 @@ def _pictures(name: str, *, side: int = 64) -> list[AnnotatedImage]:
 def _one_step(recipe: Recipe, overrides: dict[str, Any]) -> dict[str, Any]:
     """Overrides that leave the recipe one step an epoch: of four patches, or of the two pictures it resizes."""
     if recipe.patches.resize:
-        return overrides | {"patches.resize": 64, "patches.size": 64, "training.batch_size": 2}
-    return overrides | {"patches.size": 64, "patches.per_epoch": 4, "training.batch_size": 4}
+        return overrides | {
+            "patches.resize": 64,
+            "patches.size": 64,
+            "training.batch_size": 2,
+        }
+    return overrides | {
+        "patches.size": 64,
+        "patches.per_epoch": 4,
+        "training.batch_size": 4,
+    }
 
 
-def _check_training(name: str, folder: Path, overrides: dict[str, Any], *, side: int = 64) -> list[Event]:
+def _check_training(
+    name: str, folder: Path, overrides: dict[str, Any], *, side: int = 64
+) -> list[Event]:
     """Train a step, and see that the weights moved, are kept, and predict alike once they are read back."""
     pairs = _pictures(name, side=side)
     run = folder / "run"
-    events = list(ns.iter_train(name, pairs, out=run, overrides=overrides, device="cpu"))
+    events = list(
+        ns.iter_train(name, pairs, out=run, overrides=overrides, device="cpu")
+    )
     steps = [event for event in events if isinstance(event, BatchEnd)]
     (end,) = [event for event in events if isinstance(event, EpochEnd)]
     assert len(steps) == 1
@@ -73,8 +96,14 @@ def _check_training(name: str, folder: Path, overrides: dict[str, Any], *, side:
     assert model.recipe == wanted == load_recipe(run)
     assert model.spec.network == wanted.network
     copy = ns.Model.load(model.save(folder / "copy.safetensors"))
-    assert (copy.recipe, copy.spec, copy.digest) == (model.recipe, model.spec, model.digest)
-    first, second = (ns.predict(m, pairs[0].image, device="cpu").read() for m in (model, copy))
+    assert (copy.recipe, copy.spec, copy.digest) == (
+        model.recipe,
+        model.spec,
+        model.digest,
+    )
+    first, second = (
+        ns.predict(m, pairs[0].image, device="cpu").read() for m in (model, copy)
+    )
     assert np.array_equal(first, second)
     assert set(np.unique(first)) <= {0, 255}
     return events

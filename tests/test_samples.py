@@ -30,9 +30,15 @@ def _best_thresholds(pair: AnnotatedImage, bins: int = 36) -> tuple[float, np.nd
     classes = np.unique(truth)
     assert np.all(np.diff([grey[truth == c].mean() for c in classes]) > 0)
     edges = np.unique(
-        [np.quantile(grey[truth == c], q) for c in classes for q in np.linspace(0, 1, bins // len(classes))]
+        [
+            np.quantile(grey[truth == c], q)
+            for c in classes
+            for q in np.linspace(0, 1, bins // len(classes))
+        ]
     )
-    counts = np.array([np.histogram(grey[truth == c], [*edges[:-1], np.inf])[0] for c in classes])
+    counts = np.array(
+        [np.histogram(grey[truth == c], [*edges[:-1], np.inf])[0] for c in classes]
+    )
     below = np.concatenate([np.zeros((len(classes), 1)), counts.cumsum(axis=1)], axis=1)
     best, shares = 0.0, np.zeros(len(classes))
     for cut in combinations(range(1, below.shape[1] - 1), len(classes) - 1):
@@ -45,7 +51,9 @@ def _best_thresholds(pair: AnnotatedImage, bins: int = 36) -> tuple[float, np.nd
 
 
 @BOTH
-def test_the_same_seed_gives_the_same_stack_and_another_seed_another(sample: Sample) -> None:
+def test_the_same_seed_gives_the_same_stack_and_another_seed_another(
+    sample: Sample,
+) -> None:
     one, same, other = (_arrays(sample((3, 64, 80), seed=s)) for s in (1, 1, 2))
     for a, b, c in zip(one, same, other, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -54,7 +62,10 @@ def test_the_same_seed_gives_the_same_stack_and_another_seed_another(sample: Sam
 
 @pytest.mark.parametrize(
     ("sample", "classes", "shape", "scale"),
-    [(sandstone, SANDSTONE, (8, 192, 192), (2.1, 2.1, 2.1)), (cells, CELLS, (6, 192, 192), (1.0, 0.4, 0.4))],
+    [
+        (sandstone, SANDSTONE, (8, 192, 192), (2.1, 2.1, 2.1)),
+        (cells, CELLS, (6, 192, 192), (1.0, 0.4, 0.4)),
+    ],
 )
 def test_what_comes_with_the_pixels(
     sample: Sample, classes: object, shape: tuple[int, ...], scale: tuple[float, ...]
@@ -76,9 +87,14 @@ def test_class_names() -> None:
     assert CELLS.values == (0, 1, 2)
 
 
-@pytest.mark.parametrize(("sample", "least"), [(sandstone, (0.05, 0.04, 0.5, 0.003)), (cells, (0.2, 0.2, 0.05))])
+@pytest.mark.parametrize(
+    ("sample", "least"),
+    [(sandstone, (0.05, 0.04, 0.5, 0.003)), (cells, (0.2, 0.2, 0.05))],
+)
 @pytest.mark.parametrize("seed", range(4))
-def test_every_class_is_there_and_in_every_plane(sample: Sample, least: tuple[float, ...], seed: int) -> None:
+def test_every_class_is_there_and_in_every_plane(
+    sample: Sample, least: tuple[float, ...], seed: int
+) -> None:
     pair = sample(seed=seed)
     _, truth = _arrays(pair)
     values = pair.labels.classes.values  # type: ignore[union-attr]
@@ -118,16 +134,22 @@ def test_neighbourhoods_do_tell_the_classes_apart() -> None:
     grey, truth = _arrays(sandstone())
     inside = {c: binary_erosion(truth == c, np.ones((1, 5, 5))) for c in (2, 3)}
     mean = uniform_filter(grey.astype(float), (1, 5, 5))
-    deviation = np.sqrt(np.maximum(uniform_filter(grey.astype(float) ** 2, (1, 5, 5)) - mean**2, 0))
+    deviation = np.sqrt(
+        np.maximum(uniform_filter(grey.astype(float) ** 2, (1, 5, 5)) - mean**2, 0)
+    )
     assert np.quantile(mean[inside[2]], 0.9) < np.quantile(mean[inside[3]], 0.1)
-    assert np.quantile(deviation[inside[2]], 0.1) > np.quantile(deviation[inside[3]], 0.9)
+    assert np.quantile(deviation[inside[2]], 0.1) > np.quantile(
+        deviation[inside[3]], 0.9
+    )
 
 
 def test_grey_values_of_sandstone_are_physical_and_those_of_cells_relative() -> None:
     rocks = [sandstone(seed=s) for s in range(3)]
     assert resolve(Recipe(), rocks).normalization.kind == "physical"
     assert resolve(Recipe(), cells()).normalization.kind == "relative"
-    means = [[_arrays(r)[0][_arrays(r)[1] == v].mean() for r in rocks] for v in (1, 2, 3, 4)]
+    means = [
+        [_arrays(r)[0][_arrays(r)[1] == v].mean() for r in rocks] for v in (1, 2, 3, 4)
+    ]
     assert all(max(m) / min(m) < 1.08 for m in means)
 
 

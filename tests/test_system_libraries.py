@@ -12,7 +12,9 @@ import system_libraries
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Commands that were run, on a Linux where one library and Xvfb are missing."""
     commands: list[Any] = []
-    monkeypatch.setattr(system_libraries, "NEEDED", {"libz.so.1": "zlib1g", "libnone.so.9": "libnone9"})
+    monkeypatch.setattr(
+        system_libraries, "NEEDED", {"libz.so.1": "zlib1g", "libnone.so.9": "libnone9"}
+    )
     monkeypatch.setattr(system_libraries, "VIEWER", {"libwindow.so.9": "libwindow9"})
     monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words))
     monkeypatch.setattr("sys.platform", "linux")
@@ -26,7 +28,9 @@ def test_what_cannot_be_loaded_is_named_or_installed(
     ran: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert system_libraries.main([]) == 1
-    assert "apt-get install -y --no-install-recommends libnone9" in capsys.readouterr().out
+    assert (
+        "apt-get install -y --no-install-recommends libnone9" in capsys.readouterr().out
+    )
     assert ran == []
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/apt-get")
     monkeypatch.setattr("os.geteuid", lambda: 0)
@@ -44,6 +48,8 @@ def test_the_viewer_needs_more(
     assert "missing: libnone9, libwindow9." in capsys.readouterr().out
 
 
-def test_nothing_to_do_elsewhere(ran: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_do_elsewhere(
+    ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
     assert system_libraries.main(["--viewer"]) == 0

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from napari_strata.image import AnnotatedImage as AnnotatedImage
     from napari_strata.image import Image as Image
     from napari_strata.image import LabelImage as LabelImage
-    from napari_strata.inference.predict import estimate_prediction as estimate_prediction
+    from napari_strata.inference.predict import (
+        estimate_prediction as estimate_prediction,
+    )
     from napari_strata.inference.predict import iter_predict as iter_predict
     from napari_strata.inference.predict import predict as predict
     from napari_strata.io import read_image as read_image

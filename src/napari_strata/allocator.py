@@ -23,7 +23,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NEVER = 2**31 - 1
 
 # What glibc's own adjustment ends at in a program with large blocks; it is off once anything was set.
-_AFTERWARDS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
+_AFTERWARDS = {
+    _MMAP_MAX: 65536,
+    _MMAP_THRESHOLD: 32 * 2**20,
+    _TRIM_THRESHOLD: 64 * 2**20,
+}
 
 _lock = threading.Lock()
 _inside = 0
@@ -42,7 +46,9 @@ def kept_pages(device: str = "cpu") -> Iterator[bool]:
     ------
     whether memory is kept here.
     """
-    library = _glibc() if device == "cpu" and os.environ.get(SWITCH, "1") != "0" else None
+    library = (
+        _glibc() if device == "cpu" and os.environ.get(SWITCH, "1") != "0" else None
+    )
     if library is None:
         yield False
         return

@@ -21,7 +21,18 @@ IGNORE = 255
 MAX_INFERRED = 64
 """More distinct values than this are taken as instances or an image, not as classes."""
 
-_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#bbcc33", "#ffaabb")
+_COLORS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#ee8866",
+    "#44bb99",
+    "#bbcc33",
+    "#ffaabb",
+)
 # Paul Tol's bright and light schemes: told apart by the colour-blind.
 
 Array = np.ndarray[Any, Any]
@@ -65,15 +76,29 @@ class ClassMap(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> ClassMap:
         count = len(self.names)
-        found = f"class map with names {list(self.names)} and values {list(self.values)}"
+        found = (
+            f"class map with names {list(self.names)} and values {list(self.values)}"
+        )
         if not 1 <= count <= IGNORE:
-            raise LabelError(f"{found}: found {count} classes; 1 to {IGNORE} are possible.")
-        if len(self.values) != count or len(self.colors) != count or (self.rgb and len(self.rgb) != count):
-            raise LabelError(f"{found}: every class needs one name, one value and one colour.")
+            raise LabelError(
+                f"{found}: found {count} classes; 1 to {IGNORE} are possible."
+            )
+        if (
+            len(self.values) != count
+            or len(self.colors) != count
+            or (self.rgb and len(self.rgb) != count)
+        ):
+            raise LabelError(
+                f"{found}: every class needs one name, one value and one colour."
+            )
         if len(set(self.names)) != count or len(set(self.values)) != count:
-            raise LabelError(f"{found}: a name or a value stands twice; each class needs its own.")
+            raise LabelError(
+                f"{found}: a name or a value stands twice; each class needs its own."
+            )
         if both := sorted(set(self.values) & set(self.unlabelled)):
-            raise LabelError(f"{found}: {both} cannot be a class and unlabelled at once; drop it from one of the two.")
+            raise LabelError(
+                f"{found}: {both} cannot be a class and unlabelled at once; drop it from one of the two."
+            )
         if self.rest is not None and self.rest not in self.names:
             raise LabelError(f"{found}: rest={self.rest!r} is not one of the names.")
         return self
@@ -82,13 +107,19 @@ class ClassMap(BaseModel):
         return len(self.names)
 
     @classmethod
-    def foreground(cls, names: tuple[str, str] = ("background", "foreground")) -> ClassMap:
+    def foreground(
+        cls, names: tuple[str, str] = ("background", "foreground")
+    ) -> ClassMap:
         """0 is background, every other value (an instance id, 255, ...) is foreground, written as 1."""
         return cls(names=names, values=(0, 1), rest=names[1])
 
     @classmethod
     def from_values(
-        cls, values: Iterable[int], *, unlabelled: Sequence[int] = (), names: Sequence[str] = ()
+        cls,
+        values: Iterable[int],
+        *,
+        unlabelled: Sequence[int] = (),
+        names: Sequence[str] = (),
     ) -> ClassMap:
         """A class for each value that is not unlabelled, in rising order.
 
@@ -110,7 +141,9 @@ class ClassMap(BaseModel):
                 "ids, ask for foreground against background (--foreground, ClassMap.foreground())."
             )
         return cls(
-            names=tuple(names) or tuple(f"class {v}" for v in kept), values=tuple(kept), unlabelled=tuple(unlabelled)
+            names=tuple(names) or tuple(f"class {v}" for v in kept),
+            values=tuple(kept),
+            unlabelled=tuple(unlabelled),
         )
 
     def with_unlabelled(self, values: Sequence[int]) -> ClassMap:
@@ -123,10 +156,14 @@ class ClassMap(BaseModel):
         """
         if not values:
             return self
-        keys = [r << 16 | g << 8 | b for r, g, b in self.rgb] if self.rgb else self.values
+        keys = (
+            [r << 16 | g << 8 | b for r, g, b in self.rgb] if self.rgb else self.values
+        )
         kept = [i for i, key in enumerate(keys) if key not in set(values)]
         if not kept:
-            raise LabelError(f"values {list(self.values)} are all unlabelled: nothing to learn; name fewer values.")
+            raise LabelError(
+                f"values {list(self.values)} are all unlabelled: nothing to learn; name fewer values."
+            )
         names = tuple(self.names[i] for i in kept)
         return ClassMap(
             names=names,
@@ -138,7 +175,9 @@ class ClassMap(BaseModel):
         )
 
     @classmethod
-    def from_rgb(cls, colors: Sequence[tuple[int, int, int]], *, names: Sequence[str] = ()) -> ClassMap:
+    def from_rgb(
+        cls, colors: Sequence[tuple[int, int, int]], *, names: Sequence[str] = ()
+    ) -> ClassMap:
         """Classes of an RGB-coded mask; written back as values 0..K-1 with the same colours."""
         hexes = tuple("#{:02x}{:02x}{:02x}".format(*c) for c in colors)
         return cls(
@@ -164,11 +203,15 @@ class ClassMap(BaseModel):
         if self.rgb is not None and labels.ndim > 2 and labels.shape[0] in (3, 4):
             return self._encode_rgb(labels)
         keys, index = np.unique(check_integers(labels), return_inverse=True)
-        table = {v: i for i, v in enumerate(self.values)} | dict.fromkeys(self.unlabelled, IGNORE)
+        table = {v: i for i, v in enumerate(self.values)} | dict.fromkeys(
+            self.unlabelled, IGNORE
+        )
         other = self.names.index(self.rest) if self.rest is not None else None
         codes = [table.get(int(key), other) for key in keys]
         if unknown := [int(k) for k, c in zip(keys, codes, strict=True) if c is None]:
-            shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+            shown = ", ".join(map(str, unknown[:8])) + (
+                ", ..." if len(unknown) > 8 else ""
+            )
             raise LabelError(
                 f"label value {shown} is not in the class map (classes {list(self.values)}, unlabelled "
                 f"{list(self.unlabelled)}): add it as a class or name it unlabelled."
@@ -188,7 +231,9 @@ class ClassMap(BaseModel):
             known |= packed == value
         if not known.all():
             stray = f"#{int(packed[~known][0]):06x}"
-            raise LabelError(f"colour {stray} is not in the class map {list(self.colors)}: add it as a class.")
+            raise LabelError(
+                f"colour {stray} is not in the class map {list(self.colors)}: add it as a class."
+            )
         return out
 
     def decode(self, indices: Array) -> Array:
@@ -204,7 +249,10 @@ class ClassMap(BaseModel):
     def table(self) -> list[dict[str, Any]]:
         """One row a class: index, name, value, color."""
         rows = zip(self.names, self.values, self.colors, strict=True)
-        return [{"index": i, "name": n, "value": v, "color": c} for i, (n, v, c) in enumerate(rows)]
+        return [
+            {"index": i, "name": n, "value": v, "color": c}
+            for i, (n, v, c) in enumerate(rows)
+        ]
 
 
 def pack_rgb(labels: Array) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -223,7 +271,11 @@ def check_integers(labels: Array) -> Array:
         for floats and other dtypes: cutting 0.33 to 0 would lose classes without a word.
     """
     if labels.dtype.kind not in "uib":
-        shown = ", ".join(f"{v:g}" for v in np.unique(labels)[:5]) if labels.dtype.kind == "f" else ""
+        shown = (
+            ", ".join(f"{v:g}" for v in np.unique(labels)[:5])
+            if labels.dtype.kind == "f"
+            else ""
+        )
         raise LabelError(
             f"found labels of dtype {labels.dtype}{f' ({shown}, ...)' if shown else ''}; labels must be integers: "
             "save them as uint8 or uint16 with one whole number a class."
@@ -243,13 +295,19 @@ def smallest_dtype(low: int, high: int) -> np.dtype[Any]:
     for dtype in choices:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return np.dtype(dtype)
-    raise LabelError(f"label values {low} to {high} do not fit 32-bit integers; renumber the labels.")
+    raise LabelError(
+        f"label values {low} to {high} do not fit 32-bit integers; renumber the labels."
+    )
 
 
 def default_colors(count: int) -> tuple[str, ...]:
     """`count` distinct colours as ``#rrggbb``, the first ten safe for the colour-blind."""
     colors = list(_COLORS[:count])
     for i in range(len(colors), count):
-        red, green, blue = colorsys.hsv_to_rgb((i * 0.618034) % 1.0, 0.65, 0.85 - 0.25 * (i % 3) / 2)
-        colors.append("#{:02x}{:02x}{:02x}".format(*(round(c * 255) for c in (red, green, blue))))
+        red, green, blue = colorsys.hsv_to_rgb(
+            (i * 0.618034) % 1.0, 0.65, 0.85 - 0.25 * (i % 3) / 2
+        )
+        colors.append(
+            "#{:02x}{:02x}{:02x}".format(*(round(c * 255) for c in (red, green, blue)))
+        )
     return tuple(colors)

@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from functools import singledispatchmethod
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from napari_strata.events import (
     BatchEnd,
@@ -71,7 +77,9 @@ class _People:
         self._bar = bar
         self._task = bar.add_task("", total=None, visible=False, note="")
         self._names: tuple[str, ...] = ()
-        self._brief = False  # within a trial of a search, folds are lines and epochs are not
+        self._brief = (
+            False  # within a trial of a search, folds are lines and epochs are not
+        )
 
     def __call__(self, event: Event) -> None:
         self._show(event)
@@ -81,7 +89,13 @@ class _People:
 
     def _progress(self, name: str, done: int, total: int, note: str = "") -> None:
         self._bar.update(
-            self._task, description=name, completed=done, total=total, note=note, visible=done < total, refresh=True
+            self._task,
+            description=name,
+            completed=done,
+            total=total,
+            note=note,
+            visible=done < total,
+            refresh=True,
         )
 
     @singledispatchmethod
@@ -92,7 +106,10 @@ class _People:
     def _(self, event: Message) -> None:
         if self._brief and event.level != "warning":
             return
-        self._say(f"warning: {event.text}" if event.level == "warning" else event.text, _STYLES.get(event.level, ""))
+        self._say(
+            f"warning: {event.text}" if event.level == "warning" else event.text,
+            _STYLES.get(event.level, ""),
+        )
 
     @_show.register
     def _(self, event: TrainingStarted) -> None:
@@ -107,16 +124,28 @@ class _People:
 
     @_show.register
     def _(self, event: BatchEnd) -> None:
-        self._progress(f"epoch {event.epoch}", event.batch, event.batches, f"loss {event.loss:.3f}")
+        self._progress(
+            f"epoch {event.epoch}", event.batch, event.batches, f"loss {event.loss:.3f}"
+        )
 
     @_show.register
     def _(self, event: EpochEnd) -> None:
         if self._brief:
             return
-        classes = _named(self._names or tuple(map(str, range(len(event.class_iou)))), event.class_iou)
+        classes = _named(
+            self._names or tuple(map(str, range(len(event.class_iou)))), event.class_iou
+        )
         best = "  best" if event.best_iou else ""
-        scores = "" if math.isnan(event.mean_iou) else f"  mean IoU {_score(event.mean_iou)} ({classes})"
-        validation = "" if math.isnan(event.validation_loss) else f"  validation loss {event.validation_loss:.3f}"
+        scores = (
+            ""
+            if math.isnan(event.mean_iou)
+            else f"  mean IoU {_score(event.mean_iou)} ({classes})"
+        )
+        validation = (
+            ""
+            if math.isnan(event.validation_loss)
+            else f"  validation loss {event.validation_loss:.3f}"
+        )
         self._say(
             f"epoch {event.epoch}/{event.epochs}  loss {event.train_loss:.3f}{validation}{scores}  "
             f"{duration(event.seconds)}{best}"
@@ -126,7 +155,11 @@ class _People:
     def _(self, event: TrainingEnd) -> None:
         if self._brief:
             return
-        score = "" if math.isnan(event.mean_iou) else f" (mean IoU {_score(event.mean_iou)})"
+        score = (
+            ""
+            if math.isnan(event.mean_iou)
+            else f" (mean IoU {_score(event.mean_iou)})"
+        )
         self._say(
             f"{event.reason} after epoch {event.epoch}, {duration(event.seconds)}; best epoch {event.best_epoch}{score}"
         )
@@ -135,7 +168,9 @@ class _People:
     @_show.register
     def _(self, event: PredictionStarted) -> None:
         rest = f", {event.done} of them already done" if event.done else ""
-        self._say(f"{event.name}: {event.regions} plane{'' if event.regions == 1 else 's'} on {event.device}{rest}")
+        self._say(
+            f"{event.name}: {event.regions} plane{'' if event.regions == 1 else 's'} on {event.device}{rest}"
+        )
 
     @_show.register
     def _(self, event: RegionEnd) -> None:
@@ -148,13 +183,20 @@ class _People:
 
     @_show.register
     def _(self, event: FileEnd) -> None:
-        reason = f": {event.text.removeprefix(f'{event.source}: ')}" if event.text else ""
-        self._say(f"{event.status}  {event.source}{reason}", "red" if event.status == "failed" else "")
+        reason = (
+            f": {event.text.removeprefix(f'{event.source}: ')}" if event.text else ""
+        )
+        self._say(
+            f"{event.status}  {event.source}{reason}",
+            "red" if event.status == "failed" else "",
+        )
 
     @_show.register
     def _(self, event: FoldStarted) -> None:
         if not self._brief:
-            self._say(f"fold {event.fold} of {event.folds} validates on {event.text}", "bold")
+            self._say(
+                f"fold {event.fold} of {event.folds} validates on {event.text}", "bold"
+            )
 
     @_show.register
     def _(self, event: FoldEnd) -> None:
@@ -167,25 +209,38 @@ class _People:
     def _(self, event: CrossvalEnd) -> None:
         if not self._brief:
             score = _spread(event.mean_iou, event.mean_iou_std)
-            self._say(f"{event.folds} folds: mean IoU {score}; all of it is in {event.out}", "bold")
+            self._say(
+                f"{event.folds} folds: mean IoU {score}; all of it is in {event.out}",
+                "bold",
+            )
 
     @_show.register
     def _(self, event: TrialStarted) -> None:
         self._brief = True
         folds = "" if event.folds == 1 else f" in each of {event.folds} folds"
         epochs = f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}"
-        self._say(f"trial {event.trial} of {event.trials}: {event.name}, {epochs}{folds}", "bold")
+        self._say(
+            f"trial {event.trial} of {event.trials}: {event.name}, {epochs}{folds}",
+            "bold",
+        )
 
     @_show.register
     def _(self, event: TrialEnd) -> None:
         self._brief = False
-        told = f"failed: {event.text}" if event.text else f"mean IoU {_spread(event.mean_iou, event.mean_iou_std)}"
+        told = (
+            f"failed: {event.text}"
+            if event.text
+            else f"mean IoU {_spread(event.mean_iou, event.mean_iou_std)}"
+        )
         line = f"trial {event.trial}/{event.trials}  {told}  {duration(event.seconds)}"
         self._say(line, "red" if event.text else "")
 
     @_show.register
     def _(self, event: TuneEnd) -> None:
-        self._say(f"best: {event.best}, mean IoU {_spread(event.mean_iou, event.mean_iou_std)}", "bold")
+        self._say(
+            f"best: {event.best}, mean IoU {_spread(event.mean_iou, event.mean_iou_std)}",
+            "bold",
+        )
         self._say(f"recipe: {event.recipe}")
         if event.model:
             self._say(f"model, trained on all data: {event.model}", "bold")
@@ -200,15 +255,25 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )
 
 
 def _named(names: tuple[str, ...], values: tuple[float, ...]) -> str:
-    return ", ".join(f"{name} {_score(value)}" for name, value in zip(names, values, strict=False))
+    return ", ".join(
+        f"{name} {_score(value)}" for name, value in zip(names, values, strict=False)
+    )
 
 
 def _spread(mean: float, deviation: float) -> str:
-    return _score(mean) if math.isnan(deviation) else f"{_score(mean)} +- {deviation:.3f}"
+    return (
+        _score(mean) if math.isnan(deviation) else f"{_score(mean)} +- {deviation:.3f}"
+    )
 
 
 def _score(value: float) -> str:

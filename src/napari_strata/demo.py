@@ -34,14 +34,25 @@ def iter_demo(out: str | Path, *, device: str = "auto") -> Iterator[Event]:
         pair = sandstone(seed=seed)
         write_image(place / f"{name}_image.tif", pair.image)
         write_labels(place / f"{name}_labels.tif", pair.labels)
-    yield Message(f"made two sandstone stacks with exact truth: {pair.image.describe()}")
+    yield Message(
+        f"made two sandstone stacks with exact truth: {pair.image.describe()}"
+    )
     pairs = read_pairs(place / "train_image.tif", place / "train_labels.tif")
-    yield from iter_train(RECIPE, pairs, out=place / "run", overrides=OVERRIDES, device=device)
+    yield from iter_train(
+        RECIPE, pairs, out=place / "run", overrides=OVERRIDES, device=device
+    )
     model = Model.load(place / "run")
-    yield from iter_predict(model, read_image(place / "new_image.tif"), out=place / "new_prediction.tif", device=device)
+    yield from iter_predict(
+        model,
+        read_image(place / "new_image.tif"),
+        out=place / "new_prediction.tif",
+        device=device,
+    )
     truth = read_pairs(place / "new_image.tif", place / "new_labels.tif")
     scores = evaluate(model, truth, out=place / "scores", device=device).confusion
-    each = ", ".join(f"{n} {v:.3f}" for n, v in zip(scores.classes.names, scores.iou, strict=True))
+    each = ", ".join(
+        f"{n} {v:.3f}" for n, v in zip(scores.classes.names, scores.iou, strict=True)
+    )
     yield Message(
         f"the new stack, never seen in training: mean IoU {scores.mean_iou:.3f} ({each}), pixel accuracy "
         f"{scores.pixel_accuracy:.3f}"

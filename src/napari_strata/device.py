@@ -22,7 +22,11 @@ class Precision:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Context in which a forward pass runs in this format."""
-        return torch.autocast(device.type, dtype=self.dtype or torch.float32, enabled=self.dtype is not None)
+        return torch.autocast(
+            device.type,
+            dtype=self.dtype or torch.float32,
+            enabled=self.dtype is not None,
+        )
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Loss scaler: at work for fp16 only, where small gradients would vanish; otherwise it changes nothing."""
@@ -43,14 +47,23 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or (str(device) not in available_devices() and device.type not in available_devices()):
-        raise TrainingError(f"found no device {name!r} here; choose one of: auto, {', '.join(available_devices())}.")
+    if device is None or (
+        str(device) not in available_devices()
+        and device.type not in available_devices()
+    ):
+        raise TrainingError(
+            f"found no device {name!r} here; choose one of: auto, {', '.join(available_devices())}."
+        )
     return device
 
 
 def available_devices() -> list[str]:
     """Names of the devices on this machine, the fastest first."""
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     apple = ["mps"] if torch.backends.mps.is_available() else []
     return (["cuda", *gpus] if gpus else []) + apple + ["cpu"]
 
@@ -67,7 +80,11 @@ def describe_device(device: torch.device) -> str:
 
 def cores() -> int:
     """How many of the computer's cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
 
 
 def channels_last(ndim: int) -> torch.memory_format:
@@ -81,7 +98,11 @@ def free_memory(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         with open("/proc/meminfo", encoding="utf-8") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+            return next(
+                int(line.split()[1]) * 1024
+                for line in file
+                if line.startswith("MemAvailable")
+            )
     except (OSError, StopIteration, ValueError):
         return None
 
@@ -97,10 +118,16 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "auto":
         name = "bf16" if _fast_bf16(device.type) else "fp32"
     if name == "fp16" and device.type == "cpu":
-        raise TrainingError("found precision fp16 on a CPU, which is slow at it; choose bf16, fp32 or auto.")
+        raise TrainingError(
+            "found precision fp16 on a CPU, which is slow at it; choose bf16, fp32 or auto."
+        )
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise TrainingError("found precision bf16 on a GPU without it; choose fp16, fp32 or auto.")
-    return Precision(name, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[name])
+        raise TrainingError(
+            "found precision bf16 on a GPU without it; choose fp16, fp32 or auto."
+        )
+    return Precision(
+        name, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[name]
+    )
 
 
 @cache
@@ -111,13 +138,17 @@ def _fast_bf16(kind: str) -> bool:
         # True only with AVX512-BF16 or AMX (or Arm's equivalent): without them bf16 is emulated and slower.
         ops = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
         flags = _cpu_flags()
-        return bool(ops and ops()) and ("avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split())
+        return bool(ops and ops()) and (
+            "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split()
+        )
     return False
 
 
 def _cpu_flags() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line for line in file if line.startswith(("flags", "Features"))), "")
+            return next(
+                (line for line in file if line.startswith(("flags", "Features"))), ""
+            )
     except OSError:
         return ""

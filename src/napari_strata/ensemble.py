@@ -56,7 +56,11 @@ class Ensemble:
         if not self.models:
             raise ModelError("found no model; give at least one.")
         if not self.names:
-            object.__setattr__(self, "names", tuple(f"model {n}" for n in range(1, len(self.models) + 1)))
+            object.__setattr__(
+                self,
+                "names",
+                tuple(f"model {n}" for n in range(1, len(self.models) + 1)),
+            )
         if differences := _differences(self.models, self.names):
             raise ModelError(
                 f"these models cannot predict together: {'; '.join(differences)}. Give models of the same classes and "
@@ -74,14 +78,20 @@ class Ensemble:
     @cached_property
     def ordered(self) -> tuple[Model, ...]:
         """The members in an order that does not depend on how they were given, so that sums do not either."""
-        return self.models if len(self) == 1 else tuple(sorted(self.models, key=lambda model: model.digest))
+        return (
+            self.models
+            if len(self) == 1
+            else tuple(sorted(self.models, key=lambda model: model.digest))
+        )
 
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ for groups that can predict differently; of one model, its own."""
         if len(self) == 1:
             return self.models[0].digest
-        return hashlib.sha256(" ".join(model.digest for model in self.ordered).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            " ".join(model.digest for model in self.ordered).encode()
+        ).hexdigest()[:16]
 
     def describe(self) -> str:
         """``1 model``, ``3 models`` or ``5 models (cross-validation)``."""
@@ -96,14 +106,19 @@ class Ensemble:
 
     def scales(self, samples: Sequence[Array], dtype: Any) -> list[Scale]:
         """The scale of an image of this dtype for each member, as in `ordered`, from its `Image.samples`."""
-        values, found = np.concatenate(samples, axis=1), dict[ResolvedNormalization, Scale]()
+        values, found = (
+            np.concatenate(samples, axis=1),
+            dict[ResolvedNormalization, Scale](),
+        )
         for kind in (kinds := [model.spec.normalization for model in self.ordered]):
             if kind not in found:
                 found[kind] = kind.scale_for(values, dtype)
         return [found[kind] for kind in kinds]
 
 
-AnyModel: TypeAlias = Model | Ensemble | str | Path | Sequence[Model | Ensemble | str | Path]
+AnyModel: TypeAlias = (
+    Model | Ensemble | str | Path | Sequence[Model | Ensemble | str | Path]
+)
 """A model, a model file, a run folder, a cross-validation folder, or several of these."""
 
 
@@ -120,9 +135,19 @@ def load_models(models: AnyModel) -> Ensemble:
         return models
     given = [models] if isinstance(models, (Model, str, os.PathLike)) else list(models)
     found = [member for one in given for member in _members(one)]
-    crossval = len(given) == 1 and not isinstance(given[0], (Model, Ensemble)) and is_crossval(given[0])
-    folds = crossval or (len(given) == 1 and isinstance(given[0], Ensemble) and given[0].folds)
-    return Ensemble(tuple(model for _, model in found), _told_apart([name for name, _ in found]), folds)
+    crossval = (
+        len(given) == 1
+        and not isinstance(given[0], (Model, Ensemble))
+        and is_crossval(given[0])
+    )
+    folds = crossval or (
+        len(given) == 1 and isinstance(given[0], Ensemble) and given[0].folds
+    )
+    return Ensemble(
+        tuple(model for _, model in found),
+        _told_apart([name for name, _ in found]),
+        folds,
+    )
 
 
 def is_crossval(path: str | Path) -> bool:
@@ -141,11 +166,19 @@ def fold_folders(path: str | Path) -> list[Path]:
     file = _crossval_file(path)
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        names = [str(name) for name in raw["folds"]] if raw["format"] == FORMATS[CROSSVAL] else []
+        names = (
+            [str(name) for name in raw["folds"]]
+            if raw["format"] == FORMATS[CROSSVAL]
+            else []
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}: cannot be read ({error}); give the run folders of the folds instead.") from None
+        raise ModelError(
+            f"{file}: cannot be read ({error}); give the run folders of the folds instead."
+        ) from None
     if not names:
-        raise ModelError(f"{file}: found no fold named there; needed is what crossval writes ({FORMATS[CROSSVAL]}).")
+        raise ModelError(
+            f"{file}: found no fold named there; needed is what crossval writes ({FORMATS[CROSSVAL]})."
+        )
     folders = [file.parent / name for name in names]
     if missing := [one.name for one in folders if not (one / FILE_NAME).is_file()]:
         raise ModelError(
@@ -173,8 +206,16 @@ def _members(given: Model | Ensemble | str | Path) -> list[tuple[str, Model]]:
 
 def _told_apart(paths: Sequence[str]) -> tuple[str, ...]:
     """Short names of paths: their last parts, or all of it where two are alike; models without one are counted."""
-    short = [str(Path(path).parent.name or path) if Path(path).name == FILE_NAME else Path(path).name for path in paths]
-    names = [one if short.count(one) == 1 else path for one, path in zip(short, paths, strict=True)]
+    short = [
+        str(Path(path).parent.name or path)
+        if Path(path).name == FILE_NAME
+        else Path(path).name
+        for path in paths
+    ]
+    names = [
+        one if short.count(one) == 1 else path
+        for one, path in zip(short, paths, strict=True)
+    ]
     return tuple(name or f"model {number}" for number, name in enumerate(names, 1))
 
 
@@ -187,7 +228,10 @@ def _differences(models: Sequence[Model], names: Sequence[str]) -> list[str]:
         for name, row in zip(names, rows, strict=True):
             having.setdefault(row[what], []).append(repr(name))
         if len(having) > 1:
-            told = (f"{_listed(who)} {'have' if len(who) > 1 else 'has'} {fact}" for fact, who in having.items())
+            told = (
+                f"{_listed(who)} {'have' if len(who) > 1 else 'has'} {fact}"
+                for fact, who in having.items()
+            )
             differences.append(f"{what}: {'; '.join(told)}")
     return differences
 
@@ -202,7 +246,9 @@ def _facts(spec: ModelSpec, first: ModelSpec) -> dict[str, str]:
         "label values": ", ".join(map(str, classes.values)),
         "channels": str(spec.in_channels),
         "neighbours": str(spec.neighbours),
-        "order of channels": ", ".join(spec.channel_names if mixed else first.channel_names),
+        "order of channels": ", ".join(
+            spec.channel_names if mixed else first.channel_names
+        ),
         "axes": spec.axes,
     }
 

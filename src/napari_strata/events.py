@@ -201,7 +201,10 @@ _KINDS = {kind.__name__: kind for kind in Event.__subclasses__()}
 
 def to_json(event: Event) -> str:
     """One line of JSON; NaN and infinities become null, so every reader can parse it."""
-    return json.dumps({"event": type(event).__name__} | {k: _plain(v) for k, v in asdict(event).items()})
+    return json.dumps(
+        {"event": type(event).__name__}
+        | {k: _plain(v) for k, v in asdict(event).items()}
+    )
 
 
 def from_json(line: str) -> Event:

@@ -37,7 +37,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     # The suffixes stay last: writers choose the format by them.
-    temporary = target.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp.{target.name}")
+    temporary = target.with_name(
+        f".{os.getpid()}-{threading.get_ident()}.tmp.{target.name}"
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -52,9 +54,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
 def explain(error: OSError, path: str | Path) -> RunError:
     """An `OSError` met when writing `path`, in words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"{path}: the disk is full; free some space or choose another folder.")
+        return RunError(
+            f"{path}: the disk is full; free some space or choose another folder."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RunError(f"{path}: this folder cannot be written to; choose another one.")
+        return RunError(
+            f"{path}: this folder cannot be written to; choose another one."
+        )
     return RunError(f"{path}: cannot be written ({error.strerror or error}).")
 
 
@@ -70,9 +76,15 @@ def read_study(file: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{file.parent}: found no {file.name} here; check the path.") from None
+        raise RunError(
+            f"{file.parent}: found no {file.name} here; check the path."
+        ) from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read ({error}); move the folder away and begin anew.") from None
+        raise RunError(
+            f"{file}: cannot be read ({error}); move the folder away and begin anew."
+        ) from None
     if not isinstance(raw, dict) or raw.get("format") != form:
-        raise RunError(f"{file}: found something else than {form!r}; choose another folder.")
+        raise RunError(
+            f"{file}: found something else than {form!r}; choose another folder."
+        )
     return raw

@@ -42,23 +42,48 @@ def geometry(network: Network, strides: Sequence[int] | None = None) -> Geometry
         )
     if isinstance(network, UNet):
         depth = len(network.widths)
-        convolutions = 2 * (2**depth - 1) + 2 * (2 ** (depth - 1) - 1) + (network.head_width is not None)
+        convolutions = (
+            2 * (2**depth - 1)
+            + 2 * (2 ** (depth - 1) - 1)
+            + (network.head_width is not None)
+        )
         # Measured on float64 gradients: pooling reaches a pixel of each level, so does a kernel of 3 or an
         # interpolation's convolution on the way up, and bilinear interpolation itself does once more.
         ways = 3 if network.upsampling == "bilinear" else 2
         ways -= network.upsampling == "transpose" and network.transpose_kernel == 2
         resampling = ways * (2 ** (depth - 1) - 1)
         return Geometry(
-            stride=2 ** (depth - 1), reach=convolutions + resampling, whole_tile=network.norm in ("instance", "group")
+            stride=2 ** (depth - 1),
+            reach=convolutions + resampling,
+            whole_tile=network.norm in ("instance", "group"),
         )
     if isinstance(network, AtrousUNet):
         return Geometry(stride=32, reach=512, whole_tile=False)
     # Measured by moving a far pixel: global pooling, manet's attention and fpn's group norm see everything.
-    pooled = network.architecture in ("deeplabv3", "deeplabv3plus", "pspnet", "pan", "upernet", "dpt", "manet", "fpn")
-    global_view = pooled or network.attention == "scse" or network.norm in ("instance", "group")
+    pooled = network.architecture in (
+        "deeplabv3",
+        "deeplabv3plus",
+        "pspnet",
+        "pan",
+        "upernet",
+        "dpt",
+        "manet",
+        "fpn",
+    )
+    global_view = (
+        pooled or network.attention == "scse" or network.norm in ("instance", "group")
+    )
     # So do encoders that squeeze and excite or attend; timm's (tu-) may, and are taken to.
     squeeze = network.encoder.startswith(
-        ("efficientnet", "timm-efficientnet", "timm-sk", "se", "mit_", "tu-", "mobileone_s4")
+        (
+            "efficientnet",
+            "timm-efficientnet",
+            "timm-sk",
+            "se",
+            "mit_",
+            "tu-",
+            "mobileone_s4",
+        )
     )
     return Geometry(stride=32, reach=256, whole_tile=global_view or squeeze)
 
@@ -69,7 +94,9 @@ def depth_strides(levels: int, anisotropy: float) -> tuple[int, ...]:
     Z is halved as soon as a voxel is less than twice as long along Z as along Y and X, as in nnU-Net (Isensee et al.
     2021, https://doi.org/10.1038/s41592-020-01008-z).
     """
-    return tuple(2 if anisotropy < 2 ** (level + 1) else 1 for level in range(levels - 1))
+    return tuple(
+        2 if anisotropy < 2 ** (level + 1) else 1 for level in range(levels - 1)
+    )
 
 
 def depth_kernels(strides: Sequence[int]) -> tuple[int, ...]:
@@ -87,5 +114,8 @@ def _reach_3d(strides: Sequence[int], kernels: Sequence[int]) -> int:
     covers as many of the first as the strides' product; growing back by nearest neighbours adds nothing to that.
     """
     steps = list(accumulate(strides, mul, initial=1))
-    sides = sum(4 * (kernel // 2) * step for kernel, step in zip(kernels[:-1], steps[:-1], strict=True))
+    sides = sum(
+        4 * (kernel // 2) * step
+        for kernel, step in zip(kernels[:-1], steps[:-1], strict=True)
+    )
     return sides + 2 * (kernels[-1] // 2) * steps[-1] + steps[-1] - 1

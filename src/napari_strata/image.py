@@ -82,7 +82,9 @@ class Image:
         for name, default in (("scale", 1.0), ("units", "pixel")):
             value = tuple(getattr(self, name)) or (default,) * len(shape)
             if len(value) != len(shape):
-                raise ImageError(f"{self.name}: found {len(value)} {name} for {len(shape)} dimensions ({letters}).")
+                raise ImageError(
+                    f"{self.name}: found {len(value)} {name} for {len(shape)} dimensions ({letters})."
+                )
             object.__setattr__(self, name, value)
 
     @property
@@ -106,7 +108,11 @@ class Image:
     @property
     def pixel_size(self) -> dict[str, float]:
         """Pixel size along Z, Y and X (those the image has)."""
-        return {a: float(s) for a, s in zip(self.axes, self.scale, strict=True) if a in "ZYX"}
+        return {
+            a: float(s)
+            for a, s in zip(self.axes, self.scale, strict=True)
+            if a in "ZYX"
+        }
 
     @property
     def pixel_unit(self) -> str:
@@ -142,26 +148,46 @@ class Image:
         if self.size("T") == 1:
             region.setdefault("T", 0)
         elif not isinstance(region.get("T"), int):
-            raise ImageError(f"{self.name} has {self.size('T')} time points: read one at a time, T=index.")
-        array = np.asarray(self.data[tuple(_as_slice(region.get(a)) for a in self.axes)])
+            raise ImageError(
+                f"{self.name} has {self.size('T')} time points: read one at a time, T=index."
+            )
+        array = np.asarray(
+            self.data[tuple(_as_slice(region.get(a)) for a in self.axes)]
+        )
         array = _axes.to_canonical(array, self.axes)
         ordered = _axes.canonical(self.axes)
-        drop = tuple(i for i, a in enumerate(ordered) if a == "T" or (a == "Z" and isinstance(region.get("Z"), int)))
+        drop = tuple(
+            i
+            for i, a in enumerate(ordered)
+            if a == "T" or (a == "Z" and isinstance(region.get("Z"), int))
+        )
         array = array.squeeze(axis=drop)
         return array if "C" in ordered else array[None]
 
-    def samples(self, *, planes: int = 8, side: int = 256, blocks: int = 4) -> list[Array]:
+    def samples(
+        self, *, planes: int = 8, side: int = 256, blocks: int = 4
+    ) -> list[Array]:
         """Grey values of a few planes spread evenly over the image, each channels x pixels; the same at every call.
 
         Of a plane larger than `blocks` x `blocks` blocks of `side` pixels only such blocks are read, so that a huge
         lazy image costs no more than a small one.
         """
         every = list(self.planes())
-        chosen = [every[i] for i in sorted({round(x) for x in np.linspace(0, len(every) - 1, min(planes, len(every)))})]
+        chosen = [
+            every[i]
+            for i in sorted(
+                {
+                    round(x)
+                    for x in np.linspace(0, len(every) - 1, min(planes, len(every)))
+                }
+            )
+        ]
         rows, columns = (_blocks(self.size(a), side, blocks) for a in "YX")
         parts = []
         for plane in chosen:
-            found = [self.read({**plane, "Y": y, "X": x}) for y in rows for x in columns]
+            found = [
+                self.read({**plane, "Y": y, "X": x}) for y in rows for x in columns
+            ]
             parts.append(np.concatenate([f.reshape(len(f), -1) for f in found], axis=1))
         return parts
 
@@ -173,15 +199,31 @@ class Image:
         """One line for people: ``sand, 8 x 1024 x 996 (ZYX), uint16, 2.1 micrometer``."""
         sizes = " x ".join(map(str, self.shape))
         pixel = self.pixel_size
-        units = [unit for axis, unit in zip(self.axes, self.units, strict=True) if axis in pixel]
+        units = [
+            unit
+            for axis, unit in zip(self.axes, self.units, strict=True)
+            if axis in pixel
+        ]
         same = len({round(v, 9) for v in pixel.values()}) == 1
-        size = f"{pixel['X']:g}" if same else " x ".join(f"{v:g}" for v in pixel.values())
-        known = "" if self.pixel_unit == "pixel" and same and pixel["X"] == 1 else f", {size} {self.pixel_unit}"
-        if len(set(units)) > 1:  # a depth that the file does not state, beside a width that it does
-            known = ", " + " x ".join(f"{v:g} {unit}" for v, unit in zip(pixel.values(), units, strict=True))
+        size = (
+            f"{pixel['X']:g}" if same else " x ".join(f"{v:g}" for v in pixel.values())
+        )
+        known = (
+            ""
+            if self.pixel_unit == "pixel" and same and pixel["X"] == 1
+            else f", {size} {self.pixel_unit}"
+        )
+        if (
+            len(set(units)) > 1
+        ):  # a depth that the file does not state, beside a width that it does
+            known = ", " + " x ".join(
+                f"{v:g} {unit}" for v, unit in zip(pixel.values(), units, strict=True)
+            )
         return f"{self.name}, {sizes} ({self.axes}), {self.dtype}{known}"
 
-    def labels_like(self, data: ArrayLike, *, classes: ClassMap | None = None, name: str = "") -> LabelImage:
+    def labels_like(
+        self, data: ArrayLike, *, classes: ClassMap | None = None, name: str = ""
+    ) -> LabelImage:
         """Labels with this image's axes (less C), scale, units and name around `data`."""
         keep = [i for i, a in enumerate(self.axes) if a != "C"]
         return LabelImage(
@@ -252,7 +294,10 @@ def as_pairs(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[Annotated
 def _blocks(length: int, side: int, count: int) -> list[slice]:
     if length <= side * count:
         return [slice(0, length)]
-    return [slice(int(start), int(start) + side) for start in np.linspace(0, length - side, count)]
+    return [
+        slice(int(start), int(start) + side)
+        for start in np.linspace(0, length - side, count)
+    ]
 
 
 def _as_slice(part: int | slice | None) -> slice:

@@ -24,7 +24,11 @@ class ConfusionMatrix:
     def __init__(self, classes: ClassMap, counts: Array | None = None) -> None:
         size = len(classes)
         self.classes = classes
-        self.counts = np.zeros((size, size), np.int64) if counts is None else np.asarray(counts, np.int64)
+        self.counts = (
+            np.zeros((size, size), np.int64)
+            if counts is None
+            else np.asarray(counts, np.int64)
+        )
 
     def update(self, truth: Array, prediction: Array) -> None:
         """Add class indices of equal shape; pixels where `truth` is `IGNORE` are skipped.
@@ -36,8 +40,13 @@ class ConfusionMatrix:
         """
         labelled = truth != IGNORE
         size = len(self.classes)
-        rows, columns = truth[labelled].astype(np.int64), prediction[labelled].astype(np.int64)
-        if rows.size and (min(rows.min(), columns.min()) < 0 or max(rows.max(), columns.max()) >= size):
+        rows, columns = (
+            truth[labelled].astype(np.int64),
+            prediction[labelled].astype(np.int64),
+        )
+        if rows.size and (
+            min(rows.min(), columns.min()) < 0 or max(rows.max(), columns.max()) >= size
+        ):
             raise ValueError(f"class indices must be 0 to {size - 1}")
         flat = rows * size + columns
         self.counts += np.bincount(flat, minlength=size * size).reshape(size, size)
@@ -63,7 +72,9 @@ class ConfusionMatrix:
 
     @property
     def iou(self) -> Vector:
-        return _ratio(self.true_positives, self.support + self.predicted - self.true_positives)
+        return _ratio(
+            self.true_positives, self.support + self.predicted - self.true_positives
+        )
 
     @property
     def dice(self) -> Vector:
@@ -97,7 +108,9 @@ class ConfusionMatrix:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, NaN as None: mean_iou, mean_dice, pixel_accuracy, per_class, confusion."""
-        columns = {k: getattr(self, k) for k in ("iou", "dice", "precision", "recall", "f1")}
+        columns = {
+            k: getattr(self, k) for k in ("iou", "dice", "precision", "recall", "f1")
+        }
         per_class = {
             name: {"value": self.classes.values[i]}
             | {k: none_if_nan(v[i]) for k, v in columns.items()}

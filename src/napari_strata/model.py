@@ -33,7 +33,13 @@ FILE_NAME = "model.safetensors"
 def current_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version()}
-    for name in ("napari-strata", "torch", "segmentation-models-pytorch", "numpy", "tifffile"):
+    for name in (
+        "napari-strata",
+        "torch",
+        "segmentation-models-pytorch",
+        "numpy",
+        "tifffile",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -86,7 +92,9 @@ class Model:
     fingerprint: str = ""
     calibration: Calibration | None = None
     versions: dict[str, str] = field(default_factory=current_versions)
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    created: str = field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
+    )
 
     @cached_property
     def digest(self) -> str:
@@ -96,7 +104,14 @@ class Model:
             state.update(repr(self.temperature).encode())
         for name in sorted(self.weights):
             state.update(name.encode())
-            state.update(self.weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            state.update(
+                self.weights[name]
+                .contiguous()
+                .reshape(-1)
+                .view(torch.uint8)
+                .numpy()
+                .tobytes()
+            )
         return state.hexdigest()[:16]
 
     @property
@@ -107,7 +122,10 @@ class Model:
     @property
     def best(self) -> EpochEnd | None:
         """The epoch whose weights these are, as far as the history tells: the last one marked best."""
-        return next((e for e in reversed(self.history) if e.best_iou), self.history[-1] if self.history else None)
+        return next(
+            (e for e in reversed(self.history) if e.best_iou),
+            self.history[-1] if self.history else None,
+        )
 
     def build(self, device: torch.device | str = "cpu") -> nn.Module:
         """The network with these weights, in evaluation mode, on `device`.
@@ -122,7 +140,9 @@ class Model:
             network.load_state_dict(self.weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise ModelError(f"the model's weights do not fit its network: {reason}") from None
+            raise ModelError(
+                f"the model's weights do not fit its network: {reason}"
+            ) from None
         return network.to(device).eval()
 
     def save(self, path: str | Path) -> Path:
@@ -133,7 +153,9 @@ class Model:
             "recipe": self.recipe.model_dump_json(),
             "history": "\n".join(to_json(e) for e in self.history),
             "fingerprint": self.fingerprint,
-            "calibration": json.dumps(asdict(self.calibration) if self.calibration else None),
+            "calibration": json.dumps(
+                asdict(self.calibration) if self.calibration else None
+            ),
             "versions": json.dumps(self.versions),
             "created": self.created,
         }
@@ -163,13 +185,19 @@ class Model:
             raise ModelError(_why_unreadable(file, error)) from None
         if header.get("format") != FORMAT:
             found = header.get("format", "a safetensors file without our header")
-            raise ModelError(f"{file}: found {found!r}; needed is a file written by napari-strata ({FORMAT}).")
+            raise ModelError(
+                f"{file}: found {found!r}; needed is a file written by napari-strata ({FORMAT})."
+            )
         try:
             return cls(
                 spec=ModelSpec.model_validate_json(header["spec"]),
                 recipe=Recipe.model_validate_json(header["recipe"]),
                 weights=weights,
-                history=tuple(e for e in map(from_json, header["history"].splitlines()) if isinstance(e, EpochEnd)),
+                history=tuple(
+                    e
+                    for e in map(from_json, header["history"].splitlines())
+                    if isinstance(e, EpochEnd)
+                ),
                 fingerprint=header["fingerprint"],
                 calibration=_calibration(header.get("calibration", "null")),
                 versions=json.loads(header["versions"]),
@@ -177,7 +205,9 @@ class Model:
             )
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             reason = type(error).__name__
-            raise ModelError(f"{file}: its header cannot be read ({reason}); take another copy.") from None
+            raise ModelError(
+                f"{file}: its header cannot be read ({reason}); take another copy."
+            ) from None
 
 
 def _calibration(text: str) -> Calibration | None:
@@ -193,9 +223,13 @@ def find_model(path: str | Path) -> Path:
         inside = place / FILE_NAME
         if inside.is_file():
             return inside
-        raise ModelError(f"{place}: found no {FILE_NAME} here; give a run folder whose training got that far.")
+        raise ModelError(
+            f"{place}: found no {FILE_NAME} here; give a run folder whose training got that far."
+        )
     if not place.is_file():
-        raise ModelError(f"{place}: there is no such model file or run folder; check the path.")
+        raise ModelError(
+            f"{place}: there is no such model file or run folder; check the path."
+        )
     return place
 
 
@@ -207,5 +241,7 @@ def _why_unreadable(file: Path, error: Exception) -> str:
             f"give the {FILE_NAME} of a run, or use network.encoder_weights for encoder weights."
         )
     if len(head) < 8 or head[8:9] != b"{":
-        return f"{file}: found something else than a model; give the {FILE_NAME} of a run."
+        return (
+            f"{file}: found something else than a model; give the {FILE_NAME} of a run."
+        )
     return f"{file}: the model file is damaged or cut short ({error}); take another copy or train again."

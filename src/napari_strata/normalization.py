@@ -42,9 +42,12 @@ class Scale(BaseModel):
         """Channels-first array of any dtype -> float32 of the same shape; NaN and infinities become the centre."""
         shape = (-1,) + (1,) * (array.ndim - 1)
         center, spread, low, high = (
-            np.asarray(v, np.float32).reshape(shape) for v in (self.center, self.spread, self.low, self.high)
+            np.asarray(v, np.float32).reshape(shape)
+            for v in (self.center, self.spread, self.low, self.high)
         )
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is no number that an image has
+        with np.errstate(
+            over="ignore"
+        ):  # a float64 beyond float32 is no number that an image has
             values = array.astype(np.float32)
         if array.dtype.kind == "f":
             values = np.where(np.isfinite(values), values, center)
@@ -86,7 +89,9 @@ def measure(samples: Array, percentiles: tuple[float, float] = (0.5, 99.5)) -> S
     return Scale(center=center, spread=spread, low=low, high=high)
 
 
-def _measure_channel(values: Array, percentiles: tuple[float, float]) -> tuple[float, float, float, float]:
+def _measure_channel(
+    values: Array, percentiles: tuple[float, float]
+) -> tuple[float, float, float, float]:
     values = values.astype(np.float64)
     values = values[np.isfinite(values)]
     if not values.size:
@@ -103,7 +108,9 @@ def _measure_channel(values: Array, percentiles: tuple[float, float]) -> tuple[f
     return float(inside.mean()), 1.0 if flat else spread, low - width, high + width
 
 
-def _sparse(values: Array, ground: float, percentiles: tuple[float, float]) -> tuple[float, float]:
+def _sparse(
+    values: Array, ground: float, percentiles: tuple[float, float]
+) -> tuple[float, float]:
     """Range of an image that is `ground` nearly everywhere (few bright spots on 0); a lone hot pixel is no signal."""
     signal = values[values != ground]
     if signal.size <= max(SPARSE * values.size, 10):
@@ -116,8 +123,14 @@ def fixed(kind: Kind, dtype: Any, channels: int) -> Scale:
     """The scale of kinds "dtype" and "imagenet": the dtype's largest value becomes 1 (floats are taken as they are)."""
     full = float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "ui" else 1.0
     if kind == "imagenet":
-        mean = [IMAGENET_MEAN[i % 3] if channels == 3 else float(np.mean(IMAGENET_MEAN)) for i in range(channels)]
-        spread = [IMAGENET_SPREAD[i % 3] if channels == 3 else float(np.mean(IMAGENET_SPREAD)) for i in range(channels)]
+        mean = [
+            IMAGENET_MEAN[i % 3] if channels == 3 else float(np.mean(IMAGENET_MEAN))
+            for i in range(channels)
+        ]
+        spread = [
+            IMAGENET_SPREAD[i % 3] if channels == 3 else float(np.mean(IMAGENET_SPREAD))
+            for i in range(channels)
+        ]
     else:
         mean, spread = [0.0] * channels, [1.0] * channels
     # Integers cannot leave their range; floats that should lie in 0..1 may stray a little, a hot pixel may not.
@@ -136,7 +149,9 @@ def shift(groups: Sequence[Array]) -> float:
     between the two. 0 is perfect agreement; NaN when there is one group only, or no contrast. NaN and infinities in the
     groups do not count.
     """
-    finite = [values for g in groups if (values := g[np.isfinite(g)].astype(np.float64)).size]
+    finite = [
+        values for g in groups if (values := g[np.isfinite(g)].astype(np.float64)).size
+    ]
     if len(finite) < 2:
         return float("nan")
     ends = np.array([np.percentile(values, (5, 95)) for values in finite])

@@ -17,17 +17,26 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not key:
-            raise RecipeError(f"--set {item!r}: needed is KEY=VALUE, for example --set training.epochs=5.")
+            raise RecipeError(
+                f"--set {item!r}: needed is KEY=VALUE, for example --set training.epochs=5."
+            )
         found[key.strip()] = parse_value(value)
     return found
 
 
 def parse_classes(
-    pairs: list[AnnotatedImage], names: list[str], colors: list[str], *, unlabelled: list[int], foreground: bool
+    pairs: list[AnnotatedImage],
+    names: list[str],
+    colors: list[str],
+    *,
+    unlabelled: list[int],
+    foreground: bool,
 ) -> ClassMap | None:
     """The class map that the options spell, or None to take it from the labels."""
     if colors and (foreground or names):
-        raise RecipeError("--rgb names its colours itself; leave out --foreground and --class.")
+        raise RecipeError(
+            "--rgb names its colours itself; leave out --foreground and --class."
+        )
     if foreground:
         return _renamed(ClassMap.foreground(), names)
     if colors:
@@ -38,11 +47,17 @@ def parse_classes(
 def _renamed(found: ClassMap, names: list[str]) -> ClassMap:
     called = dict(_split(item, "--class 2=clay") for item in names)
     if missing := [v for v in called if v not in map(str, found.values)]:
-        raise RecipeError(f"--class {missing[0]}: the labels hold no such value; found {list(found.values)}.")
-    names_now = tuple(called.get(str(v), n) for v, n in zip(found.values, found.names, strict=True))
+        raise RecipeError(
+            f"--class {missing[0]}: the labels hold no such value; found {list(found.values)}."
+        )
+    names_now = tuple(
+        called.get(str(v), n) for v, n in zip(found.values, found.names, strict=True)
+    )
     rest = None if found.rest is None else names_now[found.names.index(found.rest)]
     # Validated anew: two classes of one name would be one column in every table.
-    return type(found).model_validate(found.model_dump() | {"names": names_now, "rest": rest})
+    return type(found).model_validate(
+        found.model_dump() | {"names": names_now, "rest": rest}
+    )
 
 
 def _parse_colors(items: list[str]) -> ClassMap:
@@ -50,7 +65,9 @@ def _parse_colors(items: list[str]) -> ClassMap:
     try:
         packed = [int(color.lstrip("#"), 16) for color, _ in pairs]
     except ValueError:
-        raise RecipeError(f"--rgb {items[0]!r}: colours are six hexadecimal digits, for example ff0000=roof.") from None
+        raise RecipeError(
+            f"--rgb {items[0]!r}: colours are six hexadecimal digits, for example ff0000=roof."
+        ) from None
     colors = [(c >> 16 & 255, c >> 8 & 255, c & 255) for c in packed]
     return ClassMap.from_rgb(colors, names=[name for _, name in pairs])
 

@@ -54,7 +54,14 @@ class Example:
 
     @classmethod
     def of(
-        cls, name: str, image: Array, truth: Array, *, prediction: Array, confusion: ConfusionMatrix, first: int = 0
+        cls,
+        name: str,
+        image: Array,
+        truth: Array,
+        *,
+        prediction: Array,
+        confusion: ConfusionMatrix,
+        first: int = 0,
     ) -> Example:
         """From grey values (C, H, W) of any dtype and class indices (H, W), reduced to a panel's size.
 
@@ -63,11 +70,25 @@ class Example:
         """
         if truth.ndim == 3:
             z = int((truth != IGNORE).sum(axis=(1, 2)).argmax())
-            name, image, truth, prediction = f"{name} Z={first + z}", image[:, z], truth[z], prediction[z]
+            name, image, truth, prediction = (
+                f"{name} Z={first + z}",
+                image[:, z],
+                truth[z],
+                prediction[z],
+            )
         step = -(-max(truth.shape) // PANEL[1])
         height, width = (max(1, n // step) * min(step, n) for n in truth.shape)
-        labels = [a[:height, :width][step // 2 :: step, step // 2 :: step].copy() for a in (truth, prediction)]
-        return cls(name, _display(image[:, :height, :width], step), labels[0], labels[1], confusion)
+        labels = [
+            a[:height, :width][step // 2 :: step, step // 2 :: step].copy()
+            for a in (truth, prediction)
+        ]
+        return cls(
+            name,
+            _display(image[:, :height, :width], step),
+            labels[0],
+            labels[1],
+            confusion,
+        )
 
 
 def draw_example(example: Example) -> Pillow.Image:
@@ -84,11 +105,13 @@ def draw_example(example: Example) -> Pillow.Image:
     full = max(3 * width + 2 * gap, 3 * 240)
     entries = _legend(example)
     rows = _flow([_text_width(text, 17) + 56 for text, _ in entries], full)
-    canvas = Pillow.new("RGB", (full + 2 * margin, head + height + 34 + 34 * len(rows) + margin // 2), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    score = (
-        f"mean IoU {_number(example.confusion.mean_iou)}   pixel accuracy {_number(example.confusion.pixel_accuracy)}"
+    canvas = Pillow.new(
+        "RGB",
+        (full + 2 * margin, head + height + 34 + 34 * len(rows) + margin // 2),
+        PAPER,
     )
+    draw = ImageDraw.Draw(canvas)
+    score = f"mean IoU {_number(example.confusion.mean_iou)}   pixel accuracy {_number(example.confusion.pixel_accuracy)}"
     room = full - _text_width(score, 17) - gap
     draw.text((margin, 22), _shortened(example.name, 22, room), INK, font=_font(22))
     draw.text((margin + full, 26), score, PALE, font=_font(17), anchor="ra")
@@ -101,7 +124,13 @@ def draw_example(example: Example) -> Pillow.Image:
         left = margin
         for number, taken in row:
             _swatch(canvas, (left, top), entries[number][1])
-            draw.text((left + 30, top + 10), entries[number][0], INK, font=_font(17), anchor="lm")
+            draw.text(
+                (left + 30, top + 10),
+                entries[number][0],
+                INK,
+                font=_font(17),
+                anchor="lm",
+            )
             left += taken
         top += 34
     return canvas
@@ -120,34 +149,75 @@ def draw_confusion(confusion: ConfusionMatrix) -> Pillow.Image:
     count = len(names)
     shown = [_shortened(name, 17, 220) for name in names]
     widest = max(_text_width(name, 17) for name in shown)
-    cell = min(150, max(104, widest + 16)) if count <= 8 else 104 if count <= 12 else 72 if count <= 24 else 44
+    cell = (
+        min(150, max(104, widest + 16))
+        if count <= 8
+        else 104
+        if count <= 12
+        else 72
+        if count <= 24
+        else 44
+    )
     size = 22 if cell > 100 else 16 if cell > 70 else 12
     left = 28 + 32 + widest + 16
     upright = widest > cell - 8
     top = 28 + 34 + 40 + (widest if upright else 20) + 12
     beside = 190
-    canvas = Pillow.new("RGB", (left + count * cell + beside, top + count * cell + 34), PAPER)
+    canvas = Pillow.new(
+        "RGB", (left + count * cell + beside, top + count * cell + 34), PAPER
+    )
     draw = ImageDraw.Draw(canvas)
     title = f"mean IoU {_number(confusion.mean_iou)}   pixel accuracy {_number(confusion.pixel_accuracy)}"
     draw.text((28, 24), _shortened(title, 22, canvas.width - 56), INK, font=_font(22))
-    draw.text((left + count * cell / 2, 28 + 34 + 22), "prediction", PALE, font=_font(17), anchor="mm")
+    draw.text(
+        (left + count * cell / 2, 28 + 34 + 22),
+        "prediction",
+        PALE,
+        font=_font(17),
+        anchor="mm",
+    )
     _write_upright(canvas, "truth", (40, top + count * cell // 2), PALE)
     for i, name in enumerate(shown):
         middle = top + i * cell + cell / 2
         draw.text((left - 12, middle), name, INK, font=_font(17), anchor="rm")
         if upright:
-            _write_upright(canvas, name, (left + i * cell + cell // 2, top - 12), INK, bottom=True)
+            _write_upright(
+                canvas, name, (left + i * cell + cell // 2, top - 12), INK, bottom=True
+            )
         else:
-            draw.text((left + i * cell + cell / 2, top - 12), name, INK, font=_font(17), anchor="ms")
+            draw.text(
+                (left + i * cell + cell / 2, top - 12),
+                name,
+                INK,
+                font=_font(17),
+                anchor="ms",
+            )
         right = left + count * cell + 16
-        draw.text((right, middle - 11), f"IoU {_number(confusion.iou[i])}", INK, font=_font(17), anchor="lm")
-        draw.text((right, middle + 11), f"{confusion.support[i]:,} pixels", PALE, font=_font(14), anchor="lm")
+        draw.text(
+            (right, middle - 11),
+            f"IoU {_number(confusion.iou[i])}",
+            INK,
+            font=_font(17),
+            anchor="lm",
+        )
+        draw.text(
+            (right, middle + 11),
+            f"{confusion.support[i]:,} pixels",
+            PALE,
+            font=_font(14),
+            anchor="lm",
+        )
     _draw_cells(draw, confusion, (left, top), cell=cell, size=size)
     return canvas
 
 
 def _draw_cells(
-    draw: ImageDraw.ImageDraw, confusion: ConfusionMatrix, corner: tuple[int, int], *, cell: int, size: int
+    draw: ImageDraw.ImageDraw,
+    confusion: ConfusionMatrix,
+    corner: tuple[int, int],
+    *,
+    cell: int,
+    size: int,
 ) -> None:
     for (i, j), pixels in np.ndenumerate(confusion.counts):
         total = int(confusion.support[i])
@@ -155,25 +225,42 @@ def _draw_cells(
         # The square root shows small shares, which are what one looks for off the diagonal.
         color = _mixed(PAPER, RIGHT if i == j else WRONG, share**0.5)
         x, y = corner[0] + j * cell, corner[1] + i * cell
-        draw.rectangle((x, y, x + cell - 3, y + cell - 3), fill=color if total else (244, 244, 244))
+        draw.rectangle(
+            (x, y, x + cell - 3, y + cell - 3), fill=color if total else (244, 244, 244)
+        )
         ink = PAPER if share > 0.3 else INK if share else (190, 190, 190)
         middle = (x + (cell - 3) / 2, y + (cell - 3) / 2)
         text = _percent(share) if total else "-"
         if cell <= 50 or not pixels:
             draw.text(middle, text.rstrip("% "), ink, font=_font(size), anchor="mm")
             continue
-        draw.text((middle[0], middle[1] - size * 0.45), text, ink, font=_font(size), anchor="mm")
         draw.text(
-            (middle[0], middle[1] + size * 0.75), _short(int(pixels)), ink, font=_font(size * 2 // 3), anchor="mm"
+            (middle[0], middle[1] - size * 0.45),
+            text,
+            ink,
+            font=_font(size),
+            anchor="mm",
+        )
+        draw.text(
+            (middle[0], middle[1] + size * 0.75),
+            _short(int(pixels)),
+            ink,
+            font=_font(size * 2 // 3),
+            anchor="mm",
         )
 
 
 def _legend(example: Example) -> list[tuple[str, Color | None]]:
     """What stands below the panels: classes that occur in the plane, with their IoU, and unlabelled (no colour)."""
     classes, confusion = example.confusion.classes, example.confusion
-    seen = set(np.unique(example.truth).tolist()) | set(np.unique(example.prediction).tolist())
+    seen = set(np.unique(example.truth).tolist()) | set(
+        np.unique(example.prediction).tolist()
+    )
     entries: list[tuple[str, Color | None]] = [
-        (f"{_shortened(classes.names[i], 17, 220)}   IoU {_number(confusion.iou[i])}", _rgb(classes.colors[i]))
+        (
+            f"{_shortened(classes.names[i], 17, 220)}   IoU {_number(confusion.iou[i])}",
+            _rgb(classes.colors[i]),
+        )
         for i in range(len(classes))
         if i in seen or confusion.support[i]
     ]
@@ -196,14 +283,18 @@ def _display(image: Array, step: int) -> Array:
 
 def _reduced(channel: Array, step: int) -> Array:
     rows, columns = (min(step, n) for n in channel.shape)
-    blocks = channel.astype(np.float64).reshape(channel.shape[0] // rows, rows, channel.shape[1] // columns, columns)
+    blocks = channel.astype(np.float64).reshape(
+        channel.shape[0] // rows, rows, channel.shape[1] // columns, columns
+    )
     return np.asarray(blocks.mean(axis=(1, 3)))
 
 
 def _stretched(channel: Array) -> Array:
     finite = channel[np.isfinite(channel)]
     low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
-    values = np.nan_to_num((channel - low) / max(high - low, 1e-12), nan=0.0, posinf=1.0, neginf=0.0)
+    values = np.nan_to_num(
+        (channel - low) / max(high - low, 1e-12), nan=0.0, posinf=1.0, neginf=0.0
+    )
     return _bytes(values * 255)
 
 
@@ -229,7 +320,9 @@ def _bytes(values: Array) -> Array:
 def _enlarged(array: Array) -> Pillow.Image:
     picture = Pillow.fromarray(array)
     factor = max(1, -(-PANEL[0] // max(picture.size)))
-    return picture.resize((picture.width * factor, picture.height * factor), Pillow.Resampling.NEAREST)
+    return picture.resize(
+        (picture.width * factor, picture.height * factor), Pillow.Resampling.NEAREST
+    )
 
 
 def _swatch(canvas: Pillow.Image, corner: tuple[int, int], color: Color | None) -> None:
@@ -252,7 +345,14 @@ def _flow(widths: Sequence[int], room: int) -> list[list[tuple[int, int]]]:
     return rows
 
 
-def _write_upright(canvas: Pillow.Image, text: str, at: tuple[int, int], color: Color, *, bottom: bool = False) -> None:
+def _write_upright(
+    canvas: Pillow.Image,
+    text: str,
+    at: tuple[int, int],
+    color: Color,
+    *,
+    bottom: bool = False,
+) -> None:
     """Text turned a quarter, reading upwards, centred on `at`, or ending above it."""
     width = _text_width(text, 17) + 4
     strip = Pillow.new("RGB", (width, 24), PAPER)
@@ -284,7 +384,9 @@ def _rgb(color: str) -> Color:
 
 
 def _mixed(one: Color, other: Color, share: float) -> Color:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+    red, green, blue = (
+        round(a + (b - a) * share) for a, b in zip(one, other, strict=True)
+    )
     return red, green, blue
 
 

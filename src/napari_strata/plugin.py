@@ -31,7 +31,9 @@ RGB = ("red", "green", "blue", "alpha")
 """Channel names that mark a colour picture in files of ours."""
 
 
-def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[Layer]] | None:
+def get_reader(
+    path: str | list[str],
+) -> Callable[[str | list[str]], list[Layer]] | None:
     """napari's question whether we read `path`: one file or folder we know is answered with a reader."""
     if isinstance(path, list):
         return None
@@ -48,21 +50,34 @@ def read(path: str | list[str]) -> list[Layer]:
     if read_classes(one) is not None:
         return [labels_layer(read_labels(one))]
     images = [_named(image, Path(one)) for image in read_images(one)]
-    return [image_layer(image, levels=read_pyramid(one, series=i), series=i) for i, image in enumerate(images)]
+    return [
+        image_layer(image, levels=read_pyramid(one, series=i), series=i)
+        for i, image in enumerate(images)
+    ]
 
 
-def image_layer(image: Image, *, levels: Sequence[Image] = (), series: int = 0) -> Layer:
+def image_layer(
+    image: Image, *, levels: Sequence[Image] = (), series: int = 0
+) -> Layer:
     """An image as a layer tuple: RGB as rgb, other channels along ``channel_axis``, pyramids as multiscale.
 
     The metadata of an image from a file say where it came from: path, series, the file's axes, and which channel of it
     the layer is (None for all of it).
     """
     multiscale = len(levels) > 1
-    came_from = {"path": _absolute(image.source), "series": series, "axes": image.axes} if image.source else {}
+    came_from = (
+        {"path": _absolute(image.source), "series": series, "axes": image.axes}
+        if image.source
+        else {}
+    )
     if _is_named_rgb(image) and isinstance(image.data, np.ndarray) and not multiscale:
         image = _channels_last(image)
-    data: ArrayLike | list[ArrayLike] = [level.data for level in levels] if multiscale else image.data
-    given: dict[str, Any] = _placed(image, letters=image.label_axes) | {"name": image.name}
+    data: ArrayLike | list[ArrayLike] = (
+        [level.data for level in levels] if multiscale else image.data
+    )
+    given: dict[str, Any] = _placed(image, letters=image.label_axes) | {
+        "name": image.name
+    }
     if multiscale:
         given["multiscale"] = True
     split = "C" in image.axes
@@ -70,10 +85,18 @@ def image_layer(image: Image, *, levels: Sequence[Image] = (), series: int = 0) 
         given["rgb"] = True
         split = False
     elif split:
-        names = image.channel_names or tuple(f"channel {i + 1}" for i in range(image.channels))
-        given |= {"channel_axis": image.axes.index("C"), "name": [f"{image.name} {name}" for name in names]}
+        names = image.channel_names or tuple(
+            f"channel {i + 1}" for i in range(image.channels)
+        )
+        given |= {
+            "channel_axis": image.axes.index("C"),
+            "name": [f"{image.name} {name}" for name in names],
+        }
     if came_from:
-        each = [{METADATA: came_from | {"channel": i if split else None}} for i in range(image.channels)]
+        each = [
+            {METADATA: came_from | {"channel": i if split else None}}
+            for i in range(image.channels)
+        ]
         given["metadata"] = each if split else each[0]
     return data, given, "image"
 
@@ -83,10 +106,16 @@ def labels_layer(labels: LabelImage) -> Layer:
     given = _placed(labels, letters=labels.axes) | {"name": labels.name}
     if (classes := labels.classes) is not None:
         given["metadata"] = {METADATA: classes.model_dump(mode="json")}
-        named = {0: "unlabelled"} | dict(zip(classes.values, classes.names, strict=True))
+        named = {0: "unlabelled"} | dict(
+            zip(classes.values, classes.names, strict=True)
+        )
         given["features"] = {"index": list(named), "class": list(named.values())}
         transparent = dict.fromkeys((0, *classes.unlabelled), "transparent")
-        given["colormap"] = transparent | dict(zip(classes.values, classes.colors, strict=True)) | {None: "transparent"}
+        given["colormap"] = (
+            transparent
+            | dict(zip(classes.values, classes.colors, strict=True))
+            | {None: "transparent"}
+        )
     return labels.data, given, "labels"
 
 
@@ -99,7 +128,13 @@ def write_labels(path: str, data: Any, attributes: Mapping[str, Any]) -> list[st
 def write_image(path: str, data: Any, attributes: Mapping[str, Any]) -> list[str]:
     """napari's writer for one Image layer: keeps pixels, scale, units, axes and name; of a pyramid its first level."""
     target, asked = _target(path)
-    return [str(_write_image(target, _writable(_image_of(data, attributes), target), overwrite=asked))]
+    return [
+        str(
+            _write_image(
+                target, _writable(_image_of(data, attributes), target), overwrite=asked
+            )
+        )
+    ]
 
 
 def write_tiff_folder(path: str, layers: Sequence[Layer]) -> list[str]:
@@ -124,12 +159,19 @@ def sample_cells() -> list[Layer]:
 
 def _named(image: Image, path: Path) -> Image:
     """Slices in a folder such as ``sandstone/images`` are the sandstone."""
-    return replace(image, name=path.parent.name) if path.is_dir() and image.name.lower() in GENERIC else image
+    return (
+        replace(image, name=path.parent.name)
+        if path.is_dir() and image.name.lower() in GENERIC
+        else image
+    )
 
 
 def _sample(pair: AnnotatedImage, name: str) -> list[Layer]:
     labels, given, kind = labels_layer(pair.labels)
-    return [image_layer(replace(pair.image, name=name)), (labels, given | {"name": f"{name} labels"}, kind)]
+    return [
+        image_layer(replace(pair.image, name=name)),
+        (labels, given | {"name": f"{name} labels"}, kind),
+    ]
 
 
 def _is_rgb(image: Image) -> bool:
@@ -149,7 +191,9 @@ def _channels_last(image: Image) -> Image:
     order = [image.axes.index(letter) for letter in axes]
     return replace(
         image,
-        data=_axes.from_canonical(_axes.to_canonical(np.asarray(image.data), image.axes), axes),
+        data=_axes.from_canonical(
+            _axes.to_canonical(np.asarray(image.data), image.axes), axes
+        ),
         axes=axes,
         scale=tuple(image.scale[i] for i in order),
         units=tuple(image.units[i] for i in order),
@@ -175,12 +219,22 @@ def _write_folder(path: str, layers: Sequence[Layer], suffix: str) -> list[str]:
     if folder.suffix.lower() in SUFFIXES:
         folder = folder.with_name(stem(folder))
     # Everything that can be refused is refused before the first file is there.
-    images = [(_labels_of if kind == "labels" else _image_of)(data, given) for data, given, kind in layers]
-    targets = [folder / f"{name}{suffix}" for name in _file_names([image.name for image in images])]
+    images = [
+        (_labels_of if kind == "labels" else _image_of)(data, given)
+        for data, given, kind in layers
+    ]
+    targets = [
+        folder / f"{name}{suffix}"
+        for name in _file_names([image.name for image in images])
+    ]
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder}: is a file; several layers go into a folder: choose the name of a folder.")
+        raise RunError(
+            f"{folder}: is a file; several layers go into a folder: choose the name of a folder."
+        )
     if taken := [target.name for target in targets if target.exists()]:
-        raise RunError(f"{folder}: holds {', '.join(taken)} already, and nothing is replaced; choose another folder.")
+        raise RunError(
+            f"{folder}: holds {', '.join(taken)} already, and nothing is replaced; choose another folder."
+        )
     images = [_writable(image, folder / suffix) for image in images]
     for image, target in zip(images, targets, strict=True):
         if isinstance(image, LabelImage):
@@ -221,8 +275,12 @@ def _file_names(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         base = re.sub(r'[\x00-\x1f<>:"/\\|?*]+', "-", name).strip(" .-") or "layer"
-        numbered = (base if number == 1 else f"{base} {number}" for number in itertools.count(1))
-        found.append(next(n for n in numbered if n.lower() not in {f.lower() for f in found}))
+        numbered = (
+            base if number == 1 else f"{base} {number}" for number in itertools.count(1)
+        )
+        found.append(
+            next(n for n in numbered if n.lower() not in {f.lower() for f in found})
+        )
     return found
 
 
@@ -230,15 +288,21 @@ def _image_of(data: Any, attributes: Mapping[str, Any]) -> Image:
     """The image of an Image layer's data and attributes."""
     level = data[0] if attributes.get("multiscale") else data
     colors = RGB[: level.shape[-1]] if attributes.get("rgb") else ()
-    axes = _letters(attributes, level.ndim - bool(colors), "TCZYX") + ("C" if colors else "")
-    return Image(level, axes, channel_names=colors, **_geometry(attributes, bool(colors)))
+    axes = _letters(attributes, level.ndim - bool(colors), "TCZYX") + (
+        "C" if colors else ""
+    )
+    return Image(
+        level, axes, channel_names=colors, **_geometry(attributes, bool(colors))
+    )
 
 
 def _labels_of(data: Any, attributes: Mapping[str, Any]) -> LabelImage:
     """The label image of a Labels layer's data and attributes."""
     level = data[0] if attributes.get("multiscale") else data
     axes = _letters(attributes, level.ndim, "TZYX")
-    return LabelImage(level, axes, classes=stored_classes(attributes), **_geometry(attributes, False))
+    return LabelImage(
+        level, axes, classes=stored_classes(attributes), **_geometry(attributes, False)
+    )
 
 
 def stored_classes(attributes: Mapping[str, Any]) -> ClassMap | None:
@@ -251,7 +315,9 @@ def stored_classes(attributes: Mapping[str, Any]) -> ClassMap | None:
 def _letters(attributes: Mapping[str, Any], ndim: int, allowed: str) -> str:
     """The layer's own axes, where its labels spell them; else the usual ones, the last dimensions being Y and X."""
     found = "".join(map(str, attributes.get("axis_labels") or ())).upper()
-    if len(found) == len(set(found)) == ndim and {"Y", "X"} <= set(found) <= set(allowed):
+    if len(found) == len(set(found)) == ndim and {"Y", "X"} <= set(found) <= set(
+        allowed
+    ):
         return found
     return "TZYX"[-ndim:]
 

@@ -35,7 +35,9 @@ from napari_strata.sections import UNet3d as UNet3d
 class Patches(Section):
     """What the network sees at a time."""
 
-    size: int = Field(256, ge=16, le=4096, description="Side of the square patches in pixels.")
+    size: int = Field(
+        256, ge=16, le=4096, description="Side of the square patches in pixels."
+    )
     depth: int | None = Field(
         None,
         ge=1,
@@ -49,7 +51,8 @@ class Patches(Section):
         description="Patches drawn in an epoch; when empty, enough to cover the labelled planes once, at least 200.",
     )
     balance: Fraction = Field(
-        0.5, description="Share of patches drawn around a pixel of a class chosen evenly; the rest anywhere labelled."
+        0.5,
+        description="Share of patches drawn around a pixel of a class chosen evenly; the rest anywhere labelled.",
     )
     neighbours: int = Field(
         0,
@@ -59,21 +62,36 @@ class Patches(Section):
         "mirrored.",
     )
     resize: int | None = Field(
-        None, ge=16, le=4096, description="Resize every plane to this square first, instead of cutting patches of it."
+        None,
+        ge=16,
+        le=4096,
+        description="Resize every plane to this square first, instead of cutting patches of it.",
     )
 
 
 class Augmentation(Section):
     """How patches are varied in training. 0 or false switches an item off."""
 
-    flip_horizontal: bool = Field(True, description="Mirror left-right in half of the patches (HorizontalFlip).")
-    flip_vertical: bool = Field(True, description="Mirror top-bottom in half of the patches (VerticalFlip).")
-    flip_depth: bool = Field(True, description="Mirror front to back in half of the patches; 3D only.")
+    flip_horizontal: bool = Field(
+        True, description="Mirror left-right in half of the patches (HorizontalFlip)."
+    )
+    flip_vertical: bool = Field(
+        True, description="Mirror top-bottom in half of the patches (VerticalFlip)."
+    )
+    flip_depth: bool = Field(
+        True, description="Mirror front to back in half of the patches; 3D only."
+    )
     quarter_turns: bool = Field(True, description="Turn by 0, 90, 180 or 270 degrees.")
-    rotation: float = Field(0.0, ge=0, le=180, description="Turn by up to this many degrees either way.")
+    rotation: float = Field(
+        0.0, ge=0, le=180, description="Turn by up to this many degrees either way."
+    )
     scale: Share = Field(0.0, description="Enlarge or shrink by up to this share.")
-    shear: float = Field(0.0, ge=0, le=45, description="Shear by up to this many degrees.")
-    elastic: float = Field(0.0, ge=0, le=100, description="Bend smoothly by up to about this many pixels.")
+    shear: float = Field(
+        0.0, ge=0, le=45, description="Shear by up to this many degrees."
+    )
+    elastic: float = Field(
+        0.0, ge=0, le=100, description="Bend smoothly by up to about this many pixels."
+    )
     brightness: Deviations = Field(
         0.2,
         description="Shift grey values by up to this many standard deviations. Not for physical values. "
@@ -85,11 +103,19 @@ class Augmentation(Section):
         description="Stretch grey values about the patch's mean by up to this share. Not for physical values. "
         "Albumentations' contrast_limit is the same number, but stretches about black, which also brightens.",
     )
-    gamma: Share = Field(0.0, description="Bend the grey curve by up to this share. Not for physical values.")
-    noise: Deviations = Field(0.0, description="Add noise of up to this many standard deviations.")
-    blur: float = Field(0.0, ge=0, le=10, description="Blur with a Gaussian of up to this many pixels.")
+    gamma: Share = Field(
+        0.0,
+        description="Bend the grey curve by up to this share. Not for physical values.",
+    )
+    noise: Deviations = Field(
+        0.0, description="Add noise of up to this many standard deviations."
+    )
+    blur: float = Field(
+        0.0, ge=0, le=10, description="Blur with a Gaussian of up to this many pixels."
+    )
     probability: Fraction = Field(
-        0.5, description="Share of patches that each of the above (bar flips and turns) alters."
+        0.5,
+        description="Share of patches that each of the above (bar flips and turns) alters.",
     )
 
 
@@ -105,7 +131,8 @@ class Normalization(Section):
         "relative otherwise.",
     )
     percentiles: tuple[float, float] = Field(
-        (0.5, 99.5), description="Grey values outside these percentiles do not influence the scale."
+        (0.5, 99.5),
+        description="Grey values outside these percentiles do not influence the scale.",
     )
 
     @model_validator(mode="after")
@@ -121,7 +148,9 @@ class Normalization(Section):
 class Plateau(Section):
     """Lower the learning rate when validation stops improving."""
 
-    factor: float = Field(0.5, gt=0, lt=1, description="Multiply the learning rate by this.")
+    factor: float = Field(
+        0.5, gt=0, lt=1, description="Multiply the learning rate by this."
+    )
     patience: int = Field(5, ge=0, description="Epochs to wait before that.")
     min_rate: float = Field(1e-6, ge=0, description="Never below this learning rate.")
 
@@ -129,7 +158,9 @@ class Plateau(Section):
 class EarlyStopping(Section):
     """Stop when validation has not improved for a while; the best weights are kept."""
 
-    monitor: Literal["loss", "iou"] = Field("loss", description="What must improve: validation loss or mean IoU.")
+    monitor: Literal["loss", "iou"] = Field(
+        "loss", description="What must improve: validation loss or mean IoU."
+    )
     patience: Positive = Field(10, description="Epochs to wait.")
 
 
@@ -138,7 +169,11 @@ LossName: TypeAlias = Literal["ce", "bce", "dice", "focal", "tversky", "lovasz"]
 
 def _absolute(path: str) -> str:
     """A path that means the same in any current folder; one from Windows is left as it is elsewhere."""
-    return path if PureWindowsPath(path).is_absolute() else os.path.abspath(os.path.expanduser(path))
+    return (
+        path
+        if PureWindowsPath(path).is_absolute()
+        else os.path.abspath(os.path.expanduser(path))
+    )
 
 
 ModelPath: TypeAlias = Annotated[Name, AfterValidator(_absolute)]
@@ -146,7 +181,9 @@ ModelPath: TypeAlias = Annotated[Name, AfterValidator(_absolute)]
 
 def _share_or_number(value: float) -> float:
     if value >= 1 and value != int(value):
-        raise RecipeError(f"training.validation is {value:g}; needed is a share below 1, or a whole number of images.")
+        raise RecipeError(
+            f"training.validation is {value:g}; needed is a share below 1, or a whole number of images."
+        )
     return value
 
 
@@ -159,7 +196,9 @@ class Training(Section):
     epochs: Positive = Field(30, description="Passes over the training patches.")
     batch_size: Positive = Field(8, description="Patches per step.")
     learning_rate: Rate = Field(1e-3, description="Size of the optimiser's steps.")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="The optimiser.")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adamw", description="The optimiser."
+    )
     weight_decay: float = Field(1e-4, ge=0, description="Pull weights towards zero.")
     momentum: Share = Field(0.9, description="Momentum, for sgd.")
     schedule: Literal["constant", "plateau", "cosine", "one_cycle"] = Field(
@@ -176,21 +215,34 @@ class Training(Section):
         "none",
         description="Weight of each class in ce, bce and focal: none, balanced by frequency, or one number each.",
     )
-    focal_gamma: float = Field(2.0, ge=0, description="Focus of the focal loss on hard pixels.")
-    tversky_alpha: Fraction = Field(
-        0.3, description="Weight of false positives in the Tversky loss; false negatives get the rest."
+    focal_gamma: float = Field(
+        2.0, ge=0, description="Focus of the focal loss on hard pixels."
     )
-    clip_norm: float | None = Field(1.0, gt=0, description="Longest gradient; no limit when empty.")
+    tversky_alpha: Fraction = Field(
+        0.3,
+        description="Weight of false positives in the Tversky loss; false negatives get the rest.",
+    )
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="Longest gradient; no limit when empty."
+    )
     averaging: float | None = Field(
-        0.99, gt=0, lt=1, description="Decay of the averaged weights (EMA) kept beside the raw ones; none when empty."
+        0.99,
+        gt=0,
+        lt=1,
+        description="Decay of the averaged weights (EMA) kept beside the raw ones; none when empty.",
     )
     recalibration: int = Field(
-        64, ge=0, description="Plain patches that batch normalisation is measured on before validation; 0: never."
+        64,
+        ge=0,
+        description="Plain patches that batch normalisation is measured on before validation; 0: never.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Number format of the network's arithmetic; auto takes bf16 where the device is fast at it."
+        "auto",
+        description="Number format of the network's arithmetic; auto takes bf16 where the device is fast at it.",
     )
-    early_stopping: EarlyStopping | None = Field(None, description="Stop early; never when empty.")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="Stop early; never when empty."
+    )
     validation: Held = Field(
         0.2,
         description="Share of images (or slices, or a block) held back for validation when none are given; from 1 on "
@@ -204,13 +256,19 @@ class Training(Section):
         "It must have the same network; classes and channels may differ.",
     )
     freeze_encoder: int = Field(
-        0, ge=0, description="Epochs in which the encoder is left as it was, its normalisation too; 0: none."
+        0,
+        ge=0,
+        description="Epochs in which the encoder is left as it was, its normalisation too; 0: none.",
     )
 
 
 def _with_kind(value: Any) -> Any:
     """A network that does not say its kind is of the default one."""
-    return {"kind": "smp"} | dict(value or {}) if value is None or isinstance(value, Mapping) else value
+    return (
+        {"kind": "smp"} | dict(value or {})
+        if value is None or isinstance(value, Mapping)
+        else value
+    )
 
 
 class Recipe(Section):
@@ -262,7 +320,9 @@ class Recipe(Section):
             return cls.model_validate(raw)
         except ValidationError as error:
             lines = explain(error, raw, root=cls, sections=_SECTIONS)
-            raise RecipeError("\n".join(f"{source}: {line}" for line in lines)) from None
+            raise RecipeError(
+                "\n".join(f"{source}: {line}" for line in lines)
+            ) from None
 
     def with_overrides(self, overrides: Mapping[str, Any] | None) -> Recipe:
         """A recipe with dotted keys replaced, for example ``{"training.epochs": 5}``.
@@ -270,10 +330,15 @@ class Recipe(Section):
         Naming another ``network.kind`` starts that network from its defaults. Raises `RecipeError` as `parse` does.
         """
         raw = self.model_dump(mode="json")
-        ordered = sorted((overrides or {}).items(), key=lambda item: item[0] != "network.kind")
+        ordered = sorted(
+            (overrides or {}).items(), key=lambda item: item[0] != "network.kind"
+        )
         for dotted, value in ordered:
             *parents, last = dotted.split(".")
-            if (dotted, value) != ("network.kind", raw["network"]["kind"]) and dotted == "network.kind":
+            if (dotted, value) != (
+                "network.kind",
+                raw["network"]["kind"],
+            ) and dotted == "network.kind":
                 raw["network"] = {}
             node = raw
             for part in parents:
@@ -311,5 +376,9 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
             found += [section] if value != before[section] else []
             continue
         keys = sorted(value.keys() | before[section].keys())
-        found += [f"{section}.{key}" for key in keys if value.get(key) != before[section].get(key)]
+        found += [
+            f"{section}.{key}"
+            for key in keys
+            if value.get(key) != before[section].get(key)
+        ]
     return found

@@ -47,7 +47,9 @@ class RunFolder:
         """An existing run. Raises `RunError` when there is none."""
         place = Path(path)
         if not (place / "recipe.yaml").is_file():
-            raise RunError(f"{place}: found no run here (no recipe.yaml); check the path, or train without --resume.")
+            raise RunError(
+                f"{place}: found no run here (no recipe.yaml); check the path, or train without --resume."
+            )
         return cls(place)
 
     @property
@@ -92,7 +94,9 @@ class RunFolder:
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise RunError(f"{self.path / name}: cannot be read ({error}); the run is damaged.") from None
+            raise RunError(
+                f"{self.path / name}: cannot be read ({error}); the run is damaged."
+            ) from None
 
     def save_checkpoint(self, name: str, state: dict[str, Any]) -> None:
         """Write training state of plain types and tensors under `name` (such as ``last.pt``), whole or not at all."""
@@ -104,12 +108,18 @@ class RunFolder:
         """Read what `save_checkpoint` wrote. Raises `RunError` when it is missing or damaged."""
         file = self.path / name
         try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(
+                file, map_location="cpu", weights_only=True
+            )
         except FileNotFoundError:
-            raise RunError(f"{self.path}: found no {name} to go on from; start a new run.") from None
+            raise RunError(
+                f"{self.path}: found no {name} to go on from; start a new run."
+            ) from None
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
-            raise RunError(f"{file}: the checkpoint is damaged ({reason}); start a new run.") from None
+            raise RunError(
+                f"{file}: the checkpoint is damaged ({reason}); start a new run."
+            ) from None
         return state
 
 
@@ -117,7 +127,9 @@ def check_free(path: str | Path) -> None:
     """Raise `RunError` when `path` exists and holds anything but what a viewer has put into `files.LAYERS`."""
     place = Path(path)
     if place.is_file():
-        raise RunError(f"{place}: found a file where a run folder is to be made; choose another --out.")
+        raise RunError(
+            f"{place}: found a file where a run folder is to be made; choose another --out."
+        )
     if place.is_dir() and any(one.name != files.LAYERS for one in place.iterdir()):
         raise RunError(
             f"{place}: this run folder exists already; choose another one, or go on with it (resume, or extend it by "

@@ -30,13 +30,19 @@ SANDSTONE = ClassMap(
     colors=("#4477aa", "#ee8866", "#ddcc77", "#aa3377"),
 )
 CELLS = ClassMap(
-    names=("background", "cytoplasm", "nucleus"), values=(0, 1, 2), colors=("#333333", "#44bb99", "#ee6677")
+    names=("background", "cytoplasm", "nucleus"),
+    values=(0, 1, 2),
+    colors=("#333333", "#44bb99", "#ee6677"),
 )
 
 
 DEMO_RECIPE = "unet-ct"
 DEMO_OVERRIDES: Mapping[str, Any] = MappingProxyType(
-    {"network.widths": (16, 32, 64, 128), "training.epochs": 30, "patches.per_epoch": 256}
+    {
+        "network.widths": (16, 32, 64, 128),
+        "training.epochs": 30,
+        "patches.per_epoch": 256,
+    }
 )
 """What the demos train on the sandstone: a smaller network than the recipe's, so that two cores finish within the four
 minutes that the README promises."""
@@ -74,13 +80,17 @@ def sandstone(shape: Shape = (8, 192, 192), *, seed: int = 0) -> AnnotatedImage:
     rng = np.random.default_rng(seed)
     labels, grain = _rock(rng, shape)
     grey = np.array([0, 50, 90, 125, 228], np.float32)[labels]
-    grey += np.where(labels == 3, rng.normal(0, 4, grain.max() + 1).astype(np.float32)[grain], 0)
+    grey += np.where(
+        labels == 3, rng.normal(0, 4, grain.max() + 1).astype(np.float32)[grain], 0
+    )
     grey += np.where(labels == 2, 36 * _noise(rng, shape, 1.7), 0)
     grey += np.where(labels == 4, 18 * _noise(rng, shape, 4), 0)
     grey = ndimage.gaussian_filter(grey, 0.9)
     grey += ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), 0.6) * 20
     grey += _rings(rng, shape)
-    return _pair(grey * 200, labels, SANDSTONE, scale=(2.1, 2.1, 2.1), name=f"sandstone {seed}")
+    return _pair(
+        grey * 200, labels, SANDSTONE, scale=(2.1, 2.1, 2.1), name=f"sandstone {seed}"
+    )
 
 
 def cells(shape: Shape = (6, 192, 192), *, seed: int = 0) -> AnnotatedImage:
@@ -114,9 +124,15 @@ def cells(shape: Shape = (6, 192, 192), *, seed: int = 0) -> AnnotatedImage:
     rng = np.random.default_rng(seed)
     labels, cell = _layer(rng, shape)
     count = cell.max() + 1
-    uptake = (rng.lognormal(0, 0.35, count) * rng.lognormal(0, 0.15, (2, count))).astype(np.float32)[:, cell]
+    uptake = (
+        rng.lognormal(0, 0.35, count) * rng.lognormal(0, 0.15, (2, count))
+    ).astype(np.float32)[:, cell]
     texture = np.exp(0.3 * _noise(rng, shape, 2.5))
-    light = 3 + 18 * (labels == 1) * uptake[0] * texture + 65 * (labels == 2) * uptake[1] * np.sqrt(texture)
+    light = (
+        3
+        + 18 * (labels == 1) * uptake[0] * texture
+        + 65 * (labels == 2) * uptake[1] * np.sqrt(texture)
+    )
     haze = ndimage.gaussian_filter(light, (1.5, 8, 8))
     light = 0.8 * ndimage.gaussian_filter(light, (0.4, 1.0, 1.0)) + 0.25 * haze
     photons = rng.poisson(light * _lamp(rng, shape) * rng.uniform(0.8, 1.25))
@@ -126,13 +142,23 @@ def cells(shape: Shape = (6, 192, 192), *, seed: int = 0) -> AnnotatedImage:
 
 def _rock(rng: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
     """Label values and the number of each voxel's grain."""
-    near, grain = _nearest(_warped(rng, shape, length=18, by=3.5), _scattered(rng, shape, spacing=38))
+    near, grain = _nearest(
+        _warped(rng, shape, length=18, by=3.5), _scattered(rng, shape, spacing=38)
+    )
     gap = near[..., 1] - near[..., 0]
     # Far from both grains' centres lie the pores; where grains touch, throats that the noise closes here and there.
     # The gap is rounded off near 0, or throats thinner than a voxel would be true and yet invisible.
-    opened = 0.6 * (near[..., 0] - 24) - 0.5 * np.sqrt(gap**2 + 9) + 1.9 + 1.5 * _noise(rng, shape, 22)
+    opened = (
+        0.6 * (near[..., 0] - 24)
+        - 0.5 * np.sqrt(gap**2 + 9)
+        + 1.9
+        + 1.5 * _noise(rng, shape, 22)
+    )
     opened = ndimage.gaussian_filter(opened, 1)
-    clay = ndimage.gaussian_filter(_noise(rng, shape, 26) + 0.4 * _noise(rng, shape, 8), 1) > 0.3
+    clay = (
+        ndimage.gaussian_filter(_noise(rng, shape, 26) + 0.4 * _noise(rng, shape, 8), 1)
+        > 0.3
+    )
     labels = np.full(shape, 3, np.uint8)
     labels[opened > 0] = 1
     labels[clay & (opened > -1.2)] = 2
@@ -142,7 +168,9 @@ def _rock(rng: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
 
 def _flecks(rng: np.random.Generator, shape: Shape) -> Array:
     """Where heavy minerals are: small irregular bodies, a few in every plane."""
-    near, _ = _nearest(_warped(rng, shape, length=6, by=1.2), _scattered(rng, shape, spacing=28))
+    near, _ = _nearest(
+        _warped(rng, shape, length=6, by=1.2), _scattered(rng, shape, spacing=28)
+    )
     size: Array = 4.0 + 1.6 * _noise(rng, shape, 30)
     return near[..., 0] < size
 
@@ -153,14 +181,18 @@ def _layer(rng: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
     centers = _scattered(rng, shape[1:], spacing=36, jitter=0.36)
     centers = centers[rng.random(len(centers)) < 0.75]
     near, cell = _nearest(points, centers)
-    height = (np.arange(shape[0], dtype=np.float32) / max(shape[0] - 1, 1))[:, None, None]
+    height = (np.arange(shape[0], dtype=np.float32) / max(shape[0] - 1, 1))[
+        :, None, None
+    ]
     reach = rng.uniform(16, 26, len(centers))[cell] * np.sqrt(1.05 - 0.6 * height)
     body = (near[..., 0] < reach) & (near[..., 1] - near[..., 0] > 2.5)
     nucleus = body & _nuclei(rng, points - centers[cell], cell, height)
     return body.astype(np.uint8) + nucleus, cell
 
 
-def _nuclei(rng: np.random.Generator, offset: Array, cell: Array, height: Array) -> Array:
+def _nuclei(
+    rng: np.random.Generator, offset: Array, cell: Array, height: Array
+) -> Array:
     """Which voxels lie in the ellipsoid of their cell's nucleus; `offset` is the way from the cell's centre in Y, X."""
     count = cell.max() + 1
     offset = offset - rng.normal(0, 2.0, (count, 2))[cell]
@@ -173,11 +205,19 @@ def _nuclei(rng: np.random.Generator, offset: Array, cell: Array, height: Array)
     return inside
 
 
-def _scattered(rng: np.random.Generator, shape: Sequence[int], *, spacing: float, jitter: float = 0.4) -> Array:
+def _scattered(
+    rng: np.random.Generator,
+    shape: Sequence[int],
+    *,
+    spacing: float,
+    jitter: float = 0.4,
+) -> Array:
     """Points (points x dimensions, in pixels), one in each cube of side `spacing` in and around the volume."""
     cubes = np.indices([int(np.ceil(n / spacing)) + 4 for n in shape])
     corners = cubes.reshape(len(shape), -1).T - 2
-    points: Array = (corners + 0.5 + rng.uniform(-jitter, jitter, corners.shape)) * spacing
+    points: Array = (
+        corners + 0.5 + rng.uniform(-jitter, jitter, corners.shape)
+    ) * spacing
     return points
 
 
@@ -187,9 +227,17 @@ def _nearest(points: Array, centers: Array) -> tuple[Array, Array]:
     return distance.astype(np.float32), index[..., 0]
 
 
-def _warped(rng: np.random.Generator, shape: Shape, *, length: float, by: float) -> Array:
+def _warped(
+    rng: np.random.Generator, shape: Shape, *, length: float, by: float
+) -> Array:
     """Voxel coordinates (Z, Y, X, 3), pushed about smoothly so that what is laid out in them is irregular."""
-    return np.stack([axis + by * _noise(rng, shape, length) for axis in np.indices(shape, np.float32)], axis=-1)
+    return np.stack(
+        [
+            axis + by * _noise(rng, shape, length)
+            for axis in np.indices(shape, np.float32)
+        ],
+        axis=-1,
+    )
 
 
 def _noise(rng: np.random.Generator, shape: Shape, length: float) -> Array:
@@ -207,7 +255,9 @@ def _spline(rng: np.random.Generator, count: int, length: float) -> Array:
     knots = np.arange(int(position[-1]) + 4)
     away = np.abs(position[:, None] + 1 - knots)
     weights = np.clip(2 - away, 0, None) ** 3 - 4 * np.clip(1 - away, 0, None) ** 3
-    out: Array = (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32)
+    out: Array = (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(
+        np.float32
+    )
     return out
 
 
@@ -216,8 +266,14 @@ def _rings(rng: np.random.Generator, shape: Shape) -> Array:
     rows, columns = np.indices(shape[1:], np.float32)
     radius = np.hypot(rows - 0.46 * shape[1], columns - 0.53 * shape[2])
     bins = int(radius.max()) + 2
-    profile = rng.standard_normal((shape[0], bins), np.float32) + rng.standard_normal(bins, np.float32)
-    profile = 10 * (profile - ndimage.uniform_filter1d(profile, 9, axis=1)) * (rng.random(bins) < 0.3)
+    profile = rng.standard_normal((shape[0], bins), np.float32) + rng.standard_normal(
+        bins, np.float32
+    )
+    profile = (
+        10
+        * (profile - ndimage.uniform_filter1d(profile, 9, axis=1))
+        * (rng.random(bins) < 0.3)
+    )
     rings = np.stack([np.interp(radius, np.arange(bins), line) for line in profile])
     cupping = 5 * (radius / radius.max()) ** 2
     out: Array = (rings / np.sqrt(1 + radius / 40) + cupping).astype(np.float32)
@@ -234,7 +290,14 @@ def _lamp(rng: np.random.Generator, shape: Shape) -> Array:
     return out
 
 
-def _pair(grey: Array, labels: Array, classes: ClassMap, *, scale: tuple[float, ...], name: str) -> AnnotatedImage:
+def _pair(
+    grey: Array,
+    labels: Array,
+    classes: ClassMap,
+    *,
+    scale: tuple[float, ...],
+    name: str,
+) -> AnnotatedImage:
     data = np.clip(np.round(grey), 0, 65535).astype(np.uint16)
     image = Image(data, "ZYX", scale=scale, units=("micrometer",) * 3, name=name)
     return AnnotatedImage(image, image.labels_like(labels, classes=classes))
@@ -242,4 +305,6 @@ def _pair(grey: Array, labels: Array, classes: ClassMap, *, scale: tuple[float, 
 
 def _check(shape: Shape) -> None:
     if len(shape) != 3 or min(shape) < 1:
-        raise ImageError(f"found sample shape {tuple(shape)}; needed are three sizes, for example (8, 192, 192).")
+        raise ImageError(
+            f"found sample shape {tuple(shape)}; needed are three sizes, for example (8, 192, 192)."
+        )

@@ -21,7 +21,9 @@ Positive: TypeAlias = Annotated[int, Field(ge=1)]
 Rate: TypeAlias = Annotated[float, Field(gt=0)]
 Deviations: TypeAlias = Annotated[float, Field(ge=0, le=2)]
 Name: TypeAlias = Annotated[
-    str, BeforeValidator(lambda text: text.strip() if isinstance(text, str) else text), Field(min_length=1)
+    str,
+    BeforeValidator(lambda text: text.strip() if isinstance(text, str) else text),
+    Field(min_length=1),
 ]
 Norm: TypeAlias = Literal["none", "batch", "instance", "group"]
 Architecture: TypeAlias = Literal[
@@ -43,16 +45,26 @@ class UNet(Section):
 
     kind: Literal["unet"] = "unet"
     widths: tuple[Positive, ...] = Field(
-        (32, 64, 128, 256, 512), min_length=2, max_length=8, description="Channels of each level, the deepest last."
+        (32, 64, 128, 256, 512),
+        min_length=2,
+        max_length=8,
+        description="Channels of each level, the deepest last.",
     )
     norm: Norm = Field("batch", description="Normalisation after each convolution.")
-    dropout: Share = Field(0.0, description="Share of channels dropped in the deepest level.")
-    upsampling: Literal["transpose", "nearest", "bilinear"] = Field(
-        "transpose", description="How the decoder doubles the size: a learned transposed convolution or interpolation."
+    dropout: Share = Field(
+        0.0, description="Share of channels dropped in the deepest level."
     )
-    transpose_kernel: Literal[2, 3] = Field(2, description="Kernel of the transposed convolution.")
+    upsampling: Literal["transpose", "nearest", "bilinear"] = Field(
+        "transpose",
+        description="How the decoder doubles the size: a learned transposed convolution or interpolation.",
+    )
+    transpose_kernel: Literal[2, 3] = Field(
+        2, description="Kernel of the transposed convolution."
+    )
     head_width: int | None = Field(
-        None, ge=1, description="Channels of one more 3 x 3 convolution before the last one; none when empty."
+        None,
+        ge=1,
+        description="Channels of one more 3 x 3 convolution before the last one; none when empty.",
     )
 
 
@@ -60,17 +72,25 @@ class AtrousUNet(Section):
     """U-Net with a ResNet encoder, a bridge and atrous (dilated) blocks; atrous-resnet50 says where it is from."""
 
     kind: Literal["atrous_unet"] = "atrous_unet"
-    encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = Field(
-        "resnet50", description="The ResNet that reads the image."
+    encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = (
+        Field("resnet50", description="The ResNet that reads the image.")
     )
     encoder_weights: EncoderWeights = "auto"
     atrous_at: Literal["skip", "decoder"] = Field(
-        "skip", description="Where the atrous blocks sit: on the skip connections or in the decoder."
+        "skip",
+        description="Where the atrous blocks sit: on the skip connections or in the decoder.",
     )
-    kernels: tuple[Literal[1, 3, 5, 7], ...] = Field((1, 3, 3, 3), description="Kernel of each parallel convolution.")
-    dilations: tuple[Positive, ...] = Field((1, 6, 12, 18), description="Dilation of each parallel convolution.")
+    kernels: tuple[Literal[1, 3, 5, 7], ...] = Field(
+        (1, 3, 3, 3), description="Kernel of each parallel convolution."
+    )
+    dilations: tuple[Positive, ...] = Field(
+        (1, 6, 12, 18), description="Dilation of each parallel convolution."
+    )
     decoder_widths: tuple[Positive, ...] = Field(
-        (1024, 512, 256, 128, 64), min_length=5, max_length=5, description="Channels of the decoder, deepest first."
+        (1024, 512, 256, 128, 64),
+        min_length=5,
+        max_length=5,
+        description="Channels of the decoder, deepest first.",
     )
 
     @model_validator(mode="after")
@@ -87,7 +107,9 @@ class Smp(Section):
     """Any architecture and encoder of segmentation-models-pytorch (https://smp.readthedocs.io)."""
 
     kind: Literal["smp"] = "smp"
-    architecture: Architecture = Field("unet", description="The decoder: how features become labels.")
+    architecture: Architecture = Field(
+        "unet", description="The decoder: how features become labels."
+    )
     encoder: Name = Field(
         "resnet34",
         description="The encoder: resnet34, resnet101, vgg11, efficientnet-b0 and hundreds more. Transformers: mit_b0 "
@@ -95,11 +117,16 @@ class Smp(Section):
     )
     encoder_weights: EncoderWeights = "auto"
     decoder_widths: tuple[Positive, ...] | None = Field(
-        None, description="Channels of the decoder, deepest first; the architecture's own when empty."
+        None,
+        description="Channels of the decoder, deepest first; the architecture's own when empty.",
     )
-    attention: Literal["scse"] | None = Field(None, description="Attention in the decoder of unet, unetplusplus: scSE.")
+    attention: Literal["scse"] | None = Field(
+        None, description="Attention in the decoder of unet, unetplusplus: scSE."
+    )
     norm: Norm = Field("batch", description="Normalisation in the decoder.")
-    dropout: Share = Field(0.0, description="Dropout before the head, where the architecture has one.")
+    dropout: Share = Field(
+        0.0, description="Dropout before the head, where the architecture has one."
+    )
 
 
 class UNet3d(Section):
@@ -111,10 +138,15 @@ class UNet3d(Section):
 
     kind: Literal["unet3d"] = "unet3d"
     widths: tuple[Positive, ...] = Field(
-        (16, 32, 64, 128), min_length=2, max_length=7, description="Channels of each level, the deepest last."
+        (16, 32, 64, 128),
+        min_length=2,
+        max_length=7,
+        description="Channels of each level, the deepest last.",
     )
     norm: Norm = Field("batch", description="Normalisation after each convolution.")
-    dropout: Share = Field(0.0, description="Share of channels dropped in the deepest level.")
+    dropout: Share = Field(
+        0.0, description="Share of channels dropped in the deepest level."
+    )
     anisotropy: float | None = Field(
         None,
         gt=0,
@@ -124,4 +156,6 @@ class UNet3d(Section):
     )
 
 
-Network: TypeAlias = Annotated[UNet | AtrousUNet | Smp | UNet3d, Field(discriminator="kind")]
+Network: TypeAlias = Annotated[
+    UNet | AtrousUNet | Smp | UNet3d, Field(discriminator="kind")
+]

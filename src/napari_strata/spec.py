@@ -134,11 +134,21 @@ def resolve(
     """
     pairs = as_pairs(pairs)
     if not pairs:
-        raise ImageError("found no pair of image and labels to train on; give at least one.")
+        raise ImageError(
+            "found no pair of image and labels to train on; give at least one."
+        )
     channels = _common_channels(pairs)
-    classes = classes.with_unlabelled(unlabelled) if classes else find_classes(pairs, unlabelled)
+    classes = (
+        classes.with_unlabelled(unlabelled)
+        if classes
+        else find_classes(pairs, unlabelled)
+    )
     normalization, note = _resolve_normalization(recipe, pairs, channels)
-    sizes, notes = _sizes_3d(recipe, recipe.network, pairs) if recipe.network.kind == "unet3d" else (_sizes(recipe), ())
+    sizes, notes = (
+        _sizes_3d(recipe, recipe.network, pairs)
+        if recipe.network.kind == "unet3d"
+        else (_sizes(recipe), ())
+    )
     first = pairs[0].image
     return ModelSpec(
         network=recipe.network,
@@ -164,7 +174,10 @@ def _sizes(recipe: Recipe) -> dict[str, Any]:
         "patch": _multiple(recipe.patches.size, shape.stride),
         "stride": shape.stride,
         "tile": side if shape.whole_tile or recipe.patches.resize else max(TILE, side),
-        "halo": _multiple(min(shape.reach, HALO if recipe.network.kind == "unet" else ENCODER_HALO), shape.stride),
+        "halo": _multiple(
+            min(shape.reach, HALO if recipe.network.kind == "unet" else ENCODER_HALO),
+            shape.stride,
+        ),
         "blend": shape.whole_tile,
     }
 
@@ -181,14 +194,22 @@ def _sizes_3d(
     stretch = max(ratio, 1.0)  # a patch never holds more planes than rows
     side = _multiple(recipe.patches.size, shape.stride)
     thickest = max(pair.image.size("Z") for pair in pairs)
-    planes = _multiple(recipe.patches.depth or min(max(1, round(side / stretch)), thickest), shape.depth_stride)
+    planes = _multiple(
+        recipe.patches.depth or min(max(1, round(side / stretch)), thickest),
+        shape.depth_stride,
+    )
     rows = _multiple(round((TILE_VOXELS * stretch) ** (1 / 3)), shape.stride)
     halo = _multiple(min(shape.reach, HALO_3D), shape.stride)
     depth = Depth(
         patch=planes,
-        tile=planes if shape.whole_tile else _multiple(max(1, round(rows / stretch)), shape.depth_stride),
+        tile=planes
+        if shape.whole_tile
+        else _multiple(max(1, round(rows / stretch)), shape.depth_stride),
         # As many of the deepest voxels as along Y and X, where the network looks that far.
-        halo=min(_multiple(shape.depth_reach, shape.depth_stride), halo // shape.stride * shape.depth_stride),
+        halo=min(
+            _multiple(shape.depth_reach, shape.depth_stride),
+            halo // shape.stride * shape.depth_stride,
+        ),
         strides=strides,
     )
     sizes = {
@@ -201,17 +222,25 @@ def _sizes_3d(
         "depth": depth,
     }
     halved = f"Z is halved at {strides.count(2)} of {len(strides)} levels"
-    note = f"{words[0]}, so {halved} and patches hold {planes} planes of {side} x {side}"
+    note = (
+        f"{words[0]}, so {halved} and patches hold {planes} planes of {side} x {side}"
+    )
     return sizes, (note, *words[1:])
 
 
 def _anisotropy(network: UNet3d, images: Sequence[Image]) -> tuple[float, list[str]]:
     """How many times longer voxels are along Z than along Y and X; first what that is, then warnings, in words."""
     if network.anisotropy is not None:
-        return network.anisotropy, [f"voxels are {_times(network.anisotropy)}, as the recipe says"]
-    found = [(image.name, ratio) for image in images if (ratio := _ratio(image)) is not None]
+        return network.anisotropy, [
+            f"voxels are {_times(network.anisotropy)}, as the recipe says"
+        ]
+    found = [
+        (image.name, ratio) for image in images if (ratio := _ratio(image)) is not None
+    ]
     if not found:
-        return 1.0, ["voxels are taken as cubes (the images do not say how long they are along Z: network.anisotropy)"]
+        return 1.0, [
+            "voxels are taken as cubes (the images do not say how long they are along Z: network.anisotropy)"
+        ]
     ratios = sorted(ratio for _, ratio in found)
     ratio = ratios[len(ratios) // 2]
     words = [f"voxels are {_times(ratio)}"]
@@ -232,7 +261,9 @@ def _anisotropy(network: UNet3d, images: Sequence[Image]) -> tuple[float, list[s
 def _ratio(image: Image) -> float | None:
     """Length of a voxel along Z over the mean of Y and X; None where one of them is not known."""
     size, unit = image.pixel_size, dict(zip(image.axes, image.units, strict=True))
-    cubes = unit["Z"] == "pixel" and set(size.values()) == {1.0}  # what stands where nothing is known
+    cubes = unit["Z"] == "pixel" and set(size.values()) == {
+        1.0
+    }  # what stands where nothing is known
     positive = all(0 < length < inf for length in size.values())
     if cubes or not positive or len({unit[a] for a in "ZYX"}) > 1:
         return None
@@ -245,12 +276,18 @@ def _times(ratio: float) -> str:
     return f"{max(ratio, 1 / ratio):.2g} times {'longer' if ratio > 1 else 'shorter'} along Z"
 
 
-def find_classes(pairs: Sequence[AnnotatedImage], unlabelled: Sequence[int] = ()) -> ClassMap:
+def find_classes(
+    pairs: Sequence[AnnotatedImage], unlabelled: Sequence[int] = ()
+) -> ClassMap:
     """The class map the label files carry, or one class per value found in them; `unlabelled` values are no classes."""
     carried = {p.labels.classes for p in pairs if p.labels.classes is not None}
     if len(carried) > 1:
-        shown = "; ".join(str(list(zip(c.names, c.values, strict=True))) for c in carried)
-        raise LabelError(f"the label files carry different classes: {shown}; give one class map for all.")
+        shown = "; ".join(
+            str(list(zip(c.names, c.values, strict=True))) for c in carried
+        )
+        raise LabelError(
+            f"the label files carry different classes: {shown}; give one class map for all."
+        )
     if carried:
         return carried.pop().with_unlabelled(unlabelled)
     values: set[int] = set()
@@ -268,8 +305,13 @@ def find_classes(pairs: Sequence[AnnotatedImage], unlabelled: Sequence[int] = ()
 def _common_channels(pairs: Sequence[AnnotatedImage]) -> int:
     counts = [p.image.channels for p in pairs]
     if len(set(counts)) > 1:
-        shown = ", ".join(f"{pair.name}: {count}" for pair, count in list(zip(pairs, counts, strict=True))[:6])
-        raise ImageError(f"images have different channel counts ({shown}); train on images of one kind.")
+        shown = ", ".join(
+            f"{pair.name}: {count}"
+            for pair, count in list(zip(pairs, counts, strict=True))[:6]
+        )
+        raise ImageError(
+            f"images have different channel counts ({shown}); train on images of one kind."
+        )
     return counts[0]
 
 
@@ -277,22 +319,31 @@ def _resolve_normalization(
     recipe: Recipe, pairs: Sequence[AnnotatedImage], channels: int
 ) -> tuple[norm.ResolvedNormalization, str]:
     section = recipe.normalization
-    samples = [_thin(s, SAMPLES // (8 * len(pairs))) for p in pairs for s in p.image.samples()]
+    samples = [
+        _thin(s, SAMPLES // (8 * len(pairs))) for p in pairs for s in p.image.samples()
+    ]
     kind: norm.Kind
     if section.grey_values == "auto":
         kind, note = _judge(samples, channels)
     else:
-        kind, note = section.grey_values, f"grey values: {section.grey_values}, as the recipe says"
+        kind, note = (
+            section.grey_values,
+            f"grey values: {section.grey_values}, as the recipe says",
+        )
     if kind in ("dtype", "imagenet"):
         scale = norm.fixed(kind, pairs[0].image.dtype, channels)
     else:
         scale = norm.measure(np.concatenate(samples, axis=1), section.percentiles)
-    return norm.ResolvedNormalization(kind=kind, percentiles=section.percentiles, scale=scale), note
+    return norm.ResolvedNormalization(
+        kind=kind, percentiles=section.percentiles, scale=scale
+    ), note
 
 
 def _thin(samples: Any, count: int) -> Any:
     """About `count` of the pixels (channels x pixels), evenly spread; a copy, so that the rest can be given back."""
-    step = samples.shape[1] // max(count, 1000) | 1  # odd, so that it does not follow the columns
+    step = (
+        samples.shape[1] // max(count, 1000) | 1
+    )  # odd, so that it does not follow the columns
     return samples[:, ::step].copy()
 
 
@@ -304,7 +355,13 @@ def _judge(samples: Sequence[Any], channels: int) -> tuple[norm.Kind, str]:
             "images and intensity is not augmented; set normalization.grey_values=relative where exposure varies"
         )
     alone = "one plane only" if len(samples) == 1 else "no contrast"
-    why = "several channels" if channels > 1 else alone if np.isnan(shift) else f"planes differ by {shift:.0%}"
+    why = (
+        "several channels"
+        if channels > 1
+        else alone
+        if np.isnan(shift)
+        else f"planes differ by {shift:.0%}"
+    )
     return "relative", (
         f"grey values: relative ({why}), so each image is scaled by its own percentiles; set "
         "normalization.grey_values=physical for calibrated data such as CT"

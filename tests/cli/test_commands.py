@@ -39,7 +39,9 @@ SMALL = [
 class Console:
     """Runs the program and keeps what it said."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self._capsys, self._monkeypatch = capsys, monkeypatch
         self.out = self.err = ""
 
@@ -77,11 +79,27 @@ def stack(tmp_path: Path) -> Path:
 
 def test_train_predict_evaluate_info(run: Console, stack: Path) -> None:
     images, labels, model = stack / "images.tif", stack / "labels.tif", stack / "run"
-    assert run("train", images, labels, "--out", model, *SMALL, "--class", "255=pore", "--class", "0=rock") == 0
+    assert (
+        run(
+            "train",
+            images,
+            labels,
+            "--out",
+            model,
+            *SMALL,
+            "--class",
+            "255=pore",
+            "--class",
+            "0=rock",
+        )
+        == 0
+    )
     assert "mean IoU" in run.out
     assert "validation: 1 of 4 slices" in run.out
 
-    assert run("predict", model, images, "--out", stack / "p.tif", "--probabilities") == 0
+    assert (
+        run("predict", model, images, "--out", stack / "p.tif", "--probabilities") == 0
+    )
     predicted = ns.read_labels(stack / "p.tif")
     assert predicted.shape == (4, 64, 64)
     assert predicted.classes is not None
@@ -90,8 +108,13 @@ def test_train_predict_evaluate_info(run: Console, stack: Path) -> None:
     assert ns.read_image(stack / "p_probabilities.tif").channels == 2
 
     assert run("evaluate", model, images, labels, "--out", stack / "scores") == 0
-    assert run("evaluate", stack / "p.tif", labels, "--out", stack / "label_scores") == 0
-    by_model, by_labels = (json.loads((stack / n / "metrics.json").read_text()) for n in ("scores", "label_scores"))
+    assert (
+        run("evaluate", stack / "p.tif", labels, "--out", stack / "label_scores") == 0
+    )
+    by_model, by_labels = (
+        json.loads((stack / n / "metrics.json").read_text())
+        for n in ("scores", "label_scores")
+    )
     assert by_labels["mean_iou"] == by_model["mean_iou"]
     assert "mean IoU" in run.out
     scores = json.loads((stack / "scores" / "metrics.json").read_text())
@@ -106,7 +129,13 @@ def test_train_predict_evaluate_info(run: Console, stack: Path) -> None:
 
 
 def test_resume_and_extend(run: Console, stack: Path) -> None:
-    words = ("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run")
+    words = (
+        "train",
+        stack / "images.tif",
+        stack / "labels.tif",
+        "--out",
+        stack / "run",
+    )
     assert run(*words, *SMALL) == 0
     assert "exists already" in run.refuses(*words, *SMALL)
     assert run(*words, "--extend", "1") == 0
@@ -117,17 +146,43 @@ def test_resume_and_extend(run: Console, stack: Path) -> None:
 
 
 def test_json_lines(run: Console, stack: Path) -> None:
-    assert run("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run", *SMALL, "--json") == 0
+    assert (
+        run(
+            "train",
+            stack / "images.tif",
+            stack / "labels.tif",
+            "--out",
+            stack / "run",
+            *SMALL,
+            "--json",
+        )
+        == 0
+    )
     kinds = [json.loads(line)["event"] for line in run.out.splitlines()]
     assert kinds.count("EpochEnd") == 2
     assert kinds[-1] == "TrainingEnd"
     assert (
-        run("evaluate", stack / "run", stack / "images.tif", stack / "labels.tif", "--out", stack / "s", "--json") == 0
+        run(
+            "evaluate",
+            stack / "run",
+            stack / "images.tif",
+            stack / "labels.tif",
+            "--out",
+            stack / "s",
+            "--json",
+        )
+        == 0
     )
     *events, scores = map(json.loads, run.out.splitlines())
-    assert [e["event"] for e in events] == ["PredictionStarted", *["RegionEnd"] * 4, "PredictionEnd"]
+    assert [e["event"] for e in events] == [
+        "PredictionStarted",
+        *["RegionEnd"] * 4,
+        "PredictionEnd",
+    ]
     assert scores["event"] == "Scores"
-    assert scores == {"event": "Scores"} | json.loads((stack / "s" / "metrics.json").read_text())
+    assert scores == {"event": "Scores"} | json.loads(
+        (stack / "s" / "metrics.json").read_text()
+    )
 
 
 def test_validation_files(run: Console, stack: Path) -> None:
@@ -135,7 +190,18 @@ def test_validation_files(run: Console, stack: Path) -> None:
     write_image(stack / "val.tif", pair.image)
     ns.write_labels(stack / "val_labels.tif", pair.labels)
     val = ("--val", stack / "val.tif", stack / "val_labels.tif")
-    assert run("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run", *val, *SMALL) == 0
+    assert (
+        run(
+            "train",
+            stack / "images.tif",
+            stack / "labels.tif",
+            "--out",
+            stack / "run",
+            *val,
+            *SMALL,
+        )
+        == 0
+    )
     assert "1 image given" in run.out
 
 
@@ -143,7 +209,13 @@ def test_recipes(run: Console) -> None:
     assert run("recipes") == 0
     names = [line.split()[0] for line in run.out.splitlines()]
     assert names[0] == "default"
-    assert {"atrous-resnet50", "unet-classic", "unet-resnet34", "deeplabv3plus-resnet50", "unet-aerial"} <= set(names)
+    assert {
+        "atrous-resnet50",
+        "unet-classic",
+        "unet-resnet34",
+        "deeplabv3plus-resnet50",
+        "unet-aerial",
+    } <= set(names)
     assert run("recipes", "unet-classic") == 0
     assert "head_width: 32" in run.out
 
@@ -157,11 +229,16 @@ def test_recipe_output_is_a_recipe_file(run: Console, tmp_path: Path) -> None:
 def test_class_options(run: Console, stack: Path) -> None:
     ids = np.zeros((4, 64, 64), np.uint16)
     ids[:, 8:40, 8:40] = np.arange(1, 5)[:, None, None] * 100
-    tifffile.imwrite(stack / "ids.tif", ids, metadata={"axes": "ZYX"}, photometric="minisblack")
+    tifffile.imwrite(
+        stack / "ids.tif", ids, metadata={"axes": "ZYX"}, photometric="minisblack"
+    )
     words = ("train", stack / "images.tif", stack / "ids.tif", *SMALL)
     assert run(*words, "--out", stack / "a", "--foreground") == 0
     assert ns.Model.load(stack / "a").spec.classes.names == ("background", "foreground")
-    assert run(*words, "--out", stack / "b", "--unlabelled", "0", "--unlabelled", "100") == 0
+    assert (
+        run(*words, "--out", stack / "b", "--unlabelled", "0", "--unlabelled", "100")
+        == 0
+    )
     classes = ns.Model.load(stack / "b").spec.classes
     assert (classes.values, classes.unlabelled) == ((200, 300, 400), (0, 100))
 
@@ -169,16 +246,26 @@ def test_class_options(run: Console, stack: Path) -> None:
 def test_class_options_together(run: Console, stack: Path) -> None:
     ids = np.ones((4, 64, 64), np.uint8) * 9
     ids[:, 8:40, 8:40] = np.array([0, 3, 0, 5])[:, None, None]
-    tifffile.imwrite(stack / "ids.tif", ids, metadata={"axes": "ZYX"}, photometric="minisblack")
+    tifffile.imwrite(
+        stack / "ids.tif", ids, metadata={"axes": "ZYX"}, photometric="minisblack"
+    )
     words = ("train", stack / "images.tif", stack / "ids.tif", *SMALL)
     both = ("--foreground", "--unlabelled", "9", "--class", "1=nucleus")
     assert run(*words, "--out", stack / "a", *both) == 0
     classes = ns.Model.load(stack / "a").spec.classes
-    assert (classes.names, classes.unlabelled, classes.rest) == (("background", "nucleus"), (9,), "nucleus")
+    assert (classes.names, classes.unlabelled, classes.rest) == (
+        ("background", "nucleus"),
+        (9,),
+        "nucleus",
+    )
     record = json.loads((stack / "a" / "data.json").read_text())
     assert record["unlabelled"] == [9]
-    assert "stands twice" in run.refuses(*words, "--out", stack / "b", "--class", "3=x", "--class", "5=x")
-    assert "leave out" in run.refuses(*words, "--out", stack / "b", "--foreground", "--rgb", "ff0000=roof")
+    assert "stands twice" in run.refuses(
+        *words, "--out", stack / "b", "--class", "3=x", "--class", "5=x"
+    )
+    assert "leave out" in run.refuses(
+        *words, "--out", stack / "b", "--foreground", "--rgb", "ff0000=roof"
+    )
     assert not (stack / "b").exists()
 
 
@@ -187,9 +274,15 @@ def test_a_class_of_validation_alone_is_named(run: Console, stack: Path) -> None
     labels[0, :4] = 7
     pair = easy_pair((4, 64, 64), seed=3)
     write_image(stack / "val.tif", pair.image)
-    tifffile.imwrite(stack / "seven.tif", labels, metadata={"axes": "ZYX"}, photometric="minisblack")
-    plain = ns.read_labels(stack / "labels.tif").read()[0]  # without a class table of its own
-    tifffile.imwrite(stack / "plain.tif", plain, metadata={"axes": "ZYX"}, photometric="minisblack")
+    tifffile.imwrite(
+        stack / "seven.tif", labels, metadata={"axes": "ZYX"}, photometric="minisblack"
+    )
+    plain = ns.read_labels(stack / "labels.tif").read()[
+        0
+    ]  # without a class table of its own
+    tifffile.imwrite(
+        stack / "plain.tif", plain, metadata={"axes": "ZYX"}, photometric="minisblack"
+    )
     words = (
         "train",
         stack / "images.tif",
@@ -200,7 +293,10 @@ def test_a_class_of_validation_alone_is_named(run: Console, stack: Path) -> None
         stack / "seven.tif",
     )
     assert run(*words, "--out", stack / "a", "--class", "7=clay") == 0
-    assert "class 'clay' (value 7) has no labelled pixel in training, so it cannot be learnt" in run.out
+    assert (
+        "class 'clay' (value 7) has no labelled pixel in training, so it cannot be learnt"
+        in run.out
+    )
     assert run(*words, "--out", stack / "b") == 0
     assert "class 'class 7' (value 7) has no labelled pixel in training" in run.out
 
@@ -210,8 +306,13 @@ def test_training_shows_what_was_read(run: Console, stack: Path) -> None:
     flat = np.full((4, 64, 64), 7, np.uint8)
     tifffile.imwrite(stack / "flat.tif", flat, photometric="minisblack")
     assert run("train", stack / "flat.tif", labels, "--out", stack / "run", *SMALL) == 0
-    assert run.out.startswith("flat, 4 x 64 x 64 (ZYX), uint8\nthe file does not name its axis of 4 pages")
-    assert "warning: found one grey value only, from which nothing can be learnt, in: flat" in run.out
+    assert run.out.startswith(
+        "flat, 4 x 64 x 64 (ZYX), uint8\nthe file does not name its axis of 4 pages"
+    )
+    assert (
+        "warning: found one grey value only, from which nothing can be learnt, in: flat"
+        in run.out
+    )
     assert "relative (no contrast)" in run.out
 
 
@@ -219,30 +320,65 @@ def test_evaluation_warns_as_prediction_does(run: Console, stack: Path) -> None:
     model = tiny_model().save(stack / "model.safetensors")
     grey = ns.read_image(stack / "images.tif").read()[0].astype(np.float32)
     grey[1, 2, 3] = np.nan
-    tifffile.imwrite(stack / "nan.tif", grey, metadata={"axes": "ZYX"}, photometric="minisblack")
-    assert run("evaluate", model, stack / "nan.tif", stack / "labels.tif", "--out", stack / "s") == 0
-    assert "warning: nan: found 1 pixel that is not finite (NaN or infinite), the first at Z=1, Y=2, X=3" in run.out
+    tifffile.imwrite(
+        stack / "nan.tif", grey, metadata={"axes": "ZYX"}, photometric="minisblack"
+    )
+    assert (
+        run(
+            "evaluate",
+            model,
+            stack / "nan.tif",
+            stack / "labels.tif",
+            "--out",
+            stack / "s",
+        )
+        == 0
+    )
+    assert (
+        "warning: nan: found 1 pixel that is not finite (NaN or infinite), the first at Z=1, Y=2, X=3"
+        in run.out
+    )
 
 
 def test_colour_coded_labels(run: Console, tmp_path: Path) -> None:
     pair = easy_pair((1, 64, 64))
-    mask = np.where(pair.labels.read()[0, 0][..., None] > 0, [255, 0, 0], [0, 0, 255]).astype(np.uint8)
+    mask = np.where(
+        pair.labels.read()[0, 0][..., None] > 0, [255, 0, 0], [0, 0, 255]
+    ).astype(np.uint8)
     tifffile.imwrite(tmp_path / "rgb.tif", mask, photometric="rgb")
     tifffile.imwrite(tmp_path / "image.tif", pair.image.read()[0, 0])
-    words = ("train", tmp_path / "image.tif", tmp_path / "rgb.tif", "--out", tmp_path / "run", *SMALL)
+    words = (
+        "train",
+        tmp_path / "image.tif",
+        tmp_path / "rgb.tif",
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+    )
     assert "name the colours (--rgb" in run.refuses(*words)
     assert run(*words, "--rgb", "ff0000=roof", "--rgb", "0000ff=ground") == 0
     assert ns.Model.load(tmp_path / "run").spec.classes.names == ("roof", "ground")
 
 
-def test_folder_prediction_goes_on_past_a_bad_file(run: Console, tmp_path: Path) -> None:
+def test_folder_prediction_goes_on_past_a_bad_file(
+    run: Console, tmp_path: Path
+) -> None:
     tiny_model().save(tmp_path / "model.safetensors")
     folder = tmp_path / "in"
     folder.mkdir()
     for name in "ab":
-        tifffile.imwrite(folder / f"{name}.tif", np.zeros((40, 40), np.uint8) + np.arange(40, dtype=np.uint8))
+        tifffile.imwrite(
+            folder / f"{name}.tif",
+            np.zeros((40, 40), np.uint8) + np.arange(40, dtype=np.uint8),
+        )
     (folder / "bad.tif").write_bytes(b"II*\0nothing")
-    words = ("predict", tmp_path / "model.safetensors", folder, "--out", tmp_path / "out")
+    words = (
+        "predict",
+        tmp_path / "model.safetensors",
+        folder,
+        "--out",
+        tmp_path / "out",
+    )
     assert run(*words) == 2
     assert "1 of 3 files failed" in run.err
     assert run.out.count("bad.tif") == 1
@@ -261,7 +397,9 @@ def _bad_labels(stack: Path, name: str) -> Path:
         "unlabelled": np.zeros_like(labels),
         "many": np.arange(labels.size).reshape(labels.shape).astype(np.uint16),
     }[name]
-    tifffile.imwrite(stack / f"{name}.tif", wrong, metadata={"axes": "ZYX"}, photometric="minisblack")
+    tifffile.imwrite(
+        stack / f"{name}.tif", wrong, metadata={"axes": "ZYX"}, photometric="minisblack"
+    )
     return stack / f"{name}.tif"
 
 
@@ -275,9 +413,13 @@ def _bad_labels(stack: Path, name: str) -> Path:
         ("many", (), "too many for classes"),
     ],
 )
-def test_labels_that_cannot_be_used(run: Console, stack: Path, name: str, options: tuple[str, ...], words: str) -> None:
+def test_labels_that_cannot_be_used(
+    run: Console, stack: Path, name: str, options: tuple[str, ...], words: str
+) -> None:
     labels = _bad_labels(stack, name)
-    said = run.refuses("train", stack / "images.tif", labels, "--out", stack / "run", *SMALL, *options)
+    said = run.refuses(
+        "train", stack / "images.tif", labels, "--out", stack / "run", *SMALL, *options
+    )
     assert words in said
     assert not (stack / "run").exists()
 
@@ -298,8 +440,18 @@ def test_labels_that_cannot_be_used(run: Console, stack: Path, name: str, option
         ("--axes=ZZZ", "stands twice"),
     ],
 )
-def test_options_that_cannot_be_used(run: Console, stack: Path, option: str, words: str) -> None:
-    said = run.refuses("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run", *SMALL, option)
+def test_options_that_cannot_be_used(
+    run: Console, stack: Path, option: str, words: str
+) -> None:
+    said = run.refuses(
+        "train",
+        stack / "images.tif",
+        stack / "labels.tif",
+        "--out",
+        stack / "run",
+        *SMALL,
+        option,
+    )
     assert words in said
     assert not (stack / "run").exists()
 
@@ -316,7 +468,10 @@ def test_files_that_cannot_be_used(run: Console, stack: Path) -> None:
     assert "empty" in run.refuses("train", stack / "empty", stack / "empty", *out)
     assert "text.tif" in run.refuses("info", stack / "text.tif")
     tifffile.imwrite(
-        stack / "four.tif", np.zeros((2, 5, 64, 64), np.uint8), metadata={"axes": "QRYX"}, photometric="minisblack"
+        stack / "four.tif",
+        np.zeros((2, 5, 64, 64), np.uint8),
+        metadata={"axes": "QRYX"},
+        photometric="minisblack",
     )
     assert "--axes" in run.refuses("train", stack / "four.tif", labels, *out)
     assert run("info", stack / "four.tif") == 0
@@ -331,27 +486,40 @@ def test_models_that_cannot_be_used(run: Console, stack: Path) -> None:
     assert "no such model" in run.refuses("predict", stack / "none", images, *out)
     model = tiny_model().save(stack / "model.safetensors")
     (stack / "cut.safetensors").write_bytes(model.read_bytes()[:-100])
-    assert "cut short" in run.refuses("predict", stack / "cut.safetensors", images, *out)
+    assert "cut short" in run.refuses(
+        "predict", stack / "cut.safetensors", images, *out
+    )
     assert run("predict", model, images, *out) == 0
     assert "exists already" in run.refuses("predict", model, images, *out)
     assert run("predict", model, images, *out, "--overwrite") == 0
-    tifffile.imwrite(stack / "rgb.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
-    assert "trained on 1" in run.refuses("predict", model, stack / "rgb.tif", "--out", stack / "q.tif")
+    tifffile.imwrite(
+        stack / "rgb.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb"
+    )
+    assert "trained on 1" in run.refuses(
+        "predict", model, stack / "rgb.tif", "--out", stack / "q.tif"
+    )
     assert not (stack / "q.tif").exists()
 
 
-def test_ctrl_c_is_said_in_words(run: Console, stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_said_in_words(
+    run: Console, stack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("napari_strata.io.read_pairs", interrupted)
-    assert run("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run") == 130
+    assert (
+        run("train", stack / "images.tif", stack / "labels.tif", "--out", stack / "run")
+        == 130
+    )
     assert run.err.startswith("error: stopped; what was finished is kept")
     assert len(run.err.splitlines()) == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_a_stopped_program_leaves_a_model_and_goes_on(
     run: Console, stack: Path, number: signal.Signals, status: int
 ) -> None:
@@ -392,8 +560,17 @@ def test_doctor_prints_a_check_a_line_and_ends_with_1_on_a_problem(
     (tmp_path / "worker.py").write_text(f"print({hello!r}, flush=True)")
     # What is wrong with the computer that runs the tests is not the question.
     for name in ("compute.gpu", "compute.weights", "processes.opengl"):
-        monkeypatch.setattr(f"napari_strata.doctor.{name}", lambda: Check("Other", "note", "not looked at", "look"))
-    words = ["doctor", "--folder", tmp_path, "--worker", shlex.join([sys.executable, str(tmp_path / "worker.py")])]
+        monkeypatch.setattr(
+            f"napari_strata.doctor.{name}",
+            lambda: Check("Other", "note", "not looked at", "look"),
+        )
+    words = [
+        "doctor",
+        "--folder",
+        tmp_path,
+        "--worker",
+        shlex.join([sys.executable, str(tmp_path / "worker.py")]),
+    ]
     assert run(*words) == 0, run.out
     assert f"ok      Folder for runs: {tmp_path}" in run.out
     assert "ok      Worker: " in run.out
@@ -401,10 +578,17 @@ def test_doctor_prints_a_check_a_line_and_ends_with_1_on_a_problem(
     assert run(*words[:-1], f"{sys.executable} -c 0", "--json") == 1
     checks = [json.loads(line) for line in run.out.splitlines()]
     assert [check["status"] for check in checks].count("problem") == 1
-    assert checks[-1] | {"text": ""} == {"name": "Worker", "status": "problem", "text": "", "cure": checks[-1]["cure"]}
+    assert checks[-1] | {"text": ""} == {
+        "name": "Worker",
+        "status": "problem",
+        "text": "",
+        "cure": checks[-1]["cure"],
+    }
 
 
-def test_demo_in_the_viewer_names_what_to_install(run: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_in_the_viewer_names_what_to_install(
+    run: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "napari_strata.widgets.demo", None)
     said = run.refuses("demo", "--viewer")
     assert 'pip install "napari-strata[all]"' in said
@@ -419,7 +603,10 @@ def test_an_estimate_writes_nothing(run: Console, stack: Path, tmp_path: Path) -
     images, out = stack / "images.tif", tmp_path / "new" / "a.tif"
     trained = tmp_path / "model.safetensors"
     tiny_model().save(trained)
-    assert run("predict", trained, images, "--out", out, "--estimate", "--device", "cpu") == 0
+    assert (
+        run("predict", trained, images, "--out", out, "--estimate", "--device", "cpu")
+        == 0
+    )
     first, second = run.out.splitlines()
     assert "4 x 64 x 64 (ZYX)" in first
     assert second.startswith("  CPU, ")
@@ -431,7 +618,9 @@ def test_an_estimate_writes_nothing(run: Console, stack: Path, tmp_path: Path) -
     assert not out.parent.exists()
 
 
-def test_several_processes_share_a_training_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_several_processes_share_a_training_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("sys.argv", ["napari-strata", "recipes"])
@@ -441,7 +630,9 @@ def test_several_processes_share_a_training_only(monkeypatch: pytest.MonkeyPatch
         "error: found several processes (torchrun), which share the command train only; start this one without "
         "torchrun.\n"
     )
-    monkeypatch.setenv("LOCAL_RANK", "1")  # the same of another process is not said twice
+    monkeypatch.setenv(
+        "LOCAL_RANK", "1"
+    )  # the same of another process is not said twice
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert capsys.readouterr().err == ""

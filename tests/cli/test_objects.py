@@ -23,7 +23,9 @@ CELLS = ClassMap(names=("background", "cytoplasm", "nucleus"), values=(0, 1, 2))
 
 def call(*words: Any) -> Result:
     program = typer.Typer(pretty_exceptions_enable=False)
-    program.callback()(lambda: None)  # with one command only, typer would take its name for an argument
+    program.callback()(
+        lambda: None
+    )  # with one command only, typer would take its name for an argument
     register(program)
     return CliRunner().invoke(program, ["objects", *map(str, words)])
 
@@ -52,7 +54,13 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     plane[2, 57] = 2
     data = np.stack([plane] * 3)
     data[[0, 2], 20, 18] = 2
-    image = Image((data * 100).astype(np.uint16), "ZYX", scale=(1.0, 0.4, 0.4), units=("micrometer",) * 3, name="cells")
+    image = Image(
+        (data * 100).astype(np.uint16),
+        "ZYX",
+        scale=(1.0, 0.4, 0.4),
+        units=("micrometer",) * 3,
+        name="cells",
+    )
     write_labels(tmp_path / "labels.tif", image.labels_like(data, classes=CELLS))
     write_image(tmp_path / "image.tif", image)
     return tmp_path / "labels.tif", tmp_path / "image.tif"
@@ -61,11 +69,27 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 def test_all_options_at_once(tmp_path: Path, files: tuple[Path, Path]) -> None:
     labels, image = files
     out, table = tmp_path / "ids.tif", tmp_path / "ids.csv"
-    words = (labels, "--out", out, "--of", "nucleus", "--smallest", 1, "--fill-holes", "--split", 5)
+    words = (
+        labels,
+        "--out",
+        out,
+        "--of",
+        "nucleus",
+        "--smallest",
+        1,
+        "--fill-holes",
+        "--split",
+        5,
+    )
     text = works(*words, "--table", table, "--image", image)
     assert text == f"{out}, {table}: 2 objects\n"
     found = read_labels(out)
-    assert (found.axes, found.scale, found.units[0], found.classes) == ("ZYX", (1.0, 0.4, 0.4), "micrometer", None)
+    assert (found.axes, found.scale, found.units[0], found.classes) == (
+        "ZYX",
+        (1.0, 0.4, 0.4),
+        "micrometer",
+        None,
+    )
     data = np.asarray(found.data)
     assert data.dtype == np.uint16
     assert sorted(np.unique(data)) == [0, 1, 2]
@@ -84,7 +108,9 @@ def test_plane_by_plane(tmp_path: Path, files: tuple[Path, Path]) -> None:
     words = (files[0], "--out", out, "--of", 2, "--by-plane", "--table", table)
     assert works(*words).endswith(": 6 objects\n")
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert [(row["id"], row["z"]) for row in rows] == [(str(i + 1), str(i // 2)) for i in range(6)]
+    assert [(row["id"], row["z"]) for row in rows] == [
+        (str(i + 1), str(i // 2)) for i in range(6)
+    ]
     assert "area (micrometer^2)" in rows[0]
 
 
@@ -93,16 +119,28 @@ def test_two_classes_need_no_name_and_axes_can_be_given(tmp_path: Path) -> None:
 
     stack = np.zeros((4, 8, 8), np.uint8)
     stack[1:3, 2:4, 2:4] = 255
-    tifffile.imwrite(tmp_path / "mask.tif", stack, photometric="minisblack", metadata=None)
+    tifffile.imwrite(
+        tmp_path / "mask.tif", stack, photometric="minisblack", metadata=None
+    )
     text = works(tmp_path / "mask.tif", "--out", tmp_path / "ids.tif", "--axes", "TYX")
     assert text.endswith("ids.tif: 2 objects\n")
-    text = works(tmp_path / "mask.tif", "--out", tmp_path / "ids.tif", "--axes", "ZYX", "--overwrite")
+    text = works(
+        tmp_path / "mask.tif",
+        "--out",
+        tmp_path / "ids.tif",
+        "--axes",
+        "ZYX",
+        "--overwrite",
+    )
     assert text.endswith("ids.tif: 1 object\n")
 
 
 def test_the_label_file_itself_can_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "m.png"
-    write_labels(path, LabelImage(np.array([[0, 1], [1, 0]], np.uint8), classes=ClassMap.foreground()))
+    write_labels(
+        path,
+        LabelImage(np.array([[0, 1], [1, 0]], np.uint8), classes=ClassMap.foreground()),
+    )
     assert works(path, "--out", path, "--overwrite").endswith("2 objects\n")
     np.testing.assert_array_equal(read_labels(path).data, [[0, 1], [2, 0]])
 
@@ -115,16 +153,22 @@ def test_mistakes_end_in_words_and_write_nothing(
     out = ("--out", tmp_path / "ids.tif", "--of", "nucleus")
     table = ("--table", tmp_path / "t.csv")
     assert "no such file" in refuses(tmp_path / "nothing.tif", *out)
-    assert "found the classes background, cytoplasm, nucleus" in refuses(labels, *out[:2])
+    assert "found the classes background, cytoplasm, nucleus" in refuses(
+        labels, *out[:2]
+    )
     assert "did you mean 'nucleus'" in refuses(labels, *out[:2], "--of", "nucleous")
     assert "--image without --table" in refuses(labels, *out, "--image", image)
-    assert "a table is written as .csv" in refuses(labels, *out, "--table", tmp_path / "t.xlsx")
+    assert "a table is written as .csv" in refuses(
+        labels, *out, "--table", tmp_path / "t.xlsx"
+    )
     assert "suffix '.jpg'" in refuses(labels, "--out", tmp_path / "ids.jpg")
     assert "exists already" in refuses(labels, "--out", image, "--of", "nucleus")
     assert "split=0" in refuses(labels, *out, "--split", 0)
     small = tmp_path / "small.tif"
     write_image(small, Image(np.zeros((3, 40, 50), np.uint8), "ZYX"))
-    assert "differ along X: 50 against 60" in refuses(labels, *out, *table, "--image", small)
+    assert "differ along X: 50 against 60" in refuses(
+        labels, *out, *table, "--image", small
+    )
     small.unlink()
     assert call(labels, *out, "--smallest", -1).exit_code == 2
     assert call(labels).exit_code == 2
@@ -133,10 +177,20 @@ def test_mistakes_end_in_words_and_write_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_table_that_exists_is_kept_and_nothing_is_computed(tmp_path: Path, files: tuple[Path, Path]) -> None:
+def test_a_table_that_exists_is_kept_and_nothing_is_computed(
+    tmp_path: Path, files: tuple[Path, Path]
+) -> None:
     table = tmp_path / "t.csv"
     table.write_text("mine")
-    words = (files[0], "--out", tmp_path / "ids.tif", "--of", "nucleus", "--table", table)
+    words = (
+        files[0],
+        "--out",
+        tmp_path / "ids.tif",
+        "--of",
+        "nucleus",
+        "--table",
+        table,
+    )
     assert "--overwrite" in refuses(*words)
     assert table.read_text() == "mine"
     assert not (tmp_path / "ids.tif").exists()

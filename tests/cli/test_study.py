@@ -68,13 +68,27 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
         folder.mkdir()
     for number, name in enumerate(("a_1", "a_2", "b_1", "b_2")):
         pair = easy_pair((1, 48, 48), seed=number)
-        for folder, array in zip(folders, (pair.image.data, pair.labels.data), strict=True):
+        for folder, array in zip(
+            folders, (pair.image.data, pair.labels.data), strict=True
+        ):
             tifffile.imwrite(folder / f"{name}.tif", np.asarray(array)[0])
     return folders
 
 
-def test_crossval_trains_each_fold_and_ends_in_a_table(tmp_path: Path, data: tuple[Path, Path]) -> None:
-    out = works("crossval", *data, "--out", tmp_path / "cv", "--folds", 2, *SMALL, "--class", "255=grain")
+def test_crossval_trains_each_fold_and_ends_in_a_table(
+    tmp_path: Path, data: tuple[Path, Path]
+) -> None:
+    out = works(
+        "crossval",
+        *data,
+        "--out",
+        tmp_path / "cv",
+        "--folds",
+        2,
+        *SMALL,
+        "--class",
+        "255=grain",
+    )
     result = CrossvalResult.load(tmp_path / "cv")
     assert result.classes.names == ("class 0", "grain")
     assert len(result.folds) == 2
@@ -83,7 +97,18 @@ def test_crossval_trains_each_fold_and_ends_in_a_table(tmp_path: Path, data: tup
 
 
 def test_crossval_by_specimen_as_json(tmp_path: Path, data: tuple[Path, Path]) -> None:
-    words = ("crossval", *data, "--out", tmp_path / "cv", "--folds", 2, *SMALL, "--group", "^([ab])_", "--json")
+    words = (
+        "crossval",
+        *data,
+        "--out",
+        tmp_path / "cv",
+        "--folds",
+        2,
+        *SMALL,
+        "--group",
+        "^([ab])_",
+        "--json",
+    )
     rows = [json.loads(line) for line in works(*words, "--foreground").splitlines()]
     assert sorted(row["text"] for row in rows if row["event"] == "FoldStarted") == [
         f"1 of 2 specimens: {name}" for name in "ab"
@@ -92,9 +117,27 @@ def test_crossval_by_specimen_as_json(tmp_path: Path, data: tuple[Path, Path]) -
     assert rows[-1]["class_names"] == ["background", "foreground"]
 
 
-def test_tune_ends_in_a_table_and_a_model(tmp_path: Path, data: tuple[Path, Path]) -> None:
-    grid = ("--grid", "training.learning_rate=1e-2,1e-5", "--grid", "network.norm=batch,none")
-    words = ("tune", *data, "--out", tmp_path / "t", *grid, "--folds", 1, "--halving", 2, *SMALL)
+def test_tune_ends_in_a_table_and_a_model(
+    tmp_path: Path, data: tuple[Path, Path]
+) -> None:
+    grid = (
+        "--grid",
+        "training.learning_rate=1e-2,1e-5",
+        "--grid",
+        "network.norm=batch,none",
+    )
+    words = (
+        "tune",
+        *data,
+        "--out",
+        tmp_path / "t",
+        *grid,
+        "--folds",
+        1,
+        "--halving",
+        2,
+        *SMALL,
+    )
     out = works(*words)
     result = TuneResult.load(tmp_path / "t")
     assert len(result.trials) == 4
@@ -102,11 +145,24 @@ def test_tune_ends_in_a_table_and_a_model(tmp_path: Path, data: tuple[Path, Path
     assert result.model is not None
     assert "successive halving, one split (" in out
     rows = [json.loads(line) for line in works(*words, "--json").splitlines()]
-    assert rows[-1] | {"event": "TuneEnd", "best": result.best.name, "model": str(result.model)} == rows[-1]
+    assert (
+        rows[-1]
+        | {"event": "TuneEnd", "best": result.best.name, "model": str(result.model)}
+        == rows[-1]
+    )
 
 
-def test_tune_without_the_last_training(tmp_path: Path, data: tuple[Path, Path]) -> None:
-    words = ("--grid", "recipe=unet-ct,unet-classic", "--folds", 1, *SMALL, "--no-retrain")
+def test_tune_without_the_last_training(
+    tmp_path: Path, data: tuple[Path, Path]
+) -> None:
+    words = (
+        "--grid",
+        "recipe=unet-ct,unet-classic",
+        "--folds",
+        1,
+        *SMALL,
+        "--no-retrain",
+    )
     works("tune", *data, "--out", tmp_path / "t", *words)
     assert sorted(trial.name for trial in TuneResult.load(tmp_path / "t").trials) == [
         "recipe=unet-classic",
@@ -115,28 +171,57 @@ def test_tune_without_the_last_training(tmp_path: Path, data: tuple[Path, Path])
     assert not (tmp_path / "t" / "final").exists()
 
 
-def test_bad_input_ends_in_words_and_writes_nothing(tmp_path: Path, data: tuple[Path, Path]) -> None:
+def test_bad_input_ends_in_words_and_writes_nothing(
+    tmp_path: Path, data: tuple[Path, Path]
+) -> None:
     out = ("--out", tmp_path / "out")
     text = refuses("crossval", *data, *out, *SMALL)
-    assert text.startswith("found 4 images with 4 slices labelled in all, fewer than the 5 folds asked for")
-    assert "finds no specimen" in refuses("crossval", *data, *out, *SMALL, "--folds", 2, "--group", "rock")
-    assert "did you mean 'epochs'" in refuses("crossval", *data, *out, "--folds", 2, "--set", "training.epoch=1")
-    assert "did you mean 'widths'" in refuses("tune", *data, *out, *SMALL, "--grid", "network.width=[4],[8]")
-    assert "KEY=V1,V2" in refuses("tune", *data, *out, *SMALL, "--grid", "training.epochs")
+    assert text.startswith(
+        "found 4 images with 4 slices labelled in all, fewer than the 5 folds asked for"
+    )
+    assert "finds no specimen" in refuses(
+        "crossval", *data, *out, *SMALL, "--folds", 2, "--group", "rock"
+    )
+    assert "did you mean 'epochs'" in refuses(
+        "crossval", *data, *out, "--folds", 2, "--set", "training.epoch=1"
+    )
+    assert "did you mean 'widths'" in refuses(
+        "tune", *data, *out, *SMALL, "--grid", "network.width=[4],[8]"
+    )
+    assert "KEY=V1,V2" in refuses(
+        "tune", *data, *out, *SMALL, "--grid", "training.epochs"
+    )
     assert call("crossval", *data, *out, "--folds", 1).exit_code == 2
     assert call("tune", *data, *out).exit_code == 2
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_and_the_same_command_again(tmp_path: Path, data: tuple[Path, Path]) -> None:
-    words = ["crossval", *map(str, data), "--out", str(tmp_path / "cv"), "--folds", "2", *SMALL]
+def test_ctrl_c_and_the_same_command_again(
+    tmp_path: Path, data: tuple[Path, Path]
+) -> None:
+    words = [
+        "crossval",
+        *map(str, data),
+        "--out",
+        str(tmp_path / "cv"),
+        "--folds",
+        "2",
+        *SMALL,
+    ]
     words += ["--set=training.epochs=3"]
     code = "import signal, typer; from napari_strata.cli.study import register; app = typer.Typer(); register(app); "
     # A test run in the background of a shell is started deaf to SIGINT, and so would be its children.
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); app()"
-    run = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "cv" / "fold_1" / "last.pt").is_file() and time.monotonic() < deadline:
+    while (
+        not (tmp_path / "cv" / "fold_1" / "last.pt").is_file()
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
     assert run.wait(60) != 0

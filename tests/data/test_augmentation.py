@@ -15,7 +15,13 @@ from napari_strata.data.augmentation import Augmenter
 from napari_strata.normalization import fixed
 from napari_strata.recipe import Augmentation
 
-OFF = {"flip_horizontal": False, "flip_vertical": False, "quarter_turns": False, "brightness": 0.0, "contrast": 0.0}
+OFF = {
+    "flip_horizontal": False,
+    "flip_vertical": False,
+    "quarter_turns": False,
+    "brightness": 0.0,
+    "contrast": 0.0,
+}
 TURNS = {"flip_horizontal": True, "flip_vertical": True, "quarter_turns": True}
 ALL = TURNS | {
     "rotation": 30, "scale": 0.3, "shear": 10, "elastic": 6, "brightness": 0.3, "contrast": 0.3, "gamma": 0.3,
@@ -33,15 +39,21 @@ def augmenter(*, physical=False, **items):
 
 def alike(count=8, side=24, width=None, seed=0, blob=4):
     """Images whose grey values are their labels, in square blobs, so that both can be compared."""
-    coarse = torch.randint(0, 4, (count, side // blob, (width or side) // blob), generator=seeded(seed))
-    labels = coarse.repeat_interleave(blob, 1).repeat_interleave(blob, 2).to(torch.uint8)
+    coarse = torch.randint(
+        0, 4, (count, side // blob, (width or side) // blob), generator=seeded(seed)
+    )
+    labels = (
+        coarse.repeat_interleave(blob, 1).repeat_interleave(blob, 2).to(torch.uint8)
+    )
     return labels[:, None].float(), labels
 
 
 def smooth(count=4, channels=1, side=32, seed=0):
     """Images without sharp edges, and labels that are all 0."""
     coarse = torch.rand(count, channels, 5, 5, generator=seeded(seed))
-    images = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic", align_corners=True)
+    images = torch.nn.functional.interpolate(
+        coarse, (side, side), mode="bicubic", align_corners=True
+    )
     return images, torch.zeros(count, side, side, dtype=torch.uint8)
 
 
@@ -71,7 +83,10 @@ def test_flips_and_turns_move_image_and_labels_alike(name):
 
 
 def test_all_eight_symmetries_come_up_evenly():
-    images, labels = torch.rand(1, 1, 6, 6).repeat(800, 1, 1, 1), torch.zeros(800, 6, 6, dtype=torch.uint8)
+    images, labels = (
+        torch.rand(1, 1, 6, 6).repeat(800, 1, 1, 1),
+        torch.zeros(800, 6, 6, dtype=torch.uint8),
+    )
     moved, _ = augmenter(**TURNS)(images, labels, seeded())
     expected = [module._symmetry(images[0], kind) for kind in range(8)]
     counts = [sum(torch.equal(m, e) for m in moved) for e in expected]
@@ -81,9 +96,14 @@ def test_all_eight_symmetries_come_up_evenly():
 
 def test_both_flips_make_half_a_turn():
     images, labels = alike(16)
-    moved, _ = augmenter(flip_horizontal=True, flip_vertical=True)(images, labels, seeded())
+    moved, _ = augmenter(flip_horizontal=True, flip_vertical=True)(
+        images, labels, seeded()
+    )
     for one, other in zip(images, moved, strict=True):
-        assert any(torch.equal(other, c) for c in (one, one.flip(-1), one.flip(-2), one.flip((-1, -2))))
+        assert any(
+            torch.equal(other, c)
+            for c in (one, one.flip(-1), one.flip(-2), one.flip((-1, -2)))
+        )
 
 
 def test_oblong_patches_turn_by_halves_only():
@@ -117,11 +137,17 @@ def test_beyond_the_picture_is_unlabelled_and_not_background():
 
 def test_a_rotation_by_a_known_angle_takes_pixels_from_where_it_should():
     side = 33
-    rows, columns = torch.meshgrid(torch.arange(side) - 16.0, torch.arange(side) - 16.0, indexing="ij")
+    rows, columns = torch.meshgrid(
+        torch.arange(side) - 16.0, torch.arange(side) - 16.0, indexing="ij"
+    )
     turn = math.radians(30)
-    matrix = torch.tensor([[[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]])
+    matrix = torch.tensor(
+        [[[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]]
+    )
     grid = module._grid((side, side), matrix, None, [])
-    found = module._sampled(torch.stack([rows, columns])[None], grid, "bilinear", "border")[0]
+    found = module._sampled(
+        torch.stack([rows, columns])[None], grid, "bilinear", "border"
+    )[0]
     wanted = torch.einsum("ij,jyx->iyx", matrix[0], torch.stack([rows, columns]))
     inside = wanted.abs().amax(0) <= 16
     assert inside.sum() > 700
@@ -134,7 +160,11 @@ def test_the_grid_of_no_change_is_no_change_for_any_number_of_axes():
         assert grid.shape == (1, *shape, len(shape))
         for axis, length in enumerate(shape):
             centres = (2 * torch.arange(length) + 1) / length - 1
-            found = grid[0].movedim(axis, 0).reshape(length, -1, len(shape))[:, 0, len(shape) - 1 - axis]
+            found = (
+                grid[0]
+                .movedim(axis, 0)
+                .reshape(length, -1, len(shape))[:, 0, len(shape) - 1 - axis]
+            )
             torch.testing.assert_close(found, centres)
 
 
@@ -161,7 +191,14 @@ def test_rotation_and_shear_stay_within_their_angles():
 
 def test_probability_is_the_share_of_samples_that_change():
     images, labels = smooth(400, side=16)
-    for item in ({"rotation": 90}, {"elastic": 5}, {"noise": 1.0}, {"gamma": 0.9}, {"brightness": 1.0}, {"blur": 3.0}):
+    for item in (
+        {"rotation": 90},
+        {"elastic": 5},
+        {"noise": 1.0},
+        {"gamma": 0.9},
+        {"brightness": 1.0},
+        {"blur": 3.0},
+    ):
         moved, _ = augmenter(probability=0.3, **item)(images, labels, seeded())
         share = (moved != images).flatten(1).any(1).float().mean()
         assert share == pytest.approx(0.3, abs=0.07), item
@@ -169,17 +206,22 @@ def test_probability_is_the_share_of_samples_that_change():
 
 def test_samples_that_are_not_chosen_stay_bit_for_bit():
     images, labels = alike(64)
-    moved, codes = augmenter(rotation=40, elastic=4, noise=0.5, blur=2, gamma=0.5, probability=0.15)(
-        images, labels, seeded()
-    )
-    same = [(torch.equal(moved[i], images[i]), torch.equal(codes[i], labels[i])) for i in range(64)]
+    moved, codes = augmenter(
+        rotation=40, elastic=4, noise=0.5, blur=2, gamma=0.5, probability=0.15
+    )(images, labels, seeded())
+    same = [
+        (torch.equal(moved[i], images[i]), torch.equal(codes[i], labels[i]))
+        for i in range(64)
+    ]
     assert sum(a and b for a, b in same) > 20
     assert sum(not a for a, b in same) > 10
 
 
 def test_image_and_labels_are_bent_alike():
     images, labels = alike(8, 128, blob=32)
-    moved, codes = augmenter(elastic=6, rotation=25, scale=0.2, shear=10, probability=1)(images, labels, seeded())
+    moved, codes = augmenter(
+        elastic=6, rotation=25, scale=0.2, shear=10, probability=1
+    )(images, labels, seeded())
     known = codes != IGNORE
     # Nearest and linear interpolation agree but for edges between blobs.
     agree = (moved[:, 0] - codes.float()).abs()[known] < 0.5
@@ -194,14 +236,21 @@ def test_a_bend_moves_no_pixel_further_than_asked_and_never_folds():
     for weights, length in zip(knots, shape, strict=True):
         torch.testing.assert_close(weights.sum(1), torch.ones(length))
     for seed in range(20):
-        bends = module._within((1, 2, knots[0].shape[1], knots[1].shape[1]), most, seeded(seed)).sign() * most
+        bends = (
+            module._within(
+                (1, 2, knots[0].shape[1], knots[1].shape[1]), most, seeded(seed)
+            ).sign()
+            * most
+        )
         grid = module._grid(shape, torch.eye(2)[None], bends, knots)[0]
         still = module._grid(shape, torch.eye(2)[None], None, [])[0]
         moved = (grid - still) * torch.tensor([shape[1], shape[0]]) / 2
         assert moved.abs().max() <= most + 1e-3
         across = (grid[:, 1:, 0] - grid[:, :-1, 0])[:-1]
         down = (grid[1:, :, 1] - grid[:-1, :, 1])[:, :-1]
-        slant = (grid[1:, :, 0] - grid[:-1, :, 0])[:, :-1] * (grid[:, 1:, 1] - grid[:, :-1, 1])[:-1]
+        slant = (grid[1:, :, 0] - grid[:-1, :, 0])[:, :-1] * (
+            grid[:, 1:, 1] - grid[:, :-1, 1]
+        )[:-1]
         assert (across * down - slant > 0).all()  # the Jacobian determinant
 
 
@@ -222,14 +271,22 @@ def test_brightness_shifts_and_contrast_stretches_about_the_mean():
 def test_brightness_in_albumentations_terms(scale, times):
     """RandomBrightnessContrast(brightness_limit=b, contrast_limit=0) adds up to b * 255 to 8-bit grey values."""
     limit = 0.2
-    picture = torch.randint(0, 256, (3, 16, 16), generator=seeded(), dtype=torch.uint8).numpy()
+    picture = torch.randint(
+        0, 256, (3, 16, 16), generator=seeded(), dtype=torch.uint8
+    ).numpy()
     spread = torch.tensor(fixed(scale, "uint8", 3).spread).reshape(3, 1, 1)
-    images = torch.from_numpy(fixed(scale, "uint8", 3).apply(picture)).expand(400, 3, 16, 16)
+    images = torch.from_numpy(fixed(scale, "uint8", 3).apply(picture)).expand(
+        400, 3, 16, 16
+    )
     labels = torch.zeros(400, 16, 16, dtype=torch.uint8)
-    shifted, _ = augmenter(brightness=limit * times, probability=1)(images, labels, seeded())
+    shifted, _ = augmenter(brightness=limit * times, probability=1)(
+        images, labels, seeded()
+    )
     moved = ((shifted - images) * spread).amax((1, 2, 3))  # in grey values of the file
     assert moved.max() == pytest.approx(limit * 255, rel=0.02)
-    assert moved.std() == pytest.approx(2 * limit * 255 / 12**0.5, rel=0.1)  # evenly spread, as theirs
+    assert moved.std() == pytest.approx(
+        2 * limit * 255 / 12**0.5, rel=0.1
+    )  # evenly spread, as theirs
 
 
 def test_contrast_in_albumentations_terms_stretches_by_the_same_share():
@@ -241,7 +298,9 @@ def test_contrast_in_albumentations_terms_stretches_by_the_same_share():
     assert 0.8 <= factor.min() < 0.81
     assert 1.19 < factor.max() <= 1.2001
     theirs = images * factor.reshape(-1, 1, 1, 1)
-    torch.testing.assert_close(stretched - theirs, (mean * (1 - factor.reshape(-1, 1, 1, 1))).expand_as(images))
+    torch.testing.assert_close(
+        stretched - theirs, (mean * (1 - factor.reshape(-1, 1, 1, 1))).expand_as(images)
+    )
 
 
 def test_flips_are_those_of_albumentations():
@@ -249,7 +308,9 @@ def test_flips_are_those_of_albumentations():
     images, labels = alike(200, side=8, blob=1)
     for name, axis in (("flip_horizontal", -1), ("flip_vertical", -2)):
         flipped, codes = augmenter(**{name: True})(images, labels, seeded())
-        mirrored = [torch.equal(a, b.flip(axis)) for a, b in zip(flipped, images, strict=True)]
+        mirrored = [
+            torch.equal(a, b.flip(axis)) for a, b in zip(flipped, images, strict=True)
+        ]
         assert 70 < sum(mirrored) < 130
         for i, yes in enumerate(mirrored):
             assert torch.equal(codes[i], labels[i].flip(axis) if yes else labels[i])
@@ -266,13 +327,21 @@ def test_gamma_keeps_order_and_ends_of_each_channel():
 
 
 def test_a_constant_image_stays_finite_and_constant_under_grey_items():
-    images, labels = torch.full((8, 1, 20, 20), 3.0), torch.zeros(8, 20, 20, dtype=torch.uint8)
-    out, _ = augmenter(gamma=0.5, contrast=0.5, blur=2, probability=1)(images, labels, seeded())
+    images, labels = (
+        torch.full((8, 1, 20, 20), 3.0),
+        torch.zeros(8, 20, 20, dtype=torch.uint8),
+    )
+    out, _ = augmenter(gamma=0.5, contrast=0.5, blur=2, probability=1)(
+        images, labels, seeded()
+    )
     torch.testing.assert_close(out, images)
 
 
 def test_noise_is_as_strong_as_asked():
-    images, labels = torch.zeros(200, 1, 32, 32), torch.zeros(200, 32, 32, dtype=torch.uint8)
+    images, labels = (
+        torch.zeros(200, 1, 32, 32),
+        torch.zeros(200, 32, 32, dtype=torch.uint8),
+    )
     noisy, _ = augmenter(noise=0.8, probability=1)(images, labels, seeded())
     spread = noisy.flatten(1).std(1)
     assert 0.7 < spread.max() < 0.88
@@ -300,7 +369,9 @@ def test_blur_is_a_gaussian_that_keeps_the_sum():
         for axis in (0, 1):
             profile = one.sum(axis)
             assert (profile * offsets).sum() == pytest.approx(0, abs=1e-5)
-            assert (profile * offsets**2).sum().sqrt() == pytest.approx(float(wanted), rel=0.03)
+            assert (profile * offsets**2).sum().sqrt() == pytest.approx(
+                float(wanted), rel=0.03
+            )
 
 
 def test_physical_grey_values_are_left_alone():
@@ -311,7 +382,10 @@ def test_physical_grey_values_are_left_alone():
     assert not torch.equal(augmenter(**items)(images, labels, seeded())[0], images)
     turned, codes = augmenter(physical=True, **items, **TURNS)(*alike(), seeded())
     assert torch.equal(turned[:, 0], codes.float())
-    assert not torch.equal(augmenter(physical=True, noise=1.0, probability=1)(images, labels, seeded())[0], images)
+    assert not torch.equal(
+        augmenter(physical=True, noise=1.0, probability=1)(images, labels, seeded())[0],
+        images,
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -321,9 +395,13 @@ def test_physical_grey_values_are_left_alone():
     count=st.integers(1, 5),
     seed=st.integers(0, 2**31),
 )
-def test_any_size_and_channel_count_keeps_its_shape_and_makes_no_label_up(channels, shape, count, seed):
+def test_any_size_and_channel_count_keeps_its_shape_and_makes_no_label_up(
+    channels, shape, count, seed
+):
     images = torch.rand(count, channels, *shape, generator=seeded(seed))
-    labels = torch.randint(0, 3, (count, *shape), generator=seeded(seed), dtype=torch.uint8)
+    labels = torch.randint(
+        0, 3, (count, *shape), generator=seeded(seed), dtype=torch.uint8
+    )
     labels[labels == 1] = IGNORE
     moved, codes = augmenter(**ALL)(images, labels, seeded(seed))
     assert moved.shape == images.shape
@@ -341,7 +419,9 @@ def test_grey_values_beneath_ignore_and_labels_do_not_touch_each_other(seed):
     images, labels = alike(seed=seed % 97)
     other = labels.clone()
     other[:, 5:9] = IGNORE
-    first, again = (augmenter(**ALL)(images, codes, seeded(seed)) for codes in (labels, other))
+    first, again = (
+        augmenter(**ALL)(images, codes, seeded(seed)) for codes in (labels, other)
+    )
     assert torch.equal(first[0], again[0])
     assert ((first[1] == again[1]) | (again[1] == IGNORE)).all()
 

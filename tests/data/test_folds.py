@@ -28,7 +28,10 @@ def random_labels(shape, seed=0):
 
 def photos(count, names=()):
     names = names or [f"photo {i}" for i in range(count)]
-    return [pair(random_labels((60, 60), i), "YX", name=name) for i, name in enumerate(names)]
+    return [
+        pair(random_labels((60, 60), i), "YX", name=name)
+        for i, name in enumerate(names)
+    ]
 
 
 def folds(pairs, k, seed=0, **options):
@@ -46,7 +49,10 @@ def places(parts):
     seed=st.integers(0, 99),
 )
 def test_each_part_validates_once_and_never_in_the_fold_that_it_trains(depths, k, seed):
-    pairs = [pair(random_labels((depth, 8, 8), i), name=f"s{i}") for i, depth in enumerate(depths)]
+    pairs = [
+        pair(random_labels((depth, 8, 8), i), name=f"s{i}")
+        for i, depth in enumerate(depths)
+    ]
     if sum(depths) < k:
         with pytest.raises(LabelError, match="fewer than"):
             folds(pairs, k, seed)
@@ -65,7 +71,9 @@ def test_each_part_validates_once_and_never_in_the_fold_that_it_trains(depths, k
             # By slice: where there are long stretches, no neighbour of a held slice trains.
             for name, (letter, z) in check:
                 if depths[int(name[1:])] > 8:
-                    assert not {(name, (letter, z - 1)), (name, (letter, z + 1))} & learn
+                    assert (
+                        not {(name, (letter, z - 1)), (name, (letter, z + 1))} & learn
+                    )
         else:
             assert not {name for name, *_ in learn} & {name for name, *_ in check}
 
@@ -84,7 +92,9 @@ def test_the_same_seed_gives_the_same_folds_and_another_other_ones():
 
 
 def test_two_stacks_for_five_folds_are_split_by_slice():
-    found = folds([pair(random_labels((4, 8, 8), i), name=f"s{i}") for i in range(2)], 4)
+    found = folds(
+        [pair(random_labels((4, 8, 8), i), name=f"s{i}") for i in range(2)], 4
+    )
     assert all(" of 8 slices: s" in split.text for split in found)
     assert all(len(split.validation) == 2 for split in found)
     assert all(len(split.training) == 6 for split in found)
@@ -98,7 +108,9 @@ def test_a_long_stack_is_held_back_in_runs_with_a_gap():
         assert held == list(range(held[0], held[-1] + 1))
         assert 7 <= len(held) <= 15
         beside = sorted({held[0] - 1, held[-1] + 1} & set(range(40)))
-        assert [part.index["Z"] for part in split.training] == sorted(set(range(40)) - {*held, *beside})
+        assert [part.index["Z"] for part in split.training] == sorted(
+            set(range(40)) - {*held, *beside}
+        )
         assert split.text == (
             f"{len(held)} of 40 slices: {held[0]} to {held[-1]}; left out beside them: {', '.join(map(str, beside))}"
         )
@@ -108,7 +120,9 @@ def test_a_long_stack_is_held_back_in_runs_with_a_gap():
 
 def test_nine_slices_in_nine_folds():
     found = folds(pair(random_labels((9, 8, 8))), 9)
-    assert [part.index["Z"] for split in found for part in split.validation] == list(range(9))
+    assert [part.index["Z"] for split in found for part in split.validation] == list(
+        range(9)
+    )
     assert found[0].text == "1 of 9 slices: 0; left out beside it: 1"
 
 
@@ -126,27 +140,50 @@ NAMES = ["rock1_a", "rock1_b", "rock2_a", "rock2_b", "rock2_c", "rock3_a"]
 def test_images_of_one_specimen_stay_together():
     for seed in range(4):
         found = folds(photos(6, NAMES), 3, seed, group="^(rock[0-9]+)_")
-        assert sorted(split.text for split in found) == [f"1 of 3 specimens: rock{i}" for i in (1, 2, 3)]
+        assert sorted(split.text for split in found) == [
+            f"1 of 3 specimens: rock{i}" for i in (1, 2, 3)
+        ]
         for split in found:
-            sides = [{part.pair.name.split("_")[0] for part in side} for side in (split.training, split.validation)]
+            sides = [
+                {part.pair.name.split("_")[0] for part in side}
+                for side in (split.training, split.validation)
+            ]
             assert not sides[0] & sides[1]
 
 
 def test_a_group_may_be_the_whole_match_or_stand_in_the_path():
     assert len(folds(photos(6, NAMES), 3, group="rock[0-9]")) == 3
     pairs = [
-        pair(random_labels((60, 60), i), "YX", name=f"{i}", source=f"/data/{s}/{i}.tif") for i, s in enumerate("aab")
+        pair(random_labels((60, 60), i), "YX", name=f"{i}", source=f"/data/{s}/{i}.tif")
+        for i, s in enumerate("aab")
     ]
-    assert {split.text for split in folds(pairs, 2, group="/data/(.)/")} == {f"1 of 2 specimens: {s}" for s in "ab"}
+    assert {split.text for split in folds(pairs, 2, group="/data/(.)/")} == {
+        f"1 of 2 specimens: {s}" for s in "ab"
+    }
 
 
 @pytest.mark.parametrize(
     ("pairs", "k", "group", "words"),
     [
-        (photos(3), 5, None, ("found 3 images with 3 slices", "fewer than the 5 folds", "use --folds 3")),
+        (
+            photos(3),
+            5,
+            None,
+            ("found 3 images with 3 slices", "fewer than the 5 folds", "use --folds 3"),
+        ),
         (photos(1), 2, None, ("found 1 image with 1 slice", "train")),
-        (pair(random_labels((4, 8, 8))), 5, None, ("found 1 image with 4 slices", "use --folds 4")),
-        (photos(6, NAMES), 4, "^(rock[0-9])", ("3 specimens (rock1, rock2, rock3) in 6 images", "use --folds 3")),
+        (
+            pair(random_labels((4, 8, 8))),
+            5,
+            None,
+            ("found 1 image with 4 slices", "use --folds 4"),
+        ),
+        (
+            photos(6, NAMES),
+            4,
+            "^(rock[0-9])",
+            ("3 specimens (rock1, rock2, rock3) in 6 images", "use --folds 3"),
+        ),
         (photos(6, NAMES), 3, "^(stone)", ("finds no specimen", "rock1_a, rock1_b")),
         (photos(6, NAMES), 3, "(rock", ("is not a regular expression",)),
         (photos(6), 1, None, ("at least 2",)),
@@ -164,7 +201,11 @@ def test_slices_without_a_label_do_not_count():
     labels = np.zeros((30, 60, 60), np.uint8)
     labels[::10] = random_labels((3, 60, 60))
     found = folds(pair(labels), 3)
-    assert sorted(part.index["Z"] for split in found for part in split.validation) == [0, 10, 20]
+    assert sorted(part.index["Z"] for split in found for part in split.validation) == [
+        0,
+        10,
+        20,
+    ]
     assert all(len(split.training) == 2 for split in found)
 
 
@@ -173,10 +214,15 @@ def test_slices_without_a_label_do_not_count():
 def test_a_class_of_two_images_is_in_both_halves_of_each_fold_that_can_have_it(seed):
     """Of 6 images in 2 folds two have clay: parted, each fold trains on one and validates on the other."""
     rng = np.random.default_rng(seed)
-    labels = [np.where(np.arange(3600).reshape(60, 60) % 2, 1, 3).astype(np.uint8) for _ in range(6)]
+    labels = [
+        np.where(np.arange(3600).reshape(60, 60) % 2, 1, 3).astype(np.uint8)
+        for _ in range(6)
+    ]
     for i in rng.choice(6, 2, replace=False):
         labels[i][:5] = 2
-    found = folds([pair(one, "YX", name=str(i)) for i, one in enumerate(labels)], 2, seed)
+    found = folds(
+        [pair(one, "YX", name=str(i)) for i, one in enumerate(labels)], 2, seed
+    )
     assert all(split.warnings == () for split in found)
 
 
@@ -195,12 +241,26 @@ def test_a_class_that_one_fold_alone_has_is_named():
         np.asarray(one.labels.data)[np.asarray(one.labels.data) == 2] = 1
     labels[:5] = 2
     warnings = [split.warnings for split in folds(pairs, 4)]
-    assert sum("'clay' (value 2) has no labelled pixel in training" in " ".join(one) for one in warnings) == 1
-    assert sum("'clay' (value 2) has no labelled pixel in validation" in " ".join(one) for one in warnings) == 3
+    assert (
+        sum(
+            "'clay' (value 2) has no labelled pixel in training" in " ".join(one)
+            for one in warnings
+        )
+        == 1
+    )
+    assert (
+        sum(
+            "'clay' (value 2) has no labelled pixel in validation" in " ".join(one)
+            for one in warnings
+        )
+        == 3
+    )
 
 
 def test_too_few_pixels_are_said_once_for_all_folds():
     pairs = [pair(random_labels((20, 20), i), "YX", name=str(i)) for i in range(4)]
     warnings = [text for split in folds(pairs, 4) for text in split.warnings]
-    assert len([text for text in warnings if "1600 labelled pixels in all" in text]) == 1
+    assert (
+        len([text for text in warnings if "1600 labelled pixels in all" in text]) == 1
+    )
     assert len(warnings) == 1

@@ -34,24 +34,37 @@ def test_a_small_stack_gives_at_least_so_many_patches():
 
 
 def pair(image, labels, axes="ZYX", *, label_axes="", name="sand"):
-    return AnnotatedImage(Image(image, axes, name=name), LabelImage(labels, label_axes or axes), name)
+    return AnnotatedImage(
+        Image(image, axes, name=name), LabelImage(labels, label_axes or axes), name
+    )
 
 
 def stack(shape=(3, 70, 90), seed=0, dtype=np.uint16):
     rng = np.random.default_rng(seed)
     labels = rng.choice([0, 1, 3, 7], shape, p=[0.5, 0.3, 0.15, 0.05]).astype(np.uint8)
-    return (rng.integers(0, 500, shape) + 300 * labels.astype(int)).astype(dtype), labels
+    return (rng.integers(0, 500, shape) + 300 * labels.astype(int)).astype(
+        dtype
+    ), labels
 
 
 def recipe(**overrides):
-    dotted = {"network.kind": "unet", "network.widths": (4, 8), "patches.size": 32, "training.batch_size": 4}
-    return Recipe().with_overrides(dotted | {k.replace("__", "."): v for k, v in overrides.items()})
+    dotted = {
+        "network.kind": "unet",
+        "network.widths": (4, 8),
+        "patches.size": 32,
+        "training.batch_size": 4,
+    }
+    return Recipe().with_overrides(
+        dotted | {k.replace("__", "."): v for k, v in overrides.items()}
+    )
 
 
 def source(pairs, parts=None, *, classes=CLASSES, **overrides):
     chosen = recipe(**overrides)
     spec = resolve(chosen, pairs, classes=classes)
-    return PatchSource(whole(pairs, classes) if parts is None else parts, spec, chosen), spec
+    return PatchSource(
+        whole(pairs, classes) if parts is None else parts, spec, chosen
+    ), spec
 
 
 def test_an_epoch_covers_the_planes_area_once_in_full_batches():
@@ -68,7 +81,9 @@ def test_an_epoch_covers_the_planes_area_once_in_full_batches():
         assert set(labels.unique().tolist()) <= {0, 1, 2, IGNORE}
 
 
-@pytest.mark.parametrize(("per_epoch", "sizes"), [(10, [3, 4, 3]), (2, [2]), (8, [4, 4])])
+@pytest.mark.parametrize(
+    ("per_epoch", "sizes"), [(10, [3, 4, 3]), (2, [2]), (8, [4, 4])]
+)
 def test_the_recipe_may_say_how_many_patches(per_epoch, sizes):
     patches, _ = source(pair(*stack()), patches__per_epoch=per_epoch)
     found = [len(b.images) for b in patches.epoch(0)]
@@ -88,9 +103,13 @@ def test_grey_values_and_labels_lie_where_they_did_and_are_normalised():
     scale = spec.normalization.scale
     for images, codes in patches.epoch(3):
         for one, code in zip(images, codes, strict=True):
-            values = np.rint(one[0].numpy() * scale.spread[0] + scale.center[0]).astype(int)
+            values = np.rint(one[0].numpy() * scale.spread[0] + scale.center[0]).astype(
+                int
+            )
             top, left = divmod(int(values[0, 0]), 64)
-            np.testing.assert_array_equal(values, image[0, top : top + 32, left : left + 32])
+            np.testing.assert_array_equal(
+                values, image[0, top : top + 32, left : left + 32]
+            )
             encoded = CLASSES.encode(labels[0, top : top + 32, left : left + 32])
             np.testing.assert_array_equal(code.numpy(), encoded)
 
@@ -98,7 +117,8 @@ def test_grey_values_and_labels_lie_where_they_did_and_are_normalised():
 def same(some, others):
     some, others = list(some), list(others)
     return len(some) == len(others) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in zip(some, others, strict=True)
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+        for a, b in zip(some, others, strict=True)
     )
 
 
@@ -181,11 +201,21 @@ def test_labels_beneath_unlabelled_change_no_batch():
 
 def test_relative_grey_values_are_scaled_image_by_image():
     (dark, labels), (bright, more) = stack(seed=1), stack(seed=2)
-    pairs = [pair(dark, labels, name="dark"), pair(bright * 10 + 5000, more, name="bright")]
-    patches, _ = source(pairs, normalization__grey_values="relative", patches__balance=0.0, patches__per_epoch=60)
+    pairs = [
+        pair(dark, labels, name="dark"),
+        pair(bright * 10 + 5000, more, name="bright"),
+    ]
+    patches, _ = source(
+        pairs,
+        normalization__grey_values="relative",
+        patches__balance=0.0,
+        patches__per_epoch=60,
+    )
     means = torch.cat([b.images.mean((1, 2, 3)) for b in patches.epoch(0)])
     assert means.abs().max() < 0.4  # no image stands out
-    fixed, _ = source(pairs, normalization__grey_values="physical", patches__per_epoch=60)
+    fixed, _ = source(
+        pairs, normalization__grey_values="physical", patches__per_epoch=60
+    )
     means = torch.cat([b.images.mean((1, 2, 3)) for b in fixed.epoch(0)])
     assert (means > 0.5).any()
     assert (means < -0.5).any()
@@ -196,7 +226,11 @@ def test_a_block_is_normalised_by_its_whole_image():
     image[0, :, :32] //= 4
     given = pair(image, labels)
     (plane,) = whole(given, CLASSES)
-    patches, _ = source(given, [plane.block((slice(0, 64), slice(0, 32)))], normalization__grey_values="relative")
+    patches, _ = source(
+        given,
+        [plane.block((slice(0, 64), slice(0, 32)))],
+        normalization__grey_values="relative",
+    )
     assert torch.cat([b.images for b in patches.epoch(0)]).mean() < -0.3
 
 
@@ -205,7 +239,9 @@ def test_patches_never_leave_their_block():
     image[0, :, 60:] = 60_000
     (plane,) = whole(pair(image, labels), CLASSES)
     patches, spec = source(
-        pair(image, labels), [plane.block((slice(0, 64), slice(0, 60)))], normalization__grey_values="dtype"
+        pair(image, labels),
+        [plane.block((slice(0, 64), slice(0, 60)))],
+        normalization__grey_values="dtype",
     )
     seen = torch.cat([b.images for e in range(3) for b in patches.epoch(e)])
     assert seen.max() < 59_000 / 65_535
@@ -239,14 +275,19 @@ def test_resized_planes_each_come_once_an_epoch_shuffled():
     labels[:] = 1
     for z in range(9):
         image[z] = 1000 * z
-    patches, spec = source(pair(image, labels), patches__resize=48, normalization__grey_values="dtype")
+    patches, spec = source(
+        pair(image, labels), patches__resize=48, normalization__grey_values="dtype"
+    )
     assert len(patches) == 3
     orders = []
     for epoch in (1, 2):
         batches = list(patches.epoch(epoch))
         assert [len(b.images) for b in batches] == [3, 3, 3]
         assert batches[0].images.shape == (3, 1, 48, 48)
-        values = torch.cat([b.images.mean((1, 2, 3)) for b in batches]) * spec.normalization.scale.spread[0]
+        values = (
+            torch.cat([b.images.mean((1, 2, 3)) for b in batches])
+            * spec.normalization.scale.spread[0]
+        )
         orders.append(torch.round(values / 1000).int().tolist())
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(9))
     assert orders[0] != orders[1]
@@ -271,16 +312,28 @@ def test_another_number_of_channels_is_refused_by_name():
     given = pair(image, labels)
     chosen = recipe()
     spec = resolve(chosen, given, classes=CLASSES)
-    rgba = pair(np.zeros((4, 32, 32), np.uint8), labels[0], "CYX", label_axes="YX", name="photo.png")
-    with pytest.raises(ImageError, match=r"^photo.png: found 4 channels, the model takes 1"):
+    rgba = pair(
+        np.zeros((4, 32, 32), np.uint8),
+        labels[0],
+        "CYX",
+        label_axes="YX",
+        name="photo.png",
+    )
+    with pytest.raises(
+        ImageError, match=r"^photo.png: found 4 channels, the model takes 1"
+    ):
         PatchSource(whole(rgba, CLASSES), spec, chosen)
 
 
 def test_channels_are_kept_in_order():
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 50, (40, 40, 3)).astype(np.uint8) + np.array([0, 80, 160], np.uint8)
+    image = rng.integers(0, 50, (40, 40, 3)).astype(np.uint8) + np.array(
+        [0, 80, 160], np.uint8
+    )
     labels = np.full((40, 40), 3, np.uint8)
-    patches, _ = source(pair(image, labels, "YXC", label_axes="YX"), normalization__grey_values="dtype")
+    patches, _ = source(
+        pair(image, labels, "YXC", label_axes="YX"), normalization__grey_values="dtype"
+    )
     means = next(patches.epoch(0)).images.mean((0, 2, 3))
     assert means[0] < 0.2 < means[1] < 0.5 < means[2]
 
@@ -309,7 +362,9 @@ def test_dropping_the_iterator_ends_its_thread():
 
 def test_an_error_while_reading_reaches_the_caller(monkeypatch):
     patches, _ = source(pair(*stack()))
-    monkeypatch.setattr(patches, "_patch", lambda place: (_ for _ in ()).throw(OSError("disk gone")))
+    monkeypatch.setattr(
+        patches, "_patch", lambda place: (_ for _ in ()).throw(OSError("disk gone"))
+    )
     with pytest.raises(OSError, match="disk gone"):
         next(patches.epoch(0))
 
@@ -319,12 +374,16 @@ def test_plain_batches_repeat_and_do_not_balance_classes() -> None:
     rare[0, :8, :8] = 1
     image = Image(np.arange(256 * 256, dtype=np.uint16).reshape(1, 256, 256), "ZYX")
     pair = AnnotatedImage(image, image.labels_like(rare))
-    recipe = Recipe().with_overrides({"patches.size": 32, "network.kind": "unet", "patches.balance": 1.0})
+    recipe = Recipe().with_overrides(
+        {"patches.size": 32, "network.kind": "unet", "patches.balance": 1.0}
+    )
     spec = resolve(recipe, [pair])
     source = PatchSource(whole([pair], spec.classes), spec, recipe)
     first, again = (list(source.plain(40, batch_size=16)) for _ in range(2))
     assert [len(b.images) for b in first] == [16, 16, 8]
-    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
+    assert all(
+        torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True)
+    )
     seen = torch.cat([b.labels for b in first])
     drawn = torch.cat([b.labels for b in source.epoch(0)])
     assert (seen == 1).flatten(1).any(1).float().mean() < 0.3

@@ -7,7 +7,14 @@ import pytest
 
 from napari_strata.classes import IGNORE, ClassMap
 from napari_strata.data import parts as module
-from napari_strata.data.parts import Part, count, counts_of, find_nonfinite, shown, whole
+from napari_strata.data.parts import (
+    Part,
+    count,
+    counts_of,
+    find_nonfinite,
+    shown,
+    whole,
+)
 from napari_strata.errors import LabelError
 from napari_strata.image import AnnotatedImage, Image, LabelImage
 
@@ -15,12 +22,18 @@ CLASSES = ClassMap.from_values([0, 1, 3, 7], unlabelled=[0])
 
 
 def pair(image, labels, axes="ZYX", *, label_axes="", name="sand", source=None):
-    return AnnotatedImage(Image(image, axes, name=name), LabelImage(labels, label_axes or axes, source=source), name)
+    return AnnotatedImage(
+        Image(image, axes, name=name),
+        LabelImage(labels, label_axes or axes, source=source),
+        name,
+    )
 
 
 def stack(shape=(3, 8, 10), seed=0):
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 1000, shape).astype(np.uint16), rng.choice([0, 1, 3, 7], shape).astype(np.uint8)
+    return rng.integers(0, 1000, shape).astype(np.uint16), rng.choice(
+        [0, 1, 3, 7], shape
+    ).astype(np.uint8)
 
 
 def test_a_part_reads_its_plane_and_block():
@@ -45,7 +58,12 @@ def test_a_block_counts_from_its_parts_corner():
 
 def test_axes_in_any_order():
     image, labels = stack((4, 6, 5))
-    (_, part, *_) = whole(pair(image.transpose(2, 0, 1), labels.transpose(1, 0, 2), "XTY", label_axes="YTX"), CLASSES)
+    (_, part, *_) = whole(
+        pair(
+            image.transpose(2, 0, 1), labels.transpose(1, 0, 2), "XTY", label_axes="YTX"
+        ),
+        CLASSES,
+    )
     assert part.index == {"T": 1}
     np.testing.assert_array_equal(part.read_image()[0], image[1])
     np.testing.assert_array_equal(part.read_labels(CLASSES) == 2, labels[1] == 7)
@@ -53,7 +71,10 @@ def test_axes_in_any_order():
 
 def test_labels_with_channels_and_a_class_map_of_values_are_refused():
     image, labels = stack((2, 6, 5))
-    with pytest.raises(LabelError, match=r"sand: found labels with 2 channels and classes \[1, 3, 7\] given as values"):
+    with pytest.raises(
+        LabelError,
+        match=r"sand: found labels with 2 channels and classes \[1, 3, 7\] given as values",
+    ):
         whole(pair(image, labels, "CYX"), CLASSES)
 
 
@@ -82,7 +103,12 @@ def test_a_colour_map_takes_values_too_but_no_other_number_of_channels():
     (part,) = whole(pair(np.ones((4, 5)), np.eye(4, 5, dtype=np.uint8), "YX"), classes)
     np.testing.assert_array_equal(part.read_labels(classes), np.eye(4, 5))
     with pytest.raises(LabelError, match="found labels with 2 channels"):
-        whole(pair(np.ones((4, 5)), np.zeros((4, 5, 2), np.uint8), "YX", label_axes="YXC"), classes)
+        whole(
+            pair(
+                np.ones((4, 5)), np.zeros((4, 5, 2), np.uint8), "YX", label_axes="YXC"
+            ),
+            classes,
+        )
 
 
 def test_whole_keeps_labelled_planes_and_counts_their_pixels():
@@ -92,20 +118,29 @@ def test_whole_keeps_labelled_planes_and_counts_their_pixels():
     assert [p.name for p in found] == ["sand Z=0", "sand Z=2"]
     assert [p.index for p in found] == [{"Z": 0}, {"Z": 2}]
     for part, plane in zip(found, labels[[0, 2]], strict=True):
-        np.testing.assert_array_equal(part.counts, [(plane == v).sum() for v in (1, 3, 7)])
+        np.testing.assert_array_equal(
+            part.counts, [(plane == v).sum() for v in (1, 3, 7)]
+        )
         assert part.counts.dtype == np.int64
 
 
 def test_time_and_z_are_named():
     image, labels = stack((2, 3, 8, 10))
     found = whole(pair(image, labels, "TZYX"), CLASSES)
-    assert [p.name for p in found][:4] == ["sand T=0 Z=0", "sand T=0 Z=1", "sand T=0 Z=2", "sand T=1 Z=0"]
+    assert [p.name for p in found][:4] == [
+        "sand T=0 Z=0",
+        "sand T=0 Z=1",
+        "sand T=0 Z=2",
+        "sand T=1 Z=0",
+    ]
     np.testing.assert_array_equal(found[4].read_image()[0], image[1, 1])
 
 
 def test_counting_by_strips_equals_counting_at_once(monkeypatch):
     image, labels = stack((1, 37, 10))
-    part = Part(pair(image.astype(float), labels), {"Z": 0}, (slice(1, None), slice(2, 9)), "x")
+    part = Part(
+        pair(image.astype(float), labels), {"Z": 0}, (slice(1, None), slice(2, 9)), "x"
+    )
     at_once = count(part, CLASSES).counts
     monkeypatch.setattr(module, "STRIP", 25)
     strips = list(part.strips())
@@ -142,7 +177,12 @@ def test_what_is_not_finite_is_counted_and_located():
     image[2, 0, 0] = np.inf
     labels = np.ones((3, 4, 5), np.uint8)
     several = pair(image, labels, name="broken")
-    single = pair(np.where(np.eye(4) * [0, 1, 0, 0], np.nan, 1.0), np.ones((4, 4), np.uint8), "YX", name="one")
+    single = pair(
+        np.where(np.eye(4) * [0, 1, 0, 0], np.nan, 1.0),
+        np.ones((4, 4), np.uint8),
+        "YX",
+        name="one",
+    )
     fine, whole_numbers = pair(np.ones((3, 4, 5)), labels), pair(labels, labels)
     assert find_nonfinite([several, fine, whole_numbers, single]) == [
         "broken: found 2 pixels that are not finite (NaN or infinite), the first at Z=1, Y=2, X=3; taken as "
@@ -163,13 +203,19 @@ def test_the_first_pixel_that_is_not_finite_is_located_across_strips(monkeypatch
 
 def test_a_pixel_that_is_not_finite_in_two_channels_counts_once():
     image = np.full((2, 3, 3), np.nan)
-    assert "found 9 pixels" in find_nonfinite(pair(image, np.ones((3, 3), int), "CYX", label_axes="YX"))[0]
+    assert (
+        "found 9 pixels"
+        in find_nonfinite(pair(image, np.ones((3, 3), int), "CYX", label_axes="YX"))[0]
+    )
 
 
 def test_a_value_outside_the_class_map_names_file_and_plane():
     image, labels = stack()
     labels[2, 0, 0] = 9
-    with pytest.raises(LabelError, match=r"^masks/sand.tif \(sand Z=2\): label value 9 is not in the class map"):
+    with pytest.raises(
+        LabelError,
+        match=r"^masks/sand.tif \(sand Z=2\): label value 9 is not in the class map",
+    ):
         whole(pair(image, labels, source="masks/sand.tif"), CLASSES)
 
 
@@ -180,8 +226,14 @@ def test_float_labels_are_refused():
 
 def test_nothing_labelled_is_an_error_that_names_the_images():
     image, labels = stack()
-    with pytest.raises(LabelError, match=r"no labelled pixel in a, b: every value is unlabelled \(\[0\]\)"):
-        whole([pair(image, labels * 0, name="a"), pair(image, labels * 0, name="b")], CLASSES)
+    with pytest.raises(
+        LabelError,
+        match=r"no labelled pixel in a, b: every value is unlabelled \(\[0\]\)",
+    ):
+        whole(
+            [pair(image, labels * 0, name="a"), pair(image, labels * 0, name="b")],
+            CLASSES,
+        )
 
 
 def test_long_lists_are_cut():

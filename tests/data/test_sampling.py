@@ -13,9 +13,17 @@ from napari_strata.data.sampling import Sampler, remember
 
 
 def make(planes, *, classes=3, size=16, seed=0):
-    counts = np.array([[(p == k).sum() for k in range(classes)] for p in planes], np.int64)
+    counts = np.array(
+        [[(p == k).sum() for k in range(classes)] for p in planes], np.int64
+    )
     shapes = [p.shape for p in planes]
-    return Sampler([[p] for p in planes], shapes=shapes, counts=counts, size=(size, size), seed=seed)
+    return Sampler(
+        [[p] for p in planes],
+        shapes=shapes,
+        counts=counts,
+        size=(size, size),
+        seed=seed,
+    )
 
 
 def sparse(shape, share, seed, classes=3):
@@ -28,7 +36,9 @@ def sparse(shape, share, seed, classes=3):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    shapes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=3),
+    shapes=st.lists(
+        st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=3
+    ),
     share=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
     size=st.sampled_from([8, 16, 33]),
     balance=st.sampled_from([0.0, 0.5, 1.0]),
@@ -38,12 +48,17 @@ def test_every_patch_lies_inside_its_plane_and_holds_the_labelled_pixel_it_was_d
     shapes, share, size, balance, seed
 ):
     planes = [sparse(shape, share, seed + i) for i, shape in enumerate(shapes)]
-    for place in make(planes, size=size, seed=seed).draw(20, np.random.default_rng(seed), balance=balance):
+    for place in make(planes, size=size, seed=seed).draw(
+        20, np.random.default_rng(seed), balance=balance
+    ):
         plane = planes[place.part]
         for part, length in zip(place.box, plane.shape, strict=True):
             assert 0 <= part.start < part.stop <= length
             assert part.stop - part.start == min(size, length)
-        assert all(part.start <= at < part.stop for part, at in zip(place.box, place.pixel, strict=True))
+        assert all(
+            part.start <= at < part.stop
+            for part, at in zip(place.box, place.pixel, strict=True)
+        )
         assert plane[place.pixel] == place.index
         assert (plane[place.box] != IGNORE).any()
 
@@ -79,7 +94,11 @@ def test_a_class_that_is_absent_is_never_drawn():
 
 
 def test_planes_are_drawn_by_how_much_of_a_class_they_hold():
-    big, small, none = np.zeros((60, 50), np.uint8), np.zeros((20, 50), np.uint8), np.full((60, 50), 1, np.uint8)
+    big, small, none = (
+        np.zeros((60, 50), np.uint8),
+        np.zeros((20, 50), np.uint8),
+        np.full((60, 50), 1, np.uint8),
+    )
     places = make([big, small, none]).draw(4000, np.random.default_rng(0), balance=1.0)
     zeros = [p.part for p in places if p.index == 0]
     assert set(zeros) == {0, 1}
@@ -99,14 +118,27 @@ def test_a_balanced_patch_has_its_pixel_in_the_middle_half():
 
 def test_the_same_seeds_give_the_same_places():
     planes = [sparse((50, 40), 0.3, 0), sparse((30, 60), 0.3, 1)]
-    first, again = (make(planes, seed=7).draw(30, np.random.default_rng([7, 1]), balance=0.5) for _ in range(2))
+    first, again = (
+        make(planes, seed=7).draw(30, np.random.default_rng([7, 1]), balance=0.5)
+        for _ in range(2)
+    )
     assert first == again
-    assert make(planes, seed=7).draw(30, np.random.default_rng([7, 2]), balance=0.5) != first
+    assert (
+        make(planes, seed=7).draw(30, np.random.default_rng([7, 2]), balance=0.5)
+        != first
+    )
 
 
 @settings(deadline=None, max_examples=40)
-@given(height=st.integers(1, 40), cut=st.integers(1, 40), limit=st.integers(1, 400), seed=st.integers(0, 1000))
-def test_remembered_pixels_are_right_and_do_not_depend_on_strips(height, cut, limit, seed):
+@given(
+    height=st.integers(1, 40),
+    cut=st.integers(1, 40),
+    limit=st.integers(1, 400),
+    seed=st.integers(0, 1000),
+)
+def test_remembered_pixels_are_right_and_do_not_depend_on_strips(
+    height, cut, limit, seed
+):
     plane = sparse((height, 12), 0.6, seed)
     counts = np.array([(plane == k).sum() for k in range(3)])
     strips = [plane[i : i + cut] for i in range(0, height, cut)]
@@ -124,13 +156,20 @@ def test_remembered_pixels_do_not_depend_on_pieces(monkeypatch):
     counts = np.array([(plane == k).sum() for k in range(3)])
     whole = remember([plane], counts, limit=100, rng=np.random.default_rng(0))
     monkeypatch.setattr(sampling, "PIECE", 77)
-    pieces = remember([plane[:30], plane[30:]], counts, limit=100, rng=np.random.default_rng(0))
+    pieces = remember(
+        [plane[:30], plane[30:]], counts, limit=100, rng=np.random.default_rng(0)
+    )
     for some, others in zip(whole, pieces, strict=True):
         np.testing.assert_array_equal(some, others)
 
 
 def test_remembered_pixels_are_spread_over_the_whole_plane():
-    kept = remember([np.zeros((100, 100), np.uint8)], np.array([10_000]), limit=2000, rng=np.random.default_rng(0))
+    kept = remember(
+        [np.zeros((100, 100), np.uint8)],
+        np.array([10_000]),
+        limit=2000,
+        rng=np.random.default_rng(0),
+    )
     quarters = np.bincount(kept[0] // 2500, minlength=4)
     np.testing.assert_allclose(quarters, 500, atol=80)
 

@@ -31,7 +31,9 @@ def _small_is_enough():
 
 def pair(labels, axes="ZYX", *, name="sand", source=None, image=None):
     image = np.zeros(labels.shape, np.uint8) if image is None else image
-    return AnnotatedImage(Image(image, axes, name=name, source=source), LabelImage(labels, axes), name)
+    return AnnotatedImage(
+        Image(image, axes, name=name, source=source), LabelImage(labels, axes), name
+    )
 
 
 def random_labels(shape, seed=0, p=(0.25, 0.25, 0.25, 0.25)):
@@ -39,7 +41,9 @@ def random_labels(shape, seed=0, p=(0.25, 0.25, 0.25, 0.25)):
 
 
 def photos(count, shape=(20, 20)):
-    return [pair(random_labels(shape, i), "YX", name=f"photo {i}") for i in range(count)]
+    return [
+        pair(random_labels(shape, i), "YX", name=f"photo {i}") for i in range(count)
+    ]
 
 
 def split(pairs, fraction=0.2, seed=0, classes=CLASSES):
@@ -66,19 +70,25 @@ def test_images_are_held_back_whole():
     assert len(found.training) == 8
     names = [p.pair.name for p in found.validation]
     assert found.text == f"2 of 10 images: {names[0]}, {names[1]}"
-    assert not {id(p.pair) for p in found.training} & {id(p.pair) for p in found.validation}
+    assert not {id(p.pair) for p in found.training} & {
+        id(p.pair) for p in found.validation
+    }
     assert found.warnings == ()
 
 
 def test_stacks_are_held_back_with_all_their_slices():
-    found = split([pair(random_labels((4, 8, 8), i), name=f"s{i}") for i in range(4)], 0.25)
+    found = split(
+        [pair(random_labels((4, 8, 8), i), name=f"s{i}") for i in range(4)], 0.25
+    )
     assert len({id(p.pair) for p in found.validation}) == 1
     assert len(found.validation) == 4
     assert found.text.startswith("1 of 4 images: s")
 
 
 def test_a_small_share_of_few_stacks_takes_slices_instead_of_a_stack():
-    found = split([pair(random_labels((8, 8, 8), i), name=f"s{i}") for i in range(3)], 0.1)
+    found = split(
+        [pair(random_labels((8, 8, 8), i), name=f"s{i}") for i in range(3)], 0.1
+    )
     assert len(found.validation) == 2
     assert found.text.startswith("2 of 24 slices: s")
 
@@ -108,7 +118,10 @@ def test_a_number_of_images_or_slices_is_held_back(number):
     assert slices.text.startswith(f"{number} of 8 slices: ")
 
 
-@pytest.mark.parametrize(("planes", "number", "words"), [(8, 8, "only 8 are labelled"), (1, 2, "fewer than three")])
+@pytest.mark.parametrize(
+    ("planes", "number", "words"),
+    [(8, 8, "only 8 are labelled"), (1, 2, "fewer than three")],
+)
 def test_more_than_there_are_cannot_be_held_back(planes, number, words):
     with pytest.raises(LabelError, match=words):
         split(pair(random_labels((planes, 20, 20))), fraction=number)
@@ -119,7 +132,12 @@ def test_only_labelled_slices_count():
     labels[::10] = random_labels((4, 8, 8))
     found = split(pair(labels), 0.25)
     assert len(found.validation) == 1
-    assert sorted(indices(found.validation) + indices(found.training)) == [0, 10, 20, 30]
+    assert sorted(indices(found.validation) + indices(found.training)) == [
+        0,
+        10,
+        20,
+        30,
+    ]
     assert " of 4 slices: " in found.text
 
 
@@ -130,19 +148,26 @@ def test_a_long_labelled_stack_gives_a_run_with_its_neighbours_left_out(seed):
     assert held == list(range(held[0], held[0] + 4))
     lost = sorted({held[0] - 1, held[-1] + 1} & set(range(20)))
     assert sorted(held + learnt + lost) == list(range(20))
-    assert found.text == (f"4 of 20 slices: {held[0]} to {held[-1]}; left out beside them: {', '.join(map(str, lost))}")
+    assert found.text == (
+        f"4 of 20 slices: {held[0]} to {held[-1]}; left out beside them: {', '.join(map(str, lost))}"
+    )
 
 
 def test_a_run_of_one_slice_and_a_run_that_wants_nearly_all():
     one = split(pair(random_labels((10, 8, 8))), 0.1)
-    assert one.text.startswith(f"1 of 10 slices: {one.validation[0].index['Z']}; left out beside it: ")
+    assert one.text.startswith(
+        f"1 of 10 slices: {one.validation[0].index['Z']}; left out beside it: "
+    )
     most = split(pair(random_labels((9, 8, 8))), 0.95)
     assert len(most.validation) == 6
     assert most.training
 
 
 def test_eight_slices_in_a_row_are_scattered():
-    starts = {tuple(indices(split(pair(random_labels((8, 8, 8))), 0.3, seed).validation)) for seed in range(12)}
+    starts = {
+        tuple(indices(split(pair(random_labels((8, 8, 8))), 0.3, seed).validation))
+        for seed in range(12)
+    }
     assert any(b - a > 1 for a, b in starts)
 
 
@@ -179,7 +204,10 @@ def test_the_only_slice_gives_a_strip_with_a_gap():
     assert found.text == f"the {side} 20 % of the only labelled slice, 16 pixels apart"
     (held,), (learnt,) = found.validation, found.training
     axis = {"left": 1, "right": 1, "top": 0, "bottom": 0}[side]
-    first, second = sorted([(held, learnt)[i].columns if axis else (held, learnt)[i].rows for i in (0, 1)], key=str)
+    first, second = sorted(
+        [(held, learnt)[i].columns if axis else (held, learnt)[i].rows for i in (0, 1)],
+        key=str,
+    )
     low, high = sorted([first, second], key=lambda s: s.start)
     assert (low.start, high.stop, high.start - low.stop) == (0, 100, 16)
     assert held.shape[axis] == 20
@@ -190,7 +218,9 @@ def test_the_only_slice_gives_a_strip_with_a_gap():
 def test_two_slices_give_the_same_strip_of_both():
     found = split(pair(random_labels((2, 80, 80))))
     assert len(found.validation) == len(found.training) == 2
-    assert len({(p.rows.start, p.columns.start, p.shape) for p in found.validation}) == 1
+    assert (
+        len({(p.rows.start, p.columns.start, p.shape) for p in found.validation}) == 1
+    )
     assert "of every slice" in found.text
 
 
@@ -200,7 +230,9 @@ def test_a_strip_in_the_middle_leaves_a_block_on_either_side():
         labels[:, a:b] = k + 1
     labels[:, 85:95] = 1
     labels[:, 105:115] = 3
-    labels[:, :10] = 2  # every class is in the middle and outside it, but the ends lack one or two
+    labels[:, :10] = (
+        2  # every class is in the middle and outside it, but the ends lack one or two
+    )
     found = split(pair(labels, "YX"), 0.25)
     assert found.warnings == ()
     for parts in (found.training, found.validation):
@@ -250,7 +282,9 @@ def test_counts_of_blocks_are_those_of_their_pixels():
     found = split(pair(random_labels((50, 64)), "YX"))
     for part in found.training + found.validation:
         codes = part.read_labels(CLASSES)
-        np.testing.assert_array_equal(part.counts, [(codes == k).sum() for k in range(3)])
+        np.testing.assert_array_equal(
+            part.counts, [(codes == k).sum() for k in range(3)]
+        )
 
 
 def test_where_too_little_is_labelled_nothing_is_held_back_and_it_is_said():
@@ -283,10 +317,14 @@ def test_no_validation_when_none_is_asked_for(fraction):
     seed=st.integers(0, 1000),
 )
 def test_halves_never_share_a_pixel_and_keep_their_gap(shape, images, fraction, seed):
-    labels = [random_labels(shape, seed + i, (0.9, 0.04, 0.03, 0.03)) for i in range(images)]
+    labels = [
+        random_labels(shape, seed + i, (0.9, 0.04, 0.03, 0.03)) for i in range(images)
+    ]
     for one in labels:
         one[0, 0, 0] = 1
-    found = split([pair(one, name=str(i)) for i, one in enumerate(labels)], fraction, seed)
+    found = split(
+        [pair(one, name=str(i)) for i, one in enumerate(labels)], fraction, seed
+    )
     assert found.training
     assert not pixels(found.training) & pixels(found.validation)
     for parts in (found.training, found.validation):
@@ -311,7 +349,9 @@ def test_every_class_is_in_both_halves_when_that_can_be(seed, count):
     first, second = rng.choice(count, 2, replace=False)
     for i in (first, second):
         labels[i][0], labels[i][1] = 2, 3
-    found = split([pair(one, "YX", name=str(i)) for i, one in enumerate(labels)], 1 / count, seed)
+    found = split(
+        [pair(one, "YX", name=str(i)) for i, one in enumerate(labels)], 1 / count, seed
+    )
     assert found.warnings == ()
     for parts in (found.training, found.validation):
         assert (sum(p.counts for p in parts) > 0).all()
@@ -349,21 +389,31 @@ def test_validation_that_was_given():
     assert len(found.training) == 3
     assert [p.pair for p in found.validation] == [check]
     assert found.text == "1 image given: check"
-    assert [w.split(" has ")[0] for w in found.warnings] == ["class 'clay' (value 2)", "class 'quartz' (value 3)"]
+    assert [w.split(" has ")[0] for w in found.warnings] == [
+        "class 'clay' (value 2)",
+        "class 'quartz' (value 3)",
+    ]
     assert all("in validation" in w for w in found.warnings)
 
 
 def test_a_class_that_only_validation_has_is_named():
     found = given(pair(np.full((9, 9), 1, np.uint8), "YX"), photos(2), CLASSES)
     assert found.text == "2 images given: photo 0, photo 1"
-    assert found.warnings[0] == "class 'clay' (value 2) has no labelled pixel in training, so it cannot be learnt."
+    assert (
+        found.warnings[0]
+        == "class 'clay' (value 2) has no labelled pixel in training, so it cannot be learnt."
+    )
 
 
 def test_an_image_in_both_halves_is_refused():
     stack = np.arange(6 * 8 * 8).reshape(6, 8, 8)
     labels = random_labels((6, 8, 8))
     one = pair(labels, image=stack, name="one")
-    for other in (one, pair(labels, image=stack, name="two"), pair(labels[2:], image=stack[2:], name="three")):
+    for other in (
+        one,
+        pair(labels, image=stack, name="two"),
+        pair(labels[2:], image=stack[2:], name="three"),
+    ):
         with pytest.raises(LabelError, match=f"^{other.name}: found it twice"):
             given(one, [*photos(1), other], CLASSES)
     given(pair(labels[:3], image=stack[:3]), pair(labels[3:], image=stack[3:]), CLASSES)
@@ -406,6 +456,10 @@ def test_strips_are_read_strip_by_strip(monkeypatch):
     cuts = []
     for size in (module.STRIP, 100):
         monkeypatch.setattr(module, "STRIP", size)
-        cuts.append(best_cut(parts, CLASSES, fraction=0.2, rng=np.random.default_rng(0)))
+        cuts.append(
+            best_cut(parts, CLASSES, fraction=0.2, rng=np.random.default_rng(0))
+        )
     assert cuts[0].text == cuts[1].text
-    np.testing.assert_array_equal(cuts[0].training[0].counts, cuts[1].training[0].counts)
+    np.testing.assert_array_equal(
+        cuts[0].training[0].counts, cuts[1].training[0].counts
+    )

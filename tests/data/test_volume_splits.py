@@ -19,7 +19,9 @@ from napari_strata.errors import ImageError, LabelError
 from napari_strata.image import AnnotatedImage, Image, LabelImage
 
 CLASSES = ClassMap.from_values([0, 1, 2], unlabelled=[0])
-SHAPES = st.tuples(st.sampled_from([2, 3, 7, 20]), st.integers(2, 40), st.integers(2, 40))
+SHAPES = st.tuples(
+    st.sampled_from([2, 3, 7, 20]), st.integers(2, 40), st.integers(2, 40)
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,7 +60,10 @@ def mask(parts, one):
 
 def apart(some, other):
     """Pixels between two blocks of one volume, along the axis where they lie furthest apart, and its length."""
-    gaps = [max(a.start - b.stop, b.start - a.stop) for a, b in zip(some.box, other.box, strict=True)]
+    gaps = [
+        max(a.start - b.stop, b.start - a.stop)
+        for a, b in zip(some.box, other.box, strict=True)
+    ]
     axis = int(np.argmax(gaps))
     return gaps[axis], some.pair.image.shape[axis]
 
@@ -66,7 +71,9 @@ def apart(some, other):
 def test_volumes_are_held_back_whole():
     found = split(many(5))
     assert found.text.startswith("1 of 5 images: rock ")
-    assert {part.shape for part in (*found.training, *found.validation)} == {(4, 12, 12)}
+    assert {part.shape for part in (*found.training, *found.validation)} == {
+        (4, 12, 12)
+    }
     assert len(found.training) == 4
 
 
@@ -79,9 +86,21 @@ def test_time_points_are_held_back_of_a_series_of_volumes():
 @pytest.mark.parametrize(
     ("shape", "text", "gap"),
     [
-        ((8, 30, 120), r"(left|right) 20 % of the only labelled volume, 16 pixels apart", 16),
-        ((80, 20, 20), r"(front|back) 20 % of the only labelled volume, 16 planes apart", 16),
-        ((8, 80, 20), r"(top|bottom) 20 % of the only labelled volume, 16 pixels apart", 16),
+        (
+            (8, 30, 120),
+            r"(left|right) 20 % of the only labelled volume, 16 pixels apart",
+            16,
+        ),
+        (
+            (80, 20, 20),
+            r"(front|back) 20 % of the only labelled volume, 16 planes apart",
+            16,
+        ),
+        (
+            (8, 80, 20),
+            r"(top|bottom) 20 % of the only labelled volume, 16 pixels apart",
+            16,
+        ),
     ],
 )
 def test_a_single_volume_is_cut_across_its_best_axis(shape, text, gap):
@@ -101,12 +120,19 @@ def test_slices_are_never_the_unit():
     assert len(found.validation) == 1
     assert "slices" not in found.text
     assert "slices" in split_pairs(one, fraction=0.2, seed=0, classes=CLASSES).text
-    with pytest.raises(LabelError, match="asks for a number of images, but fewer than three are"):
+    with pytest.raises(
+        LabelError, match="asks for a number of images, but fewer than three are"
+    ):
         split(one, 2)
 
 
 @settings(deadline=None, max_examples=50)
-@given(shape=SHAPES, images=st.integers(1, 4), fraction=st.sampled_from([0.05, 0.2, 0.5]), seed=st.integers(0, 999))
+@given(
+    shape=SHAPES,
+    images=st.integers(1, 4),
+    fraction=st.sampled_from([0.05, 0.2, 0.5]),
+    seed=st.integers(0, 999),
+)
 def test_halves_never_share_a_voxel_and_keep_their_gap(shape, images, fraction, seed):
     labels = [random_labels(shape, seed + i, (0.9, 0.05, 0.05)) for i in range(images)]
     for one in labels:
@@ -131,17 +157,26 @@ def test_a_stack_of_one_plane_is_cut_where_the_plane_is(shape, seed):
     labels[0, 0] = 1
     (plane,) = whole(pair(labels, "YX"), CLASSES)
     volume = type(plane)(pair(labels[None]), {}, (slice(None),) * 3, "sand")
-    cuts = [best_cut([part], CLASSES, fraction=0.2, rng=np.random.default_rng(0)) for part in (plane, volume)]
+    cuts = [
+        best_cut([part], CLASSES, fraction=0.2, rng=np.random.default_rng(0))
+        for part in (plane, volume)
+    ]
     if cuts[0] is None:
         assert cuts[1] is None
         return
     for side in ("training", "validation"):
         # Among equals chance decides, so both classes and the share are compared, and not the place.
-        flat, deep = (sum(part.counts.sum() for part in getattr(cut, side)) for cut in cuts)
+        flat, deep = (
+            sum(part.counts.sum() for part in getattr(cut, side)) for cut in cuts
+        )
         assert deep > 0
         assert flat > 0
-    assert (cuts[0].validation[0].counts > 0).sum() == (cuts[1].validation[0].counts > 0).sum()
-    assert all(part.box[0] == slice(0, 1) for part in (*cuts[1].training, *cuts[1].validation))
+    assert (cuts[0].validation[0].counts > 0).sum() == (
+        cuts[1].validation[0].counts > 0
+    ).sum()
+    assert all(
+        part.box[0] == slice(0, 1) for part in (*cuts[1].training, *cuts[1].validation)
+    )
 
 
 @pytest.mark.parametrize("step", [1, 6])
@@ -165,7 +200,9 @@ def test_blocks_of_a_single_volume_validate_once_each(folds, step):
 
 def test_volumes_validate_whole_where_there_are_as_many_as_folds():
     splits = fold_pairs(many(4), 4, seed=0, classes=CLASSES, axes="ZYX")
-    assert sorted(found.validation[0].pair.name for found in splits) == [f"rock {i}" for i in range(4)]
+    assert sorted(found.validation[0].pair.name for found in splits) == [
+        f"rock {i}" for i in range(4)
+    ]
     assert all(len(found.training) == 3 for found in splits)
     (first, *_) = fold_pairs(many(2), 3, seed=0, classes=CLASSES, axes="ZYX")
     assert "of every volume" in first.text
@@ -175,7 +212,8 @@ def test_too_few_labels_for_folds_are_refused_with_the_cure():
     labels = np.zeros((6, 12, 12), np.uint8)
     labels[2, 3, 4:6] = 1
     with pytest.raises(
-        LabelError, match=r"found one labelled volume and no axis along which 3 blocks .* fewer --folds"
+        LabelError,
+        match=r"found one labelled volume and no axis along which 3 blocks .* fewer --folds",
     ):
         fold_pairs(pair(labels), 3, seed=0, classes=CLASSES, axes="ZYX")
 
@@ -197,4 +235,6 @@ def test_a_copy_of_a_volume_is_found_and_another_one_is_not():
     learn, others, copies = (whole(one, CLASSES, "ZYX") for one in (first, other, copy))
     assert find_leaks(learn, others) == []
     (text,) = find_leaks(learn, copies)
-    assert text.startswith("3 of 3 validation planes hold pixels that train as well, such as c Z=1 (also in a Z=1)")
+    assert text.startswith(
+        "3 of 3 validation planes hold pixels that train as well, such as c Z=1 (also in a Z=1)"
+    )

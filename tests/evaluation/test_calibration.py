@@ -48,26 +48,34 @@ def test_the_temperature_that_made_logits_overconfident_is_found(true: float) ->
 
 
 @given(st.integers(0, 50), st.floats(0.2, 6), st.integers(2, 5))
-def test_no_temperature_near_it_is_likelier_and_no_label_changes(seed: int, factor: float, classes: int) -> None:
+def test_no_temperature_near_it_is_likelier_and_no_label_changes(
+    seed: int, factor: float, classes: int
+) -> None:
     logits, labels = honest(400, classes, seed=seed)
     logits = factor * logits
     found = fit_temperature(logits, labels)
     assert COOLEST <= found <= HOTTEST
     best = negative_log_likelihood(logits, labels, found)
     others = [t for t in (1.0, found * 0.97, found * 1.03) if COOLEST <= t <= HOTTEST]
-    assert all(best <= negative_log_likelihood(logits, labels, t) + 1e-12 for t in others)
+    assert all(
+        best <= negative_log_likelihood(logits, labels, t) + 1e-12 for t in others
+    )
     assert np.array_equal((logits / found).argmax(axis=1), logits.argmax(axis=1))
 
 
 def test_the_likelihood_is_that_of_the_softmax() -> None:
     logits, labels = honest(50)
     chances = softmax(logits / 1.3)[np.arange(50), labels]
-    assert negative_log_likelihood(logits, labels, 1.3) == pytest.approx(-np.log(chances).mean())
+    assert negative_log_likelihood(logits, labels, 1.3) == pytest.approx(
+        -np.log(chances).mean()
+    )
 
 
 def test_the_calibration_error_by_hand() -> None:
     # Confidence .75 (one of two right), .95 (both right), and .5, which belongs to the bin that ends there.
-    chances = np.array([[0.75, 0.25], [0.25, 0.75], [0.95, 0.05], [0.05, 0.95], [0.5, 0.5]])
+    chances = np.array(
+        [[0.75, 0.25], [0.25, 0.75], [0.95, 0.05], [0.05, 0.95], [0.5, 0.5]]
+    )
     found = reliability(np.log(chances), np.array([0, 0, 0, 1, 0]), bins=10)
     assert [b.count for b in found.bins] == [0, 0, 0, 0, 1, 0, 0, 2, 0, 2]
     assert found.bins[7].accuracy == 0.5
@@ -97,7 +105,9 @@ def test_what_cannot_tell_a_temperature_is_said() -> None:
     assert "of one class" in one.note
     empty = calibrate(np.empty((0, 2)), np.empty(0, int))
     assert math.isnan(empty.before.ece)
-    assert json.loads(json.dumps(empty.as_dict(), allow_nan=False))["ece_before"] is None
+    assert (
+        json.loads(json.dumps(empty.as_dict(), allow_nan=False))["ece_before"] is None
+    )
 
 
 def test_a_network_without_a_mistake_meets_the_limit() -> None:

@@ -8,18 +8,29 @@ from napari_strata.errors import LabelError
 from napari_strata.evaluation.compare import error_classes, find_errors, join_classes
 from napari_strata.image import LabelImage
 
-ROCK = ClassMap(names=("pore", "grain"), values=(1, 2), colors=("#112233", "#445566"), unlabelled=(0,))
+ROCK = ClassMap(
+    names=("pore", "grain"),
+    values=(1, 2),
+    colors=("#112233", "#445566"),
+    unlabelled=(0,),
+)
 
 
 def test_the_truth_says_what_values_mean_and_the_prediction_adds_its_own():
-    found = ClassMap(names=("hole", "grain", "grain 2"), values=(1, 2, 7), colors=("#aaaaaa", "#bbbbbb", "#cccccc"))
+    found = ClassMap(
+        names=("hole", "grain", "grain 2"),
+        values=(1, 2, 7),
+        colors=("#aaaaaa", "#bbbbbb", "#cccccc"),
+    )
     joined = join_classes(ROCK, found, {0, 1, 2, 7}, background=True)
     assert joined.names == ("pore", "grain", "grain 2")
     assert joined.colors == ("#112233", "#445566", "#cccccc")
     assert joined.unlabelled == (0,)  # as the truth's classes say, whatever was asked
 
 
-@pytest.mark.parametrize(("background", "values", "unlabelled"), [(True, (0, 1), ()), (False, (1,), (0,))])
+@pytest.mark.parametrize(
+    ("background", "values", "unlabelled"), [(True, (0, 1), ()), (False, (1,), (0,))]
+)
 def test_without_classes_the_user_says_what_0_means(background, values, unlabelled):
     joined = join_classes(None, None, {0, 1}, background=background)
     assert (joined.values, joined.unlabelled) == (values, unlabelled)
@@ -28,11 +39,17 @@ def test_without_classes_the_user_says_what_0_means(background, values, unlabell
 
 def test_a_name_that_is_taken_is_told_apart_by_its_value():
     other = ClassMap(names=("grain",), values=(5,))
-    assert join_classes(ROCK, other, {1, 2, 5}, background=False).names == ("pore", "grain", "grain (5)")
+    assert join_classes(ROCK, other, {1, 2, 5}, background=False).names == (
+        "pore",
+        "grain",
+        "grain (5)",
+    )
 
 
 def test_objects_and_nothing_are_refused_in_words():
-    with pytest.raises(LabelError, match="found 200 label values \\(1 to 200\\): too many for classes"):
+    with pytest.raises(
+        LabelError, match="found 200 label values \\(1 to 200\\): too many for classes"
+    ):
         join_classes(None, None, range(201), background=False)
     with pytest.raises(LabelError, match="nothing to score"):
         join_classes(None, None, {0}, background=False)

@@ -36,7 +36,10 @@ def counts(model: Model, *pairs: AnnotatedImage) -> np.ndarray:
     """The confusion matrix, counted another way."""
     table = np.zeros((2, 2), int)
     for pair in pairs:
-        found, truth = np.asarray(predict(model, pair.image, options=OPTIONS).data), np.asarray(pair.labels.data)
+        found, truth = (
+            np.asarray(predict(model, pair.image, options=OPTIONS).data),
+            np.asarray(pair.labels.data),
+        )
         for i, one in enumerate((0, 255)):
             for j, other in enumerate((0, 255)):
                 table[i, j] += ((truth == one) & (found == other)).sum()
@@ -53,7 +56,10 @@ def test_scores_are_global_and_per_image(model):
 
 
 def test_a_single_pair_and_keywords_will_do(model):
-    assert np.array_equal(evaluate(model, TWO, device="cpu", precision="fp32").confusion.counts, counts(model, TWO))
+    assert np.array_equal(
+        evaluate(model, TWO, device="cpu", precision="fp32").confusion.counts,
+        counts(model, TWO),
+    )
 
 
 def test_the_truth_against_itself_is_perfect(model):
@@ -73,14 +79,18 @@ def test_unlabelled_pixels_planes_and_pixels_that_are_not_finite_are_not_counted
     job = iter_evaluate(partial, pair, options=OPTIONS)
     events = list(job)
     assert job.scores.confusion.counts.sum() == 20 * 48 + 40 * 48 - 1
-    assert [e.region for e in events if isinstance(e, RegionEnd)] == [{"Z": 1}, {"Z": 2}]
+    assert [e.region for e in events if isinstance(e, RegionEnd)] == [
+        {"Z": 1},
+        {"Z": 2},
+    ]
     texts = [e.text for e in events if isinstance(e, Message)]
     assert any("found 2 pixels that are not finite" in text for text in texts)
 
 
 def test_images_of_one_name_are_told_apart_by_their_files(model):
     pairs = [
-        replace(p, image=replace(p.image, source=f"/data/{n}.tif"), name="scan") for n, p in (("a", ONE), ("b", TWO))
+        replace(p, image=replace(p.image, source=f"/data/{n}.tif"), name="scan")
+        for n, p in (("a", ONE), ("b", TWO))
     ]
     scores = evaluate(model, pairs, options=OPTIONS)
     assert [name for name, _ in scores.per_image] == ["a.tif", "b.tif"]
@@ -92,16 +102,24 @@ def test_events_tell_the_story(model, tmp_path):
         _ = job.scores
     started, *regions, end = list(job)
     assert started == PredictionStarted("2 images", started.device, 5, 0)
-    assert [(e.region, e.done) for e in regions] == [({"Z": z}, n + 1) for n, z in enumerate([0, 1, 2, 0, 1])]
+    assert [(e.region, e.done) for e in regions] == [
+        ({"Z": z}, n + 1) for n, z in enumerate([0, 1, 2, 0, 1])
+    ]
     assert isinstance(end, PredictionEnd)
     assert end.path == str(tmp_path / "scores")
 
 
-def test_a_label_value_the_model_does_not_know_stops_before_anything_is_predicted(model, tmp_path):
+def test_a_label_value_the_model_does_not_know_stops_before_anything_is_predicted(
+    model, tmp_path
+):
     truth = np.array(ONE.labels.data)
     truth[2, 0, 0] = 7
-    events = iter_evaluate(model, relabelled(ONE, truth), out=tmp_path / "scores", options=OPTIONS)
-    with pytest.raises(LabelError, match=r"rock 3 Z=2.*label value 7 is not in the class map"):
+    events = iter_evaluate(
+        model, relabelled(ONE, truth), out=tmp_path / "scores", options=OPTIONS
+    )
+    with pytest.raises(
+        LabelError, match=r"rock 3 Z=2.*label value 7 is not in the class map"
+    ):
         next(events)
     assert not (tmp_path / "scores").exists()
 
@@ -114,29 +132,56 @@ def test_an_image_the_model_cannot_take_stops_before_anything_is_predicted(model
 
 def test_other_names_for_the_same_values_are_said(model):
     theirs = ClassMap(names=("class 0", "gold", "lead"), values=(0, 255, 4))
-    job = iter_evaluate(model, relabelled(ONE, np.asarray(ONE.labels.data), classes=theirs), options=OPTIONS)
+    job = iter_evaluate(
+        model,
+        relabelled(ONE, np.asarray(ONE.labels.data), classes=theirs),
+        options=OPTIONS,
+    )
     (text,) = [e.text for e in job if isinstance(e, Message)]
-    assert "name values differently: 255 ('gold' against 'class 255'); the value counts" in text
+    assert (
+        "name values differently: 255 ('gold' against 'class 255'); the value counts"
+        in text
+    )
     same = relabelled(ONE, np.asarray(ONE.labels.data), classes=model.spec.classes)
-    assert not [e for e in iter_evaluate(model, same, options=OPTIONS) if isinstance(e, Message)]
+    assert not [
+        e for e in iter_evaluate(model, same, options=OPTIONS) if isinstance(e, Message)
+    ]
 
 
 def test_the_report_is_complete(model, tmp_path):
     out = tmp_path / "deep" / "scores"
     scores = evaluate(model, [ONE, TWO], out=out, options=OPTIONS)
     found = json.loads((out / "metrics.json").read_text())
-    assert set(found) == {"mean_iou", "pixel_accuracy", "mean_dice", "per_class", "confusion"}
+    assert set(found) == {
+        "mean_iou",
+        "pixel_accuracy",
+        "mean_dice",
+        "per_class",
+        "confusion",
+    }
     assert set(found["per_class"]) == {"class 0", "class 255"}
-    assert set(found["per_class"]["class 0"]) == {"value", "iou", "dice", "precision", "recall", "f1", "support"}
+    assert set(found["per_class"]["class 0"]) == {
+        "value",
+        "iou",
+        "dice",
+        "precision",
+        "recall",
+        "f1",
+        "support",
+    }
     assert found["confusion"] == counts(model, ONE, TWO).tolist()
     assert found["mean_iou"] == pytest.approx(scores.confusion.mean_iou)
     with open(out / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == ["rock 3", "rock 2"]
-    assert float(rows[1]["iou class 255"]) == pytest.approx(scores.per_image[1][1].iou[1], abs=1e-6)
+    assert float(rows[1]["iou class 255"]) == pytest.approx(
+        scores.per_image[1][1].iou[1], abs=1e-6
+    )
     assert int(rows[0]["labelled_pixels"]) == 3 * 40 * 48
     names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
-    overlays = [f"overlays/{n}.png" for n in ("01_rock_3_Z=0", "02_rock_3_Z=1", "03_rock_3_Z=2")]
+    overlays = [
+        f"overlays/{n}.png" for n in ("01_rock_3_Z=0", "02_rock_3_Z=1", "03_rock_3_Z=2")
+    ]
     overlays += [f"overlays/{n}.png" for n in ("04_rock_2_Z=0", "05_rock_2_Z=1")]
     assert names == ["confusion.png", "metrics.csv", "metrics.json", *overlays]
     for name in names:
@@ -161,8 +206,14 @@ def test_a_report_is_not_replaced_unasked_and_leaves_other_files_alone(model, tm
         evaluate(model, TWO, out=out, options=OPTIONS)
     evaluate(model, TWO, out=out, options=OPTIONS, overwrite=True)
     assert (out / "notes.txt").read_text() == "mine"
-    assert json.loads((out / "metrics.json").read_text())["confusion"] == counts(model, TWO).tolist()
-    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["01_rock_2_Z=0.png", "02_rock_2_Z=1.png"]
+    assert (
+        json.loads((out / "metrics.json").read_text())["confusion"]
+        == counts(model, TWO).tolist()
+    )
+    assert sorted(p.name for p in (out / "overlays").iterdir()) == [
+        "01_rock_2_Z=0.png",
+        "02_rock_2_Z=1.png",
+    ]
     with pytest.raises(RunError, match="found a file where a folder"):
         evaluate(model, TWO, out=out / "notes.txt", options=OPTIONS)
 
@@ -183,9 +234,14 @@ def test_labels_that_do_not_fit_the_truth_are_refused(model):
     classes = model.spec.classes.model_copy(update={"unlabelled": (9,)})
     gap = np.array(ONE.labels.data)
     gap[1, 2, 3:5] = 9
-    with pytest.raises(LabelError, match=r"Z=1: found 2 pixels that the prediction leaves unlabelled"):
+    with pytest.raises(
+        LabelError, match=r"Z=1: found 2 pixels that the prediction leaves unlabelled"
+    ):
         score_labels(replace(ONE.labels, data=gap), ONE.labels, classes)
-    assert score_labels(ONE.labels, replace(ONE.labels, data=gap), classes).counts.sum() == gap.size - 2
+    assert (
+        score_labels(ONE.labels, replace(ONE.labels, data=gap), classes).counts.sum()
+        == gap.size - 2
+    )
     with pytest.raises(ImageError, match="must cover the same pixels"):
         score_labels(TWO.labels, ONE.labels, classes)
 
@@ -193,22 +249,37 @@ def test_labels_that_do_not_fit_the_truth_are_refused(model):
 def test_paths_will_do(model, tmp_path):
     path = model.save(tmp_path / "model.safetensors")
     out = str(tmp_path / "scores")
-    assert np.array_equal(evaluate(path, TWO, out=out, options=OPTIONS).confusion.counts, counts(model, TWO))
+    assert np.array_equal(
+        evaluate(path, TWO, out=out, options=OPTIONS).confusion.counts,
+        counts(model, TWO),
+    )
     assert Path(out, "metrics.json").is_file()
 
 
 def test_several_models_are_scored_as_they_predict(model, tmp_path):
     names = [name for name in model.weights if name.endswith(("weight", "bias"))][-2:]
-    weights = {name: value.flip(0) if name in names else value for name, value in model.weights.items()}
+    weights = {
+        name: value.flip(0) if name in names else value
+        for name, value in model.weights.items()
+    }
     group = [model.save(tmp_path / "a.safetensors"), replace(model, weights=weights)]
     job = iter_evaluate(group, [ONE, TWO], options=OPTIONS, tta=True)
     (text,) = [e.text for e in job if isinstance(e, Message)]
-    assert text == "probabilities are averaged over 2 models and over flips and turns (8 times the work)"
+    assert (
+        text
+        == "probabilities are averaged over 2 models and over flips and turns (8 times the work)"
+    )
     expected = np.zeros((2, 2), int)
     for pair in (ONE, TWO):
-        found = np.asarray(predict(group, pair.image, options=OPTIONS, tta=True).data) == 255
+        found = (
+            np.asarray(predict(group, pair.image, options=OPTIONS, tta=True).data)
+            == 255
+        )
         truth = np.asarray(pair.labels.data) == 255
-        expected += [[(~truth & ~found).sum(), (~truth & found).sum()], [(truth & ~found).sum(), (truth & found).sum()]]
+        expected += [
+            [(~truth & ~found).sum(), (~truth & found).sum()],
+            [(truth & ~found).sum(), (truth & found).sum()],
+        ]
     assert np.array_equal(job.scores.confusion.counts, expected)
     assert not np.array_equal(expected, counts(model, ONE, TWO))
 

@@ -23,20 +23,35 @@ def confusion(*counts: int) -> ConfusionMatrix:
 
 def example(name: str) -> Example:
     truth = np.arange(100, dtype=np.uint8).reshape(10, 10) % 2
-    return Example.of(name, truth[None] * 200, truth, prediction=truth, confusion=confusion(50, 0, 0, 50))
+    return Example.of(
+        name,
+        truth[None] * 200,
+        truth,
+        prediction=truth,
+        confusion=confusion(50, 0, 0, 50),
+    )
 
 
-def test_pictures_take_the_names_given_and_facts_stand_beside_the_scores(tmp_path: Path) -> None:
+def test_pictures_take_the_names_given_and_facts_stand_beside_the_scores(
+    tmp_path: Path,
+) -> None:
     pictures = name_files([example("a/b: c")], "worst_") | {"only": example("d")}
     assert list(pictures) == ["worst_01_a_b_c", "only"]
     total = confusion(3, 1, 0, 4)
-    write_report(total, [("one", total)], tmp_path / "out", examples=pictures, facts={"epoch": 7})
-    assert sorted(p.name for p in (tmp_path / "out" / "overlays").iterdir()) == ["only.png", "worst_01_a_b_c.png"]
+    write_report(
+        total, [("one", total)], tmp_path / "out", examples=pictures, facts={"epoch": 7}
+    )
+    assert sorted(p.name for p in (tmp_path / "out" / "overlays").iterdir()) == [
+        "only.png",
+        "worst_01_a_b_c.png",
+    ]
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found == total.as_dict() | {"epoch": 7}
 
 
-def test_the_scores_are_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scores_are_written_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     total = confusion(3, 1, 0, 4)
 
     def broken(_: Example) -> None:

@@ -43,7 +43,9 @@ def test_the_answers_are_torchs(model: ns.Model, name: str) -> None:
     plane = PAIR.image.read({"Z": 0})
     wanted = build_predictor(model, OPTIONS).plane_logits(plane, scale)
     member = build_predictor(model, replace(OPTIONS, backend=name))
-    np.testing.assert_allclose(member.plane_logits(plane, scale), wanted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        member.plane_logits(plane, scale), wanted, rtol=1e-3, atol=1e-4
+    )
     torchs = build_predictor(model, OPTIONS)
     assert tile_memory(member, (64, 64)) == tile_memory(torchs, (64, 64))
 
@@ -54,10 +56,14 @@ def test_labels_and_estimates_come_by_the_same_call(model: ns.Model, name: str) 
     wanted = ns.predict(model, PAIR.image, options=OPTIONS)
     found = ns.predict(model, PAIR.image, options=OPTIONS, backend=name)
     assert np.mean(np.asarray(found.data) == np.asarray(wanted.data)) > 0.999
-    assert ns.estimate_prediction(model, PAIR.image, options=OPTIONS, backend=name).seconds
+    assert ns.estimate_prediction(
+        model, PAIR.image, options=OPTIONS, backend=name
+    ).seconds
 
 
-def test_an_interrupted_prediction_does_not_go_on_with_another(model: ns.Model, tmp_path: Path) -> None:
+def test_an_interrupted_prediction_does_not_go_on_with_another(
+    model: ns.Model, tmp_path: Path
+) -> None:
     installed("onnx")
     out = tmp_path / "a.tif"
     job = ns.iter_predict(model, PAIR.image, out=out, options=OPTIONS)
@@ -65,7 +71,10 @@ def test_an_interrupted_prediction_does_not_go_on_with_another(model: ns.Model, 
         pass
     job.close()
     texts = [
-        getattr(e, "text", "") for e in ns.iter_predict(model, PAIR.image, out=out, options=OPTIONS, backend="onnx")
+        getattr(e, "text", "")
+        for e in ns.iter_predict(
+            model, PAIR.image, out=out, options=OPTIONS, backend="onnx"
+        )
     ]
     assert any("made with another backend" in text for text in texts)
 
@@ -91,16 +100,25 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_a_compiled_network_gives_the_same_labels_and_says_what_it_cost(model: ns.Model) -> None:
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a compiler"
+)
+def test_a_compiled_network_gives_the_same_labels_and_says_what_it_cost(
+    model: ns.Model,
+) -> None:
     job = ns.iter_predict(model, PAIR.image, options=OPTIONS, compile=True)
     texts = [event.text for event in job if isinstance(event, Message)]
-    assert any(re.fullmatch(r"torch.compile took \d+ s before the first tile", text) for text in texts)
+    assert any(
+        re.fullmatch(r"torch.compile took \d+ s before the first tile", text)
+        for text in texts
+    )
     wanted = ns.predict(model, PAIR.image, options=OPTIONS)
     assert np.mean(np.asarray(job.labels.data) == np.asarray(wanted.data)) > 0.999
 
 
-def test_a_compiler_that_fails_is_one_line(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_is_one_line(
+    model: ns.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Broken(nn.Module):
         def __init__(self, network: nn.Module) -> None:
             super().__init__()
@@ -110,7 +128,10 @@ def test_a_compiler_that_fails_is_one_line(model: ns.Model, monkeypatch: pytest.
             raise ValueError("no compiler found")
 
     monkeypatch.setattr(torch, "compile", Broken)
-    with pytest.raises(RunError, match=r"torch.compile failed here \(no compiler found\); leave compile out"):
+    with pytest.raises(
+        RunError,
+        match=r"torch.compile failed here \(no compiler found\); leave compile out",
+    ):
         ns.predict(model, PAIR.image, options=OPTIONS, compile=True)
 
 

@@ -52,22 +52,34 @@ def unet(seed: int) -> nn.Module:
         if name.endswith("running_var"):
             value.fill_(0.3)
     for name, weight in network.named_parameters():
-        if name.endswith("bias"):  # zeros would leave classes exactly alike where no feature answers
+        if name.endswith(
+            "bias"
+        ):  # zeros would leave classes exactly alike where no feature answers
             nn.init.normal_(weight, std=0.3)
     return network
 
 
-def make(*seeds: int, tta: bool = False, temperature: float = 1.0, **changes) -> Committee:
+def make(
+    *seeds: int, tta: bool = False, temperature: float = 1.0, **changes
+) -> Committee:
     precision = Precision("fp32")
     members = [
-        Predictor(unet(seed), make_spec(**changes), device=CPU, precision=precision, temperature=temperature)
+        Predictor(
+            unet(seed),
+            make_spec(**changes),
+            device=CPU,
+            precision=precision,
+            temperature=temperature,
+        )
         for seed in seeds
     ]
     return Committee(members, tta=tta)
 
 
 def predict(group: Committee, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    indices, probabilities = group.plane(image, [SCALE] * len(group.members), probabilities=True)
+    indices, probabilities = group.plane(
+        image, [SCALE] * len(group.members), probabilities=True
+    )
     assert probabilities is not None
     return indices, probabilities.astype(np.float32)
 
@@ -92,19 +104,32 @@ def turned(array: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
 
 def test_the_eight_turns_are_all_there_are():
     image = np.arange(6).reshape(1, 2, 3)
-    ours = {turn.apply(image).tobytes() + str(turn.apply(image).shape).encode() for turn in TURNS}
-    theirs = [np.ascontiguousarray(turned(image, k, m)) for k in range(4) for m in (False, True)]
+    ours = {
+        turn.apply(image).tobytes() + str(turn.apply(image).shape).encode()
+        for turn in TURNS
+    }
+    theirs = [
+        np.ascontiguousarray(turned(image, k, m))
+        for k in range(4)
+        for m in (False, True)
+    ]
     assert ours == {array.tobytes() + str(array.shape).encode() for array in theirs}
     assert len(ours) == 8
     assert TURNS[0] == Turn()
 
 
-@given(turn=st.sampled_from(TURNS), box=st.tuples(*[st.tuples(st.integers(0, 6), st.integers(1, 6))] * 2))
+@given(
+    turn=st.sampled_from(TURNS),
+    box=st.tuples(*[st.tuples(st.integers(0, 6), st.integers(1, 6))] * 2),
+)
 def test_part_of_a_turned_plane_goes_back_to_where_it_came_from(turn, box):
     plane = np.arange(7 * 11).reshape(1, 7, 11)
     whole = turn.apply(plane)
     rows, columns = (slice(first, first + count) for first, count in box)
-    rows, columns = (slice(s.start, min(s.stop, n)) for s, n in zip((rows, columns), whole.shape[1:], strict=True))
+    rows, columns = (
+        slice(s.start, min(s.stop, n))
+        for s, n in zip((rows, columns), whole.shape[1:], strict=True)
+    )
     part = turn.undo(torch.from_numpy(whole[:, rows, columns].copy()))
     place = turn.place((rows, columns), whole.shape[1:])
     assert np.array_equal(part.numpy(), plane[:, *place])
@@ -118,8 +143,12 @@ def test_a_turned_picture_gives_the_turned_prediction(way, shape):
     np.testing.assert_allclose(chances.sum(0), 1, atol=2e-3)
     for turns in range(4):
         for mirror in (False, True):
-            there, probable = predict(group, np.ascontiguousarray(turned(image, turns, mirror)))
-            np.testing.assert_allclose(probable, turned(chances, turns, mirror), atol=1e-3)
+            there, probable = predict(
+                group, np.ascontiguousarray(turned(image, turns, mirror))
+            )
+            np.testing.assert_allclose(
+                probable, turned(chances, turns, mirror), atol=1e-3
+            )
             sure = turned(clear(chances), turns, mirror)
             assert np.array_equal(there[sure], turned(indices, turns, mirror)[sure])
 
@@ -137,9 +166,15 @@ def test_the_mean_over_turns_is_the_mean_of_turned_predictions(way):
     parts = []
     for turns in range(4):
         for mirror in (False, True):
-            chances = predict(alone, np.ascontiguousarray(turned(image, turns, mirror)))[1]
-            parts.append(np.rot90(chances[..., ::-1] if mirror else chances, -turns, (-2, -1)))
-    np.testing.assert_allclose(predict(make(1, tta=True, **WAYS[way]), image)[1], np.mean(parts, 0), atol=1e-3)
+            chances = predict(
+                alone, np.ascontiguousarray(turned(image, turns, mirror))
+            )[1]
+            parts.append(
+                np.rot90(chances[..., ::-1] if mirror else chances, -turns, (-2, -1))
+            )
+    np.testing.assert_allclose(
+        predict(make(1, tta=True, **WAYS[way]), image)[1], np.mean(parts, 0), atol=1e-3
+    )
 
 
 class Threshold(nn.Module):
@@ -152,13 +187,19 @@ class Threshold(nn.Module):
 
 class Constant(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        return torch.tensor([0.1, 0.9, 0.3])[None, :, None, None].expand(len(images), 3, *images.shape[2:]).clone()
+        return (
+            torch.tensor([0.1, 0.9, 0.3])[None, :, None, None]
+            .expand(len(images), 3, *images.shape[2:])
+            .clone()
+        )
 
 
 @pytest.mark.parametrize("network", [Threshold, Constant])
 @pytest.mark.parametrize("way", ["cropped", "blended"])
 def test_what_is_the_same_whichever_way_up_stays_as_it_is(network, way):
-    predictor = Predictor(network(), make_spec(**WAYS[way]), device=CPU, precision=Precision("fp32"))
+    predictor = Predictor(
+        network(), make_spec(**WAYS[way]), device=CPU, precision=Precision("fp32")
+    )
     image = grey(37, 22)
     indices, chances = predict(Committee([predictor]), image)
     again, mean = predict(Committee([predictor], tta=True), image)
@@ -189,7 +230,9 @@ def test_the_probabilities_of_members_are_averaged_and_the_order_matters_to_roun
     image = grey(37, 22)
     alone = [predict(make(seed), image)[1] for seed in (1, 2, 3)]
     for order in permutations((1, 2, 3)):
-        np.testing.assert_allclose(predict(make(*order), image)[1], np.mean(alone, 0), atol=1e-3)
+        np.testing.assert_allclose(
+            predict(make(*order), image)[1], np.mean(alone, 0), atol=1e-3
+        )
     assert np.abs(alone[0] - alone[1]).max() > 0.05  # else this would show nothing
 
 
@@ -202,9 +245,13 @@ def test_temperature_softens_probabilities_and_changes_no_class(way):
     assert np.array_equal(found, indices)
     logits = torch.from_numpy(soft.members[0].plane_logits(image, SCALE))
     assert np.array_equal(logits, sharp.members[0].plane_logits(image, SCALE))
-    np.testing.assert_allclose(softened, torch.softmax(logits / 2.5, 0).numpy(), atol=1e-3)
+    np.testing.assert_allclose(
+        softened, torch.softmax(logits / 2.5, 0).numpy(), atol=1e-3
+    )
     assert softened.max(0).mean() < chances.max(0).mean()
-    twice = predict(Committee([*soft.members, *soft.members]), image)[1]  # each by its own
+    twice = predict(Committee([*soft.members, *soft.members]), image)[
+        1
+    ]  # each by its own
     np.testing.assert_allclose(twice, softened, atol=1e-3)
 
 

@@ -18,7 +18,11 @@ from napari_strata.errors import RunError
 from napari_strata.inference import estimate as module
 from napari_strata.inference.estimate import check_memory, estimate, tile_memory
 from napari_strata.inference.output import Form
-from napari_strata.inference.predict import PredictOptions, build_committee, build_predictor
+from napari_strata.inference.predict import (
+    PredictOptions,
+    build_committee,
+    build_predictor,
+)
 from napari_strata.inference.predictor import Predictor
 
 PAIR = easy_pair((4, 64, 72))
@@ -44,11 +48,16 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize("change", [{}, {"blend": True}, {"resize": 32}, {"tile": 32}])
-def test_the_tiles_are_those_that_go_through(model: ns.Model, change: dict[str, object]) -> None:
+def test_the_tiles_are_those_that_go_through(
+    model: ns.Model, change: dict[str, object]
+) -> None:
     spec = model.spec.model_copy(update={"tile": 64, "halo": 16, **change})
     network = Counting(len(spec.classes))
     predictor = Predictor(
-        network, spec, device=torch.device("cpu"), precision=build_predictor(model, OPTIONS).precision
+        network,
+        spec,
+        device=torch.device("cpu"),
+        precision=build_predictor(model, OPTIONS).precision,
     )
     image = np.zeros((1, 150, 333), np.uint8)
     predictor.plane(image, model.spec.normalization.scale)
@@ -72,27 +81,43 @@ def test_memory_of_a_tile_is_counted_not_guessed() -> None:
     pixels = 100 * 50
     image = 4 * pixels
     answer = 2 * 4 * pixels
-    assert tile_memory(member, (100, 50)) == (8 + 8) * 4 * pixels + image + image + answer
+    assert (
+        tile_memory(member, (100, 50)) == (8 + 8) * 4 * pixels + image + image + answer
+    )
 
 
 def test_nothing_is_computed_for_the_memory(model: ns.Model) -> None:
     member = build_predictor(model, OPTIONS)
-    assert tile_memory(member, (2**15, 2**15)) > 2**34, "no such tile fits into this machine"
+    assert tile_memory(member, (2**15, 2**15)) > 2**34, (
+        "no such tile fits into this machine"
+    )
     assert next(member.network.parameters()).device.type == "cpu"
 
 
 def test_flips_and_models_multiply_the_work(model: ns.Model) -> None:
     form = Form(4, (64, 72), np.dtype(np.uint8))
-    once = estimate(build_committee(load_models(model), OPTIONS), PAIR.image, form, out=None, in_memory=False)
+    once = estimate(
+        build_committee(load_models(model), OPTIONS),
+        PAIR.image,
+        form,
+        out=None,
+        in_memory=False,
+    )
     turned = estimate(
-        build_committee(load_models(model), replace(OPTIONS, tta=True)), PAIR.image, form, out=None, in_memory=False
+        build_committee(load_models(model), replace(OPTIONS, tta=True)),
+        PAIR.image,
+        form,
+        out=None,
+        in_memory=False,
     )
     assert (once.forwarded, turned.forwarded) == (1.0, 8.0)
     assert once.seconds is None
 
 
 def test_estimate_prediction_measures(model: ns.Model, tmp_path: Path) -> None:
-    found = ns.estimate_prediction(model, PAIR.image, out=tmp_path / "a.tif", options=OPTIONS)
+    found = ns.estimate_prediction(
+        model, PAIR.image, out=tmp_path / "a.tif", options=OPTIONS
+    )
     assert found.planes == 4
     assert found.shape == (64, 72)
     assert found.seconds is not None
@@ -105,7 +130,8 @@ def test_estimate_prediction_measures(model: ns.Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (100, "2 min"), (3000, "50 min"), (36_000, "10.0 h")]
+    ("seconds", "text"),
+    [(0.2, "1 s"), (89, "89 s"), (100, "2 min"), (3000, "50 min"), (36_000, "10.0 h")],
 )
 def test_durations_are_rounded(seconds: float, text: str) -> None:
     assert module._duration(seconds) == text
@@ -115,22 +141,34 @@ def test_what_cannot_fit_is_refused_before_it_starts(
     model: ns.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "free_memory", lambda _: 100_000)
-    with pytest.raises(RunError, match=r"found 100 kB of memory free on CPU.*set tile=(\d+), close other"):
+    with pytest.raises(
+        RunError,
+        match=r"found 100 kB of memory free on CPU.*set tile=(\d+), close other",
+    ):
         ns.predict(model, PAIR.image, out=tmp_path / "a.tif", options=OPTIONS)
     assert not (tmp_path / "a.tif").exists()
 
 
-def test_the_tile_it_names_fits(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tile_it_names_fits(
+    model: ns.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     committee = build_committee(load_models(model), OPTIONS)
     need = tile_memory(committee.members[0], (96, 96))  # 1536, halved four times
     monkeypatch.setattr(module, "free_memory", lambda _: need)
-    form, image = Form(1, (5000, 5000), np.dtype(np.uint8)), ns.Image(np.zeros((5000, 5000), np.uint8))
+    form, image = (
+        Form(1, (5000, 5000), np.dtype(np.uint8)),
+        ns.Image(np.zeros((5000, 5000), np.uint8)),
+    )
     with pytest.raises(RunError, match="set tile=96,"):
-        check_memory(estimate(committee, image, form, out=None, in_memory=False), committee)
+        check_memory(
+            estimate(committee, image, form, out=None, in_memory=False), committee
+        )
     assert math.isfinite(need)
 
 
-def test_unknown_free_memory_refuses_nothing(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_free_memory_refuses_nothing(
+    model: ns.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "free_memory", lambda _: None)
     assert ns.predict(model, PAIR.image, options=OPTIONS).data.shape == (4, 64, 72)
 
@@ -153,11 +191,16 @@ def test_a_network_that_looks_at_values_is_predicted_all_the_same() -> None:
 def test_planes_in_a_file_need_no_memory(model: ns.Model) -> None:
     committee = build_committee(load_models(model), OPTIONS)
     form = Form(4, (64, 72), np.dtype(np.uint8))
-    kept, written = (estimate(committee, PAIR.image, form, out=None, in_memory=kind) for kind in (True, False))
+    kept, written = (
+        estimate(committee, PAIR.image, form, out=None, in_memory=kind)
+        for kind in (True, False)
+    )
     assert kept.memory - written.memory == 4 * 64 * 72
 
 
-def test_a_gpu_holds_tiles_only(model: ns.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_holds_tiles_only(
+    model: ns.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("describe_device", "free_memory"):
         monkeypatch.setattr(module, name, lambda device: None)
     committee = build_committee(load_models(model), OPTIONS)

@@ -62,9 +62,15 @@ def test_finished_planes_are_taken_up_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"), [({"model": "m2"}, ("model",)), ({"image": "x", "sides": (2, 2)}, ("image", "sides"))]
+    ("changed", "named"),
+    [
+        ({"model": "m2"}, ("model",)),
+        ({"image": "x", "sides": (2, 2)}, ("image", "sides")),
+    ],
 )
-def test_planes_of_another_model_or_image_are_discarded_and_it_is_said_why(tmp_path, changed, named):
+def test_planes_of_another_model_or_image_are_discarded_and_it_is_said_why(
+    tmp_path, changed, named
+):
     stop_after(tmp_path, [0, 1, 2])
     out = make(tmp_path, IDENTITY | changed)
     assert out.discarded == named
@@ -109,7 +115,9 @@ def test_a_ledger_line_cut_off_by_a_kill_is_left_out_and_the_ledger_goes_on(tmp_
     out.close()
 
 
-@pytest.mark.parametrize("junk", ["[1]", '{"plane": 7, "pixels": [], "crc32": 0}', '{"plane": true}', "null"])
+@pytest.mark.parametrize(
+    "junk", ["[1]", '{"plane": 7, "pixels": [], "crc32": 0}', '{"plane": true}', "null"]
+)
 def test_ledger_lines_that_make_no_sense_are_left_out(tmp_path, junk):
     stop_after(tmp_path, [0])
     with open(tmp_path / "out.tif.partial" / "ledger.jsonl", "a") as file:
@@ -139,15 +147,21 @@ def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path):
     (folder / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match="not an unfinished prediction"):
         make(tmp_path)
-    (folder / "ledger.jsonl").write_text(json.dumps({"format": "someone else's"}) + "\n")
+    (folder / "ledger.jsonl").write_text(
+        json.dumps({"format": "someone else's"}) + "\n"
+    )
     with pytest.raises(RunError, match="not an unfinished prediction"):
         make(tmp_path)
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
-    with pytest.raises(RunError, match=r"needs up to 720 bytes on this disk and 1 bytes are free"):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1)
+    )
+    with pytest.raises(
+        RunError, match=r"needs up to 720 bytes on this disk and 1 bytes are free"
+    ):
         make(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
@@ -165,7 +179,9 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(partial, "_write_all", full)
-        with pytest.raises(RunError, match=r"disk is full.*run the same again: 1 of 3 planes are kept"):
+        with pytest.raises(
+            RunError, match=r"disk is full.*run the same again: 1 of 3 planes are kept"
+        ):
             out.write(1, plane(1), [1, 19])
     out.close()
     out = make(tmp_path)
@@ -192,7 +208,13 @@ def test_a_folder_that_cannot_be_made_is_said_in_words(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(12, "12 bytes"), (12_340_000, "12.3 MB"), (2_000_000_000, "2 GB"), (3 * 10**13, "30 TB")]
+    ("count", "text"),
+    [
+        (12, "12 bytes"),
+        (12_340_000, "12.3 MB"),
+        (2_000_000_000, "2 GB"),
+        (3 * 10**13, "30 TB"),
+    ],
 )
 def test_sizes_for_people(count, text):
     assert size(count) == text

@@ -41,10 +41,14 @@ OPTIONS = PredictOptions(device="cpu", precision="fp32")
 def model() -> Model:
     """A network that has seen nothing but whose answer depends on what it sees: both classes occur."""
     model = tiny_model(PAIR)
-    logits = build_predictor(model, OPTIONS).plane_logits(PAIR.image.read({"Z": 0}), model.spec.normalization.scale)
+    logits = build_predictor(model, OPTIONS).plane_logits(
+        PAIR.image.read({"Z": 0}), model.spec.normalization.scale
+    )
     last = [name for name in model.weights if name.endswith("bias")][-1]
     weights = dict(model.weights)
-    weights[last] = weights[last] - torch.tensor([0.0, float(np.median(logits[1] - logits[0]))])
+    weights[last] = weights[last] - torch.tensor(
+        [0.0, float(np.median(logits[1] - logits[0]))]
+    )
     return replace(model, weights=weights)
 
 
@@ -57,11 +61,21 @@ def expected(model: Model, image: Image) -> np.ndarray:
 
 
 def test_labels_in_memory_have_the_values_axes_scale_and_classes_they_should(model):
-    image = replace(PAIR.image, scale=(3.0, 2.0, 2.0), units=("micrometer",) * 3, name="rock")
+    image = replace(
+        PAIR.image, scale=(3.0, 2.0, 2.0), units=("micrometer",) * 3, name="rock"
+    )
     labels = predict(model, image, options=OPTIONS)
     assert isinstance(labels, LabelImage)
-    assert (labels.axes, labels.scale, labels.units) == ("ZYX", (3.0, 2.0, 2.0), ("micrometer",) * 3)
-    assert (labels.name, labels.dtype, labels.classes) == ("rock", np.uint8, model.spec.classes)
+    assert (labels.axes, labels.scale, labels.units) == (
+        "ZYX",
+        (3.0, 2.0, 2.0),
+        ("micrometer",) * 3,
+    )
+    assert (labels.name, labels.dtype, labels.classes) == (
+        "rock",
+        np.uint8,
+        model.spec.classes,
+    )
     assert np.array_equal(np.asarray(labels.data), expected(model, image))
     assert set(np.unique(labels.data)) == {0, 255}
 
@@ -74,10 +88,14 @@ def test_events_tell_the_story(model):
     assert isinstance(info, Message)
     assert "4 x 64 x 72 (ZYX)" in info.text
     assert started == PredictionStarted("easy", started.device, 4, 0)
-    assert [(r.region, r.done, r.regions) for r in regions] == [({"Z": i}, i + 1, 4) for i in range(4)]
+    assert [(r.region, r.done, r.regions) for r in regions] == [
+        ({"Z": i}, i + 1, 4) for i in range(4)
+    ]
     assert isinstance(end, PredictionEnd)
     assert (end.name, end.path) == ("easy", "")
-    assert np.array_equal(job.pixels, [(job.labels.data == 0).sum(), (job.labels.data == 255).sum()])
+    assert np.array_equal(
+        job.pixels, [(job.labels.data == 0).sum(), (job.labels.data == 255).sum()]
+    )
     assert job.probabilities is None
 
 
@@ -97,7 +115,9 @@ def test_any_axes_give_labels_of_the_same_axes(model, axes):
     assert labels.axes == axes.replace("C", "")
     assert labels.shape == image.label_shape
     for plane in image.planes():
-        assert np.array_equal(labels.read(plane)[0], expected(model, Image(image.read(plane)[0]))[0])
+        assert np.array_equal(
+            labels.read(plane)[0], expected(model, Image(image.read(plane)[0]))[0]
+        )
 
 
 def test_probabilities_lie_beside_the_labels_and_agree_with_them(model):
@@ -105,12 +125,18 @@ def test_probabilities_lie_beside_the_labels_and_agree_with_them(model):
     list(job)
     chances = job.probabilities
     assert chances is not None
-    assert (chances.axes, chances.dtype, chances.channel_names) == ("ZCYX", np.float16, ("class 0", "class 255"))
+    assert (chances.axes, chances.dtype, chances.channel_names) == (
+        "ZCYX",
+        np.float16,
+        ("class 0", "class 255"),
+    )
     values = np.asarray(chances.data).astype(np.float32)
     np.testing.assert_allclose(values.sum(1), 1, atol=2e-3)
     clear = np.abs(values[:, 1] - 0.5) > 0.01
     assert clear.mean() > 0.5
-    assert np.array_equal((values[:, 1] > 0.5)[clear], (np.asarray(job.labels.data) == 255)[clear])
+    assert np.array_equal(
+        (values[:, 1] > 0.5)[clear], (np.asarray(job.labels.data) == 255)[clear]
+    )
 
 
 @pytest.mark.parametrize("name", ["labels.tif", "labels.ome.tif", "labels.zarr"])
@@ -118,25 +144,37 @@ def test_files_hold_what_memory_holds_and_nothing_else_stays(model, tmp_path, na
     image = replace(PAIR.image, scale=(3.0, 2.0, 2.0), units=("micrometer",) * 3)
     kept = iter_predict(model, image, options=OPTIONS, probabilities=True)
     list(kept)
-    job = iter_predict(model, image, out=tmp_path / "new" / name, options=OPTIONS, probabilities=True)
+    job = iter_predict(
+        model, image, out=tmp_path / "new" / name, options=OPTIONS, probabilities=True
+    )
     assert list(job)[-1].path == str(tmp_path / "new" / name)
     read = read_labels(tmp_path / "new" / name)
     for labels in (read, job.labels):
         assert np.array_equal(np.asarray(labels.read()[0]), kept.labels.data)
-        assert (labels.dtype, labels.axes, labels.scale) == (kept.labels.dtype, "ZYX", image.scale)
+        assert (labels.dtype, labels.axes, labels.scale) == (
+            kept.labels.dtype,
+            "ZYX",
+            image.scale,
+        )
         assert labels.classes == model.spec.classes
     assert job.probabilities is not None
     assert kept.probabilities is not None
     for plane in image.planes():
-        assert np.array_equal(job.probabilities.read(plane), kept.probabilities.read(plane))
+        assert np.array_equal(
+            job.probabilities.read(plane), kept.probabilities.read(plane)
+        )
     assert np.array_equal(job.pixels, kept.pixels)
     beside = name.replace("labels", "labels_probabilities")
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted([name, beside])
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(
+        [name, beside]
+    )
 
 
 def test_one_plane_can_be_written_as_png(model, tmp_path):
     image = Image(PAIR.image.data[0])
-    labels = predict(model, image, out=tmp_path / "a.png", options=OPTIONS, probabilities=True)
+    labels = predict(
+        model, image, out=tmp_path / "a.png", options=OPTIONS, probabilities=True
+    )
     assert np.array_equal(np.asarray(labels.data), expected(model, image)[0])
     assert labels.classes == model.spec.classes
     assert (tmp_path / "a_probabilities.tif").is_file()
@@ -149,14 +187,18 @@ def test_models_and_images_may_be_paths_and_images_plain_arrays(model, tmp_path)
     saved = model.save(tmp_path / "model.safetensors")
     want = expected(model, PAIR.image)
     assert np.array_equal(predict(saved, path, options=OPTIONS).data, want)
-    assert np.array_equal(predict(str(saved), PAIR.image.data[1], options=OPTIONS).data, want[1])
+    assert np.array_equal(
+        predict(str(saved), PAIR.image.data[1], options=OPTIONS).data, want[1]
+    )
     with pytest.raises(ImageError, match="axes"):
         predict(saved, PAIR.image.data, options=OPTIONS)
     with pytest.raises(ModelError, match="no such model"):
         predict(tmp_path / "none", PAIR.image, options=OPTIONS)
 
 
-def stop_after(model: Model, out: Path, regions: int, image: Image = PAIR.image) -> None:
+def stop_after(
+    model: Model, out: Path, regions: int, image: Image = PAIR.image
+) -> None:
     job = iter_predict(model, image, out=out, options=OPTIONS, probabilities=True)
     for event in job:
         if isinstance(event, RegionEnd) and event.done == regions:
@@ -167,17 +209,33 @@ def stop_after(model: Model, out: Path, regions: int, image: Image = PAIR.image)
 def contents(folder: Path) -> dict[str, bytes]:
     """Files and what is in them, less the random UUID that every OME file gets."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return {str(p.relative_to(folder)): re.sub(rb"urn:uuid:[0-9a-f-]{36}", b"", p.read_bytes()) for p in files}
+    return {
+        str(p.relative_to(folder)): re.sub(
+            rb"urn:uuid:[0-9a-f-]{36}", b"", p.read_bytes()
+        )
+        for p in files
+    }
 
 
 def test_a_stopped_prediction_goes_on_and_gives_the_same_bytes(model, tmp_path):
-    predict(model, PAIR.image, out=tmp_path / "whole" / "x.tif", options=OPTIONS, probabilities=True)
+    predict(
+        model,
+        PAIR.image,
+        out=tmp_path / "whole" / "x.tif",
+        options=OPTIONS,
+        probabilities=True,
+    )
     out = tmp_path / "cut" / "x.tif"
     stop_after(model, out, 2)
     assert [p.name for p in out.parent.iterdir()] == ["x.tif.partial"]
-    events = list(iter_predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True))
+    events = list(
+        iter_predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True)
+    )
     assert next(e for e in events if isinstance(e, PredictionStarted)).done == 2
-    assert [e.region for e in events if isinstance(e, RegionEnd)] == [{"Z": 2}, {"Z": 3}]
+    assert [e.region for e in events if isinstance(e, RegionEnd)] == [
+        {"Z": 2},
+        {"Z": 3},
+    ]
     assert contents(out.parent) == contents(tmp_path / "whole")
 
 
@@ -191,13 +249,23 @@ def test_a_run_killed_between_its_two_files_is_completed(model, tmp_path, monkey
         patch.setattr("napari_strata.inference.finish.write_labels", killed)
         with pytest.raises(KeyboardInterrupt):
             predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.tif.partial", "x_probabilities.tif"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "x.tif.partial",
+        "x_probabilities.tif",
+    ]
     labels = predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True)
     assert np.array_equal(labels.read()[0], expected(model, PAIR.image))
 
 
 @pytest.mark.parametrize(
-    "what", ["model", "image", "request for probabilities", "tile size", "choice of flips and turns"]
+    "what",
+    [
+        "model",
+        "image",
+        "request for probabilities",
+        "tile size",
+        "choice of flips and turns",
+    ],
 )
 def test_planes_of_another_origin_are_discarded_with_a_word(model, tmp_path, what):
     out = tmp_path / "x.tif"
@@ -208,16 +276,32 @@ def test_planes_of_another_origin_are_discarded_with_a_word(model, tmp_path, wha
         data[3, 5, 5] ^= 1
         image = replace(image, data=data)
     elif what == "model":
-        other = replace(model, weights={k: v + 1 if v.is_floating_point() else v for k, v in model.weights.items()})
+        other = replace(
+            model,
+            weights={
+                k: v + 1 if v.is_floating_point() else v
+                for k, v in model.weights.items()
+            },
+        )
     elif what == "tile size":
         tile = 16
     elif what == "request for probabilities":
         probabilities = False
     else:
         tta = True
-    job = iter_predict(other, image, out=out, options=OPTIONS, probabilities=probabilities, tile=tile, tta=tta)
+    job = iter_predict(
+        other,
+        image,
+        out=out,
+        options=OPTIONS,
+        probabilities=probabilities,
+        tile=tile,
+        tta=tta,
+    )
     events = list(job)
-    (warning,) = [e.text for e in events if isinstance(e, Message) and e.level == "warning"]
+    (warning,) = [
+        e.text for e in events if isinstance(e, Message) and e.level == "warning"
+    ]
     assert f"made with another {what}; it is discarded" in warning
     assert len([e for e in events if isinstance(e, RegionEnd)]) == 4
     if tile is None and not tta:
@@ -227,24 +311,41 @@ def test_planes_of_another_origin_are_discarded_with_a_word(model, tmp_path, wha
 @pytest.fixture(scope="module")
 def second(model) -> Model:
     """Another opinion: its last weights the other way round."""
-    last = [name for name in model.weights if "head" in name or name.endswith(("weight", "bias"))][-2:]
-    weights = {name: value.flip(0) if name in last else value for name, value in model.weights.items()}
+    last = [
+        name
+        for name in model.weights
+        if "head" in name or name.endswith(("weight", "bias"))
+    ][-2:]
+    weights = {
+        name: value.flip(0) if name in last else value
+        for name, value in model.weights.items()
+    }
     return replace(model, weights=weights)
 
 
 def drain(model, out: Path | None = None, **options) -> Prediction:
-    job = iter_predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True, **options)
+    job = iter_predict(
+        model, PAIR.image, out=out, options=OPTIONS, probabilities=True, **options
+    )
     list(job)
     return job
 
 
-def test_several_models_give_the_mean_of_their_probabilities_in_any_order(model, second):
-    alone = [np.asarray(drain(one).probabilities.data, np.float32) for one in (model, second)]
+def test_several_models_give_the_mean_of_their_probabilities_in_any_order(
+    model, second
+):
+    alone = [
+        np.asarray(drain(one).probabilities.data, np.float32) for one in (model, second)
+    ]
     assert np.abs(alone[0] - alone[1]).max() > 0.1
     jobs = [drain(group) for group in ([model, second], [second, model])]
     for job in jobs:
-        np.testing.assert_allclose(np.asarray(job.probabilities.data, np.float32), np.mean(alone, 0), atol=1e-3)
-    assert np.array_equal(jobs[0].probabilities.data, jobs[1].probabilities.data)  # to the bit
+        np.testing.assert_allclose(
+            np.asarray(job.probabilities.data, np.float32), np.mean(alone, 0), atol=1e-3
+        )
+    assert np.array_equal(
+        jobs[0].probabilities.data, jobs[1].probabilities.data
+    )  # to the bit
     assert np.array_equal(jobs[0].labels.data, jobs[1].labels.data)
     assert not np.array_equal(jobs[0].labels.data, drain(model).labels.data)
     assert np.array_equal(drain([model, model]).labels.data, drain(model).labels.data)
@@ -252,8 +353,16 @@ def test_several_models_give_the_mean_of_their_probabilities_in_any_order(model,
 
 def test_members_see_the_image_as_each_was_trained_to(model, second):
     normalization = second.spec.normalization.model_copy(update={"kind": "relative"})
-    relative = replace(second, spec=second.spec.model_copy(update={"normalization": normalization, "tile": 32}))
-    alone = [np.asarray(drain(one).probabilities.data, np.float32) for one in (model, relative)]
+    relative = replace(
+        second,
+        spec=second.spec.model_copy(
+            update={"normalization": normalization, "tile": 32}
+        ),
+    )
+    alone = [
+        np.asarray(drain(one).probabilities.data, np.float32)
+        for one in (model, relative)
+    ]
     found = np.asarray(drain([relative, model]).probabilities.data, np.float32)
     np.testing.assert_allclose(found, np.mean(alone, 0), atol=1e-3)
 
@@ -263,48 +372,84 @@ def test_a_turned_stack_gives_turned_labels(model):
         return np.asarray(predict(model, image, options=OPTIONS, **options).data)
 
     turned = replace(PAIR.image, data=np.rot90(np.asarray(PAIR.image.data), 1, (1, 2)))
-    assert (labels(turned, tta=True) == np.rot90(labels(PAIR.image, tta=True), 1, (1, 2))).mean() > 0.9999
+    assert (
+        labels(turned, tta=True) == np.rot90(labels(PAIR.image, tta=True), 1, (1, 2))
+    ).mean() > 0.9999
     assert (labels(turned) == np.rot90(labels(PAIR.image), 1, (1, 2))).mean() < 0.999
 
 
 def test_it_is_said_over_what_is_averaged(model, second):
-    said = [e.text for e in iter_predict([model, second], PAIR.image, options=OPTIONS) if isinstance(e, Message)]
+    said = [
+        e.text
+        for e in iter_predict([model, second], PAIR.image, options=OPTIONS)
+        if isinstance(e, Message)
+    ]
     assert said[-1] == "probabilities are averaged over 2 models"
-    said = [e.text for e in iter_predict(model, PAIR.image, options=OPTIONS, tta=True) if isinstance(e, Message)]
-    assert said[-1] == "probabilities are averaged over flips and turns (8 times the work)"
+    said = [
+        e.text
+        for e in iter_predict(model, PAIR.image, options=OPTIONS, tta=True)
+        if isinstance(e, Message)
+    ]
+    assert (
+        said[-1] == "probabilities are averaged over flips and turns (8 times the work)"
+    )
 
 
-def test_the_probabilities_of_a_calibrated_model_are_tempered_and_its_labels_are_not(model):
+def test_the_probabilities_of_a_calibrated_model_are_tempered_and_its_labels_are_not(
+    model,
+):
     warm = drain(replace(model, calibration=Calibration(temperature=3.0)))
     cold = drain(model)
     assert np.array_equal(warm.labels.data, cold.labels.data)
     odds = np.asarray(cold.probabilities.data, np.float64) ** (1 / 3)
     expected = odds / odds.sum(1, keepdims=True)
-    np.testing.assert_allclose(np.asarray(warm.probabilities.data, np.float64), expected, atol=5e-3)
+    np.testing.assert_allclose(
+        np.asarray(warm.probabilities.data, np.float64), expected, atol=5e-3
+    )
 
 
-def test_an_ensemble_goes_on_in_any_order_and_not_with_other_members(model, second, tmp_path):
+def test_an_ensemble_goes_on_in_any_order_and_not_with_other_members(
+    model, second, tmp_path
+):
     out = tmp_path / "x.tif"
     whole = np.asarray(drain([model, second], tta=True).labels.data)
-    for event in (job := iter_predict([model, second], PAIR.image, out=out, options=OPTIONS, tta=True)):
+    for event in (
+        job := iter_predict(
+            [model, second], PAIR.image, out=out, options=OPTIONS, tta=True
+        )
+    ):
         if isinstance(event, RegionEnd) and event.done == 2:
             job.close()
             break
-    events = list(iter_predict([second, model], PAIR.image, out=out, options=OPTIONS, tta=True))
-    assert [e.region for e in events if isinstance(e, RegionEnd)] == [{"Z": 2}, {"Z": 3}]
+    events = list(
+        iter_predict([second, model], PAIR.image, out=out, options=OPTIONS, tta=True)
+    )
+    assert [e.region for e in events if isinstance(e, RegionEnd)] == [
+        {"Z": 2},
+        {"Z": 3},
+    ]
     assert np.array_equal(read_labels(out).read()[0], whole)
     out.unlink()
     stop_after([model, second], out, 2)
-    events = list(iter_predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True))
-    (warning,) = [e.text for e in events if isinstance(e, Message) and e.level == "warning"]
+    events = list(
+        iter_predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True)
+    )
+    (warning,) = [
+        e.text for e in events if isinstance(e, Message) and e.level == "warning"
+    ]
     assert "made with another model; it is discarded" in warning
     assert np.array_equal(read_labels(out).read()[0], expected(model, PAIR.image))
 
 
-def test_models_that_do_not_go_together_are_refused_before_anything_is_written(model, tmp_path):
+def test_models_that_do_not_go_together_are_refused_before_anything_is_written(
+    model, tmp_path
+):
     classes = ClassMap(names=("pore", "grain"), values=(0, 255))
     other = replace(model, spec=model.spec.model_copy(update={"classes": classes}))
-    with pytest.raises(ModelError, match="classes: 'model 1' has class 0, class 255; 'model 2' has pore, grain"):
+    with pytest.raises(
+        ModelError,
+        match="classes: 'model 1' has class 0, class 255; 'model 2' has pore, grain",
+    ):
         predict([model, other], PAIR.image, out=tmp_path / "x.tif", options=OPTIONS)
     assert list(tmp_path.iterdir()) == []
 
@@ -312,7 +457,9 @@ def test_models_that_do_not_go_together_are_refused_before_anything_is_written(m
 @pytest.mark.slow
 def test_a_prediction_killed_for_real_goes_on_to_the_same_bytes(model, tmp_path):
     saved = model.save(tmp_path / "model.safetensors")
-    image = write_labels(tmp_path / "image.tif", PAIR.image.labels_like(PAIR.image.data))
+    image = write_labels(
+        tmp_path / "image.tif", PAIR.image.labels_like(PAIR.image.data)
+    )
     out = tmp_path / "cut" / "x.tif"
     script = f"""
         import os, signal
@@ -344,9 +491,22 @@ def test_nothing_is_replaced_unasked(model, tmp_path):
     beside = tmp_path / "y_probabilities.tif"
     beside.write_text("mine")
     with pytest.raises(RunError, match=r"y_probabilities\.tif: exists already"):
-        predict(model, PAIR.image, out=tmp_path / "y.tif", options=OPTIONS, probabilities=True)
+        predict(
+            model,
+            PAIR.image,
+            out=tmp_path / "y.tif",
+            options=OPTIONS,
+            probabilities=True,
+        )
     assert beside.read_text() == "mine"
-    predict(model, PAIR.image, out=tmp_path / "y.tif", options=OPTIONS, probabilities=True, overwrite=True)
+    predict(
+        model,
+        PAIR.image,
+        out=tmp_path / "y.tif",
+        options=OPTIONS,
+        probabilities=True,
+        overwrite=True,
+    )
     assert read_image(beside).dtype == np.float16
 
 
@@ -368,18 +528,30 @@ def test_warnings_come_before_the_first_plane(model):
     image = replace(PAIR.image, data=PAIR.image.data.astype(np.uint16) * 50)
     events = list(iter_predict(model, image, options=OPTIONS))
     kinds = [(type(e).__name__, getattr(e, "level", "")) for e in events]
-    assert kinds[:4] == [("Message", "info"), ("Message", "warning"), ("Message", "warning"), ("PredictionStarted", "")]
+    assert kinds[:4] == [
+        ("Message", "info"),
+        ("Message", "warning"),
+        ("Message", "warning"),
+        ("PredictionStarted", ""),
+    ]
 
 
 def messages(model: Model, image: Image) -> list[str]:
-    return [e.text for e in iter_predict(model, image, options=OPTIONS) if isinstance(e, Message)]
+    return [
+        e.text
+        for e in iter_predict(model, image, options=OPTIONS)
+        if isinstance(e, Message)
+    ]
 
 
 def test_pixels_that_are_not_finite_are_counted_and_located(model):
     data = PAIR.image.data.astype(np.float32)
     data[1, 5, 7], data[2, 0, :3] = np.nan, np.inf
     texts = messages(model, replace(PAIR.image, data=data))
-    assert "found 4 pixels that are not finite (NaN or infinite), the first at Z=1, Y=5, X=7" in texts[-1]
+    assert (
+        "found 4 pixels that are not finite (NaN or infinite), the first at Z=1, Y=5, X=7"
+        in texts[-1]
+    )
     data[2] = 0
     texts = messages(model, replace(PAIR.image, data=data))
     assert "found 1 pixel that is not finite" in texts[-1]
@@ -424,15 +596,33 @@ def test_memory_does_not_grow_with_the_number_of_planes(model, tmp_path):
             self.shape = (planes, 256, 256)
 
         def __getitem__(self, key):
-            return np.zeros([len(range(*k.indices(n))) for k, n in zip(key, self.shape, strict=True)], np.uint8)
+            return np.zeros(
+                [
+                    len(range(*k.indices(n)))
+                    for k, n in zip(key, self.shape, strict=True)
+                ],
+                np.uint8,
+            )
 
     precision = build_predictor(model, OPTIONS).precision
-    committee = Committee([Predictor(Cheap(), model.spec, device=torch.device("cpu"), precision=precision)])
+    committee = Committee(
+        [
+            Predictor(
+                Cheap(), model.spec, device=torch.device("cpu"), precision=precision
+            )
+        ]
+    )
     peaks = []
     for planes in (8, 64):
         image = Image(Stack(planes), "ZYX")
         tracemalloc.start()
-        for _ in Prediction(model, image, out=tmp_path / f"{planes}.tif", options=OPTIONS, committee=committee):
+        for _ in Prediction(
+            model,
+            image,
+            out=tmp_path / f"{planes}.tif",
+            options=OPTIONS,
+            committee=committee,
+        ):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -460,12 +650,19 @@ def test_pages_are_kept_and_norms_folded_while_it_predicts(model, monkeypatch):
 
     def predicted(self, *arguments, **keywords):
         seen.append(inside[0])
-        norms = [m for m in self.members[0].network.modules() if isinstance(m, nn.BatchNorm2d)]
+        norms = [
+            m
+            for m in self.members[0].network.modules()
+            if isinstance(m, nn.BatchNorm2d)
+        ]
         assert not norms
         return plane(self, *arguments, **keywords)
 
     monkeypatch.setattr(Committee, "plane", predicted)
-    assert any(isinstance(m, nn.BatchNorm2d) for m in model.build(torch.device("cpu")).modules())
+    assert any(
+        isinstance(m, nn.BatchNorm2d)
+        for m in model.build(torch.device("cpu")).modules()
+    )
     predict(model, PAIR.image, options=OPTIONS)
     assert seen == [1] * 4
     assert inside == [0]

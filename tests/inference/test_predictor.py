@@ -38,8 +38,12 @@ def make_spec(**changes) -> ModelSpec:
     return ModelSpec.model_validate(facts | changes)
 
 
-def make(network: nn.Module, spec: ModelSpec | None = None, *, batch: int | None = None) -> Predictor:
-    return Predictor(network, spec or make_spec(), device=CPU, precision=FP32, batch=batch)
+def make(
+    network: nn.Module, spec: ModelSpec | None = None, *, batch: int | None = None
+) -> Predictor:
+    return Predictor(
+        network, spec or make_spec(), device=CPU, precision=FP32, batch=batch
+    )
 
 
 def grey(*shape: int, seed: int = 0) -> np.ndarray:
@@ -83,7 +87,12 @@ class Double(nn.Module):
 def unet() -> nn.Module:
     torch.manual_seed(1)
     network = build_network(make_spec())
-    for name, value in network.named_buffers():  # statistics as after training, so that grey values decide
+    for (
+        name,
+        value,
+    ) in (
+        network.named_buffers()
+    ):  # statistics as after training, so that grey values decide
         if name.endswith("running_var"):
             value.fill_(0.3)
     return Double(network).eval()
@@ -96,7 +105,9 @@ def test_tiled_equals_whole_when_the_halo_covers_the_reach(unet, shape):
     image = grey(*shape)
     with torch.inference_mode():
         whole = unet(torch.from_numpy(SCALE.apply(image))[None])[0].numpy()
-    np.testing.assert_allclose(make(unet, spec).plane_logits(image, SCALE), whole, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        make(unet, spec).plane_logits(image, SCALE), whole, rtol=1e-6, atol=1e-9
+    )
     indices, probabilities = make(unet, spec).plane(image, SCALE)
     assert indices.dtype == np.uint8
     assert np.array_equal(indices, whole.argmax(0))
@@ -115,7 +126,9 @@ def test_without_halo_the_seams_show_so_the_test_above_can_fail(unet):
 @pytest.mark.parametrize("shape", [(50, 71), (32, 32), (9, 3)])
 def test_every_way_of_tiling_finds_each_pixel_its_class(changes, shape):
     image = grey(*shape)
-    indices, probabilities = make(Threshold(), make_spec(**changes)).plane(image, SCALE, probabilities=True)
+    indices, probabilities = make(Threshold(), make_spec(**changes)).plane(
+        image, SCALE, probabilities=True
+    )
     assert np.array_equal(indices, expected(image))
     assert probabilities is not None
     assert probabilities.dtype == np.float16
@@ -123,7 +136,9 @@ def test_every_way_of_tiling_finds_each_pixel_its_class(changes, shape):
     np.testing.assert_allclose(probabilities.astype(float).sum(0), 1, atol=2e-3)
     value = (image[0] - np.float32(100)) / 20
     logits = torch.tensor(np.stack([-value - 0.52, 0 * value, value - 0.52]))
-    np.testing.assert_allclose(probabilities, torch.softmax(logits, 0).numpy(), atol=2e-3)
+    np.testing.assert_allclose(
+        probabilities, torch.softmax(logits, 0).numpy(), atol=2e-3
+    )
 
 
 def test_blended_tiles_are_all_of_the_patch_size():
@@ -137,12 +152,23 @@ class Position(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         rows, columns = (torch.linspace(-1, 1, n).abs() for n in images.shape[2:])
-        border = torch.maximum(rows[:, None], columns).expand(len(images), 1, *images.shape[2:])
-        return torch.cat([4 * (border - 0.9), torch.zeros_like(border), torch.full_like(border, -9.0)], 1)
+        border = torch.maximum(rows[:, None], columns).expand(
+            len(images), 1, *images.shape[2:]
+        )
+        return torch.cat(
+            [
+                4 * (border - 0.9),
+                torch.zeros_like(border),
+                torch.full_like(border, -9.0),
+            ],
+            1,
+        )
 
 
 def test_blending_prefers_the_middle_of_tiles():
-    indices, _ = make(Position(), make_spec(blend=True, tile=32, stride=8)).plane(grey(80, 80), SCALE)
+    indices, _ = make(Position(), make_spec(blend=True, tile=32, stride=8)).plane(
+        grey(80, 80), SCALE
+    )
     assert (indices[4:-4, 4:-4] == 1).all()
     assert (indices[0] == 0).all()  # only the picture's own border is nobody's middle
 
@@ -150,7 +176,9 @@ def test_blending_prefers_the_middle_of_tiles():
 def test_resized_planes_are_predicted_in_one_go_and_come_back_in_their_size():
     network = Threshold()
     image = np.repeat(np.repeat(grey(8, 8), 12, axis=1), 9, axis=2)
-    indices, probabilities = make(network, make_spec(resize=48)).plane(image, SCALE, probabilities=True)
+    indices, probabilities = make(network, make_spec(resize=48)).plane(
+        image, SCALE, probabilities=True
+    )
     assert network.batches == [(1, 1, 48, 48)]
     assert indices.shape == (96, 72)
     assert probabilities is not None
@@ -169,7 +197,9 @@ def test_values_that_are_not_finite_count_as_the_centre():
 def test_half_precision_gives_nearly_the_same(unet):
     spec, image = make_spec(), grey(60, 60)
     network = unet.network.float()
-    half = Predictor(network, spec, device=CPU, precision=Precision("bf16", torch.bfloat16)).plane(image, SCALE)[0]
+    half = Predictor(
+        network, spec, device=CPU, precision=Precision("bf16", torch.bfloat16)
+    ).plane(image, SCALE)[0]
     full = make(network, spec).plane(image, SCALE)[0]
     network.double()
     assert 0.97 < (half == full).mean() < 1  # the same, but not by the same arithmetic
@@ -214,7 +244,10 @@ def test_batches_made_ahead_are_those_that_follow(monkeypatch, most):
 
 def test_when_one_tile_is_too_much_the_message_says_what_would_fit():
     predictor = make(Threshold(largest=70), make_spec(halo=0, tile=32))
-    with pytest.raises(RunError, match=r"one tile of 32 x 32 pixels is too much; 8 x 8 would fit: set tile=8"):
+    with pytest.raises(
+        RunError,
+        match=r"one tile of 32 x 32 pixels is too much; 8 x 8 would fit: set tile=8",
+    ):
         predictor.plane(grey(64, 64), SCALE)
     with pytest.raises(RunError, match=r"smaller patches\.resize"):
         make(Threshold(largest=70), make_spec(resize=32)).plane(grey(64, 64), SCALE)
@@ -232,7 +265,11 @@ def test_other_errors_are_not_taken_for_want_of_memory():
 
 
 @pytest.mark.parametrize(
-    "text", ["CUDA out of memory. Tried", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"]
+    "text",
+    [
+        "CUDA out of memory. Tried",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried",
+    ],
 )
 def test_memory_errors_are_known_by_their_words_too(text):
     assert is_out_of_memory(RuntimeError(text))

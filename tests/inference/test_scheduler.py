@@ -16,7 +16,13 @@ import torch
 from helpers import easy_pair, tiny_model
 from napari_strata.ensemble import load_models
 from napari_strata.errors import RunError
-from napari_strata.events import FileEnd, Message, PredictionEnd, PredictionStarted, RegionEnd
+from napari_strata.events import (
+    FileEnd,
+    Message,
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+)
 from napari_strata.image import Image
 from napari_strata.inference import region, scheduler, workers
 from napari_strata.inference.batch import predict_files
@@ -63,15 +69,28 @@ Output.write = lambda *arguments: (time.sleep(0.15), kept(*arguments))[1]
     cluster.client.run(exec, code, {})
 
 
-def job(shared: Path, out: Path, on: Cluster | str | None = None, **options) -> Prediction:
+def job(
+    shared: Path, out: Path, on: Cluster | str | None = None, **options
+) -> Prediction:
     asked = replace(OPTIONS, **options)
-    return iter_predict(shared / "model.safetensors", shared / "image.tif", out=out, options=asked, scheduler=on)
+    return iter_predict(
+        shared / "model.safetensors",
+        shared / "image.tif",
+        out=out,
+        options=asked,
+        scheduler=on,
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Files and what is in them, less the random UUID that every OME file gets."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return {str(p.relative_to(folder)): re.sub(rb"urn:uuid:[0-9a-f-]{36}", b"", p.read_bytes()) for p in files}
+    return {
+        str(p.relative_to(folder)): re.sub(
+            rb"urn:uuid:[0-9a-f-]{36}", b"", p.read_bytes()
+        )
+        for p in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +101,9 @@ def whole(shared, tmp_path_factory) -> dict[str, bytes]:
     return contents(folder)
 
 
-def test_two_workers_give_what_one_process_gives_to_the_bit(cluster, shared, whole, tmp_path):
+def test_two_workers_give_what_one_process_gives_to_the_bit(
+    cluster, shared, whole, tmp_path
+):
     found = job(shared, tmp_path / "x.tif", cluster)
     events = list(found)
     assert contents(tmp_path) == whole
@@ -98,7 +119,9 @@ def test_two_workers_give_what_one_process_gives_to_the_bit(cluster, shared, who
     assert found.probabilities is not None
 
 
-def test_what_is_finished_is_taken_up_by_workers_and_by_one_process(cluster, shared, whole, tmp_path):
+def test_what_is_finished_is_taken_up_by_workers_and_by_one_process(
+    cluster, shared, whole, tmp_path
+):
     for first, then in ((cluster, None), (None, cluster)):
         folder = tmp_path / str(first is None)
         for event in (stopped := job(shared, folder / "x.tif", first)):
@@ -111,29 +134,43 @@ def test_what_is_finished_is_taken_up_by_workers_and_by_one_process(cluster, sha
         assert contents(folder) == whole
 
 
-def test_pixels_that_are_not_finite_are_told_as_one_process_tells_them(cluster, shared, tmp_path):
+def test_pixels_that_are_not_finite_are_told_as_one_process_tells_them(
+    cluster, shared, tmp_path
+):
     data = PAIR.image.data.astype(np.float32)
     data[1, 5, 7], data[8, 0, :3] = np.nan, np.inf
     image = write_image(tmp_path / "odd.tif", replace(PAIR.image, data=data))
     said = []
     for number, on in enumerate((None, cluster)):
         model, out = shared / "model.safetensors", tmp_path / f"{number}.tif"
-        events = list(iter_predict(model, image, out=out, options=OPTIONS, scheduler=on))
-        said.append([e.text for e in events if isinstance(e, Message) and e.level == "warning"])
+        events = list(
+            iter_predict(model, image, out=out, options=OPTIONS, scheduler=on)
+        )
+        said.append(
+            [e.text for e in events if isinstance(e, Message) and e.level == "warning"]
+        )
     assert said[0] == said[1]
-    assert "found 4 pixels that are not finite (NaN or infinite), the first at Z=1, Y=5, X=7" in said[1][-1]
+    assert (
+        "found 4 pixels that are not finite (NaN or infinite), the first at Z=1, Y=5, X=7"
+        in said[1][-1]
+    )
 
 
 def test_several_files_go_through_the_same_workers(cluster, shared, tmp_path):
     for number in range(2):
         write_image(
-            tmp_path / "scans" / f"s{number}.tif", replace(PAIR.image, data=PAIR.image.data[number : number + 3])
+            tmp_path / "scans" / f"s{number}.tif",
+            replace(PAIR.image, data=PAIR.image.data[number : number + 3]),
         )
     options, model = replace(OPTIONS, probabilities=False), shared / "model.safetensors"
     ends = {}
     for name, on in (("here", None), ("there", cluster)):
-        events = predict_files(model, [tmp_path / "scans"], tmp_path / name, options=options, scheduler=on)
-        ends[name] = [(Path(e.source).name, e.status) for e in events if isinstance(e, FileEnd)]
+        events = predict_files(
+            model, [tmp_path / "scans"], tmp_path / name, options=options, scheduler=on
+        )
+        ends[name] = [
+            (Path(e.source).name, e.status) for e in events if isinstance(e, FileEnd)
+        ]
         (tmp_path / name / "report.csv").unlink()
     assert ends["there"] == ends["here"] == [("s0.tif", "done"), ("s1.tif", "done")]
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
@@ -142,18 +179,49 @@ def test_several_files_go_through_the_same_workers(cluster, shared, tmp_path):
 def test_axes_that_the_user_named_hold_for_workers_too(cluster, shared, tmp_path):
     image, model = shared / "image.tif", shared / "model.safetensors"
     for name, on in (("here", None), ("there", cluster)):
-        list(predict_files(model, [image], tmp_path / name / "x.tif", options=OPTIONS, axes="TYX", scheduler=on))
+        list(
+            predict_files(
+                model,
+                [image],
+                tmp_path / name / "x.tif",
+                options=OPTIONS,
+                axes="TYX",
+                scheduler=on,
+            )
+        )
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
 def test_what_workers_cannot_open_is_refused(cluster, shared, tmp_path):
     out, model = tmp_path / "x.tif", shared / "model.safetensors"
-    with pytest.raises(RunError, match="easy: found an image in memory, and workers open images by path; write it"):
-        list(iter_predict(model, PAIR.image, out=out, options=OPTIONS, scheduler=cluster))
-    with pytest.raises(RunError, match="found a model in memory, and workers open models by path; save it"):
-        list(iter_predict(tiny_model(PAIR), shared / "image.tif", out=out, options=OPTIONS, scheduler=cluster))
-    with pytest.raises(RunError, match=r"several processes need a file to write to \(out\)"):
-        list(iter_predict(model, shared / "image.tif", options=OPTIONS, scheduler=cluster))
+    with pytest.raises(
+        RunError,
+        match="easy: found an image in memory, and workers open images by path; write it",
+    ):
+        list(
+            iter_predict(model, PAIR.image, out=out, options=OPTIONS, scheduler=cluster)
+        )
+    with pytest.raises(
+        RunError,
+        match="found a model in memory, and workers open models by path; save it",
+    ):
+        list(
+            iter_predict(
+                tiny_model(PAIR),
+                shared / "image.tif",
+                out=out,
+                options=OPTIONS,
+                scheduler=cluster,
+            )
+        )
+    with pytest.raises(
+        RunError, match=r"several processes need a file to write to \(out\)"
+    ):
+        list(
+            iter_predict(
+                model, shared / "image.tif", options=OPTIONS, scheduler=cluster
+            )
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,7 +236,10 @@ region._seen = lambda path: not path.startswith({place!r})
 """
     cluster.client.run(exec, code, {}, workers=[first])
     try:
-        with pytest.raises(RunError, match=rf"worker {first}: does not see {place}; image, models and output must lie"):
+        with pytest.raises(
+            RunError,
+            match=rf"worker {first}: does not see {place}; image, models and output must lie",
+        ):
             list(job(shared, tmp_path / "x.tif", cluster))
     finally:
         code = "from napari_strata.inference import region; region._seen = region._kept"
@@ -178,10 +249,17 @@ region._seen = lambda path: not path.startswith({place!r})
 
 def test_another_image_under_the_same_path_is_refused(cluster, shared, tmp_path):
     image = Image(PAIR.image.data[::-1].copy(), "ZYX", source=str(shared / "image.tif"))
-    with pytest.raises(RunError, match=r"image\.tif: reads otherwise there than here; needed is the same file"):
+    with pytest.raises(
+        RunError,
+        match=r"image\.tif: reads otherwise there than here; needed is the same file",
+    ):
         list(
             iter_predict(
-                shared / "model.safetensors", image, out=tmp_path / "x.tif", options=OPTIONS, scheduler=cluster
+                shared / "model.safetensors",
+                image,
+                out=tmp_path / "x.tif",
+                options=OPTIONS,
+                scheduler=cluster,
             )
         )
     assert list(tmp_path.iterdir()) == []
@@ -189,28 +267,45 @@ def test_another_image_under_the_same_path_is_refused(cluster, shared, tmp_path)
 
 def test_parts_of_another_origin_are_refused_and_stay(cluster, shared, tmp_path):
     model, image = shared / "model.safetensors", shared / "image.tif"
-    list(iter_predict(model, image, out=tmp_path / "x.tif", options=OPTIONS, part="1/2"))
+    list(
+        iter_predict(model, image, out=tmp_path / "x.tif", options=OPTIONS, part="1/2")
+    )
     before = contents(tmp_path)
-    with pytest.raises(RunError, match="another choice of flips and turns; work of others is not discarded"):
+    with pytest.raises(
+        RunError,
+        match="another choice of flips and turns; work of others is not discarded",
+    ):
         list(job(shared, tmp_path / "x.tif", cluster, tta=True))
     assert contents(tmp_path) == before
     list(job(shared, tmp_path / "x.tif", cluster))
     assert (tmp_path / "x.tif").exists()
 
 
-@pytest.mark.parametrize("address", ["local:0", "local:", "local", "somewhere", "tcp://host", "http://host:1"])
+@pytest.mark.parametrize(
+    "address",
+    ["local:0", "local:", "local", "somewhere", "tcp://host", "http://host:1"],
+)
 def test_addresses_that_are_none_are_refused(address, shared, tmp_path):
-    with pytest.raises(RunError, match=r"needed is local:N for N workers on this machine, or tcp://host:port"):
+    with pytest.raises(
+        RunError,
+        match=r"needed is local:N for N workers on this machine, or tcp://host:port",
+    ):
         list(job(shared, tmp_path / "x.tif", address))
 
 
 def test_a_scheduler_that_does_not_answer_is_named_in_one_line(monkeypatch):
     monkeypatch.setattr(scheduler, "PATIENCE", 1.0)
-    with pytest.raises(RunError, match=r"tcp://127.0.0.1:9: no scheduler answered in 1 s; start one with: dask sch"):
+    with pytest.raises(
+        RunError,
+        match=r"tcp://127.0.0.1:9: no scheduler answered in 1 s; start one with: dask sch",
+    ):
         Cluster("tcp://127.0.0.1:9")
 
 
-LONELY = {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
+LONELY = {
+    "dashboard_address": None,
+    "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
+}
 
 
 def test_a_scheduler_without_workers_is_told(monkeypatch):
@@ -218,8 +313,13 @@ def test_a_scheduler_without_workers_is_told(monkeypatch):
 
     monkeypatch.setattr(scheduler, "PATIENCE", 1.0)
     with (
-        LocalCluster(n_workers=0, processes=False, protocol="tcp://", **LONELY) as empty,
-        pytest.raises(RunError, match=r"the scheduler has no workers; start some, where the GPUs are, with: dask work"),
+        LocalCluster(
+            n_workers=0, processes=False, protocol="tcp://", **LONELY
+        ) as empty,
+        pytest.raises(
+            RunError,
+            match=r"the scheduler has no workers; start some, where the GPUs are, with: dask work",
+        ),
     ):
         Cluster(empty.scheduler_address)
 
@@ -235,13 +335,26 @@ FACTS = Facts((), current_versions(), "cpu", "fp32", 8)
 
 def test_workers_that_compute_otherwise_are_refused():
     assert _compare({"tcp://a:1": FACTS, "tcp://b:1": FACTS}) == []
-    with pytest.raises(RunError, match=r"worker tcp://a:1 computes on cpu in fp32, worker tcp://b:1 on cuda in bf16"):
-        _compare({"tcp://a:1": FACTS, "tcp://b:1": replace(FACTS, device="cuda", precision="bf16")})
+    with pytest.raises(
+        RunError,
+        match=r"worker tcp://a:1 computes on cpu in fp32, worker tcp://b:1 on cuda in bf16",
+    ):
+        _compare(
+            {
+                "tcp://a:1": FACTS,
+                "tcp://b:1": replace(FACTS, device="cuda", precision="bf16"),
+            }
+        )
     old = FACTS.versions | {"napari-strata": "0.0.1"}
-    with pytest.raises(RunError, match=r"tcp://b:1: found napari-strata 0\.0\.1, and here is .*; install the same"):
+    with pytest.raises(
+        RunError,
+        match=r"tcp://b:1: found napari-strata 0\.0\.1, and here is .*; install the same",
+    ):
         _compare({"tcp://a:1": FACTS, "tcp://b:1": replace(FACTS, versions=old)})
     other = FACTS.versions | {"torch": "1.0"}
-    (message,) = _compare({"tcp://a:1": FACTS, "tcp://b:1": replace(FACTS, versions=other)})
+    (message,) = _compare(
+        {"tcp://a:1": FACTS, "tcp://b:1": replace(FACTS, versions=other)}
+    )
     assert message.level == "warning"
     assert "tcp://b:1: found torch 1.0" in message.text
 
@@ -260,9 +373,13 @@ def test_what_a_worker_met_is_told_and_is_not_taken_for_a_lost_scheduler():
             workers._result(SimpleNamespace(result=result, status=status), "region 1/4")
         return str(caught.value)
 
-    assert told(PermissionError("no entry"), "error").startswith("region 1/4: a worker met PermissionError: no entry;")
+    assert told(PermissionError("no entry"), "error").startswith(
+        "region 1/4: a worker met PermissionError: no entry;"
+    )
     assert told(OSError("closed"), "lost").startswith("tcp://x:1: lost the scheduler")
-    assert told(CancelledError("x"), "cancelled").startswith("tcp://x:1: lost the scheduler")
+    assert told(CancelledError("x"), "cancelled").startswith(
+        "tcp://x:1: lost the scheduler"
+    )
 
 
 def test_a_cluster_whose_workers_are_gone_is_told(shared, tmp_path):
@@ -289,7 +406,9 @@ def test_each_worker_of_this_machine_has_a_gpu_of_its_own(monkeypatch):
         "cuda:1",
         "cpu",
     ]
-    monkeypatch.setattr(region, "_name", lambda: "tcp://10.0.0.7:4000")  # of somebody's own cluster
+    monkeypatch.setattr(
+        region, "_name", lambda: "tcp://10.0.0.7:4000"
+    )  # of somebody's own cluster
     assert region._device("auto") == "auto"
 
 
@@ -302,16 +421,24 @@ def test_workers_that_stay_away_end_it(cluster, shared, slow, monkeypatch, tmp_p
     while not isinstance(next(found), PredictionStarted):
         pass
     monkeypatch.setattr(Cluster, "workers", lambda self: {})
-    with pytest.raises(RunError, match="local:2: no worker has been there for 0 s; start some"):
+    with pytest.raises(
+        RunError, match="local:2: no worker has been there for 0 s; start some"
+    ):
         list(found)
 
 
-def test_a_killed_worker_costs_the_plane_that_it_was_at(cluster, shared, whole, tmp_path, slow, monkeypatch):
+def test_a_killed_worker_costs_the_plane_that_it_was_at(
+    cluster, shared, whole, tmp_path, slow, monkeypatch
+):
     (victim, *_) = cluster.client.run(os.getpid).values()
     lines = []
 
     def counted(self, real=PartialOutput.remove):
-        lines.extend(line for path in self.folder.glob("ledger*") for line in path.read_text().splitlines()[1:])
+        lines.extend(
+            line
+            for path in self.folder.glob("ledger*")
+            for line in path.read_text().splitlines()[1:]
+        )
         real(self)
 
     monkeypatch.setattr(PartialOutput, "remove", counted)
@@ -321,6 +448,8 @@ def test_a_killed_worker_costs_the_plane_that_it_was_at(cluster, shared, whole, 
         if isinstance(event, RegionEnd) and event.done == 3:
             os.kill(victim, signal.SIGKILL)
     assert contents(tmp_path) == whole
-    assert 10 <= len(lines) <= 11  # killed between a plane and its line, it is written twice
+    assert (
+        10 <= len(lines) <= 11
+    )  # killed between a plane and its line, it is written twice
     assert [e.done for e in events if isinstance(e, RegionEnd)] == list(range(1, 11))
     assert any("lost worker" in e.text for e in events if isinstance(e, Message))

@@ -10,7 +10,9 @@ from napari_strata.image import Image
 from napari_strata.inference.slabs import Slab
 from napari_strata.inference.stack import fingerprint, read_ahead
 
-IMAGE = Image(np.random.default_rng(0).integers(0, 255, (9, 30, 20)).astype(np.uint8), "ZYX")
+IMAGE = Image(
+    np.random.default_rng(0).integers(0, 255, (9, 30, 20)).astype(np.uint8), "ZYX"
+)
 
 
 def mark(image: Image) -> str:
@@ -18,7 +20,10 @@ def mark(image: Image) -> str:
 
 
 def test_planes_come_in_the_order_asked_for():
-    slabs = [Slab({"Z": 7}, range(7, 8), slice(0, 1)), Slab({"Z": slice(0, 3)}, range(1, 2), slice(1, 2))]
+    slabs = [
+        Slab({"Z": 7}, range(7, 8), slice(0, 1)),
+        Slab({"Z": slice(0, 3)}, range(1, 2), slice(1, 2)),
+    ]
     read = list(read_ahead(IMAGE, slabs))
     assert [slab for slab, _ in read] == slabs
     assert np.array_equal(read[0][1][0], IMAGE.data[7])
@@ -34,7 +39,12 @@ def test_errors_of_reading_reach_the_reader():
             raise OSError("the drive is gone")
 
     with pytest.raises(OSError, match="drive is gone"):
-        list(read_ahead(Image(Broken(), "ZYX"), [Slab({"Z": i}, range(i, i + 1), slice(0, 1)) for i in (0, 1)]))
+        list(
+            read_ahead(
+                Image(Broken(), "ZYX"),
+                [Slab({"Z": i}, range(i, i + 1), slice(0, 1)) for i in (0, 1)],
+            )
+        )
 
 
 def test_a_fingerprint_is_of_the_pixels_and_their_layout():

@@ -7,17 +7,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_strata.inference.tiling import Tile, blend_weights, padded_length, plan_overlap, plan_tiles
+from napari_strata.inference.tiling import (
+    Tile,
+    blend_weights,
+    padded_length,
+    plan_overlap,
+    plan_tiles,
+)
 
 STRIDES = st.sampled_from([1, 2, 8, 16, 32])
 PLANS = st.tuples(
-    st.tuples(st.integers(1, 500), st.integers(1, 500)), st.integers(20, 150), st.integers(0, 40), STRIDES
+    st.tuples(st.integers(1, 500), st.integers(1, 500)),
+    st.integers(20, 150),
+    st.integers(0, 40),
+    STRIDES,
 )
 patient = settings(deadline=None)  # a busy machine is no failure
 
 
 def forwarded(plan: list[Tile]) -> int:
-    return sum((y.stop - y.start) * (x.stop - x.start) for y, x in (t.read for t in plan))
+    return sum(
+        (y.stop - y.start) * (x.stop - x.start) for y, x in (t.read for t in plan)
+    )
 
 
 @patient
@@ -42,7 +53,9 @@ def test_reads_start_on_the_stride_reach_the_halo_and_are_no_larger_than_promise
         for length, read, write in zip(shape, part.read, part.write, strict=True):
             assert read.start % stride == 0
             assert read.start == 0 or write.start - read.start >= halo
-            assert read.stop == length or (read.stop - write.stop >= halo and read.stop % stride == 0)
+            assert read.stop == length or (
+                read.stop - write.stop >= halo and read.stop % stride == 0
+            )
             assert read.stop - read.start <= max(tile, stride) + 4 * margin
 
 
@@ -52,7 +65,11 @@ def test_few_shapes_so_that_tiles_can_be_batched(case):
     shape, tile, halo, stride = case
     plan = plan_tiles(shape, tile=tile, halo=halo, stride=stride)
     for axis in (0, 1):
-        inner = {t.read[axis].stop - t.read[axis].start for t in plan if t.read[axis].stop < shape[axis]}
+        inner = {
+            t.read[axis].stop - t.read[axis].start
+            for t in plan
+            if t.read[axis].stop < shape[axis]
+        }
         assert len(inner) <= 2
 
 
@@ -70,7 +87,9 @@ def test_no_plan_of_as_many_tiles_forwards_less():
 
 def test_a_small_plane_is_read_in_one_piece_of_its_own_size():
     whole = (slice(0, 37), slice(0, 301))
-    assert plan_tiles((37, 301), tile=256, halo=32, stride=32) == [Tile(whole, whole, whole)]
+    assert plan_tiles((37, 301), tile=256, halo=32, stride=32) == [
+        Tile(whole, whole, whole)
+    ]
 
 
 @pytest.mark.parametrize("wrong", [{"tile": 0}, {"stride": 0}, {"halo": -1}])

@@ -60,17 +60,25 @@ def test_upright_planes_are_stretched_and_brought_back(shape, along_y, along_x):
     found = mean_of_views(grey(1, *shape), (along_y, along_x), mean)
     assert found.shape == (2, *shape)
     assert torch.allclose(found.sum(0), torch.ones(shape), atol=1e-5)
-    wanted = [size for size, count in view_shapes(shape, (along_y, along_x)) for _ in range(count)]
+    wanted = [
+        size
+        for size, count in view_shapes(shape, (along_y, along_x))
+        for _ in range(count)
+    ]
     assert seen == wanted
 
 
 def test_an_image_of_long_voxels_is_seen_as_if_they_were_not():
     ball = np.add.outer(
-        np.add.outer((np.arange(8) * 4 - 14.0) ** 2, np.arange(-16.0, 16) ** 2), np.arange(-16.0, 16) ** 2
+        np.add.outer((np.arange(8) * 4 - 14.0) ** 2, np.arange(-16.0, 16) ** 2),
+        np.arange(-16.0, 16) ** 2,
     )
     grey_values = np.where(ball < 120, 220, 40).astype(np.uint8)
     fine = (
-        np.add.outer(np.add.outer(np.arange(-16.0, 16) ** 2, np.arange(-16.0, 16) ** 2), np.arange(-16.0, 16) ** 2)
+        np.add.outer(
+            np.add.outer(np.arange(-16.0, 16) ** 2, np.arange(-16.0, 16) ** 2),
+            np.arange(-16.0, 16) ** 2,
+        )
         < 120
     )
     truth = ball < 120
@@ -85,7 +93,9 @@ def test_stretches_come_from_the_pixel_size():
     assert stretches(Image(data, "ZYX")) == (1, 1)
     assert stretches(Image(data, "ZYX", scale=(6, 2, 3), units=("um",) * 3)) == (3, 2)
     # A depth in pixels beside a width in micrometers says nothing.
-    assert stretches(Image(data, "ZYX", scale=(1, 0.2, 0.2), units=("pixel", "um", "um"))) == (1, 1)
+    assert stretches(
+        Image(data, "ZYX", scale=(1, 0.2, 0.2), units=("pixel", "um", "um"))
+    ) == (1, 1)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 7, 40])
@@ -105,7 +115,9 @@ def test_slabs_give_what_the_whole_volume_gives(depth, monkeypatch):
 def test_slabs_have_no_seams_where_voxels_are_no_cubes(scale, monkeypatch):
     image = Image(grey(48, 24, 20), "ZYX", scale=scale, units=("um",) * 3)
     options = PredictOptions(ortho=True, probabilities=True, precision="fp32")
-    whole, pieces = (iter_predict(tiny_model(), image, options=options) for _ in range(2))
+    whole, pieces = (
+        iter_predict(tiny_model(), image, options=options) for _ in range(2)
+    )
     list(whole)
     monkeypatch.setattr(slabs, "HELD", 1)
     assert len(plan_slabs(image, [tiny_model().spec], ortho=True)) > 1
@@ -123,7 +135,9 @@ def test_three_views_differ_from_one_and_serve_every_time_point():
 
 
 def test_probabilities_of_three_views_belong_to_their_labels():
-    job = iter_predict(tiny_model(), Image(grey(5, 24, 20), "ZYX"), ortho=True, probabilities=True)
+    job = iter_predict(
+        tiny_model(), Image(grey(5, 24, 20), "ZYX"), ortho=True, probabilities=True
+    )
     texts = [event.text for event in job if hasattr(event, "text")]
     assert any("XY, XZ and YZ" in text for text in texts)
     assert job.probabilities is not None
@@ -147,7 +161,11 @@ def test_what_has_no_three_views_is_refused():
     square = tiny_recipe(patches__resize=32)
     spec = resolve(square, pair)
     with pytest.raises(RunError, match=r"resizes.*plain 2D model"):
-        predict(Model(spec, square, dict(build_network(spec).state_dict())), pair.image, ortho=True)
+        predict(
+            Model(spec, square, dict(build_network(spec).state_dict())),
+            pair.image,
+            ortho=True,
+        )
 
 
 def test_a_prediction_of_one_view_is_not_taken_up_by_three(tmp_path):
@@ -157,5 +175,10 @@ def test_a_prediction_of_one_view_is_not_taken_up_by_three(tmp_path):
         if type(event).__name__ == "RegionEnd":
             break
     job.close()
-    events = list(iter_predict(tiny_model(), image, out=out, options=PredictOptions(ortho=True)))
-    assert any("another choice of three views" in getattr(event, "text", "") for event in events)
+    events = list(
+        iter_predict(tiny_model(), image, out=out, options=PredictOptions(ortho=True))
+    )
+    assert any(
+        "another choice of three views" in getattr(event, "text", "")
+        for event in events
+    )

@@ -23,7 +23,12 @@ from napari_strata.image import Image
 from napari_strata.inference.committee import Committee
 from napari_strata.inference.estimate import estimate
 from napari_strata.inference.output import Form
-from napari_strata.inference.predict import PredictOptions, build_committee, iter_predict, predict
+from napari_strata.inference.predict import (
+    PredictOptions,
+    build_committee,
+    iter_predict,
+    predict,
+)
 from napari_strata.inference.predictor import Predictor
 from napari_strata.inference.slabs import plan_slabs
 from napari_strata.inference.tiling import plan_tiles
@@ -72,7 +77,9 @@ class Box(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         padded = F.pad(images, (1, 1) * self.axes, mode="replicate")
-        mean = (F.conv3d if self.axes == 3 else F.conv2d)(padded, self.weight.to(images.dtype))
+        mean = (F.conv3d if self.axes == 3 else F.conv2d)(
+            padded, self.weight.to(images.dtype)
+        )
         return torch.cat([mean, -mean, mean * 0], 1)
 
 
@@ -80,7 +87,11 @@ def predictor(network: nn.Module | None = None, **changes) -> Predictor:
     return Predictor(network or Box(), make_spec(**changes), device=CPU, precision=FP32)
 
 
-@given(st.tuples(LENGTH, LENGTH, LENGTH), st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(0, 3)] * 3))
+@given(
+    st.tuples(LENGTH, LENGTH, LENGTH),
+    st.tuples(*[st.integers(1, 9)] * 3),
+    st.tuples(*[st.integers(0, 3)] * 3),
+)
 def test_tiles_of_a_volume_cover_each_voxel_once_with_its_halo(shape, tile, halo):
     stride = (1, 2, 2)
     seen = np.zeros(shape, int)
@@ -89,7 +100,10 @@ def test_tiles_of_a_volume_cover_each_voxel_once_with_its_halo(shape, tile, halo
         for read, crop, write, far, length, step in zip(
             part.read, part.crop, part.write, halo, shape, stride, strict=True
         ):
-            assert (read.start + crop.start, read.start + crop.stop) == (write.start, write.stop)
+            assert (read.start + crop.start, read.start + crop.stop) == (
+                write.start,
+                write.stop,
+            )
             assert read.start % step == 0
             assert read.start == 0 or write.start - read.start >= far
             assert read.stop == length or read.stop - write.stop >= far
@@ -99,11 +113,15 @@ def test_tiles_of_a_volume_cover_each_voxel_once_with_its_halo(shape, tile, halo
 @given(st.tuples(LENGTH, LENGTH, LENGTH))
 def test_tiles_give_what_the_whole_volume_gives(shape):
     volume = grey(1, *shape)
-    whole = predictor(tile=64, depth=Depth(patch=8, tile=64, halo=2, strides=(2,))).plane_logits(volume, SCALE)
+    whole = predictor(
+        tile=64, depth=Depth(patch=8, tile=64, halo=2, strides=(2,))
+    ).plane_logits(volume, SCALE)
     tiles = predictor(tile=4, depth=Depth(patch=4, tile=4, halo=2, strides=(2,)))
     assert np.allclose(tiles.plane_logits(volume, SCALE), whole, atol=1e-5)
     indices, chances = tiles.plane(volume, SCALE, probabilities=True)
-    sure = np.abs(whole[0]) > 1e-4  # where the first two classes are not alike but for rounding
+    sure = (
+        np.abs(whole[0]) > 1e-4
+    )  # where the first two classes are not alike but for rounding
     assert np.array_equal(indices[sure], whole.argmax(0)[sure])
     assert chances is not None
     assert np.allclose(chances.astype(np.float32).sum(0), 1, atol=2e-3)
@@ -122,7 +140,9 @@ def test_blended_tiles_of_a_volume_agree_with_the_whole_inside(shape):
 
     volume = grey(1, *shape)
     found = predictor(Voxel(), blend=True, tile=8).plane_logits(volume, SCALE)
-    want = torch.log_softmax(torch.from_numpy(np.concatenate([s := SCALE.apply(volume), -s, s * 0])), 0).numpy()
+    want = torch.log_softmax(
+        torch.from_numpy(np.concatenate([s := SCALE.apply(volume), -s, s * 0])), 0
+    ).numpy()
     assert np.allclose(found, want, atol=1e-4)
 
 
@@ -146,10 +166,16 @@ def test_turns_of_a_volume_are_turned_back():
             self.none = nn.Parameter(torch.zeros(1))
 
         def forward(self, images: Tensor) -> Tensor:
-            left = (torch.arange(images.shape[-1]) < images.shape[-1] // 2).float().expand(images.shape)
+            left = (
+                (torch.arange(images.shape[-1]) < images.shape[-1] // 2)
+                .float()
+                .expand(images.shape)
+            )
             return torch.cat([1 - left, left, left * 0], 1) * 9
 
-    _, chances = Committee([predictor(Left(), tile=64)], tta=True).plane(grey(1, 3, 8, 8), [SCALE], probabilities=True)
+    _, chances = Committee([predictor(Left(), tile=64)], tta=True).plane(
+        grey(1, 3, 8, 8), [SCALE], probabilities=True
+    )
     assert chances is not None
     assert np.allclose(chances[1], chances[1][:, ::-1], atol=1e-3)
     assert np.allclose(chances[1], chances[1].transpose(0, 2, 1), atol=1e-3)
@@ -159,7 +185,12 @@ RECIPE = Recipe.parse(
     {
         "network": {"kind": "unet3d", "widths": [4, 8]},
         "patches": {"size": 16, "per_epoch": 4},
-        "training": {"epochs": 1, "batch_size": 2, "averaging": None, "precision": "fp32"},
+        "training": {
+            "epochs": 1,
+            "batch_size": 2,
+            "averaging": None,
+            "precision": "fp32",
+        },
     }
 )
 PAIR = easy_pair((9, 32, 40))
@@ -188,7 +219,11 @@ def test_a_stack_is_predicted_slab_by_slab(depth):
     assert regions == list(range(depth))
     whole, _ = build_committee(ns.load_models(one), OPTIONS).plane(
         np.asarray(image.data)[None],
-        [one.spec.normalization.scale_for(np.concatenate(image.samples(), 1), image.dtype)],
+        [
+            one.spec.normalization.scale_for(
+                np.concatenate(image.samples(), 1), image.dtype
+            )
+        ],
     )
     assert np.array_equal(np.asarray(job.labels.data), one.spec.classes.decode(whole))
 
@@ -197,7 +232,9 @@ def test_time_points_are_predicted_each_by_itself():
     film = Image(grey(2, 9, 24, 20), "TZYX")
     found = np.asarray(predict(model(**THIN), film, options=OPTIONS).data)
     for t in range(2):
-        alone = predict(model(**THIN), Image(np.asarray(film.data)[t], "ZYX"), options=OPTIONS)
+        alone = predict(
+            model(**THIN), Image(np.asarray(film.data)[t], "ZYX"), options=OPTIONS
+        )
         # Normalised alike: the recipe's grey values are physical or relative, and these are drawn from one range.
         assert (found[t] == np.asarray(alone.data)).mean() > 0.95
 
@@ -217,20 +254,33 @@ def test_an_interrupted_volume_goes_on_in_the_middle_of_a_slab(tmp_path: Path):
 
 
 def test_probabilities_of_a_volume_belong_to_their_labels():
-    job = iter_predict(model(**THIN), Image(grey(20, 24, 20), "ZYX"), options=replace(OPTIONS, probabilities=True))
+    job = iter_predict(
+        model(**THIN),
+        Image(grey(20, 24, 20), "ZYX"),
+        options=replace(OPTIONS, probabilities=True),
+    )
     for _ in job:
         pass
     assert job.probabilities is not None
     chances = np.asarray(job.probabilities.data)
     assert chances.shape == (20, 2, 24, 20)
-    assert np.array_equal(np.array([0, 255])[chances.argmax(1)], np.asarray(job.labels.data))
+    assert np.array_equal(
+        np.array([0, 255])[chances.argmax(1)], np.asarray(job.labels.data)
+    )
 
 
 def test_voxels_that_are_not_finite_are_counted_in_their_planes():
     data = grey(20, 24, 20).astype(np.float32)
     data[13, 5, 6] = np.nan
-    texts = [getattr(event, "text", "") for event in iter_predict(model(**THIN), Image(data, "ZYX"), options=OPTIONS)]
-    assert [text for text in texts if "1 pixel that is not finite" in text and "Z=13, Y=5, X=6" in text]
+    texts = [
+        getattr(event, "text", "")
+        for event in iter_predict(model(**THIN), Image(data, "ZYX"), options=OPTIONS)
+    ]
+    assert [
+        text
+        for text in texts
+        if "1 pixel that is not finite" in text and "Z=13, Y=5, X=6" in text
+    ]
 
 
 def test_a_3d_model_wants_a_stack_and_no_views():
@@ -253,8 +303,16 @@ def test_the_estimate_counts_the_tiles_that_go_through():
     committee = build_committee(ns.load_models(one), OPTIONS)
     seen: list[tuple[int, ...]] = []
     network = committee.members[0].network
-    network.register_forward_pre_hook(lambda _, inputs: seen.extend([inputs[0].shape[2:]] * len(inputs[0])))
-    found = estimate(committee, image, Form(20, (24, 20), np.dtype(np.uint8)), out=None, in_memory=True)
+    network.register_forward_pre_hook(
+        lambda _, inputs: seen.extend([inputs[0].shape[2:]] * len(inputs[0]))
+    )
+    found = estimate(
+        committee,
+        image,
+        Form(20, (24, 20), np.dtype(np.uint8)),
+        out=None,
+        in_memory=True,
+    )
     seen.clear()
     predict(one, image, options=OPTIONS)
     list(iter_predict(one, image, options=OPTIONS))

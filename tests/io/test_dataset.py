@@ -16,40 +16,53 @@ from napari_strata.io import read_pairs, write_labels
 SHAPE = (12, 10)
 
 
-def _write(path: Path, value: int = 1, shape: tuple[int, ...] = SHAPE, dtype: str = "uint8") -> Path:
+def _write(
+    path: Path, value: int = 1, shape: tuple[int, ...] = SHAPE, dtype: str = "uint8"
+) -> Path:
     """An image file full of `value`, so that a test can see what was paired with what."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.full(shape, value, dtype)
     if path.suffix == ".tif":
-        tifffile.imwrite(path, array, photometric="rgb" if shape[-1] == 3 else "minisblack")
+        tifffile.imwrite(
+            path, array, photometric="rgb" if shape[-1] == 3 else "minisblack"
+        )
     else:
         Picture.fromarray(array).save(path)
     return path
 
 
 def _values(pairs: list[AnnotatedImage]) -> list[tuple[str, int, int]]:
-    return [(p.name, int(p.image.read().flat[0]), int(p.labels.read().flat[0])) for p in pairs]
+    return [
+        (p.name, int(p.image.read().flat[0]), int(p.labels.read().flat[0]))
+        for p in pairs
+    ]
 
 
 THREE = [("a2", 1, 11), ("a10", 2, 12), ("b", 3, 13)]
 """Names in natural order, with the grey value of each image and of its labels."""
 
 
-def _folders(root: Path, images: str, labels: str, ending: str = "", suffix: str = ".tif") -> tuple[Path, Path]:
+def _folders(
+    root: Path, images: str, labels: str, ending: str = "", suffix: str = ".tif"
+) -> tuple[Path, Path]:
     for name, grey, label in THREE:
         _write(root / images / f"{name}{suffix}", grey)
         _write(root / labels / f"{name}{ending}.tif", label)
     return root / images, root / labels
 
 
-@pytest.mark.parametrize("ending", ["", "_label", "_labels", "_mask", "_masks", "_seg", "_Mask"])
+@pytest.mark.parametrize(
+    "ending", ["", "_label", "_labels", "_mask", "_masks", "_seg", "_Mask"]
+)
 def test_two_folders(tmp_path: Path, ending: str) -> None:
     images, labels = _folders(tmp_path, "pictures", "truth", ending)
     assert _values(read_pairs(images, labels)) == THREE
     assert _values(read_pairs(str(images), str(labels))) == THREE
 
 
-def test_two_folders_of_single_slices_are_pairs_of_files_not_stacks(tmp_path: Path) -> None:
+def test_two_folders_of_single_slices_are_pairs_of_files_not_stacks(
+    tmp_path: Path,
+) -> None:
     pairs = read_pairs(*_folders(tmp_path, "x", "y"))
     assert [p.image.shape for p in pairs] == [SHAPE] * 3
 
@@ -62,11 +75,18 @@ def test_suffixes_may_differ_and_other_files_are_passed_over(tmp_path: Path) -> 
     assert _values(read_pairs(images, labels)) == THREE
 
 
-@pytest.mark.parametrize("labels", ["masks", "labels", "label", "mask", "annotations", "Masks"])
+@pytest.mark.parametrize(
+    "labels", ["masks", "labels", "label", "mask", "annotations", "Masks"]
+)
 @pytest.mark.parametrize("nested", [False, True])
 def test_one_dataset_folder(tmp_path: Path, labels: str, nested: bool) -> None:
     root = tmp_path / "dataset"
-    _folders(root, "images/images" if nested else "images", f"{labels}/{labels}" if nested else labels, "_label")
+    _folders(
+        root,
+        "images/images" if nested else "images",
+        f"{labels}/{labels}" if nested else labels,
+        "_label",
+    )
     (root / "readme.txt").write_text("x")
     assert _values(read_pairs(root)) == THREE
     assert _values(read_pairs(root / "images", root / labels)) == THREE
@@ -103,7 +123,10 @@ def test_patterns(tmp_path: Path) -> None:
 
 
 def test_two_files_need_no_common_name(tmp_path: Path) -> None:
-    image, labels = _write(tmp_path / "scan.tif", 7, (3, *SHAPE)), _write(tmp_path / "truth.tif", 1, (3, *SHAPE))
+    image, labels = (
+        _write(tmp_path / "scan.tif", 7, (3, *SHAPE)),
+        _write(tmp_path / "truth.tif", 1, (3, *SHAPE)),
+    )
     assert _values(read_pairs(image, labels)) == [("scan", 7, 1)]
 
 
@@ -125,7 +148,10 @@ def test_a_file_and_the_folder_that_holds_its_partner(tmp_path: Path) -> None:
 
 def test_a_zarr_folder_counts_as_a_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    grey, truth = (LabelImage(rng.integers(0, 5, (2, *SHAPE)).astype(np.uint8), "ZYX") for _ in range(2))
+    grey, truth = (
+        LabelImage(rng.integers(0, 5, (2, *SHAPE)).astype(np.uint8), "ZYX")
+        for _ in range(2)
+    )
     for folder, image in (("x", grey), ("y", truth)):
         write_labels(tmp_path / folder / "a.ome.zarr", image)
         _write(tmp_path / folder / "b.tif", 1)
@@ -142,7 +168,9 @@ def test_a_table(tmp_path: Path, separator: str, header: str) -> None:
     _folders(tmp_path / "data", "x", "y", "_other")
     rows = [f"data/x/{n}.tif{separator} data/y/{n}_other.tif" for n, _, _ in THREE]
     table = tmp_path / "pairs.csv"
-    table.write_text(header.format(separator) + "\n".join(rows) + "\n\n", encoding="utf-8")
+    table.write_text(
+        header.format(separator) + "\n".join(rows) + "\n\n", encoding="utf-8"
+    )
     assert _values(read_pairs(table)) == THREE
 
 
@@ -156,7 +184,9 @@ def test_a_table_with_more_columns_names_the_two(tmp_path: Path) -> None:
 def test_everything_wrong_in_a_table_is_named_with_its_line(tmp_path: Path) -> None:
     _folders(tmp_path, "x", "y")
     table = tmp_path / "pairs.csv"
-    table.write_text("x/a2.tif,y/a2.tif\nx/gone.tif,y/lost.tif\nx/b.tif\nx/b.tif,y/b.tif,3\nx/a2.tif,y/b.tif\n")
+    table.write_text(
+        "x/a2.tif,y/a2.tif\nx/gone.tif,y/lost.tif\nx/b.tif\nx/b.tif,y/b.tif,3\nx/a2.tif,y/b.tif\n"
+    )
     with pytest.raises(ImageError) as error:
         read_pairs(table)
     text = str(error.value)
@@ -175,7 +205,9 @@ def test_everything_wrong_in_a_table_is_named_with_its_line(tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["", "\n \n", "image,label\n"])
 def test_a_table_without_rows(tmp_path: Path, text: str) -> None:
     (tmp_path / "pairs.csv").write_text(text)
-    with pytest.raises(ImageError, match=r"pairs\.csv: a table without rows; needed are two columns"):
+    with pytest.raises(
+        ImageError, match=r"pairs\.csv: a table without rows; needed are two columns"
+    ):
         read_pairs(tmp_path / "pairs.csv")
 
 
@@ -202,7 +234,10 @@ def test_every_problem_is_named_at_once_before_anything_starts(tmp_path: Path) -
     with pytest.raises(ImageError) as error:
         read_pairs(images, labels)
     head, *lines, hint = str(error.value).splitlines()
-    assert head == "found 7 problems with the pairs of images and labels; nothing was started:"
+    assert (
+        head
+        == "found 7 problems with the pairs of images and labels; nothing was started:"
+    )
     expected = [
         ("ambiguous name", "2 images", "'twice'"),
         ("label without an image", str(labels / "stray_mask.tif")),
@@ -268,15 +303,23 @@ def _no_endings(root: Path) -> tuple[Path, ...]:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (_nothing, r"empty: found no images in this folder; needed are folders images and labels"),
+        (
+            _nothing,
+            r"empty: found no images in this folder; needed are folders images and labels",
+        ),
         (_two_empty, r"empty: no images in this folder"),
         (_image_only, r"a\.tif: found one file and no labels; give the labels"),
         (_two_kinds_of_labels, r"ambiguous, found labels, masks"),
-        (_no_endings, r"found 1 problem .*\n  image without a label: .*a\.tif\nNeeded: a label file has"),
+        (
+            _no_endings,
+            r"found 1 problem .*\n  image without a label: .*a\.tif\nNeeded: a label file has",
+        ),
         (lambda root: (root / "gone",), "gone: no such file"),
     ],
 )
-def test_what_cannot_be_paired(tmp_path: Path, make: Callable[[Path], tuple[Path, ...]], words: str) -> None:
+def test_what_cannot_be_paired(
+    tmp_path: Path, make: Callable[[Path], tuple[Path, ...]], words: str
+) -> None:
     with pytest.raises(ImageError, match=words):
         read_pairs(*make(tmp_path))
 
@@ -300,24 +343,59 @@ def test_colour_coded_label_arrays() -> None:
     colours[..., 0] = 255
     (pair,) = read_pairs(image, colours, axes="YXC")
     assert pair.labels.axes == "YXC"
-    assert ClassMap.from_rgb([(0, 0, 0), (255, 0, 0)]).encode(pair.labels.read()).tolist() == np.ones(SHAPE).tolist()
+    assert (
+        ClassMap.from_rgb([(0, 0, 0), (255, 0, 0)]).encode(pair.labels.read()).tolist()
+        == np.ones(SHAPE).tolist()
+    )
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "error", "words"),
     [
-        (np.zeros((3, 4, 5)), np.zeros((3, 4, 5), int), ImageError, "axes of an array of shape .* cannot be known"),
-        (np.zeros((4, 5)), np.zeros((4, 6), int), ImageError, "differ along X: 5 against 6"),
-        (np.zeros((4, 5)), np.zeros((2, 4, 5), int), ImageError, "axes of an array of shape .* cannot be known"),
-        (np.zeros((4, 5)), np.full((4, 5), 0.33), LabelError, r"image: found labels of dtype float64 \(0\.33"),
+        (
+            np.zeros((3, 4, 5)),
+            np.zeros((3, 4, 5), int),
+            ImageError,
+            "axes of an array of shape .* cannot be known",
+        ),
+        (
+            np.zeros((4, 5)),
+            np.zeros((4, 6), int),
+            ImageError,
+            "differ along X: 5 against 6",
+        ),
+        (
+            np.zeros((4, 5)),
+            np.zeros((2, 4, 5), int),
+            ImageError,
+            "axes of an array of shape .* cannot be known",
+        ),
+        (
+            np.zeros((4, 5)),
+            np.full((4, 5), 0.33),
+            LabelError,
+            r"image: found labels of dtype float64 \(0\.33",
+        ),
         (np.zeros((4, 5)), None, ImageError, "found images without labels"),
-        ([np.zeros((4, 5))] * 2, [np.zeros((4, 5), int)], ImageError, "found 2 images and 1 labels"),
+        (
+            [np.zeros((4, 5))] * 2,
+            [np.zeros((4, 5), int)],
+            ImageError,
+            "found 2 images and 1 labels",
+        ),
         ([], [], ImageError, "found 0 images"),
-        ([[1, 2]], [[1, 2]], ImageError, "image: found list; needed is an array, an Image or the path"),
+        (
+            [[1, 2]],
+            [[1, 2]],
+            ImageError,
+            "image: found list; needed is an array, an Image or the path",
+        ),
         (np.zeros((4, 5)), [[1, 2]], ImageError, "labels of image: found list; needed"),
     ],
 )
-def test_arrays_that_do_not_fit(images: object, labels: object, error: type[StrataError], words: str) -> None:
+def test_arrays_that_do_not_fit(
+    images: object, labels: object, error: type[StrataError], words: str
+) -> None:
     with pytest.raises(error, match=words):
         read_pairs(images, labels)  # type: ignore[arg-type]
 
@@ -335,13 +413,18 @@ def test_images_and_mixtures(tmp_path: Path) -> None:
     image = Image(np.zeros((2, *SHAPE)), "ZYX", scale=(3, 1, 1), name="mine")
     (pair,) = read_pairs(image, np.ones((2, *SHAPE), np.uint8))
     assert (pair.image, pair.labels.scale, pair.name) == (image, (3, 1, 1), "mine")
-    (pair,) = read_pairs(image, Image(np.ones((2, *SHAPE), np.uint8), "ZYX", name="truth"))
+    (pair,) = read_pairs(
+        image, Image(np.ones((2, *SHAPE), np.uint8), "ZYX", name="truth")
+    )
     assert isinstance(pair.labels, LabelImage)
     assert pair.labels.name == "truth"
     labels = LabelImage(np.ones((2, *SHAPE), np.uint8), "ZYX")
     assert read_pairs(image, labels)[0].labels is labels
     path = _write(tmp_path / "a.tif", 4, (2, *SHAPE))
-    assert _values(read_pairs([image, path], [path, labels])) == [("mine", 0, 4), ("a", 4, 1)]
+    assert _values(read_pairs([image, path], [path, labels])) == [
+        ("mine", 0, 4),
+        ("a", 4, 1),
+    ]
 
 
 def test_annotated_images_come_back() -> None:
@@ -360,19 +443,34 @@ def test_axes_are_the_images_and_labels_have_them_less_c(tmp_path: Path) -> None
     assert (pair.image.channels, pair.labels.axes) == (5, "YX")
 
 
-def test_labels_that_do_not_name_their_axes_take_those_of_the_image(tmp_path: Path) -> None:
+def test_labels_that_do_not_name_their_axes_take_those_of_the_image(
+    tmp_path: Path,
+) -> None:
     times = tmp_path / "times.tif"
-    tifffile.imwrite(times, np.zeros((5, *SHAPE), np.uint8), imagej=True, metadata={"axes": "TYX"})
+    tifffile.imwrite(
+        times, np.zeros((5, *SHAPE), np.uint8), imagej=True, metadata={"axes": "TYX"}
+    )
     (pair,) = read_pairs(times, _write(tmp_path / "plain.tif", shape=(5, *SHAPE)))
     assert pair.labels.axes == pair.image.axes == "TYX"
     both = tmp_path / "both.tif"
-    tifffile.imwrite(both, np.zeros((2, 3, *SHAPE), np.uint8), imagej=True, metadata={"axes": "TZYX"})
+    tifffile.imwrite(
+        both, np.zeros((2, 3, *SHAPE), np.uint8), imagej=True, metadata={"axes": "TZYX"}
+    )
     unknown = tmp_path / "unknown.tif"
-    tifffile.imwrite(unknown, np.ones((2, 3, *SHAPE), np.uint8), photometric="minisblack", metadata=None)
-    with pytest.raises(ImageError):  # pages are pages: six of them are not two times three planes
+    tifffile.imwrite(
+        unknown,
+        np.ones((2, 3, *SHAPE), np.uint8),
+        photometric="minisblack",
+        metadata=None,
+    )
+    with pytest.raises(
+        ImageError
+    ):  # pages are pages: six of them are not two times three planes
         read_pairs(both, unknown)
     shaped = tmp_path / "shaped.tif"
-    tifffile.imwrite(shaped, np.ones((2, 3, *SHAPE), np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        shaped, np.ones((2, 3, *SHAPE), np.uint8), photometric="minisblack"
+    )
     (pair,) = read_pairs(both, shaped)
     assert pair.labels.axes == "TZYX"
 
@@ -389,7 +487,10 @@ def test_axes_that_nobody_knows_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_colour_coded_label_files(tmp_path: Path) -> None:
-    image, labels = _write(tmp_path / "a.tif", shape=(*SHAPE, 3)), _write(tmp_path / "b.png", 9, (*SHAPE, 3))
+    image, labels = (
+        _write(tmp_path / "a.tif", shape=(*SHAPE, 3)),
+        _write(tmp_path / "b.png", 9, (*SHAPE, 3)),
+    )
     for axes in (None, "YXC"):
         (pair,) = read_pairs(image, labels, axes=axes)
         assert pair.labels.axes == "YXC"
@@ -399,6 +500,9 @@ def test_colour_coded_label_files(tmp_path: Path) -> None:
 def test_class_maps_come_along(tmp_path: Path) -> None:
     classes = ClassMap(names=("pore", "clay"), values=(1, 2))
     image = _write(tmp_path / "x" / "a.tif")
-    write_labels(tmp_path / "y" / "a_label.tif", LabelImage(np.ones(SHAPE, np.uint8), classes=classes))
+    write_labels(
+        tmp_path / "y" / "a_label.tif",
+        LabelImage(np.ones(SHAPE, np.uint8), classes=classes),
+    )
     (pair,) = read_pairs(image.parent, tmp_path / "y")
     assert pair.labels.classes == classes

@@ -19,15 +19,33 @@ from hypothesis import strategies as st
 from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError, LabelError, RunError
 from napari_strata.image import Image, LabelImage
-from napari_strata.io import blocks, describe, read_image, read_labels, tiff, tiff_write, write_labels
+from napari_strata.io import (
+    blocks,
+    describe,
+    read_image,
+    read_labels,
+    tiff,
+    tiff_write,
+    write_labels,
+)
 from napari_strata.io import write_probabilities as write_floats
 from napari_strata.io.labels import label_dtype, write_image
 
-CLASSES = ClassMap(names=("pore", "clay µ <&>"), values=(1, 4), colors=("#102030", "#fffefd"), unlabelled=(0, 9))
+CLASSES = ClassMap(
+    names=("pore", "clay µ <&>"),
+    values=(1, 4),
+    colors=("#102030", "#fffefd"),
+    unlabelled=(0, 9),
+)
 FORMATS = [".tif", ".ome.tiff", ".zarr"]
 
 
-def labels(shape: tuple[int, ...] = (3, 40, 52), dtype: Any = "uint8", axes: str = "ZYX", **more: Any) -> LabelImage:
+def labels(
+    shape: tuple[int, ...] = (3, 40, 52),
+    dtype: Any = "uint8",
+    axes: str = "ZYX",
+    **more: Any,
+) -> LabelImage:
     values = np.random.default_rng(1).integers(0, 5, shape).astype(dtype)
     given: dict[str, Any] = {
         "scale": tuple(0.1 * (i + 3) for i in range(len(shape))),
@@ -54,9 +72,17 @@ def same(found: Image, expected: Image) -> None:
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
 @pytest.mark.parametrize(
-    ("shape", "axes"), [((40, 52), "YX"), ((3, 40, 52), "ZYX"), ((2, 3, 40, 52), "TZYX"), ((1, 300, 520), "ZYX")]
+    ("shape", "axes"),
+    [
+        ((40, 52), "YX"),
+        ((3, 40, 52), "ZYX"),
+        ((2, 3, 40, 52), "TZYX"),
+        ((1, 300, 520), "ZYX"),
+    ],
 )
-def test_round_trip(tmp_path: Path, suffix: str, dtype: str, shape: tuple[int, ...], axes: str) -> None:
+def test_round_trip(
+    tmp_path: Path, suffix: str, dtype: str, shape: tuple[int, ...], axes: str
+) -> None:
     expected = labels(shape, dtype, axes)
     path = write_labels(tmp_path / "new" / f"a{suffix}", expected)
     assert path == tmp_path / "new" / f"a{suffix}"
@@ -77,7 +103,9 @@ def test_read_back_lazily(tmp_path: Path, suffix: str) -> None:
     assert not isinstance(image.data, np.ndarray)
     same(image, Image(expected.data, "ZYX", expected.scale, expected.units, "rock"))
     assert classes == CLASSES
-    np.testing.assert_array_equal(image.data[0, 250:270, 500:], np.asarray(expected.data)[0, 250:270, 500:])
+    np.testing.assert_array_equal(
+        image.data[0, 250:270, 500:], np.asarray(expected.data)[0, 250:270, 500:]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
@@ -88,8 +116,15 @@ def test_png_round_trip(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_other_axis_orders_become_canonical_pixel_by_pixel(tmp_path: Path, suffix: str) -> None:
-    given = labels((40, 3, 52, 2), axes="YZXT", scale=(0.5, 2.0, 0.25, 60.0), units=("um", "um", "um", "s"))
+def test_other_axis_orders_become_canonical_pixel_by_pixel(
+    tmp_path: Path, suffix: str
+) -> None:
+    given = labels(
+        (40, 3, 52, 2),
+        axes="YZXT",
+        scale=(0.5, 2.0, 0.25, 60.0),
+        units=("um", "um", "um", "s"),
+    )
     found = read_labels(write_labels(tmp_path / f"a{suffix}", given))
     assert (found.axes, found.shape) == ("TZYX", (2, 3, 40, 52))
     assert found.scale == (60.0, 2.0, 0.5, 0.25)
@@ -104,30 +139,52 @@ TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)
 @st.composite
 def label_images(draw: st.DrawFn) -> LabelImage:
     axes = draw(st.sampled_from(["YX", "ZYX", "TYX", "TZYX"]))
-    shape = tuple(draw(st.integers(1, 3)) for _ in axes[:-2]) + tuple(draw(st.integers(1, 40)) for _ in "YX")
+    shape = tuple(draw(st.integers(1, 3)) for _ in axes[:-2]) + tuple(
+        draw(st.integers(1, 40)) for _ in "YX"
+    )
     dtype = draw(st.sampled_from([np.uint8, np.uint16, np.uint32]))
-    values = draw(st.lists(st.integers(0, np.iinfo(dtype).max), min_size=2, max_size=6, unique=True))
-    data = np.random.default_rng(draw(st.integers(0, 99))).choice(np.array(values, dtype), shape)
-    names = draw(st.lists(TEXTS, min_size=len(values) - 1, max_size=len(values) - 1, unique=True))
-    classes = ClassMap(names=tuple(names), values=tuple(values[1:]), unlabelled=(values[0],))
+    values = draw(
+        st.lists(
+            st.integers(0, np.iinfo(dtype).max), min_size=2, max_size=6, unique=True
+        )
+    )
+    data = np.random.default_rng(draw(st.integers(0, 99))).choice(
+        np.array(values, dtype), shape
+    )
+    names = draw(
+        st.lists(TEXTS, min_size=len(values) - 1, max_size=len(values) - 1, unique=True)
+    )
+    classes = ClassMap(
+        names=tuple(names), values=tuple(values[1:]), unlabelled=(values[0],)
+    )
     positive = st.floats(1e-12, 1e12) | st.floats()
     return LabelImage(
         data,
         axes,
         scale=tuple(draw(positive) for _ in axes),
-        units=tuple(draw(st.sampled_from(["micrometer", "nm", "pixel", "second", "parsec"]) | TEXTS) for _ in axes),
+        units=tuple(
+            draw(
+                st.sampled_from(["micrometer", "nm", "pixel", "second", "parsec"])
+                | TEXTS
+            )
+            for _ in axes
+        ),
         name=draw(TEXTS),
         classes=draw(st.none() | st.just(classes)),
     )
 
 
 @settings(max_examples=60, deadline=None)
-@given(expected=label_images(), suffix=st.sampled_from([".tif", ".tif", ".png", ".zarr"]))
+@given(
+    expected=label_images(), suffix=st.sampled_from([".tif", ".tif", ".png", ".zarr"])
+)
 def test_any_labels_read_back_identical(
     tmp_path_factory: pytest.TempPathFactory, expected: LabelImage, suffix: str
 ) -> None:
     path = tmp_path_factory.mktemp("t") / f"a{suffix}"
-    if suffix == ".png" and (expected.shape[:-2] not in ((), (1,), (1, 1)) or expected.dtype == np.uint32):
+    if suffix == ".png" and (
+        expected.shape[:-2] not in ((), (1,), (1, 1)) or expected.dtype == np.uint32
+    ):
         with pytest.raises(LabelError, match="PNG holds one plane"):
             write_labels(path, expected)
         assert list(path.parent.iterdir()) == []
@@ -142,17 +199,25 @@ def test_any_labels_read_back_identical(
 
 def test_ome_inside_for_every_name(tmp_path: Path) -> None:
     for name in ("a.tif", "a.ome.tif"):
-        path = write_labels(tmp_path / name, labels(units=("micrometer", "nanometer", "micrometer")))
+        path = write_labels(
+            tmp_path / name, labels(units=("micrometer", "nanometer", "micrometer"))
+        )
         with tifffile.TiffFile(path) as tif:
             assert tif.is_ome
             assert not tif.is_bigtiff
             page = tif.pages[0]
-            assert (page.compression.name, page.tile, page.predictor) == ("ADOBE_DEFLATE", (512, 512), 1)
+            assert (page.compression.name, page.tile, page.predictor) == (
+                "ADOBE_DEFLATE",
+                (512, 512),
+                1,
+            )
             root = ElementTree.fromstring(tif.ome_metadata or "")
         space = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
         pixels = root.find(f"{space}Image/{space}Pixels")
         assert pixels is not None
-        assert [float(pixels.attrib[f"PhysicalSize{a}"]) for a in "ZYX"] == pytest.approx([0.3, 0.4, 0.5])
+        assert [
+            float(pixels.attrib[f"PhysicalSize{a}"]) for a in "ZYX"
+        ] == pytest.approx([0.3, 0.4, 0.5])
         assert pixels.attrib["PhysicalSizeYUnit"] == "nm"
         assert pixels.attrib["Type"] == "uint8"
         entries = {m.attrib["K"]: m.text for m in root.iter(f"{space}M")}
@@ -161,14 +226,26 @@ def test_ome_inside_for_every_name(tmp_path: Path) -> None:
 
 
 def test_ome_xml_follows_the_schema(tmp_path: Path) -> None:
-    etree = pytest.importorskip("lxml.etree", reason="lxml checks OME-XML against its schema")
-    ome_types = pytest.importorskip("ome_types", reason="ome-types brings the OME schema")
-    schema = etree.XMLSchema(etree.parse(Path(ome_types.__file__).with_name("ome-2016-06.xsd")))
+    etree = pytest.importorskip(
+        "lxml.etree", reason="lxml checks OME-XML against its schema"
+    )
+    ome_types = pytest.importorskip(
+        "ome_types", reason="ome-types brings the OME schema"
+    )
+    schema = etree.XMLSchema(
+        etree.parse(Path(ome_types.__file__).with_name("ome-2016-06.xsd"))
+    )
     odd = labels(
-        (2, 2, 8, 8), axes="TZYX", name="\x00 <µ> \ud800", scale=(0.0, -1.0, 1.0, 2.0), units=("s", "um", "pixel", "?")
+        (2, 2, 8, 8),
+        axes="TZYX",
+        name="\x00 <µ> \ud800",
+        scale=(0.0, -1.0, 1.0, 2.0),
+        units=("s", "um", "pixel", "?"),
     )
     for image in (labels(), odd):
-        with tifffile.TiffFile(write_labels(tmp_path / "a.tif", image, overwrite=True)) as tif:
+        with tifffile.TiffFile(
+            write_labels(tmp_path / "a.tif", image, overwrite=True)
+        ) as tif:
             schema.assertValid(etree.fromstring((tif.ome_metadata or "").encode()))
     write_floats(tmp_path / "p.tif", floats("float32"), dtype="float32")
     with tifffile.TiffFile(tmp_path / "p.tif") as tif:
@@ -180,7 +257,9 @@ def test_another_program_sees_pixel_size_and_pixels(tmp_path: Path) -> None:
     path = write_labels(tmp_path / "a.tif", expected)
     np.testing.assert_array_equal(tifffile.imread(path), expected.data)
     with tifffile.TiffFile(path) as tif:
-        stripped = (tif.ome_metadata or "").replace("napari-strata/record/1", "somebody else's")
+        stripped = (tif.ome_metadata or "").replace(
+            "napari-strata/record/1", "somebody else's"
+        )
     tifffile.tiffcomment(path, stripped.encode())
     found = read_labels(path)
     assert found.scale == expected.scale
@@ -198,13 +277,17 @@ def test_a_record_that_does_not_fit_gives_its_classes_only(tmp_path: Path) -> No
     path = write_labels(tmp_path / "a.tif", labels())
     with tifffile.TiffFile(path) as tif:
         xml = (tif.ome_metadata or "").encode()
-    cut = xml.replace(b'SizeZ="3"', b'SizeZ="2"').replace(b'PlaneCount="3"', b'PlaneCount="2"')
+    cut = xml.replace(b'SizeZ="3"', b'SizeZ="2"').replace(
+        b'PlaneCount="3"', b'PlaneCount="2"'
+    )
     tifffile.tiffcomment(path, cut)
     found = read_labels(path)
     assert (found.shape, found.axes, found.classes) == ((2, 40, 52), "ZYX", CLASSES)
 
 
-def test_large_files_are_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_bigtiff(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiff_write, "CLASSIC_BYTES", 1000)
     expected = labels()
     path = write_labels(tmp_path / "a.tif", expected)
@@ -267,7 +350,9 @@ def test_floats_and_colours_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="labels must be integers"):
         write_labels(tmp_path / "a.tif", LabelImage(np.full((8, 8), 0.33), "YX"))
     with pytest.raises(LabelError, match="found 3 channels"):
-        write_labels(tmp_path / "a.tif", LabelImage(np.zeros((8, 8, 3), np.uint8), "YXC"))
+        write_labels(
+            tmp_path / "a.tif", LabelImage(np.zeros((8, 8, 3), np.uint8), "YXC")
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -277,12 +362,27 @@ def test_floats_and_colours_are_refused(tmp_path: Path) -> None:
 class Generated:
     """A volume that is made as it is read, and remembers the largest piece asked for."""
 
-    def __init__(self, shape: tuple[int, ...], fail_at: int | None = None, error: Exception | None = None) -> None:
-        self.shape, self.dtype, self.largest, self.fail_at, self.error = shape, np.dtype("uint8"), 0, fail_at, error
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        fail_at: int | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        self.shape, self.dtype, self.largest, self.fail_at, self.error = (
+            shape,
+            np.dtype("uint8"),
+            0,
+            fail_at,
+            error,
+        )
 
     def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray[Any, Any]:
-        grids = np.ogrid[tuple(slice(*s.indices(n)) for s, n in zip(key, self.shape, strict=True))]
-        found = (sum(g * k for g, k in zip(grids, (31, 7, 3), strict=True)) % 251).astype(np.uint8)
+        grids = np.ogrid[
+            tuple(slice(*s.indices(n)) for s, n in zip(key, self.shape, strict=True))
+        ]
+        found = (
+            sum(g * k for g, k in zip(grids, (31, 7, 3), strict=True)) % 251
+        ).astype(np.uint8)
         self.largest = max(self.largest, found.size)
         if self.fail_at is not None and grids[0].flat[0] == self.fail_at and self.error:
             raise self.error
@@ -294,7 +394,9 @@ def test_written_plane_by_plane(tmp_path: Path, suffix: str) -> None:
     source = Generated((5, 300, 400))
     write_labels(tmp_path / f"a{suffix}", LabelImage(source, "ZYX"))
     assert source.largest == 300 * 400
-    np.testing.assert_array_equal(read_labels(tmp_path / f"a{suffix}").data, source[:, :, :])
+    np.testing.assert_array_equal(
+        read_labels(tmp_path / f"a{suffix}").data, source[:, :, :]
+    )
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
@@ -305,7 +407,9 @@ def test_byte_orders(tmp_path: Path, dtype: str, suffix: str) -> None:
     np.testing.assert_array_equal(np.asarray(read_image(path).data), array)
 
 
-def test_a_large_plane_is_written_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_plane_is_written_in_bands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blocks, "BAND_BYTES", 400 * 300)
     source = Generated((2, 1100, 400))
     write_labels(tmp_path / "a.tif", LabelImage(source, "ZYX"))
@@ -313,14 +417,18 @@ def test_a_large_plane_is_written_in_bands(tmp_path: Path, monkeypatch: pytest.M
     np.testing.assert_array_equal(read_labels(tmp_path / "a.tif").data, source[:, :, :])
 
 
-def test_zarr_is_written_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zarr_is_written_shard_by_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from napari_strata.io import zarr
 
     monkeypatch.setattr(zarr, "SHARD", 512)
     source = Generated((2, 600, 1100))
     write_labels(tmp_path / "a.zarr", LabelImage(source, "ZYX"))
     assert source.largest == 512 * 512
-    np.testing.assert_array_equal(read_labels(tmp_path / "a.zarr").data, source[:, :, :])
+    np.testing.assert_array_equal(
+        read_labels(tmp_path / "a.zarr").data, source[:, :, :]
+    )
 
 
 def test_memory_is_bounded_by_a_plane(tmp_path: Path) -> None:
@@ -338,7 +446,9 @@ def test_memory_is_bounded_by_a_plane(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr", ".png"])
-def test_an_existing_file_is_never_replaced_unasked(tmp_path: Path, suffix: str) -> None:
+def test_an_existing_file_is_never_replaced_unasked(
+    tmp_path: Path, suffix: str
+) -> None:
     old, new = labels((40, 52), axes="YX"), labels((8, 8), axes="YX", name="new")
     path = write_labels(tmp_path / f"a{suffix}", old)
     with pytest.raises(RunError, match=r"exists already; .*--overwrite"):
@@ -359,7 +469,9 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
 @pytest.mark.parametrize("there", [False, True])
-def test_a_failure_on_the_way_leaves_what_was_there(tmp_path: Path, suffix: str, there: bool) -> None:
+def test_a_failure_on_the_way_leaves_what_was_there(
+    tmp_path: Path, suffix: str, there: bool
+) -> None:
     path = tmp_path / f"a{suffix}"
     old = labels()
     if there:
@@ -418,7 +530,12 @@ def floats(dtype: str = "float16") -> Image:
     values = np.random.default_rng(2).random((4, 3, 30, 300)).astype(dtype)
     values[:, :, 0, 0] = np.nan
     return Image(
-        values, "CZYX", (1, 2.0, 0.5, 0.5), ("pixel", *("micrometer",) * 3), "p", channel_names=("a", "b", "µ", "d")
+        values,
+        "CZYX",
+        (1, 2.0, 0.5, 0.5),
+        ("pixel", *("micrometer",) * 3),
+        "p",
+        channel_names=("a", "b", "µ", "d"),
     )
 
 
@@ -436,10 +553,20 @@ def test_probabilities_round_trip(tmp_path: Path, dtype: str, suffix: str) -> No
 
 def test_probabilities_with_the_classes_last_become_canonical(tmp_path: Path) -> None:
     values = np.random.default_rng(2).random((30, 20, 3)).astype(np.float32)
-    found = read_image(write_floats(tmp_path / "p.tif", Image(values, "YXC", channel_names=("a", "b", "c"))))
-    assert (found.axes, found.dtype, found.channel_names) == ("CYX", np.dtype("float16"), ("a", "b", "c"))
+    found = read_image(
+        write_floats(
+            tmp_path / "p.tif", Image(values, "YXC", channel_names=("a", "b", "c"))
+        )
+    )
+    assert (found.axes, found.dtype, found.channel_names) == (
+        "CYX",
+        np.dtype("float16"),
+        ("a", "b", "c"),
+    )
     for channel in range(3):
-        np.testing.assert_array_equal(np.asarray(found.data)[channel], values[..., channel].astype(np.float16))
+        np.testing.assert_array_equal(
+            np.asarray(found.data)[channel], values[..., channel].astype(np.float16)
+        )
 
 
 def test_probabilities_refuse_other_dtypes_and_png(tmp_path: Path) -> None:
@@ -458,10 +585,14 @@ def test_describe_shows_the_class_table(tmp_path: Path) -> None:
     assert "class       4: clay µ <&> #fffefd" in text
     assert "unlabelled  0" in text
     assert "unlabelled  9" in text
-    assert "channels    a, b, µ, d" in "\n".join(describe(write_floats(tmp_path / "p.tif", floats())))
+    assert "channels    a, b, µ, d" in "\n".join(
+        describe(write_floats(tmp_path / "p.tif", floats()))
+    )
 
 
-def test_a_store_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = labels()
     path = write_labels(tmp_path / "a.zarr", old)
     replace = os.replace

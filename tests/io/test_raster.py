@@ -11,11 +11,20 @@ import PIL.Image
 import pytest
 
 from napari_strata.errors import ImageError, LabelError
-from napari_strata.io import describe, raster, read_image, read_images, read_labels, read_pyramid
+from napari_strata.io import (
+    describe,
+    raster,
+    read_image,
+    read_images,
+    read_labels,
+    read_pyramid,
+)
 
 
 def noise(shape: tuple[int, ...], dtype: str = "uint8") -> np.ndarray[Any, Any]:
-    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+    return (
+        np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+    )
 
 
 def save(path: Path, array: np.ndarray[Any, Any], mode: str | None = None) -> Path:
@@ -26,13 +35,23 @@ def save(path: Path, array: np.ndarray[Any, Any], mode: str | None = None) -> Pa
 
 @pytest.mark.parametrize(
     ("array", "axes"),
-    [(noise((30, 20)), "YX"), (noise((30, 20), "uint16"), "YX"), (noise((30, 20, 3)), "YXC")],
+    [
+        (noise((30, 20)), "YX"),
+        (noise((30, 20), "uint16"), "YX"),
+        (noise((30, 20, 3)), "YXC"),
+    ],
     ids=["grey", "16 bits", "rgb"],
 )
 def test_png(tmp_path: Path, array: np.ndarray[Any, Any], axes: str) -> None:
     path = save(tmp_path / "a.png", array)
     image = read_image(path)
-    assert (image.axes, image.dtype, image.name, image.source, image.notes) == (axes, array.dtype, "a", str(path), ())
+    assert (image.axes, image.dtype, image.name, image.source, image.notes) == (
+        axes,
+        array.dtype,
+        "a",
+        str(path),
+        (),
+    )
     np.testing.assert_array_equal(image.data, array)
     assert raster.header(path) == (axes, array.shape, array.dtype)
     assert [i.shape for i in read_images(path)] == [array.shape]
@@ -55,7 +74,9 @@ def test_alpha_is_dropped_with_a_note(tmp_path: Path, channels: int, axes: str) 
     array = noise((30, 20, channels))
     image = read_image(save(tmp_path / "a.png", array))
     assert image.axes == axes
-    np.testing.assert_array_equal(image.data, array[..., :3] if channels == 4 else array[..., 0])
+    np.testing.assert_array_equal(
+        image.data, array[..., :3] if channels == 4 else array[..., 0]
+    )
     assert image.notes == ("the alpha (transparency) channel is left out",)
 
 
@@ -105,7 +126,9 @@ def test_bad_files(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", noise((300, 200)))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ImageError, match=r"a\.png: the pixels cannot be read .*truncated"):
+    with pytest.raises(
+        ImageError, match=r"a\.png: the pixels cannot be read .*truncated"
+    ):
         read_image(path)
     path.write_bytes(b"hello")
     with pytest.raises(ImageError, match="not a PNG or JPEG"):
@@ -116,7 +139,9 @@ def test_bad_files(tmp_path: Path) -> None:
         read_image(save(path, noise((3, 3))), series=1)
 
 
-def test_pictures_larger_than_pillow_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_larger_than_pillow_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
     assert read_image(save(tmp_path / "a.png", noise((300, 200)))).shape == (300, 200)
     assert PIL.Image.MAX_IMAGE_PIXELS == 100

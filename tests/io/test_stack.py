@@ -14,17 +14,35 @@ import tifffile
 from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError
 from napari_strata.image import LabelImage
-from napari_strata.io import describe, read_image, read_images, read_labels, stack, write_labels
+from napari_strata.io import (
+    describe,
+    read_image,
+    read_images,
+    read_labels,
+    stack,
+    write_labels,
+)
 
 
-def slices(folder: Path, count: int = 12, shape: tuple[int, ...] = (30, 20), dtype: str = "uint16") -> Any:
+def slices(
+    folder: Path,
+    count: int = 12,
+    shape: tuple[int, ...] = (30, 20),
+    dtype: str = "uint16",
+) -> Any:
     """`count` TIFF slices named s0.tif ... s11.tif, and the volume that they are."""
     folder.mkdir(exist_ok=True)
     volume = np.random.default_rng(0).integers(0, 60000, (count, *shape)).astype(dtype)
     for i, plane in enumerate(volume):
         photometric = "rgb" if len(shape) == 3 else "minisblack"
-        options: dict[str, Any] = {"resolution": (20000, 20000), "resolutionunit": "centimeter", "metadata": None}
-        tifffile.imwrite(folder / f"s{i}.tif", plane, photometric=photometric, **options)
+        options: dict[str, Any] = {
+            "resolution": (20000, 20000),
+            "resolutionunit": "centimeter",
+            "metadata": None,
+        }
+        tifffile.imwrite(
+            folder / f"s{i}.tif", plane, photometric=photometric, **options
+        )
     return volume
 
 
@@ -34,10 +52,16 @@ def test_a_folder_in_natural_order(tmp_path: Path) -> None:
     (tmp_path / "scan" / ".hidden.tif").write_text("not an image")
     image = read_image(tmp_path / "scan")
     np.testing.assert_array_equal(image.data, volume)
-    assert (image.axes, image.name, image.source) == ("ZYX", "scan", str(tmp_path / "scan"))
+    assert (image.axes, image.name, image.source) == (
+        "ZYX",
+        "scan",
+        str(tmp_path / "scan"),
+    )
     assert image.scale == (1.0, 0.5, 0.5)
     assert image.units == ("pixel", "micrometer", "micrometer")
-    assert image.notes == ("12 files as one stack along Z, in the order s0.tif ... s11.tif",)
+    assert image.notes == (
+        "12 files as one stack along Z, in the order s0.tif ... s11.tif",
+    )
     assert len(read_images(tmp_path / "scan")) == 1
 
 
@@ -71,12 +95,16 @@ def test_lazy_above_a_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.read({"Z": 11})[0], volume[11])
 
 
-def test_a_plane_is_decoded_once_for_its_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plane_is_decoded_once_for_its_tiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slices(tmp_path)
     data: Any = stack.load(tmp_path, lazy_above=0)[0].data
     calls = []
     load = stack.tiff.load
-    monkeypatch.setattr(stack.tiff, "load", lambda *a, **k: (calls.append(a[0]), load(*a, **k))[1])
+    monkeypatch.setattr(
+        stack.tiff, "load", lambda *a, **k: (calls.append(a[0]), load(*a, **k))[1]
+    )
     for row in range(0, 30, 10):
         data[5, row : row + 10]
     assert len(calls) == 1
@@ -101,7 +129,10 @@ def test_slices_of_our_own_labels_keep_their_classes(tmp_path: Path) -> None:
     planes = np.random.default_rng(0).choice(np.array([0, 3], np.uint8), (4, 1, 30, 20))
     for i, plane in enumerate(planes):
         write_labels(
-            tmp_path / f"{i}.tif", LabelImage(plane, "ZYX", (2.0, 0.5, 0.5), ("micrometer",) * 3, classes=classes)
+            tmp_path / f"{i}.tif",
+            LabelImage(
+                plane, "ZYX", (2.0, 0.5, 0.5), ("micrometer",) * 3, classes=classes
+            ),
         )
     labels = read_labels(tmp_path)
     assert labels.classes == classes
@@ -134,16 +165,24 @@ def test_odd_slices_are_all_named(tmp_path: Path) -> None:
 
 
 def test_a_stack_in_a_folder_is_not_a_slice(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 30, 20), np.uint8), metadata={"axes": "ZYX"})
-    with pytest.raises(ImageError, match=r"a\.tif: found shape \(5, 30, 20\) \(ZYX\).*single slices"):
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((5, 30, 20), np.uint8), metadata={"axes": "ZYX"}
+    )
+    with pytest.raises(
+        ImageError, match=r"a\.tif: found shape \(5, 30, 20\) \(ZYX\).*single slices"
+    ):
         read_image(tmp_path)
 
 
 def test_folders_without_images(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no images in this folder; TIFF, PNG and JPEG"):
+    with pytest.raises(
+        ImageError, match="no images in this folder; TIFF, PNG and JPEG"
+    ):
         read_image(tmp_path)
     (tmp_path / "images").mkdir()
-    with pytest.raises(ImageError, match=r"no images in this folder but the folders \['images'\]"):
+    with pytest.raises(
+        ImageError, match=r"no images in this folder but the folders \['images'\]"
+    ):
         read_image(tmp_path)
     with pytest.raises(ImageError, match="nothing matches"):
         read_image(tmp_path / "*.tif")
@@ -173,7 +212,9 @@ def test_a_slice_that_changes_meanwhile(tmp_path: Path) -> None:
 
 def test_unknown_suffix(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"x")
-    with pytest.raises(ImageError, match=r"found the suffix '\.npy'; TIFF, PNG, JPEG and OME-Zarr"):
+    with pytest.raises(
+        ImageError, match=r"found the suffix '\.npy'; TIFF, PNG, JPEG and OME-Zarr"
+    ):
         read_image(tmp_path / "a.npy")
 
 

@@ -15,13 +15,22 @@ from hypothesis import strategies as st
 
 from napari_strata.errors import ImageError, LabelError
 from napari_strata.image import Image
-from napari_strata.io import describe, read_image, read_images, read_labels, read_pyramid, tiff
+from napari_strata.io import (
+    describe,
+    read_image,
+    read_images,
+    read_labels,
+    read_pyramid,
+    tiff,
+)
 from napari_strata.io.lazy import CastArray, FileArray
 
 GREY = {"photometric": "minisblack"}
 
 
-def stack(shape: tuple[int, ...] = (5, 40, 48), dtype: Any = "uint16", seed: int = 0) -> np.ndarray[Any, Any]:
+def stack(
+    shape: tuple[int, ...] = (5, 40, 48), dtype: Any = "uint16", seed: int = 0
+) -> np.ndarray[Any, Any]:
     values = np.random.default_rng(seed).integers(0, 60000, shape)
     return (values > 30000) if dtype is bool else values.astype(dtype)
 
@@ -48,12 +57,27 @@ def same(image: Image, array: np.ndarray[Any, Any], axes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", ["uint8", "uint16", "uint32", "int16", "int32", "int64", "float16", "float32", "float64"]
+    "dtype",
+    [
+        "uint8",
+        "uint16",
+        "uint32",
+        "int16",
+        "int32",
+        "int64",
+        "float16",
+        "float32",
+        "float64",
+    ],
 )
 @pytest.mark.parametrize("byteorder", ["<", ">"])
-def test_dtypes_and_byte_orders_read_in_native_bytes(tmp_path: Path, dtype: str, byteorder: str) -> None:
+def test_dtypes_and_byte_orders_read_in_native_bytes(
+    tmp_path: Path, dtype: str, byteorder: str
+) -> None:
     array = stack(dtype=dtype)
-    path = write(tmp_path / "a.tif", array, byteorder=byteorder, metadata={"axes": "ZYX"})
+    path = write(
+        tmp_path / "a.tif", array, byteorder=byteorder, metadata={"axes": "ZYX"}
+    )
     for image in (read_image(path), lazily(path)):
         same(image, array, "ZYX")
         assert image.dtype.isnative
@@ -62,15 +86,25 @@ def test_dtypes_and_byte_orders_read_in_native_bytes(tmp_path: Path, dtype: str,
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd", "packbits"])
 @pytest.mark.parametrize("tile", [None, (16, 16)])
 @pytest.mark.parametrize("bigtiff", [False, True])
-def test_compressions_and_tiles(tmp_path: Path, compression: str | None, tile: Any, bigtiff: bool) -> None:
+def test_compressions_and_tiles(
+    tmp_path: Path, compression: str | None, tile: Any, bigtiff: bool
+) -> None:
     array = stack()
     path = write(
-        tmp_path / "a.tif", array, compression=compression, tile=tile, bigtiff=bigtiff, metadata={"axes": "ZYX"}
+        tmp_path / "a.tif",
+        array,
+        compression=compression,
+        tile=tile,
+        bigtiff=bigtiff,
+        metadata={"axes": "ZYX"},
     )
     same(read_image(path), array, "ZYX")
     lazy = lazily(path)
     same(lazy, array, "ZYX")
-    np.testing.assert_array_equal(lazy.read({"Z": 3, "Y": slice(7, 31), "X": slice(5, 40)})[0], array[3, 7:31, 5:40])
+    np.testing.assert_array_equal(
+        lazy.read({"Z": 3, "Y": slice(7, 31), "X": slice(5, 40)})[0],
+        array[3, 7:31, 5:40],
+    )
 
 
 def test_bool(tmp_path: Path) -> None:
@@ -83,7 +117,13 @@ def test_bool(tmp_path: Path) -> None:
 def test_jpeg_is_close_and_of_the_right_shape(tmp_path: Path) -> None:
     y, x = np.mgrid[:64, :80]
     array = np.stack([y * 2, x * 2, y + x], axis=-1).astype(np.uint8)
-    path = write(tmp_path / "a.tif", array, photometric="rgb", compression="jpeg", compressionargs={"level": 95})
+    path = write(
+        tmp_path / "a.tif",
+        array,
+        photometric="rgb",
+        compression="jpeg",
+        compressionargs={"level": 95},
+    )
     for image in (read_image(path), lazily(path)):
         assert (image.axes, image.shape) == ("YXC", (64, 80, 3))
         assert np.abs(np.asarray(image.data).astype(int) - array).mean() < 3
@@ -92,7 +132,9 @@ def test_jpeg_is_close_and_of_the_right_shape(tmp_path: Path) -> None:
 def test_imagej_hyperstack(tmp_path: Path) -> None:
     array = stack((2, 3, 4, 20, 24))
     metadata = {"axes": "TZCYX", "spacing": 0.5, "unit": "um", "finterval": 3.0}
-    path = write(tmp_path / "a.tif", array, imagej=True, resolution=(4.0, 2.0), metadata=metadata)
+    path = write(
+        tmp_path / "a.tif", array, imagej=True, resolution=(4.0, 2.0), metadata=metadata
+    )
     image = read_image(path)
     same(image, array, "TZCYX")
     assert image.scale == (3.0, 0.5, 1.0, 0.5, 0.25)
@@ -101,21 +143,38 @@ def test_imagej_hyperstack(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", ["um", "micron", "\\u00B5m", "microns", "micrometre"])
 def test_imagej_spellings_of_micrometer(tmp_path: Path, unit: str) -> None:
-    path = write(tmp_path / "a.tif", stack((20, 24)), imagej=True, resolution=(4.0, 4.0), metadata={"unit": unit})
+    path = write(
+        tmp_path / "a.tif",
+        stack((20, 24)),
+        imagej=True,
+        resolution=(4.0, 4.0),
+        metadata={"unit": unit},
+    )
     image = read_image(path)
     assert image.scale == (0.25, 0.25)
     assert image.units == ("micrometer", "micrometer")
 
 
 def test_imagej_without_a_unit_keeps_only_the_spacing(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tif", stack(), imagej=True, metadata={"axes": "ZYX", "spacing": 3.0})
+    path = write(
+        tmp_path / "a.tif",
+        stack(),
+        imagej=True,
+        metadata={"axes": "ZYX", "spacing": 3.0},
+    )
     image = read_image(path)
     assert image.scale == (3.0, 1.0, 1.0)
     assert set(image.units) == {"pixel"}
 
 
 def test_imagej_depth_is_one_unit_unless_stated(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tif", stack(), imagej=True, resolution=(10, 10), metadata={"axes": "ZYX", "unit": "nm"})
+    path = write(
+        tmp_path / "a.tif",
+        stack(),
+        imagej=True,
+        resolution=(10, 10),
+        metadata={"axes": "ZYX", "unit": "nm"},
+    )
     assert read_image(path).scale == (1.0, 0.1, 0.1)
     assert read_image(path).units == ("nanometer",) * 3
 
@@ -153,10 +212,19 @@ def series_file(path: Path) -> tuple[Path, list[np.ndarray[Any, Any]]]:
     with tifffile.TiffWriter(path, ome=True) as tif:
         options: dict[str, Any] = GREY | {"tile": (16, 16), "compression": "zlib"}
         sizes = {"PhysicalSizeX": 2.0, "PhysicalSizeY": 2.0, "PhysicalSizeZ": 5.0}
-        tif.write(first, subifds=2, metadata={"axes": "ZYX", "Name": "rock"} | sizes, **options)
+        tif.write(
+            first,
+            subifds=2,
+            metadata={"axes": "ZYX", "Name": "rock"} | sizes,
+            **options,
+        )
         tif.write(first[:, ::2, ::2], subfiletype=1, **options)
         tif.write(first[:, ::4, ::4], subfiletype=1, **options)
-        tif.write(second, metadata={"axes": "YX", "Name": "overview", "PhysicalSizeX": 8.0}, **options)
+        tif.write(
+            second,
+            metadata={"axes": "YX", "Name": "overview", "PhysicalSizeX": 8.0},
+            **options,
+        )
     return path, [first, second]
 
 
@@ -184,7 +252,9 @@ def test_pyramid_levels_are_reachable_and_calibrated(tmp_path: Path) -> None:
 
 def test_a_series_that_is_not_there(tmp_path: Path) -> None:
     path, _ = series_file(tmp_path / "a.ome.tif")
-    with pytest.raises(ImageError, match="found 2 series, numbered from 0; there is no series 2"):
+    with pytest.raises(
+        ImageError, match="found 2 series, numbered from 0; there is no series 2"
+    ):
         read_image(path, series=2)
 
 
@@ -192,9 +262,19 @@ def test_a_series_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pages", [0, 4])
 def test_rgb_interleaved_and_planar(tmp_path: Path, planar: bool, pages: int) -> None:
     shape = (30, 20)
-    array = stack((*((pages,) if pages else ()), *((3, *shape) if planar else (*shape, 3))), "uint8")
+    array = stack(
+        (*((pages,) if pages else ()), *((3, *shape) if planar else (*shape, 3))),
+        "uint8",
+    )
     config = "separate" if planar else "contig"
-    path = write(tmp_path / "a.tif", array, photometric="rgb", planarconfig=config, metadata=None, compression="lzw")
+    path = write(
+        tmp_path / "a.tif",
+        array,
+        photometric="rgb",
+        planarconfig=config,
+        metadata=None,
+        compression="lzw",
+    )
     axes = ("Z" if pages else "") + ("CYX" if planar else "YXC")
     same(read_image(path), array, axes)
     same(lazily(path), array, axes)
@@ -204,10 +284,18 @@ def test_rgb_interleaved_and_planar(tmp_path: Path, planar: bool, pages: int) ->
 
 @pytest.mark.parametrize("planar", [False, True])
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_alpha_is_dropped_with_a_note(tmp_path: Path, planar: bool, compression: str | None) -> None:
+def test_alpha_is_dropped_with_a_note(
+    tmp_path: Path, planar: bool, compression: str | None
+) -> None:
     array = stack((4, 30, 20) if planar else (30, 20, 4), "uint8")
     config = "separate" if planar else "contig"
-    path = write(tmp_path / "a.tif", array, photometric="rgb", planarconfig=config, compression=compression)
+    path = write(
+        tmp_path / "a.tif",
+        array,
+        photometric="rgb",
+        planarconfig=config,
+        compression=compression,
+    )
     kept = array[:3] if planar else array[..., :3]
     for image in (read_image(path), lazily(path)):
         same(image, kept, "CYX" if planar else "YXC")
@@ -216,7 +304,9 @@ def test_alpha_is_dropped_with_a_note(tmp_path: Path, planar: bool, compression:
 
 def test_a_fourth_channel_that_is_not_alpha_stays(tmp_path: Path) -> None:
     array = stack((30, 20, 4), "uint8")
-    path = write(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["unspecified"])
+    path = write(
+        tmp_path / "a.tif", array, photometric="rgb", extrasamples=["unspecified"]
+    )
     same(read_image(path), array, "YXC")
     assert read_image(path).notes == ()
 
@@ -249,7 +339,13 @@ def test_one_page_has_no_note(tmp_path: Path) -> None:
 
 def test_the_users_axes_win(tmp_path: Path) -> None:
     array = stack()
-    path = write(tmp_path / "a.tif", array, imagej=True, metadata={"axes": "ZYX", "unit": "um"}, resolution=(2, 2))
+    path = write(
+        tmp_path / "a.tif",
+        array,
+        imagej=True,
+        metadata={"axes": "ZYX", "unit": "um"},
+        resolution=(2, 2),
+    )
     image = read_image(path, axes="tyx")
     same(image, array, "TYX")
     assert image.scale == (1.0, 0.5, 0.5)
@@ -259,12 +355,17 @@ def test_the_users_axes_win(tmp_path: Path) -> None:
 def test_two_unknown_axes_must_be_named(tmp_path: Path) -> None:
     array = stack((2, 3, 20, 24))
     path = write(tmp_path / "a.tif", array)
-    with pytest.raises(ImageError, match=r"a\.tif: found shape \(2, 3, 20, 24\).*--axes CZYX"):
+    with pytest.raises(
+        ImageError, match=r"a\.tif: found shape \(2, 3, 20, 24\).*--axes CZYX"
+    ):
         read_image(path)
     same(read_image(path, axes="TZYX"), array, "TZYX")
 
 
-@pytest.mark.parametrize(("axes", "text"), [("ZY", "need 3 letters"), ("QYX", "not one of"), ("YYX", "stands twice")])
+@pytest.mark.parametrize(
+    ("axes", "text"),
+    [("ZY", "need 3 letters"), ("QYX", "not one of"), ("YYX", "stands twice")],
+)
 def test_axes_that_do_not_fit(tmp_path: Path, axes: str, text: str) -> None:
     path = write(tmp_path / "a.tif", stack())
     with pytest.raises(ImageError, match=rf"a\.tif: found axes.*{text}"):
@@ -273,7 +374,9 @@ def test_axes_that_do_not_fit(tmp_path: Path, axes: str, text: str) -> None:
 
 def test_axes_of_length_one_may_be_named_too(tmp_path: Path) -> None:
     array = stack((1, 4, 1, 20, 24))
-    path = write(tmp_path / "a.ome.tif", array, metadata={"axes": "TZCYX"}, compression="zlib")
+    path = write(
+        tmp_path / "a.ome.tif", array, metadata={"axes": "TZCYX"}, compression="zlib"
+    )
     same(read_image(path), array[0, :, 0], "ZYX")
     same(read_image(path, axes="TZCYX"), array, "TZCYX")
     same(read_image(path, axes="ZCYX"), array[0], "ZCYX")
@@ -289,7 +392,12 @@ def test_unknown_axes_of_length_one_say_nothing(tmp_path: Path) -> None:
 
 
 def test_channels_and_samples_at_once_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tif", stack((2, 20, 24, 3), "uint8"), photometric="rgb", metadata={"axes": "CYXS"})
+    path = write(
+        tmp_path / "a.tif",
+        stack((2, 20, 24, 3), "uint8"),
+        photometric="rgb",
+        metadata={"axes": "CYXS"},
+    )
     with pytest.raises(ImageError, match="channels and RGB samples at once"):
         read_image(path)
 
@@ -297,19 +405,37 @@ def test_channels_and_samples_at_once_are_refused(tmp_path: Path) -> None:
 # -- calibration by plain tags and shaped metadata
 
 
-@pytest.mark.parametrize(("unit", "per"), [("inch", 72), ("inch", 96), ("inch", 1), ("centimeter", 72 / 2.54)])
-def test_default_resolutions_are_no_pixel_size(tmp_path: Path, unit: str, per: float) -> None:
-    path = write(tmp_path / "a.tif", stack((40, 48)), metadata=None, resolution=(per, per), resolutionunit=unit)
+@pytest.mark.parametrize(
+    ("unit", "per"),
+    [("inch", 72), ("inch", 96), ("inch", 1), ("centimeter", 72 / 2.54)],
+)
+def test_default_resolutions_are_no_pixel_size(
+    tmp_path: Path, unit: str, per: float
+) -> None:
+    path = write(
+        tmp_path / "a.tif",
+        stack((40, 48)),
+        metadata=None,
+        resolution=(per, per),
+        resolutionunit=unit,
+    )
     assert read_image(path).scale == (1.0, 1.0)
     assert read_image(path).units == ("pixel", "pixel")
 
 
 def test_resolution_in_centimetres_is_a_pixel_size(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"resolution": (50000, 20000), "resolutionunit": "centimeter"}
+    options: dict[str, Any] = {
+        "resolution": (50000, 20000),
+        "resolutionunit": "centimeter",
+    }
     for metadata in (None, {"spacing": 0.0001}):
         array = stack((40, 48)) if metadata is None else stack((3, 40, 48))
-        image = read_image(write(tmp_path / "a.tif", array, metadata=metadata, **options))
-        assert image.pixel_size == {"Y": 0.5, "X": 0.2} | ({} if metadata is None else {"Z": 1.0})
+        image = read_image(
+            write(tmp_path / "a.tif", array, metadata=metadata, **options)
+        )
+        assert image.pixel_size == {"Y": 0.5, "X": 0.2} | (
+            {} if metadata is None else {"Z": 1.0}
+        )
         assert set(image.units) == {"micrometer"}
 
 
@@ -321,7 +447,9 @@ def test_shaped_metadata(tmp_path: Path) -> None:
         "PhysicalSizeZUnit": "nm",
         "Channel": {"Name": ["a", "b"]},
     }
-    image = read_image(write(tmp_path / "a.tif", stack((2, 3, 20, 24)), metadata=metadata))
+    image = read_image(
+        write(tmp_path / "a.tif", stack((2, 3, 20, 24)), metadata=metadata)
+    )
     assert image.scale == (1.0, 300.0, 1.0, 0.1)
     assert image.units == ("pixel", "nanometer", "pixel", "micrometer")
     assert image.channel_names == ("a", "b")
@@ -329,7 +457,12 @@ def test_shaped_metadata(tmp_path: Path) -> None:
 
 def test_channel_names_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     metadata = {"axes": "CYX", "channel_names": ["a", "b"]}
-    assert read_image(write(tmp_path / "a.tif", stack((3, 20, 24)), metadata=metadata)).channel_names == ()
+    assert (
+        read_image(
+            write(tmp_path / "a.tif", stack((3, 20, 24)), metadata=metadata)
+        ).channel_names
+        == ()
+    )
 
 
 # -- lazy
@@ -340,8 +473,12 @@ def test_plain_large_files_are_mapped_and_others_chunked(tmp_path: Path) -> None
     mapped = lazily(write(tmp_path / "a.tif", array, metadata={"axes": "ZYX"}))
     assert isinstance(mapped.data, np.memmap)
     assert not mapped.data.flags.writeable
-    swapped = lazily(write(tmp_path / "b.tif", array, metadata={"axes": "ZYX"}, byteorder=">"))
-    packed = lazily(write(tmp_path / "c.tif", array, metadata={"axes": "ZYX"}, compression="zlib"))
+    swapped = lazily(
+        write(tmp_path / "b.tif", array, metadata={"axes": "ZYX"}, byteorder=">")
+    )
+    packed = lazily(
+        write(tmp_path / "c.tif", array, metadata={"axes": "ZYX"}, compression="zlib")
+    )
     assert isinstance(swapped.data, FileArray)
     assert isinstance(packed.data, FileArray)
     assert isinstance(read_image(tmp_path / "c.tif").data, np.ndarray)
@@ -349,18 +486,26 @@ def test_plain_large_files_are_mapped_and_others_chunked(tmp_path: Path) -> None
 
 def test_the_default_limit_is_64_megabytes(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    tifffile.memmap(path, shape=(65, 1024, 1024), dtype="uint8", metadata={"axes": "ZYX"}, **GREY)[64, 5, 6] = 7
+    tifffile.memmap(
+        path, shape=(65, 1024, 1024), dtype="uint8", metadata={"axes": "ZYX"}, **GREY
+    )[64, 5, 6] = 7
     image = read_image(path)
     assert isinstance(image.data, np.memmap)
-    assert image.read({"Z": 64, "Y": slice(5, 6), "X": slice(5, 8)}).tolist() == [[[0, 7, 0]]]
+    assert image.read({"Z": 64, "Y": slice(5, 6), "X": slice(5, 8)}).tolist() == [
+        [[0, 7, 0]]
+    ]
     assert any("memory-mapped" in line for line in describe(path))
 
 
 def test_lazy_arrays_pickle_by_path(tmp_path: Path) -> None:
     array = stack()
-    path = write(tmp_path / "a.tif", array, compression="zlib", metadata={"axes": "ZYX"})
+    path = write(
+        tmp_path / "a.tif", array, compression="zlib", metadata={"axes": "ZYX"}
+    )
     data = lazily(path).data
-    np.testing.assert_array_equal(data[2], array[2])  # opened: the open file must not travel
+    np.testing.assert_array_equal(
+        data[2], array[2]
+    )  # opened: the open file must not travel
     packed = pickle.dumps(data)
     assert len(packed) < 1000
     again = pickle.loads(packed)
@@ -369,13 +514,29 @@ def test_lazy_arrays_pickle_by_path(tmp_path: Path) -> None:
 
 def test_lazy_indexing_is_numpys(tmp_path: Path) -> None:
     array = stack()
-    data: Any = lazily(write(tmp_path / "a.tif", array, compression="zlib", metadata={"axes": "ZYX"})).data
-    keys: list[Any] = [0, -1, slice(1, 3), (slice(None), 4), (..., 7), (2, ..., slice(3, 9)), (1, 2, 3), slice(3, 3)]
+    data: Any = lazily(
+        write(tmp_path / "a.tif", array, compression="zlib", metadata={"axes": "ZYX"})
+    ).data
+    keys: list[Any] = [
+        0,
+        -1,
+        slice(1, 3),
+        (slice(None), 4),
+        (..., 7),
+        (2, ..., slice(3, 9)),
+        (1, 2, 3),
+        slice(3, 3),
+    ]
     for key in keys:
         found = data[key]
         assert found.shape == array[key].shape
         np.testing.assert_array_equal(found, array[key])
-    assert (len(data), data.ndim, data.size, data.nbytes) == (5, 3, array.size, array.nbytes)
+    assert (len(data), data.ndim, data.size, data.nbytes) == (
+        5,
+        3,
+        array.size,
+        array.nbytes,
+    )
     assert np.asarray(data, np.float32).dtype == np.float32
     for wrong in (5, (0, 0, 0, 0), ([1, 2],), (slice(None, None, -1),)):
         with pytest.raises(IndexError):
@@ -397,12 +558,18 @@ def test_bool_labels_become_zero_and_one(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", array, metadata={"axes": "ZYX"})
     labels = read_labels(path)
     same(labels, array.astype(np.uint8), "ZYX")
-    same(Image(CastArray(lazily(path).data, np.uint8), "ZYX"), array.astype(np.uint8), "ZYX")  # type: ignore[arg-type]
+    same(
+        Image(CastArray(lazily(path).data, np.uint8), "ZYX"),
+        array.astype(np.uint8),
+        "ZYX",
+    )  # type: ignore[arg-type]
 
 
 def test_float_labels_are_refused_never_cut(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", np.tile(np.float32([0, 0.33, 0.67, 1]), (8, 2)))
-    with pytest.raises(LabelError, match=r"a\.tif: found labels of dtype float32 \(0, 0\.33, 0\.67, 1"):
+    with pytest.raises(
+        LabelError, match=r"a\.tif: found labels of dtype float32 \(0, 0\.33, 0\.67, 1"
+    ):
         read_labels(path)
 
 
@@ -416,7 +583,9 @@ def test_rgb_masks_keep_their_colours(tmp_path: Path) -> None:
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     write(tmp_path / "sandstone_01.tif", stack())
-    with pytest.raises(ImageError, match=r"no such file; did you mean 'sandstone_01\.tif'\?"):
+    with pytest.raises(
+        ImageError, match=r"no such file; did you mean 'sandstone_01\.tif'\?"
+    ):
         read_image(tmp_path / "sandstone_1.tif")
     with pytest.raises(ImageError, match="no such file; check the name"):
         read_image(tmp_path / "x.tif")
@@ -462,8 +631,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.3, 0.6, 0.97])
-def test_truncated_files_are_refused_before_use(tmp_path: Path, kind: str, share: float) -> None:
-    whole = write(tmp_path / "whole.tif", stack((6, 64, 64)), **KINDS[kind]).read_bytes()
+def test_truncated_files_are_refused_before_use(
+    tmp_path: Path, kind: str, share: float
+) -> None:
+    whole = write(
+        tmp_path / "whole.tif", stack((6, 64, 64)), **KINDS[kind]
+    ).read_bytes()
     path = tmp_path / "cut.tif"
     path.write_bytes(whole[: max(6, int(len(whole) * share))])
     for lazy_above in (0, 2**30):
@@ -472,7 +645,9 @@ def test_truncated_files_are_refused_before_use(tmp_path: Path, kind: str, share
 
 
 def test_damage_inside_is_an_image_error_when_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tif", stack(), compression="zlib", metadata={"axes": "ZYX"})
+    path = write(
+        tmp_path / "a.tif", stack(), compression="zlib", metadata={"axes": "ZYX"}
+    )
     with tifffile.TiffFile(path) as tif:
         page = tif.pages[3]
         offset, length = page.dataoffsets[0], page.databytecounts[0]
@@ -488,7 +663,9 @@ def test_damage_inside_is_an_image_error_when_read(tmp_path: Path) -> None:
 
 
 def test_a_file_that_vanishes_is_an_image_error(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tif", stack(), compression="zlib", metadata={"axes": "ZYX"})
+    path = write(
+        tmp_path / "a.tif", stack(), compression="zlib", metadata={"axes": "ZYX"}
+    )
     lazy = lazily(path)
     path.unlink()
     with pytest.raises(ImageError, match="pixels cannot be read"):
@@ -547,7 +724,9 @@ def test_describe_says_what_must_be_named(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)),
-    dtype=st.sampled_from(["uint8", "uint16", "uint32", "int8", "int16", "float32", "float64"]),
+    dtype=st.sampled_from(
+        ["uint8", "uint16", "uint32", "int8", "int16", "float32", "float64"]
+    ),
     kind=st.sampled_from(["shaped", "ome", "imagej"]),
     compression=st.sampled_from([None, "zlib", "lzw", "zstd"]),
     byteorder=st.sampled_from(["<", ">"]),
@@ -564,9 +743,24 @@ def test_round_trip(
 ) -> None:
     if kind == "imagej":  # whose files tifffile writes wrongly when a side is 1
         shape = (shape[0], max(shape[1], 2), max(shape[2], 2))
-        dtype, byteorder = {"uint32": "float32", "int8": "uint8", "float64": "float32"}.get(dtype, dtype), ">"
+        dtype, byteorder = (
+            {"uint32": "float32", "int8": "uint8", "float64": "float32"}.get(
+                dtype, dtype
+            ),
+            ">",
+        )
     array = stack(shape, dtype, seed)
-    options = {"ome": kind == "ome", "imagej": kind == "imagej", "byteorder": byteorder, "compression": compression}
-    path = write(tmp_path_factory.mktemp("t") / "a.tif", array, metadata={"axes": "ZYX"}, **options)
+    options = {
+        "ome": kind == "ome",
+        "imagej": kind == "imagej",
+        "byteorder": byteorder,
+        "compression": compression,
+    }
+    path = write(
+        tmp_path_factory.mktemp("t") / "a.tif",
+        array,
+        metadata={"axes": "ZYX"},
+        **options,
+    )
     for image in (read_image(path, axes="ZYX"), lazily(path, axes="ZYX")):
         same(image, array, "ZYX")

@@ -53,4 +53,6 @@ def test_natural_order_and_stems() -> None:
         "s2.tif",
         "s10.tif",
     ]
-    assert [stem(Path(p)) for p in ("a.ome.tif", "b.c.tif", "d.ome.zarr", "e.tiff")] == ["a", "b.c", "d", "e"]
+    assert [
+        stem(Path(p)) for p in ("a.ome.tif", "b.c.tif", "d.ome.zarr", "e.tiff")
+    ] == ["a", "b.c", "d", "e"]

@@ -15,7 +15,15 @@ from zarr.storage import LocalStore
 from napari_strata.classes import ClassMap
 from napari_strata.errors import ImageError
 from napari_strata.image import Image, LabelImage
-from napari_strata.io import describe, read_image, read_images, read_labels, read_pyramid, write_labels, zarr
+from napari_strata.io import (
+    describe,
+    read_image,
+    read_images,
+    read_labels,
+    read_pyramid,
+    write_labels,
+    zarr,
+)
 from napari_strata.io import write_probabilities as write_floats
 
 AXES = [
@@ -26,23 +34,41 @@ AXES = [
 ]
 
 
-def array(shape: tuple[int, ...] = (2, 4, 40, 48), dtype: str = "uint16") -> np.ndarray[Any, Any]:
+def array(
+    shape: tuple[int, ...] = (2, 4, 40, 48), dtype: str = "uint16"
+) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).integers(0, 60000, shape).astype(dtype)
 
 
-def multiscale(group: Any, levels: list[np.ndarray[Any, Any]], *, version: str, axes: Any = AXES, **more: Any) -> None:
+def multiscale(
+    group: Any,
+    levels: list[np.ndarray[Any, Any]],
+    *,
+    version: str,
+    axes: Any = AXES,
+    **more: Any,
+) -> None:
     """Write OME-Zarr by hand, as its specification says, with a factor that belongs to all levels."""
     datasets = []
     for i, level in enumerate(levels):
         group.create_array(f"s{i}", data=level, chunks=(1, 1, 16, 16)[-level.ndim :])
         scale = [1.0, 5.0, 0.5 * 2**i, 0.25 * 2**i][-level.ndim :]
-        datasets.append({"path": f"s{i}", "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+        datasets.append(
+            {
+                "path": f"s{i}",
+                "coordinateTransformations": [{"type": "scale", "scale": scale}],
+            }
+        )
     entry: dict[str, Any] = {"name": "cells", "datasets": datasets}
     if axes:
         entry["axes"] = axes
-    entry["coordinateTransformations"] = [{"type": "scale", "scale": [1.0, 2.0, 2.0, 2.0][-levels[0].ndim :]}]
+    entry["coordinateTransformations"] = [
+        {"type": "scale", "scale": [1.0, 2.0, 2.0, 2.0][-levels[0].ndim :]}
+    ]
     metadata = {"multiscales": [entry | {"version": version}]} | more
-    group.attrs.update({"ome": metadata | {"version": version}} if version == "0.5" else metadata)
+    group.attrs.update(
+        {"ome": metadata | {"version": version}} if version == "0.5" else metadata
+    )
 
 
 def group(path: Path, version: str) -> Any:
@@ -53,7 +79,12 @@ def group(path: Path, version: str) -> Any:
 def test_both_versions_read_alike(tmp_path: Path, version: str) -> None:
     data = array()
     channels = {"omero": {"channels": [{"label": "DAPI"}, {"label": ""}]}}
-    multiscale(group(tmp_path / "a.zarr", version), [data, data[..., ::2, ::2]], version=version, **channels)
+    multiscale(
+        group(tmp_path / "a.zarr", version),
+        [data, data[..., ::2, ::2]],
+        version=version,
+        **channels,
+    )
     image = read_image(tmp_path / "a.zarr")
     assert (image.axes, image.name, image.dtype) == ("CZYX", "cells", np.uint16)
     np.testing.assert_array_equal(image.data, data)
@@ -64,7 +95,10 @@ def test_both_versions_read_alike(tmp_path: Path, version: str) -> None:
     assert [level.shape[-1] for level in levels] == [48, 24]
     assert levels[1].scale == (1.0, 10.0, 2.0, 1.0)
     text = "\n".join(describe(tmp_path / "a.zarr"))
-    assert f"OME-Zarr, format {3 if version == '0.5' else 2}, chunks 1 x 1 x 16 x 16, 2 resolutions" in text
+    assert (
+        f"OME-Zarr, format {3 if version == '0.5' else 2}, chunks 1 x 1 x 16 x 16, 2 resolutions"
+        in text
+    )
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
@@ -78,7 +112,9 @@ def test_lazy_reading_pickles_by_path(tmp_path: Path, version: str) -> None:
     np.testing.assert_array_equal(image.read({"Z": 3})[:, 7], data[:, 3, 7])
 
 
-@pytest.mark.parametrize(("axes", "letters"), [(["c", "z", "y", "x"], "CZYX"), (AXES, "CZYX")])
+@pytest.mark.parametrize(
+    ("axes", "letters"), [(["c", "z", "y", "x"], "CZYX"), (AXES, "CZYX")]
+)
 def test_axes_as_names_only(tmp_path: Path, axes: Any, letters: str) -> None:
     multiscale(group(tmp_path / "a.zarr", "0.4"), [array()], version="0.3", axes=axes)
     assert read_image(tmp_path / "a.zarr").axes == letters
@@ -104,18 +140,26 @@ def test_several_images_in_numbered_groups(tmp_path: Path) -> None:
     images = read_images(tmp_path / "a.zarr")
     assert len(images) == 2
     np.testing.assert_array_equal(images[1].data, array() + 1)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.zarr" / "1").data, array() + 1)
-    with pytest.raises(ImageError, match="found 2 series, numbered from 0; there is no series 2"):
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.zarr" / "1").data, array() + 1
+    )
+    with pytest.raises(
+        ImageError, match="found 2 series, numbered from 0; there is no series 2"
+    ):
         read_image(tmp_path / "a.zarr", series=2)
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_plain_arrays_need_axes(tmp_path: Path, version: str) -> None:
     data = array((3, 40, 48))
-    store.create_array(tmp_path / "a.zarr", data=data, zarr_format=3 if version == "0.5" else 2)
+    store.create_array(
+        tmp_path / "a.zarr", data=data, zarr_format=3 if version == "0.5" else 2
+    )
     with pytest.raises(ImageError, match=r"found shape \(3, 40, 48\).*--axes ZYX"):
         read_image(tmp_path / "a.zarr")
-    store.create_array(tmp_path / "b.zarr", data=data[0], zarr_format=3 if version == "0.5" else 2)
+    store.create_array(
+        tmp_path / "b.zarr", data=data[0], zarr_format=3 if version == "0.5" else 2
+    )
     assert read_image(tmp_path / "b.zarr").axes == "YX"
     image = read_image(tmp_path / "a.zarr", axes="TYX")
     assert (image.axes, image.shape) == ("TYX", (3, 40, 48))
@@ -160,9 +204,13 @@ def test_a_damaged_chunk_is_an_image_error(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_ome_zarr(tmp_path: Path) -> None:
-    classes = ClassMap(names=("pore", "clay"), values=(1, 4), colors=("#102030", "#ffee00"))
+    classes = ClassMap(
+        names=("pore", "clay"), values=(1, 4), colors=("#102030", "#ffee00")
+    )
     data = array((2, 300, 520), "uint8")
-    labels = LabelImage(data, "ZYX", (5.0, 0.5, 0.5), ("um", "um", "furlong"), "rock", classes=classes)
+    labels = LabelImage(
+        data, "ZYX", (5.0, 0.5, 0.5), ("um", "um", "furlong"), "rock", classes=classes
+    )
     path = write_labels(tmp_path / "a.zarr", labels)
     metadata = json.loads((path / "zarr.json").read_text())
     assert metadata["zarr_format"] == 3
@@ -187,10 +235,18 @@ def test_what_is_written_is_ome_zarr(tmp_path: Path) -> None:
     np.testing.assert_array_equal(written[:], data)
 
 
-@pytest.mark.parametrize(("height", "width", "count"), [(1024, 1024, 1), (1025, 7, 2), (9000, 20, 4), (40_000, 3, 4)])
-def test_large_planes_have_smaller_resolutions(tmp_path: Path, height: int, width: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "count"),
+    [(1024, 1024, 1), (1025, 7, 2), (9000, 20, 4), (40_000, 3, 4)],
+)
+def test_large_planes_have_smaller_resolutions(
+    tmp_path: Path, height: int, width: int, count: int
+) -> None:
     data = array((2, height, width), "uint8")
-    path = write_labels(tmp_path / "a.zarr", LabelImage(data, "ZYX", (3.0, 0.5, 0.25), ("micrometer",) * 3))
+    path = write_labels(
+        tmp_path / "a.zarr",
+        LabelImage(data, "ZYX", (3.0, 0.5, 0.25), ("micrometer",) * 3),
+    )
     levels = read_pyramid(path)
     assert len(levels) == count
     for k, level in enumerate(levels):
@@ -198,7 +254,9 @@ def test_large_planes_have_smaller_resolutions(tmp_path: Path, height: int, widt
         assert level.scale == (3.0, 0.5 * 2**k, 0.25 * 2**k)
 
 
-def test_no_shard_is_written_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_shard_is_written_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(zarr, "SHARD", 1024)
     monkeypatch.setattr(zarr, "LONGEST", 100)
     written: list[str] = []
@@ -227,7 +285,9 @@ def test_scales_that_json_cannot_hold_do_not_spoil_the_metadata(tmp_path: Path) 
 
 
 def test_the_users_axes_win_over_the_record(tmp_path: Path) -> None:
-    labels = LabelImage(array((2, 30, 30), "uint8"), "ZYX", (5.0, 0.5, 0.5), name="rock")
+    labels = LabelImage(
+        array((2, 30, 30), "uint8"), "ZYX", (5.0, 0.5, 0.5), name="rock"
+    )
     found = read_labels(write_labels(tmp_path / "a.zarr", labels), axes="TYX")
     assert (found.axes, found.scale) == ("TYX", (1.0, 0.5, 0.5))
 

@@ -27,7 +27,9 @@ ODD = (33, 47)
 Network = UNet | AtrousUNet | Smp | UNet3d
 
 
-def make_spec(section: Network, *, channels: int = 2, classes: int = CLASSES) -> ModelSpec:
+def make_spec(
+    section: Network, *, channels: int = 2, classes: int = CLASSES
+) -> ModelSpec:
     """A spec for `section`, as `resolve` would make it."""
     scale = normalization.fixed("dtype", "uint8", channels)
     depth = None
@@ -78,7 +80,9 @@ class NetworkChecks:
         return shared(self.section)
 
     @pytest.mark.parametrize("size", [(1, 1), (5, 80), ODD, (64, 64)], ids=str)
-    def test_output_has_the_size_of_the_input(self, network: nn.Module, size: tuple[int, int]) -> None:
+    def test_output_has_the_size_of_the_input(
+        self, network: nn.Module, size: tuple[int, int]
+    ) -> None:
         with torch.no_grad():
             logits = network.eval()(noise(2, 2, *self.planes, *size))
         assert logits.shape == (2, CLASSES, *self.planes, *size)
@@ -100,12 +104,27 @@ class NetworkChecks:
         network = build(self.section).train()
         shape = (2, *self.planes, *ODD)
         logits = network(noise(2, 2, *shape[1:]))
-        nn.functional.cross_entropy(logits, torch.arange(prod(shape)).view(shape) % CLASSES).backward()
-        trained = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
-        assert [n for n, gradient in trained.items() if gradient is None or not gradient.isfinite().all()] == []
-        assert next(g for g in trained.values() if g is not None and g.ndim >= 4).abs().max() > 0
+        nn.functional.cross_entropy(
+            logits, torch.arange(prod(shape)).view(shape) % CLASSES
+        ).backward()
+        trained = {
+            name: p.grad for name, p in network.named_parameters() if p.requires_grad
+        }
+        assert [
+            n
+            for n, gradient in trained.items()
+            if gradient is None or not gradient.isfinite().all()
+        ] == []
+        assert (
+            next(g for g in trained.values() if g is not None and g.ndim >= 4)
+            .abs()
+            .max()
+            > 0
+        )
 
-    def test_weights_saved_and_loaded_give_the_same_network(self, tmp_path: Path) -> None:
+    def test_weights_saved_and_loaded_give_the_same_network(
+        self, tmp_path: Path
+    ) -> None:
         first, second = build(self.section).eval(), build(self.section, seed=1).eval()
         image = noise(1, 2, *self.planes, *ODD)
         save_file(first.state_dict(), tmp_path / "weights.safetensors")
@@ -123,7 +142,9 @@ class NetworkChecks:
         assert logits.shape == (1, CLASSES, *self.planes, *size)
         assert logits.isfinite().all()
 
-    def test_prediction_repeats_and_does_not_depend_on_the_batch(self, network: nn.Module) -> None:
+    def test_prediction_repeats_and_does_not_depend_on_the_batch(
+        self, network: nn.Module
+    ) -> None:
         images = noise(3, 2, *self.planes, *ODD)
         network.eval()
         with torch.no_grad():

@@ -17,7 +17,11 @@ class TestSkip(NetworkChecks):
 
 class TestDecoder(NetworkChecks):
     section = AtrousUNet(
-        encoder="resnet18", decoder_widths=NARROW, atrous_at="decoder", kernels=(3, 5), dilations=(2, 4)
+        encoder="resnet18",
+        decoder_widths=NARROW,
+        atrous_at="decoder",
+        kernels=(3, 5),
+        dilations=(2, 4),
     )
 
 
@@ -31,7 +35,9 @@ def test_seed_has_its_parameters(where: str) -> None:
     assert count == pytest.approx(171.3e6, abs=0.1e6)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize(
+    "encoder", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+)
 def test_blocks_take_the_widths_of_the_encoder(encoder: str) -> None:
     section = AtrousUNet.model_validate({"encoder": encoder})
     with torch.device("meta"):
@@ -39,7 +45,11 @@ def test_blocks_take_the_widths_of_the_encoder(encoder: str) -> None:
         channels = [block_channels(b) for b in network.on_skips]
         logits = network(torch.empty(1, 1, 64, 96))
     basic = encoder in ("resnet18", "resnet34")
-    assert channels == [256, 128, 64, 64, None] if basic else channels == [1024, 512, 256, 64, None]
+    assert (
+        channels == [256, 128, 64, 64, None]
+        if basic
+        else channels == [1024, 512, 256, 64, None]
+    )
     assert [block_channels(b) for b in network.on_levels] == [None] * 5
     assert logits.shape == (1, 2, 64, 96)
 
@@ -57,7 +67,10 @@ def block_channels(block: nn.Module) -> int | None:
 
 def test_block_is_as_described() -> None:
     block = AtrousBlock(8, kernels=(1, 3, 3, 3), dilations=(1, 6, 12, 18))
-    assert [(b.kernel_size, b.dilation, b.padding, b.in_channels, b.out_channels) for b in block.branches] == [
+    assert [
+        (b.kernel_size, b.dilation, b.padding, b.in_channels, b.out_channels)
+        for b in block.branches
+    ] == [
         ((1, 1), (1, 1), (0, 0), 8, 4),
         ((3, 3), (6, 6), (6, 6), 8, 4),
         ((3, 3), (12, 12), (12, 12), 8, 4),
@@ -74,10 +87,14 @@ def test_block_is_as_described() -> None:
 
 
 def test_raw_image_is_the_last_skip() -> None:
-    network = build(AtrousUNet(encoder="resnet18", decoder_widths=NARROW), channels=5).network
+    network = build(
+        AtrousUNet(encoder="resnet18", decoder_widths=NARROW), channels=5
+    ).network
     assert network.levels[-1].merge[0][0].in_channels == NARROW[-1] + 5
     inputs = []
-    network.levels[-1].register_forward_pre_hook(lambda _, given: inputs.append(given[1]))
+    network.levels[-1].register_forward_pre_hook(
+        lambda _, given: inputs.append(given[1])
+    )
     image = noise(1, 5, 64, 64)
     with torch.no_grad():
         network.eval()(image)

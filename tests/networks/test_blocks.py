@@ -24,10 +24,15 @@ class Recorder(nn.Module):
 
 
 @given(
-    height=st.integers(1, 70), width=st.integers(1, 70), stride=st.sampled_from([1, 4, 16]), smallest=st.integers(1, 40)
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    stride=st.sampled_from([1, 4, 16]),
+    smallest=st.integers(1, 40),
 )
 @settings(deadline=None, max_examples=60)
-def test_any_size_pads_to_the_stride_and_crops_back(height: int, width: int, stride: int, smallest: int) -> None:
+def test_any_size_pads_to_the_stride_and_crops_back(
+    height: int, width: int, stride: int, smallest: int
+) -> None:
     inner = Recorder()
     images = torch.arange(2.0 * height * width).view(1, 2, height, width)
     out = AnySize(inner, stride, smallest=smallest)(images)
@@ -42,18 +47,25 @@ def test_any_size_pads_to_the_stride_and_crops_back(height: int, width: int, str
 
 @given(
     shape=st.tuples(st.integers(1, 20), st.integers(1, 30), st.integers(1, 30)),
-    stride=st.tuples(st.sampled_from([1, 2, 8]), st.sampled_from([2, 8]), st.sampled_from([2, 8])),
-    smallest=st.none() | st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20)),
+    stride=st.tuples(
+        st.sampled_from([1, 2, 8]), st.sampled_from([2, 8]), st.sampled_from([2, 8])
+    ),
+    smallest=st.none()
+    | st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20)),
 )
 @settings(deadline=None, max_examples=60)
 def test_any_volume_pads_each_axis_to_its_stride_and_crops_back(
-    shape: tuple[int, int, int], stride: tuple[int, int, int], smallest: tuple[int, int, int] | None
+    shape: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    smallest: tuple[int, int, int] | None,
 ) -> None:
     inner = Recorder()
     volume = torch.randn(1, 2, *shape)
     assert torch.equal(AnySize(inner, stride, smallest=smallest)(volume), volume)
     least = smallest or tuple(2 * step for step in stride)
-    for seen, length, step, low in zip(inner.seen.shape[2:], shape, stride, least, strict=True):
+    for seen, length, step, low in zip(
+        inner.seen.shape[2:], shape, stride, least, strict=True
+    ):
         assert seen % step == 0
         assert max(length, low) <= seen < max(length, low) + step
     planes, rows, columns = shape
@@ -71,7 +83,10 @@ def test_extend_mirrors_where_it_can_and_repeats_where_it_cannot() -> None:
     assert extend(image, 2, 3)[0, 0].tolist() == [[1, 2, 3, 4, 3, 2, 1]] * 3
     assert extend(image, 0, 4)[0, 0].tolist() == [[1, 2, 3, 4, 4, 4, 4, 4]]
     assert extend(image, 0, 0) is image
-    assert torch.equal(extend(image[:, :, None], 2, 2, 3), extend(image, 2, 3)[:, :, None].expand(1, 1, 3, 3, 7))
+    assert torch.equal(
+        extend(image[:, :, None], 2, 2, 3),
+        extend(image, 2, 3)[:, :, None].expand(1, 1, 3, 3, 7),
+    )
     upright = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3, 1, 1)
     assert extend(upright, 2, 0, 0).flatten().tolist() == [1, 2, 3, 2, 1]
     assert extend(upright, 3, 0, 0).flatten().tolist() == [1, 2, 3, 3, 3, 3]
@@ -121,20 +136,29 @@ def test_instance_norm_is_torch_s_and_keeps_a_single_value() -> None:
     single = torch.randn(1, 4, 1, 1)
     assert torch.equal(ours(single), single)
     volumes = torch.randn(2, 4, 3, 5, 6)
-    torch.testing.assert_close(ours(volumes), nn.InstanceNorm3d(4, affine=True)(volumes))
+    torch.testing.assert_close(
+        ours(volumes), nn.InstanceNorm3d(4, affine=True)(volumes)
+    )
     assert torch.equal(ours(single[..., None]), single[..., None])
 
 
 def test_group_norm_has_groups_of_sixteen() -> None:
-    groups = {width: norm_layer("group", width).num_groups for width in (1, 6, 16, 24, 32, 40, 64, 100, 512)}
+    groups = {
+        width: norm_layer("group", width).num_groups
+        for width in (1, 6, 16, 24, 32, 40, 64, 100, 512)
+    }
     assert groups == {1: 1, 6: 1, 16: 1, 24: 1, 32: 2, 40: 2, 64: 4, 100: 2, 512: 32}
 
 
 def test_replaced_batch_norms_keep_weights_and_settings() -> None:
-    old = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(nn.BatchNorm2d(2, eps=1e-3, momentum=0.2)))
+    old = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.Sequential(nn.BatchNorm2d(2, eps=1e-3, momentum=0.2))
+    )
     old[1][0].running_mean += 7
     nn.init.constant_(old[1][0].weight, 3.0)
-    new = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(nn.BatchNorm2d(2, eps=1e-3, momentum=0.2)))
+    new = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.Sequential(nn.BatchNorm2d(2, eps=1e-3, momentum=0.2))
+    )
     new.load_state_dict(old.state_dict())
     replace_batch_norms(new)
     assert type(new[1][0]) is BatchNorm

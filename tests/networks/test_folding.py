@@ -14,7 +14,11 @@ from napari_strata.recipe import AtrousUNet, Smp, UNet, UNet3d
 
 
 def norms(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)]
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)
+    ]
 
 
 def trained(network: nn.Module) -> nn.Module:
@@ -36,26 +40,55 @@ def trained(network: nn.Module) -> nn.Module:
         (UNet(widths=(8, 16, 32)), 0),
         (UNet(widths=(8, 16), norm="group"), 0),
         (Smp(encoder="resnet18", encoder_weights="none"), 0),
-        (Smp(architecture="deeplabv3plus", encoder="resnet18", encoder_weights="none"), 0),
+        (
+            Smp(
+                architecture="deeplabv3plus", encoder="resnet18", encoder_weights="none"
+            ),
+            0,
+        ),
         (Smp(encoder="efficientnet-b0", encoder_weights="none"), 1),
-        (AtrousUNet(encoder="resnet18", encoder_weights="none", decoder_widths=(32, 16, 16, 8, 8)), 4),
+        (
+            AtrousUNet(
+                encoder="resnet18",
+                encoder_weights="none",
+                decoder_widths=(32, 16, 16, 8, 8),
+            ),
+            4,
+        ),
         (UNet3d(widths=(4, 6, 8)), 0),
         (UNet3d(widths=(4, 6, 8), anisotropy=3), 0),
     ],
-    ids=["unet", "group", "resnet", "deeplab", "efficientnet", "atrous", "3D", "long voxels"],
+    ids=[
+        "unet",
+        "group",
+        "resnet",
+        "deeplab",
+        "efficientnet",
+        "atrous",
+        "3D",
+        "long voxels",
+    ],
 )
-def test_the_answers_are_the_same(section: UNet | Smp | AtrousUNet | UNet3d, left: int) -> None:
+def test_the_answers_are_the_same(
+    section: UNet | Smp | AtrousUNet | UNet3d, left: int
+) -> None:
     spec = make_spec(section, channels=2, classes=3)
     torch.manual_seed(0)
     network = trained(build_network(spec))
     before = len(norms(network))
-    folded = fold_batch_norms(network, channels=2, side=tuple(2 * n for n in spec.stride_shape))
+    folded = fold_batch_norms(
+        network, channels=2, side=tuple(2 * n for n in spec.stride_shape)
+    )
     assert len(norms(network)) == before, "the network itself is left as it is"
     assert len(norms(folded)) == left
-    images = torch.randn(2, 2, *spec.stride_shape[:-2], 3 * spec.stride + 5, 2 * spec.stride + 1)
+    images = torch.randn(
+        2, 2, *spec.stride_shape[:-2], 3 * spec.stride + 5, 2 * spec.stride + 1
+    )
     with torch.inference_mode():
         wanted, found = network(images), folded(images)
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())
+    )
 
 
 class Shared(nn.Module):

@@ -9,7 +9,12 @@ from torch import nn
 from napari_strata.errors import RecipeError
 from napari_strata.networks import build_network
 from napari_strata.networks.blocks import AnySize, BatchNorm, GroupNorm
-from napari_strata.networks.smp import ENCODERS, VISION_TRANSFORMERS, WIDTHS, check_encoder
+from napari_strata.networks.smp import (
+    ENCODERS,
+    VISION_TRANSFORMERS,
+    WIDTHS,
+    check_encoder,
+)
 from napari_strata.recipe import AtrousUNet, Smp
 from napari_strata.spec import geometry
 from networks.network_checks import NetworkChecks, build, make_spec, noise
@@ -22,11 +27,18 @@ class TestUnet(NetworkChecks):
 
 
 class TestUnetScse(NetworkChecks):
-    section = Smp(encoder="mobilenet_v2", decoder_widths=NARROW, attention="scse", norm="instance")
+    section = Smp(
+        encoder="mobilenet_v2", decoder_widths=NARROW, attention="scse", norm="instance"
+    )
 
 
 class TestUnetPlusPlus(NetworkChecks):
-    section = Smp(architecture="unetplusplus", encoder="resnet18", decoder_widths=NARROW, norm="group")
+    section = Smp(
+        architecture="unetplusplus",
+        encoder="resnet18",
+        decoder_widths=NARROW,
+        norm="group",
+    )
 
 
 class TestManet(NetworkChecks):
@@ -38,11 +50,18 @@ class TestLinknet(NetworkChecks):
 
 
 class TestFpn(NetworkChecks):
-    section = Smp(architecture="fpn", encoder="efficientnet-b0", decoder_widths=(16, 32), dropout=0.2)
+    section = Smp(
+        architecture="fpn",
+        encoder="efficientnet-b0",
+        decoder_widths=(16, 32),
+        dropout=0.2,
+    )
 
 
 class TestPspnet(NetworkChecks):
-    section = Smp(architecture="pspnet", encoder="resnet18", decoder_widths=(32,), dropout=0.1)
+    section = Smp(
+        architecture="pspnet", encoder="resnet18", decoder_widths=(32,), dropout=0.1
+    )
 
 
 class TestPan(NetworkChecks):
@@ -55,15 +74,27 @@ class TestPanInstanceNorm(NetworkChecks):
 
 
 class TestDeepLab(NetworkChecks):
-    section = Smp(architecture="deeplabv3", encoder="mobilenet_v2", decoder_widths=(32,))
+    section = Smp(
+        architecture="deeplabv3", encoder="mobilenet_v2", decoder_widths=(32,)
+    )
 
 
 class TestDeepLabPlus(NetworkChecks):
-    section = Smp(architecture="deeplabv3plus", encoder="resnet18", decoder_widths=(32,), dropout=0.5)
+    section = Smp(
+        architecture="deeplabv3plus",
+        encoder="resnet18",
+        decoder_widths=(32,),
+        dropout=0.5,
+    )
 
 
 class TestUpernet(NetworkChecks):
-    section = Smp(architecture="upernet", encoder="resnet18", decoder_widths=(16,), norm="instance")
+    section = Smp(
+        architecture="upernet",
+        encoder="resnet18",
+        decoder_widths=(16,),
+        norm="instance",
+    )
 
 
 class TestSegformer(NetworkChecks):
@@ -72,13 +103,20 @@ class TestSegformer(NetworkChecks):
 
 class TestDpt(NetworkChecks):
     section = Smp(
-        architecture="dpt", encoder="tu-vit_tiny_patch16_224", decoder_widths=(32, 24, 16, 16, 16), dropout=0.1
+        architecture="dpt",
+        encoder="tu-vit_tiny_patch16_224",
+        decoder_widths=(32, 24, 16, 16, 16),
+        dropout=0.1,
     )
 
 
 @pytest.mark.slow
 class TestSwin(NetworkChecks):
-    section = Smp(architecture="unet", encoder="tu-swin_tiny_patch4_window7_224", decoder_widths=NARROW)
+    section = Smp(
+        architecture="unet",
+        encoder="tu-swin_tiny_patch4_window7_224",
+        decoder_widths=NARROW,
+    )
 
 
 @pytest.mark.slow
@@ -125,17 +163,28 @@ def test_recommended_encoders_work_with_every_architecture(architecture: str) ->
 def test_decoder_widths_arrive() -> None:
     decoder = build(section(decoder_widths=(48, 40, 32, 24, 16))).network.decoder
     assert [b.conv2[0].out_channels for b in decoder.blocks] == [48, 40, 32, 24, 16]
-    decoder = build(section(architecture="fpn", decoder_widths=(40, 64))).network.decoder
+    decoder = build(
+        section(architecture="fpn", decoder_widths=(40, 64))
+    ).network.decoder
     assert (decoder.p5.out_channels, decoder.out_channels) == (40, 64)
-    head = build(section(architecture="pspnet", decoder_widths=(40,))).network.segmentation_head
+    head = build(
+        section(architecture="pspnet", decoder_widths=(40,))
+    ).network.segmentation_head
     assert head[0].in_channels == 40
 
 
 @pytest.mark.parametrize(
     ("architecture", "widths", "needed"),
-    [("unet", (8, 8), "takes 5"), ("fpn", (8,), "takes 2"), ("pan", (8, 8), "takes 1"), ("linknet", (8,), "encoder's")],
+    [
+        ("unet", (8, 8), "takes 5"),
+        ("fpn", (8,), "takes 2"),
+        ("pan", (8, 8), "takes 1"),
+        ("linknet", (8,), "encoder's"),
+    ],
 )
-def test_wrong_number_of_decoder_widths(architecture: str, widths: tuple[int, ...], needed: str) -> None:
+def test_wrong_number_of_decoder_widths(
+    architecture: str, widths: tuple[int, ...], needed: str
+) -> None:
     message = error(architecture=architecture, decoder_widths=widths)
     assert f"has {len(widths)} numbers" in message
     assert needed in message
@@ -144,35 +193,62 @@ def test_wrong_number_of_decoder_widths(architecture: str, widths: tuple[int, ..
 @pytest.mark.parametrize("norm", ["none", "batch", "instance", "group"])
 def test_norm_arrives_in_the_decoder_and_nowhere_else(norm: str) -> None:
     network = build(section(norm=norm)).network
-    inside = {type(m) for m in network.decoder.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)}
+    inside = {
+        type(m)
+        for m in network.decoder.modules()
+        if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)
+    }
     assert inside == {"none": set(), "batch": {BatchNorm}}.get(norm, {GroupNorm})
-    affine = [m.affine for m in network.decoder.modules() if isinstance(m, nn.GroupNorm)]
+    affine = [
+        m.affine for m in network.decoder.modules() if isinstance(m, nn.GroupNorm)
+    ]
     assert all(affine)
     assert any(isinstance(m, BatchNorm) for m in network.encoder.modules())
     assert not any(isinstance(m, nn.GroupNorm) for m in network.encoder.modules())
 
 
 def test_dropout_arrives_and_none_is_none() -> None:
-    for architecture, share in (("fpn", 0.0), ("pspnet", 0.3), ("deeplabv3", 0.0), ("deeplabv3plus", 0.3)):
+    for architecture, share in (
+        ("fpn", 0.0),
+        ("pspnet", 0.3),
+        ("deeplabv3", 0.0),
+        ("deeplabv3plus", 0.3),
+    ):
         network = build(section(architecture=architecture, dropout=share)).network
-        found = [m.p for m in network.decoder.modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
+        found = [
+            m.p
+            for m in network.decoder.modules()
+            if isinstance(m, nn.Dropout | nn.Dropout2d)
+        ]
         assert set(found) == {share}, architecture
-    network = build(section(architecture="dpt", encoder="tu-vit_tiny_patch16_224", dropout=0.3)).network
-    assert [m.p for m in network.segmentation_head.modules() if isinstance(m, nn.Dropout)] == [0.3]
+    network = build(
+        section(architecture="dpt", encoder="tu-vit_tiny_patch16_224", dropout=0.3)
+    ).network
+    assert [
+        m.p for m in network.segmentation_head.modules() if isinstance(m, nn.Dropout)
+    ] == [0.3]
 
 
 def test_attention_arrives() -> None:
     network = build(section(attention="scse")).network
-    assert sum(type(m).__name__ == "SCSEModule" for m in network.decoder.modules()) == 10
+    assert (
+        sum(type(m).__name__ == "SCSEModule" for m in network.decoder.modules()) == 10
+    )
 
 
 def test_what_an_architecture_cannot_do_is_said_with_those_that_can() -> None:
     assert "network.attention=scse" in error(architecture="fpn", attention="scse")
     assert "unet, unetplusplus" in error(architecture="fpn", attention="scse")
     assert "network.dropout=0.2" in error(architecture="unet", dropout=0.2)
-    assert "fpn, pspnet, deeplabv3, deeplabv3plus, dpt" in error(architecture="unet", dropout=0.2)
-    assert "unet, unetplusplus, manet, linknet, pspnet" in error(architecture="deeplabv3plus", norm="none")
-    assert "always has group normalisation" in error(architecture="fpn", norm="instance")
+    assert "fpn, pspnet, deeplabv3, deeplabv3plus, dpt" in error(
+        architecture="unet", dropout=0.2
+    )
+    assert "unet, unetplusplus, manet, linknet, pspnet" in error(
+        architecture="deeplabv3plus", norm="none"
+    )
+    assert "always has group normalisation" in error(
+        architecture="fpn", norm="instance"
+    )
     assert "a multiple of 32" in error(architecture="fpn", decoder_widths=(32, 24))
     assert "at least 16" in error(attention="scse", decoder_widths=(32, 16, 16, 8, 8))
 
@@ -189,9 +265,14 @@ def test_what_an_architecture_cannot_do_is_said_with_those_that_can() -> None:
         ("dpt", "tu-vit_small_patch14_dinov2", "tu-vit_tiny_patch16_224"),
     ],
 )
-def test_what_does_not_go_together_is_said_with_what_does(architecture: str, encoder: str, working: str) -> None:
+def test_what_does_not_go_together_is_said_with_what_does(
+    architecture: str, encoder: str, working: str
+) -> None:
     message = error(architecture=architecture, encoder=encoder)
-    assert f"network.architecture={architecture} does not work with network.encoder={encoder}" in message
+    assert (
+        f"network.architecture={architecture} does not work with network.encoder={encoder}"
+        in message
+    )
     assert working in message
 
 
@@ -215,7 +296,9 @@ def test_unknown_encoder_is_answered_with_the_nearest(name: str, hint: str) -> N
 
 def test_parameters_without_a_way_to_the_logits_are_frozen() -> None:
     network = build(Smp(architecture="pspnet", encoder="resnet18")).network
-    frozen = {n.split(".")[1] for n, p in network.named_parameters() if not p.requires_grad}
+    frozen = {
+        n.split(".")[1] for n, p in network.named_parameters() if not p.requires_grad
+    }
     assert frozen == {"layer3", "layer4"}  # PSPNet stops at 1/8
     assert all(p.requires_grad for p in build(section()).parameters())
 
@@ -229,7 +312,9 @@ def test_a_network_built_for_prediction_can_be_trained() -> None:
 
 def test_building_is_repeatable_and_random() -> None:
     first, same, other = build(section()), build(section()), build(section(), seed=1)
-    for (name, a), b, c in zip(first.named_parameters(), same.parameters(), other.parameters(), strict=True):
+    for (name, a), b, c in zip(
+        first.named_parameters(), same.parameters(), other.parameters(), strict=True
+    ):
         assert torch.equal(a, b), name
         if a.ndim == 4:
             assert not torch.equal(a, c), name
@@ -239,7 +324,10 @@ WHOLE = [
     (section(encoder="resnet18", decoder_widths=NARROW), False),
     (section(architecture="unetplusplus", decoder_widths=NARROW), False),
     (section(encoder="resnet18", architecture="linknet"), False),
-    (section(encoder="resnet18", architecture="segformer", decoder_widths=(32,)), False),
+    (
+        section(encoder="resnet18", architecture="segformer", decoder_widths=(32,)),
+        False,
+    ),
     (section(encoder="mobileone_s0", decoder_widths=NARROW), False),
     (section(encoder="mobilenet_v2"), False),
     (AtrousUNet(encoder="resnet18", decoder_widths=NARROW), False),
@@ -251,7 +339,12 @@ WHOLE = [
     (section(encoder="resnet18", architecture="deeplabv3plus"), True),
     (section(encoder="resnet18", architecture="upernet", decoder_widths=(16,)), True),
     (section(encoder="mit_b0", architecture="segformer"), True),
-    (section(encoder="tu-vit_tiny_patch16_224", architecture="dpt", decoder_widths=NARROW), True),
+    (
+        section(
+            encoder="tu-vit_tiny_patch16_224", architecture="dpt", decoder_widths=NARROW
+        ),
+        True,
+    ),
     (section(encoder="resnet18", attention="scse", decoder_widths=NARROW), True),
     (section(encoder="resnet18", norm="group", decoder_widths=NARROW), True),
     (section(encoder="efficientnet-b0"), True),
@@ -264,16 +357,28 @@ WHOLE = [
 @pytest.mark.parametrize(
     ("network", "whole"),
     WHOLE,
-    ids=lambda v: f"{getattr(v, 'architecture', 'atrous')}-{v.encoder}" if isinstance(v, Smp | AtrousUNet) else None,
+    ids=lambda v: (
+        f"{getattr(v, 'architecture', 'atrous')}-{v.encoder}"
+        if isinstance(v, Smp | AtrousUNet)
+        else None
+    ),
 )
-def test_whole_tile_says_whether_far_pixels_matter(network: Smp | AtrousUNet, whole: bool) -> None:
+def test_whole_tile_says_whether_far_pixels_matter(
+    network: Smp | AtrousUNet, whole: bool
+) -> None:
     built = build(network, channels=1).double().eval()
     assert isinstance(built, AnySize)
-    height = built.smallest // 2 if getattr(network, "architecture", "") != "pan" else built.smallest
+    height = (
+        built.smallest // 2
+        if getattr(network, "architecture", "") != "pan"
+        else built.smallest
+    )
     image = noise(1, 1, height, 256 if whole else 896).double()
     far = image.clone()
     far[..., :8] += 20
     with torch.no_grad():
-        differs = not torch.equal(built.network(image)[..., -64:], built.network(far)[..., -64:])
+        differs = not torch.equal(
+            built.network(image)[..., -64:], built.network(far)[..., -64:]
+        )
     assert differs == whole
     assert geometry(network).whole_tile == whole

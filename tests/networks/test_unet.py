@@ -18,7 +18,9 @@ class TestDefault(NetworkChecks):
 
 
 class TestSeed(NetworkChecks):
-    section = UNet(widths=(8, 16, 24, 32, 40), norm="none", transpose_kernel=3, head_width=8)
+    section = UNet(
+        widths=(8, 16, 24, 32, 40), norm="none", transpose_kernel=3, head_width=8
+    )
 
 
 class TestInstanceNorm(NetworkChecks):
@@ -38,17 +40,25 @@ class TestTwoLevels(NetworkChecks):
 
 
 def test_seed_has_its_parameters() -> None:
-    section = UNet(widths=(32, 64, 128, 256, 512), norm="none", transpose_kernel=3, head_width=32)
+    section = UNet(
+        widths=(32, 64, 128, 256, 512), norm="none", transpose_kernel=3, head_width=32
+    )
     network = ClassicUNet(section, inputs=3, outputs=3)
     assert sum(p.numel() for p in network.parameters()) == 8_639_811
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "instance", "group"])
 def test_bias_only_where_the_norm_does_not_take_it_out(norm: str) -> None:
-    network = ClassicUNet(UNet.model_validate({"widths": (16, 32), "norm": norm}), inputs=1, outputs=2)
+    network = ClassicUNet(
+        UNet.model_validate({"widths": (16, 32), "norm": norm}), inputs=1, outputs=2
+    )
     convolutions = [m for m in network.down.modules() if isinstance(m, nn.Conv2d)]
     assert {m.bias is not None for m in convolutions} == {norm in ("none", "group")}
-    norms = [m for m in network.down.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
+    norms = [
+        m
+        for m in network.down.modules()
+        if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)
+    ]
     assert len(norms) == (0 if norm == "none" else len(convolutions))
     assert [m.num_groups for m in norms if isinstance(m, nn.GroupNorm)] == {
         "instance": [16, 16, 32, 32],
@@ -71,11 +81,15 @@ def test_dropout_drops_in_training_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "kernel"), [("transpose", 2), ("transpose", 3), ("nearest", 2), ("bilinear", 2)], ids=str
+    ("how", "kernel"),
+    [("transpose", 2), ("transpose", 3), ("nearest", 2), ("bilinear", 2)],
+    ids=str,
 )
 def test_upsampling_keeps_things_where_they_are(how: str, kernel: int) -> None:
     up = upsampling(1, 1, how=how, kernel=kernel)  # type: ignore[arg-type]
-    weights = next(m for m in up.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
+    weights = next(
+        m for m in up.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)
+    )
     with torch.no_grad():
         weights.weight.fill_(1.0)
         weights.bias.zero_()  # type: ignore[union-attr]
@@ -92,10 +106,18 @@ def test_upsampling_keeps_things_where_they_are(how: str, kernel: int) -> None:
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"transpose_kernel": 3}, {"upsampling": "nearest"}, {"upsampling": "bilinear"}, {"head_width": 2}],
+    [
+        {},
+        {"transpose_kernel": 3},
+        {"upsampling": "nearest"},
+        {"upsampling": "bilinear"},
+        {"head_width": 2},
+    ],
     ids=str,
 )
-def test_reach_is_the_radius_of_the_receptive_field(depth: int, options: dict[str, object]) -> None:
+def test_reach_is_the_radius_of_the_receptive_field(
+    depth: int, options: dict[str, object]
+) -> None:
     section = UNet.model_validate({"widths": (2,) * depth, "norm": "none", **options})
     shape = geometry(section)
     assert measured_reach(section, shape.stride) == shape.reach
@@ -105,14 +127,18 @@ def measured_reach(section: UNet, stride: int) -> int:
     """Largest distance at which any pixel of the input moves a pixel of the output, over all positions in a stride."""
     network = build(section).double().eval()
     assert isinstance(network, AnySize)
-    network.network.pool = nn.AvgPool2d(2)  # a maximum lets one pixel of four through; all of them may be it
+    network.network.pool = nn.AvgPool2d(
+        2
+    )  # a maximum lets one pixel of four through; all of them may be it
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.abs_().add_(0.01)  # no ReLU closes, nothing cancels
     middle = (256 // stride) * stride
     distances = []
     for column in range(middle, middle + stride):
-        image = torch.rand(1, 2, 2 * stride, 2 * middle, dtype=torch.float64, requires_grad=True)
+        image = torch.rand(
+            1, 2, 2 * stride, 2 * middle, dtype=torch.float64, requires_grad=True
+        )
         network(image)[0, :, stride, column].sum().backward()
         assert image.grad is not None
         seen = image.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()

@@ -50,7 +50,14 @@ class TestGroupNorm(NetworkChecks):
 def test_any_number_of_planes(ratio: float) -> None:
     network = build(UNet3d(widths=(2, 4, 4, 4), anisotropy=ratio)).eval()
     with torch.no_grad():
-        for shape in ((1, 17, 31), (2, 16, 5), (3, 9, 9), (7, 1, 1), (8, 16, 24), (33, 3, 18)):
+        for shape in (
+            (1, 17, 31),
+            (2, 16, 5),
+            (3, 9, 9),
+            (7, 1, 1),
+            (8, 16, 24),
+            (33, 3, 18),
+        ):
             logits = network(noise(1, 2, *shape))
             assert logits.shape == (1, CLASSES, *shape)
             assert logits.isfinite().all()
@@ -59,7 +66,9 @@ def test_any_number_of_planes(ratio: float) -> None:
 def test_a_thin_stack_is_not_padded_further_than_needed() -> None:
     network = build(UNet3d(widths=(2, 4, 4, 4), anisotropy=3))
     seen: list[tuple[int, ...]] = []
-    network.network.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
+    network.network.register_forward_pre_hook(
+        lambda _, given: seen.append(tuple(given[0].shape[2:]))
+    )
     network(noise(1, 2, 1, 20, 3))
     network(noise(1, 2, 5, 16, 17))
     assert seen == [(4, 24, 16), (8, 16, 24)]
@@ -67,10 +76,23 @@ def test_a_thin_stack_is_not_padded_further_than_needed() -> None:
 
 def test_strides_and_kernels_along_z_are_those_of_the_spec() -> None:
     network = build(UNet3d(widths=(2, 2, 2, 2), anisotropy=3)).network
-    assert [pool.kernel_size for pool in network.pools] == [(1, 2, 2), (2, 2, 2), (2, 2, 2)]
-    assert [block.first[0].kernel_size for block in network.down] == [(1, 3, 3), *[(3, 3, 3)] * 3]
-    assert [block.second[0].kernel_size for block in network.merge] == [*[(3, 3, 3)] * 2, (1, 3, 3)]
-    assert all(isinstance(block.first[1], BatchNorm3d) for block in (*network.down, *network.merge))
+    assert [pool.kernel_size for pool in network.pools] == [
+        (1, 2, 2),
+        (2, 2, 2),
+        (2, 2, 2),
+    ]
+    assert [block.first[0].kernel_size for block in network.down] == [
+        (1, 3, 3),
+        *[(3, 3, 3)] * 3,
+    ]
+    assert [block.second[0].kernel_size for block in network.merge] == [
+        *[(3, 3, 3)] * 2,
+        (1, 3, 3),
+    ]
+    assert all(
+        isinstance(block.first[1], BatchNorm3d)
+        for block in (*network.down, *network.merge)
+    )
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "group"])
@@ -84,10 +106,16 @@ def test_signal_keeps_its_size_through_the_deep_network(norm: Any) -> None:
 
 @pytest.mark.parametrize("ratio", [1, 2, 3, 10])
 @pytest.mark.parametrize("levels", [2, 3])
-def test_reach_is_the_radius_of_the_receptive_field_along_each_axis(levels: int, ratio: float) -> None:
+def test_reach_is_the_radius_of_the_receptive_field_along_each_axis(
+    levels: int, ratio: float
+) -> None:
     section = UNet3d(widths=(2,) * levels, norm="none", anisotropy=ratio)
     shape = geometry(section, depth_strides(levels, ratio))
-    assert [measured_reach(section, axis) for axis in range(3)] == [shape.depth_reach, shape.reach, shape.reach]
+    assert [measured_reach(section, axis) for axis in range(3)] == [
+        shape.depth_reach,
+        shape.reach,
+        shape.reach,
+    ]
 
 
 def measured_reach(section: UNet3d, axis: int) -> int:
@@ -95,7 +123,9 @@ def measured_reach(section: UNet3d, axis: int) -> int:
     network = build(section).double().eval()
     strides = make_spec(section).stride_shape
     # A maximum lets one voxel of eight through; all of them may be it.
-    network.network.pools = nn.ModuleList(nn.AvgPool3d(pool.kernel_size) for pool in network.network.pools)
+    network.network.pools = nn.ModuleList(
+        nn.AvgPool3d(pool.kernel_size) for pool in network.network.pools
+    )
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.abs_().add_(0.01)  # no ReLU closes, nothing cancels
@@ -120,7 +150,9 @@ def measured_reach(section: UNet3d, axis: int) -> int:
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=15)
-def test_nothing_beyond_the_reach_is_seen(axis: int, ratio: float, levels: int, position: int, seed: int) -> None:
+def test_nothing_beyond_the_reach_is_seen(
+    axis: int, ratio: float, levels: int, position: int, seed: int
+) -> None:
     section = UNet3d(widths=(3,) * levels, anisotropy=ratio)
     shape = geometry(section, depth_strides(levels, ratio))
     reach = (shape.depth_reach, shape.reach, shape.reach)[axis]
@@ -133,9 +165,13 @@ def test_nothing_beyond_the_reach_is_seen(axis: int, ratio: float, levels: int, 
     with torch.no_grad():
         wanted, first, second = network(volume), network(before), network(after)
     assert torch.equal(
-        first.narrow(2 + axis, position, 64 - position), wanted.narrow(2 + axis, position, 64 - position)
+        first.narrow(2 + axis, position, 64 - position),
+        wanted.narrow(2 + axis, position, 64 - position),
     )
-    assert torch.equal(second.narrow(2 + axis, 0, position + 1), wanted.narrow(2 + axis, 0, position + 1))
+    assert torch.equal(
+        second.narrow(2 + axis, 0, position + 1),
+        wanted.narrow(2 + axis, 0, position + 1),
+    )
     assert not torch.equal(first, wanted)
 
 
@@ -159,55 +195,89 @@ def flat_network(kernels: tuple[int, ...]) -> AnySize:
     """A network that never divides Z."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        inner = ResidualUNet3d(UNet3d(widths=SMALL), inputs=2, outputs=CLASSES, strides=(1, 1), kernels=kernels)
+        inner = ResidualUNet3d(
+            UNet3d(widths=SMALL),
+            inputs=2,
+            outputs=CLASSES,
+            strides=(1, 1),
+            kernels=kernels,
+        )
     return AnySize(inner, (1, 4, 4), smallest=(1, 8, 8)).double().eval()
 
 
-@given(planes=st.integers(1, 6), rows=st.integers(1, 21), columns=st.integers(1, 21), seed=st.integers(0, 99))
+@given(
+    planes=st.integers(1, 6),
+    rows=st.integers(1, 21),
+    columns=st.integers(1, 21),
+    seed=st.integers(0, 99),
+)
 @settings(deadline=None, max_examples=20)
 def test_without_kernels_along_z_what_a_slice_gives_depends_on_no_other(
     planes: int, rows: int, columns: int, seed: int
 ) -> None:
-    network, volume = flat_network((1, 1, 1)), noise(1, 2, planes, rows, columns, seed=seed).double()
+    network, volume = (
+        flat_network((1, 1, 1)),
+        noise(1, 2, planes, rows, columns, seed=seed).double(),
+    )
     with torch.no_grad():
         together = network(volume)
-        alone = torch.cat([network(volume[:, :, z : z + 1]) for z in range(planes)], dim=2)
+        alone = torch.cat(
+            [network(volume[:, :, z : z + 1]) for z in range(planes)], dim=2
+        )
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
 
 
 def test_without_kernels_along_z_it_is_a_2d_network_of_the_same_weights() -> None:
     network, image = flat_network((1, 1, 1)), noise(1, 2, 16, 24).double()
     with torch.no_grad():
-        torch.testing.assert_close(network(image[:, :, None])[:, :, 0], in_2d(network.network, image))
+        torch.testing.assert_close(
+            network(image[:, :, None])[:, :, 0], in_2d(network.network, image)
+        )
 
 
 def in_2d(network: Any, image: Tensor) -> Tensor:
     """What the layers of `network` give when each is replaced by its 2D namesake."""
 
     def convolve(layer: nn.Conv3d, features: Tensor) -> Tensor:
-        return nn.functional.conv2d(features, layer.weight[:, :, 0], layer.bias, padding=layer.padding[1:])
+        return nn.functional.conv2d(
+            features, layer.weight[:, :, 0], layer.bias, padding=layer.padding[1:]
+        )
 
     def normed(pair: nn.Sequential, features: Tensor) -> Tensor:
         flat: Tensor = pair[1](convolve(pair[0], features)[:, :, None])[:, :, 0]  # type: ignore[arg-type]
         return flat
 
     def block(layer: Any, features: Tensor) -> Tensor:
-        shortcut = features if isinstance(layer.shortcut, nn.Identity) else normed(layer.shortcut, features)
-        return torch.relu(normed(layer.second, torch.relu(normed(layer.first, features))) + shortcut)
+        shortcut = (
+            features
+            if isinstance(layer.shortcut, nn.Identity)
+            else normed(layer.shortcut, features)
+        )
+        return torch.relu(
+            normed(layer.second, torch.relu(normed(layer.first, features))) + shortcut
+        )
 
     features, skips = block(network.down[0], image), []
     for level in network.down[1:]:
         skips.append(features)
         features = block(level, nn.functional.max_pool2d(features, 2))
-    for narrow, merge, skip in zip(network.narrow, network.merge, reversed(skips), strict=True):
-        features = block(merge, skip + nn.functional.interpolate(convolve(narrow, features), scale_factor=2))
+    for narrow, merge, skip in zip(
+        network.narrow, network.merge, reversed(skips), strict=True
+    ):
+        features = block(
+            merge,
+            skip
+            + nn.functional.interpolate(convolve(narrow, features), scale_factor=2),
+        )
     return convolve(network.head, features)
 
 
 def test_with_kernels_along_z_other_slices_are_seen() -> None:
     network, volume = flat_network(depth_kernels((1, 1))), noise(1, 2, 3, 8, 8).double()
     with torch.no_grad():
-        assert not torch.allclose(network(volume)[:, :, 1:2], network(volume[:, :, 1:2]))
+        assert not torch.allclose(
+            network(volume)[:, :, 1:2], network(volume[:, :, 1:2])
+        )
 
 
 # What others ask of a network
@@ -219,11 +289,18 @@ def test_its_parts_are_found() -> None:
     assert encoder_of(network) is network.network.down
     assert head_of(network) == "network.head"
     assert (
-        load_encoder_weights(network, spec) == "the 3D U-Net has no pretrained encoder: it starts from random weights"
+        load_encoder_weights(network, spec)
+        == "the 3D U-Net has no pretrained encoder: it starts from random weights"
     )
 
 
 def test_it_runs_without_weights() -> None:
     bare = without_weights(build(UNet3d(widths=SMALL, norm="instance")))
-    assert bare(torch.zeros(1, 2, 9, 10, 11, device="meta")).shape == (1, CLASSES, 9, 10, 11)
+    assert bare(torch.zeros(1, 2, 9, 10, 11, device="meta")).shape == (
+        1,
+        CLASSES,
+        9,
+        10,
+        11,
+    )
     assert {parameter.device.type for parameter in bare.parameters()} == {"meta"}

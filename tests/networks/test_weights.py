@@ -25,10 +25,19 @@ NARROW = (16, 16, 16, 16, 16)
 
 
 def section(weights: str, **options: Any) -> Smp:
-    return Smp.model_validate({"encoder": "resnet18", "decoder_widths": NARROW, "encoder_weights": weights, **options})
+    return Smp.model_validate(
+        {
+            "encoder": "resnet18",
+            "decoder_widths": NARROW,
+            "encoder_weights": weights,
+            **options,
+        }
+    )
 
 
-def load(chosen: Smp | AtrousUNet | UNet, *, channels: int = 3, **options: Any) -> tuple[nn.Module, str]:
+def load(
+    chosen: Smp | AtrousUNet | UNet, *, channels: int = 3, **options: Any
+) -> tuple[nn.Module, str]:
     """A network with the encoder weights that its section asks for, and what was said of them."""
     spec = make_spec(chosen, channels=channels)
     network = build_network(spec)
@@ -58,11 +67,17 @@ def unreachable(empty_caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise OSError("[Errno -2] Name or service not known")
 
     monkeypatch.setattr(hub, "get_hf_file_metadata", refuse)
-    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("downloaded without a probe"))
+    monkeypatch.setattr(
+        hub,
+        "hf_hub_download",
+        lambda *_, **__: pytest.fail("downloaded without a probe"),
+    )
     return empty_caches
 
 
-def put_in_hub_cache(folder: Path, repo: str, revision: str, tensors: dict[str, Tensor]) -> None:
+def put_in_hub_cache(
+    folder: Path, repo: str, revision: str, tensors: dict[str, Tensor]
+) -> None:
     """As huggingface_hub lays out its cache."""
     place = folder / "hub" / f"models--{repo.replace('/', '--')}"
     (place / "snapshots" / revision).mkdir(parents=True)
@@ -79,29 +94,47 @@ def test_none_leaves_the_random_weights() -> None:
     spec = make_spec(section("none"))
     network = build_network(spec)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert load_encoder_weights(network, spec) == "encoder resnet18: starts from random weights, as the recipe says"
+    assert (
+        load_encoder_weights(network, spec)
+        == "encoder resnet18: starts from random weights, as the recipe says"
+    )
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
 
 
 # Offline
 
 
-def test_auto_goes_on_and_says_so_when_the_hub_cannot_be_reached(unreachable: Path) -> None:
+def test_auto_goes_on_and_says_so_when_the_hub_cannot_be_reached(
+    unreachable: Path,
+) -> None:
     said = load(section("auto"))[1]
-    assert said.startswith("encoder resnet18: starts from random weights (ImageNet weights could not be reached: ")
+    assert said.startswith(
+        "encoder resnet18: starts from random weights (ImageNet weights could not be reached: "
+    )
     assert "Name or service not known" in said
 
 
-@pytest.mark.parametrize("chosen", [section("imagenet"), AtrousUNet(encoder="resnet18", encoder_weights="imagenet")])
-def test_imagenet_refuses_and_names_three_ways_on(unreachable: Path, chosen: Smp | AtrousUNet) -> None:
+@pytest.mark.parametrize(
+    "chosen",
+    [section("imagenet"), AtrousUNet(encoder="resnet18", encoder_weights="imagenet")],
+)
+def test_imagenet_refuses_and_names_three_ways_on(
+    unreachable: Path, chosen: Smp | AtrousUNet
+) -> None:
     with pytest.raises(TrainingError) as caught:
         load(chosen)
-    for way in ("Connect this machine", "network.encoder_weights=PATH", "network.encoder_weights=none"):
+    for way in (
+        "Connect this machine",
+        "network.encoder_weights=PATH",
+        "network.encoder_weights=none",
+    ):
         assert way in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_silent_hub_costs_the_timeout_once(empty_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_hub_costs_the_timeout_once(
+    empty_caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def hang(url: str, **_: Any) -> None:
@@ -120,13 +153,19 @@ def test_a_silent_hub_costs_the_timeout_once(empty_caches: Path, monkeypatch: py
     assert len(asked) == 2  # a minute later it is asked again: the network may be back
 
 
-def test_offline_by_order_is_not_even_probed(empty_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_by_order_is_not_even_probed(
+    empty_caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail("probed"))
+    monkeypatch.setattr(
+        hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail("probed")
+    )
     assert "HF_HUB_OFFLINE is set" in load(section("auto"))[1]
 
 
-def test_a_download_that_breaks_off_is_reported(empty_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_breaks_off_is_reported(
+    empty_caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def break_off(*_: Any, **__: Any) -> None:
         raise RuntimeError("connection reset\nmore")
 
@@ -135,7 +174,9 @@ def test_a_download_that_breaks_off_is_reported(empty_caches: Path, monkeypatch:
     assert load(section("auto"))[1].endswith("could not be reached: connection reset)")
 
 
-def test_a_reachable_hub_is_downloaded_from(empty_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reachable_hub_is_downloaded_from(
+    empty_caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensors = imagenet_like()
     save_file(tensors, empty_caches / "downloaded.safetensors")
     asked = []
@@ -149,14 +190,19 @@ def test_a_reachable_hub_is_downloaded_from(empty_caches: Path, monkeypatch: pyt
     network, said = load(section("imagenet"))
     assert asked == [("smp-hub/resnet18.imagenet", "model.safetensors", 40, 2.0)]
     assert said == "encoder resnet18: ImageNet weights loaded (100 of 100 tensors)"
-    assert torch.equal(encoder_of(network).state_dict()["layer4.1.bn2.bias"], tensors["layer4.1.bn2.bias"])
+    assert torch.equal(
+        encoder_of(network).state_dict()["layer4.1.bn2.bias"],
+        tensors["layer4.1.bn2.bias"],
+    )
 
 
 # Caches
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_cached_weights_need_no_network_and_equal_smp_s(unreachable: Path, channels: int) -> None:
+def test_cached_weights_need_no_network_and_equal_smp_s(
+    unreachable: Path, channels: int
+) -> None:
     source = hub.find_pretrained("resnet18")
     tensors = imagenet_like()
     put_in_hub_cache(unreachable, source.repo, str(source.revision), tensors)
@@ -165,7 +211,9 @@ def test_cached_weights_need_no_network_and_equal_smp_s(unreachable: Path, chann
     expected.load_state_dict(dict(tensors))
     expected.set_in_channels(channels, pretrained=True)
     for name, tensor in expected.state_dict().items():
-        torch.testing.assert_close(encoder_of(network).state_dict()[name], tensor, msg=name)
+        torch.testing.assert_close(
+            encoder_of(network).state_dict()[name], tensor, msg=name
+        )
     assert ("adapted from 3 channels" in said) == (channels != 3)
 
 
@@ -173,9 +221,13 @@ def test_atrous_unet_takes_the_same_cache(unreachable: Path) -> None:
     source = hub.find_pretrained("resnet18")
     tensors = imagenet_like()
     put_in_hub_cache(unreachable, source.repo, str(source.revision), tensors)
-    network, said = load(AtrousUNet(encoder="resnet18", decoder_widths=NARROW, encoder_weights="auto"))
+    network, said = load(
+        AtrousUNet(encoder="resnet18", decoder_widths=NARROW, encoder_weights="auto")
+    )
     assert "ImageNet weights loaded" in said
-    assert torch.equal(encoder_of(network).state_dict()["conv1.weight"], tensors["conv1.weight"])
+    assert torch.equal(
+        encoder_of(network).state_dict()["conv1.weight"], tensors["conv1.weight"]
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -187,7 +239,9 @@ def test_timm_encoders_load_from_the_cache(unreachable: Path, channels: int) -> 
     network, said = load(section("imagenet", encoder="tu-resnet10t"), channels=channels)
     own = encoder_of(network).state_dict()
     assert "ImageNet weights loaded" in said
-    assert torch.equal(own["model.layer4.0.conv1.weight"], tensors["layer4.0.conv1.weight"])
+    assert torch.equal(
+        own["model.layer4.0.conv1.weight"], tensors["layer4.0.conv1.weight"]
+    )
     summed = own["model.conv1.0.weight"].sum(1)
     if channels == 1:
         torch.testing.assert_close(summed, tensors["conv1.0.weight"].sum(1))
@@ -201,7 +255,9 @@ def test_vision_transformers_load_from_the_cache(unreachable: Path) -> None:
     put_in_hub_cache(unreachable, source.repo, "b" * 40, tensors)
     network, _ = load(chosen, channels=2)
     own = encoder_of(network).state_dict()
-    assert torch.equal(own["model.blocks.3.mlp.fc1.weight"], tensors["blocks.3.mlp.fc1.weight"])
+    assert torch.equal(
+        own["model.blocks.3.mlp.fc1.weight"], tensors["blocks.3.mlp.fc1.weight"]
+    )
     assert own["model.patch_embed.proj.weight"].shape[1] == 2
 
 
@@ -214,7 +270,9 @@ def test_torchvision_s_download_is_found(unreachable: Path) -> None:
     torch.save({}, folder / "resnet18-notours.pth")
     network, said = load(section("imagenet"))
     assert "ImageNet weights loaded (100 of 100 tensors)" in said
-    assert torch.equal(encoder_of(network).state_dict()["bn1.weight"], tensors["bn1.weight"])
+    assert torch.equal(
+        encoder_of(network).state_dict()["bn1.weight"], tensors["bn1.weight"]
+    )
 
 
 def test_other_pretraining_is_called_by_its_name() -> None:
@@ -226,13 +284,19 @@ def test_other_pretraining_is_called_by_its_name() -> None:
 # Files
 
 
-@pytest.mark.parametrize("prefix", ["", "encoder.", "module.encoder.", "backbone.", "network.encoder."])
+@pytest.mark.parametrize(
+    "prefix", ["", "encoder.", "module.encoder.", "backbone.", "network.encoder."]
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_file_fills_the_encoder(tmp_path: Path, prefix: str, suffix: str) -> None:
     tensors = imagenet_like()
-    named = {prefix + name: tensor for name, tensor in tensors.items()} | {"fc.weight": torch.zeros(10, 512)}
+    named = {prefix + name: tensor for name, tensor in tensors.items()} | {
+        "fc.weight": torch.zeros(10, 512)
+    }
     file = tmp_path / f"weights{suffix}"
-    save_file(named, file) if suffix == ".safetensors" else torch.save({"epoch": 3, "state_dict": named}, file)
+    save_file(named, file) if suffix == ".safetensors" else torch.save(
+        {"epoch": 3, "state_dict": named}, file
+    )
     network, said = load(section(str(file)))
     assert said == f"encoder resnet18: 100 of 100 tensors loaded from {file}"
     own = encoder_of(network).state_dict()
@@ -244,26 +308,46 @@ def test_a_model_of_ours_is_a_file_of_encoder_weights_too(tmp_path: Path) -> Non
     save_file(first.state_dict(), tmp_path / "model.safetensors")
     second, _ = load(section(str(tmp_path / "model.safetensors")), channels=1)
     own, given = second.state_dict(), first.state_dict()
-    assert all(torch.equal(own[k], v) for k, v in given.items() if k.startswith("network.encoder"))
-    assert not torch.equal(own["network.segmentation_head.0.weight"], given["network.segmentation_head.0.weight"])
+    assert all(
+        torch.equal(own[k], v)
+        for k, v in given.items()
+        if k.startswith("network.encoder")
+    )
+    assert not torch.equal(
+        own["network.segmentation_head.0.weight"],
+        given["network.segmentation_head.0.weight"],
+    )
 
 
 def test_a_file_for_three_channels_serves_one(tmp_path: Path) -> None:
     tensors = imagenet_like()
     save_file(tensors, tmp_path / "w.safetensors")
     network, _ = load(section(str(tmp_path / "w.safetensors")), channels=1)
-    assert torch.equal(encoder_of(network).state_dict()["conv1.weight"], tensors["conv1.weight"].sum(1, keepdim=True))
+    assert torch.equal(
+        encoder_of(network).state_dict()["conv1.weight"],
+        tensors["conv1.weight"].sum(1, keepdim=True),
+    )
 
 
 def test_part_of_the_tensors_is_said(tmp_path: Path) -> None:
     tensors = {k: v for k, v in imagenet_like().items() if not k.startswith("layer4")}
     save_file(tensors, tmp_path / "w.safetensors")
-    assert "75 of 100 tensors loaded" in load(section(str(tmp_path / "w.safetensors")))[1]
+    assert (
+        "75 of 100 tensors loaded" in load(section(str(tmp_path / "w.safetensors")))[1]
+    )
 
 
-def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_and_change_nothing(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "w.safetensors"
-    save_file({"features.0.weight": torch.zeros(64, 3, 3, 3), "bn1.weight": torch.full((64,), 9.0)}, file)
+    save_file(
+        {
+            "features.0.weight": torch.zeros(64, 3, 3, 3),
+            "bn1.weight": torch.full((64,), 9.0),
+        },
+        file,
+    )
     spec = make_spec(section(str(file)), channels=3)
     network = build_network(spec)
     with pytest.raises(ModelError) as caught:
@@ -296,7 +380,9 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, writer: str) -> None:
     assert not place.exists()
 
 
-def test_a_refused_pickle_leaves_no_line_of_torch_s(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_refused_pickle_leaves_no_line_of_torch_s(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     warnings.simplefilter("always")
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}, protocol=4))
     with pytest.raises(ModelError):
@@ -313,7 +399,9 @@ def test_a_refused_pickle_leaves_no_line_of_torch_s(tmp_path: Path, recwarn: pyt
         ("text.pt", b"hello", "damaged"),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+def test_bad_files_are_named(
+    tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=said) as caught:

@@ -22,20 +22,36 @@ from napari_strata.objects.pieces import find_objects
 GRAINS = ClassMap(names=("pore", "grain"), values=(3, 7), unlabelled=(0,))
 
 
-def make(mask: Any, *, axes: str = "", scale: tuple[float, ...] = (), classes: ClassMap | None = GRAINS) -> LabelImage:
+def make(
+    mask: Any,
+    *,
+    axes: str = "",
+    scale: tuple[float, ...] = (),
+    classes: ClassMap | None = GRAINS,
+) -> LabelImage:
     """Labels that are 7 (grain) where `mask` is, else 3 (pore)."""
     data = np.where(np.asarray(mask, bool), 7, 3).astype(np.uint8)
     letters = axes or "TZYX"[-data.ndim :]
     units = ("micrometer",) * data.ndim if scale else ()
-    return LabelImage(data, letters, scale=scale, units=units, name="rock", classes=classes)
+    return LabelImage(
+        data, letters, scale=scale, units=units, name="rock", classes=classes
+    )
 
 
-def balls(shape: tuple[int, ...], spacing: tuple[float, ...], *of: tuple[tuple[float, ...], float]) -> Any:
+def balls(
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    *of: tuple[tuple[float, ...], float],
+) -> Any:
     """Discs or balls of (centre, radius) in physical units."""
-    grid = np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij")
+    grid = np.meshgrid(
+        *(np.arange(n) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij"
+    )
     found = np.zeros(shape, bool)
     for center, radius in of:
-        found |= sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) <= radius**2
+        found |= (
+            sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) <= radius**2
+        )
     return found
 
 
@@ -54,7 +70,10 @@ def test_without_options_objects_are_the_class_as_scipy_numbers_it(mask: Any) ->
 
 
 @settings(max_examples=40)
-@given(arrays(bool, array_shapes(min_dims=2, max_dims=3, min_side=2, max_side=9)), st.floats(0.5, 6))
+@given(
+    arrays(bool, array_shapes(min_dims=2, max_dims=3, min_side=2, max_side=9)),
+    st.floats(0.5, 6),
+)
 def test_splitting_loses_no_pixel_and_joins_nothing(mask: Any, distance: float) -> None:
     found = np.asarray(find_objects(make(mask), split=distance).data)
     np.testing.assert_array_equal(found > 0, mask)
@@ -66,10 +85,14 @@ def test_splitting_loses_no_pixel_and_joins_nothing(mask: Any, distance: float) 
 @settings(max_examples=40)
 @given(arrays(bool, array_shapes(min_dims=3, max_dims=3, max_side=6)), st.booleans())
 def test_by_plane_is_each_plane_by_itself(mask: Any, fill: bool) -> None:
-    found = np.asarray(find_objects(make(mask), by_plane=True, fill_holes=fill, smallest=2).data)
+    found = np.asarray(
+        find_objects(make(mask), by_plane=True, fill_holes=fill, smallest=2).data
+    )
     before = 0
     for plane, alone in zip(found, mask, strict=True):
-        expected = np.asarray(find_objects(make(alone), fill_holes=fill, smallest=2).data).astype(int)
+        expected = np.asarray(
+            find_objects(make(alone), fill_holes=fill, smallest=2).data
+        ).astype(int)
         np.testing.assert_array_equal(plane, np.where(expected, expected + before, 0))
         before += int(expected.max())
 
@@ -80,12 +103,19 @@ def test_result_keeps_axes_scale_units_and_name() -> None:
     mask[4, 0, 3] = True
     labels = make(mask, axes="YZX", scale=(0.5, 2.0, 0.5))
     found = find_objects(labels)
-    assert (found.axes, found.scale, found.units, found.name) == ("YZX", labels.scale, labels.units, "rock")
+    assert (found.axes, found.scale, found.units, found.name) == (
+        "YZX",
+        labels.scale,
+        labels.units,
+        "rock",
+    )
     assert found.classes is None
     assert found.dtype == np.uint16
     np.testing.assert_array_equal(np.asarray(found.data) > 0, mask)
     assert ids(found) == [1, 2]
-    assert found.data[1, 0, 1] == found.data[2, 2, 1] == 1  # one piece through all planes
+    assert (
+        found.data[1, 0, 1] == found.data[2, 2, 1] == 1
+    )  # one piece through all planes
 
 
 def test_time_points_are_separate_and_ids_run_on() -> None:
@@ -137,7 +167,9 @@ def test_a_ball_in_thin_slices_is_one_object() -> None:
 
 def test_balls_in_thick_slices_are_told_apart() -> None:
     spacing = (3.0, 1.0, 1.0)
-    two = balls((14, 27, 27), spacing, ((12, 13, 13), 9), ((27, 13, 13), 9))  # centres 15 apart: 5 voxels
+    two = balls(
+        (14, 27, 27), spacing, ((12, 13, 13), 9), ((27, 13, 13), 9)
+    )  # centres 15 apart: 5 voxels
     found = find_objects(make(two, scale=spacing), split=12)
     assert ids(found) == [1, 2]
     assert found.data[4, 13, 13] != found.data[9, 13, 13]
@@ -151,7 +183,9 @@ def test_a_bar_is_not_shattered() -> None:
 
 def test_an_objects_edge_is_its_edge_where_it_fills_its_box() -> None:
     mask = np.zeros((27, 34), bool)
-    mask[2:17, 2:17] = mask[10:25, 17:32] = True  # two squares; their middles are 17 apart, their far corners 36
+    mask[2:17, 2:17] = mask[10:25, 17:32] = (
+        True  # two squares; their middles are 17 apart, their far corners 36
+    )
     assert ids(find_objects(make(mask), split=25)) == [1]
     found = np.asarray(find_objects(make(mask), split=16).data)
     assert sorted(set(found[mask])) == [1, 2]
@@ -160,7 +194,9 @@ def test_an_objects_edge_is_its_edge_where_it_fills_its_box() -> None:
 
 def test_splitting_beside_the_border_takes_the_border_for_no_edge() -> None:
     assert ids(find_objects(make(np.ones((30, 60), bool)), split=5)) == [1]
-    mask = balls((30, 61), (1, 1), ((0, 15), 16), ((0, 45), 16))  # cut in half by the border
+    mask = balls(
+        (30, 61), (1, 1), ((0, 15), 16), ((0, 45), 16)
+    )  # cut in half by the border
     found = np.asarray(find_objects(make(mask), split=20).data)
     assert sorted(set(found[mask])) == [1, 2]
     assert found[0, 15] != found[0, 45]
@@ -178,7 +214,10 @@ def test_smallest_is_in_physical_units() -> None:
     assert ids(find_objects(make(mask, scale=scale), smallest=2.1)) == []
     # By plane it is an area: 0.75 and 1 micrometer^2.
     assert ids(find_objects(make(mask, scale=scale), smallest=1, by_plane=True)) == [1]
-    assert ids(find_objects(make(mask, scale=scale), smallest=0.75, by_plane=True)) == [1, 2]
+    assert ids(find_objects(make(mask, scale=scale), smallest=0.75, by_plane=True)) == [
+        1,
+        2,
+    ]
     # A pixel of 0.7 x 0.1 is 0.06999... in binary, and is not to fall short of 0.07.
     assert ids(find_objects(make([[1, 0]], scale=(0.7, 0.1)), smallest=0.07)) == [1]
 
@@ -196,19 +235,29 @@ def test_holes_are_closed_in_planes_and_volumes() -> None:
     ring = np.ones((5, 5), bool)
     ring[2, 2] = False
     assert np.asarray(find_objects(make(ring)).data)[2, 2] == 0
-    np.testing.assert_array_equal(find_objects(make(ring), fill_holes=True).data, np.ones((5, 5)))
+    np.testing.assert_array_equal(
+        find_objects(make(ring), fill_holes=True).data, np.ones((5, 5))
+    )
     tube = np.stack([ring] * 3)  # open at both ends: no hole, but one in every plane
     assert np.asarray(find_objects(make(tube), fill_holes=True).data)[1, 2, 2] == 0
-    assert (np.asarray(find_objects(make(tube), fill_holes=True, by_plane=True).data) > 0).all()
+    assert (
+        np.asarray(find_objects(make(tube), fill_holes=True, by_plane=True).data) > 0
+    ).all()
     closed = tube.copy()
     closed[[0, 2], 2, 2] = True
-    np.testing.assert_array_equal(find_objects(make(closed), fill_holes=True).data, np.ones((3, 5, 5)))
-    np.testing.assert_array_equal(find_objects(make(ring[None]), fill_holes=True).data, np.ones((1, 5, 5)))
+    np.testing.assert_array_equal(
+        find_objects(make(closed), fill_holes=True).data, np.ones((3, 5, 5))
+    )
+    np.testing.assert_array_equal(
+        find_objects(make(ring[None]), fill_holes=True).data, np.ones((1, 5, 5))
+    )
 
 
 def test_a_gap_that_leads_out_between_two_objects_is_no_hole() -> None:
     mask = np.array([[0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 0, 1], [0, 1, 1, 0]], bool)
-    np.testing.assert_array_equal(np.asarray(find_objects(make(mask), fill_holes=True).data) > 0, mask)
+    np.testing.assert_array_equal(
+        np.asarray(find_objects(make(mask), fill_holes=True).data) > 0, mask
+    )
 
 
 def test_more_objects_than_16_bits_hold() -> None:
@@ -225,10 +274,18 @@ def test_more_objects_than_16_bits_hold() -> None:
 
 def test_which_class() -> None:
     rock = ClassMap(names=("pore", "clay", "quartz"), values=(1, 2, 3), unlabelled=(0,))
-    labels = LabelImage(np.array([[1, 2, 0], [3, 2, 3]], np.uint8), "YX", name="rock", classes=rock)
-    np.testing.assert_array_equal(find_objects(labels, of="clay").data, [[0, 1, 0], [0, 1, 0]])
-    np.testing.assert_array_equal(find_objects(labels, of="3").data, [[0, 0, 0], [1, 0, 2]])
-    with pytest.raises(LabelError, match=r"classes pore, clay, quartz; needed .*--of 'quartz'"):
+    labels = LabelImage(
+        np.array([[1, 2, 0], [3, 2, 3]], np.uint8), "YX", name="rock", classes=rock
+    )
+    np.testing.assert_array_equal(
+        find_objects(labels, of="clay").data, [[0, 1, 0], [0, 1, 0]]
+    )
+    np.testing.assert_array_equal(
+        find_objects(labels, of="3").data, [[0, 0, 0], [1, 0, 2]]
+    )
+    with pytest.raises(
+        LabelError, match=r"classes pore, clay, quartz; needed .*--of 'quartz'"
+    ):
         find_objects(labels)
     with pytest.raises(LabelError, match="no class 'quarz'; did you mean 'quartz'"):
         find_objects(labels, of="quarz")
@@ -245,7 +302,9 @@ def test_labels_without_a_class_map() -> None:
 
 
 def test_the_rest_of_the_values_can_be_the_class() -> None:
-    labels = LabelImage(np.array([[0, 9, 200]], np.uint16), "YX", classes=ClassMap.foreground())
+    labels = LabelImage(
+        np.array([[0, 9, 200]], np.uint16), "YX", classes=ClassMap.foreground()
+    )
     np.testing.assert_array_equal(find_objects(labels).data, [[0, 1, 1]])
 
 
@@ -266,18 +325,29 @@ def test_what_cannot_be_used_is_said() -> None:
 
 def test_a_depth_of_unknown_unit_gives_no_volumes() -> None:
     units = ("pixel", "micrometer", "micrometer")
-    labels = LabelImage(np.full((2, 4, 4), 7, np.uint8), "ZYX", scale=(1, 0.5, 0.5), units=units, classes=GRAINS)
+    labels = LabelImage(
+        np.full((2, 4, 4), 7, np.uint8),
+        "ZYX",
+        scale=(1, 0.5, 0.5),
+        units=units,
+        classes=GRAINS,
+    )
     with pytest.raises(ImageError, match=r"Z 1 pixel, Y 0.5 micrometer.*--by-plane"):
         find_objects(labels, smallest=1)
     assert ids(find_objects(labels)) == [1]
     assert ids(find_objects(labels, smallest=1, by_plane=True)) == [1, 2]
 
 
-def test_what_does_not_fit_is_refused_and_planes_still_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused_and_planes_still_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mask = balls((20, 40, 40), (1, 1, 1), ((10, 12, 20), 9), ((10, 27, 20), 9))
     need = mask.size * 8
     monkeypatch.setattr(device, "free_memory", lambda _: need // 2)
-    with pytest.raises(RunError, match=r"rock: finding objects in 20 x 40 x 40 .* 307 kB .* 128 kB are free.*by-plane"):
+    with pytest.raises(
+        RunError,
+        match=r"rock: finding objects in 20 x 40 x 40 .* 307 kB .* 128 kB are free.*by-plane",
+    ):
         find_objects(make(mask))
     assert ids(find_objects(make(mask), by_plane=True))
     monkeypatch.setattr(device, "free_memory", lambda _: 1000)
@@ -285,7 +355,9 @@ def test_what_does_not_fit_is_refused_and_planes_still_go(monkeypatch: pytest.Mo
         find_objects(make(mask), by_plane=True)
     assert "crop the labels" in str(error.value)
     assert "by-plane" not in str(error.value)
-    monkeypatch.setattr(device, "free_memory", lambda _: None)  # not known: nothing to refuse by
+    monkeypatch.setattr(
+        device, "free_memory", lambda _: None
+    )  # not known: nothing to refuse by
     assert ids(find_objects(make(mask))) == [1]
 
 
@@ -293,7 +365,9 @@ def test_a_split_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -
     mask = balls((20, 40, 40), (1, 1, 1), ((10, 12, 20), 9), ((10, 27, 20), 9))
     monkeypatch.setattr(device, "free_memory", lambda _: mask.size * 12)
     assert ids(find_objects(make(mask))) == [1]
-    with pytest.raises(RunError, match=r"splitting the largest object.*leave out the split"):
+    with pytest.raises(
+        RunError, match=r"splitting the largest object.*leave out the split"
+    ):
         find_objects(make(mask), split=10)
     monkeypatch.undo()
     assert ids(find_objects(make(mask), split=10)) == [1, 2]

@@ -16,8 +16,12 @@ from napari_strata.image import Image, LabelImage
 from napari_strata.objects.table import count_objects, region_table, write_table
 
 
-def make(data: Any, axes: str, scale: tuple[float, ...], unit: str = "micrometer") -> LabelImage:
-    return LabelImage(np.asarray(data), axes, scale=scale, units=(unit,) * len(axes), name="rock")
+def make(
+    data: Any, axes: str, scale: tuple[float, ...], unit: str = "micrometer"
+) -> LabelImage:
+    return LabelImage(
+        np.asarray(data), axes, scale=scale, units=(unit,) * len(axes), name="rock"
+    )
 
 
 def rectangle() -> LabelImage:
@@ -48,7 +52,10 @@ def test_a_rectangle_by_hand() -> None:
     assert row["minor axis (micrometer)"] == pytest.approx(4 * 0.5 * math.sqrt(1 / 4))
     assert row["eccentricity"] == pytest.approx(math.sqrt(1 - (1 / 4) / (2 / 3)))
     assert dot["area (pixels)"] == 1
-    assert (dot["centroid y (micrometer)"], dot["centroid x (micrometer)"]) == (2.5, 3.5)
+    assert (dot["centroid y (micrometer)"], dot["centroid x (micrometer)"]) == (
+        2.5,
+        3.5,
+    )
     assert set(row) == set(dot)
 
 
@@ -65,7 +72,9 @@ def test_a_disc_is_round_and_a_bar_is_not() -> None:
     assert float(region_table(make(bar, "YX", (1, 1)))[0]["eccentricity"]) > 0.95
     # Pixels so long that 4 rows are as long as 50 columns; oblong pixels have no perimeter.
     squared = region_table(make(bar, "YX", (12.5, 1.0)))[0]
-    assert float(squared["eccentricity"]) == pytest.approx(math.sqrt(1 - 12.5**2 * 15 / 2499))
+    assert float(squared["eccentricity"]) == pytest.approx(
+        math.sqrt(1 - 12.5**2 * 15 / 2499)
+    )
     assert "perimeter (micrometer)" not in squared
 
 
@@ -75,9 +84,20 @@ def test_a_box_in_a_volume_whatever_the_order_of_the_axes() -> None:
     row = region_table(make(data, "ZYX", (2.0, 0.5, 0.25)))[0]
     assert row["volume (pixels)"] == 12
     assert row["volume (micrometer^3)"] == pytest.approx(12 * 0.25)
-    assert [row[f"centroid {a} (micrometer)"] for a in "zyx"] == pytest.approx([3.0, 1.5, 1.125])
-    assert row["equivalent diameter (micrometer)"] == pytest.approx((6 * 3 / math.pi) ** (1 / 3))
-    assert [row[f"box {a} {b} (pixel)"] for a in "zyx" for b in ("from", "to")] == [1, 3, 2, 5, 4, 6]
+    assert [row[f"centroid {a} (micrometer)"] for a in "zyx"] == pytest.approx(
+        [3.0, 1.5, 1.125]
+    )
+    assert row["equivalent diameter (micrometer)"] == pytest.approx(
+        (6 * 3 / math.pi) ** (1 / 3)
+    )
+    assert [row[f"box {a} {b} (pixel)"] for a in "zyx" for b in ("from", "to")] == [
+        1,
+        3,
+        2,
+        5,
+        4,
+        6,
+    ]
     assert "eccentricity" not in row
     turned = make(np.ascontiguousarray(data.T), "XYZ", (0.25, 0.5, 2.0))
     assert region_table(turned)[0] == pytest.approx(row)
@@ -98,9 +118,17 @@ def test_planes_by_themselves_and_time() -> None:
     data[1, 1, 2, 2] = 3
     objects = make(data, "TZYX", (60.0, 2.0, 0.5, 0.5))
     rows = region_table(objects, by_plane=True)
-    assert [(r["id"], r["t"], r["z"], r["area (pixels)"]) for r in rows] == [(1, 0, 0, 2), (2, 0, 1, 1), (3, 1, 1, 1)]
+    assert [(r["id"], r["t"], r["z"], r["area (pixels)"]) for r in rows] == [
+        (1, 0, 0, 2),
+        (2, 0, 1, 1),
+        (3, 1, 1, 1),
+    ]
     whole = region_table(objects)
-    assert [(r["id"], r["t"], r["volume (micrometer^3)"]) for r in whole] == [(1, 0, 1.0), (2, 0, 0.5), (3, 1, 0.5)]
+    assert [(r["id"], r["t"], r["volume (micrometer^3)"]) for r in whole] == [
+        (1, 0, 1.0),
+        (2, 0, 0.5),
+        (3, 1, 0.5),
+    ]
     assert "z" not in whole[0]
 
 
@@ -112,7 +140,10 @@ def test_one_plane_of_a_stack_is_measured_as_a_plane() -> None:
 def test_high_ids_need_no_lower_ones() -> None:
     data = np.zeros((3, 4), np.uint32)
     data[0, :2], data[2, 3] = 4_000_000_000, 4_000_000_002
-    assert [r["id"] for r in region_table(make(data, "YX", (1, 1)))] == [4_000_000_000, 4_000_000_002]
+    assert [r["id"] for r in region_table(make(data, "YX", (1, 1)))] == [
+        4_000_000_000,
+        4_000_000_002,
+    ]
     assert count_objects(rectangle()) == 2
 
 
@@ -141,27 +172,40 @@ def test_grey_values_in_volumes_planes_and_other_axes() -> None:
     for row in rows:
         t, z = int(row["t"]), int(row["z"])
         assert row["max"] == grey[t, z][ids[t, z] > 0].max()
-    flat = make(ids[0, 0], "YX", (1, 1))  # and an image with axes of one that the objects do not have
-    assert region_table(flat, Image(grey[:1, :1], "TZYX"))[0]["min"] == grey[0, 0][ids[0, 0] > 0].min()
+    flat = make(
+        ids[0, 0], "YX", (1, 1)
+    )  # and an image with axes of one that the objects do not have
+    assert (
+        region_table(flat, Image(grey[:1, :1], "TZYX"))[0]["min"]
+        == grey[0, 0][ids[0, 0] > 0].min()
+    )
 
 
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ImageError, match=r"differ along Y: 5 against 6; X: 5 against 8"):
+    with pytest.raises(
+        ImageError, match=r"differ along Y: 5 against 6; X: 5 against 8"
+    ):
         region_table(rectangle(), Image(np.zeros((5, 5)), "YX"))
     with pytest.raises(LabelError, match="must be integers"):
         region_table(make(np.zeros((2, 2)), "YX", (1, 1)))
     with pytest.raises(LabelError, match="2 channels"):
         region_table(make(np.zeros((2, 2, 2), int), "CYX", (1, 1, 1)))
-    depth = LabelImage(np.ones((2, 2, 2), int), "ZYX", units=("pixel", "micrometer", "micrometer"))
+    depth = LabelImage(
+        np.ones((2, 2, 2), int), "ZYX", units=("pixel", "micrometer", "micrometer")
+    )
     with pytest.raises(ImageError, match="one unit"):
         region_table(depth)
     assert len(region_table(depth, by_plane=True)) == 2
     monkeypatch.setattr(device, "free_memory", lambda _: 1000)
-    with pytest.raises(RunError, match=r"rock: measuring objects in 1 x 6 x 8 .* are free; crop"):
+    with pytest.raises(
+        RunError, match=r"rock: measuring objects in 1 x 6 x 8 .* are free; crop"
+    ):
         region_table(rectangle())
     monkeypatch.setattr(device, "free_memory", lambda _: 10000)
     big = make(np.ones((12, 12), np.uint8), "YX", (1, 1))
-    with pytest.raises(RunError, match="measuring the largest object, in a box of 144 pixels"):
+    with pytest.raises(
+        RunError, match="measuring the largest object, in a box of 144 pixels"
+    ):
         region_table(big)
 
 

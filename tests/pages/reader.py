@@ -40,4 +40,8 @@ class Reader(HTMLParser):
         return {attributes["id"] for _, attributes in self.tags if "id" in attributes}
 
     def values(self, tag: str, attribute: str) -> list[str]:
-        return [attributes.get(attribute) or "" for name, attributes in self.tags if name == tag]
+        return [
+            attributes.get(attribute) or ""
+            for name, attributes in self.tags
+            if name == tag
+        ]

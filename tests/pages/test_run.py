@@ -52,7 +52,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_labels(folder / f"{name}_labels.tif", pair.labels)
     pairs = read_pairs(folder / "train.tif", folder / "train_labels.tif")
     held = read_pairs(folder / "test.tif", folder / "test_labels.tif")
-    train(tiny_recipe(training__epochs=3), pairs, validation=held, out=folder / "run", device="cpu")
+    train(
+        tiny_recipe(training__epochs=3),
+        pairs,
+        validation=held,
+        out=folder / "run",
+        device="cpu",
+    )
     RunFolder.open(folder / "run").append_event(Message(f"odd: {EVIL}", "warning"))
     return folder / "run"
 
@@ -65,7 +71,16 @@ def page(path: Path, **options: Any) -> tuple[str, Reader]:
 def test_the_page_stands_alone_and_is_whole(run: Path) -> None:
     text, read = page(run)
     assert read.open == []
-    assert read.ids() == {"curves", "classes", "confusion", "calibration", "cases", "data", "made", "warnings"}
+    assert read.ids() == {
+        "curves",
+        "classes",
+        "confusion",
+        "calibration",
+        "cases",
+        "data",
+        "made",
+        "warnings",
+    }
     for attribute in ("src", "href", "srcset", "data", "action", "xlink:href"):
         for _, attributes in read.tags:
             value = attributes.get(attribute) or ""
@@ -84,23 +99,35 @@ def test_what_a_person_typed_is_escaped(run: Path) -> None:
     assert str(run.parent / "train.tif") in read.text
 
 
-@pytest.mark.parametrize(("color", "safe"), [("#4477aa", "#4477aa"), ("red;}</style>", "#888888"), ("", "#888888")])
+@pytest.mark.parametrize(
+    ("color", "safe"),
+    [("#4477aa", "#4477aa"), ("red;}</style>", "#888888"), ("", "#888888")],
+)
 def test_only_colours_may_stand_in_a_style(color: str, safe: str) -> None:
     assert safe_color(color) == safe
 
 
 def test_the_figures_are_those_of_the_run(run: Path) -> None:
     _, read = page(run)
-    model, facts = Model.load(run), json.loads((run / "validation" / "metrics.json").read_text())
+    model, facts = (
+        Model.load(run),
+        json.loads((run / "validation" / "metrics.json").read_text()),
+    )
     assert model.calibration is not None
     words = " ".join(read.text.split())
     assert f"mean IoU) is {facts['mean_iou']:.3f}" in words
     counts = np.array(facts["confusion"])
     assert "Of 7,680 labelled pixels held back" in words
     for i, row in enumerate(facts["per_class"].values()):
-        accuracy = 1 - (counts[i].sum() + counts[:, i].sum() - 2 * counts[i, i]) / counts.sum()
+        accuracy = (
+            1 - (counts[i].sum() + counts[:, i].sum() - 2 * counts[i, i]) / counts.sum()
+        )
         cells = [row[key] for key in ("iou", "dice", "precision", "recall", "f1")]
-        shown = [*(f"{value:.3f}" for value in cells), f"{accuracy:.3f}", f"{row['support']:,}"]
+        shown = [
+            *(f"{value:.3f}" for value in cells),
+            f"{accuracy:.3f}",
+            f"{row['support']:,}",
+        ]
         assert " ".join(shown) in re.sub(r"\s+", " ", _cells(read, i))
     assert f"{100 * model.calibration.ece_before:.1f} %" in words
     assert f"{model.temperature:.3f}" in words
@@ -112,16 +139,28 @@ def test_the_figures_are_those_of_the_run(run: Path) -> None:
 
 def _cells(read: Reader, row: int) -> str:
     """The numbers of a row of the table of classes, as text."""
-    table = read.html[read.html.index('<section id="classes">') :].split("<tbody>")[1].split("</tbody>")[0]
+    table = (
+        read.html[read.html.index('<section id="classes">') :]
+        .split("<tbody>")[1]
+        .split("</tbody>")[0]
+    )
     return " ".join(re.findall(r"<td>([^<]*)</td>", table.split("<tr>")[row + 1]))
 
 
 def test_curves_have_a_point_an_epoch_and_a_legend(run: Path) -> None:
     text, read = page(run)
-    drawings = re.findall(r"<figure><h3>([^<]*)</h3>(<svg.*?</svg>)\s*<ul class=\"legend\">(.*?)</ul>", text, re.DOTALL)
+    drawings = re.findall(
+        r"<figure><h3>([^<]*)</h3>(<svg.*?</svg>)\s*<ul class=\"legend\">(.*?)</ul>",
+        text,
+        re.DOTALL,
+    )
     titles = [title for title, _, _ in drawings]
     assert titles[0] == "Loss"
-    assert {"Binary cross-entropy (BCE) alone", "Dice loss alone", "Learning rate"} < set(titles)
+    assert {
+        "Binary cross-entropy (BCE) alone",
+        "Dice loss alone",
+        "Learning rate",
+    } < set(titles)
     assert "IoU on the validation images" in titles
     for _title, drawing, legend in drawings:
         assert drawing.count("<circle") == 3 * legend.count("<li>")
@@ -145,14 +184,27 @@ def test_the_command_trains_the_same_again(run: Path, tmp_path: Path) -> None:
     _, read = page(run)
     (line,) = map(unescape, re.findall(r'<pre class="wrap">(.*?)</pre>', read.html))
     words = shlex.split(line)
-    assert words[2:4] == [str(run.parent / "train.tif"), str(run.parent / "train_labels.tif")]
+    assert words[2:4] == [
+        str(run.parent / "train.tif"),
+        str(run.parent / "train_labels.tif"),
+    ]
     assert words[words.index("--recipe") + 1] == str(run / "recipe.yaml")
     at = words.index("--val")
-    assert words[at + 1 : at + 3] == [str(run.parent / "test.tif"), str(run.parent / "test_labels.tif")]
+    assert words[at + 1 : at + 3] == [
+        str(run.parent / "test.tif"),
+        str(run.parent / "test_labels.tif"),
+    ]
     assert words[words.index("--class") + 1] == f"0={EVIL}"
     words[words.index("--out") + 1] = str(tmp_path / "again")
     done = subprocess.run(
-        [sys.executable, "-c", "from napari_strata.cli import main; main()", *words[1:], "--device", "cpu"],
+        [
+            sys.executable,
+            "-c",
+            "from napari_strata.cli import main; main()",
+            *words[1:],
+            "--device",
+            "cpu",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -166,20 +218,31 @@ def test_several_images_are_listed_in_a_table(tmp_path: Path) -> None:
     for number in range(3):
         pair = easy_pair((1, 40, 40), seed=number)
         for kind, data in (("images", pair.image), ("labels", pair.labels)):
-            (write_image if kind == "images" else write_labels)(tmp_path / kind / f"{number}.tif", data)  # type: ignore[operator]
+            (write_image if kind == "images" else write_labels)(
+                tmp_path / kind / f"{number}.tif", data
+            )  # type: ignore[operator]
     pairs = read_pairs(tmp_path / "images", tmp_path / "labels")
-    events = iter_train(tiny_recipe(training__validation=0.34), pairs, out=tmp_path / "run", device="cpu")
+    events = iter_train(
+        tiny_recipe(training__validation=0.34),
+        pairs,
+        out=tmp_path / "run",
+        device="cpu",
+    )
     next(events)
     events.close()
     _, read = page(tmp_path / "run")
     assert "napari-strata train pairs.csv" in read.text
     table = read.text[read.text.index("image,label") :].split("\n\n")[0]
     rows = list(csv.reader(table.splitlines()))[1:4]
-    assert rows == [[str(tmp_path / k / f"{n}.tif") for k in ("images", "labels")] for n in range(3)]
+    assert rows == [
+        [str(tmp_path / k / f"{n}.tif") for k in ("images", "labels")] for n in range(3)
+    ]
 
 
 def test_a_stopped_run_says_what_is_missing_and_why(tmp_path: Path) -> None:
-    events = iter_train(tiny_recipe(), easy_pair((4, 48, 48)), out=tmp_path / "run", device="cpu")
+    events = iter_train(
+        tiny_recipe(), easy_pair((4, 48, 48)), out=tmp_path / "run", device="cpu"
+    )
     for event in events:
         if isinstance(event, EpochEnd):
             break
@@ -197,7 +260,12 @@ def test_a_run_that_has_hardly_begun_and_one_without_validation(tmp_path: Path) 
     _, read = page(tmp_path / "begun")
     assert "it is still training, or was cut off" in read.text
     assert "No epoch is complete" in read.text
-    train(tiny_recipe(training__validation=0.0), easy_pair(), out=tmp_path / "bare", device="cpu")
+    train(
+        tiny_recipe(training__validation=0.0),
+        easy_pair(),
+        out=tmp_path / "bare",
+        device="cpu",
+    )
     _, read = page(tmp_path / "bare")
     assert "Nothing was held back for validation" in read.text
     assert "nan" not in read.text.lower().split()
@@ -208,14 +276,19 @@ def test_scores_of_an_earlier_best_are_named_as_such(run: Path, tmp_path: Path) 
     text = (run / "events.jsonl").read_text(encoding="utf-8")
     for name in ("recipe.yaml", "data.json", "validation/metrics.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text((run / name).read_text(encoding="utf-8"), encoding="utf-8")
+        (tmp_path / name).write_text(
+            (run / name).read_text(encoding="utf-8"), encoding="utf-8"
+        )
     (tmp_path / "events.jsonl").write_text(text, encoding="utf-8")
     ends = [e for e in RunFolder.open(run).events() if isinstance(e, EpochEnd)]
     RunFolder.open(tmp_path).append_event(replace(ends[-1], epoch=9, best_iou=True))
     _, read = page(tmp_path)
     best = Model.load(run).best
     assert best is not None
-    assert f"The scores are those of epoch {best.epoch}; since then epoch 9 was better" in read.text
+    assert (
+        f"The scores are those of epoch {best.epoch}; since then epoch 9 was better"
+        in read.text
+    )
     assert "cases" not in read.ids()
 
 
@@ -223,7 +296,13 @@ def test_scores_of_an_earlier_best_are_named_as_such(run: Path, tmp_path: Path) 
 def test_damaged_files_are_left_out(run: Path, tmp_path: Path, damage: str) -> None:
     (tmp_path / "validation").mkdir()
     (tmp_path / "recipe.yaml").write_text("{", encoding="utf-8")
-    for name in ("data.json", "metrics.csv", "events.jsonl", "validation/metrics.json", "model.safetensors"):
+    for name in (
+        "data.json",
+        "metrics.csv",
+        "events.jsonl",
+        "validation/metrics.json",
+        "model.safetensors",
+    ):
         (tmp_path / name).write_text(damage, encoding="utf-8")
     _, read = page(tmp_path)
     assert "made" in read.ids()
@@ -231,7 +310,9 @@ def test_damaged_files_are_left_out(run: Path, tmp_path: Path, damage: str) -> N
 
 def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
     pair = easy_pair((8, 40, 48))
-    scores = evaluate(tiny_model(pair), pair, out=tmp_path / "scores", device="cpu", precision="fp32")
+    scores = evaluate(
+        tiny_model(pair), pair, out=tmp_path / "scores", device="cpu", precision="fp32"
+    )
     _, read = page(tmp_path / "scores")
     assert read.ids() == {"classes", "confusion", "cases", "made"}
     assert f"{scores.confusion.mean_iou:.3f}" in read.text
@@ -243,7 +324,9 @@ def test_many_large_pictures_fit(tmp_path: Path) -> None:
     (tmp_path / "overlays").mkdir()
     for number in range(MOST):
         picture = noise.integers(0, 255, (350, 1000, 3), np.uint8)
-        PIL.Image.fromarray(picture).save(tmp_path / "overlays" / f"{number}.png", compress_level=1)
+        PIL.Image.fromarray(picture).save(
+            tmp_path / "overlays" / f"{number}.png", compress_level=1
+        )
     (tmp_path / "metrics.json").write_text('{"per_class": {}, "confusion": []}')
     _, read = page(tmp_path)
     images = read.values("img", "src")
@@ -251,12 +334,16 @@ def test_many_large_pictures_fit(tmp_path: Path) -> None:
     assert sum(map(len, images)) < 1.4 * PICTURES
 
 
-def test_a_page_is_renewed_and_other_files_are_not_lost(run: Path, tmp_path: Path) -> None:
+def test_a_page_is_renewed_and_other_files_are_not_lost(
+    run: Path, tmp_path: Path
+) -> None:
     out = write_page(run, tmp_path / "deep" / "page.html")
     assert out == tmp_path / "deep" / "page.html"
     assert write_page(str(run), str(out)) == out
     out.write_text("my notes")
-    with pytest.raises(RunError, match="found another file here, which is not replaced"):
+    with pytest.raises(
+        RunError, match="found another file here, which is not replaced"
+    ):
         write_page(run, out)
     assert out.read_text() == "my notes"
     with pytest.raises(RunError, match="found a folder where the page"):
@@ -270,13 +357,19 @@ def test_no_torch_is_needed(run: Path, tmp_path: Path) -> None:
         "import sys; from napari_strata.pages.write import write_page; "
         f"write_page({str(run)!r}, {str(tmp_path / 'x.html')!r}); print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
-def test_a_record_reads_the_header_and_each_epoch_once(run: Path, tmp_path: Path) -> None:
+def test_a_record_reads_the_header_and_each_epoch_once(
+    run: Path, tmp_path: Path
+) -> None:
     model, record = Model.load(run), read_record(run)
-    assert read_header(run / "model.safetensors").numbers == sum(w.numel() for w in model.weights.values())
+    assert read_header(run / "model.safetensors").numbers == sum(
+        w.numel() for w in model.weights.values()
+    )
     assert record.header.table("versions") == model.versions
     assert [end.epoch for end in record.epochs] == [1, 2, 3]
     assert record.ended is not None
@@ -285,9 +378,12 @@ def test_a_record_reads_the_header_and_each_epoch_once(run: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "first", "last"), [(0.13, 0.94, 0, 1), (1.01, 2.35, 1, 2.5), (0.5, 0.5, 0.2, 0.8), (0, 0, 0, 1)]
+    ("low", "high", "first", "last"),
+    [(0.13, 0.94, 0, 1), (1.01, 2.35, 1, 2.5), (0.5, 0.5, 0.2, 0.8), (0, 0, 0, 1)],
 )
-def test_ticks_are_round_and_enclose(low: float, high: float, first: float, last: float) -> None:
+def test_ticks_are_round_and_enclose(
+    low: float, high: float, first: float, last: float
+) -> None:
     ticks = nice_ticks(low, high)
     assert ticks[0] == pytest.approx(first)
     assert ticks[-1] == pytest.approx(last)

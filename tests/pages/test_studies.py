@@ -39,11 +39,21 @@ def folds(out: Path) -> CrossvalResult:
     """A cross-validation of four images on the disk, two by two."""
     for number in range(4):
         pair = easy_pair((1, 48, 40), seed=number)
-        write_image(out.parent / "images" / f"rock{number % 2}_{number}.tif", pair.image)
+        write_image(
+            out.parent / "images" / f"rock{number % 2}_{number}.tif", pair.image
+        )
         labels = replace(pair.labels, classes=CLASSES)
         write_labels(out.parent / "labels" / f"rock{number % 2}_{number}.tif", labels)
     pairs = read_pairs(out.parent / "images", out.parent / "labels")
-    return crossval(RECIPE, pairs, out=out, folds=2, group="(rock[0-9])", classes=CLASSES, device="cpu")
+    return crossval(
+        RECIPE,
+        pairs,
+        out=out,
+        folds=2,
+        group="(rock[0-9])",
+        classes=CLASSES,
+        device="cpu",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +66,13 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
     pairs = [easy_pair((1, 48, 40), seed=number) for number in range(3)]
     grid = {"training.learning_rate": [0.001, 0.01], "patches.size": [16, 32]}
     options = SearchOptions(2, halving=2, device="cpu")
-    return tune(FOUR, pairs, grid=grid, out=tmp_path_factory.mktemp("tune") / "search", options=options)
+    return tune(
+        FOUR,
+        pairs,
+        grid=grid,
+        out=tmp_path_factory.mktemp("tune") / "search",
+        options=options,
+    )
 
 
 def page(folder: Path) -> Reader:
@@ -65,31 +81,59 @@ def page(folder: Path) -> Reader:
 
 def cells(read: Reader, section: str) -> list[list[str]]:
     """The words of each row of a section's first table, markup left out."""
-    table = read.html[read.html.index(f'<section id="{section}">') :].split("<tbody>")[1].split("</tbody>")[0]
-    rows = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:])
-    return [[unescape(re.sub(r"<title>.*?</title>|<[^>]*>", "", cell)) for cell in row] for row in rows]
+    table = (
+        read.html[read.html.index(f'<section id="{section}">') :]
+        .split("<tbody>")[1]
+        .split("</tbody>")[0]
+    )
+    rows = (
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]
+    )
+    return [
+        [unescape(re.sub(r"<title>.*?</title>|<[^>]*>", "", cell)) for cell in row]
+        for row in rows
+    ]
 
 
 def test_a_cross_validation_on_one_page(result: CrossvalResult) -> None:
     read = page(result.out)
     assert read.open == []
-    assert read.ids() == {"classes", "folds", "curves", "confusion", "cases", "together", "made"}
+    assert read.ids() == {
+        "classes",
+        "folds",
+        "curves",
+        "confusion",
+        "cases",
+        "together",
+        "made",
+    }
     assert not re.search(r"@import|url\(|<link|<script|https?://", read.html)
     assert EVIL in read.text
     assert len(read.values("img", "src")) == 2 * 3
-    assert f"standard deviation of {result.mean_iou_std:.3f}" in " ".join(read.text.split())
+    assert f"standard deviation of {result.mean_iou_std:.3f}" in " ".join(
+        read.text.split()
+    )
 
 
 def test_its_figures_are_those_of_the_folds(result: CrossvalResult) -> None:
     read = page(result.out)
     first, second, overall = cells(read, "classes")
-    means, spreads = zip(*(result.spread(score) for score in ("iou", "dice", "precision", "recall")), strict=True)
+    means, spreads = zip(
+        *(result.spread(score) for score in ("iou", "dice", "precision", "recall")),
+        strict=True,
+    )
     for k, row in enumerate((first, second)):
-        assert row[1:5] == [f"{m[k]:.3f} ± {s[k]:.3f}" for m, s in zip(means, spreads, strict=True)]
+        assert row[1:5] == [
+            f"{m[k]:.3f} ± {s[k]:.3f}" for m, s in zip(means, spreads, strict=True)
+        ]
     assert overall[1] == f"{result.mean_iou:.3f} ± {result.mean_iou_std:.3f}"
     for fold, row in zip(result.folds, cells(read, "folds"), strict=True):
         known = [fold.confusion.mean_iou, *fold.confusion.iou]
-        assert row[:-1] == [fold.run, *(f"{value:.3f}" for value in known), f"{fold.best_epoch} of 2"]
+        assert row[:-1] == [
+            fold.run,
+            *(f"{value:.3f}" for value in known),
+            f"{fold.best_epoch} of 2",
+        ]
     counts = result.pooled.counts
     assert f"{counts[0, 1] / counts[0].sum():.1%}".replace("%", " %") in read.text
     assert f"{counts[1, 1]:,}" in read.text
@@ -100,8 +144,14 @@ def test_its_figures_are_those_of_the_folds(result: CrossvalResult) -> None:
 
 def test_its_command_does_it_again(result: CrossvalResult, tmp_path: Path) -> None:
     read = page(result.out)
-    line = unescape(re.findall(r'<pre class="wrap">(napari-strata crossval .*?)</pre>', read.html)[0])
-    table = unescape(re.findall(r"<pre>(image,label.*?)</pre>", read.html, re.DOTALL)[0])
+    line = unescape(
+        re.findall(r'<pre class="wrap">(napari-strata crossval .*?)</pre>', read.html)[
+            0
+        ]
+    )
+    table = unescape(
+        re.findall(r"<pre>(image,label.*?)</pre>", read.html, re.DOTALL)[0]
+    )
     words = shlex.split(line)
     (tmp_path / "pairs.csv").write_text(table, encoding="utf-8")
     words[words.index("pairs.csv")] = str(tmp_path / "pairs.csv")
@@ -113,12 +163,16 @@ def test_its_command_does_it_again(result: CrossvalResult, tmp_path: Path) -> No
     again = CrossvalResult.load(tmp_path / "again")
     for one, other in zip(again.folds, result.folds, strict=True):
         np.testing.assert_array_equal(one.confusion.counts, other.confusion.counts)
-    assert [fold.held_out for fold in again.folds] == [fold.held_out for fold in result.folds]
+    assert [fold.held_out for fold in again.folds] == [
+        fold.held_out for fold in result.folds
+    ]
 
 
 def test_half_a_cross_validation_and_one_that_has_hardly_begun(tmp_path: Path) -> None:
     pairs = [easy_pair((1, 48, 40), seed=number) for number in range(3)]
-    with closing(iter_crossval(RECIPE, pairs, out=tmp_path / "half", folds=3, device="cpu")) as events:
+    with closing(
+        iter_crossval(RECIPE, pairs, out=tmp_path / "half", folds=3, device="cpu")
+    ) as events:
         next(events)
         read = page(tmp_path / "half")
         assert "0 of 3 folds are done" in read.text
@@ -129,7 +183,12 @@ def test_half_a_cross_validation_and_one_that_has_hardly_begun(tmp_path: Path) -
     assert "1 of 3 folds are done" in read.text
     assert "was trained once, " in read.text
     assert "napari-strata predict" not in read.text
-    shown = [cell for section in ("classes", "folds") for row in cells(read, section) for cell in row]
+    shown = [
+        cell
+        for section in ("classes", "folds")
+        for row in cells(read, section)
+        for cell in row
+    ]
     assert not any("nan" in cell for cell in shown)
     assert "Its images came from memory" in read.text
 
@@ -143,14 +202,26 @@ def copied(result: CrossvalResult, tmp_path: Path) -> Path:
 def change(file: Path, **values: Any) -> None:
     """Change what a JSON file says; None takes a key away."""
     raw = json.loads(file.read_text(encoding="utf-8")) | values
-    file.write_text(json.dumps({k: v for k, v in raw.items() if v is not None}), encoding="utf-8")
+    file.write_text(
+        json.dumps({k: v for k, v in raw.items() if v is not None}), encoding="utf-8"
+    )
 
 
 def test_the_short_commands_can_be_pasted(copied: Path) -> None:
     read = page(copied)
-    lines = [shlex.split(unescape(line)) for line in re.findall(r">(napari-strata .*?)</(?:pre|code)>", read.html)]
+    lines = [
+        shlex.split(unescape(line))
+        for line in re.findall(r">(napari-strata .*?)</(?:pre|code)>", read.html)
+    ]
     assert lines[0] == ["napari-strata", "report", str(copied / "fold_1")]
-    assert lines[1] == ["napari-strata", "predict", str(copied), "IMAGE", "--out", "LABELS.tif"]
+    assert lines[1] == [
+        "napari-strata",
+        "predict",
+        str(copied),
+        "IMAGE",
+        "--out",
+        "LABELS.tif",
+    ]
 
 
 def test_a_fold_that_is_gone_is_named(copied: Path) -> None:
@@ -165,7 +236,9 @@ def test_a_fold_that_is_gone_is_named(copied: Path) -> None:
     assert read.ids() == {"missing", "classes", "folds", "confusion", "made"}
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"spec": null, "pairs": [{}]}', '{"per_class": null}'])
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", '{"spec": null, "pairs": [{}]}', '{"per_class": null}']
+)
 def test_a_damaged_fold_shows_less(copied: Path, damage: str) -> None:
     for name in ("data.json", "metrics.csv", "events.jsonl", "validation/metrics.json"):
         (copied / "fold_1" / name).write_text(damage, encoding="utf-8")
@@ -178,7 +251,13 @@ def test_one_picture_a_fold_is_its_worst(copied: Path) -> None:
     for fold in ("fold_1", "fold_2"):
         file = copied / fold / "validation" / "metrics.json"
         (best, *_others) = json.loads(file.read_text(encoding="utf-8"))["pictures"]
-        change(file, pictures=[best | {"mean_iou": None if fold == "fold_1" else 0.25}, {"name": "no file"}])
+        change(
+            file,
+            pictures=[
+                best | {"mean_iou": None if fold == "fold_1" else 0.25},
+                {"name": "no file"},
+            ],
+        )
     read = page(copied)
     assert len(read.values("img", "src")) == 2 * 3
     assert read.text.index("In fold_2: ") < read.text.index("In fold_1: ")
@@ -210,9 +289,14 @@ def test_scores_that_no_longer_count_have_no_pictures(copied: Path) -> None:
 
 def test_the_epochs_are_those_that_were_trained(copied: Path) -> None:
     raw = json.loads((copied / "crossval.json").read_text(encoding="utf-8"))
-    change(copied / "crossval.json", scores=[fold | {"epochs": 9} for fold in raw["scores"]])  # it stopped early
+    change(
+        copied / "crossval.json",
+        scores=[fold | {"epochs": 9} for fold in raw["scores"]],
+    )  # it stopped early
     rows = cells(page(copied), "folds")
-    assert [row[-2] for row in rows] == [f"{fold['best_epoch']} of 2" for fold in raw["scores"]]
+    assert [row[-2] for row in rows] == [
+        f"{fold['best_epoch']} of 2" for fold in raw["scores"]
+    ]
 
 
 def test_no_command_that_would_do_something_else(copied: Path) -> None:
@@ -221,7 +305,12 @@ def test_no_command_that_would_do_something_else(copied: Path) -> None:
     assert "does not say what told the specimens apart" in read.text
     assert "napari-strata crossval" not in read.text
     raw = json.loads((copied / "crossval.json").read_text(encoding="utf-8"))
-    change(copied / "crossval.json", folds=raw["folds"][:1], scores=raw["scores"][:1], group="x")
+    change(
+        copied / "crossval.json",
+        folds=raw["folds"][:1],
+        scores=raw["scores"][:1],
+        group="x",
+    )
     read = page(copied)
     assert "Report of a training scored on one part held back" in read.text
     assert "napari-strata crossval" not in read.text
@@ -237,7 +326,9 @@ def test_a_search_on_one_page(search: TuneResult) -> None:
     for trial, row in zip(search.trials, rows, strict=True):
         epochs = max(search.scores[trial.name])
         score = search.scores[trial.name][epochs]
-        assert row[1:3] == [str(trial.values[key]) for key in ("training.learning_rate", "patches.size")]
+        assert row[1:3] == [
+            str(trial.values[key]) for key in ("training.learning_rate", "patches.size")
+        ]
         assert row[3] == f"{score.mean_iou:.3f} ± {score.mean_iou_std:.3f}"
         assert row[4:6] == [f"{value:.3f}" for value in score.class_iou]
         assert (row[6], row[8]) == (str(epochs), search.state(trial).split(" after")[0])
@@ -259,7 +350,9 @@ def test_a_search_under_way(search: TuneResult, tmp_path: Path) -> None:
     assert [row[-1] for row in cells(read, "trials")] == [failed, *["waiting"] * 3]
 
 
-def test_between_two_rounds_nothing_is_given_up_too_early(search: TuneResult, tmp_path: Path) -> None:
+def test_between_two_rounds_nothing_is_given_up_too_early(
+    search: TuneResult, tmp_path: Path
+) -> None:
     assert search.rounds == ((4, 4), (2, 2), (1, 1))
     raw = json.loads((search.out / "trials.json").read_text(encoding="utf-8"))
     for trial in raw["trials"]:
@@ -273,15 +366,22 @@ def test_between_two_rounds_nothing_is_given_up_too_early(search: TuneResult, tm
     assert sorted(states) == ["given up", "given up", "goes on", "goes on"]
     # The two that the second round trains, and no others.
     scores = [trial["epochs"]["1"]["mean_iou"] for trial in raw["trials"]]
-    assert {s for s, state in zip(scores, states, strict=True) if state == "goes on"} == set(sorted(scores)[2:])
+    assert {
+        s for s, state in zip(scores, states, strict=True) if state == "goes on"
+    } == set(sorted(scores)[2:])
 
 
-def test_a_model_of_another_recipe_is_not_shown_as_the_best(search: TuneResult, tmp_path: Path) -> None:
+def test_a_model_of_another_recipe_is_not_shown_as_the_best(
+    search: TuneResult, tmp_path: Path
+) -> None:
     folder = copytree(search.out, tmp_path / "search")
     assert "napari-strata predict" in page(folder).text
     raw = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
     first, *others = raw["trials"]
-    change(folder / "trials.json", trials=[others[0] | {"epochs": first["epochs"]}, first, *others[1:]])
+    change(
+        folder / "trials.json",
+        trials=[others[0] | {"epochs": first["epochs"]}, first, *others[1:]],
+    )
     read = page(folder)
     assert "Its recipe is below." in read.text
     assert "best.yaml" not in read.text
@@ -289,7 +389,9 @@ def test_a_model_of_another_recipe_is_not_shown_as_the_best(search: TuneResult, 
 
 
 @pytest.mark.parametrize("name", ["crossval.json", "trials.json"])
-@pytest.mark.parametrize(("cut", "message"), [("{", "cannot be read"), ("{}", "found something else than")])
+@pytest.mark.parametrize(
+    ("cut", "message"), [("{", "cannot be read"), ("{}", "found something else than")]
+)
 def test_damage_is_told(tmp_path: Path, name: str, cut: str, message: str) -> None:
     (tmp_path / name).write_text(cut, encoding="utf-8")
     with pytest.raises(RunError, match=message):
@@ -302,7 +404,14 @@ NEEDED = {
     "trials.json": ("class_names", "trials", "rounds"),
 }
 NEEDED_IN_A_ROW = {
-    "crossval.json": ("run", "held_out", "confusion", "epochs", "best_epoch", "seconds"),
+    "crossval.json": (
+        "run",
+        "held_out",
+        "confusion",
+        "epochs",
+        "best_epoch",
+        "seconds",
+    ),
     "trials.json": ("name", "values", "recipe", "epochs"),
 }
 
@@ -311,11 +420,16 @@ NEEDED_IN_A_ROW = {
 def test_a_file_that_lacks_something_is_told(
     result: CrossvalResult, search: TuneResult, tmp_path: Path, name: str
 ) -> None:
-    folder, rows = (result.out, "scores") if name == "crossval.json" else (search.out, "trials")
+    folder, rows = (
+        (result.out, "scores") if name == "crossval.json" else (search.out, "trials")
+    )
     raw = json.loads((folder / name).read_text(encoding="utf-8"))
     less = [{k: v for k, v in raw.items() if k != key} for key in NEEDED[name]]
     for key in NEEDED_IN_A_ROW[name]:
-        less.append(raw | {rows: [{k: v for k, v in row.items() if k != key} for row in raw[rows]]})
+        less.append(
+            raw
+            | {rows: [{k: v for k, v in row.items() if k != key} for row in raw[rows]]}
+        )
     for one in less:
         (tmp_path / name).write_text(json.dumps(one), encoding="utf-8")
         with pytest.raises(StrataError, match=name):
@@ -323,17 +437,25 @@ def test_a_file_that_lacks_something_is_told(
         assert not (tmp_path / "report.html").exists()
 
 
-def test_no_torch_is_needed(result: CrossvalResult, search: TuneResult, tmp_path: Path) -> None:
+def test_no_torch_is_needed(
+    result: CrossvalResult, search: TuneResult, tmp_path: Path
+) -> None:
     code = "import sys; from napari_strata.pages.write import write_page\n"
     for folder in (result.out, search.out):
-        code += f"write_page({str(folder)!r}, {str(tmp_path / folder.name)!r} + '.html')\n"
+        code += (
+            f"write_page({str(folder)!r}, {str(tmp_path / folder.name)!r} + '.html')\n"
+        )
     code += "print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
 def test_a_strip_has_a_dot_for_each_value_that_is_known() -> None:
-    drawn = draw_strip([("a", 0.5), ("b", float("nan")), (EVIL, 1.0)], span=(0.5, 1.0), label="x")
+    drawn = draw_strip(
+        [("a", 0.5), ("b", float("nan")), (EVIL, 1.0)], span=(0.5, 1.0), label="x"
+    )
     assert re.findall(r'cx="([0-9.]+)"', drawn) == ["6.0", "144.0"]
     assert 'x1="75.0" x2="75.0"' in drawn
     assert EVIL not in drawn

@@ -16,7 +16,9 @@ def small_network() -> nn.Sequential:
 def test_average_follows_the_formula_for_weights_and_statistics() -> None:
     network = small_network()
     averaged = AveragedWeights(network, 0.3)
-    expected = {name: value.clone().double() for name, value in network.state_dict().items()}
+    expected = {
+        name: value.clone().double() for name, value in network.state_dict().items()
+    }
     for step in range(8):
         with torch.no_grad():
             for parameter in network.parameters():
@@ -45,7 +47,10 @@ def test_average_is_a_frozen_copy_in_evaluation_mode() -> None:
 
 def test_state_restores_weights_and_the_count_of_updates() -> None:
     network = small_network()
-    first, second = AveragedWeights(network, 0.99), AveragedWeights(small_network(), 0.99)
+    first, second = (
+        AveragedWeights(network, 0.99),
+        AveragedWeights(small_network(), 0.99),
+    )
     for _ in range(5):
         first.update(network)
     second.load_state_dict(first.state_dict())
@@ -60,4 +65,6 @@ def test_a_decay_of_zero_would_be_the_raw_weights() -> None:
     with torch.no_grad():
         next(network.parameters()).fill_(3.0)
     averaged.update(network)
-    assert next(averaged.network.parameters()).flatten().tolist() == pytest.approx([3.0, 3.0])
+    assert next(averaged.network.parameters()).flatten().tolist() == pytest.approx(
+        [3.0, 3.0]
+    )

@@ -14,7 +14,13 @@ import pytest
 
 from napari_strata.classes import ClassMap
 from napari_strata.ensemble import load_models
-from napari_strata.errors import ImageError, LabelError, RecipeError, RunError, StrataError
+from napari_strata.errors import (
+    ImageError,
+    LabelError,
+    RecipeError,
+    RunError,
+    StrataError,
+)
 from napari_strata.evaluation.evaluate import evaluate
 from napari_strata.evaluation.study import CrossvalResult, FoldScore
 from napari_strata.events import (
@@ -61,7 +67,10 @@ def stop_after(events: Iterator[Event], kind: type[Event], count: int) -> list[E
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size)
+        for p in sorted(folder.rglob("*"))
+    }
 
 
 _MADE: list[Path] = []
@@ -92,7 +101,12 @@ def test_each_fold_is_a_run_and_its_score_is_that_of_its_model(
         assert record["split"] == fold.held_out
         names = [record["pairs"][row["pair"]]["name"] for row in record["validation"]]
         held += names
-        again = evaluate(done.out / fold.run, [p for p in pairs if p.name in names], device="cpu", precision="fp32")
+        again = evaluate(
+            done.out / fold.run,
+            [p for p in pairs if p.name in names],
+            device="cpu",
+            precision="fp32",
+        )
         np.testing.assert_array_equal(again.confusion.counts, fold.confusion.counts)
         best = Model.load(done.out / fold.run).best
         assert best is not None
@@ -101,12 +115,16 @@ def test_each_fold_is_a_run_and_its_score_is_that_of_its_model(
     assert sorted(held) == [pair.name for pair in pairs]
 
 
-def test_means_and_spreads_are_over_folds_and_the_pool_counts_every_pixel_once(done: CrossvalResult) -> None:
+def test_means_and_spreads_are_over_folds_and_the_pool_counts_every_pixel_once(
+    done: CrossvalResult,
+) -> None:
     each = np.array([fold.confusion.mean_iou for fold in done.folds])
     assert done.mean_iou == pytest.approx(each.mean())
     assert done.mean_iou_std == pytest.approx(each.std(ddof=1))
     iou = np.array([fold.confusion.iou for fold in done.folds])
-    np.testing.assert_allclose(done.spread("iou"), [iou.mean(axis=0), iou.std(axis=0, ddof=1)])
+    np.testing.assert_allclose(
+        done.spread("iou"), [iou.mean(axis=0), iou.std(axis=0, ddof=1)]
+    )
     assert done.pooled.counts.sum() == 4 * 64 * 64
 
 
@@ -120,11 +138,24 @@ def test_the_files_say_the_same(done: CrossvalResult) -> None:
     assert raw["pooled"]["confusion"] == done.pooled.counts.tolist()
     assert "a little too good" in raw["note"]
     rows = list(csv.DictReader((done.out / "crossval.csv").read_text().splitlines()))
-    assert [row["fold"] for row in rows] == ["fold_1", "fold_2", "fold_3", "mean", "std", "pooled"]
-    assert float(rows[0]["f1 class 1"]) == pytest.approx(done.folds[0].confusion.f1[1], abs=1e-6)
+    assert [row["fold"] for row in rows] == [
+        "fold_1",
+        "fold_2",
+        "fold_3",
+        "mean",
+        "std",
+        "pooled",
+    ]
+    assert float(rows[0]["f1 class 1"]) == pytest.approx(
+        done.folds[0].confusion.f1[1], abs=1e-6
+    )
     assert float(rows[3]["mean_iou"]) == pytest.approx(done.mean_iou, abs=1e-6)
-    assert float(rows[5]["pixel_accuracy"]) == pytest.approx(done.pooled.pixel_accuracy, abs=1e-6)
-    assert set(rows[0]) >= {f"{s} class 0" for s in ("iou", "dice", "precision", "recall", "f1")} | {"seconds"}
+    assert float(rows[5]["pixel_accuracy"]) == pytest.approx(
+        done.pooled.pixel_accuracy, abs=1e-6
+    )
+    assert set(rows[0]) >= {
+        f"{s} class 0" for s in ("iou", "dice", "precision", "recall", "f1")
+    } | {"seconds"}
 
 
 def test_the_table_for_people(done: CrossvalResult) -> None:
@@ -140,13 +171,21 @@ def test_the_folder_is_an_ensemble_of_its_folds(done: CrossvalResult) -> None:
     assert load_models(done.out).describe() == "3 models (cross-validation)"
 
 
-def test_events_name_fold_and_scores(tmp_path: Path, pairs: list[AnnotatedImage], options: dict[str, Any]) -> None:
+def test_events_name_fold_and_scores(
+    tmp_path: Path, pairs: list[AnnotatedImage], options: dict[str, Any]
+) -> None:
     events = list(iter_crossval("default", pairs, out=tmp_path / "cv", **options))
     result = CrossvalResult.load(tmp_path / "cv")
-    assert [e.text for e in events if isinstance(e, FoldStarted)] == [fold.held_out for fold in result.folds]
+    assert [e.text for e in events if isinstance(e, FoldStarted)] == [
+        fold.held_out for fold in result.folds
+    ]
     ends = [e for e in events if isinstance(e, FoldEnd)]
-    assert [(e.fold, e.folds, e.run) for e in ends] == [(n, 3, str(tmp_path / "cv" / f"fold_{n}")) for n in (1, 2, 3)]
-    assert [e.mean_iou for e in ends] == [fold.confusion.mean_iou for fold in result.folds]
+    assert [(e.fold, e.folds, e.run) for e in ends] == [
+        (n, 3, str(tmp_path / "cv" / f"fold_{n}")) for n in (1, 2, 3)
+    ]
+    assert [e.mean_iou for e in ends] == [
+        fold.confusion.mean_iou for fold in result.folds
+    ]
     (last,) = [e for e in events if isinstance(e, CrossvalEnd)]
     assert events[-1] is last
     assert (last.mean_iou, last.mean_iou_std) == (result.mean_iou, result.mean_iou_std)
@@ -157,16 +196,26 @@ def test_events_name_fold_and_scores(tmp_path: Path, pairs: list[AnnotatedImage]
 def test_the_folder_says_what_is_planned_before_the_first_step(
     tmp_path: Path, pairs: list[AnnotatedImage], options: dict[str, Any]
 ) -> None:
-    stop_after(iter_crossval("default", pairs, out=tmp_path / "cv", **options), TrainingStarted, 1)
+    stop_after(
+        iter_crossval("default", pairs, out=tmp_path / "cv", **options),
+        TrainingStarted,
+        1,
+    )
     raw = json.loads((tmp_path / "cv" / "crossval.json").read_text())
     assert raw["folds"] == ["fold_1", "fold_2", "fold_3"]
     assert raw["scores"] == []
     assert raw["mean"]["mean_iou"] is None
-    assert CrossvalResult.load(tmp_path / "cv").table().splitlines()[-2].startswith("0 of 3 folds")
+    assert (
+        CrossvalResult.load(tmp_path / "cv")
+        .table()
+        .splitlines()[-2]
+        .startswith("0 of 3 folds")
+    )
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [(FoldStarted, 1), (BatchEnd, 1), (EpochEnd, 3), (TrainingEnd, 2), (FoldEnd, 2)]
+    ("kind", "count"),
+    [(FoldStarted, 1), (BatchEnd, 1), (EpochEnd, 3), (TrainingEnd, 2), (FoldEnd, 2)],
 )
 def test_after_a_stop_the_same_call_gives_what_an_unbroken_one_gives(
     tmp_path: Path,
@@ -187,11 +236,22 @@ def test_after_a_stop_the_same_call_gives_what_an_unbroken_one_gives(
 
 
 def test_a_finished_one_is_left_alone(
-    tmp_path: Path, pairs: list[AnnotatedImage], options: dict[str, Any], done: CrossvalResult
+    tmp_path: Path,
+    pairs: list[AnnotatedImage],
+    options: dict[str, Any],
+    done: CrossvalResult,
 ) -> None:
-    before = {name: time for name, time in files(done.out).items() if not name.startswith("crossval")}
+    before = {
+        name: time
+        for name, time in files(done.out).items()
+        if not name.startswith("crossval")
+    }
     events = list(iter_crossval("default", pairs, out=done.out, **options))
-    after = {name: time for name, time in files(done.out).items() if not name.startswith("crossval")}
+    after = {
+        name: time
+        for name, time in files(done.out).items()
+        if not name.startswith("crossval")
+    }
     assert before == after
     assert not any(isinstance(event, (TrainingStarted, EpochEnd)) for event in events)
     assert len([event for event in events if isinstance(event, FoldEnd)]) == 3
@@ -207,7 +267,9 @@ def test_what_a_kill_left_of_a_fold_that_had_not_begun_is_taken_away(
     (fold / "previews").mkdir(parents=True)
     (fold / "recipe.yaml").write_text(recipe)
     resumed = crossval("default", pairs, out=done.out, **options)
-    np.testing.assert_array_equal(resumed.folds[1].confusion.counts, done.folds[1].confusion.counts)
+    np.testing.assert_array_equal(
+        resumed.folds[1].confusion.counts, done.folds[1].confusion.counts
+    )
 
 
 def test_a_foreign_fold_folder_is_not_taken_away(
@@ -228,10 +290,16 @@ def test_more_epochs_are_added_to_each_fold(
     stop_after(iter_crossval("default", pairs, out=done.out, **options), EpochEnd, 3)
     more = crossval("default", pairs, out=done.out, **options)
     for fold in more.folds:
-        ends = [e.epoch for e in RunFolder.open(done.out / fold.run).events() if isinstance(e, EpochEnd)]
+        ends = [
+            e.epoch
+            for e in RunFolder.open(done.out / fold.run).events()
+            if isinstance(e, EpochEnd)
+        ]
         assert ends == [1, 2, 3, 4]
         assert fold.epochs == 4
-    assert all(b.seconds > a.seconds for a, b in zip(done.folds, more.folds, strict=True))
+    assert all(
+        b.seconds > a.seconds for a, b in zip(done.folds, more.folds, strict=True)
+    )
 
 
 def test_a_kill_between_the_new_number_of_epochs_and_their_first_step_loses_none(
@@ -255,7 +323,11 @@ def test_a_fold_that_early_stopping_ended_gets_no_more_epochs(
     }
     before = crossval("default", pairs, out=tmp_path / "cv", **options)
     reasons = {
-        fold.run: [e.reason for e in RunFolder(tmp_path / "cv" / fold.run).events() if isinstance(e, TrainingEnd)][-1]
+        fold.run: [
+            e.reason
+            for e in RunFolder(tmp_path / "cv" / fold.run).events()
+            if isinstance(e, TrainingEnd)
+        ][-1]
         for fold in before.folds
     }
     stopped = {run for run, reason in reasons.items() if reason == "early stopping"}
@@ -263,20 +335,37 @@ def test_a_fold_that_early_stopping_ended_gets_no_more_epochs(
     history = {run: len(RunFolder(tmp_path / "cv" / run).events()) for run in stopped}
     options["overrides"] |= {"training.epochs": 12}
     crossval("default", pairs, out=tmp_path / "cv", **options)
-    assert {run: len(RunFolder(tmp_path / "cv" / run).events()) for run in stopped} == history
+    assert {
+        run: len(RunFolder(tmp_path / "cv" / run).events()) for run in stopped
+    } == history
 
 
 def test_what_differs_from_the_beginning_is_named_and_nothing_changes(
-    pairs: list[AnnotatedImage], options: dict[str, Any], done: CrossvalResult, scene: Scene
+    pairs: list[AnnotatedImage],
+    options: dict[str, Any],
+    done: CrossvalResult,
+    scene: Scene,
 ) -> None:
     before = files(done.out)
     other = [*pairs[:3], scene(9, planes=1, size=64)]
     cases: list[tuple[list[AnnotatedImage], dict[str, Any], str]] = [
         (pairs, {"folds": 2}, "begun with 3 folds"),
         (other, {}, "begun with other images, labels or groups"),
-        (pairs, {"overrides": options["overrides"] | {"training.learning_rate": 0.5}}, r"training\.learning_rate"),
-        (pairs, {"overrides": options["overrides"] | {"training.epochs": 1}}, "trained for 2 epochs already"),
-        (pairs, {"overrides": options["overrides"] | {"training.seed": 5}}, "begun with other"),
+        (
+            pairs,
+            {"overrides": options["overrides"] | {"training.learning_rate": 0.5}},
+            r"training\.learning_rate",
+        ),
+        (
+            pairs,
+            {"overrides": options["overrides"] | {"training.epochs": 1}},
+            "trained for 2 epochs already",
+        ),
+        (
+            pairs,
+            {"overrides": options["overrides"] | {"training.seed": 5}},
+            "begun with other",
+        ),
     ]
     for images, changed, words in cases:
         with pytest.raises(RunError, match=words):
@@ -294,7 +383,11 @@ def test_bad_input_is_refused_before_anything_is_written(
         (LabelError, {"folds": 5}, "found 4 images with 4 slices"),
         (LabelError, {"folds": 0}, "at least 2"),
         (LabelError, {"group": "rock"}, "finds no specimen"),
-        (LabelError, {"classes": ClassMap(names=("a", "b"), values=(1, 2))}, "label value 0"),
+        (
+            LabelError,
+            {"classes": ClassMap(names=("a", "b"), values=(1, 2))},
+            "label value 0",
+        ),
         (LabelError, {"unlabelled": (0,)}, "one class only"),
         (RecipeError, {"overrides": {"training.epoch": 3}}, "did you mean 'epochs'"),
         (RunError, {"out": tmp_path / "file"}, "no cross-validation"),
@@ -302,7 +395,11 @@ def test_bad_input_is_refused_before_anything_is_written(
     ]
     for kind, changed, words in cases:
         with pytest.raises(kind, match=words):
-            list(iter_crossval("default", pairs, **({"out": tmp_path / "cv"} | options | changed)))
+            list(
+                iter_crossval(
+                    "default", pairs, **({"out": tmp_path / "cv"} | options | changed)
+                )
+            )
     with pytest.raises((ImageError, LabelError)):
         list(iter_crossval("default", [], out=tmp_path / "cv", **options))
     assert not (tmp_path / "cv").exists()
@@ -310,7 +407,11 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_a_damaged_record_is_named(done: CrossvalResult) -> None:
     file = done.out / "crossval.json"
-    for text, words in (("{", "cannot be read"), ('{"format": "x"}', "something else"), ("[]", "something else")):
+    for text, words in (
+        ("{", "cannot be read"),
+        ('{"format": "x"}', "something else"),
+        ("[]", "something else"),
+    ):
         file.write_text(text)
         with pytest.raises(RunError, match=words):
             CrossvalResult.load(done.out)

@@ -54,7 +54,11 @@ PLAIN: dict[str, Any] = {
     "augmentation.rotation": 20.0,
     "augmentation.noise": 0.3,
 }
-BARE = {"training.optimizer": "sgd", "training.schedule": "constant", "training.clip_norm": None}
+BARE = {
+    "training.optimizer": "sgd",
+    "training.schedule": "constant",
+    "training.clip_norm": None,
+}
 """Steps in proportion to the gradient: Adam and clipping would hide a wrong length of it."""
 
 TOLERANCE = 2e-5
@@ -75,7 +79,11 @@ class Ranks:
     def wait(self) -> tuple[list[int], list[str], list[str]]:
         """Their statuses, what they said, and what they complained of."""
         said = [process.communicate(timeout=LIMIT) for process in self.processes]
-        return [p.returncode for p in self.processes], [out for out, _ in said], [err for _, err in said]
+        return (
+            [p.returncode for p in self.processes],
+            [out for out, _ in said],
+            [err for _, err in said],
+        )
 
     def kill(self) -> None:
         for process in self.processes:
@@ -91,18 +99,40 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
 
     def run(out: Path, *options: str, settings: dict[str, Any], size: int = 2) -> Ranks:
         words = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
-        command = ["-m", "napari_strata", "train", str(out.parent / "images.tif"), str(out.parent / "labels.tif")]
+        command = [
+            "-m",
+            "napari_strata",
+            "train",
+            str(out.parent / "images.tif"),
+            str(out.parent / "labels.tif"),
+        ]
         command += ["--out", str(out), "--json", *words, *options]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        everyone = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        environment = {**os.environ, **everyone, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        pipe: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        everyone = {
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        environment = {
+            **os.environ,
+            **everyone,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        pipe: Any = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
         ranks = Ranks(
             [
                 subprocess.Popen(
-                    [sys.executable, *command], env=environment | {"RANK": str(r), "LOCAL_RANK": str(r)}, **pipe
+                    [sys.executable, *command],
+                    env=environment | {"RANK": str(r), "LOCAL_RANK": str(r)},
+                    **pipe,
                 )
                 for r in range(size)
             ]
@@ -120,42 +150,72 @@ def folder(tmp_path: Path, scene: Callable[..., AnnotatedImage]) -> Path:
     """A folder with an image stack and its labels."""
     pair = scene(0, planes=5)
     for name, image in (("images", pair.image), ("labels", pair.labels)):
-        tifffile.imwrite(tmp_path / f"{name}.tif", np.asarray(image.data), imagej=True, metadata={"axes": "ZYX"})
+        tifffile.imwrite(
+            tmp_path / f"{name}.tif",
+            np.asarray(image.data),
+            imagej=True,
+            metadata={"axes": "ZYX"},
+        )
     return tmp_path
 
 
 def alone(folder: Path, out: str, *, settings: dict[str, Any], **options: Any) -> Path:
     """The same training in this process."""
     pairs = read_pairs(folder / "images.tif", folder / "labels.tif")
-    train("default", pairs, out=folder / out, overrides=settings, device="cpu", **options)
+    train(
+        "default", pairs, out=folder / out, overrides=settings, device="cpu", **options
+    )
     return folder / out
 
 
 def assert_same_curve(one: Path, other: Path, *, tolerance: float = TOLERANCE) -> None:
     """Losses of every step, of every validation, weights and normalisation statistics."""
     first, second = (RunFolder.open(path).events() for path in (one, other))
-    for kind, names in ((BatchEnd, ("loss",)), (EpochEnd, ("train_loss", "validation_loss"))):
-        rows = [[[getattr(e, n) for n in names] for e in events if isinstance(e, kind)] for events in (first, second)]
+    for kind, names in (
+        (BatchEnd, ("loss",)),
+        (EpochEnd, ("train_loss", "validation_loss")),
+    ):
+        rows = [
+            [[getattr(e, n) for n in names] for e in events if isinstance(e, kind)]
+            for events in (first, second)
+        ]
         assert len(rows[0]) == len(rows[1]) > 0
         np.testing.assert_allclose(rows[0], rows[1], rtol=tolerance)
-    states = [RunFolder.open(path).load_checkpoint("last.pt")["learner"]["network"] for path in (one, other)]
+    states = [
+        RunFolder.open(path).load_checkpoint("last.pt")["learner"]["network"]
+        for path in (one, other)
+    ]
     for name, value in states[0].items():
-        assert torch.allclose(value.double(), states[1][name].double(), rtol=1e-3, atol=50 * tolerance), name
-    scored = [[e.mean_iou for e in events if isinstance(e, EpochEnd)] for events in (first, second)]
-    np.testing.assert_allclose(scored[0], scored[1], atol=100 * tolerance)  # pixels between two classes
+        assert torch.allclose(
+            value.double(), states[1][name].double(), rtol=1e-3, atol=50 * tolerance
+        ), name
+    scored = [
+        [e.mean_iou for e in events if isinstance(e, EpochEnd)]
+        for events in (first, second)
+    ]
+    np.testing.assert_allclose(
+        scored[0], scored[1], atol=100 * tolerance
+    )  # pixels between two classes
 
 
-def test_two_processes_train_to_the_curve_of_one(folder: Path, start: Callable[..., Ranks]) -> None:
+def test_two_processes_train_to_the_curve_of_one(
+    folder: Path, start: Callable[..., Ranks]
+) -> None:
     """Batch normalisation, uneven shares, cross-entropy, Dice and Lovasz over the whole batch, averaged weights."""
     settings = PLAIN | BARE | {"training.loss": {"ce": 1.0, "dice": 1.0, "lovasz": 0.5}}
     ranks = start(folder / "two", "--device", "cpu", settings=settings)
     one = alone(folder, "one", settings=settings)
     statuses, said, complaints = ranks.wait()
     assert statuses == [0, 0], complaints
-    assert [bool(text) for text in said] == [True, False]  # the first one speaks, and nobody else
+    assert [bool(text) for text in said] == [
+        True,
+        False,
+    ]  # the first one speaks, and nobody else
     assert_same_curve(folder / "two", one)
     events = RunFolder.open(folder / "two").events()
-    assert [e.device[:17] for e in events if isinstance(e, TrainingStarted)] == ["2 processes, each"]
+    assert [e.device[:17] for e in events if isinstance(e, TrainingStarted)] == [
+        "2 processes, each"
+    ]
     assert Model.load(folder / "two").calibration is not None
 
 
@@ -181,7 +241,9 @@ def test_it_is_so_for_other_recipes(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(folder: Path, start: Callable[..., Ranks]) -> None:
+def test_a_run_goes_on_with_another_number_of_processes(
+    folder: Path, start: Callable[..., Ranks]
+) -> None:
     """One, then two, then one again, against one all the time."""
     settings = PLAIN | BARE | {"training.epochs": 1}
     alone(folder, "one", settings=settings)
@@ -195,8 +257,12 @@ def test_a_run_goes_on_with_another_number_of_processes(folder: Path, start: Cal
 
 
 @pytest.mark.slow
-def test_too_small_a_batch_is_refused_before_anything_is_written(folder: Path, start: Callable[..., Ranks]) -> None:
-    ranks = start(folder / "run", "--device", "cpu", settings=PLAIN | {"training.batch_size": 1})
+def test_too_small_a_batch_is_refused_before_anything_is_written(
+    folder: Path, start: Callable[..., Ranks]
+) -> None:
+    ranks = start(
+        folder / "run", "--device", "cpu", settings=PLAIN | {"training.batch_size": 1}
+    )
     statuses, said, complaints = ranks.wait()
     assert statuses == [2, 2]
     assert "found batches of 1 for 2 processes" in complaints[0]
@@ -217,9 +283,15 @@ def test_too_small_a_batch_is_refused_before_anything_is_written(folder: Path, s
     ],
 )
 def test_a_rank_that_is_killed_or_stopped_ends_all_with_a_line_and_the_run_resumes(
-    folder: Path, start: Callable[..., Ranks], rank: int, number: signal.Signals, line: str
+    folder: Path,
+    start: Callable[..., Ranks],
+    rank: int,
+    number: signal.Signals,
+    line: str,
 ) -> None:
-    ranks = start(folder / "run", "--device", "cpu", settings=PLAIN | {"training.epochs": 100_000})
+    ranks = start(
+        folder / "run", "--device", "cpu", settings=PLAIN | {"training.epochs": 100_000}
+    )
     wait_until((folder / "run" / "last.pt").exists)
     time.sleep(1)
     ranks.processes[rank].send_signal(number)
@@ -227,12 +299,19 @@ def test_a_rank_that_is_killed_or_stopped_ends_all_with_a_line_and_the_run_resum
     statuses, _, complaints = ranks.wait()
     assert time.monotonic() - begun < 30
     assert all(statuses)
-    told = [text for text in "".join(complaints).splitlines() if text.startswith("error: ")]
+    told = [
+        text for text in "".join(complaints).splitlines() if text.startswith("error: ")
+    ]
     assert len(told) == 1
     assert line in told[0]
-    done = RunFolder.open(folder / "run").load_checkpoint("last.pt")["progress"]["history"]
+    done = RunFolder.open(folder / "run").load_checkpoint("last.pt")["progress"][
+        "history"
+    ]
     if "gone" in line:
-        assert f"epoch {len(done)}, is kept" in told[0] or f"epoch {len(done) - 1}, is kept" in told[0]
+        assert (
+            f"epoch {len(done)}, is kept" in told[0]
+            or f"epoch {len(done) - 1}, is kept" in told[0]
+        )
         assert "--resume" in told[0]
     run = alone(folder, "run", settings={"training.epochs": len(done) + 1}, resume=True)
     epochs = [e.epoch for e in RunFolder.open(run).events() if isinstance(e, EpochEnd)]
@@ -240,18 +319,33 @@ def test_a_rank_that_is_killed_or_stopped_ends_all_with_a_line_and_the_run_resum
 
 
 @pytest.mark.slow
-def test_a_mistake_that_all_ranks_meet_is_told_once(folder: Path, start: Callable[..., Ranks]) -> None:
+def test_a_mistake_that_all_ranks_meet_is_told_once(
+    folder: Path, start: Callable[..., Ranks]
+) -> None:
     ranks = start(folder / "run", "--device", "no such", settings=PLAIN)
     statuses, _, complaints = ranks.wait()
     assert statuses == [2, 2]
-    assert len([t for t in "".join(complaints).splitlines() if t.startswith("error: ")]) == 1
+    assert (
+        len([t for t in "".join(complaints).splitlines() if t.startswith("error: ")])
+        == 1
+    )
     assert not (folder / "run").exists()
 
 
 @pytest.mark.slow
-def test_the_viewers_worker_trains_by_torchrun(tmp_path: Path, scene: Callable[..., AnnotatedImage]) -> None:
+def test_the_viewers_worker_trains_by_torchrun(
+    tmp_path: Path, scene: Callable[..., AnnotatedImage]
+) -> None:
     """The real protocol: two trainings, one of them stopped and resumed, predictions between; and it exits."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "napari_strata.worker"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "napari_strata.worker",
+    ]
     with worker(command=torchrun) as client:
         client.ready()
         endless = train_order(tmp_path, scene(), overrides={"training.epochs": 100_000})
@@ -261,16 +355,40 @@ def test_the_viewers_worker_trains_by_torchrun(tmp_path: Path, scene: Callable[.
         client.say({"stop": "t"})
         assert client.result("t")[-1] == JobEnded("stopped")
         assert time.monotonic() - asked < 5
-        small = {"job": "r", "out": str(tmp_path / "small"), "overrides": {"training.batch_size": 1}}
+        small = {
+            "job": "r",
+            "out": str(tmp_path / "small"),
+            "overrides": {"training.batch_size": 1},
+        }
         refused = client.do(endless | small)[-1]
         assert isinstance(refused, JobFailed)
         assert "found batches of 1 for 2 processes" in refused.text
-        epochs = RunFolder.open(tmp_path / "run").load_checkpoint("last.pt")["progress"]["history"]
-        again = client.do(endless | {"job": "g", "resume": True, "overrides": {"training.epochs": len(epochs) + 1}})
+        epochs = RunFolder.open(tmp_path / "run").load_checkpoint("last.pt")[
+            "progress"
+        ]["history"]
+        again = client.do(
+            endless
+            | {
+                "job": "g",
+                "resume": True,
+                "overrides": {"training.epochs": len(epochs) + 1},
+            }
+        )
         assert isinstance(again[-1], JobEnded)
         assert [e.epoch for e in again if isinstance(e, EpochEnd)] == [len(epochs) + 1]
-        where = {"image": {"path": str(tmp_path / "image.npy"), "axes": "ZYX"}, "out": str(tmp_path / "out.npy")}
-        ended = client.do({"job": "p", "kind": "predict", "model": str(tmp_path / "run"), "device": "cpu"} | where)[-1]
+        where = {
+            "image": {"path": str(tmp_path / "image.npy"), "axes": "ZYX"},
+            "out": str(tmp_path / "out.npy"),
+        }
+        ended = client.do(
+            {
+                "job": "p",
+                "kind": "predict",
+                "model": str(tmp_path / "run"),
+                "device": "cpu",
+            }
+            | where
+        )[-1]
         assert isinstance(ended, JobEnded)
         client.hang_up()
         assert client.end() == 0
@@ -298,12 +416,21 @@ def test_a_worker_trains_again_after_one_of_its_processes_left_the_others_in_a_c
     tmp_path: Path, scene: Callable[..., AnnotatedImage], rank: int
 ) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "faulty.py")]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        str(tmp_path / "faulty.py"),
+    ]
     with worker(command=torchrun, BAD=str(rank), ONCE="yes") as client:
         client.ready()
         failed = client.do(train_order(tmp_path / "first", scene()))[-1]
         assert isinstance(failed, JobFailed)
-        assert failed.text.startswith("rank 1 of 2: out of memory" if rank else "out of memory")
+        assert failed.text.startswith(
+            "rank 1 of 2: out of memory" if rank else "out of memory"
+        )
         ended = client.do(train_order(tmp_path / "second", scene(), "again"))[-1]
         assert isinstance(ended, JobEnded)
         assert ended.reason == "finished"
@@ -342,7 +469,9 @@ class Threads:
                 errors.append(error)
                 self._barrier.abort()
 
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.size)]
+        threads = [
+            threading.Thread(target=one, args=(rank,)) for rank in range(self.size)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -356,8 +485,14 @@ shapes = st.lists(st.integers(1, 5), min_size=2, max_size=3)
 
 
 @settings(max_examples=25)
-@given(counts=st.lists(st.integers(1, 3), min_size=2, max_size=3), shape=shapes, shift=st.floats(-100, 100))
-def test_shared_statistics_are_those_of_the_whole_batch(counts: list[int], shape: list[int], shift: float) -> None:
+@given(
+    counts=st.lists(st.integers(1, 3), min_size=2, max_size=3),
+    shape=shapes,
+    shift=st.floats(-100, 100),
+)
+def test_shared_statistics_are_those_of_the_whole_batch(
+    counts: list[int], shape: list[int], shift: float
+) -> None:
     """Output, gradients, running statistics: two layers in 2D or 3D, shares of any sizes, one value a channel too."""
     torch.manual_seed(0)
     batch = torch.randn(sum(counts), 3, *shape) + shift
@@ -369,7 +504,11 @@ def test_shared_statistics_are_those_of_the_whole_batch(counts: list[int], shape
         return layers.train()
 
     def slope(output: Tensor) -> Tensor:
-        return torch.linspace(-1, 1, output[0].numel()).reshape(output.shape[1:]).expand_as(output)
+        return (
+            torch.linspace(-1, 1, output[0].numel())
+            .reshape(output.shape[1:])
+            .expand_as(output)
+        )
 
     whole, inputs = network(), batch.clone().requires_grad_()
     expected = whole(inputs)
@@ -382,7 +521,9 @@ def test_shared_statistics_are_those_of_the_whole_batch(counts: list[int], shape
         part = torch.split(batch, counts)[rank].clone().requires_grad_()
         with SharedStatistics(replicas[rank], team.gather, group=None, size=team.size):
             output = replicas[rank](part)
-        torch.autograd.backward(output, slope(output) * torch.split(scaled, counts)[rank])
+        torch.autograd.backward(
+            output, slope(output) * torch.split(scaled, counts)[rank]
+        )
         assert part.grad is not None
         return output.detach(), part.grad
 
@@ -394,9 +535,16 @@ def test_shared_statistics_are_those_of_the_whole_batch(counts: list[int], shape
     assert torch.allclose(torch.cat(gradients) / spread, inputs.grad / spread, **close)
     for name, value in whole.state_dict().items():
         for replica in replicas:
-            assert torch.allclose(replica.state_dict()[name].double(), value.double(), **close), name
+            assert torch.allclose(
+                replica.state_dict()[name].double(), value.double(), **close
+            ), name
     shares = [replica[0].weight.grad for replica in replicas]
-    assert torch.allclose(sum(shares), whole[0].weight.grad, rtol=1e-3, atol=1e-2 + 1e-3 * abs(shift) * spread)
+    assert torch.allclose(
+        sum(shares),
+        whole[0].weight.grad,
+        rtol=1e-3,
+        atol=1e-2 + 1e-3 * abs(shift) * spread,
+    )
 
 
 @pytest.mark.parametrize(
@@ -405,10 +553,15 @@ def test_shared_statistics_are_those_of_the_whole_batch(counts: list[int], shape
         ({"kind": "unet", "widths": [4, 8]}, (24, 40)),
         pytest.param({"kind": "atrous_unet"}, (64, 64), marks=pytest.mark.slow),
         ({"kind": "unet3d"}, (4, 16, 16)),
-        ({"kind": "smp", "architecture": "deeplabv3plus", "encoder": "resnet18"}, (64, 64)),
+        (
+            {"kind": "smp", "architecture": "deeplabv3plus", "encoder": "resnet18"},
+            (64, 64),
+        ),
         ({"kind": "smp", "encoder": "tu-mobilenetv3_small_050"}, (64, 64)),
     ],
-    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
+    ids=lambda value: (
+        "-".join(map(str, value.values())) if isinstance(value, dict) else None
+    ),
 )
 def test_networks_in_shares_give_the_logits_and_gradients_of_the_whole_batch(
     network: dict[str, Any], shape: tuple[int, ...]
@@ -422,8 +575,15 @@ def test_networks_in_shares_give_the_logits_and_gradients_of_the_whole_batch(
         for layer in whole.modules():
             if isinstance(layer, nn.Dropout | nn.Dropout2d):
                 layer.eval()
-        batch, slope = torch.randn(3, 1, *shape).double(), torch.randn(3, 2, *shape).double()
-    replicas, counts, team = [copy.deepcopy(whole) for _ in range(2)], [2, 1], Threads(2)
+        batch, slope = (
+            torch.randn(3, 1, *shape).double(),
+            torch.randn(3, 2, *shape).double(),
+        )
+    replicas, counts, team = (
+        [copy.deepcopy(whole) for _ in range(2)],
+        [2, 1],
+        Threads(2),
+    )
     expected = whole(batch)
     torch.autograd.backward(expected, slope)
 
@@ -434,27 +594,55 @@ def test_networks_in_shares_give_the_logits_and_gradients_of_the_whole_batch(
         return logits.detach()
 
     assert torch.allclose(torch.cat(team.run(work)), expected, rtol=1e-7, atol=1e-7)
-    pairs = list(zip(whole.parameters(), *(replica.parameters() for replica in replicas), strict=True))
-    ours = [(one.grad + two.grad).flatten() for _, one, two in pairs if one.grad is not None and two.grad is not None]
-    theirs = [parameter.grad.flatten() for parameter, _, _ in pairs if parameter.grad is not None]
+    pairs = list(
+        zip(
+            whole.parameters(),
+            *(replica.parameters() for replica in replicas),
+            strict=True,
+        )
+    )
+    ours = [
+        (one.grad + two.grad).flatten()
+        for _, one, two in pairs
+        if one.grad is not None and two.grad is not None
+    ]
+    theirs = [
+        parameter.grad.flatten()
+        for parameter, _, _ in pairs
+        if parameter.grad is not None
+    ]
     assert len(ours) == len(theirs) > 0
-    assert float((torch.cat(ours) - torch.cat(theirs)).norm()) < 1e-6 * float(torch.cat(theirs).norm())
+    assert float((torch.cat(ours) - torch.cat(theirs)).norm()) < 1e-6 * float(
+        torch.cat(theirs).norm()
+    )
     for name, value in whole.state_dict().items():
-        assert torch.allclose(replicas[1].state_dict()[name].double(), value.double(), rtol=1e-6, atol=1e-8), name
+        assert torch.allclose(
+            replicas[1].state_dict()[name].double(),
+            value.double(),
+            rtol=1e-6,
+            atol=1e-8,
+        ), name
 
 
 def test_variance_survives_a_large_mean() -> None:
     values = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0)) + 1e4
     team = Threads(2)
-    mean, variance, count = team.run(lambda rank: statistics(torch.split(values, [4, 2])[rank], team.gather))[1]
+    mean, variance, count = team.run(
+        lambda rank: statistics(torch.split(values, [4, 2])[rank], team.gather)
+    )[1]
     assert count == 6 * 64
     assert torch.allclose(mean, values.double().mean([0, 2, 3]), rtol=1e-6)
-    assert torch.allclose(variance, values.double().var([0, 2, 3], correction=0), rtol=1e-2)
+    assert torch.allclose(
+        variance, values.double().var([0, 2, 3], correction=0), rtol=1e-2
+    )
 
 
 def test_gathered_logits_give_each_rank_the_gradient_of_its_share() -> None:
     """Times the number of ranks, because gradients of parameters are averaged over ranks afterwards."""
-    logits, counts = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)), [3, 2]
+    logits, counts = (
+        torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)),
+        [3, 2],
+    )
     whole = logits.clone().requires_grad_()
     whole.softmax(1).square().sum().backward()
     team = Threads(2)
@@ -469,7 +657,9 @@ def test_gathered_logits_give_each_rank_the_gradient_of_its_share() -> None:
     for gathered, _ in (found := team.run(work)):
         assert torch.equal(gathered, logits)
     assert whole.grad is not None
-    assert torch.allclose(torch.cat([gradient for _, gradient in found]), 2 * whole.grad)
+    assert torch.allclose(
+        torch.cat([gradient for _, gradient in found]), 2 * whole.grad
+    )
 
 
 def test_signals_wait_for_the_end_of_a_section() -> None:
@@ -488,13 +678,20 @@ def test_signals_wait_for_the_end_of_a_section() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_process_alone_is_a_team_that_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_alone_is_a_team_that_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")  # as some clusters do, without torchrun
     with join() as team:
         assert type(team) is Team
-        assert (team.leads, team.share([1, 2]), team.collect(3), team.hand_out(dict)) == (True, [1, 2], [3], {})
+        assert (
+            team.leads,
+            team.share([1, 2]),
+            team.collect(3),
+            team.hand_out(dict),
+        ) == (True, [1, 2], [3], {})
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -13,20 +13,31 @@ CPU = torch.device("cpu")
 
 def _memory(**overrides: object) -> int:
     recipe = tiny_recipe(**overrides)
-    return step_memory(resolve(recipe, easy_pair()), recipe, choose_precision("fp32", CPU))
+    return step_memory(
+        resolve(recipe, easy_pair()), recipe, choose_precision("fp32", CPU)
+    )
 
 
 def test_what_the_forward_pass_keeps_grows_with_batch_and_patch() -> None:
-    one, two, large = (_memory(training__batch_size=b, patches__size=s) for b, s in ((2, 32), (4, 32), (2, 64)))
+    one, two, large = (
+        _memory(training__batch_size=b, patches__size=s)
+        for b, s in ((2, 32), (4, 32), (2, 64))
+    )
     recipe = tiny_recipe()
-    weights = 4 * sum(p.numel() for p in build_network(resolve(recipe, easy_pair())).parameters())
+    weights = 4 * sum(
+        p.numel() for p in build_network(resolve(recipe, easy_pair())).parameters()
+    )
     fixed = 4 * weights  # weights, gradients and two moments
     assert 1.99 < (two - fixed) / (one - fixed) < 2.01
     assert 3.9 < (large - fixed) / (one - fixed) < 4.1
 
 
 def test_averaged_weights_and_sgd_count() -> None:
-    assert _memory(training__averaging=0.9) > _memory() > _memory(training__optimizer="sgd", training__batch_size=4)
+    assert (
+        _memory(training__averaging=0.9)
+        > _memory()
+        > _memory(training__optimizer="sgd", training__batch_size=4)
+    )
 
 
 def test_it_is_what_autograd_saves() -> None:
@@ -42,7 +53,9 @@ def test_it_is_what_autograd_saves() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         logits = network(torch.rand(4, 1, 32, 32))
-        torch.nn.functional.cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
+        torch.nn.functional.cross_entropy(
+            logits, torch.zeros_like(logits[:, 0], dtype=torch.long)
+        )
     weights = 4 * sum(p.numel() for p in network.parameters())
     real = 4 * weights + sum(s.nbytes() for s in kept.values())
     assert abs(_memory() - real) < 0.1 * real

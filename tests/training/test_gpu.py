@@ -21,12 +21,23 @@ pytestmark = pytest.mark.gpu
 def test_learns_in_every_format_and_goes_on_on_the_cpu(
     tmp_path: Path, scene: Scene, small: dict[str, Any], precision: str
 ) -> None:
-    small |= {"training.epochs": 8, "patches.per_epoch": 48, "training.precision": precision}
-    model = train("default", scene(), out=tmp_path / "run", overrides=small, device="cuda")
+    small |= {
+        "training.epochs": 8,
+        "patches.per_epoch": 48,
+        "training.precision": precision,
+    }
+    model = train(
+        "default", scene(), out=tmp_path / "run", overrides=small, device="cuda"
+    )
     assert model.best is not None
     assert model.best.mean_iou > 0.9
     events = iter_train(
-        "default", scene(), out=tmp_path / "run", overrides={"training.precision": "fp32"}, device="cpu", extend=1
+        "default",
+        scene(),
+        out=tmp_path / "run",
+        overrides={"training.precision": "fp32"},
+        device="cpu",
+        extend=1,
     )
     (end,) = [event for event in events if isinstance(event, EpochEnd)]
     assert end.epoch == 9

@@ -20,7 +20,9 @@ from napari_strata.training.losses import Loss, build_loss
 NAMES: tuple[LossName, ...] = get_args(LossName)
 
 
-def some_batch(classes: int = 3, *, unlabelled: float = 0.4, seed: int = 0) -> tuple[Tensor, Tensor]:
+def some_batch(
+    classes: int = 3, *, unlabelled: float = 0.4, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn((2, classes, 7, 9), generator=generator)
     labels = torch.randint(0, classes, (2, 7, 9), generator=generator).to(torch.uint8)
@@ -37,7 +39,9 @@ def test_unlabelled_pixels_reach_neither_loss_nor_gradient(name: LossName) -> No
     loss = loss_of(name)
     logits, labels = some_batch()
     changed = logits.detach().clone()
-    changed.movedim(1, -1)[labels == IGNORE] = torch.tensor([float("nan"), float("inf"), -1e30])
+    changed.movedim(1, -1)[labels == IGNORE] = torch.tensor(
+        [float("nan"), float("inf"), -1e30]
+    )
     changed.requires_grad_()
     first, second = loss(logits, labels), loss(changed, labels)
     first.backward()
@@ -62,8 +66,12 @@ def test_batch_without_labels_is_exactly_zero_with_a_graph(name: LossName) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [1e4, 1e-4])
-def test_extreme_logits_give_finite_losses_and_gradients(name: LossName, size: float) -> None:
-    logits = (size * torch.randn((1, 4, 6, 6), generator=torch.Generator().manual_seed(1))).requires_grad_()
+def test_extreme_logits_give_finite_losses_and_gradients(
+    name: LossName, size: float
+) -> None:
+    logits = (
+        size * torch.randn((1, 4, 6, 6), generator=torch.Generator().manual_seed(1))
+    ).requires_grad_()
     labels = torch.arange(36).reshape(1, 6, 6) % 4
     for gamma in (0.5, 2.0):
         value = loss_of(name, 4, focal_gamma=gamma)(logits, labels)
@@ -84,7 +92,9 @@ def test_losses_are_float32_under_autocast(name: LossName) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sure_and_right_network_has_no_loss_and_a_wrong_one_has(name: LossName) -> None:
+def test_a_sure_and_right_network_has_no_loss_and_a_wrong_one_has(
+    name: LossName,
+) -> None:
     labels = torch.arange(64).reshape(1, 8, 8) % 3
     right = 60 * F.one_hot(labels, 3).movedim(-1, 1).float()
     assert loss_of(name)(right, labels).item() == pytest.approx(0, abs=1e-6)
@@ -96,28 +106,40 @@ def test_cross_entropy_equals_torch(weights: Any) -> None:
     logits, labels = some_batch()
     given = None if weights == "none" else torch.tensor(weights)
     expected = F.cross_entropy(logits, labels.long(), weight=given, ignore_index=IGNORE)
-    torch.testing.assert_close(loss_of("ce", class_weights=weights)(logits, labels), expected)
+    torch.testing.assert_close(
+        loss_of("ce", class_weights=weights)(logits, labels), expected
+    )
 
 
 def test_binary_cross_entropy_of_two_classes_equals_that_of_one_logit() -> None:
     logits, labels = some_batch(2, unlabelled=0)
-    expected = F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], labels.float())
+    expected = F.binary_cross_entropy_with_logits(
+        logits[:, 1] - logits[:, 0], labels.float()
+    )
     torch.testing.assert_close(loss_of("bce", 2)(logits, labels), expected)
 
 
-def test_binary_cross_entropy_of_more_classes_equals_that_of_the_probabilities() -> None:
+def test_binary_cross_entropy_of_more_classes_equals_that_of_the_probabilities() -> (
+    None
+):
     logits, labels = some_batch(4, unlabelled=0)
     truth = F.one_hot(labels.long(), 4).movedim(-1, 1).double()
     expected = F.binary_cross_entropy(logits.double().softmax(1), truth)
-    torch.testing.assert_close(loss_of("bce", 4)(logits, labels).double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        loss_of("bce", 4)(logits, labels).double(), expected, rtol=1e-5, atol=0
+    )
 
 
 def test_class_weights_count_in_binary_cross_entropy_of_two_classes() -> None:
     logits, labels = some_batch(2, unlabelled=0)
-    each = F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], labels.float(), reduction="none")
+    each = F.binary_cross_entropy_with_logits(
+        logits[:, 1] - logits[:, 0], labels.float(), reduction="none"
+    )
     weight = torch.where(labels == 1, 3.0, 1.0)
     expected = (each * weight).sum() / weight.sum()
-    torch.testing.assert_close(loss_of("bce", 2, class_weights=(1.0, 3.0))(logits, labels), expected)
+    torch.testing.assert_close(
+        loss_of("bce", 2, class_weights=(1.0, 3.0))(logits, labels), expected
+    )
 
 
 @pytest.mark.parametrize("gamma", [1.0, 2.0, 3.5])
@@ -125,12 +147,19 @@ def test_focal_of_two_classes_equals_smp(gamma: float) -> None:
     logits, labels = some_batch(2, unlabelled=0)
     oracle = smp.losses.FocalLoss("binary", gamma=gamma)
     expected = oracle((logits[:, 1] - logits[:, 0])[:, None], labels[:, None].float())
-    torch.testing.assert_close(loss_of("focal", 2, focal_gamma=gamma)(logits, labels), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        loss_of("focal", 2, focal_gamma=gamma)(logits, labels),
+        expected,
+        rtol=1e-5,
+        atol=1e-7,
+    )
 
 
 def test_focal_with_gamma_zero_is_cross_entropy() -> None:
     logits, labels = some_batch()
-    torch.testing.assert_close(loss_of("focal", focal_gamma=0.0)(logits, labels), loss_of("ce")(logits, labels))
+    torch.testing.assert_close(
+        loss_of("focal", focal_gamma=0.0)(logits, labels), loss_of("ce")(logits, labels)
+    )
 
 
 def test_lovasz_equals_smp_on_labelled_data_and_with_classes_missing() -> None:
@@ -139,14 +168,18 @@ def test_lovasz_equals_smp_on_labelled_data_and_with_classes_missing() -> None:
         labels[labels == 1] = 0
         expected = smp.losses.LovaszLoss("multiclass")(logits, labels.long())
         torch.testing.assert_close(loss_of("lovasz", classes)(logits, labels), expected)
-        (ours,) = torch.autograd.grad(loss_of("lovasz", classes)(logits, labels), logits, retain_graph=True)
+        (ours,) = torch.autograd.grad(
+            loss_of("lovasz", classes)(logits, labels), logits, retain_graph=True
+        )
         (theirs,) = torch.autograd.grad(expected, logits)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 def one_pixel_each() -> tuple[Tensor, Tensor]:
     """Two pixels and two classes, with probabilities 3/4 and 1/4 for class 0; both are of class 0."""
-    return torch.tensor([[3.0, 1.0], [1.0, 3.0]]).log().T.reshape(1, 2, 1, 2), torch.zeros((1, 1, 2), dtype=torch.int64)
+    return torch.tensor([[3.0, 1.0], [1.0, 3.0]]).log().T.reshape(
+        1, 2, 1, 2
+    ), torch.zeros((1, 1, 2), dtype=torch.int64)
 
 
 def test_dice_by_hand_and_false_positives_of_an_absent_class_count() -> None:
@@ -159,7 +192,9 @@ def test_dice_by_hand_and_false_positives_of_an_absent_class_count() -> None:
     absent = 1 - 1 / (probability + 1)
     hits = surer.softmax(1)[0, 0].sum().item()
     present = 1 - (2 * hits + 1) / (hits + 2 + 1)
-    assert loss_of("dice", 2)(surer, labels).item() == pytest.approx((absent + present) / 2, rel=1e-5)
+    assert loss_of("dice", 2)(surer, labels).item() == pytest.approx(
+        (absent + present) / 2, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.7])
@@ -174,10 +209,23 @@ def test_tversky_by_hand(alpha: float) -> None:
 SOME = {
     "ce": -(math.log(0.75) + math.log(0.5) + math.log(0.8)) / 3,
     "bce": -(math.log(0.75) + math.log(0.5) + math.log(0.8)) / 3,
-    "focal": -(0.25**2 * math.log(0.75) + 0.5**2 * math.log(0.5) + 0.2**2 * math.log(0.8)) / 3,
+    "focal": -(
+        0.25**2 * math.log(0.75) + 0.5**2 * math.log(0.5) + 0.2**2 * math.log(0.8)
+    )
+    / 3,
     # Class 1 has TP 1.25, FP 0.2, FN 0.75; class 0 has TP 0.8, FP 0.75, FN 0.2.
-    "dice": 1 - ((2 * 1.25 + 1) / (2 * 1.25 + 0.2 + 0.75 + 1) + (2 * 0.8 + 1) / (2 * 0.8 + 0.75 + 0.2 + 1)) / 2,
-    "tversky": 1 - (1.75 / (1.25 + 0.3 * 0.2 + 0.7 * 0.75 + 0.5) + 1.3 / (0.8 + 0.3 * 0.75 + 0.7 * 0.2 + 0.5)) / 2,
+    "dice": 1
+    - (
+        (2 * 1.25 + 1) / (2 * 1.25 + 0.2 + 0.75 + 1)
+        + (2 * 0.8 + 1) / (2 * 0.8 + 0.75 + 0.2 + 1)
+    )
+    / 2,
+    "tversky": 1
+    - (
+        1.75 / (1.25 + 0.3 * 0.2 + 0.7 * 0.75 + 0.5)
+        + 1.3 / (0.8 + 0.3 * 0.75 + 0.7 * 0.2 + 0.5)
+    )
+    / 2,
     # Errors in falling order: of class 1 .5, .25 (hers), .2, where 1 - IoU rises by 1/2, 1/2, 0; of class 0
     # .5, .25, .2 (hers), where it rises by 1/2, 1/6, 1/3.
     "lovasz": (0.5 / 2 + 0.25 / 2 + 0.5 / 2 + 0.25 / 6 + 0.2 / 3) / 2,
@@ -197,36 +245,52 @@ def test_every_loss_by_hand_beside_pixels_that_are_not_labelled(name: LossName) 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("unlabelled", [0.0, 0.5])
-def test_tversky_and_dice_equal_smp_on_labelled_pixels(alpha: float, unlabelled: float) -> None:
+def test_tversky_and_dice_equal_smp_on_labelled_pixels(
+    alpha: float, unlabelled: float
+) -> None:
     logits, labels = some_batch(3, unlabelled=unlabelled)
     options: dict[str, Any] = {"smooth": losses.SMOOTH, "ignore_index": IGNORE}
-    expected = smp.losses.TverskyLoss("multiclass", alpha=alpha, beta=1 - alpha, **options)(logits, labels.long())
-    torch.testing.assert_close(loss_of("tversky", tversky_alpha=alpha)(logits, labels), expected)
+    expected = smp.losses.TverskyLoss(
+        "multiclass", alpha=alpha, beta=1 - alpha, **options
+    )(logits, labels.long())
+    torch.testing.assert_close(
+        loss_of("tversky", tversky_alpha=alpha)(logits, labels), expected
+    )
     dice = smp.losses.DiceLoss("multiclass", **options)(logits, labels.long())
     torch.testing.assert_close(loss_of("dice")(logits, labels), dice)
 
 
 def test_lovasz_and_focal_equal_smp_on_labelled_pixels() -> None:
     logits, labels = some_batch(2, unlabelled=0.5)
-    lovasz = smp.losses.LovaszLoss("multiclass", ignore_index=IGNORE)(logits, labels.long())
+    lovasz = smp.losses.LovaszLoss("multiclass", ignore_index=IGNORE)(
+        logits, labels.long()
+    )
     torch.testing.assert_close(loss_of("lovasz", 2)(logits, labels), lovasz)
     focal = smp.losses.FocalLoss("binary", gamma=2.0, ignore_index=IGNORE)
     expected = focal((logits[:, 1] - logits[:, 0])[:, None], labels[:, None].float())
-    torch.testing.assert_close(loss_of("focal", 2)(logits, labels), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        loss_of("focal", 2)(logits, labels), expected, rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.2])
 def test_bce_weight_of_the_seeds_is_two_weights_here(weight: float) -> None:
     """w x BCE + (1 - w) x Dice."""
     logits, labels = some_batch(2)
-    both = build_loss(Training(loss={"bce": weight, "dice": 1 - weight}), classes=2)(logits, labels)
-    expected = weight * loss_of("bce", 2)(logits, labels) + (1 - weight) * loss_of("dice", 2)(logits, labels)
+    both = build_loss(Training(loss={"bce": weight, "dice": 1 - weight}), classes=2)(
+        logits, labels
+    )
+    expected = weight * loss_of("bce", 2)(logits, labels) + (1 - weight) * loss_of(
+        "dice", 2
+    )(logits, labels)
     torch.testing.assert_close(both, expected)
 
 
 def test_dice_equals_smp_where_every_class_occurs() -> None:
     logits, labels = some_batch(3, unlabelled=0)
-    expected = smp.losses.DiceLoss("multiclass", smooth=losses.SMOOTH)(logits, labels.long())
+    expected = smp.losses.DiceLoss("multiclass", smooth=losses.SMOOTH)(
+        logits, labels.long()
+    )
     torch.testing.assert_close(loss_of("dice")(logits, labels), expected)
 
 
@@ -237,7 +301,9 @@ def test_sums_are_weighted_and_terms_are_reachable() -> None:
     assert list(terms) == ["ce", "dice", "bce"]
     for name, value in terms.items():
         assert torch.equal(value, loss_of(name)(logits, labels))
-    torch.testing.assert_close(loss(logits, labels), 0.6 * terms["ce"] + 0.4 * terms["dice"])
+    torch.testing.assert_close(
+        loss(logits, labels), 0.6 * terms["ce"] + 0.4 * terms["dice"]
+    )
 
 
 def test_balanced_weights_are_inverse_frequencies_of_mean_one() -> None:
@@ -245,7 +311,9 @@ def test_balanced_weights_are_inverse_frequencies_of_mean_one() -> None:
     found = losses.class_weights(training, 3, (100, 300, 600))
     assert found is not None
     assert found.mean().item() == pytest.approx(1)
-    assert (found * torch.tensor([100, 300, 600])).tolist() == pytest.approx([found[0].item() * 100] * 3)
+    assert (found * torch.tensor([100, 300, 600])).tolist() == pytest.approx(
+        [found[0].item() * 100] * 3
+    )
     absent = losses.class_weights(training, 3, (100, 0, 300))
     assert absent is not None
     assert absent.tolist() == pytest.approx([1.5, 1.0, 0.5])

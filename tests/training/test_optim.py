@@ -12,7 +12,12 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from napari_strata.recipe import Plateau, Training
-from napari_strata.training.optim import Schedule, build_optimizer, build_schedule, restore_optimizer
+from napari_strata.training.optim import (
+    Schedule,
+    build_optimizer,
+    build_schedule,
+    restore_optimizer,
+)
 
 EPOCHS, STEPS = 4, 7
 
@@ -31,7 +36,9 @@ def rates(schedule: Schedule, steps: int) -> list[float]:
     return found
 
 
-def torch_rates(optimizer: torch.optim.Optimizer, scheduler: Any, steps: int) -> list[tuple[float, float]]:
+def torch_rates(
+    optimizer: torch.optim.Optimizer, scheduler: Any, steps: int
+) -> list[tuple[float, float]]:
     found = []
     for _ in range(steps):
         group = optimizer.param_groups[0]
@@ -47,7 +54,9 @@ def test_one_cycle_equals_torch_in_rate_and_momentum(epochs: int) -> None:
     schedule.restart(epochs)
     total = epochs * STEPS
     oracle = build_optimizer(Training(), [nn.Parameter(torch.ones(3))], "cpu")
-    expected = torch_rates(oracle, lr_scheduler.OneCycleLR(oracle, 0.01, total_steps=total + 1), 0)
+    expected = torch_rates(
+        oracle, lr_scheduler.OneCycleLR(oracle, 0.01, total_steps=total + 1), 0
+    )
     cycle = lr_scheduler.OneCycleLR(oracle, 0.01, total_steps=total)
     for _ in range(total):
         group = oracle.param_groups[0]
@@ -65,9 +74,15 @@ def test_one_cycle_equals_torch_in_rate_and_momentum(epochs: int) -> None:
 
 def test_cosine_equals_torch() -> None:
     _, schedule = setup(schedule="cosine")
-    oracle = build_optimizer(Training(learning_rate=0.01), [nn.Parameter(torch.ones(3))], "cpu")
-    expected = torch_rates(oracle, lr_scheduler.CosineAnnealingLR(oracle, EPOCHS * STEPS), EPOCHS * STEPS)
-    assert rates(schedule, EPOCHS * STEPS) == pytest.approx([rate for rate, _ in expected], rel=1e-9)
+    oracle = build_optimizer(
+        Training(learning_rate=0.01), [nn.Parameter(torch.ones(3))], "cpu"
+    )
+    expected = torch_rates(
+        oracle, lr_scheduler.CosineAnnealingLR(oracle, EPOCHS * STEPS), EPOCHS * STEPS
+    )
+    assert rates(schedule, EPOCHS * STEPS) == pytest.approx(
+        [rate for rate, _ in expected], rel=1e-9
+    )
 
 
 def test_constant_stays() -> None:
@@ -77,10 +92,33 @@ def test_constant_stays() -> None:
 
 
 def test_plateau_equals_torch() -> None:
-    _, schedule = setup(schedule="plateau", plateau=Plateau(factor=0.3, patience=1, min_rate=2e-4))
-    oracle = build_optimizer(Training(learning_rate=0.01), [nn.Parameter(torch.ones(3))], "cpu")
-    scheduler = lr_scheduler.ReduceLROnPlateau(oracle, factor=0.3, patience=1, min_lr=2e-4)
-    for loss in (1.0, 0.9, 0.95, 0.91, 0.9, 0.5, 0.49999, 0.6, 0.6, 0.6, math.nan, 0.6, 0.6, 0.6, 0.6, 0.6):
+    _, schedule = setup(
+        schedule="plateau", plateau=Plateau(factor=0.3, patience=1, min_rate=2e-4)
+    )
+    oracle = build_optimizer(
+        Training(learning_rate=0.01), [nn.Parameter(torch.ones(3))], "cpu"
+    )
+    scheduler = lr_scheduler.ReduceLROnPlateau(
+        oracle, factor=0.3, patience=1, min_lr=2e-4
+    )
+    for loss in (
+        1.0,
+        0.9,
+        0.95,
+        0.91,
+        0.9,
+        0.5,
+        0.49999,
+        0.6,
+        0.6,
+        0.6,
+        math.nan,
+        0.6,
+        0.6,
+        0.6,
+        0.6,
+        0.6,
+    ):
         rates(schedule, STEPS)
         schedule.step_epoch(loss)
         scheduler.step(loss)
@@ -117,15 +155,21 @@ def test_restart_begins_the_curve_again() -> None:
     assert rates(schedule, EPOCHS * STEPS) == first
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")]
+)
 def test_optimizers_take_the_recipes_numbers(name: Any, kind: str) -> None:
-    optimizer, _ = setup(optimizer=name, weight_decay=0.02, momentum=0.7, schedule="one_cycle")
+    optimizer, _ = setup(
+        optimizer=name, weight_decay=0.02, momentum=0.7, schedule="one_cycle"
+    )
     group = optimizer.param_groups[0]
     assert type(optimizer).__name__ == kind
     assert group["weight_decay"] == 0.02
     assert group["fused"] is True
     assert group["lr"] == pytest.approx(0.01 / 25)
-    assert group["momentum"] == 0.7 if name == "sgd" else group["betas"] == (0.95, 0.999)
+    assert (
+        group["momentum"] == 0.7 if name == "sgd" else group["betas"] == (0.95, 0.999)
+    )
 
 
 def test_optimizer_on_apple_has_no_fused_kernel_and_takes_a_fused_state() -> None:
@@ -136,4 +180,7 @@ def test_optimizer_on_apple_has_no_fused_kernel_and_takes_a_fused_state() -> Non
     other = build_optimizer(Training(), [nn.Parameter(torch.ones(3))], "mps")
     restore_optimizer(other, optimizer.state_dict())
     assert not other.param_groups[0]["fused"]
-    assert torch.equal(next(iter(other.state.values()))["exp_avg"], next(iter(optimizer.state.values()))["exp_avg"])
+    assert torch.equal(
+        next(iter(other.state.values()))["exp_avg"],
+        next(iter(optimizer.state.values()))["exp_avg"],
+    )

@@ -13,7 +13,9 @@ CPU = torch.device("cpu")
 
 def _batches(count: int = 3, size: int = 8) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
-    images = [3 + 2 * torch.randn(4, 2, size, size, generator=generator) for _ in range(count)]
+    images = [
+        3 + 2 * torch.randn(4, 2, size, size, generator=generator) for _ in range(count)
+    ]
     return [Batch(i, torch.zeros(4, size, size, dtype=torch.uint8)) for i in images]
 
 
@@ -21,22 +23,35 @@ def test_statistics_are_the_means_over_the_batches() -> None:
     norm = nn.BatchNorm2d(2)
     norm.running_mean.fill_(99.0)  # type: ignore[union-attr]
     batches = _batches()
-    recalibrate(nn.Sequential(norm, nn.Dropout(0.9)), batches, device=CPU, precision=Precision("fp32"))
+    recalibrate(
+        nn.Sequential(norm, nn.Dropout(0.9)),
+        batches,
+        device=CPU,
+        precision=Precision("fp32"),
+    )
     images = [b.images for b in batches]
-    torch.testing.assert_close(norm.running_mean, torch.stack([i.mean((0, 2, 3)) for i in images]).mean(0))
-    torch.testing.assert_close(norm.running_var, torch.stack([i.var((0, 2, 3)) for i in images]).mean(0))
+    torch.testing.assert_close(
+        norm.running_mean, torch.stack([i.mean((0, 2, 3)) for i in images]).mean(0)
+    )
+    torch.testing.assert_close(
+        norm.running_var, torch.stack([i.var((0, 2, 3)) for i in images]).mean(0)
+    )
     assert norm.momentum == 0.1
     assert not norm.training
 
 
 def test_nothing_else_changes_and_it_repeats() -> None:
-    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Conv2d(3, 2, 1))
+    network = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Conv2d(3, 2, 1)
+    )
     before = {name: value.clone() for name, value in network.named_parameters()}
     recalibrate(network, _batches(), device=CPU, precision=Precision("fp32"))
     once = [buffer.clone() for buffer in network.buffers()]
     recalibrate(network, _batches(), device=CPU, precision=Precision("fp32"))
     assert all(torch.equal(a, b) for a, b in zip(once, network.buffers(), strict=True))
-    assert all(torch.equal(before[name], value) for name, value in network.named_parameters())
+    assert all(
+        torch.equal(before[name], value) for name, value in network.named_parameters()
+    )
 
 
 def test_statistics_that_no_batch_gives_stay() -> None:

@@ -36,12 +36,20 @@ def use(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_scaling_changes_no_weight(
-    tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, optimizer: str
+    tmp_path: Path,
+    scene: Scene,
+    small: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: str,
 ) -> None:
     small |= {"training.optimizer": optimizer, "training.epochs": 2}
-    plain = train("default", scene(), out=tmp_path / "plain", overrides=small, device="cpu")
+    plain = train(
+        "default", scene(), out=tmp_path / "plain", overrides=small, device="cpu"
+    )
     use(monkeypatch, Scaled("scaled"))
-    scaled = train("default", scene(), out=tmp_path / "scaled", overrides=small, device="cpu")
+    scaled = train(
+        "default", scene(), out=tmp_path / "scaled", overrides=small, device="cpu"
+    )
     for name, value in plain.weights.items():
         torch.testing.assert_close(value, scaled.weights[name], rtol=1e-5, atol=1e-6)
 
@@ -51,13 +59,18 @@ def test_infinite_gradients_are_skipped_and_the_scale_survives_a_stop(
 ) -> None:
     small |= {"patches.per_epoch": 64, "training.loss": {"ce": 100.0}}
     use(monkeypatch, Scaled("scaled", start=3e38))
-    for event in iter_train("default", scene(), out=tmp_path / "run", overrides=small, device="cpu"):
+    for event in iter_train(
+        "default", scene(), out=tmp_path / "run", overrides=small, device="cpu"
+    ):
         if isinstance(event, EpochEnd) and event.epoch == 2:
             break
     train("default", scene(), out=tmp_path / "whole", overrides=small, device="cpu")
     use(monkeypatch, Scaled("scaled", start=1.0))
     train("default", scene(), out=tmp_path / "run", device="cpu", resume=True)
-    resumed, whole = (RunFolder.open(tmp_path / n).load_checkpoint("last.pt")["learner"] for n in ("run", "whole"))
+    resumed, whole = (
+        RunFolder.open(tmp_path / n).load_checkpoint("last.pt")["learner"]
+        for n in ("run", "whole")
+    )
     assert resumed["scaler"] == whole["scaler"]
     assert 1 < whole["scaler"]["scale"] < 3e38
     for name, value in whole["network"].items():

@@ -66,7 +66,9 @@ def test_epochs_without_a_score_are_never_best() -> None:
         ("iou", 2, 2, True),
     ],
 )
-def test_early_stopping_counts_epochs_without_improvement(monitor: str, patience: int, since: int, stuck: bool) -> None:
+def test_early_stopping_counts_epochs_without_improvement(
+    monitor: str, patience: int, since: int, stuck: bool
+) -> None:
     section = EarlyStopping.model_validate({"monitor": monitor, "patience": patience})
     assert progress_of(SCORES, since=since).is_stuck(section) is stuck
     assert not progress_of(SCORES).is_stuck(None)
@@ -91,7 +93,10 @@ def test_state_is_plain_and_comes_back() -> None:
 
 
 def test_seeds_differ_with_every_number_of_the_key() -> None:
-    seeds = {derived_seed(*key) for key in ((0,), (1,), (0, 1), (0, 1, 1), (1, 0), (0, 2, 1), (0, 1, 2))}
+    seeds = {
+        derived_seed(*key)
+        for key in ((0,), (1,), (0, 1), (0, 1, 1), (1, 0), (0, 2, 1), (0, 1, 2))
+    }
     assert len(seeds) == 7
     with seeded(torch.device("cpu"), 3, 1):
         first = torch.rand(2)

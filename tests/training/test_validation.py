@@ -42,35 +42,52 @@ def partly_labelled(pair: AnnotatedImage) -> AnnotatedImage:
 
 
 def predictor_of(spec: ModelSpec) -> Predictor:
-    return Predictor(Threshold(), spec, device=torch.device("cpu"), precision=Precision("fp32"))
+    return Predictor(
+        Threshold(), spec, device=torch.device("cpu"), precision=Precision("fp32")
+    )
 
 
 def resolved(pair: AnnotatedImage, overrides: dict[str, Any]) -> ModelSpec:
-    return resolve(load_recipe("default").with_overrides(overrides), pair, unlabelled=(9,))
+    return resolve(
+        load_recipe("default").with_overrides(overrides), pair, unlabelled=(9,)
+    )
 
 
 @pytest.mark.parametrize("grey_values", ["physical", "relative"])
-def test_scores_equal_those_of_the_whole_planes_by_hand(scene: Scene, small: dict[str, Any], grey_values: str) -> None:
+def test_scores_equal_those_of_the_whole_planes_by_hand(
+    scene: Scene, small: dict[str, Any], grey_values: str
+) -> None:
     pair = partly_labelled(scene())
     spec = resolved(pair, small | {"normalization.grey_values": grey_values})
     training = Training(loss={"ce": 2.0})
     parts = whole(pair, spec.classes)
     assert len(parts) == 3
-    found = validate(predictor_of(spec), load_truths(parts, spec), build_loss(training, classes=2))
+    found = validate(
+        predictor_of(spec), load_truths(parts, spec), build_loss(training, classes=2)
+    )
 
-    scale = spec.normalization.scale_for(np.concatenate(pair.image.samples(), axis=1), np.uint8)
+    scale = spec.normalization.scale_for(
+        np.concatenate(pair.image.samples(), axis=1), np.uint8
+    )
     total, pixels, counts = 0.0, 0, np.zeros((2, 2), int)
     for part in parts:
         grey = torch.from_numpy(scale.apply(part.read_image()))
         truth = torch.from_numpy(part.read_labels(spec.classes)).long()
         logits = torch.cat([-grey, grey])[None]
-        total += 2 * F.cross_entropy(logits, truth[None], ignore_index=IGNORE, reduction="sum").item()
+        total += (
+            2
+            * F.cross_entropy(
+                logits, truth[None], ignore_index=IGNORE, reduction="sum"
+            ).item()
+        )
         labelled = truth != IGNORE
         pixels += int(labelled.sum())
         predicted = (grey[0] > 0).long()
         for row in (0, 1):
             for column in (0, 1):
-                counts[row, column] += int(((truth == row) & (predicted == column) & labelled).sum())
+                counts[row, column] += int(
+                    ((truth == row) & (predicted == column) & labelled).sum()
+                )
     assert pixels == 4 * 48 * 48 - 48 * 20 - 48 * 48
     assert found.loss == pytest.approx(total / pixels, rel=1e-5)
     assert found.confusion.counts.tolist() == counts.tolist()
@@ -80,7 +97,9 @@ def test_scores_equal_those_of_the_whole_planes_by_hand(scene: Scene, small: dic
     assert set(found.terms) == {"ce", "bce", "dice"}
 
 
-def test_parts_without_a_label_are_left_out(scene: Scene, small: dict[str, Any]) -> None:
+def test_parts_without_a_label_are_left_out(
+    scene: Scene, small: dict[str, Any]
+) -> None:
     pair = partly_labelled(scene())
     spec = resolved(pair, small)
     parts = [Part(pair, {"Z": z}, (slice(None), slice(None)), str(z)) for z in range(4)]
@@ -92,9 +111,13 @@ def test_parts_without_a_label_are_left_out(scene: Scene, small: dict[str, Any])
     assert none.terms == {}
 
 
-def test_each_image_is_scaled_by_itself_where_grey_values_are_relative(scene: Scene, small: dict[str, Any]) -> None:
+def test_each_image_is_scaled_by_itself_where_grey_values_are_relative(
+    scene: Scene, small: dict[str, Any]
+) -> None:
     bright = scene(1)
-    brighter = AnnotatedImage(bright.image.with_axes("ZYX"), bright.labels, name="brighter")
+    brighter = AnnotatedImage(
+        bright.image.with_axes("ZYX"), bright.labels, name="brighter"
+    )
     object.__setattr__(brighter.image, "data", np.asarray(bright.image.data) // 2 + 100)
     spec = resolved(scene(0), small | {"normalization.grey_values": "relative"})
     truths = load_truths(whole([bright, brighter], spec.classes), spec)

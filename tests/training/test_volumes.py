@@ -45,7 +45,13 @@ SMALL: dict[str, Any] = {
 CPU = torch.device("cpu")
 
 
-def balls(seed: int = 0, size: tuple[int, ...] = (24, 24, 24), *, every: int = 1, name: str = "") -> AnnotatedImage:
+def balls(
+    seed: int = 0,
+    size: tuple[int, ...] = (24, 24, 24),
+    *,
+    every: int = 1,
+    name: str = "",
+) -> AnnotatedImage:
     """Bright balls (2) on dark ground (1) with noise; of the slices each `every`-th is annotated, the others are 0."""
     rng = np.random.default_rng(seed)
     grid = np.indices(size)
@@ -55,7 +61,11 @@ def balls(seed: int = 0, size: tuple[int, ...] = (24, 24, 24), *, every: int = 1
         squares = sum((axis - at) ** 2 for axis, at in zip(grid, center, strict=True))
         truth[squares < rng.integers(4, 7) ** 2] = 2
     grey = 60 * truth + rng.normal(0, 8, size)
-    image = Image(grey.clip(0, 255).astype(np.uint8), "ZYX"[-len(size) :], name=name or f"balls {seed}")
+    image = Image(
+        grey.clip(0, 255).astype(np.uint8),
+        "ZYX"[-len(size) :],
+        name=name or f"balls {seed}",
+    )
     truth[np.arange(size[0]) % every > 0] = 0
     classes = ClassMap(names=("ground", "ball"), values=(1, 2), unlabelled=(0,))
     return AnnotatedImage(image, image.labels_like(truth, classes=classes))
@@ -65,7 +75,13 @@ def balls(seed: int = 0, size: tuple[int, ...] = (24, 24, 24), *, every: int = 1
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs on one volume, every fourth slice of which is annotated."""
     out = tmp_path_factory.mktemp("volumes") / "run"
-    train("default", balls(every=4), out=out, overrides=SMALL | {"training.epochs": 4}, device="cpu")
+    train(
+        "default",
+        balls(every=4),
+        out=out,
+        overrides=SMALL | {"training.epochs": 4},
+        device="cpu",
+    )
     return out
 
 
@@ -101,13 +117,23 @@ def test_unlabelled_slices_never_count(trained: Path) -> None:
         covered[tuple(slice(*row[side]) for side in sides)] += 1
     assert covered.max() == 1
     pictures = [row["name"] for row in measured["pictures"]]
-    assert all(int(name.rsplit("Z=", 1)[1]) % 4 == 0 for name in pictures), "the plane shown is an annotated one"
+    assert all(int(name.rsplit("Z=", 1)[1]) % 4 == 0 for name in pictures), (
+        "the plane shown is an annotated one"
+    )
 
 
-def test_scores_of_a_sparse_volume_are_those_of_its_annotated_slices(trained: Path) -> None:
+def test_scores_of_a_sparse_volume_are_those_of_its_annotated_slices(
+    trained: Path,
+) -> None:
     model, full, sparse = Model.load(trained), balls(1), balls(1, every=5)
     events = list(job := iter_evaluate(model, sparse, device="cpu"))
-    assert [event.region["Z"] for event in events if isinstance(event, RegionEnd)] == [0, 5, 10, 15, 20]
+    assert [event.region["Z"] for event in events if isinstance(event, RegionEnd)] == [
+        0,
+        5,
+        10,
+        15,
+        20,
+    ]
     labels = np.asarray(predict(model, full.image, device="cpu").data)[::5]
     expected = ConfusionMatrix(model.spec.classes)
     encode = model.spec.classes.encode
@@ -115,28 +141,49 @@ def test_scores_of_a_sparse_volume_are_those_of_its_annotated_slices(trained: Pa
     np.testing.assert_array_equal(job.scores.confusion.counts, expected.counts)
 
 
-def test_a_stopped_run_goes_on_to_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_weights_of_an_unbroken_one(
+    tmp_path: Path,
+) -> None:
     pairs = [balls(0, every=3), balls(2, (9, 24, 20))]
-    whole_run = train("default", pairs, out=tmp_path / "a", overrides=SMALL, device="cpu")
-    with closing(iter_train("default", pairs, out=tmp_path / "b", overrides=SMALL, device="cpu")) as events:
+    whole_run = train(
+        "default", pairs, out=tmp_path / "a", overrides=SMALL, device="cpu"
+    )
+    with closing(
+        iter_train("default", pairs, out=tmp_path / "b", overrides=SMALL, device="cpu")
+    ) as events:
         for event in events:
             if isinstance(event, EpochEnd):
                 break
-    resumed = list(iter_train("default", pairs, out=tmp_path / "b", device="cpu", resume=True))
-    assert not [event.text for event in resumed if isinstance(event, Message) and "changed" in event.text]
+    resumed = list(
+        iter_train("default", pairs, out=tmp_path / "b", device="cpu", resume=True)
+    )
+    assert not [
+        event.text
+        for event in resumed
+        if isinstance(event, Message) and "changed" in event.text
+    ]
     for name, tensor in Model.load(tmp_path / "b").weights.items():
         assert torch.equal(tensor, whole_run.weights[name]), name
-    assert any("balls 2" in row["name"] for row in json.loads((tmp_path / "b" / "data.json").read_text())["training"])
+    assert any(
+        "balls 2" in row["name"]
+        for row in json.loads((tmp_path / "b" / "data.json").read_text())["training"]
+    )
 
 
 def test_the_page_of_a_run_speaks_of_volumes(trained: Path) -> None:
     text = write_page(trained).read_text(encoding="utf-8")
-    for words in ("A 3D U-Net of widths 4, 8 was trained for 4 epochs on", "on 1 validation block", "voxels are"):
+    for words in (
+        "A 3D U-Net of widths 4, 8 was trained for 4 epochs on",
+        "on 1 validation block",
+        "voxels are",
+    ):
         assert words in text, words
     assert text.count("voxels are") == 1
 
 
-def test_strips_of_a_large_volume_are_predicted_as_the_whole(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_of_a_large_volume_are_predicted_as_the_whole(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, one = Model.load(trained), balls(3, (61, 20, 20), every=2)
     parts = whole(one, model.spec.classes, "ZYX")
     (at_once,) = iter_predicted(predictor(model), load_truths(parts, model.spec))
@@ -146,31 +193,55 @@ def test_strips_of_a_large_volume_are_predicted_as_the_whole(trained: Path, monk
     assert len(strips) > 1
     most = 8 + 2 * model.spec.depth.halo + model.spec.depth.stride
     assert max(truth.around.shape[0] for truth in truths) <= most
-    np.testing.assert_array_equal(np.concatenate([t.labels for t in truths]), at_once.truth.labels)
-    np.testing.assert_allclose(np.concatenate([s.logits for s in strips], axis=1), at_once.logits, atol=1e-4)
-    np.testing.assert_array_equal(np.concatenate([s.image for s in strips], axis=1), at_once.image)
+    np.testing.assert_array_equal(
+        np.concatenate([t.labels for t in truths]), at_once.truth.labels
+    )
+    np.testing.assert_allclose(
+        np.concatenate([s.logits for s in strips], axis=1), at_once.logits, atol=1e-4
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([s.image for s in strips], axis=1), at_once.image
+    )
     assert (
-        sum((s.confusion for s in strips), ConfusionMatrix(model.spec.classes)).counts.sum()
+        sum(
+            (s.confusion for s in strips), ConfusionMatrix(model.spec.classes)
+        ).counts.sum()
         == (at_once.truth.labels != IGNORE).sum()
     )
     first = truths[1].part.box[0].start
     assert truths[1].part.name.startswith(f"balls 3 planes {first} to ")
-    assert int(strips[1].example().name.rsplit("Z=", 1)[1]) in range(first, truths[1].part.box[0].stop)
+    assert int(strips[1].example().name.rsplit("Z=", 1)[1]) in range(
+        first, truths[1].part.box[0].stop
+    )
 
 
 def test_folds_of_a_single_volume_are_blocks(tmp_path: Path) -> None:
     overrides = SMALL | {"training.epochs": 1, "patches.per_epoch": 4}
-    found = crossval("default", balls(0), out=tmp_path, folds=2, overrides=overrides, device="cpu")
+    found = crossval(
+        "default", balls(0), out=tmp_path, folds=2, overrides=overrides, device="cpu"
+    )
     assert sum(fold.confusion.counts.sum() for fold in found.folds) == 24**3
 
 
 def test_a_single_plane_is_refused_with_the_cure(trained: Path, tmp_path: Path) -> None:
     flat = balls(0, (24, 24))
     for volumes, held in ((flat, None), (balls(0), flat)):
-        with pytest.raises(ImageError, match=r"balls 0: found a single plane \(YX\).*axis Z \(check --axes\)"):
-            train("default", volumes, validation=held, out=tmp_path / "run", overrides=SMALL, device="cpu")
+        with pytest.raises(
+            ImageError,
+            match=r"balls 0: found a single plane \(YX\).*axis Z \(check --axes\)",
+        ):
+            train(
+                "default",
+                volumes,
+                validation=held,
+                out=tmp_path / "run",
+                overrides=SMALL,
+                device="cpu",
+            )
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ImageError, match=r"found a single plane \(YX\).*axis Z \(check --axes\)"):
+    with pytest.raises(
+        ImageError, match=r"found a single plane \(YX\).*axis Z \(check --axes\)"
+    ):
         evaluate(Model.load(trained), flat, device="cpu")
 
 

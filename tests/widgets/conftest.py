@@ -25,7 +25,9 @@ os.environ.setdefault("QT_API", "pyqt6")
 @pytest.fixture(autouse=True)
 def _no_torch() -> Iterator[None]:
     yield
-    assert "torch" not in sys.modules, "a widget has imported torch into the viewer's process"
+    assert "torch" not in sys.modules, (
+        "a widget has imported torch into the viewer's process"
+    )
 
 
 @pytest.fixture
@@ -35,6 +37,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from napari_strata.widgets.settings import Settings
 
     make_run(tmp_path / "runs")
-    settings = Settings("cpu", tmp_path / "runs", (sys.executable, "-m", "napari_strata.worker"))
+    settings = Settings(
+        "cpu", tmp_path / "runs", (sys.executable, "-m", "napari_strata.worker")
+    )
     monkeypatch.setattr(session.Settings, "load", classmethod(lambda _cls: settings))
     return tmp_path / "runs"

@@ -17,7 +17,9 @@ import pytest
 from napari_strata.classes import ClassMap
 from napari_strata.image import Image, LabelImage
 
-CLASSES = ClassMap(names=("grain", "pore"), values=(1, 2), colors=("#ddcc77", "#4477aa"))
+CLASSES = ClassMap(
+    names=("grain", "pore"), values=(1, 2), colors=("#ddcc77", "#4477aa")
+)
 """The classes of the models made here: pores are dark, grains are bright."""
 
 _SCRIPT = """
@@ -43,12 +45,16 @@ ns.train(recipe, ns.AnnotatedImage(image, labels), out=out, device="cpu")
 """
 
 
-def rock(shape: tuple[int, ...] = (4, 96, 96), *, channels: int = 1, seed: int = 0) -> tuple[Image, LabelImage]:
+def rock(
+    shape: tuple[int, ...] = (4, 96, 96), *, channels: int = 1, seed: int = 0
+) -> tuple[Image, LabelImage]:
     """A stack of 2.1 micrometer pixels, uint16, axes ZYX (CZYX with `channels`), and its exact labels."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)
-    pore = np.stack([gaussian_filter(rng.normal(size=shape[-2:]), 4) > 0 for _ in range(shape[0])])
+    pore = np.stack(
+        [gaussian_filter(rng.normal(size=shape[-2:]), 4) > 0 for _ in range(shape[0])]
+    )
     grey = np.where(pore, 8000, 24000) + rng.normal(0, 900, (channels, *shape))
     data, letters = grey.astype(np.uint16), "CZYX"
     if channels == 1:
@@ -56,7 +62,9 @@ def rock(shape: tuple[int, ...] = (4, 96, 96), *, channels: int = 1, seed: int =
     units = tuple("pixel" if a == "C" else "micrometer" for a in letters)
     scale = tuple(1.0 if a == "C" else 2.1 for a in letters)
     image = Image(data, letters, scale=scale, units=units, name="rock")
-    return image, image.labels_like(np.where(pore, 2, 1).astype(np.uint8), classes=CLASSES)
+    return image, image.labels_like(
+        np.where(pore, 2, 1).astype(np.uint8), classes=CLASSES
+    )
 
 
 def make_run(folder: Path, *, channels: int = 1) -> Path:
@@ -75,7 +83,9 @@ def _trained(channels: int) -> Path:
     np.savez(stored, image=image.data, labels=labels.data, **known)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", _SCRIPT, str(stored), str(folder / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return folder / "run"
 

@@ -28,16 +28,28 @@ def test_the_demo_is_ready_for_one_click(
     np.testing.assert_array_equal(image.data, pair.image.data)
     painted = [z for z in range(8) if labels.data[z].any()]
     assert painted == list(demo.PAINTED)
-    np.testing.assert_array_equal(labels.data[painted], np.asarray(pair.labels.data)[painted])
+    np.testing.assert_array_equal(
+        labels.data[painted], np.asarray(pair.labels.data)[painted]
+    )
     classes = ClassMap.model_validate(labels.metadata[METADATA])
-    assert (classes.names, classes.values, classes.unlabelled) == (SANDSTONE.names, SANDSTONE.values, (0,))
+    assert (classes.names, classes.values, classes.unlabelled) == (
+        SANDSTONE.names,
+        SANDSTONE.values,
+        (0,),
+    )
     assert tuple(image.scale) == tuple(labels.scale) == pair.image.scale
     assert viewer.layers.selection.active is image
     assert viewer.dims.current_step[0] == demo.PAINTED[0]
     window = viewer.window._qt_window
-    docks = {dock.windowTitle().partition(" (")[0]: dock for dock in window.findChildren(QDockWidget)}
+    docks = {
+        dock.windowTitle().partition(" (")[0]: dock
+        for dock in window.findChildren(QDockWidget)
+    }
     train = docks["Train"]
-    assert set(window.tabifiedDockWidgets(train)) == {docks["Predict"], docks["Evaluate"]}
+    assert set(window.tabifiedDockWidgets(train)) == {
+        docks["Predict"],
+        docks["Evaluate"],
+    }
     qtbot.waitUntil(lambda: not train.visibleRegion().isEmpty(), timeout=5000)
     recipe = train.inner_widget().recipe_box.recipe()
     assert recipe == load_recipe(DEMO_RECIPE).with_overrides(DEMO_OVERRIDES)

@@ -31,8 +31,17 @@ def _python(dialog: DoctorDialog, code: str) -> None:
 
 def _texts(dialog: DoctorDialog) -> list[str]:
     """Every line of the dialog from top to bottom."""
-    labels = [label for label in dialog.findChildren(QLabel) if len(label.text()) > 1 and label is not dialog.summary]
-    return [label.text() for label in sorted(labels, key=lambda label: label.mapTo(dialog, label.rect().topLeft()).y())]
+    labels = [
+        label
+        for label in dialog.findChildren(QLabel)
+        if len(label.text()) > 1 and label is not dialog.summary
+    ]
+    return [
+        label.text()
+        for label in sorted(
+            labels, key=lambda label: label.mapTo(dialog, label.rect().topLeft()).y()
+        )
+    ]
 
 
 def test_the_real_checks_come_in_and_are_copied(
@@ -40,7 +49,9 @@ def test_the_real_checks_come_in_and_are_copied(
 ) -> None:
     viewer = make_napari_viewer(show=True)
     command = [sys.executable, "-c", "import sys; sys.exit('no worker today')"]
-    dialog = show_doctor(viewer.window._qt_window, command=command, folder=tmp_path / "runs")
+    dialog = show_doctor(
+        viewer.window._qt_window, command=command, folder=tmp_path / "runs"
+    )
     assert not dialog.isModal()
     qtbot.waitUntil(lambda: dialog.summary.text().endswith("found."), timeout=60000)
     found = {check.name: check for check in dialog.checks}
@@ -51,8 +62,12 @@ def test_the_real_checks_come_in_and_are_copied(
     assert (worker.status, "no worker today" in worker.text) == ("problem", True)
     QApplication.processEvents()
     texts = _texts(dialog)
-    first = min(texts.index(f"{c.name}: {c.text}") for c in dialog.checks if c.status == "ok")
-    assert texts.index(f"Worker: {worker.text}") < texts.index(f"→ {worker.cure}") < first
+    first = min(
+        texts.index(f"{c.name}: {c.text}") for c in dialog.checks if c.status == "ok"
+    )
+    assert (
+        texts.index(f"Worker: {worker.text}") < texts.index(f"→ {worker.cure}") < first
+    )
     qtbot.mouseClick(dialog.copy_button, Qt.MouseButton.LeftButton)
     assert dialog.copy_button.text() == "Copied"
     copied = QApplication.clipboard().text()
@@ -65,15 +80,23 @@ def test_the_real_checks_come_in_and_are_copied(
 
 def test_lines_show_as_they_come(dialog: DoctorDialog, qtbot: Any) -> None:
     line = '{"name": "GPU", "status": "note", "text": "none", "cure": "buy one"}'
-    _python(dialog, f"import time; print('noise'); print('''{line}''', flush=True); time.sleep(30)")
-    qtbot.waitUntil(lambda: dialog.checks == [Check("GPU", "note", "none", "buy one")], timeout=10000)
+    _python(
+        dialog,
+        f"import time; print('noise'); print('''{line}''', flush=True); time.sleep(30)",
+    )
+    qtbot.waitUntil(
+        lambda: dialog.checks == [Check("GPU", "note", "none", "buy one")],
+        timeout=10000,
+    )
     assert dialog.summary.text() == "Looking..."
     assert _texts(dialog)[:2] == ["GPU: none", "→ buy one"]
 
 
 def test_closing_ends_the_checks(dialog: DoctorDialog, qtbot: Any) -> None:
     _python(dialog, "import time; print('{}', flush=True); time.sleep(30)")
-    qtbot.waitUntil(lambda: dialog._process.state() == QProcess.ProcessState.Running, timeout=5000)
+    qtbot.waitUntil(
+        lambda: dialog._process.state() == QProcess.ProcessState.Running, timeout=5000
+    )
     qtbot.keyClick(dialog, Qt.Key.Key_Escape)
     assert not dialog.isVisible()
     assert dialog._process.state() == QProcess.ProcessState.NotRunning
@@ -81,21 +104,39 @@ def test_closing_ends_the_checks(dialog: DoctorDialog, qtbot: Any) -> None:
 
 
 def test_checks_that_die_say_so(dialog: DoctorDialog, qtbot: Any) -> None:
-    _python(dialog, "import sys, os; print('torn apart', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)")
-    qtbot.waitUntil(lambda: dialog.summary.text() == "One problem found.", timeout=10000)
+    _python(
+        dialog,
+        "import sys, os; print('torn apart', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)",
+    )
+    qtbot.waitUntil(
+        lambda: dialog.summary.text() == "One problem found.", timeout=10000
+    )
     assert dialog.checks[0].text.endswith("status 9: torn apart")
 
 
-def test_a_python_that_is_not_there(dialog: DoctorDialog, qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_that_is_not_there(
+    dialog: DoctorDialog, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     dialog.start(command=["x"], folder=Path("/tmp"))
-    qtbot.waitUntil(lambda: dialog.summary.text() == "The checks could not be made.", timeout=5000)
+    qtbot.waitUntil(
+        lambda: dialog.summary.text() == "The checks could not be made.", timeout=5000
+    )
     assert "/nowhere/python cannot be started" in dialog.checks[-1].text
 
 
-def test_nothing_is_wider_than_a_narrow_dialog(dialog: DoctorDialog, qtbot: Any) -> None:
+def test_nothing_is_wider_than_a_narrow_dialog(
+    dialog: DoctorDialog, qtbot: Any
+) -> None:
     for status in ("ok", "note", "problem"):
-        dialog._add(Check("Worker", status, "a rather long line of words " * 9, "and some more words " * 9))
+        dialog._add(
+            Check(
+                "Worker",
+                status,
+                "a rather long line of words " * 9,
+                "and some more words " * 9,
+            )
+        )
     dialog.resize(300, 400)
     QApplication.processEvents()
     for label in dialog.findChildren(QLabel):
@@ -103,7 +144,9 @@ def test_nothing_is_wider_than_a_narrow_dialog(dialog: DoctorDialog, qtbot: Any)
         assert right <= dialog.width(), label.text()
 
 
-def test_a_window_that_does_not_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_that_does_not_answer_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Canvas:
         def set_current(self) -> None:
             raise RuntimeError("context lost")

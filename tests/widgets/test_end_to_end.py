@@ -50,11 +50,15 @@ def dock(make_napari_viewer: Any, qtbot: Any, tmp_path: Path) -> Iterator[TrainD
     found.then_box.value = False
     found.recipe_box.set_recipe("default", TINY)
     _wait_enabled(found.start_button, qtbot)
-    yield weakref.proxy(found)  # pytest keeps what is given to a test until napari has looked for leaks
+    yield weakref.proxy(
+        found
+    )  # pytest keeps what is given to a test until napari has looked for leaks
     process = found.session.client._process
     viewer.close()
     del found, viewer, image, labels, _
-    qtbot.waitUntil(lambda: process is None or process.status is not None, timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: process is None or process.status is not None, timeout=PATIENCE
+    )
     work.runs = before
 
 
@@ -81,10 +85,16 @@ def _begin(dock: TrainDock, qtbot: Any, *, epochs: int = 1) -> None:
 
 
 def _segmented(dock: TrainDock) -> list[Any]:
-    return [one for one in dock.viewer.layers if one.metadata.get(PREDICTED) and "preview" not in one.name]
+    return [
+        one
+        for one in dock.viewer.layers
+        if one.metadata.get(PREDICTED) and "preview" not in one.name
+    ]
 
 
-def test_from_the_sample_to_a_saved_prediction(dock: TrainDock, qtbot: Any, tmp_path: Path) -> None:
+def test_from_the_sample_to_a_saved_prediction(
+    dock: TrainDock, qtbot: Any, tmp_path: Path
+) -> None:
     viewer = dock.viewer
     image = viewer.layers[0]
     qtbot.waitUntil(lambda: "Validation" in dock.forecast.text.text(), timeout=PATIENCE)
@@ -95,7 +105,11 @@ def test_from_the_sample_to_a_saved_prediction(dock: TrainDock, qtbot: Any, tmp_
     assert "Training finished" in dock.notice.text()
     assert len(dock.panel.curves.epochs) == 2
     qtbot.waitUntil(lambda: bool(_segmented(dock)), timeout=PATIENCE)
-    predict = next(widget for name, widget in viewer.window.dock_widgets.items() if "Predict" in name)
+    predict = next(
+        widget
+        for name, widget in viewer.window.dock_widgets.items()
+        if "Predict" in name
+    )
     qtbot.waitUntil(lambda: predict.prediction is None, timeout=PATIENCE)
     (layer,) = _segmented(dock)
     assert layer.data.shape == image.data.shape
@@ -106,7 +120,12 @@ def test_from_the_sample_to_a_saved_prediction(dock: TrainDock, qtbot: Any, tmp_
     np.testing.assert_array_equal(np.asarray(again.data), np.asarray(layer.data))
     assert tuple(again.scale) == tuple(image.scale)
     assert again.axis_labels == image.axis_labels
-    assert list(again.features["class"])[1:] == ["pore", "clay", "quartz", "heavy mineral"]
+    assert list(again.features["class"])[1:] == [
+        "pore",
+        "clay",
+        "quartz",
+        "heavy mineral",
+    ]
 
 
 def test_stop_keeps_the_model_and_resume_goes_on(dock: TrainDock, qtbot: Any) -> None:
@@ -122,7 +141,9 @@ def test_stop_keeps_the_model_and_resume_goes_on(dock: TrainDock, qtbot: Any) ->
     _click(dock.runs.resume_button)
     qtbot.waitUntil(lambda: len(dock.panel.curves.epochs) > done, timeout=PATIENCE)
     assert dock.run == run
-    assert [event.epoch for event in dock.panel.curves.epochs][: done + 1] == list(range(1, done + 2))
+    assert [event.epoch for event in dock.panel.curves.epochs][: done + 1] == list(
+        range(1, done + 2)
+    )
     dock.stop()
     qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
 
@@ -141,7 +162,9 @@ def test_cancel_at_random_moments(dock: TrainDock, qtbot: Any, seed: int) -> Non
         qtbot.waitUntil(lambda: bool(dock.start_button.enabled), timeout=PATIENCE)
 
 
-def test_layers_renamed_reordered_and_deleted_during_a_training(dock: TrainDock, qtbot: Any) -> None:
+def test_layers_renamed_reordered_and_deleted_during_a_training(
+    dock: TrainDock, qtbot: Any
+) -> None:
     viewer = dock.viewer
     image, labels = viewer.layers
     _begin(dock, qtbot)
@@ -184,9 +207,14 @@ def test_the_preview_shows_the_plane_in_sight(dock: TrainDock, qtbot: Any) -> No
     _begin(dock, qtbot)
 
     def preview() -> Any:
-        return next((one for one in viewer.layers if one.name.endswith("preview")), None)
+        return next(
+            (one for one in viewer.layers if one.name.endswith("preview")), None
+        )
 
-    qtbot.waitUntil(lambda: preview() is not None and bool(np.asarray(preview().data[5]).any()), timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: preview() is not None and bool(np.asarray(preview().data[5]).any()),
+        timeout=PATIENCE,
+    )
     assert not np.asarray(preview().data[1]).any()
     assert viewer.layers.selection.active is active
     viewer.dims.set_current_step(0, 1)
@@ -195,7 +223,9 @@ def test_the_preview_shows_the_plane_in_sight(dock: TrainDock, qtbot: Any) -> No
     qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
 
 
-def test_two_viewers_train_side_by_side(dock: TrainDock, make_napari_viewer: Callable[..., Any], qtbot: Any) -> None:
+def test_two_viewers_train_side_by_side(
+    dock: TrainDock, make_napari_viewer: Callable[..., Any], qtbot: Any
+) -> None:
     other = make_napari_viewer(show=True)
     other.open_sample("napari-strata", "cells")
     _, second = other.window.add_plugin_dock_widget("napari-strata", "Train")
@@ -206,8 +236,12 @@ def test_two_viewers_train_side_by_side(dock: TrainDock, make_napari_viewer: Cal
     assert second.session is not dock.session
     _click(second.start_button)
     _click(dock.start_button)
-    qtbot.waitUntil(lambda: second.run is not None and dock.run is not None, timeout=PATIENCE)
-    qtbot.waitUntil(lambda: second.handle is None and dock.handle is None, timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: second.run is not None and dock.run is not None, timeout=PATIENCE
+    )
+    qtbot.waitUntil(
+        lambda: second.handle is None and dock.handle is None, timeout=PATIENCE
+    )
     assert "Training finished" in dock.notice.text()
     assert "Training finished" in second.notice.text()
     assert dock.run != second.run
@@ -216,7 +250,9 @@ def test_two_viewers_train_side_by_side(dock: TrainDock, make_napari_viewer: Cal
     qtbot.waitUntil(lambda: process.status is not None, timeout=PATIENCE)
 
 
-def test_what_was_painted_is_offered_back(dock: TrainDock, qtbot: Any, tmp_path: Path) -> None:
+def test_what_was_painted_is_offered_back(
+    dock: TrainDock, qtbot: Any, tmp_path: Path
+) -> None:
     labels = dock.viewer.layers[1]
     labels.paint((2, 50, 50), 2)
     painted = labels.data.copy()
@@ -242,7 +278,10 @@ def test_copied_text_does_the_same(dock: TrainDock, qtbot: Any) -> None:
 
     clipboard = QApplication.clipboard()
     clipboard.setText("")
-    dock._copy(__import__("napari_strata.widgets.parts.script", fromlist=["x"]).as_command, "The command")
+    dock._copy(
+        __import__("napari_strata.widgets.parts.script", fromlist=["x"]).as_command,
+        "The command",
+    )
     qtbot.waitUntil(lambda: bool(clipboard.text()), timeout=PATIENCE)
     words = clipboard.text()
     assert words.startswith("napari-strata train ")
@@ -273,9 +312,13 @@ def test_a_kept_training_is_found_again_and_can_be_stopped(
     _, found = second.window.add_plugin_dock_widget("napari-strata", "Train")
     _wait_buttons(found.left_behind, qtbot)
     assert "goes on without napari" in found.left_behind.text()
-    next(button for button in found.left_behind.buttons() if button.text() == "Follow").click()
+    next(
+        button for button in found.left_behind.buttons() if button.text() == "Follow"
+    ).click()
     _wait_epochs(found.panel.curves, 2, qtbot)
-    next(button for button in found.left_behind.buttons() if button.text() == "Stop").click()
+    next(
+        button for button in found.left_behind.buttons() if button.text() == "Stop"
+    ).click()
     qtbot.waitUntil(lambda: not (run / "running.json").exists(), timeout=PATIENCE)
     _wait_text(found.notice, "has ended", qtbot)
     assert (run / "model.safetensors").is_file()

@@ -22,7 +22,10 @@ from napari_strata.widgets.settings import Settings
 
 LONG = 60_000
 CLASSES = ClassMap(
-    names=("pore", "clay", "grain"), values=(1, 2, 3), colors=("#4477aa", "#ee8866", "#ddcc77"), unlabelled=(0,)
+    names=("pore", "clay", "grain"),
+    values=(1, 2, 3),
+    colors=("#4477aa", "#ee8866", "#ddcc77"),
+    unlabelled=(0,),
 )
 TRUTH = np.array([[[1, 1, 2, 2], [1, 1, 2, 0]], [[1, 2, 2, 2], [0, 0, 0, 0]]], np.uint8)
 FOUND = np.array([[[1, 2, 2, 2], [1, 1, 1, 1]], [[2, 2, 2, 2], [1, 1, 1, 1]]], np.uint8)
@@ -37,15 +40,29 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(make_napari_viewer: Any, qtbot: Any, runs: Path) -> Callable[..., EvaluateDock]:
+def make(
+    make_napari_viewer: Any, qtbot: Any, runs: Path
+) -> Callable[..., EvaluateDock]:
     def build(
-        found: Any = FOUND, truth: Any = TRUTH, *, classes: ClassMap | None = CLASSES, **more: Any
+        found: Any = FOUND,
+        truth: Any = TRUTH,
+        *,
+        classes: ClassMap | None = CLASSES,
+        **more: Any,
     ) -> EvaluateDock:
         viewer = make_napari_viewer()
-        stored = {METADATA: classes.model_dump(mode="json")} if classes is not None else {}
-        known = {"axis_labels": "zyx"[-truth.ndim :], "scale": (2.0, 0.5, 0.5)[-truth.ndim :], "units": "um"} | more
+        stored = (
+            {METADATA: classes.model_dump(mode="json")} if classes is not None else {}
+        )
+        known = {
+            "axis_labels": "zyx"[-truth.ndim :],
+            "scale": (2.0, 0.5, 0.5)[-truth.ndim :],
+            "units": "um",
+        } | more
         viewer.add_labels(truth, name="rock labels", metadata=stored, **known)
-        viewer.add_labels(found, name="rock segmented", metadata={PREDICTED: True}, **known)
+        viewer.add_labels(
+            found, name="rock segmented", metadata={PREDICTED: True}, **known
+        )
         dock = EvaluateDock(viewer)
         viewer.window.add_dock_widget(dock, name="Evaluate", area="right")
         qtbot.waitUntil(lambda: not dock._counter.busy)
@@ -64,7 +81,11 @@ def _compare(qtbot: Any, dock: EvaluateDock) -> None:
     _click(qtbot, dock.compare_button)
     assert not dock.compare_button.enabled
     qtbot.waitUntil(
-        lambda: not dock._busy and (dock.written is not before or dock.notice.level == "error"), timeout=LONG
+        lambda: (
+            not dock._busy
+            and (dock.written is not before or dock.notice.level == "error")
+        ),
+        timeout=LONG,
     )
 
 
@@ -74,27 +95,45 @@ def _errors(qtbot: Any, dock: EvaluateDock) -> Any:
     return dock._errors
 
 
-def test_scores_errors_and_the_report_are_right(make: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_scores_errors_and_the_report_are_right(
+    make: Any, qtbot: Any, tmp_path: Path
+) -> None:
     dock = make()
-    assert (dock.prediction.layer.name, dock.truth.layer.name) == ("rock segmented", "rock labels")
-    assert not dock.zero.background.isEnabled()  # the class map says that 0 is unlabelled
+    assert (dock.prediction.layer.name, dock.truth.layer.name) == (
+        "rock segmented",
+        "rock labels",
+    )
+    assert (
+        not dock.zero.background.isEnabled()
+    )  # the class map says that 0 is unlabelled
     assert dock.errors_button.tooltip == "Compare first."
     _compare(qtbot, dock)
     table = dock.scores.table
-    assert [table.item(row, IOU).text() for row in range(3)] == [".500", ".625", "\N{EN DASH}"]
+    assert [table.item(row, IOU).text() for row in range(3)] == [
+        ".500",
+        ".625",
+        "\N{EN DASH}",
+    ]
     assert [table.item(row, PIXELS).text() for row in range(3)] == ["5", "6", "0"]
     assert (
         dock.scores.headline.text()
         == f"Mean IoU {(0.5 + 0.625) / 2:.3f}, pixel accuracy {100 * 8 / 11:.1f}\N{NO-BREAK SPACE}%"
     )
-    assert "rock segmented against rock labels: 11 labelled pixels" in dock.scores.caption.text()
+    assert (
+        "rock segmented against rock labels: 11 labelled pixels"
+        in dock.scores.caption.text()
+    )
 
     layer = _errors(qtbot, dock)
     assert layer.name == "errors: rock segmented against rock labels"
-    assert np.array_equal(layer.data, np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0))
+    assert np.array_equal(
+        layer.data, np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0)
+    )
     assert tuple(layer.scale) == (2.0, 0.5, 0.5)
     assert tuple(layer.axis_labels) == ("z", "y", "x")
-    assert np.allclose(layer.colormap.color_dict[2][:3], np.array([0xEE, 0x88, 0x66]) / 255, atol=0.01)
+    assert np.allclose(
+        layer.colormap.color_dict[2][:3], np.array([0xEE, 0x88, 0x66]) / 255, atol=0.01
+    )
     assert layer not in dock.prediction._candidates()
 
     report = tmp_path / "report"
@@ -109,8 +148,12 @@ def test_scores_errors_and_the_report_are_right(make: Any, qtbot: Any, tmp_path:
         "metrics.json",
         "report.html",
     ]
-    assert "Report of an evaluation" in (out / "report.html").read_text(encoding="utf-8")
-    expected = ConfusionMatrix(CLASSES, np.array([[3, 2, 0], [1, 5, 0], [0, 0, 0]])).as_dict()
+    assert "Report of an evaluation" in (out / "report.html").read_text(
+        encoding="utf-8"
+    )
+    expected = ConfusionMatrix(
+        CLASSES, np.array([[3, 2, 0], [1, 5, 0], [0, 0, 0]])
+    ).as_dict()
     assert json.loads((out / "metrics.json").read_text()) == expected
     assert (report / "mine.txt").read_text() == "keep"
 
@@ -137,7 +180,9 @@ def test_one_plane_and_the_square_that_leads_to_another(make: Any, qtbot: Any) -
     assert np.array_equal(_errors(qtbot, dock).data, expected)
     dock.viewer.dims.set_current_step(0, 0)
     picture = dock.scores.picture
-    qtbot.mouseClick(picture, Qt.MouseButton.LeftButton, pos=picture.cell_rect(0, 1).center())
+    qtbot.mouseClick(
+        picture, Qt.MouseButton.LeftButton, pos=picture.cell_rect(0, 1).center()
+    )
     assert dock.viewer.dims.current_step[0] == 1
     assert (
         "1 pixel of pore was called clay: 100\N{NO-BREAK SPACE}% of pore. Most of them: plane Z = 1."
@@ -146,14 +191,19 @@ def test_one_plane_and_the_square_that_leads_to_another(make: Any, qtbot: Any) -
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_without_classes_the_user_says_what_0_means(make: Any, qtbot: Any, background: bool) -> None:
+def test_without_classes_the_user_says_what_0_means(
+    make: Any, qtbot: Any, background: bool
+) -> None:
     truth, found = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
     dock = make(found, truth, classes=None)
     button = dock.zero.background if background else dock.zero.unlabelled
     assert button.isEnabled()
     button.click()
     _compare(qtbot, dock)
-    names = [dock.scores.table.item(row, 0).text() for row in range(dock.scores.table.rowCount())]
+    names = [
+        dock.scores.table.item(row, 0).text()
+        for row in range(dock.scores.table.rowCount())
+    ]
     assert names == (["background", "class 1"] if background else ["class 1"])
     iou = [dock.scores.table.item(row, IOU).text() for row in range(len(names))]
     assert iou == ([".500", ".667"] if background else ["1.00"])
@@ -186,17 +236,25 @@ def test_it_never_guesses_among_several(make: Any, qtbot: Any) -> None:
     ("truth", "found", "words"),
     [
         (np.zeros((1, 4), int), np.ones((1, 4), int), "found no labelled pixel"),
-        (np.array([[1, 2, 1, 2]]), np.array([[1, 0, 1, 2]]), "1 pixels that the prediction leaves unlabelled"),
+        (
+            np.array([[1, 2, 1, 2]]),
+            np.array([[1, 0, 1, 2]]),
+            "1 pixels that the prediction leaves unlabelled",
+        ),
     ],
 )
-def test_what_cannot_be_scored_is_said_in_words(make: Any, qtbot: Any, truth: Any, found: Any, words: str) -> None:
+def test_what_cannot_be_scored_is_said_in_words(
+    make: Any, qtbot: Any, truth: Any, found: Any, words: str
+) -> None:
     dock = make(found, truth)
     _compare(qtbot, dock)
     assert words in dock.notice.text()
     assert dock.compare_button.enabled
 
 
-def test_objects_are_refused_and_a_class_that_the_truth_does_not_know_is_told(make: Any, qtbot: Any) -> None:
+def test_objects_are_refused_and_a_class_that_the_truth_does_not_know_is_told(
+    make: Any, qtbot: Any
+) -> None:
     dock = make(np.arange(1, 201).reshape(2, 100), np.ones((2, 100), int), classes=None)
     _compare(qtbot, dock)
     assert "too many for classes" in dock.notice.text()
@@ -204,7 +262,10 @@ def test_objects_are_refused_and_a_class_that_the_truth_does_not_know_is_told(ma
     dock.prediction.layer.data = np.full((2, 100), 7)
     _compare(qtbot, dock)
     assert "The truth does not know class (7)" in dock.notice.text()
-    assert dock.scores.headline.text() == "Mean IoU 0.000, pixel accuracy 0.0\N{NO-BREAK SPACE}%"
+    assert (
+        dock.scores.headline.text()
+        == "Mean IoU 0.000, pixel accuracy 0.0\N{NO-BREAK SPACE}%"
+    )
 
 
 def test_layers_may_go_while_they_are_compared(make: Any, qtbot: Any) -> None:
@@ -215,20 +276,26 @@ def test_layers_may_go_while_they_are_compared(make: Any, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: not dock._busy and dock.written is not None, timeout=LONG)
     assert "rock segmented against rock labels" in dock.scores.caption.text()
     assert not dock.compare_button.enabled
-    assert np.array_equal(_errors(qtbot, dock).data, np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0))
+    assert np.array_equal(
+        _errors(qtbot, dock).data, np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0)
+    )
 
 
 def test_the_copied_script_and_command_name_both_files(make: Any, qtbot: Any) -> None:
     dock = make()
     copied: list[str] = []
-    dock.copy = lambda text, what: copied.append(text)  # the clipboard belongs to the whole display
+    dock.copy = lambda text, what: copied.append(
+        text
+    )  # the clipboard belongs to the whole display
     for form, start in (
         ("Copy as Python", "import napari_strata as ns"),
         ("Copy as command", "napari-strata evaluate"),
     ):
         button = next(one for one in dock._kept if getattr(one, "text", "") == form)
         _click(qtbot, button)
-        qtbot.waitUntil(lambda: "kept until napari closes" in dock.notice.text(), timeout=LONG)
+        qtbot.waitUntil(
+            lambda: "kept until napari closes" in dock.notice.text(), timeout=LONG
+        )
         assert copied[-1].startswith(start)
         assert "prediction-rock-segmented.ome.tif" in copied[-1]
         assert "truth-rock-labels.ome.tif" in copied[-1]
@@ -254,14 +321,18 @@ def _panel(dock: EvaluateDock, number: int) -> Any:
     return pixels.pixelColor(pixels.width() // 2, pixels.height() // 2)
 
 
-def test_the_worst_and_the_best_planes_are_shown_and_found_again(make: Any, qtbot: Any) -> None:
+def test_the_worst_and_the_best_planes_are_shown_and_found_again(
+    make: Any, qtbot: Any
+) -> None:
     truth = np.ones((12, 16, 16), np.uint8)
     truth[:, :2] = 2
     found = truth.copy()
     for plane in range(12):  # the later, the worse
         found[plane, 2 : 2 + plane] = 2
     dock = make(found, truth)
-    image = np.broadcast_to(np.linspace(0, 200, 12).astype(np.uint8)[:, None, None], truth.shape)
+    image = np.broadcast_to(
+        np.linspace(0, 200, 12).astype(np.uint8)[:, None, None], truth.shape
+    )
     dock.viewer.add_image(np.array(image), name="rock", scale=(2.0, 0.5, 0.5))
     dock.viewer.add_image(np.zeros((3, 16, 16)), name="other", scale=(2.0, 0.5, 0.5))
     _compare(qtbot, dock)
@@ -278,9 +349,13 @@ def test_the_worst_and_the_best_planes_are_shown_and_found_again(make: Any, qtbo
     qtbot.mouseClick(cases.go, Qt.MouseButton.LeftButton)
     assert dock.viewer.dims.current_step[0] == 11
     qtbot.mouseClick(cases.forth, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: cases.caption.text().startswith("2 of 8: Z = 10"), timeout=LONG)
+    qtbot.waitUntil(
+        lambda: cases.caption.text().startswith("2 of 8: Z = 10"), timeout=LONG
+    )
     cases.step(100)
-    qtbot.waitUntil(lambda: cases.caption.text() == "Best: Z = 0, IoU 1.00", timeout=LONG)
+    qtbot.waitUntil(
+        lambda: cases.caption.text() == "Best: Z = 0, IoU 1.00", timeout=LONG
+    )
     assert _panel(dock, 2).blue() > _panel(dock, 2).red()
     assert not cases.forth.isEnabled()
     qtbot.mouseClick(cases.picture, Qt.MouseButton.LeftButton)
@@ -292,7 +367,9 @@ def test_the_worst_and_the_best_planes_are_shown_and_found_again(make: Any, qtbo
     dock.scope.value = PLANE
     dock.viewer.layers.remove("rock")
     _compare(qtbot, dock)
-    qtbot.waitUntil(lambda: cases.caption.text().startswith("Z = 5, IoU 0."), timeout=LONG)
+    qtbot.waitUntil(
+        lambda: cases.caption.text().startswith("Z = 5, IoU 0."), timeout=LONG
+    )
     assert len(cases.picture.places()) == 2  # no image of that size is there any more
     dock.viewer.dims.set_current_step(0, 0)
     qtbot.mouseClick(cases.go, Qt.MouseButton.LeftButton)

@@ -52,7 +52,9 @@ def manifest() -> npe2.PluginManifest:
 
 
 @pytest.fixture
-def viewer(make_napari_viewer: Callable[..., Any], npe2pm: Any, manifest: npe2.PluginManifest) -> Any:
+def viewer(
+    make_napari_viewer: Callable[..., Any], npe2pm: Any, manifest: npe2.PluginManifest
+) -> Any:
     """A viewer that knows our plugin; napari's own fixtures hide what is installed."""
     made = make_napari_viewer()
     manifest.package_metadata = npe2.PackageMetadata.for_package("napari-strata")
@@ -60,27 +62,46 @@ def viewer(make_napari_viewer: Callable[..., Any], npe2pm: Any, manifest: npe2.P
     return made
 
 
-def test_everything_that_the_manifest_names_is_there(manifest: npe2.PluginManifest) -> None:
+def test_everything_that_the_manifest_names_is_there(
+    manifest: npe2.PluginManifest,
+) -> None:
     manifest.validate_imports()
     assert manifest.icon == "napari_strata:icon.svg"
     assert MANIFEST.with_name("icon.svg").read_text().startswith("<svg")
 
 
-def test_the_docks_are_contributed_to_the_right_and_tabbed(manifest: npe2.PluginManifest) -> None:
+def test_the_docks_are_contributed_to_the_right_and_tabbed(
+    manifest: npe2.PluginManifest,
+) -> None:
     widgets = manifest.contributions.widgets or []
     assert tuple(widget.display_name for widget in widgets) == DOCKS
-    assert {(widget.default_dock_area, widget.tabify) for widget in widgets} == {("right", True)}
+    assert {(widget.default_dock_area, widget.tabify) for widget in widgets} == {
+        ("right", True)
+    }
 
 
 def test_menus_of_a_real_viewer(viewer: Any) -> None:
     menus = get_app_model().menus
 
     def titles(menu: str) -> list[str]:
-        return [str(item.command.title) for item in menus.get_menu(menu) if hasattr(item, "command")]
+        return [
+            str(item.command.title)
+            for item in menus.get_menu(menu)
+            if hasattr(item, "command")
+        ]
 
-    assert [title for title in titles(MenuId.LAYERS_SEGMENT) if "Strata" in title] == [f"{d} (Strata)" for d in DOCKS]
-    [ours] = [item for item in menus.get_menu(MenuId.FILE_SAMPLES) if getattr(item, "title", "") == "Strata"]
-    assert titles(ours.submenu) == ["Sandstone (CT, 4 classes)", "Cells (fluorescence, 3 classes)"]
+    assert [title for title in titles(MenuId.LAYERS_SEGMENT) if "Strata" in title] == [
+        f"{d} (Strata)" for d in DOCKS
+    ]
+    [ours] = [
+        item
+        for item in menus.get_menu(MenuId.FILE_SAMPLES)
+        if getattr(item, "title", "") == "Strata"
+    ]
+    assert titles(ours.submenu) == [
+        "Sandstone (CT, 4 classes)",
+        "Cells (fluorescence, 3 classes)",
+    ]
 
 
 def test_samples_open(viewer: Any) -> None:
@@ -94,10 +115,17 @@ def test_samples_open(viewer: Any) -> None:
 def test_a_layer_is_saved_and_opened_as_it_was(viewer: Any, tmp_path: Path) -> None:
     image, labels = viewer.open_sample("napari-strata", "sandstone")
     paths = viewer.layers.save(str(tmp_path / "all"), plugin="napari-strata")
-    stores = viewer.layers.save(str(tmp_path / "zarr"), plugin="napari-strata.write_zarr_folder")
-    assert [Path(path).name for path in paths] == ["sandstone.ome.tif", "sandstone labels.ome.tif"]
+    stores = viewer.layers.save(
+        str(tmp_path / "zarr"), plugin="napari-strata.write_zarr_folder"
+    )
+    assert [Path(path).name for path in paths] == [
+        "sandstone.ome.tif",
+        "sandstone labels.ome.tif",
+    ]
     # Names that end in .ome.tif or .zarr come to us unasked, since no other writer knows them.
-    paths += image.save(str(tmp_path / "one.ome.tif")) + labels.save(str(tmp_path / "two.zarr"))
+    paths += image.save(str(tmp_path / "one.ome.tif")) + labels.save(
+        str(tmp_path / "two.zarr")
+    )
     for path in paths + stores:
         [again] = viewer.open(path, plugin="napari-strata")
         first = labels if isinstance(again, Labels) else image
@@ -109,26 +137,44 @@ def test_a_layer_is_saved_and_opened_as_it_was(viewer: Any, tmp_path: Path) -> N
             assert again.metadata == labels.metadata
             assert list(again.features["class"]) == ["unlabelled", *SANDSTONE.names]
         else:
-            assert again.metadata[METADATA] == {"path": path, "series": 0, "axes": "ZYX", "channel": None}
+            assert again.metadata[METADATA] == {
+                "path": path,
+                "series": 0,
+                "axes": "ZYX",
+                "channel": None,
+            }
     with pytest.raises(napari_strata.StrataError, match="nothing is replaced"):
         viewer.layers.save(str(tmp_path / "all"), plugin="napari-strata")
 
 
 def test_channels_know_their_file_and_number(viewer: Any, tmp_path: Path) -> None:
     path = tmp_path / "c.ome.tif"
-    image = napari_strata.Image(np.arange(40, dtype=np.uint16).reshape(2, 4, 5), "CYX", channel_names=("DAPI", "GFP"))
+    image = napari_strata.Image(
+        np.arange(40, dtype=np.uint16).reshape(2, 4, 5),
+        "CYX",
+        channel_names=("DAPI", "GFP"),
+    )
     write_image(path, image)
     layers = viewer.open(str(path), plugin="napari-strata")
     assert [layer.name.rpartition(" ")[2] for layer in layers] == ["DAPI", "GFP"]
     for number, layer in enumerate(layers):
         np.testing.assert_array_equal(layer.data, image.data[number])
-        assert layer.metadata[METADATA] == {"path": str(path), "series": 0, "axes": "CYX", "channel": number}
+        assert layer.metadata[METADATA] == {
+            "path": str(path),
+            "series": 0,
+            "axes": "CYX",
+            "channel": number,
+        }
 
 
 def test_a_colour_layer_comes_back_as_one(viewer: Any, tmp_path: Path) -> None:
     data = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    layer = viewer.add_image(data, rgb=True, scale=(2, 2), units=("micrometer", "micrometer"))
-    [again] = viewer.open(layer.save(str(tmp_path / "a.ome.tif"))[0], plugin="napari-strata")
+    layer = viewer.add_image(
+        data, rgb=True, scale=(2, 2), units=("micrometer", "micrometer")
+    )
+    [again] = viewer.open(
+        layer.save(str(tmp_path / "a.ome.tif"))[0], plugin="napari-strata"
+    )
     assert again.rgb
     np.testing.assert_array_equal(again.data, data)
     assert list(again.scale) == [2, 2]
@@ -139,7 +185,11 @@ def test_the_save_dialog_offers_every_writer(viewer: Any) -> None:
     both, _ = _npe2.file_extensions_string_for_layers(layers)
     assert "Strata Folder of OME-TIFF files (*.*)" in str(both)
     assert "Strata Folder of OME-Zarr stores (*.*)" in str(both)
-    for layer, title in zip(layers, ("Image with axes and scale", "Labels with scale and class names"), strict=True):
+    for layer, title in zip(
+        layers,
+        ("Image with axes and scale", "Labels with scale and class names"),
+        strict=True,
+    ):
         one, _ = _npe2.file_extensions_string_for_layers([layer])
         assert f"Strata {title} (*.ome.tif *.ome.tiff *.tif" in str(one)
 
@@ -154,7 +204,9 @@ def test_the_save_dialog_replaces_only_what_it_has_asked_about(
     def save_as(name: str) -> None:
         """What the dialog returns for a typed name; Qt asks where a file of exactly that name exists."""
         answer = (str(tmp_path / name), chosen)
-        monkeypatch.setattr("qtpy.QtWidgets.QFileDialog.getSaveFileName", lambda *_, **__: answer)
+        monkeypatch.setattr(
+            "qtpy.QtWidgets.QFileDialog.getSaveFileName", lambda *_, **__: answer
+        )
         viewer.window._qt_viewer._save_layers_dialog(selected=True)
 
     save_as("mine")
@@ -175,12 +227,21 @@ def test_settings_have_plain_defaults(viewer: Any) -> None:
         "runs": "",
         "worker_command": "",
     }
-    assert [field.title for field in fields.values()] == ["Device", "Folder for runs", "Worker command"]
+    assert [field.title for field in fields.values()] == [
+        "Device",
+        "Folder for runs",
+        "Worker command",
+    ]
     assert all(field.description for field in fields.values())
 
 
 def test_discovery_and_menus_import_neither_torch_nor_a_dock() -> None:
-    done = subprocess.run([sys.executable, "-c", OPEN_EVERY_MENU], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_EVERY_MENU],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Train (Strata)" in done.stdout
     assert "Sandstone (CT, 4 classes)" in done.stdout

@@ -31,11 +31,15 @@ PATIENCE = 60_000
 
 
 @pytest.fixture
-def begin(make_napari_viewer: Callable[..., Viewer], runs: Path, qtbot: Any) -> Iterator[Callable[..., PredictDock]]:
+def begin(
+    make_napari_viewer: Callable[..., Viewer], runs: Path, qtbot: Any
+) -> Iterator[Callable[..., PredictDock]]:
     """Opens a viewer with a stack and the dock; a fixture that were the dock would be held, and count as a leak."""
     made: list[Any] = []
 
-    def start(shape: tuple[int, ...] = (4, 96, 96), *, show: bool = False) -> PredictDock:
+    def start(
+        shape: tuple[int, ...] = (4, 96, 96), *, show: bool = False
+    ) -> PredictDock:
         viewer = make_napari_viewer(show=show)
         if shape:
             data, given, _ = image_layer(rock(shape, seed=1)[0])
@@ -76,7 +80,9 @@ def _start(dock: PredictDock, qtbot: Any) -> None:
     dock.predict_button.native.click()
     assert dock.prediction is not None
     seen: list[int] = []
-    dock.bar._rest.setInterval(50)  # the whole prediction may take less than two looks of the bar
+    dock.bar._rest.setInterval(
+        50
+    )  # the whole prediction may take less than two looks of the bar
     dock.prediction.progress.connect(lambda done, _total: seen.append(done))
     qtbot.waitUntil(lambda: any(seen), timeout=PATIENCE)
     qtbot.waitUntil(lambda: "left" in dock.bar.text.text(), timeout=PATIENCE)
@@ -86,7 +92,9 @@ def _labels(dock: PredictDock) -> list[LabelsLayer]:
     return [layer for layer in dock.viewer.layers if isinstance(layer, LabelsLayer)]
 
 
-def test_what_is_missing_is_said_on_the_button(begin: Callable[..., PredictDock], runs: Path, qtbot: Any) -> None:
+def test_what_is_missing_is_said_on_the_button(
+    begin: Callable[..., PredictDock], runs: Path, qtbot: Any
+) -> None:
     dock = begin(())
     assert not dock.predict_button.enabled
     assert "No image is open" in dock.predict_button.tooltip
@@ -103,7 +111,11 @@ def test_what_is_missing_is_said_on_the_button(begin: Callable[..., PredictDock]
 
 
 def test_one_click_from_a_trained_model_to_labels_and_another_to_a_file(
-    begin: Callable[..., PredictDock], runs: Path, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Callable[..., PredictDock],
+    runs: Path,
+    qtbot: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dock = begin()
     _announce(dock, runs, qtbot)
@@ -111,16 +123,25 @@ def test_one_click_from_a_trained_model_to_labels_and_another_to_a_file(
     assert "grain" in words
     assert "#4477aa" in words
     assert "Recipe tiny, 3 epochs, mean IoU 0." in words
-    assert dock.model.fit.text() == "The image fits this model. Grey values are taken as they are, as in training."
+    assert (
+        dock.model.fit.text()
+        == "The image fits this model. Grey values are taken as they are, as in training."
+    )
     said = _predict(dock, qtbot)
     assert said.startswith("rock segmented: 4 planes")
     [labels] = _labels(dock)
     assert set(np.unique(labels.data)) == {1, 2}
     assert dock.save_button.enabled
     monkeypatch.setattr(QFileDialog, "exec", lambda _self: True)
-    monkeypatch.setattr(QFileDialog, "selectedFiles", lambda _self: [str(tmp_path / "out" / "mine.ome.tif")])
+    monkeypatch.setattr(
+        QFileDialog,
+        "selectedFiles",
+        lambda _self: [str(tmp_path / "out" / "mine.ome.tif")],
+    )
     dock.save_button.native.click()
-    qtbot.waitUntil(lambda: dock.notice.text().startswith("Saved to "), timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: dock.notice.text().startswith("Saved to "), timeout=PATIENCE
+    )
     stored = read_labels(tmp_path / "out" / "mine.ome.tif")
     np.testing.assert_array_equal(np.asarray(stored.data), labels.data)
     assert stored.scale == pytest.approx((2.1, 2.1, 2.1))
@@ -128,12 +149,18 @@ def test_one_click_from_a_trained_model_to_labels_and_another_to_a_file(
     assert stored.classes.names == ("grain", "pore")
     monkeypatch.setattr(QFileDialog, "selectedFiles", lambda _self: [str(tmp_path)])
     dock.save_button.native.click()
-    qtbot.waitUntil(lambda: dock.notice.text().startswith("✗ The labels could not be saved"), timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: dock.notice.text().startswith("✗ The labels could not be saved"),
+        timeout=PATIENCE,
+    )
     assert dock.save_button.enabled
 
 
 def test_the_dialog_adds_the_suffix_so_that_it_sees_what_is_there(
-    begin: Callable[..., PredictDock], runs: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    begin: Callable[..., PredictDock],
+    runs: Path,
+    qtbot: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dock = begin()
     seen: list[str] = []
@@ -158,9 +185,13 @@ def test_an_image_that_does_not_fit_is_said_and_the_newest_answer_counts(
     dock = begin()
     _announce(dock, runs, qtbot)
     image, _ = rock(channels=2)
-    layer = dock.viewer.add_image(image.data, name="two", axis_labels=("c", "z", "y", "x"))
+    layer = dock.viewer.add_image(
+        image.data, name="two", axis_labels=("c", "z", "y", "x")
+    )
     dock.viewer.layers.selection.active = layer
-    qtbot.waitUntil(lambda: "Found 2 channels" in dock.predict_button.tooltip, timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: "Found 2 channels" in dock.predict_button.tooltip, timeout=PATIENCE
+    )
     assert not dock.predict_button.enabled
     assert dock.model.fit.text().startswith("The image does not fit this model.")
     # The answer to the question about the first image must not stand for the second.
@@ -172,28 +203,39 @@ def test_an_image_that_does_not_fit_is_said_and_the_newest_answer_counts(
     assert not dock.predict_button.enabled
 
 
-def test_what_differs_is_said_before_and_after(begin: Callable[..., PredictDock], runs: Path, qtbot: Any) -> None:
+def test_what_differs_is_said_before_and_after(
+    begin: Callable[..., PredictDock], runs: Path, qtbot: Any
+) -> None:
     dock = begin()
     dock.viewer.layers["rock"].scale = (6.3, 6.3, 6.3)
     dock.images.choose(dock.viewer.layers["rock"])
     _announce(dock, runs, qtbot)
     lines = dock.model.fit.text().splitlines()
     assert lines[0] == "It can be predicted, but the image differs:"
-    assert lines[1].startswith("Found pixel size 6.3 micrometer; the model was trained at 2.1")
+    assert lines[1].startswith(
+        "Found pixel size 6.3 micrometer; the model was trained at 2.1"
+    )
     said = _predict(dock, qtbot)
     assert "rock segmented: 4 planes" in said
     assert "found pixel size 6.3" in said
     assert dock.notice.level == "warning"
 
 
-def test_only_the_plane_in_sight(begin: Callable[..., PredictDock], runs: Path, qtbot: Any) -> None:
+def test_only_the_plane_in_sight(
+    begin: Callable[..., PredictDock], runs: Path, qtbot: Any
+) -> None:
     dock = begin()
     _announce(dock, runs, qtbot)
     dock.viewer.dims.set_current_step(0, 2)
     _choose(dock, PLANE)
     assert "segmented: 1 plane" in _predict(dock, qtbot)
     [labels] = _labels(dock)
-    assert [bool(plane.any()) for plane in np.asarray(labels.data)] == [False, False, True, False]
+    assert [bool(plane.any()) for plane in np.asarray(labels.data)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_stop_and_a_killed_worker_leave_a_dock_that_works(
@@ -219,13 +261,21 @@ def test_stop_and_a_killed_worker_leave_a_dock_that_works(
 
 
 def test_the_model_just_trained_comes_by_itself_but_not_over_one_picked_meanwhile(
-    begin: Callable[..., PredictDock], runs: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    begin: Callable[..., PredictDock],
+    runs: Path,
+    qtbot: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     dock = begin()
     run = _announce(dock, runs, qtbot)
     assert dock.model.path == run
     other = make_run(tmp_path / "elsewhere")
-    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(other / "model.safetensors"), ""))
+    monkeypatch.setattr(
+        QFileDialog,
+        "getOpenFileName",
+        lambda *_: (str(other / "model.safetensors"), ""),
+    )
     dock.model.open_button.native.click()
     assert dock.model.path == other
     dock.session.announce(run)  # the training goes on and has a better epoch
@@ -248,10 +298,14 @@ def test_a_layer_that_is_one_channel_of_a_file_can_stand_for_all_of_them(
     first, _second = dock.viewer.add_image(data, **given)
     dock.viewer.layers.selection.active = first
     dock.session.announce(make_run(tmp_path / "both", channels=2))
-    qtbot.waitUntil(lambda: "Found 1 channel" in dock.predict_button.tooltip, timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: "Found 1 channel" in dock.predict_button.tooltip, timeout=PATIENCE
+    )
     assert dock.channels.visible or not dock.isVisible()
     dock.channels.native.click()
-    qtbot.waitUntil(lambda: dock.model.fit.text().startswith("The image fits"), timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: dock.model.fit.text().startswith("The image fits"), timeout=PATIENCE
+    )
     assert "4 planes" in _predict(dock, qtbot)
     [labels] = _labels(dock)
     assert (np.asarray(labels.data) == truth.data).mean() > 0.9
@@ -259,7 +313,11 @@ def test_a_layer_that_is_one_channel_of_a_file_can_stand_for_all_of_them(
 
 
 def test_a_file_that_is_no_model_is_said(
-    begin: Callable[..., PredictDock], runs: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    begin: Callable[..., PredictDock],
+    runs: Path,
+    qtbot: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     dock = begin()
     wrong = tmp_path / "other.safetensors"
@@ -267,7 +325,9 @@ def test_a_file_that_is_no_model_is_said(
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(wrong), ""))
     dock.model.open_button.native.click()
     qtbot.waitUntil(lambda: not dock.predict_button.enabled, timeout=PATIENCE)
-    qtbot.waitUntil(lambda: "found a pickle" in dock.predict_button.tooltip, timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: "found a pickle" in dock.predict_button.tooltip, timeout=PATIENCE
+    )
 
 
 def test_the_train_dock_can_have_the_whole_stack_predicted(
@@ -292,7 +352,11 @@ def test_what_is_copied_does_the_same(
     for data, given, _ in read(str(path)):
         dock.viewer.add_image(data, **given)
     run = _announce(dock, runs, qtbot)
-    buttons = {button.text: button for button in dock._kept if getattr(button, "text", "").startswith("Copy")}
+    buttons = {
+        button.text: button
+        for button in dock._kept
+        if getattr(button, "text", "").startswith("Copy")
+    }
     clipboard = QApplication.clipboard()
     assert clipboard is not None
     clipboard.setText("")
@@ -303,15 +367,21 @@ def test_what_is_copied_does_the_same(
     _choose(dock, PLANE)
     clipboard.setText("")
     buttons["Copy as Python"].native.click()
-    qtbot.waitUntil(lambda: "for the whole image" in dock.notice.text(), timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: "for the whole image" in dock.notice.text(), timeout=PATIENCE
+    )
     _choose(dock, WHOLE)
     _predict(dock, qtbot)
     script = tmp_path / "script.py"
     script.write_text(clipboard.text(), encoding="utf-8")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     written = next(run.glob("*-labels.tif"))
-    np.testing.assert_array_equal(np.asarray(read_labels(written).data), _labels(dock)[0].data)
+    np.testing.assert_array_equal(
+        np.asarray(read_labels(written).data), _labels(dock)[0].data
+    )
 
 
 def test_a_cross_validation_and_the_mean_over_flips_and_turns(
@@ -329,14 +399,23 @@ def test_a_cross_validation_and_the_mean_over_flips_and_turns(
     _announce(dock, runs, qtbot)
     assert "8 times as long" in dock.averaging.turns.tooltip
     _predict(dock, qtbot)
-    qtbot.waitUntil(lambda: len(dock.model.runs.runs()) == 2, timeout=PATIENCE)  # the run, and the folds as one
-    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(folder / "crossval.json"), ""))
+    qtbot.waitUntil(
+        lambda: len(dock.model.runs.runs()) == 2, timeout=PATIENCE
+    )  # the run, and the folds as one
+    monkeypatch.setattr(
+        QFileDialog, "getOpenFileName", lambda *_: (str(folder / "crossval.json"), "")
+    )
     dock.model.open_button.native.click()
     assert dock.model.path == dock.model.runs.selected() == folder
-    qtbot.waitUntil(lambda: "2 models (cross-validation), mean IoU" in dock.model.text.text(), timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: "2 models (cross-validation), mean IoU" in dock.model.text.text(),
+        timeout=PATIENCE,
+    )
     dock.averaging.turns.native.click()
     assert "segmented [1]: 2 planes" in _predict(dock, qtbot)
-    assert len(_labels(dock)) == 2  # of other models, and averaged: not into the layer that was there
+    assert (
+        len(_labels(dock)) == 2
+    )  # of other models, and averaged: not into the layer that was there
     _predict(dock, qtbot)
     assert len(_labels(dock)) == 2
     dock.averaging.turns.native.click()
@@ -344,7 +423,11 @@ def test_a_cross_validation_and_the_mean_over_flips_and_turns(
     assert len(_labels(dock)) == 3
     clipboard = QApplication.clipboard()
     assert clipboard is not None
-    buttons = {button.text: button for button in dock._kept if getattr(button, "text", "").startswith("Copy")}
+    buttons = {
+        button.text: button
+        for button in dock._kept
+        if getattr(button, "text", "").startswith("Copy")
+    }
     for on in (False, True):
         assert bool(dock.averaging.turns.value) == on
         clipboard.setText("")
@@ -369,7 +452,11 @@ def test_the_mean_over_three_directions(
     assert (np.asarray(one.data) != np.asarray(three.data)).any()
     clipboard = QApplication.clipboard()
     assert clipboard is not None
-    buttons = {button.text: button for button in dock._kept if getattr(button, "text", "").startswith("Copy")}
+    buttons = {
+        button.text: button
+        for button in dock._kept
+        if getattr(button, "text", "").startswith("Copy")
+    }
     for name in ("Copy as command", "Copy as Python"):
         clipboard.setText("")
         buttons[name].native.click()
@@ -377,14 +464,18 @@ def test_the_mean_over_three_directions(
         assert ("--ortho" if "command" in name else "ortho=True") in clipboard.text()
     script = tmp_path / "script.py"
     script.write_text(clipboard.text(), encoding="utf-8")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     written = next(run.glob("*-labels.tif"))
     np.testing.assert_array_equal(np.asarray(read_labels(written).data), three.data)
     _choose(dock, PLANE)
     assert not box.enabled
     assert box.tooltip.startswith("One plane has no XZ and YZ planes")
-    assert "segmented: 1 plane" in _predict(dock, qtbot)  # as one direction has it, so it goes into that layer
+    assert "segmented: 1 plane" in _predict(
+        dock, qtbot
+    )  # as one direction has it, so it goes into that layer
     assert len(_labels(dock)) == 2
 
 
@@ -399,5 +490,7 @@ def test_closing_the_window_in_the_middle_ends_everything(
     worker = psutil.Process(session.client.ready.pid)
     dock.viewer.close()
     qtbot.waitUntil(lambda: not list(runs.glob(".session-*")), timeout=PATIENCE)
-    qtbot.waitUntil(lambda: not worker.is_running() or worker.status() == "zombie", timeout=10_000)
+    qtbot.waitUntil(
+        lambda: not worker.is_running() or worker.status() == "zombie", timeout=10_000
+    )
     qtbot.wait(300)  # what is still under way must not touch what is gone

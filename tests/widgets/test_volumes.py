@@ -47,11 +47,15 @@ def dock(make_napari_viewer: Any, tmp_path: Path, qtbot: Any) -> Iterator[TrainD
     _, found = viewer.window.add_plugin_dock_widget("napari-strata", "Train")
     found.then_box.value = False
     found.recipe_box.set_recipe("unet3d", TINY)
-    yield weakref.proxy(found)  # pytest keeps what is given to a test until napari has looked for leaks
+    yield weakref.proxy(
+        found
+    )  # pytest keeps what is given to a test until napari has looked for leaks
     process = found.session.client._process
     viewer.close()
     del found, viewer, layer, _
-    qtbot.waitUntil(lambda: process is None or process.status is not None, timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: process is None or process.status is not None, timeout=PATIENCE
+    )
     work.runs = before
 
 
@@ -65,11 +69,17 @@ def predict(dock: Any, qtbot: Any) -> np.ndarray[Any, Any]:
     click(dock.predict_button)
     qtbot.waitUntil(lambda: dock.prediction is None, timeout=PATIENCE)
     assert dock.notice.level != "error", dock.notice.text()
-    layers = [one for one in dock.viewer.layers if one.metadata.get(PREDICTED) and "preview" not in one.name]
+    layers = [
+        one
+        for one in dock.viewer.layers
+        if one.metadata.get(PREDICTED) and "preview" not in one.name
+    ]
     return np.array(layers[-1].data)
 
 
-def test_a_3d_model_from_sparse_slices_to_one_plane_and_the_whole_volume(dock: Any, qtbot: Any) -> None:
+def test_a_3d_model_from_sparse_slices_to_one_plane_and_the_whole_volume(
+    dock: Any, qtbot: Any
+) -> None:
     viewer = dock.viewer
     qtbot.waitUntil(lambda: "Validation" in dock.forecast.text.text(), timeout=PATIENCE)
     assert "Patches of 24 planes of 32 x 32 pixels" in dock.forecast.text.text()
@@ -92,7 +102,9 @@ def test_a_3d_model_from_sparse_slices_to_one_plane_and_the_whole_volume(dock: A
     qtbot.waitUntil(lambda: other.model.spec is not None, timeout=PATIENCE)
     assert "sees volumes" in other.model.text.text()
     assert not other.averaging.directions.enabled
-    assert other.averaging.directions.tooltip == "This model sees whole volumes already."
+    assert (
+        other.averaging.directions.tooltip == "This model sees whole volumes already."
+    )
     other.area.combo.value = PLANE
     one = predict(other, qtbot)
     assert one[7].all()
@@ -108,14 +120,18 @@ def test_a_3d_model_from_sparse_slices_to_one_plane_and_the_whole_volume(dock: A
     assert (np.asarray(preview[0].data)[7] == whole[7]).mean() > 0.5
 
 
-def test_a_layer_without_z_is_refused_in_the_forecast_and_by_train(dock: Any, qtbot: Any) -> None:
+def test_a_layer_without_z_is_refused_in_the_forecast_and_by_train(
+    dock: Any, qtbot: Any
+) -> None:
     viewer = dock.viewer
     viewer.layers.clear()
     image, truth = rock((1, 64, 64))
     layer = viewer.add_image(np.asarray(image.data)[0], name="flat")
     viewer.add_labels(np.asarray(truth.data)[0], name="painted")
     viewer.layers.selection = {layer}
-    qtbot.waitUntil(lambda: "single plane" in dock.forecast.text.text(), timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: "single plane" in dock.forecast.text.text(), timeout=PATIENCE
+    )
     click(dock.start_button)
     qtbot.waitUntil(lambda: dock.notice.level == "error", timeout=PATIENCE)
     assert "flat: found a single plane" in dock.notice.text()
@@ -128,7 +144,12 @@ def test_the_form_disables_what_the_network_does_not_know(qtbot: Any) -> None:
     qtbot.addWidget(form.native)
     depth, flip = form.field("patches.depth"), form.field("augmentation.flip_depth")
     neighbours, resize = form.field("patches.neighbours"), form.field("patches.resize")
-    assert [one.native.isEnabled() for one in (depth, flip, neighbours, resize)] == [False, False, True, True]
+    assert [one.native.isEnabled() for one in (depth, flip, neighbours, resize)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     assert "single planes" in depth.native.toolTip()
     neighbours.type("1")
     form.field("network.kind").type("unet3d")
@@ -138,7 +159,12 @@ def test_the_form_disables_what_the_network_does_not_know(qtbot: Any) -> None:
     neighbours.type("0")
     assert form.problem == ""
     assert form.value().network.kind == "unet3d"
-    assert [one.native.isEnabled() for one in (depth, flip, neighbours, resize)] == [True, True, False, False]
+    assert [one.native.isEnabled() for one in (depth, flip, neighbours, resize)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert "planes above and below" in neighbours.native.toolTip()
     depth.type("12")
     assert form.value().patches.depth == 12

@@ -30,8 +30,15 @@ class Worker:
 
     def __init__(self, *, command: list[str] = COMMAND, **environment: str) -> None:
         pipe = subprocess.PIPE
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            **environment,
+        }
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, env=env
+        )
         self.lines: list[str] = []
         self.errors: list[str] = []
         self._said: Queue[str | None] = Queue()
@@ -49,7 +56,9 @@ class Worker:
 
     def say(self, order: dict[str, Any] | str) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(((order if isinstance(order, str) else json.dumps(order)) + "\n").encode())
+        self.process.stdin.write(
+            ((order if isinstance(order, str) else json.dumps(order)) + "\n").encode()
+        )
         self.process.stdin.flush()
 
     def next(self, timeout: float = PATIENCE) -> tuple[str | None, Outgoing]:
@@ -57,12 +66,16 @@ class Worker:
         try:
             line = self._said.get(timeout=timeout)
         except Empty:
-            raise TimeoutError(f"nothing said for {timeout} s; stderr: {''.join(self.errors[-20:])}") from None
+            raise TimeoutError(
+                f"nothing said for {timeout} s; stderr: {''.join(self.errors[-20:])}"
+            ) from None
         if line is None:
             raise EOFError("".join(self.errors[-20:]))
         return decode(line)
 
-    def until(self, stop: Callable[[str | None, Outgoing], bool], timeout: float = PATIENCE) -> list[Outgoing]:
+    def until(
+        self, stop: Callable[[str | None, Outgoing], bool], timeout: float = PATIENCE
+    ) -> list[Outgoing]:
         """Replies up to the one that is waited for, that one last."""
         found, end = [], time.monotonic() + timeout
         while True:
@@ -73,7 +86,9 @@ class Worker:
 
     def result(self, job: str) -> list[Outgoing]:
         """Replies up to the end of a job."""
-        return self.until(lambda of, event: of == job and isinstance(event, JobEnded | JobFailed))
+        return self.until(
+            lambda of, event: of == job and isinstance(event, JobEnded | JobFailed)
+        )
 
     def do(self, order: dict[str, Any]) -> list[Outgoing]:
         """Give a job and wait for its end."""
@@ -127,7 +142,9 @@ def layer(path: Path, image: Image) -> dict[str, Any]:
     return {"path": str(path), "axes": image.axes, "name": image.name}
 
 
-def train_order(folder: Path, pair: AnnotatedImage, job: str = "t", **changes: Any) -> dict[str, Any]:
+def train_order(
+    folder: Path, pair: AnnotatedImage, job: str = "t", **changes: Any
+) -> dict[str, Any]:
     """A job that trains a tiny network for two epochs, in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     return {

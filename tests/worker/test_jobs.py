@@ -19,7 +19,15 @@ from helpers import TINY, easy_pair, tiny_model, tiny_recipe
 from napari_strata.classes import ClassMap
 from napari_strata.data.neighbours import pairs_with_neighbours
 from napari_strata.errors import ImageError, LabelError, ModelError, RunError
-from napari_strata.events import EpochEnd, Event, Message, PredictionEnd, PredictionStarted, RegionEnd, TrainingStarted
+from napari_strata.events import (
+    EpochEnd,
+    Event,
+    Message,
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+    TrainingStarted,
+)
 from napari_strata.files import CROSSVAL, FORMATS
 from napari_strata.image import AnnotatedImage, Image
 from napari_strata.inference import estimate
@@ -59,19 +67,33 @@ def model(pair: AnnotatedImage, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return tiny_model(pair).save(tmp_path_factory.mktemp("model") / "model.safetensors")
 
 
-def predict_order(model: Path, folder: Path, image: Image, **changes: Any) -> dict[str, Any]:
-    order = {"kind": "predict", "model": str(model), "image": layer(folder / "image.npy", image), "device": "cpu"}
+def predict_order(
+    model: Path, folder: Path, image: Image, **changes: Any
+) -> dict[str, Any]:
+    order = {
+        "kind": "predict",
+        "model": str(model),
+        "image": layer(folder / "image.npy", image),
+        "device": "cpu",
+    }
     return order | {"out": str(folder / "out.npy")} | changes
 
 
-def test_training_on_layers_is_training_on_arrays(tmp_path: Path, pair: AnnotatedImage) -> None:
+def test_training_on_layers_is_training_on_arrays(
+    tmp_path: Path, pair: AnnotatedImage
+) -> None:
     known = {"scale": [3.0, 2.0, 2.0], "units": ["micrometer"] * 3}
     order = train_order(tmp_path, pair)
     order["images"] |= known
     events, result = run(order)
     image = replace(pair.image, scale=(3.0, 2.0, 2.0), units=("micrometer",) * 3)
     labels = image.labels_like(pair.labels.data)
-    expected = ns.train(ns.Recipe.parse(TINY), AnnotatedImage(image, labels), out=tmp_path / "other", device="cpu")
+    expected = ns.train(
+        ns.Recipe.parse(TINY),
+        AnnotatedImage(image, labels),
+        out=tmp_path / "other",
+        device="cpu",
+    )
     found = ns.Model.load(result["model"])
     assert found.digest == expected.digest
     assert found.spec.pixel_size == {"Z": 3.0, "Y": 2.0, "X": 2.0}
@@ -84,7 +106,9 @@ def test_training_on_layers_is_training_on_arrays(tmp_path: Path, pair: Annotate
     assert ns.RunFolder.open(order["out"]).events() == of(events, Event)
 
 
-def test_training_takes_classes_unlabelled_values_overrides_and_validation(tmp_path: Path) -> None:
+def test_training_takes_classes_unlabelled_values_overrides_and_validation(
+    tmp_path: Path,
+) -> None:
     one, other = easy_pair((1, 64, 64)), easy_pair((1, 64, 64), seed=1)
     other = replace(other, image=replace(other.image, name="other"), name="")
     held = train_order(tmp_path / "held", other)
@@ -105,7 +129,9 @@ def test_training_takes_classes_unlabelled_values_overrides_and_validation(tmp_p
     assert ns.Model.load(result["model"]).spec.classes.unlabelled == (7,)
 
 
-def test_a_plan_says_what_training_would_do_and_writes_nothing(tmp_path: Path, pair: AnnotatedImage) -> None:
+def test_a_plan_says_what_training_would_do_and_writes_nothing(
+    tmp_path: Path, pair: AnnotatedImage
+) -> None:
     order = train_order(tmp_path, pair)
     plan_order = {k: v for k, v in order.items() if k != "out"} | {"kind": "plan"}
     events, plan = run(plan_order)
@@ -124,23 +150,34 @@ def test_a_plan_says_what_training_would_do_and_writes_nothing(tmp_path: Path, p
 
 
 @pytest.mark.parametrize("axes", ["ZYX", "YXZ", "ZTYX", "TCZYX", "YX"])
-def test_predicting_into_an_array_gives_what_predict_gives(tmp_path: Path, axes: str) -> None:
+def test_predicting_into_an_array_gives_what_predict_gives(
+    tmp_path: Path, axes: str
+) -> None:
     letters = dict(zip("TCZYX", (2, 1, 3, 40, 56), strict=True))
-    array = np.random.default_rng(0).integers(0, 255, [letters[a] for a in axes], np.uint8)
+    array = np.random.default_rng(0).integers(
+        0, 255, [letters[a] for a in axes], np.uint8
+    )
     image = Image(array, axes, name="noise")
     model = tiny_model().save(tmp_path / "model.safetensors")
     reference = iter_predict(model, image, device="cpu", probabilities=True)
     list(reference)
     order = predict_order(model, tmp_path, image, probabilities=True)
     events, result = run(order)
-    found, chances = np.load(tmp_path / "out.npy"), np.load(tmp_path / "out_probabilities.npy")
+    found, chances = (
+        np.load(tmp_path / "out.npy"),
+        np.load(tmp_path / "out_probabilities.npy"),
+    )
     assert reference.probabilities is not None
     np.testing.assert_array_equal(found, reference.labels.data)
     assert found.dtype == reference.labels.dtype
     assert 0.05 < (found == found.flat[0]).mean() < 1
     np.testing.assert_array_equal(chances, reference.probabilities.data)
     opened = of(events, TargetOpened)[0]
-    assert (opened.axes, opened.shape, opened.dtype) == (axes.replace("C", ""), found.shape, str(found.dtype))
+    assert (opened.axes, opened.shape, opened.dtype) == (
+        axes.replace("C", ""),
+        found.shape,
+        str(found.dtype),
+    )
     assert opened.probabilities == str(tmp_path / "out_probabilities.npy")
     assert sum(result["pixels"].values()) == found.size
     assert of(events, PredictionEnd)[0].path == result["out"] == order["out"]
@@ -171,7 +208,9 @@ def test_the_array_is_there_from_the_start_and_fills_plane_by_plane(
     np.testing.assert_array_equal(np.load(opened.path)[:2], expected[:2])
 
 
-def test_a_region_is_predicted_as_in_the_whole_and_leaves_the_rest(tmp_path: Path, model: Path) -> None:
+def test_a_region_is_predicted_as_in_the_whole_and_leaves_the_rest(
+    tmp_path: Path, model: Path
+) -> None:
     # The middle plane is darker, so that its own percentiles would scale it otherwise than the stack's.
     pair = easy_pair((3, 48, 64))
     array = np.asarray(pair.image.data).astype(np.float32)
@@ -179,19 +218,27 @@ def test_a_region_is_predicted_as_in_the_whole_and_leaves_the_rest(tmp_path: Pat
     image = replace(pair.image, data=array)
     relative = ns.Model.load(model)
     normalization = relative.spec.normalization.model_copy(update={"kind": "relative"})
-    model = replace(relative, spec=relative.spec.model_copy(update={"normalization": normalization})).save(
-        tmp_path / "relative.safetensors"
-    )
+    model = replace(
+        relative, spec=relative.spec.model_copy(update={"normalization": normalization})
+    ).save(tmp_path / "relative.safetensors")
     expected = np.asarray(ns.predict(model, image, device="cpu").data)
-    alone = np.asarray(ns.predict(model, replace(image, data=array[1:2]), device="cpu").data)
+    alone = np.asarray(
+        ns.predict(model, replace(image, data=array[1:2]), device="cpu").data
+    )
     assert (alone[0] != expected[1]).mean() > 0.01  # else this test would show nothing
     events, result = run(predict_order(model, tmp_path, image, region={"Z": 1}))
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected * (np.arange(3) == 1)[:, None, None])
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "out.npy"), expected * (np.arange(3) == 1)[:, None, None]
+    )
     assert [e.region for e in of(events, RegionEnd)] == [{"Z": 1}]
     assert sum(result["pixels"].values()) == 48 * 64
 
     mapped = np.load(tmp_path / "out.npy", mmap_mode="r")
-    events, _ = run(predict_order(model, tmp_path, image, region={"Z": (2, 3), "X": (16, 48)}, overwrite=True))
+    events, _ = run(
+        predict_order(
+            model, tmp_path, image, region={"Z": (2, 3), "X": (16, 48)}, overwrite=True
+        )
+    )
     np.testing.assert_array_equal(mapped[1], expected[1])
     assert not mapped[2, :, :16].any()
     assert not mapped[2, :, 48:].any()
@@ -205,14 +252,24 @@ def test_a_single_plane_is_predicted_with_the_slices_beside_it(tmp_path: Path) -
     spec = resolve(recipe, pairs_with_neighbours([pair], 1))
     torch.manual_seed(0)
     network = build_network(spec)
-    model = ns.Model(spec, recipe, dict(network.state_dict())).save(tmp_path / "model.safetensors")
+    model = ns.Model(spec, recipe, dict(network.state_dict())).save(
+        tmp_path / "model.safetensors"
+    )
     expected = np.asarray(ns.predict(model, pair.image, device="cpu").data)
-    flat = np.asarray(ns.predict(model, replace(pair.image, data=pair.image.data[[1, 1]]), device="cpu").data)
+    flat = np.asarray(
+        ns.predict(
+            model, replace(pair.image, data=pair.image.data[[1, 1]]), device="cpu"
+        ).data
+    )
     assert (flat[0] != expected[1]).any()  # else this test would show nothing
-    events, _ = run(predict_order(model, tmp_path, pair.image, region={"Z": 1, "X": (16, 64)}))
+    events, _ = run(
+        predict_order(model, tmp_path, pair.image, region={"Z": 1, "X": (16, 64)})
+    )
     assert not [e for e in events if isinstance(e, Message) and e.level == "warning"]
     found = np.load(tmp_path / "out.npy")
-    assert (found[1, :, 32:] == expected[1, :, 32:]).mean() > 0.99  # the cut border is another one
+    assert (
+        found[1, :, 32:] == expected[1, :, 32:]
+    ).mean() > 0.99  # the cut border is another one
     assert not found[[0, 2]].any()
 
 
@@ -221,10 +278,14 @@ def test_labels_in_a_mapped_file_may_be_larger_than_the_memory(
 ) -> None:
     image = Image(np.zeros((2000, 48, 64), np.uint8), "ZYX")
     monkeypatch.setattr(estimate, "free_memory", lambda _: 5_000_000)
-    work = jobs.run(parse_order(json.dumps({"job": "j"} | predict_order(model, tmp_path, image))))  # type: ignore[arg-type]
+    work = jobs.run(
+        parse_order(json.dumps({"job": "j"} | predict_order(model, tmp_path, image)))
+    )  # type: ignore[arg-type]
     assert any(isinstance(event, RegionEnd) for event in work)
     work.close()
-    with pytest.raises(RunError, match="5 MB of memory free"):  # in arrays they do not fit
+    with pytest.raises(
+        RunError, match="5 MB of memory free"
+    ):  # in arrays they do not fit
         ns.predict(model, image, device="cpu")
 
 
@@ -243,11 +304,15 @@ def test_an_array_is_not_replaced_unasked_and_cleared_when_asked(
     work.close()
     np.save(tmp_path / "out.npy", np.zeros((2, 2)))  # of another shape
     run(order | {"overwrite": True})
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), ns.predict(model, pair.image, device="cpu").data)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "out.npy"), ns.predict(model, pair.image, device="cpu").data
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["image.npy", "out.npy"]
 
 
-def test_predicting_into_a_tiff_and_files_into_a_folder(tmp_path: Path, pair: AnnotatedImage, model: Path) -> None:
+def test_predicting_into_a_tiff_and_files_into_a_folder(
+    tmp_path: Path, pair: AnnotatedImage, model: Path
+) -> None:
     expected = np.asarray(ns.predict(model, pair.image, device="cpu").data)
     out = tmp_path / "labels.tif"
     _, result = run(predict_order(model, tmp_path, pair.image, out=str(out)))
@@ -255,15 +320,33 @@ def test_predicting_into_a_tiff_and_files_into_a_folder(tmp_path: Path, pair: An
     assert result["out"] == str(out)
     assert sum(result["pixels"].values()) == expected.size
     write_labels(tmp_path / "in" / "grey.tif", pair.image.labels_like(pair.image.data))
-    order = {"kind": "predict", "model": str(model), "inputs": [str(tmp_path / "in")], "out": str(tmp_path / "made")}
+    order = {
+        "kind": "predict",
+        "model": str(model),
+        "inputs": [str(tmp_path / "in")],
+        "out": str(tmp_path / "made"),
+    }
     run(order | {"device": "cpu"})
-    np.testing.assert_array_equal(ns.read_labels(tmp_path / "made" / "grey_labels.tif").data, expected)
+    np.testing.assert_array_equal(
+        ns.read_labels(tmp_path / "made" / "grey_labels.tif").data, expected
+    )
 
 
-def test_evaluating_a_model_and_labels(tmp_path: Path, pair: AnnotatedImage, model: Path) -> None:
+def test_evaluating_a_model_and_labels(
+    tmp_path: Path, pair: AnnotatedImage, model: Path
+) -> None:
     expected = ns.evaluate(model, pair, device="cpu").as_dict()
-    data = {k: v for k, v in train_order(tmp_path, pair).items() if k in ("images", "labels")}
-    order = {"kind": "evaluate", "model": str(model), "device": "cpu", "out": str(tmp_path / "report")}
+    data = {
+        k: v
+        for k, v in train_order(tmp_path, pair).items()
+        if k in ("images", "labels")
+    }
+    order = {
+        "kind": "evaluate",
+        "model": str(model),
+        "device": "cpu",
+        "out": str(tmp_path / "report"),
+    }
     events, scores = run(order | data)
     assert scores["confusion"] == expected["confusion"]
     assert scores["per_class"] == expected["per_class"]
@@ -272,8 +355,16 @@ def test_evaluating_a_model_and_labels(tmp_path: Path, pair: AnnotatedImage, mod
     assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == expected
     predicted = ns.predict(model, pair.image, device="cpu")
     np.save(tmp_path / "predicted.npy", np.asarray(predicted.data))
-    layers = [{"path": str(tmp_path / name), "axes": "ZYX"} for name in ("predicted.npy", "labels.npy")]
-    order = {"kind": "evaluate", "prediction": layers[0], "labels": layers[1], "out": str(tmp_path / "second")}
+    layers = [
+        {"path": str(tmp_path / name), "axes": "ZYX"}
+        for name in ("predicted.npy", "labels.npy")
+    ]
+    order = {
+        "kind": "evaluate",
+        "prediction": layers[0],
+        "labels": layers[1],
+        "out": str(tmp_path / "second"),
+    }
     events, again = run(order)
     assert again["confusion"] == expected["confusion"]
     assert [event.done for event in of(events, RegionEnd)] == [1, 2, 3]
@@ -281,15 +372,21 @@ def test_evaluating_a_model_and_labels(tmp_path: Path, pair: AnnotatedImage, mod
     values = [row["value"] for row in expected["per_class"].values()]
     for i, j in np.ndindex(len(values), len(values)):
         counts = ((truth == values[i]) & (found == values[j])).sum(axis=(1, 2))
-        assert again["most"][i][j] == ({"Z": int(counts.argmax())} if counts.any() else None)
+        assert again["most"][i][j] == (
+            {"Z": int(counts.argmax())} if counts.any() else None
+        )
     assert (tmp_path / "second" / "confusion.png").is_file()
     with pytest.raises(RunError, match="holds something already"):
         run(order)
 
 
-def test_info_of_images_models_and_whether_they_fit(tmp_path: Path, pair: AnnotatedImage, model: Path) -> None:
+def test_info_of_images_models_and_whether_they_fit(
+    tmp_path: Path, pair: AnnotatedImage, model: Path
+) -> None:
     named = ClassMap(names=("pore", "grain"), values=(0, 255))
-    write_labels(tmp_path / "a.tif", pair.image.labels_like(pair.labels.data, classes=named))
+    write_labels(
+        tmp_path / "a.tif", pair.image.labels_like(pair.labels.data, classes=named)
+    )
     _, facts = run({"kind": "info", "path": str(tmp_path / "a.tif")})
     assert facts["images"][0]["axes"] == "ZYX"
     assert facts["images"][0]["shape"] == (3, 48, 64)
@@ -299,24 +396,40 @@ def test_info_of_images_models_and_whether_they_fit(tmp_path: Path, pair: Annota
     assert (facts["what"], facts["fits"], facts["fit"]) == ("model", True, [])
     assert [row["value"] for row in facts["classes"]] == [0, 255]
     assert ns.Recipe.parse(facts["recipe"]) == ns.Recipe.parse(TINY)
-    colours = layer(tmp_path / "colours.npy", Image(np.zeros((8, 8, 3), np.uint8), "YXC"))
+    colours = layer(
+        tmp_path / "colours.npy", Image(np.zeros((8, 8, 3), np.uint8), "YXC")
+    )
     _, facts = run({"kind": "info", "path": str(model), "image": colours})
     assert facts["fits"] is False
     assert "3 channels" in facts["fit"][0]
 
 
-def test_labels_beside_a_path_and_dataset_folders(tmp_path: Path, pair: AnnotatedImage) -> None:
+def test_labels_beside_a_path_and_dataset_folders(
+    tmp_path: Path, pair: AnnotatedImage
+) -> None:
     """Forms that `read_pairs` knows stay what they are; a .npy without axes takes those of its image."""
     order = train_order(tmp_path, pair)
     for name, image in (("images", pair.image), ("labels", pair.labels)):
-        write_labels(tmp_path / "set" / name / "a.tif", pair.image.labels_like(image.data))
+        write_labels(
+            tmp_path / "set" / name / "a.tif", pair.image.labels_like(image.data)
+        )
     plans = []
     for source in (
         {"images": str(tmp_path / "set")},
-        {"images": str(tmp_path / "set" / "images"), "labels": str(tmp_path / "set" / "labels")},
+        {
+            "images": str(tmp_path / "set" / "images"),
+            "labels": str(tmp_path / "set" / "labels"),
+        },
         {"images": order["images"], "labels": order["labels"]},
-        {"images": [order["images"]], "labels": [str(tmp_path / "set" / "labels" / "a.tif")]},
-        {"images": str(tmp_path / "image.npy"), "labels": str(tmp_path / "labels.npy"), "axes": "ZYX"},
+        {
+            "images": [order["images"]],
+            "labels": [str(tmp_path / "set" / "labels" / "a.tif")],
+        },
+        {
+            "images": str(tmp_path / "image.npy"),
+            "labels": str(tmp_path / "labels.npy"),
+            "axes": "ZYX",
+        },
     ):
         plans.append(run({"kind": "plan", "recipe": TINY, "device": "cpu"} | source)[1])
     for one, other in pairwise(plans):
@@ -329,15 +442,31 @@ def test_labels_beside_a_path_and_dataset_folders(tmp_path: Path, pair: Annotate
     [
         ({"images": {"path": "nowhere.npy"}}, ImageError, "no such file"),
         ({"images": {"path": "IMAGE"}}, ImageError, "cannot be known"),
-        ({"images": {"path": "IMAGE", "axes": "TZYX"}}, ImageError, "3 dimensions need 3 letters"),
-        ({"images": {"path": "BROKEN", "axes": "ZYX"}}, ImageError, "no array that can be mapped"),
-        ({"images": {"path": "IMAGE", "axes": "ZYX", "scale": [1.0]}}, ImageError, "found 1 scale for 3"),
+        (
+            {"images": {"path": "IMAGE", "axes": "TZYX"}},
+            ImageError,
+            "3 dimensions need 3 letters",
+        ),
+        (
+            {"images": {"path": "BROKEN", "axes": "ZYX"}},
+            ImageError,
+            "no array that can be mapped",
+        ),
+        (
+            {"images": {"path": "IMAGE", "axes": "ZYX", "scale": [1.0]}},
+            ImageError,
+            "found 1 scale for 3",
+        ),
         ({"labels": None}, ImageError, "without labels"),
         ({"labels": {"path": "FLOATS"}}, LabelError, "labels must be integers"),
     ],
 )
 def test_what_is_wrong_with_a_layer_is_said(
-    tmp_path: Path, pair: AnnotatedImage, change: dict[str, Any], error: type[Exception], said: str
+    tmp_path: Path,
+    pair: AnnotatedImage,
+    change: dict[str, Any],
+    error: type[Exception],
+    said: str,
 ) -> None:
     order = train_order(tmp_path, pair)
     (tmp_path / "BROKEN.npy").write_bytes((tmp_path / "image.npy").read_bytes()[:200])
@@ -351,18 +480,26 @@ def test_what_is_wrong_with_a_layer_is_said(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("region", [{"T": 0}, {"Z": 3}, {"Z": -1}, {"Y": (4, 4)}, {"X": (0, 65)}])
-def test_a_region_beyond_the_image_is_refused(pair: AnnotatedImage, region: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "region", [{"T": 0}, {"Z": 3}, {"Z": -1}, {"Y": (4, 4)}, {"X": (0, 65)}]
+)
+def test_a_region_beyond_the_image_is_refused(
+    pair: AnnotatedImage, region: dict[str, Any]
+) -> None:
     with pytest.raises(ImageError, match="Z of 3, Y of 48, X of 64"):
         Window.of(pair.image, region)
 
 
-spans = st.tuples(st.integers(0, 5), st.integers(1, 6)).map(lambda t: slice(t[0], min(t[0] + t[1], 6)))
+spans = st.tuples(st.integers(0, 5), st.integers(1, 6)).map(
+    lambda t: slice(t[0], min(t[0] + t[1], 6))
+)
 keys = st.one_of(st.slices(6), st.just(slice(None)))
 
 
 @given(box=st.tuples(spans, spans, spans), key=st.lists(keys, max_size=3).map(tuple))
-def test_a_part_is_indexed_as_the_array_it_stands_for(box: tuple[slice, ...], key: tuple[slice, ...]) -> None:
+def test_a_part_is_indexed_as_the_array_it_stands_for(
+    box: tuple[slice, ...], key: tuple[slice, ...]
+) -> None:
     array = np.arange(216).reshape(6, 6, 6)
     part = Part(array, box)
     assert part.shape == array[box].shape
@@ -370,7 +507,9 @@ def test_a_part_is_indexed_as_the_array_it_stands_for(box: tuple[slice, ...], ke
         np.testing.assert_array_equal(part[key], array[box][key])
 
 
-def test_a_prediction_in_a_region_starts_with_its_events(tmp_path: Path, pair: AnnotatedImage, model: Path) -> None:
+def test_a_prediction_in_a_region_starts_with_its_events(
+    tmp_path: Path, pair: AnnotatedImage, model: Path
+) -> None:
     events, _ = run(predict_order(model, tmp_path, pair.image, region={"Z": (1, 3)}))
     kinds = [type(event) for event in events if not isinstance(event, RegionEnd)]
     assert kinds[-3:] == [TargetOpened, PredictionStarted, PredictionEnd]
@@ -384,9 +523,26 @@ def folds(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, one = tmp_path_factory.mktemp("crossval"), ns.Model.load(model)
     other = {k: v.flip(0) if k.endswith("bias") else v for k, v in one.weights.items()}
     for number, weights in enumerate((one.weights, other), 1):
-        end = EpochEnd(1, 1, 0.5, 0.5, 0.6 + 0.1 * number, 0.9, (0.6, 0.8), 1e-3, 1.0, True, True, "raw")
-        replace(one, weights=weights, history=(end,)).save(folder / f"fold_{number}" / "model.safetensors")
-    (folder / "crossval.json").write_text(json.dumps({"format": FORMATS[CROSSVAL], "folds": ["fold_1", "fold_2"]}))
+        end = EpochEnd(
+            1,
+            1,
+            0.5,
+            0.5,
+            0.6 + 0.1 * number,
+            0.9,
+            (0.6, 0.8),
+            1e-3,
+            1.0,
+            True,
+            True,
+            "raw",
+        )
+        replace(one, weights=weights, history=(end,)).save(
+            folder / f"fold_{number}" / "model.safetensors"
+        )
+    (folder / "crossval.json").write_text(
+        json.dumps({"format": FORMATS[CROSSVAL], "folds": ["fold_1", "fold_2"]})
+    )
     return folder
 
 
@@ -397,11 +553,19 @@ def test_folds_and_lists_of_models_predict_and_are_scored_as_by_the_api(
     each = [str(folds / "fold_2"), str(folds / "fold_1" / "model.safetensors")]
     for number, group in enumerate((str(folds), each)):
         for name in (f"{number}.npy", f"{number}.tif"):
-            predicting = predict_order(folds, tmp_path, pair.image, out=str(tmp_path / name), tta=True)
+            predicting = predict_order(
+                folds, tmp_path, pair.image, out=str(tmp_path / name), tta=True
+            )
             run(predicting | {"model": group})
         np.testing.assert_array_equal(np.load(tmp_path / f"{number}.npy"), expected)
-        np.testing.assert_array_equal(ns.read_labels(tmp_path / f"{number}.tif").data, expected)
-        data = {k: v for k, v in train_order(tmp_path, pair).items() if k in ("images", "labels")}
+        np.testing.assert_array_equal(
+            ns.read_labels(tmp_path / f"{number}.tif").data, expected
+        )
+        data = {
+            k: v
+            for k, v in train_order(tmp_path, pair).items()
+            if k in ("images", "labels")
+        }
         order = {"kind": "evaluate", "model": group, "device": "cpu", "tta": True}
         scores = ns.evaluate(folds, pair, device="cpu", tta=True).as_dict()
         assert run(order | data)[1]["confusion"] == scores["confusion"]
@@ -409,16 +573,26 @@ def test_folds_and_lists_of_models_predict_and_are_scored_as_by_the_api(
     assert not np.array_equal(alone, expected)
 
 
-def test_info_of_a_cross_validation(tmp_path: Path, pair: AnnotatedImage, folds: Path) -> None:
+def test_info_of_a_cross_validation(
+    tmp_path: Path, pair: AnnotatedImage, folds: Path
+) -> None:
     grey = layer(tmp_path / "grey.npy", pair.image)
     _, facts = run({"kind": "info", "path": str(folds), "image": grey})
-    assert (facts["what"], facts["models"], facts["fits"]) == ("model", "2 models (cross-validation)", True)
+    assert (facts["what"], facts["models"], facts["fits"]) == (
+        "model",
+        "2 models (cross-validation)",
+        True,
+    )
     assert facts["model"] == str(folds)
     assert facts["mean_iou"] == pytest.approx(0.75)
     assert facts["class_iou"] == pytest.approx((0.6, 0.8))
     assert [row["value"] for row in facts["classes"]] == [0, 255]
-    _, facts = run({"kind": "info", "path": str(folds / "fold_1" / "model.safetensors")})
+    _, facts = run(
+        {"kind": "info", "path": str(folds / "fold_1" / "model.safetensors")}
+    )
     assert facts["models"] == "1 model"
-    (tmp_path / "crossval.json").write_text(json.dumps({"format": FORMATS[CROSSVAL], "folds": ["fold_1"]}))
+    (tmp_path / "crossval.json").write_text(
+        json.dumps({"format": FORMATS[CROSSVAL], "folds": ["fold_1"]})
+    )
     with pytest.raises(ModelError, match="found no model in fold_1"):
         run({"kind": "info", "path": str(tmp_path)})

@@ -11,7 +11,16 @@ import pytest
 
 from napari_strata.classes import ClassMap
 from napari_strata.events import BatchEnd, EpochEnd, Message, RegionEnd
-from napari_strata.worker.orders import Changed, Keep, Layer, OrderError, PredictJob, Stop, TrainJob, parse_order
+from napari_strata.worker.orders import (
+    Changed,
+    Keep,
+    Layer,
+    OrderError,
+    PredictJob,
+    Stop,
+    TrainJob,
+    parse_order,
+)
 from napari_strata.worker.replies import (
     JobEnded,
     JobFailed,
@@ -24,7 +33,13 @@ from napari_strata.worker.replies import (
     encode,
 )
 
-TRAIN = {"job": "a", "kind": "train", "images": "stack.tif", "labels": "labels.tif", "out": "run"}
+TRAIN = {
+    "job": "a",
+    "kind": "train",
+    "images": "stack.tif",
+    "labels": "labels.tif",
+    "out": "run",
+}
 
 
 def refused(order: Any) -> OrderError:
@@ -38,7 +53,14 @@ def test_a_job_has_the_words_and_defaults_of_the_api() -> None:
     assert isinstance(job, TrainJob)
     assert job.images == (Layer(path="stack.tif"),)
     assert job.labels == (Layer(path="labels.tif"),)
-    assert (job.recipe, job.device, job.unlabelled, job.resume, job.extend, job.keep) == (
+    assert (
+        job.recipe,
+        job.device,
+        job.unlabelled,
+        job.resume,
+        job.extend,
+        job.keep,
+    ) == (
         "default",
         "auto",
         (),
@@ -52,7 +74,16 @@ def test_a_job_that_a_client_makes_arrives_as_it_was() -> None:
     job = TrainJob(
         job="a",
         recipe={"training": {"epochs": 3}},
-        images=(Layer(path="a.npy", axes="ZYX", scale=(2.0, 1.0, 1.0), units=("um",) * 3, name="sand"), "b.tif"),
+        images=(
+            Layer(
+                path="a.npy",
+                axes="ZYX",
+                scale=(2.0, 1.0, 1.0),
+                units=("um",) * 3,
+                name="sand",
+            ),
+            "b.tif",
+        ),
         labels=("c.npy", Layer(path="d.tif")),
         classes=ClassMap(names=("pore", "grain"), values=(1, 2), unlabelled=(0,)),
         overrides={"training.learning_rate": 1e-4},
@@ -75,14 +106,19 @@ def test_messages() -> None:
         ("garbage", "not JSON (garbage)"),
         (b"\xff\xfe\x00", "not JSON"),
         ("[1, 2]", "not a JSON object"),
-        ('{"halt": "a"}', "found a message with ['halt']; known: a job (job, kind), stop, keep, changed"),
+        (
+            '{"halt": "a"}',
+            "found a message with ['halt']; known: a job (job, kind), stop, keep, changed",
+        ),
         ('{"stop": 3}', "message 'stop': stop is 3"),
         ('{"stop": "a", "now": true}', "unknown key 'now'"),
         ('{"kind": "train", "images": "a"}', "a train job without an id"),
         ('{"kind": "train", "job": 7}', "a train job without an id"),
     ],
 )
-def test_a_line_about_no_job_is_refused_with_what_would_do(line: str | bytes, said: str) -> None:
+def test_a_line_about_no_job_is_refused_with_what_would_do(
+    line: str | bytes, said: str
+) -> None:
     error = refused(line)
     assert said in str(error)
     assert error.job is None
@@ -96,14 +132,22 @@ def test_a_line_about_no_job_is_refused_with_what_would_do(line: str | bytes, sa
         ({"epochs": 5}, "train job: unknown key 'epochs', "),
         ({"recepi": "default"}, "unknown key 'recepi', did you mean 'recipe'?"),
         ({"extend": -1}, "extend is -1: input should be greater than or equal to 0"),
-        ({"images": {"path": "a.npy", "axis": "ZYX"}}, "unknown key 'images.0.axis', did you mean 'axes'?"),
+        (
+            {"images": {"path": "a.npy", "axis": "ZYX"}},
+            "unknown key 'images.0.axis', did you mean 'axes'?",
+        ),
         ({"images": []}, "images is []"),
         ({"recipe": 3}, "recipe is 3"),
         ({"kind": "predict"}, "unknown key 'labels'"),
-        ({"classes": {"names": ["a"], "values": [1, 2]}}, "every class needs one name, one value and one colour"),
+        (
+            {"classes": {"names": ["a"], "values": [1, 2]}},
+            "every class needs one name, one value and one colour",
+        ),
     ],
 )
-def test_a_wrong_job_is_refused_by_its_id_with_what_is_wrong(change: dict[str, Any], said: str) -> None:
+def test_a_wrong_job_is_refused_by_its_id_with_what_is_wrong(
+    change: dict[str, Any], said: str
+) -> None:
     error = refused(TRAIN | change)
     assert said in str(error)
     assert error.job == "a"
@@ -111,21 +155,36 @@ def test_a_wrong_job_is_refused_by_its_id_with_what_is_wrong(change: dict[str, A
 
 
 def test_a_missing_key_is_named_once() -> None:
-    assert str(refused({"job": "a", "kind": "train", "out": "run"})) == "train job: images is missing."
-    assert str(refused({"job": "a", "images": "x"})).startswith("job 'a': kind is missing; needed is one of train")
+    assert (
+        str(refused({"job": "a", "kind": "train", "out": "run"}))
+        == "train job: images is missing."
+    )
+    assert str(refused({"job": "a", "images": "x"})).startswith(
+        "job 'a': kind is missing; needed is one of train"
+    )
 
 
-PREDICT = {"job": "p", "kind": "predict", "model": "run", "image": "a.tif", "out": "b.npy"}
+PREDICT = {
+    "job": "p",
+    "kind": "predict",
+    "model": "run",
+    "image": "a.tif",
+    "out": "b.npy",
+}
 
 
 def test_region_and_inputs_of_a_prediction() -> None:
     job = parse_order(json.dumps(PREDICT | {"region": {"Z": 3, "Y": [0, 10]}}))
     assert isinstance(job, PredictJob)
     assert job.region == {"Z": 3, "Y": (0, 10)}
-    assert "into a .npy file only" in str(refused(PREDICT | {"region": {"Z": 3}, "out": "b.tif"}))
+    assert "into a .npy file only" in str(
+        refused(PREDICT | {"region": {"Z": 3}, "out": "b.tif"})
+    )
     assert "region.C" in str(refused(PREDICT | {"region": {"C": 0}}))
     assert "either image, or inputs" in str(refused(PREDICT | {"inputs": ["c.tif"]}))
-    assert "either image, or inputs" in str(refused({k: v for k, v in PREDICT.items() if k != "image"}))
+    assert "either image, or inputs" in str(
+        refused({k: v for k, v in PREDICT.items() if k != "image"})
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +198,9 @@ def test_region_and_inputs_of_a_prediction() -> None:
     ],
 )
 def test_an_evaluation_is_of_a_model_or_of_labels(given: dict[str, Any]) -> None:
-    assert "model and images, or prediction and labels" in str(refused({"job": "e", "kind": "evaluate"} | given))
+    assert "model and images, or prediction and labels" in str(
+        refused({"job": "e", "kind": "evaluate"} | given)
+    )
 
 
 REPLIES = [
@@ -147,7 +208,9 @@ REPLIES = [
     Refused("no"),
     JobQueued(),
     JobStarted("train"),
-    TargetOpened("a.npy", "ZYX", (2, 3, 4), "uint8", ({"index": 0, "name": "pore"},), ""),
+    TargetOpened(
+        "a.npy", "ZYX", (2, 3, 4), "uint8", ({"index": 0, "name": "pore"},), ""
+    ),
     JobEnded("finished", {"mean_iou": 0.5, "pixels": {"pore": 3}}),
     JobFailed("a\nb", "StrataError"),
     Message("µm", "warning"),
@@ -170,10 +233,15 @@ def test_scores_that_are_no_numbers_are_null_in_the_line() -> None:
     end = EpochEnd(1, 2, 0.5, nan, nan, 0.5, (0.5, nan), 1e-3, 1.0, True, False, "raw")
     raw = json.loads(encode(end, "a"))
     assert (raw["validation_loss"], raw["class_iou"]) == (None, [0.5, None])
-    assert json.loads(encode(JobEnded("finished", {"mean_iou": nan}), "a"))["result"] == {"mean_iou": None}
+    assert json.loads(encode(JobEnded("finished", {"mean_iou": nan}), "a"))[
+        "result"
+    ] == {"mean_iou": None}
 
 
-@pytest.mark.parametrize("line", ["Last login", "[]", "3", "{}", '{"event": "Ready"}', '{"event": "No", "job": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    ["Last login", "[]", "3", "{}", '{"event": "Ready"}', '{"event": "No", "job": 1}'],
+)
 def test_other_lines_are_no_replies(line: str) -> None:
     with pytest.raises(ValueError):
         decode(line)
@@ -181,7 +249,12 @@ def test_other_lines_are_no_replies(line: str) -> None:
 
 def test_a_client_needs_no_torch() -> None:
     code = "import sys, napari_strata.worker.orders, napari_strata.worker.replies; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
 def test_models_are_one_or_several_and_old_orders_mean_what_they_meant() -> None:
@@ -193,7 +266,14 @@ def test_models_are_one_or_several_and_old_orders_mean_what_they_meant() -> None
     assert isinstance(job, PredictJob)
     assert (job.model, job.tta) == (("a", "b"), True)
     assert parse_order(job.model_dump_json()) == job
-    evaluate = {"job": "a", "kind": "evaluate", "images": "i.tif", "labels": "l.tif", "model": ["a", "b"], "tta": True}
+    evaluate = {
+        "job": "a",
+        "kind": "evaluate",
+        "images": "i.tif",
+        "labels": "l.tif",
+        "model": ["a", "b"],
+        "tta": True,
+    }
     job = parse_order(json.dumps(evaluate))
     assert parse_order(job.model_dump_json()) == job
     for model in ([], [3], 3, {}):

@@ -19,7 +19,15 @@ import torch
 
 import napari_strata as ns
 from helpers import TINY, easy_pair, tiny_model
-from napari_strata.events import BatchEnd, EpochEnd, Event, PredictionStarted, RegionEnd, TrainingEnd, TrainingStarted
+from napari_strata.events import (
+    BatchEnd,
+    EpochEnd,
+    Event,
+    PredictionStarted,
+    RegionEnd,
+    TrainingEnd,
+    TrainingStarted,
+)
 from napari_strata.worker.pipes import Inbox
 from napari_strata.worker.replies import (
     PROTOCOL,
@@ -60,13 +68,28 @@ def names(events: list[Outgoing]) -> list[str]:
 
 def slow_prediction(folder: Path) -> dict[str, Any]:
     """A job whose one plane takes minutes: a million pixels in tiles of 8 x 8."""
-    np.save(folder / "big.npy", np.random.default_rng(0).integers(0, 255, (2, 1600, 1600), np.uint8))
+    np.save(
+        folder / "big.npy",
+        np.random.default_rng(0).integers(0, 255, (2, 1600, 1600), np.uint8),
+    )
     model = tiny_model().save(folder / "model.safetensors")
-    order = {"kind": "predict", "model": str(model), "image": {"path": str(folder / "big.npy"), "axes": "ZYX"}}
-    return order | {"job": "slow", "out": str(folder / "big_out.npy"), "tile": 8, "batch": 1, "device": "cpu"}
+    order = {
+        "kind": "predict",
+        "model": str(model),
+        "image": {"path": str(folder / "big.npy"), "axes": "ZYX"},
+    }
+    return order | {
+        "job": "slow",
+        "out": str(folder / "big_out.npy"),
+        "tile": 8,
+        "batch": 1,
+        "device": "cpu",
+    }
 
 
-def test_training_tells_what_happens_line_by_line(shared: Worker, tmp_path: Path) -> None:
+def test_training_tells_what_happens_line_by_line(
+    shared: Worker, tmp_path: Path
+) -> None:
     order = train_order(tmp_path, easy_pair())
     start = len(shared.lines)
     events = shared.do(order)
@@ -75,13 +98,19 @@ def test_training_tells_what_happens_line_by_line(shared: Worker, tmp_path: Path
     end = events[-1]
     assert isinstance(end, JobEnded)
     assert end.reason == "finished"
-    assert [json.loads(line)["job"] for line in shared.lines[start:]] == ["t"] * len(events)
+    assert [json.loads(line)["job"] for line in shared.lines[start:]] == ["t"] * len(
+        events
+    )
     recorded = ns.RunFolder.open(order["out"]).events()
     assert recorded == [e for e in events if isinstance(e, Event)]
-    assert ns.Model.load(end.result["model"]).history == tuple(e for e in recorded if isinstance(e, EpochEnd))
+    assert ns.Model.load(end.result["model"]).history == tuple(
+        e for e in recorded if isinstance(e, EpochEnd)
+    )
 
 
-def test_stop_in_training_is_answered_at_once_and_resumes(shared: Worker, tmp_path: Path) -> None:
+def test_stop_in_training_is_answered_at_once_and_resumes(
+    shared: Worker, tmp_path: Path
+) -> None:
     order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
     shared.say(order)
     until_epoch(shared, 2)
@@ -95,8 +124,12 @@ def test_stop_in_training_is_answered_at_once_and_resumes(shared: Worker, tmp_pa
     assert recorded[-1].reason == "stopped"
     done = recorded[-1].epoch
     assert done >= 2
-    again = shared.do(order | {"resume": True, "overrides": {"training.epochs": done + 1}})
-    assert [e.first_epoch for e in again if isinstance(e, TrainingStarted)] == [done + 1]
+    again = shared.do(
+        order | {"resume": True, "overrides": {"training.epochs": done + 1}}
+    )
+    assert [e.first_epoch for e in again if isinstance(e, TrainingStarted)] == [
+        done + 1
+    ]
     assert [e.epoch for e in again if isinstance(e, EpochEnd)] == [done + 1]
     assert names(again)[-1] == "JobEnded"
 
@@ -116,7 +149,9 @@ def test_stop_in_the_middle_of_a_plane(shared: Worker, tmp_path: Path) -> None:
     ended = shared.do(easy)[-1]
     assert isinstance(ended, JobEnded)
     assert ended.reason == "finished"
-    expected = ns.predict(order["model"], ns.Image(np.load(tmp_path / "big.npy"), "ZYX"), device="cpu")
+    expected = ns.predict(
+        order["model"], ns.Image(np.load(tmp_path / "big.npy"), "ZYX"), device="cpu"
+    )
     np.testing.assert_array_equal(np.load(order["out"]), expected.data)
 
 
@@ -124,12 +159,25 @@ def test_stop_in_the_middle_of_a_plane(shared: Worker, tmp_path: Path) -> None:
     ("order", "said"),
     [
         ({"kind": "train", "images": "a.tif"}, "out is missing"),
-        ({"kind": "predict", "model": "nowhere", "image": "a.npy", "out": "b.npy"}, "no such file"),
+        (
+            {"kind": "predict", "model": "nowhere", "image": "a.npy", "out": "b.npy"},
+            "no such file",
+        ),
         ({"kind": "info", "path": "no/such/file.tif"}, "no folder"),
-        ({"kind": "train", "images": "a", "out": "b", "recipe": {"patches": {"sise": 3}}}, "did you mean 'size'?"),
+        (
+            {
+                "kind": "train",
+                "images": "a",
+                "out": "b",
+                "recipe": {"patches": {"sise": 3}},
+            },
+            "did you mean 'size'?",
+        ),
     ],
 )
-def test_a_wrong_job_fails_in_words_and_the_worker_lives_on(shared: Worker, order: dict[str, Any], said: str) -> None:
+def test_a_wrong_job_fails_in_words_and_the_worker_lives_on(
+    shared: Worker, order: dict[str, Any], said: str
+) -> None:
     failed = shared.do(order | {"job": "bad"})[-1]
     assert isinstance(failed, JobFailed)
     assert said in failed.text
@@ -137,14 +185,26 @@ def test_a_wrong_job_fails_in_words_and_the_worker_lives_on(shared: Worker, orde
 
 
 def test_lines_that_are_no_orders_are_refused(shared: Worker) -> None:
-    for line in ("garbage", "\x00\xff", "[]", '{"halt": 1}', '{"stop": "nobody"}', '{"changed": "view", "job": "x"}'):
+    for line in (
+        "garbage",
+        "\x00\xff",
+        "[]",
+        '{"halt": 1}',
+        '{"stop": "nobody"}',
+        '{"changed": "view", "job": "x"}',
+    ):
         shared.say(line)
         job, reply = shared.next()
         assert isinstance(reply, Refused), reply
         assert job is None
     shared.say("")  # says nothing, and is not answered
     shared.say({"keep": "nobody"})
-    assert shared.next() == (None, Refused("there is no job 'nobody', running or waiting; it has ended, or never was."))
+    assert shared.next() == (
+        None,
+        Refused(
+            "there is no job 'nobody', running or waiting; it has ended, or never was."
+        ),
+    )
 
 
 def test_jobs_wait_in_line_and_questions_do_not(shared: Worker, tmp_path: Path) -> None:
@@ -161,10 +221,16 @@ def test_jobs_wait_in_line_and_questions_do_not(shared: Worker, tmp_path: Path) 
     refusal = shared.until(lambda job, _: job is None)[-1]
     assert isinstance(refusal, Refused)
     assert "there is a job 'u' already" in refusal.text
-    for news in ({"changed": "view", "job": "t", "value": {"Z": 1}}, {"changed": "labels", "job": "t"}, {"keep": "u"}):
+    for news in (
+        {"changed": "view", "job": "t", "value": {"Z": 1}},
+        {"changed": "labels", "job": "t"},
+        {"keep": "u"},
+    ):
         shared.say(news)
     shared.say({"stop": "u"})
-    waited = shared.until(lambda job, event: job in ("u", None) or isinstance(event, JobEnded))
+    waited = shared.until(
+        lambda job, event: job in ("u", None) or isinstance(event, JobEnded)
+    )
     assert waited[-1] == JobEnded("stopped")
     assert not (tmp_path / "second" / "run").exists()
     third = train_order(tmp_path / "third", easy_pair(), job="v")
@@ -180,13 +246,19 @@ def test_jobs_wait_in_line_and_questions_do_not(shared: Worker, tmp_path: Path) 
 def test_a_new_process_is_ready_first_and_ends_on_sigterm(tmp_path: Path) -> None:
     with worker() as client:
         ready = client.ready()
-        assert (ready.protocol, ready.pid, ready.host) == (PROTOCOL, client.process.pid, socket.gethostname())
+        assert (ready.protocol, ready.pid, ready.host) == (
+            PROTOCOL,
+            client.process.pid,
+            socket.gethostname(),
+        )
         assert torch.__version__.startswith(ready.versions["torch"])
         assert ready.devices["cpu"].startswith("CPU, ")
         order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
         client.say(order)
         until_epoch(client, 2)
-        client.process.send_signal(signal.SIGINT)  # Ctrl-C in the terminal of the viewer
+        client.process.send_signal(
+            signal.SIGINT
+        )  # Ctrl-C in the terminal of the viewer
         client.process.send_signal(signal.SIGHUP)  # and that terminal closed
         until_epoch(client, 6)
         started = time.monotonic()
@@ -201,7 +273,9 @@ def test_a_new_process_is_ready_first_and_ends_on_sigterm(tmp_path: Path) -> Non
     assert len(ns.Model.load(run.path).history) >= 1
 
 
-def test_a_command_may_be_a_shell_that_changes_folder_and_environment(tmp_path: Path) -> None:
+def test_a_command_may_be_a_shell_that_changes_folder_and_environment(
+    tmp_path: Path,
+) -> None:
     """As ``ssh host python -m napari_strata.worker`` would be."""
     script = f"echo Welcome; cd {tmp_path} && HOME=/nowhere LC_ALL=C exec {' '.join(COMMAND)}"
     with worker(command=["sh", "-c", script]) as client:
@@ -225,7 +299,9 @@ def test_a_viewer_that_goes_takes_the_training_along(tmp_path: Path) -> None:
         until_epoch(client, 2)
         client.hang_up()
         assert client.end() == 0
-        rest = client.until(lambda job, event: job == "t" and isinstance(event, JobEnded))
+        rest = client.until(
+            lambda job, event: job == "t" and isinstance(event, JobEnded)
+        )
         assert rest[-1] == JobEnded("stopped")
         assert rest.count(JobEnded("stopped")) == 2
     assert not (tmp_path / "never").exists()
@@ -242,11 +318,21 @@ def test_a_viewer_that_goes_takes_the_training_along(tmp_path: Path) -> None:
 def test_a_training_that_is_kept_goes_on_without_a_viewer(tmp_path: Path) -> None:
     epochs = 80
     order = train_order(tmp_path, easy_pair(), overrides={"training.epochs": epochs})
-    with worker(command=[sys.executable, str(Path(__file__).with_name("noisy.py")), "quietly"]) as client:
+    with worker(
+        command=[sys.executable, str(Path(__file__).with_name("noisy.py")), "quietly"]
+    ) as client:
         client.say(order)
         until_epoch(client, 1)
         client.say({"keep": "t"})
-        client.say(order | {"job": "next", "out": str(tmp_path / "next"), "overrides": {}, "keep": True})
+        client.say(
+            order
+            | {
+                "job": "next",
+                "out": str(tmp_path / "next"),
+                "overrides": {},
+                "keep": True,
+            }
+        )
         client.until(lambda job, _: job == "next")
         # The viewer goes at once, and with it everything that reads.
         client.hang_up()
@@ -254,7 +340,11 @@ def test_a_training_that_is_kept_goes_on_without_a_viewer(tmp_path: Path) -> Non
         deadline = time.monotonic() + 60
         while not note.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert json.loads(note.read_text()) == {"job": "t", "pid": client.process.pid, "host": socket.gethostname()}
+        assert json.loads(note.read_text()) == {
+            "job": "t",
+            "pid": client.process.pid,
+            "host": socket.gethostname(),
+        }
         seen = len(ns.RunFolder.open(order["out"]).events())
         assert client.end(120) == 0
     run = ns.RunFolder.open(order["out"])
@@ -268,7 +358,9 @@ def test_a_training_that_is_kept_goes_on_without_a_viewer(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_kill_leaves_a_checkpoint_that_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_kill_leaves_a_checkpoint_that_goes_on_to_the_same_weights(
+    tmp_path: Path,
+) -> None:
     pair = easy_pair()
     order = train_order(tmp_path, pair, overrides={"training.epochs": 300})
     with worker() as client:
@@ -279,13 +371,18 @@ def test_a_kill_leaves_a_checkpoint_that_goes_on_to_the_same_weights(tmp_path: P
     done = ns.RunFolder.open(order["out"]).load_checkpoint("last.pt")
     assert len(done["progress"]["history"]) >= 3
     epochs = len(done["progress"]["history"]) + 1
-    goes_on = ns.iter_train("default", pair, out=order["out"], resume=True, device="cpu")
+    goes_on = ns.iter_train(
+        "default", pair, out=order["out"], resume=True, device="cpu"
+    )
     recipe = ns.Recipe.parse(TINY).with_overrides(order["overrides"])
     whole = ns.iter_train(recipe, pair, out=tmp_path / "whole", device="cpu")
     for events in (goes_on, whole):
         next(e for e in events if isinstance(e, EpochEnd) and e.epoch == epochs)
         events.close()  # type: ignore[attr-defined]
-    states = [ns.RunFolder.open(path).load_checkpoint("last.pt") for path in (order["out"], tmp_path / "whole")]
+    states = [
+        ns.RunFolder.open(path).load_checkpoint("last.pt")
+        for path in (order["out"], tmp_path / "whole")
+    ]
     for name, value in states[1]["learner"]["network"].items():
         assert torch.equal(value, states[0]["learner"]["network"][name]), name
 
@@ -305,7 +402,13 @@ def test_nothing_but_replies_reaches_the_viewer(tmp_path: Path) -> None:
         assert client.end() == 0
         assert all(json.loads(line)["event"] for line in client.lines)
         heard = "".join(client.errors)
-    for sort in ("noise of print", "noise of write", "noise of C", "noise of a child", "in _read_nothing"):
+    for sort in (
+        "noise of print",
+        "noise of write",
+        "noise of C",
+        "noise of a child",
+        "in _read_nothing",
+    ):
         assert sort in heard, sort
 
 
@@ -314,7 +417,13 @@ def test_a_worker_whose_replies_nobody_reads_ends(tmp_path: Path) -> None:
     read, write = os.pipe()
     order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=write, stderr=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(
+        COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
     os.close(write)
     assert process.stdin is not None
     process.stdin.write((json.dumps(order) + "\n").encode())
@@ -325,18 +434,28 @@ def test_a_worker_whose_replies_nobody_reads_ends(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
-def test_predictions_fill_the_array_that_is_mapped(shared: Worker, tmp_path: Path) -> None:
+def test_predictions_fill_the_array_that_is_mapped(
+    shared: Worker, tmp_path: Path
+) -> None:
     pair = easy_pair((4, 64, 64))
     np.save(tmp_path / "a.npy", pair.image.data)
     model = tiny_model().save(tmp_path / "model.safetensors")
-    order = {"kind": "predict", "model": str(model), "image": {"path": str(tmp_path / "a.npy"), "axes": "ZYX"}}
+    order = {
+        "kind": "predict",
+        "model": str(model),
+        "image": {"path": str(tmp_path / "a.npy"), "axes": "ZYX"},
+    }
     shared.say(order | {"job": "p", "out": str(tmp_path / "out.npy"), "device": "cpu"})
     opened = shared.until(lambda _, event: isinstance(event, TargetOpened))[-1]
     assert isinstance(opened, TargetOpened)
     mapped = np.load(opened.path, mmap_mode="r")
     events = shared.result("p")
-    assert [e.region for e in events if isinstance(e, RegionEnd)] == [{"Z": z} for z in range(4)]
-    np.testing.assert_array_equal(mapped, ns.predict(model, pair.image, device="cpu").data)
+    assert [e.region for e in events if isinstance(e, RegionEnd)] == [
+        {"Z": z} for z in range(4)
+    ]
+    np.testing.assert_array_equal(
+        mapped, ns.predict(model, pair.image, device="cpu").data
+    )
     assert mapped.any()
 
 
@@ -363,7 +482,9 @@ def test_news_of_the_viewer_are_kept_for_the_job() -> None:
     server = Server(Inbox(), Recorder())  # type: ignore[arg-type]
     server._take(b'{"job": "t", "kind": "train", "images": "a", "out": "b"}')
     for z in (1, 2):
-        server._take(json.dumps({"changed": "view", "job": "t", "value": {"Z": z}}).encode())
+        server._take(
+            json.dumps({"changed": "view", "job": "t", "value": {"Z": z}}).encode()
+        )
     server._take(b'{"changed": "labels", "job": "t", "value": {"path": "c.npy"}}')
     assert server._waiting[0].latest == {"view": {"Z": 2}, "labels": {"path": "c.npy"}}
     assert said == []
@@ -382,7 +503,9 @@ def test_an_error_on_the_way_out_of_an_interruption_is_told_from_others() -> Non
         assert comes_of_interruption(caught.value) is stopped
 
 
-def test_predictions_aside_leave_the_training_as_it_is(shared: Worker, tmp_path: Path) -> None:
+def test_predictions_aside_leave_the_training_as_it_is(
+    shared: Worker, tmp_path: Path
+) -> None:
     changes = {"overrides": {"training.epochs": 4, "training.seed": 3}}
     plain, watched = tmp_path / "plain", tmp_path / "watched"
     shared.do(train_order(plain, easy_pair(), "plain", **changes))
@@ -406,8 +529,14 @@ def test_predictions_aside_leave_the_training_as_it_is(shared: Worker, tmp_path:
         events = shared.until(lambda job, event: isinstance(event, JobEnded))
         answered.append(events[-1])
     shared.result("watched")
-    assert [end.reason for end in answered if isinstance(end, JobEnded)] == ["finished", "finished"]
-    states = [torch.load(p / "run" / "last.pt", weights_only=True)["learner"] for p in (plain, watched)]
+    assert [end.reason for end in answered if isinstance(end, JobEnded)] == [
+        "finished",
+        "finished",
+    ]
+    states = [
+        torch.load(p / "run" / "last.pt", weights_only=True)["learner"]
+        for p in (plain, watched)
+    ]
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
@@ -419,19 +548,28 @@ def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_traini
     shared.say(order)
     until_epoch(shared)
     shared.say(look)
-    shared.until(lambda job, event: job == "slow" and isinstance(event, PredictionStarted))
+    shared.until(
+        lambda job, event: job == "slow" and isinstance(event, PredictionStarted)
+    )
     started = time.monotonic()
     shared.say({"stop": "slow"})
     assert shared.result("slow")[-1] == JobEnded("stopped")
     assert time.monotonic() - started < STOP
     shared.until(lambda job, event: job == "t" and isinstance(event, EpochEnd))
-    for pause in (0.0, 0.5):  # between two events of what is done aside, and in the middle of its step
+    for pause in (
+        0.0,
+        0.5,
+    ):  # between two events of what is done aside, and in the middle of its step
         shared.say(look | {"job": "again"})
-        shared.until(lambda job, event: job == "again" and isinstance(event, PredictionStarted))
+        shared.until(
+            lambda job, event: job == "again" and isinstance(event, PredictionStarted)
+        )
         time.sleep(pause)
         started = time.monotonic()
         shared.say({"stop": "t"})
-        ended = shared.until(lambda job, event: job == "t" and isinstance(event, JobEnded))
+        ended = shared.until(
+            lambda job, event: job == "t" and isinstance(event, JobEnded)
+        )
         assert time.monotonic() - started < STOP
         assert ended.count(JobEnded("stopped")) == 2
         shared.say(order | {"resume": True})
@@ -440,7 +578,9 @@ def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_traini
     shared.result("t")
 
 
-def test_what_fails_aside_does_not_disturb_the_training(shared: Worker, tmp_path: Path) -> None:
+def test_what_fails_aside_does_not_disturb_the_training(
+    shared: Worker, tmp_path: Path
+) -> None:
     order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
     shared.say(order)
     until_epoch(shared)
@@ -448,7 +588,9 @@ def test_what_fails_aside_does_not_disturb_the_training(shared: Worker, tmp_path
         {"job": "x", "kind": "predict", "model": str(tmp_path / "nothing"), "image": order["images"],
          "out": str(tmp_path / "x.npy"), "aside": True}
     )  # fmt: skip
-    failed = shared.until(lambda job, event: job == "x" and isinstance(event, JobFailed))[-1]
+    failed = shared.until(
+        lambda job, event: job == "x" and isinstance(event, JobFailed)
+    )[-1]
     assert isinstance(failed, JobFailed)
     assert failed.kind == "StrataError"
     until_epoch(shared, 3)
@@ -460,4 +602,7 @@ def test_what_fails_aside_does_not_disturb_the_training(shared: Worker, tmp_path
 def test_a_worker_can_be_nice(tmp_path: Path) -> None:
     with worker(command=[*COMMAND, "--nice", "7"]) as client:
         client.ready()
-        assert os.getpriority(os.PRIO_PROCESS, client.process.pid) == os.getpriority(os.PRIO_PROCESS, 0) + 7
+        assert (
+            os.getpriority(os.PRIO_PROCESS, client.process.pid)
+            == os.getpriority(os.PRIO_PROCESS, 0) + 7
+        )

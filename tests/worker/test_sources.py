@@ -34,10 +34,14 @@ def make(pair: AnnotatedImage, folder: Path, *, tile: int, norm: str = "batch") 
     recipe = ns.Recipe.parse(VOLUMES).with_overrides({"network.norm": norm})
     spec = resolve(recipe, [pair])
     assert spec.depth is not None
-    spec = spec.model_copy(update={"depth": spec.depth.model_copy(update={"tile": tile})})
+    spec = spec.model_copy(
+        update={"depth": spec.depth.model_copy(update={"tile": tile})}
+    )
     torch.manual_seed(1)
     network = build_network(spec)
-    return ns.Model(spec, recipe, dict(network.state_dict())).save(folder / f"{norm}.safetensors")
+    return ns.Model(spec, recipe, dict(network.state_dict())).save(
+        folder / f"{norm}.safetensors"
+    )
 
 
 def whole(model: Path, image: Image, **options: Any) -> np.ndarray[Any, Any]:
@@ -53,11 +57,15 @@ def test_a_plane_of_a_volume_is_what_the_whole_volume_says(
     expected = whole(model, pair.image)
     flat = whole(model, Image(np.asarray(pair.image.data)[plane : plane + 1], "ZYX"))
     assert (flat[0] != expected[plane]).any()  # else this test would show nothing
-    events, result = run(predict_order(model, tmp_path, pair.image, region={"Z": plane}))
+    events, result = run(
+        predict_order(model, tmp_path, pair.image, region={"Z": plane})
+    )
     found = np.load(tmp_path / "out.npy")
     np.testing.assert_array_equal(found[plane], expected[plane])
     assert not np.delete(found, plane, axis=0).any()
-    assert [(e.region, e.done, e.regions) for e in of(events, RegionEnd)] == [({"Z": plane}, 1, 1)]
+    assert [(e.region, e.done, e.regions) for e in of(events, RegionEnd)] == [
+        ({"Z": plane}, 1, 1)
+    ]
     assert [(e.done, e.regions) for e in of(events, PredictionStarted)] == [(0, 1)]
     assert sum(result["pixels"].values()) == 40 * 48
 
@@ -70,12 +78,21 @@ def test_planes_in_a_box_and_a_time_point(tmp_path: Path, pair: AnnotatedImage) 
     list(reference)
     expected = np.asarray(reference.labels.data)
     region = {"T": 1, "Z": (10, 13), "X": (0, 40)}
-    events, _ = run(predict_order(model, tmp_path, image, region=region, probabilities=True))
-    found, chances = np.load(tmp_path / "out.npy"), np.load(tmp_path / "out_probabilities.npy")
-    np.testing.assert_array_equal(found[1, 10:13, :, :20], expected[1, 10:13, :, :20])  # X is cut, as in 2D
+    events, _ = run(
+        predict_order(model, tmp_path, image, region=region, probabilities=True)
+    )
+    found, chances = (
+        np.load(tmp_path / "out.npy"),
+        np.load(tmp_path / "out_probabilities.npy"),
+    )
+    np.testing.assert_array_equal(
+        found[1, 10:13, :, :20], expected[1, 10:13, :, :20]
+    )  # X is cut, as in 2D
     assert reference.probabilities is not None
     wanted = np.asarray(reference.probabilities.data)
-    np.testing.assert_allclose(chances[1, 10:13, :, :, :20], wanted[1, 10:13, :, :, :20], atol=2e-3)
+    np.testing.assert_allclose(
+        chances[1, 10:13, :, :, :20], wanted[1, 10:13, :, :, :20], atol=2e-3
+    )
     assert found[1, 10:13, :, :40].any()
     found[1, 10:13, :, :40] = 0
     assert not found.any()
@@ -83,19 +100,31 @@ def test_planes_in_a_box_and_a_time_point(tmp_path: Path, pair: AnnotatedImage) 
     assert [e.done for e in of(events, RegionEnd)] == [1, 2, 3]
 
 
-def test_what_is_around_a_plane_in_the_file_stays(tmp_path: Path, pair: AnnotatedImage) -> None:
+def test_what_is_around_a_plane_in_the_file_stays(
+    tmp_path: Path, pair: AnnotatedImage
+) -> None:
     model = make(pair, tmp_path, tile=16)
     expected = whole(model, pair.image)
     for plane in (20, 21):
-        run(predict_order(model, tmp_path, pair.image, region={"Z": plane}, overwrite=True))
+        run(
+            predict_order(
+                model, tmp_path, pair.image, region={"Z": plane}, overwrite=True
+            )
+        )
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[20:22], expected[20:22])
 
 
-def test_a_network_that_looks_at_its_whole_tile_is_given_one(tmp_path: Path, pair: AnnotatedImage) -> None:
+def test_a_network_that_looks_at_its_whole_tile_is_given_one(
+    tmp_path: Path, pair: AnnotatedImage
+) -> None:
     model = make(pair, tmp_path, tile=16, norm="instance")
     expected = whole(model, pair.image)
     for plane in (0, 22, 44):
-        run(predict_order(model, tmp_path, pair.image, region={"Z": plane}, overwrite=True))
+        run(
+            predict_order(
+                model, tmp_path, pair.image, region={"Z": plane}, overwrite=True
+            )
+        )
         assert (np.load(tmp_path / "out.npy")[plane] == expected[plane]).mean() > 0.9
 
 
@@ -109,7 +138,9 @@ def test_what_is_seen_holds_what_is_wanted_and_a_halo(
     spec = resolve(ns.Recipe.parse(VOLUMES), [SMALL])
     assert spec.depth is not None
     sizes = spec.depth.model_copy(update={"tile": 16, "halo": 6, "strides": strides})
-    spec = ModelSpec.model_validate(spec.model_copy(update={"depth": sizes, "blend": blend}).model_dump())
+    spec = ModelSpec.model_validate(
+        spec.model_copy(update={"depth": sizes, "blend": blend}).model_dump()
+    )
     seen = planes_around(kept, depth, [spec, spec])
     assert 0 <= seen.start <= max(0, kept.start - 6)
     assert min(depth, kept.stop + 6) <= seen.stop <= depth
@@ -117,16 +148,24 @@ def test_what_is_seen_holds_what_is_wanted_and_a_halo(
     if blend:
         assert seen.stop - seen.start >= min(depth, 16)
     else:
-        assert seen.stop - seen.start <= kept.stop - kept.start + 2 * (6 + spec.stride_shape[0] - 1)
+        assert seen.stop - seen.start <= kept.stop - kept.start + 2 * (
+            6 + spec.stride_shape[0] - 1
+        )
 
 
 SMALL = easy_pair((4, 16, 16))
 
 
-def test_2d_models_and_whole_volumes_see_what_they_saw(pair: AnnotatedImage, tmp_path: Path) -> None:
-    flat = resolve(ns.Recipe.parse({"network": {"kind": "unet", "widths": [4, 8]}}), [pair])
+def test_2d_models_and_whole_volumes_see_what_they_saw(
+    pair: AnnotatedImage, tmp_path: Path
+) -> None:
+    flat = resolve(
+        ns.Recipe.parse({"network": {"kind": "unet", "widths": [4, 8]}}), [pair]
+    )
     deep = resolve(ns.Recipe.parse(VOLUMES), [pair])
-    one, rows, every = (Window.of(pair.image, region) for region in ({"Z": 3}, {"Y": (0, 8)}, None))
+    one, rows, every = (
+        Window.of(pair.image, region) for region in ({"Z": 3}, {"Y": (0, 8)}, None)
+    )
     assert one.widened([flat]) is one
     assert one.widened([deep]) is not one
     assert rows.widened([deep]) is rows

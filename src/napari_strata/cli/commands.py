@@ -72,17 +72,27 @@ def train(  # noqa: PLR0913 (one option each)
     out: Annotated[Path, typer.Option(help="The run folder to make.")],
     recipe: Annotated[
         str | None,
-        typer.Option(help="A recipe's name (see: recipes) or a YAML file.", show_default="default, or --start's own"),
+        typer.Option(
+            help="A recipe's name (see: recipes) or a YAML file.",
+            show_default="default, or --start's own",
+        ),
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="A model or run to start from: fine-tuning.")
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="A model or run to start from: fine-tuning."
+        ),
     ] = None,
     freeze_encoder: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Leave the encoder as it is for N epochs.")
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Leave the encoder as it is for N epochs."
+        ),
     ] = None,
     set_: Set = None,
     val: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="IMAGES LABELS", help="Images and labels to validate on.")
+        tuple[Path, Path] | None,
+        typer.Option(metavar="IMAGES LABELS", help="Images and labels to validate on."),
     ] = None,
     unlabelled: Unlabelled = None,
     class_: Class = None,
@@ -90,8 +100,12 @@ def train(  # noqa: PLR0913 (one option each)
     rgb: Rgb = None,
     axes: Axes = None,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    extend: Annotated[int, typer.Option(min=0, metavar="N", help="Add this many epochs to a run.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    extend: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Add this many epochs to a run.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train a network on images and labels."""
@@ -107,16 +121,25 @@ def train(  # noqa: PLR0913 (one option each)
         overrides["training.freeze_encoder"] = freeze_encoder
     if start is not None:
         overrides["training.start"] = str(start)
-        if not (resume or extend):  # a run that goes on has its recipe and its weights, and needs no start
+        if not (
+            resume or extend
+        ):  # a run that goes on has its recipe and its weights, and needs no start
             chosen = fine_tuning_recipe(start, recipe)
-    pairs, held = read_pairs(images, labels, axes=axes), read_pairs(*val, axes=axes) if val else []
+    pairs, held = (
+        read_pairs(images, labels, axes=axes),
+        read_pairs(*val, axes=axes) if val else [],
+    )
     events = iter_train(
         chosen,
         pairs,
         out=out,
         validation=held or None,
         classes=parse_classes(
-            [*pairs, *held], class_ or [], rgb or [], unlabelled=unlabelled or [], foreground=foreground
+            [*pairs, *held],
+            class_ or [],
+            rgb or [],
+            unlabelled=unlabelled or [],
+            foreground=foreground,
         ),
         unlabelled=tuple(unlabelled or ()),
         overrides=overrides,
@@ -131,14 +154,26 @@ def train(  # noqa: PLR0913 (one option each)
 @app.command()
 def predict(  # noqa: PLR0913 (one option each)
     model: ModelPath,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders or patterns.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Images, folders or patterns."),
+    ],
     *,
-    out: Annotated[Path, typer.Option(help="The label file to write, or a folder for several.")],
+    out: Annotated[
+        Path, typer.Option(help="The label file to write, or a folder for several.")
+    ],
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write the probability of each class.")
+        bool,
+        typer.Option(
+            "--probabilities", help="Also write the probability of each class."
+        ),
     ] = False,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say what it would take: time, memory, disk, for each device.")
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Only say what it would take: time, memory, disk, for each device.",
+        ),
     ] = False,
     with_: With = None,
     tta: Tta = False,
@@ -147,11 +182,19 @@ def predict(  # noqa: PLR0913 (one option each)
     scheduler: Scheduler = None,
     axes: Axes = None,
     device: Device = "auto",
-    backend: Annotated[str, typer.Option(help="torch; or onnx, openvino: CPU, extras of these names.")] = "torch",
+    backend: Annotated[
+        str, typer.Option(help="torch; or onnx, openvino: CPU, extras of these names.")
+    ] = "torch",
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Let torch.compile make kernels first; pays for large stacks on a GPU.")
+        bool,
+        typer.Option(
+            "--compile",
+            help="Let torch.compile make kernels first; pays for large stacks on a GPU.",
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that exist.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Segment images with a trained model."""
@@ -161,34 +204,63 @@ def predict(  # noqa: PLR0913 (one option each)
     from napari_strata.inference.predict import PredictOptions
 
     options = PredictOptions(
-        device, probabilities, overwrite=overwrite, tta=tta, ortho=ortho, backend=backend, compile=compile_
+        device,
+        probabilities,
+        overwrite=overwrite,
+        tta=tta,
+        ortho=ortho,
+        backend=backend,
+        compile=compile_,
     )
     if estimate and (part or scheduler):
         raise StrataError(
             "found --estimate with --part or --scheduler; it tells what one process here takes: leave them."
         )
     if estimate:
-        show_estimates([model, *(with_ or [])], inputs, out=out, options=options, axes=axes, as_json=as_json)
+        show_estimates(
+            [model, *(with_ or [])],
+            inputs,
+            out=out,
+            options=options,
+            axes=axes,
+            as_json=as_json,
+        )
         return
     models = [model, *(with_ or [])]
-    job = predict_files(models, inputs, out, options=options, axes=axes, part=part, scheduler=scheduler)
+    job = predict_files(
+        models, inputs, out, options=options, axes=axes, part=part, scheduler=scheduler
+    )
     with closing(job):  # on Ctrl-C, workers are told
         events = show(job, as_json=as_json)
     failed = [e for e in events if isinstance(e, FileEnd) and e.status == "failed"]
     if failed:
-        _complain(f"{len(failed)} of {len([e for e in events if isinstance(e, FileEnd)])} files failed; see above.")
+        _complain(
+            f"{len(failed)} of {len([e for e in events if isinstance(e, FileEnd)])} files failed; see above."
+        )
         raise typer.Exit(2)
 
 
 @app.command()
 def evaluate(  # noqa: PLR0913 (one option each)
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A run folder or a model file; or predicted labels, in a file.")
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run folder or a model file; or predicted labels, in a file.",
+        ),
     ],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="As for train; for predicted labels, the truth.")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGES", help="As for train; for predicted labels, the truth."
+        ),
+    ],
     labels: LabelsPath = None,
     *,
-    out: Annotated[Path, typer.Option(help="The folder for metrics.json, metrics.csv and pictures.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="The folder for metrics.json, metrics.csv and pictures."),
+    ],
     with_: With = None,
     tta: Tta = False,
     unlabelled: Unlabelled = None,
@@ -198,8 +270,14 @@ def evaluate(  # noqa: PLR0913 (one option each)
 ) -> None:
     """Score a model on images against their labels, or predicted labels against true ones."""
     by_labels = labels is None and not with_ and not tta
-    if by_labels and (model.is_file() or model.suffix == ".zarr") and not _is_model(model):
-        _evaluate_labels(model, images, out=out, unlabelled=unlabelled or [], as_json=as_json)
+    if (
+        by_labels
+        and (model.is_file() or model.suffix == ".zarr")
+        and not _is_model(model)
+    ):
+        _evaluate_labels(
+            model, images, out=out, unlabelled=unlabelled or [], as_json=as_json
+        )
         return
     from napari_strata.console import show
     from napari_strata.evaluation.evaluate import iter_evaluate
@@ -212,19 +290,31 @@ def evaluate(  # noqa: PLR0913 (one option each)
     print(json.dumps({"event": "Scores"} | scores) if as_json else _table(scores))
 
 
-def _evaluate_labels(prediction: Path, truth: Path, *, out: Path, unlabelled: list[int], as_json: bool) -> None:
+def _evaluate_labels(
+    prediction: Path, truth: Path, *, out: Path, unlabelled: list[int], as_json: bool
+) -> None:
     from napari_strata.evaluation.evaluate import score_labels
     from napari_strata.io import read_labels
 
-    confusion = score_labels(read_labels(prediction), read_labels(truth), unlabelled=unlabelled, out=out)
+    confusion = score_labels(
+        read_labels(prediction), read_labels(truth), unlabelled=unlabelled, out=out
+    )
     scores = confusion.as_dict()
     print(json.dumps({"event": "Scores"} | scores) if as_json else _table(scores))
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that train, crossval, tune or evaluate wrote.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file to write; report.html in RUN when left out.")] = None,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A folder that train, crossval, tune or evaluate wrote."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file to write; report.html in RUN when left out."),
+    ] = None,
 ) -> None:
     """Write one HTML page: curves, scores, confusion, confidence, pictures; folds or trials; it opens offline."""
     from napari_strata.pages.write import write_page
@@ -233,7 +323,9 @@ def report(
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe whole.")] = None) -> None:
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe whole.")] = None,
+) -> None:
     """List the recipes, or show one."""
     from napari_strata.recipes import dump_recipe, list_recipes, load_recipe
 
@@ -245,7 +337,11 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe wh
 
 
 @app.command()
-def info(path: Annotated[Path, typer.Argument(help="An image, a label file, a model or a run folder.")]) -> None:
+def info(
+    path: Annotated[
+        Path, typer.Argument(help="An image, a label file, a model or a run folder.")
+    ],
+) -> None:
     """Say what a file holds: axes, pixel size, channels; or what a model or run is."""
     from napari_strata.io import describe
 
@@ -258,7 +354,11 @@ def demo(
     out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("demo"),
     device: Device = "auto",
     viewer: Annotated[
-        bool, typer.Option("--viewer", help="Open napari with the sandstone and the docks, ready to train.")
+        bool,
+        typer.Option(
+            "--viewer",
+            help="Open napari with the sandstone and the docks, ready to train.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -275,7 +375,9 @@ def demo(
 @app.command()
 def doctor(
     folder: Annotated[Path | None, typer.Option(help="Where runs are kept.")] = None,
-    worker: Annotated[str | None, typer.Option(metavar="COMMAND", help="What starts a worker.")] = None,
+    worker: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="What starts a worker.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look at what is installed, which GPU is used or why none is, the display, the worker and the disk."""
@@ -303,7 +405,11 @@ def main() -> None:
 
 def _check_alone(words: list[str]) -> None:
     """Refuse to do in several processes (torchrun) what they do not share."""
-    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1" and words[:1] != ["train"]:
+    if (
+        "RANK" in os.environ
+        and os.environ.get("WORLD_SIZE", "1") != "1"
+        and words[:1] != ["train"]
+    ):
         raise StrataError(
             "found several processes (torchrun), which share the command train only; start this one without torchrun."
         )
@@ -311,7 +417,11 @@ def _check_alone(words: list[str]) -> None:
 
 def _is_model(path: Path) -> bool:
     kinds = ("recipe.yaml", CROSSVAL)
-    return path.suffix == ".safetensors" or path.name == CROSSVAL or any((path / kind).is_file() for kind in kinds)
+    return (
+        path.suffix == ".safetensors"
+        or path.name == CROSSVAL
+        or any((path / kind).is_file() for kind in kinds)
+    )
 
 
 def _complain(text: str) -> None:
@@ -337,5 +447,7 @@ def _table(scores: dict[str, Any]) -> str:
     for name, row in scores["per_class"].items():
         cells = "".join(number(row[k]) for k in ("iou", "dice", "precision", "recall"))
         rows.append(f"{name:24}{row['value']:>6}{cells} {row['support']:>8}")
-    rows.append(f"mean IoU{number(scores['mean_iou'])}, pixel accuracy{number(scores['pixel_accuracy'])}")
+    rows.append(
+        f"mean IoU{number(scores['mean_iou'])}, pixel accuracy{number(scores['pixel_accuracy'])}"
+    )
     return "\n".join(rows)

@@ -28,15 +28,22 @@ def show_estimates(
     from napari_strata.inference.predict import build_committee, estimate_prediction
     from napari_strata.io import read_image
 
-    every = [name for name in available_devices() if name != "cuda"]  # which is the first of them
+    every = [
+        name for name in available_devices() if name != "cuda"
+    ]  # which is the first of them
     loaded = load_models([*models])
-    asked = [replace(options, device=name) for name in (every if options.device == "auto" else [options.device])]
+    asked = [
+        replace(options, device=name)
+        for name in (every if options.device == "auto" else [options.device])
+    ]
     ready = [(one, build_committee(loaded, one)) for one in asked]
     for path in find_images(inputs, labels_in=out):
         image = read_image(path, axes=axes)
         if not as_json:
             print(image.describe())
         for one, committee in ready:
-            found = estimate_prediction(loaded, image, out=out, options=one, committee=committee)
+            found = estimate_prediction(
+                loaded, image, out=out, options=one, committee=committee
+            )
             facts = {"event": "Estimate", "source": str(path)} | asdict(found)
             print(json.dumps(facts) if as_json else f"  {found.describe()}")

@@ -19,9 +19,16 @@ def describe_model(path: Path) -> list[str]:
         f"  network: {spec.network.kind}, {spec.in_channels} channels in, {numbers / 1e6:.2f} M numbers",
         f"  trained on: {spec.dtype}, pixel size {_pixel_size(spec.pixel_size, spec.pixel_unit)}",
         *(f"  {note}" for note in spec.notes),
-        *(f"  class {r['index']}: {r['name']}, value {r['value']}, {r['color']}" for r in spec.classes.table()),
+        *(
+            f"  class {r['index']}: {r['name']}, value {r['value']}, {r['color']}"
+            for r in spec.classes.table()
+        ),
     ]
-    return lines + ([f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"] if best else [])
+    return lines + (
+        [f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"]
+        if best
+        else []
+    )
 
 
 def _pixel_size(sizes: dict[str, float], unit: str) -> str:

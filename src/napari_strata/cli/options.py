@@ -16,31 +16,56 @@ Images = Annotated[
 ]
 LabelsPath = Annotated[
     Path | None,
-    typer.Argument(metavar="LABELS", help="Their labels; not needed for a data set folder or a CSV."),
+    typer.Argument(
+        metavar="LABELS",
+        help="Their labels; not needed for a data set folder or a CSV.",
+    ),
 ]
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run folder, a model file or a cross-validation folder.")
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A run folder, a model file or a cross-validation folder."
+    ),
 ]
 With = Annotated[
     list[Path] | None,
     typer.Option(
-        "--with", metavar="MODEL", help="One more model: probabilities are averaged. May be given several times."
+        "--with",
+        metavar="MODEL",
+        help="One more model: probabilities are averaged. May be given several times.",
     ),
 ]
-Tta = Annotated[bool, typer.Option("--tta", help="Average over flips and turns (8 times the work).")]
+Tta = Annotated[
+    bool, typer.Option("--tta", help="Average over flips and turns (8 times the work).")
+]
 Ortho = Annotated[
-    bool, typer.Option("--ortho", help="Average over XY, XZ and YZ planes of a volume (3 times the work).")
+    bool,
+    typer.Option(
+        "--ortho",
+        help="Average over XY, XZ and YZ planes of a volume (3 times the work).",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Axes = Annotated[str | None, typer.Option(help="Axes of the images, such as ZYX, where the files do not say.")]
+Axes = Annotated[
+    str | None,
+    typer.Option(help="Axes of the images, such as ZYX, where the files do not say."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
 Unlabelled = Annotated[
     list[int] | None,
-    typer.Option(metavar="VALUE", help="A label value that means: not labelled. May be given several times."),
+    typer.Option(
+        metavar="VALUE",
+        help="A label value that means: not labelled. May be given several times.",
+    ),
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name (see: recipes) or a YAML file.")]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", help="A recipe's name (see: recipes) or a YAML file.")
+]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, as training.epochs=5.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one key, as training.epochs=5."
+    ),
 ]
 Group = Annotated[
     str | None,
@@ -50,11 +75,20 @@ Group = Annotated[
     ),
 ]
 Class = Annotated[
-    list[str] | None, typer.Option("--class", metavar="VALUE=NAME", help="Name a label value, as 2=clay.")
+    list[str] | None,
+    typer.Option(
+        "--class", metavar="VALUE=NAME", help="Name a label value, as 2=clay."
+    ),
 ]
-Foreground = Annotated[bool, typer.Option("--foreground", help="0 is background, every other value foreground.")]
+Foreground = Annotated[
+    bool,
+    typer.Option("--foreground", help="0 is background, every other value foreground."),
+]
 Rgb = Annotated[
-    list[str] | None, typer.Option(metavar="COLOR=NAME", help="A colour of colour-coded labels, as ff0000=roof.")
+    list[str] | None,
+    typer.Option(
+        metavar="COLOR=NAME", help="A colour of colour-coded labels, as ff0000=roof."
+    ),
 ]
 Part = Annotated[
     str | None,

@@ -29,8 +29,15 @@ def crossval(  # noqa: PLR0913 (one option each)
     images: Images,
     labels: LabelsPath = None,
     *,
-    out: Annotated[Path, typer.Option(help="The folder to make; the same command goes on with it after a stop.")],
-    folds: Annotated[int, typer.Option(min=2, metavar="K", help="How many folds; each trains once.")] = 5,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The folder to make; the same command goes on with it after a stop."
+        ),
+    ],
+    folds: Annotated[
+        int, typer.Option(min=2, metavar="K", help="How many folds; each trains once.")
+    ] = 5,
     recipe: RecipeName = "default",
     set_: Set = None,
     group: Group = None,
@@ -48,9 +55,23 @@ def crossval(  # noqa: PLR0913 (one option each)
     from napari_strata.options import parse_overrides
     from napari_strata.training.crossval import iter_crossval
 
-    data = _data(images, labels, axes=axes, unlabelled=unlabelled, coding=(class_, rgb, foreground))
+    data = _data(
+        images,
+        labels,
+        axes=axes,
+        unlabelled=unlabelled,
+        coding=(class_, rgb, foreground),
+    )
     overrides = parse_overrides(set_ or [])
-    events = iter_crossval(recipe, out=out, folds=folds, group=group, overrides=overrides, device=device, **data)
+    events = iter_crossval(
+        recipe,
+        out=out,
+        folds=folds,
+        group=group,
+        overrides=overrides,
+        device=device,
+        **data,
+    )
     show(events, as_json=as_json)
     if not as_json:
         print(CrossvalResult.load(out.expanduser()).table())
@@ -60,7 +81,12 @@ def tune(  # noqa: PLR0913 (one option each)
     images: Images,
     labels: LabelsPath = None,
     *,
-    out: Annotated[Path, typer.Option(help="The folder to make; the same command goes on with it after a stop.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The folder to make; the same command goes on with it after a stop."
+        ),
+    ],
     grid: Annotated[
         list[str],
         typer.Option(
@@ -68,13 +94,22 @@ def tune(  # noqa: PLR0913 (one option each)
             help="Values of one key to try, lists in brackets; the key recipe takes recipes. All combinations are.",
         ),
     ],
-    folds: Annotated[int, typer.Option(min=1, metavar="K", help="Folds of each trial; 1: one split.")] = 3,
+    folds: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Folds of each trial; 1: one split.")
+    ] = 3,
     halving: Annotated[
         int | None,
-        typer.Option(min=2, metavar="ETA", help="Train all trials a little, the best 1/ETA of them on, and so on."),
+        typer.Option(
+            min=2,
+            metavar="ETA",
+            help="Train all trials a little, the best 1/ETA of them on, and so on.",
+        ),
     ] = None,
     no_retrain: Annotated[
-        bool, typer.Option("--no-retrain", help="Do not train the best recipe on all data at the end.")
+        bool,
+        typer.Option(
+            "--no-retrain", help="Do not train the best recipe on all data at the end."
+        ),
     ] = False,
     recipe: RecipeName = "default",
     set_: Set = None,
@@ -95,9 +130,22 @@ def tune(  # noqa: PLR0913 (one option each)
     from napari_strata.training.tune import SearchOptions, iter_tune
 
     parsed, overrides = parse_grid(grid), parse_overrides(set_ or [])
-    options = SearchOptions(folds, group=group, halving=halving, retrain=not no_retrain, device=device)
-    data = _data(images, labels, axes=axes, unlabelled=unlabelled, coding=(class_, rgb, foreground))
-    show(iter_tune(recipe, grid=parsed, out=out, options=options, overrides=overrides, **data), as_json=as_json)
+    options = SearchOptions(
+        folds, group=group, halving=halving, retrain=not no_retrain, device=device
+    )
+    data = _data(
+        images,
+        labels,
+        axes=axes,
+        unlabelled=unlabelled,
+        coding=(class_, rgb, foreground),
+    )
+    show(
+        iter_tune(
+            recipe, grid=parsed, out=out, options=options, overrides=overrides, **data
+        ),
+        as_json=as_json,
+    )
     if not as_json:
         print(TuneResult.load(out).table())
 
@@ -122,5 +170,11 @@ def _data(
 
     names, colors, foreground = coding
     pairs = read_pairs(images, labels, axes=axes)
-    classes = parse_classes(pairs, names or [], colors or [], unlabelled=unlabelled or [], foreground=foreground)
+    classes = parse_classes(
+        pairs,
+        names or [],
+        colors or [],
+        unlabelled=unlabelled or [],
+        foreground=foreground,
+    )
     return {"pairs": pairs, "classes": classes, "unlabelled": tuple(unlabelled or ())}

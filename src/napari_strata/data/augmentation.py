@@ -49,7 +49,9 @@ class Augmenter:
         off = {"brightness": 0.0, "contrast": 0.0, "gamma": 0.0} if physical else {}
         self.section = section.model_copy(update=off)
 
-    def __call__(self, images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
         """Images float (N, C, H, W) and labels uint8 (N, H, W), varied together: new tensors of the same shapes.
 
         Or volumes, (N, C, D, H, W) and (N, D, H, W).
@@ -61,11 +63,16 @@ class Augmenter:
         return _recoloured(images, self.section, generator), labels
 
 
-def _turned(images: Tensor, labels: Tensor, section: Augmentation, generator: Generator) -> tuple[Tensor, Tensor]:
+def _turned(
+    images: Tensor, labels: Tensor, section: Augmentation, generator: Generator
+) -> tuple[Tensor, Tensor]:
     """Mirrored and turned by quarters: each sample gets one of the eight symmetries of the square; a volume may be
     mirrored along Z as well."""
     count = len(images)
-    turns, mirror = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.bool)
+    turns, mirror = (
+        torch.zeros(count, dtype=torch.long),
+        torch.zeros(count, dtype=torch.bool),
+    )
     if section.quarter_turns:
         turns = torch.randint(4, (count,), generator=generator)
         if images.shape[-1] != images.shape[-2]:
@@ -84,7 +91,10 @@ def _turned(images: Tensor, labels: Tensor, section: Augmentation, generator: Ge
     images, labels = images.clone(), labels.clone()
     for kind in sorted(set(kinds) - {0}):
         rows = [i for i, other in enumerate(kinds) if other == kind]
-        images[rows], labels[rows] = _symmetry(images[rows], kind), _symmetry(labels[rows], kind)
+        images[rows], labels[rows] = (
+            _symmetry(images[rows], kind),
+            _symmetry(labels[rows], kind),
+        )
     return images, labels
 
 
@@ -94,7 +104,9 @@ def _symmetry(values: Tensor, kind: int) -> Tensor:
     return torch.rot90(mirrored, kind % 4, (-2, -1))
 
 
-def _warped(images: Tensor, labels: Tensor, section: Augmentation, generator: Generator) -> tuple[Tensor, Tensor]:
+def _warped(
+    images: Tensor, labels: Tensor, section: Augmentation, generator: Generator
+) -> tuple[Tensor, Tensor]:
     """Rotated, scaled, sheared and bent by one grid; samples that were not chosen stay as they are, bit for bit."""
     count, shape = len(images), images.shape[-2:]
     matrices = _matrices(count, section, generator)
@@ -102,7 +114,9 @@ def _warped(images: Tensor, labels: Tensor, section: Augmentation, generator: Ge
     bends = torch.zeros(count, len(shape), *(k.shape[1] for k in knots))
     if section.elastic:
         bends = _within(bends.shape, section.elastic, generator)
-        bends *= _chosen(count, section.probability, generator).reshape(-1, *[1] * (bends.ndim - 1))
+        bends *= _chosen(count, section.probability, generator).reshape(
+            -1, *[1] * (bends.ndim - 1)
+        )
     changed = (matrices != torch.eye(2)).flatten(1).any(1) | bends.flatten(1).any(1)
     rows = changed.nonzero().flatten().tolist()
     if not rows:
@@ -115,44 +129,67 @@ def _warped(images: Tensor, labels: Tensor, section: Augmentation, generator: Ge
         flat = _sampled(images[some].flatten(1, -3), grid, "bilinear", "reflection")
         pictures[some] = flat.reshape(-1, *images.shape[1:])
         # Labels less IGNORE, so that the zeros outside the picture come back as IGNORE.
-        shifted = (labels[some].to(images.dtype) - IGNORE).reshape(len(some), -1, *shape)
+        shifted = (labels[some].to(images.dtype) - IGNORE).reshape(
+            len(some), -1, *shape
+        )
         found = (_sampled(shifted, grid, "nearest", "zeros") + IGNORE).to(labels.dtype)
         codes[some] = found.reshape(-1, *labels.shape[1:])
     return pictures, codes
 
 
 def _sampled(values: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    return F.grid_sample(values, grid, mode=mode, padding_mode=padding, align_corners=False)
+    return F.grid_sample(
+        values, grid, mode=mode, padding_mode=padding, align_corners=False
+    )
 
 
 def _matrices(count: int, section: Augmentation, generator: Generator) -> Tensor:
     """(N, 2, 2): where in the source (y, x from the centre, in pixels) each pixel is taken from."""
-    most = (math.radians(section.rotation), math.log1p(section.scale), math.radians(section.shear))
-    angle, zoom, shear = (_sometimes(count, m, section.probability, generator) for m in most)
+    most = (
+        math.radians(section.rotation),
+        math.log1p(section.scale),
+        math.radians(section.shear),
+    )
+    angle, zoom, shear = (
+        _sometimes(count, m, section.probability, generator) for m in most
+    )
     one, zero = torch.ones(count), torch.zeros(count)
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).reshape(-1, 2, 2)
+    turn = torch.stack(
+        [angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1
+    ).reshape(-1, 2, 2)
     slant = torch.stack([one, zero, shear.tan(), one], 1).reshape(-1, 2, 2)
     return turn @ slant * zoom.exp().reshape(-1, 1, 1)
 
 
-def _grid(shape: Sequence[int], matrices: Tensor, bends: Tensor | None, knots: Sequence[Tensor]) -> Tensor:
+def _grid(
+    shape: Sequence[int],
+    matrices: Tensor,
+    bends: Tensor | None,
+    knots: Sequence[Tensor],
+) -> Tensor:
     """Sampling grid (N, *shape, axes) for `grid_sample`, from matrices (N, axes, axes) and control points of bends."""
     axes = len(shape)
     centred = [
-        (torch.arange(n, device=matrices.device, dtype=matrices.dtype) - (n - 1) / 2).reshape(
-            [-1 if i == j else 1 for j in range(axes)]
-        )
+        (
+            torch.arange(n, device=matrices.device, dtype=matrices.dtype) - (n - 1) / 2
+        ).reshape([-1 if i == j else 1 for j in range(axes)])
         for i, n in enumerate(shape)
     ]
     # In the grid's units from the start (the whole length of an axis is 2): small tensors are cheaper to scale.
     units = 2 / torch.tensor(shape, device=matrices.device, dtype=matrices.dtype)
     factors = (matrices * units[:, None]).reshape(-1, axes, axes, *[1] * axes)
     source = [
-        sum((factors[:, i, j] * centred[j] for j in range(1, axes)), factors[:, i, 0] * centred[0]) for i in range(axes)
+        sum(
+            (factors[:, i, j] * centred[j] for j in range(1, axes)),
+            factors[:, i, 0] * centred[0],
+        )
+        for i in range(axes)
     ]
     if bends is not None:
         bends = bends * units.reshape(-1, *[1] * axes)
-        for weights in knots:  # each contracts the first spatial axis and appends it at full length
+        for weights in (
+            knots
+        ):  # each contracts the first spatial axis and appends it at full length
             bends = torch.tensordot(bends, weights.to(bends), ([2], [1]))
         source = [s + bends[:, i] for i, s in enumerate(source)]
     return torch.stack(source[::-1], -1)
@@ -161,13 +198,20 @@ def _grid(shape: Sequence[int], matrices: Tensor, bends: Tensor | None, knots: S
 def _knots(shape: Sequence[int], elastic: float) -> list[Tensor]:
     """For each axis the weights (pixels, control points) of cubic B-splines; rows sum to 1."""
     spacing = max(SPACING, UNFOLDED * elastic)
-    return [_spline(length, spacing) for length in shape] if elastic else [torch.zeros(n, 1) for n in shape]
+    return (
+        [_spline(length, spacing) for length in shape]
+        if elastic
+        else [torch.zeros(n, 1) for n in shape]
+    )
 
 
 def _spline(length: int, spacing: float) -> Tensor:
     controls = torch.arange(math.ceil((length - 1) / spacing) + 3) - 1
     distance = (torch.arange(length)[:, None] / spacing - controls).abs()
-    near, far = 2 / 3 - distance**2 + distance**3 / 2, (2 - distance).clamp_min(0) ** 3 / 6
+    near, far = (
+        2 / 3 - distance**2 + distance**3 / 2,
+        (2 - distance).clamp_min(0) ** 3 / 6,
+    )
     return torch.where(distance < 1, near, far)
 
 
@@ -178,18 +222,26 @@ def _recoloured(images: Tensor, section: Augmentation, generator: Generator) -> 
         images = _blurred(images, _sometimes(count, section.blur, p, generator).abs())
     if section.contrast or section.brightness:
         stretch = 1 + _sometimes(count, section.contrast, p, generator)
-        images = _stretched(images, stretch, _sometimes(count, section.brightness, p, generator))
+        images = _stretched(
+            images, stretch, _sometimes(count, section.brightness, p, generator)
+        )
     if section.gamma:
-        images = _bent(images, _sometimes(count, math.log1p(section.gamma), p, generator).exp())
+        images = _bent(
+            images, _sometimes(count, math.log1p(section.gamma), p, generator).exp()
+        )
     if section.noise:
-        images = _noisy(images, _sometimes(count, section.noise, p, generator).abs(), generator)
+        images = _noisy(
+            images, _sometimes(count, section.noise, p, generator).abs(), generator
+        )
     return images
 
 
 def _stretched(images: Tensor, stretch: Tensor, shift: Tensor) -> Tensor:
     """Contrast multiplied by `stretch` (N,) about each channel's mean, then `shift` (N,) added."""
     factor, offset = _beside(stretch, images), _beside(shift, images)
-    mean = images.flatten(2).mean(2).reshape(images.shape[:2] + (1,) * (images.ndim - 2))
+    mean = (
+        images.flatten(2).mean(2).reshape(images.shape[:2] + (1,) * (images.ndim - 2))
+    )
     return torch.addcmul(mean * (1 - factor) + offset, images, factor)
 
 
@@ -214,8 +266,15 @@ def _noisy(images: Tensor, spread: Tensor, generator: Generator) -> Tensor:
     rows = spread.nonzero().flatten().tolist()
     if not rows:
         return images
-    own = Generator(images.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-    grains = torch.randn((len(rows), *images.shape[1:]), generator=own, device=images.device, dtype=images.dtype)
+    own = Generator(images.device).manual_seed(
+        int(torch.randint(2**62, (), generator=generator))
+    )
+    grains = torch.randn(
+        (len(rows), *images.shape[1:]),
+        generator=own,
+        device=images.device,
+        dtype=images.dtype,
+    )
     out = images.clone()
     out[rows] = torch.addcmul(images[rows], grains, _beside(spread[rows], images))
     return out
@@ -239,7 +298,11 @@ def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
 def _convolved(images: Tensor, kernels: Tensor, axis: int) -> Tensor:
     """Each sample convolved along one axis with its own kernel (N, taps)."""
     radius, length = kernels.shape[1] // 2, images.shape[axis]
-    margins = [radius if other == axis else 0 for other in range(images.ndim - 1, 1, -1) for _ in range(2)]
+    margins = [
+        radius if other == axis else 0
+        for other in range(images.ndim - 1, 1, -1)
+        for _ in range(2)
+    ]
     padded = F.pad(images, margins, mode="replicate")
     out = torch.zeros_like(images)
     for shift, weight in enumerate(kernels.unbind(1)):
@@ -256,7 +319,9 @@ def _within(shape: Sequence[int], most: float, generator: Generator) -> Tensor:
     return (2 * torch.rand(*shape, generator=generator) - 1) * most
 
 
-def _sometimes(count: int, most: float, probability: float, generator: Generator) -> Tensor:
+def _sometimes(
+    count: int, most: float, probability: float, generator: Generator
+) -> Tensor:
     """Numbers within `most` either way for about a share `probability` of the samples, 0 for the others."""
     if not most:
         return torch.zeros(count)
@@ -268,7 +333,9 @@ def _beside(numbers: Tensor, images: Tensor) -> Tensor:
     return numbers.to(images).reshape(-1, *[1] * (images.ndim - 1))
 
 
-def _changed(images: Tensor, which: Tensor, change: Callable[[Tensor, list[int]], Tensor]) -> Tensor:
+def _changed(
+    images: Tensor, which: Tensor, change: Callable[[Tensor, list[int]], Tensor]
+) -> Tensor:
     """Images with the samples `which` (N, bool) replaced by `change(samples, their numbers)`."""
     rows = which.nonzero().flatten().tolist()
     if not rows:

@@ -56,7 +56,9 @@ class _Slab:
     folds: int
 
     def bounds(self, length: int) -> tuple[int, int]:
-        return self.number * length // self.folds, (self.number + 1) * length // self.folds
+        return self.number * length // self.folds, (
+            self.number + 1
+        ) * length // self.folds
 
 
 def rank(training: Array, validation: Array, fraction: float) -> tuple[int, int, float]:
@@ -69,7 +71,13 @@ def rank(training: Array, validation: Array, fraction: float) -> tuple[int, int,
     return both, int((training > 0).sum()), -abs(float(share) - fraction)
 
 
-def best_cut(parts: Sequence[Part], classes: ClassMap, *, fraction: float, rng: np.random.Generator) -> Cut | None:
+def best_cut(
+    parts: Sequence[Part],
+    classes: ClassMap,
+    *,
+    fraction: float,
+    rng: np.random.Generator,
+) -> Cut | None:
     """The same strip of every part held back: of full size along all axes but one, `GAP` pixels apart from the rest.
 
     Strips of `fraction` of the length, and wider ones where labels are sparse, are tried everywhere along every axis
@@ -84,7 +92,15 @@ def best_cut(parts: Sequence[Part], classes: ClassMap, *, fraction: float, rng: 
         held, rest = _halves([profile[strip.axis] for profile in profiles], strip, gap)
         if held.any() and rest.any():
             both, learnt, distance = rank(rest, held, fraction)
-            key = (both, learnt, gap, round(20 * distance), -strip.share, strip.at_edge, rng.random())
+            key = (
+                both,
+                learnt,
+                gap,
+                round(20 * distance),
+                -strip.share,
+                strip.at_edge,
+                rng.random(),
+            )
             candidates.append((key, strip, gap))
     if not candidates:
         return None
@@ -103,11 +119,20 @@ def fold_cuts(parts: Sequence[Part], classes: ClassMap, folds: int) -> list[Cut]
     for axis in range(len(parts[0].box)):
         gap = min(gap_for(part.shape[axis]) for part in parts)
         slabs = [_Slab(axis, number, folds) for number in range(folds)]
-        halves = [_halves([profile[axis] for profile in profiles], slab, gap) for slab in slabs]
+        halves = [
+            _halves([profile[axis] for profile in profiles], slab, gap)
+            for slab in slabs
+        ]
         if all(held.any() and rest.any() for held, rest in halves):
             ranks = [rank(rest, held, 1 / folds) for held, rest in halves]
             both = [one[0] for one in ranks]
-            candidates.append(((min(both), sum(both), gap, min(one[2] for one in ranks), -axis), slabs, gap))
+            candidates.append(
+                (
+                    (min(both), sum(both), gap, min(one[2] for one in ranks), -axis),
+                    slabs,
+                    gap,
+                )
+            )
     if not candidates:
         return []
     _, slabs, gap = max(candidates, key=lambda candidate: candidate[0])
@@ -123,7 +148,9 @@ def _strips(fraction: float, axes: int) -> Iterator[_Strip]:
     shares = {min(factor * fraction, max(0.5, fraction)) for factor in (1, 1.5, 2)}
     for share in sorted(shares):
         for axis in range(axes):
-            yield from (_Strip(axis, share, float(start)) for start in np.linspace(0, 1, STARTS))
+            yield from (
+                _Strip(axis, share, float(start)) for start in np.linspace(0, 1, STARTS)
+            )
 
 
 def _profiles(part: Part, classes: ClassMap) -> list[Array]:
@@ -135,23 +162,37 @@ def _profiles(part: Part, classes: ClassMap) -> list[Array]:
             hit = labels == k
             for axis, (own, here) in enumerate(zip(part.box, strip.box, strict=True)):
                 others = tuple(other for other in range(hit.ndim) if other != axis)
-                profiles[axis][k, here.start - own.start : here.stop - own.start] += hit.sum(axis=others)
+                profiles[axis][k, here.start - own.start : here.stop - own.start] += (
+                    hit.sum(axis=others)
+                )
     return profiles
 
 
-def _halves(profiles: Sequence[Array], strip: _Strip | _Slab, gap: int) -> tuple[Array, Array]:
+def _halves(
+    profiles: Sequence[Array], strip: _Strip | _Slab, gap: int
+) -> tuple[Array, Array]:
     """Labelled pixels of each class in a strip of all parts, and in the rest beyond the gap."""
-    held, rest = (sum(counts) for counts in zip(*(_counts(one, strip, gap) for one in profiles), strict=True))
+    held, rest = (
+        sum(counts)
+        for counts in zip(*(_counts(one, strip, gap) for one in profiles), strict=True)
+    )
     return np.asarray(held), np.asarray(rest)
 
 
 def _counts(profile: Array, strip: _Strip | _Slab, gap: int) -> tuple[Array, Array]:
     first, stop = strip.bounds(profile.shape[1])
-    rest = profile[:, : max(first - gap, 0)].sum(axis=1) + profile[:, stop + gap :].sum(axis=1)
+    rest = profile[:, : max(first - gap, 0)].sum(axis=1) + profile[:, stop + gap :].sum(
+        axis=1
+    )
     return profile[:, first:stop].sum(axis=1), rest
 
 
-def _cut(parts: Sequence[Part], profiles: Sequence[Sequence[Array]], strip: _Strip | _Slab, gap: int) -> Cut:
+def _cut(
+    parts: Sequence[Part],
+    profiles: Sequence[Sequence[Array]],
+    strip: _Strip | _Slab,
+    gap: int,
+) -> Cut:
     """What trains and what validates where `strip` is held back."""
     cut = Cut([], [], _text(parts, strip, gap))
     for part, profile in zip(parts, (one[strip.axis] for one in profiles), strict=True):
@@ -160,7 +201,11 @@ def _cut(parts: Sequence[Part], profiles: Sequence[Sequence[Array]], strip: _Str
         rest = (0, max(first - gap, 0)), (min(stop + gap, length), length)
         for side, places in ((cut.training, rest), (cut.validation, [(first, stop)])):
             blocks = (_block(part, profile, strip.axis, bounds) for bounds in places)
-            side += [block for block in blocks if block.counts is not None and block.counts.any()]
+            side += [
+                block
+                for block in blocks
+                if block.counts is not None and block.counts.any()
+            ]
     return cut
 
 
@@ -171,7 +216,11 @@ def _block(part: Part, profile: Array, axis: int, bounds: tuple[int, int]) -> Pa
     return part.block(box, name=name, counts=profile[:, slice(*bounds)].sum(axis=1))
 
 
-_WORDS = {"Z": ("planes", "front", "back"), "Y": ("rows", "top", "bottom"), "X": ("columns", "left", "right")}
+_WORDS = {
+    "Z": ("planes", "front", "back"),
+    "Y": ("rows", "top", "bottom"),
+    "X": ("columns", "left", "right"),
+}
 """What lies along an axis, and the names of its ends."""
 
 

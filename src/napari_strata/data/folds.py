@@ -66,7 +66,9 @@ def fold_pairs(
         match an image, when nothing is labelled, or when one image is given twice.
     """
     if folds < 2:
-        raise LabelError(f"found folds={folds}; cross-validation needs at least 2: each part validates once.")
+        raise LabelError(
+            f"found folds={folds}; cross-validation needs at least 2: each part validates once."
+        )
     pairs = distinct(pairs)
     parts = whole(pairs, classes, axes)
     units = _specimens(parts, group) if group else by_image(parts)
@@ -83,12 +85,18 @@ def fold_pairs(
     traces, notes = Traces(parts), empty_images(pairs, parts)
     splits = []
     for learn, check, text in sides:
-        doubts = [*missing_classes(learn, check, classes), *find_leaks(learn, check, traces=traces)]
+        doubts = [
+            *missing_classes(learn, check, classes),
+            *find_leaks(learn, check, traces=traces),
+        ]
         splits.append(Split(learn, check, text, (*notes, *doubts)))
     # Every part validates once, so smallness is judged over all folds together.
     first = splits[0]
     small = tuple(too_small([], parts, classes))
-    return [Split(first.training, first.validation, first.text, (*first.warnings, *small)), *splits[1:]]
+    return [
+        Split(first.training, first.validation, first.text, (*first.warnings, *small)),
+        *splits[1:],
+    ]
 
 
 def _specimens(parts: Sequence[Part], group: str) -> list[Unit]:
@@ -113,22 +121,33 @@ def _specimens(parts: Sequence[Part], group: str) -> list[Unit]:
             f"--group {group!r} finds no specimen in the name or path of {shown(list(lost))}; needed is a regular "
             "expression that matches every image."
         )
-    return [Unit(members, name, "specimens", members[0].pair) for name, members in found.items()]
+    return [
+        Unit(members, name, "specimens", members[0].pair)
+        for name, members in found.items()
+    ]
 
 
 def _specimen(pair: AnnotatedImage, pattern: re.Pattern[str]) -> str | None:
     for text in (pair.name, pair.image.source or ""):
         if match := pattern.search(text):
-            return next((one for one in match.groups() if one is not None), match.group())
+            return next(
+                (one for one in match.groups() if one is not None), match.group()
+            )
     return None
 
 
-def _too_few(units: Sequence[Unit], parts: Sequence[Part], folds: int, group: str | None) -> str:
+def _too_few(
+    units: Sequence[Unit], parts: Sequence[Part], folds: int, group: str | None
+) -> str:
     images = len({id(part.pair) for part in parts})
     word = units[0].word
     found = f"{len(units)} {word if len(units) != 1 else word.removesuffix('s')}"
     if not group and parts[0].axes == "ZYX":
-        found = "one labelled volume" if len(parts) == 1 else f"{len(parts)} labelled volumes"
+        found = (
+            "one labelled volume"
+            if len(parts) == 1
+            else f"{len(parts)} labelled volumes"
+        )
         return (
             f"found {found} and no axis along which {folds} blocks hold labels each, with a gap to what trains; use "
             "fewer --folds, or label more."
@@ -136,8 +155,14 @@ def _too_few(units: Sequence[Unit], parts: Sequence[Part], folds: int, group: st
     if group:
         found += f" ({shown([unit.name for unit in units])}) in {images} images"
     elif word != "images":
-        found = f"{images} image{'s' if images != 1 else ''} with {found} labelled in all"
-    fewer = f"use --folds {len(units)}" if len(units) > 1 else "hold back a part of it instead (train)"
+        found = (
+            f"{images} image{'s' if images != 1 else ''} with {found} labelled in all"
+        )
+    fewer = (
+        f"use --folds {len(units)}"
+        if len(units) > 1
+        else "hold back a part of it instead (train)"
+    )
     return f"found {found}, fewer than the {folds} folds asked for; {fewer}, or label more."
 
 
@@ -146,25 +171,39 @@ class _Rank(NamedTuple):
 
     both: int  # classes in both halves, in the worst fold
     total: int  # the same, over all folds
-    unevenness: float  # minus the largest deviation of a fold's share of all labelled pixels
+    unevenness: (
+        float  # minus the largest deviation of a fold's share of all labelled pixels
+    )
     classes: float  # minus the mean deviation of a fold's share of each class
 
 
-def _best(units: Sequence[Unit], folds: int, classes: ClassMap, rng: np.random.Generator) -> Array:
+def _best(
+    units: Sequence[Unit], folds: int, classes: ClassMap, rng: np.random.Generator
+) -> Array:
     """The fold of each unit, int64."""
     counts = np.array([counts_of(unit.parts, classes).sum(axis=0) for unit in units])
-    runs = units[0].word not in ("images", "specimens") and max(map(len, stretches_of(units))) > RUN
-    draws = [_consecutive(len(units), folds, rng) if runs else _scattered(counts, folds, rng) for _ in range(DRAWS)]
+    runs = (
+        units[0].word not in ("images", "specimens")
+        and max(map(len, stretches_of(units))) > RUN
+    )
+    draws = [
+        _consecutive(len(units), folds, rng) if runs else _scattered(counts, folds, rng)
+        for _ in range(DRAWS)
+    ]
     return max(draws, key=lambda held: _rank(counts, held, folds))
 
 
 def _rank(counts: Array, held: Array, folds: int) -> _Rank:
-    shares = np.array([counts[held == fold].sum(axis=0) for fold in range(folds)], np.float64)
+    shares = np.array(
+        [counts[held == fold].sum(axis=0) for fold in range(folds)], np.float64
+    )
     total = shares.sum(axis=0)
     both = ((shares > 0) & (shares < total)).sum(axis=1)
     pixels = np.abs(shares.sum(axis=1) / total.sum() - 1 / folds).max()
     each = np.abs(shares / np.maximum(total, 1) - 1 / folds)[:, total > 0].mean()
-    return _Rank(int(both.min()), int(both.sum()), -round(float(pixels), 2), -float(each))
+    return _Rank(
+        int(both.min()), int(both.sum()), -round(float(pixels), 2), -float(each)
+    )
 
 
 def _scattered(counts: Array, folds: int, rng: np.random.Generator) -> Array:
@@ -178,7 +217,9 @@ def _consecutive(count: int, folds: int, rng: np.random.Generator) -> Array:
     """Neighbours together: cuts at equal distances, each moved by up to a quarter of one."""
     step = count / folds
     moved = step * (np.arange(1, folds) + rng.uniform(-0.25, 0.25, folds - 1))
-    cuts = np.clip(np.round(moved), np.arange(1, folds), count - folds + np.arange(1, folds))
+    cuts = np.clip(
+        np.round(moved), np.arange(1, folds), count - folds + np.arange(1, folds)
+    )
     held: Array = np.searchsorted(cuts, np.arange(count), side="right")
     return held
 
@@ -186,12 +227,20 @@ def _consecutive(count: int, folds: int, rng: np.random.Generator) -> Array:
 def _sides(units: Sequence[Unit], held: Array) -> tuple[list[Part], list[Part], str]:
     """Training, validation, and what is held back in words."""
     dropped = _beside(units, held)
-    names = [[unit.name for unit, yes in zip(units, side, strict=True) if yes] for side in (held, dropped)]
+    names = [
+        [unit.name for unit, yes in zip(units, side, strict=True) if yes]
+        for side in (held, dropped)
+    ]
     text = f"{len(names[0])} of {len(units)} {_word(units)}: {_shown(names[0], run=bool(names[1]))}"
     if names[1]:
         text += f"; left out beside {'it' if len(names[0]) == 1 else 'them'}: {shown(names[1])}"
     sides = [
-        [part for unit, yes in zip(units, side, strict=True) if yes for part in unit.parts]
+        [
+            part
+            for unit, yes in zip(units, side, strict=True)
+            if yes
+            for part in unit.parts
+        ]
         for side in (~(held | dropped), held)
     ]
     return sides[0], sides[1], text

@@ -76,7 +76,9 @@ class Traces:
 
     def __init__(self, parts: Sequence[Part] = ()) -> None:
         self._known: dict[Any, _Trace] = {}
-        self._skip = max(1, -(-sum(math.prod(plane.shape) for plane in _planes(parts)) // BUDGET))
+        self._skip = max(
+            1, -(-sum(math.prod(plane.shape) for plane in _planes(parts)) // BUDGET)
+        )
 
     def of(self, parts: Sequence[Part]) -> list[_Trace]:
         """Traces of `parts` (of volumes, of planes), or of evenly chosen ones where all are too many pixels."""
@@ -93,7 +95,12 @@ def _planes(parts: Sequence[Part]) -> list[Part]:
     return [plane for part in parts for plane in planes_of(part, PLANES)]
 
 
-def find_leaks(training: Sequence[Part], validation: Sequence[Part], *, traces: Traces | None = None) -> list[str]:
+def find_leaks(
+    training: Sequence[Part],
+    validation: Sequence[Part],
+    *,
+    traces: Traces | None = None,
+) -> list[str]:
     """A sentence for the plainest way in which validation shows what training has seen; empty where none is found.
 
     Parameters
@@ -106,10 +113,18 @@ def find_leaks(training: Sequence[Part], validation: Sequence[Part], *, traces: 
     known = traces or Traces([*training, *validation])
     learn, check = known.of(training), known.of(validation)
     # One leak is one sentence: planes that are the same are also alike.
-    for judge, sentence in ((_overlapping, _OVERLAP), (_alike, _ALIKE), (_bordering, _BORDER)):
+    for judge, sentence in (
+        (_overlapping, _OVERLAP),
+        (_alike, _ALIKE),
+        (_bordering, _BORDER),
+    ):
         if pairs := judge(learn, check):
             one, other = pairs[0]
-            return [sentence.format(n=len(pairs), m=len(check), one=one.part.name, other=other.part.name)]
+            return [
+                sentence.format(
+                    n=len(pairs), m=len(check), one=one.part.name, other=other.part.name
+                )
+            ]
     return []
 
 
@@ -118,16 +133,22 @@ _OVERLAP = (
     "{n} of {m} validation planes hold pixels that train as well, such as {one} (also in {other}), "
     + _ADVICE.format("take out the copies, or hold back whole images or specimens.")
 )
-_ALIKE = "{n} of {m} validation planes look nearly like one that trains, such as {one} and {other}, " + _ADVICE.format(
-    "hold back slices that lie farther apart, or other images."
+_ALIKE = (
+    "{n} of {m} validation planes look nearly like one that trains, such as {one} and {other}, "
+    + _ADVICE.format("hold back slices that lie farther apart, or other images.")
 )
 _BORDER = (
     "{n} of {m} validation patches continue a patch that trains, such as {one} beside {other}: they were cut from the "
-    "same picture, " + _ADVICE.format("split by the picture that they come from (--group in crossval, or --val).")
+    "same picture, "
+    + _ADVICE.format(
+        "split by the picture that they come from (--group in crossval, or --val)."
+    )
 )
 
 
-def too_small(training: Sequence[Part], validation: Sequence[Part], classes: ClassMap) -> list[str]:
+def too_small(
+    training: Sequence[Part], validation: Sequence[Part], classes: ClassMap
+) -> list[str]:
     """A sentence for each reason why validation holds too little to say anything; empty where there is none."""
     if not validation:
         return []
@@ -138,7 +159,11 @@ def too_small(training: Sequence[Part], validation: Sequence[Part], classes: Cla
             f"validation has {total} labelled pixels in all, too few to say much (below {PIXELS}, a score moves by "
             "hundredths by chance alone): label more, or hold back more (training.validation)."
         )
-    few = [f"{name!r} ({n})" for name, n in zip(classes.names, counts.tolist(), strict=True) if 0 < n < CLASS_PIXELS]
+    few = [
+        f"{name!r} ({n})"
+        for name, n in zip(classes.names, counts.tolist(), strict=True)
+        if 0 < n < CLASS_PIXELS
+    ]
     if few and total >= PIXELS:
         out.append(
             f"validation has fewer than {CLASS_PIXELS} labelled pixels of {shown(few)}: read the score of "
@@ -159,7 +184,12 @@ def _trace(part: Part) -> _Trace:
     inner = slice(top, top + min(height, SIDE)), slice(left, left + min(width, SIDE))
     image = part.block(inner).read_image()
     grey = np.nan_to_num(image.astype(np.float32).mean(axis=0), posinf=0.0, neginf=0.0)
-    edges = {"top": grey[:2], "bottom": grey[::-1][:2], "left": grey.T[:2], "right": grey.T[::-1][:2]}
+    edges = {
+        "top": grey[:2],
+        "bottom": grey[::-1][:2],
+        "left": grey.T[:2],
+        "right": grey.T[::-1][:2],
+    }
     turned = np.rot90(image, axes=(1, 2))
     # Of a plane one pixel high the second line is the first.
     kept = {side: lines[[0, -1]].copy() for side, lines in edges.items()}
@@ -200,7 +230,11 @@ def _detail(grey: Array) -> Array:
             ]
             block = grey[corner[0] : corner[0] + DETAIL, corner[1] : corner[1] + DETAIL]
             spread = float(np.ptp(block)) or 1.0
-            signs.append(np.sign(np.round((block - uniform_filter(block, 9)) / spread, 4)).astype(np.int8).ravel())
+            signs.append(
+                np.sign(np.round((block - uniform_filter(block, 9)) / spread, 4))
+                .astype(np.int8)
+                .ravel()
+            )
     return np.concatenate(signs)
 
 
@@ -216,7 +250,9 @@ def _overlapping(learn: Sequence[_Trace], check: Sequence[_Trace]) -> _Pairs:
             lines = getattr(trace, name)
             common = lines[_among(lines, known)]
             if len(common) >= max(SHARED * min(trace.part.shape[axis], SIDE), 1):
-                shared = [int(_among(common, getattr(other, name)).sum()) for other in learn]
+                shared = [
+                    int(_among(common, getattr(other, name)).sum()) for other in learn
+                ]
                 found[id(trace)] = trace, learn[int(np.argmax(shared))]
     return list(found.values())
 
@@ -225,7 +261,9 @@ def _among(numbers: Array, known: Array) -> Array:
     """Which of `numbers` stand in `known`, both rising."""
     if not len(known):
         return np.zeros(len(numbers), bool)
-    inside: Array = known[np.searchsorted(known, numbers).clip(max=len(known) - 1)] == numbers
+    inside: Array = (
+        known[np.searchsorted(known, numbers).clip(max=len(known) - 1)] == numbers
+    )
     return inside
 
 
@@ -233,12 +271,19 @@ def _alike(learn: Sequence[_Trace], check: Sequence[_Trace]) -> _Pairs:
     """Validation planes whose detail correlates with that of a training plane of the same shape, with that one."""
     found = []
     for ones, others in _by_shape(learn, check):
-        first, second = (np.stack([t.detail for t in traces]).astype(np.float32) for traces in (ones, others))
+        first, second = (
+            np.stack([t.detail for t in traces]).astype(np.float32)
+            for traces in (ones, others)
+        )
         sizes = np.sqrt(np.outer(np.abs(second).sum(axis=1), np.abs(first).sum(axis=1)))
         # Less than a quarter of one block with detail is too little to compare.
-        scores = np.where(sizes > DETAIL**2 / 4, second @ first.T / np.maximum(sizes, 1), 0)
+        scores = np.where(
+            sizes > DETAIL**2 / 4, second @ first.T / np.maximum(sizes, 1), 0
+        )
         best = scores.argmax(axis=1)
-        found += [(others[i], ones[j]) for i, j in enumerate(best) if scores[i, j] > ALIKE]
+        found += [
+            (others[i], ones[j]) for i, j in enumerate(best) if scores[i, j] > ALIKE
+        ]
     return found
 
 
@@ -249,12 +294,18 @@ def _bordering(learn: Sequence[_Trace], check: Sequence[_Trace]) -> _Pairs:
     for ones, others in _by_shape(learn, check):
         traces = [*ones, *others]
         for first, second in (("right", "left"), ("bottom", "top")):
-            a, b = (np.stack([t.edges[side] for t in traces]) for side in (first, second))
+            a, b = (
+                np.stack([t.edges[side] for t in traces]) for side in (first, second)
+            )
             chance += len(_continuing(a, b[:, :, ::-1]))
             matched = _continuing(a, b)
             real += len(matched)
             pairs = [(score, max(i, j), min(i, j)) for score, i, j in matched]
-            found += [(score, traces[held], traces[other]) for score, held, other in pairs if held >= len(ones) > other]
+            found += [
+                (score, traces[held], traces[other])
+                for score, held, other in pairs
+                if held >= len(ones) > other
+            ]
     if real < CHANCE * (chance + 1):
         return []
     surest: dict[int, tuple[_Trace, _Trace]] = {}
@@ -271,16 +322,24 @@ def _continuing(edges: Array, others: Array) -> list[tuple[float, int, int]]:
     """
     if len(edges) < 3:
         return []
-    scores = np.stack([_profile(line) for line in edges[:, 0]]) @ np.stack([_profile(line) for line in others[:, 0]]).T
+    scores = (
+        np.stack([_profile(line) for line in edges[:, 0]])
+        @ np.stack([_profile(line) for line in others[:, 0]]).T
+    )
     np.fill_diagonal(scores, -1)
     best, back = scores.argmax(axis=1), scores.argmax(axis=0)
     second, first = np.partition(scores, -2, axis=1)[:, -2:].T
-    good = (first > CONTINUES) & (first - second > MARGIN) & (back[best] == np.arange(len(best)))
+    good = (
+        (first > CONTINUES)
+        & (first - second > MARGIN)
+        & (back[best] == np.arange(len(best)))
+    )
     pairs = [(int(i), int(best[i])) for i in np.flatnonzero(good)]
     return [
         (float(scores[i, j]), i, j)
         for i, j in pairs
-        if _rms(edges[i, 0], others[j, 0]) <= STEP * max(_rms(*edges[i]), _rms(*others[j]))
+        if _rms(edges[i, 0], others[j, 0])
+        <= STEP * max(_rms(*edges[i]), _rms(*others[j]))
     ]
 
 
@@ -288,9 +347,14 @@ def _rms(line: Array, other: Array) -> float:
     return float(np.sqrt(np.mean((line - other) ** 2)))
 
 
-def _by_shape(learn: Sequence[_Trace], check: Sequence[_Trace]) -> Iterator[tuple[list[_Trace], list[_Trace]]]:
+def _by_shape(
+    learn: Sequence[_Trace], check: Sequence[_Trace]
+) -> Iterator[tuple[list[_Trace], list[_Trace]]]:
     """Traces of parts that have one shape, for each shape that is on both sides."""
     for shape in {trace.part.shape for trace in check}:
-        sides = [[trace for trace in side if trace.part.shape == shape] for side in (learn, check)]
+        sides = [
+            [trace for trace in side if trace.part.shape == shape]
+            for side in (learn, check)
+        ]
         if all(sides):
             yield sides[0], sides[1]

@@ -62,7 +62,9 @@ class PatchSource:
 
     def __init__(self, parts: Sequence[Part], spec: ModelSpec, recipe: Recipe) -> None:
         if not parts:
-            raise LabelError("found nothing to train on; give at least one image with labels.")
+            raise LabelError(
+                "found nothing to train on; give at least one image with labels."
+            )
         self.parts = [_checked(part, spec) for part in parts]
         self.spec = spec
         self.seed = recipe.training.seed
@@ -100,13 +102,18 @@ class PatchSource:
             places = rng.permutation(len(self.parts)).tolist()[:count]
         else:
             places = self._sampler.draw(count, rng, balance=0.0)
-        return _ahead([places[i : i + batch_size] for i in range(0, len(places), batch_size)], self._batch)
+        return _ahead(
+            [places[i : i + batch_size] for i in range(0, len(places), batch_size)],
+            self._batch,
+        )
 
     def _make_sampler(self) -> Sampler:
         classes = self.spec.classes
         counts = counts_of(self.parts, classes)
         if not counts.any():
-            raise LabelError("found no labelled pixel to train on; paint some pixels of each class.")
+            raise LabelError(
+                "found no labelled pixel to train on; paint some pixels of each class."
+            )
         held = self._held
         labels: list[Iterable[Array]] = (
             [(s.read_labels(classes) for s in part.strips()) for part in self.parts]
@@ -114,27 +121,37 @@ class PatchSource:
             else [[labels] for _, labels in held]
         )
         shapes = [part.shape for part in self.parts]
-        return Sampler(labels, shapes=shapes, counts=counts, size=self.shape, seed=self.seed)
+        return Sampler(
+            labels, shapes=shapes, counts=counts, size=self.shape, seed=self.seed
+        )
 
     def _patches(self, recipe: Recipe) -> int:
         if self._sampler is None:
             return len(self.parts)
         pixels = sum(math.prod(part.shape) for part in self.parts)
-        cover = max(LEAST, recipe.training.batch_size, math.ceil(pixels / math.prod(self.shape)))
+        cover = max(
+            LEAST, recipe.training.batch_size, math.ceil(pixels / math.prod(self.shape))
+        )
         return recipe.patches.per_epoch or cover
 
     def _batch(self, places: Sequence[Place] | Sequence[int]) -> Batch:
-        patches = [self._whole(p) if isinstance(p, int) else self._patch(p) for p in places]
+        patches = [
+            self._whole(p) if isinstance(p, int) else self._patch(p) for p in places
+        ]
         images, labels = zip(*patches, strict=True)
         return Batch(torch.stack(images), torch.stack(labels))
 
     def _patch(self, place: Place) -> tuple[Tensor, Tensor]:
         image, labels = self._read(place.part, place.box)
         image, labels = pad(self._scales[place.part].apply(image), labels, self.shape)
-        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(labels))
+        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(
+            np.ascontiguousarray(labels)
+        )
 
     def _whole(self, number: int) -> tuple[Tensor, Tensor]:
-        image, labels = self._read(number, tuple(slice(0, length) for length in self.parts[number].shape))
+        image, labels = self._read(
+            number, tuple(slice(0, length) for length in self.parts[number].shape)
+        )
         return resize(self._scales[number].apply(image), labels, self.shape[0])
 
     def _read(self, number: int, box: tuple[slice, ...]) -> tuple[Array, Array]:
@@ -149,10 +166,15 @@ def pad(image: Array, labels: Array, shape: Sequence[int]) -> tuple[Array, Array
 
     The image is continued by reflection (a single plane, row or column by repeating it), the labels by `IGNORE`.
     """
-    missing = [(0, max(side - length, 0)) for side, length in zip(shape, labels.shape, strict=True)]
+    missing = [
+        (0, max(side - length, 0))
+        for side, length in zip(shape, labels.shape, strict=True)
+    ]
     if not np.any(missing):
         return image, labels
-    return np.pad(image, [(0, 0), *missing], mode="reflect"), np.pad(labels, missing, constant_values=IGNORE)
+    return np.pad(image, [(0, 0), *missing], mode="reflect"), np.pad(
+        labels, missing, constant_values=IGNORE
+    )
 
 
 def resize(image: Array, labels: Array, side: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +190,8 @@ def resize(image: Array, labels: Array, side: int) -> tuple[Tensor, Tensor]:
 
 
 def _ahead(
-    chunks: Sequence[Sequence[Place] | Sequence[int]], make: Callable[[Sequence[Place] | Sequence[int]], Batch]
+    chunks: Sequence[Sequence[Place] | Sequence[int]],
+    make: Callable[[Sequence[Place] | Sequence[int]], Batch],
 ) -> Iterator[Batch]:
     """`make` of each chunk in order, the next one prepared in a thread that ends with the iterator."""
     with ThreadPoolExecutor(1, thread_name_prefix="patches") as pool:
@@ -194,7 +217,9 @@ def _scales(parts: Sequence[Part], spec: ModelSpec) -> list[Scale]:
     """The scale of each part's image, measured once an image."""
     images: dict[int, Image] = {id(part.pair.image): part.pair.image for part in parts}
     found = {
-        key: spec.normalization.scale_for(np.concatenate(image.samples(), axis=1), image.dtype)
+        key: spec.normalization.scale_for(
+            np.concatenate(image.samples(), axis=1), image.dtype
+        )
         for key, image in images.items()
     }
     return [found[id(part.pair.image)] for part in parts]
@@ -202,8 +227,13 @@ def _scales(parts: Sequence[Part], spec: ModelSpec) -> list[Scale]:
 
 def _hold(parts: Sequence[Part], spec: ModelSpec) -> list[tuple[Array, Array]] | None:
     """Image and class indices of every part, or None when they are more than `MEMORY`."""
-    pixel = [part.pair.image.channels * part.pair.image.dtype.itemsize + 1 for part in parts]
-    size = sum(bytes_ * math.prod(part.shape) for bytes_, part in zip(pixel, parts, strict=True))
+    pixel = [
+        part.pair.image.channels * part.pair.image.dtype.itemsize + 1 for part in parts
+    ]
+    size = sum(
+        bytes_ * math.prod(part.shape)
+        for bytes_, part in zip(pixel, parts, strict=True)
+    )
     return [_read_whole(part, spec) for part in parts] if size <= MEMORY else None
 
 
@@ -213,8 +243,14 @@ def _read_whole(part: Part, spec: ModelSpec) -> tuple[Array, Array]:
     if len(strips) == 1:
         return part.read(spec.classes)  # perhaps a view, which costs no memory
     source = part.pair.image
-    image, labels = np.empty((source.channels, *part.shape), source.dtype), np.empty(part.shape, np.uint8)
+    image, labels = (
+        np.empty((source.channels, *part.shape), source.dtype),
+        np.empty(part.shape, np.uint8),
+    )
     for strip in strips:
-        box = tuple(slice(p.start - own.start, p.stop - own.start) for own, p in zip(part.box, strip.box, strict=True))
+        box = tuple(
+            slice(p.start - own.start, p.stop - own.start)
+            for own, p in zip(part.box, strip.box, strict=True)
+        )
         image[:, *box], labels[box] = strip.read(spec.classes)
     return image, labels

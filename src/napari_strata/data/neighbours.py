@@ -41,7 +41,9 @@ def with_neighbours(image: Image, count: int) -> Image:
     """
     if not count:
         return image
-    if isinstance(image, Cut):  # whose neighbours are those of the image that it is a part of
+    if isinstance(
+        image, Cut
+    ):  # whose neighbours are those of the image that it is a part of
         return image.dressed(count)
     if image.size("Z") < 2:
         raise ImageError(
@@ -49,7 +51,9 @@ def with_neighbours(image: Image, count: int) -> Image:
             "and below it; give a stack with an axis Z (check --axes), or a model without neighbours."
         )
     letters = _axes.canonical(_axes.without(image.axes, "C") + "C")
-    known = dict(zip(image.axes, zip(image.scale, image.units, strict=True), strict=True)) | {"C": (1.0, "pixel")}
+    known = dict(
+        zip(image.axes, zip(image.scale, image.units, strict=True), strict=True)
+    ) | {"C": (1.0, "pixel")}
     names = image.channel_names or (("grey values",) if image.channels == 1 else ())
     return replace(
         image,
@@ -62,9 +66,14 @@ def with_neighbours(image: Image, count: int) -> Image:
     )  # fmt: skip
 
 
-def pairs_with_neighbours(pairs: Sequence[AnnotatedImage], count: int) -> list[AnnotatedImage]:
+def pairs_with_neighbours(
+    pairs: Sequence[AnnotatedImage], count: int
+) -> list[AnnotatedImage]:
     """The same of the images of pairs; their labels stay. Raises `ImageError` as `with_neighbours` does."""
-    return [replace(pair, image=with_neighbours(pair.image, count)) if count else pair for pair in pairs]
+    return [
+        replace(pair, image=with_neighbours(pair.image, count)) if count else pair
+        for pair in pairs
+    ]
 
 
 def own_channels(array: Array, count: int) -> Array:
@@ -77,12 +86,17 @@ class _Neighbours(LazyArray):
     """Reads the planes of another image as channels; see `with_neighbours`."""
 
     def __init__(self, image: Image, count: int, letters: str) -> None:
-        sizes = {a: image.size(a) for a in letters} | {"C": image.channels * (2 * count + 1)}
+        sizes = {a: image.size(a) for a in letters} | {
+            "C": image.channels * (2 * count + 1)
+        }
         super().__init__([sizes[a] for a in letters], image.dtype)
         self.image, self.count, self.letters = image, count, letters
 
     def _fetch(self, region: tuple[slice, ...]) -> Array:
-        asked = {a: list(range(*s.indices(n))) for a, s, n in zip(self.letters, region, self.shape, strict=True)}
+        asked = {
+            a: list(range(*s.indices(n)))
+            for a, s, n in zip(self.letters, region, self.shape, strict=True)
+        }
         where = dict(zip(self.letters, region, strict=True))
         shape = [len(asked[a]) for a in self.letters]
         found = np.empty(shape, self.dtype)
@@ -95,7 +109,9 @@ class _Neighbours(LazyArray):
                     offset, own = divmod(c, channels)
                     other = _mirrored(z + offset - self.count, slices)
                     if other not in planes:
-                        planes[other] = self.image.read({"T": t, "Z": other, "Y": where["Y"], "X": where["X"]})
+                        planes[other] = self.image.read(
+                            {"T": t, "Z": other, "Y": where["Y"], "X": where["X"]}
+                        )
                     block[n, j] = planes[other][own]
         return found
 

@@ -45,8 +45,13 @@ class Part:
     counts: Array | None = None
 
     def __post_init__(self) -> None:
-        ends = [part.indices(self.pair.image.size(a))[:2] for a, part in zip(self.axes, self.box, strict=True)]
-        object.__setattr__(self, "box", tuple(slice(start, stop) for start, stop in ends))
+        ends = [
+            part.indices(self.pair.image.size(a))[:2]
+            for a, part in zip(self.axes, self.box, strict=True)
+        ]
+        object.__setattr__(
+            self, "box", tuple(slice(start, stop) for start, stop in ends)
+        )
 
     @property
     def axes(self) -> str:
@@ -95,9 +100,14 @@ class Part:
             labels[~np.isfinite(image).all(axis=0)] = IGNORE
         return labels
 
-    def block(self, box: Sequence[slice], *, name: str = "", counts: Array | None = None) -> Part:
+    def block(
+        self, box: Sequence[slice], *, name: str = "", counts: Array | None = None
+    ) -> Part:
         """A part of this part; the slices of `box` count from its own corner and lie inside it."""
-        moved = (slice(own.start + p.start, own.start + p.stop) for own, p in zip(self.box, box, strict=True))
+        moved = (
+            slice(own.start + p.start, own.start + p.stop)
+            for own, p in zip(self.box, box, strict=True)
+        )
         return replace(self, box=tuple(moved), name=name or self.name, counts=counts)
 
     def strips(self) -> Iterator[Part]:
@@ -107,7 +117,12 @@ class Part:
 
     def _region(self) -> dict[str, int | slice]:
         # Labels may have an axis of length 1 that their image has not.
-        return {"T": 0, "Z": 0, **self.index, **dict(zip(self.axes, self.box, strict=True))}
+        return {
+            "T": 0,
+            "Z": 0,
+            **self.index,
+            **dict(zip(self.axes, self.box, strict=True)),
+        }
 
     def _encode(self, classes: ClassMap) -> Array:
         labels = self.pair.labels.read(self._region())
@@ -119,9 +134,13 @@ class Part:
             )
         try:
             # Flat: a volume of three planes is no colour.
-            return classes.encode(labels if coded else labels[0].reshape(-1)).reshape(self.shape)
+            return classes.encode(labels if coded else labels[0].reshape(-1)).reshape(
+                self.shape
+            )
         except LabelError as error:
-            raise LabelError(f"{self.pair.labels.source or self.pair.name} ({self.name}): {error}") from None
+            raise LabelError(
+                f"{self.pair.labels.source or self.pair.name} ({self.name}): {error}"
+            ) from None
 
 
 def count(part: Part, classes: ClassMap) -> Part:
@@ -144,7 +163,11 @@ def counts_of(parts: Sequence[Part], classes: ClassMap) -> Array:
     return np.array(rows, np.int64).reshape(len(parts), len(classes))
 
 
-def whole(pairs: AnnotatedImage | Sequence[AnnotatedImage], classes: ClassMap, axes: str = "YX") -> list[Part]:
+def whole(
+    pairs: AnnotatedImage | Sequence[AnnotatedImage],
+    classes: ClassMap,
+    axes: str = "YX",
+) -> list[Part]:
     """Every plane, or with ``axes="ZYX"`` every volume, with at least one labelled pixel, its `counts` filled.
 
     T is slowest, then Z. Planes of a volume that are not labelled are `IGNORE` like any other pixel, so that a stack of
@@ -173,7 +196,9 @@ def whole(pairs: AnnotatedImage | Sequence[AnnotatedImage], classes: ClassMap, a
 
 def find_nonfinite(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[str]:
     """A sentence for each image that holds NaN or infinities: how many pixels, and where the first one is."""
-    found = (_nonfinite(pair) for pair in as_pairs(pairs) if pair.image.dtype.kind == "f")
+    found = (
+        _nonfinite(pair) for pair in as_pairs(pairs) if pair.image.dtype.kind == "f"
+    )
     return [sentence for sentence in found if sentence]
 
 
@@ -189,7 +214,10 @@ def planes_of(part: Part, most: int) -> list[Part]:
     if len(plane) < 2:
         return [part]
     count = min(most, depth.stop - depth.start)
-    chosen = [depth.start + (2 * i + 1) * (depth.stop - depth.start) // (2 * count) for i in range(count)]
+    chosen = [
+        depth.start + (2 * i + 1) * (depth.stop - depth.start) // (2 * count)
+        for i in range(count)
+    ]
     return [replace(part, index={**part.index, "Z": z}, box=tuple(plane), name=f"{part.name} Z={z}", counts=None)
             for z in chosen]  # fmt: skip
 
@@ -199,11 +227,16 @@ def _strips(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
     first, *rest = shape
     step = STRIP // math.prod(rest)
     if not step and len(rest) > 1:  # a single plane is too much
-        yield from ((slice(i, i + 1), *box) for i in range(first) for box in _strips(rest))
+        yield from (
+            (slice(i, i + 1), *box) for i in range(first) for box in _strips(rest)
+        )
         return
     step = max(1, step)
     for start in range(0, first, step):
-        yield slice(start, min(start + step, first)), *(slice(0, length) for length in rest)
+        yield (
+            slice(start, min(start + step, first)),
+            *(slice(0, length) for length in rest),
+        )
 
 
 def _all_parts(pair: AnnotatedImage, axes: str = "YX") -> Iterator[Part]:

@@ -68,12 +68,19 @@ class Sampler:
         self.size = size
         limit = min(PER_CLASS, max(64, IN_ALL // counts.size))
         self.kept = [
-            remember(strips, counts[number], limit=limit, rng=np.random.default_rng([seed, 2, number]))
+            remember(
+                strips,
+                counts[number],
+                limit=limit,
+                rng=np.random.default_rng([seed, 2, number]),
+            )
             for number, strips in enumerate(labels)
         ]
         self.shares = counts / np.maximum(counts.sum(axis=0), 1)
 
-    def draw(self, count: int, rng: np.random.Generator, *, balance: float) -> list[Place]:
+    def draw(
+        self, count: int, rng: np.random.Generator, *, balance: float
+    ) -> list[Place]:
         """`count` places, each with at least one labelled pixel. Patches stay inside their part where it is larger.
 
         `balance` is the share of patches drawn near a pixel of a class, the class chosen evenly among those present and
@@ -85,25 +92,41 @@ class Sampler:
         natural = rng.choice(len(totals), count, p=totals / totals.sum())
         balanced = rng.random(count) < balance
         classes = np.where(balanced, even, natural)
-        return [self._place(int(k), bool(near), rng) for k, near in zip(classes, balanced, strict=True)]
+        return [
+            self._place(int(k), bool(near), rng)
+            for k, near in zip(classes, balanced, strict=True)
+        ]
 
     def _place(self, index: int, near: bool, rng: np.random.Generator) -> Place:
         number = int(rng.choice(len(self.kept), p=self.shares[:, index]))
         shape, kept = self.shapes[number], self.kept[number][index]
-        pixel = tuple(int(at) for at in np.unravel_index(int(kept[rng.integers(len(kept))]), shape))
+        pixel = tuple(
+            int(at)
+            for at in np.unravel_index(int(kept[rng.integers(len(kept))]), shape)
+        )
         margins = [side // 4 if near else 0 for side in self.size]
-        before = rng.integers(margins, [side - margin for side, margin in zip(self.size, margins, strict=True)])
-        box = (_clamped(at - int(b), *sides) for at, b, *sides in zip(pixel, before, self.size, shape, strict=True))
+        before = rng.integers(
+            margins,
+            [side - margin for side, margin in zip(self.size, margins, strict=True)],
+        )
+        box = (
+            _clamped(at - int(b), *sides)
+            for at, b, *sides in zip(pixel, before, self.size, shape, strict=True)
+        )
         return Place(number, tuple(box), pixel, index)
 
 
-def remember(strips: Iterable[Array], counts: Array, *, limit: int, rng: np.random.Generator) -> list[Array]:
+def remember(
+    strips: Iterable[Array], counts: Array, *, limit: int, rng: np.random.Generator
+) -> list[Array]:
     """At most `limit` labelled pixels of each class, chosen evenly, as flat int64 positions over all strips.
 
     `counts` are the labelled pixels of each class. The choice is made among their ordinal numbers beforehand, so one
     pass is enough and no choice depends on how the labels were cut into strips.
     """
-    wanted = [np.sort(rng.choice(int(n), min(limit, int(n)), replace=False)) for n in counts]
+    wanted = [
+        np.sort(rng.choice(int(n), min(limit, int(n)), replace=False)) for n in counts
+    ]
     found: list[list[Array]] = [[] for _ in wanted]
     seen = [0] * len(wanted)
     offset = 0

@@ -90,13 +90,21 @@ def split_pairs(
     pairs = distinct(pairs)
     parts = whole(pairs, classes, axes)
     notes = empty_images(pairs, parts)
-    training, validation, text = parts, list[Part](), "none, as the recipe asks (training.validation=0)"
+    training, validation, text = (
+        parts,
+        list[Part](),
+        "none, as the recipe asks (training.validation=0)",
+    )
     if fraction:
-        training, validation, text = _halves(parts, fraction, classes, np.random.default_rng([seed, 1]))
+        training, validation, text = _halves(
+            parts, fraction, classes, np.random.default_rng([seed, 1])
+        )
     if fraction and not validation:
         notes += ("nothing could be held back for validation: no strip leaves labels in both halves; label more, or "
                   "give validation images of their own.",)  # fmt: skip
-    return Split(training, validation, text, (*notes, *_doubts(training, validation, classes)))
+    return Split(
+        training, validation, text, (*notes, *_doubts(training, validation, classes))
+    )
 
 
 def given(
@@ -116,7 +124,9 @@ def given(
     _refuse_shared(*both)
     learn, check = (whole(pairs, classes, axes) for pairs in both)
     names = [pair.name for pair in both[1]]
-    text = f"{len(names)} {'image' if len(names) == 1 else 'images'} given: {shown(names)}"
+    text = (
+        f"{len(names)} {'image' if len(names) == 1 else 'images'} given: {shown(names)}"
+    )
     notes = empty_images(both[0], learn) + empty_images(both[1], check)
     return Split(learn, check, text, (*notes, *_doubts(learn, check, classes)))
 
@@ -137,15 +147,28 @@ def _halves(
         if len(units) >= 3:
             draw = _best(units, _share(fraction, units), classes, rng)
             out = {*draw.held, *draw.dropped}
-            training = [part for i, unit in enumerate(units) if i not in out for part in unit.parts]
-            return training, [part for i in draw.held for part in units[i].parts], _text(units, draw)
+            training = [
+                part
+                for i, unit in enumerate(units)
+                if i not in out
+                for part in unit.parts
+            ]
+            return (
+                training,
+                [part for i in draw.held for part in units[i].parts],
+                _text(units, draw),
+            )
     if fraction >= 1:
         raise LabelError(
             f"training.validation={fraction:g} asks for a number of images{_or_slices(parts)}, but fewer than three "
             "are labelled; give a share of the picture, such as 0.2, or images to validate on (--val)."
         )
     cut = best_cut(parts, classes, fraction=fraction, rng=rng)
-    return (cut.training, cut.validation, cut.text) if cut else (parts, [], "none: too little is labelled")
+    return (
+        (cut.training, cut.validation, cut.text)
+        if cut
+        else (parts, [], "none: too little is labelled")
+    )
 
 
 def _or_slices(parts: Sequence[Part]) -> str:
@@ -162,35 +185,54 @@ def _share(wanted: float, units: Sequence[Unit]) -> float:
     return wanted if wanted < 1 else wanted / len(units)
 
 
-def _doubts(training: Sequence[Part], validation: Sequence[Part], classes: ClassMap) -> list[str]:
+def _doubts(
+    training: Sequence[Part], validation: Sequence[Part], classes: ClassMap
+) -> list[str]:
     """Everything that makes a score of this split worth less than it looks."""
-    honest = [*find_leaks(training, validation), *too_small(training, validation, classes)]
+    honest = [
+        *find_leaks(training, validation),
+        *too_small(training, validation, classes),
+    ]
     return [*missing_classes(training, validation, classes), *honest]
 
 
-def missing_classes(training: Sequence[Part], validation: Sequence[Part], classes: ClassMap) -> list[str]:
+def missing_classes(
+    training: Sequence[Part], validation: Sequence[Part], classes: ClassMap
+) -> list[str]:
     """A sentence for each class without a labelled pixel in one half."""
-    learn, check = (counts_of(parts, classes).sum(axis=0) for parts in (training, validation))
+    learn, check = (
+        counts_of(parts, classes).sum(axis=0) for parts in (training, validation)
+    )
     out = []
-    for name, value, learned, checked in zip(classes.names, classes.values, learn, check, strict=True):
+    for name, value, learned, checked in zip(
+        classes.names, classes.values, learn, check, strict=True
+    ):
         who = f"class {name!r} (value {value})"
         if not learned and not checked:
             out.append(f"{who} has no labelled pixel anywhere, so it cannot be learnt.")
         elif not learned:
-            out.append(f"{who} has no labelled pixel in training, so it cannot be learnt.")
+            out.append(
+                f"{who} has no labelled pixel in training, so it cannot be learnt."
+            )
         elif validation and not checked:
-            out.append(f"{who} has no labelled pixel in validation, so its score is not known.")
+            out.append(
+                f"{who} has no labelled pixel in validation, so its score is not known."
+            )
     return out
 
 
-def empty_images(pairs: Sequence[AnnotatedImage], parts: Sequence[Part]) -> tuple[str, ...]:
+def empty_images(
+    pairs: Sequence[AnnotatedImage], parts: Sequence[Part]
+) -> tuple[str, ...]:
     """A sentence that names the images without a labelled pixel, or nothing."""
     used = {id(part.pair) for part in parts}
     lost = [pair.name for pair in pairs if id(pair) not in used]
     return (f"no labelled pixel, so left out: {shown(lost)}.",) if lost else ()
 
 
-def _refuse_shared(some: Sequence[AnnotatedImage], others: Sequence[AnnotatedImage]) -> None:
+def _refuse_shared(
+    some: Sequence[AnnotatedImage], others: Sequence[AnnotatedImage]
+) -> None:
     for one in some:
         for other in others:
             if _same(one.image, other.image):
@@ -202,19 +244,29 @@ def _refuse_shared(some: Sequence[AnnotatedImage], others: Sequence[AnnotatedIma
 
 def _same(one: Image, other: Image) -> bool:
     """Whether two images are one picture: of one file, name, shape and content, or sharing memory."""
-    if one.source is not None and (one.source, one.name, one.shape) == (other.source, other.name, other.shape):
+    if one.source is not None and (one.source, one.name, one.shape) == (
+        other.source,
+        other.name,
+        other.shape,
+    ):
         first, second = (image.read(next(image.planes())) for image in (one, other))
         return np.array_equal(first, second, equal_nan=True)
     arrays = one.data, other.data
-    return arrays[0] is arrays[1] or (all(isinstance(a, np.ndarray) for a in arrays) and np.shares_memory(*arrays))
+    return arrays[0] is arrays[1] or (
+        all(isinstance(a, np.ndarray) for a in arrays) and np.shares_memory(*arrays)
+    )
 
 
 def by_image(parts: Sequence[Part], fraction: float = 1.0) -> list[Unit]:
     """Whole images as units, or none where one image would be far more than the `fraction` asked for."""
-    groups = [list(group) for _, group in groupby(parts, key=lambda part: id(part.pair))]
+    groups = [
+        list(group) for _, group in groupby(parts, key=lambda part: id(part.pair))
+    ]
     if 1 / len(groups) > 2 * fraction and len(parts) > len(groups):
         return []
-    return [Unit(group, group[0].pair.name, "images", group[0].pair) for group in groups]
+    return [
+        Unit(group, group[0].pair.name, "images", group[0].pair) for group in groups
+    ]
 
 
 def by_slice(parts: Sequence[Part]) -> list[Unit]:
@@ -230,7 +282,11 @@ def by_slice(parts: Sequence[Part]) -> list[Unit]:
         moments = len({part.index.get("T") for part in members})
         volumes = members[0].axes == "ZYX"
         letter = "T" if moments > 2 or "Z" not in pair.image.axes or volumes else "Z"
-        word = "time points" if letter == "T" and ("T" in pair.image.axes or volumes) else "slices"
+        word = (
+            "time points"
+            if letter == "T" and ("T" in pair.image.axes or volumes)
+            else "slices"
+        )
         for number in sorted({_number(part, letter) for part in members}):
             name = f"{pair.name} {number}" if several else str(number)
             together = [part for part in members if _number(part, letter) == number]
@@ -243,11 +299,18 @@ def _number(part: Part, letter: str) -> int:
     return index.start if isinstance(index, slice) else index
 
 
-def _best(units: Sequence[Unit], fraction: float, classes: ClassMap, rng: np.random.Generator) -> _Draw:
+def _best(
+    units: Sequence[Unit], fraction: float, classes: ClassMap, rng: np.random.Generator
+) -> _Draw:
     counts = np.array([counts_of(unit.parts, classes).sum(axis=0) for unit in units])
     stretches = stretches_of(units)
     runs = max(map(len, stretches)) > RUN
-    draws = [_run(stretches, fraction, rng) if runs else _scattered(len(units), fraction, rng) for _ in range(DRAWS)]
+    draws = [
+        _run(stretches, fraction, rng)
+        if runs
+        else _scattered(len(units), fraction, rng)
+        for _ in range(DRAWS)
+    ]
     return max(draws, key=lambda draw: _score(counts, draw, fraction))
 
 
@@ -258,7 +321,9 @@ def _score(counts: Array, draw: _Draw, fraction: float) -> tuple[int, int, float
 
 
 def _scattered(count: int, fraction: float, rng: np.random.Generator) -> _Draw:
-    held = rng.choice(count, min(max(1, round(fraction * count)), count - 1), replace=False)
+    held = rng.choice(
+        count, min(max(1, round(fraction * count)), count - 1), replace=False
+    )
     return _Draw(tuple(sorted(held.tolist())))
 
 
@@ -272,12 +337,19 @@ def stretches_of(units: Sequence[Unit]) -> list[list[int]]:
     return out
 
 
-def _run(stretches: Sequence[list[int]], fraction: float, rng: np.random.Generator) -> _Draw:
+def _run(
+    stretches: Sequence[list[int]], fraction: float, rng: np.random.Generator
+) -> _Draw:
     """A run of neighbours held back, and the units next to it on either side dropped."""
     count = sum(map(len, stretches))
     longest = max(map(len, stretches))
     wanted = min(max(1, round(fraction * count)), longest - 3)
-    places = [(s, start) for s in stretches if len(s) > RUN for start in range(len(s) - wanted + 1)]
+    places = [
+        (s, start)
+        for s in stretches
+        if len(s) > RUN
+        for start in range(len(s) - wanted + 1)
+    ]
     stretch, start = places[rng.integers(len(places))]
     stop = start + wanted
     dropped = [*stretch[max(start - 1, 0) : start], *stretch[stop : stop + 1]]
@@ -288,10 +360,13 @@ def _text(units: Sequence[Unit], draw: _Draw) -> str:
     """In words: ``2 of 8 slices: 3, 7`` or ``4 of 40 slices: 12 to 15; left out beside them: 11, 16``."""
     words = {unit.word for unit in units}
     names = [units[i].name for i in draw.held]
-    head = f"{len(names)} of {len(units)} {words.pop() if len(words) == 1 else 'slices'}: "
+    head = (
+        f"{len(names)} of {len(units)} {words.pop() if len(words) == 1 else 'slices'}: "
+    )
     if not draw.dropped:
         return head + shown(names)
     run = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    return f"{head}{run}; left out beside {'it' if len(names) == 1 else 'them'}: " + shown(
-        [units[i].name for i in draw.dropped]
+    return (
+        f"{head}{run}; left out beside {'it' if len(names) == 1 else 'them'}: "
+        + shown([units[i].name for i in draw.dropped])
     )

@@ -20,7 +20,9 @@ from napari_strata.doctor.check import as_json as _as_json
 __all__ = ["Check", "as_text", "diagnose", "from_json", "report"]
 
 
-def diagnose(command: Sequence[str] | None = None, folder: str | Path | None = None) -> Iterator[Check]:
+def diagnose(
+    command: Sequence[str] | None = None, folder: str | Path | None = None
+) -> Iterator[Check]:
     """Look at one thing after another, the quick ones first. A check that breaks is a problem, never a traceback.
 
     Parameters
@@ -38,22 +40,33 @@ def diagnose(command: Sequence[str] | None = None, folder: str | Path | None = N
         "Computer": installed.computer,
         "Settings": installed.variables,
         "Folder for runs": partial(installed.folder, "Folder for runs", runs),
-        "Temporary files": partial(installed.folder, "Temporary files", Path(tempfile.gettempdir())),
+        "Temporary files": partial(
+            installed.folder, "Temporary files", Path(tempfile.gettempdir())
+        ),
         "GPU": compute.gpu,
         "CPU": compute.cpu,
         "Pretrained weights": compute.weights,
         "OpenGL": processes.opengl,
-        "Worker": partial(processes.worker, command or (sys.executable, "-m", "napari_strata.worker")),
+        "Worker": partial(
+            processes.worker, command or (sys.executable, "-m", "napari_strata.worker")
+        ),
     }
     for name, look in looks.items():
         try:
             yield look()
         except Exception as error:  # whatever is broken on this machine, the other checks are still worth having
-            words = f"this check failed: {type(error).__name__}: {last_line(str(error))}"
+            words = (
+                f"this check failed: {type(error).__name__}: {last_line(str(error))}"
+            )
             yield Check(name, "problem", words, "Copy all of this into a bug report.")
 
 
-def report(worker: str | None = None, folder: str | Path | None = None, *, as_json: bool = False) -> bool:
+def report(
+    worker: str | None = None,
+    folder: str | Path | None = None,
+    *,
+    as_json: bool = False,
+) -> bool:
     """Print the checks as they are made; whether one is a problem. `worker` is a command as one types it."""
     found = False
     for check in diagnose(shlex.split(worker) if worker else None, folder):

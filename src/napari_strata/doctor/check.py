@@ -54,7 +54,9 @@ def find_version(name: str) -> str:
 
 def listed(versions: Mapping[str, str]) -> str:
     """``torch 2.15.0, timm missing``."""
-    return ", ".join(f"{name} {number or 'missing'}" for name, number in versions.items())
+    return ", ".join(
+        f"{name} {number or 'missing'}" for name, number in versions.items()
+    )
 
 
 def last_line(text: str) -> str:

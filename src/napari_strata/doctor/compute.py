@@ -22,15 +22,28 @@ def gpu() -> Check:
         torch = import_module("torch")
     except (ImportError, OSError) as error:
         cure = "Install torch and torchvision again, both of one build: see https://pytorch.org/get-started/locally."
-        return Check("GPU", "problem", f"torch cannot be loaded: {last_line(str(error))}", cure)
+        return Check(
+            "GPU", "problem", f"torch cannot be loaded: {last_line(str(error))}", cure
+        )
     build = f"torch {torch.__version__}"
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
-        return Check("GPU", "ok", f"{names}; {build}, CUDA {torch.version.cuda or torch.version.hip}")
+        cards = [
+            torch.cuda.get_device_properties(i)
+            for i in range(torch.cuda.device_count())
+        ]
+        names = ", ".join(
+            f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards
+        )
+        return Check(
+            "GPU",
+            "ok",
+            f"{names}; {build}, CUDA {torch.version.cuda or torch.version.hip}",
+        )
     if torch.backends.mps.is_available():
         return Check("GPU", "ok", f"Apple Metal; {build}")
-    return _no_gpu(f"none is used: {build}", torch.version.cuda or torch.version.hip or "")
+    return _no_gpu(
+        f"none is used: {build}", torch.version.cuda or torch.version.hip or ""
+    )
 
 
 def _no_gpu(text: str, cuda: str) -> Check:
@@ -40,20 +53,40 @@ def _no_gpu(text: str, cuda: str) -> Check:
     if cuda and hidden is not None and hidden.strip() in ("", "-1"):
         cure = "Unset CUDA_VISIBLE_DEVICES, or set it to 0."
         return Check(
-            "GPU", "problem" if cards else "note", f"{text}, and CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU", cure
+            "GPU",
+            "problem" if cards else "note",
+            f"{text}, and CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU",
+            cure,
         )
     if cards and not cuda:
         cure = "Install torch and torchvision with CUDA: see https://pytorch.org/get-started/locally."
-        return Check("GPU", "problem", f"{text} is a CPU build, but this machine has {cards}", cure)
+        return Check(
+            "GPU",
+            "problem",
+            f"{text} is a CPU build, but this machine has {cards}",
+            cure,
+        )
     if cards:
         cure = "Update the NVIDIA driver, or install a torch that was built for an older CUDA."
-        return Check("GPU", "problem", f"{text} (CUDA {cuda}) cannot use {cards}: {_refusal()}", cure)
+        return Check(
+            "GPU",
+            "problem",
+            f"{text} (CUDA {cuda}) cannot use {cards}: {_refusal()}",
+            cure,
+        )
     if complaint:
         cure = "Restart the computer; if that does not help, install the NVIDIA driver again."
-        return Check("GPU", "problem", f"{text}, and nvidia-smi says: {complaint}", cure)
+        return Check(
+            "GPU", "problem", f"{text}, and nvidia-smi says: {complaint}", cure
+        )
     built = f"built for CUDA {cuda}" if cuda else "a CPU build"
     cure = "Nothing, if this machine has no NVIDIA GPU: the CPU works, only slower. Else install NVIDIA's driver."
-    return Check("GPU", "note", f"{text}, {built}, and no NVIDIA driver (nvidia-smi is not there)", cure)
+    return Check(
+        "GPU",
+        "note",
+        f"{text}, {built}, and no NVIDIA driver (nvidia-smi is not there)",
+        cure,
+    )
 
 
 def _nvidia() -> tuple[str, str]:
@@ -62,10 +95,14 @@ def _nvidia() -> tuple[str, str]:
     if program is None:
         return "", ""
     words = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=20, check=False
+    )
     if done.returncode:
         return "", last_line(done.stdout + done.stderr)
-    return "; ".join(f"{line} (driver)" for line in done.stdout.strip().splitlines()), ""
+    return "; ".join(
+        f"{line} (driver)" for line in done.stdout.strip().splitlines()
+    ), ""
 
 
 def _refusal() -> str:
@@ -82,13 +119,21 @@ def cpu() -> Check:
     level = torch.backends.cpu.get_cpu_capability()
     bf16 = device.choose_precision("auto", torch.device("cpu")).name == "bf16"
     words = "bf16, in hardware" if bf16 else "float32 (no bf16 in hardware)"
-    return Check("CPU", "ok", f"{_cpu_name()}, {level}, {torch.get_num_threads()} threads, computes in {words}")
+    return Check(
+        "CPU",
+        "ok",
+        f"{_cpu_name()}, {level}, {torch.get_num_threads()} threads, computes in {words}",
+    )
 
 
 def _cpu_name() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+        return (
+            next(line for line in lines if line.startswith("model name"))
+            .partition(":")[2]
+            .strip()
+        )
     return platform.processor() or platform.machine()
 
 
@@ -96,7 +141,13 @@ def weights() -> Check:
     """Whether the encoders of the recipes can start from ImageNet; nothing is downloaded."""
     hub = import_module("napari_strata.networks.hub")
     networks = [recipe.network for recipe in list_recipes()]
-    encoders = sorted({n.encoder for n in networks if isinstance(n, (Smp, AtrousUNet)) and n.encoder_weights != "none"})
+    encoders = sorted(
+        {
+            n.encoder
+            for n in networks
+            if isinstance(n, (Smp, AtrousUNet)) and n.encoder_weights != "none"
+        }
+    )
     sources = {name: hub.find_pretrained(name) for name in encoders}
     absent = [name for name, source in sources.items() if not _is_at_hand(hub, source)]
     if not absent:
@@ -106,7 +157,11 @@ def weights() -> Check:
     if not hub.constants.HF_HUB_OFFLINE:
         why = hub.probe(hub.hf_hub_url(first.repo, first.file, revision=first.revision))
     if not why:
-        return Check("Pretrained weights", "ok", f"downloaded when first needed: {', '.join(absent)}")
+        return Check(
+            "Pretrained weights",
+            "ok",
+            f"downloaded when first needed: {', '.join(absent)}",
+        )
     cure = "Connect this machine once (they are kept), or give a file: network.encoder_weights=PATH. The recipe unet-ct"
     text = f"{', '.join(absent)} cannot be reached ({why}); such networks start from random numbers"
     return Check("Pretrained weights", "note", text, f"{cure} needs none.")
@@ -114,6 +169,9 @@ def weights() -> Check:
 
 def _is_at_hand(hub: Any, source: Any) -> bool:
     cached = hub.try_to_load_from_cache(
-        source.repo, source.file, revision=source.revision, cache_dir=hub.constants.HF_HUB_CACHE
+        source.repo,
+        source.file,
+        revision=source.revision,
+        cache_dir=hub.constants.HF_HUB_CACHE,
     )
     return isinstance(cached, str) or hub._in_torch_hub(source.encoder) is not None

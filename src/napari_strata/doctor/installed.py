@@ -13,7 +13,16 @@ from pathlib import Path
 
 from napari_strata.doctor.check import Check, find_version, listed
 
-ENGINE = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy", "zarr", "tifffile", "imagecodecs")
+ENGINE = (
+    "torch",
+    "torchvision",
+    "segmentation-models-pytorch",
+    "timm",
+    "numpy",
+    "zarr",
+    "tifffile",
+    "imagecodecs",
+)
 VIEWER = ("napari", "npe2", "magicgui", "superqt", "qtpy", "vispy")
 BINDINGS = ("PyQt6", "PySide6", "PyQt5")
 VARIABLES = (
@@ -45,7 +54,12 @@ def libraries() -> Check:
     found = {name: find_version(name) for name in ENGINE}
     text = listed(found)
     if missing := [name for name, number in found.items() if not number]:
-        return Check("Libraries", "problem", text, f"Install what is missing: pip install {' '.join(missing)}")
+        return Check(
+            "Libraries",
+            "problem",
+            text,
+            f"Install what is missing: pip install {' '.join(missing)}",
+        )
     return Check("Libraries", "ok", text)
 
 
@@ -55,17 +69,33 @@ def viewer() -> Check:
     bindings = {name: number for name in BINDINGS if (number := find_version(name))}
     cure = 'pip install "napari-strata[all]"'
     if not found["napari"]:
-        return Check("Viewer", "note", "napari is not installed; training and prediction work without it", cure)
+        return Check(
+            "Viewer",
+            "note",
+            "napari is not installed; training and prediction work without it",
+            cure,
+        )
     if missing := [name for name, number in found.items() if not number]:
-        return Check("Viewer", "problem", listed(found), f"{' and '.join(missing)}: {cure}")
+        return Check(
+            "Viewer", "problem", listed(found), f"{' and '.join(missing)}: {cure}"
+        )
     if not bindings:
-        return Check("Viewer", "problem", f"{listed(found)}; no Qt binding", f"Install PyQt6: {cure}")
+        return Check(
+            "Viewer",
+            "problem",
+            f"{listed(found)}; no Qt binding",
+            f"Install PyQt6: {cure}",
+        )
     return Check("Viewer", "ok", listed(found | bindings))
 
 
 def computer() -> Check:
     """System, cores and memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
     memory = ""
     if hasattr(os, "sysconf"):  # Windows has none
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -73,13 +103,19 @@ def computer() -> Check:
         with suppress(OSError, ValueError):  # a container that may use less
             limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
             memory += f" (limited to {limit / 1e9:.0f} GB)" if limit < size else ""
-    return Check("Computer", "ok", f"{platform.platform()}, {platform.machine()}, {cores} cores{memory}")
+    return Check(
+        "Computer",
+        "ok",
+        f"{platform.platform()}, {platform.machine()}, {cores} cores{memory}",
+    )
 
 
 def variables() -> Check:
     """Environment variables that change what the others find."""
     found = [f"{name}={os.environ[name]!r}" for name in VARIABLES if name in os.environ]
-    return Check("Settings", "ok", ", ".join(found) or "no environment variables that matter")
+    return Check(
+        "Settings", "ok", ", ".join(found) or "no environment variables that matter"
+    )
 
 
 def folder(name: str, path: Path) -> Check:
@@ -92,7 +128,12 @@ def folder(name: str, path: Path) -> Check:
             pass
     except OSError as error:
         found = f"{path}: cannot be written to ({error.strerror or error})"
-        return Check(name, "problem", found, "Choose another folder, or ask for the right to write there.")
+        return Check(
+            name,
+            "problem",
+            found,
+            "Choose another folder, or ask for the right to write there.",
+        )
     if free < SCARCE:
         cure = "Delete old runs, or choose a folder on another disk."
         return Check(name, "problem" if free < SCARCE / 10 else "note", text, cure)

@@ -35,21 +35,40 @@ def opengl() -> Check:
     """Who draws: a hidden window as napari's, in a process of its own."""
     binding = next((name for name in BINDINGS if find_version(name)), None)
     if binding is None or not find_version("vispy"):
-        return Check("OpenGL", "note", "not looked at: napari is not installed", 'pip install "napari-strata[all]"')
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return Check(
+            "OpenGL",
+            "note",
+            "not looked at: napari is not installed",
+            'pip install "napari-strata[all]"',
+        )
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
         cure = "Nothing, if this is a server: the command line works. For napari, log in to a desktop."
         return Check("OpenGL", "note", "no display, so napari cannot open here", cure)
     words = [sys.executable, "-c", WINDOW, binding.lower()]
     cure = "Update the graphics driver. On Debian or Ubuntu: sudo apt install libgl1 libegl1 libxcb-cursor0"
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
     except subprocess.TimeoutExpired:
         return Check("OpenGL", "problem", f"no window within {PATIENCE:g} s", cure)
     if done.returncode:
-        return Check("OpenGL", "problem", f"no window can be made: {last_line(done.stderr)}", cure)
+        return Check(
+            "OpenGL",
+            "problem",
+            f"no window can be made: {last_line(done.stderr)}",
+            cure,
+        )
     text = last_line(done.stdout)
     if any(word in text.lower() for word in SOFTWARE):
-        return Check("OpenGL", "note", f"{text}: pictures are drawn by the CPU", "Install the graphics card's driver.")
+        return Check(
+            "OpenGL",
+            "note",
+            f"{text}: pictures are drawn by the CPU",
+            "Install the graphics card's driver.",
+        )
     return Check("OpenGL", "ok", text)
 
 
@@ -60,9 +79,16 @@ def worker(command: Sequence[str]) -> Check:
     with tempfile.TemporaryFile("w+") as complaints:
         try:
             pipe = subprocess.PIPE
-            process = subprocess.Popen(list(command), stdin=pipe, stdout=pipe, stderr=complaints, text=True)
+            process = subprocess.Popen(
+                list(command), stdin=pipe, stdout=pipe, stderr=complaints, text=True
+            )
         except OSError as error:
-            return Check("Worker", "problem", f"{shown}: cannot be started ({error.strerror or error})", cure)
+            return Check(
+                "Worker",
+                "problem",
+                f"{shown}: cannot be started ({error.strerror or error})",
+                cure,
+            )
         timer = threading.Timer(PATIENCE, process.kill)
         timer.start()
         try:
@@ -74,14 +100,27 @@ def worker(command: Sequence[str]) -> Check:
         complaints.seek(0)
         said = last_line(complaints.read())
     if ready is None:
-        what = f"said nothing for {PATIENCE:g} s" if seconds >= PATIENCE else f"ended with status {process.returncode}"
-        return Check("Worker", "problem", f"{shown}: {what}{f', after: {said}' if said else ''}", cure)
+        what = (
+            f"said nothing for {PATIENCE:g} s"
+            if seconds >= PATIENCE
+            else f"ended with status {process.returncode}"
+        )
+        return Check(
+            "Worker",
+            "problem",
+            f"{shown}: {what}{f', after: {said}' if said else ''}",
+            cure,
+        )
     if ready.protocol != PROTOCOL:
         cure = "Install the same version of napari-strata there and here."
-        return Check("Worker", "problem", f"{shown}: is another version of napari-strata", cure)
+        return Check(
+            "Worker", "problem", f"{shown}: is another version of napari-strata", cure
+        )
     devices = ", ".join(ready.devices.values())
     return Check(
-        "Worker", "ok", f"{shown}: ready in {seconds:.1f} s on {ready.host}, {devices}, {listed(ready.versions)}"
+        "Worker",
+        "ok",
+        f"{shown}: ready in {seconds:.1f} s on {ready.host}, {devices}, {listed(ready.versions)}",
     )
 
 

@@ -57,7 +57,10 @@ class Reliability:
         apart (Naeini, Cooper and Hauskrecht 2015); NaN without a pixel."""
         if not self.pixels:
             return math.nan
-        gaps = (one.count * abs((one.accuracy or 0.0) - (one.confidence or 0.0)) for one in self.bins)
+        gaps = (
+            one.count * abs((one.accuracy or 0.0) - (one.confidence or 0.0))
+            for one in self.bins
+        )
         return math.fsum(gaps) / self.pixels
 
 
@@ -81,7 +84,10 @@ class Fit:
             "ece_after": none_if_nan(self.after.ece),
             "pixels": self.before.pixels,
             "note": self.note,
-            "bins": {"before": [asdict(b) for b in self.before.bins], "after": [asdict(b) for b in self.after.bins]},
+            "bins": {
+                "before": [asdict(b) for b in self.before.bins],
+                "after": [asdict(b) for b in self.after.bins],
+            },
         }
 
 
@@ -118,27 +124,43 @@ def fit_temperature(logits: Array, labels: Array) -> float:
         options={"xatol": 1e-6},
     )
     # The routine comes near the ends and never tries them.
-    return min((math.exp(float(found.x)), *ends), key=lambda t: negative_log_likelihood(scores, labels, t))
+    return min(
+        (math.exp(float(found.x)), *ends),
+        key=lambda t: negative_log_likelihood(scores, labels, t),
+    )
 
 
-def negative_log_likelihood(logits: Array, labels: Array, temperature: float = 1.0) -> float:
+def negative_log_likelihood(
+    logits: Array, labels: Array, temperature: float = 1.0
+) -> float:
     """Mean over pixels of ``-log softmax(logits / temperature)`` at their label."""
     scaled = np.asarray(logits, np.float64) / temperature
-    return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]))
+    return float(
+        np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels])
+    )
 
 
 def reliability(logits: Array, labels: Array, bins: int = BINS) -> Reliability:
     """Confidence (the highest probability) against accuracy in `bins` equal bins."""
     scores = np.asarray(logits, np.float64)
     if not len(scores):
-        return Reliability(tuple(_bin(i, bins, np.empty(0), np.empty(0, bool)) for i in range(bins)))
+        return Reliability(
+            tuple(_bin(i, bins, np.empty(0), np.empty(0, bool)) for i in range(bins))
+        )
     confidence = np.exp(scores.max(axis=1) - logsumexp(scores, axis=1))
     right = scores.argmax(axis=1) == labels
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    return Reliability(tuple(_bin(i, bins, confidence[place == i], right[place == i]) for i in range(bins)))
+    return Reliability(
+        tuple(
+            _bin(i, bins, confidence[place == i], right[place == i])
+            for i in range(bins)
+        )
+    )
 
 
-def spread(count: int, most: int, *, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
+def spread(
+    count: int, most: int, *, seed: int = 0
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     """At most `most` of the numbers 0..count-1, rising: one at random from each of `most` equal stretches.
 
     Even over all of them, and without the stripes that every n-th pixel of a picture would give.
@@ -147,7 +169,9 @@ def spread(count: int, most: int, *, seed: int = 0) -> np.ndarray[Any, np.dtype[
         return np.arange(count, dtype=np.int64)
     edges = np.arange(most + 1, dtype=np.int64) * count // most
     lengths = np.diff(edges)
-    chosen: np.ndarray[Any, np.dtype[np.int64]] = np.random.default_rng(seed).integers(lengths) + edges[:-1]
+    chosen: np.ndarray[Any, np.dtype[np.int64]] = (
+        np.random.default_rng(seed).integers(lengths) + edges[:-1]
+    )
     return chosen
 
 

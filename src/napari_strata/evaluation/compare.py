@@ -50,10 +50,18 @@ class Comparison:
         """Write both as label files that name their classes. Raises `StrataError`."""
         both = self._cut(self.prediction), self._cut(self.truth)
         found, true = (values_of(one) for one in both)
-        classes = join_classes(self.truth.classes, self.prediction.classes, found | true, background=self.background)
-        part = "".join(f"-{letter.lower()}{index}" for letter, index in self.plane.items())
+        classes = join_classes(
+            self.truth.classes,
+            self.prediction.classes,
+            found | true,
+            background=self.background,
+        )
+        part = "".join(
+            f"-{letter.lower()}{index}" for letter, index in self.plane.items()
+        )
         paths = [
-            folder / f"{what}-{re.sub(r'[^A-Za-z0-9]+', '-', one.name).strip('-').lower()[:40]}{part}.ome.tif"
+            folder
+            / f"{what}-{re.sub(r'[^A-Za-z0-9]+', '-', one.name).strip('-').lower()[:40]}{part}.ome.tif"
             for what, one in zip(("prediction", "truth"), both, strict=True)
         ]
         for path, one in zip(paths, both, strict=True):
@@ -62,7 +70,11 @@ class Comparison:
         return Written(self, paths[0], paths[1], classes, tuple(notes))
 
     def _cut(self, labels: LabelImage) -> LabelImage:
-        return replace(labels, data=np.array(labels.data[labels.region_index(self.plane)])) if self.plane else labels
+        return (
+            replace(labels, data=np.array(labels.data[labels.region_index(self.plane)]))
+            if self.plane
+            else labels
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +90,9 @@ class Written:
     def errors(self) -> LabelImage:
         """`find_errors` of the files, in the axes and size of the prediction that was given, with `error_classes`."""
         whole = self.asked.prediction
-        made = find_errors(read_labels(self.prediction), read_labels(self.truth), self.classes)
+        made = find_errors(
+            read_labels(self.prediction), read_labels(self.truth), self.classes
+        )
         made = _axes.from_canonical(made, whole.axes)
         if self.asked.plane:
             here, made = made, np.zeros(whole.shape, made.dtype)
@@ -96,27 +110,48 @@ def values_of(labels: LabelImage) -> set[int]:
     return found
 
 
-def find_oddities(truth: ClassMap | None, prediction: ClassMap | None, found: set[int]) -> list[str]:
+def find_oddities(
+    truth: ClassMap | None, prediction: ClassMap | None, found: set[int]
+) -> list[str]:
     """Sentences for classes that only the prediction has (`found`: its values), and for values of two names."""
     if truth is None or truth.rest is not None:
         return []
-    ours, theirs = ({value: name for value, (name, _) in _table(one).items()} for one in (truth, prediction))
+    ours, theirs = (
+        {value: name for value, (name, _) in _table(one).items()}
+        for one in (truth, prediction)
+    )
     sentences = []
     if new := sorted(found - set(ours) - set(truth.unlabelled) - {0}):
-        named = ", ".join(f"{theirs.get(value, 'class')} ({value})" for value in new[:8])
-        sentences.append(f"The truth does not know {named}: where that was predicted, it counts as wrong.")
-    if differ := [f"{v} is {ours[v]} and {theirs[v]}" for v in ours if theirs.get(v, ours[v]) != ours[v]]:
-        sentences.append(f"Truth and prediction name values differently ({', '.join(differ)}): the value counts.")
+        named = ", ".join(
+            f"{theirs.get(value, 'class')} ({value})" for value in new[:8]
+        )
+        sentences.append(
+            f"The truth does not know {named}: where that was predicted, it counts as wrong."
+        )
+    if differ := [
+        f"{v} is {ours[v]} and {theirs[v]}"
+        for v in ours
+        if theirs.get(v, ours[v]) != ours[v]
+    ]:
+        sentences.append(
+            f"Truth and prediction name values differently ({', '.join(differ)}): the value counts."
+        )
     return sentences
 
 
 def place(plane: Mapping[str, int]) -> str:
     """``plane Z = 3``."""
-    return "plane " + ", ".join(f"{letter} = {index}" for letter, index in plane.items())
+    return "plane " + ", ".join(
+        f"{letter} = {index}" for letter, index in plane.items()
+    )
 
 
 def join_classes(
-    truth: ClassMap | None, prediction: ClassMap | None, values: Iterable[int], *, background: bool
+    truth: ClassMap | None,
+    prediction: ClassMap | None,
+    values: Iterable[int],
+    *,
+    background: bool,
 ) -> ClassMap:
     """The classes of two label images that hold `values`: the truth's, then those that only the prediction has.
 
@@ -139,14 +174,24 @@ def join_classes(
     if base is not None and base.rest is not None:
         return base.model_copy(update={"rgb": None})
     known = _table(prediction) | _table(truth)
-    unlabelled = set(base.unlabelled) - ({0} if truth is None else set()) if base is not None else set()
+    unlabelled = (
+        set(base.unlabelled) - ({0} if truth is None else set())
+        if base is not None
+        else set()
+    )
     if truth is None or 0 not in (*truth.values, *truth.unlabelled):
         unlabelled |= set() if background else {0}
     ours = list(truth.values) if truth is not None else []
-    every = [value for value in sorted(found | set(known)) if value not in (*ours, *unlabelled)]
+    every = [
+        value
+        for value in sorted(found | set(known))
+        if value not in (*ours, *unlabelled)
+    ]
     ours = [value for value in (*ours, *every) if value not in unlabelled]
     if not ours:
-        raise LabelError(f"found only label values {sorted(found)}, all unlabelled: there is nothing to score.")
+        raise LabelError(
+            f"found only label values {sorted(found)}, all unlabelled: there is nothing to score."
+        )
     if len(ours) > MAX_INFERRED and truth is None:
         raise LabelError(
             f"found {len(ours)} label values ({min(ours)} to {max(ours)}): too many for classes. If they are object "
@@ -156,14 +201,21 @@ def join_classes(
     names = _named(ours, known)
     spare = default_colors(len(ours))
     colors = tuple(known[v][1] if v in known else spare[i] for i, v in enumerate(ours))
-    return ClassMap(names=names, values=tuple(ours), colors=colors, unlabelled=tuple(sorted(unlabelled)))
+    return ClassMap(
+        names=names,
+        values=tuple(ours),
+        colors=colors,
+        unlabelled=tuple(sorted(unlabelled)),
+    )
 
 
 def error_classes(classes: ClassMap) -> ClassMap:
     """`classes` as an image of errors has them: 0 means "no error" there, so a class of value 0 takes the next free."""
     free = max(classes.values) + 1
     values = tuple(value or free for value in classes.values)
-    return ClassMap(names=classes.names, values=values, colors=classes.colors, unlabelled=(0,))
+    return ClassMap(
+        names=classes.names, values=values, colors=classes.colors, unlabelled=(0,)
+    )
 
 
 def find_errors(prediction: LabelImage, truth: LabelImage, classes: ClassMap) -> Array:
@@ -186,25 +238,42 @@ def find_errors(prediction: LabelImage, truth: LabelImage, classes: ClassMap) ->
     errors = np.zeros([prediction.size(a) for a in letters], shown.dtype)
     for plane in prediction.planes():
         for strip in _strips(prediction, plane):
-            true, found = classes.encode(truth.read(strip)[0]), classes.encode(prediction.read(strip)[0])
+            true, found = (
+                classes.encode(truth.read(strip)[0]),
+                classes.encode(prediction.read(strip)[0]),
+            )
             wrong = (true != IGNORE) & (true != found)
             if wrong.any():
-                errors[tuple(strip[a] for a in letters)] = np.where(wrong, table[found], 0)
+                errors[tuple(strip[a] for a in letters)] = np.where(
+                    wrong, table[found], 0
+                )
     return _axes.from_canonical(errors, prediction.label_axes)
 
 
-def _strips(labels: LabelImage, plane: Mapping[str, int | slice]) -> Iterator[dict[str, int | slice]]:
+def _strips(
+    labels: LabelImage, plane: Mapping[str, int | slice]
+) -> Iterator[dict[str, int | slice]]:
     """A plane from top to bottom in regions of full width and about `PIECE` pixels."""
     height, step = labels.size("Y"), max(1, PIECE // labels.size("X"))
     for top in range(0, height, step):
-        yield {"T": 0, "Z": 0, **plane, "Y": slice(top, min(top + step, height)), "X": slice(None)}
+        yield {
+            "T": 0,
+            "Z": 0,
+            **plane,
+            "Y": slice(top, min(top + step, height)),
+            "X": slice(None),
+        }
 
 
 def _table(classes: ClassMap | None) -> dict[int, tuple[str, str]]:
     """Name and colour of each value."""
     if classes is None:
         return {}
-    return dict(zip(classes.values, zip(classes.names, classes.colors, strict=True), strict=True))
+    return dict(
+        zip(
+            classes.values, zip(classes.names, classes.colors, strict=True), strict=True
+        )
+    )
 
 
 def _named(values: list[int], known: dict[int, tuple[str, str]]) -> tuple[str, ...]:

@@ -23,7 +23,13 @@ from napari_strata.device import describe_device
 from napari_strata.ensemble import AnyModel, Ensemble, load_models
 from napari_strata.errors import LabelError, RunError
 from napari_strata.evaluation.report import check_free, write_report
-from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted, RegionEnd
+from napari_strata.events import (
+    Event,
+    Message,
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+)
 from napari_strata.image import AnnotatedImage, LabelImage, as_pairs
 from napari_strata.inference.checks import check_image
 from napari_strata.inference.committee import Committee
@@ -86,7 +92,9 @@ class Evaluation(Iterator[Event]):
     def scores(self) -> Scores:
         """Raises `RunError` before the end."""
         if self._scores is None:
-            raise RunError("this evaluation is not finished; iterate over it to the end first.")
+            raise RunError(
+                "this evaluation is not finished; iterate over it to the end first."
+            )
         return self._scores
 
     def _run(self) -> Generator[Event]:
@@ -98,7 +106,10 @@ class Evaluation(Iterator[Event]):
         pairs = pairs_with_neighbours(as_pairs(self._pairs), models.spec.neighbours)
         parts = whole(pairs, models.spec.classes)
         scales, warnings = _prepare(models, parts, ortho=self._options.ortho)
-        yield from (Message(text) for text in models.averaging(self._options.tta, ortho=self._options.ortho))
+        yield from (
+            Message(text)
+            for text in models.averaging(self._options.tta, ortho=self._options.ortho)
+        )
         yield from (Message(text, "warning") for text in warnings)
         committee = build_committee(models, self._options)
         names = f"{len(scales)} image{'' if len(scales) == 1 else 's'}"
@@ -111,8 +122,15 @@ class Evaluation(Iterator[Event]):
                 yield RegionEnd(dict(part.index), number, len(parts), seconds)
         self._scores = tally.scores()
         if out is not None:
-            write_report(self._scores.confusion, self._scores.per_image, out, examples=self._scores.examples)
-        yield PredictionEnd(names, "" if out is None else str(out), perf_counter() - started)
+            write_report(
+                self._scores.confusion,
+                self._scores.per_image,
+                out,
+                examples=self._scores.examples,
+            )
+        yield PredictionEnd(
+            names, "" if out is None else str(out), perf_counter() - started
+        )
 
 
 def iter_evaluate(
@@ -150,7 +168,9 @@ def iter_evaluate(
     RunError
         when `out` holds something already (unless overwrite=True) or cannot be written.
     """
-    return Evaluation(model, pairs, out=out, options=replace(options or PredictOptions(), **keywords))
+    return Evaluation(
+        model, pairs, out=out, options=replace(options or PredictOptions(), **keywords)
+    )
 
 
 def evaluate(
@@ -200,15 +220,24 @@ def score_labels(
     if out is not None:
         check_free(Path(out).expanduser(), overwrite=False)
     known = classes or shared_classes(prediction, truth, unlabelled)
-    confusion = sum((one for _, _, one in iter_score_labels(prediction, truth, known)), ConfusionMatrix(known))
+    confusion = sum(
+        (one for _, _, one in iter_score_labels(prediction, truth, known)),
+        ConfusionMatrix(known),
+    )
     if out is not None:
         write_report(confusion, [(prediction.name, confusion)], Path(out).expanduser())
     return confusion
 
 
-def shared_classes(prediction: LabelImage, truth: LabelImage, unlabelled: Sequence[int] = ()) -> ClassMap:
+def shared_classes(
+    prediction: LabelImage, truth: LabelImage, unlabelled: Sequence[int] = ()
+) -> ClassMap:
     """What the values of both mean: see `score_labels`. Raises `ImageError` and `LabelError`."""
-    return truth.classes or prediction.classes or find_classes([AnnotatedImage(prediction, truth)], unlabelled)
+    return (
+        truth.classes
+        or prediction.classes
+        or find_classes([AnnotatedImage(prediction, truth)], unlabelled)
+    )
 
 
 def iter_score_labels(
@@ -241,7 +270,9 @@ class _Tally:
     committee: Committee
     scales: dict[int, list[Scale]]
     shown: set[int]
-    matrices: dict[int, tuple[AnnotatedImage, ConfusionMatrix]] = field(default_factory=dict)
+    matrices: dict[int, tuple[AnnotatedImage, ConfusionMatrix]] = field(
+        default_factory=dict
+    )
     examples: list[Example] = field(default_factory=list)
     seen: int = 0
 
@@ -249,7 +280,9 @@ class _Tally:
         """Predict and count the labelled planes of one image, slab by slab as in prediction; each with the seconds that
         it took. Slabs without labels are left out."""
         pair = parts[0].pair
-        numbers = {repr(index): number for number, index in enumerate(pair.image.planes())}
+        numbers = {
+            repr(index): number for number, index in enumerate(pair.image.planes())
+        }
         known = {numbers[repr(part.index)]: part for part in parts}
         for slab in self.committee.slabs(pair.image):
             started = perf_counter()
@@ -271,27 +304,37 @@ class _Tally:
         here = ConfusionMatrix(classes)
         here.update(truth, prediction)
         key = id(part.pair)
-        before = self.matrices[key][1] if key in self.matrices else ConfusionMatrix(classes)
+        before = (
+            self.matrices[key][1] if key in self.matrices else ConfusionMatrix(classes)
+        )
         self.matrices[key] = part.pair, before + here
         if self.seen in self.shown:
             own = own_channels(image, self.committee.spec.neighbours)
-            self.examples.append(Example.of(part.name, own, truth, prediction=prediction, confusion=here))
+            self.examples.append(
+                Example.of(part.name, own, truth, prediction=prediction, confusion=here)
+            )
         self.seen += 1
 
     def scores(self) -> Scores:
         matrices = [matrix for _, matrix in self.matrices.values()]
         names = _told_apart([pair for pair, _ in self.matrices.values()])
         total = sum(matrices, ConfusionMatrix(self.committee.spec.classes))
-        return Scores(total, tuple(zip(names, matrices, strict=True)), tuple(self.examples))
+        return Scores(
+            total, tuple(zip(names, matrices, strict=True)), tuple(self.examples)
+        )
 
 
-def _prepare(models: Ensemble, parts: Sequence[Part], *, ortho: bool) -> tuple[dict[int, list[Scale]], list[str]]:
+def _prepare(
+    models: Ensemble, parts: Sequence[Part], *, ortho: bool
+) -> tuple[dict[int, list[Scale]], list[str]]:
     """The scales of each pair's image, by the pair's id, and warnings about the images."""
     scales: dict[int, list[Scale]] = {}
     warnings: list[str] = []
     for pair in {id(part.pair): part.pair for part in parts}.values():
         samples = pair.image.samples()
-        warnings += check_image([model.spec for model in models.models], pair.image, samples, ortho=ortho)
+        warnings += check_image(
+            [model.spec for model in models.models], pair.image, samples, ortho=ortho
+        )
         warnings += [*find_nonfinite(pair), *_other_names(models.spec.classes, pair)]
         scales[id(pair)] = models.scales(samples, pair.image.dtype)
     return scales, warnings
@@ -303,11 +346,21 @@ def _other_names(classes: ClassMap, pair: AnnotatedImage) -> list[str]:
     if theirs is None:
         return []
     ours = dict(zip(classes.values, classes.names, strict=True))
-    pairs = ((value, name) for value, name in zip(theirs.values, theirs.names, strict=True) if value in ours)
-    differ = [f"{value} ({name!r} against {ours[value]!r})" for value, name in pairs if name != ours[value]]
+    pairs = (
+        (value, name)
+        for value, name in zip(theirs.values, theirs.names, strict=True)
+        if value in ours
+    )
+    differ = [
+        f"{value} ({name!r} against {ours[value]!r})"
+        for value, name in pairs
+        if name != ours[value]
+    ]
     if not differ:
         return []
-    return [f"{pair.name}: the labels and the model name values differently: {', '.join(differ)}; the value counts."]
+    return [
+        f"{pair.name}: the labels and the model name values differently: {', '.join(differ)}; the value counts."
+    ]
 
 
 def _told_apart(pairs: Sequence[AnnotatedImage]) -> list[str]:
@@ -315,9 +368,14 @@ def _told_apart(pairs: Sequence[AnnotatedImage]) -> list[str]:
     names = [pair.name for pair in pairs]
     if len(set(names)) == len(names):
         return names
-    return [Path(pair.image.source).name if pair.image.source else pair.name for pair in pairs]
+    return [
+        Path(pair.image.source).name if pair.image.source else pair.name
+        for pair in pairs
+    ]
 
 
 def _evenly(count: int, most: int) -> list[int]:
     """At most `most` numbers of 0..count-1, the first and the last among them."""
-    return sorted({round(x) for x in np.linspace(0, count - 1, min(count, most)).tolist()})
+    return sorted(
+        {round(x) for x in np.linspace(0, count - 1, min(count, most)).tolist()}
+    )

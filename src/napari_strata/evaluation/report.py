@@ -21,9 +21,13 @@ FILES = ("metrics.json", "metrics.csv", "confusion.png", "overlays")
 def check_free(out: Path, *, overwrite: bool) -> None:
     """Raise `RunError` when `out` is a file, or holds anything and nothing may be replaced."""
     if out.exists() and not out.is_dir():
-        raise RunError(f"{out}: found a file where a folder is to be made; choose another name.")
+        raise RunError(
+            f"{out}: found a file where a folder is to be made; choose another name."
+        )
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise RunError(f"{out}: this folder holds something already; choose another one.")
+        raise RunError(
+            f"{out}: this folder holds something already; choose another one."
+        )
 
 
 def write_report(
@@ -63,16 +67,25 @@ def write_report(
     for name, example in drawn.items():
         with files.atomic(out / "overlays" / f"{name}.png") as temporary:
             draw_example(example).save(temporary)
-    files.write_text(out / "metrics.json", json.dumps(confusion.as_dict() | dict(facts or {}), indent=2) + "\n")
+    files.write_text(
+        out / "metrics.json",
+        json.dumps(confusion.as_dict() | dict(facts or {}), indent=2) + "\n",
+    )
 
 
 def name_files(examples: Iterable[Example], prefix: str = "") -> dict[str, Example]:
     """Examples by the names of their picture files: ``01_sand_Z=3`` or, with a prefix, ``worst_01_sand_Z=3``."""
-    return {f"{prefix}{number:02d}_{_safe(one.name)}": one for number, one in enumerate(examples, 1)}
+    return {
+        f"{prefix}{number:02d}_{_safe(one.name)}": one
+        for number, one in enumerate(examples, 1)
+    }
 
 
 def _write_csv(path: Path, per_image: Iterable[tuple[str, ConfusionMatrix]]) -> None:
-    with files.atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        files.atomic(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer: csv.DictWriter[str] | None = None
         for name, confusion in per_image:
             row = _row(name, confusion)
@@ -84,11 +97,20 @@ def _write_csv(path: Path, per_image: Iterable[tuple[str, ConfusionMatrix]]) -> 
 
 def _row(name: str, confusion: ConfusionMatrix) -> dict[str, str]:
     """Scores of one image; empty where there is nothing to score."""
-    scores = {"pixel_accuracy": confusion.pixel_accuracy, "mean_iou": confusion.mean_iou}
+    scores = {
+        "pixel_accuracy": confusion.pixel_accuracy,
+        "mean_iou": confusion.mean_iou,
+    }
     scores |= {"mean_dice": confusion.mean_dice}
     for column, values in (("iou", confusion.iou), ("dice", confusion.dice)):
-        scores |= {f"{column} {label}": v for label, v in zip(confusion.classes.names, values, strict=True)}
-    shown = {key: "" if none_if_nan(value) is None else f"{value:.6f}" for key, value in scores.items()}
+        scores |= {
+            f"{column} {label}": v
+            for label, v in zip(confusion.classes.names, values, strict=True)
+        }
+    shown = {
+        key: "" if none_if_nan(value) is None else f"{value:.6f}"
+        for key, value in scores.items()
+    }
     return {"image": name, "labelled_pixels": str(confusion.counts.sum()), **shown}
 
 

@@ -25,9 +25,7 @@ SCORES = ("mean_iou", "mean_dice", "pixel_accuracy")
 CLASS_SCORES = ("iou", "dice", "precision", "recall", "f1")
 """Scores of each class."""
 
-OPTIMISM = (
-    "The best epoch of each fold was chosen on the part that it is scored on, so these scores are a little too good."
-)
+OPTIMISM = "The best epoch of each fold was chosen on the part that it is scored on, so these scores are a little too good."
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +55,26 @@ class FoldScore:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; see `ConfusionMatrix.as_dict`."""
-        facts = {"run": self.run, "held_out": self.held_out, "epochs": self.epochs, "best_epoch": self.best_epoch}
+        facts = {
+            "run": self.run,
+            "held_out": self.held_out,
+            "epochs": self.epochs,
+            "best_epoch": self.best_epoch,
+        }
         return facts | {"seconds": round(self.seconds, 3)} | self.confusion.as_dict()
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], classes: ClassMap) -> FoldScore:
         """What `as_dict` gave."""
         confusion = ConfusionMatrix(classes, np.array(raw["confusion"]))
-        return cls(raw["run"], raw["held_out"], confusion, raw["epochs"], raw["best_epoch"], float(raw["seconds"]))
+        return cls(
+            raw["run"],
+            raw["held_out"],
+            confusion,
+            raw["epochs"],
+            raw["best_epoch"],
+            float(raw["seconds"]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +111,16 @@ class CrossvalResult:
             folds = tuple(FoldScore.from_dict(row, classes) for row in raw["scores"])
             return cls(out, classes, folds, len(raw["folds"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{out / CROSSVAL}: cannot be read ({error}); cross-validate anew.") from None
+            raise RunError(
+                f"{out / CROSSVAL}: cannot be read ({error}); cross-validate anew."
+            ) from None
 
     @property
     def pooled(self) -> ConfusionMatrix:
         """Counts over the held-out pixels of all folds."""
-        return sum((fold.confusion for fold in self.folds), ConfusionMatrix(self.classes))
+        return sum(
+            (fold.confusion for fold in self.folds), ConfusionMatrix(self.classes)
+        )
 
     @property
     def mean_iou(self) -> float:
@@ -124,23 +138,36 @@ class CrossvalResult:
 
     def spread(self, score: str) -> tuple[Any, Any]:
         """Mean and standard deviation over folds of one of `SCORES` (floats) or `CLASS_SCORES` (float64 (K,))."""
-        rows = np.array([getattr(fold.confusion, score) for fold in self.folds], np.float64)
+        rows = np.array(
+            [getattr(fold.confusion, score) for fold in self.folds], np.float64
+        )
         if not len(rows):
-            rows = np.full((1, len(self.classes)) if score in CLASS_SCORES else (1,), np.nan)
+            rows = np.full(
+                (1, len(self.classes)) if score in CLASS_SCORES else (1,), np.nan
+            )
         count = (~np.isnan(rows)).sum(axis=0)
         nothing = np.full(rows.shape[1:], np.nan)
-        mean = np.divide(np.nansum(rows, axis=0), count, out=nothing.copy(), where=count > 0)
+        mean = np.divide(
+            np.nansum(rows, axis=0), count, out=nothing.copy(), where=count > 0
+        )
         squares = np.nansum((rows - mean) ** 2, axis=0)
-        return mean, np.sqrt(np.divide(squares, count - 1, out=nothing.copy(), where=count > 1))
+        return mean, np.sqrt(
+            np.divide(squares, count - 1, out=nothing.copy(), where=count > 1)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, NaN as None: scores of each fold, mean and std over folds, pooled counts."""
         sides = {"mean": 0, "std": 1}
         out: dict[str, Any] = {"scores": [fold.as_dict() for fold in self.folds]}
         for name, side in sides.items():
-            row: dict[str, Any] = {score: none_if_nan(self.spread(score)[side]) for score in SCORES}
+            row: dict[str, Any] = {
+                score: none_if_nan(self.spread(score)[side]) for score in SCORES
+            }
             row["per_class"] = {
-                label: {score: none_if_nan(self.spread(score)[side][k]) for score in CLASS_SCORES}
+                label: {
+                    score: none_if_nan(self.spread(score)[side][k])
+                    for score in CLASS_SCORES
+                }
                 for k, label in enumerate(self.classes.names)
             }
             out[name] = row
@@ -148,10 +175,25 @@ class CrossvalResult:
 
     def csv(self) -> str:
         """A row a fold, then their mean and standard deviation, then all held-out pixels pooled."""
-        sides = [{score: self.spread(score)[side] for score in (*SCORES, *CLASS_SCORES)} for side in (0, 1)]
-        rows = [_flat(fold.run, fold.confusion, self.classes) | _facts(fold) for fold in self.folds]
-        rows += [_flat(name, side, self.classes) for name, side in zip(("mean", "std"), sides, strict=True)]
-        return as_csv([*rows, _flat("pooled", self.pooled, self.classes) | {"seconds": f"{self.seconds:.1f}"}])
+        sides = [
+            {score: self.spread(score)[side] for score in (*SCORES, *CLASS_SCORES)}
+            for side in (0, 1)
+        ]
+        rows = [
+            _flat(fold.run, fold.confusion, self.classes) | _facts(fold)
+            for fold in self.folds
+        ]
+        rows += [
+            _flat(name, side, self.classes)
+            for name, side in zip(("mean", "std"), sides, strict=True)
+        ]
+        return as_csv(
+            [
+                *rows,
+                _flat("pooled", self.pooled, self.classes)
+                | {"seconds": f"{self.seconds:.1f}"},
+            ]
+        )
 
     def table(self) -> str:
         """For people: each class with the mean and the spread of its scores, then all of it in a line."""
@@ -159,9 +201,23 @@ class CrossvalResult:
         rows = [["class", *("IoU", "Dice", "precision", "recall")]]
         spreads = [self.spread(score) for score in shown]
         for k, name in enumerate(self.classes.names):
-            rows.append([name, *(mean_std(mean[k], deviation[k]) for mean, deviation in spreads)])
-        rows.append(["all", *(mean_std(*self.spread(score)) for score in ("mean_iou", "mean_dice"))])
-        done = f"{len(self.folds)} of {self.planned} folds" if len(self.folds) < self.planned else "mean over folds"
+            rows.append(
+                [
+                    name,
+                    *(mean_std(mean[k], deviation[k]) for mean, deviation in spreads),
+                ]
+            )
+        rows.append(
+            [
+                "all",
+                *(mean_std(*self.spread(score)) for score in ("mean_iou", "mean_dice")),
+            ]
+        )
+        done = (
+            f"{len(self.folds)} of {self.planned} folds"
+            if len(self.folds) < self.planned
+            else "mean over folds"
+        )
         last = (
             f"{done}; pixel accuracy {mean_std(*self.spread('pixel_accuracy'))}; mean IoU over all held-out pixels "
             f"together {self.pooled.mean_iou:.3f}"
@@ -173,7 +229,11 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as CSV with a header; a column that a row has not is empty."""
     rows = list(rows)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        text,
+        list(dict.fromkeys(key for row in rows for key in row)),
+        lineterminator="\n",
+    )
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -184,7 +244,10 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     count = max(map(len, rows))
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(count)]
     return "\n".join(
-        "  ".join(cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)).rstrip()
+        "  ".join(
+            cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i])
+            for i, cell in enumerate(row)
+        ).rstrip()
         for row in rows
     )
 
@@ -203,13 +266,24 @@ def number(value: float) -> str:
 
 def _flat(name: str, scores: Any, classes: ClassMap) -> dict[str, str]:
     """One row of the CSV from a confusion matrix, or from a mapping of scores."""
-    get = scores.__getitem__ if isinstance(scores, dict) else lambda key: getattr(scores, key)
+    get = (
+        scores.__getitem__
+        if isinstance(scores, dict)
+        else lambda key: getattr(scores, key)
+    )
     row = {"fold": name} | {score: number(float(get(score))) for score in SCORES}
     for score in CLASS_SCORES:
-        row |= {f"{score} {label}": number(float(v)) for label, v in zip(classes.names, get(score), strict=True)}
+        row |= {
+            f"{score} {label}": number(float(v))
+            for label, v in zip(classes.names, get(score), strict=True)
+        }
     return row
 
 
 def _facts(fold: FoldScore) -> dict[str, Any]:
-    facts = {"epochs": fold.epochs, "best_epoch": fold.best_epoch, "seconds": f"{fold.seconds:.1f}"}
+    facts = {
+        "epochs": fold.epochs,
+        "best_epoch": fold.best_epoch,
+        "seconds": f"{fold.seconds:.1f}",
+    }
     return facts | {"held_out": fold.held_out}

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from napari_strata.errors import RunError
-from napari_strata.evaluation.study import CrossvalResult, as_csv, columns, mean_std, number
+from napari_strata.evaluation.study import (
+    CrossvalResult,
+    as_csv,
+    columns,
+    mean_std,
+    number,
+)
 from napari_strata.files import TRIALS, read_study
 from napari_strata.metrics import none_if_nan
 from napari_strata.recipe import Recipe
@@ -42,7 +48,9 @@ class Score:
     def of(cls, result: CrossvalResult) -> Score:
         """The score in a cross-validation."""
         mean, deviation = (tuple(map(float, values)) for values in result.spread("iou"))
-        return cls(result.mean_iou, result.mean_iou_std, mean, deviation, result.seconds)
+        return cls(
+            result.mean_iou, result.mean_iou_std, mean, deviation, result.seconds
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, NaN as None."""
@@ -58,7 +66,9 @@ class Score:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Score:
         """What `as_dict` gave."""
-        mean, deviation = (tuple(map(_float, raw[key])) for key in ("class_iou", "class_iou_std"))
+        mean, deviation = (
+            tuple(map(_float, raw[key])) for key in ("class_iou", "class_iou_std")
+        )
         overall = _float(raw["mean_iou"]), _float(raw["mean_iou_std"])
         return cls(*overall, mean, deviation, float(raw["seconds"]), raw["text"])
 
@@ -99,12 +109,31 @@ class TuneResult:
         """From what ``trials.json`` of `out` holds; raises as `load`."""
         try:
             rows = list(raw["trials"])
-            trials = tuple(Trial(row["name"], row["values"], Recipe.parse(row["recipe"])) for row in rows)
-            scores = {row["name"]: {int(k): Score.from_dict(v) for k, v in row["epochs"].items()} for row in rows}
-            rounds = tuple((int(count), int(divisor)) for count, divisor in raw["rounds"])
-            return cls(out, trials, scores, tuple(raw["class_names"]), rounds, tuple(map(str, raw["splits"])))
+            trials = tuple(
+                Trial(row["name"], row["values"], Recipe.parse(row["recipe"]))
+                for row in rows
+            )
+            scores = {
+                row["name"]: {
+                    int(k): Score.from_dict(v) for k, v in row["epochs"].items()
+                }
+                for row in rows
+            }
+            rounds = tuple(
+                (int(count), int(divisor)) for count, divisor in raw["rounds"]
+            )
+            return cls(
+                out,
+                trials,
+                scores,
+                tuple(raw["class_names"]),
+                rounds,
+                tuple(map(str, raw["splits"])),
+            )
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{out / TRIALS}: cannot be read ({error}); move it away and begin anew.") from None
+            raise RunError(
+                f"{out / TRIALS}: cannot be read ({error}); move it away and begin anew."
+            ) from None
 
     @property
     def best(self) -> Trial:
@@ -124,9 +153,19 @@ class TuneResult:
     def rows(self) -> list[dict[str, Any]]:
         """For ``trials.json``: everything of each trial, with its scores after each number of epochs."""
         return [
-            {"rank": rank, "name": trial.name, "values": dict(trial.values), "state": self.state(trial)}
+            {
+                "rank": rank,
+                "name": trial.name,
+                "values": dict(trial.values),
+                "state": self.state(trial),
+            }
             | {"recipe": trial.recipe.model_dump(mode="json")}
-            | {"epochs": {str(epochs): one.as_dict() for epochs, one in self.scores.get(trial.name, {}).items()}}
+            | {
+                "epochs": {
+                    str(epochs): one.as_dict()
+                    for epochs, one in self.scores.get(trial.name, {}).items()
+                }
+            }
             for rank, trial in enumerate(self.trials, 1)
         ]
 
@@ -136,7 +175,10 @@ class TuneResult:
         stage = self.stage(trial)
         if stage == "failed" and score is not None:
             return f"failed: {score.text}"
-        return {"given up": f"given up after epoch {epochs}", "goes on": f"at epoch {epochs}"}.get(stage, stage)
+        return {
+            "given up": f"given up after epoch {epochs}",
+            "goes on": f"at epoch {epochs}",
+        }.get(stage, stage)
 
     def stage(self, trial: Trial) -> Stage:
         """How far a trial is; one that "goes on" may do so in the next round."""
@@ -152,7 +194,9 @@ class TuneResult:
     @property
     def is_finished(self) -> bool:
         """Whether no trial is to be trained any more; the best may still be, on all data."""
-        return not any(self.stage(trial) in ("waiting", "goes on") for trial in self.trials)
+        return not any(
+            self.stage(trial) in ("waiting", "goes on") for trial in self.trials
+        )
 
     def latest(self, trial: Trial) -> tuple[int, Score | None]:
         """Epochs and the score after them; without a score 0 and None."""
@@ -164,9 +208,14 @@ class TuneResult:
         for count, divisor in self.rounds:
             out |= {trial.name for trial in alive[count:]}
             epochs = {trial.name: epochs_of(trial, divisor) for trial in alive[:count]}
-            if any(after not in self.scores.get(name, {}) for name, after in epochs.items()):
+            if any(
+                after not in self.scores.get(name, {}) for name, after in epochs.items()
+            ):
                 break
-            now = {name: {after: self.scores[name][after]} for name, after in epochs.items()}
+            now = {
+                name: {after: self.scores[name][after]}
+                for name, after in epochs.items()
+            }
             alive = in_order(alive[:count], now)
         return out
 
@@ -176,12 +225,32 @@ class TuneResult:
         for rank, trial in enumerate(self.trials, 1):
             epochs, found = self.latest(trial)
             score = found or Score()
-            row: dict[str, Any] = {"rank": rank, "trial": trial.name, **{k: str(v) for k, v in trial.values.items()}}
-            row |= {"mean_iou": number(score.mean_iou), "mean_iou_std": number(score.mean_iou_std)}
-            for what, values in (("iou", score.class_iou), ("iou std", score.class_iou_std)):
+            row: dict[str, Any] = {
+                "rank": rank,
+                "trial": trial.name,
+                **{k: str(v) for k, v in trial.values.items()},
+            }
+            row |= {
+                "mean_iou": number(score.mean_iou),
+                "mean_iou_std": number(score.mean_iou_std),
+            }
+            for what, values in (
+                ("iou", score.class_iou),
+                ("iou std", score.class_iou_std),
+            ):
                 padded = values or (math.nan,) * len(self.class_names)
-                row |= {f"{what} {name}": number(v) for name, v in zip(self.class_names, padded, strict=True)}
-            rows.append(row | {"epochs": epochs, "seconds": f"{score.seconds:.1f}", "state": self.state(trial)})
+                row |= {
+                    f"{what} {name}": number(v)
+                    for name, v in zip(self.class_names, padded, strict=True)
+                }
+            rows.append(
+                row
+                | {
+                    "epochs": epochs,
+                    "seconds": f"{score.seconds:.1f}",
+                    "state": self.state(trial),
+                }
+            )
         return as_csv(rows)
 
     def table(self) -> str:
@@ -189,9 +258,20 @@ class TuneResult:
         rows = [["trial", "rank", "mean IoU", *self.class_names, "seconds", "state"]]
         for rank, trial in enumerate(self.trials, 1):
             score = self.latest(trial)[1] or Score()
-            each = [mean_std(value, math.nan) for value in score.class_iou] or ["-"] * len(self.class_names)
+            each = [mean_std(value, math.nan) for value in score.class_iou] or [
+                "-"
+            ] * len(self.class_names)
             overall = mean_std(score.mean_iou, score.mean_iou_std)
-            rows.append([trial.name, str(rank), overall, *each, f"{score.seconds:.0f}", self.state(trial)])
+            rows.append(
+                [
+                    trial.name,
+                    str(rank),
+                    overall,
+                    *each,
+                    f"{score.seconds:.0f}",
+                    self.state(trial),
+                ]
+            )
         return columns(rows)
 
 

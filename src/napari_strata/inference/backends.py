@@ -38,11 +38,15 @@ class Foreign(nn.Module):
     def __init__(self, session: Session, source: nn.Module) -> None:
         super().__init__()
         self.session = session
-        self._source = (without_weights(source),)  # not as a module: it has nothing to be moved
+        self._source = (
+            without_weights(source),
+        )  # not as a module: it has nothing to be moved
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K, H, W)."""
-        return torch.from_numpy(self.session(np.ascontiguousarray(images.float().cpu().numpy())))
+        return torch.from_numpy(
+            self.session(np.ascontiguousarray(images.float().cpu().numpy()))
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(self._source[0], memo)
@@ -61,7 +65,9 @@ def check_backend(name: str, device: torch.device, precision: str) -> str:
     if name == "torch":
         return precision
     if device.type != "cpu":
-        raise RunError(f"found backend {name!r} on {device}; it computes on the CPU here: leave it out, or device=cpu.")
+        raise RunError(
+            f"found backend {name!r} on {device}; it computes on the CPU here: leave it out, or device=cpu."
+        )
     for module in ("onnxscript", "onnxruntime" if name == "onnx" else "openvino"):
         try:
             import_module(module)
@@ -71,11 +77,15 @@ def check_backend(name: str, device: torch.device, precision: str) -> str:
             ) from None
     known = ("auto", "fp32") if name == "onnx" else ("auto", "fp32", "bf16")
     if precision not in known:
-        raise RunError(f"found precision {precision!r} for backend {name!r}; choose one of {', '.join(known)}.")
+        raise RunError(
+            f"found precision {precision!r} for backend {name!r}; choose one of {', '.join(known)}."
+        )
     return "fp32" if name == "onnx" else precision
 
 
-def with_backend(name: str, network: nn.Module, *, channels: int, precision: Precision) -> nn.Module:
+def with_backend(
+    name: str, network: nn.Module, *, channels: int, precision: Precision
+) -> nn.Module:
     """`network`, computed by backend `name`; see `check_backend` for what is possible.
 
     Raises
@@ -85,18 +95,33 @@ def with_backend(name: str, network: nn.Module, *, channels: int, precision: Pre
     """
     if name == "torch":
         return network
-    inner, stride = (network.network, network.stride) if isinstance(network, AnySize) else (network, 1)
+    inner, stride = (
+        (network.network, network.stride)
+        if isinstance(network, AnySize)
+        else (network, 1)
+    )
     with tempfile.TemporaryDirectory(prefix="napari-strata-") as folder:
         path = Path(folder) / "network.onnx"
-        _export(inner, path, channels=channels, strides=(stride, stride) if isinstance(stride, int) else stride)
-        session = _onnx_session(path) if name == "onnx" else _openvino_session(path, precision)
+        _export(
+            inner,
+            path,
+            channels=channels,
+            strides=(stride, stride) if isinstance(stride, int) else stride,
+        )
+        session = (
+            _onnx_session(path)
+            if name == "onnx"
+            else _openvino_session(path, precision)
+        )
     foreign = Foreign(session, inner)
     if not isinstance(network, AnySize):
         return foreign
     return AnySize(foreign, stride, smallest=network.smallest)
 
 
-def _export(network: nn.Module, path: Path, *, channels: int, strides: Sequence[int]) -> None:
+def _export(
+    network: nn.Module, path: Path, *, channels: int, strides: Sequence[int]
+) -> None:
     names = ("planes", "rows", "columns")[-len(strides) :]
     sides = {
         axis: stride * torch.export.Dim(name, min=2, max=1024)
@@ -104,7 +129,14 @@ def _export(network: nn.Module, path: Path, *, channels: int, strides: Sequence[
     }
     # Of different lengths, so that none is taken for another.
     example = torch.zeros(
-        (2, channels, *(n * stride for n, stride in zip((5, 4, 3)[-len(strides) :], strides, strict=True)))
+        (
+            2,
+            channels,
+            *(
+                n * stride
+                for n, stride in zip((5, 4, 3)[-len(strides) :], strides, strict=True)
+            ),
+        )
     )
     shapes = ({0: torch.export.Dim("tiles", min=1, max=4096), **sides},)
     try:
@@ -123,7 +155,9 @@ def _export(network: nn.Module, path: Path, *, channels: int, strides: Sequence[
         program.save(str(path))
     except Exception as error:  # the exporter's own, many kinds
         text = " ".join(str(error).split())[:160] or type(error).__name__
-        raise RunError(f"this network cannot be exported to ONNX ({text}); leave the backend out.") from error
+        raise RunError(
+            f"this network cannot be exported to ONNX ({text}); leave the backend out."
+        ) from error
 
 
 def _onnx_session(path: Path) -> Session:
@@ -131,7 +165,9 @@ def _onnx_session(path: Path) -> Session:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"]
+    )
     return lambda images: np.asarray(session.run(None, {"images": images})[0])
 
 
@@ -144,7 +180,9 @@ def _openvino_session(path: Path, precision: Precision) -> Session:
         "CPU",
         {
             # Without a hint it takes bf16 wherever there is hardware for it, and does not say so.
-            "INFERENCE_PRECISION_HINT": "bf16" if precision.dtype is torch.bfloat16 else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16"
+            if precision.dtype is torch.bfloat16
+            else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         },
     )

@@ -29,16 +29,35 @@ from napari_strata.inference.predict import (
     build_committee,
     check_asked,
 )
-from napari_strata.inference.target import SUFFIXES, check_out, is_put_together, probabilities_path
+from napari_strata.inference.target import (
+    SUFFIXES,
+    check_out,
+    is_put_together,
+    probabilities_path,
+)
 from napari_strata.io import read_image
-from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, existing, is_zarr, natural, stem
+from napari_strata.io.paths import (
+    RASTER_SUFFIXES,
+    TIFF_SUFFIXES,
+    existing,
+    is_zarr,
+    natural,
+    stem,
+)
 
 if TYPE_CHECKING:
     from napari_strata.inference.scheduler import Cluster
 
 PathLike = str | os.PathLike[str]
 IMAGES = (*TIFF_SUFFIXES, *RASTER_SUFFIXES, ".zarr")
-READ_ONLY = (*(set(TIFF_SUFFIXES + RASTER_SUFFIXES) - set(SUFFIXES)), ".gif", ".bmp", ".npy", ".h5", ".nii")
+READ_ONLY = (
+    *(set(TIFF_SUFFIXES + RASTER_SUFFIXES) - set(SUFFIXES)),
+    ".gif",
+    ".bmp",
+    ".npy",
+    ".h5",
+    ".nii",
+)
 """Suffixes of files that labels are not written to: a folder of such a name is nobody's wish."""
 
 COLUMNS = ("source", "output", "status", "seconds", "message")
@@ -94,7 +113,11 @@ def predict_files(
     single = len(sources) == 1
     if single:
         existing(sources[0])
-    if single and place.suffix.lower() in (*SUFFIXES, *READ_ONLY) and (is_zarr(place) or not place.is_dir()):
+    if (
+        single
+        and place.suffix.lower() in (*SUFFIXES, *READ_ONLY)
+        and (is_zarr(place) or not place.is_dir())
+    ):
         if part is None or not is_put_together(place, overwrite=options.overwrite):
             check_out(place, overwrite=options.overwrite)
         targets, folder = {sources[0]: place}, None
@@ -102,17 +125,23 @@ def predict_files(
         targets, folder = _targets(sources, place), place
     if part is not None and not single:
         targets = dict(part.deal([*targets.items()]))
-        yield Message(f"part {part.number} of {part.of}: {len(targets)} of {len(sources)} files")
+        yield Message(
+            f"part {part.number} of {part.of}: {len(targets)} of {len(sources)} files"
+        )
     with _cluster(scheduler) as cluster:
         batch = _Batch.start(model, options, axes, part if single else None, cluster)
         if folder is None:
             yield from batch.one(sources[0], place)
         else:
-            name = "report.csv" if part is None else f"report.{part.number}of{part.of}.csv"
+            name = (
+                "report.csv" if part is None else f"report.{part.number}of{part.of}.csv"
+            )
             yield from _run(batch, targets, folder / name, single=single)
 
 
-def find_images(inputs: Sequence[PathLike], *, labels_in: Path | None = None) -> list[Path]:
+def find_images(
+    inputs: Sequence[PathLike], *, labels_in: Path | None = None
+) -> list[Path]:
     """The image files that `inputs` stand for, in natural order within each folder or pattern, each once.
 
     A file named but missing is in the list, so that it can be reported. What an earlier run wrote to the folder
@@ -128,9 +157,17 @@ def find_images(inputs: Sequence[PathLike], *, labels_in: Path | None = None) ->
     for item in inputs:
         path = Path(item).expanduser()
         if path.is_dir() and not is_zarr(path):
-            found |= {p.absolute(): p for p in sorted(filter(_is_image, path.iterdir()), key=natural)}
+            found |= {
+                p.absolute(): p
+                for p in sorted(filter(_is_image, path.iterdir()), key=natural)
+            }
         elif has_magic(str(path)) and not path.exists():
-            found |= {p.absolute(): p for p in sorted(filter(_is_image, map(Path, glob(str(path)))), key=natural)}
+            found |= {
+                p.absolute(): p
+                for p in sorted(
+                    filter(_is_image, map(Path, glob(str(path)))), key=natural
+                )
+            }
         else:
             named[path.absolute()] = path
     if labels_in is not None:
@@ -139,7 +176,9 @@ def find_images(inputs: Sequence[PathLike], *, labels_in: Path | None = None) ->
         found = {key: path for key, path in found.items() if key not in made}
     if not found and not named:
         shown = ", ".join(map(str, inputs)) or "nothing"
-        raise ImageError(f"found no image in {shown}; give files ({', '.join(IMAGES)}), folders of them or patterns.")
+        raise ImageError(
+            f"found no image in {shown}; give files ({', '.join(IMAGES)}), folders of them or patterns."
+        )
     return list((named | found).values())
 
 
@@ -159,7 +198,12 @@ class _Batch:
 
     @classmethod
     def start(
-        cls, model: AnyModel, options: PredictOptions, axes: str | None, part: Part | None, cluster: Cluster | None
+        cls,
+        model: AnyModel,
+        options: PredictOptions,
+        axes: str | None,
+        part: Part | None,
+        cluster: Cluster | None,
     ) -> _Batch:
         models = load_models(model)
         committee = build_committee(models, options) if cluster is None else None
@@ -179,8 +223,15 @@ class _Batch:
         )
         with closing(job):
             yield from job
-        names, text = self.models.spec.classes.names, "" if job.complete else f"part {self.part}"
-        self.pixels = dict(zip(names, map(int, job.pixels), strict=True)) if job.complete else None
+        names, text = (
+            self.models.spec.classes.names,
+            "" if job.complete else f"part {self.part}",
+        )
+        self.pixels = (
+            dict(zip(names, map(int, job.pixels), strict=True))
+            if job.complete
+            else None
+        )
         yield FileEnd(str(source), str(target), "done", text, perf_counter() - started)
 
 
@@ -193,12 +244,16 @@ def _cluster(scheduler: str | Cluster | None) -> AbstractContextManager[Cluster 
     return Cluster(scheduler)
 
 
-def _run(batch: _Batch, targets: Mapping[Path, Path], path: Path, *, single: bool) -> Iterator[Event]:
+def _run(
+    batch: _Batch, targets: Mapping[Path, Path], path: Path, *, single: bool
+) -> Iterator[Event]:
     report = Report.open(path, batch.models.spec.classes)
     for source, target in targets.items():
         started = perf_counter()
         if target.exists() and not batch.options.overwrite:
-            end = FileEnd(str(source), str(target), "skipped", "the output exists already", 0.0)
+            end = FileEnd(
+                str(source), str(target), "skipped", "the output exists already", 0.0
+            )
             report = report.add(end, None)
             yield end
             continue
@@ -210,8 +265,14 @@ def _run(batch: _Batch, targets: Mapping[Path, Path], path: Path, *, single: boo
         except Exception as error:
             if single:
                 raise
-            text = str(error) if isinstance(error, StrataError) else f"unexpected {type(error).__name__}: {error}"
-            end = FileEnd(str(source), str(target), "failed", text, perf_counter() - started)
+            text = (
+                str(error)
+                if isinstance(error, StrataError)
+                else f"unexpected {type(error).__name__}: {error}"
+            )
+            end = FileEnd(
+                str(source), str(target), "failed", text, perf_counter() - started
+            )
             report = report.add(end, {})
             yield end
 
@@ -237,7 +298,9 @@ class Report:
                 reader = csv.DictReader(file)
                 earlier = tuple(reader.fieldnames or ())
                 if earlier[: len(COLUMNS)] != COLUMNS:
-                    raise RunError(f"{path}: found a file that is not our report; choose another folder for labels.")
+                    raise RunError(
+                        f"{path}: found a file that is not our report; choose another folder for labels."
+                    )
                 rows = {row["output"]: row for row in reader}
             columns = tuple(dict.fromkeys((*columns, *earlier)))
         return cls(path, columns, rows)
@@ -251,10 +314,15 @@ class Report:
             "seconds": f"{end.seconds:.2f}",
             "message": " ".join(end.text.split()),
         }
-        counts = {f"pixels {name}": str(count) for name, count in (pixels or {}).items()}
+        counts = {
+            f"pixels {name}": str(count) for name, count in (pixels or {}).items()
+        }
         earlier = self.rows.get(end.path, {}) if pixels is None else {}
         report = replace(self, rows=self.rows | {end.path: earlier | row | counts})
-        with files.atomic(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with (
+            files.atomic(self.path) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
             writer.writerows(report.rows.values())
@@ -263,16 +331,29 @@ class Report:
 
 def _targets(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder}: is a file, and {len(sources)} inputs need a folder; choose another name for it.")
-    if folder.suffix.lower() in (*SUFFIXES, *READ_ONLY) and (not folder.exists() or is_zarr(folder)):
-        raise RunError(f"{folder}: names one file, and there are {len(sources)} inputs; give a folder.")
+        raise RunError(
+            f"{folder}: is a file, and {len(sources)} inputs need a folder; choose another name for it."
+        )
+    if folder.suffix.lower() in (*SUFFIXES, *READ_ONLY) and (
+        not folder.exists() or is_zarr(folder)
+    ):
+        raise RunError(
+            f"{folder}: names one file, and there are {len(sources)} inputs; give a folder."
+        )
     targets = {source: folder / _output_name(source) for source in sources}
     by_target: dict[Path, list[str]] = {}
     for source, target in targets.items():
         by_target.setdefault(target, []).append(str(source))
-    if shared := {target.name: names for target, names in by_target.items() if len(names) > 1}:
-        shown = "; ".join(f"{' and '.join(names)} to {target}" for target, names in list(shared.items())[:4])
-        raise RunError(f"several inputs would be written to one file ({shown}); predict them into separate folders.")
+    if shared := {
+        target.name: names for target, names in by_target.items() if len(names) > 1
+    }:
+        shown = "; ".join(
+            f"{' and '.join(names)} to {target}"
+            for target, names in list(shared.items())[:4]
+        )
+        raise RunError(
+            f"several inputs would be written to one file ({shown}); predict them into separate folders."
+        )
     return targets
 
 

@@ -18,7 +18,11 @@ TOLERANCE = 1.2
 
 
 def check_image(
-    specs: ModelSpec | Sequence[ModelSpec], image: Image, samples: Sequence[Array], *, ortho: bool = False
+    specs: ModelSpec | Sequence[ModelSpec],
+    image: Image,
+    samples: Sequence[Array],
+    *,
+    ortho: bool = False,
 ) -> list[str]:
     """Warnings about predicting `image` with models of `specs`; `samples` are the image's own, see `Image.samples`.
 
@@ -37,7 +41,10 @@ def check_image(
         _check_kind(spec, image)
         if ortho:
             _check_views(spec, image)
-    sizes, greys = ([*_pixel_size(s, image)] for s in group), ([*_grey_values(s, image, samples)] for s in group)
+    sizes, greys = (
+        ([*_pixel_size(s, image)] for s in group),
+        ([*_grey_values(s, image, samples)] for s in group),
+    )
     return next(filter(None, sizes), []) + next(filter(None, greys), [])
 
 
@@ -48,7 +55,9 @@ def _check_kind(spec: ModelSpec, image: Image) -> None:
             f"{_channels(spec.in_channels, spec.channel_names)}. {_way_on(image.channels, spec.in_channels)}"
         )
     if image.dtype.kind not in "buif":
-        raise ImageError(f"{image.name}: found dtype {image.dtype}; needed are integers or floats; convert the image.")
+        raise ImageError(
+            f"{image.name}: found dtype {image.dtype}; needed are integers or floats; convert the image."
+        )
 
     if spec.depth is not None and "Z" not in image.axes:
         raise ImageError(
@@ -59,11 +68,17 @@ def _check_kind(spec: ModelSpec, image: Image) -> None:
 
 def _check_views(spec: ModelSpec, image: Image) -> None:
     wrong = (
-        "sees volumes as it is" if spec.depth else "has neighbours, which are slices along Z" if spec.neighbours else ""
+        "sees volumes as it is"
+        if spec.depth
+        else "has neighbours, which are slices along Z"
+        if spec.neighbours
+        else ""
     )
     wrong = wrong or ("resizes every plane to a square" if spec.resize else "")
     if wrong:
-        raise RunError(f"found a model that {wrong}; needed for XZ and YZ planes (--ortho) is a plain 2D model.")
+        raise RunError(
+            f"found a model that {wrong}; needed for XZ and YZ planes (--ortho) is a plain 2D model."
+        )
     if image.size("Z") < 2:
         raise ImageError(
             f"{image.name}: found a single plane ({image.axes}), which has no XZ and YZ planes; give a stack with an "
@@ -89,7 +104,10 @@ def _pixel_size(spec: ModelSpec, image: Image) -> Iterator[str]:
     if image.pixel_unit != spec.pixel_unit or image.pixel_unit == "pixel":
         return
     for letter in "XYZ" if spec.depth else "XY":
-        found, known = image.pixel_size.get(letter, 0.0), spec.pixel_size.get(letter, 0.0)
+        found, known = (
+            image.pixel_size.get(letter, 0.0),
+            spec.pixel_size.get(letter, 0.0),
+        )
         factor = max(found / known, known / found) if min(found, known) > 0 else 1.0
         if factor > TOLERANCE:
             along = " along Z" if letter == "Z" else ""
@@ -101,7 +119,9 @@ def _pixel_size(spec: ModelSpec, image: Image) -> Iterator[str]:
             return
 
 
-def _grey_values(spec: ModelSpec, image: Image, samples: Sequence[Array]) -> Iterator[str]:
+def _grey_values(
+    spec: ModelSpec, image: Image, samples: Sequence[Array]
+) -> Iterator[str]:
     """A warning when grey values cannot mean what they meant in training; not where each image has its own scale."""
     kind = spec.normalization.kind
     if kind == "relative":
@@ -111,9 +131,14 @@ def _grey_values(spec: ModelSpec, image: Image, samples: Sequence[Array]) -> Ite
             f"{image.name}: found {image.dtype}; the model was trained on {spec.dtype} and takes grey values as they "
             f"are ({kind}). Convert the image the way the training images were made."
         )
-    low, high = np.array(spec.normalization.scale.low), np.array(spec.normalization.scale.high)
+    low, high = (
+        np.array(spec.normalization.scale.low),
+        np.array(spec.normalization.scale.high),
+    )
     values = np.concatenate(samples, axis=1)
-    values = values[:, :: max(1, values.shape[1] // 2**19)].astype(np.float64)  # enough to tell, and quick
+    values = values[:, :: max(1, values.shape[1] // 2**19)].astype(
+        np.float64
+    )  # enough to tell, and quick
     values = values[:, np.isfinite(values).all(axis=0)]
     if kind != "physical" or not values.size:
         return

@@ -41,18 +41,31 @@ class Turn:
 
     def apply(self, image: Array) -> Array:
         """An array (..., H, W), turned. A copy, in the order of memory that torch takes."""
-        return np.ascontiguousarray(np.rot90(np.flip(image, -1) if self.mirror else image, self.quarters, (-2, -1)))
+        return np.ascontiguousarray(
+            np.rot90(
+                np.flip(image, -1) if self.mirror else image, self.quarters, (-2, -1)
+            )
+        )
 
     def undo(self, answer: Tensor) -> Tensor:
         """An answer (..., h, w) for part of a turned plane, turned back."""
-        straight = torch.rot90(answer, -self.quarters, (-2, -1)) if self.quarters else answer
+        straight = (
+            torch.rot90(answer, -self.quarters, (-2, -1)) if self.quarters else answer
+        )
         return torch.flip(straight, (-1,)) if self.mirror else straight
 
     def place(self, box: Box, shape: tuple[int, int]) -> Box:
         """Where a part of the turned plane, whose size is `shape`, lies in the plane. Planes of a volume stay."""
         (*planes, rows, columns), (height, width) = box, shape
-        for _ in range(self.quarters):  # turned back, rows from the top are columns from the right
-            rows, columns, height, width = columns, _reversed(rows, height), width, height
+        for _ in range(
+            self.quarters
+        ):  # turned back, rows from the top are columns from the right
+            rows, columns, height, width = (
+                columns,
+                _reversed(rows, height),
+                width,
+                height,
+            )
         return (*planes, rows, _reversed(columns, width) if self.mirror else columns)
 
 
@@ -78,7 +91,9 @@ class Committee:
         average over the XY, XZ and YZ planes of a volume; 2D networks only. See `views`.
     """
 
-    def __init__(self, members: Sequence[Predictor], *, tta: bool = False, ortho: bool = False) -> None:
+    def __init__(
+        self, members: Sequence[Predictor], *, tta: bool = False, ortho: bool = False
+    ) -> None:
         self.members = tuple(members)
         self.turns = TURNS if tta else TURNS[:1]
         self.ortho = ortho
@@ -103,7 +118,9 @@ class Committee:
 
     def slabs(self, image: Image) -> list[Slab]:
         """The pieces in which an image is predicted."""
-        return plan_slabs(image, [member.spec for member in self.members], ortho=self.ortho)
+        return plan_slabs(
+            image, [member.spec for member in self.members], ortho=self.ortho
+        )
 
     def pictures(self, slab: Slab, image: Image) -> list[tuple[tuple[int, ...], int]]:
         """Sizes of what goes through each network for a slab, and how many of each; turns not counted."""
@@ -111,7 +128,12 @@ class Committee:
         return view_shapes(shape, slab.stretch) if self.ortho else [(shape, 1)]
 
     def slab(
-        self, slab: Slab, array: Array, scales: Sequence[Scale], *, probabilities: bool = False
+        self,
+        slab: Slab,
+        array: Array,
+        scales: Sequence[Scale],
+        *,
+        probabilities: bool = False,
     ) -> tuple[Array, Array | None]:
         """Predict the planes of a slab from its grey values (C, H, W) or (C, D, H, W); see `plane`.
 
@@ -123,10 +145,16 @@ class Committee:
             indices, chances = self.plane(array, scales, probabilities=probabilities)
             if indices.ndim == 2:
                 return indices[None], None if chances is None else chances[None]
-            return indices[slab.keep], None if chances is None else from_canonical(chances[:, slab.keep], "ZCYX")
-        mean = mean_of_views(array, slab.stretch, lambda plane: self._mean(plane, scales))[:, slab.keep]
+            return indices[slab.keep], None if chances is None else from_canonical(
+                chances[:, slab.keep], "ZCYX"
+            )
+        mean = mean_of_views(
+            array, slab.stretch, lambda plane: self._mean(plane, scales)
+        )[:, slab.keep]
         indices = class_indices(mean[None])[0].cpu().numpy()
-        return indices, from_canonical(mean.half().cpu().numpy(), "ZCYX") if probabilities else None
+        return indices, from_canonical(
+            mean.half().cpu().numpy(), "ZCYX"
+        ) if probabilities else None
 
     def plane(
         self, image: Array, scales: Sequence[Scale], *, probabilities: bool = False

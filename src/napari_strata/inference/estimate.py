@@ -70,7 +70,13 @@ class Estimate:
 
 
 def estimate(
-    committee: Committee, image: Image, form: Form, *, out: Path | None, in_memory: bool, measure: bool = False
+    committee: Committee,
+    image: Image,
+    form: Form,
+    *,
+    out: Path | None,
+    in_memory: bool,
+    measure: bool = False,
 ) -> Estimate:
     """What predicting all planes of `image` takes.
 
@@ -106,11 +112,19 @@ def estimate(
             seconds += _seconds(member, largest) / math.prod(largest) * pixels
         forwarded += pixels / (form.planes * math.prod(form.shape))
     voxels = max(math.prod(slab.shape(image)) for slab in slabs)
-    if len(committee.members) * turns > 1 or committee.ortho:  # the mean of their probabilities
+    if (
+        len(committee.members) * turns > 1 or committee.ortho
+    ):  # the mean of their probabilities
         memory += voxels * len(committee.spec.classes) * 4
-    if committee.device.type == "cpu":  # a GPU holds neither the planes nor what becomes of them
-        memory += voxels * (image.channels * image.dtype.itemsize * 2 + 2) + (form.nbytes if in_memory else 0)
-    place = None if out is None else next(p for p in out.absolute().parents if p.exists())
+    if (
+        committee.device.type == "cpu"
+    ):  # a GPU holds neither the planes nor what becomes of them
+        memory += voxels * (image.channels * image.dtype.itemsize * 2 + 2) + (
+            form.nbytes if in_memory else 0
+        )
+    place = (
+        None if out is None else next(p for p in out.absolute().parents if p.exists())
+    )
     return Estimate(
         describe_device(committee.device),
         form.planes,
@@ -132,10 +146,17 @@ def check_memory(found: Estimate, committee: Committee) -> None:
     side = member.spec.tile
     while (
         side > member.spec.stride
-        and tile_memory(member, (*member.spec.tile_shape[:-2], side, side)) > found.free_memory
+        and tile_memory(member, (*member.spec.tile_shape[:-2], side, side))
+        > found.free_memory
     ):
-        side = side // 2 // member.spec.stride * member.spec.stride or member.spec.stride
-    way = f"set tile={side}, " if side < member.spec.tile and not member.spec.blend else ""
+        side = (
+            side // 2 // member.spec.stride * member.spec.stride or member.spec.stride
+        )
+    way = (
+        f"set tile={side}, "
+        if side < member.spec.tile and not member.spec.blend
+        else ""
+    )
     raise RunError(
         f"found {size(found.free_memory)} of memory free on {found.device}; needed are about {size(found.memory)} for "
         f"planes of {found.shape[0]} x {found.shape[1]} in tiles of {member.spec.tile}; {way}close other programs or "
@@ -153,12 +174,16 @@ def tile_memory(member: Predictor, shape: tuple[int, ...]) -> int:
     key = (*shape, half)
     if key not in (known := _KNOWN.setdefault(member.network, {})):
         known[key] = _alive(member, shape) // (2 if half else 1)
-    return known[key] + 4 * (member.spec.in_channels + len(member.spec.classes)) * math.prod(shape)
+    return known[key] + 4 * (
+        member.spec.in_channels + len(member.spec.classes)
+    ) * math.prod(shape)
 
 
 def _alive(member: Predictor, shape: tuple[int, ...]) -> int:
     """Bytes of float32 tensors at most alive in the network; 0 where it cannot be run on the meta device."""
-    network = without_weights(getattr(member.network, "_orig_mod", member.network))  # not torch.compile's
+    network = without_weights(
+        getattr(member.network, "_orig_mod", member.network)
+    )  # not torch.compile's
     try:
         with torch.inference_mode(), _Alive() as alive:
             network(torch.empty((1, member.spec.in_channels, *shape), device="meta"))
@@ -167,7 +192,9 @@ def _alive(member: Predictor, shape: tuple[int, ...]) -> int:
     return int(alive.peak)
 
 
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -187,7 +214,10 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         answer = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(answer):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+            if (
+                isinstance(tensor, Tensor)
+                and (storage := tensor.untyped_storage()) not in self._seen
+            ):
                 self._seen.add(storage)
                 self._now += storage.nbytes()
                 weakref.finalize(storage, self._gone, storage.nbytes())

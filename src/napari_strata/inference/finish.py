@@ -25,7 +25,9 @@ Results: TypeAlias = tuple[LabelImage, Image | None, Array]
 """Labels, probabilities, and pixels of each class."""
 
 
-def finish(output: Output, subject: Subject, out: Path | None, options: PredictOptions) -> Results:
+def finish(
+    output: Output, subject: Subject, out: Path | None, options: PredictOptions
+) -> Results:
     """What a job gives; with `out`, the planes become files and their folder goes."""
     image, classes = subject.image, subject.classes
     planes, *rest = output.arrays()
@@ -34,8 +36,12 @@ def finish(output: Output, subject: Subject, out: Path | None, options: PredictO
     pixels = np.sum([output.pixels[i] for i in range(len(planes))], axis=0)
     if out is None:
         return labels, probabilities, pixels
-    if probabilities is not None:  # whether they may be replaced was asked before the first plane
-        beside = write_probabilities(probabilities_path(out), probabilities, overwrite=True)
+    if (
+        probabilities is not None
+    ):  # whether they may be replaced was asked before the first plane
+        beside = write_probabilities(
+            probabilities_path(out), probabilities, overwrite=True
+        )
         probabilities = read_image(beside)
     write_labels(out, labels, overwrite=options.overwrite)
     output.remove()
@@ -44,7 +50,11 @@ def finish(output: Output, subject: Subject, out: Path | None, options: PredictO
 
 
 def assemble(
-    output: PartialOutput, subject: Subject, options: PredictOptions, *, told: Told | None = None
+    output: PartialOutput,
+    subject: Subject,
+    options: PredictOptions,
+    *,
+    told: Told | None = None,
 ) -> Generator[Message, None, Results | None]:
     """`finish`, of a folder that several processes fill: by one of them, when every plane is there; for the others a
     message says how things stand.
@@ -65,12 +75,18 @@ def assemble(
         if output.folder.exists() or not output.path.exists():
             raise
     # Another process has put the file together meanwhile.
-    yield Message(f"{told or 'every plane is predicted'}; so is every other, and {output.path} is written")
+    yield Message(
+        f"{told or 'every plane is predicted'}; so is every other, and {output.path} is written"
+    )
     return None
 
 
 def _assembled(
-    output: PartialOutput, subject: Subject, options: PredictOptions, *, told: Told | None
+    output: PartialOutput,
+    subject: Subject,
+    options: PredictOptions,
+    *,
+    told: Told | None,
 ) -> Generator[Message, None, Results | None]:
     every, done = range(output.form.planes), told or "every plane is predicted"
     if not output.folder.exists():

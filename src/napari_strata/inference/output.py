@@ -31,14 +31,22 @@ class Form:
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """File name -> shape and dtype, planes first."""
-        wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {LABELS: ((self.planes, *self.shape), self.dtype)}
+        wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            LABELS: ((self.planes, *self.shape), self.dtype)
+        }
         if self.classes:
-            wanted[PROBABILITIES] = (self.planes, self.classes, *self.shape), np.dtype(np.float16)
+            wanted[PROBABILITIES] = (
+                (self.planes, self.classes, *self.shape),
+                np.dtype(np.float16),
+            )
         return wanted
 
     @property
     def nbytes(self) -> int:
-        return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.arrays().values())
+        return sum(
+            int(np.prod(shape)) * dtype.itemsize
+            for shape, dtype in self.arrays().values()
+        )
 
 
 class Output(Protocol):
@@ -73,7 +81,9 @@ class MemoryOutput:
         self.place = "memory"
         self.pixels: dict[int, tuple[int, ...]] = {}
         self.discarded: tuple[str, ...] = ()
-        self._arrays = [np.zeros(shape, dtype) for shape, dtype in form.arrays().values()]
+        self._arrays = [
+            np.zeros(shape, dtype) for shape, dtype in form.arrays().values()
+        ]
 
     def write(self, plane: int, arrays: Sequence[Array], pixels: Sequence[int]) -> None:
         for target, array in zip(self._arrays, arrays, strict=True):

@@ -62,7 +62,11 @@ class Hand:
 
     @property
     def ledger(self) -> str:
-        return LEDGER if self.part is None else f"ledger.{self.part.number}of{self.part.of}.jsonl"
+        return (
+            LEDGER
+            if self.part is None
+            else f"ledger.{self.part.number}of{self.part.of}.jsonl"
+        )
 
 
 class PartialOutput:
@@ -84,7 +88,9 @@ class PartialOutput:
         process is writing the same planes, or several fill it with something else.
     """
 
-    def __init__(self, path: Path, form: Form, identity: Identity, hand: Hand | None = None) -> None:
+    def __init__(
+        self, path: Path, form: Form, identity: Identity, hand: Hand | None = None
+    ) -> None:
         self.path = path
         self.folder = path.with_name(path.name + ".partial")
         self.form = form
@@ -100,7 +106,9 @@ class PartialOutput:
         except OSError as error:
             self.close()
             if isinstance(error, FileNotFoundError) and not self.folder.exists():
-                raise RunError(f"{self.folder}: another process has just put {path} together.") from None
+                raise RunError(
+                    f"{self.folder}: another process has just put {path} together."
+                ) from None
             raise files.explain(error, self.folder) from error
         except RunError:
             self.close()
@@ -114,7 +122,9 @@ class PartialOutput:
         self._claims = self._opened.enter_context(FileIO(self.folder / CLAIMS, "ab+"))
         # Who does everything puts the file together too; see `assembling`.
         alone = hand.part is None and not hand.shared
-        wanted = range(self.form.planes + 1) if alone or hand.planes is None else hand.planes
+        wanted = (
+            range(self.form.planes + 1) if alone or hand.planes is None else hand.planes
+        )
         if not claim(self._claims, wanted, wait=hand.wait):
             raise RunError(
                 f"{self.folder}: another process is predicting the same planes just now; wait until it has finished, "
@@ -123,12 +133,21 @@ class PartialOutput:
         self._compare()
         # The ledger comes first: a folder without one is never touched.
         head = json.dumps({"format": FORMAT, "identity": self._identity})
-        _once(self.folder / hand.ledger, lambda path: path.write_text(f"{head}\n", encoding="utf-8"))
+        _once(
+            self.folder / hand.ledger,
+            lambda path: path.write_text(f"{head}\n", encoding="utf-8"),
+        )
         for name, (shape, dtype) in self.form.arrays().items():
-            make = partial(np.lib.format.open_memmap, mode="w+", dtype=dtype, shape=shape)
+            make = partial(
+                np.lib.format.open_memmap, mode="w+", dtype=dtype, shape=shape
+            )
             _once(self.folder / name, make)
-            self._files.append(self._opened.enter_context(FileIO(self.folder / name, "r+b")))
-        self._ledger = self._opened.enter_context(FileIO(self.folder / hand.ledger, "ab+"))
+            self._files.append(
+                self._opened.enter_context(FileIO(self.folder / name, "r+b"))
+            )
+        self._ledger = self._opened.enter_context(
+            FileIO(self.folder / hand.ledger, "ab+")
+        )
         self._ledger.seek(-1, os.SEEK_END)
         if self._ledger.read(1) != b"\n":  # a line cut off by a kill
             _write_all(self._ledger, b"\n")
@@ -144,8 +163,12 @@ class PartialOutput:
         if not self.folder.exists():
             return
         heads = [_head(path).get("format") for path in self._ledgers()]
-        if FORMAT not in heads and any(not p.name.startswith(".") for p in self.folder.iterdir()):
-            raise RunError(f"{self.folder}: found a folder that is not an unfinished prediction; move it elsewhere.")
+        if FORMAT not in heads and any(
+            not p.name.startswith(".") for p in self.folder.iterdir()
+        ):
+            raise RunError(
+                f"{self.folder}: found a folder that is not an unfinished prediction; move it elsewhere."
+            )
 
     def _check_room(self) -> None:
         if not all((self.folder / name).exists() for name in self.form.arrays()):
@@ -158,8 +181,14 @@ class PartialOutput:
         for head in map(_head, ledgers):
             found = head.get("identity", self._identity)
             every = [*self._identity, *(k for k in found if k not in self._identity)]
-            differences |= dict.fromkeys(k for k in every if found.get(k) != self._identity.get(k))
-        several = self._hand.shared or self._hand.part or any(path.name != LEDGER for path in ledgers)
+            differences |= dict.fromkeys(
+                k for k in every if found.get(k) != self._identity.get(k)
+            )
+        several = (
+            self._hand.shared
+            or self._hand.part
+            or any(path.name != LEDGER for path in ledgers)
+        )
         if not differences and self._fits(missing=bool(several)):
             return
         if several:
@@ -192,7 +221,10 @@ class PartialOutput:
         """What ledgers say of each plane that they name."""
         found: dict[int, list[dict[str, Any]]] = {}
         for path in self._ledgers():
-            for record in map(_parse, path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]):
+            for record in map(
+                _parse,
+                path.read_text(encoding="utf-8", errors="replace").splitlines()[1:],
+            ):
                 plane = record.get("plane")
                 if isinstance(plane, int) and 0 <= plane < self.form.planes:
                     found.setdefault(plane, []).append(record)
@@ -216,8 +248,15 @@ class PartialOutput:
 
     def write(self, plane: int, arrays: Sequence[Array], pixels: Sequence[int]) -> None:
         wanted = self.form.arrays().values()
-        parts = [np.ascontiguousarray(array, dtype) for array, (_, dtype) in zip(arrays, wanted, strict=True)]
-        record = {"plane": plane, "pixels": [int(n) for n in pixels], "crc32": _checksum(parts)}
+        parts = [
+            np.ascontiguousarray(array, dtype)
+            for array, (_, dtype) in zip(arrays, wanted, strict=True)
+        ]
+        record = {
+            "plane": plane,
+            "pixels": [int(n) for n in pixels],
+            "crc32": _checksum(parts),
+        }
         try:
             # Through the file, not a memory map: writing to a mapped page on a full disk kills the process.
             for file, part in zip(self._files, parts, strict=True):
@@ -251,13 +290,13 @@ class PartialOutput:
         """That another process puts the file together, and what to do should it be dead."""
         if not self.folder.exists():
             return f"{self.path} is written"
-        return (
-            f"{other}, writes {self.path} (should it have been killed: remove {self.folder / ASSEMBLY}, run this again)"
-        )
+        return f"{other}, writes {self.path} (should it have been killed: remove {self.folder / ASSEMBLY}, run this again)"
 
     def arrays(self) -> list[Array]:
         """Read-only memory maps of what is written."""
-        return [np.load(self.folder / name, mmap_mode="r") for name in self.form.arrays()]
+        return [
+            np.load(self.folder / name, mmap_mode="r") for name in self.form.arrays()
+        ]
 
     def remove(self) -> None:
         """Delete the folder: the prediction has become a file."""

@@ -43,14 +43,18 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
-            raise RunError(f"found part {self}; needed is i/n with i from 1 to n, as 2/3.")
+            raise RunError(
+                f"found part {self}; needed is i/n with i from 1 to n, as 2/3."
+            )
 
     @classmethod
     def parse(cls, text: str) -> Part:
         """The part called ``2/3``. Raises `RunError` when `text` is not of that form."""
         found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
         if found is None:
-            raise RunError(f"found part {text!r}; needed is i/n with i from 1 to n, as 2/3.")
+            raise RunError(
+                f"found part {text!r}; needed is i/n with i from 1 to n, as 2/3."
+            )
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
@@ -58,7 +62,10 @@ class Part:
 
     def share(self, things: Sequence[Thing]) -> Sequence[Thing]:
         """Its run of neighbouring things; runs differ by no more than one in length and all together are `things`."""
-        begin, end = ((self.number - 1) * len(things) // self.of, self.number * len(things) // self.of)
+        begin, end = (
+            (self.number - 1) * len(things) // self.of,
+            self.number * len(things) // self.of,
+        )
         return things[begin:end]
 
     def deal(self, things: Sequence[Thing]) -> Sequence[Thing]:
@@ -95,8 +102,12 @@ def _locked(file: FileIO, planes: range) -> bool:
     if not len(planes):
         return True
     try:
-        if sys.platform == "linux":  # of the open file, not of the process, which may hold it open twice
-            lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, planes.start, len(planes), 0)
+        if (
+            sys.platform == "linux"
+        ):  # of the open file, not of the process, which may hold it open twice
+            lock = struct.pack(
+                "hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, planes.start, len(planes), 0
+            )
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
         elif sys.platform != "win32":
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, len(planes), planes.start)

@@ -34,7 +34,12 @@ from napari_strata.inference.setup import build_committee as build_committee
 from napari_strata.inference.setup import build_predictor as build_predictor
 from napari_strata.inference.setup import compiled
 from napari_strata.inference.stack import not_finite
-from napari_strata.inference.target import check_image_against_out, check_out, is_put_together, probabilities_path
+from napari_strata.inference.target import (
+    check_image_against_out,
+    check_out,
+    is_put_together,
+    probabilities_path,
+)
 from napari_strata.inference.work import Subject, Told, Work, planes_of, predict_slabs
 from napari_strata.io import read_image
 
@@ -67,7 +72,12 @@ class Prediction(Iterator[Event]):
         committee: Committee | None = None,
         memory: Callable[[Form], Output] = MemoryOutput,
     ) -> None:
-        self._model, self._image, self._committee, self._memory = model, image, committee, memory
+        self._model, self._image, self._committee, self._memory = (
+            model,
+            image,
+            committee,
+            memory,
+        )
         self._out = None if out is None else Path(out).expanduser()
         self._options = options or PredictOptions()
         self._part, self._scheduler = part, scheduler
@@ -104,14 +114,20 @@ class Prediction(Iterator[Event]):
     @property
     def _finished(self) -> Results:
         if self._results is None:
-            raise RunError("this prediction is not finished; iterate over it to the end first.")
+            raise RunError(
+                "this prediction is not finished; iterate over it to the end first."
+            )
         return self._results
 
     def _run(self) -> Generator[Event]:
         started = perf_counter()
         out, options, part = self._out, self._options, as_part(self._part)
         check_asked(out, part, self._scheduler)
-        if out is not None and part is not None and is_put_together(out, overwrite=options.overwrite):
+        if (
+            out is not None
+            and part is not None
+            and is_put_together(out, overwrite=options.overwrite)
+        ):
             text = f"part {part.number} of {part.of}: {out} is there and nothing unfinished beside it, so all parts are"
             yield Message(f"{text} done (to replace it: --overwrite)")
             return
@@ -122,17 +138,27 @@ class Prediction(Iterator[Event]):
             check_image_against_out(image, out)
         subject = Subject(image, load_models(self._model))
         specs = [model.spec for model in subject.models.models]
-        warnings = check_image(specs, subject.seen, subject.samples, ortho=options.ortho)
+        warnings = check_image(
+            specs, subject.seen, subject.samples, ortho=options.ortho
+        )
         averaging = subject.models.averaging(options.tta, ortho=options.ortho)
-        yield from (Message(text) for text in (image.describe(), *image.notes, *averaging))
+        yield from (
+            Message(text) for text in (image.describe(), *image.notes, *averaging)
+        )
         yield from (Message(text, "warning") for text in warnings)
         if self._scheduler is not None and out is not None:
             yield from self._on_cluster(subject, out)
         else:
-            work = Work(subject, self._committee or build_committee(subject.models, options), options)
+            work = Work(
+                subject,
+                self._committee or build_committee(subject.models, options),
+                options,
+            )
             yield from self._here(work, part)
         if self.complete:
-            yield PredictionEnd(image.name, "" if out is None else str(out), perf_counter() - started)
+            yield PredictionEnd(
+                image.name, "" if out is None else str(out), perf_counter() - started
+            )
 
     def _here(self, work: Work, part: Part | None) -> Iterator[Event]:
         """Predict in this process: everything, or one part."""
@@ -147,14 +173,30 @@ class Prediction(Iterator[Event]):
             found = sum(plane in output.pixels for plane in planes)
             if found < len(planes):
                 in_memory = isinstance(output, MemoryOutput)
-                check_memory(estimate(committee, subject.seen, output.form, out=out, in_memory=in_memory), committee)
+                check_memory(
+                    estimate(
+                        committee,
+                        subject.seen,
+                        output.form,
+                        out=out,
+                        in_memory=in_memory,
+                    ),
+                    committee,
+                )
                 yield from compiled(committee, subject.seen)
-            yield PredictionStarted(subject.image.name, describe_device(committee.device), len(planes), found)
+            yield PredictionStarted(
+                subject.image.name,
+                describe_device(committee.device),
+                len(planes),
+                found,
+            )
             if bad := (yield from predict_slabs(work, slabs, output)):
                 yield not_finite(subject.seen, bad)
             if part is not None and isinstance(output, PartialOutput):
                 output.settle()
-                self._results = yield from assemble(output, subject, self._options, told=Told(part, work.slabs))
+                self._results = yield from assemble(
+                    output, subject, self._options, told=Told(part, work.slabs)
+                )
             else:
                 self._results = finish(output, subject, out, self._options)
 
@@ -166,13 +208,29 @@ class Prediction(Iterator[Event]):
 
         order = Order.of(self._model, subject, out, self._options)
         scheduler = self._scheduler
-        with Cluster(str(scheduler)) if not isinstance(scheduler, Cluster) else nullcontext(scheduler) as cluster:
+        with (
+            Cluster(str(scheduler))
+            if not isinstance(scheduler, Cluster)
+            else nullcontext(scheduler) as cluster
+        ):
             workers = Workers(cluster, order)
             hand = Hand(planes=range(0), shared=True)
-            with closing(PartialOutput(out, subject.form(self._options), workers.identity, hand)) as output:
-                _check_beside(output, out, range(output.form.planes), overwrite=self._options.overwrite)
+            with closing(
+                PartialOutput(out, subject.form(self._options), workers.identity, hand)
+            ) as output:
+                _check_beside(
+                    output,
+                    out,
+                    range(output.form.planes),
+                    overwrite=self._options.overwrite,
+                )
                 yield from workers.messages
-                yield PredictionStarted(subject.image.name, workers.device, output.form.planes, len(output.pixels))
+                yield PredictionStarted(
+                    subject.image.name,
+                    workers.device,
+                    output.form.planes,
+                    len(output.pixels),
+                )
                 if bad := (yield from workers.predict(output, subject.image)):
                     yield not_finite(subject.seen, bad)
                 self._results = yield from assemble(output, subject, self._options)
@@ -183,7 +241,9 @@ class Prediction(Iterator[Event]):
         if out is None:
             return self._memory(form)
         output = PartialOutput(out, form, work.identity, hand)
-        _check_beside(output, out, hand.planes or range(0), overwrite=self._options.overwrite)
+        _check_beside(
+            output, out, hand.planes or range(0), overwrite=self._options.overwrite
+        )
         return output
 
 
@@ -237,7 +297,9 @@ def iter_predict(
         workers do not see a path.
     """
     asked = replace(options or PredictOptions(), **keywords)
-    return Prediction(model, image, out=out, options=asked, part=part, scheduler=scheduler)
+    return Prediction(
+        model, image, out=out, options=asked, part=part, scheduler=scheduler
+    )
 
 
 def predict(
@@ -274,12 +336,24 @@ def estimate_prediction(
     """
     asked = replace(options or PredictOptions(), **keywords)
     subject = Subject(as_image(image), load_models(model))
-    check_image([one.spec for one in subject.models.models], subject.seen, subject.samples, ortho=asked.ortho)
+    check_image(
+        [one.spec for one in subject.models.models],
+        subject.seen,
+        subject.samples,
+        ortho=asked.ortho,
+    )
     committee = committee or build_committee(subject.models, asked)
     place = None if out is None else Path(out).expanduser()
     with kept_pages(committee.device.type):
         form = subject.form(asked)
-        return estimate(committee, subject.seen, form, out=place, in_memory=out is None, measure=True)
+        return estimate(
+            committee,
+            subject.seen,
+            form,
+            out=place,
+            in_memory=out is None,
+            measure=True,
+        )
 
 
 def as_image(image: AnyImage) -> Image:
@@ -289,20 +363,35 @@ def as_image(image: AnyImage) -> Image:
     return image if isinstance(image, Image) else Image(image)
 
 
-def check_asked(out: Path | None, part: Part | None, scheduler: str | Cluster | None) -> None:
+def check_asked(
+    out: Path | None, part: Part | None, scheduler: str | Cluster | None
+) -> None:
     """Raise `RunError` when several processes are asked for what they cannot do."""
     if part is not None and scheduler is not None:
-        raise RunError("found a part and a scheduler, which cuts the image itself; give one of them.")
+        raise RunError(
+            "found a part and a scheduler, which cuts the image itself; give one of them."
+        )
     if out is None and (part is not None or scheduler is not None):
-        raise RunError("several processes need a file to write to (out), in a folder that all of them see; give one.")
+        raise RunError(
+            "several processes need a file to write to (out), in a folder that all of them see; give one."
+        )
 
 
-def _check_beside(output: PartialOutput, out: Path, planes: range, *, overwrite: bool) -> None:
+def _check_beside(
+    output: PartialOutput, out: Path, planes: range, *, overwrite: bool
+) -> None:
     """Raise `RunError` when probabilities would replace a file; those of a run killed between its two files may be."""
     beside = probabilities_path(out)
-    if output.form.classes and not output.pixels.keys() >= set(planes) and beside.exists() and not overwrite:
+    if (
+        output.form.classes
+        and not output.pixels.keys() >= set(planes)
+        and beside.exists()
+        and not overwrite
+    ):
         output.close()
-        raise RunError(f"{beside}: exists already; choose another name, or allow it to be replaced (--overwrite).")
+        raise RunError(
+            f"{beside}: exists already; choose another name, or allow it to be replaced (--overwrite)."
+        )
 
 
 def _discarded(output: Output) -> Iterator[Message]:

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from napari_strata.device import Precision, channels_last
 from napari_strata.errors import RunError
-from napari_strata.inference.tiling import Box, Tile, blend_weights, padded_length, plan_overlap, plan_tiles
+from napari_strata.inference.tiling import (
+    Box,
+    Tile,
+    blend_weights,
+    padded_length,
+    plan_overlap,
+    plan_tiles,
+)
 from napari_strata.normalization import Scale
 from napari_strata.spec import ModelSpec
 
@@ -72,7 +79,9 @@ class Predictor:
         self.batch = batch
         self.temperature = temperature
 
-    def plane(self, image: Array, scale: Scale, *, probabilities: bool = False) -> tuple[Array, Array | None]:
+    def plane(
+        self, image: Array, scale: Scale, *, probabilities: bool = False
+    ) -> tuple[Array, Array | None]:
         """Predict one plane (volume).
 
         Parameters
@@ -93,7 +102,11 @@ class Predictor:
             when not even one tile fits into memory, saying what would.
         """
         indices = np.empty(image.shape[1:], np.uint8)
-        chances = np.empty((len(self.spec.classes), *indices.shape), np.float16) if probabilities else None
+        chances = (
+            np.empty((len(self.spec.classes), *indices.shape), np.float16)
+            if probabilities
+            else None
+        )
         for places, logits in self._answers(image, scale):
             found = class_indices(logits).cpu().numpy()
             for (crop, write), one in zip(places, found, strict=True):
@@ -102,7 +115,9 @@ class Predictor:
                 _place(chances, places, self._softmax(logits).half())
         return indices, chances
 
-    def probabilities(self, image: Array, scale: Scale) -> Iterator[tuple[list[Placement], Tensor]]:
+    def probabilities(
+        self, image: Array, scale: Scale
+    ) -> Iterator[tuple[list[Placement], Tensor]]:
         """Batches of probabilities float32 (N, K, h, w) on the device, each with its placement, of one plane as `plane`
         takes it; together they cover the plane once. Raises `RunError` as `plane` does."""
         for places, logits in self._answers(image, scale):
@@ -131,49 +146,87 @@ class Predictor:
 
     def _tiles(self, shape: Sequence[int]) -> list[Tile]:
         spec = self.spec
-        return plan_tiles(shape, tile=spec.tile_shape, halo=spec.halo_shape, stride=spec.stride_shape)
+        return plan_tiles(
+            shape, tile=spec.tile_shape, halo=spec.halo_shape, stride=spec.stride_shape
+        )
 
     def _softmax(self, logits: Tensor) -> Tensor:
         """Probabilities of logits (N, K, h, w). Of blended tiles the blend is tempered, as it was when that was fitted
         on `plane_logits`."""
-        return torch.softmax(logits if self.temperature == 1 else logits / self.temperature, 1)
+        return torch.softmax(
+            logits if self.temperature == 1 else logits / self.temperature, 1
+        )
 
-    def _answers(self, image: Array, scale: Scale) -> Iterator[tuple[list[Placement], Tensor]]:
+    def _answers(
+        self, image: Array, scale: Scale
+    ) -> Iterator[tuple[list[Placement], Tensor]]:
         """Batches of logits float32 (N, K, h, w), each with its placement; together they cover the plane once."""
-        way = self._resized if self.spec.resize else self._blended if self.spec.blend else self._cropped
+        way = (
+            self._resized
+            if self.spec.resize
+            else self._blended
+            if self.spec.blend
+            else self._cropped
+        )
         with _evaluating(self.network):
             yield from way(image, scale)
 
-    def _cropped(self, image: Array, scale: Scale) -> Iterator[tuple[list[Placement], Tensor]]:
+    def _cropped(
+        self, image: Array, scale: Scale
+    ) -> Iterator[tuple[list[Placement], Tensor]]:
         tiles = self._tiles(image.shape[1:])
-        tiles.sort(key=_read_shape)  # a batch holds equal shapes; sorting is stable, so rows stay together
+        tiles.sort(
+            key=_read_shape
+        )  # a batch holds equal shapes; sorting is stable, so rows stay together
         for _, group in groupby(tiles, key=_read_shape):
-            for batch, logits in self._through(list(group), lambda t: scale.apply(image[:, *t.read])):
+            for batch, logits in self._through(
+                list(group), lambda t: scale.apply(image[:, *t.read])
+            ):
                 yield [(t.crop, t.write) for t in batch], logits
 
-    def _blended(self, image: Array, scale: Scale) -> Iterator[tuple[list[Placement], Tensor]]:
+    def _blended(
+        self, image: Array, scale: Scale
+    ) -> Iterator[tuple[list[Placement], Tensor]]:
         """Probabilities of overlapping tiles, summed in a strip that is one tile thick along the first axis."""
-        tile, stride, shape = self.spec.tile_shape, self.spec.stride_shape, image.shape[1:]
-        sides = [padded_length(n, tile=t, stride=s) for n, t, s in zip(shape, tile, stride, strict=True)]
+        tile, stride, shape = (
+            self.spec.tile_shape,
+            self.spec.stride_shape,
+            image.shape[1:],
+        )
+        sides = [
+            padded_length(n, tile=t, stride=s)
+            for n, t, s in zip(shape, tile, stride, strict=True)
+        ]
         padded = _pad(image, sides)
-        plans = [plan_overlap(n, tile=t, stride=s) for n, t, s in zip(sides, tile, stride, strict=True)]
+        plans = [
+            plan_overlap(n, tile=t, stride=s)
+            for n, t, s in zip(sides, tile, stride, strict=True)
+        ]
         weights = [
             torch.from_numpy(blend_weights(starts, tile=t, length=n)).to(self.device)
             for starts, t, n in zip(plans, tile, padded.shape[1:], strict=True)
         ]
         first, *others = plans
-        strip = torch.zeros((len(self.spec.classes), tile[0], *padded.shape[2:]), device=self.device)
+        strip = torch.zeros(
+            (len(self.spec.classes), tile[0], *padded.shape[2:]), device=self.device
+        )
         for i, (top, following) in enumerate(pairwise([*first, padded.shape[1]])):
             band = padded[:, top : top + tile[0]]
             parts = [
                 ((i, *numbers), box, band[:, :, *box])
                 for numbers, box in zip(
-                    product(*(range(len(plan)) for plan in others)), _boxes(others, tile[1:]), strict=True
+                    product(*(range(len(plan)) for plan in others)),
+                    _boxes(others, tile[1:]),
+                    strict=True,
                 )
             ]
-            for batch, logits in self._through(parts, lambda part: scale.apply(part[2])):
+            for batch, logits in self._through(
+                parts, lambda part: scale.apply(part[2])
+            ):
                 for (numbers, box, _), one in zip(batch, logits, strict=True):
-                    strip[:, :, *box] += torch.softmax(one, 0) * _outer(weights, numbers)
+                    strip[:, :, *box] += torch.softmax(one, 0) * _outer(
+                        weights, numbers
+                    )
             # What lies before the next tiles is complete; what remains moves up.
             done = following - top
             rest = tuple(slice(0, n) for n in shape[1:])
@@ -182,26 +235,49 @@ class Predictor:
             yield [(crop, write)], strip[None, :, :done].clamp_min(1e-30).log()
             strip = torch.cat([strip[:, done:], torch.zeros_like(strip[:, :done])], 1)
 
-    def _resized(self, image: Array, scale: Scale) -> Iterator[tuple[list[Placement], Tensor]]:
+    def _resized(
+        self, image: Array, scale: Scale
+    ) -> Iterator[tuple[list[Placement], Tensor]]:
         side, shape = self.spec.resize or 0, image.shape[1:]
         whole = tuple(slice(0, n) for n in shape)
-        small = _interpolate(torch.from_numpy(scale.apply(image))[None], (side, side))[0].numpy()
+        small = _interpolate(torch.from_numpy(scale.apply(image))[None], (side, side))[
+            0
+        ].numpy()
         for _, logits in self._through([small], lambda array: array):
-            yield [((whole[0], whole[1]), (whole[0], whole[1]))], _interpolate(logits, shape)
+            yield (
+                [((whole[0], whole[1]), (whole[0], whole[1]))],
+                _interpolate(logits, shape),
+            )
 
-    def _through(self, parts: Sequence[Part], load: Callable[[Part], Array]) -> Iterator[tuple[Sequence[Part], Tensor]]:
+    def _through(
+        self, parts: Sequence[Part], load: Callable[[Part], Array]
+    ) -> Iterator[tuple[Sequence[Part], Tensor]]:
         """The network's logits for `parts`, whose arrays are of one shape, in batches that memory holds.
 
         While a GPU works on one batch, a thread makes the next.
         """
-        with ThreadPoolExecutor(1, "next-batch") if self.device.type in AHEAD else nullcontext() as pool:
+        with (
+            ThreadPoolExecutor(1, "next-batch")
+            if self.device.type in AHEAD
+            else nullcontext() as pool
+        ):
             first = load(parts[0])
             start, made = 0, None
             while start < len(parts):
                 now = parts[start : start + self._count(first)]
-                batch = made.result() if made else np.stack([first if part is parts[0] else load(part) for part in now])
+                batch = (
+                    made.result()
+                    if made
+                    else np.stack(
+                        [first if part is parts[0] else load(part) for part in now]
+                    )
+                )
                 following = parts[start + len(now) :][: len(now)]
-                made = pool.submit(_stacked, load, following) if pool and following else None
+                made = (
+                    pool.submit(_stacked, load, following)
+                    if pool and following
+                    else None
+                )
                 logits = self._try(batch)
                 if logits is None:
                     made = None
@@ -212,14 +288,18 @@ class Predictor:
 
     def _count(self, example: Array) -> int:
         """Tiles of this shape that go through at a time."""
-        return self.batch or max(1, PIXELS.get(self.device.type, 2**20) // math.prod(example.shape[1:]))
+        return self.batch or max(
+            1, PIXELS.get(self.device.type, 2**20) // math.prod(example.shape[1:])
+        )
 
     def answer(self, batch: Array) -> Tensor:
         """Logits float32 (N, K, h, w), on the device, of scaled tiles float32 (N, C, h, w), or with one more axis for a
         3D network. The network's mode is not changed: call it in evaluation mode."""
         with torch.inference_mode(), self.precision.autocast(self.device):
             inputs = torch.from_numpy(batch)
-            if self.device.type == "cuda":  # from pinned memory the copy runs beside the computation
+            if (
+                self.device.type == "cuda"
+            ):  # from pinned memory the copy runs beside the computation
                 inputs = inputs.pin_memory()
             inputs = inputs.to(self.device, non_blocking=True)
             inputs = inputs.contiguous(memory_format=channels_last(inputs.ndim))
@@ -242,8 +322,15 @@ class Predictor:
             self.batch = count // 2
             return
         side = self._fitting_side(example)
-        way = "train with a smaller patches.resize" if self.spec.resize else f"set tile={side}"
-        shape, smaller = (" x ".join(map(str, n)) for n in (example.shape[1:], (*example.shape[1:-2], side, side)))
+        way = (
+            "train with a smaller patches.resize"
+            if self.spec.resize
+            else f"set tile={side}"
+        )
+        shape, smaller = (
+            " x ".join(map(str, n))
+            for n in (example.shape[1:], (*example.shape[1:-2], side, side))
+        )
         fits = f"{smaller} would fit: {way}" if side else "no smaller tile fits either"
         raise RunError(
             f"out of memory on {self.device}: found that one tile of {shape} pixels is too much; {fits}, "
@@ -256,7 +343,10 @@ class Predictor:
         stride = self.spec.stride
         side: int = min(example.shape[-2:]) // 2 // stride * stride
         while side >= stride:
-            if self._try(np.zeros((1, *example.shape[:-2], side, side), np.float32)) is not None:
+            if (
+                self._try(np.zeros((1, *example.shape[:-2], side, side), np.float32))
+                is not None
+            ):
                 return side
             side = side // 2 // stride * stride
         return 0
@@ -279,8 +369,15 @@ def class_indices(logits: Tensor) -> Tensor:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a forward pass failed for want of memory: CUDA has a type for it, CPU and Apple's GPU only words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "alloc_failed",
+    )
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        w in str(error).lower() for w in words
+    )
 
 
 def _stacked(load: Callable[[Part], Array], parts: Sequence[Part]) -> Array:
@@ -298,14 +395,22 @@ def _place(out: Array, places: Sequence[Placement], answers: Tensor) -> None:
 
 def _pad(image: Array, shape: Sequence[int]) -> Array:
     """Grow (C, *spatial) at the far ends to `shape` by reflection, as training does."""
-    missing = [wanted - found for wanted, found in zip(shape, image.shape[1:], strict=True)]
-    return np.pad(image, ((0, 0), *((0, m) for m in missing)), mode="reflect") if any(missing) else image
+    missing = [
+        wanted - found for wanted, found in zip(shape, image.shape[1:], strict=True)
+    ]
+    return (
+        np.pad(image, ((0, 0), *((0, m) for m in missing)), mode="reflect")
+        if any(missing)
+        else image
+    )
 
 
 def _boxes(plans: Sequence[Sequence[int]], tile: Sequence[int]) -> Iterator[Box]:
     """Boxes of tiles that start at every combination of `plans`."""
     for starts in product(*plans):
-        yield tuple(slice(start, start + side) for start, side in zip(starts, tile, strict=True))
+        yield tuple(
+            slice(start, start + side) for start, side in zip(starts, tile, strict=True)
+        )
 
 
 def _outer(weights: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:

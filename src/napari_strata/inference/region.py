@@ -67,10 +67,20 @@ class Order:
     threads: int = 1
 
     @classmethod
-    def of(cls, model: AnyModel, subject: Subject, out: Path, options: PredictOptions) -> Order:
+    def of(
+        cls, model: AnyModel, subject: Subject, out: Path, options: PredictOptions
+    ) -> Order:
         """Raises `RunError` when model or image are not files, which workers could open."""
-        given = [model] if isinstance(model, (str, os.PathLike, Model, Ensemble)) else list(model)
-        paths = [os.path.abspath(Path(one).expanduser()) for one in given if isinstance(one, (str, os.PathLike))]
+        given = (
+            [model]
+            if isinstance(model, (str, os.PathLike, Model, Ensemble))
+            else list(model)
+        )
+        paths = [
+            os.path.abspath(Path(one).expanduser())
+            for one in given
+            if isinstance(one, (str, os.PathLike))
+        ]
         if len(paths) < len(given):
             raise RunError(
                 "found a model in memory, and workers open models by path; save it (model.save) to a folder that all "
@@ -135,10 +145,14 @@ class Refusal:
 
 def look(order: Order, token: str) -> Facts:
     """What this worker sees and is. `token` is a file that was just made in the folder of the output."""
-    paths = {path: path for path in (order.image, *order.models)} | {token: str(Path(order.out).parent)}
+    paths = {path: path for path in (order.image, *order.models)} | {
+        token: str(Path(order.out).parent)
+    }
     missing = tuple(name for path, name in paths.items() if not _seen(path))
     device = choose_device(order.options.device)
-    precision = choose_precision(check_backend(order.options.backend, device, order.options.precision), device)
+    precision = choose_precision(
+        check_backend(order.options.backend, device, order.options.precision), device
+    )
     return Facts(missing, current_versions(), device.type, precision.name, cores())
 
 
@@ -158,7 +172,9 @@ def plan(order: Order) -> Plan | Refusal:
             work = _work(order)
             committee, options = work.committee, order.options
             form = work.subject.form(options)
-            found = estimate(committee, work.subject.seen, form, out=Path(order.out), in_memory=False)
+            found = estimate(
+                committee, work.subject.seen, form, out=Path(order.out), in_memory=False
+            )
             check_memory(found, committee)
             return Plan(work.identity, work.slabs, describe_device(committee.device))
         except StrataError as error:
@@ -177,7 +193,9 @@ def predict_region(region: Part, *, order: Order) -> Done | Refusal:
             form = work.subject.form(order.options)
             with (
                 kept_pages(work.committee.device.type),
-                closing(PartialOutput(Path(order.out), form, work.identity, hand)) as output,
+                closing(
+                    PartialOutput(Path(order.out), form, work.identity, hand)
+                ) as output,
             ):
                 job = predict_slabs(work, slabs, output)
                 while True:
@@ -199,9 +217,18 @@ def _work(order: Order) -> Work:
     """The image and the networks, opened once for all regions."""
     torch.set_num_threads(order.threads)
     subject = Subject(_image(order), _load(order.models, order.digest))
-    if (subject.models.digest, subject.fingerprint) != (order.digest, order.fingerprint):
-        what = order.image if subject.models.digest == order.digest else " ".join(order.models)
-        raise RunError(f"{what}: reads otherwise there than here; needed is the same file on a shared file system.")
+    if (subject.models.digest, subject.fingerprint) != (
+        order.digest,
+        order.fingerprint,
+    ):
+        what = (
+            order.image
+            if subject.models.digest == order.digest
+            else " ".join(order.models)
+        )
+        raise RunError(
+            f"{what}: reads otherwise there than here; needed is the same file on a shared file system."
+        )
     options = replace(order.options, device=_device(order.options.device))
     work = Work(subject, _committee(order.models, order.digest, options), options)
     for _ in compiled(work.committee, subject.seen):
@@ -216,7 +243,9 @@ def _load(models: tuple[str, ...], digest: str) -> Ensemble:
 
 
 @lru_cache(maxsize=1)
-def _committee(models: tuple[str, ...], digest: str, options: PredictOptions) -> Committee:
+def _committee(
+    models: tuple[str, ...], digest: str, options: PredictOptions
+) -> Committee:
     """The networks on their device, also for the next image."""
     return build_committee(_load(models, digest), options)
 
@@ -234,7 +263,11 @@ def _device(asked: str) -> str:
     """Of several GPUs that this process sees, the one whose number is the worker's own, counted around."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     name = _name()
-    return f"cuda:{name % count}" if asked in ("auto", "cuda") and count > 1 and isinstance(name, int) else asked
+    return (
+        f"cuda:{name % count}"
+        if asked in ("auto", "cuda") and count > 1 and isinstance(name, int)
+        else asked
+    )
 
 
 def _name() -> Any:

@@ -52,7 +52,10 @@ class Cluster:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -63,12 +66,16 @@ class Cluster:
     def workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of each worker, by address."""
         # Not client.scheduler_info: its answer may be one that came between, of a call without workers.
-        found: dict[str, dict[str, Any]] = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
+        found: dict[str, dict[str, Any]] = self.client.sync(
+            self.client.scheduler.identity, n_workers=-1
+        )["workers"]
         return found
 
     def resources(self) -> dict[str, int] | None:
         """What a task asks of a worker: one of its GPUs, where workers say that they have some."""
-        declared = any(worker.get("resources", {}).get("GPU") for worker in self.workers().values())
+        declared = any(
+            worker.get("resources", {}).get("GPU") for worker in self.workers().values()
+        )
         return {"GPU": 1} if declared else None
 
     def _connect(self) -> Client:
@@ -79,16 +86,22 @@ class Cluster:
             raise RunError(
                 'found no Dask for --scheduler; needed is the extra: pip install "napari-strata[distributed]".'
             ) from None
-        self._stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what matters of it is said in events
+        self._stack.enter_context(
+            silence_logging_cmgr(logging.CRITICAL)
+        )  # what matters of it is said in events
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of versions is asked by `workers`
+            warnings.simplefilter(
+                "ignore"
+            )  # what matters of versions is asked by `workers`
             if self.local:
                 with _deaf():
                     cluster = LocalCluster(**_own(self.local))
                 self._stack.callback(cluster.close)
                 return self._stack.enter_context(Client(cluster, set_as_default=False))
             try:
-                client = self._stack.enter_context(Client(self.address, timeout=PATIENCE, set_as_default=False))
+                client = self._stack.enter_context(
+                    Client(self.address, timeout=PATIENCE, set_as_default=False)
+                )
             except (OSError, TimeoutError, ValueError):
                 raise RunError(
                     f"{self.address}: no scheduler answered in {PATIENCE:.0f} s; start one with: dask scheduler, and "
@@ -114,9 +127,15 @@ def _own(workers: int) -> dict[str, Any]:
         "processes": True,
         "memory_limit": 0,
         "dashboard_address": None,
-        "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},  # any free port: there may be other clusters
+        "scheduler_kwargs": {
+            "dashboard_address": "127.0.0.1:0"
+        },  # any free port: there may be other clusters
         "silence_logs": logging.CRITICAL,  # for the workers' own processes
-        "env": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"},
+        "env": {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": "PASSIVE",
+        },
     }
 
 

@@ -65,9 +65,13 @@ class PredictOptions:
         for name in ("batch", "tile"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise RunError(f"found {name}={value}; needed is 1 or more, or nothing to have it chosen.")
+                raise RunError(
+                    f"found {name}={value}; needed is 1 or more, or nothing to have it chosen."
+                )
         if self.compile and self.backend != "torch":
-            raise RunError(f"found backend {self.backend!r} with compile; torch.compile is for backend torch only.")
+            raise RunError(
+                f"found backend {self.backend!r} with compile; torch.compile is for backend torch only."
+            )
 
 
 def build_predictor(model: Model, options: PredictOptions) -> Predictor:
@@ -75,14 +79,29 @@ def build_predictor(model: Model, options: PredictOptions) -> Predictor:
     device = choose_device(options.device)
     spec = model.spec
     if options.tile:
-        spec = spec.model_copy(update={"tile": -(-options.tile // spec.stride) * spec.stride})
-    precision = choose_precision(check_backend(options.backend, device, options.precision), device)
+        spec = spec.model_copy(
+            update={"tile": -(-options.tile // spec.stride) * spec.stride}
+        )
+    precision = choose_precision(
+        check_backend(options.backend, device, options.precision), device
+    )
     network, temperature = model.build(device), model.temperature
     # Two strides along each axis, as small as every network of ours takes.
-    network = fold_batch_norms(network, channels=spec.in_channels, side=tuple(2 * n for n in spec.stride_shape))
+    network = fold_batch_norms(
+        network, channels=spec.in_channels, side=tuple(2 * n for n in spec.stride_shape)
+    )
     network = torch.compile(network) if options.compile else network  # type: ignore[assignment]
-    network = with_backend(options.backend, network, channels=spec.in_channels, precision=precision)
-    return Predictor(network, spec, device=device, precision=precision, batch=options.batch, temperature=temperature)
+    network = with_backend(
+        options.backend, network, channels=spec.in_channels, precision=precision
+    )
+    return Predictor(
+        network,
+        spec,
+        device=device,
+        precision=precision,
+        batch=options.batch,
+        temperature=temperature,
+    )
 
 
 def build_committee(models: Ensemble, options: PredictOptions) -> Committee:
@@ -99,7 +118,9 @@ def compiled(committee: Committee, image: Image) -> Iterator[Message]:
     RunError
         when there is no compiler here, or it cannot compile a network.
     """
-    pictures = [shape for shape, _ in committee.pictures(committee.slabs(image)[0], image)]
+    pictures = [
+        shape for shape, _ in committee.pictures(committee.slabs(image)[0], image)
+    ]
     for member in committee.members:
         if not hasattr(member.network, "_orig_mod"):
             continue
@@ -109,5 +130,9 @@ def compiled(committee: Committee, image: Image) -> Iterator[Message]:
             member.answer(np.zeros((1, member.spec.in_channels, *tile), np.float32))
         except Exception as error:  # the compiler's own, many kinds
             text = " ".join(str(error).split())[:160] or type(error).__name__
-            raise RunError(f"torch.compile failed here ({text}); leave compile out.") from error
-        yield Message(f"torch.compile took {perf_counter() - begun:.0f} s before the first tile")
+            raise RunError(
+                f"torch.compile failed here ({text}); leave compile out."
+            ) from error
+        yield Message(
+            f"torch.compile took {perf_counter() - begun:.0f} s before the first tile"
+        )

@@ -48,7 +48,9 @@ class Slab:
         return (depth.stop - depth.start, *plane) if isinstance(depth, slice) else plane
 
 
-def plan_slabs(image: Image, specs: Sequence[ModelSpec], *, ortho: bool = False) -> list[Slab]:
+def plan_slabs(
+    image: Image, specs: Sequence[ModelSpec], *, ortho: bool = False
+) -> list[Slab]:
     """The slabs of an image in the order of their planes, each plane in one of them.
 
     Parameters
@@ -59,13 +61,23 @@ def plan_slabs(image: Image, specs: Sequence[ModelSpec], *, ortho: bool = False)
         for three views of each volume by 2D networks; see `views`.
     """
     if specs[0].depth is None and not ortho:
-        return [Slab(region, range(i, i + 1), slice(0, 1)) for i, region in enumerate(image.planes())]
+        return [
+            Slab(region, range(i, i + 1), slice(0, 1))
+            for i, region in enumerate(image.planes())
+        ]
     depth = image.size("Z")
     parts = _views(image, specs) if ortho else _tiled(depth, specs)
     stretch = stretches(image) if ortho else (1.0, 1.0)
-    times: Sequence[Region] = [{"T": t} for t in range(image.size("T"))] if "T" in image.axes else [{}]
+    times: Sequence[Region] = (
+        [{"T": t} for t in range(image.size("T"))] if "T" in image.axes else [{}]
+    )
     return [
-        Slab({**time, "Z": read}, range(i * depth + write.start, i * depth + write.stop), crop, stretch)
+        Slab(
+            {**time, "Z": read},
+            range(i * depth + write.start, i * depth + write.stop),
+            crop,
+            stretch,
+        )
         for i, time in enumerate(times)
         for read, crop, write in parts
     ]
@@ -75,22 +87,36 @@ def _tiled(depth: int, specs: Sequence[ModelSpec]) -> list[tuple[slice, slice, s
     """Read, crop and write along Z, as the tiles of 3D networks have it; all of it where tiles are blended."""
     if any(spec.blend for spec in specs):
         return [(slice(0, depth),) * 3]
-    halo, stride = max(spec.halo_shape[0] for spec in specs), math.lcm(*(spec.stride_shape[0] for spec in specs))
-    return plan_axis(depth, tile=min(spec.tile_shape[0] for spec in specs), halo=halo, stride=stride)
+    halo, stride = (
+        max(spec.halo_shape[0] for spec in specs),
+        math.lcm(*(spec.stride_shape[0] for spec in specs)),
+    )
+    return plan_axis(
+        depth, tile=min(spec.tile_shape[0] for spec in specs), halo=halo, stride=stride
+    )
 
 
-def _views(image: Image, specs: Sequence[ModelSpec]) -> list[tuple[slice, slice, slice]]:
+def _views(
+    image: Image, specs: Sequence[ModelSpec]
+) -> list[tuple[slice, slice, slice]]:
     """Read, crop and write along Z for three views: as thick as memory bears, and never thinner than their halo."""
     depth, halo = image.size("Z"), max(_halo(image, spec) for spec in specs)
     # Upright views begin where a network would begin a tile, as nearly as planes of this thickness allow.
-    stride = math.ceil(math.lcm(*(spec.stride for spec in specs)) * max(1.0, 1 / min(stretches(image))))
+    stride = math.ceil(
+        math.lcm(*(spec.stride for spec in specs)) * max(1.0, 1 / min(stretches(image)))
+    )
     plane = image.size("Y") * image.size("X") * len(specs[0].classes)
     count = -(-depth // max(HELD // plane, halo, 1))
     cuts = [round(i * depth / count) for i in range(count + 1)]
     parts = []
     for begin, end in pairwise(cuts):
-        read = slice(max(0, begin - halo) // stride * stride, min(depth, -(-(end + halo) // stride) * stride))
-        parts.append((read, slice(begin - read.start, end - read.start), slice(begin, end)))
+        read = slice(
+            max(0, begin - halo) // stride * stride,
+            min(depth, -(-(end + halo) // stride) * stride),
+        )
+        parts.append(
+            (read, slice(begin - read.start, end - read.start), slice(begin, end))
+        )
     return parts
 
 
@@ -103,6 +129,10 @@ def _halo(image: Image, spec: ModelSpec) -> int:
 def stretches(image: Image) -> tuple[float, float]:
     """By what Z is stretched so that its pixels are as long as those of Y, and of X; 1 where sizes are unknown."""
     sizes, units = image.pixel_size, dict(zip(image.axes, image.units, strict=True))
-    if "Z" not in sizes or min(sizes.values()) <= 0 or len({units[a] for a in "ZYX"}) > 1:
+    if (
+        "Z" not in sizes
+        or min(sizes.values()) <= 0
+        or len({units[a] for a in "ZYX"}) > 1
+    ):
         return 1.0, 1.0
     return sizes["Z"] / sizes["Y"], sizes["Z"] / sizes["X"]

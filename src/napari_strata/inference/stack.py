@@ -40,7 +40,13 @@ def read_ahead(image: Image, slabs: Sequence[Slab]) -> Iterator[tuple[Slab, Arra
 def not_finite(image: Image, bad: Sequence[tuple[Mapping[str, Any], Array]]) -> Message:
     """A warning that counts and locates pixels that are NaN or infinite, from planes and the (row, column) of each."""
     region, where = bad[0]
-    place = ", ".join([*(f"{k}={v}" for k, v in region.items()), f"Y={where[0][0]}", f"X={where[0][1]}"])
+    place = ", ".join(
+        [
+            *(f"{k}={v}" for k, v in region.items()),
+            f"Y={where[0][0]}",
+            f"X={where[0][1]}",
+        ]
+    )
     count = sum(len(w) for _, w in bad)
     noun = "pixel that is" if count == 1 else "pixels that are"
     return Message(
@@ -56,10 +62,19 @@ def fingerprint(image: Image, samples: Sequence[Array]) -> str:
     state = hashlib.sha256(repr((image.axes, image.shape, str(image.dtype))).encode())
     if image.source is not None and os.path.exists(image.source):
         facts = os.stat(image.source)
-        state.update(repr((os.path.abspath(image.source), facts.st_size, facts.st_mtime_ns)).encode())
+        state.update(
+            repr(
+                (os.path.abspath(image.source), facts.st_size, facts.st_mtime_ns)
+            ).encode()
+        )
     elif isinstance(image.data, np.ndarray):
         for plane in image.planes():
-            state.update(b"%d" % zlib.crc32(np.ascontiguousarray(image.read(plane)).view(np.uint8).data))
+            state.update(
+                b"%d"
+                % zlib.crc32(
+                    np.ascontiguousarray(image.read(plane)).view(np.uint8).data
+                )
+            )
     for sample in samples:
         state.update(np.ascontiguousarray(sample).view(np.uint8).data)
     return state.hexdigest()[:16]
@@ -68,7 +83,9 @@ def fingerprint(image: Image, samples: Sequence[Array]) -> str:
 def label_stack(planes: Array, image: Image, *, classes: ClassMap) -> LabelImage:
     """Planes (n, H, W) of label values as labels in the image's own order of axes. A view, also of a memory map."""
     letters = axes.canonical(image.label_axes)
-    array = axes.from_canonical(planes.reshape([image.size(a) for a in letters]), image.label_axes)
+    array = axes.from_canonical(
+        planes.reshape([image.size(a) for a in letters]), image.label_axes
+    )
     return image.labels_like(array, classes=classes)
 
 
@@ -76,7 +93,9 @@ def probability_stack(planes: Array, image: Image, names: tuple[str, ...]) -> Im
     """Planes (n, K, H, W) of probabilities as an image with axes T and Z (as it has them), C, Y, X. A view."""
     leading = [a for a in "TZ" if a in image.axes]
     letters = "".join([*leading, "CYX"])
-    known = {a: (image.scale[i], image.units[i]) for i, a in enumerate(image.axes)} | {"C": (1.0, "pixel")}
+    known = {a: (image.scale[i], image.units[i]) for i, a in enumerate(image.axes)} | {
+        "C": (1.0, "pixel")
+    }
     return Image(
         planes.reshape([image.size(a) for a in leading] + list(planes.shape[1:])),
         letters,

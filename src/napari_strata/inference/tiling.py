@@ -43,7 +43,9 @@ class Tile:
     write: Box
 
 
-def plan_tiles(shape: Sequence[int], *, tile: Sizes, halo: Sizes, stride: Sizes) -> list[Tile]:
+def plan_tiles(
+    shape: Sequence[int], *, tile: Sizes, halo: Sizes, stride: Sizes
+) -> list[Tile]:
     """Tiles for a picture of `shape`, row by row (plane by plane).
 
     Reads start at multiples of `stride`, because a network that halves its picture sees another picture when it starts
@@ -70,8 +72,13 @@ def plan_tiles(shape: Sequence[int], *, tile: Sizes, halo: Sizes, stride: Sizes)
     axes = len(shape)
     sizes = [shape, each(tile, axes), each(stride, axes), each(halo, axes)]
     if min(min(given) for given in sizes[:3]) < 1 or min(sizes[3]) < 0:
-        raise ValueError(f"shape {shape}, tile {tile} and stride {stride} must be positive, halo {halo} not negative")
-    plans = (plan_axis(n, tile=t, halo=h, stride=s) for n, t, s, h in zip(*sizes, strict=True))
+        raise ValueError(
+            f"shape {shape}, tile {tile} and stride {stride} must be positive, halo {halo} not negative"
+        )
+    plans = (
+        plan_axis(n, tile=t, halo=h, stride=s)
+        for n, t, s, h in zip(*sizes, strict=True)
+    )
     return [Tile(*zip(*parts, strict=True)) for parts in product(*plans)]
 
 
@@ -80,7 +87,9 @@ def each(size: Sizes, axes: int) -> tuple[int, ...]:
     return (size,) * axes if isinstance(size, int) else tuple(size)
 
 
-def plan_axis(length: int, *, tile: int, halo: int, stride: int) -> list[tuple[slice, slice, slice]]:
+def plan_axis(
+    length: int, *, tile: int, halo: int, stride: int
+) -> list[tuple[slice, slice, slice]]:
     """Read, crop and write along one axis. Counted in strides, of which the last may be cut by the border."""
     margin = -(-halo // stride)
     longest = max(1, tile // stride) + 4 * margin
@@ -96,13 +105,19 @@ def plan_axis(length: int, *, tile: int, halo: int, stride: int) -> list[tuple[s
         cuts.append(start + margin)
     parts = []
     for begin, end in zip(cuts, [*cuts[1:], total], strict=True):
-        read = slice(max(0, begin - margin) * stride, min(length, (end + margin) * stride))
+        read = slice(
+            max(0, begin - margin) * stride, min(length, (end + margin) * stride)
+        )
         write = slice(begin * stride, min(length, end * stride))
-        parts.append((read, slice(write.start - read.start, write.stop - read.start), write))
+        parts.append(
+            (read, slice(write.start - read.start, write.stop - read.start), write)
+        )
     return parts
 
 
-def plan_overlap(length: int, *, tile: int, stride: int, overlap: float = 0.25) -> list[int]:
+def plan_overlap(
+    length: int, *, tile: int, stride: int, overlap: float = 0.25
+) -> list[int]:
     """First pixels of tiles of exactly `tile` pixels along one axis, evenly spread, multiples of `stride`.
 
     Neighbours share at least the `overlap` share of a tile, and at least one stride of it. `length` must be at least
@@ -120,7 +135,9 @@ def padded_length(length: int, *, tile: int, stride: int) -> int:
     return max(tile, -(-length // stride) * stride)
 
 
-def blend_weights(starts: list[int], *, tile: int, length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def blend_weights(
+    starts: list[int], *, tile: int, length: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Weights (tiles, tile) float32 of the tiles starting at `starts`; over each of `length` pixels they sum to one.
 
     A Gaussian of a standard deviation of an eighth of the tile, as in nnU-Net (Isensee et al. 2021,
@@ -132,4 +149,6 @@ def blend_weights(starts: list[int], *, tile: int, length: int) -> np.ndarray[An
     total = np.zeros(length)
     for start in starts:
         total[start : start + tile] += gaussian
-    return np.stack([gaussian / total[start : start + tile] for start in starts]).astype(np.float32)
+    return np.stack(
+        [gaussian / total[start : start + tile] for start in starts]
+    ).astype(np.float32)

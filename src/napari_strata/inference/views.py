@@ -19,7 +19,9 @@ Array = np.ndarray[Any, Any]
 
 
 @torch.inference_mode()
-def mean_of_views(volume: Array, stretch: tuple[float, float], mean: Callable[[Array], Tensor]) -> Tensor:
+def mean_of_views(
+    volume: Array, stretch: tuple[float, float], mean: Callable[[Array], Tensor]
+) -> Tensor:
     """Mean probabilities float32 (K, D, H, W) of the XY, XZ and YZ planes of a volume.
 
     Parameters
@@ -37,16 +39,23 @@ def mean_of_views(volume: Array, stretch: tuple[float, float], mean: Callable[[A
             plane = np.ascontiguousarray(volume.take(number, axis))
             found = _isotropic(plane, factor, mean)
             if total is None:
-                total = torch.zeros((len(found), *volume.shape[1:]), device=found.device)
+                total = torch.zeros(
+                    (len(found), *volume.shape[1:]), device=found.device
+                )
             total.select(axis, number).add_(found)
     assert total is not None
     return total.div_(3)
 
 
-def view_shapes(shape: tuple[int, ...], stretch: tuple[float, float]) -> list[tuple[tuple[int, ...], int]]:
+def view_shapes(
+    shape: tuple[int, ...], stretch: tuple[float, float]
+) -> list[tuple[tuple[int, ...], int]]:
     """Sizes of the planes of a volume of `shape` (D, H, W) from three sides, as networks see them; how many of each."""
     depth, height, width = shape
-    upright = [((_stretched(depth, f), n), m) for f, n, m in ((stretch[1], width, height), (stretch[0], height, width))]
+    upright = [
+        ((_stretched(depth, f), n), m)
+        for f, n, m in ((stretch[1], width, height), (stretch[0], height, width))
+    ]
     return [((height, width), depth), *upright]
 
 
@@ -56,8 +65,12 @@ def _isotropic(plane: Array, factor: float, mean: Callable[[Array], Tensor]) -> 
     if _stretched(depth, factor) == depth:
         return mean(plane)
     grey = torch.from_numpy(plane.astype(np.float32))[None]
-    longer = interpolate(grey, (_stretched(depth, factor), width), mode="bilinear", antialias=True)[0].numpy()
-    return interpolate(mean(longer)[None], (depth, width), mode="bilinear", antialias=True)[0]
+    longer = interpolate(
+        grey, (_stretched(depth, factor), width), mode="bilinear", antialias=True
+    )[0].numpy()
+    return interpolate(
+        mean(longer)[None], (depth, width), mode="bilinear", antialias=True
+    )[0]
 
 
 def _stretched(length: int, factor: float) -> int:

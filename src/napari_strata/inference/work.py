@@ -64,7 +64,12 @@ class Subject:
         """What is to be written."""
         image, classes = self.image, self.classes
         shape = (image.size("Y"), image.size("X"))
-        return Form(len(list(image.planes())), shape, classes.dtype, len(classes) if options.probabilities else 0)
+        return Form(
+            len(list(image.planes())),
+            shape,
+            classes.dtype,
+            len(classes) if options.probabilities else 0,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,9 @@ class Work:
 
     @cached_property
     def scales(self) -> list[Scale]:
-        return self.subject.models.scales(self.subject.samples, self.subject.image.dtype)
+        return self.subject.models.scales(
+            self.subject.samples, self.subject.image.dtype
+        )
 
     @property
     def identity(self) -> Identity:
@@ -97,7 +104,9 @@ class Work:
             "tile size": tiles[0] if len(set(tiles)) == 1 else tiles,
             "request for probabilities": options.probabilities,
             "choice of flips and turns": options.tta,
-        } | ({"choice of three views": True} if options.ortho else {})  # unfinished work from before there was a choice
+        } | (
+            {"choice of three views": True} if options.ortho else {}
+        )  # unfinished work from before there was a choice
 
 
 @dataclass(frozen=True)
@@ -109,13 +118,19 @@ class Told:
 
     def __str__(self) -> str:
         planes = planes_of(self.part.share(self.slabs))
-        held = f"planes {planes.start + 1} to {planes.stop}" if planes else "no plane is left for it"
+        held = (
+            f"planes {planes.start + 1} to {planes.stop}"
+            if planes
+            else "no plane is left for it"
+        )
         return f"part {self.part.number} of {self.part.of} is done: {held}"
 
     def to_come(self, missing: Set[int]) -> str:
         """Of how many parts planes are `missing`."""
         parts = [Part(number, self.part.of) for number in range(1, self.part.of + 1)]
-        count = sum(not missing.isdisjoint(planes_of(part.share(self.slabs))) for part in parts)
+        count = sum(
+            not missing.isdisjoint(planes_of(part.share(self.slabs))) for part in parts
+        )
         return f"{count} part{' is' if count == 1 else 's are'} to come"
 
 
@@ -124,7 +139,9 @@ def planes_of(slabs: Sequence[Slab]) -> range:
     return range(slabs[0].planes.start, slabs[-1].planes.stop) if slabs else range(0)
 
 
-def predict_slabs(work: Work, slabs: Sequence[Slab], output: Output) -> Generator[RegionEnd, None, Places]:
+def predict_slabs(
+    work: Work, slabs: Sequence[Slab], output: Output
+) -> Generator[RegionEnd, None, Places]:
     """Predict what `output` lacks of the planes of `slabs`, which are neighbours; returns where there is NaN or
     infinity in them."""
     image, committee, classes = work.subject.seen, work.committee, work.subject.classes
@@ -135,12 +152,21 @@ def predict_slabs(work: Work, slabs: Sequence[Slab], output: Output) -> Generato
     begun = perf_counter()
     for slab, array in read_ahead(image, wanted):
         bad += _places_not_finite(slab, array, regions)
-        indices, probabilities = committee.slab(slab, array, work.scales, probabilities=output.form.classes > 0)
+        indices, probabilities = committee.slab(
+            slab, array, work.scales, probabilities=output.form.classes > 0
+        )
         for place, number in enumerate(slab.planes):
             if number in output.pixels:
                 continue
-            arrays = [classes.decode(indices[place]), *([] if probabilities is None else [probabilities[place]])]
-            output.write(number, arrays, np.bincount(indices[place].ravel(), minlength=len(classes)).tolist())
+            arrays = [
+                classes.decode(indices[place]),
+                *([] if probabilities is None else [probabilities[place]]),
+            ]
+            output.write(
+                number,
+                arrays,
+                np.bincount(indices[place].ravel(), minlength=len(classes)).tolist(),
+            )
             seconds, begun = perf_counter() - begun, perf_counter()
             done += 1
             yield RegionEnd(regions[number], done, len(planes), seconds)
@@ -155,6 +181,13 @@ def _places_not_finite(slab: Slab, array: Array, regions: Sequence[Region]) -> P
     if finite.all():
         return []
     planes = finite[None] if finite.ndim == 2 else finite[slab.keep]
-    found = [(regions[number], np.argwhere(~plane)) for number, plane in zip(slab.planes, planes, strict=True)]
+    found = [
+        (regions[number], np.argwhere(~plane))
+        for number, plane in zip(slab.planes, planes, strict=True)
+    ]
     # Of each plane the first place and how many there are: a masked volume has billions.
-    return [(region, np.broadcast_to(where[0].copy(), where.shape)) for region, where in found if len(where)]
+    return [
+        (region, np.broadcast_to(where[0].copy(), where.shape))
+        for region, where in found
+        if len(where)
+    ]

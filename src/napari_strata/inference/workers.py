@@ -27,7 +27,16 @@ from napari_strata.image import Image
 from napari_strata.inference.output import Form, Identity
 from napari_strata.inference.partial import PartialOutput
 from napari_strata.inference.parts import Part
-from napari_strata.inference.region import Done, Facts, Order, Plan, Refusal, look, plan, predict_region
+from napari_strata.inference.region import (
+    Done,
+    Facts,
+    Order,
+    Plan,
+    Refusal,
+    look,
+    plan,
+    predict_region,
+)
 from napari_strata.inference.scheduler import Cluster
 from napari_strata.inference.work import Places, planes_of
 from napari_strata.model import current_versions
@@ -66,17 +75,29 @@ class Workers:
 
     def __init__(self, cluster: Cluster, order: Order) -> None:
         with _token(Path(order.out)) as token:
-            answers: dict[str, Any] = cluster.client.run(look, order, str(token), on_error="return")
-        facts = {address: _answered(address, answer) for address, answer in answers.items()}
+            answers: dict[str, Any] = cluster.client.run(
+                look, order, str(token), on_error="return"
+            )
+        facts = {
+            address: _answered(address, answer) for address, answer in answers.items()
+        }
         if not facts:
-            raise RunError(f"{cluster.address}: the workers are gone; start some and run the same again.")
+            raise RunError(
+                f"{cluster.address}: the workers are gone; start some and run the same again."
+            )
         self.messages = _compare(facts)
         self.cluster = cluster
-        self.order = replace(order, threads=torch.get_num_threads() if cluster.local else _threads(facts))
+        self.order = replace(
+            order, threads=torch.get_num_threads() if cluster.local else _threads(facts)
+        )
         self._kind = next(iter(facts.values())).device
         self._resources = cluster.resources()
-        future = cluster.client.submit(plan, self.order, pure=False, resources=self._resources)
-        self.messages += [found for found in self._finished([future]) if isinstance(found, Message)]
+        future = cluster.client.submit(
+            plan, self.order, pure=False, resources=self._resources
+        )
+        self.messages += [
+            found for found in self._finished([future]) if isinstance(found, Message)
+        ]
         self._plan: Plan = _granted(self._result(future, self.order.image))
 
     @property
@@ -87,16 +108,31 @@ class Workers:
     def device(self) -> str:
         """In words: ``2 workers, 1 thread each, CPU, 2 cores``."""
         count, threads = len(self.cluster.workers()), self.order.threads
-        each = f", {threads} thread{'' if threads == 1 else 's'} each" if self._kind == "cpu" else ""
+        each = (
+            f", {threads} thread{'' if threads == 1 else 's'} each"
+            if self._kind == "cpu"
+            else ""
+        )
         return f"{count} worker{'' if count == 1 else 's'}{each}, {self._plan.device}"
 
-    def predict(self, output: PartialOutput, image: Image) -> Generator[Event, None, Places]:
+    def predict(
+        self, output: PartialOutput, image: Image
+    ) -> Generator[Event, None, Places]:
         """Predict what `output` lacks of `image`; returns where there is NaN or infinity in it."""
         client, slabs, form = self.cluster.client, self._plan.slabs, output.form
         regions, planes = self._regions(form), list(image.planes())
-        lacking = [part for part in regions if not output.pixels.keys() >= set(planes_of(part.share(slabs)))]
+        lacking = [
+            part
+            for part in regions
+            if not output.pixels.keys() >= set(planes_of(part.share(slabs)))
+        ]
         futures = client.map(
-            predict_region, lacking, order=self.order, pure=False, retries=RETRIES, resources=self._resources
+            predict_region,
+            lacking,
+            order=self.order,
+            pure=False,
+            retries=RETRIES,
+            resources=self._resources,
         )
         of = dict(zip((future.key for future in futures), lacking, strict=True))
         bad: dict[int, Any] = {}
@@ -107,18 +143,32 @@ class Workers:
                     continue
                 done: Done = _granted(self._result(future, f"region {of[future.key]}"))
                 new = [plane for plane in done.pixels if plane not in output.pixels]
-                bad |= {planes.index(dict(where)): (where, at, count) for where, at, count in done.bad}
+                bad |= {
+                    planes.index(dict(where)): (where, at, count)
+                    for where, at, count in done.bad
+                }
                 for plane in new:
                     output.pixels[plane] = done.pixels[plane]
-                    yield RegionEnd(planes[plane], len(output.pixels), form.planes, done.seconds / len(new))
+                    yield RegionEnd(
+                        planes[plane],
+                        len(output.pixels),
+                        form.planes,
+                        done.seconds / len(new),
+                    )
         finally:
             with suppress(Exception):  # a scheduler that is gone has nothing to cancel
                 client.cancel(futures)
-        return [(where, np.broadcast_to(np.array(at), (count, 2))) for _, (where, at, count) in sorted(bad.items())]
+        return [
+            (where, np.broadcast_to(np.array(at), (count, 2)))
+            for _, (where, at, count) in sorted(bad.items())
+        ]
 
     def _regions(self, form: Form) -> list[Part]:
         pixels, slabs = form.planes * int(np.prod(form.shape)), len(self._plan.slabs)
-        wanted = max(-(-pixels // PIXELS.get(self._kind, PIXELS["cpu"])), EACH * len(self.cluster.workers()))
+        wanted = max(
+            -(-pixels // PIXELS.get(self._kind, PIXELS["cpu"])),
+            EACH * len(self.cluster.workers()),
+        )
         count = min(wanted, slabs)
         return [Part(number, count) for number in range(1, count + 1)]
 
@@ -126,7 +176,10 @@ class Workers:
         """Futures as they come to an end; a word when workers are lost, an error when all are for long."""
         from distributed import as_completed
 
-        coming, known = as_completed(futures, loop=self.cluster.client.loop), set(self.cluster.workers())
+        coming, known = (
+            as_completed(futures, loop=self.cluster.client.loop),
+            set(self.cluster.workers()),
+        )
         last_seen = looked = monotonic()
         while not coming.is_empty():
             batch = coming.next_batch(block=False)
@@ -136,11 +189,16 @@ class Workers:
             if monotonic() - looked < 1.0:
                 continue
             looked, now = monotonic(), known
-            with suppress(OSError, TimeoutError):  # without a scheduler, futures come to an end by themselves
+            with suppress(
+                OSError, TimeoutError
+            ):  # without a scheduler, futures come to an end by themselves
                 now = set(self.cluster.workers())
             if lost := known - now:
                 shown = ", ".join(sorted(lost))
-                yield Message(f"lost worker {shown}; what it was doing is done again by another", "warning")
+                yield Message(
+                    f"lost worker {shown}; what it was doing is done again by another",
+                    "warning",
+                )
             known = now
             last_seen = looked if now else last_seen
             if looked - last_seen > DESERTED:
@@ -191,14 +249,24 @@ def _answered(address: str, answer: Any) -> Facts:
         return answer
     text = " ".join(str(answer).split())[:160]
     kind = "" if isinstance(answer, StrataError) else f"{type(answer).__name__}: "
-    cure = "" if kind == "" else "; needed there is the same version of napari-strata as here"
+    cure = (
+        ""
+        if kind == ""
+        else "; needed there is the same version of napari-strata as here"
+    )
     raise RunError(f"worker {address}: {kind}{text}{cure}.")
 
 
 def _threads(facts: Mapping[str, Facts]) -> int:
     """Of torch, for every worker alike: those of one host share its cores."""
     hosts = Counter(urlparse(address).hostname for address in facts)
-    return max(1, min(fact.cores // hosts[urlparse(address).hostname] for address, fact in facts.items()))
+    return max(
+        1,
+        min(
+            fact.cores // hosts[urlparse(address).hostname]
+            for address, fact in facts.items()
+        ),
+    )
 
 
 def _compare(facts: Mapping[str, Facts]) -> list[Message]:
@@ -222,10 +290,10 @@ def _compare(facts: Mapping[str, Facts]) -> list[Message]:
                 f"{fact.precision}, which gives other labels; use workers of one kind, or --device cpu."
             )
         if fact.versions["torch"] != mine["torch"] and not messages:
-            text = (
-                f"worker {address}: found torch {fact.versions['torch']}, and here is {mine['torch']}; single pixels "
+            text = f"worker {address}: found torch {fact.versions['torch']}, and here is {mine['torch']}; single pixels "
+            messages.append(
+                Message(f"{text}may be labelled otherwise than here.", "warning")
             )
-            messages.append(Message(f"{text}may be labelled otherwise than here.", "warning"))
     return messages
 
 

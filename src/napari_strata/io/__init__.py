@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from napari_strata.io.labels import write_image, write_labels, write_probabilities
-from napari_strata.io.open import describe, read_classes, read_image, read_images, read_labels, read_pyramid
+from napari_strata.io.open import (
+    describe,
+    read_classes,
+    read_image,
+    read_images,
+    read_labels,
+    read_pyramid,
+)
 
 if TYPE_CHECKING:
     from napari_strata.io.dataset import read_pairs
@@ -25,7 +32,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "read_pairs":  # `dataset` is built on the names above, so it comes after them
+    if (
+        name == "read_pairs"
+    ):  # `dataset` is built on the names above, so it comes after them
         from napari_strata.io.dataset import read_pairs
 
         return read_pairs

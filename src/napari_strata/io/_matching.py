@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from napari_strata.errors import ImageError
-from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, is_zarr, natural, stem
+from napari_strata.io.paths import (
+    RASTER_SUFFIXES,
+    TIFF_SUFFIXES,
+    is_zarr,
+    natural,
+    stem,
+)
 
 IMAGE_NAMES = ("images", "image", "imgs", "img")
 LABEL_NAMES = ("labels", "label", "masks", "mask", "annotations", "annotation")
@@ -34,7 +40,9 @@ class Matches:
 
 def is_data(path: Path) -> bool:
     """Whether a path holds one image: a file, or a folder that is a zarr store."""
-    return path.is_file() or (path.is_dir() and (path.suffix.lower() == ".zarr" or is_zarr(path)))
+    return path.is_file() or (
+        path.is_dir() and (path.suffix.lower() == ".zarr" or is_zarr(path))
+    )
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -56,8 +64,14 @@ def dataset_parts(folder: Path) -> Pair | None:
     ImageError
         when several things in it could be the images, or the labels.
     """
-    entries = [p for p in folder.iterdir() if not p.name.startswith(".") and (p.is_dir() or _looks_like_data(p))]
-    images, labels = (_one_of(folder, entries, names) for names in (IMAGE_NAMES, LABEL_NAMES))
+    entries = [
+        p
+        for p in folder.iterdir()
+        if not p.name.startswith(".") and (p.is_dir() or _looks_like_data(p))
+    ]
+    images, labels = (
+        _one_of(folder, entries, names) for names in (IMAGE_NAMES, LABEL_NAMES)
+    )
     return (images, labels) if images and labels else None
 
 
@@ -65,7 +79,11 @@ def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
     """Pair label files with image files of the same name, or of that name with ``_label``, ``_mask`` or ``_seg``."""
     count = Counter(map(stem, images))
     owners: dict[str, list[Path]] = {name: [] for name in count}
-    problems = [f"ambiguous name: {n} images are called {name!r}" for name, n in count.items() if n > 1]
+    problems = [
+        f"ambiguous name: {n} images are called {name!r}"
+        for name, n in count.items()
+        if n > 1
+    ]
     for path in labels:
         name = stem(path)
         owner = name if name in owners else _ENDING.sub("", name)
@@ -79,7 +97,9 @@ def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
         if not found:
             problems.append(f"image without a label: {path}")
         elif len(found) > 1:
-            problems.append(f"ambiguous: {path} has {len(found)} labels ({', '.join(p.name for p in found)})")
+            problems.append(
+                f"ambiguous: {path} has {len(found)} labels ({', '.join(p.name for p in found)})"
+            )
         elif count[stem(path)] == 1:
             pairs.append((path, found[0]))
     return Matches(tuple(pairs), tuple(problems))
@@ -94,16 +114,26 @@ def match_folder(folder: Path) -> Matches:
 
 
 def _looks_like_data(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and is_data(path)
+    return (
+        path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and is_data(path)
+    )
 
 
 def _one_of(folder: Path, entries: Iterable[Path], names: Sequence[str]) -> Path | None:
     found = sorted(_named(entries, names))
     if len(found) > 1:
         shown = ", ".join(p.name for p in found)
-        raise ImageError(f"{folder}: ambiguous, found {shown}; name the images and the labels one by one.")
+        raise ImageError(
+            f"{folder}: ambiguous, found {shown}; name the images and the labels one by one."
+        )
     return found[0] if found else None
 
 
 def _named(entries: Iterable[Path], names: Sequence[str]) -> Iterator[Path]:
-    return (p for p in entries if (p.name if p.is_dir() and not is_data(p) else stem(p)).lower() in names)
+    return (
+        p
+        for p in entries
+        if (p.name if p.is_dir() and not is_data(p) else stem(p)).lower() in names
+    )

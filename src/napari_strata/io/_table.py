@@ -28,12 +28,16 @@ def match_table(path: Path) -> Matches:
     columns = _columns(rows[0][1], path.parent) if rows else None
     rows = rows[1:] if columns else rows
     if not rows:
-        raise ImageError(f"{path}: a table without rows; needed are two columns, image files and label files.")
+        raise ImageError(
+            f"{path}: a table without rows; needed are two columns, image files and label files."
+        )
     pairs, problems = [], []
     for number, row in rows:
         named = [row[i] for i in columns or range(len(row)) if i < len(row) and row[i]]
         if len(named) != 2:
-            problems.append(f"{path}, line {number}: found {len(named)} entries; needed: an image and a label file")
+            problems.append(
+                f"{path}, line {number}: found {len(named)} entries; needed: an image and a label file"
+            )
             continue
         image, label = (path.parent / Path(name).expanduser() for name in named)
         missing = [p for p in (image, label) if not p.exists()]
@@ -50,19 +54,30 @@ def _read(path: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ImageError(f"{path}: cannot be read as a table of text ({error}); save it as CSV.") from None
+        raise ImageError(
+            f"{path}: cannot be read as a table of text ({error}); save it as CSV."
+        ) from None
     separator = max(",;\t", key=lines[0].count) if lines else ","
-    rows = [(n, [c.strip() for c in row]) for n, row in enumerate(csv.reader(lines, delimiter=separator), 1)]
+    rows = [
+        (n, [c.strip() for c in row])
+        for n, row in enumerate(csv.reader(lines, delimiter=separator), 1)
+    ]
     return [(n, row) for n, row in rows if any(row)]
 
 
 def _columns(row: Sequence[str], folder: Path) -> tuple[int, int] | None:
     """Where the images and labels are, when the row is a header: when it names no file."""
-    if any(Path(cell).suffix.lower() in SUFFIXES or (folder / cell).is_file() for cell in row if cell):
+    if any(
+        Path(cell).suffix.lower() in SUFFIXES or (folder / cell).is_file()
+        for cell in row
+        if cell
+    ):
         return None
     image, label = (_first(row, names) for names in (IMAGE_NAMES, LABEL_NAMES))
     return (0, 1) if image is None or label is None else (image, label)
 
 
 def _first(row: Sequence[str], names: tuple[str, ...]) -> int | None:
-    return next((i for i, cell in enumerate(row) if cell.lower().startswith(names)), None)
+    return next(
+        (i for i, cell in enumerate(row) if cell.lower().startswith(names)), None
+    )

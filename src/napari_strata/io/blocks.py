@@ -29,11 +29,15 @@ def planes(image: Image) -> Iterator[tuple[int, ...]]:
     yield from np.ndindex(*canonical_shape(image)[:-2])
 
 
-def read_block(image: Image, plane: tuple[int, ...], rows: slice, columns: slice) -> Array:
+def read_block(
+    image: Image, plane: tuple[int, ...], rows: slice, columns: slice
+) -> Array:
     """Rows and columns of one plane, as a 2D array in the image's dtype."""
     region: dict[str, int | slice] = dict(zip(stacked(image), plane, strict=True))
     if "C" in region:  # `Image.read` keeps C as a dimension
-        region["C"] = slice(plane[stacked(image).index("C")], plane[stacked(image).index("C")] + 1)
+        region["C"] = slice(
+            plane[stacked(image).index("C")], plane[stacked(image).index("C")] + 1
+        )
     found: Region = region | {"Y": rows, "X": columns}
     array = image.read(found)
     return array.reshape(array.shape[-2:])
@@ -48,12 +52,15 @@ def bands(image: Image, *, multiple: int, itemsize: int) -> Iterator[Array]:
     rows = max(1, BAND_BYTES // (width * itemsize * multiple)) * multiple
     for plane in planes(image):
         for top in range(0, height, rows):
-            yield read_block(image, plane, slice(top, min(top + rows, height)), slice(0, width))
+            yield read_block(
+                image, plane, slice(top, min(top + rows, height)), slice(0, width)
+            )
 
 
 def extremes(image: Image) -> tuple[int, int]:
     """Smallest and largest value of an integer image, read band by band."""
     found: list[tuple[Any, Any]] = [
-        (band.min(), band.max()) for band in bands(image, multiple=1, itemsize=image.dtype.itemsize)
+        (band.min(), band.max())
+        for band in bands(image, multiple=1, itemsize=image.dtype.itemsize)
     ]
     return int(min(low for low, _ in found)), int(max(high for _, high in found))

@@ -34,7 +34,9 @@ class Calibration:
 def of_series(tif: TiffFile, series: TiffPageSeries, index: int) -> Calibration:
     """What a file says about one of its series."""
     if series.kind == "ome" and tif.ome_metadata:
-        return from_ome(tif.ome_metadata, index, count=len(tif.series), name=series.name)
+        return from_ome(
+            tif.ome_metadata, index, count=len(tif.series), name=series.name
+        )
     tags = _resolution(series)
     if series.kind == "imagej":
         return from_imagej(tif.imagej_metadata or {}, tags)
@@ -48,8 +50,16 @@ def from_ome(xml: str, index: int, *, count: int = 1, name: str = "") -> Calibra
     """Calibration of the image number `index` in OME-XML (by its `name`, where images without pixels are left out)."""
     root = ElementTree.fromstring(xml)
     images = [e for e in root if _tag(e) == "Image"]
-    image = images[index] if len(images) == count else next((e for e in images if e.get("Name") == name), None)
-    pixels = next((e for e in image if _tag(e) == "Pixels"), None) if image is not None else None
+    image = (
+        images[index]
+        if len(images) == count
+        else next((e for e in images if e.get("Name") == name), None)
+    )
+    pixels = (
+        next((e for e in image if _tag(e) == "Pixels"), None)
+        if image is not None
+        else None
+    )
     if image is None or pixels is None:
         return Calibration()
     sizes = {a: _ome_size(pixels, f"PhysicalSize{a}", "µm") for a in "XYZ"}
@@ -58,7 +68,9 @@ def from_ome(xml: str, index: int, *, count: int = 1, name: str = "") -> Calibra
     return Calibration({a: s for a, s in sizes.items() if s}, names, _ome_record(root))
 
 
-def from_imagej(metadata: Mapping[str, Any], tags: tuple[float, float, int]) -> Calibration:
+def from_imagej(
+    metadata: Mapping[str, Any], tags: tuple[float, float, int]
+) -> Calibration:
     """Calibration by ImageJ's rules: resolution in pixels per `unit`, depth 1 `unit` unless `spacing` says else."""
     unit = unit_name(str(metadata.get("unit", "")))
     spacing = _positive(metadata.get("spacing"))
@@ -67,23 +79,38 @@ def from_imagej(metadata: Mapping[str, Any], tags: tuple[float, float, int]) -> 
     else:
         pixel = _from_tags(tags)
         if spacing:
-            pixel["Z"] = (spacing * _TAG_UNITS[tags[2]], "micrometer") if pixel else (spacing, PIXEL)
+            pixel["Z"] = (
+                (spacing * _TAG_UNITS[tags[2]], "micrometer")
+                if pixel
+                else (spacing, PIXEL)
+            )
     if interval := _positive(metadata.get("finterval")):
         pixel["T"] = (interval, unit_name(str(metadata.get("tunit", "sec"))))
     labels = metadata.get("Labels") or ()
-    names = tuple(map(str, labels)) if len(labels) == metadata.get("channels", 1) else ()
+    names = (
+        tuple(map(str, labels)) if len(labels) == metadata.get("channels", 1) else ()
+    )
     return Calibration(pixel, names)
 
 
-def from_shaped(metadata: Mapping[str, Any], tags: tuple[float, float, int]) -> Calibration:
+def from_shaped(
+    metadata: Mapping[str, Any], tags: tuple[float, float, int]
+) -> Calibration:
     """Calibration of tifffile's shaped files, whose writers use ImageJ's or OME's words, and of our own."""
     found = from_imagej({k: v for k, v in metadata.items() if k != "Labels"}, tags)
     pixel = dict(found.pixel)
     for axis in "XYZ":
         if size := _positive(metadata.get(f"PhysicalSize{axis}")):
-            pixel[axis] = (size, unit_name(metadata.get(f"PhysicalSize{axis}Unit", "µm")))
+            pixel[axis] = (
+                size,
+                unit_name(metadata.get(f"PhysicalSize{axis}Unit", "µm")),
+            )
     channel = metadata.get("Channel")
-    names = channel.get("Name", ()) if isinstance(channel, dict) else metadata.get("channel_names", ())
+    names = (
+        channel.get("Name", ())
+        if isinstance(channel, dict)
+        else metadata.get("channel_names", ())
+    )
     names = tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
     return Calibration(pixel, names, Record.read(metadata.get(KEY)))
 
@@ -96,7 +123,9 @@ def _ome_size(pixels: ElementTree.Element, key: str, unit: str) -> Size | None:
 def _ome_record(root: ElementTree.Element) -> Record | None:
     for element in root.iter():
         if _tag(element) == "MapAnnotation" and element.get("Namespace") == NAMESPACE:
-            return next((Record.read(m.text) for m in element.iter() if m.get("K") == KEY), None)
+            return next(
+                (Record.read(m.text) for m in element.iter() if m.get("K") == KEY), None
+            )
     return None
 
 
@@ -134,7 +163,9 @@ def _from_tags(tags: tuple[float, float, int]) -> dict[str, Size]:
     if unit not in _TAG_UNITS or min(x, y) <= 0:
         return {}
     micrometers = _TAG_UNITS[unit]
-    if {x, y} == {1.0} or all(round(per * 25400 / micrometers) in _SCREEN_DPI for per in (x, y)):
+    if {x, y} == {1.0} or all(
+        round(per * 25400 / micrometers) in _SCREEN_DPI for per in (x, y)
+    ):
         return {}
     return {"X": (micrometers / x, "micrometer"), "Y": (micrometers / y, "micrometer")}
 

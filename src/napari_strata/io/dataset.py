@@ -30,7 +30,10 @@ Source: TypeAlias = One | Sequence[One]
 
 
 def read_pairs(
-    images: Source | AnnotatedImage | Sequence[AnnotatedImage], labels: Source | None = None, *, axes: str | None = None
+    images: Source | AnnotatedImage | Sequence[AnnotatedImage],
+    labels: Source | None = None,
+    *,
+    axes: str | None = None,
 ) -> list[AnnotatedImage]:
     """Pair images with their labels and open them.
 
@@ -64,13 +67,21 @@ def read_pairs(
         shapes that differ, a file that cannot be read.
     """
     given = [images] if isinstance(images, AnnotatedImage) else images
-    if isinstance(given, (list, tuple)) and given and all(isinstance(g, AnnotatedImage) for g in given):
+    if (
+        isinstance(given, (list, tuple))
+        and given
+        and all(isinstance(g, AnnotatedImage) for g in given)
+    ):
         return cast("list[AnnotatedImage]", list(given))
     found = _find(cast(Source, given), labels)
     pairs, errors = [], []
     for number, (image, label) in enumerate(found.pairs, 1):
         try:
-            opened = _as_image(image, axes=axes, name=f"image {number}" if len(found.pairs) > 1 else "image")
+            opened = _as_image(
+                image,
+                axes=axes,
+                name=f"image {number}" if len(found.pairs) > 1 else "image",
+            )
             pairs.append(AnnotatedImage(opened, _as_labels(label, opened, axes=axes)))
         except StrataError as error:
             errors.append(error)
@@ -86,12 +97,20 @@ def _find(images: Source, labels: Source | None) -> Matches:
     if labels is None and isinstance(images, (str, os.PathLike)):
         return _find_inside(existing(images))
     if labels is None:
-        raise ImageError("found images without labels; give the labels as the second argument.")
-    if isinstance(images, (str, os.PathLike)) and isinstance(labels, (str, os.PathLike)):
+        raise ImageError(
+            "found images without labels; give the labels as the second argument."
+        )
+    if isinstance(images, (str, os.PathLike)) and isinstance(
+        labels, (str, os.PathLike)
+    ):
         return _find_files(images, labels)
-    ones, others = (list(s) if isinstance(s, (list, tuple)) else [s] for s in (images, labels))
+    ones, others = (
+        list(s) if isinstance(s, (list, tuple)) else [s] for s in (images, labels)
+    )
     if len(ones) != len(others) or not ones:
-        raise ImageError(f"found {len(ones)} images and {len(others)} labels; give one label image for each image.")
+        raise ImageError(
+            f"found {len(ones)} images and {len(others)} labels; give one label image for each image."
+        )
     return Matches(tuple(zip(ones, others, strict=True)))
 
 
@@ -133,7 +152,11 @@ def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
         when there is nothing.
     """
     if has_magic(str(path)) and not Path(path).exists():
-        files = [p for p in map(Path, glob(str(Path(path).expanduser()))) if _matching.is_data(p)]
+        files = [
+            p
+            for p in map(Path, glob(str(Path(path).expanduser())))
+            if _matching.is_data(p)
+        ]
         if not files:
             raise ImageError(f"nothing matches {str(path)!r}; check the pattern.")
         return path, sorted(files, key=natural)
@@ -143,7 +166,9 @@ def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
     folder = _matching.descend(found)
     if files := _matching.data_files(folder):
         return folder, files
-    raise ImageError(f"{folder}: no images in this folder; TIFF, PNG, JPEG and OME-Zarr files can be read.")
+    raise ImageError(
+        f"{folder}: no images in this folder; TIFF, PNG, JPEG and OME-Zarr files can be read."
+    )
 
 
 def _as_image(image: One, *, axes: str | None, name: str) -> Image:
@@ -165,33 +190,51 @@ def _as_labels(labels: One, image: Image, *, axes: str | None) -> LabelImage:
     array = _as_array(labels, f"labels of {image.name}")
     if isinstance(array, np.ndarray):
         try:
-            array = check_integers(array).astype(np.uint8) if array.dtype == bool else check_integers(array)
+            array = (
+                check_integers(array).astype(np.uint8)
+                if array.dtype == bool
+                else check_integers(array)
+            )
         except LabelError as error:
             raise LabelError(f"{image.name}: {error}") from None
     if len(array.shape) == len(image.label_axes):
         return image.labels_like(array)
     # As many dimensions as the image with its channels: colours that code for classes.
-    return LabelImage(array, image.axes if len(array.shape) == len(image.axes) else "", name=image.name)
+    return LabelImage(
+        array,
+        image.axes if len(array.shape) == len(image.axes) else "",
+        name=image.name,
+    )
 
 
 def _as_array(value: object, name: str) -> ArrayLike:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return cast(ArrayLike, value)
-    raise ImageError(f"{name}: found {type(value).__name__}; needed is an array, an Image or the path of a file.")
+    raise ImageError(
+        f"{name}: found {type(value).__name__}; needed is an array, an Image or the path of a file."
+    )
 
 
 def _read_labels(path: PathLike, image: Image, *, axes: str | None) -> LabelImage:
     """Labels from a file, under the image's axes where the file leaves its own open."""
-    first, *more = (image.label_axes, image.axes, None) if axes else (None, image.label_axes)
+    first, *more = (
+        (image.label_axes, image.axes, None) if axes else (None, image.label_axes)
+    )
     try:
         labels = read_labels(path, axes=first)
     except AxesError as error:
         labels = _retry(path, more, error)
-    concluded = labels.notes and labels.shape == image.label_shape and labels.axes != image.label_axes
+    concluded = (
+        labels.notes
+        and labels.shape == image.label_shape
+        and labels.axes != image.label_axes
+    )
     return replace(labels, axes=image.label_axes, notes=()) if concluded else labels
 
 
-def _retry(path: PathLike, choices: Sequence[str | None], error: AxesError) -> LabelImage:
+def _retry(
+    path: PathLike, choices: Sequence[str | None], error: AxesError
+) -> LabelImage:
     for axes in choices:
         with suppress(AxesError):
             return read_labels(path, axes=axes)
@@ -201,6 +244,17 @@ def _retry(path: PathLike, choices: Sequence[str | None], error: AxesError) -> L
 def _report(problems: Sequence[str]) -> str:
     shown = [f"  {p}" for p in problems[:SHOWN]]
     more = [f"  and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    hint = [f"Needed: {_matching.NEEDED}."] if any("without a" in p or "ambiguous" in p for p in problems) else []
+    hint = (
+        [f"Needed: {_matching.NEEDED}."]
+        if any("without a" in p or "ambiguous" in p for p in problems)
+        else []
+    )
     count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-    return "\n".join([f"found {count} with the pairs of images and labels; nothing was started:", *shown, *more, *hint])
+    return "\n".join(
+        [
+            f"found {count} with the pairs of images and labels; nothing was started:",
+            *shown,
+            *more,
+            *hint,
+        ]
+    )

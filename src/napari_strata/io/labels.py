@@ -29,7 +29,9 @@ from napari_strata.io.record import Record
 _KEPT = (np.uint8, np.uint16, np.uint32)
 
 
-def write_labels(path: PathLike, labels: LabelImage, *, overwrite: bool = False) -> Path:
+def write_labels(
+    path: PathLike, labels: LabelImage, *, overwrite: bool = False
+) -> Path:
     """Write labels, with their axes, scale, units and class map, in the format of the suffix.
 
     Parameters
@@ -66,7 +68,9 @@ def write_image(path: PathLike, image: Image, *, overwrite: bool = False) -> Pat
     return _write(path, image, dtype=image.dtype, overwrite=overwrite)
 
 
-def write_probabilities(path: PathLike, image: Image, *, overwrite: bool = False, dtype: str = "float16") -> Path:
+def write_probabilities(
+    path: PathLike, image: Image, *, overwrite: bool = False, dtype: str = "float16"
+) -> Path:
     """Write class probabilities: an image with the classes along C and their names as channel names.
 
     Parameters
@@ -86,7 +90,9 @@ def write_probabilities(path: PathLike, image: Image, *, overwrite: bool = False
         when `path` exists, has an unknown suffix, cannot be written, or `dtype` is another.
     """
     if dtype not in ("float16", "float32"):
-        raise RunError(f"found dtype {dtype!r} for probabilities; float16 and float32 are possible.")
+        raise RunError(
+            f"found dtype {dtype!r} for probabilities; float16 and float32 are possible."
+        )
     if Path(path).suffix.lower() == ".png":
         raise RunError(f"{path}: PNG holds no probabilities; use .tif or .zarr.")
     return _write(path, image, dtype=np.dtype(dtype), overwrite=overwrite)
@@ -109,11 +115,19 @@ def label_dtype(labels: LabelImage) -> np.dtype[Any]:
     if dtype in _KEPT or dtype.newbyteorder("=") in _KEPT:
         return dtype.newbyteorder("=")
     low, high = extremes(labels)
-    values = (*labels.classes.values, *labels.classes.unlabelled) if labels.classes else ()
-    return smallest_dtype(min(low, *values), max(high, *values)) if values else smallest_dtype(low, high)
+    values = (
+        (*labels.classes.values, *labels.classes.unlabelled) if labels.classes else ()
+    )
+    return (
+        smallest_dtype(min(low, *values), max(high, *values))
+        if values
+        else smallest_dtype(low, high)
+    )
 
 
-def _write(path: PathLike, image: Image, *, dtype: np.dtype[Any], overwrite: bool) -> Path:
+def _write(
+    path: PathLike, image: Image, *, dtype: np.dtype[Any], overwrite: bool
+) -> Path:
     target = Path(path).expanduser()
     write = _writer(target)
     with replacing(target, overwrite=overwrite) as temporary:
@@ -128,7 +142,11 @@ def _writer(path: Path) -> Callable[..., None]:
         case ".png":
             return raster.write
         case ".zarr":
-            zarr: Callable[..., None] = import_module("napari_strata.io.zarr").write  # zarr takes half a second to load
+            zarr: Callable[..., None] = import_module(
+                "napari_strata.io.zarr"
+            ).write  # zarr takes half a second to load
             return zarr
         case suffix:
-            raise RunError(f"{path}: found the suffix {suffix!r}; use .tif, .zarr, or .png for one plane of labels.")
+            raise RunError(
+                f"{path}: found the suffix {suffix!r}; use .tif, .zarr, or .png for one plane of labels."
+            )

@@ -56,7 +56,11 @@ def resolve(
         return _given(axes, [shape, tuple(named), tuple(n for _, n in full)], source)
     letters, shape = _drop_idle(letters, shape)
     unknown = [letter for letter in letters if letter not in _KNOWN]
-    if len(unknown) == 1 and letters[0] == unknown[0] and letters[1:] in ("YX", "YXS", "SYX"):
+    if (
+        len(unknown) == 1
+        and letters[0] == unknown[0]
+        and letters[1:] in ("YX", "YXS", "SYX")
+    ):
         note = (
             f"the file does not name its axis of {shape[0]} pages; it is taken as Z (name the axes to change it, "
             f"for example --axes {('T' + letters[1:]).replace('S', 'C')})"
@@ -91,5 +95,7 @@ def _drop_idle(letters: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ..
     """Without unknown axes of length 1, when there is more than one unknown axis: they say nothing."""
     if sum(letter not in _KNOWN for letter in letters) < 2:
         return letters, shape
-    kept = [(a, n) for a, n in zip(letters, shape, strict=True) if a in _KNOWN or n != 1]
+    kept = [
+        (a, n) for a, n in zip(letters, shape, strict=True) if a in _KNOWN or n != 1
+    ]
     return "".join(a for a, _ in kept), tuple(n for _, n in kept)

@@ -44,11 +44,18 @@ class LazyArray:
 
     def __getitem__(self, key: Any, /) -> Array:
         parts = full_key(key, self.ndim)
-        region = tuple(_slice(part, n) for part, n in zip(parts, self.shape, strict=True))
+        region = tuple(
+            _slice(part, n) for part, n in zip(parts, self.shape, strict=True)
+        )
         lengths = tuple(len(range(s.start, s.stop, s.step)) for s in region)
         found = self._fetch(region) if all(lengths) else np.empty(lengths, self.dtype)
         array = np.asarray(found, self.dtype).reshape(lengths)
-        return array[tuple(0 if isinstance(part, (int, np.integer)) else slice(None) for part in parts)]
+        return array[
+            tuple(
+                0 if isinstance(part, (int, np.integer)) else slice(None)
+                for part in parts
+            )
+        ]
 
     def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
         """The pixels of slices that are within the shape and not empty, in C order (length-1 axes may be missing)."""
@@ -70,7 +77,9 @@ class FileArray(LazyArray):
         dtype of the answers.
     """
 
-    def __init__(self, opener: Opener, stored: Sequence[int], *, shape: Sequence[int], dtype: Any) -> None:
+    def __init__(
+        self, opener: Opener, stored: Sequence[int], *, shape: Sequence[int], dtype: Any
+    ) -> None:
         super().__init__(shape, dtype)
         self.opener = opener
         self.stored = tuple(stored)
@@ -109,8 +118,12 @@ class reading:  # noqa: N801 - a context manager, used like a function
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, (StrataError, MemoryError)):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(
+            error, (StrataError, MemoryError)
+        ):
             text = " ".join(str(error).split())[:160] or type(error).__name__
             raise ImageError(
                 f"{self.path}: the pixels cannot be read ({text}); the file is truncated or damaged: copy it again."
@@ -122,7 +135,11 @@ def full_key(key: Any, ndim: int) -> tuple[Any, ...]:
     parts = key if isinstance(key, tuple) else (key,)
     if any(part is Ellipsis for part in parts):
         at = next(i for i, part in enumerate(parts) if part is Ellipsis)
-        parts = (*parts[:at], *[slice(None)] * (ndim - len(parts) + 1), *parts[at + 1 :])
+        parts = (
+            *parts[:at],
+            *[slice(None)] * (ndim - len(parts) + 1),
+            *parts[at + 1 :],
+        )
     if len(parts) > ndim:
         raise IndexError(f"too many indices: {len(parts)} for {ndim} dimensions")
     return (*parts, *[slice(None)] * (ndim - len(parts)))
@@ -135,10 +152,14 @@ def _slice(part: Any, length: int) -> slice:
             raise IndexError(f"index {part} is out of bounds for length {length}")
         return slice(index, index + 1, 1)
     if not isinstance(part, slice):
-        raise IndexError(f"found index {part!r}; images in files are indexed by integers and slices")
+        raise IndexError(
+            f"found index {part!r}; images in files are indexed by integers and slices"
+        )
     start, stop, step = part.indices(length)
     if step < 0:
-        raise IndexError("images in files are not read backwards; index the result instead")
+        raise IndexError(
+            "images in files are not read backwards; index the result instead"
+        )
     return slice(start, max(start, stop), step)
 
 
@@ -149,11 +170,15 @@ def _matching(shape: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...
         if len(kept) < len(stored) and n == stored[len(kept)]:
             kept.append(i)
         elif n != 1:
-            raise ValueError(f"shape {shape} is not {stored} with axes of length 1 added")
+            raise ValueError(
+                f"shape {shape} is not {stored} with axes of length 1 added"
+            )
     if len(kept) != len(stored):
         raise ValueError(f"shape {shape} is not {stored} with axes of length 1 added")
     return tuple(kept)
 
 
-def _file_array(opener: Opener, stored: tuple[int, ...], shape: tuple[int, ...], dtype: Any) -> FileArray:
+def _file_array(
+    opener: Opener, stored: tuple[int, ...], shape: tuple[int, ...], dtype: Any
+) -> FileArray:
     return FileArray(opener, stored, shape=shape, dtype=dtype)

@@ -16,7 +16,13 @@ from napari_strata.image import ArrayLike, Image, LabelImage
 from napari_strata.io import raster, stack, tiff
 from napari_strata.io.layout import AxesError
 from napari_strata.io.lazy import LAZY_BYTES, CastArray, LazyArray
-from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, PathLike, existing, is_zarr
+from napari_strata.io.paths import (
+    RASTER_SUFFIXES,
+    TIFF_SUFFIXES,
+    PathLike,
+    existing,
+    is_zarr,
+)
 from napari_strata.io.record import Loaded
 from napari_strata.io.units import PIXEL
 
@@ -26,7 +32,13 @@ class Format(Protocol):
 
     def count(self, path: PathLike) -> int: ...
     def load(
-        self, path: PathLike, *, series: int = ..., axes: str | None = ..., lazy_above: int = ..., labels: bool = ...
+        self,
+        path: PathLike,
+        *,
+        series: int = ...,
+        axes: str | None = ...,
+        lazy_above: int = ...,
+        labels: bool = ...,
     ) -> Loaded: ...
     def storage(self, path: PathLike, *, series: int = ...) -> str: ...
 
@@ -60,10 +72,14 @@ def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> I
 def read_images(path: PathLike, *, axes: str | None = None) -> list[Image]:
     """Every series of a file, as `read_image` reads one."""
     reader = _format(path)
-    return [reader.load(path, series=i, axes=axes)[0] for i in range(reader.count(path))]
+    return [
+        reader.load(path, series=i, axes=axes)[0] for i in range(reader.count(path))
+    ]
 
 
-def read_pyramid(path: PathLike, *, axes: str | None = None, series: int = 0) -> list[Image]:
+def read_pyramid(
+    path: PathLike, *, axes: str | None = None, series: int = 0
+) -> list[Image]:
     """Every resolution of a series, the full one first; one image where the file has no pyramid."""
     reader = _format(path)
     if hasattr(reader, "pyramid"):
@@ -137,7 +153,9 @@ def _series_lines(reader: Format, path: PathLike, index: int) -> list[str]:
     except AxesError as error:
         return [storage, f"axes        unknown: {error}"]
     sizes = [
-        f"{a} {s:g} {u}" for a, s, u in zip(image.axes, image.scale, image.units, strict=True) if (s, u) != (1, PIXEL)
+        f"{a} {s:g} {u}"
+        for a, s, u in zip(image.axes, image.scale, image.units, strict=True)
+        if (s, u) != (1, PIXEL)
     ]
     lines = [
         f"name        {image.name}",
@@ -149,19 +167,26 @@ def _series_lines(reader: Format, path: PathLike, index: int) -> list[str]:
     if image.channel_names:
         lines.append(f"channels    {', '.join(image.channel_names)}")
     lines += [storage, f"read        {_way(image)}"]
-    return lines + [f"note        {note}" for note in image.notes] + _class_lines(classes)
+    return (
+        lines + [f"note        {note}" for note in image.notes] + _class_lines(classes)
+    )
 
 
 def _class_lines(classes: ClassMap | None) -> list[str]:
     if classes is None:
         return []
-    lines = [f"class       {row['value']}: {row['name']} {row['color']}" for row in classes.table()]
+    lines = [
+        f"class       {row['value']}: {row['name']} {row['color']}"
+        for row in classes.table()
+    ]
     return lines + [f"unlabelled  {value}" for value in classes.unlabelled]
 
 
 def _way(image: Image) -> str:
     mapped = isinstance(image.data, np.memmap)
-    if image.dtype.itemsize * math.prod(image.shape) <= LAZY_BYTES or not (mapped or isinstance(image.data, LazyArray)):
+    if image.dtype.itemsize * math.prod(image.shape) <= LAZY_BYTES or not (
+        mapped or isinstance(image.data, LazyArray)
+    ):
         return "whole, into memory"
     return "memory-mapped" if mapped else "lazily, piece by piece"
 
@@ -174,7 +199,11 @@ def _format(path: PathLike) -> Format:
     found = existing(path)
     suffix = found.suffix.lower()
     if found.is_dir():
-        return cast(Format, import_module("napari_strata.io.zarr")) if is_zarr(found) or suffix == ".zarr" else stack
+        return (
+            cast(Format, import_module("napari_strata.io.zarr"))
+            if is_zarr(found) or suffix == ".zarr"
+            else stack
+        )
     if suffix in TIFF_SUFFIXES:
         return tiff
     if suffix in RASTER_SUFFIXES:
@@ -185,4 +214,8 @@ def _format(path: PathLike) -> Format:
 
 
 def _cast(data: ArrayLike, dtype: Any) -> ArrayLike:
-    return CastArray(data, dtype) if isinstance(data, LazyArray) else np.asarray(data).astype(dtype)
+    return (
+        CastArray(data, dtype)
+        if isinstance(data, LazyArray)
+        else np.asarray(data).astype(dtype)
+    )

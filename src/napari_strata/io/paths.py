@@ -33,9 +33,17 @@ def existing(path: PathLike) -> Path:
         return wanted
     parent = wanted.parent
     if not parent.is_dir():
-        raise ImageError(f"{wanted}: no such file, and no folder {str(parent)!r}; check the path.")
-    close = get_close_matches(wanted.name, [p.name for p in parent.iterdir()], n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}?" if close else f"check the name against what {str(parent)!r} holds."
+        raise ImageError(
+            f"{wanted}: no such file, and no folder {str(parent)!r}; check the path."
+        )
+    close = get_close_matches(
+        wanted.name, [p.name for p in parent.iterdir()], n=1, cutoff=0.6
+    )
+    hint = (
+        f"did you mean {close[0]!r}?"
+        if close
+        else f"check the name against what {str(parent)!r} holds."
+    )
     raise ImageError(f"{wanted}: no such file; {hint}")
 
 
@@ -46,7 +54,10 @@ def stem(path: Path) -> str:
 
 def natural(path: Path) -> list[tuple[int, int | str]]:
     """Sort key that puts slice2 before slice10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.findall(r"\d+|\D+", path.name.lower())]
+    return [
+        (0, int(part)) if part.isdigit() else (1, part)
+        for part in re.findall(r"\d+|\D+", path.name.lower())
+    ]
 
 
 def is_zarr(path: Path) -> bool:
@@ -66,7 +77,10 @@ def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
     """
     target = Path(path).expanduser()
     _check_free(target, overwrite=overwrite)
-    temporary, old = (target.with_name(f".{os.getpid()}.{kind}.{target.name}") for kind in ("tmp", "old"))
+    temporary, old = (
+        target.with_name(f".{os.getpid()}.{kind}.{target.name}")
+        for kind in ("tmp", "old")
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -86,9 +100,13 @@ def _check_free(target: Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise RunError(f"{target}: exists already; choose another name, or allow it to be replaced (--overwrite).")
+        raise RunError(
+            f"{target}: exists already; choose another name, or allow it to be replaced (--overwrite)."
+        )
     if target.is_dir() and not is_zarr(target):
-        raise RunError(f"{target}: is a folder and not a zarr store, so it is not replaced; choose another name.")
+        raise RunError(
+            f"{target}: is a folder and not a zarr store, so it is not replaced; choose another name."
+        )
 
 
 def _remove(path: Path) -> None:

@@ -20,7 +20,14 @@ from napari_strata.io.paths import PathLike, existing, stem
 from napari_strata.io.record import KEY, Loaded, Record
 
 _FORMATS = ("PNG", "JPEG")
-_ALPHA = {"RGBA": "RGB", "LA": "L", "PA": "RGB", "La": "L", "RGBa": "RGB", "RGBX": "RGB"}
+_ALPHA = {
+    "RGBA": "RGB",
+    "LA": "L",
+    "PA": "RGB",
+    "La": "L",
+    "RGBa": "RGB",
+    "RGBX": "RGB",
+}
 
 
 def count(path: PathLike) -> int:
@@ -30,7 +37,12 @@ def count(path: PathLike) -> int:
 
 
 def load(
-    path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES, labels: bool = False
+    path: PathLike,
+    *,
+    series: int = 0,
+    axes: str | None = None,
+    lazy_above: int = LAZY_BYTES,
+    labels: bool = False,
 ) -> Loaded:
     """A PNG or JPEG as an image with axes YX or YXC, always read whole.
 
@@ -56,12 +68,16 @@ def load(
     """
     found = existing(path)
     if series:
-        raise ImageError(f"{found}: found 1 series, numbered from 0; there is no series {series}.")
+        raise ImageError(
+            f"{found}: found 1 series, numbered from 0; there is no series {series}."
+        )
     with _opened(found, labels=labels) as picture, reading(found):
         record = Record.read(getattr(picture, "text", {}).get(KEY, ""))
         array, notes = _pixels(picture, found, labels=labels)
     if record and not axes and record.fits(array.shape):
-        return record.image(array.reshape(record.shape), source=str(found)), record.classes
+        return record.image(
+            array.reshape(record.shape), source=str(found)
+        ), record.classes
     layout = resolve("YXS"[: array.ndim], array.shape, axes=axes, source=str(found))
     image = Image(array, layout.axes, name=stem(found), source=str(found), notes=notes)
     return image, record.classes if record else None
@@ -73,7 +89,9 @@ def storage(path: PathLike, *, series: int = 0) -> str:
         return f"{picture.format}, mode {picture.mode}"
 
 
-def header(path: PathLike, *, labels: bool = False) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
+def header(
+    path: PathLike, *, labels: bool = False
+) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
     """Axes, shape and dtype, without decoding the pixels."""
     with _opened(existing(path), labels=labels) as picture:
         mode = _mode(picture, labels=labels)
@@ -110,21 +128,31 @@ def _opened(path: Path, *, labels: bool = False) -> Iterator[PIL.Image.Image]:
         try:
             picture = PIL.Image.open(path, formats=_FORMATS)
         except (OSError, SyntaxError, ValueError) as error:
-            raise ImageError(f"{path}: not a PNG or JPEG image, or damaged; copy it again from its source.") from error
+            raise ImageError(
+                f"{path}: not a PNG or JPEG image, or damaged; copy it again from its source."
+            ) from error
         with picture:
             if labels and picture.format == "JPEG":
-                raise LabelError(f"{path}: JPEG changes label values; save the labels as PNG or TIFF.")
+                raise LabelError(
+                    f"{path}: JPEG changes label values; save the labels as PNG or TIFF."
+                )
             yield picture
     finally:
         PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
-def _pixels(picture: PIL.Image.Image, path: Path, *, labels: bool) -> tuple[Array, tuple[str, ...]]:
+def _pixels(
+    picture: PIL.Image.Image, path: Path, *, labels: bool
+) -> tuple[Array, tuple[str, ...]]:
     mode = _mode(picture, labels=labels)
-    notes = ("the alpha (transparency) channel is left out",) if _has_alpha(picture) else ()
+    notes = (
+        ("the alpha (transparency) channel is left out",) if _has_alpha(picture) else ()
+    )
     if picture.mode == "P" and not labels:
         notes = (*notes, "palette colours are taken as RGB")
-    if mode == "RGB" and picture.format == "PNG" and _bits(path) == 16:  # Pillow would cut them to 8 bits
+    if (
+        mode == "RGB" and picture.format == "PNG" and _bits(path) == 16
+    ):  # Pillow would cut them to 8 bits
         import imagecodecs
 
         return np.asarray(imagecodecs.png_decode(path.read_bytes()))[..., :3], notes

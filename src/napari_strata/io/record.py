@@ -72,4 +72,12 @@ class Record(BaseModel):
 
     def image(self, data: ArrayLike, *, source: str) -> Image:
         """The image recorded, around `data` of the recorded shape."""
-        return Image(data, self.axes, self.scale, self.units, self.name, self.channel_names, source)
+        return Image(
+            data,
+            self.axes,
+            self.scale,
+            self.units,
+            self.name,
+            self.channel_names,
+            source,
+        )

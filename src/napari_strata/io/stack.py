@@ -14,7 +14,13 @@ from napari_strata.errors import ImageError
 from napari_strata.image import Array, ArrayLike, Image
 from napari_strata.io import raster, tiff
 from napari_strata.io.lazy import LAZY_BYTES, LazyArray
-from napari_strata.io.paths import RASTER_SUFFIXES, TIFF_SUFFIXES, PathLike, existing, natural
+from napari_strata.io.paths import (
+    RASTER_SUFFIXES,
+    TIFF_SUFFIXES,
+    PathLike,
+    existing,
+    natural,
+)
 from napari_strata.io.record import Loaded
 
 _SHOWN = 5
@@ -23,7 +29,9 @@ _SHOWN = 5
 class StackArray(LazyArray):
     """Files of one shape as one array, the files along the first axis. The plane read last is kept."""
 
-    def __init__(self, paths: Sequence[str], plane: Sequence[int], dtype: Any, *, labels: bool) -> None:
+    def __init__(
+        self, paths: Sequence[str], plane: Sequence[int], dtype: Any, *, labels: bool
+    ) -> None:
         super().__init__((len(paths), *plane), dtype)
         self.paths = tuple(paths)
         self.labels = labels
@@ -35,15 +43,27 @@ class StackArray(LazyArray):
 
     def _fetch(self, region: tuple[slice, ...]) -> Array:
         first, *rest = region
-        return np.stack([self._plane(i)[tuple(rest)] for i in range(first.start, first.stop, first.step)])
+        return np.stack(
+            [
+                self._plane(i)[tuple(rest)]
+                for i in range(first.start, first.stop, first.step)
+            ]
+        )
 
     def _plane(self, index: int) -> Array:
         with self._lock:
             if self._last is None or self._last[0] != index:
-                image, _ = _reader(Path(self.paths[index])).load(self.paths[index], labels=self.labels)
+                image, _ = _reader(Path(self.paths[index])).load(
+                    self.paths[index], labels=self.labels
+                )
                 array = np.asarray(image.data)
-                if array.size * len(self.paths) != self.size or array.dtype != self.dtype:
-                    raise ImageError(f"{self.paths[index]}: changed while it was read; start again.")
+                if (
+                    array.size * len(self.paths) != self.size
+                    or array.dtype != self.dtype
+                ):
+                    raise ImageError(
+                        f"{self.paths[index]}: changed while it was read; start again."
+                    )
                 self._last = (index, array.reshape(self.shape[1:]))
             return self._last[1]
 
@@ -62,15 +82,26 @@ def slices(path: PathLike) -> list[Path]:
     else:
         folder = existing(path)
         found = list(folder.iterdir())
-        inside = sorted(p.name for p in found if p.is_dir() and not p.name.startswith("."))
+        inside = sorted(
+            p.name for p in found if p.is_dir() and not p.name.startswith(".")
+        )
         where = f"{folder}: no images in this folder{f' but the folders {inside[:_SHOWN]}' if inside else ''}"
-    files = [p for p in found if p.suffix.lower() in TIFF_SUFFIXES + RASTER_SUFFIXES and not p.name.startswith(".")]
+    files = [
+        p
+        for p in found
+        if p.suffix.lower() in TIFF_SUFFIXES + RASTER_SUFFIXES
+        and not p.name.startswith(".")
+    ]
     if not files:
         raise ImageError(f"{where}; TIFF, PNG and JPEG files can be read.")
-    kinds = {"TIFF" if p.suffix.lower() in TIFF_SUFFIXES else p.suffix.lower() for p in files}
+    kinds = {
+        "TIFF" if p.suffix.lower() in TIFF_SUFFIXES else p.suffix.lower() for p in files
+    }
     if len(kinds) > 1:
         shown = ", ".join(sorted(kinds))
-        raise ImageError(f"{path}: found files of several kinds ({shown}); name those meant by a pattern like '*.png'.")
+        raise ImageError(
+            f"{path}: found files of several kinds ({shown}); name those meant by a pattern like '*.png'."
+        )
     return sorted(files, key=natural)
 
 
@@ -81,7 +112,12 @@ def count(path: PathLike) -> int:
 
 
 def load(
-    path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES, labels: bool = False
+    path: PathLike,
+    *,
+    series: int = 0,
+    axes: str | None = None,
+    lazy_above: int = LAZY_BYTES,
+    labels: bool = False,
 ) -> Loaded:
     """A folder or pattern of single-slice files as one image, axes ZYX (ZYXC for colour).
 
@@ -105,7 +141,9 @@ def load(
     """
     paths = slices(path)
     if series:
-        raise ImageError(f"{path}: a folder of slices is one series; there is no series {series}.")
+        raise ImageError(
+            f"{path}: a folder of slices is one series; there is no series {series}."
+        )
     first, classes = _reader(paths[0]).load(paths[0], lazy_above=0, labels=labels)
     headers = [_header(p, labels=labels) for p in paths]
     _check_alike(paths, headers)
@@ -113,14 +151,18 @@ def load(
     stack = StackArray([str(p) for p in paths], plane, dtype, labels=labels)
     data: ArrayLike = np.asarray(stack) if stack.nbytes <= lazy_above else stack
     named = "Z" + letters
-    sizes = dict(zip(first.axes, zip(first.scale, first.units, strict=True), strict=True))
+    sizes = dict(
+        zip(first.axes, zip(first.scale, first.units, strict=True), strict=True)
+    )
     note = f"{len(paths)} files as one stack along Z, in the order {paths[0].name} ... {paths[-1].name}"
     image = Image(
         data,
         axes or named,
         scale=tuple(sizes[a][0] if a in sizes else 1.0 for a in named),
         units=tuple(sizes[a][1] if a in sizes else "pixel" for a in named),
-        name=(paths[0].parent if has_magic(str(path)) else existing(path).resolve()).name,
+        name=(
+            paths[0].parent if has_magic(str(path)) else existing(path).resolve()
+        ).name,
         channel_names=first.channel_names,
         source=str(path),
         notes=(note, *first.notes),
@@ -143,18 +185,28 @@ def _header(path: Path, *, labels: bool) -> tuple[str, tuple[int, ...], np.dtype
     if _reader(path) is raster:
         return raster.header(path, labels=labels)
     image, _ = tiff.load(path, lazy_above=0)
-    kept = [(a, n) for a, n in zip(image.axes, image.shape, strict=True) if a in "YXC" or n != 1]
+    kept = [
+        (a, n)
+        for a, n in zip(image.axes, image.shape, strict=True)
+        if a in "YXC" or n != 1
+    ]
     return "".join(a for a, _ in kept), tuple(n for _, n in kept), image.dtype
 
 
-def _check_alike(paths: Sequence[Path], headers: Sequence[tuple[str, tuple[int, ...], np.dtype[Any]]]) -> None:
+def _check_alike(
+    paths: Sequence[Path], headers: Sequence[tuple[str, tuple[int, ...], np.dtype[Any]]]
+) -> None:
     letters, plane, dtype = headers[0]
     if set(letters) & set("TZ"):
         raise ImageError(
             f"{paths[0]}: found shape {plane} ({letters}); a folder is read as a stack of single slices: give the path "
             "of a file to read that file."
         )
-    odd = [f"{p.name} {h[1]} {h[2]}" for p, h in zip(paths, headers, strict=True) if h != headers[0]]
+    odd = [
+        f"{p.name} {h[1]} {h[2]}"
+        for p, h in zip(paths, headers, strict=True)
+        if h != headers[0]
+    ]
     if odd:
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         raise ImageError(
@@ -163,5 +215,7 @@ def _check_alike(paths: Sequence[Path], headers: Sequence[tuple[str, tuple[int, 
         )
 
 
-def _stack_array(paths: tuple[str, ...], plane: tuple[int, ...], dtype: Any, labels: bool) -> StackArray:
+def _stack_array(
+    paths: tuple[str, ...], plane: tuple[int, ...], dtype: Any, labels: bool
+) -> StackArray:
     return StackArray(paths, plane, dtype, labels=labels)

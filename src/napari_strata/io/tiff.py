@@ -35,7 +35,12 @@ def count(path: PathLike) -> int:
 
 
 def load(
-    path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES, labels: bool = False
+    path: PathLike,
+    *,
+    series: int = 0,
+    axes: str | None = None,
+    lazy_above: int = LAZY_BYTES,
+    labels: bool = False,
 ) -> Loaded:
     """One series of a TIFF file.
 
@@ -67,12 +72,21 @@ def load(
         return _load(tif, found, _Choice(series, axes, lazy_above))
 
 
-def pyramid(path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES) -> list[Image]:
+def pyramid(
+    path: PathLike,
+    *,
+    series: int = 0,
+    axes: str | None = None,
+    lazy_above: int = LAZY_BYTES,
+) -> list[Image]:
     """Every resolution of a series, the full one first; pixel sizes grow as the levels shrink."""
     found = existing(path)
     with opened(found) as tif:
         levels = range(len(pick(tif, found, series).levels))
-        return [_load(tif, found, _Choice(series, axes, lazy_above, level))[0] for level in levels]
+        return [
+            _load(tif, found, _Choice(series, axes, lazy_above, level))[0]
+            for level in levels
+        ]
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
@@ -81,10 +95,16 @@ def storage(path: PathLike, *, series: int = 0) -> str:
     with opened(found) as tif:
         picked = pick(tif, found, series)
         page = picked.keyframe
-        tiles = f"tiles {page.tilelength} x {page.tilewidth}" if page.is_tiled else "strips"
+        tiles = (
+            f"tiles {page.tilelength} x {page.tilewidth}" if page.is_tiled else "strips"
+        )
         names = {"imagej": "ImageJ", "ome": "OME", "shaped": "tifffile"}
-        kind = names.get(picked.kind, "plain pages") + (", BigTIFF" if tif.is_bigtiff else "")
-        packed = {"NONE": "not compressed", "ADOBE_DEFLATE": "zlib"}.get(page.compression.name, page.compression.name)
+        kind = names.get(picked.kind, "plain pages") + (
+            ", BigTIFF" if tif.is_bigtiff else ""
+        )
+        packed = {"NONE": "not compressed", "ADOBE_DEFLATE": "zlib"}.get(
+            page.compression.name, page.compression.name
+        )
         levels = f", {len(picked.levels)} resolutions" if len(picked.levels) > 1 else ""
         return f"TIFF, {kind}, {packed.lower() if packed.isupper() else packed}, {tiles}{levels}"
 
@@ -128,15 +148,35 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
     if record and record.fits(stored):
         data = _data(series, path, choice, stored=stored, shape=record.shape)
         return record.image(data, source=str(path)), record.classes
-    layout = resolve(series.axes, stored, full=_full(series, stored), axes=choice.axes, source=str(path))
+    layout = resolve(
+        series.axes,
+        stored,
+        full=_full(series, stored),
+        axes=choice.axes,
+        source=str(path),
+    )
     data = _data(series, path, choice, stored=stored, shape=layout.shape)
-    name = stem(path) if len(tif.series) == 1 else f"{stem(path)} {series.name or choice.series}"
-    image = calibrated(data, Layout(layout.axes, layout.shape, layout.notes + notes), found, name=name, source=path)
-    shrink = {a: b / s for a, b, s in zip(base.axes, base.shape, series.shape, strict=True)}
+    name = (
+        stem(path)
+        if len(tif.series) == 1
+        else f"{stem(path)} {series.name or choice.series}"
+    )
+    image = calibrated(
+        data,
+        Layout(layout.axes, layout.shape, layout.notes + notes),
+        found,
+        name=name,
+        source=path,
+    )
+    shrink = {
+        a: b / s for a, b, s in zip(base.axes, base.shape, series.shape, strict=True)
+    }
     return _coarser(image, shrink), found.record.classes if found.record else None
 
 
-def calibrated(data: ArrayLike, layout: Layout, found: Calibration, *, name: str, source: Path) -> Image:
+def calibrated(
+    data: ArrayLike, layout: Layout, found: Calibration, *, name: str, source: Path
+) -> Image:
     """An image of `data` under a layout, with the pixel sizes and channel names that its file states."""
     letters = layout.axes.replace("S", "C")
     sizes = [found.pixel.get(a, (1.0, PIXEL)) for a in letters]
@@ -147,19 +187,38 @@ def calibrated(data: ArrayLike, layout: Layout, found: Calibration, *, name: str
         scale=tuple(size for size, _ in sizes),
         units=tuple(unit for _, unit in sizes),
         name=name,
-        channel_names=found.channel_names if len(found.channel_names) == channels else (),
+        channel_names=found.channel_names
+        if len(found.channel_names) == channels
+        else (),
         source=str(source),
         notes=layout.notes,
     )
 
 
 def _coarser(image: Image, factors: dict[str, float]) -> Image:
-    scale = tuple(s * factors.get(a, 1.0) if a in "ZYX" else s for a, s in zip(image.axes, image.scale, strict=True))
-    return Image(image.data, image.axes, scale, image.units, image.name, image.channel_names, image.source, image.notes)
+    scale = tuple(
+        s * factors.get(a, 1.0) if a in "ZYX" else s
+        for a, s in zip(image.axes, image.scale, strict=True)
+    )
+    return Image(
+        image.data,
+        image.axes,
+        scale,
+        image.units,
+        image.name,
+        image.channel_names,
+        image.source,
+        image.notes,
+    )
 
 
 def _data(
-    series: TiffPageSeries, path: Path, choice: _Choice, *, stored: tuple[int, ...], shape: tuple[int, ...]
+    series: TiffPageSeries,
+    path: Path,
+    choice: _Choice,
+    *,
+    stored: tuple[int, ...],
+    shape: tuple[int, ...],
 ) -> ArrayLike:
     crop = tuple(slice(n) for n in stored)
     if series.nbytes <= choice.lazy_above:
@@ -169,15 +228,24 @@ def _data(
     offset = data_offset(series)
     if offset is not None and series.keyframe.is_memmappable and _native(series):
         with reading(path):
-            mapped: ArrayLike = np.memmap(path, series.dtype, "r", offset, series.shape)[crop].reshape(shape)
+            mapped: ArrayLike = np.memmap(
+                path, series.dtype, "r", offset, series.shape
+            )[crop].reshape(shape)
         return mapped
-    return FileArray(TiffOpener(str(path), choice.series, choice.level), stored, shape=shape, dtype=series.dtype)
+    return FileArray(
+        TiffOpener(str(path), choice.series, choice.level),
+        stored,
+        shape=shape,
+        dtype=series.dtype,
+    )
 
 
 def _native(series: TiffPageSeries) -> bool:
     # torch takes no swapped bytes; the chunked reader swaps them back
     native = "<" if sys.byteorder == "little" else ">"
-    return bool(series.dtype.itemsize == 1 or series.keyframe.parent.byteorder == native)
+    return bool(
+        series.dtype.itemsize == 1 or series.keyframe.parent.byteorder == native
+    )
 
 
 def _without_alpha(series: TiffPageSeries) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -185,12 +253,23 @@ def _without_alpha(series: TiffPageSeries) -> tuple[tuple[int, ...], tuple[str, 
     page, shape = series.keyframe, tuple(series.shape)
     notes: tuple[str, ...] = ()
     if page.photometric.name in ("PALETTE", "MINISWHITE"):
-        what = "a colour table that is not applied" if page.photometric.name == "PALETTE" else "0 as white"
+        what = (
+            "a colour table that is not applied"
+            if page.photometric.name == "PALETTE"
+            else "0 as white"
+        )
         notes = (f"the file has {what}; values are kept as they are stored",)
-    if "S" not in series.axes or len(page.extrasamples) != 1 or page.extrasamples[0] not in _ALPHA:
+    if (
+        "S" not in series.axes
+        or len(page.extrasamples) != 1
+        or page.extrasamples[0] not in _ALPHA
+    ):
         return shape, notes
     at = series.axes.index("S")
-    return (*shape[:at], shape[at] - 1, *shape[at + 1 :]), (*notes, "the alpha (transparency) channel is left out")
+    return (*shape[:at], shape[at] - 1, *shape[at + 1 :]), (
+        *notes,
+        "the alpha (transparency) channel is left out",
+    )
 
 
 def _full(series: TiffPageSeries, stored: tuple[int, ...]) -> list[tuple[str, int]]:

@@ -63,7 +63,9 @@ def _tiles(image: Image, dtype: np.dtype[Any]) -> Iterator[Array]:
                 part = band[top : top + TILE, left : left + TILE]
                 missing = [(0, TILE - n) for n in part.shape]
                 whole = part if part.shape == (TILE, TILE) else np.pad(part, missing)
-                yield np.ascontiguousarray(whole, dtype.newbyteorder("="))  # as the file's bytes are
+                yield np.ascontiguousarray(
+                    whole, dtype.newbyteorder("=")
+                )  # as the file's bytes are
 
 
 def _compressed(tiles: Iterator[Array]) -> Iterator[bytes]:
@@ -80,7 +82,11 @@ def _compressed(tiles: Iterator[Array]) -> Iterator[bytes]:
 
 
 def _zlib(tile: Array) -> bytes:
-    encode: Any = imagecodecs.zlibng_encode if imagecodecs.ZLIBNG.available else imagecodecs.zlib_encode
+    encode: Any = (
+        imagecodecs.zlibng_encode
+        if imagecodecs.ZLIBNG.available
+        else imagecodecs.zlib_encode
+    )
     return bytes(encode(tile, level=LEVEL))
 
 
@@ -89,14 +95,28 @@ def _ome(record: Record) -> dict[str, Any]:
     for axis, size, unit in zip(record.axes, record.scale, record.units, strict=True):
         key = "TimeIncrement" if axis == "T" else f"PhysicalSize{axis}"
         symbol = ome_symbol(unit, time=axis == "T")
-        if axis != "C" and symbol and size > 0 and math.isfinite(size) and (size, symbol) != (1, "pixel"):
+        if (
+            axis != "C"
+            and symbol
+            and size > 0
+            and math.isfinite(size)
+            and (size, symbol) != (1, "pixel")
+        ):
             found |= {key: size, f"{key}Unit": symbol}
-    channels = record.shape[_axes.canonical(record.axes).index("C")] if "C" in record.axes else 0
+    channels = (
+        record.shape[_axes.canonical(record.axes).index("C")]
+        if "C" in record.axes
+        else 0
+    )
     if channels and len(record.channel_names) == channels:
         found["Channel"] = {"Name": [_xml(name) for name in record.channel_names]}
     table = record.classes.table() if record.classes else []
-    entries = {f"class {row['value']}": _xml(f"{row['name']} {row['color']}") for row in table}
-    return found | {"MapAnnotation": {"Namespace": NAMESPACE, KEY: record.text(), **entries}}
+    entries = {
+        f"class {row['value']}": _xml(f"{row['name']} {row['color']}") for row in table
+    }
+    return found | {
+        "MapAnnotation": {"Namespace": NAMESPACE, KEY: record.text(), **entries}
+    }
 
 
 def _xml(text: str) -> str:

@@ -28,7 +28,9 @@ _KNOWN = {
 }
 """Name -> what files write for it, the OME symbol first. Plurals and the British spelling are dealt with below."""
 
-_NAMES = {symbol: name for name, symbols in _KNOWN.items() for symbol in (*symbols, name)}
+_NAMES = {
+    symbol: name for name, symbols in _KNOWN.items() for symbol in (*symbols, name)
+}
 _TIMES = {"second", "millisecond", "microsecond", "nanosecond", "minute", "hour", "day"}
 
 
@@ -37,7 +39,9 @@ def unit_name(text: str | None) -> str:
 
     Nothing, or one of the words for nothing, is "pixel". A unit that is not known is returned as it stands.
     """
-    plain = re.sub(r"\\u00b5|\u03bc", "µ", (text or "").strip(), flags=re.IGNORECASE).replace("\u212b", "Å")
+    plain = re.sub(
+        r"\\u00b5|\u03bc", "µ", (text or "").strip(), flags=re.IGNORECASE
+    ).replace("\u212b", "Å")
     if not plain:
         return PIXEL
     if plain in _NAMES:

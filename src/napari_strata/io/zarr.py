@@ -77,7 +77,12 @@ def count(path: PathLike) -> int:
 
 
 def load(
-    path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES, labels: bool = False
+    path: PathLike,
+    *,
+    series: int = 0,
+    axes: str | None = None,
+    lazy_above: int = LAZY_BYTES,
+    labels: bool = False,
 ) -> Loaded:
     """The full resolution of one image of an OME-Zarr store, or a plain zarr array.
 
@@ -103,7 +108,13 @@ def load(
     return _load(found, _pick(found, series)[0], axes, lazy_above)
 
 
-def pyramid(path: PathLike, *, series: int = 0, axes: str | None = None, lazy_above: int = LAZY_BYTES) -> list[Image]:
+def pyramid(
+    path: PathLike,
+    *,
+    series: int = 0,
+    axes: str | None = None,
+    lazy_above: int = LAZY_BYTES,
+) -> list[Image]:
     """Every resolution of an image, the full one first."""
     found = existing(path)
     return [_load(found, level, axes, lazy_above)[0] for level in _pick(found, series)]
@@ -126,16 +137,25 @@ def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> 
     """
     group = zarr.open_group(path, mode="w", zarr_format=3)
     height, width = record.shape[-2:]
-    levels = [_level(group, k, record, dtype=dtype) for k in range(_resolutions(height, width))]
+    levels = [
+        _level(group, k, record, dtype=dtype)
+        for k in range(_resolutions(height, width))
+    ]
     sides = tuple(min(SHARD, n) for n in (height, width))
     for plane in planes(image):
         for top in range(0, height, sides[0]):
             for left in range(0, width, sides[1]):
-                rows, columns = slice(top, min(top + sides[0], height)), slice(left, min(left + sides[1], width))
+                rows, columns = (
+                    slice(top, min(top + sides[0], height)),
+                    slice(left, min(left + sides[1], width)),
+                )
                 block = read_block(image, plane, rows, columns).astype(dtype)
                 for k, level in enumerate(levels):
                     small = np.ascontiguousarray(block[:: 2**k, :: 2**k])
-                    at = [slice(n >> k, (n >> k) + size) for n, size in zip((top, left), small.shape, strict=True)]
+                    at = [
+                        slice(n >> k, (n >> k) + size)
+                        for n, size in zip((top, left), small.shape, strict=True)
+                    ]
                     with _system_errors():
                         level[(*plane, *at)] = small
     group.attrs.update({"ome": _ome(record, len(levels)), KEY: record.text()})
@@ -187,11 +207,17 @@ def _ome(record: Record, resolutions: int) -> dict[str, Any]:
     axes = []
     for letter, unit in zip(record.axes, record.units, strict=True):
         axis = {"name": letter.lower(), "type": _KINDS.get(letter, "space")}
-        axes.append(axis if letter == "C" or unit_name(unit) == PIXEL else axis | {"unit": unit_name(unit)})
+        axes.append(
+            axis
+            if letter == "C" or unit_name(unit) == PIXEL
+            else axis | {"unit": unit_name(unit)}
+        )
     scale = [s if math.isfinite(s) and s > 0 else 1.0 for s in record.scale]
     datasets = []
     for k in range(resolutions):
-        steps = [{"type": "scale", "scale": [*scale[:-2], *(s * 2**k for s in scale[-2:])]}]
+        steps = [
+            {"type": "scale", "scale": [*scale[:-2], *(s * 2**k for s in scale[-2:])]}
+        ]
         datasets.append({"path": str(k), "coordinateTransformations": steps})
     ome: dict[str, Any] = {
         "version": "0.5",
@@ -199,15 +225,24 @@ def _ome(record: Record, resolutions: int) -> dict[str, Any]:
     }
     if record.channel_names:
         ome["omero"] = {"channels": [{"label": name} for name in record.channel_names]}
-    return ome | ({"image-label": _image_label(record.classes)} if record.classes else {})
+    return ome | (
+        {"image-label": _image_label(record.classes)} if record.classes else {}
+    )
 
 
 def _image_label(classes: ClassMap) -> dict[str, Any]:
     table = classes.table()
-    rgba = [[int(row["color"][i : i + 2], 16) for i in (1, 3, 5)] + [255] for row in table]
+    rgba = [
+        [int(row["color"][i : i + 2], 16) for i in (1, 3, 5)] + [255] for row in table
+    ]
     return {
-        "colors": [{"label-value": row["value"], "rgba": c} for row, c in zip(table, rgba, strict=True)],
-        "properties": [{"label-value": row["value"], "name": row["name"]} for row in table],
+        "colors": [
+            {"label-value": row["value"], "rgba": c}
+            for row, c in zip(table, rgba, strict=True)
+        ],
+        "properties": [
+            {"label-value": row["value"], "name": row["name"]} for row in table
+        ],
     }
 
 
@@ -215,9 +250,13 @@ def _load(path: Path, level: _Level, axes: str | None, lazy_above: int) -> Loade
     array = _array(path, level.inner)
     dtype = np.dtype(array.dtype).newbyteorder("=")
     if dtype.kind not in "uifb":
-        raise ImageError(f"{path}: found pixels of dtype {dtype}; integers, floats and bool can be read.")
+        raise ImageError(
+            f"{path}: found pixels of dtype {dtype}; integers, floats and bool can be read."
+        )
     shape = tuple(array.shape)
-    data: ArrayLike = FileArray(ZarrOpener(str(path), level.inner), shape, shape=shape, dtype=dtype)
+    data: ArrayLike = FileArray(
+        ZarrOpener(str(path), level.inner), shape, shape=shape, dtype=dtype
+    )
     if array.size * dtype.itemsize <= lazy_above:
         data = np.asarray(data)
     record = level.record
@@ -226,7 +265,9 @@ def _load(path: Path, level: _Level, axes: str | None, lazy_above: int) -> Loade
     letters = level.axes or {2: "YX"}.get(len(shape), "Q" * len(shape))
     layout = resolve(letters, shape, axes=axes, source=str(path))
     named = layout.axes.replace("S", "C")
-    sizes = dict(zip(level.axes, zip(level.scale, level.units, strict=True), strict=True))
+    sizes = dict(
+        zip(level.axes, zip(level.scale, level.units, strict=True), strict=True)
+    )
     calibration = [sizes.get(a, (1.0, PIXEL)) for a in named]
     channels = shape[named.index("C")] if "C" in named else 0
     image = Image(
@@ -245,7 +286,9 @@ def _load(path: Path, level: _Level, axes: str | None, lazy_above: int) -> Loade
 def _pick(path: Path, index: int) -> list[_Level]:
     images = _images(path)
     if not 0 <= index < len(images):
-        raise ImageError(f"{path}: found {len(images)} series, numbered from 0; there is no series {index}.")
+        raise ImageError(
+            f"{path}: found {len(images)} series, numbered from 0; there is no series {index}."
+        )
     return images[index]
 
 
@@ -260,32 +303,51 @@ def _images(path: Path) -> list[list[_Level]]:
         node: Any = zarr.open(path, mode="r")
     except Exception as error:  # zarr raises its own, json's and the operating system's
         text = " ".join(str(error).split())[:120]
-        raise ImageError(f"{path}: not a zarr store that can be read ({text}).") from error
+        raise ImageError(
+            f"{path}: not a zarr store that can be read ({text})."
+        ) from error
     if isinstance(node, zarr.Array):
         attributes: Any = node.attrs
-        names = getattr(node.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS") or ()
+        names = (
+            getattr(node.metadata, "dimension_names", None)
+            or attributes.get("_ARRAY_DIMENSIONS")
+            or ()
+        )
         letters = "".join(str(name)[:1].upper() for name in names)
         letters = letters if len(letters) == node.ndim else ""
         return [
             [
                 _Level(
-                    "", letters, (1.0,) * len(letters), (PIXEL,) * len(letters), record=Record.read(attributes.get(KEY))
+                    "",
+                    letters,
+                    (1.0,) * len(letters),
+                    (PIXEL,) * len(letters),
+                    record=Record.read(attributes.get(KEY)),
                 )
             ]
         ]
     images = _multiscales(node, "")
     if not images:
         numbers = sorted(int(key) for key, _ in node.groups() if key.isdigit())
-        images = [image for number in numbers for image in _multiscales(node[str(number)], f"{number}/")]
+        images = [
+            image
+            for number in numbers
+            for image in _multiscales(node[str(number)], f"{number}/")
+        ]
     if not images:
-        raise ImageError(f"{path}: a zarr group without OME-Zarr multiscales; give the path of an image in it.")
+        raise ImageError(
+            f"{path}: a zarr group without OME-Zarr multiscales; give the path of an image in it."
+        )
     return images
 
 
 def _multiscales(group: Any, prefix: str) -> list[list[_Level]]:
     attributes = dict(group.attrs)
     ome = attributes.get("ome", attributes)
-    names = tuple(str(c.get("label") or f"channel {i}") for i, c in enumerate(ome.get("omero", {}).get("channels", ())))
+    names = tuple(
+        str(c.get("label") or f"channel {i}")
+        for i, c in enumerate(ome.get("omero", {}).get("channels", ()))
+    )
     images = []
     for scales in ome.get("multiscales", ()):
         axes, units = _axes_of(scales.get("axes", ("t", "c", "z", "y", "x")))
@@ -295,7 +357,10 @@ def _multiscales(group: Any, prefix: str) -> list[list[_Level]]:
                 _Level(
                     prefix + data["path"],
                     axes,
-                    tuple(a * b for a, b in zip(_scale(data, len(axes)), whole, strict=True)),
+                    tuple(
+                        a * b
+                        for a, b in zip(_scale(data, len(axes)), whole, strict=True)
+                    ),
                     units,
                     names,
                     str(scales.get("name") or "").strip("/"),
@@ -311,7 +376,10 @@ def _axes_of(axes: Any) -> tuple[str, tuple[str, ...]]:
     """Letters and units of a multiscale's axes: dicts since 0.4, names in 0.3."""
     found = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in axes]
     letters = "".join(str(axis["name"])[:1].upper() for axis in found)
-    units = tuple(unit_name(axis.get("unit")) if a != "C" else PIXEL for a, axis in zip(letters, found, strict=True))
+    units = tuple(
+        unit_name(axis.get("unit")) if a != "C" else PIXEL
+        for a, axis in zip(letters, found, strict=True)
+    )
     return letters, units
 
 

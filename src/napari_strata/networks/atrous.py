@@ -10,14 +10,23 @@ from collections.abc import Sequence
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, cat, nn
 
-from napari_strata.networks.blocks import AnySize, BatchNorm, double_convolution, he_initialise, replace_batch_norms
+from napari_strata.networks.blocks import (
+    AnySize,
+    BatchNorm,
+    double_convolution,
+    he_initialise,
+    replace_batch_norms,
+)
 from napari_strata.recipe import AtrousUNet
 from napari_strata.spec import ModelSpec
 
 
 def build_atrous_unet(spec: ModelSpec, section: AtrousUNet) -> AnySize:
     """The atrous U-Net with the options of `section`; see `build_network`."""
-    return AnySize(AtrousResUNet(section, inputs=spec.in_channels, outputs=len(spec.classes)), spec.stride)
+    return AnySize(
+        AtrousResUNet(section, inputs=spec.in_channels, outputs=len(spec.classes)),
+        spec.stride,
+    )
 
 
 class AtrousResUNet(nn.Module):
@@ -28,7 +37,9 @@ class AtrousResUNet(nn.Module):
 
     def __init__(self, section: AtrousUNet, *, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.encoder = get_encoder(section.encoder, in_channels=inputs, depth=5, weights=None)
+        self.encoder = get_encoder(
+            section.encoder, in_channels=inputs, depth=5, weights=None
+        )
         replace_batch_norms(self.encoder)
         # 1/16, 1/8, 1/4, 1/2 and the raw image, which is the skip of the last level.
         skips = self.encoder.out_channels[-2::-1]
@@ -36,15 +47,21 @@ class AtrousResUNet(nn.Module):
         self.bridge = double_convolution(deepest, deepest, norm="batch")
         self.levels = nn.ModuleList(
             DecoderLevel(before, skip, width)
-            for before, skip, width in zip((deepest, *widths), skips, widths, strict=False)
+            for before, skip, width in zip(
+                (deepest, *widths), skips, widths, strict=False
+            )
         )
         # The seed counts four blocks at 1024, 512, 256 and 64 channels. On the skips these are all but the raw image;
         # in the decoder, whose widths are 1024, 512, 256, 128 and 64, they are all levels but the fourth, and a block
         # stands behind the level's convolutions, before the next upsampling, as the seed's diagram has it.
         at_skips = section.atrous_at == "skip"
-        channels: Sequence[int] = [*skips[:4], 0] if at_skips else [*widths[:3], 0, widths[4]]
+        channels: Sequence[int] = (
+            [*skips[:4], 0] if at_skips else [*widths[:3], 0, widths[4]]
+        )
         blocks = nn.ModuleList(
-            AtrousBlock(c, kernels=section.kernels, dilations=section.dilations) if c else nn.Identity()
+            AtrousBlock(c, kernels=section.kernels, dilations=section.dilations)
+            if c
+            else nn.Identity()
             for c in channels
         )
         plain = nn.ModuleList(nn.Identity() for _ in channels)
@@ -57,7 +74,9 @@ class AtrousResUNet(nn.Module):
         """Images (N, C, H, W) to logits (N, K, H, W)."""
         *skips, features = self.encoder(images)
         features = self.bridge(features)
-        parts = zip(self.levels, reversed(skips), self.on_skips, self.on_levels, strict=True)
+        parts = zip(
+            self.levels, reversed(skips), self.on_skips, self.on_levels, strict=True
+        )
         for level, skip, on_skip, on_level in parts:
             features = on_level(level(features, on_skip(skip)))
         logits: Tensor = self.head(features)
@@ -84,7 +103,9 @@ class AtrousBlock(nn.Module):
     (N, C, H, W) to the same shape. With four convolutions the concatenation has 3 C channels.
     """
 
-    def __init__(self, channels: int, *, kernels: Sequence[int], dilations: Sequence[int]) -> None:
+    def __init__(
+        self, channels: int, *, kernels: Sequence[int], dilations: Sequence[int]
+    ) -> None:
         super().__init__()
         half = max(1, channels // 2)
         self.branches = nn.ModuleList(
@@ -103,5 +124,10 @@ class AtrousBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (N, C, H, W) to the same shape."""
-        fused: Tensor = self.fuse(cat([*(branch(features) for branch in self.branches), self.pool(features)], dim=1))
+        fused: Tensor = self.fuse(
+            cat(
+                [*(branch(features) for branch in self.branches), self.pool(features)],
+                dim=1,
+            )
+        )
         return fused

@@ -32,7 +32,11 @@ class AnySize(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, stride: int | tuple[int, ...], *, smallest: int | tuple[int, ...] | None = None
+        self,
+        network: nn.Module,
+        stride: int | tuple[int, ...],
+        *,
+        smallest: int | tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -41,7 +45,11 @@ class AnySize(nn.Module):
             assert smallest is None or isinstance(smallest, int)
             self.smallest: Any = _multiple(smallest or 2 * stride, stride)
         else:
-            wanted = smallest if isinstance(smallest, tuple) else tuple(smallest or 2 * step for step in stride)
+            wanted = (
+                smallest
+                if isinstance(smallest, tuple)
+                else tuple(smallest or 2 * step for step in stride)
+            )
             self.smallest = tuple(map(_multiple, wanted, stride))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -54,8 +62,14 @@ class AnySize(nn.Module):
 
     def _missing(self, shape: Sequence[int]) -> list[int]:
         """How much is to be added along each axis."""
-        strides, smallest = (v if isinstance(v, tuple) else (v,) * len(shape) for v in (self.stride, self.smallest))
-        return [max(-n % step, least - n) for n, step, least in zip(shape, strides, smallest, strict=True)]
+        strides, smallest = (
+            v if isinstance(v, tuple) else (v,) * len(shape)
+            for v in (self.stride, self.smallest)
+        )
+        return [
+            max(-n % step, least - n)
+            for n, step, least in zip(shape, strides, smallest, strict=True)
+        ]
 
 
 def extend(images: Tensor, *more: int) -> Tensor:
@@ -66,7 +80,9 @@ def extend(images: Tensor, *more: int) -> Tensor:
     for axis in reversed(range(len(more))):
         if more[axis]:
             margins = [0, 0] * len(more)
-            margins[2 * (len(more) - axis) - 1] = more[axis]  # F.pad counts axes from the last
+            margins[2 * (len(more) - axis) - 1] = more[
+                axis
+            ]  # F.pad counts axes from the last
             mode = "reflect" if more[axis] < images.shape[2 + axis] else "replicate"
             images = F.pad(images, margins, mode=mode)
     return images
@@ -82,7 +98,15 @@ class _BearsOneValue(_BatchNorm):
         """Features (N, C, ...) to the same shape."""
         if self.training and input.numel() == input.shape[1]:
             mean, variance = self.running_mean, self.running_var
-            return F.batch_norm(input, mean, variance, self.weight, self.bias, training=False, eps=self.eps)
+            return F.batch_norm(
+                input,
+                mean,
+                variance,
+                self.weight,
+                self.bias,
+                training=False,
+                eps=self.eps,
+            )
         return super().forward(input)
 
 
@@ -123,7 +147,12 @@ def norm_layer(kind: Norm, channels: int, *, dims: int = 2) -> nn.Module:
 
 
 def convolution(
-    inputs: int, outputs: int, *, norm: Norm, kernel: int | tuple[int, ...] = 3, active: bool = True
+    inputs: int,
+    outputs: int,
+    *,
+    norm: Norm,
+    kernel: int | tuple[int, ...] = 3,
+    active: bool = True,
 ) -> nn.Sequential:
     """'Same' convolution, normalisation and, where `active`, ReLU; of volumes where `kernel` has three numbers.
 
@@ -133,7 +162,9 @@ def convolution(
     kind: Any = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
     biased = norm in ("none", "group")
     layers = [
-        kind(inputs, outputs, kernel, padding=tuple(k // 2 for k in kernel), bias=biased),
+        kind(
+            inputs, outputs, kernel, padding=tuple(k // 2 for k in kernel), bias=biased
+        ),
         norm_layer(norm, outputs, dims=len(kernel)),
     ]
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if active else []))
@@ -141,13 +172,19 @@ def convolution(
 
 def double_convolution(inputs: int, outputs: int, *, norm: Norm) -> nn.Sequential:
     """Two 3 x 3 convolutions with normalisation and ReLU."""
-    return nn.Sequential(convolution(inputs, outputs, norm=norm), convolution(outputs, outputs, norm=norm))
+    return nn.Sequential(
+        convolution(inputs, outputs, norm=norm),
+        convolution(outputs, outputs, norm=norm),
+    )
 
 
 def without_weights(module: nn.Module) -> nn.Module:
     """A copy of `module` on torch's meta device, where nothing is computed and nothing held. Its weights are not copied
     on the way."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in module.parameters()}
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.to("meta"), requires_grad=False)
+        for p in module.parameters()
+    }
     memo |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
     return copy.deepcopy(module, memo)
 
@@ -156,7 +193,10 @@ def replace_batch_norms(module: nn.Module, kind: Norm = "batch") -> None:
     """Put our normalisation in the place of every plain `BatchNorm2d` below `module`, weights kept for kind "batch"."""
     for name, child in module.named_children():
         # Not timm's, which derive from torch's and do more.
-        if not isinstance(child, nn.BatchNorm2d) or type(child) not in (nn.BatchNorm2d, BatchNorm):
+        if not isinstance(child, nn.BatchNorm2d) or type(child) not in (
+            nn.BatchNorm2d,
+            BatchNorm,
+        ):
             replace_batch_norms(child, kind)
             continue
         layer = norm_layer(kind, child.num_features)

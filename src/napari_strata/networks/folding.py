@@ -26,7 +26,9 @@ PLAIN = (nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm, BatchNorm3d)
 
 
 @torch.no_grad()
-def fold_batch_norms(network: nn.Module, *, channels: int, side: int | tuple[int, ...] = 64) -> nn.Module:
+def fold_batch_norms(
+    network: nn.Module, *, channels: int, side: int | tuple[int, ...] = 64
+) -> nn.Module:
     """A copy of `network` in evaluation mode, its batch normalisations folded into the convolutions they follow.
 
     Which layers follow each other is seen on one small image, whatever the code between them. Where the folded copy
@@ -42,7 +44,9 @@ def fold_batch_norms(network: nn.Module, *, channels: int, side: int | tuple[int
     network.eval()
     device = next(network.parameters()).device
     shape = (side, side) if isinstance(side, int) else side
-    image = torch.randn((1, channels, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+    image = torch.randn(
+        (1, channels, *shape), generator=torch.Generator().manual_seed(0)
+    ).to(device)
     folded = copy.deepcopy(network)
     pairs, wanted = _pairs(folded, image)
     if not pairs:
@@ -99,5 +103,11 @@ def _fold(convolution: Convolution, norm: Norm) -> None:
     assert mean is not None
     assert variance is not None
     convolution.weight, convolution.bias = fuse_conv_bn_weights(
-        convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
+        convolution.weight,
+        convolution.bias,
+        mean,
+        variance,
+        norm.eps,
+        norm.weight,
+        norm.bias,
     )

@@ -13,7 +13,13 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 
 PROBE_TIMEOUT = 2.0
 """Seconds to wait for the hub's answer. The hub's own client tries for 23 s before it gives up."""
@@ -50,10 +56,19 @@ def find_pretrained(encoder: str) -> Pretrained:
         card = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
         if card is None or not card.hf_hub_id:
             raise UnobtainableError("timm knows no weights for it")
-        return Pretrained(encoder, "imagenet", card.hf_hub_id, card.hf_hub_filename or "model.safetensors")
-    settings: dict[str, dict[str, str]] = smp.encoders.encoders[encoder]["pretrained_settings"]
+        return Pretrained(
+            encoder,
+            "imagenet",
+            card.hf_hub_id,
+            card.hf_hub_filename or "model.safetensors",
+        )
+    settings: dict[str, dict[str, str]] = smp.encoders.encoders[encoder][
+        "pretrained_settings"
+    ]
     data = "imagenet" if "imagenet" in settings else next(iter(settings))
-    return Pretrained(encoder, data, settings[data]["repo_id"], revision=settings[data]["revision"])
+    return Pretrained(
+        encoder, data, settings[data]["repo_id"], revision=settings[data]["revision"]
+    )
 
 
 def obtain(source: Pretrained, *, timeout: float = PROBE_TIMEOUT) -> Path:
@@ -66,17 +81,28 @@ def obtain(source: Pretrained, *, timeout: float = PROBE_TIMEOUT) -> Path:
     UnobtainableError
         when none of these has it.
     """
-    found = try_to_load_from_cache(source.repo, source.file, revision=source.revision, cache_dir=constants.HF_HUB_CACHE)
+    found = try_to_load_from_cache(
+        source.repo,
+        source.file,
+        revision=source.revision,
+        cache_dir=constants.HF_HUB_CACHE,
+    )
     if isinstance(found, str):
         return Path(found)
     if (at_hand := _in_torch_hub(source.encoder)) is not None:
         return at_hand
     if constants.HF_HUB_OFFLINE:
         raise UnobtainableError("they are not in the cache, and HF_HUB_OFFLINE is set")
-    if reason := probe(hf_hub_url(source.repo, source.file, revision=source.revision), timeout):
+    if reason := probe(
+        hf_hub_url(source.repo, source.file, revision=source.revision), timeout
+    ):
         raise UnobtainableError(reason)
     try:
-        return Path(hf_hub_download(source.repo, source.file, revision=source.revision, etag_timeout=timeout))
+        return Path(
+            hf_hub_download(
+                source.repo, source.file, revision=source.revision, etag_timeout=timeout
+            )
+        )
     except Exception as error:  # of the hub, of its HTTP client, of the disk: the weights are not there
         raise UnobtainableError(_first_line(error)) from None
 
@@ -108,16 +134,22 @@ def _in_torch_hub(encoder: str) -> Path | None:
     """A file such as resnet34-333f7ec4.pth among torch.hub's downloads, as torchvision leaves it."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     pattern = re.compile(re.escape(encoder) + r"-[0-9a-f]{8}\.pth")
-    return next((f for f in sorted(folder.glob("*.pth")) if pattern.fullmatch(f.name)), None)
+    return next(
+        (f for f in sorted(folder.glob("*.pth")) if pattern.fullmatch(f.name)), None
+    )
 
 
-def timm_state(encoder: Any, path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
+def timm_state(
+    encoder: Any, path: Path, tensors: dict[str, Any]
+) -> dict[str, torch.Tensor]:
     """Pretrained weights of a ``tu-`` encoder under the names that `encoder` uses.
 
     timm renames and resizes as it loads, differently for each family, so a twin of the encoder is built to do it.
     """
     options = {"pretrained_cfg_overlay": {"state_dict": tensors, "file": str(path)}}
-    twin = type(encoder)(name=encoder.name, pretrained=True, **_shape_of(encoder), **options)
+    twin = type(encoder)(
+        name=encoder.name, pretrained=True, **_shape_of(encoder), **options
+    )
     state: dict[str, torch.Tensor] = twin.state_dict()
     return state
 
@@ -126,7 +158,11 @@ def _shape_of(encoder: Any) -> dict[str, Any]:
     if isinstance(encoder, smp.encoders.TimmViTEncoder):
         indices = list(encoder._output_indices)
         channels = encoder.model.patch_embed.proj.in_channels
-        return {"in_channels": channels, "depth": len(indices), "output_indices": indices}
+        return {
+            "in_channels": channels,
+            "depth": len(indices),
+            "output_indices": indices,
+        }
     return {
         "in_channels": encoder._in_channels,
         "depth": encoder._depth,

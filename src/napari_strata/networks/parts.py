@@ -13,7 +13,9 @@ from napari_strata.networks.unet3d import ResidualUNet3d
 def encoder_of(network: nn.Module) -> nn.Module:
     """The encoder in a network of `build_network`: smp's, the atrous U-Net's ResNet, a U-Net's contracting path."""
     inner: Any = getattr(network, "network", network)
-    encoder: nn.Module = inner.down if isinstance(inner, ClassicUNet | ResidualUNet3d) else inner.encoder
+    encoder: nn.Module = (
+        inner.down if isinstance(inner, ClassicUNet | ResidualUNet3d) else inner.encoder
+    )
     return encoder
 
 
@@ -23,6 +25,7 @@ def head_of(network: nn.Module) -> str:
     names: list[str] = [
         name
         for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Conv3d) and not heads.isdisjoint(name.split("."))
+        if isinstance(layer, nn.Conv2d | nn.Conv3d)
+        and not heads.isdisjoint(name.split("."))
     ]
     return names[-1]

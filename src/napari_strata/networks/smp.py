@@ -52,22 +52,37 @@ ENCODERS = ("resnet34", "resnet50", "efficientnet-b0", "mobilenet_v2")
 VISION_TRANSFORMERS = ("tu-vit_tiny_patch16_224", "tu-vit_base_patch16_224")
 """Encoders that work with every architecture but dpt, and with dpt: what messages recommend."""
 
-VARIANTS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+)
 """What frees transformers of timm from the one image size they were trained at; the first that works is taken."""
 
 
 def build_smp(spec: ModelSpec, section: Smp) -> AnySize:
     """The architecture and encoder of `section`; see `build_network`."""
     check_encoder(section.encoder)
-    options = _widths(section) | _norm(section) | _attention(section) | _dropout(section)
-    options |= {"in_channels": spec.in_channels, "classes": len(spec.classes), "encoder_weights": None}
+    options = (
+        _widths(section) | _norm(section) | _attention(section) | _dropout(section)
+    )
+    options |= {
+        "in_channels": spec.in_channels,
+        "classes": len(spec.classes),
+        "encoder_weights": None,
+    }
     failure = ""
     for variant in _variants(section):
         try:
             return _assemble(spec, section, options | variant)
         except Exception as error:  # whatever smp or timm raises, it means that these two do not go together
-            failure = failure or (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-    known = ", ".join(VISION_TRANSFORMERS if section.architecture == "dpt" else ENCODERS)
+            failure = (
+                failure
+                or (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            )
+    known = ", ".join(
+        VISION_TRANSFORMERS if section.architecture == "dpt" else ENCODERS
+    )
     raise RecipeError(
         f"network.architecture={section.architecture} does not work with network.encoder={section.encoder} "
         f"({failure}); take another encoder, such as {known}, or another architecture: unet and fpn go with most "
@@ -81,7 +96,9 @@ def _variants(section: Smp) -> Iterator[dict[str, Any]]:
 
 def _assemble(spec: ModelSpec, section: Smp, options: dict[str, Any]) -> AnySize:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # smp's hints to its own callers: deprecated encoder names and the like
+        warnings.simplefilter(
+            "ignore"
+        )  # smp's hints to its own callers: deprecated encoder names and the like
         network = smp.create_model(section.architecture, section.encoder, **options)
         replace_batch_norms(network)
         if section.norm in ("instance", "group"):
@@ -89,7 +106,9 @@ def _assemble(spec: ModelSpec, section: Smp, options: dict[str, Any]) -> AnySize
             replace_batch_norms(network.decoder, section.norm)
         if section.architecture == "dpt":
             network.segmentation_head.head[3].p = section.dropout
-        wrapped = AnySize(network, spec.stride, smallest=SMALLEST.get(section.architecture))
+        wrapped = AnySize(
+            network, spec.stride, smallest=SMALLEST.get(section.architecture)
+        )
         _freeze_unreached(wrapped, spec.in_channels, len(spec.classes))
     return wrapped
 
@@ -101,7 +120,9 @@ def _freeze_unreached(network: AnySize, channels: int, classes: int) -> None:
     several devices, which waits for the gradient of each.
     """
     training = network.training
-    logits = network.eval()(torch.zeros(1, channels, network.smallest, network.smallest))
+    logits = network.eval()(
+        torch.zeros(1, channels, network.smallest, network.smallest)
+    )
     network.train(training)
     if logits.shape != (1, classes, network.smallest, network.smallest):
         raise ValueError(f"logits have the shape {tuple(logits.shape)}")
@@ -127,12 +148,28 @@ def _leaves(tensor: Tensor) -> set[int]:
 def check_encoder(name: str) -> None:
     """Raise `RecipeError` with the nearest known name when smp and timm have no encoder `name`."""
     universal = name.startswith("tu-")
-    if timm.is_model(name[3:].split(".")[0]) if universal else name in smp.encoders.get_encoder_names():
+    if (
+        timm.is_model(name[3:].split(".")[0])
+        if universal
+        else name in smp.encoders.get_encoder_names()
+    ):
         return
-    known = [f"tu-{n}" for n in timm.list_models()] if universal else smp.encoders.get_encoder_names()
+    known = (
+        [f"tu-{n}" for n in timm.list_models()]
+        if universal
+        else smp.encoders.get_encoder_names()
+    )
     bare = name.removeprefix("timm-")
-    close = [f"tu-{bare}"] if timm.is_model(bare) else get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"some are {', '.join(ENCODERS)}, vgg11 and mit_b0."
+    close = (
+        [f"tu-{bare}"]
+        if timm.is_model(bare)
+        else get_close_matches(name, known, n=1, cutoff=0.5)
+    )
+    hint = (
+        f"did you mean {close[0]!r}?"
+        if close
+        else f"some are {', '.join(ENCODERS)}, vgg11 and mit_b0."
+    )
     raise RecipeError(
         f"network.encoder={name!r} is not an encoder of segmentation-models-pytorch; {hint} "
         "See https://smp.readthedocs.io/en/latest/encoders.html for all."
@@ -145,14 +182,23 @@ def _widths(section: Smp) -> dict[str, Any]:
         return {}
     needed = sum(max(1, count) for _, count in slots)
     if len(widths) != needed:
-        need = f"{section.architecture} takes {needed}, deepest first" if needed else "linknet takes the encoder's"
-        raise RecipeError(f"network.decoder_widths has {len(widths)} numbers; {need}. Empty means the usual ones.")
+        need = (
+            f"{section.architecture} takes {needed}, deepest first"
+            if needed
+            else "linknet takes the encoder's"
+        )
+        raise RecipeError(
+            f"network.decoder_widths has {len(widths)} numbers; {need}. Empty means the usual ones."
+        )
     if section.architecture == "fpn" and widths[1] % 32:
         raise RecipeError(
             f"network.decoder_widths ends in {widths[1]}; fpn normalises groups of 32 there: give a multiple of 32."
         )
     numbers = iter(widths)
-    return {name: [next(numbers) for _ in range(count)] if count else next(numbers) for name, count in slots}
+    return {
+        name: [next(numbers) for _ in range(count)] if count else next(numbers)
+        for name, count in slots
+    }
 
 
 def _norm(section: Smp) -> dict[str, Any]:
@@ -188,7 +234,9 @@ def _dropout(section: Smp) -> dict[str, Any]:
     return {}
 
 
-def _unsupported(section: Smp, option: str, architectures: tuple[str, ...]) -> RecipeError:
+def _unsupported(
+    section: Smp, option: str, architectures: tuple[str, ...]
+) -> RecipeError:
     return RecipeError(
         f"network.{option} is not possible with network.architecture={section.architecture}; it is with "
         f"{', '.join(architectures)}."

@@ -6,14 +6,22 @@ from typing import Literal
 
 from torch import Tensor, cat, nn
 
-from napari_strata.networks.blocks import AnySize, convolution, double_convolution, he_initialise
+from napari_strata.networks.blocks import (
+    AnySize,
+    convolution,
+    double_convolution,
+    he_initialise,
+)
 from napari_strata.recipe import UNet
 from napari_strata.spec import ModelSpec
 
 
 def build_unet(spec: ModelSpec, section: UNet) -> AnySize:
     """The classic U-Net with the options of `section`; see `build_network`."""
-    return AnySize(ClassicUNet(section, inputs=spec.in_channels, outputs=len(spec.classes)), spec.stride)
+    return AnySize(
+        ClassicUNet(section, inputs=spec.in_channels, outputs=len(spec.classes)),
+        spec.stride,
+    )
 
 
 class ClassicUNet(nn.Module):
@@ -33,12 +41,20 @@ class ClassicUNet(nn.Module):
         self.dropout = nn.Dropout2d(section.dropout)
         rising = list(zip(widths[::-1], widths[-2::-1], strict=False))
         self.up = nn.ModuleList(
-            upsampling(deep, shallow, how=section.upsampling, kernel=section.transpose_kernel)
+            upsampling(
+                deep, shallow, how=section.upsampling, kernel=section.transpose_kernel
+            )
             for deep, shallow in rising
         )
-        self.merge = nn.ModuleList(double_convolution(2 * shallow, shallow, norm=norm) for _, shallow in rising)
+        self.merge = nn.ModuleList(
+            double_convolution(2 * shallow, shallow, norm=norm) for _, shallow in rising
+        )
         width = section.head_width or widths[0]
-        extra = convolution(widths[0], width, norm=norm) if section.head_width else nn.Identity()
+        extra = (
+            convolution(widths[0], width, norm=norm)
+            if section.head_width
+            else nn.Identity()
+        )
         self.head = nn.Sequential(extra, nn.Conv2d(width, outputs, 1))
         he_initialise(self)
 
@@ -56,7 +72,11 @@ class ClassicUNet(nn.Module):
 
 
 def upsampling(
-    inputs: int, outputs: int, *, how: Literal["transpose", "nearest", "bilinear"], kernel: int = 2
+    inputs: int,
+    outputs: int,
+    *,
+    how: Literal["transpose", "nearest", "bilinear"],
+    kernel: int = 2,
 ) -> nn.Module:
     """Twice the height and width, exactly: a transposed convolution, or interpolation and a 3 x 3 convolution.
 
@@ -65,6 +85,10 @@ def upsampling(
     """
     if how == "transpose":
         margin = kernel - 2
-        return nn.ConvTranspose2d(inputs, outputs, kernel, stride=2, padding=margin, output_padding=margin)
-    grow = nn.Upsample(scale_factor=2, mode=how, align_corners=False if how == "bilinear" else None)
+        return nn.ConvTranspose2d(
+            inputs, outputs, kernel, stride=2, padding=margin, output_padding=margin
+        )
+    grow = nn.Upsample(
+        scale_factor=2, mode=how, align_corners=False if how == "bilinear" else None
+    )
     return nn.Sequential(grow, nn.Conv2d(inputs, outputs, 3, padding=1))

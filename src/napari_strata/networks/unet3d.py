@@ -28,7 +28,11 @@ def build_unet3d(spec: ModelSpec, section: UNet3d) -> AnySize:
         kernels=depth_kernels(spec.depth.strides),
     )
     # Two strides along Y and X leave enough at the deepest level for any normalisation; one along Z spares thin stacks.
-    return AnySize(network, spec.stride_shape, smallest=(spec.depth.stride, 2 * spec.stride, 2 * spec.stride))
+    return AnySize(
+        network,
+        spec.stride_shape,
+        smallest=(spec.depth.stride, 2 * spec.stride, 2 * spec.stride),
+    )
 
 
 class ResidualUNet3d(nn.Module):
@@ -45,20 +49,32 @@ class ResidualUNet3d(nn.Module):
     """
 
     def __init__(
-        self, section: UNet3d, *, inputs: int, outputs: int, strides: Sequence[int], kernels: Sequence[int]
+        self,
+        section: UNet3d,
+        *,
+        inputs: int,
+        outputs: int,
+        strides: Sequence[int],
+        kernels: Sequence[int],
     ) -> None:
         super().__init__()
         widths, norm = section.widths, section.norm
         self.down = nn.ModuleList(
             ResidualBlock(before, width, norm=norm, depth=kernel)
-            for before, width, kernel in zip((inputs, *widths), widths, kernels, strict=False)
+            for before, width, kernel in zip(
+                (inputs, *widths), widths, kernels, strict=False
+            )
         )
         self.pools = nn.ModuleList(nn.MaxPool3d((stride, 2, 2)) for stride in strides)
         self.dropout = nn.Dropout3d(section.dropout)
         rising = list(zip(widths[::-1], widths[-2::-1], strides[::-1], strict=False))
         # Narrowed before they grow, where there are fewer voxels.
-        self.narrow = nn.ModuleList(nn.Conv3d(deep, shallow, 1) for deep, shallow, _ in rising)
-        self.grow = nn.ModuleList(nn.Upsample(scale_factor=(stride, 2, 2)) for _, _, stride in rising)
+        self.narrow = nn.ModuleList(
+            nn.Conv3d(deep, shallow, 1) for deep, shallow, _ in rising
+        )
+        self.grow = nn.ModuleList(
+            nn.Upsample(scale_factor=(stride, 2, 2)) for _, _, stride in rising
+        )
         self.merge = nn.ModuleList(
             ResidualBlock(shallow, shallow, norm=norm, depth=kernel)
             for (_, shallow, _), kernel in zip(rising, kernels[-2::-1], strict=True)
@@ -80,7 +96,9 @@ class ResidualUNet3d(nn.Module):
             skips.append(features)
             features = level(pool(features))
         features = self.dropout(features)
-        for narrow, grow, merge, skip in zip(self.narrow, self.grow, self.merge, reversed(skips), strict=True):
+        for narrow, grow, merge, skip in zip(
+            self.narrow, self.grow, self.merge, reversed(skips), strict=True
+        ):
             features = merge(skip + grow(narrow(features)))
         logits: Tensor = self.head(features)
         return logits
@@ -95,14 +113,20 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, norm: Norm, depth: int) -> None:
         super().__init__()
         self.first = convolution(inputs, outputs, norm=norm, kernel=(depth, 3, 3))
-        self.second = convolution(outputs, outputs, norm=norm, kernel=(depth, 3, 3), active=False)
+        self.second = convolution(
+            outputs, outputs, norm=norm, kernel=(depth, 3, 3), active=False
+        )
         same = inputs == outputs
         self.shortcut = (
-            nn.Identity() if same else convolution(inputs, outputs, norm=norm, kernel=(1, 1, 1), active=False)
+            nn.Identity()
+            if same
+            else convolution(inputs, outputs, norm=norm, kernel=(1, 1, 1), active=False)
         )
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (N, inputs, D, H, W) to (N, outputs, D, H, W)."""
-        answer: Tensor = self.activation(self.second(self.first(features)) + self.shortcut(features))
+        answer: Tensor = self.activation(
+            self.second(self.first(features)) + self.shortcut(features)
+        )
         return answer

@@ -23,7 +23,9 @@ NESTS = ("state_dict", "model_state_dict", "model", "encoder")
 """Keys under which checkpoints keep the tensors."""
 
 
-def load_encoder_weights(network: nn.Module, spec: ModelSpec, *, probe_timeout: float = 2.0) -> str:
+def load_encoder_weights(
+    network: nn.Module, spec: ModelSpec, *, probe_timeout: float = 2.0
+) -> str:
     """Fill the encoder of `network` as ``spec.network.encoder_weights`` says, and say in words what was done.
 
     A first convolution for other than 3 channels is made from the one for 3: summed for one channel, else repeated and
@@ -44,7 +46,9 @@ def load_encoder_weights(network: nn.Module, spec: ModelSpec, *, probe_timeout: 
     section = spec.network
     if isinstance(section, UNet | UNet3d):
         name = "classic" if isinstance(section, UNet) else "3D"
-        return f"the {name} U-Net has no pretrained encoder: it starts from random weights"
+        return (
+            f"the {name} U-Net has no pretrained encoder: it starts from random weights"
+        )
     start, choice = f"encoder {section.encoder}:", section.encoder_weights
     if choice == "none":
         return f"{start} starts from random weights, as the recipe says"
@@ -67,7 +71,9 @@ def load_encoder_weights(network: nn.Module, spec: ModelSpec, *, probe_timeout: 
         ) from None
 
 
-def _load_pretrained(encoder: nn.Module, name: str, channels: int, *, timeout: float) -> str:
+def _load_pretrained(
+    encoder: nn.Module, name: str, channels: int, *, timeout: float
+) -> str:
     from napari_strata.networks.hub import find_pretrained, obtain, timm_state
 
     source = find_pretrained(name)
@@ -77,7 +83,11 @@ def _load_pretrained(encoder: nn.Module, name: str, channels: int, *, timeout: f
         tensors = timm_state(encoder, path, tensors)
     fitted = fit(encoder, tensors, channels, source=path)
     data = "ImageNet" if source.data == "imagenet" else source.data
-    adapted = "" if channels == 3 else f", the first convolution adapted from 3 channels to {channels}"
+    adapted = (
+        ""
+        if channels == 3
+        else f", the first convolution adapted from 3 channels to {channels}"
+    )
     return f"{data} weights loaded ({fitted}{adapted})"
 
 
@@ -91,30 +101,46 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ModelError(f"{file}: there is no such file of encoder weights; check network.encoder_weights.")
+        raise ModelError(
+            f"{file}: there is no such file of encoder weights; check network.encoder_weights."
+        )
     try:
         if file.suffix == ".safetensors":
             found: Any = load_file(file)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of a pickle's protocol before it refuses it
+                warnings.simplefilter(
+                    "ignore"
+                )  # torch warns of a pickle's protocol before it refuses it
                 found = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: cannot be read ({_short(error)}); take another copy.") from None
+        raise ModelError(
+            f"{file}: cannot be read ({_short(error)}); take another copy."
+        ) from None
     except Exception:  # torch.load raises a dozen kinds for what is not a file of tensors, some with unsafe advice
         raise ModelError(
             f"{file}: is damaged, or a pickle that holds more than tensors and could run code (it was not run); needed "
             "is a .safetensors file, or one of torch.save(encoder.state_dict(), ...)."
         ) from None
-    while isinstance(found, dict) and (nest := next((n for n in NESTS if isinstance(found.get(n), dict)), None)):
+    while isinstance(found, dict) and (
+        nest := next((n for n in NESTS if isinstance(found.get(n), dict)), None)
+    ):
         found = found[nest]
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
+    tensors = (
+        {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+        if isinstance(found, dict)
+        else {}
+    )
     if not tensors:
-        raise ModelError(f"{file}: found {type(found).__name__} without tensors; needed is an encoder's state_dict.")
+        raise ModelError(
+            f"{file}: found {type(found).__name__} without tensors; needed is an encoder's state_dict."
+        )
     return tensors
 
 
-def fit(encoder: nn.Module, tensors: dict[str, Tensor], channels: int, *, source: str | Path) -> str:
+def fit(
+    encoder: nn.Module, tensors: dict[str, Tensor], channels: int, *, source: str | Path
+) -> str:
     """Load those of `tensors` that `encoder` has, and say how many.
 
     Prefixes that wrappers add are seen through; what the encoder has not (a classifier) is left.
@@ -130,22 +156,32 @@ def fit(encoder: nn.Module, tensors: dict[str, Tensor], channels: int, *, source
     wanted = [name for name in own if not name.endswith("num_batches_tracked")]
     count = sum(name in matched for name in wanted)
     if 2 * count < len(wanted):
-        found = next((name for name in tensors if name not in matched), next(iter(tensors)))
+        found = next(
+            (name for name in tensors if name not in matched), next(iter(tensors))
+        )
         needed = next(name for name in wanted if name not in matched)
         raise ModelError(
             f"{source}: {count} of the {len(wanted)} tensors of the encoder found; it has {found!r} "
             f"{tuple(tensors[found].shape)}, needed is {needed!r} {tuple(own[needed].shape)}. Give weights of the same "
             "encoder, or set network.encoder to the one they are of."
         )
-    nn.Module.load_state_dict(encoder, matched, strict=False)  # smp's own versions change the dictionary
+    nn.Module.load_state_dict(
+        encoder, matched, strict=False
+    )  # smp's own versions change the dictionary
     return f"{count} of {len(wanted)} tensors"
 
 
-def _match(own: dict[str, Tensor], tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
+def _match(
+    own: dict[str, Tensor], tensors: dict[str, Tensor], channels: int
+) -> dict[str, Tensor]:
     matched: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for form in _forms(name):
-            fitting = adapt(tensor, own[form].shape, channels) if form in own and form not in matched else None
+            fitting = (
+                adapt(tensor, own[form].shape, channels)
+                if form in own and form not in matched
+                else None
+            )
             if fitting is not None:
                 matched[form] = fitting
                 break
@@ -156,7 +192,11 @@ def adapt(tensor: Tensor, shape: torch.Size, channels: int) -> Tensor | None:
     """`tensor` as it is when it has `shape`, a first convolution for `channels` made from one for 1 or 3, else None."""
     if tensor.shape == shape:
         return tensor
-    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3) or shape != (tensor.shape[0], channels, *tensor.shape[2:]):
+    if (
+        tensor.ndim != 4
+        or tensor.shape[1] not in (1, 3)
+        or shape != (tensor.shape[0], channels, *tensor.shape[2:])
+    ):
         return None
     return for_channels(tensor, channels)
 

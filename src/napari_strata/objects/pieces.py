@@ -80,15 +80,26 @@ def find_objects(
     _check_options(smallest, split)
     whole = labels.size("Z") > 1 and not by_plane
     work = groups(labels, whole=whole)
-    sampling = pixel_size(labels, "ZYX" if whole else "YX", needed=bool(smallest or split))
+    sampling = pixel_size(
+        labels, "ZYX" if whole else "YX", needed=bool(smallest or split)
+    )
     classes, index = _class_of(labels, of)
     check_volume(labels, LABEL_BYTES, whole=whole, what="finding objects")
     with closing(_Store()) as store:
         for group in work:
             mask = _mask(labels, group, classes, index)
-            _number(mask, store, sampling, smallest=smallest, fill_holes=fill_holes, split=split)
+            _number(
+                mask,
+                store,
+                sampling,
+                smallest=smallest,
+                fill_holes=fill_holes,
+                split=split,
+            )
             del mask  # or the next time point's would be made beside it
-        data = store.array(tuple(labels.size(a) for a in _axes.canonical(labels.label_axes)))
+        data = store.array(
+            tuple(labels.size(a) for a in _axes.canonical(labels.label_axes))
+        )
     return labels.labels_like(_axes.from_canonical(data, labels.label_axes))
 
 
@@ -113,9 +124,13 @@ def pixel_size(image: Image, letters: str, *, needed: bool = True) -> tuple[floa
     units = [image.units[image.axes.index(a)] for a in letters]
     if not needed:
         return sizes
-    shown = ", ".join(f"{a} {s:g} {u}" for a, s, u in zip(letters, sizes, units, strict=True))
+    shown = ", ".join(
+        f"{a} {s:g} {u}" for a, s, u in zip(letters, sizes, units, strict=True)
+    )
     if any(not math.isfinite(s) or s <= 0 for s in sizes):
-        raise ImageError(f"{image.name}: found the pixel size {shown}; needed are positive numbers: correct the file.")
+        raise ImageError(
+            f"{image.name}: found the pixel size {shown}; needed are positive numbers: correct the file."
+        )
     if len(set(units)) > 1:
         raise ImageError(
             f"{image.name}: found the pixel size {shown}; volumes and distances need one unit along all axes: give "
@@ -126,11 +141,17 @@ def pixel_size(image: Image, letters: str, *, needed: bool = True) -> tuple[floa
 
 def check_volume(image: Image, bytes_a_pixel: int, *, whole: bool, what: str) -> None:
     """Refuse, as `check_memory` does, work on a plane, or on all planes of a time point, that does not fit."""
-    height, width, planes = image.size("Y"), image.size("X"), image.size("Z") if whole else 1
+    height, width, planes = (
+        image.size("Y"),
+        image.size("X"),
+        image.size("Z") if whole else 1,
+    )
     check_memory(
         height * width * (planes * bytes_a_pixel + PLANE_BYTES),
         what=f"{image.name}: {what} in {planes} x {height} x {width} pixels at once",
-        instead="work plane by plane (--by-plane), crop the labels" if whole else "crop the labels",
+        instead="work plane by plane (--by-plane), crop the labels"
+        if whole
+        else "crop the labels",
     )
 
 
@@ -151,9 +172,13 @@ def check_memory(needed: int, *, what: str, instead: str) -> None:
 
 def _check_options(smallest: float, split: float | None) -> None:
     if not (math.isfinite(smallest) and smallest >= 0):
-        raise ImageError(f"found smallest={smallest:g}; needed is an area or volume, 0 or more.")
+        raise ImageError(
+            f"found smallest={smallest:g}; needed is an area or volume, 0 or more."
+        )
     if split is not None and not (math.isfinite(split) and split > 0):
-        raise ImageError(f"found split={split:g}; needed is a distance above 0, or none at all to leave objects whole.")
+        raise ImageError(
+            f"found split={split:g}; needed is a distance above 0, or none at all to leave objects whole."
+        )
 
 
 def _class_of(labels: LabelImage, of: str | None) -> tuple[ClassMap, int]:
@@ -170,7 +195,9 @@ def _class_of(labels: LabelImage, of: str | None) -> tuple[ClassMap, int]:
         return classes, classes.names.index(of)
     if of in (values := [str(value) for value in classes.values]):
         return classes, values.index(of)
-    raise LabelError(f"{labels.name}: found no class {of!r}; {nearest(of, classes.names)}")
+    raise LabelError(
+        f"{labels.name}: found no class {of!r}; {nearest(of, classes.names)}"
+    )
 
 
 def _classes_found(labels: LabelImage) -> ClassMap:
@@ -185,7 +212,9 @@ def _classes_found(labels: LabelImage) -> ClassMap:
     return ClassMap.from_values(found)
 
 
-def _mask(labels: LabelImage, group: Sequence[Region], classes: ClassMap, index: int) -> Array:
+def _mask(
+    labels: LabelImage, group: Sequence[Region], classes: ClassMap, index: int
+) -> Array:
     """Where the class is, in the planes of a group (Z, Y, X); of a plane by itself, Y, X."""
     mask = np.empty((len(group), labels.size("Y"), labels.size("X")), bool)
     for plane, region in zip(mask, group, strict=True):
@@ -194,7 +223,13 @@ def _mask(labels: LabelImage, group: Sequence[Region], classes: ClassMap, index:
 
 
 def _number(
-    mask: Array, store: _Store, sampling: Sequence[float], *, smallest: float, fill_holes: bool, split: float | None
+    mask: Array,
+    store: _Store,
+    sampling: Sequence[float],
+    *,
+    smallest: float,
+    fill_holes: bool,
+    split: float | None,
 ) -> None:
     """Find the objects of a plane or volume and store them."""
     from scipy import ndimage
@@ -202,7 +237,9 @@ def _number(
     if fill_holes:
         # Objects are connected by faces, so what is around them is by corners too; else a gap that leads out
         # diagonally, between two objects, would count as a hole in one.
-        mask = ndimage.binary_fill_holes(mask, structure=np.ones((3,) * mask.ndim, bool))
+        mask = ndimage.binary_fill_holes(
+            mask, structure=np.ones((3,) * mask.ndim, bool)
+        )
     found: Array = np.empty(mask.shape, np.int32)
     count = ndimage.label(mask, output=found)
     if split is not None:
@@ -223,7 +260,9 @@ def _kept(planes: Array, smallest: float, pixel: float) -> Array:
     return kept & (counts > 0)
 
 
-def _split(found: Array, count: int, distance: float, sampling: Sequence[float]) -> None:
+def _split(
+    found: Array, count: int, distance: float, sampling: Sequence[float]
+) -> None:
     """Cut objects in place; their parts but the first get numbers above `count`."""
     from scipy import ndimage
 
@@ -231,14 +270,22 @@ def _split(found: Array, count: int, distance: float, sampling: Sequence[float])
         (number, box)
         for number, box in enumerate(ndimage.find_objects(found), 1)
         # In a box this small no two centres are that far apart.
-        if math.hypot(*((s.stop - s.start - 1) * d for s, d in zip(box, sampling, strict=True))) >= distance
+        if math.hypot(
+            *((s.stop - s.start - 1) * d for s, d in zip(box, sampling, strict=True))
+        )
+        >= distance
     ]
     # With one pixel around it the distance to an object's edge is what it is in the whole; beyond the image is no edge.
-    grown = [(number, tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)) for number, box in boxes]
+    grown = [
+        (number, tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box))
+        for number, box in boxes
+    ]
     check_memory(
-        (largest := max((found[box].size for _, box in grown), default=0)) * SPLIT_BYTES,
+        (largest := max((found[box].size for _, box in grown), default=0))
+        * SPLIT_BYTES,
         what=f"splitting the largest object, in a box of {largest} pixels,",
-        instead="leave out the split (--split)" + ", work plane by plane (--by-plane)" * (found.ndim == 3),
+        instead="leave out the split (--split)"
+        + ", work plane by plane (--by-plane)" * (found.ndim == 3),
     )
     for number, box in grown:
         part = found[box]
@@ -255,7 +302,9 @@ def _parts(mask: Array, distance: float, sampling: Sequence[float]) -> Array:
 
     if mask.all():  # the whole image: it has no edge to be far from
         return mask.astype(np.int32)
-    height = ndimage.distance_transform_edt(mask, sampling=tuple(sampling)).astype(np.float32)
+    height = ndimage.distance_transform_edt(mask, sampling=tuple(sampling)).astype(
+        np.float32
+    )
     centers = _centers(height, distance, sampling)
     markers: Array = np.zeros(mask.shape, np.int32)
     markers[tuple(centers.T)] = np.arange(1, len(centers) + 1)
@@ -273,12 +322,17 @@ def _centers(height: Array, distance: float, sampling: Sequence[float]) -> Array
     from scipy.spatial import cKDTree
     from skimage.morphology import local_maxima
 
-    tops, count = ndimage.label(local_maxima(height), structure=np.ones((3,) * height.ndim, bool))
+    tops, count = ndimage.label(
+        local_maxima(height), structure=np.ones((3,) * height.ndim, bool)
+    )
     pixels = np.argwhere(tops)
     top = tops[tuple(pixels.T)] - 1
     places = pixels * np.asarray(sampling)
     members = np.bincount(top, minlength=count)
-    middle = np.stack([np.bincount(top, places[:, i], count) / members for i in range(height.ndim)], axis=1)
+    middle = np.stack(
+        [np.bincount(top, places[:, i], count) / members for i in range(height.ndim)],
+        axis=1,
+    )
     away = ((places - middle[top]) ** 2).sum(axis=1)
     by_top = np.lexsort((away, top))
     first = by_top[np.searchsorted(top[by_top], np.arange(count))]
@@ -344,4 +398,6 @@ class _Store:
 
 def _explained(error: OSError) -> RunError:
     what = files.explain(error, tempfile.gettempdir())
-    return RunError(f"{what} The ids are kept there for a while; the variable TMPDIR names another folder.")
+    return RunError(
+        f"{what} The ids are kept there for a while; the variable TMPDIR names another folder."
+    )

@@ -46,29 +46,47 @@ class Frame:
 
     def across(self, x: float) -> float:
         low, high = self.x
-        return round(LEFT + (x - low) / ((high - low) or 1) * (self.width - LEFT - RIGHT), 1)
+        return round(
+            LEFT + (x - low) / ((high - low) or 1) * (self.width - LEFT - RIGHT), 1
+        )
 
     def down(self, y: float) -> float:
         low, high = self.y
-        return round(self.height - BOTTOM - (y - low) / ((high - low) or 1) * (self.height - TOP - BOTTOM), 1)
+        return round(
+            self.height
+            - BOTTOM
+            - (y - low) / ((high - low) or 1) * (self.height - TOP - BOTTOM),
+            1,
+        )
 
 
-def draw_lines(lines: Sequence[Line], *, label: str, mark: float | None = None) -> Markup:
+def draw_lines(
+    lines: Sequence[Line], *, label: str, mark: float | None = None
+) -> Markup:
     """Lines over epochs, with `label` for readers who do not see it; a dashed upright line at the epoch `mark`."""
     points = [point for line in lines for point in line.points]
     xs, ys = [x for x, _ in points], [y for _, y in points if math.isfinite(y)]
     ticks = nice_ticks(min(ys), max(ys))
-    frame = Frame((min(xs), max(max(xs), min(xs) + 1)), (min(ticks[0], min(ys)), max(ticks[-1], max(ys))))
-    across = [t for t in nice_ticks(*frame.x, most=8) if t == round(t) and frame.x[0] <= t <= frame.x[1]]
+    frame = Frame(
+        (min(xs), max(max(xs), min(xs) + 1)),
+        (min(ticks[0], min(ys)), max(ticks[-1], max(ys))),
+    )
+    across = [
+        t
+        for t in nice_ticks(*frame.x, most=8)
+        if t == round(t) and frame.x[0] <= t <= frame.x[1]
+    ]
     parts = [_grid(frame, across, ticks, titles=("epoch", ""))]
     if mark is not None and frame.x[0] <= mark <= frame.x[1]:
         x = frame.across(mark)
         anchor = "end" if x > WIDTH - 60 else "start"
         parts.append(
-            Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(x, TOP, HEIGHT - BOTTOM)
-            + Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">best</text>').format(
-                x + (-4 if anchor == "end" else 4), TOP + 9, anchor
+            Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
+                x, TOP, HEIGHT - BOTTOM
             )
+            + Markup(
+                '<text class="tick" x="{}" y="{}" text-anchor="{}">best</text>'
+            ).format(x + (-4 if anchor == "end" else 4), TOP + 9, anchor)
         )
     parts += [_line(frame, line, dots=len(points) <= DOTS) for line in lines]
     return _svg(parts, label, (WIDTH, HEIGHT))
@@ -85,7 +103,10 @@ def draw_reliability(bins: dict[str, list[dict[str, Any]]], *, label: str) -> Ma
     parts = [_grid(frame, fifths, fifths, titles=("confidence", "right"))]
     total = sum(one["count"] for one in bins["after"]) or 1
     for one in bins["after"]:
-        (x, bottom), height = frame.at(one["low"], 0), frame.down(0) - frame.down(one["count"] / total)
+        (x, bottom), height = (
+            frame.at(one["low"], 0),
+            frame.down(0) - frame.down(one["count"] / total),
+        )
         width = frame.across(one["high"]) - x
         parts.append(
             Markup(
@@ -99,10 +120,21 @@ def draw_reliability(bins: dict[str, list[dict[str, Any]]], *, label: str) -> Ma
             )
         )
     (left, low), (right, high) = frame.at(0, 0), frame.at(1, 1)
-    parts.append(Markup('<line class="ideal" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(left, low, right, high))
-    for name, color, dashed in (("before", "var(--second)", True), ("after", "var(--first)", False)):
-        found = [(one["confidence"], one["accuracy"]) for one in bins[name] if one["count"]]
-        parts.append(_line(frame, Line(name, found, color, dashed), dots=True, what=_right_at))
+    parts.append(
+        Markup('<line class="ideal" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
+            left, low, right, high
+        )
+    )
+    for name, color, dashed in (
+        ("before", "var(--second)", True),
+        ("after", "var(--first)", False),
+    ):
+        found = [
+            (one["confidence"], one["accuracy"]) for one in bins[name] if one["count"]
+        ]
+        parts.append(
+            _line(frame, Line(name, found, color, dashed), dots=True, what=_right_at)
+        )
     return _svg(parts, label, (side, side))
 
 
@@ -110,7 +142,9 @@ STRIP = (150, 18)
 """Width and height of a strip."""
 
 
-def draw_strip(values: Sequence[tuple[str, float]], *, span: tuple[float, float], label: str) -> Markup:
+def draw_strip(
+    values: Sequence[tuple[str, float]], *, span: tuple[float, float], label: str
+) -> Markup:
     """Named values as dots on a line from `span`'s low to its high, and their mean as a tick."""
     width, height = STRIP
     middle, (low, high) = height / 2, span
@@ -119,16 +153,24 @@ def draw_strip(values: Sequence[tuple[str, float]], *, span: tuple[float, float]
     def across(value: float) -> float:
         return round(6 + (value - low) / ((high - low) or 1) * (width - 12), 1)
 
-    parts = [Markup('<line class="grid" x1="6" x2="{}" y1="{}" y2="{}"/>').format(width - 6, middle, middle)]
+    parts = [
+        Markup('<line class="grid" x1="6" x2="{}" y1="{}" y2="{}"/>').format(
+            width - 6, middle, middle
+        )
+    ]
     if known:
         x = across(sum(value for _, value in known) / len(known))
-        parts.append(Markup('<line class="axis" x1="{0}" x2="{0}" y1="2" y2="{1}"/>').format(x, height - 2))
+        parts.append(
+            Markup('<line class="axis" x1="{0}" x2="{0}" y1="2" y2="{1}"/>').format(
+                x, height - 2
+            )
+        )
     for name, value in known:
         said = f"{name}: {value:.3f}"
         parts.append(
-            Markup('<circle class="value" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>').format(
-                across(value), middle, said
-            )
+            Markup(
+                '<circle class="value" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>'
+            ).format(across(value), middle, said)
         )
     return _svg(parts, label, STRIP, style="strip")
 
@@ -147,32 +189,54 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def percent(share: float) -> str:
     """``12.3 %``; nothing that is not nothing is ``<0.1 %``."""
-    return "0 %" if share == 0 else "<0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
+    return (
+        "0 %" if share == 0 else "<0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
+    )
 
 
-def _grid(frame: Frame, across: Sequence[float], up: Sequence[float], *, titles: tuple[str, str]) -> Markup:
+def _grid(
+    frame: Frame,
+    across: Sequence[float],
+    up: Sequence[float],
+    *,
+    titles: tuple[str, str],
+) -> Markup:
     right, bottom = frame.width - RIGHT, frame.height - BOTTOM
     parts = []
     for value in up:
         y = frame.down(value)
-        parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, right, y, y))
         parts.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{:g}</text>').format(LEFT - 7, y + 4, value)
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+                LEFT, right, y, y
+            )
+        )
+        parts.append(
+            Markup(
+                '<text class="tick" x="{}" y="{}" text-anchor="end">{:g}</text>'
+            ).format(LEFT - 7, y + 4, value)
         )
     for value in across:
         x = frame.across(value)
         parts.append(
-            Markup('<line class="tickmark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(x, bottom, bottom + 4)
+            Markup(
+                '<line class="tickmark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>'
+            ).format(x, bottom, bottom + 4)
         )
         parts.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{:g}</text>').format(x, bottom + 17, value)
+            Markup(
+                '<text class="tick" x="{}" y="{}" text-anchor="middle">{:g}</text>'
+            ).format(x, bottom + 17, value)
         )
-    parts.append(Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, right, bottom, bottom))
+    parts.append(
+        Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+            LEFT, right, bottom, bottom
+        )
+    )
     middle = (LEFT + right) / 2, (TOP + bottom) / 2
     parts.append(
-        Markup('<text class="title" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            middle[0], frame.height - 6, titles[0]
-        )
+        Markup(
+            '<text class="title" x="{}" y="{}" text-anchor="middle">{}</text>'
+        ).format(middle[0], frame.height - 6, titles[0])
     )
     if titles[1]:
         parts.append(
@@ -204,7 +268,13 @@ def _line(frame: Frame, line: Line, *, dots: bool, what: Any = None) -> Markup:
             left, top = frame.at(x, y)
             drawn += Markup(
                 '<circle class="dot" cx="{}" cy="{}" r="{}" style="fill: {}"><title>{}</title></circle>'
-            ).format(left, top, 2.2 if len(line.points) <= 60 else 1.2, line.color, f"{line.name}, {say(x, y)}")
+            ).format(
+                left,
+                top,
+                2.2 if len(line.points) <= 60 else 1.2,
+                line.color,
+                f"{line.name}, {say(x, y)}",
+            )
     return drawn
 
 
@@ -212,7 +282,9 @@ def _right_at(confidence: float, accuracy: float) -> str:
     return f"at confidence {percent(confidence)}: {percent(accuracy)} right"
 
 
-def _svg(parts: Sequence[Markup], label: str, size: tuple[int, int], style: str = "") -> Markup:
+def _svg(
+    parts: Sequence[Markup], label: str, size: tuple[int, int], style: str = ""
+) -> Markup:
     head = Markup('<svg{} viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
         Markup(f' class="{style}"') if style else "", *size, escape(label)
     )

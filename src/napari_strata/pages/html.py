@@ -35,12 +35,16 @@ def write(place: Path, text: str) -> Path:
         when `place` is a folder or a file of something else, or cannot be written.
     """
     if place.is_dir():
-        raise RunError(f"{place}: found a folder where the page is to be written; give the name of an HTML file.")
+        raise RunError(
+            f"{place}: found a folder where the page is to be written; give the name of an HTML file."
+        )
     if place.is_file():
         with open(place, "rb") as file:
             ours = MARK.encode() in file.read(2000)
         if not ours:
-            raise RunError(f"{place}: found another file here, which is not replaced; choose another name.")
+            raise RunError(
+                f"{place}: found another file here, which is not replaced; choose another name."
+            )
     files.write_text(place, text)
     return place
 

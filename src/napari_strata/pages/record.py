@@ -14,7 +14,14 @@ import yaml
 
 from napari_strata.classes import default_colors
 from napari_strata.errors import RunError
-from napari_strata.events import EpochEnd, Event, Message, TrainingEnd, TrainingStarted, from_json
+from napari_strata.events import (
+    EpochEnd,
+    Event,
+    Message,
+    TrainingEnd,
+    TrainingStarted,
+    from_json,
+)
 
 MODEL, SCORES = "model.safetensors", "validation"
 
@@ -80,24 +87,41 @@ class Record:
     @property
     def ended(self) -> TrainingEnd | None:
         """The end after the last start; None when the training goes on or was cut off."""
-        last = next((e for e in reversed(self.events) if isinstance(e, (TrainingStarted, TrainingEnd))), None)
+        last = next(
+            (
+                e
+                for e in reversed(self.events)
+                if isinstance(e, (TrainingStarted, TrainingEnd))
+            ),
+            None,
+        )
         return last if isinstance(last, TrainingEnd) else None
 
     @property
     def epochs(self) -> list[EpochEnd]:
         """Each epoch once, in order; of one that was done again, the newer."""
-        return [end for _, end in sorted({end.epoch: end for end in self._all(EpochEnd)}.items())]
+        return [
+            end
+            for _, end in sorted(
+                {end.epoch: end for end in self._all(EpochEnd)}.items()
+            )
+        ]
 
     @property
     def best(self) -> EpochEnd | None:
         """The epoch with the best mean IoU; the last one where nothing was scored."""
         epochs = self.epochs
-        return next((end for end in reversed(epochs) if end.best_iou), epochs[-1] if epochs else None)
+        return next(
+            (end for end in reversed(epochs) if end.best_iou),
+            epochs[-1] if epochs else None,
+        )
 
     @property
     def warnings(self) -> list[str]:
         """Each once."""
-        return list(dict.fromkeys(m.text for m in self._all(Message) if m.level == "warning"))
+        return list(
+            dict.fromkeys(m.text for m in self._all(Message) if m.level == "warning")
+        )
 
     @property
     def classes(self) -> dict[str, str]:
@@ -135,7 +159,9 @@ def read_record(path: str | Path) -> Record:
         recipe=_yaml(text),
         data=_json(place / "data.json"),
         events=tuple(_events(place / "events.jsonl")),
-        rows=tuple(csv.DictReader(_text(place / "metrics.csv").splitlines())) if is_run else (),
+        rows=tuple(csv.DictReader(_text(place / "metrics.csv").splitlines()))
+        if is_run
+        else (),
         header=read_header(place / MODEL),
         scores=_sound(_json((place / SCORES if is_run else place) / "metrics.json")),
     )
@@ -150,7 +176,9 @@ def read_header(file: Path) -> ModelHeader:
                 return ModelHeader()
             found = json.loads(source.read(length))
         facts = dict(found.pop("__metadata__", {}))
-        return ModelHeader(facts, sum(_product(tensor["shape"]) for tensor in found.values()))
+        return ModelHeader(
+            facts, sum(_product(tensor["shape"]) for tensor in found.values())
+        )
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
         return ModelHeader()
 
@@ -158,9 +186,17 @@ def read_header(file: Path) -> ModelHeader:
 def _sound(scores: dict[str, Any]) -> dict[str, Any]:
     """Scores whose table and matrix fit each other; empty when they do not, as of a file of something else."""
     table, counts = scores.get("per_class"), scores.get("confusion")
-    if not isinstance(table, dict) or not isinstance(counts, list) or len(table) != len(counts):
+    if (
+        not isinstance(table, dict)
+        or not isinstance(counts, list)
+        or len(table) != len(counts)
+    ):
         return {}
-    return scores if all(isinstance(row, list) and len(row) == len(counts) for row in counts) else {}
+    return (
+        scores
+        if all(isinstance(row, list) and len(row) == len(counts) for row in counts)
+        else {}
+    )
 
 
 def _product(shape: list[int]) -> int:

@@ -16,7 +16,13 @@ from napari_strata.pages.record import MODEL, read_record
 from napari_strata.recipe import Recipe, differences
 from napari_strata.recipes import dump_recipe
 
-RETRAINED = ("name", "description", "training.validation", "training.early_stopping", "training.epochs")
+RETRAINED = (
+    "name",
+    "description",
+    "training.validation",
+    "training.early_stopping",
+    "training.epochs",
+)
 """What may differ between the best recipe and the one that was trained on all data."""
 
 
@@ -47,18 +53,49 @@ def render(folder: Path) -> str:
     raw = read_study(folder / TRIALS)
     result = TuneResult.parse(raw, folder)
     keys = list(dict.fromkeys(key for trial in result.trials for key in trial.values))
-    best = next((trial for trial in result.trials if not math.isnan(_score(result, trial).mean_iou)), None)
+    best = next(
+        (
+            trial
+            for trial in result.trials
+            if not math.isnan(_score(result, trial).mean_iou)
+        ),
+        None,
+    )
     model = best is not None and _is_model_of(folder / "final", best.recipe)
     folds, place = len(result.splits), folder.resolve()
     context = {
         "name": place.name,
         "summary": _summary(result, best),
         "missing": _missing(result),
-        "judged": f"cross-validated in {folds} folds" if folds > 1 else "scored on one part held back",
-        "heads": ["Rank", *_short(keys), "mean IoU", *result.class_names, "Epochs", "Time", "State"],
-        "rows": [_row(result, rank, trial, keys) for rank, trial in enumerate(result.trials, 1)],
-        "best": _after(folder, best, model=model) if best and result.is_finished else "",
-        "predict": shlex.join(["napari-strata", "predict", str(place / "final"), "IMAGE", "--out", "LABELS.tif"])
+        "judged": f"cross-validated in {folds} folds"
+        if folds > 1
+        else "scored on one part held back",
+        "heads": [
+            "Rank",
+            *_short(keys),
+            "mean IoU",
+            *result.class_names,
+            "Epochs",
+            "Time",
+            "State",
+        ],
+        "rows": [
+            _row(result, rank, trial, keys)
+            for rank, trial in enumerate(result.trials, 1)
+        ],
+        "best": _after(folder, best, model=model)
+        if best and result.is_finished
+        else "",
+        "predict": shlex.join(
+            [
+                "napari-strata",
+                "predict",
+                str(place / "final"),
+                "IMAGE",
+                "--out",
+                "LABELS.tif",
+            ]
+        )
         if model
         else "",
         "splits": result.splits,
@@ -77,11 +114,15 @@ def _row(result: TuneResult, rank: int, trial: Trial, keys: list[str]) -> list[C
     values = [str(trial.values.get(key, "")) for key in keys]
     each = score.class_iou or (math.nan,) * len(result.class_names)
     stage = result.stage(trial)
-    state = result.state(trial) if stage == "failed" else stage  # how far it came stands in a column of its own
+    state = (
+        result.state(trial) if stage == "failed" else stage
+    )  # how far it came stands in a column of its own
     return [
         Cell.number(rank, str(rank)),
         *(Cell(text, text) for text in values),
-        Cell.number(score.mean_iou, figures.mean_std(score.mean_iou, score.mean_iou_std)),
+        Cell.number(
+            score.mean_iou, figures.mean_std(score.mean_iou, score.mean_iou_std)
+        ),
         *map(Cell.number, each),
         Cell.number(epochs, str(epochs)),
         Cell.number(score.seconds, figures.duration(score.seconds)),
@@ -92,7 +133,9 @@ def _row(result: TuneResult, rank: int, trial: Trial, keys: list[str]) -> list[C
 def _summary(result: TuneResult, best: Trial | None) -> list[str]:
     count = len(result.trials)
     tried = sum(bool(result.scores.get(trial.name)) for trial in result.trials)
-    out = [f"{tried} of {count} combinations of settings {'was' if tried == 1 else 'were'} tried."]
+    out = [
+        f"{tried} of {count} combinations of settings {'was' if tried == 1 else 'were'} tried."
+    ]
     if best is not None:
         score = _score(result, best)
         values = ", ".join(f"{key} = {value}" for key, value in best.values.items())
@@ -108,7 +151,11 @@ def _missing(result: TuneResult) -> list[str]:
         return []
     stages = [result.stage(trial) for trial in result.trials]
     waiting, halfway = stages.count("waiting"), stages.count("goes on")
-    out = [f"{waiting} of {len(stages)} combinations have not been tried yet."] if waiting else []
+    out = (
+        [f"{waiting} of {len(stages)} combinations have not been tried yet."]
+        if waiting
+        else []
+    )
     out += [f"{halfway} may go on in the next round."] if halfway else []
     return [*out, "Give the same command again to go on."]
 
@@ -120,7 +167,11 @@ def _after(folder: Path, best: Trial, *, model: bool) -> str:
     except (OSError, ValueError):
         stored = ""
     place = " and in best.yaml" if stored == dump_recipe(best.recipe) else ""
-    again = " It was trained once more, on all the data: the model is in the folder final." if model else ""
+    again = (
+        " It was trained once more, on all the data: the model is in the folder final."
+        if model
+        else ""
+    )
     return f"Its recipe is below{place}.{again}"
 
 

@@ -110,30 +110,47 @@ def charts(record: Record) -> list[Chart]:
     best = record.best.epoch if record.best and record.best.best_iou else None
 
     def curve(name: str, key: str, color: str, *, dashed: bool = False) -> Line:
-        return Line(name, [(e.epoch, float(getattr(e, key))) for e in epochs], color, dashed)
+        return Line(
+            name, [(e.epoch, float(getattr(e, key))) for e in epochs], color, dashed
+        )
 
     groups = {
-        "Loss": [curve("training", "train_loss", FIRST), curve("validation", "validation_loss", SECOND)],
+        "Loss": [
+            curve("training", "train_loss", FIRST),
+            curve("validation", "validation_loss", SECOND),
+        ],
         **_terms(record.rows),
         "IoU on the validation images": [
             *_class_lines(record),
             curve("mean of the classes", "mean_iou", "var(--ink)", dashed=True),
         ],
-        "Pixel accuracy on the validation images": [curve("pixel accuracy", "pixel_accuracy", SECOND)],
+        "Pixel accuracy on the validation images": [
+            curve("pixel accuracy", "pixel_accuracy", SECOND)
+        ],
         "Learning rate": [curve("learning rate", "learning_rate", FIRST)],
     }
     out = []
     for title, lines in groups.items():
         shown = tuple(line for line in lines if not line.is_empty)
         if shown:
-            out.append(Chart(title, draw_lines(shown, label=f"{title} over the epochs", mark=best), shown))
+            out.append(
+                Chart(
+                    title,
+                    draw_lines(shown, label=f"{title} over the epochs", mark=best),
+                    shown,
+                )
+            )
     return out
 
 
 def _class_lines(record: Record) -> list[Line]:
     epochs, classes = record.epochs, record.classes
     return [
-        Line(name, [(e.epoch, e.class_iou[i]) for e in epochs if i < len(e.class_iou)], visible(color))
+        Line(
+            name,
+            [(e.epoch, e.class_iou[i]) for e in epochs if i < len(e.class_iou)],
+            visible(color),
+        )
         for i, (name, color) in enumerate(classes.items())
     ]
 
@@ -141,14 +158,24 @@ def _class_lines(record: Record) -> list[Line]:
 def _terms(rows: Sequence[dict[str, str]]) -> dict[str, list[Line]]:
     """Charts of the single losses, such as BCE and Dice, from the columns ``train_*`` and ``validation_*``."""
     columns = [key for row in rows[:1] for key in row if key]
-    terms = [key.removeprefix("validation_") for key in columns if key.startswith("validation_")]
+    terms = [
+        key.removeprefix("validation_")
+        for key in columns
+        if key.startswith("validation_")
+    ]
     terms += [key.removeprefix("train_") for key in columns if key.startswith("train_")]
     out = {}
     for term in dict.fromkeys(terms):
         if term == "loss":
             continue
-        sides = (("training", f"train_{term}", FIRST), ("validation", f"validation_{term}", SECOND))
-        lines = [Line(name, [(_float(r.get("epoch")), _float(r.get(key))) for r in rows], c) for name, key, c in sides]
+        sides = (
+            ("training", f"train_{term}", FIRST),
+            ("validation", f"validation_{term}", SECOND),
+        )
+        lines = [
+            Line(name, [(_float(r.get("epoch")), _float(r.get(key))) for r in rows], c)
+            for name, key, c in sides
+        ]
         out[f"{TERMS.get(term, term)} alone"] = lines
     return out
 
@@ -172,7 +199,10 @@ def score_table(record: Record) -> ScoreTable | None:
         if best is None or math.isnan(best.mean_iou):
             return None
         named = zip(classes.items(), best.class_iou, strict=False)
-        rows = tuple(ClassRow(name, safe_color(color), none_if_nan(iou)) for (name, color), iou in named)
+        rows = tuple(
+            ClassRow(name, safe_color(color), none_if_nan(iou))
+            for (name, color), iou in named
+        )
         caption = f"as epoch {best.epoch}, the best, was validated in training"
         return ScoreTable(rows, best.mean_iou, best.pixel_accuracy, 0, caption)
     counts = np.array(scores["confusion"], np.int64)
@@ -181,32 +211,48 @@ def score_table(record: Record) -> ScoreTable | None:
         ClassRow(
             name,
             safe_color(classes.get(name, "")),
-            **{key: row.get(key) for key in ("iou", "dice", "precision", "recall", "f1")},
+            **{
+                key: row.get(key)
+                for key in ("iou", "dice", "precision", "recall", "f1")
+            },
             accuracy=_accuracy(counts, i),
             pixels=int(counts[i].sum()),
         )
         for i, (name, row) in enumerate(per_class.items())
     )
     parts, epoch = scores.get("parts"), scores.get("epoch")
-    of = f"of the best model (epoch {epoch}) on {count_parts(record, 'validation', parts)}" if parts else ""
+    of = (
+        f"of the best model (epoch {epoch}) on {count_parts(record, 'validation', parts)}"
+        if parts
+        else ""
+    )
     accuracy, iou = (scores.get(key) for key in ("pixel_accuracy", "mean_iou"))
-    return ScoreTable(rows, _or_nan(iou), _or_nan(accuracy), total, of or "on the images evaluated")
+    return ScoreTable(
+        rows, _or_nan(iou), _or_nan(accuracy), total, of or "on the images evaluated"
+    )
 
 
 def _accuracy(counts: np.ndarray[Any, Any], number: int) -> float | None:
     """The share of all pixels for which "is it this class?" is answered rightly."""
     total = int(counts.sum())
-    wrong = int(counts[number].sum() + counts[:, number].sum() - 2 * counts[number, number])
+    wrong = int(
+        counts[number].sum() + counts[:, number].sum() - 2 * counts[number, number]
+    )
     return (total - wrong) / total if total else None
 
 
 def confusion_table(record: Record) -> list[tuple[str, str, list[Cell | None]]]:
     """Name, colour and squares of each row (truth); None in rows of classes that the truth has not."""
-    counts, names = record.scores.get("confusion"), list(record.scores.get("per_class", {}))
+    counts, names = (
+        record.scores.get("confusion"),
+        list(record.scores.get("per_class", {})),
+    )
     out = []
     for i, row in enumerate(counts or []):
         total = sum(row)
-        cells = [Cell(n / total, n, i == j) if total else None for j, n in enumerate(row)]
+        cells = [
+            Cell(n / total, n, i == j) if total else None for j, n in enumerate(row)
+        ]
         out.append((names[i], safe_color(record.classes.get(names[i], "")), cells))
     return out
 
@@ -216,7 +262,9 @@ def calibration(record: Record) -> Calibrated | None:
     found = record.scores.get("calibration")
     if not isinstance(found, dict) or not found.get("pixels"):
         return None
-    drawing = draw_reliability(found["bins"], label="Share of right pixels at each confidence")
+    drawing = draw_reliability(
+        found["bins"], label="Share of right pixels at each confidence"
+    )
     keys = ("ece_before", "ece_after", "temperature", "pixels", "note")
     return Calibrated(drawing, *(found[key] for key in keys))
 
@@ -225,7 +273,9 @@ def cases(record: Record) -> list[Case]:
     """Pictures: of a run the best and the worst parts, of an evaluation some of its planes; small enough for a page."""
     listed = record.scores.get("pictures")
     if listed is None:
-        found = sorted(record.overlays.glob("*.png"))[:MOST] if not record.is_run else []
+        found = (
+            sorted(record.overlays.glob("*.png"))[:MOST] if not record.is_run else []
+        )
         listed = [{"file": file.name, "name": file.stem} for file in found]
     return _drawn(record, listed, PICTURES)
 
@@ -234,19 +284,35 @@ def worst_cases(records: Sequence[Record]) -> list[Case]:
     """Of each run the pictured part that came out worst, the worst of all first."""
     room, found = PICTURES // max(1, len(records)), []
     for record in records:
-        listed = sorted(record.scores.get("pictures") or [], key=lambda one: _last(one.get("mean_iou")))
-        found += [replace(case, kind=f"in {record.path.name}") for case in _drawn(record, listed[:1], room)]
+        listed = sorted(
+            record.scores.get("pictures") or [],
+            key=lambda one: _last(one.get("mean_iou")),
+        )
+        found += [
+            replace(case, kind=f"in {record.path.name}")
+            for case in _drawn(record, listed[:1], room)
+        ]
     return sorted(found, key=lambda case: _last(case.mean_iou))
 
 
 def _drawn(record: Record, listed: Sequence[dict[str, Any]], room: int) -> list[Case]:
     """Those of the pictures listed that are there, in `room` bytes together."""
-    known = [one for one in listed if one.get("file") and (record.overlays / str(one["file"])).is_file()]
+    known = [
+        one
+        for one in listed
+        if one.get("file") and (record.overlays / str(one["file"])).is_file()
+    ]
     out = []
     for one in known:
-        pictures = _shrunk(record.overlays / str(one["file"]), one.get("panels") or [], room // len(known))
+        pictures = _shrunk(
+            record.overlays / str(one["file"]),
+            one.get("panels") or [],
+            room // len(known),
+        )
         kind = str(one["file"]).split("_")[0] if "panels" in one else ""
-        out.append(Case(kind, str(one.get("name", one["file"])), one.get("mean_iou"), pictures))
+        out.append(
+            Case(kind, str(one.get("name", one["file"])), one.get("mean_iou"), pictures)
+        )
     return [case for case in out if case.pictures]
 
 
@@ -257,14 +323,18 @@ def _shrunk(file: Path, boxes: Sequence[Sequence[int]], room: int) -> tuple[str,
             picture = opened.convert("RGB")
     except (OSError, ValueError):
         return ()
-    panels = [picture.crop((int(a), int(b), int(c), int(d))) for a, b, c, d in boxes] or [picture]
+    panels = [
+        picture.crop((int(a), int(b), int(c), int(d))) for a, b, c, d in boxes
+    ] or [picture]
     longer = 1 if boxes else 3
     encoded: list[bytes] = []
     for side in SIDES:
         encoded = [_png(panel, side * longer) for panel in panels]
         if sum(map(len, encoded)) <= room:
             break
-    return tuple("data:image/png;base64," + base64.b64encode(one).decode() for one in encoded)
+    return tuple(
+        "data:image/png;base64," + base64.b64encode(one).decode() for one in encoded
+    )
 
 
 def _png(picture: Pillow.Image, side: int) -> bytes:
@@ -280,8 +350,15 @@ def data(record: Record) -> dict[str, Any] | None:
     found = record.data
     if not found:
         return None
-    names = {side: [str(part["name"]) for part in found.get(side, [])] for side in ("training", "validation")}
-    return {"pairs": found.get("pairs", []), "split": str(found.get("split", "")), **names}
+    names = {
+        side: [str(part["name"]) for part in found.get(side, [])]
+        for side in ("training", "validation")
+    }
+    return {
+        "pairs": found.get("pairs", []),
+        "split": str(found.get("split", "")),
+        **names,
+    }
 
 
 def count_parts(record: Record, kind: str, count: int) -> str:
@@ -292,16 +369,29 @@ def count_parts(record: Record, kind: str, count: int) -> str:
 
 def extremes(iou: Mapping[str, float | None]) -> list[str]:
     """A sentence on the class that is told best and the one that is told least; none of fewer than two."""
-    known = {name: value for name, value in iou.items() if value is not None and not math.isnan(value)}
+    known = {
+        name: value
+        for name, value in iou.items()
+        if value is not None and not math.isnan(value)
+    }
     if len(known) < 2:
         return []
-    best, worst = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
-    return [f"It tells {best} best (IoU {known[best]:.3f}) and {worst} least (IoU {known[worst]:.3f})."]
+    best, worst = (
+        max(known, key=lambda name: known[name]),
+        min(known, key=lambda name: known[name]),
+    )
+    return [
+        f"It tells {best} best (IoU {known[best]:.3f}) and {worst} least (IoU {known[worst]:.3f})."
+    ]
 
 
 def network_words(record: Record) -> str:
     """The network in words: ``A U-Net of widths 16, 32, 64``."""
-    network = (record.data.get("spec") or {}).get("network") or record.recipe.get("network") or {}
+    network = (
+        (record.data.get("spec") or {}).get("network")
+        or record.recipe.get("network")
+        or {}
+    )
     kind, widths = network.get("kind"), ", ".join(map(str, network.get("widths") or ()))
     if kind in ("unet", "unet3d"):
         return f"A {'3D ' if kind == 'unet3d' else ''}U-Net of widths {widths}"

@@ -29,6 +29,11 @@ def write_page(run: str | Path, out: str | Path | None = None) -> Path:
         when `run` is none of these or damaged, `out` is a file of something else, or it cannot be written.
     """
     folder = Path(run).expanduser()
-    render = next((page for name, page in STUDIES.items() if (folder / name).is_file()), render_run)
+    render = next(
+        (page for name, page in STUDIES.items() if (folder / name).is_file()),
+        render_run,
+    )
     text = render(folder)
-    return html.write(folder / "report.html" if out is None else Path(out).expanduser(), text)
+    return html.write(
+        folder / "report.html" if out is None else Path(out).expanduser(), text
+    )

@@ -27,14 +27,22 @@ class _Loader(yaml.SafeLoader):
 
     # Without YAML 1.1's octal and sexagesimal numbers and its dates, which no recipe has.
     yaml_implicit_resolvers = {
-        first: [(tag, form) for tag, form in forms if tag not in (f"{_TAG}int", f"{_TAG}timestamp")]
+        first: [
+            (tag, form)
+            for tag, form in forms
+            if tag not in (f"{_TAG}int", f"{_TAG}timestamp")
+        ]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[1].value!r} stands twice", twice[1].start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[1].value!r} stands twice", twice[1].start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -53,7 +61,9 @@ _Loader.add_implicit_resolver(f"{_TAG}int", _INTEGER, list("-+0123456789"))
 _Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(str(node.value)))
 _Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
 _Dumper.add_representer(str, _text)
-_Dumper.add_representer(list, lambda d, v: d.represent_sequence(f"{_TAG}seq", v, flow_style=True))
+_Dumper.add_representer(
+    list, lambda d, v: d.represent_sequence(f"{_TAG}seq", v, flow_style=True)
+)
 
 
 def list_recipes() -> list[Recipe]:
@@ -82,19 +92,27 @@ def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
     path = path / "recipe.yaml" if path.is_dir() else path
     if not path.is_file():
         if path.suffix or len(path.parts) > 1:
-            raise RecipeError(f"{path}: no such recipe file; check the path, or name a recipe: {', '.join(bundled)}.")
-        raise RecipeError(f"there is no recipe {name!r}; {nearest(name, bundled)} (a file is given by its path)")
+            raise RecipeError(
+                f"{path}: no such recipe file; check the path, or name a recipe: {', '.join(bundled)}."
+            )
+        raise RecipeError(
+            f"there is no recipe {name!r}; {nearest(name, bundled)} (a file is given by its path)"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as text ({error}); a recipe is a YAML file.") from None
+        raise RecipeError(
+            f"{path}: cannot be read as text ({error}); a recipe is a YAML file."
+        ) from None
     return _parse(text, str(path), name=path.stem)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe, defaults included, as YAML that `load_recipe` reads back to an equal recipe."""
     raw = recipe.model_dump(mode="json")
-    return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(
+        raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110
+    )
 
 
 def parse_value(text: str) -> Any:
@@ -107,28 +125,45 @@ def parse_value(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise RecipeError(f"{text!r}{_where(error)}; put text with special characters in quotes.") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: a number of thousands of digits
+        raise RecipeError(
+            f"{text!r}{_where(error)}; put text with special characters in quotes."
+        ) from None
 
 
 def _bundled() -> dict[str, str]:
     """Name -> YAML text of the recipes in this package."""
     found = [f for f in files(__package__).iterdir() if f.name.endswith(".yaml")]
-    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in sorted(found, key=lambda f: f.name)}
+    return {
+        f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8")
+        for f in sorted(found, key=lambda f: f.name)
+    }
 
 
 def _parse(text: str, source: str, *, name: str = "") -> Recipe:
     try:
         raw = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{source}{_where(error)}; mend that line or start from `napari-strata recipes`.") from None
+        raise RecipeError(
+            f"{source}{_where(error)}; mend that line or start from `napari-strata recipes`."
+        ) from None
     if raw is None:
-        raise RecipeError(f"{source}: the file is empty; a recipe is a mapping of sections such as training.")
-    return Recipe.parse({"name": name} | raw if name and isinstance(raw, dict) else raw, source=source)
+        raise RecipeError(
+            f"{source}: the file is empty; a recipe is a mapping of sections such as training."
+        )
+    return Recipe.parse(
+        {"name": name} | raw if name and isinstance(raw, dict) else raw, source=source
+    )
 
 
 def _where(error: Exception) -> str:
     """What is wrong with the YAML and where, in a few words."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    mark, problem = (
+        getattr(error, "problem_mark", None),
+        getattr(error, "problem", None),
+    )
     line = f", line {mark.line + 1}" if mark else ""
     return f"{line}: not valid YAML ({problem or str(error).splitlines()[0]})"

@@ -28,7 +28,9 @@ class AveragedWeights:
         self.updates += 1
         ours, theirs = self.network.state_dict(), network.state_dict()
         moving = [name for name, value in ours.items() if value.is_floating_point()]
-        torch._foreach_lerp_([ours[name] for name in moving], [theirs[name] for name in moving], 1 - keep)
+        torch._foreach_lerp_(
+            [ours[name] for name in moving], [theirs[name] for name in moving], 1 - keep
+        )
         for name in ours.keys() - set(moving):
             ours[name].copy_(theirs[name])
 

@@ -60,8 +60,17 @@ def crossval(
     device: str = "auto",
 ) -> CrossvalResult:
     """Cross-validate to the end and return the scores; parameters and errors as in `iter_crossval`."""
-    options: dict[str, Any] = {"folds": folds, "group": group, "classes": classes, "unlabelled": unlabelled}
-    with closing(iter_crossval(recipe, pairs, out=out, overrides=overrides, device=device, **options)) as events:
+    options: dict[str, Any] = {
+        "folds": folds,
+        "group": group,
+        "classes": classes,
+        "unlabelled": unlabelled,
+    }
+    with closing(
+        iter_crossval(
+            recipe, pairs, out=out, overrides=overrides, device=device, **options
+        )
+    ) as events:
         for _ in events:
             pass
     return CrossvalResult.load(Path(out).expanduser())
@@ -104,7 +113,15 @@ def iter_crossval(
         as in `iter_train`.
     """
     chosen = load_recipe(recipe).with_overrides(overrides)
-    study = Study.of(pairs, folds, recipe=chosen, group=group, classes=classes, unlabelled=unlabelled, device=device)
+    study = Study.of(
+        pairs,
+        folds,
+        recipe=chosen,
+        group=group,
+        classes=classes,
+        unlabelled=unlabelled,
+        device=device,
+    )
     return Crossval(Path(out).expanduser(), chosen, study).run()
 
 
@@ -133,19 +150,45 @@ class Study:
     ) -> Study:
         """Draw the folds; of one fold, the split that a single training would have. Errors as in `fold_pairs`."""
         ones, section, axes = distinct(pairs), recipe.training, axes_of(recipe)
-        known = classes.with_unlabelled(unlabelled) if classes else find_classes(ones, unlabelled)
+        known = (
+            classes.with_unlabelled(unlabelled)
+            if classes
+            else find_classes(ones, unlabelled)
+        )
         if folds == 1:
             share = section.validation or Training().validation
-            splits = [split_pairs(ones, fraction=share, seed=section.seed, classes=known, axes=axes)]
+            splits = [
+                split_pairs(
+                    ones, fraction=share, seed=section.seed, classes=known, axes=axes
+                )
+            ]
         else:
-            splits = fold_pairs(ones, folds, seed=section.seed, classes=known, group=group, axes=axes)
+            splits = fold_pairs(
+                ones, folds, seed=section.seed, classes=known, group=group, axes=axes
+            )
         if not all(split.validation for split in splits):
-            raise LabelError(f"found nothing to score a model on ({splits[0].text}); label more images or slices.")
-        return cls(ones, known, splits, [data_fingerprint(split, ones, known) for split in splits], device, group)
+            raise LabelError(
+                f"found nothing to score a model on ({splits[0].text}); label more images or slices."
+            )
+        return cls(
+            ones,
+            known,
+            splits,
+            [data_fingerprint(split, ones, known) for split in splits],
+            device,
+            group,
+        )
 
     def job(self, recipe: Recipe, out: Path, split: Split | None = None) -> Job:
         """The training of `recipe` on this data; on all of it without a split, if the recipe holds nothing back."""
-        return Job(recipe, self.pairs, out, classes=self.classes, device=self.device, split=split)
+        return Job(
+            recipe,
+            self.pairs,
+            out,
+            classes=self.classes,
+            device=self.device,
+            split=split,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +201,9 @@ class Crossval:
 
     def check(self) -> None:
         """Raise whatever speaks against it, without writing anything."""
-        for split in self.study.splits[:1]:  # the others differ in what trains and what validates only
+        for split in self.study.splits[
+            :1
+        ]:  # the others differ in what trains and what validates only
             plan_new(self.study.job(self.recipe, self.out, split))
         self._known()
 
@@ -167,7 +212,11 @@ class Crossval:
         self.check()
         # Scores after fewer epochs than are asked for now do not count.
         wanted = self.recipe.training.epochs
-        scores = {name: score for name, score in self._known().items() if score.epochs == wanted}
+        scores = {
+            name: score
+            for name, score in self._known().items()
+            if score.epochs == wanted
+        }
         study, count = self.study, len(self.study.splits)
         self._save(scores)
         said: set[Event] = set()
@@ -181,7 +230,9 @@ class Crossval:
             score = scores[run.name]
             found = score.confusion
             scored = found.mean_iou, found.pixel_accuracy, tuple(map(float, found.iou))
-            yield FoldEnd(number + 1, count, str(run), *scored, study.classes.names, score.seconds)
+            yield FoldEnd(
+                number + 1, count, str(run), *scored, study.classes.names, score.seconds
+            )
         yield self._end(CrossvalResult.load(self.out))
 
     def _known(self) -> dict[str, FoldScore]:
@@ -189,7 +240,9 @@ class Crossval:
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return {}
         if not (self.out / CROSSVAL).is_file():
-            raise RunError(f"{self.out}: found something here that is no cross-validation; choose another --out.")
+            raise RunError(
+                f"{self.out}: found something here that is no cross-validation; choose another --out."
+            )
         raw = files.read_study(self.out / CROSSVAL)
         check_same(self.out, raw, self.recipe, self.study.fingerprints)
         return {fold.run: fold for fold in CrossvalResult.load(self.out).folds}
@@ -211,7 +264,9 @@ class Crossval:
         }
         # The table first: a crossval.json that names a score has its table beside it.
         files.write_text(self.out / "crossval.csv", result.csv())
-        files.write_text(self.out / CROSSVAL, json.dumps(record | result.as_dict(), indent=2) + "\n")
+        files.write_text(
+            self.out / CROSSVAL, json.dumps(record | result.as_dict(), indent=2) + "\n"
+        )
 
     def _end(self, result: CrossvalResult) -> CrossvalEnd:
         (mean, deviation), names = result.spread("iou"), result.classes.names
@@ -220,16 +275,28 @@ class Crossval:
         return CrossvalEnd(str(self.out), len(result.folds), *overall, *each, names)
 
 
-def check_same(out: Path, known: Mapping[str, Any], recipe: Recipe, fingerprints: Sequence[str]) -> None:
+def check_same(
+    out: Path, known: Mapping[str, Any], recipe: Recipe, fingerprints: Sequence[str]
+) -> None:
     """Raise `RunError` when `out` was begun on other data or by another recipe; more epochs may be asked for."""
     if (found := known.get("fingerprints", [])) != list(fingerprints):
-        what = "other images, labels or groups" if len(found) == len(fingerprints) else f"{len(found)} folds"
-        raise RunError(f"{out}: was begun with {what}; give the same again, or choose another --out.")
+        what = (
+            "other images, labels or groups"
+            if len(found) == len(fingerprints)
+            else f"{len(found)} folds"
+        )
+        raise RunError(
+            f"{out}: was begun with {what}; give the same again, or choose another --out."
+        )
     before = Recipe.parse(known.get("recipe"), source=str(out))
     keys = differences(before, recipe)
     fewer = recipe.training.epochs < before.training.epochs
-    if wrong := [key for key in keys if key not in ("name", "description", "training.epochs")]:
-        raise RunError(f"{out}: was begun with other values of {', '.join(wrong)}; choose another --out.")
+    if wrong := [
+        key for key in keys if key not in ("name", "description", "training.epochs")
+    ]:
+        raise RunError(
+            f"{out}: was begun with other values of {', '.join(wrong)}; choose another --out."
+        )
     if fewer:
         raise RunError(
             f"{out}: was trained for {before.training.epochs} epochs already, and {recipe.training.epochs} are asked "
@@ -260,7 +327,9 @@ def train_on(job: Job) -> Generator[Event, None, None]:
 
 def is_finished(run: Path) -> bool:
     """Whether a run's training came to its end and its model was measured."""
-    return _ended(RunFolder(run)) is not None and (run / FOLDER / "metrics.json").is_file()
+    return (
+        _ended(RunFolder(run)) is not None and (run / FOLDER / "metrics.json").is_file()
+    )
 
 
 def unsaid(events: Iterable[Event], said: set[Event]) -> Generator[Event, None, None]:
@@ -278,24 +347,45 @@ def _ended(run: RunFolder) -> str | None:
     if not (run.path / "recipe.yaml").is_file():
         return None
     events = run.events()
-    last = next((e for e in reversed(events) if isinstance(e, (TrainingEnd, TrainingStarted))), None)
+    last = next(
+        (e for e in reversed(events) if isinstance(e, (TrainingEnd, TrainingStarted))),
+        None,
+    )
     if not isinstance(last, TrainingEnd) or last.reason == "stopped":
         return None
     # A kill can come between a recipe with more epochs and the event that says that they have begun.
     trained = max((e.epoch for e in events if isinstance(e, EpochEnd)), default=0)
-    return last.reason if last.reason != "finished" or trained >= run.recipe.training.epochs else None
+    return (
+        last.reason
+        if last.reason != "finished" or trained >= run.recipe.training.epochs
+        else None
+    )
 
 
 def _clear(run: RunFolder) -> None:
     """Take away what a kill left of a run that had not begun, and nothing else."""
-    if run.path.is_dir() and {one.name for one in run.path.iterdir()} <= {"previews", "recipe.yaml"}:
+    if run.path.is_dir() and {one.name for one in run.path.iterdir()} <= {
+        "previews",
+        "recipe.yaml",
+    }:
         shutil.rmtree(run.path)
 
 
 def _score(run: Path, split: Split, classes: ClassMap, *, epochs: int) -> FoldScore:
     """What the best model of a run scored on what validated, as its training measured it."""
-    ends = {event.epoch: event for event in RunFolder(run).events() if isinstance(event, EpochEnd)}
+    ends = {
+        event.epoch: event
+        for event in RunFolder(run).events()
+        if isinstance(event, EpochEnd)
+    }
     measured = RunFolder(run / FOLDER).read_json("metrics.json")
     confusion = ConfusionMatrix(classes, np.array(measured["confusion"]))
     best = max((end.epoch for end in ends.values() if end.best_iou), default=len(ends))
-    return FoldScore(run.name, split.text, confusion, epochs, best, sum(end.seconds for end in ends.values()))
+    return FoldScore(
+        run.name,
+        split.text,
+        confusion,
+        epochs,
+        best,
+        sum(end.seconds for end in ends.values()),
+    )

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from napari_strata.device import choose_device, cores
 from napari_strata.errors import TrainingError
-from napari_strata.training.membership import Dismissed, Membership, distributed, held, is_several, next_meeting, within
+from napari_strata.training.membership import (
+    Dismissed,
+    Membership,
+    distributed,
+    held,
+    is_several,
+    next_meeting,
+    within,
+)
 from napari_strata.training.syncnorm import SharedStatistics
 
 T = TypeVar("T")
@@ -109,13 +117,17 @@ class Ranks(Team, AbstractContextManager[Team]):
 
     def __enter__(self) -> Ranks:
         if distributed.is_initialized():
-            raise TrainingError("torch.distributed is set up already in this process; leave that to napari-strata.")
+            raise TrainingError(
+                "torch.distributed is set up already in this process; leave that to napari-strata."
+            )
         gpus = torch.cuda.is_available() and distributed.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         try:
             self._member.come()
             store = distributed.PrefixStore("group", self._place)
-            distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=LONG)
+            distributed.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.size, timeout=LONG
+            )
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -146,16 +158,24 @@ class Ranks(Team, AbstractContextManager[Team]):
             )
         device = choose_device(f"cuda:{local}" if name == "cuda" and gpus else name)
         if device.type not in ("cpu", "cuda"):
-            raise TrainingError(f"found device {name!r} for {self.size} processes, which it cannot serve; start one.")
+            raise TrainingError(
+                f"found device {name!r} for {self.size} processes, which it cannot serve; start one."
+            )
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        elif os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun's way of saying nothing
+        elif (
+            os.environ.get("OMP_NUM_THREADS", "1") == "1"
+        ):  # torchrun's way of saying nothing
             torch.set_num_threads(max(1, cores() // self._here))
         return device
 
     def check_batch(self, smallest: int, *, size: int) -> None:
         if smallest < self.size:
-            more = f"training.batch_size={self.size}" if size < self.size else f"patches.per_epoch={2 * size}"
+            more = (
+                f"training.batch_size={self.size}"
+                if size < self.size
+                else f"patches.per_epoch={2 * size}"
+            )
             raise TrainingError(
                 f"found batches of {smallest} for {self.size} processes; each needs a patch of its own: set {more} or "
                 "more, or start fewer processes."
@@ -174,15 +194,24 @@ class Ranks(Team, AbstractContextManager[Team]):
         with self.together():
             given = [buffer.getvalue()]
             distributed.broadcast_object_list(given)
-        found: dict[str, Any] = torch.load(io.BytesIO(given[0]), map_location="cpu", weights_only=True)
+        found: dict[str, Any] = torch.load(
+            io.BytesIO(given[0]), map_location="cpu", weights_only=True
+        )
         return found
 
     def forward(self, network: nn.Module, images: Tensor) -> Tensor:
-        if self.rank:  # rank 0 draws as one process would; the others must not draw the same
+        if (
+            self.rank
+        ):  # rank 0 draws as one process would; the others must not draw the same
             torch.manual_seed(torch.initial_seed() + self.rank)
-        counts = [len(images) // self.size + (rank < len(images) % self.size) for rank in range(self.size)]
+        counts = [
+            len(images) // self.size + (rank < len(images) % self.size)
+            for rank in range(self.size)
+        ]
         part = torch.split(images, counts)[self.rank]
-        with SharedStatistics(network, self._stacked, group=distributed.group.WORLD, size=self.size):
+        with SharedStatistics(
+            network, self._stacked, group=distributed.group.WORLD, size=self.size
+        ):
             logits = self._wrapped(network)(part)
         whole: Tensor = _Gathered.apply(logits, counts, self.rank, self._stacked)
         return whole
@@ -212,7 +241,10 @@ class Ranks(Team, AbstractContextManager[Team]):
         """What adds up gradients while they are computed, made anew when the encoder is frozen or let go."""
         from torch.nn.parallel import DistributedDataParallel
 
-        learning = [id(network), *(id(p) for p in network.parameters() if p.requires_grad)]
+        learning = [
+            id(network),
+            *(id(p) for p in network.parameters() if p.requires_grad),
+        ]
         if self._parallel is None or self._parallel[0] != learning:
             self._parallel = None
             gc.collect()  # its hooks go with it
@@ -232,14 +264,25 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, ours: Tensor, counts: Sequence[int], rank: int, stacked: Callable[[Tensor], Tensor]
+        ctx: Any,
+        ours: Tensor,
+        counts: Sequence[int],
+        rank: int,
+        stacked: Callable[[Tensor], Tensor],
     ) -> Tensor:
         ctx.counts, ctx.rank = counts, rank
         sent = ours.new_zeros(max(counts), *ours.shape[2:], ours.shape[1])
         sent[: len(ours)] = ours.movedim(1, -1)
-        parts = [part[:number] for part, number in zip(stacked(sent), counts, strict=True)]
+        parts = [
+            part[:number] for part, number in zip(stacked(sent), counts, strict=True)
+        ]
         return torch.cat(parts).movedim(-1, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return torch.split(gradients[0], ctx.counts)[ctx.rank] * len(ctx.counts), None, None, None
+        return (
+            torch.split(gradients[0], ctx.counts)[ctx.rank] * len(ctx.counts),
+            None,
+            None,
+            None,
+        )

@@ -26,18 +26,27 @@ def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
         network = build_network(spec).train()
         pixels = torch.empty(section.batch_size, spec.in_channels, *shape)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    copies = 2 + (1 if section.optimizer == "sgd" else 2) + (section.averaging is not None)
+    copies = (
+        2 + (1 if section.optimizer == "sgd" else 2) + (section.averaging is not None)
+    )
     owned = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
         if storage._cdata not in owned:
-            kept[storage._cdata] = storage  # held, so that no other storage takes its place
+            kept[storage._cdata] = (
+                storage  # held, so that no other storage takes its place
+            )
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad():
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.enable_grad(),
+    ):
         logits = network(pixels)
-        torch.nn.functional.cross_entropy(logits, logits.new_empty(logits[:, 0].shape, dtype=torch.long))
+        torch.nn.functional.cross_entropy(
+            logits, logits.new_empty(logits[:, 0].shape, dtype=torch.long)
+        )
     half = 2 if precision.dtype is not None else 1
     return copies * weights + sum(storage.nbytes() for storage in kept.values()) // half

@@ -55,25 +55,40 @@ def measure(session: Session, truths: Sequence[Truth]) -> Generator[Event, None,
     out = session.run.path / FOLDER
     if not truths or _is_measured(out, model, session.plan.fingerprint):
         return
-    noun = ("plane" if model.spec.depth is None else "block") + ("" if len(truths) == 1 else "s")
+    noun = ("plane" if model.spec.depth is None else "block") + (
+        "" if len(truths) == 1 else "s"
+    )
     yield Message(f"measuring the best model on {len(truths)} validation {noun}")
     learner = session.learner
-    with seeded(learner.device, 0):  # first weights are drawn at random, and the caller's random numbers are not ours
+    with seeded(
+        learner.device, 0
+    ):  # first weights are drawn at random, and the caller's random numbers are not ours
         network = model.build(learner.device)
-    predictor = Predictor(network, model.spec, device=learner.device, precision=learner.precision)
+    predictor = Predictor(
+        network, model.spec, device=learner.device, precision=learner.precision
+    )
     tally = Tally.of(truths, model.spec.classes, seed=model.recipe.training.seed)
     start = time.perf_counter()
     for number, found in enumerate(iter_predicted(predictor, truths), 1):
         tally.add(found)
-        yield RegionEnd(_place(found.truth), number, len(truths), time.perf_counter() - start)
+        yield RegionEnd(
+            _place(found.truth), number, len(truths), time.perf_counter() - start
+        )
         start = time.perf_counter()
     fit = tally.fit()
     before, after = fit.before.ece, fit.after.ece
-    model = replace(model, calibration=Calibration(fit.temperature, before, after, fit.before.pixels))
+    model = replace(
+        model,
+        calibration=Calibration(fit.temperature, before, after, fit.before.pixels),
+    )
     model.save(session.run.model_path)
     # The report after the model: what says that both are there is the digest in its metrics.json.
     best = model.best
-    facts = {"epoch": best.epoch if best else None, "calibration": fit.as_dict(), "device": str(learner.device)}
+    facts = {
+        "epoch": best.epoch if best else None,
+        "calibration": fit.as_dict(),
+        "device": str(learner.device),
+    }
     keys = {"model": model.digest, "data": session.plan.fingerprint}
     _write(out, tally, keys | facts)
     yield Message(_in_words(fit))
@@ -95,19 +110,25 @@ class Tally:
     logits: list[Array] = field(default_factory=list)
     labels: list[Array] = field(default_factory=list)
     per_part: list[tuple[str, ConfusionMatrix]] = field(default_factory=list)
-    ranked: dict[str, list[tuple[float, int, Example]]] = field(default_factory=lambda: {"best": [], "worst": []})
+    ranked: dict[str, list[tuple[float, int, Example]]] = field(
+        default_factory=lambda: {"best": [], "worst": []}
+    )
 
     @classmethod
     def of(cls, truths: Sequence[Truth], classes: ClassMap, *, seed: int) -> Tally:
         """An empty one for these parts."""
         total = sum(int((truth.labels != IGNORE).sum()) for truth in truths)
-        return cls(classes, spread(total, min(PIXELS, VALUES // len(classes)), seed=seed))
+        return cls(
+            classes, spread(total, min(PIXELS, VALUES // len(classes)), seed=seed)
+        )
 
     def add(self, found: Predicted) -> None:
         """Count a part, keep some of its pixels, and its picture if it is among the best or the worst so far."""
         labels = found.truth.labels.ravel()
         labelled = np.flatnonzero(labels != IGNORE)
-        start, stop = np.searchsorted(self.picks, (self.seen, self.seen + len(labelled)))
+        start, stop = np.searchsorted(
+            self.picks, (self.seen, self.seen + len(labelled))
+        )
         taken = labelled[self.picks[start:stop] - self.seen]
         self.seen += len(labelled)
         self.logits.append(found.logits.reshape(len(self.classes), -1)[:, taken].T)
@@ -129,10 +150,15 @@ class Tally:
     def cases(self) -> dict[str, Example]:
         """The best and the worst parts by mean IoU, by the names of their pictures; none is both."""
         count = len(self.per_part)
-        shown = {"best": max(1, min(CASES, count // 2)), "worst": min(CASES, count // 2)}
+        shown = {
+            "best": max(1, min(CASES, count // 2)),
+            "worst": min(CASES, count // 2),
+        }
         found: dict[str, Example] = {}
         for kind, most in shown.items():
-            found |= name_files((example for _, _, example in self.ranked[kind][:most]), f"{kind}_")
+            found |= name_files(
+                (example for _, _, example in self.ranked[kind][:most]), f"{kind}_"
+            )
         return found
 
 
@@ -148,7 +174,9 @@ def _write(out: Path, tally: Tally, facts: Mapping[str, Any]) -> None:
         }
         for name, example in cases.items()
     ]
-    total = sum((confusion for _, confusion in tally.per_part), ConfusionMatrix(tally.classes))
+    total = sum(
+        (confusion for _, confusion in tally.per_part), ConfusionMatrix(tally.classes)
+    )
     facts = {**facts, "parts": len(tally.per_part), "pictures": pictures}
     write_report(total, tally.per_part, out, examples=cases, facts=facts)
 
@@ -166,8 +194,14 @@ def _is_measured(out: Path, model: Model, fingerprint: str) -> bool:
 def _place(truth: Truth) -> dict[str, Any]:
     """Which plane or volume, or which block of it, as plain data."""
     part = truth.part
-    index = {axis: at if isinstance(at, int) else (at.start, at.stop) for axis, at in part.index.items()}
-    return index | {axis: (along.start, along.stop) for axis, along in zip(part.axes, part.box, strict=True)}
+    index = {
+        axis: at if isinstance(at, int) else (at.start, at.stop)
+        for axis, at in part.index.items()
+    }
+    return index | {
+        axis: (along.start, along.stop)
+        for axis, along in zip(part.axes, part.box, strict=True)
+    }
 
 
 def _in_words(fit: Fit) -> str:

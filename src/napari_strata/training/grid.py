@@ -32,9 +32,13 @@ def parse_grid(items: Sequence[str]) -> dict[str, list[Any]]:
     for item in items:
         key, equals, text = item.partition("=")
         if not (key := key.strip()) or not equals or not text.strip():
-            raise RecipeError(f"--grid {item!r}: needed is KEY=V1,V2, for example training.learning_rate=1e-2,1e-3.")
+            raise RecipeError(
+                f"--grid {item!r}: needed is KEY=V1,V2, for example training.learning_rate=1e-2,1e-3."
+            )
         if key in grid:
-            raise RecipeError(f"--grid {key}: stands twice; give all its values in one, separated by commas.")
+            raise RecipeError(
+                f"--grid {key}: stands twice; give all its values in one, separated by commas."
+            )
         grid[key] = parse_value(f"[{text}]")
         if any(value in grid[key][:i] for i, value in enumerate(grid[key])):
             raise RecipeError(f"--grid {item!r}: a value stands twice; give each once.")
@@ -42,22 +46,36 @@ def parse_grid(items: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def build_trials(
-    recipe: str | os.PathLike[str] | Recipe, grid: Grid, *, overrides: Mapping[str, Any] | None = None
+    recipe: str | os.PathLike[str] | Recipe,
+    grid: Grid,
+    *,
+    overrides: Mapping[str, Any] | None = None,
 ) -> list[Trial]:
     """A trial for each combination of the grid, the last key fastest. Raises `RecipeError` as `iter_tune` does."""
     if not grid or not all(grid.values()):
-        raise RecipeError("found nothing to search over; give --grid KEY=V1,V2, for example network.encoder=a,b.")
+        raise RecipeError(
+            "found nothing to search over; give --grid KEY=V1,V2, for example network.encoder=a,b."
+        )
     trials, names = [], set[str]()
     for values in product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         start = load_recipe(str(chosen["recipe"]) if "recipe" in chosen else recipe)
-        changed = {**(overrides or {}), **{key: value for key, value in chosen.items() if key != "recipe"}}
+        changed = {
+            **(overrides or {}),
+            **{key: value for key, value in chosen.items() if key != "recipe"},
+        }
         try:
             built = start.with_overrides(changed)
         except RecipeError as error:
             raise RecipeError(f"{in_words(chosen)}: {error}") from None
         name = _folder(chosen)
-        trials.append(Trial(name if name not in names else f"{name}_{_digest(chosen)}", chosen, built))
+        trials.append(
+            Trial(
+                name if name not in names else f"{name}_{_digest(chosen)}",
+                chosen,
+                built,
+            )
+        )
         names.add(name)
     return trials
 
@@ -65,8 +83,14 @@ def build_trials(
 def _folder(values: Mapping[str, Any]) -> str:
     """A name for people and file systems: ``learning_rate=0.001,widths=16-32``."""
     short = [key.rpartition(".")[2] for key in values]
-    keys = [name if short.count(name) == 1 else key for name, key in zip(short, values, strict=True)]
-    text = ",".join(f"{key}={_shown(value)}" for key, value in zip(keys, values.values(), strict=True))
+    keys = [
+        name if short.count(name) == 1 else key
+        for name, key in zip(short, values, strict=True)
+    ]
+    text = ",".join(
+        f"{key}={_shown(value)}"
+        for key, value in zip(keys, values.values(), strict=True)
+    )
     safe = re.sub(r"[^\w.=,+-]+", "-", text).strip("-. ")
     return safe if len(safe) <= 100 else f"{safe[:90]}_{_digest(values)}"
 
@@ -76,7 +100,13 @@ def _shown(value: Any) -> str:
         return "-".join(map(_shown, value))
     if isinstance(value, dict):
         return "+".join(f"{k}-{_shown(v)}" for k, v in value.items())
-    return "none" if value is None else Path(value).stem if isinstance(value, str) and "/" in value else str(value)
+    return (
+        "none"
+        if value is None
+        else Path(value).stem
+        if isinstance(value, str) and "/" in value
+        else str(value)
+    )
 
 
 def in_words(values: Mapping[str, Any]) -> str:
@@ -85,4 +115,6 @@ def in_words(values: Mapping[str, Any]) -> str:
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(dict(values), sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return hashlib.sha256(
+        json.dumps(dict(values), sort_keys=True, default=str).encode()
+    ).hexdigest()[:6]

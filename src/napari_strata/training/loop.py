@@ -52,8 +52,17 @@ def train(  # noqa: PLR0913 (what a user may say, each by its name)
     extend: int = 0,
 ) -> Model:
     """Train to the end and return the model; parameters and errors as in `iter_train`."""
-    options: dict[str, Any] = {"validation": validation, "classes": classes, "unlabelled": unlabelled}
-    options |= {"overrides": overrides, "device": device, "resume": resume, "extend": extend}
+    options: dict[str, Any] = {
+        "validation": validation,
+        "classes": classes,
+        "unlabelled": unlabelled,
+    }
+    options |= {
+        "overrides": overrides,
+        "device": device,
+        "resume": resume,
+        "extend": extend,
+    }
     with closing(iter_train(recipe, pairs, out=out, **options)) as events:
         for _ in events:
             pass
@@ -112,7 +121,20 @@ def iter_train(  # noqa: PLR0913 (as `train`)
         is kept.
     """
     goes_on = resume or extend > 0
-    return iter_job(Job(recipe, pairs, Path(out), validation, classes, unlabelled, overrides, device, goes_on, extend))
+    return iter_job(
+        Job(
+            recipe,
+            pairs,
+            Path(out),
+            validation,
+            classes,
+            unlabelled,
+            overrides,
+            device,
+            goes_on,
+            extend,
+        )
+    )
 
 
 def iter_job(job: Job) -> Generator[Event, None, None]:
@@ -136,9 +158,13 @@ def _train(job: Job, team: Team) -> Generator[Event, None, None]:
     device = team.choose_device(job.device)
     precision = choose_precision(plan.recipe.training.precision, device)
     source = PatchSource(plan.training, plan.spec, plan.recipe)
-    team.check_batch(source.patches // len(source), size=plan.recipe.training.batch_size)
+    team.check_batch(
+        source.patches // len(source), size=plan.recipe.training.batch_size
+    )
     truths = load_truths(plan.validation, plan.spec)
-    learner = Learner(plan, device=device, precision=precision, batches=len(source), team=team)
+    learner = Learner(
+        plan, device=device, precision=precision, batches=len(source), team=team
+    )
     team.agree(f"{plan.fingerprint} {plan.recipe.model_dump_json()}")
     session, messages = open_session(job, plan, learner, team)
     predictors = {
@@ -151,11 +177,15 @@ def _train(job: Job, team: Team) -> Generator[Event, None, None]:
         for message in (*plan.messages, *messages):
             yield session.tell(message)
         yield session.tell(session.started(len(source)))
-        for epoch in range(session.progress.epoch + 1, session.plan.recipe.training.epochs + 1):
+        for epoch in range(
+            session.progress.epoch + 1, session.plan.recipe.training.epochs + 1
+        ):
             if session.progress.is_stuck(session.plan.recipe.training.early_stopping):
                 reason = "early stopping"
                 break
-            yield from _epoch(epoch, session, source, predictors=predictors, truths=truths)
+            yield from _epoch(
+                epoch, session, source, predictors=predictors, truths=truths
+            )
         session.complete()
         for event in measure(session, truths) if team.leads else ():
             yield session.tell(event)
@@ -187,7 +217,9 @@ def _epoch(
         with learner.team.together():
             losses.append(learner.step(batch, epoch=epoch, number=number))
         seconds = time.perf_counter() - batch_start
-        yield session.tell(BatchEnd(epoch, number, len(source), losses[-1]["loss"], rate, seconds))
+        yield session.tell(
+            BatchEnd(epoch, number, len(source), losses[-1]["loss"], rate, seconds)
+        )
     means = _means(losses)
     learner.recalibrate(source)
     kind, scores = _validate(learner, predictors, truths)
@@ -204,34 +236,65 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _validate(learner: Learner, predictors: Mapping[str, Predictor], truths: Sequence[Truth]) -> tuple[str, Validation]:
+def _validate(
+    learner: Learner, predictors: Mapping[str, Predictor], truths: Sequence[Truth]
+) -> tuple[str, Validation]:
     """Which weights validate best by mean IoU, the averaged ones where that does not tell, and their scores."""
     team = learner.team
-    scores = {kind: validate(one, team.share(truths), learner.loss) for kind, one in predictors.items()}
-    shares = team.collect({kind: (one.loss, one.terms, one.confusion.counts) for kind, one in scores.items()})
+    scores = {
+        kind: validate(one, team.share(truths), learner.loss)
+        for kind, one in predictors.items()
+    }
+    shares = team.collect(
+        {
+            kind: (one.loss, one.terms, one.confusion.counts)
+            for kind, one in scores.items()
+        }
+    )
     if len(shares) > 1:
-        scores = {kind: _merged(one, [share[kind] for share in shares]) for kind, one in scores.items()}
+        scores = {
+            kind: _merged(one, [share[kind] for share in shares])
+            for kind, one in scores.items()
+        }
     best = max(scores, key=lambda kind: _or_lowest(scores[kind].confusion.mean_iou))
     return best, scores[best]
 
 
-def _merged(own: Validation, shares: Sequence[tuple[float, dict[str, float], Any]]) -> Validation:
+def _merged(
+    own: Validation, shares: Sequence[tuple[float, dict[str, float], Any]]
+) -> Validation:
     """One validation from the loss, terms and counts that each rank found in its share of the parts."""
     counts = sum(counts for _, _, counts in shares)
     total = int(counts.sum())
-    found = [({"loss": loss} | terms, int(counts.sum()) / total) for loss, terms, counts in shares if counts.any()]
-    means = {name: math.fsum(row[name] * weight for row, weight in found) for name in (found[0][0] if found else ())}
+    found = [
+        ({"loss": loss} | terms, int(counts.sum()) / total)
+        for loss, terms, counts in shares
+        if counts.any()
+    ]
+    means = {
+        name: math.fsum(row[name] * weight for row, weight in found)
+        for name in (found[0][0] if found else ())
+    }
     loss = means.pop("loss", math.nan)
-    return replace(own, loss=loss, terms=means, confusion=ConfusionMatrix(own.confusion.classes, counts))
+    return replace(
+        own,
+        loss=loss,
+        terms=means,
+        confusion=ConfusionMatrix(own.confusion.classes, counts),
+    )
 
 
 def _or_lowest(value: float) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-def _epoch_end(session: Session, kind: str, scores: Validation, *, train_loss: float) -> EpochEnd:
+def _epoch_end(
+    session: Session, kind: str, scores: Validation, *, train_loss: float
+) -> EpochEnd:
     confusion = scores.confusion
-    best_iou, best_loss = session.progress.is_best(iou=confusion.mean_iou, loss=scores.loss)
+    best_iou, best_loss = session.progress.is_best(
+        iou=confusion.mean_iou, loss=scores.loss
+    )
     return EpochEnd(
         epoch=session.progress.epoch + 1,
         epochs=session.plan.recipe.training.epochs,
@@ -250,14 +313,20 @@ def _epoch_end(session: Session, kind: str, scores: Validation, *, train_loss: f
 
 def _columns(training: Mapping[str, float], scores: Validation) -> dict[str, float]:
     """The single losses as columns of ``metrics.csv``."""
-    train_terms = {f"train_{name}": value for name, value in training.items() if name != "loss"}
-    return train_terms | {f"validation_{name}": value for name, value in scores.terms.items()}
+    train_terms = {
+        f"train_{name}": value for name, value in training.items() if name != "loss"
+    }
+    return train_terms | {
+        f"validation_{name}": value for name, value in scores.terms.items()
+    }
 
 
 def _why_no_memory(plan: Plan, device: torch.device) -> str:
     batch, spec = plan.recipe.training.batch_size, plan.spec
     shape = (spec.resize, spec.resize) if spec.resize else spec.patch_shape
-    smaller = f"training.batch_size={batch // 2}" if batch > 1 else "a smaller patches.size"
+    smaller = (
+        f"training.batch_size={batch // 2}" if batch > 1 else "a smaller patches.size"
+    )
     return (
         f"out of memory on {device}: found that {batch} patches of {' x '.join(map(str, shape))} pixels are too much "
         f"for one step; use {smaller}, or a smaller network."

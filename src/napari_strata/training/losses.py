@@ -49,9 +49,13 @@ class Loss:
 
     def total(self, terms: Mapping[LossName, Tensor]) -> Tensor:
         """Weighted sum of what `terms` returned."""
-        return torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum()
+        return torch.stack(
+            [weight * terms[name] for name, weight in self.weights.items()]
+        ).sum()
 
-    def terms(self, logits: Tensor, labels: Tensor, *, also: Sequence[LossName] = ()) -> dict[LossName, Tensor]:
+    def terms(
+        self, logits: Tensor, labels: Tensor, *, also: Sequence[LossName] = ()
+    ) -> dict[LossName, Tensor]:
         """Each loss by itself, without its weight; those named in `also` too, which are part of no sum."""
         names = dict.fromkeys((*self.weights, *also))
         with torch.autocast(logits.device.type, enabled=False):
@@ -63,7 +67,9 @@ class Loss:
             return {name: self.functions[name](pixels, index) for name in names}
 
 
-def build_loss(training: Training, *, classes: int, class_counts: Sequence[int] | None = None) -> Loss:
+def build_loss(
+    training: Training, *, classes: int, class_counts: Sequence[int] | None = None
+) -> Loss:
     """The loss a recipe asks for.
 
     Parameters
@@ -92,7 +98,9 @@ def build_loss(training: Training, *, classes: int, class_counts: Sequence[int] 
     )
 
 
-def class_weights(training: Training, classes: int, class_counts: Sequence[int] | None) -> Tensor | None:
+def class_weights(
+    training: Training, classes: int, class_counts: Sequence[int] | None
+) -> Tensor | None:
     """Weight of each class (K, float32), None for equal weights.
 
     "balanced" is the inverse frequency, scaled so that the classes that occur have mean 1; a class that does not occur
@@ -109,7 +117,9 @@ def class_weights(training: Training, classes: int, class_counts: Sequence[int] 
             )
         return torch.tensor(wanted)
     if class_counts is None:
-        raise RecipeError("training.class_weights is 'balanced', but the labels were not counted; give numbers.")
+        raise RecipeError(
+            "training.class_weights is 'balanced', but the labels were not counted; give numbers."
+        )
     counts = torch.tensor(class_counts, dtype=torch.float64)
     present = counts > 0
     inverse = torch.where(present, 1 / counts.clamp(min=1), 0.0)
@@ -117,12 +127,18 @@ def class_weights(training: Training, classes: int, class_counts: Sequence[int] 
     return torch.where(present, balanced, 1.0).float()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None
+) -> Tensor:
     """Categorical cross-entropy, the mean over pixels weighted by their true class (as torch does)."""
-    return _weighted_mean(F.cross_entropy(logits, labels, reduction="none"), labels, class_weights)
+    return _weighted_mean(
+        F.cross_entropy(logits, labels, reduction="none"), labels, class_weights
+    )
 
 
-def binary_cross_entropy(logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy of each class against the rest, the mean over classes, then over pixels.
 
     The networks end in one logit a class and a softmax; the one-against-rest logit of class k is then its log-odds,
@@ -131,13 +147,20 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, *, class_weights: Tenso
     a single logit exactly.
     """
     target = _one_hot(labels, logits)
-    others = [torch.cat([logits[:, :k], logits[:, k + 1 :]], dim=1) for k in range(logits.shape[1])]
+    others = [
+        torch.cat([logits[:, :k], logits[:, k + 1 :]], dim=1)
+        for k in range(logits.shape[1])
+    ]
     odds = logits - torch.stack([other.logsumexp(dim=1) for other in others], dim=1)
-    per_pixel = F.binary_cross_entropy_with_logits(odds, target, reduction="none").mean(dim=1)
+    per_pixel = F.binary_cross_entropy_with_logits(odds, target, reduction="none").mean(
+        dim=1
+    )
     return _weighted_mean(per_pixel, labels, class_weights)
 
 
-def focal(logits: Tensor, labels: Tensor, *, gamma: float, class_weights: Tensor | None = None) -> Tensor:
+def focal(
+    logits: Tensor, labels: Tensor, *, gamma: float, class_weights: Tensor | None = None
+) -> Tensor:
     """Focal loss ``-(1 - p)^gamma log p`` of the true class's softmax probability p.
 
     Lin, Goyal, Girshick, He and Dollar 2017, https://arxiv.org/abs/1708.02002, with softmax in the place of the
@@ -146,7 +169,9 @@ def focal(logits: Tensor, labels: Tensor, *, gamma: float, class_weights: Tensor
     surprise = F.cross_entropy(logits, labels, reduction="none")
     # 1 - p from the log keeps its small values; its slope at 0 is not finite for gamma < 1, hence the floor.
     missed = -torch.expm1(-surprise)
-    return _weighted_mean(missed.clamp(min=1e-12) ** gamma * surprise, labels, class_weights)
+    return _weighted_mean(
+        missed.clamp(min=1e-12) ** gamma * surprise, labels, class_weights
+    )
 
 
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
@@ -168,7 +193,9 @@ def tversky(logits: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
     hits = (probability * target).sum(dim=0)
     false_positives = probability.sum(dim=0) - hits
     false_negatives = target.sum(dim=0) - hits
-    overlap = (hits + SMOOTH) / (hits + alpha * false_positives + (1 - alpha) * false_negatives + SMOOTH)
+    overlap = (hits + SMOOTH) / (
+        hits + alpha * false_positives + (1 - alpha) * false_negatives + SMOOTH
+    )
     return 1 - overlap.mean()
 
 
@@ -179,11 +206,15 @@ def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
     """
     probability = logits.softmax(dim=1)
     present = labels.bincount(minlength=logits.shape[1]).nonzero().flatten().tolist()
-    return torch.stack([_lovasz_of_class(probability[:, k], labels == k) for k in present]).mean()
+    return torch.stack(
+        [_lovasz_of_class(probability[:, k], labels == k) for k in present]
+    ).mean()
 
 
 def _lovasz_of_class(probability: Tensor, is_class: Tensor) -> Tensor:
-    errors, order = (is_class.to(probability.dtype) - probability).abs().sort(descending=True)
+    errors, order = (
+        (is_class.to(probability.dtype) - probability).abs().sort(descending=True)
+    )
     truth = is_class[order]
     kept = truth.sum() - truth.cumsum(0)
     union = truth.sum() + (~truth).cumsum(0)
@@ -197,7 +228,9 @@ def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).scatter_(1, labels[:, None], 1.0)
 
 
-def _weighted_mean(per_pixel: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+def _weighted_mean(
+    per_pixel: Tensor, labels: Tensor, class_weights: Tensor | None
+) -> Tensor:
     if class_weights is None:
         return per_pixel.mean()
     weight = class_weights.to(per_pixel.device)[labels]

@@ -68,7 +68,9 @@ class Membership:
         self.watch.start()
         self.store.set(f"here/{self.rank}", "1")
         end = time.monotonic() + JOIN
-        while absent := [r for r in range(self.size) if not self.store.check([f"here/{r}"])]:
+        while absent := [
+            r for r in range(self.size) if not self.store.check([f"here/{r}"])
+        ]:
             self._stand_by(absent[0])
             if time.monotonic() > end:
                 raise TrainingError(
@@ -111,8 +113,17 @@ class Membership:
     def leave(self, error: BaseException | None) -> BaseException | None:
         """Tell the others, and return what is to be raised here: `error`, or what is behind it."""
         inside = self.watch.waiting
-        raised = self._leave_first(error, inside=inside) if self.leads else self._leave_other(error, inside=inside)
-        if inside and when_stuck and not isinstance(error, Dismissed) and not self._all_alike(error):
+        raised = (
+            self._leave_first(error, inside=inside)
+            if self.leads
+            else self._leave_other(error, inside=inside)
+        )
+        if (
+            inside
+            and when_stuck
+            and not isinstance(error, Dismissed)
+            and not self._all_alike(error)
+        ):
             when_stuck[0]()
         return raised
 
@@ -149,12 +160,22 @@ class Membership:
             self.watch.waiting = True  # what follows is nobody's error here
             raise RuntimeError(f"no sign of life from rank {other}")
         if why := self.watch.left().get(other):
-            raise TrainingError(self._said({other: why})) if self.leads else Dismissed(why)
+            raise (
+                TrainingError(self._said({other: why}))
+                if self.leads
+                else Dismissed(why)
+            )
 
-    def _leave_first(self, error: BaseException | None, *, inside: bool) -> BaseException | None:
+    def _leave_first(
+        self, error: BaseException | None, *, inside: bool
+    ) -> BaseException | None:
         stopped = _why(error) == STOPPED
         # SIGTERM may come from torchrun, which ends all when one has died.
-        found = self._behind() if (stopped and self._told) or (inside and isinstance(error, RuntimeError)) else None
+        found = (
+            self._behind()
+            if (stopped and self._told) or (inside and isinstance(error, RuntimeError))
+            else None
+        )
         raised = found or error
         why = _why(raised)
         self.watch.leave(why)
@@ -165,7 +186,9 @@ class Membership:
                 time.sleep(0.02)
         return raised
 
-    def _leave_other(self, error: BaseException | None, *, inside: bool) -> BaseException | None:
+    def _leave_other(
+        self, error: BaseException | None, *, inside: bool
+    ) -> BaseException | None:
         if error is None or isinstance(error, Dismissed):
             why = str(error or DONE)
             self.watch.leave(why)
@@ -181,10 +204,16 @@ class Membership:
         self._gone = self.watch.missing(REPLY)
         if self.watch.lost and not self.leads and not _outlives():
             self._gone = [0]
-        failed = {rank: why for rank, why in self.watch.left().items() if why.startswith(FAILED)}
+        failed = {
+            rank: why
+            for rank, why in self.watch.left().items()
+            if why.startswith(FAILED)
+        }
         if failed:
             return TrainingError(self._said(failed))
-        return TrainingError(self._why_gone()) if self._gone or self.watch.lost else None
+        return (
+            TrainingError(self._why_gone()) if self._gone or self.watch.lost else None
+        )
 
     def _all_alike(self, error: BaseException | None) -> bool:
         """Whether the first rank met the same error, as where the loss is no number: then nobody hangs."""
@@ -204,8 +233,16 @@ class Membership:
 
     def _why_gone(self) -> str:
         names = ", ".join(map(str, self._gone))
-        who = f"rank {names} of {self.size} is" if len(self._gone) == 1 else f"ranks {names} of {self.size} are"
-        kept = f"the last checkpoint, epoch {self.epoch}, is kept" if self.epoch else "no epoch was complete yet"
+        who = (
+            f"rank {names} of {self.size} is"
+            if len(self._gone) == 1
+            else f"ranks {names} of {self.size} are"
+        )
+        kept = (
+            f"the last checkpoint, epoch {self.epoch}, is kept"
+            if self.epoch
+            else "no epoch was complete yet"
+        )
         return (
             f"{who if self._gone else 'what started this process is'} gone (killed, or out of memory, or its machine "
             f"is off); {kept}: run the same with --resume."
@@ -230,7 +267,10 @@ class Membership:
             self.watch.wish = True
 
         if not self.leads:
-            return {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+            return {
+                number: signal.signal(number, wish)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
         before = signal.getsignal(signal.SIGTERM)
 
         def told(number: int, frame: Any) -> None:
@@ -298,7 +338,11 @@ def is_several() -> bool:
     """Whether this process is one of several that ``torchrun`` has started."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     count = os.environ.get("WORLD_SIZE", "")
-    return all(os.environ.get(name) for name in names) and count.isdigit() and int(count) > 1
+    return (
+        all(os.environ.get(name) for name in names)
+        and count.isdigit()
+        and int(count) > 1
+    )
 
 
 def within(name: str) -> Any:
@@ -325,5 +369,9 @@ def _why(error: BaseException | None) -> str:
         return DONE
     if isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit)):
         return STOPPED
-    text = str(error) if isinstance(error, StrataError) else f"unexpected {type(error).__name__}: {error}"
+    text = (
+        str(error)
+        if isinstance(error, StrataError)
+        else f"unexpected {type(error).__name__}: {error}"
+    )
     return f"{FAILED} {' '.join(text.split())}"

@@ -29,14 +29,23 @@ def build_optimizer(
     fused = torch.device(device).type in ("cpu", "cuda")
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=training.momentum, fused=fused)
+        return torch.optim.SGD(
+            parameters,
+            lr=rate,
+            weight_decay=decay,
+            momentum=training.momentum,
+            fused=fused,
+        )
     kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a checkpoint's state, which may have been written on a device with other kernels."""
-    groups = [group | {"fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
+    groups = [
+        group | {"fused": optimizer.defaults["fused"]}
+        for group in state["param_groups"]
+    ]
     optimizer.load_state_dict(state | {"param_groups": groups})
 
 
@@ -48,12 +57,16 @@ class Schedule:
     https://arxiv.org/abs/1608.03983).
     """
 
-    def __init__(self, training: Training, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> None:
+    def __init__(
+        self, training: Training, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+    ) -> None:
         self.optimizer = optimizer
         self.steps_per_epoch = steps_per_epoch
         self.peak = training.learning_rate
         self.curve = _CURVES.get(training.schedule)
-        self.plateau = _PlateauState(training.plateau) if training.schedule == "plateau" else None
+        self.plateau = (
+            _PlateauState(training.plateau) if training.schedule == "plateau" else None
+        )
         self.restart(training.epochs)
 
     def restart(self, epochs: int) -> None:
@@ -84,11 +97,18 @@ class Schedule:
     def state_dict(self) -> dict[str, Any]:
         """Plain types only, counted in whole epochs: the steps of an epoch change when images are added."""
         plateau = self.plateau.state_dict() if self.plateau is not None else {}
-        return {"epochs": self.epochs, "done": self.step // self.steps_per_epoch, "plateau": plateau}
+        return {
+            "epochs": self.epochs,
+            "done": self.step // self.steps_per_epoch,
+            "plateau": plateau,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave at the end of an epoch."""
-        self.epochs, self.step = int(state["epochs"]), int(state["done"]) * self.steps_per_epoch
+        self.epochs, self.step = (
+            int(state["epochs"]),
+            int(state["done"]) * self.steps_per_epoch,
+        )
         if self.plateau is not None:
             self.plateau.load_state_dict(state["plateau"])
         self._apply()
@@ -102,7 +122,9 @@ class Schedule:
             _set(self.optimizer, self.peak * share, momentum)
 
 
-def build_schedule(training: Training, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Schedule:
+def build_schedule(
+    training: Training, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> Schedule:
     """The schedule a recipe asks for, set to its first learning rate."""
     return Schedule(training, optimizer, steps_per_epoch)
 
@@ -112,7 +134,14 @@ def cosine(step: int, total: int) -> Phase:
     return (1 + math.cos(math.pi * step / total)) / 2, math.nan
 
 
-def one_cycle(step: int, total: int, *, rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> Phase:
+def one_cycle(
+    step: int,
+    total: int,
+    *,
+    rise: float = 0.3,
+    start: float = 1 / 25,
+    end: float = 1e-4,
+) -> Phase:
     """Up from `start` over the first `rise` of the steps, then down to ``start * end``; momentum the other way round.
 
     Smith and Topin 2018, https://arxiv.org/abs/1708.07120, with the constants of torch's OneCycleLR.
@@ -125,7 +154,10 @@ def one_cycle(step: int, total: int, *, rise: float = 0.3, start: float = 1 / 25
     return _blend(1.0, start * end, along), _blend(low, high, along)
 
 
-_CURVES: dict[str, Callable[[int, int], Phase]] = {"cosine": cosine, "one_cycle": one_cycle}
+_CURVES: dict[str, Callable[[int, int], Phase]] = {
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+}
 
 
 class _PlateauState:
@@ -154,7 +186,11 @@ class _PlateauState:
         return {"best": self.best, "waited": self.waited, "cuts": self.cuts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.waited, self.cuts = float(state["best"]), int(state["waited"]), int(state["cuts"])
+        self.best, self.waited, self.cuts = (
+            float(state["best"]),
+            int(state["waited"]),
+            int(state["cuts"]),
+        )
 
 
 def _blend(start: float, end: float, along: float) -> float:
@@ -162,7 +198,9 @@ def _blend(start: float, end: float, along: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * along)) / 2
 
 
-def _set(optimizer: torch.optim.Optimizer, rate: float, momentum: float = math.nan) -> None:
+def _set(
+    optimizer: torch.optim.Optimizer, rate: float, momentum: float = math.nan
+) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
         if "betas" in group and not math.isnan(momentum):

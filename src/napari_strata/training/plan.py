@@ -11,7 +11,14 @@ import numpy as np
 
 from napari_strata.classes import ClassMap
 from napari_strata.data.neighbours import pairs_with_neighbours
-from napari_strata.data.parts import Part, count, counts_of, find_nonfinite, shown, whole
+from napari_strata.data.parts import (
+    Part,
+    count,
+    counts_of,
+    find_nonfinite,
+    shown,
+    whole,
+)
 from napari_strata.data.split import Split, given, split_pairs
 from napari_strata.errors import LabelError, RecipeError, RunError
 from napari_strata.events import Message
@@ -21,7 +28,12 @@ from napari_strata.recipes import load_recipe
 from napari_strata.run import RunFolder
 from napari_strata.spec import ModelSpec, find_classes, resolve
 
-MAY_CHANGE = ("training.epochs", "training.early_stopping", "training.precision", "training.batch_size")
+MAY_CHANGE = (
+    "training.epochs",
+    "training.early_stopping",
+    "training.precision",
+    "training.batch_size",
+)
 """What may differ from the recipe that a run was started with when it goes on."""
 
 
@@ -77,22 +89,36 @@ class Plan:
 
     def with_epochs(self, epochs: int) -> Plan:
         """The same plan for so many epochs in all."""
-        return replace(self, recipe=self.recipe.with_overrides({"training.epochs": epochs}))
+        return replace(
+            self, recipe=self.recipe.with_overrides({"training.epochs": epochs})
+        )
 
     def record(self) -> dict[str, Any]:
         """For ``data.json``: sources, split, classes, spec and fingerprint, as plain data."""
         numbers = {id(pair): i for i, pair in enumerate(self.pairs)}
 
         def row(part: Part) -> dict[str, Any]:
-            box = {BOX[a]: [along.start, along.stop] for a, along in zip(part.axes, part.box, strict=True)}
-            return {"name": part.name, "pair": numbers[id(part.pair)], "index": dict(part.index)} | box
+            box = {
+                BOX[a]: [along.start, along.stop]
+                for a, along in zip(part.axes, part.box, strict=True)
+            }
+            return {
+                "name": part.name,
+                "pair": numbers[id(part.pair)],
+                "index": dict(part.index),
+            } | box
 
         return {
             "fingerprint": self.fingerprint,
             "classes": self.spec.classes.table(),
             "unlabelled": list(self.spec.classes.unlabelled),
             "pairs": [
-                {"name": pair.name, "images": pair.image.source, "labels": pair.labels.source} | _form(pair)
+                {
+                    "name": pair.name,
+                    "images": pair.image.source,
+                    "labels": pair.labels.source,
+                }
+                | _form(pair)
                 for pair in self.pairs
             ],
             "split": self.text,
@@ -117,7 +143,9 @@ def plan_new(job: Job) -> Plan:
     """
     recipe = load_recipe(job.recipe).with_overrides(job.overrides)
     pairs = pairs_with_neighbours(as_pairs(job.pairs), recipe.patches.neighbours)
-    held = pairs_with_neighbours(as_pairs(job.validation or []), recipe.patches.neighbours)
+    held = pairs_with_neighbours(
+        as_pairs(job.validation or []), recipe.patches.neighbours
+    )
     # Validation labels count: a value that stands there alone is a class that training lacks, and is named as such.
     classes = job.classes or find_classes([*pairs, *held], job.unlabelled)
     spec = resolve(recipe, pairs, classes=classes, unlabelled=job.unlabelled)
@@ -127,10 +155,20 @@ def plan_new(job: Job) -> Plan:
             "two, or take a value out of those that are unlabelled."
         )
     if job.split is not None:
-        split = _of_pairs(job.split, as_pairs(job.pairs), pairs) if recipe.patches.neighbours else job.split
+        split = (
+            _of_pairs(job.split, as_pairs(job.pairs), pairs)
+            if recipe.patches.neighbours
+            else job.split
+        )
     elif job.validation is None:
         section = recipe.training
-        split = split_pairs(pairs, fraction=section.validation, seed=section.seed, classes=spec.classes, axes=spec.axes)
+        split = split_pairs(
+            pairs,
+            fraction=section.validation,
+            seed=section.seed,
+            classes=spec.classes,
+            axes=spec.axes,
+        )
     else:
         split = given(pairs, held, spec.classes, spec.axes)
         pairs = [*pairs, *held]
@@ -151,7 +189,9 @@ def plan_resumed(job: Job, run: RunFolder) -> Plan:
     """
     stored, record = run.recipe, run.read_json("data.json")
     recipe = stored.with_overrides(job.overrides)
-    if forbidden := [key for key in differences(stored, recipe) if not key.startswith(MAY_CHANGE)]:
+    if forbidden := [
+        key for key in differences(stored, recipe) if not key.startswith(MAY_CHANGE)
+    ]:
         raise RecipeError(
             f"{', '.join(forbidden)} cannot change when a run goes on; start a new run, or change only "
             f"{', '.join(MAY_CHANGE)}."
@@ -161,17 +201,24 @@ def plan_resumed(job: Job, run: RunFolder) -> Plan:
     pairs = pairs_with_neighbours(as_pairs(job.pairs), spec.neighbours)
     known, added = _recognise(record["pairs"], [*pairs, *held])
     if not known:
-        raise RunError(f"{run.path}: none of the images given belongs to this run; give those it was started with.")
+        raise RunError(
+            f"{run.path}: none of the images given belongs to this run; give those it was started with."
+        )
     if stray := [pair.name for pair in held if pair in added]:
-        raise RunError(f"{run.path}: {shown(stray)} was not validated on before; a run keeps its validation images.")
+        raise RunError(
+            f"{run.path}: {shown(stray)} was not validated on before; a run keeps its validation images."
+        )
     split = Split(
-        training=_parts(record["training"], known, spec) + (whole(added, spec.classes, spec.axes) if added else []),
+        training=_parts(record["training"], known, spec)
+        + (whole(added, spec.classes, spec.axes) if added else []),
         validation=_parts(record["validation"], known, spec),
         text=record["split"],
         warnings=tuple(_gone(record["pairs"], known)),
     )
     if record["validation"] and not split.validation:
-        raise RunError(f"{run.path}: the validation images of this run are missing; give them again (--val).")
+        raise RunError(
+            f"{run.path}: the validation images of this run are missing; give them again (--val)."
+        )
     plan = _plan(recipe, spec, split, [*known.values(), *added], notes=_news(added))
     if plan.fingerprint != record["fingerprint"]:
         note = f"the training data changed: fingerprint {record['fingerprint']} -> {plan.fingerprint}"
@@ -182,10 +229,19 @@ def plan_resumed(job: Job, run: RunFolder) -> Plan:
     return plan
 
 
-def _plan(recipe: Recipe, spec: ModelSpec, split: Split, pairs: list[AnnotatedImage], *, notes: Sequence[str]) -> Plan:
+def _plan(
+    recipe: Recipe,
+    spec: ModelSpec,
+    split: Split,
+    pairs: list[AnnotatedImage],
+    *,
+    notes: Sequence[str],
+) -> Plan:
     warnings = [*find_nonfinite(pairs), *_flat(pairs), *split.warnings]
     if recipe.training.early_stopping is not None and not split.validation:
-        warnings.append("early stopping needs validation images and is off: nothing is held back")
+        warnings.append(
+            "early stopping needs validation images and is off: nothing is held back"
+        )
     counts = counts_of(split.training, spec.classes).sum(axis=0)
     return Plan(
         recipe=recipe,
@@ -196,32 +252,57 @@ def _plan(recipe: Recipe, spec: ModelSpec, split: Split, pairs: list[AnnotatedIm
         counts=tuple(int(n) for n in counts),
         fingerprint=data_fingerprint(split, pairs, spec.classes),
         pairs=pairs,
-        messages=(*map(Message, (*_described(pairs), *notes)), *(Message(text, "warning") for text in warnings)),
+        messages=(
+            *map(Message, (*_described(pairs), *notes)),
+            *(Message(text, "warning") for text in warnings),
+        ),
     )
 
 
-def _of_pairs(split: Split, plain: Sequence[AnnotatedImage], pairs: Sequence[AnnotatedImage]) -> Split:
+def _of_pairs(
+    split: Split, plain: Sequence[AnnotatedImage], pairs: Sequence[AnnotatedImage]
+) -> Split:
     """A split of the pairs `plain` as one of `pairs`, which are those with their neighbours."""
     dressed = {id(old): new for old, new in zip(plain, pairs, strict=True)}
     training, validation = (
-        [replace(part, pair=dressed[id(part.pair)]) for part in side] for side in (split.training, split.validation)
+        [replace(part, pair=dressed[id(part.pair)]) for part in side]
+        for side in (split.training, split.validation)
     )
     return replace(split, training=training, validation=validation)
 
 
 def _described(pairs: Sequence[AnnotatedImage]) -> list[str]:
     """What was read, in words, so that axes taken for others are seen: the first image of each kind, and each note."""
-    kinds = {(pair.image.axes, str(pair.image.dtype), pair.image.notes): pair.image for pair in reversed(pairs)}
-    lines = [line for image in reversed(kinds.values()) for line in (image.describe(), *image.notes)]
+    kinds = {
+        (pair.image.axes, str(pair.image.dtype), pair.image.notes): pair.image
+        for pair in reversed(pairs)
+    }
+    lines = [
+        line
+        for image in reversed(kinds.values())
+        for line in (image.describe(), *image.notes)
+    ]
     more = len(pairs) - len(kinds)
-    alike = [f"and {more} more image{'' if more == 1 else 's'} like {'this' if len(kinds) == 1 else 'these'}"]
+    alike = [
+        f"and {more} more image{'' if more == 1 else 's'} like {'this' if len(kinds) == 1 else 'these'}"
+    ]
     return [*dict.fromkeys(lines), *(alike if more else [])]
 
 
 def _flat(pairs: Sequence[AnnotatedImage]) -> list[str]:
     """A warning for images of one grey value, from which nothing is learnt."""
-    names = [pair.name for pair in pairs if not any(_contrast(samples) for samples in pair.image.samples())]
-    return [f"found one grey value only, from which nothing can be learnt, in: {shown(names)}"] if names else []
+    names = [
+        pair.name
+        for pair in pairs
+        if not any(_contrast(samples) for samples in pair.image.samples())
+    ]
+    return (
+        [
+            f"found one grey value only, from which nothing can be learnt, in: {shown(names)}"
+        ]
+        if names
+        else []
+    )
 
 
 def _contrast(samples: Any) -> bool:
@@ -234,7 +315,9 @@ def _form(pair: AnnotatedImage) -> dict[str, Any]:
     return {"axes": image.axes, "shape": list(image.shape), "dtype": str(image.dtype)}
 
 
-def data_fingerprint(split: Split, pairs: Sequence[AnnotatedImage], classes: ClassMap) -> str:
+def data_fingerprint(
+    split: Split, pairs: Sequence[AnnotatedImage], classes: ClassMap
+) -> str:
     """Sixteen hexadecimal digits of sampled grey values, of every part's class counts and of where the parts lie."""
     state = hashlib.sha256()
     for pair in pairs:
@@ -255,7 +338,9 @@ def _recognise(
     known, added = {}, []
     for pair in pairs:
         mine = {"name": pair.name} | _form(pair)
-        number = next((n for n, row in open_rows.items() if mine.items() <= row.items()), None)
+        number = next(
+            (n for n, row in open_rows.items() if mine.items() <= row.items()), None
+        )
         if number is None:
             added.append(pair)
         else:
@@ -264,20 +349,39 @@ def _recognise(
     return dict(sorted(known.items())), added
 
 
-def _parts(rows: Sequence[Mapping[str, Any]], known: Mapping[int, AnnotatedImage], spec: ModelSpec) -> list[Part]:
+def _parts(
+    rows: Sequence[Mapping[str, Any]],
+    known: Mapping[int, AnnotatedImage],
+    spec: ModelSpec,
+) -> list[Part]:
     parts = [
-        Part(known[row["pair"]], row["index"], tuple(slice(*row[BOX[a]]) for a in spec.axes), row["name"])
+        Part(
+            known[row["pair"]],
+            row["index"],
+            tuple(slice(*row[BOX[a]]) for a in spec.axes),
+            row["name"],
+        )
         for row in rows
         if row["pair"] in known
     ]
     return [count(part, spec.classes) for part in parts]
 
 
-def _gone(rows: Sequence[Mapping[str, Any]], known: Mapping[int, AnnotatedImage]) -> list[str]:
+def _gone(
+    rows: Sequence[Mapping[str, Any]], known: Mapping[int, AnnotatedImage]
+) -> list[str]:
     names = [row["name"] for number, row in enumerate(rows) if number not in known]
-    return [f"images of this run that are gone, and train no more: {shown(names)}"] if names else []
+    return (
+        [f"images of this run that are gone, and train no more: {shown(names)}"]
+        if names
+        else []
+    )
 
 
 def _news(added: Sequence[AnnotatedImage]) -> list[str]:
     names = [pair.name for pair in added]
-    return [f"images that are new to this run, added to training: {shown(names)}"] if names else []
+    return (
+        [f"images that are new to this run, added to training: {shown(names)}"]
+        if names
+        else []
+    )

@@ -17,14 +17,24 @@ from napari_strata.device import Precision, channels_last
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, batches: Iterable[Batch], *, device: torch.device, precision: Precision) -> None:
+def recalibrate(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    precision: Precision,
+) -> None:
     """Replace the running statistics of each batch normalisation by their means over `batches`.
 
     "Precise batch normalisation" (Wu and Johnson 2021, https://arxiv.org/abs/2105.07576). Leaves the network in
     evaluation mode. Statistics that no batch could give (one value a channel) stay as they were.
     """
     network.eval()
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [
+        m
+        for m in network.modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats
+    ]
     if not norms:
         return
     before = [(n.momentum, _statistics(n)) for n in norms]
@@ -38,7 +48,9 @@ def recalibrate(network: nn.Module, batches: Iterable[Batch], *, device: torch.d
             network(images)
     for n, (momentum, statistics) in zip(norms, before, strict=True):
         if not int(n.num_batches_tracked):  # type: ignore[arg-type]
-            for target, value in zip((n.running_mean, n.running_var), statistics, strict=True):
+            for target, value in zip(
+                (n.running_mean, n.running_var), statistics, strict=True
+            ):
                 target.copy_(value)  # type: ignore[union-attr]
         n.momentum = momentum
         n.eval()

@@ -46,8 +46,12 @@ class Session:
             first_epoch=self.progress.epoch + 1,
             epochs=plan.recipe.training.epochs,
             batches=batches,
-            training_images=tuple(dict.fromkeys(part.pair.name for part in plan.training)),
-            validation_images=tuple(dict.fromkeys(part.pair.name for part in plan.validation)),
+            training_images=tuple(
+                dict.fromkeys(part.pair.name for part in plan.training)
+            ),
+            validation_images=tuple(
+                dict.fromkeys(part.pair.name for part in plan.validation)
+            ),
             validation_text=plan.text,
             class_names=plan.spec.classes.names,
         )
@@ -58,7 +62,11 @@ class Session:
         model = self._model(end.weights)
         unscored = not any(e.best_iou for e in self.progress.history)
         # The model first: where the disk holds one file only, it is this one.
-        wanted = {"model": end.best_iou or unscored, "best_iou": end.best_iou, "best_loss": end.best_loss}
+        wanted = {
+            "model": end.best_iou or unscored,
+            "best_iou": end.best_iou,
+            "best_loss": end.best_loss,
+        }
         for name in (name for name, yes in wanted.items() if yes):
             model.save(self.run.path / f"{name}.safetensors")
         self.save_checkpoint()
@@ -67,7 +75,9 @@ class Session:
     def draw(self, end: EpochEnd, example: Example | None) -> None:
         """A picture of the first validation part as it is predicted now."""
         if example is not None:
-            with files.atomic(self.run.previews / f"epoch_{end.epoch:04d}.png") as temporary:
+            with files.atomic(
+                self.run.previews / f"epoch_{end.epoch:04d}.png"
+            ) as temporary:
                 draw_example(example).save(temporary)
 
     def save_checkpoint(self) -> None:
@@ -76,7 +86,10 @@ class Session:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on: tensors and plain types."""
-        return {"learner": self.learner.state_dict(), "progress": self.progress.state_dict()}
+        return {
+            "learner": self.learner.state_dict(),
+            "progress": self.progress.state_dict(),
+        }
 
     def leave(self) -> None:
         """Stopped within the first epoch: keep the weights as they are, if a step was made."""
@@ -87,7 +100,9 @@ class Session:
         """Give the model, which was saved when it was the best, the history of the epochs after it."""
         model = Model.load(self.run.model_path)
         if len(model.history) < len(self.progress.history):
-            replace(model, history=tuple(self.progress.history)).save(self.run.model_path)
+            replace(model, history=tuple(self.progress.history)).save(
+                self.run.model_path
+            )
 
     def ended(self, reason: str, seconds: float) -> TrainingEnd:
         """The event that closes a training."""
@@ -104,7 +119,13 @@ class Session:
     def _model(self, kind: str) -> Model:
         plan = self.plan
         weights = self.learner.weights(kind)
-        return Model(plan.spec, plan.recipe, weights, tuple(self.progress.history), plan.fingerprint)
+        return Model(
+            plan.spec,
+            plan.recipe,
+            weights,
+            tuple(self.progress.history),
+            plan.fingerprint,
+        )
 
 
 class Follower(Session):
@@ -126,16 +147,25 @@ class Follower(Session):
         pass
 
 
-def open_session(job: Job, plan: Plan, learner: Learner, team: Team) -> tuple[Session, list[Message]]:
+def open_session(
+    job: Job, plan: Plan, learner: Learner, team: Team
+) -> tuple[Session, list[Message]]:
     """Begin or resume a run, on the first rank of `team`, and put the others where it is."""
     if team.leads:
         session, messages = (resume if job.resume else begin)(job, plan, learner)
-        team.hand_out(lambda: {**session.state_dict(), "epochs": session.plan.recipe.training.epochs})
+        team.hand_out(
+            lambda: {
+                **session.state_dict(),
+                "epochs": session.plan.recipe.training.epochs,
+            }
+        )
         return session, messages
     state = team.hand_out(dict)
     learner.load_state_dict(state["learner"])
     progress = Progress.from_state(state["progress"])
-    return Follower(RunFolder(job.out), plan.with_epochs(state["epochs"]), learner, progress), []
+    return Follower(
+        RunFolder(job.out), plan.with_epochs(state["epochs"]), learner, progress
+    ), []
 
 
 def begin(job: Job, plan: Plan, learner: Learner) -> tuple[Session, list[Message]]:
@@ -158,12 +188,22 @@ def resume(job: Job, plan: Plan, learner: Learner) -> tuple[Session, list[Messag
         _mend_events(run, progress)
     else:
         progress = Progress()
-        messages += [Message("the run was stopped before its first epoch was complete, and begins anew")]
+        messages += [
+            Message(
+                "the run was stopped before its first epoch was complete, and begins anew"
+            )
+        ]
         messages += initialise(learner.network, plan.recipe, plan.spec)
         learner.restart_average()
-    epochs = _plan_epochs(job, plan, learner, progress, before=run.recipe.training.epochs)
+    epochs = _plan_epochs(
+        job, plan, learner, progress, before=run.recipe.training.epochs
+    )
     if progress.epoch >= epochs:
-        messages.append(Message(f"the run is complete after {progress.epoch} epochs; train more with --extend N"))
+        messages.append(
+            Message(
+                f"the run is complete after {progress.epoch} epochs; train more with --extend N"
+            )
+        )
     session = Session(run, plan.with_epochs(epochs), learner, progress)
     if progress.history:
         # Before the recipe: a kill between the two must not leave more epochs than the schedule knows of.
@@ -173,7 +213,9 @@ def resume(job: Job, plan: Plan, learner: Learner) -> tuple[Session, list[Messag
     return session, messages
 
 
-def _plan_epochs(job: Job, plan: Plan, learner: Learner, progress: Progress, *, before: int) -> int:
+def _plan_epochs(
+    job: Job, plan: Plan, learner: Learner, progress: Progress, *, before: int
+) -> int:
     """How many epochs the run is to have in all; the schedule and early stopping are told."""
     section = plan.recipe.training
     if progress.history:

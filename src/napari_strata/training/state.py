@@ -25,7 +25,11 @@ from napari_strata.recipe import EarlyStopping
 from napari_strata.training.averaging import AveragedWeights
 from napari_strata.training.distributed import Team
 from napari_strata.training.losses import build_loss
-from napari_strata.training.optim import build_optimizer, build_schedule, restore_optimizer
+from napari_strata.training.optim import (
+    build_optimizer,
+    build_schedule,
+    restore_optimizer,
+)
 from napari_strata.training.plan import Plan
 from napari_strata.training.recalibration import recalibrate
 from napari_strata.training.start import FreezableEncoder, kept_statistics
@@ -33,7 +37,10 @@ from napari_strata.training.start import FreezableEncoder, kept_statistics
 
 def derived_seed(*key: int) -> int:
     """A seed of 63 bits that depends on every number of `key`."""
-    return int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
+        >> np.uint64(1)
+    )
 
 
 @contextmanager
@@ -53,7 +60,13 @@ class Learner:
     """
 
     def __init__(
-        self, plan: Plan, *, device: torch.device, precision: Precision, batches: int, team: Team | None = None
+        self,
+        plan: Plan,
+        *,
+        device: torch.device,
+        precision: Precision,
+        batches: int,
+        team: Team | None = None,
     ) -> None:
         section = plan.recipe.training
         self.section = section
@@ -65,12 +78,21 @@ class Learner:
         order = channels_last(2 + len(plan.spec.axes))
         self.network: nn.Module = network.to(device, memory_format=order)  # type: ignore[call-overload]
         self.encoder = FreezableEncoder(self.network)
-        self.averaged = AveragedWeights(self.network, section.averaging) if section.averaging is not None else None
+        self.averaged = (
+            AveragedWeights(self.network, section.averaging)
+            if section.averaging is not None
+            else None
+        )
         self.optimizer = build_optimizer(section, self.network.parameters(), device)
         self.schedule = build_schedule(section, self.optimizer, batches)
         self.scaler = precision.scaler(device)
-        self.loss = build_loss(section, classes=len(plan.spec.classes), class_counts=plan.counts)
-        self.augment = Augmenter(plan.recipe.augmentation, physical=plan.spec.normalization.kind == "physical")
+        self.loss = build_loss(
+            section, classes=len(plan.spec.classes), class_counts=plan.counts
+        )
+        self.augment = Augmenter(
+            plan.recipe.augmentation,
+            physical=plan.spec.normalization.kind == "physical",
+        )
 
     def restart_average(self) -> None:
         """Let the average begin at the weights that the network has now, such as pretrained ones."""
@@ -101,11 +123,15 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(self.scaler.scale(total))
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), section.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(
+            self.network.parameters(), section.clip_norm or math.inf
+        )
         length, *values = torch.stack([norm, total, *terms.values()]).tolist()
         found = dict(zip(("loss", *terms), values, strict=True))
         # The scaler meets infinite gradients by lowering its factor; without one they are the end.
-        if not math.isfinite(found["loss"]) or not (math.isfinite(length) or self.scaler.is_enabled()):
+        if not math.isfinite(found["loss"]) or not (
+            math.isfinite(length) or self.scaler.is_enabled()
+        ):
             raise TrainingError(self._why_not_finite(found["loss"], epoch, number))
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -116,7 +142,11 @@ class Learner:
 
     def _why_not_finite(self, loss: float, epoch: int, number: int) -> str:
         what = "a gradient" if math.isfinite(loss) else "the loss"
-        exact = ", or set training.precision=fp32" if self.precision.dtype is not None else ""
+        exact = (
+            ", or set training.precision=fp32"
+            if self.precision.dtype is not None
+            else ""
+        )
         kept = " The last checkpoint is kept." if epoch > 1 else ""
         return (
             f"{what} is not a finite number in epoch {epoch}, batch {number} (loss {loss:g}, learning rate "
@@ -131,24 +161,37 @@ class Learner:
         if count := self.section.recalibration:
             for network in self.networks.values():
                 batches = source.plain(count, batch_size=self.section.batch_size)
-                with kept_statistics(encoder_of(network)) if self.encoder.frozen else nullcontext():
-                    recalibrate(network, batches, device=self.device, precision=self.precision)
+                with (
+                    kept_statistics(encoder_of(network))
+                    if self.encoder.frozen
+                    else nullcontext()
+                ):
+                    recalibrate(
+                        network, batches, device=self.device, precision=self.precision
+                    )
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The networks that may become the model: "averaged", if any, before "raw"."""
-        averaged = {"averaged": self.averaged.network} if self.averaged is not None else {}
+        averaged = (
+            {"averaged": self.averaged.network} if self.averaged is not None else {}
+        )
         return averaged | {"raw": self.network}
 
     def weights(self, kind: str) -> dict[str, Tensor]:
         """A network's tensors by name, on the CPU."""
-        return {name: value.detach().cpu() for name, value in self.networks[kind].state_dict().items()}
+        return {
+            name: value.detach().cpu()
+            for name, value in self.networks[kind].state_dict().items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types only, so that ``torch.load(weights_only=True)`` reads it."""
         return {
             "network": self.network.state_dict(),
-            "averaged": self.averaged.state_dict() if self.averaged is not None else None,
+            "averaged": self.averaged.state_dict()
+            if self.averaged is not None
+            else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -190,14 +233,24 @@ class Progress:
     def is_best(self, *, iou: float, loss: float) -> tuple[bool, bool]:
         """Whether a mean IoU and a validation loss are better than all before; NaN never is."""
         return (
-            iou > max((e.mean_iou for e in self.history if e.best_iou), default=-math.inf),
-            loss < min((e.validation_loss for e in self.history if e.best_loss), default=math.inf),
+            iou
+            > max((e.mean_iou for e in self.history if e.best_iou), default=-math.inf),
+            loss
+            < min(
+                (e.validation_loss for e in self.history if e.best_loss),
+                default=math.inf,
+            ),
         )
 
-    def add(self, end: EpochEnd, terms: Mapping[str, float], *, names: Sequence[str]) -> None:
+    def add(
+        self, end: EpochEnd, terms: Mapping[str, float], *, names: Sequence[str]
+    ) -> None:
         """Keep an epoch. `terms` are its single losses, `names` those of the classes."""
         row = {k: v for k, v in asdict(end).items() if k not in ("epochs", "class_iou")}
-        row |= {f"iou {name}": value for name, value in zip(names, end.class_iou, strict=True)}
+        row |= {
+            f"iou {name}": value
+            for name, value in zip(names, end.class_iou, strict=True)
+        }
         self.history.append(end)
         self.rows.append(row | dict(terms))
 
@@ -205,7 +258,11 @@ class Progress:
         """Whether early stopping ends the training here."""
         if section is None or all(math.isnan(end.mean_iou) for end in self.history):
             return False
-        improved = [end.epoch for end in self.history if (end.best_iou if section.monitor == "iou" else end.best_loss)]
+        improved = [
+            end.epoch
+            for end in self.history
+            if (end.best_iou if section.monitor == "iou" else end.best_loss)
+        ]
         return self.epoch - max([self.since, *improved]) >= section.patience
 
     def csv(self) -> str:
@@ -215,15 +272,28 @@ class Progress:
         writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
-            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+            writer.writerow(
+                {
+                    k: "" if isinstance(v, float) and math.isnan(v) else v
+                    for k, v in row.items()
+                }
+            )
         return text.getvalue()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types only."""
-        return {"history": [to_json(end) for end in self.history], "rows": self.rows, "since": self.since}
+        return {
+            "history": [to_json(end) for end in self.history],
+            "rows": self.rows,
+            "since": self.since,
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
         """What `state_dict` gave."""
-        history = [event for event in map(from_json, state["history"]) if isinstance(event, EpochEnd)]
+        history = [
+            event
+            for event in map(from_json, state["history"])
+            if isinstance(event, EpochEnd)
+        ]
         return cls(history, [dict(row) for row in state["rows"]], int(state["since"]))

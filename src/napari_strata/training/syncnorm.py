@@ -34,17 +34,29 @@ class SharedStatistics(TorchFunctionMode):
         see `Gather`.
     """
 
-    def __init__(self, network: nn.Module, gather: Gather, *, group: Any, size: int) -> None:
+    def __init__(
+        self, network: nn.Module, gather: Gather, *, group: Any, size: int
+    ) -> None:
         super().__init__()
         self._gather, self._group, self._size = gather, group, size
-        norms = (m for m in network.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats)
+        norms = (
+            m
+            for m in network.modules()
+            if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
+        )
         self._norms = {id(norm.running_mean): norm for norm in norms}
 
     def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.batch_norm:
-            given = dict(zip(("input", "running_mean", "running_var"), args, strict=False)) | (kwargs or {})
+            given = dict(
+                zip(("input", "running_mean", "running_var"), args, strict=False)
+            ) | (kwargs or {})
             norm = self._norms.get(id(given["running_mean"]))
             if norm is not None and not given["training"]:
                 # One value a channel here, for which our layer takes its running statistics; all ranks have more.
@@ -67,16 +79,30 @@ class SharedStatistics(TorchFunctionMode):
         eps: float,
     ) -> Any:
         if input.is_cuda:
-            given = (input, weight, bias, running_mean, running_var, eps, momentum, self._group, self._size)
+            given = (
+                input,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                eps,
+                momentum,
+                self._group,
+                self._size,
+            )
             return SyncBatchNorm.apply(*given)
         mean, variance, count = statistics(input.detach(), self._gather)
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean), momentum)
-            running_var.lerp_((variance * (count / (count - 1))).to(running_var), momentum)
+            running_var.lerp_(
+                (variance * (count / (count - 1))).to(running_var), momentum
+            )
         if weight is None or bias is None:
             weight, bias = torch.ones_like(mean), torch.zeros_like(mean)
         deviation = (variance + eps).rsqrt()
-        return _Normalise.apply(input, weight, bias, (mean, deviation, count), self._gather)
+        return _Normalise.apply(
+            input, weight, bias, (mean, deviation, count), self._gather
+        )
 
 
 def statistics(values: Tensor, gather: Gather) -> tuple[Tensor, Tensor, int]:
@@ -87,7 +113,9 @@ def statistics(values: Tensor, gather: Gather) -> tuple[Tensor, Tensor, int]:
     """
     axes = [0, *range(2, values.ndim)]
     variance, mean = torch.var_mean(_exact(values), axes, correction=0)
-    here = torch.full_like(mean[:1], values.numel() // values.shape[1], dtype=torch.float64)
+    here = torch.full_like(
+        mean[:1], values.numel() // values.shape[1], dtype=torch.float64
+    )
     found = gather(torch.cat([here, mean.double(), variance.double()]))
     counts, means, variances = torch.split(found, [1, len(mean), len(mean)], dim=1)
     total = counts.sum()
@@ -104,14 +132,23 @@ class _Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, facts: Any, gather: Gather) -> Tensor:
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        facts: Any,
+        gather: Gather,
+    ) -> Tensor:
         exact = _exact(values)
         ctx.gather, ctx.count = gather, facts[2]
         mean, deviation = (fact.to(exact.dtype) for fact in facts[:2])
         ctx.save_for_backward(values, weight, mean, deviation)
         factor = weight.to(exact.dtype) * deviation
         offset = bias.to(exact.dtype) - mean * factor
-        return torch.addcmul(_wide(offset, exact), exact, _wide(factor, exact)).to(values.dtype)
+        return torch.addcmul(_wide(offset, exact), exact, _wide(factor, exact)).to(
+            values.dtype
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -123,7 +160,13 @@ class _Normalise(torch.autograd.Function):
         shift, stretch = (ctx.gather(ours.double()).sum(0) / ctx.count).to(slope.dtype)
         slope = slope - _wide(shift, values) - normal * _wide(stretch, values)
         features = slope * _wide(weight.to(slope.dtype) * deviation, values)
-        return features.to(values.dtype), ours[1].to(weight.dtype), ours[0].to(weight.dtype), None, None
+        return (
+            features.to(values.dtype),
+            ours[1].to(weight.dtype),
+            ours[0].to(weight.dtype),
+            None,
+            None,
+        )
 
 
 def _exact(values: Tensor) -> Tensor:

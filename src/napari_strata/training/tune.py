@@ -25,14 +25,27 @@ from napari_strata import files
 from napari_strata.classes import ClassMap
 from napari_strata.errors import RecipeError, RunError, StrataError, TrainingError
 from napari_strata.evaluation.study import CrossvalResult
-from napari_strata.evaluation.trials import Score, Trial, TuneResult, epochs_of, in_order
+from napari_strata.evaluation.trials import (
+    Score,
+    Trial,
+    TuneResult,
+    epochs_of,
+    in_order,
+)
 from napari_strata.events import Event, Message, TrialEnd, TrialStarted, TuneEnd
 from napari_strata.files import TRIALS, read_study
 from napari_strata.networks import build_network
 from napari_strata.recipe import Recipe, differences
 from napari_strata.recipes import dump_recipe, load_recipe
 from napari_strata.run import RunFolder
-from napari_strata.training.crossval import Crossval, Pairs, Study, check_same, train_on, unsaid
+from napari_strata.training.crossval import (
+    Crossval,
+    Pairs,
+    Study,
+    check_same,
+    train_on,
+    unsaid,
+)
 from napari_strata.training.grid import Grid, build_trials, in_words
 from napari_strata.training.plan import axes_of, plan_new
 
@@ -93,8 +106,16 @@ def iter_tune(
     """
     chosen = options or SearchOptions(**keywords)
     trials = build_trials(recipe, grid, overrides=overrides)
-    base = trials[0].recipe if "recipe" in grid else load_recipe(recipe).with_overrides(overrides)
-    told: dict[str, Any] = {"group": chosen.group, "classes": classes, "unlabelled": unlabelled}
+    base = (
+        trials[0].recipe
+        if "recipe" in grid
+        else load_recipe(recipe).with_overrides(overrides)
+    )
+    told: dict[str, Any] = {
+        "group": chosen.group,
+        "classes": classes,
+        "unlabelled": unlabelled,
+    }
     study = Study.of(pairs, chosen.folds, recipe=base, device=chosen.device, **told)
     return Search(Path(out).expanduser(), trials, study, chosen, base).run()
 
@@ -126,7 +147,9 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         if self.halving is not None and self.halving < 2:
-            raise RecipeError(f"--halving {self.halving}: needed is 2 or more; 3 lets the best third go on.")
+            raise RecipeError(
+                f"--halving {self.halving}: needed is 2 or more; 3 lets the best third go on."
+            )
 
 
 @dataclass(eq=False)
@@ -150,25 +173,38 @@ class Search:
             )
         for trial in self.trials:
             try:
-                plan = plan_new(self.study.job(trial.recipe, self.out, self.study.splits[0]))
+                plan = plan_new(
+                    self.study.job(trial.recipe, self.out, self.study.splits[0])
+                )
                 if plan.spec.network not in built:
                     with torch.random.fork_rng(devices=[]):
                         build_network(plan.spec)
                 built.add(plan.spec.network)
             except StrataError as error:
                 raise type(error)(f"{in_words(trial.values)}: {error}") from None
-        if self.options.halving and any("training.epochs" in trial.values for trial in self.trials):
-            raise RecipeError("training.epochs cannot be in a grid with halving, which sets it; leave out one of both.")
-        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
+        if self.options.halving and any(
+            "training.epochs" in trial.values for trial in self.trials
+        ):
+            raise RecipeError(
+                "training.epochs cannot be in a grid with halving, which sets it; leave out one of both."
+            )
+        if self.out.exists() and not (
+            self.out.is_dir() and not any(self.out.iterdir())
+        ):
             rounds = self.rounds() if self.options.halving else []
-            self.scores = _read_scores(self.out, self.trials, self.study.fingerprints, rounds=rounds)
+            self.scores = _read_scores(
+                self.out, self.trials, self.study.fingerprints, rounds=rounds
+            )
 
     def rounds(self) -> list[tuple[int, int]]:
         """How many trials train in each round, and the divisor of their epochs: ``[(9, 9), (3, 3), (1, 1)]``."""
         counts, eta = [len(self.trials)], self.options.halving
         while eta and counts[-1] >= eta:
             counts.append(counts[-1] // eta)
-        return [(count, (eta or 1) ** (len(counts) - 1 - i)) for i, count in enumerate(counts)]
+        return [
+            (count, (eta or 1) ** (len(counts) - 1 - i))
+            for i, count in enumerate(counts)
+        ]
 
     def run(self) -> Generator[Event, None, None]:
         """Round by round; see `iter_tune`."""
@@ -184,21 +220,31 @@ class Search:
                 yield TrialStarted(*place, epochs[trial.name], len(self.study.splits))
                 yield from unsaid(self._judge(trial, epochs[trial.name]), said)
                 found = self.scores[trial.name][epochs[trial.name]]
-                yield TrialEnd(*place, found.mean_iou, found.mean_iou_std, found.seconds, found.text)
+                yield TrialEnd(
+                    *place,
+                    found.mean_iou,
+                    found.mean_iou_std,
+                    found.seconds,
+                    found.text,
+                )
             # By the scores of this round, also where a stopped search has later ones.
             now = {name: {one: self.scores[name][one]} for name, one in epochs.items()}
             alive = in_order(alive[:count], now)
         best = in_order(self.trials, self.scores)[0]
         score = self.latest(best)
         if score is None or math.isnan(score.mean_iou):
-            raise TrainingError(f"no trial of {len(self.trials)} has a score; the first says: {self._why_none()}")
+            raise TrainingError(
+                f"no trial of {len(self.trials)} has a score; the first says: {self._why_none()}"
+            )
         files.write_text(self.out / "best.yaml", dump_recipe(best.recipe))
         model = ""
         if self.options.retrain:
             yield from unsaid(self._retrain(best), said)
             model = str(RunFolder(self.out / "final").model_path)
         told = score.mean_iou, score.mean_iou_std
-        yield TuneEnd(str(self.out), best.name, *told, str(self.out / "best.yaml"), model)
+        yield TuneEnd(
+            str(self.out), best.name, *told, str(self.out / "best.yaml"), model
+        )
 
     def latest(self, trial: Trial) -> Score | None:
         """The score after the most epochs."""
@@ -212,7 +258,11 @@ class Search:
             return
         place = self.out / "trials" / trial.name
         try:
-            yield from Crossval(place, trial.recipe.with_overrides({"training.epochs": epochs}), self.study).run()
+            yield from Crossval(
+                place,
+                trial.recipe.with_overrides({"training.epochs": epochs}),
+                self.study,
+            ).run()
             known[epochs] = Score.of(CrossvalResult.load(place))
         except TrainingError as error:
             known[epochs] = Score(text=str(error))
@@ -225,25 +275,40 @@ class Search:
             folds = CrossvalResult.load(self.out / "trials" / best.name).folds
             epochs = max(1, round(sum(fold.best_epoch for fold in folds) / len(folds)))
             changed |= {"training.early_stopping": None, "training.epochs": epochs}
-            yield Message(f"nothing is held back now to stop early: {epochs} epochs, the mean of the folds' best")
+            yield Message(
+                f"nothing is held back now to stop early: {epochs} epochs, the mean of the folds' best"
+            )
         job = self.study.job(best.recipe.with_overrides(changed), self.out / "final")
         run = RunFolder(job.out)
         if (run.path / "data.json").is_file():
             known = [run.read_json("data.json")["fingerprint"]]
-            record = {"recipe": run.recipe.model_dump(mode="json"), "fingerprints": known}
+            record = {
+                "recipe": run.recipe.model_dump(mode="json"),
+                "fingerprints": known,
+            }
             check_same(run.path, record, job.recipe, [plan_new(job).fingerprint])
         yield Message(f"training {best.name} on all {len(self.study.pairs)} images")
         yield from train_on(job)
 
     def _plan_in_words(self) -> str:
         folds = len(self.study.splits)
-        each = f"{folds} folds each" if folds > 1 else f"one split ({self.study.splits[0].text})"
+        each = (
+            f"{folds} folds each"
+            if folds > 1
+            else f"one split ({self.study.splits[0].text})"
+        )
         if len(self.rounds()) == 1:
             return f"{len(self.trials)} trials, {each}"
         steps: list[str] = []
         for count, divisor in self.rounds():
             epochs = sorted({epochs_of(trial, divisor) for trial in self.trials})
-            who = f"all {count}" if not steps else "the best" if count == 1 else f"the best {count}"
+            who = (
+                f"all {count}"
+                if not steps
+                else "the best"
+                if count == 1
+                else f"the best {count}"
+            )
             steps.append(f"{who} to epoch {' or '.join(map(str, epochs))}")
         return f"successive halving, {each}: train {', '.join(steps)}"
 
@@ -275,7 +340,11 @@ class Search:
 
 
 def _read_scores(
-    out: Path, trials: Sequence[Trial], fingerprints: Sequence[str], *, rounds: Sequence[tuple[int, int]]
+    out: Path,
+    trials: Sequence[Trial],
+    fingerprints: Sequence[str],
+    *,
+    rounds: Sequence[tuple[int, int]],
 ) -> dict[str, dict[int, Score]]:
     """What an earlier search in `out` found of these trials. `rounds` are those of successive halving, if any.
 
@@ -285,14 +354,18 @@ def _read_scores(
         when `out` holds something else, or a search on other data, in other rounds or with other recipes.
     """
     if not (out / TRIALS).is_file():
-        raise RunError(f"{out}: found something here that is no search; choose another --out.")
+        raise RunError(
+            f"{out}: found something here that is no search; choose another --out."
+        )
     record = read_study(out / TRIALS)
     if record.get("fingerprints") != list(fingerprints):
         raise RunError(
             f"{out}: was begun with other images, labels or folds; give the same again, or choose another --out."
         )
     if record.get("rounds") != [list(one) for one in rounds]:
-        raise RunError(f"{out}: was begun with another --halving, or another number of trials; choose another --out.")
+        raise RunError(
+            f"{out}: was begun with another --halving, or another number of trials; choose another --out."
+        )
     before = TuneResult.load(out)
     recipes = {trial.name: trial.recipe for trial in before.trials}
     for trial in trials:

@@ -48,7 +48,10 @@ class Truth(NamedTuple):
     def keep(self) -> tuple[slice, ...]:
         """Where the part lies in what the network is shown."""
         starts = [outer.start for outer in self.around.box]
-        return tuple(slice(p.start - start, p.stop - start) for p, start in zip(self.part.box, starts, strict=True))
+        return tuple(
+            slice(p.start - start, p.stop - start)
+            for p, start in zip(self.part.box, starts, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,14 @@ def _strips(part: Part, spec: ModelSpec) -> list[tuple[Part, Part]]:
     found = []
     for begin in range(0, depth, thick):
         write = slice(begin, min(begin + thick, depth))
-        read = slice(max(0, begin - halo) // stride * stride, min(depth, write.stop + halo))
+        read = slice(
+            max(0, begin - halo) // stride * stride, min(depth, write.stop + halo)
+        )
         first = part.box[0].start
         name = f"{part.name} planes {first + write.start} to {first + write.stop - 1}"
-        found.append((part.block((write, *whole), name=name), part.block((read, *whole))))
+        found.append(
+            (part.block((write, *whole), name=name), part.block((read, *whole)))
+        )
     return found
 
 
@@ -123,20 +130,34 @@ class Predicted(NamedTuple):
         truth = self.truth
         image = own_channels(self.image, self.neighbours)
         part, indices, first = truth.part, self.indices, truth.part.box[0].start
-        return Example.of(part.name, image, truth.labels, prediction=indices, confusion=self.confusion, first=first)
+        return Example.of(
+            part.name,
+            image,
+            truth.labels,
+            prediction=indices,
+            confusion=self.confusion,
+            first=first,
+        )
 
 
-def iter_predicted(predictor: Predictor, truths: Sequence[Truth]) -> Iterator[Predicted]:
+def iter_predicted(
+    predictor: Predictor, truths: Sequence[Truth]
+) -> Iterator[Predicted]:
     """Predict every part whole, tile by tile; memory holds one part's logits."""
     for truth in truths:
         image = truth.around.read_image()
         logits = predictor.plane_logits(image, truth.scale)
         if truth.around is not truth.part:
-            image, logits = image[:, *truth.keep], np.ascontiguousarray(logits[:, *truth.keep])
+            image, logits = (
+                image[:, *truth.keep],
+                np.ascontiguousarray(logits[:, *truth.keep]),
+            )
         indices = class_indices(torch.from_numpy(logits)[None])[0].numpy()
         confusion = ConfusionMatrix(predictor.spec.classes)
         confusion.update(truth.labels, indices)
-        yield Predicted(truth, image, logits, indices, confusion, predictor.spec.neighbours)
+        yield Predicted(
+            truth, image, logits, indices, confusion, predictor.spec.neighbours
+        )
 
 
 @torch.inference_mode()
@@ -151,9 +172,14 @@ def validate(predictor: Predictor, truths: Sequence[Truth], loss: Loss) -> Valid
     for found in iter_predicted(predictor, truths):
         confusion += found.confusion
         example = example or found.example()
-        logits, labels = torch.from_numpy(found.logits)[None], torch.from_numpy(found.truth.labels)[None]
+        logits, labels = (
+            torch.from_numpy(found.logits)[None],
+            torch.from_numpy(found.truth.labels)[None],
+        )
         pixels = int((found.truth.labels != IGNORE).sum())
-        terms = loss.terms(logits.to(predictor.device), labels.to(predictor.device), also=ALSO)
+        terms = loss.terms(
+            logits.to(predictor.device), labels.to(predictor.device), also=ALSO
+        )
         for name, value in (("loss", loss.total(terms)), *terms.items()):
             sums[name] = sums.get(name, 0.0) + value.item() * pixels
         total += pixels

@@ -40,7 +40,9 @@ class Watch:
         called in a thread when this process waits for one that is gone; it must end the process.
     """
 
-    def __init__(self, store: Any, *, rank: int, size: int, end: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Any, *, rank: int, size: int, end: Callable[[], None]
+    ) -> None:
         self.rank, self.size = rank, size
         self.others = [other for other in range(size) if other != rank]
         self.waiting = False
@@ -58,7 +60,9 @@ class Watch:
         self._somebody_left = False
         self.lost = False
         """Whether the store is out of reach: what started the team, or its first rank, is gone."""
-        self._thread = threading.Thread(target=self._live, name="team-watch", daemon=True)
+        self._thread = threading.Thread(
+            target=self._live, name="team-watch", daemon=True
+        )
 
     def start(self) -> None:
         self._thread.start()
@@ -77,7 +81,11 @@ class Watch:
 
     def left(self) -> dict[int, str]:
         """What others said when they left."""
-        return {other: word.decode() for other in self.others if (word := self._read(f"left/{other}"))}
+        return {
+            other: word.decode()
+            for other in self.others
+            if (word := self._read(f"left/{other}"))
+        }
 
     def missing(self, seconds: float) -> list[int]:
         """Those who neither have said that they leave nor give a sign of life for so long; soon, if all do."""
@@ -85,7 +93,11 @@ class Watch:
         before = {other: int(self._read(f"beat/{other}") or 0) for other in self.others}
         while True:
             # The first new beat may be one that was given before.
-            silent = [r for r, beat in before.items() if int(self._read(f"beat/{r}") or 0) < beat + 2]
+            silent = [
+                r
+                for r, beat in before.items()
+                if int(self._read(f"beat/{r}") or 0) < beat + 2
+            ]
             silent = [r for r in silent if r not in self.left()]
             if not silent or self.lost or monotonic() > end:
                 return [] if self.lost else silent
@@ -128,6 +140,10 @@ class Watch:
         self.wish = self.wish or store.check(["wish"])
         for other in self._guarded:
             beat = store.get(f"beat/{other}") if store.check([f"beat/{other}"]) else b""
-            self._quiet[other] = self._quiet[other] + 1 if beat == self._beats[other] else 0
+            self._quiet[other] = (
+                self._quiet[other] + 1 if beat == self._beats[other] else 0
+            )
             self._beats[other] = beat
-        self._somebody_left = any(store.check([f"left/{other}"]) for other in self._guarded)
+        self._somebody_left = any(
+            store.check([f"left/{other}"]) for other in self._guarded
+        )

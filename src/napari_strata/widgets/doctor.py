@@ -27,7 +27,9 @@ ORDER = ("problem", "note", "ok")
 MARKS = {"ok": "✓", "note": "•", "problem": "✗"}
 
 
-def show_doctor(parent: QWidget | None, *, command: Sequence[str], folder: Path) -> DoctorDialog:
+def show_doctor(
+    parent: QWidget | None, *, command: Sequence[str], folder: Path
+) -> DoctorDialog:
     """Open the dialog beside the viewer, which stays usable, and start looking.
 
     Parameters
@@ -71,7 +73,9 @@ class DoctorDialog(QDialog):
         self.copy_button = QPushButton("Copy")
         self.copy_button.setToolTip("Copy all of this as text, for a bug report")
         letters = self.fontMetrics()
-        self.copy_button.setMinimumWidth(letters.horizontalAdvance("Copied") + 4 * letters.averageCharWidth())
+        self.copy_button.setMinimumWidth(
+            letters.horizontalAdvance("Copied") + 4 * letters.averageCharWidth()
+        )
         self.copy_button.clicked.connect(self._copy)
         self._said = QTimer(self)
         self._said.setSingleShot(True)
@@ -114,7 +118,9 @@ class DoctorDialog(QDialog):
             self._process.waitForFinished(1000)
 
     def _read(self) -> None:
-        *lines, self._rest = (self._rest + bytes(self._process.readAllStandardOutput().data())).split(b"\n")
+        *lines, self._rest = (
+            self._rest + bytes(self._process.readAllStandardOutput().data())
+        ).split(b"\n")
         for line in lines:
             try:
                 self._add(from_json(line.decode("utf-8", "replace")))
@@ -124,24 +130,47 @@ class DoctorDialog(QDialog):
     def _finish(self, status: int, how: QProcess.ExitStatus) -> None:
         self._read()
         if how != QProcess.ExitStatus.NormalExit or status not in (0, 1):
-            said = bytes(self._process.readAllStandardError().data()).decode("utf-8", "replace").strip()
+            said = (
+                bytes(self._process.readAllStandardError().data())
+                .decode("utf-8", "replace")
+                .strip()
+            )
             last = f": {said.splitlines()[-1][:300]}" if said else ""
             text = f"they ended early, with status {status}{last}"
-            self._add(Check("The checks", "problem", text, "Copy all of this into a bug report."))
+            self._add(
+                Check(
+                    "The checks", "problem", text, "Copy all of this into a bug report."
+                )
+            )
         problems = sum(check.status == "problem" for check in self.checks)
-        words = {0: "No problems found.", 1: "One problem found."}.get(problems, f"{problems} problems found.")
+        words = {0: "No problems found.", 1: "One problem found."}.get(
+            problems, f"{problems} problems found."
+        )
         self.summary.setText(words)
 
     def _fail(self, error: QProcess.ProcessError) -> None:
         if error == QProcess.ProcessError.FailedToStart:
             text = f"{sys.executable} cannot be started ({self._process.errorString()})"
-            self._add(Check("The checks", "problem", text, "Start napari from the Python that it is installed in."))
+            self._add(
+                Check(
+                    "The checks",
+                    "problem",
+                    text,
+                    "Start napari from the Python that it is installed in.",
+                )
+            )
             self.summary.setText("The checks could not be made.")
 
     def _add(self, check: Check) -> None:
         self.checks.append(check)
         # What needs the user first stands first.
-        place = sum(ORDER.index(other.status) <= ORDER.index(check.status) for other in self.checks) - 1
+        place = (
+            sum(
+                ORDER.index(other.status) <= ORDER.index(check.status)
+                for other in self.checks
+            )
+            - 1
+        )
         self._rows.insertWidget(place, _row(check))
 
     def _copy(self) -> None:
@@ -159,7 +188,9 @@ def _row(check: Check) -> QWidget:
     cells.setColumnStretch(1, 1)
     mark = QLabel(MARKS[check.status])
     mark.setToolTip(check.status)
-    mark.setFixedWidth(max(mark.fontMetrics().horizontalAdvance(one) for one in MARKS.values()) + 4)
+    mark.setFixedWidth(
+        max(mark.fontMetrics().horizontalAdvance(one) for one in MARKS.values()) + 4
+    )
     mark.setAlignment(Qt.AlignmentFlag.AlignHCenter)
     cells.addWidget(mark, 0, 0, Qt.AlignmentFlag.AlignTop)
     cells.addWidget(_paragraph(f"{check.name}: {check.text}"), 0, 1)
@@ -190,7 +221,15 @@ def _drawn_by() -> Check | None:
         return None
     try:
         canvas.set_current()
-        words = [str(gl.glGetParameter(name)) for name in (gl.GL_VENDOR, gl.GL_RENDERER, gl.GL_VERSION)]
+        words = [
+            str(gl.glGetParameter(name))
+            for name in (gl.GL_VENDOR, gl.GL_RENDERER, gl.GL_VERSION)
+        ]
     except Exception as error:  # of a driver, of a canvas that is being closed
-        return Check("This window", "problem", f"OpenGL does not answer ({error})", "Start napari again.")
+        return Check(
+            "This window",
+            "problem",
+            f"OpenGL does not answer ({error})",
+            "Start napari again.",
+        )
     return Check("This window", "ok", f"drawn by {' | '.join(words)}")

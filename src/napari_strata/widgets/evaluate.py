@@ -19,7 +19,11 @@ from napari_strata.events import RegionEnd
 from napari_strata.image import LabelImage
 from napari_strata.plugin import labels_layer, stored_classes
 from napari_strata.widgets.comparison.score_view import ScoreView
-from napari_strata.widgets.comparison.scores import ERRORS, PredictionChoice, TruthChoice
+from napari_strata.widgets.comparison.scores import (
+    ERRORS,
+    PredictionChoice,
+    TruthChoice,
+)
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.class_book import ClassBook
 from napari_strata.widgets.layers.counts import PixelCounter
@@ -48,7 +52,9 @@ class EvaluateDock(Dock):
         self._lies: dict[str, Any] = {}  # where the prediction lies that was compared
         self._most: list[list[dict[str, int] | None]] = []
         self._errors: LabelsLayer | None = None
-        self._zeros: weakref.WeakKeyDictionary[LabelsLayer, bool] = weakref.WeakKeyDictionary()
+        self._zeros: weakref.WeakKeyDictionary[LabelsLayer, bool] = (
+            weakref.WeakKeyDictionary()
+        )
         self._counter = PixelCounter(self)
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
@@ -73,16 +79,24 @@ class EvaluateDock(Dock):
         self.add(self.truth)
         self.add(self.zero)
         self.add(self.row(QLabel("Compare the"), self.scope, stretch=1))
-        self.hint = _paragraph("Compare shows the scores of each class, and which classes are taken for which.")
+        self.hint = _paragraph(
+            "Compare shows the scores of each class, and which classes are taken for which."
+        )
         self.add(self.hint)
         self.scores = ScoreView()
-        self.scores.table.copied.connect(lambda: self.copy(self.scores.table.text(), "The table"))
+        self.scores.table.copied.connect(
+            lambda: self.copy(self.scores.table.text(), "The table")
+        )
         self.scores.picture.clicked.connect(self.go_to)
         self.scores.cases.wanted.connect(self._look_at)
         self.scores.hide()
         self.add(self.scores)
-        python = self.button("Copy as Python", lambda: self._copy(script.as_python, "The Python script"))
-        command = self.button("Copy as command", lambda: self._copy(script.as_command, "The command"))
+        python = self.button(
+            "Copy as Python", lambda: self._copy(script.as_python, "The Python script")
+        )
+        command = self.button(
+            "Copy as command", lambda: self._copy(script.as_command, "The command")
+        )
         self.add(self.row(python, command))
 
     def _build_foot(self) -> None:
@@ -107,7 +121,11 @@ class EvaluateDock(Dock):
             found, true = self._labels()
         except ImageError as error:
             return str(error)
-        wrong = [f"{a}: {found.size(a)} against {true.size(a)}" for a in "TZYX" if found.size(a) != true.size(a)]
+        wrong = [
+            f"{a}: {found.size(a)} against {true.size(a)}"
+            for a in "TZYX"
+            if found.size(a) != true.size(a)
+        ]
         if not wrong:
             return ""
         return f"{found.name} and {true.name} differ in size ({', '.join(wrong)}): choose labels of the same pixels."
@@ -132,31 +150,60 @@ class EvaluateDock(Dock):
         why = self._busy or self.problem()
         enable(self.compare_button, why, "Score the prediction against the truth.")
         running = self.handle is not None
-        enable(self.stop_button, "" if running else "Nothing is running.", "Stop comparing.")
+        enable(
+            self.stop_button,
+            "" if running else "Nothing is running.",
+            "Stop comparing.",
+        )
         self.stop_button.visible = running
         none = self._busy or ("" if self.written is not None else "Compare first.")
-        enable(self.errors_button, none, "The predicted classes where they are wrong; 0 elsewhere.")
-        enable(self.export_button, none, "report.html, metrics.json, metrics.csv and confusion.png, into a folder.")
+        enable(
+            self.errors_button,
+            none,
+            "The predicted classes where they are wrong; 0 elsewhere.",
+        )
+        enable(
+            self.export_button,
+            none,
+            "report.html, metrics.json, metrics.csv and confusion.png, into a folder.",
+        )
         layer = self.prediction.layer
         flat = layer is None or layer.ndim < 3
         self.scope.enabled = not flat
-        self.scope.tooltip = "These labels are one plane." if flat else "All planes, or only the one that you see."
-        if not self._busy and why and layer is not None and self.truth.layer is not None:
+        self.scope.tooltip = (
+            "These labels are one plane."
+            if flat
+            else "All planes, or only the one that you see."
+        )
+        if (
+            not self._busy
+            and why
+            and layer is not None
+            and self.truth.layer is not None
+        ):
             self.truth.text.setText(why)
 
     def _show_zero(self) -> None:
         """What 0 means: as the truth's classes say; else as the user does; else by the rule of the class table."""
         layer = self.truth.layer
-        classes = stored_classes({"metadata": layer.metadata}) if layer is not None else None
+        classes = (
+            stored_classes({"metadata": layer.metadata}) if layer is not None else None
+        )
         said = classes is not None and 0 in (*classes.values, *classes.unlabelled)
         if layer is None:
             return
         counts, book = self._counter.counts, ClassBook.of(layer)
         background = bool(said and classes is not None and 0 in classes.values)
         if not said:
-            background = self._zeros.get(layer, book.is_background(counts) if counts is not None else False)
+            background = self._zeros.get(
+                layer, book.is_background(counts) if counts is not None else False
+            )
         scored = "scored as a class" if background else "not scored"
-        why = f", as the classes of {layer.name} say (the Train dock changes them)" if said else ""
+        why = (
+            f", as the classes of {layer.name} say (the Train dock changes them)"
+            if said
+            else ""
+        )
         self.zero.show_choice(background, f"Where the truth is 0, it is {scored}{why}.")
         self.zero.unlabelled.setEnabled(not said)
         self.zero.background.setEnabled(not said)
@@ -173,7 +220,10 @@ class EvaluateDock(Dock):
         if self._busy or self.problem():
             return
         layer = self.prediction.layer
-        self._lies = {key: getattr(layer, key) for key in ("translate", "rotate", "shear", "affine")}
+        self._lies = {
+            key: getattr(layer, key)
+            for key in ("translate", "rotate", "shear", "affine")
+        }
         self._work("Writing the labels ...", self._prepared(), self._submit)
 
     def stop(self) -> None:
@@ -185,7 +235,9 @@ class EvaluateDock(Dock):
     def show_errors(self) -> None:
         """A layer of what is wrong in the newest comparison; the one that is there already is brought up to date."""
         if self.written is not None and not self._busy:
-            self._work("Looking for the errors ...", self.written.errors, self._show_errors)
+            self._work(
+                "Looking for the errors ...", self.written.errors, self._show_errors
+            )
 
     def export_to(self, folder: Path) -> None:
         """Write the report of the newest comparison into an empty folder, or into a new one in it; also as a page."""
@@ -194,7 +246,11 @@ class EvaluateDock(Dock):
         out = free_folder(folder, convert.slug(written.asked.prediction.name))
 
         def paged(_result: object) -> None:
-            self._work("Writing ...", lambda: page_of(out), lambda page: self.notice.say(f"Written to {page}."))
+            self._work(
+                "Writing ...",
+                lambda: page_of(out),
+                lambda page: self.notice.say(f"Written to {page}."),
+            )
 
         self._run(self._order(written, out=out), paged)
 
@@ -210,11 +266,26 @@ class EvaluateDock(Dock):
         assert self.written is not None
         asked = self.written.asked
         at = {letter: asked.plane.get(letter, index) for letter, index in plane.items()}
-        layer = next((one for one in (self._errors, self.prediction.layer) if one in self.viewer.layers), None)
+        layer = next(
+            (
+                one
+                for one in (self._errors, self.prediction.layer)
+                if one in self.viewer.layers
+            ),
+            None,
+        )
         if layer is not None and layer.ndim == len(asked.prediction.axes):
-            here = zip(asked.prediction.axes, layer.world_to_data(self.viewer.dims.point), strict=True)
-            point = layer.data_to_world([at.get(letter, value) for letter, value in here])
-            self.viewer.dims.set_point(range(self.viewer.dims.ndim)[-layer.ndim :], point)
+            here = zip(
+                asked.prediction.axes,
+                layer.world_to_data(self.viewer.dims.point),
+                strict=True,
+            )
+            point = layer.data_to_world(
+                [at.get(letter, value) for letter, value in here]
+            )
+            self.viewer.dims.set_point(
+                range(self.viewer.dims.ndim)[-layer.ndim :], point
+            )
         return at
 
     # ------------------------------------------------------------------ what happens then
@@ -223,7 +294,9 @@ class EvaluateDock(Dock):
         asked, session = self.asked(), self.session
         return lambda: asked.write(session.scratch())
 
-    def _order(self, written: Written, *, job: str = "", out: Path | None = None) -> EvaluateJob:
+    def _order(
+        self, written: Written, *, job: str = "", out: Path | None = None
+    ) -> EvaluateJob:
         return EvaluateJob(
             job=job or self.session.client.new_id(),
             prediction=Layer(path=str(written.prediction)),
@@ -232,7 +305,9 @@ class EvaluateDock(Dock):
             out=None if out is None else str(out),
         )
 
-    def _work(self, text: str, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+    def _work(
+        self, text: str, work: Callable[[], Any], done: Callable[[Any], None]
+    ) -> None:
         """Something in a thread, with the dock saying what."""
         self._wait(text)
 
@@ -267,7 +342,9 @@ class EvaluateDock(Dock):
 
     def _progressed(self, event: object) -> None:
         if isinstance(event, RegionEnd):
-            self.progress.show_step(event.done, event.regions, f"Plane {event.done} of {event.regions}")
+            self.progress.show_step(
+                event.done, event.regions, f"Plane {event.done} of {event.regions}"
+            )
 
     def _wait(self, text: str) -> None:
         self._busy = text
@@ -281,7 +358,9 @@ class EvaluateDock(Dock):
         self._changed()
 
     def _submit(self, written: Written) -> None:
-        self._run(self._order(written), lambda result: self._show_result(written, result))
+        self._run(
+            self._order(written), lambda result: self._show_result(written, result)
+        )
 
     def _show_result(self, written: Written, result: dict[str, Any]) -> None:
         self.written, self._most = written, result["most"]
@@ -308,16 +387,25 @@ class EvaluateDock(Dock):
         made, old = LabelsLayer(data, **given), self._errors
         if old is None or old not in self.viewer.layers or old.data.shape != data.shape:
             self._errors = made
-            for layer in self.viewer.layers:  # under the same colours nobody would see what is wrong
+            for layer in (
+                self.viewer.layers
+            ):  # under the same colours nobody would see what is wrong
                 if layer.metadata.get(PREDICTED):
                     layer.visible = False
             add_quietly(self.viewer, made)
             return
         old.data, old.colormap, old.features = data, made.colormap, made.features
-        old.name, old.metadata, old.scale, old.affine = made.name, made.metadata, made.scale, made.affine
+        old.name, old.metadata, old.scale, old.affine = (
+            made.name,
+            made.metadata,
+            made.scale,
+            made.affine,
+        )
 
     def _choose_folder(self) -> None:
-        if path := QFileDialog.getExistingDirectory(self, "A folder for the report", str(self.session.settings.runs)):
+        if path := QFileDialog.getExistingDirectory(
+            self, "A folder for the report", str(self.session.settings.runs)
+        ):
             self.export_to(Path(path))
 
     def _copy(self, form: Callable[[Any], str], what: str) -> None:
@@ -327,7 +415,9 @@ class EvaluateDock(Dock):
 
         def copied(written: Written) -> None:
             self.copy(form(self._order(written, job="copy")), what)
-            self.notice.say(f"{what} is on the clipboard. It reads copies of both layers, kept until napari closes.")
+            self.notice.say(
+                f"{what} is on the clipboard. It reads copies of both layers, kept until napari closes."
+            )
 
         self._work("Writing the labels ...", self._prepared(), copied)
 

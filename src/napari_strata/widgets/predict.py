@@ -28,7 +28,10 @@ from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import Outcome
 from napari_strata.worker.orders import PredictJob
 
-FORMATS = {"OME-TIFF (*.ome.tif *.ome.tiff *.tif *.tiff)": "ome.tif", "OME-Zarr (*.ome.zarr *.zarr)": "ome.zarr"}
+FORMATS = {
+    "OME-TIFF (*.ome.tif *.ome.tiff *.tif *.tiff)": "ome.tif",
+    "OME-Zarr (*.ome.zarr *.zarr)": "ome.zarr",
+}
 
 
 class PredictDock(Dock):
@@ -42,7 +45,9 @@ class PredictDock(Dock):
         self._warnings: list[str] = []
         self._saving = False
         self._shown: ImageLayer | None = None
-        self._whole: Image | None = None  # all channels of the file that the chosen layer is one channel of
+        self._whole: Image | None = (
+            None  # all channels of the file that the chosen layer is one channel of
+        )
         self.images = ImageChoice(self.viewer)
         self.channels = CheckBox(
             text="Use all channels of its file",
@@ -52,10 +57,12 @@ class PredictDock(Dock):
         self.model = ModelChoice(self.session)
         self.area = AreaChoice(self.viewer, self.images)
         self.probabilities = CheckBox(
-            text="Probabilities", tooltip="Adds a layer a class: how probable it is in each pixel, 0 to 1."
+            text="Probabilities",
+            tooltip="Adds a layer a class: how probable it is in each pixel, 0 to 1.",
         )
         self.confidence = CheckBox(
-            text="Confidence", tooltip="Adds a layer with the probability of the class that was chosen, 0 to 1."
+            text="Confidence",
+            tooltip="Adds a layer with the probability of the class that was chosen, 0 to 1.",
         )
         self.averaging = Averaging()
         self.bar = Progress()
@@ -69,7 +76,9 @@ class PredictDock(Dock):
         self.stop_button = self.button("Stop", self.stop)
         self.save_button = self.button("Save ...", self.save)
         self.add_to_foot(self.bar)
-        self.add_to_foot(self.row(self.predict_button, self.stop_button, self.save_button, stretch=0))
+        self.add_to_foot(
+            self.row(self.predict_button, self.stop_button, self.save_button, stretch=0)
+        )
         self.images.changed.connect(self._image_changed)
         self.channels.changed.connect(self._open_channels)
         self.model.changed.connect(self._changed)
@@ -77,8 +86,12 @@ class PredictDock(Dock):
         self._image_changed()
 
     def _links(self) -> QWidget:
-        python = self.button("Copy as Python", lambda: self._copy(script.as_python, "The Python script"))
-        command = self.button("Copy as command", lambda: self._copy(script.as_command, "The command"))
+        python = self.button(
+            "Copy as Python", lambda: self._copy(script.as_python, "The Python script")
+        )
+        command = self.button(
+            "Copy as command", lambda: self._copy(script.as_command, "The command")
+        )
         return self.row(python, command)
 
     # ------------------------------------------------------------------ what can be done
@@ -117,24 +130,49 @@ class PredictDock(Dock):
             self.channels.value = False
             self.notice.say(str(error), "error")
 
-        threads.run(lambda: read_image(file[0], series=file[1]), done, failed, owner=self)
+        threads.run(
+            lambda: read_image(file[0], series=file[1]), done, failed, owner=self
+        )
 
     def _changed(self) -> None:
         self.averaging.look(self.image, self.model.spec, str(self.area.combo.value))
-        running = "A prediction is running: wait for it, or stop it." if self.prediction is not None else ""
-        enable(self.predict_button, running or self._why_not(), "Segment the image with this model.")
-        enable(self.stop_button, "" if running else "Nothing is running.", "Stop; planes that are done stay.")
+        running = (
+            "A prediction is running: wait for it, or stop it."
+            if self.prediction is not None
+            else ""
+        )
+        enable(
+            self.predict_button,
+            running or self._why_not(),
+            "Segment the image with this model.",
+        )
+        enable(
+            self.stop_button,
+            "" if running else "Nothing is running.",
+            "Stop; planes that are done stay.",
+        )
         labels = results.newest(self.viewer)
         why = running or ("Labels are being saved." if self._saving else "")
-        why = why or ("" if labels is not None else "There is nothing to save yet: press Predict.")
-        enable(self.save_button, why, "" if labels is None else f"Write the labels {labels.name} to a file.")
+        why = why or (
+            "" if labels is not None else "There is nothing to save yet: press Predict."
+        )
+        enable(
+            self.save_button,
+            why,
+            "" if labels is None else f"Write the labels {labels.name} to a file.",
+        )
 
     # ------------------------------------------------------------------ predict
 
     def predict(self) -> None:
         """Segment the chosen area of the image."""
         layer, image, model = self.images.layer, self.image, self.model.path
-        if self.prediction is not None or layer is None or image is None or model is None:
+        if (
+            self.prediction is not None
+            or layer is None
+            or image is None
+            or model is None
+        ):
             return
         try:
             region = self.area.area().region
@@ -150,7 +188,9 @@ class PredictDock(Dock):
         )
         self._warnings = []
         self.notice.clear()
-        self.prediction = LivePrediction(self.session, layer, image=image, model=model, options=options)
+        self.prediction = LivePrediction(
+            self.session, layer, image=image, model=model, options=options
+        )
         self.prediction.progress.connect(self._progressed)
         self.prediction.message.connect(self._told)
         self.prediction.ended.connect(self._ended)
@@ -194,7 +234,10 @@ class PredictDock(Dock):
         if outcome.status in ("failed", "died"):
             self.notice.say(text, "error")
         else:
-            self.notice.say(f"{text}{_hidden(prediction.added)}", "warning" if self._warnings else "info")
+            self.notice.say(
+                f"{text}{_hidden(prediction.added)}",
+                "warning" if self._warnings else "info",
+            )
         self._changed()
 
     # ------------------------------------------------------------------ save
@@ -207,18 +250,28 @@ class PredictDock(Dock):
         path = self._ask_path(slug(layer.name))
         if path is None or layer not in self.viewer.layers:
             return
-        labels, replaced = labels_of(layer, self.images.image), path.exists()  # the dialog has asked
+        labels, replaced = (
+            labels_of(layer, self.images.image),
+            path.exists(),
+        )  # the dialog has asked
         self._saving = True
         self._changed()
         self.notice.say(f"Saving {layer.name} ...")
-        threads.run(lambda: write_labels(path, labels, overwrite=replaced), self._saved, self._not_saved, owner=self)
+        threads.run(
+            lambda: write_labels(path, labels, overwrite=replaced),
+            self._saved,
+            self._not_saved,
+            owner=self,
+        )
 
     def _ask_path(self, name: str) -> Path | None:
         dialog = QFileDialog(self, "Save the labels", str(Path.cwd() / name))
         dialog.setAcceptMode(QFileDialog.AcceptMode.AcceptSave)
         dialog.setNameFilters(list(FORMATS))
         # With the suffix added by the dialog, it is the dialog that sees whether the file exists.
-        dialog.filterSelected.connect(lambda text: dialog.setDefaultSuffix(FORMATS[text]))
+        dialog.filterSelected.connect(
+            lambda text: dialog.setDefaultSuffix(FORMATS[text])
+        )
         dialog.setDefaultSuffix(FORMATS[dialog.selectedNameFilter()])
         dialog.selectFile(name)
         chosen = dialog.selectedFiles() if dialog.exec() else []
@@ -243,8 +296,15 @@ class PredictDock(Dock):
             self.notice.say(f"Nothing to copy yet. {self._why_not()}", "warning")
             return
         folder = model if model.is_dir() else model.parent
-        device, probabilities = self.session.settings.device, bool(self.probabilities.value)
-        whole, tta, ortho = self.area.combo.value == WHOLE, self.averaging.tta, self.averaging.ortho
+        device, probabilities = (
+            self.session.settings.device,
+            bool(self.probabilities.value),
+        )
+        whole, tta, ortho = (
+            self.area.combo.value == WHOLE,
+            self.averaging.tta,
+            self.averaging.ortho,
+        )
 
         def make() -> str:
             order = PredictJob(
@@ -262,18 +322,30 @@ class PredictDock(Dock):
         def done(text: str) -> None:
             self.copy(text, what)
             if not whole:
-                self.notice.say(f"{what} is on the clipboard, for the whole image: an area can be had here only.")
+                self.notice.say(
+                    f"{what} is on the clipboard, for the whole image: an area can be had here only."
+                )
 
         def failed(error: Exception) -> None:
-            reason = str(error) if isinstance(error, StrataError) else f"{type(error).__name__}: {error}"
+            reason = (
+                str(error)
+                if isinstance(error, StrataError)
+                else f"{type(error).__name__}: {error}"
+            )
             self.notice.say(f"The image could not be written for it: {reason}", "error")
 
         threads.run(make, done, failed, owner=self)
 
     def leave(self) -> None:
         """The viewer closes: listen no more."""
-        if self.prediction is not None:  # it ends by itself, and there is nobody left to tell
-            for signal in (self.prediction.progress, self.prediction.message, self.prediction.ended):
+        if (
+            self.prediction is not None
+        ):  # it ends by itself, and there is nobody left to tell
+            for signal in (
+                self.prediction.progress,
+                self.prediction.message,
+                self.prediction.ended,
+            ):
                 signal.disconnect()
         self.images.disconnect_viewer()
         self.area.disconnect_viewer()
@@ -293,7 +365,9 @@ def _hidden(names: list[str]) -> str:
     if not names:
         return ""
     count = f"{len(names)} more layers are" if len(names) > 1 else f"{names[0]} is"
-    return f"\n{count} in the layer list, hidden under the labels: click an eye to look."
+    return (
+        f"\n{count} in the layer list, hidden under the labels: click an eye to look."
+    )
 
 
 def predict_dock(napari_viewer: Viewer | None = None) -> PredictDock:

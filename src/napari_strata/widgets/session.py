@@ -92,7 +92,9 @@ class Session(QObject):
         """A run folder that does not exist yet, named for people. Raises `StrataError` when none can be made."""
         stem = f"{date.today():%Y-%m-%d}-{slug(image)}"
         number = 1
-        while (path := self.settings.runs / (stem if number == 1 else f"{stem}-{number}")).exists():
+        while (
+            path := self.settings.runs / (stem if number == 1 else f"{stem}-{number}")
+        ).exists():
             number += 1
         try:
             (path / "layers").mkdir(parents=True)
@@ -104,7 +106,10 @@ class Session(QObject):
         """A folder for arrays that only this viewer needs, beside the runs: a worker elsewhere must reach it."""
         if self._scratch is None:
             number = 1
-            while (path := self.settings.runs / f"{SCRATCH}{this_process()['pid']}-{number}").exists():
+            while (
+                path := self.settings.runs
+                / f"{SCRATCH}{this_process()['pid']}-{number}"
+            ).exists():
                 number += 1
             files.write_text(path / NOTE, json.dumps(this_process()) + "\n")
             self._scratch = path
@@ -119,7 +124,9 @@ class Session(QObject):
         """Let napari ask before it closes while this job runs, in its own words and ours."""
         window = self.viewer.window
         number = window._register_task_status("Strata", Status.BUSY, description)
-        handle.ended.connect(lambda _outcome: window._update_task_status(number, Status.COMPLETED))
+        handle.ended.connect(
+            lambda _outcome: window._update_task_status(number, Status.COMPLETED)
+        )
 
     def announce(self, run: Path) -> None:
         """A run has a model that is new or better than before."""
@@ -152,7 +159,9 @@ class Session(QObject):
         return super().eventFilter(watched, event)
 
     def _close_if_gone(self) -> None:
-        with suppress(RuntimeError):  # the window is gone altogether, and so has been closed
+        with suppress(
+            RuntimeError
+        ):  # the window is gone altogether, and so has been closed
             if self._window.isVisible():  # type: ignore[attr-defined]
                 return  # napari asked "are you sure" and was told no
         self.close()

@@ -26,7 +26,9 @@ class Settings:
         found = preferences()
         return cls(
             device=found.device.strip() or "auto",
-            runs=Path(found.runs.strip()).expanduser() if found.runs.strip() else Path.home() / "napari-strata",
+            runs=Path(found.runs.strip()).expanduser()
+            if found.runs.strip()
+            else Path.home() / "napari-strata",
             command=_words(found.worker_command) or tuple(default_command()),
         )
 
@@ -39,5 +41,7 @@ def preferences() -> Any:
 def _words(command: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(command))
-    except ValueError:  # a quote that does not end: the start of the worker will fail, and name it
+    except (
+        ValueError
+    ):  # a quote that does not end: the start of the worker will fail, and name it
         return (command,)

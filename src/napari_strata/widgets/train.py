@@ -24,7 +24,12 @@ from napari_strata.widgets.training.forecast import Forecast
 from napari_strata.widgets.training.left_behind import LeftBehind
 from napari_strata.widgets.training.live_preview import LivePreview
 from napari_strata.widgets.training.panel import TrainingPanel
-from napari_strata.widgets.training.prepare import LayerData, Wanted, class_colors, order_of_run
+from napari_strata.widgets.training.prepare import (
+    LayerData,
+    Wanted,
+    class_colors,
+    order_of_run,
+)
 from napari_strata.widgets.training.recipe_box import RecipeBox
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
@@ -86,7 +91,12 @@ class TrainDock(Dock):
             setup.addWidget(widget)
         setup.addWidget(self._links())
         check = "Versions, GPU, worker and disk; for a bug report too."
-        doctor = partial(show_doctor, self, command=self.session.settings.command, folder=self.session.settings.runs)
+        doctor = partial(
+            show_doctor,
+            self,
+            command=self.session.settings.command,
+            folder=self.session.settings.runs,
+        )
         setup.addWidget(self._native(self.button("Check this computer", doctor, check)))
         setup.addStretch(1)
         progress.addWidget(self.panel)
@@ -102,8 +112,12 @@ class TrainDock(Dock):
         self.add(self.tabs)
 
     def _links(self) -> QWidget:
-        python = self.button("Copy as Python", lambda: self._copy(script.as_python, "The Python script"))
-        command = self.button("Copy as command", lambda: self._copy(script.as_command, "The command"))
+        python = self.button(
+            "Copy as Python", lambda: self._copy(script.as_python, "The Python script")
+        )
+        command = self.button(
+            "Copy as command", lambda: self._copy(script.as_command, "The command")
+        )
         return self.row(python, command)
 
     def _build_foot(self) -> None:
@@ -131,7 +145,9 @@ class TrainDock(Dock):
         if data is None or self.recipe_box.problem():
             return None
         box, device = self.recipe_box, self.session.settings.device
-        return Wanted(data, box.base(), dict(box.overrides()), device, bool(self.keep_box.value))
+        return Wanted(
+            data, box.base(), dict(box.overrides()), device, bool(self.keep_box.value)
+        )
 
     def _why_not(self) -> str:
         if self.handle is not None or self._followed is not None:
@@ -143,12 +159,17 @@ class TrainDock(Dock):
         running = self.handle is not None or self._followed is not None
         self.why.setText(why)
         self.why.setVisible(bool(why) and not running)
-        enable(self.start_button, why, "Train a network on this image and these labels.")
+        enable(
+            self.start_button, why, "Train a network on this image and these labels."
+        )
         kept = "Stop. The best model so far is kept; there is one from the end of the first epoch."
         enable(self.stop_button, "" if running else "Nothing is running.", kept)
         has_model = self.run is not None and (self.run / "model.safetensors").is_file()
         no_model = "" if has_model else "There is no model yet: train one."
-        enable(self.predict_button, no_model or ("" if not running else "Stop the training first."))
+        enable(
+            self.predict_button,
+            no_model or ("" if not running else "Stop the training first."),
+        )
         self.predict_button.visible = has_model and not running
         self.runs.allow(running=running, has_run=self._order is not None)
         if self.data_box.uses_layers:
@@ -157,15 +178,27 @@ class TrainDock(Dock):
 
     def _reserve(self) -> Path:
         """The folder of the run to come."""
-        if self._draft is None or (self._draft / "recipe.yaml").is_file():  # a copied command may have used it
+        if (
+            self._draft is None or (self._draft / "recipe.yaml").is_file()
+        ):  # a copied command may have used it
             data = self.data_box.data()
             image = self.data_box.images.image
-            name = data.name if data is not None else image.name if image is not None else "image"
+            name = (
+                data.name
+                if data is not None
+                else image.name
+                if image is not None
+                else "image"
+            )
             self._draft = self.session.new_run(name)
         return self._draft
 
     def _layers_folder(self) -> Path:
-        return (self.run if self.handle is not None and self.run is not None else self._reserve()) / LAYERS
+        return (
+            self.run
+            if self.handle is not None and self.run is not None
+            else self._reserve()
+        ) / LAYERS
 
     # ------------------------------------------------------------------ what is done
 
@@ -175,7 +208,9 @@ class TrainDock(Dock):
         if wanted is None or self.handle is not None:
             return
         self._trained = wanted.data if isinstance(wanted.data, LayerData) else None
-        self._begin(lambda run: wanted.train_order(self.session.client.new_id(), run), new=True)
+        self._begin(
+            lambda run: wanted.train_order(self.session.client.new_id(), run), new=True
+        )
 
     def resume(self) -> None:
         """Go on with the run in the dock."""
@@ -197,13 +232,21 @@ class TrainDock(Dock):
         """Segment the image that was trained on (of a run from disk: the one that is chosen), in the Predict dock."""
         from napari_strata.widgets.predict import PredictDock
 
-        layer = self._trained.layer if self._trained is not None else self.data_box.images.layer
+        layer = (
+            self._trained.layer
+            if self._trained is not None
+            else self.data_box.images.layer
+        )
         if self.run is None:
             return
         if layer is None or layer not in self.viewer.layers:
-            self.notice.say("The image that was trained on is gone. Open the Predict dock and choose another one.")
+            self.notice.say(
+                "The image that was trained on is gone. Open the Predict dock and choose another one."
+            )
             return
-        _, dock = self.viewer.window.add_plugin_dock_widget("napari-strata", "Predict", tabify=True)
+        _, dock = self.viewer.window.add_plugin_dock_widget(
+            "napari-strata", "Predict", tabify=True
+        )
         if isinstance(dock, PredictDock):
             self.live.hide()
             dock.come_forward()
@@ -240,7 +283,9 @@ class TrainDock(Dock):
         self._order = order
         self.handle = self.session.submit(order)
         self.panel.follow(self.handle, run, self.data_box.colors(), past=past)
-        self.live.start(self.handle, order, self._trained, on=bool(self.preview_box.value))
+        self.live.start(
+            self.handle, order, self._trained, on=bool(self.preview_box.value)
+        )
         self.session.register_task(f"training {run.name}", self.handle)
         self.tabs.setCurrentIndex(PROGRESS)
         self.scroller.ensureVisible(0, 0)
@@ -265,21 +310,32 @@ class TrainDock(Dock):
         self.live.stop()
         if run is None or self.session.is_closed:
             return
-        if not (run / "recipe.yaml").is_file():  # refused before it began: the folder can serve the next try
+        if not (
+            run / "recipe.yaml"
+        ).is_file():  # refused before it began: the folder can serve the next try
             self._draft, self.run, self._order = run, None, None
             self.tabs.setCurrentIndex(SETUP)
         has_model = (run / "model.safetensors").is_file()
         if outcome.status in ("finished", "stopped"):
             word = "Training finished" if outcome.status == "finished" else "Stopped"
             score = f", {self.panel.score()}" if self.panel.score() else ""
-            model = f"The model is in {run}." if has_model else "There is no model yet: it was too early."
+            model = (
+                f"The model is in {run}."
+                if has_model
+                else "There is no model yet: it was too early."
+            )
             self.notice.say(f"{word}{score}. {model}")
         else:
             self.notice.say(outcome.text, "error")
         if has_model:
             self.session.announce(run)
         self._changed()
-        if outcome.status == "finished" and has_model and self.then_box.value and self._trained is not None:
+        if (
+            outcome.status == "finished"
+            and has_model
+            and self.then_box.value
+            and self._trained is not None
+        ):
             self.predict()
 
     # ------------------------------------------------------------------ the rest
@@ -296,23 +352,33 @@ class TrainDock(Dock):
         """Show a run on disk and make it the one to go on with."""
         device = self.session.settings.device
         threads.run(
-            lambda: (order_of_run(run, device=device), class_colors(run), last_events(run)),
+            lambda: (
+                order_of_run(run, device=device),
+                class_colors(run),
+                last_events(run),
+            ),
             lambda found: self._show_run(run, *found),
             lambda error: self.notice.say(str(error), "error"),
             owner=self,
         )
 
-    def _show_run(self, run: Path, order: TrainJob, colors: tuple[str, ...], past: list[Event]) -> None:
+    def _show_run(
+        self, run: Path, order: TrainJob, colors: tuple[str, ...], past: list[Event]
+    ) -> None:
         if self.handle is not None:
             return
         self.run, self._order, self._trained = run, order, None
         self.panel.prepare(run, colors, past=past)
         self.panel.bar.hide()
         self.tabs.setCurrentIndex(PROGRESS)
-        self.notice.say(f"{run.name} has ended: resume it where it stopped, or extend it. Its folder is {run}.")
+        self.notice.say(
+            f"{run.name} has ended: resume it where it stopped, or extend it. Its folder is {run}."
+        )
         self._changed()
 
-    def _follow_run(self, run: RunSummary, colors: tuple[str, ...], past: list[Event], running: bool) -> None:
+    def _follow_run(
+        self, run: RunSummary, colors: tuple[str, ...], past: list[Event], running: bool
+    ) -> None:
         if self.handle is not None:
             return
         if not running:
@@ -331,7 +397,10 @@ class TrainDock(Dock):
             self.notice.say(f"Nothing to copy yet. {self._why_not()}", "warning")
             return
         try:
-            run, self._draft = self._reserve(), None  # the folder belongs to the text from now on
+            run, self._draft = (
+                self._reserve(),
+                None,
+            )  # the folder belongs to the text from now on
         except StrataError as error:
             self.notice.say(str(error), "error")
             return

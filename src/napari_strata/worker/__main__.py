@@ -16,17 +16,29 @@ from napari_strata.worker.pipes import Inbox, Outbox, take_over
 def main() -> None:
     """Run a worker on stdin and stdout until stdin ends, or SIGTERM."""
     started = perf_counter()
-    parser = argparse.ArgumentParser(prog="python -m napari_strata.worker", description=__doc__)
-    parser.add_argument("--nice", type=int, default=0, help="leave the processor to others: 0 (never) to 19 (always)")
+    parser = argparse.ArgumentParser(
+        prog="python -m napari_strata.worker", description=__doc__
+    )
+    parser.add_argument(
+        "--nice",
+        type=int,
+        default=0,
+        help="leave the processor to others: 0 (never) to 19 (always)",
+    )
     niceness = parser.parse_args().nice
     if hasattr(os, "nice"):
         os.nice(niceness)
     faulthandler.enable()  # a crash says where, on stderr
     orders, replies = take_over()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_end_with, args=(os.getppid(),), name="parent-watch", daemon=True).start()
+        threading.Thread(
+            target=_end_with, args=(os.getppid(),), name="parent-watch", daemon=True
+        ).start()
     # Of several processes that torchrun has started the pipes are the first one's.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+    if (
+        int(os.environ.get("WORLD_SIZE", "1")) > 1
+        and os.environ.get("RANK", "0") != "0"
+    ):
         os.close(orders)
         os.close(replies)
         from napari_strata.worker.crew import follow

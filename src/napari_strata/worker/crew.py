@@ -108,4 +108,6 @@ def _begin_anew() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.closerange(3, 65536)
-    os.execv(sys.executable, [sys.executable, "-m", "napari_strata.worker", *sys.argv[1:]])
+    os.execv(
+        sys.executable, [sys.executable, "-m", "napari_strata.worker", *sys.argv[1:]]
+    )

@@ -19,12 +19,26 @@ import numpy as np
 import torch
 
 from napari_strata.data.neighbours import with_neighbours
-from napari_strata.device import choose_device, choose_precision, describe_device, free_memory
+from napari_strata.device import (
+    choose_device,
+    choose_precision,
+    describe_device,
+    free_memory,
+)
 from napari_strata.ensemble import Ensemble, is_crossval, load_models
 from napari_strata.errors import ImageError
-from napari_strata.evaluation.evaluate import iter_evaluate, iter_score_labels, shared_classes
+from napari_strata.evaluation.evaluate import (
+    iter_evaluate,
+    iter_score_labels,
+    shared_classes,
+)
 from napari_strata.evaluation.report import check_free, write_report
-from napari_strata.events import PredictionEnd, PredictionStarted, RegionEnd, TrainingEnd
+from napari_strata.events import (
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+    TrainingEnd,
+)
 from napari_strata.image import Image
 from napari_strata.inference.batch import predict_files
 from napari_strata.inference.checks import check_image
@@ -40,7 +54,15 @@ from napari_strata.training.loop import iter_train
 from napari_strata.training.plan import Job as Training
 from napari_strata.training.plan import plan_new
 from napari_strata.worker.npy import NpyOutput, check_array
-from napari_strata.worker.orders import EvaluateJob, InfoJob, Job, Pairs, PlanJob, PredictJob, TrainJob
+from napari_strata.worker.orders import (
+    EvaluateJob,
+    InfoJob,
+    Job,
+    Pairs,
+    PlanJob,
+    PredictJob,
+    TrainJob,
+)
 from napari_strata.worker.replies import Outgoing
 from napari_strata.worker.sources import Window, open_image, open_labels, open_pairs
 
@@ -81,7 +103,12 @@ def _(job: TrainJob) -> Events:
     with closing(events):
         for event in events:
             if isinstance(event, TrainingEnd):
-                result = {"run": job.out, "model": event.model, "ended": event.reason, "epoch": event.epoch}
+                result = {
+                    "run": job.out,
+                    "model": event.model,
+                    "ended": event.reason,
+                    "epoch": event.epoch,
+                }
             yield event
     return result
 
@@ -90,7 +117,13 @@ def _(job: TrainJob) -> Events:
 def _(job: PlanJob) -> Events:
     validation = open_pairs(job.validation) if job.validation else None
     order = Training(
-        _recipe(job.recipe), open_pairs(job), Path(), validation, job.classes, job.unlabelled, job.overrides
+        _recipe(job.recipe),
+        open_pairs(job),
+        Path(),
+        validation,
+        job.classes,
+        job.unlabelled,
+        job.overrides,
     )
     plan = plan_new(order)
     device = choose_device(job.device)
@@ -116,12 +149,18 @@ def _(job: PlanJob) -> Events:
 def _(job: PredictJob) -> Events:
     options = replace(_options(job), probabilities=job.probabilities, ortho=job.ortho)
     if job.image is None:
-        yield from predict_files(job.model, job.inputs, job.out, options=options, axes=job.axes)
+        yield from predict_files(
+            job.model, job.inputs, job.out, options=options, axes=job.axes
+        )
         return {"out": job.out}
     image, out = open_image(job.image, axes=job.axes), Path(job.out).expanduser()
     models = load_models(job.model)
     if job.is_array:
-        return (yield from _into_array(models, Window.of(image, job.region), out, options=options))
+        return (
+            yield from _into_array(
+                models, Window.of(image, job.region), out, options=options
+            )
+        )
     with closing(Prediction(models, image, out=out, options=options)) as events:
         yield from events
         return {"out": str(out)} | _pixels(events)
@@ -135,7 +174,10 @@ def _(job: EvaluateJob) -> Events:
         events = iter_evaluate(job.model, pairs, out=out, options=_options(job))
         yield from events
         rows = events.scores.per_image
-        return events.scores.as_dict() | {"per_image": {name: one.as_dict() for name, one in rows}, "out": job.out}
+        return events.scores.as_dict() | {
+            "per_image": {name: one.as_dict() for name, one in rows},
+            "out": job.out,
+        }
     return (yield from _compare(job, out))
 
 
@@ -143,12 +185,22 @@ def _(job: EvaluateJob) -> Events:
 def _(job: InfoJob) -> Events:
     yield from ()
     path = Path(job.path).expanduser()
-    if path.suffix != ".safetensors" and not (path / "recipe.yaml").is_file() and not is_crossval(path):
+    if (
+        path.suffix != ".safetensors"
+        and not (path / "recipe.yaml").is_file()
+        and not is_crossval(path)
+    ):
         images = [_facts(image) for image in read_images(path, axes=job.axes)]
         return {"what": "image", "lines": describe(path), "images": images}
     models = load_models(path)
-    fit = {} if job.image is None else _fit(models, open_image(job.image, axes=job.axes))
-    return fit | _about(models) | {"model": str(path if models.folds else find_model(path))}
+    fit = (
+        {} if job.image is None else _fit(models, open_image(job.image, axes=job.axes))
+    )
+    return (
+        fit
+        | _about(models)
+        | {"model": str(path if models.folds else find_model(path))}
+    )
 
 
 def give_back_memory() -> None:
@@ -173,11 +225,17 @@ def _about(models: Ensemble) -> Result:
         "classes": model.spec.classes.table(),
         "epochs": len(model.history),
         "mean_iou": fmean(end.mean_iou for end in scored) if whole else None,
-        "class_iou": tuple(map(fmean, zip(*(end.class_iou for end in scored), strict=True))) if whole else (),
+        "class_iou": tuple(
+            map(fmean, zip(*(end.class_iou for end in scored), strict=True))
+        )
+        if whole
+        else (),
     }
 
 
-def _into_array(models: Ensemble, window: Window, out: Path, *, options: PredictOptions) -> Events:
+def _into_array(
+    models: Ensemble, window: Window, out: Path, *, options: PredictOptions
+) -> Events:
     """Predict a window into a .npy file; regions in the events are those of the whole image."""
     check_array(out, probabilities=options.probabilities, overwrite=options.overwrite)
     window = window.widened([model.spec for model in models.models])
@@ -188,16 +246,24 @@ def _into_array(models: Ensemble, window: Window, out: Path, *, options: Predict
         opened.append(NpyOutput(out, form, window=window, classes=models.spec.classes))
         return opened[0]
 
-    with closing(Prediction(models, window.image, options=options, memory=target)) as events:
+    with closing(
+        Prediction(models, window.image, options=options, memory=target)
+    ) as events:
         for event in events:
             if isinstance(event, PredictionStarted):
                 yield opened[0].announce()
             if isinstance(event, (PredictionStarted, RegionEnd)):
-                event = replace(event, done=event.done - beside, regions=event.regions - beside)
+                event = replace(
+                    event, done=event.done - beside, regions=event.regions - beside
+                )
             if isinstance(event, RegionEnd):
                 yield replace(event, region=window.told(event.region))
             else:
-                yield replace(event, path=str(out)) if isinstance(event, PredictionEnd) else event
+                yield (
+                    replace(event, path=str(out))
+                    if isinstance(event, PredictionEnd)
+                    else event
+                )
         return {"out": str(out)} | _pixels(events)
 
 
@@ -211,10 +277,14 @@ def _compare(job: EvaluateJob, out: Path | None) -> Events:
     prediction, truth = open_labels(job.prediction), open_labels(job.labels[0])
     classes = job.classes or shared_classes(prediction, truth, job.unlabelled)
     confusion, fullest = ConfusionMatrix(classes), ConfusionMatrix(classes)
-    most: list[list[dict[str, Any] | None]] = [[None] * len(classes) for _ in classes.names]
+    most: list[list[dict[str, Any] | None]] = [
+        [None] * len(classes) for _ in classes.names
+    ]
     planes: list[dict[str, Any]] = []
     started = perf_counter()
-    for number, (part, total, here) in enumerate(iter_score_labels(prediction, truth, classes), 1):
+    for number, (part, total, here) in enumerate(
+        iter_score_labels(prediction, truth, classes), 1
+    ):
         confusion += here
         planes.append({"index": dict(part.index), "mean_iou": here.mean_iou})
         for i, j in np.argwhere(here.counts > fullest.counts):
@@ -227,7 +297,12 @@ def _compare(job: EvaluateJob, out: Path | None) -> Events:
     scores = confusion.as_dict()
     ranked = sorted(planes, key=lambda plane: plane["mean_iou"])
     cases = ranked if len(ranked) <= 2 * CASES else ranked[:CASES] + ranked[-CASES:]
-    return scores | {"per_image": {prediction.name: scores}, "most": most, "cases": cases, "out": job.out}
+    return scores | {
+        "per_image": {prediction.name: scores},
+        "most": most,
+        "cases": cases,
+        "out": job.out,
+    }
 
 
 def _recipe(given: str | dict[str, Any]) -> str | Recipe:
@@ -246,7 +321,10 @@ def _pixels(prediction: Prediction) -> Result:
 
 
 def _facts(image: Image) -> Result:
-    known = {k: getattr(image, k) for k in ("name", "axes", "shape", "scale", "units", "channel_names", "notes")}
+    known = {
+        k: getattr(image, k)
+        for k in ("name", "axes", "shape", "scale", "units", "channel_names", "notes")
+    }
     return known | {"dtype": str(image.dtype)}
 
 
@@ -254,7 +332,9 @@ def _fit(models: Ensemble, image: Image) -> Result:
     """Whether models take an image, and what there is to say about it."""
     try:
         image = with_neighbours(image, models.spec.neighbours)
-        warnings = check_image([model.spec for model in models.models], image, image.samples())
+        warnings = check_image(
+            [model.spec for model in models.models], image, image.samples()
+        )
     except ImageError as error:
         return {"fits": False, "fit": [str(error)]}
     return {"fits": True, "fit": warnings}

@@ -48,10 +48,14 @@ class NpyOutput:
         when the disk is full or cannot be written.
     """
 
-    def __init__(self, out: Path, form: Form, *, window: Window, classes: ClassMap) -> None:
+    def __init__(
+        self, out: Path, form: Form, *, window: Window, classes: ClassMap
+    ) -> None:
         self.form = form
         self.place = str(out)
-        self.pixels: dict[int, tuple[int, ...]] = dict.fromkeys(window.informing, (0,) * len(classes))
+        self.pixels: dict[int, tuple[int, ...]] = dict.fromkeys(
+            window.informing, (0,) * len(classes)
+        )
         self.discarded: tuple[str, ...] = ()
         self._window, self._classes, whole = window, classes, window.whole
         self._regions = window.regions()
@@ -59,8 +63,15 @@ class NpyOutput:
         self._probability_letters = "".join(a for a in "TZ" if a in whole.axes) + "CYX"
         check_space(out.parent, form)
         self.labels = _open(out, whole.label_shape, form.dtype)
-        sizes = tuple(form.classes if a == "C" else whole.size(a) for a in self._probability_letters)
-        self.probabilities = _open(probabilities_beside(out), sizes, np.dtype(np.float16)) if form.classes else None
+        sizes = tuple(
+            form.classes if a == "C" else whole.size(a)
+            for a in self._probability_letters
+        )
+        self.probabilities = (
+            _open(probabilities_beside(out), sizes, np.dtype(np.float16))
+            if form.classes
+            else None
+        )
         if window.image is whole:
             for array in self._written():
                 array[...] = 0
@@ -68,9 +79,18 @@ class NpyOutput:
 
     def announce(self) -> TargetOpened:
         """What the viewer needs to show the files."""
-        chances = str(probabilities_beside(Path(self.place))) if self.form.classes else ""
+        chances = (
+            str(probabilities_beside(Path(self.place))) if self.form.classes else ""
+        )
         rows = tuple(self._classes.table())
-        return TargetOpened(self.place, self._letters, self.labels.shape, str(self.labels.dtype), rows, chances)
+        return TargetOpened(
+            self.place,
+            self._letters,
+            self.labels.shape,
+            str(self.labels.dtype),
+            rows,
+            chances,
+        )
 
     def write(self, plane: int, arrays: Sequence[Array], pixels: Sequence[int]) -> None:
         """Keep one plane: its labels (H, W) and, if wanted, its probabilities (K, H, W)."""
@@ -80,19 +100,30 @@ class NpyOutput:
         shaped = axes.from_canonical(labels.reshape(ones + labels.shape), self._letters)
         self.labels[tuple(region[a] for a in self._letters)] = shaped
         if self.probabilities is not None:
-            self.probabilities[tuple(region.get(a, slice(None)) for a in self._probability_letters)] = chances[0]
+            self.probabilities[
+                tuple(region.get(a, slice(None)) for a in self._probability_letters)
+            ] = chances[0]
         if monotonic() - self._flushed > FLUSH:
             self.close()
         self.pixels[plane] = tuple(pixels)
 
     def arrays(self) -> list[Array]:
         """The planes of the window: labels (planes, H, W) and, if wanted, probabilities (planes, K, H, W)."""
-        size = {a: slice(i, i + self._window.image.size(a)) for a, i in self._window.start.items()}
-        labels = axes.to_canonical(self.labels[tuple(size[a] for a in self._letters)], self._letters)
+        size = {
+            a: slice(i, i + self._window.image.size(a))
+            for a, i in self._window.start.items()
+        }
+        labels = axes.to_canonical(
+            self.labels[tuple(size[a] for a in self._letters)], self._letters
+        )
         found: list[Array] = [labels.reshape(self.form.planes, *self.form.shape)]
         if self.probabilities is not None:
-            part = self.probabilities[tuple(size.get(a, slice(None)) for a in self._probability_letters)]
-            found.append(part.reshape(self.form.planes, self.form.classes, *self.form.shape))
+            part = self.probabilities[
+                tuple(size.get(a, slice(None)) for a in self._probability_letters)
+            ]
+            found.append(
+                part.reshape(self.form.planes, self.form.classes, *self.form.shape)
+            )
         return found
 
     def close(self) -> None:
@@ -105,17 +136,25 @@ class NpyOutput:
         """Nothing to remove: the file is the result."""
 
     def _written(self) -> list[np.memmap[Any, Any]]:
-        return [self.labels] if self.probabilities is None else [self.labels, self.probabilities]
+        return (
+            [self.labels]
+            if self.probabilities is None
+            else [self.labels, self.probabilities]
+        )
 
 
 def check_array(out: Path, *, probabilities: bool, overwrite: bool) -> None:
     """Raise `RunError` when a file is in the way at `out`, or where the probabilities are to go."""
     for path in (out, probabilities_beside(out))[: 1 + probabilities]:
         if path.exists() and (not overwrite or path.is_dir()):
-            raise RunError(f"{path}: exists already; choose another name, or allow it to be replaced (overwrite).")
+            raise RunError(
+                f"{path}: exists already; choose another name, or allow it to be replaced (overwrite)."
+            )
 
 
-def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
+def _open(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> np.memmap[Any, Any]:
     try:
         found = np.lib.format.open_memmap(path, mode="r+")
         if (found.shape, found.dtype, found.flags.c_contiguous) == (shape, dtype, True):
@@ -130,6 +169,8 @@ def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap
 
 def _make(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # writing to a mapped page for which the disk has no room kills the process
+    if hasattr(
+        os, "posix_fallocate"
+    ):  # writing to a mapped page for which the disk has no room kills the process
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

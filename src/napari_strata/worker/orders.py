@@ -10,7 +10,14 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from napari_strata.classes import ClassMap
 from napari_strata.errors import StrataError, nearest
@@ -50,7 +57,9 @@ class Layer(_Strict):
 
 
 def _as_layer(value: Any) -> Any:
-    return {"path": os.fspath(value)} if isinstance(value, (str, os.PathLike)) else value
+    return (
+        {"path": os.fspath(value)} if isinstance(value, (str, os.PathLike)) else value
+    )
 
 
 def _as_tuple(value: Any) -> Any:
@@ -139,9 +148,15 @@ class PredictJob(_Predicting):
     @model_validator(mode="after")
     def _check(self) -> PredictJob:
         if (self.image is None) == (not self.inputs):
-            raise OrderError("predict job: needed is either image, or inputs with one or more paths.", self.job)
+            raise OrderError(
+                "predict job: needed is either image, or inputs with one or more paths.",
+                self.job,
+            )
         if self.region is not None and (self.inputs or not self.is_array):
-            raise OrderError("predict job: a region can be predicted of one image into a .npy file only.", self.job)
+            raise OrderError(
+                "predict job: a region can be predicted of one image into a .npy file only.",
+                self.job,
+            )
         return self
 
     @property
@@ -165,10 +180,21 @@ class EvaluateJob(_Predicting):
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateJob:
-        by_model = self.model is not None and bool(self.images) and self.prediction is None
-        by_labels = self.prediction is not None and self.labels is not None and len(self.labels) == 1
-        if by_model == by_labels or (by_labels and (self.model is not None or self.images)):
-            raise OrderError("evaluate job: needed are model and images, or prediction and labels.", self.job)
+        by_model = (
+            self.model is not None and bool(self.images) and self.prediction is None
+        )
+        by_labels = (
+            self.prediction is not None
+            and self.labels is not None
+            and len(self.labels) == 1
+        )
+        if by_model == by_labels or (
+            by_labels and (self.model is not None or self.images)
+        ):
+            raise OrderError(
+                "evaluate job: needed are model and images, or prediction and labels.",
+                self.job,
+            )
         return self
 
 
@@ -212,7 +238,11 @@ JOBS: dict[str, type[Job]] = {
     "evaluate": EvaluateJob,
     "info": InfoJob,
 }
-MESSAGES: dict[str, type[Stop | Keep | Changed]] = {"stop": Stop, "keep": Keep, "changed": Changed}
+MESSAGES: dict[str, type[Stop | Keep | Changed]] = {
+    "stop": Stop,
+    "keep": Keep,
+    "changed": Changed,
+}
 
 
 def is_aside(order: Job) -> bool:
@@ -231,34 +261,53 @@ def parse_order(line: bytes | str) -> Order:
     try:
         raw = json.loads(line)
     except ValueError:
-        raise OrderError(f"found a line that is not JSON ({_shown(line)}); needed is one JSON object a line.") from None
+        raise OrderError(
+            f"found a line that is not JSON ({_shown(line)}); needed is one JSON object a line."
+        ) from None
     if not isinstance(raw, dict):
-        raise OrderError(f"found a line that is not a JSON object ({_shown(line)}); needed is a job or a message.")
+        raise OrderError(
+            f"found a line that is not a JSON object ({_shown(line)}); needed is a job or a message."
+        )
     if "kind" in raw:
         return _parse_job(raw)
     for key, message in MESSAGES.items():
         if key in raw and (key != "keep" or "job" not in raw):
             return _validate(message, raw, f"message {key!r}", None)
     if isinstance(job := raw.get("job"), str):
-        raise OrderError(f"job {job!r}: kind is missing; needed is one of {', '.join(JOBS)}.", job)
-    raise OrderError(f"found a message with {list(raw)}; known: a job (job, kind), {', '.join(MESSAGES)}.")
+        raise OrderError(
+            f"job {job!r}: kind is missing; needed is one of {', '.join(JOBS)}.", job
+        )
+    raise OrderError(
+        f"found a message with {list(raw)}; known: a job (job, kind), {', '.join(MESSAGES)}."
+    )
 
 
 def _parse_job(raw: Mapping[str, Any]) -> Order:
     job, kind = raw.get("job"), raw["kind"]
     if not isinstance(job, str) or not job:
-        raise OrderError(f"found a {kind} job without an id; needed is job, a text of your own.")
+        raise OrderError(
+            f"found a {kind} job without an id; needed is job, a text of your own."
+        )
     if kind not in JOBS:
-        raise OrderError(f"job {job!r}: there is no kind {kind!r}; {nearest(str(kind), JOBS)}", job)
+        raise OrderError(
+            f"job {job!r}: there is no kind {kind!r}; {nearest(str(kind), JOBS)}", job
+        )
     return _validate(JOBS[kind], raw, f"{kind} job", job)
 
 
-def _validate(form: type[Order], raw: Mapping[str, Any], what: str, job: str | None) -> Order:
+def _validate(
+    form: type[Order], raw: Mapping[str, Any], what: str, job: str | None
+) -> Order:
     try:
         return form.model_validate(raw)
     except ValidationError as error:
-        problems = {str(item["loc"][0]): _explain(form, item) for item in reversed(error.errors())}
-        raise OrderError(f"{what}: {'; '.join(reversed(problems.values()))}.", job) from None
+        problems = {
+            str(item["loc"][0]): _explain(form, item)
+            for item in reversed(error.errors())
+        }
+        raise OrderError(
+            f"{what}: {'; '.join(reversed(problems.values()))}.", job
+        ) from None
     except OrderError:
         raise
     except StrataError as error:  # of a class map
@@ -267,7 +316,11 @@ def _validate(form: type[Order], raw: Mapping[str, Any], what: str, job: str | N
 
 def _explain(form: type[BaseModel], item: Mapping[str, Any]) -> str:
     """One problem in words; `loc` also holds names that pydantic gives to the branches of a union."""
-    names = [str(part) for part in item["loc"] if isinstance(part, int) or part.isidentifier()]
+    names = [
+        str(part)
+        for part in item["loc"]
+        if isinstance(part, int) or part.isidentifier()
+    ]
     key = ".".join(name for name in names if name not in ("str", "int", "dict"))
     if item["type"] == "extra_forbidden":
         fields = form.model_fields if len(item["loc"]) == 1 else Layer.model_fields

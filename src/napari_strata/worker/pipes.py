@@ -86,11 +86,15 @@ class Inbox:
     """
 
     def __init__(self) -> None:
-        self._items: SimpleQueue[Item] = SimpleQueue()  # the one queue that a signal handler may use
+        self._items: SimpleQueue[Item] = (
+            SimpleQueue()
+        )  # the one queue that a signal handler may use
 
     def start(self, descriptor: int) -> None:
         """Read lines from `descriptor` from now on."""
-        threading.Thread(target=self._read, args=(descriptor,), name="orders", daemon=True).start()
+        threading.Thread(
+            target=self._read, args=(descriptor,), name="orders", daemon=True
+        ).start()
         threading.Thread(target=self._watch, name="orders-watch", daemon=True).start()
 
     def put(self, item: Item) -> None:

@@ -80,7 +80,9 @@ class JobFailed(Reply):
 
 Outgoing: TypeAlias = Event | Reply
 
-_OURS: dict[str, Callable[..., Reply]] = {kind.__name__: kind for kind in Reply.__subclasses__()}
+_OURS: dict[str, Callable[..., Reply]] = {
+    kind.__name__: kind for kind in Reply.__subclasses__()
+}
 
 
 def encode(event: Outgoing, job: str | None) -> str:
@@ -101,7 +103,13 @@ def decode(line: str | bytes) -> tuple[str | None, Outgoing]:
         raw = json.loads(line)
         job = raw.pop("job")
         if kind := _OURS.get(raw["event"]):
-            return job, kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k != "event"})
+            return job, kind(
+                **{
+                    k: tuple(v) if isinstance(v, list) else v
+                    for k, v in raw.items()
+                    if k != "event"
+                }
+            )
         return job, from_json(json.dumps(raw))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a reply of a worker: {line!r}") from error

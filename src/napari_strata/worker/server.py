@@ -83,7 +83,9 @@ class Server:
     def __init__(self, inbox: Inbox, outbox: Outbox) -> None:
         self._inbox, self._outbox = inbox, outbox
         self._waiting: deque[Running] = deque()
-        self._running: list[Running] = []  # a job that is done aside may stand above another
+        self._running: list[
+            Running
+        ] = []  # a job that is done aside may stand above another
         self._alone = False  # the viewer is gone
         self._terminated = False
         self._in_step = False
@@ -93,7 +95,9 @@ class Server:
         """Work until there is nobody to work for. `started` is when the process began, by `perf_counter`."""
         signal.signal(signal.SIGINT, self._on_nudge)
         signal.signal(signal.SIGTERM, self._on_terminate)
-        if hasattr(signal, "SIGHUP"):  # a terminal was closed: whether the viewer went with it, its pipe tells
+        if hasattr(
+            signal, "SIGHUP"
+        ):  # a terminal was closed: whether the viewer went with it, its pipe tells
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._outbox.tell(_ready(perf_counter() - started))
         while (job := self._next()) is not None:
@@ -115,7 +119,9 @@ class Server:
 
     def _run(self, job: Running) -> None:
         quick = isinstance(job.order, InfoJob)
-        while self._imports and not quick:  # not within the job: one that is interrupted may not be possible again
+        while (
+            self._imports and not quick
+        ):  # not within the job: one that is interrupted may not be possible again
             self._imports.pop(0)()
         self._running.append(job)
         note = _Note(job.order)
@@ -133,7 +139,11 @@ class Server:
                 self._tell(job, JobEnded("stopped"))
             else:
                 traceback.print_exc()
-                self._fail(job, f"unexpected {type(error).__name__}: {error}", type(error).__name__)
+                self._fail(
+                    job,
+                    f"unexpected {type(error).__name__}: {error}",
+                    type(error).__name__,
+                )
         finally:
             note.remove()
             self._running.pop()
@@ -150,7 +160,9 @@ class Server:
                 return JobEnded("finished", end.value)
             self._tell(job, event)
             self._look()
-            if any(one.stop for one in self._running):  # what is done aside ends with the job below it
+            if any(
+                one.stop for one in self._running
+            ):  # what is done aside ends with the job below it
                 work.close()
                 return JobEnded("stopped")
             if self._alone:
@@ -169,7 +181,9 @@ class Server:
             self._take(item)
         if len(self._running) > 1:  # one aside at a time
             return
-        while (aside := next((job for job in self._waiting if is_aside(job.order)), None)) is not None:
+        while (
+            aside := next((job for job in self._waiting if is_aside(job.order)), None)
+        ) is not None:
             self._waiting.remove(aside)
             self._run(aside)
 
@@ -179,7 +193,9 @@ class Server:
             return
         for item in self._inbox.drain():
             self._take(item)
-        if any(job.stop for job in self._running):  # who stops a training does not wait for what is done aside of it
+        if any(
+            job.stop for job in self._running
+        ):  # who stops a training does not wait for what is done aside of it
             self._in_step = False
             raise Interrupted
 
@@ -187,7 +203,9 @@ class Server:
         """SIGTERM: stop what is running, then end."""
         self._inbox.put(TERMINATE)
         if not self._running:
-            raise SystemExit(0)  # it is lost where Python is just tidying up; then the inbox remembers
+            raise SystemExit(
+                0
+            )  # it is lost where Python is just tidying up; then the inbox remembers
         self._on_nudge()
 
     def _take(self, item: Item) -> None:
@@ -195,7 +213,12 @@ class Server:
             try:
                 self._obey(parse_order(item))
             except OrderError as error:
-                self._outbox.tell(JobFailed(str(error), "StrataError") if error.job else Refused(str(error)), error.job)
+                self._outbox.tell(
+                    JobFailed(str(error), "StrataError")
+                    if error.job
+                    else Refused(str(error)),
+                    error.job,
+                )
         elif item is TERMINATE:
             self._terminated = True
             self._stop([*self._running, *self._waiting])
@@ -209,10 +232,18 @@ class Server:
 
     def _obey(self, order: Order) -> None:
         known = {job.order.job: job for job in (*self._running, *self._waiting)}
-        name = order.stop if isinstance(order, Stop) else order.keep if isinstance(order, Keep) else order.job
+        name = (
+            order.stop
+            if isinstance(order, Stop)
+            else order.keep
+            if isinstance(order, Keep)
+            else order.job
+        )
         if isinstance(order, Stop | Keep | Changed):
             if name not in known:
-                raise OrderError(f"there is no job {name!r}, running or waiting; it has ended, or never was.")
+                raise OrderError(
+                    f"there is no job {name!r}, running or waiting; it has ended, or never was."
+                )
             if isinstance(order, Stop):
                 self._stop([known[name]])
             elif isinstance(order, Keep):
@@ -220,7 +251,9 @@ class Server:
             else:
                 known[name].latest[order.changed] = order.value
         elif name in known:
-            raise OrderError(f"there is a job {name!r} already, running or waiting; needed is another id.")
+            raise OrderError(
+                f"there is a job {name!r} already, running or waiting; needed is another id."
+            )
         else:
             job = Running(order, order.keep)
             if known:
@@ -260,10 +293,18 @@ class _Note:
 
     def write(self) -> None:
         """Write the note, once, as soon as there is a run folder."""
-        if self._path or not isinstance(self._order, TrainJob) or not (Path(self._order.out) / "recipe.yaml").is_file():
+        if (
+            self._path
+            or not isinstance(self._order, TrainJob)
+            or not (Path(self._order.out) / "recipe.yaml").is_file()
+        ):
             return
         self._path = Path(self._order.out) / NOTE
-        facts = {"job": self._order.job, "pid": os.getpid(), "host": socket.gethostname()}
+        facts = {
+            "job": self._order.job,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
         with suppress(StrataError, OSError):  # the training matters more
             files.write_text(self._path, json.dumps(facts) + "\n")
             redirect(self._path.with_name("log.txt"))
@@ -282,8 +323,17 @@ def comes_of_interruption(error: BaseException | None) -> bool:
 
 
 def _ready(seconds: float) -> Ready:
-    devices = {name: describe_device(torch.device(name)) for name in available_devices()}
-    return Ready(PROTOCOL, os.getpid(), socket.gethostname(), current_versions(), devices, round(seconds, 2))
+    devices = {
+        name: describe_device(torch.device(name)) for name in available_devices()
+    }
+    return Ready(
+        PROTOCOL,
+        os.getpid(),
+        socket.gethostname(),
+        current_versions(),
+        devices,
+        round(seconds, 2),
+    )
 
 
 @contextmanager

@@ -30,10 +30,19 @@ def open_image(layer: Layer, *, axes: str | None = None) -> Image:
     letters = layer.axes or axes
     if layer.path.lower().endswith(".npy"):
         array = memory_map(layer.path)
-        image = Image(array, letters or "", name=layer.name or Path(layer.path).stem, source=layer.path)
+        image = Image(
+            array,
+            letters or "",
+            name=layer.name or Path(layer.path).stem,
+            source=layer.path,
+        )
     else:
         image = read_image(layer.path, axes=letters, series=layer.series)
-    known = {k: getattr(layer, k) for k in ("scale", "units", "name", "channel_names") if getattr(layer, k)}
+    known = {
+        k: getattr(layer, k)
+        for k in ("scale", "units", "name", "channel_names")
+        if getattr(layer, k)
+    }
     return replace(image, **known)
 
 
@@ -43,16 +52,33 @@ def open_labels(layer: Layer) -> LabelImage:
         labels = read_labels(layer.path, axes=layer.axes)
         return replace(labels, name=layer.name or labels.name)
     array, name = memory_map(layer.path), layer.name or Path(layer.path).stem
-    return LabelImage(array, layer.axes or "", scale=layer.scale, units=layer.units, name=name, source=layer.path)
+    return LabelImage(
+        array,
+        layer.axes or "",
+        scale=layer.scale,
+        units=layer.units,
+        name=name,
+        source=layer.path,
+    )
 
 
 def open_pairs(data: Pairs) -> list[AnnotatedImage]:
     """Images with their labels. Raises `ImageError` and `LabelError`."""
     layers, labels = data.images, data.labels
-    if len(layers) == 1 and all(layer.is_path for layer in (*layers, *(labels or ()))) and len(labels or ".") == 1:
-        return read_pairs(layers[0].path, labels[0].path if labels else None, axes=data.axes)
+    if (
+        len(layers) == 1
+        and all(layer.is_path for layer in (*layers, *(labels or ())))
+        and len(labels or ".") == 1
+    ):
+        return read_pairs(
+            layers[0].path, labels[0].path if labels else None, axes=data.axes
+        )
     images = [open_image(layer, axes=data.axes) for layer in layers]
-    return read_pairs(images, [_labels_or_file(layer) for layer in labels] if labels else None, axes=data.axes)
+    return read_pairs(
+        images,
+        [_labels_or_file(layer) for layer in labels] if labels else None,
+        axes=data.axes,
+    )
 
 
 def _labels_or_file(layer: Layer) -> LabelImage | Array | str:
@@ -69,7 +95,9 @@ def memory_map(path: str) -> Array:
         return np.lib.format.open_memmap(found, mode="r")
     except (OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise ImageError(f"{found}: no array that can be mapped ({reason}); save it again with numpy.save.") from None
+        raise ImageError(
+            f"{found}: no array that can be mapped ({reason}); save it again with numpy.save."
+        ) from None
 
 
 class Part:
@@ -83,8 +111,16 @@ class Part:
     def __getitem__(self, key: Any) -> Any:
         keys = key if isinstance(key, tuple) else (key,)
         keys += (slice(None),) * (len(self._box) - len(keys))
-        ranges = [range(part.start, part.stop)[k] for part, k in zip(self._box, keys, strict=True)]
-        return self._data[tuple(r if isinstance(r, int) else slice(r.start, r.stop, r.step) for r in ranges)]
+        ranges = [
+            range(part.start, part.stop)[k]
+            for part, k in zip(self._box, keys, strict=True)
+        ]
+        return self._data[
+            tuple(
+                r if isinstance(r, int) else slice(r.start, r.stop, r.step)
+                for r in ranges
+            )
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +133,14 @@ class PartImage(Image):
     @classmethod
     def cut(cls, whole: Image, box: Mapping[str, slice]) -> PartImage:
         """The part of `whole` inside `box` (axis -> first and last index + 1); axes it does not name are kept whole."""
-        bounds = tuple(box.get(a, slice(0, n)) for a, n in zip(whole.axes, whole.shape, strict=True))
-        known = {k: getattr(whole, k) for k in ("axes", "scale", "units", "name", "channel_names")}
+        bounds = tuple(
+            box.get(a, slice(0, n))
+            for a, n in zip(whole.axes, whole.shape, strict=True)
+        )
+        known = {
+            k: getattr(whole, k)
+            for k in ("axes", "scale", "units", "name", "channel_names")
+        }
         return cls(Part(whole.data, bounds), **known, whole=whole, box=box)
 
     def dressed(self, neighbours: int) -> PartImage:
@@ -107,7 +149,9 @@ class PartImage(Image):
         box = {a: bounds for a, bounds in self.box.items() if a != "C"}
         return PartImage.cut(with_neighbours(self.whole, neighbours), box)
 
-    def samples(self, *, planes: int = 8, side: int = 256, blocks: int = 4) -> list[Array]:
+    def samples(
+        self, *, planes: int = 8, side: int = 256, blocks: int = 4
+    ) -> list[Array]:
         assert self.whole is not None
         return self.whole.samples(planes=planes, side=side, blocks=blocks)
 
@@ -140,7 +184,9 @@ class Window:
             first, stop = (given, given + 1) if isinstance(given, int) else given
             if letter not in box or not 0 <= first < stop <= box[letter].stop:
                 sizes = ", ".join(f"{a} of {whole.size(a)}" for a in whole.label_axes)
-                raise ImageError(f"{whole.name}: found region {letter}={given}; the image has {sizes}.")
+                raise ImageError(
+                    f"{whole.name}: found region {letter}={given}; the image has {sizes}."
+                )
             box[letter] = slice(first, stop)
         image = PartImage.cut(whole, box)
         return cls(whole, image, {a: box[a].start for a in whole.label_axes})
@@ -149,12 +195,21 @@ class Window:
         """The same with the planes above and below that 3D models see, so that they say what they say of the whole
         volume; itself for 2D models, whose neighbours come by `PartImage.dressed`."""
         depth = self.whole.size("Z")
-        if not isinstance(self.image, PartImage) or specs[0].depth is None or self.image.size("Z") == depth:
+        if (
+            not isinstance(self.image, PartImage)
+            or specs[0].depth is None
+            or self.image.size("Z") == depth
+        ):
             return self
         kept = slice(self.start["Z"], self.start["Z"] + self.image.size("Z"))
         around = planes_around(kept, depth, specs)
         box = {**self.image.box, "Z": around}
-        return Window(self.whole, PartImage.cut(self.whole, box), {**self.start, "Z": around.start}, kept)
+        return Window(
+            self.whole,
+            PartImage.cut(self.whole, box),
+            {**self.start, "Z": around.start},
+            kept,
+        )
 
     @property
     def informing(self) -> list[int]:
@@ -162,18 +217,30 @@ class Window:
         if self.kept is None:
             return []
         wanted = range(self.kept.start, self.kept.stop)
-        return [i for i, plane in enumerate(self.image.planes()) if self._moved(plane)["Z"] not in wanted]
+        return [
+            i
+            for i, plane in enumerate(self.image.planes())
+            if self._moved(plane)["Z"] not in wanted
+        ]
 
     def regions(self) -> list[dict[str, slice]]:
         """Where in `whole` each plane of `image` lies."""
-        whole = {a: slice(first, first + self.image.size(a)) for a, first in self.start.items()}
+        whole = {
+            a: slice(first, first + self.image.size(a))
+            for a, first in self.start.items()
+        }
         places = [self._moved(plane) for plane in self.image.planes()]
-        return [whole | {a: slice(index, index + 1) for a, index in place.items()} for place in places]
+        return [
+            whole | {a: slice(index, index + 1) for a, index in place.items()}
+            for place in places
+        ]
 
     def told(self, plane: Mapping[str, Any]) -> dict[str, Any]:
         """A plane of `image` as a region of `whole`, for an event; Y and X are named where they are cut."""
         cut = [a for a in "YX" if self.image.size(a) < self.whole.size(a)]
-        return self._moved(plane) | {a: (self.start[a], self.start[a] + self.image.size(a)) for a in cut}
+        return self._moved(plane) | {
+            a: (self.start[a], self.start[a] + self.image.size(a)) for a in cut
+        }
 
     def _moved(self, plane: Mapping[str, Any]) -> dict[str, int]:
         return {a: index + self.start[a] for a, index in plane.items()}
@@ -183,8 +250,15 @@ def planes_around(kept: slice, depth: int, specs: Sequence[ModelSpec]) -> slice:
     """What 3D models must see of a volume of `depth` planes for those in `kept`: a halo on both sides; about a whole
     tile where they look at all of it. Starts where a prediction of the volume may start a tile, see `plan_tiles`."""
     stride = lcm(*(spec.stride_shape[0] for spec in specs))
-    tile = max(spec.tile_shape[0] for spec in specs) if any(spec.blend for spec in specs) else 0
-    halo = max(max(spec.halo_shape[0] for spec in specs), (tile - (kept.stop - kept.start)) // 2)
+    tile = (
+        max(spec.tile_shape[0] for spec in specs)
+        if any(spec.blend for spec in specs)
+        else 0
+    )
+    halo = max(
+        max(spec.halo_shape[0] for spec in specs),
+        (tile - (kept.stop - kept.start)) // 2,
+    )
     # Beside the first or the last plane a tile lies on one side.
     first = max(0, min(kept.start - halo, depth - tile))
     stop = max(kept.stop + halo, first + tile)

@@ -25,7 +25,11 @@ from napari_strata.widgets.comparison.scores import (
     short,
 )
 
-CLASSES = ClassMap(names=("pore", "clay", "grain"), values=(1, 2, 3), colors=("#4477aa", "#ee8866", "#ddcc77"))
+CLASSES = ClassMap(
+    names=("pore", "clay", "grain"),
+    values=(1, 2, 3),
+    colors=("#4477aa", "#ee8866", "#ddcc77"),
+)
 COUNTS = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
 """IoU of pore 6 / 9, of clay 3 / 6; grain is nowhere."""
 
@@ -45,7 +49,9 @@ def _column(table: ScoreTable, column: int) -> list[str]:
 
 
 def test_scores_are_those_of_the_counts(view: ScoreView) -> None:
-    assert view.headline.text() == "Mean IoU 0.583, pixel accuracy 75.0\N{NO-BREAK SPACE}%"
+    assert (
+        view.headline.text() == "Mean IoU 0.583, pixel accuracy 75.0\N{NO-BREAK SPACE}%"
+    )
     assert view.caption.text() == "a against b: 12 labelled pixels"
     assert _column(view.table, NAME) == ["pore", "clay", "grain"]
     assert _column(view.table, IOU) == [".667", ".500", ABSENT]
@@ -65,7 +71,9 @@ def test_a_click_on_a_heading_sorts_by_the_number(view: ScoreView) -> None:
     assert _column(view.table, NAME) == ["pore", "clay", "grain"]
 
 
-def test_ctrl_c_asks_for_the_table_with_every_digit(view: ScoreView, qtbot: Any) -> None:
+def test_ctrl_c_asks_for_the_table_with_every_digit(
+    view: ScoreView, qtbot: Any
+) -> None:
     with qtbot.waitSignal(view.table.copied):
         qtbot.keyClick(view.table, Qt.Key.Key_C, Qt.KeyboardModifier.ControlModifier)
     rows = [line.split("\t") for line in view.table.text().splitlines()]
@@ -76,16 +84,26 @@ def test_ctrl_c_asks_for_the_table_with_every_digit(view: ScoreView, qtbot: Any)
 
 def test_the_picture_says_each_square_in_words(view: ScoreView) -> None:
     said = view.picture.sentence
-    assert said(0, 1) == "2 pixels of pore were called clay: 25.0\N{NO-BREAK SPACE}% of pore"
-    assert said(1, 0) == "1 pixel of clay was called pore: 25.0\N{NO-BREAK SPACE}% of clay"
-    assert said(0, 0) == "6 pixels of pore were rightly called pore: 75.0\N{NO-BREAK SPACE}% of pore"
+    assert (
+        said(0, 1)
+        == "2 pixels of pore were called clay: 25.0\N{NO-BREAK SPACE}% of pore"
+    )
+    assert (
+        said(1, 0) == "1 pixel of clay was called pore: 25.0\N{NO-BREAK SPACE}% of clay"
+    )
+    assert (
+        said(0, 0)
+        == "6 pixels of pore were rightly called pore: 75.0\N{NO-BREAK SPACE}% of pore"
+    )
     assert said(2, 0) == "The truth has no pixel of grain."
 
 
 def test_a_click_on_a_square_names_it(view: ScoreView, qtbot: Any) -> None:
     picture = view.picture
     with qtbot.waitSignal(picture.clicked) as clicked:
-        qtbot.mouseClick(picture, Qt.MouseButton.LeftButton, pos=picture.cell_rect(0, 1).center())
+        qtbot.mouseClick(
+            picture, Qt.MouseButton.LeftButton, pos=picture.cell_rect(0, 1).center()
+        )
     assert clicked.args == [0, 1]
     assert picture.cell_at(QPoint(1, 1)) is None
     for cell in np.ndindex(3, 3):
@@ -98,7 +116,10 @@ def test_squares_are_drawn_by_their_share(view: ScoreView) -> None:
     drawn = picture.grab().toImage()
 
     def fill(row: int, column: int) -> QColor:
-        return drawn.pixelColor((picture.cell_rect(row, column).topLeft() + QPoint(4, 4)) * drawn.devicePixelRatio())
+        return drawn.pixelColor(
+            (picture.cell_rect(row, column).topLeft() + QPoint(4, 4))
+            * drawn.devicePixelRatio()
+        )
 
     right, wrong, empty = fill(0, 0), fill(0, 1), fill(0, 2)
     assert right.blue() > right.red()
@@ -119,4 +140,10 @@ def test_any_number_of_classes_stays_inside(qtbot: Any, count: int) -> None:
 
 
 def test_counts_are_short() -> None:
-    assert [short(n) for n in (0, 99_999, 123_456, 999_999, 4_560_000)] == ["0", "99,999", "123 k", "1 M", "4.56 M"]
+    assert [short(n) for n in (0, 99_999, 123_456, 999_999, 4_560_000)] == [
+        "0",
+        "99,999",
+        "123 k",
+        "1 M",
+        "4.56 M",
+    ]

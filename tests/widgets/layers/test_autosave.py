@@ -12,7 +12,13 @@ from napari_strata.classes import ClassMap
 from napari_strata.image import Image
 from napari_strata.io import read_labels
 from napari_strata.plugin import METADATA
-from napari_strata.widgets.layers.autosave import NOTE, Autosave, is_alive, kept, this_process
+from napari_strata.widgets.layers.autosave import (
+    NOTE,
+    Autosave,
+    is_alive,
+    kept,
+    this_process,
+)
 
 CLASSES = ClassMap(names=("pore", "grain"), values=(1, 2), unlabelled=(0,))
 IMAGE = Image(np.zeros((2, 16, 16), np.uint8), "ZYX", scale=(3, 1, 1), name="sand")
@@ -20,10 +26,14 @@ IMAGE = Image(np.zeros((2, 16, 16), np.uint8), "ZYX", scale=(3, 1, 1), name="san
 
 def _layer() -> LabelsLayer:
     classes = {METADATA: CLASSES.model_dump(mode="json")}
-    return LabelsLayer(np.zeros((2, 16, 16), np.uint8), name="mine", scale=(3, 1, 1), metadata=classes)
+    return LabelsLayer(
+        np.zeros((2, 16, 16), np.uint8), name="mine", scale=(3, 1, 1), metadata=classes
+    )
 
 
-def test_what_was_painted_is_on_disk_and_what_was_not_is_not_written(tmp_path: Path, qtbot: Any) -> None:
+def test_what_was_painted_is_on_disk_and_what_was_not_is_not_written(
+    tmp_path: Path, qtbot: Any
+) -> None:
     owner = QObject()
     autosave = Autosave(lambda: tmp_path / "run" / "layers", owner)
     layer = _layer()
@@ -57,7 +67,9 @@ def test_it_saves_by_itself(tmp_path: Path, qtbot: Any, monkeypatch: Any) -> Non
     autosave.watch(None, None)
 
 
-def test_it_is_offered_after_a_crash_and_not_while_its_napari_lives(tmp_path: Path) -> None:
+def test_it_is_offered_after_a_crash_and_not_while_its_napari_lives(
+    tmp_path: Path,
+) -> None:
     layer, owner = _layer(), QObject()
     autosave = Autosave(lambda: tmp_path / "run" / "layers", owner)
     autosave.watch(layer, IMAGE)
@@ -66,7 +78,9 @@ def test_it_is_offered_after_a_crash_and_not_while_its_napari_lives(tmp_path: Pa
     assert kept(tmp_path) == []
     note = tmp_path / "run" / "layers" / NOTE
     facts = json.loads(note.read_text())
-    note.write_text(json.dumps(facts | {"started": facts["started"] - 1}))  # the number has gone to another process
+    note.write_text(
+        json.dumps(facts | {"started": facts["started"] - 1})
+    )  # the number has gone to another process
     (one,) = kept(tmp_path)
     assert one.describe().startswith('Labels "mine" of image "sand", painted 20')
     one.forget()

@@ -16,7 +16,9 @@ GREY = np.zeros((4, 32, 48), np.uint16)
 
 
 @pytest.fixture
-def make(qtbot: Any) -> Iterator[Callable[[ViewerModel], tuple[ImageChoice, LabelsChoice]]]:
+def make(
+    qtbot: Any,
+) -> Iterator[Callable[[ViewerModel], tuple[ImageChoice, LabelsChoice]]]:
     made: list[Any] = []
     holders: list[QWidget] = []
 
@@ -45,10 +47,18 @@ def test_nothing_open_says_what_to_do(make: Any) -> None:
     assert not labels.new_button.enabled
 
 
-def test_it_follows_the_selection_and_never_guesses_among_several(make: Any, qtbot: Any) -> None:
+def test_it_follows_the_selection_and_never_guesses_among_several(
+    make: Any, qtbot: Any
+) -> None:
     viewer = ViewerModel()
     images, _ = make(viewer)
-    one = viewer.add_image(GREY, name="one", scale=(2, 1, 1), axis_labels=("z", "y", "x"), units=("um",) * 3)
+    one = viewer.add_image(
+        GREY,
+        name="one",
+        scale=(2, 1, 1),
+        axis_labels=("z", "y", "x"),
+        units=("um",) * 3,
+    )
     _settle(qtbot)
     assert images.layer is one
     assert images.text.text() == "4 x 32 x 48 (ZYX), uint16, 2 x 1 x 1 µm"
@@ -119,7 +129,12 @@ def test_axes_are_edited_here_and_known_to_napari(make: Any, qtbot: Any) -> None
 def test_new_labels_lie_on_the_image_ready_to_paint(make: Any, qtbot: Any) -> None:
     viewer = ViewerModel()
     _, labels = make(viewer)
-    place = {"scale": (2, 1, 1), "translate": (5, 6, 7), "axis_labels": ("z", "y", "x"), "units": ("um",) * 3}
+    place = {
+        "scale": (2, 1, 1),
+        "translate": (5, 6, 7),
+        "axis_labels": ("z", "y", "x"),
+        "units": ("um",) * 3,
+    }
     viewer.add_image(GREY, name="sand", **place)
     _settle(qtbot)
     assert labels.text.text() == "No labels yet: press New labels and paint."
@@ -134,7 +149,9 @@ def test_new_labels_lie_on_the_image_ready_to_paint(make: Any, qtbot: Any) -> No
     assert labels.layer is layer
 
 
-def test_labels_that_match_are_found_and_others_are_explained(make: Any, qtbot: Any) -> None:
+def test_labels_that_match_are_found_and_others_are_explained(
+    make: Any, qtbot: Any
+) -> None:
     viewer = ViewerModel()
     _, labels = make(viewer)
     image = viewer.add_image(GREY, name="sand")
@@ -153,14 +170,20 @@ def test_labels_that_match_are_found_and_others_are_explained(make: Any, qtbot: 
     assert labels.layer is None
 
 
-def test_a_prediction_is_trained_on_only_when_it_is_picked(make: Any, qtbot: Any) -> None:
+def test_a_prediction_is_trained_on_only_when_it_is_picked(
+    make: Any, qtbot: Any
+) -> None:
     viewer = ViewerModel()
     _, labels = make(viewer)
     viewer.add_image(GREY, name="sand")
     mine = viewer.add_labels(np.zeros(GREY.shape, np.uint8), name="mine")
     viewer.layers.selection = {mine}
     _settle(qtbot)
-    made = LabelsLayer(np.zeros(GREY.shape, np.uint8), name="sand segmented", metadata={PREDICTED: True})
+    made = LabelsLayer(
+        np.zeros(GREY.shape, np.uint8),
+        name="sand segmented",
+        metadata={PREDICTED: True},
+    )
     add_quietly(viewer, made)
     _settle(qtbot)
     assert viewer.layers.selection.active is mine

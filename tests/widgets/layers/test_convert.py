@@ -19,7 +19,12 @@ GREY = np.arange(4 * 32 * 48, dtype=np.uint16).reshape(4, 32, 48)
 
 
 def _layer(**given: object) -> ImageLayer:
-    words = {"name": "sand", "scale": (2.0, 0.5, 0.5), "units": ("um",) * 3, "axis_labels": ("z", "y", "x")}
+    words = {
+        "name": "sand",
+        "scale": (2.0, 0.5, 0.5),
+        "units": ("um",) * 3,
+        "axis_labels": ("z", "y", "x"),
+    }
     return ImageLayer(GREY, **words | given)
 
 
@@ -55,7 +60,9 @@ def test_a_pyramid_is_its_first_level() -> None:
 
 def test_labels_take_the_axes_of_the_image_and_their_own_classes() -> None:
     classes = ClassMap(names=("pore", "grain"), values=(1, 2), unlabelled=(0,))
-    layer = LabelsLayer(GREY.astype(np.uint8), metadata={METADATA: classes.model_dump(mode="json")})
+    layer = LabelsLayer(
+        GREY.astype(np.uint8), metadata={METADATA: classes.model_dump(mode="json")}
+    )
     labels = convert.labels_of(layer, Image(GREY, "TYX"))
     assert labels.axes == "TYX"
     assert labels.classes == classes
@@ -64,14 +71,20 @@ def test_labels_take_the_axes_of_the_image_and_their_own_classes() -> None:
 def test_a_mismatch_is_named() -> None:
     image = convert.image_of(_layer())
     assert convert.mismatch(image, LabelsLayer(np.zeros((4, 32, 48), np.uint8))) == ""
-    assert "4 x 32 x 40" in convert.mismatch(image, LabelsLayer(np.zeros((4, 32, 40), np.uint8)))
+    assert "4 x 32 x 40" in convert.mismatch(
+        image, LabelsLayer(np.zeros((4, 32, 40), np.uint8))
+    )
 
 
 def test_a_layer_in_no_file_is_copied_once(tmp_path: Path) -> None:
     layer = _layer()
     source = convert.source_of_image(layer, convert.image_of(layer), tmp_path)
     stored = read_image(source.path)
-    assert (stored.axes, stored.scale, stored.units) == ("ZYX", (2.0, 0.5, 0.5), ("micrometer",) * 3)
+    assert (stored.axes, stored.scale, stored.units) == (
+        "ZYX",
+        (2.0, 0.5, 0.5),
+        ("micrometer",) * 3,
+    )
     np.testing.assert_array_equal(np.asarray(stored.data), GREY)
     before = Path(source.path).stat().st_mtime_ns
     convert.source_of_image(layer, convert.image_of(layer), tmp_path)
@@ -89,18 +102,26 @@ def test_a_layer_of_a_file_is_that_file(tmp_path: Path) -> None:
 
     _initialize_plugins()
     (layer,) = viewer.open(file, plugin="napari-strata")
-    source = convert.source_of_image(layer, convert.image_of(layer), tmp_path / "copies")
+    source = convert.source_of_image(
+        layer, convert.image_of(layer), tmp_path / "copies"
+    )
     assert source.path == str(file)
     assert source.is_path
     assert not (tmp_path / "copies").exists()
 
 
-def test_a_layer_that_was_changed_or_rescaled_is_not_its_file_any_more(tmp_path: Path) -> None:
+def test_a_layer_that_was_changed_or_rescaled_is_not_its_file_any_more(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "sand.tif"
     write_image(file, convert.image_of(_layer()))
     for change in ("scale", "data"):
-        layer = _layer(metadata={METADATA: {"path": str(file), "series": 0, "channel": None}})
-        assert convert.source_of_image(layer, convert.image_of(layer), tmp_path).path == str(file)
+        layer = _layer(
+            metadata={METADATA: {"path": str(file), "series": 0, "channel": None}}
+        )
+        assert convert.source_of_image(
+            layer, convert.image_of(layer), tmp_path
+        ).path == str(file)
         if change == "scale":
             layer.scale = (3.0, 0.5, 0.5)
         else:
@@ -109,15 +130,21 @@ def test_a_layer_that_was_changed_or_rescaled_is_not_its_file_any_more(tmp_path:
         copy = convert.source_of_image(layer, image, tmp_path / change)
         assert copy.path != str(file)
         assert read_image(copy.path).scale == image.scale
-        np.testing.assert_array_equal(np.asarray(read_image(copy.path).data), layer.data)
+        np.testing.assert_array_equal(
+            np.asarray(read_image(copy.path).data), layer.data
+        )
 
 
 def test_labels_are_written_with_their_classes(tmp_path: Path) -> None:
     classes = ClassMap(names=("pore", "grain"), values=(1, 2), unlabelled=(0,))
     data = (GREY % 3).astype(np.uint8)
-    layer = LabelsLayer(data, name="mine", metadata={METADATA: classes.model_dump(mode="json")})
+    layer = LabelsLayer(
+        data, name="mine", metadata={METADATA: classes.model_dump(mode="json")}
+    )
     image = convert.image_of(_layer())
-    source = convert.source_of_labels(convert.labels_of(layer, image), tmp_path / "labels.tif")
+    source = convert.source_of_labels(
+        convert.labels_of(layer, image), tmp_path / "labels.tif"
+    )
     stored = read_labels(source.path)
     assert stored.classes == classes
     np.testing.assert_array_equal(np.asarray(stored.data), data)

@@ -46,7 +46,9 @@ def _settled(qtbot: QtBot, counter: PixelCounter) -> Counts:
     ],
     ids=str,
 )
-def test_counts_are_exact(array: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_exact(
+    array: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(counts, "PIECE", 333)
     assert count_values(array).total == _plainly(array)
 
@@ -55,7 +57,11 @@ def test_lazy_arrays_count_as_well(tmp_path: Path) -> None:
     array = RNG.integers(0, 4, (3, 20, 30)).astype(np.uint8)
     stored = zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(1, 20, 30))
     np.save(tmp_path / "a.npy", array)
-    for lazy in (dask.array.from_array(array), stored, np.load(tmp_path / "a.npy", mmap_mode="r")):
+    for lazy in (
+        dask.array.from_array(array),
+        stored,
+        np.load(tmp_path / "a.npy", mmap_mode="r"),
+    ):
         assert count_values(lazy).total == _plainly(array)
 
 
@@ -88,7 +94,10 @@ def test_strokes_undo_redo_and_scripts_are_counted(qtbot: QtBot) -> None:
     assert _settled(qtbot, counter).total == {0: 12000}
 
     def check() -> None:
-        qtbot.waitUntil(lambda: counter.busy or counter.counts.total == _plainly(layer.data), timeout=3000)  # type: ignore[union-attr]
+        qtbot.waitUntil(
+            lambda: counter.busy or counter.counts.total == _plainly(layer.data),
+            timeout=3000,
+        )  # type: ignore[union-attr]
         assert _settled(qtbot, counter).total == _plainly(layer.data)
 
     layer.paint((1, 30, 30), 3)
@@ -112,13 +121,18 @@ def test_strokes_undo_redo_and_scripts_are_counted(qtbot: QtBot) -> None:
     assert counter.counts.total == {6: 162}  # type: ignore[union-attr]
 
 
-def test_strokes_read_the_painted_planes_only(qtbot: QtBot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strokes_read_the_painted_planes_only(
+    qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Any] = []
     real = counts.count_values
     monkeypatch.setattr(
         counts,
         "count_values",
-        lambda data, before, **more: read.append((before is None, set(more["changed"]))) or real(data, before, **more),
+        lambda data, before, **more: (
+            read.append((before is None, set(more["changed"])))
+            or real(data, before, **more)
+        ),
     )
     layer = Labels(np.zeros((6, 40, 40), np.uint8))
     owner = QObject()
@@ -149,7 +163,9 @@ def test_many_strokes_are_counted_together(qtbot: QtBot) -> None:
     assert 1 <= len(seen) <= 3
 
 
-def test_looking_at_other_slices_counts_nothing(make_napari_viewer: Callable[..., Viewer], qtbot: QtBot) -> None:
+def test_looking_at_other_slices_counts_nothing(
+    make_napari_viewer: Callable[..., Viewer], qtbot: QtBot
+) -> None:
     viewer = make_napari_viewer()
     layer = viewer.add_labels(np.zeros((4, 60, 50), np.uint8))
     owner = QObject()
@@ -166,7 +182,9 @@ def test_looking_at_other_slices_counts_nothing(make_napari_viewer: Callable[...
     _settled(qtbot, counter)
 
 
-def test_large_labels_are_counted_when_asked(qtbot: QtBot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_labels_are_counted_when_asked(
+    qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(counts, "LARGE", 1000)
     layer = Labels(np.zeros((4, 60, 50), np.uint8))
     owner = QObject()
@@ -211,7 +229,9 @@ def test_nothing_is_kept_of_a_layer(qtbot: QtBot) -> None:
     counter.watch(layer)
     _settled(qtbot, counter)
     counter.watch(None)
-    assert [len(emitter.callbacks) for emitter in layer.events.emitters.values()] == slots
+    assert [
+        len(emitter.callbacks) for emitter in layer.events.emitters.values()
+    ] == slots
     counter.watch(layer)
     gone = weakref.ref(layer)
     del layer

@@ -30,7 +30,9 @@ def draw(path: Path, shape: tuple[int, int], *, wrong: bool = False) -> Path:
     image = np.full((1, *shape), 100, np.uint8)
     image[0, ::2] = 140
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_example(Example.of("rock", image, truth, prediction=prediction, confusion=confusion)).save(path)
+    draw_example(
+        Example.of("rock", image, truth, prediction=prediction, confusion=confusion)
+    ).save(path)
     return path
 
 
@@ -56,14 +58,26 @@ def color_at(preview: Preview, panel: int, down: float) -> QColor:
     """Colour in the middle of a panel, so far down in it."""
     place = preview.picture.places()[panel]
     image = preview.picture.grab().toImage()
-    return image.pixelColor(round(place.center().x()), round(place.top() + down * place.height()))
+    return image.pixelColor(
+        round(place.center().x()), round(place.top() + down * place.height())
+    )
 
 
 def is_like(color: QColor, wanted: str) -> bool:
-    return max(abs(a - b) for a, b in zip(color.getRgb()[:3], QColor(wanted).getRgb()[:3], strict=True)) < 45
+    return (
+        max(
+            abs(a - b)
+            for a, b in zip(
+                color.getRgb()[:3], QColor(wanted).getRgb()[:3], strict=True
+            )
+        )
+        < 45
+    )
 
 
-def test_the_newest_picture_of_a_training(preview: Preview, qtbot: Any, tmp_path: Path) -> None:
+def test_the_newest_picture_of_a_training(
+    preview: Preview, qtbot: Any, tmp_path: Path
+) -> None:
     run = make_run(tmp_path)
     preview.set_folder(run / "previews")
     qtbot.waitUntil(lambda: preview.epoch == 3)
@@ -72,7 +86,9 @@ def test_the_newest_picture_of_a_training(preview: Preview, qtbot: Any, tmp_path
     assert not preview.text.isVisible()
 
 
-def test_the_panels_are_cut_out_and_scaled_to_the_width(preview: Preview, qtbot: Any, folder: Path) -> None:
+def test_the_panels_are_cut_out_and_scaled_to_the_width(
+    preview: Preview, qtbot: Any, folder: Path
+) -> None:
     preview.set_folder(folder)
     qtbot.waitUntil(lambda: len(preview.picture._scaled) == 3)
     qtbot.wait(150)
@@ -88,17 +104,25 @@ def test_the_panels_are_cut_out_and_scaled_to_the_width(preview: Preview, qtbot:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (200, 90), (40, 400), (700, 900)])
-def test_the_panels_of_any_shape_are_found(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_the_panels_of_any_shape_are_found(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
     panels = find_panels(read_pixels(draw(tmp_path / "epoch_0001.png", shape)))
     assert len({panel.shape for panel in panels}) == 1
-    assert panels[0].shape[1] / panels[0].shape[0] == pytest.approx(shape[1] / shape[0], rel=0.05)
+    assert panels[0].shape[1] / panels[0].shape[0] == pytest.approx(
+        shape[1] / shape[0], rel=0.05
+    )
     assert np.ptp(panels[0], axis=2).max() == 0
     for panel in panels[1:]:
-        assert np.ptp(panel, axis=2).min() > 20  # colours to every edge: no paper, no neighbour
+        assert (
+            np.ptp(panel, axis=2).min() > 20
+        )  # colours to every edge: no paper, no neighbour
     assert find_panels(np.full((50, 50, 3), 255, np.uint8)) == ()
 
 
-def test_flat_panels_stand_under_each_other(preview: Preview, qtbot: Any, tmp_path: Path) -> None:
+def test_flat_panels_stand_under_each_other(
+    preview: Preview, qtbot: Any, tmp_path: Path
+) -> None:
     draw(tmp_path / "epoch_0001.png", (40, 400))
     preview.set_folder(tmp_path)
     qtbot.waitUntil(lambda: len(preview.picture._scaled) == 3)
@@ -108,7 +132,9 @@ def test_flat_panels_stand_under_each_other(preview: Preview, qtbot: Any, tmp_pa
     assert places[2].bottom() <= preview.picture.height() + 1
 
 
-def test_arrows_step_through_the_epochs(preview: Preview, qtbot: Any, folder: Path) -> None:
+def test_arrows_step_through_the_epochs(
+    preview: Preview, qtbot: Any, folder: Path
+) -> None:
     preview.set_folder(folder)
     qtbot.waitUntil(lambda: preview.epoch == 10)
     assert not preview.forth.isEnabled()
@@ -129,7 +155,9 @@ def test_arrows_step_through_the_epochs(preview: Preview, qtbot: Any, folder: Pa
     qtbot.waitUntil(lambda: preview.epoch == 12)
 
 
-def test_a_folder_that_fills_later_and_no_folder(preview: Preview, qtbot: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_fills_later_and_no_folder(
+    preview: Preview, qtbot: Any, folder: Path, tmp_path: Path
+) -> None:
     later = tmp_path / "later"
     preview.set_folder(later)
     qtbot.waitUntil(lambda: not preview._busy)
@@ -146,7 +174,9 @@ def test_a_folder_that_fills_later_and_no_folder(preview: Preview, qtbot: Any, f
     assert preview.text.isVisible()
 
 
-def test_the_last_folder_wins(preview: Preview, qtbot: Any, folder: Path, tmp_path: Path) -> None:
+def test_the_last_folder_wins(
+    preview: Preview, qtbot: Any, folder: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     draw(other / "epoch_0005.png", (64, 64))
     preview.set_folder(folder)
@@ -165,7 +195,9 @@ def test_a_damaged_picture_is_said(preview: Preview, qtbot: Any, folder: Path) -
     assert not preview.text.isVisible()
 
 
-def test_a_click_opens_a_window_that_follows_and_closes_with_escape(preview: Preview, qtbot: Any, folder: Path) -> None:
+def test_a_click_opens_a_window_that_follows_and_closes_with_escape(
+    preview: Preview, qtbot: Any, folder: Path
+) -> None:
     preview.set_folder(folder)
     qtbot.waitUntil(lambda: preview.epoch == 10)
     qtbot.mouseClick(preview.picture, Qt.MouseButton.LeftButton)
@@ -177,7 +209,9 @@ def test_a_click_opens_a_window_that_follows_and_closes_with_escape(preview: Pre
     qtbot.waitUntil(lambda: len(window.picture._scaled) == 1)
     whole = QImage(str(pictures(folder)[-1]))
     shown = window.picture.places()[0]
-    assert shown.width() / shown.height() == pytest.approx(whole.width() / whole.height(), rel=0.01)
+    assert shown.width() / shown.height() == pytest.approx(
+        whole.width() / whole.height(), rel=0.01
+    )
     window.activateWindow()
     preview.step(-1)
     qtbot.waitUntil(lambda: "epoch 2 of 10" in window.windowTitle())

@@ -45,13 +45,21 @@ def preview(qtbot: Any, tmp_path: Path) -> Preview:
 
 def panel_color(preview: Preview, panel: int) -> QColor:
     """Colour in the middle of a panel as it is in sight."""
-    return QColor(preview.picture.grab().toImage().pixelColor(preview.picture.places()[panel].center().toPoint()))
+    return QColor(
+        preview.picture.grab()
+        .toImage()
+        .pixelColor(preview.picture.places()[panel].center().toPoint())
+    )
 
 
 def test_pictures_come_in_the_order_of_the_epochs(tmp_path: Path) -> None:
     for epoch in (10000, 2, 9999):
         draw(tmp_path / "p", epoch)
-    assert [path.name for path in pictures(tmp_path / "p")] == ["epoch_0002.png", "epoch_9999.png", "epoch_10000.png"]
+    assert [path.name for path in pictures(tmp_path / "p")] == [
+        "epoch_0002.png",
+        "epoch_9999.png",
+        "epoch_10000.png",
+    ]
     assert pictures(tmp_path / "nowhere") == ()
 
 
@@ -59,18 +67,24 @@ def test_the_three_panels_are_cut_out() -> None:
     pixels = np.full((200, 358, 3), 255, np.uint8)
     for number in range(3):
         pixels[60:120, 28 + number * 106 : 118 + number * 106] = 10 * number
-    assert [(p.shape, p.min(), p.max()) for p in find_panels(pixels)] == [((60, 90, 3), v, v) for v in (0, 10, 20)]
+    assert [(p.shape, p.min(), p.max()) for p in find_panels(pixels)] == [
+        ((60, 90, 3), v, v) for v in (0, 10, 20)
+    ]
     assert find_panels(np.full((50, 40, 3), 255, np.uint8)) == ()
 
 
-def test_image_truth_and_prediction_of_the_newest_epoch_are_in_sight(qtbot: Any, preview: Preview) -> None:
+def test_image_truth_and_prediction_of_the_newest_epoch_are_in_sight(
+    qtbot: Any, preview: Preview
+) -> None:
     assert "epoch 3" in preview.caption.text()
     for number, color in enumerate(("red", "lime", "blue")):
         qtbot.waitUntil(lambda n=number, c=color: panel_color(preview, n) == QColor(c))
     assert preview.picture.places()[2].right() <= 300
 
 
-def test_a_newer_picture_is_taken_up(qtbot: Any, preview: Preview, tmp_path: Path) -> None:
+def test_a_newer_picture_is_taken_up(
+    qtbot: Any, preview: Preview, tmp_path: Path
+) -> None:
     draw(tmp_path / "previews", 4, prediction="yellow")
     preview.refresh()
     qtbot.waitUntil(lambda: preview.epoch == 4)
@@ -84,7 +98,9 @@ def test_it_follows_the_width(preview: Preview) -> None:
     assert preview.minimumSizeHint().width() < 200
 
 
-def test_the_arrows_lead_to_earlier_epochs_and_say_where_they_end(qtbot: Any, preview: Preview, tmp_path: Path) -> None:
+def test_the_arrows_lead_to_earlier_epochs_and_say_where_they_end(
+    qtbot: Any, preview: Preview, tmp_path: Path
+) -> None:
     assert not preview.forth.isEnabled()
     assert "newest" in preview.forth.toolTip()
     qtbot.mouseClick(preview.back, Qt.MouseButton.LeftButton)
@@ -95,7 +111,9 @@ def test_the_arrows_lead_to_earlier_epochs_and_say_where_they_end(qtbot: Any, pr
     assert preview.epoch == 2  # the one that is looked at stays
 
 
-def test_nothing_there_yet_is_said(qtbot: Any, preview: Preview, tmp_path: Path) -> None:
+def test_nothing_there_yet_is_said(
+    qtbot: Any, preview: Preview, tmp_path: Path
+) -> None:
     preview.set_folder(tmp_path / "nowhere")
     qtbot.wait(150)
     assert preview.text.isVisible()
@@ -105,7 +123,9 @@ def test_nothing_there_yet_is_said(qtbot: Any, preview: Preview, tmp_path: Path)
     assert preview.epoch is None
 
 
-def test_a_damaged_picture_is_said_and_does_no_harm(qtbot: Any, preview: Preview, tmp_path: Path) -> None:
+def test_a_damaged_picture_is_said_and_does_no_harm(
+    qtbot: Any, preview: Preview, tmp_path: Path
+) -> None:
     (tmp_path / "previews" / "epoch_0004.png").write_bytes(b"PNG")
     preview.refresh()
     qtbot.waitUntil(lambda: "cannot be read" in preview.text.text())
@@ -115,14 +135,20 @@ def test_a_damaged_picture_is_said_and_does_no_harm(qtbot: Any, preview: Preview
     assert not preview.text.isVisible()
 
 
-def test_a_click_opens_it_large_and_keys_step_through_the_epochs(qtbot: Any, preview: Preview) -> None:
+def test_a_click_opens_it_large_and_keys_step_through_the_epochs(
+    qtbot: Any, preview: Preview
+) -> None:
     qtbot.mouseClick(preview.picture, Qt.MouseButton.LeftButton)
     large = preview._large
     assert large is not None
     assert large.isVisible()
     assert not large.isModal()
     qtbot.waitUntil(large.isActiveWindow)
-    for key, epoch in ((Qt.Key.Key_Left, 2), (Qt.Key.Key_Left, 1), (Qt.Key.Key_Right, 2)):
+    for key, epoch in (
+        (Qt.Key.Key_Left, 2),
+        (Qt.Key.Key_Left, 1),
+        (Qt.Key.Key_Right, 2),
+    ):
         qtbot.keyClick(large, key)
         qtbot.waitUntil(lambda e=epoch: preview.epoch == e)
         assert f"epoch {epoch}" in large.windowTitle()

@@ -12,26 +12,64 @@ from PIL import ImageDraw
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor, QImage
 
-from napari_strata.events import BatchEnd, EpochEnd, TrainingEnd, TrainingStarted, to_json
-from napari_strata.widgets.parts.recent import THUMBNAIL, RunList, _thumbnail, facts, last_events, list_runs, when
+from napari_strata.events import (
+    BatchEnd,
+    EpochEnd,
+    TrainingEnd,
+    TrainingStarted,
+    to_json,
+)
+from napari_strata.widgets.parts.recent import (
+    THUMBNAIL,
+    RunList,
+    _thumbnail,
+    facts,
+    last_events,
+    list_runs,
+    when,
+)
 
 
 def epoch(number: int, iou: float, *, epochs: int = 8, best: bool = True) -> EpochEnd:
-    return EpochEnd(number, epochs, 0.5, 0.6, iou, 0.9, (iou, iou), 1e-3, 4.0, best, True, "raw")
+    return EpochEnd(
+        number, epochs, 0.5, 0.6, iou, 0.9, (iou, iou), 1e-3, 4.0, best, True, "raw"
+    )
 
 
 def started(first: int = 1, epochs: int = 8) -> TrainingStarted:
-    return TrainingStarted("r", "CPU", "fp32", 10, first, epochs, 2, ("a",), ("a",), "1 of 4 slices", ("pore", "grain"))
+    return TrainingStarted(
+        "r",
+        "CPU",
+        "fp32",
+        10,
+        first,
+        epochs,
+        2,
+        ("a",),
+        ("a",),
+        "1 of 4 slices",
+        ("pore", "grain"),
+    )
 
 
 def write_run(folder: Path, name: str, *, hour: int = 12, model: bool = True) -> Path:
     """A run of two epochs as the engine writes it, last heard of on 20 November 2026."""
     run = folder / name
     (run / "previews").mkdir(parents=True)
-    (run / "recipe.yaml").write_text("version: 1\nname: unet-resnet34\nnetwork:\n  kind: unet\n")
-    classes = [{"name": "pore", "color": "#4477aa", "value": 1}, {"name": "grain", "color": "#ddcc77", "value": 2}]
+    (run / "recipe.yaml").write_text(
+        "version: 1\nname: unet-resnet34\nnetwork:\n  kind: unet\n"
+    )
+    classes = [
+        {"name": "pore", "color": "#4477aa", "value": 1},
+        {"name": "grain", "color": "#ddcc77", "value": 2},
+    ]
     (run / "data.json").write_text(json.dumps({"classes": classes}))
-    events = [started(), BatchEnd(1, 1, 2, 0.9, 1e-3, 0.1), epoch(1, 0.7), epoch(2, 0.65, best=False)]
+    events = [
+        started(),
+        BatchEnd(1, 1, 2, 0.9, 1e-3, 0.1),
+        epoch(1, 0.7),
+        epoch(2, 0.65, best=False),
+    ]
     (run / "events.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
     if model:
         (run / "model.safetensors").write_bytes(b"x")
@@ -75,7 +113,9 @@ def test_the_newest_run_is_first_and_only_so_many(tmp_path: Path) -> None:
     assert [run.name for run in list_runs(tmp_path, 2)] == ["c", "a"]
 
 
-def test_runs_without_a_model_take_no_place_among_those_with_one(tmp_path: Path) -> None:
+def test_runs_without_a_model_take_no_place_among_those_with_one(
+    tmp_path: Path,
+) -> None:
     write_run(tmp_path, "old", hour=8)
     write_run(tmp_path, "new", hour=9, model=False)
     assert [run.name for run in list_runs(tmp_path, 1, with_model=True)] == ["old"]
@@ -93,15 +133,27 @@ def test_an_end_a_resume_and_a_note(tmp_path: Path) -> None:
     run = write_run(tmp_path, "run")
     append(run, to_json(TrainingEnd("stopped", 2, 1, 0.7, "m", 9.0)) + "\n")
     assert list_runs(tmp_path)[0].ended == "stopped"
-    append(run, to_json(started(2, 20)) + "\n", to_json(epoch(2, 0.8, epochs=20)) + "\n")
+    append(
+        run, to_json(started(2, 20)) + "\n", to_json(epoch(2, 0.8, epochs=20)) + "\n"
+    )
     (run / "running.json").write_text('{"job": "j", "pid": 7, "host": "h"}')
     [found] = list_runs(tmp_path)
-    assert (found.ended, found.planned, found.epochs, found.mean_iou) == (None, 20, 2, 0.8)
+    assert (found.ended, found.planned, found.epochs, found.mean_iou) == (
+        None,
+        20,
+        2,
+        0.8,
+    )
     assert found.running == {"job": "j", "pid": 7, "host": "h"}
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"{", b"\xff\xfe\x00", b"[]", b'"name"', b"name: [1", b"null\n7\n{}"])
-@pytest.mark.parametrize("name", ["recipe.yaml", "data.json", "events.jsonl", "running.json"])
+@pytest.mark.parametrize(
+    "rubbish",
+    [b"", b"{", b"\xff\xfe\x00", b"[]", b'"name"', b"name: [1", b"null\n7\n{}"],
+)
+@pytest.mark.parametrize(
+    "name", ["recipe.yaml", "data.json", "events.jsonl", "running.json"]
+)
 def test_damaged_files_are_borne(tmp_path: Path, name: str, rubbish: bytes) -> None:
     run = write_run(tmp_path, "run")
     (run / name).write_bytes(rubbish)
@@ -128,7 +180,12 @@ def test_all_events_but_a_cut_line(tmp_path: Path) -> None:
     run = write_run(tmp_path, "run")
     append(run, to_json(epoch(3, 0.9))[:40])
     events = last_events(run)
-    assert [type(e).__name__ for e in events] == ["TrainingStarted", "BatchEnd", "EpochEnd", "EpochEnd"]
+    assert [type(e).__name__ for e in events] == [
+        "TrainingStarted",
+        "BatchEnd",
+        "EpochEnd",
+        "EpochEnd",
+    ]
     assert events[-1] == epoch(2, 0.65, best=False)
     assert last_events(tmp_path) == []
 
@@ -178,7 +235,11 @@ def test_the_list_shows_runs_that_have_a_model(qtbot: Any, runs: RunList) -> Non
     assert runs.list.count() == 3
     assert not runs.text.isVisible()
     tooltip = runs.list.item(0).toolTip()
-    for words in ("2 classes: pore, grain", "mean IoU 0.700", "Recipe unet-resnet34, 2 of 8 epochs"):
+    for words in (
+        "2 classes: pore, grain",
+        "mean IoU 0.700",
+        "Recipe unet-resnet34, 2 of 8 epochs",
+    ):
         assert words in tooltip
     assert isinstance(runs.list.item(0).data(THUMBNAIL), QImage)
     assert runs.list.item(1).data(THUMBNAIL) is None
@@ -188,14 +249,18 @@ def test_the_list_shows_runs_that_have_a_model(qtbot: Any, runs: RunList) -> Non
 def test_a_click_chooses(qtbot: Any, runs: RunList) -> None:
     rect = runs.list.visualItemRect(runs.list.item(1))
     with qtbot.waitSignal(runs.chosen) as signal:
-        qtbot.mouseClick(runs.list.viewport(), Qt.MouseButton.LeftButton, pos=rect.center())
+        qtbot.mouseClick(
+            runs.list.viewport(), Qt.MouseButton.LeftButton, pos=rect.center()
+        )
     assert signal.args[0].name == "b"
     with qtbot.waitSignal(runs.chosen) as signal:
         qtbot.keyClick(runs.list, Qt.Key.Key_Down)
     assert signal.args[0].name == "a"
 
 
-def test_selecting_is_silent_and_outlives_a_refresh(qtbot: Any, runs: RunList, tmp_path: Path) -> None:
+def test_selecting_is_silent_and_outlives_a_refresh(
+    qtbot: Any, runs: RunList, tmp_path: Path
+) -> None:
     told: list[Path] = []
     runs.chosen.connect(told.append)
     runs.select(tmp_path / "a")
@@ -218,11 +283,15 @@ def test_a_selection_can_be_clicked_again_after_another_model_was_opened(
     runs.select(None)
     rect = runs.list.visualItemRect(runs.list.item(0))
     with qtbot.waitSignal(runs.chosen) as signal:
-        qtbot.mouseClick(runs.list.viewport(), Qt.MouseButton.LeftButton, pos=rect.center())
+        qtbot.mouseClick(
+            runs.list.viewport(), Qt.MouseButton.LeftButton, pos=rect.center()
+        )
     assert signal.args == [tmp_path / "c"]
 
 
-def test_an_empty_folder_says_what_to_do(qtbot: Any, runs: RunList, tmp_path: Path) -> None:
+def test_an_empty_folder_says_what_to_do(
+    qtbot: Any, runs: RunList, tmp_path: Path
+) -> None:
     runs.set_folder(tmp_path / "none")
     qtbot.waitUntil(lambda: runs.text.isVisible())
     assert not runs.list.isVisible()

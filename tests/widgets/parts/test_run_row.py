@@ -17,7 +17,11 @@ from napari_strata.widgets.parts.run_row import RunRow
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What would have been opened in the browser."""
     found: list[str] = []
-    monkeypatch.setattr(QDesktopServices, "openUrl", lambda url: (found.append(QUrl(url).toLocalFile()), True)[1])
+    monkeypatch.setattr(
+        QDesktopServices,
+        "openUrl",
+        lambda url: (found.append(QUrl(url).toLocalFile()), True)[1],
+    )
     return found
 
 
@@ -25,7 +29,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "recipe.yaml").write_text(dump_recipe(load_recipe("default")), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        dump_recipe(load_recipe("default")), encoding="utf-8"
+    )
     return folder
 
 
@@ -35,7 +41,9 @@ def make(qtbot: Any, run: Path | None) -> RunRow:
     return row
 
 
-def test_the_report_is_written_and_opened(qtbot: Any, run: Path, opened: list[str]) -> None:
+def test_the_report_is_written_and_opened(
+    qtbot: Any, run: Path, opened: list[str]
+) -> None:
     row = make(qtbot, run)
     row.allow(running=False, has_run=True)
     assert row.report_button.enabled
@@ -47,7 +55,9 @@ def test_the_report_is_written_and_opened(qtbot: Any, run: Path, opened: list[st
     assert not row.said.text()
 
 
-def test_without_a_run_there_is_none(qtbot: Any, tmp_path: Path, opened: list[str]) -> None:
+def test_without_a_run_there_is_none(
+    qtbot: Any, tmp_path: Path, opened: list[str]
+) -> None:
     for none in (None, tmp_path):
         row = make(qtbot, none)
         assert not row.report_button.enabled
@@ -57,7 +67,9 @@ def test_without_a_run_there_is_none(qtbot: Any, tmp_path: Path, opened: list[st
     assert opened == []
 
 
-def test_what_goes_wrong_is_said(qtbot: Any, run: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_is_said(
+    qtbot: Any, run: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = make(qtbot, run)
     (run / "report.html").write_text("mine", encoding="utf-8")
     row.report()

@@ -14,8 +14,25 @@ from typing import Any
 import pytest
 from qtpy.QtCore import Qt
 
-from napari_strata.events import BatchEnd, EpochEnd, Event, Message, TrainingEnd, TrainingStarted, to_json
-from napari_strata.widgets.parts.recent import NONE, RunList, class_words, facts, last_events, list_runs, tooltip, when
+from napari_strata.events import (
+    BatchEnd,
+    EpochEnd,
+    Event,
+    Message,
+    TrainingEnd,
+    TrainingStarted,
+    to_json,
+)
+from napari_strata.widgets.parts.recent import (
+    NONE,
+    RunList,
+    class_words,
+    facts,
+    last_events,
+    list_runs,
+    tooltip,
+    when,
+)
 from napari_strata.widgets.parts.runs import BATCHES
 from widgets.models import make_run
 
@@ -23,24 +40,45 @@ NOW = datetime(2026, 11, 21, 14, 5)
 
 
 def started(*, first: int = 1, epochs: int = 9) -> TrainingStarted:
-    return TrainingStarted("run", "CPU", "fp32", 1000, first, epochs, 10, ("a",), ("a",), "1 of 4", ("pore", "grain"))
+    return TrainingStarted(
+        "run",
+        "CPU",
+        "fp32",
+        1000,
+        first,
+        epochs,
+        10,
+        ("a",),
+        ("a",),
+        "1 of 4",
+        ("pore", "grain"),
+    )
 
 
 def epoch(number: int, mean: float, *, best: bool = False) -> EpochEnd:
-    return EpochEnd(number, 9, 0.4, 0.5, mean, 0.95, (mean, mean), 1e-3, 12.0, best, best, "raw")
+    return EpochEnd(
+        number, 9, 0.4, 0.5, mean, 0.95, (mean, mean), 1e-3, 12.0, best, best, "raw"
+    )
 
 
 def ended(reason: str = "finished") -> TrainingEnd:
     return TrainingEnd(reason, 2, 1, 0.8, "model", 20.0)
 
 
-def write_run(path: Path, events: list[Event], *, model: bool = True, age: float = 0) -> Path:
+def write_run(
+    path: Path, events: list[Event], *, model: bool = True, age: float = 0
+) -> Path:
     """A run folder with the small files of a real one."""
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text("name: unet-ct\ntraining:\n  epochs: 9\n")
-    classes = [{"index": i, "name": n, "value": i, "color": c} for i, (n, c) in enumerate([("pore", "#112233")])]
+    classes = [
+        {"index": i, "name": n, "value": i, "color": c}
+        for i, (n, c) in enumerate([("pore", "#112233")])
+    ]
     (path / "data.json").write_text(json.dumps({"classes": classes}))
-    (path / "events.jsonl").write_text("".join(to_json(event) + "\n" for event in events))
+    (path / "events.jsonl").write_text(
+        "".join(to_json(event) + "\n" for event in events)
+    )
     if model:
         (path / "model.safetensors").write_bytes(b"model")
     os.utime(path / "events.jsonl", (time.time() - age, time.time() - age))
@@ -60,9 +98,16 @@ def test_a_run_of_the_engine(tmp_path: Path) -> None:
     assert run.created <= run.modified
 
 
-def test_the_best_epoch_is_the_last_marked_one_and_no_score_is_none(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", [started(), epoch(1, 0.5, best=True), epoch(2, 0.8, best=True), epoch(3, 0.6)])
-    write_run(tmp_path / "b", [started(), epoch(1, math.nan, best=True), ended()], age=60)
+def test_the_best_epoch_is_the_last_marked_one_and_no_score_is_none(
+    tmp_path: Path,
+) -> None:
+    write_run(
+        tmp_path / "a",
+        [started(), epoch(1, 0.5, best=True), epoch(2, 0.8, best=True), epoch(3, 0.6)],
+    )
+    write_run(
+        tmp_path / "b", [started(), epoch(1, math.nan, best=True), ended()], age=60
+    )
     write_run(tmp_path / "c", [], age=120)
     a, b, c = list_runs(tmp_path)
     assert (a.mean_iou, a.epochs, a.planned, a.ended) == (0.8, 3, 9, None)
@@ -71,7 +116,15 @@ def test_the_best_epoch_is_the_last_marked_one_and_no_score_is_none(tmp_path: Pa
 
 
 def test_an_end_before_a_new_start_is_no_end(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", [started(), epoch(1, 0.5, best=True), ended("stopped"), started(first=2, epochs=20)])
+    write_run(
+        tmp_path / "a",
+        [
+            started(),
+            epoch(1, 0.5, best=True),
+            ended("stopped"),
+            started(first=2, epochs=20),
+        ],
+    )
     (run,) = list_runs(tmp_path)
     assert (run.ended, run.epochs, run.planned, run.mean_iou) == (None, 1, 20, 0.5)
 
@@ -83,13 +136,22 @@ def test_the_newest_come_first_and_not_more_than_asked_for(tmp_path: Path) -> No
     (tmp_path / "no run").mkdir()
     (tmp_path / "file").write_text("")
     assert [run.name for run in list_runs(tmp_path, 3)] == ["run-0", "run-1", "run-2"]
-    assert [run.name for run in list_runs(tmp_path, 3, with_model=True)] == ["run-0", "run-2", "run-3"]
+    assert [run.name for run in list_runs(tmp_path, 3, with_model=True)] == [
+        "run-0",
+        "run-2",
+        "run-3",
+    ]
     assert list_runs(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize("name", ["data.json", "events.jsonl", "running.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"null", b'{"event": 3, "classes": [1]}'])
-def test_a_damaged_file_leaves_only_a_gap(tmp_path: Path, name: str, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff\xfe\x00", b"null", b'{"event": 3, "classes": [1]}'],
+)
+def test_a_damaged_file_leaves_only_a_gap(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     path = write_run(tmp_path / "a", [started(), epoch(1, 0.5, best=True)])
     (path / name).write_bytes(content)
     (run,) = list_runs(tmp_path)
@@ -101,14 +163,21 @@ def test_a_damaged_file_leaves_only_a_gap(tmp_path: Path, name: str, content: by
 
 
 @pytest.mark.parametrize("content", [b"", b"- a", b"a: [", b"\xff\xfe"])
-def test_a_run_without_a_recipe_that_can_be_read_is_left_out(tmp_path: Path, content: bytes) -> None:
+def test_a_run_without_a_recipe_that_can_be_read_is_left_out(
+    tmp_path: Path, content: bytes
+) -> None:
     (write_run(tmp_path / "bad", []) / "recipe.yaml").write_bytes(content)
     write_run(tmp_path / "good", [])
     assert [run.name for run in list_runs(tmp_path)] == ["good"]
 
 
 def test_a_last_line_cut_off_is_left_out(tmp_path: Path) -> None:
-    events: list[Event] = [Message("hello"), started(), epoch(1, 0.5, best=True), epoch(2, math.nan)]
+    events: list[Event] = [
+        Message("hello"),
+        started(),
+        epoch(1, 0.5, best=True),
+        epoch(2, math.nan),
+    ]
     path = write_run(tmp_path / "a", events)
     with open(path / "events.jsonl", "a") as file:
         file.write(to_json(epoch(3, 0.9, best=True))[:50])
@@ -121,7 +190,9 @@ def test_a_last_line_cut_off_is_left_out(tmp_path: Path) -> None:
 def test_of_many_batches_some_are_read_and_everything_else(tmp_path: Path) -> None:
     events: list[Event] = [started()]
     for n in range(1, 10):
-        events += [BatchEnd(n, b, 500, 0.5, 1e-3, 0.1) for b in range(1, 501)] + [epoch(n, 0.5)]
+        events += [BatchEnd(n, b, 500, 0.5, 1e-3, 0.1) for b in range(1, 501)] + [
+            epoch(n, 0.5)
+        ]
     events.append(BatchEnd(10, 1, 500, 0.25, 1e-3, 0.1))
     path = write_run(tmp_path / "a", events)
     begin = time.perf_counter()
@@ -137,10 +208,17 @@ def test_of_many_batches_some_are_read_and_everything_else(tmp_path: Path) -> No
 
 def test_a_note_counts_while_its_process_lives(tmp_path: Path) -> None:
     path = write_run(tmp_path / "a", [started()])
-    for pid, host, running in ((os.getpid(), socket.gethostname(), True), (2**22 + 1, socket.gethostname(), False)):
-        (path / "running.json").write_text(json.dumps({"job": "x", "pid": pid, "host": host}))
+    for pid, host, running in (
+        (os.getpid(), socket.gethostname(), True),
+        (2**22 + 1, socket.gethostname(), False),
+    ):
+        (path / "running.json").write_text(
+            json.dumps({"job": "x", "pid": pid, "host": host})
+        )
         assert (list_runs(tmp_path)[0].running is not None) == running
-    (path / "running.json").write_text(json.dumps({"job": "x", "pid": 2**22 + 1, "host": "elsewhere"}))
+    (path / "running.json").write_text(
+        json.dumps({"job": "x", "pid": 2**22 + 1, "host": "elsewhere"})
+    )
     (run,) = list_runs(tmp_path)
     assert run.running == {"job": "x", "pid": 2**22 + 1, "host": "elsewhere"}
     assert facts(run).startswith("in training")
@@ -161,11 +239,23 @@ def test_dates_are_said_as_people_do(time: datetime, words: str) -> None:
 
 
 def test_the_words_of_a_run(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", [started(), epoch(1, 0.8234, best=True), epoch(2, 0.5), ended("early stopping")])
+    write_run(
+        tmp_path / "a",
+        [
+            started(),
+            epoch(1, 0.8234, best=True),
+            epoch(2, 0.5),
+            ended("early stopping"),
+        ],
+    )
     (run,) = list_runs(tmp_path)
     assert class_words(run) == "1 class: pore"
     assert facts(run) == f"{when(run.modified, datetime.now())}, mean IoU 0.82"
-    for part in ("Recipe unet-ct, 2 of 9 epochs, stopped early", "Best mean IoU 0.823", str(run.path)):
+    for part in (
+        "Recipe unet-ct, 2 of 9 epochs, stopped early",
+        "Best mean IoU 0.823",
+        str(run.path),
+    ):
         assert part in tooltip(run)
 
 
@@ -186,7 +276,9 @@ def click(runs: RunList, row: int, qtbot: Any) -> None:
 
 def test_a_click_chooses_a_run(runs: RunList, qtbot: Any, tmp_path: Path) -> None:
     for number in range(6):
-        write_run(tmp_path / f"run-{number}", [started()], age=100 * number, model=number != 1)
+        write_run(
+            tmp_path / f"run-{number}", [started()], age=100 * number, model=number != 1
+        )
     runs.set_folder(tmp_path)
     qtbot.waitUntil(lambda: runs.list.count() == 5)
     assert runs.selected() is None
@@ -200,7 +292,9 @@ def test_a_click_chooses_a_run(runs: RunList, qtbot: Any, tmp_path: Path) -> Non
     assert 3 * row < runs.list.height() < 4 * row
 
 
-def test_a_refresh_keeps_the_choice_and_shows_the_new(runs: RunList, qtbot: Any, tmp_path: Path) -> None:
+def test_a_refresh_keeps_the_choice_and_shows_the_new(
+    runs: RunList, qtbot: Any, tmp_path: Path
+) -> None:
     write_run(tmp_path / "old", [started()], age=100)
     runs.set_folder(tmp_path)
     runs.select(tmp_path / "new")
@@ -222,7 +316,9 @@ def test_a_refresh_keeps_the_choice_and_shows_the_new(runs: RunList, qtbot: Any,
     assert chosen == [tmp_path / "new"]
 
 
-def test_an_empty_folder_says_what_to_do(runs: RunList, qtbot: Any, tmp_path: Path) -> None:
+def test_an_empty_folder_says_what_to_do(
+    runs: RunList, qtbot: Any, tmp_path: Path
+) -> None:
     runs.set_folder(tmp_path / "nowhere")
     qtbot.waitUntil(lambda: not runs._busy)
     assert runs.text.isVisible()
@@ -234,7 +330,9 @@ def test_an_empty_folder_says_what_to_do(runs: RunList, qtbot: Any, tmp_path: Pa
     assert not runs.text.isVisible()
 
 
-def test_the_thumbnail_shows_the_prediction(runs: RunList, qtbot: Any, tmp_path: Path) -> None:
+def test_the_thumbnail_shows_the_prediction(
+    runs: RunList, qtbot: Any, tmp_path: Path
+) -> None:
     make_run(tmp_path)
     bad = write_run(tmp_path / "bad", [started()], age=-60)
     (bad / "previews").mkdir()
@@ -244,7 +342,11 @@ def test_the_thumbnail_shows_the_prediction(runs: RunList, qtbot: Any, tmp_path:
     place = runs.list.visualItemRect(runs.list.item(1))
     image = runs.list.viewport().grab().toImage()
     side = place.height() - 10
-    square = [image.pixelColor(5 + x, place.top() + 5 + y) for x in range(4, side - 4) for y in range(4, side - 4)]
+    square = [
+        image.pixelColor(5 + x, place.top() + 5 + y)
+        for x in range(4, side - 4)
+        for y in range(4, side - 4)
+    ]
     yellow = [c for c in square if c.red() - c.blue() > 30]
     blue = [c for c in square if c.blue() - c.red() > 30]
     assert min(len(yellow), len(blue)) > len(square) / 10
@@ -254,31 +356,53 @@ def write_folds(path: Path, scores: list[float | None], *, age: float = 0) -> Pa
     """A cross-validation as the engine writes it: folds of a score have a model."""
     names = [f"fold_{n}" for n in range(1, len(scores) + 1)]
     for name, score in zip(names, scores, strict=True):
-        events: list[Event] = [started()] if score is None else [started(), epoch(9, score, best=True), ended()]
+        events: list[Event] = (
+            [started()]
+            if score is None
+            else [started(), epoch(9, score, best=True), ended()]
+        )
         write_run(path / name, events, model=score is not None, age=age)
-    (path / "crossval.json").write_text(json.dumps({"format": "napari-strata crossval 1", "folds": names}))
+    (path / "crossval.json").write_text(
+        json.dumps({"format": "napari-strata crossval 1", "folds": names})
+    )
     os.utime(path / "crossval.json", (time.time() - age, time.time() - age))
     return path
 
 
-def test_a_cross_validation_is_among_what_can_predict_when_every_fold_has_a_model(tmp_path: Path) -> None:
+def test_a_cross_validation_is_among_what_can_predict_when_every_fold_has_a_model(
+    tmp_path: Path,
+) -> None:
     write_run(tmp_path / "old", [started(), epoch(1, 0.5, best=True)], age=200)
     folder = write_folds(tmp_path / "folds", [0.7, 0.8, 0.9], age=100)
     write_folds(tmp_path / "under way", [0.7, None])
     write_run(tmp_path / "new", [started(), epoch(1, 0.5, best=True)])
-    assert [run.name for run in list_runs(tmp_path)] == ["new", "old"]  # what can be gone on with
+    assert [run.name for run in list_runs(tmp_path)] == [
+        "new",
+        "old",
+    ]  # what can be gone on with
     new, run, _old = list_runs(tmp_path, with_model=True)
     assert [new.folds, run.folds] == [0, 3]
-    assert (run.path, run.recipe, run.classes, run.has_model) == (folder, "unet-ct", (("pore", "#112233"),), True)
+    assert (run.path, run.recipe, run.classes, run.has_model) == (
+        folder,
+        "unet-ct",
+        (("pore", "#112233"),),
+        True,
+    )
     assert run.mean_iou == pytest.approx(0.8)
     assert facts(run, run.modified).startswith("3 models (cross-validation), today")
     assert facts(run).endswith("mean IoU 0.80")
     lines = tooltip(run).splitlines()
-    assert lines[2:4] == ["Recipe unet-ct, 3 models (cross-validation)", "Mean IoU over the folds 0.800"]
+    assert lines[2:4] == [
+        "Recipe unet-ct, 3 models (cross-validation)",
+        "Mean IoU over the folds 0.800",
+    ]
     assert "cross-validation" not in facts(new)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"folds": 3}', b'{"folds": []}', b'{"folds": ["gone"]}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{", b'{"folds": 3}', b'{"folds": []}', b'{"folds": ["gone"]}'],
+)
 def test_a_damaged_cross_validation_is_left_out(tmp_path: Path, content: bytes) -> None:
     (write_folds(tmp_path / "a", [0.5]) / "crossval.json").write_bytes(content)
     write_run(tmp_path / "good", [])

@@ -43,27 +43,48 @@ def _calls(script: str) -> dict[str, dict[str, Any]]:
 
 def test_a_training_as_python() -> None:
     script = as_python(TRAIN)
-    assert _calls(script)["train"] == {"out": "runs/one", "overrides": TRAIN.overrides, "device": "cpu"}
+    assert _calls(script)["train"] == {
+        "out": "runs/one",
+        "overrides": TRAIN.overrides,
+        "device": "cpu",
+    }
     assert "ns.read_pairs('a b/sand.tif', 'labels.tif')" in script
     assert "ns.train('unet-ct', pairs" in script
 
 
-def test_a_training_as_command_is_parsed_by_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_as_command_is_parsed_by_the_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words = shlex.split(as_command(TRAIN))
     assert words[:2] == ["napari-strata", "train"]
     assert words[2:6] == ["a b/sand.tif", "labels.tif", "--out", "runs/one"]
     from napari_strata.recipes import parse_value
 
-    sets = [words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--set"]
+    sets = [
+        words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--set"
+    ]
     assert {key: parse_value(value) for key, value in sets} == TRAIN.overrides
     assert words[-2:] == ["--device", "cpu"]
 
 
 def test_what_only_python_can_say_is_said_there() -> None:
-    layer = Layer(path="big.tif", axes="TYX", scale=(1.0, 2.0, 2.0), units=("second", "um", "um"), series=1)
-    script = as_python(PredictJob(job="1", model="runs/one", image=layer, out="x.tif", probabilities=True))
+    layer = Layer(
+        path="big.tif",
+        axes="TYX",
+        scale=(1.0, 2.0, 2.0),
+        units=("second", "um", "um"),
+        series=1,
+    )
+    script = as_python(
+        PredictJob(
+            job="1", model="runs/one", image=layer, out="x.tif", probabilities=True
+        )
+    )
     assert "import dataclasses" in script
-    assert "ns.read_image('big.tif', axes='TYX', series=1), scale=(1.0, 2.0, 2.0)" in script
+    assert (
+        "ns.read_image('big.tif', axes='TYX', series=1), scale=(1.0, 2.0, 2.0)"
+        in script
+    )
     assert _calls(script)["predict"] == {"out": "x.tif", "probabilities": True}
 
 
@@ -90,27 +111,67 @@ def test_validation_resume_and_classes() -> None:
 
 def test_evaluation_of_labels_and_of_a_model() -> None:
     labels = EvaluateJob(job="1", prediction="p.tif", labels="t.tif", out="scores")
-    assert shlex.split(as_command(labels)) == ["napari-strata", "evaluate", "p.tif", "t.tif", "--out", "scores"]
+    assert shlex.split(as_command(labels)) == [
+        "napari-strata",
+        "evaluate",
+        "p.tif",
+        "t.tif",
+        "--out",
+        "scores",
+    ]
     assert "ns.score_labels(prediction, truth, out='scores')" in as_python(labels)
-    model = EvaluateJob(job="1", model="runs/one", images="i.tif", labels="t.tif", out="scores")
+    model = EvaluateJob(
+        job="1", model="runs/one", images="i.tif", labels="t.tif", out="scores"
+    )
     words = shlex.split(as_command(model))
-    assert words == ["napari-strata", "evaluate", "runs/one", "i.tif", "t.tif", "--out", "scores"]
-    assert "ns.evaluate('runs/one', ns.read_pairs('i.tif', 't.tif'), out='scores')" in as_python(model)
+    assert words == [
+        "napari-strata",
+        "evaluate",
+        "runs/one",
+        "i.tif",
+        "t.tif",
+        "--out",
+        "scores",
+    ]
+    assert (
+        "ns.evaluate('runs/one', ns.read_pairs('i.tif', 't.tif'), out='scores')"
+        in as_python(model)
+    )
 
 
 def test_several_models_flips_and_turns() -> None:
-    order = PredictJob(job="1", model=("runs/a", "runs/b", "c d"), image="i.tif", out="x.tif", tta=True)
-    assert "ns.predict(['runs/a', 'runs/b', 'c d'], image, out='x.tif', tta=True)" in as_python(order)
+    order = PredictJob(
+        job="1", model=("runs/a", "runs/b", "c d"), image="i.tif", out="x.tif", tta=True
+    )
+    assert (
+        "ns.predict(['runs/a', 'runs/b', 'c d'], image, out='x.tif', tta=True)"
+        in as_python(order)
+    )
     words = shlex.split(as_command(order))
     assert words == [
         *("napari-strata", "predict", "runs/a", "i.tif", "--out", "x.tif"),
         *("--with", "runs/b", "--with", "c d", "--tta"),
     ]
-    scored = EvaluateJob(job="1", model=("a", "b"), images="i.tif", labels="t.tif", out="s", tta=True)
+    scored = EvaluateJob(
+        job="1", model=("a", "b"), images="i.tif", labels="t.tif", out="s", tta=True
+    )
     script = as_python(scored)
-    assert "ns.evaluate(['a', 'b'], ns.read_pairs('i.tif', 't.tif'), out='s', tta=True)" in script
+    assert (
+        "ns.evaluate(['a', 'b'], ns.read_pairs('i.tif', 't.tif'), out='s', tta=True)"
+        in script
+    )
     words = shlex.split(as_command(scored))
-    assert words[1:] == ["evaluate", "a", "i.tif", "t.tif", "--out", "s", "--with", "b", "--tta"]
+    assert words[1:] == [
+        "evaluate",
+        "a",
+        "i.tif",
+        "t.tif",
+        "--out",
+        "s",
+        "--with",
+        "b",
+        "--tta",
+    ]
     alone = PredictJob(job="1", model="runs/a", image="i.tif", out="x.tif")
     assert "tta" not in as_python(alone) + as_command(alone)
     assert "ns.predict('runs/a', image, out='x.tif')" in as_python(alone)

@@ -20,14 +20,26 @@ STACK = Image(np.zeros((4, 8, 8), np.uint8), "ZYX", name="sand")
         (STACK, {}, RECTANGLE, ""),
         (STACK, {}, PLANE, "choose the whole stack, or a rectangle"),
         (STACK, {}, VIEW, "choose the whole stack, or a rectangle"),
-        (Image(np.zeros((8, 8), np.uint8), "YX", name="sand"), {}, WHOLE, "sand has one plane only (axes YX)"),
-        (Image(np.zeros((4, 8, 8), np.uint8), "TYX", name="film"), {}, WHOLE, "film has one plane only (axes TYX)"),
+        (
+            Image(np.zeros((8, 8), np.uint8), "YX", name="sand"),
+            {},
+            WHOLE,
+            "sand has one plane only (axes YX)",
+        ),
+        (
+            Image(np.zeros((4, 8, 8), np.uint8), "TYX", name="film"),
+            {},
+            WHOLE,
+            "film has one plane only (axes TYX)",
+        ),
         (STACK, {"depth": {"patch": 8}}, WHOLE, "sees whole volumes already"),
         (STACK, {"neighbours": 1}, WHOLE, "neighbouring slices along Z"),
         (STACK, {"resize": 256}, WHOLE, "resizes every plane"),
     ],
 )
-def test_where_three_directions_can_be_had(image: Image, change: dict[str, Any], area: str, said: str) -> None:
+def test_where_three_directions_can_be_had(
+    image: Image, change: dict[str, Any], area: str, said: str
+) -> None:
     why = why_not_three(image, FLAT | change, area)
     assert (said in why) if said else why == ""
 

@@ -27,7 +27,9 @@ PATIENCE = 60_000
 
 
 @pytest.fixture
-def begin(make_napari_viewer: Callable[..., Viewer], runs: Path, qtbot: Any) -> Iterator[Callable[[], Session]]:
+def begin(
+    make_napari_viewer: Callable[..., Viewer], runs: Path, qtbot: Any
+) -> Iterator[Callable[[], Session]]:
     """Makes the session of a new viewer; as a fixture of its own it would be held, and napari calls that a leak."""
     made: list[Any] = []
 
@@ -42,15 +44,25 @@ def begin(make_napari_viewer: Callable[..., Viewer], runs: Path, qtbot: Any) -> 
             session.close()
 
 
-def _add(session: Session, shape: tuple[int, ...] = (4, 96, 96), *, seed: int = 1) -> tuple[ImageLayer, np.ndarray]:
+def _add(
+    session: Session, shape: tuple[int, ...] = (4, 96, 96), *, seed: int = 1
+) -> tuple[ImageLayer, np.ndarray]:
     image, truth = rock(shape, seed=seed)
     data, given, _ = image_layer(image)
     return session.viewer.add_image(data, **given), np.asarray(truth.data)
 
 
-def _make(session: Session, layer: ImageLayer, runs: Path, **options: Any) -> LivePrediction:
+def _make(
+    session: Session, layer: ImageLayer, runs: Path, **options: Any
+) -> LivePrediction:
     model = next(runs.glob("*rock-1"))
-    return LivePrediction(session, layer, image=image_of(layer), model=model, options=PredictionOptions(**options))
+    return LivePrediction(
+        session,
+        layer,
+        image=image_of(layer),
+        model=model,
+        options=PredictionOptions(**options),
+    )
 
 
 def _finish(prediction: LivePrediction, qtbot: Any) -> Outcome:
@@ -77,7 +89,9 @@ def test_labels_appear_with_classes_and_place_and_are_the_users_at_the_end(
     steps: list[tuple[int, int]] = []
     shown: list[bool] = []
     prediction.progress.connect(lambda *step: steps.append(step))
-    prediction.progress.connect(lambda *_: shown.append(prediction.labels_layer in session.viewer.layers))
+    prediction.progress.connect(
+        lambda *_: shown.append(prediction.labels_layer in session.viewer.layers)
+    )
     outcome = _finish(prediction, qtbot)
     assert outcome.status == "finished", outcome.text
     assert (4, 4) in steps
@@ -104,16 +118,26 @@ def test_probabilities_and_confidence_agree_with_the_labels(
     session.viewer.layers.selection.active = layer
     assert _finish(prediction, qtbot).status == "finished"
     layers = session.viewer.layers
-    names = ["rock", "p(grain) rock", "p(pore) rock", "confidence rock", "rock segmented"]
+    names = [
+        "rock",
+        "p(grain) rock",
+        "p(pore) rock",
+        "confidence rock",
+        "rock segmented",
+    ]
     assert [one.name for one in layers] == names
     grain, pore, best = (np.asarray(layers[i].data, np.float32) for i in (1, 2, 3))
     np.testing.assert_allclose(grain + pore, 1, atol=2e-3)
     np.testing.assert_array_equal(best, np.maximum(grain, pore))
     sure = np.abs(grain - pore) > 0.01
-    np.testing.assert_array_equal(np.where(pore > grain, 2, 1)[sure], np.asarray(layers[4].data)[sure])
+    np.testing.assert_array_equal(
+        np.where(pore > grain, 2, 1)[sure], np.asarray(layers[4].data)[sure]
+    )
     assert not any(layers[i].visible for i in (1, 2, 3))
     assert tuple(layers[3].contrast_limits) == (0, 1)
-    assert layers.selection.active is layer  # nothing takes the image away from the docks
+    assert (
+        layers.selection.active is layer
+    )  # nothing takes the image away from the docks
     layers[3].visible = True
 
 
@@ -126,14 +150,24 @@ def test_planes_add_up_in_one_layer_until_somebody_edits_it(
     assert _finish(first, qtbot).status == "finished"
     labels = first.labels_layer
     assert labels is not None
-    assert [bool(plane.any()) for plane in np.asarray(labels.data)] == [False, True, False, False]
+    assert [bool(plane.any()) for plane in np.asarray(labels.data)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
     second = _make(session, layer, runs, region={"Z": 2, "X": (0, 50)})
     told: list[str] = []
     second.message.connect(lambda text, _level: told.append(text))
     assert _finish(second, qtbot).status == "finished"
     assert second.labels_layer is labels
     assert "rock segmented" in told[0]
-    assert [bool(plane.any()) for plane in np.asarray(labels.data)] == [False, True, True, False]
+    assert [bool(plane.any()) for plane in np.asarray(labels.data)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert not np.asarray(labels.data)[2, :, 50:].any()
     labels.data_setitem((np.array([0]), np.array([3]), np.array([3])), 2)
     third = _make(session, layer, runs)
@@ -143,7 +177,9 @@ def test_planes_add_up_in_one_layer_until_somebody_edits_it(
     assert not np.asarray(labels.data)[3].any()
 
 
-def test_another_model_gets_another_layer(begin: Callable[[], Session], runs: Path, qtbot: Any) -> None:
+def test_another_model_gets_another_layer(
+    begin: Callable[[], Session], runs: Path, qtbot: Any
+) -> None:
     session = begin()
     layer, _ = _add(session)
     first = _make(session, layer, runs)
@@ -172,7 +208,9 @@ def test_stopping_a_second_time_round_keeps_what_was_there(
     np.testing.assert_array_equal(second.labels_layer.data, before)
 
 
-def test_stop_keeps_the_planes_that_are_done(begin: Callable[[], Session], runs: Path, qtbot: Any) -> None:
+def test_stop_keeps_the_planes_that_are_done(
+    begin: Callable[[], Session], runs: Path, qtbot: Any
+) -> None:
     session = begin()
     layer, truth = _add(session, (800, 256, 256))
     prediction = _make(session, layer, runs)
@@ -188,7 +226,9 @@ def test_stop_keeps_the_planes_that_are_done(begin: Callable[[], Session], runs:
     assert (labels[:done] == truth[:done]).mean() > 0.9
 
 
-def test_a_stop_at_any_moment_ends_it_once(begin: Callable[[], Session], runs: Path, qtbot: Any) -> None:
+def test_a_stop_at_any_moment_ends_it_once(
+    begin: Callable[[], Session], runs: Path, qtbot: Any
+) -> None:
     session = begin()
     layer, _ = _add(session, (30, 256, 256))
     chance = random.Random(1)
@@ -204,7 +244,9 @@ def test_a_stop_at_any_moment_ends_it_once(begin: Callable[[], Session], runs: P
         assert len(ends) == 1
         assert ends[0].status in ("stopped", "finished")
         layers = [one for one in session.viewer.layers if isinstance(one, LabelsLayer)]
-        assert all(np.asarray(one.data).any() and one.editable for one in layers)  # an empty layer is not left behind
+        assert all(
+            np.asarray(one.data).any() and one.editable for one in layers
+        )  # an empty layer is not left behind
     again = _make(session, layer, runs, region={"Z": 0})
     assert _finish(again, qtbot).status == "finished"
 
@@ -251,7 +293,9 @@ def test_deleting_the_labels_layer_stops_and_deleting_the_image_does_not(
     assert np.asarray(second.labels_layer.data).all()  # type: ignore[union-attr]
 
 
-def test_layers_may_be_renamed_and_moved_meanwhile(begin: Callable[[], Session], runs: Path, qtbot: Any) -> None:
+def test_layers_may_be_renamed_and_moved_meanwhile(
+    begin: Callable[[], Session], runs: Path, qtbot: Any
+) -> None:
     session = begin()
     layer, _ = _add(session, (30, 256, 256))
     prediction = _make(session, layer, runs)
@@ -281,7 +325,9 @@ def test_what_the_worker_refuses_is_said_and_leaves_no_layer(
     assert [one.name for one in session.viewer.layers] == ["rock"]
 
 
-def test_closing_the_viewer_in_the_middle_breaks_nothing(begin: Callable[[], Session], runs: Path, qtbot: Any) -> None:
+def test_closing_the_viewer_in_the_middle_breaks_nothing(
+    begin: Callable[[], Session], runs: Path, qtbot: Any
+) -> None:
     session = begin()
     layer, _ = _add(session, (200, 256, 256))
     prediction = _make(session, layer, runs, confidence=True)

@@ -55,17 +55,25 @@ def show(qtbot: QtBot, table: ClassTable, layer: Labels | None) -> None:
 
 
 def texts(table: ClassTable, column: int) -> list[str]:
-    return [table._rows.item(row, column).text() for row in range(table._rows.rowCount())]
+    return [
+        table._rows.item(row, column).text() for row in range(table._rows.rowCount())
+    ]
 
 
 def click(qtbot: QtBot, table: ClassTable, row: int, column: int) -> None:
     place = table._rows.visualItemRect(table._rows.item(row, column))
-    at = place.center() if column != USE else QPoint(place.left() + 8, place.center().y())
+    at = (
+        place.center()
+        if column != USE
+        else QPoint(place.left() + 8, place.center().y())
+    )
     qtbot.mouseClick(table._rows.viewport(), Qt.MouseButton.LeftButton, pos=at)
 
 
 def edit(table: ClassTable, row: int) -> QLineEdit:
-    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)  # the editor before this one
+    QApplication.sendPostedEvents(
+        None, QEvent.Type.DeferredDelete
+    )  # the editor before this one
     table._rows.editItem(table._rows.item(row, NAME))
     editor = table._rows.findChild(QLineEdit)
     assert editor is not None
@@ -82,7 +90,9 @@ def rename(qtbot: QtBot, table: ClassTable, row: int, name: str) -> None:
 def swatch(table: ClassTable, row: int) -> str:
     item = table._rows.item(row, COLOR)
     picture = item.icon().pixmap(table._rows.iconSize()).toImage()
-    return picture.pixelColor(picture.width() // 2, picture.height() // 2).name(QColor.NameFormat.HexArgb)
+    return picture.pixelColor(picture.width() // 2, picture.height() // 2).name(
+        QColor.NameFormat.HexArgb
+    )
 
 
 def in_viewer(layer: Labels, value: int) -> str:
@@ -94,22 +104,30 @@ def stored(layer: Labels) -> ClassMap:
     return ClassMap.model_validate(layer.metadata[METADATA])
 
 
-def labelled(viewer: Viewer, *values: int, shape: tuple[int, ...] = SHAPE, **more: Any) -> Labels:
+def labelled(
+    viewer: Viewer, *values: int, shape: tuple[int, ...] = SHAPE, **more: Any
+) -> Labels:
     data = np.zeros(shape, np.uint8)
     for row, value in enumerate(values):
         data[..., 2 * row : 2 * row + 2, :10] = value
     return viewer.add_labels(data, **more)
 
 
-def test_sample_is_shown_with_its_names_and_colours(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_sample_is_shown_with_its_names_and_colours(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     viewer.open_sample("napari-strata", "sandstone")
     layer = viewer.layers[-1]
     metadata, colormap = dict(layer.metadata), layer.colormap
     show(qtbot, table, layer)
     assert texts(table, NAME) == ["pore", "clay", "quartz", "heavy mineral"]
     assert texts(table, VALUE) == ["1", "2", "3", "4"]
-    assert texts(table, PIXELS) == [f"{int((layer.data == value).sum()):,}" for value in (1, 2, 3, 4)]
-    assert [swatch(table, row) for row in range(4)] == [in_viewer(layer, value) for value in (1, 2, 3, 4)]
+    assert texts(table, PIXELS) == [
+        f"{int((layer.data == value).sum()):,}" for value in (1, 2, 3, 4)
+    ]
+    assert [swatch(table, row) for row in range(4)] == [
+        in_viewer(layer, value) for value in (1, 2, 3, 4)
+    ]
     assert table.problem() == ""
     found = table.classes()
     assert found is not None
@@ -119,7 +137,9 @@ def test_sample_is_shown_with_its_names_and_colours(viewer: Viewer, table: Class
     assert layer.colormap is colormap
 
 
-def test_painting_adds_rows_and_counts(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_painting_adds_rows_and_counts(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = viewer.add_labels(np.zeros(SHAPE, np.uint8))
     show(qtbot, table, layer)
     assert table.problem() == "No pixels are labelled yet: add a class, then paint."
@@ -132,17 +152,27 @@ def test_painting_adds_rows_and_counts(viewer: Viewer, table: ClassTable, qtbot:
     qtbot.wait(15)  # long before it is counted: the row is there at once
     assert texts(table, VALUE) == ["1", "7"]
     settle(qtbot, table)
-    assert table.counts() == {value: int((layer.data == value).sum()) for value in (0, 1, 7)}
+    assert table.counts() == {
+        value: int((layer.data == value).sum()) for value in (0, 1, 7)
+    }
     assert table.problem() == ""
     assert table._zero.note.text().startswith("0 is unlabelled: 9")
-    assert [swatch(table, row) for row in range(2)] == [in_viewer(layer, 1), in_viewer(layer, 7)]
+    assert [swatch(table, row) for row in range(2)] == [
+        in_viewer(layer, 1),
+        in_viewer(layer, 7),
+    ]
     layer.undo()
     settle(qtbot, table)
     assert 7 not in table.counts()
-    assert table.problem() == "Only one class is labelled: paint some pixels of at least two, or let 0 mean background."
+    assert (
+        table.problem()
+        == "Only one class is labelled: paint some pixels of at least two, or let 0 mean background."
+    )
 
 
-def test_clicking_a_row_selects_its_label_and_back(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_clicking_a_row_selects_its_label_and_back(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = labelled(viewer, 3, 5, 8)
     show(qtbot, table, layer)
     with qtbot.waitSignal(table.picked) as said:
@@ -157,7 +187,9 @@ def test_clicking_a_row_selects_its_label_and_back(viewer: Viewer, table: ClassT
     assert layer.selected_label in (3, 5, 8)
 
 
-def test_names_are_kept_with_the_layer(viewer: Viewer, table: ClassTable, qtbot: QtBot, tmp_path: Path) -> None:
+def test_names_are_kept_with_the_layer(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot, tmp_path: Path
+) -> None:
     first, second = labelled(viewer, 1, 2), labelled(viewer, 1, 2, 3)
     colormap = first.colormap
     show(qtbot, table, first)
@@ -178,18 +210,25 @@ def test_names_are_kept_with_the_layer(viewer: Viewer, table: ClassTable, qtbot:
     [again] = viewer.open(path, plugin="napari-strata")
     show(qtbot, table, again)
     assert texts(table, NAME) == ["class 1", "clay"]
-    assert [swatch(table, row) for row in range(2)] == [in_viewer(first, 1), in_viewer(first, 2)]
+    assert [swatch(table, row) for row in range(2)] == [
+        in_viewer(first, 1),
+        in_viewer(first, 2),
+    ]
 
 
 @pytest.mark.parametrize("name", ["class 1", "", "   "])
-def test_a_name_that_cannot_be_is_put_back(viewer: Viewer, table: ClassTable, qtbot: QtBot, name: str) -> None:
+def test_a_name_that_cannot_be_is_put_back(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot, name: str
+) -> None:
     show(qtbot, table, labelled(viewer, 1, 2))
     rename(qtbot, table, 1, name)
     assert texts(table, NAME) == ["class 1", "class 2"]
     assert ("another class" in table._status.text()) == bool(name.strip())
 
 
-def test_a_row_stays_while_its_name_is_typed(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_a_row_stays_while_its_name_is_typed(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = labelled(viewer, 2, 3)
     show(qtbot, table, layer)
     editor = edit(table, 0)
@@ -203,7 +242,9 @@ def test_a_row_stays_while_its_name_is_typed(viewer: Viewer, table: ClassTable, 
     assert texts(table, NAME) == ["class 1", "quartz", "class 3"]
 
 
-def test_typing_is_kept_when_another_layer_comes(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_typing_is_kept_when_another_layer_comes(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     first, second = labelled(viewer, 1, 2), labelled(viewer, 1, 2)
     show(qtbot, table, first)
     editor = edit(table, 0)
@@ -214,7 +255,9 @@ def test_typing_is_kept_when_another_layer_comes(viewer: Viewer, table: ClassTab
     assert METADATA not in second.metadata
 
 
-def test_colours_go_to_the_layer(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_colours_go_to_the_layer(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = labelled(viewer, 1, 2)
     assert isinstance(layer.colormap, CyclicLabelColormap)
     other = in_viewer(layer, 2)
@@ -228,7 +271,9 @@ def test_colours_go_to_the_layer(viewer: Viewer, table: ClassTable, qtbot: QtBot
     assert [in_viewer(layer, 1), in_viewer(layer, 2)] == ["#ff12ab34", other]
     assert [swatch(table, 0), swatch(table, 1)] == ["#ff12ab34", other]
     assert "#ff" + stored(layer).colors[0][1:] == "#ff12ab34"
-    layer.selected_label = 9  # as napari's own spin box does: it must not paint invisibly
+    layer.selected_label = (
+        9  # as napari's own spin box does: it must not paint invisibly
+    )
     assert layer.colormap.map(9)[3] == 1
     layer.paint((1, 50, 30), 9)
     layer.data_setitem((np.array([0]), np.array([50]), np.array([2])), 11)
@@ -241,21 +286,31 @@ def test_colours_go_to_the_layer(viewer: Viewer, table: ClassTable, qtbot: QtBot
     assert np.allclose(layer.colormap.map(0), 0)
 
 
-def test_shuffled_colours_are_followed(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_shuffled_colours_are_followed(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = labelled(viewer, 1, 2)
     show(qtbot, table, layer)
     rename(qtbot, table, 0, "pore")
     layer.new_colormap(seed=3)
     settle(qtbot, table)
-    assert [swatch(table, row) for row in range(2)] == [in_viewer(layer, 1), in_viewer(layer, 2)]
-    assert ["#ff" + color[1:] for color in stored(layer).colors] == [in_viewer(layer, 1), in_viewer(layer, 2)]
+    assert [swatch(table, row) for row in range(2)] == [
+        in_viewer(layer, 1),
+        in_viewer(layer, 2),
+    ]
+    assert ["#ff" + color[1:] for color in stored(layer).colors] == [
+        in_viewer(layer, 1),
+        in_viewer(layer, 2),
+    ]
     layer.show_selected_label = True
     layer.selected_label = 1
     settle(qtbot, table)
     assert "#ff" + stored(layer).colors[1][1:] == swatch(table, 1)
 
 
-def test_unused_values_are_unlabelled(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_unused_values_are_unlabelled(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = labelled(viewer, 1, 2, 3)
     show(qtbot, table, layer)
     rename(qtbot, table, 1, "artefact")
@@ -279,7 +334,9 @@ def test_unused_values_are_unlabelled(viewer: Viewer, table: ClassTable, qtbot: 
     assert stored(layer).names == ("class 1", "artefact", "class 3")
 
 
-def test_switching_what_0_means_is_safe(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_switching_what_0_means_is_safe(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = labelled(viewer, 1, 2)
     before = layer.data.copy()
     show(qtbot, table, layer)
@@ -290,7 +347,11 @@ def test_switching_what_0_means_is_safe(viewer: Viewer, table: ClassTable, qtbot
     rename(qtbot, table, 0, "air")
     found = table.classes()
     assert found is not None
-    assert (found.names, found.values, found.unlabelled) == (("air", "pore"), (0, 1), (2,))
+    assert (found.names, found.values, found.unlabelled) == (
+        ("air", "pore"),
+        (0, 1),
+        (2,),
+    )
     assert table._zero.note.text() == "0 is background: 99 % of the pixels"
     qtbot.mouseClick(table._zero.unlabelled, Qt.MouseButton.LeftButton)
     found = table.classes()
@@ -335,7 +396,15 @@ def _nuclei() -> np.ndarray[Any, Any]:
         (_scribbles()[1], True, True),
         (np.zeros(SHAPE, np.uint8), True, False),
     ],
-    ids=["phases", "nuclei", "scribbles", "phases by hand", "scribbles by hand", "one slice", "empty"],
+    ids=[
+        "phases",
+        "nuclei",
+        "scribbles",
+        "phases by hand",
+        "scribbles by hand",
+        "one slice",
+        "empty",
+    ],
 )
 def test_what_0_means_at_first(
     viewer: Viewer,
@@ -348,12 +417,16 @@ def test_what_0_means_at_first(
 ) -> None:
     if from_file:
         tifffile.imwrite(tmp_path / "labels.tif", data, photometric="minisblack")
-        [layer] = viewer.open(tmp_path / "labels.tif", plugin="napari", layer_type="labels")
+        [layer] = viewer.open(
+            tmp_path / "labels.tif", plugin="napari", layer_type="labels"
+        )
     else:
         layer = viewer.add_labels(data)
     show(qtbot, table, layer)
     assert table._zero.background.isChecked() == background
-    assert table._zero.note.text().startswith("0 is background" if background else "0 is unlabelled")
+    assert table._zero.note.text().startswith(
+        "0 is background" if background else "0 is unlabelled"
+    )
     layer.paint((0, 30, 30)[-layer.ndim :], 3)  # one stroke must not turn it over
     settle(qtbot, table)
     show(qtbot, table, None)
@@ -361,8 +434,15 @@ def test_what_0_means_at_first(
     assert table._zero.background.isChecked() == background
 
 
-def test_our_own_file_says_what_0_means(viewer: Viewer, table: ClassTable, qtbot: QtBot, tmp_path: Path) -> None:
-    classes = ClassMap(names=("rock", "ore"), values=(0, 6), colors=("#102030", "#aabbcc"), unlabelled=(9,))
+def test_our_own_file_says_what_0_means(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot, tmp_path: Path
+) -> None:
+    classes = ClassMap(
+        names=("rock", "ore"),
+        values=(0, 6),
+        colors=("#102030", "#aabbcc"),
+        unlabelled=(9,),
+    )
     data = np.random.default_rng(1).choice([0, 6, 9], SHAPE).astype(np.uint8)
     write_labels(tmp_path / "a.tif", LabelImage(data, "ZYX", classes=classes))
     [layer] = viewer.open(tmp_path / "a.tif", plugin="napari-strata")
@@ -376,18 +456,31 @@ def test_our_own_file_says_what_0_means(viewer: Viewer, table: ClassTable, qtbot
     assert stored(layer).values == (0, 6, 9)
 
 
-def test_object_ids_become_one_class(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_object_ids_become_one_class(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     ids = np.arange(100 * 50).reshape(50, 100) // 50
     layer = viewer.add_labels(ids)
     show(qtbot, table, layer)
-    assert table._many.text() == "99 label values: these look like object ids, not classes."
+    assert (
+        table._many.text()
+        == "99 label values: these look like object ids, not classes."
+    )
     assert "object ids" in table.problem()
     assert table.classes() is None
     assert not table._add.isEnabled()
-    qtbot.mouseClick(table._objects, Qt.MouseButton.LeftButton, pos=QPoint(8, table._objects.height() // 2))
+    qtbot.mouseClick(
+        table._objects,
+        Qt.MouseButton.LeftButton,
+        pos=QPoint(8, table._objects.height() // 2),
+    )
     found = table.classes()
     assert found is not None
-    assert (found.names, found.values, found.rest) == (("background", "objects"), (0, 1), "objects")
+    assert (found.names, found.values, found.rest) == (
+        ("background", "objects"),
+        (0, 1),
+        "objects",
+    )
     assert texts(table, PIXELS) == ["50", "4,950"]
     assert table.problem() == ""
     np.testing.assert_array_equal(found.encode(ids), (ids > 0).astype(np.uint8))
@@ -397,11 +490,17 @@ def test_object_ids_become_one_class(viewer: Viewer, table: ClassTable, qtbot: Q
     found = table.classes()
     assert found is not None
     assert (found.names, found.unlabelled) == (("objects",), (0,))
-    qtbot.mouseClick(table._objects, Qt.MouseButton.LeftButton, pos=QPoint(8, table._objects.height() // 2))
+    qtbot.mouseClick(
+        table._objects,
+        Qt.MouseButton.LeftButton,
+        pos=QPoint(8, table._objects.height() // 2),
+    )
     assert table.classes() is None
 
 
-def test_only_classes_without_pixels_can_be_removed(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_only_classes_without_pixels_can_be_removed(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = labelled(viewer, 1, 2)
     show(qtbot, table, layer)
     click(qtbot, table, 0, VALUE)
@@ -418,7 +517,9 @@ def test_only_classes_without_pixels_can_be_removed(viewer: Viewer, table: Class
     assert stored(layer).values == (1, 2)
 
 
-def test_values_that_the_layer_cannot_hold_are_named(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_values_that_the_layer_cannot_hold_are_named(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     classes = ClassMap(names=("a", "b"), values=(1, 300))
     layer = labelled(viewer, 1, metadata={METADATA: classes.model_dump(mode="json")})
     show(qtbot, table, layer)
@@ -426,7 +527,9 @@ def test_values_that_the_layer_cannot_hold_are_named(viewer: Viewer, table: Clas
     assert "300 does not fit into this layer (uint8)" in table._status.text()
 
 
-def test_a_class_map_follows_what_is_painted(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_a_class_map_follows_what_is_painted(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = viewer.add_labels(np.zeros(SHAPE, np.int64))
     show(qtbot, table, layer)
     qtbot.mouseClick(table._add, Qt.MouseButton.LeftButton)
@@ -439,7 +542,9 @@ def test_a_class_map_follows_what_is_painted(viewer: Viewer, table: ClassTable, 
     assert layer.selected_label == 2**40
 
 
-def test_a_class_map_of_many_classes_is_no_objects(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_a_class_map_of_many_classes_is_no_objects(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     values = tuple(range(1, 101))
     classes = ClassMap(names=tuple(f"organ {value}" for value in values), values=values)
     metadata = {METADATA: classes.model_dump(mode="json")}
@@ -463,16 +568,29 @@ def test_large_labels_are_counted_on_demand(
     assert table._status.isHidden()
 
 
-def test_features_of_others_are_left_alone(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
-    layer = labelled(viewer, 1, 2, features={"index": [1, 2], "area": [10, 20]}, metadata={"mine": 1})
+def test_features_of_others_are_left_alone(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
+    layer = labelled(
+        viewer, 1, 2, features={"index": [1, 2], "area": [10, 20]}, metadata={"mine": 1}
+    )
     show(qtbot, table, layer)
     rename(qtbot, table, 0, "pore")
     assert list(layer.features.columns) == ["index", "area"]
     assert layer.metadata["mine"] == 1
 
 
-def test_an_image_that_became_labels(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
-    layer = labelled(viewer, 1, 2, metadata={METADATA: {"path": "/a.tif", "series": 0, "axes": "ZYX", "channel": None}})
+def test_an_image_that_became_labels(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
+    layer = labelled(
+        viewer,
+        1,
+        2,
+        metadata={
+            METADATA: {"path": "/a.tif", "series": 0, "axes": "ZYX", "channel": None}
+        },
+    )
     show(qtbot, table, layer)
     assert texts(table, NAME) == ["class 1", "class 2"]
     layer.new_colormap()
@@ -480,14 +598,20 @@ def test_an_image_that_became_labels(viewer: Viewer, table: ClassTable, qtbot: Q
     assert stored(layer).names == ("pore", "class 2")
 
 
-def test_a_deleted_layer_is_let_go(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_a_deleted_layer_is_let_go(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = labelled(viewer, 1, 2)
-    slots = {name: len(emitter.callbacks) for name, emitter in layer.events.emitters.items()}
+    slots = {
+        name: len(emitter.callbacks) for name, emitter in layer.events.emitters.items()
+    }
     show(qtbot, table, layer)
     rename(qtbot, table, 0, "pore")
     other = labelled(viewer, 4)
     show(qtbot, table, other)
-    assert {name: len(emitter.callbacks) for name, emitter in layer.events.emitters.items()} == slots
+    assert {
+        name: len(emitter.callbacks) for name, emitter in layer.events.emitters.items()
+    } == slots
     show(qtbot, table, layer)
     viewer.layers.remove(layer)
     table.set_labels(None)
@@ -505,12 +629,16 @@ def test_a_deleted_layer_is_let_go(viewer: Viewer, table: ClassTable, qtbot: QtB
 
 def test_a_closed_table_hears_nothing_more(viewer: Viewer, qtbot: QtBot) -> None:
     layer = labelled(viewer, 1, 2)
-    slots = {name: len(emitter.callbacks) for name, emitter in layer.events.emitters.items()}
+    slots = {
+        name: len(emitter.callbacks) for name, emitter in layer.events.emitters.items()
+    }
     closed = ClassTable()
     closed.set_labels(layer)  # a count goes on while it is closed
     closed.deleteLater()
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
-    assert {name: len(emitter.callbacks) for name, emitter in layer.events.emitters.items()} == slots
+    assert {
+        name: len(emitter.callbacks) for name, emitter in layer.events.emitters.items()
+    } == slots
     QApplication.processEvents()
     layer.paint((1, 30, 30), 5)
     layer.selected_label = 7
@@ -518,14 +646,18 @@ def test_a_closed_table_hears_nothing_more(viewer: Viewer, qtbot: QtBot) -> None
     qtbot.wait(50)
 
 
-def test_painting_costs_the_main_thread_nothing(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_painting_costs_the_main_thread_nothing(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     layer = viewer.add_labels(np.zeros((20, 400, 400), np.uint8))
     layer.brush_size = 20
 
     def strokes() -> float:
         best = []
         for row in range(20, 380, 9):
-            start = time.thread_time()  # of this thread alone, however busy the machine is
+            start = (
+                time.thread_time()
+            )  # of this thread alone, however busy the machine is
             layer.paint((3, row, 100), 1 + row % 2)
             best.append(time.thread_time() - start)
         return float(np.median(best))
@@ -536,7 +668,9 @@ def test_painting_costs_the_main_thread_nothing(viewer: Viewer, table: ClassTabl
     assert strokes() < 1.5 * alone + 0.002
 
 
-def test_it_shows_four_to_six_rows(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
+def test_it_shows_four_to_six_rows(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
     heights = []
     for count in (0, 4, 5, 6, 30):
         show(qtbot, table, labelled(viewer, *range(1, count + 1), shape=(2, 80, 20)))
@@ -545,8 +679,14 @@ def test_it_shows_four_to_six_rows(viewer: Viewer, table: ClassTable, qtbot: QtB
     assert table.minimumSizeHint().width() <= 280
 
 
-def test_colours_of_64_rows_come_at_once(viewer: Viewer, table: ClassTable, qtbot: QtBot) -> None:
-    colors: dict[int | None, Any] = {None: "transparent", 0: "transparent", 1: "#ff0000"}
+def test_colours_of_64_rows_come_at_once(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
+    colors: dict[int | None, Any] = {
+        None: "transparent",
+        0: "transparent",
+        1: "#ff0000",
+    }
     layer = labelled(viewer, *range(1, 65), shape=(1, 130, 20))
     layer.colormap = DirectLabelColormap(color_dict=colors)
     show(qtbot, table, layer)

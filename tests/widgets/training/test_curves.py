@@ -29,17 +29,39 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("napari_strata.widgets.training.curves.REST", 100)
 
 
-def started(*, first: int = 1, epochs: int = 30, names: tuple[str, ...] = NAMES) -> TrainingStarted:
-    return TrainingStarted("run", "CPU", "fp32", 1000, first, epochs, 10, ("a",), ("a",), "1 of 4 slices: 2", names)
+def started(
+    *, first: int = 1, epochs: int = 30, names: tuple[str, ...] = NAMES
+) -> TrainingStarted:
+    return TrainingStarted(
+        "run",
+        "CPU",
+        "fp32",
+        1000,
+        first,
+        epochs,
+        10,
+        ("a",),
+        ("a",),
+        "1 of 4 slices: 2",
+        names,
+    )
 
 
 def batch(epoch: int, number: int, loss: float = 0.5, batches: int = 10) -> BatchEnd:
     return BatchEnd(epoch, number, batches, loss, 1e-3, 0.1)
 
 
-def epoch(number: int, *, iou: tuple[float, ...] = (0.9, 0.7), best: bool = False, epochs: int = 30) -> EpochEnd:
+def epoch(
+    number: int,
+    *,
+    iou: tuple[float, ...] = (0.9, 0.7),
+    best: bool = False,
+    epochs: int = 30,
+) -> EpochEnd:
     mean = float(np.mean(iou))
-    return EpochEnd(number, epochs, 0.4, 0.5, mean, 0.95, iou, 1e-3, 12.0, best, best, "raw")
+    return EpochEnd(
+        number, epochs, 0.4, 0.5, mean, 0.95, iou, 1e-3, 12.0, best, best, "raw"
+    )
 
 
 @pytest.fixture
@@ -56,17 +78,28 @@ def pixels(widget: Curves) -> np.ndarray[Any, Any]:
     """What the widget looks like once it has drawn the last change, int (H, W, 3)."""
     QTest.qWait(150)
     image = widget.grab().toImage().convertToFormat(QImage.Format.Format_RGB32)
-    rows = [[image.pixelColor(x, y).getRgb()[:3] for x in range(image.width())] for y in range(image.height())]
+    rows = [
+        [image.pixelColor(x, y).getRgb()[:3] for x in range(image.width())]
+        for y in range(image.height())
+    ]
     return np.array(rows, int)
 
 
-def columns_of(picture: np.ndarray[Any, Any], channel: int, *, above: float) -> set[int]:
+def columns_of(
+    picture: np.ndarray[Any, Any], channel: int, *, above: float
+) -> set[int]:
     """Columns in which something red (0) or green (1) stands, above the legend."""
     others = np.delete(picture, channel, axis=-1).max(axis=-1)
-    return set(np.flatnonzero((picture[..., channel] - others > 50)[: int(above)].any(axis=0)).tolist())
+    return set(
+        np.flatnonzero(
+            (picture[..., channel] - others > 50)[: int(above)].any(axis=0)
+        ).tolist()
+    )
 
 
-def test_a_class_is_drawn_in_its_colour_with_a_gap_where_it_has_no_score(curves: Curves) -> None:
+def test_a_class_is_drawn_in_its_colour_with_a_gap_where_it_has_no_score(
+    curves: Curves,
+) -> None:
     curves.start(started(), COLORS)
     for n in range(1, 31):
         curves.add_epoch(epoch(n, iou=(math.nan if 10 < n < 20 else 0.9, 0.3)))
@@ -80,7 +113,9 @@ def test_a_class_is_drawn_in_its_colour_with_a_gap_where_it_has_no_score(curves:
     assert round((xs[10] + xs[20]) / 2) in green
 
 
-def test_a_resumed_run_keeps_its_epochs_and_drops_those_done_again(curves: Curves) -> None:
+def test_a_resumed_run_keeps_its_epochs_and_drops_those_done_again(
+    curves: Curves,
+) -> None:
     curves.load([started(), *(epoch(n) for n in range(1, 8))], COLORS)
     curves.start(started(first=6), COLORS)
     assert [end.epoch for end in curves.epochs] == [1, 2, 3, 4, 5]
@@ -151,7 +186,12 @@ def test_the_mouse_over_an_epoch_tells_its_figures(curves: Curves, qtbot: Any) -
     qtbot.mouseMove(curves, QPointF(at + 2, lower.center().y()).toPoint())
     qtbot.waitUntil(lambda: QToolTip.isVisible())
     words = QToolTip.text()
-    for part in ("Epoch 12 of 30, the best so far", "training 0.4, validation 0.5", "pore 0.620", "grain 0.250"):
+    for part in (
+        "Epoch 12 of 30, the best so far",
+        "training 0.4, validation 0.5",
+        "pore 0.620",
+        "grain 0.250",
+    ):
         assert part in words
     far = lower.left() + 25 / 30 * lower.width()
     assert curves.epoch_at(QPointF(far, lower.center().y())) is None
@@ -208,7 +248,9 @@ def test_thousands_of_events_cost_little(curves: Curves) -> None:
         curves.grab()
         seconds.append(time.perf_counter() - begin)
     paint = sorted(seconds)[5]
-    print(f"\n{1e6 * per_batch:.1f} us a batch, {1e6 * per_epoch:.1f} us an epoch, {1e3 * paint:.2f} ms a painting")
+    print(
+        f"\n{1e6 * per_batch:.1f} us a batch, {1e6 * per_epoch:.1f} us an epoch, {1e3 * paint:.2f} ms a painting"
+    )
     assert per_batch < 1e-3
     assert per_epoch < 5e-3
     assert paint < 0.1
@@ -226,7 +268,9 @@ def test_the_legend_gets_the_height_it_needs(curves: Curves) -> None:
 
 
 def test_a_legend_too_long_counts_what_it_leaves_out(qapp: Any) -> None:
-    words = [("mean", QColor("black"), "0.50")] + [(f"class {i}", QColor("red"), "0.50") for i in range(60)]
+    words = [("mean", QColor("black"), "0.50")] + [
+        (f"class {i}", QColor("red"), "0.50") for i in range(60)
+    ]
     entries = flow(words, QFont(), 280, rows=3)
     assert entries[-1].text == f"and {len(words) - len(entries) + 1} more"
     assert all(entry.place.right() <= 280.5 for entry in entries)
@@ -246,7 +290,9 @@ def test_a_legend_too_long_counts_what_it_leaves_out(qapp: Any) -> None:
         (0, math.nan, 3, [0]),
     ],
 )
-def test_ticks_are_round(low: float, high: float, most: int, expected: list[float]) -> None:
+def test_ticks_are_round(
+    low: float, high: float, most: int, expected: list[float]
+) -> None:
     assert ticks(low, high, most) == pytest.approx(expected)
 
 
@@ -260,14 +306,19 @@ def test_ticks_are_round(low: float, high: float, most: int, expected: list[floa
         (1000, 1, [1000]),
     ],
 )
-def test_epochs_are_numbered_in_whole_steps(last: int, most: int, expected: list[int]) -> None:
+def test_epochs_are_numbered_in_whole_steps(
+    last: int, most: int, expected: list[int]
+) -> None:
     assert whole_ticks(last, most) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "step", "expected"), [(0.5, 0.25, "0.50"), (2, 1, "2"), (0.002, 0.001, "0.002"), (1e6, 1e5, "1e+06")]
+    ("value", "step", "expected"),
+    [(0.5, 0.25, "0.50"), (2, 1, "2"), (0.002, 0.001, "0.002"), (1e6, 1e5, "1e+06")],
 )
-def test_a_tick_has_the_decimals_of_its_step(value: float, step: float, expected: str) -> None:
+def test_a_tick_has_the_decimals_of_its_step(
+    value: float, step: float, expected: str
+) -> None:
     assert number(value, step) == expected
 
 

@@ -19,25 +19,46 @@ from napari_strata.widgets.training.form import RecipeForm, _Variant
 
 WIDTHS = st.lists(st.integers(1, 4096), min_size=2, max_size=8).map(tuple)
 SHARE = st.floats(0, 1, exclude_max=True)
-RATE = st.one_of(st.sampled_from([1e-4, 3.3e-7, 1e-3, 1.0, 1e16]), st.floats(1e-300, 1e300))
+RATE = st.one_of(
+    st.sampled_from([1e-4, 3.3e-7, 1e-3, 1.0, 1e16]), st.floats(1e-300, 1e300)
+)
 COUNT = st.one_of(st.integers(1, 100), st.sampled_from([100_000, 2**31, 2**40]))
-LOSSES = st.dictionaries(st.sampled_from(["ce", "bce", "dice", "focal", "tversky", "lovasz"]), RATE, min_size=1)
+LOSSES = st.dictionaries(
+    st.sampled_from(["ce", "bce", "dice", "focal", "tversky", "lovasz"]),
+    RATE,
+    min_size=1,
+)
 TEXT = st.text(min_size=1, max_size=8).filter(str.strip)
 
 
 @st.composite
 def atrous(draw: st.DrawFn) -> AtrousUNet:
-    pairs = draw(st.lists(st.tuples(st.sampled_from([1, 3, 5, 7]), st.integers(1, 40)), max_size=6))
+    pairs = draw(
+        st.lists(
+            st.tuples(st.sampled_from([1, 3, 5, 7]), st.integers(1, 40)), max_size=6
+        )
+    )
     five = draw(st.tuples(*[st.integers(1, 2048)] * 5))
     kernels, dilations = tuple(k for k, _ in pairs), tuple(d for _, d in pairs)
-    return AtrousUNet(kernels=kernels, dilations=dilations, decoder_widths=five, encoder_weights=draw(TEXT))
+    return AtrousUNet(
+        kernels=kernels,
+        dilations=dilations,
+        decoder_widths=five,
+        encoder_weights=draw(TEXT),
+    )
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     network = draw(
         st.one_of(
-            st.builds(UNet, widths=WIDTHS, dropout=SHARE, head_width=st.none() | COUNT, transpose_kernel=st.just(3)),
+            st.builds(
+                UNet,
+                widths=WIDTHS,
+                dropout=SHARE,
+                head_width=st.none() | COUNT,
+                transpose_kernel=st.just(3),
+            ),
             atrous(),
             st.builds(
                 Smp,
@@ -47,13 +68,18 @@ def recipes(draw: st.DrawFn) -> Recipe:
             ),
         )
     )
-    stopping = st.none() | st.builds(EarlyStopping, monitor=st.sampled_from(["loss", "iou"]), patience=COUNT)
+    stopping = st.none() | st.builds(
+        EarlyStopping, monitor=st.sampled_from(["loss", "iou"]), patience=COUNT
+    )
     training = {
         "epochs": draw(COUNT),
         "learning_rate": draw(RATE),
         "weight_decay": draw(st.floats(0, 1e300)),
         "loss": draw(LOSSES),
-        "class_weights": draw(st.sampled_from(["none", "balanced"]) | st.lists(RATE, max_size=5).map(tuple)),
+        "class_weights": draw(
+            st.sampled_from(["none", "balanced"])
+            | st.lists(RATE, max_size=5).map(tuple)
+        ),
         "clip_norm": draw(st.none() | RATE),
         "averaging": draw(st.none() | st.floats(1e-9, 1, exclude_max=True)),
         "early_stopping": draw(stopping),
@@ -62,7 +88,10 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "freeze_encoder": draw(st.integers(0, 100)),
         "plateau": {"factor": 0.3, "min_rate": draw(st.floats(0, 1))},
     }
-    patches = {"per_epoch": draw(st.none() | COUNT), "resize": draw(st.none() | st.integers(16, 4096))}
+    patches = {
+        "per_epoch": draw(st.none() | COUNT),
+        "resize": draw(st.none() | st.integers(16, 4096)),
+    }
     flips = {"flip_horizontal": draw(st.booleans()), "noise": draw(st.floats(0, 2))}
     return Recipe(
         name=draw(st.text(max_size=8)),
@@ -91,7 +120,9 @@ def edits(form: RecipeForm) -> list[RecipeForm]:
 
 def read_again(form: RecipeForm) -> Recipe:
     """The recipe as the widgets say it, not as the form was told."""
-    form._recipe = form._recipe.model_copy(update={"training": Recipe().training, "network": Smp()})
+    form._recipe = form._recipe.model_copy(
+        update={"training": Recipe().training, "network": Smp()}
+    )
     form._on_edit()
     assert form.problem == ""
     return form.value()
@@ -105,27 +136,43 @@ def type_into(qtbot: QtBot, field: Field, text: str) -> None:
 
 
 def notes(form: RecipeForm) -> list[str]:
-    return [one.text() for one in form.native.findChildren(QLabel) if one.text().startswith("⚠") and not one.isHidden()]
+    return [
+        one.text()
+        for one in form.native.findChildren(QLabel)
+        if one.text().startswith("⚠") and not one.isHidden()
+    ]
 
 
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
-def test_a_bundled_recipe_round_trips(form: RecipeForm, edits: list[Any], recipe: Recipe) -> None:
+def test_a_bundled_recipe_round_trips(
+    form: RecipeForm, edits: list[Any], recipe: Recipe
+) -> None:
     form.set_value(recipe)
     assert not edits, "showing a recipe is no edit"
     assert form.value() == recipe
     assert read_again(form) == recipe
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(recipe=recipes())
 def test_any_recipe_round_trips(form: RecipeForm, recipe: Recipe) -> None:
     form.set_value(recipe)
     assert read_again(form) == recipe
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(recipe=recipes())
-def test_the_text_of_every_field_reads_back_to_its_value(form: RecipeForm, recipe: Recipe) -> None:
+def test_the_text_of_every_field_reads_back_to_its_value(
+    form: RecipeForm, recipe: Recipe
+) -> None:
     form.set_value(recipe)
     for field in form.fields():
         value = field.value
@@ -135,9 +182,17 @@ def test_the_text_of_every_field_reads_back_to_its_value(form: RecipeForm, recip
             assert (again is None) == (value is None), field.path
 
 
-def test_every_setting_has_a_widget_with_a_label_and_an_explanation(form: RecipeForm) -> None:
+def test_every_setting_has_a_widget_with_a_label_and_an_explanation(
+    form: RecipeForm,
+) -> None:
     paths = {field.path for field in form.fields()}
-    wanted = {"network.kind", "patches.per_epoch", "training.plateau.factor", "training.loss", "augmentation.blur"}
+    wanted = {
+        "network.kind",
+        "patches.per_epoch",
+        "training.plateau.factor",
+        "training.loss",
+        "augmentation.blur",
+    }
     assert wanted <= paths
     assert not paths & {"version", "name", "description"}
     for field in form.fields():
@@ -169,14 +224,18 @@ def test_every_setting_has_a_widget_with_a_label_and_an_explanation(form: Recipe
         ("training.freeze_encoder", "3", 3),
     ],
 )
-def test_typing_changes_the_recipe(form: RecipeForm, qtbot: QtBot, path: str, text: str, value: Any) -> None:
+def test_typing_changes_the_recipe(
+    form: RecipeForm, qtbot: QtBot, path: str, text: str, value: Any
+) -> None:
     type_into(qtbot, form.field(path), text)
     section, name = path.split(".")
     assert getattr(getattr(form.value(), section), name) == value
     assert form.problem == ""
 
 
-def test_one_edit_is_told_once(form: RecipeForm, qtbot: QtBot, edits: list[Any]) -> None:
+def test_one_edit_is_told_once(
+    form: RecipeForm, qtbot: QtBot, edits: list[Any]
+) -> None:
     qtbot.keyClick(form.field("training.epochs").native, Qt.Key.Key_End)
     qtbot.keyClick(form.field("training.epochs").native, Qt.Key.Key_5)
     assert form.value().training.epochs == 305
@@ -197,10 +256,22 @@ def test_one_edit_is_told_once(form: RecipeForm, qtbot: QtBot, edits: list[Any])
         ("training.epochs", "2.5", "Epochs is 2.5"),
         ("training.epochs", "yes", "Epochs is yes"),
         ("training.epochs", "", "Epochs is empty: type a value, such as 30."),
-        ("training.learning_rate", "-1", "Learning rate is -1: it must be greater than 0"),
+        (
+            "training.learning_rate",
+            "-1",
+            "Learning rate is -1: it must be greater than 0",
+        ),
         ("training.loss", "cee: 1", "Loss"),
-        ("training.loss", "{ce: [}", "Loss is {ce: [}: it cannot be read; type it like this: ce: 1, dice: 1."),
-        ("training.class_weights", "even", "Class weights is even: it must be none or balanced"),
+        (
+            "training.loss",
+            "{ce: [}",
+            "Loss is {ce: [}: it cannot be read; type it like this: ce: 1, dice: 1.",
+        ),
+        (
+            "training.class_weights",
+            "even",
+            "Class weights is even: it must be none or balanced",
+        ),
         ("normalization.percentiles", "99, 1", "(99, 1)"),
         ("patches.size", "8", "Size is 8: it must be greater than or equal to 16"),
     ],
@@ -215,8 +286,12 @@ def test_a_wrong_entry_is_said_and_does_not_count(
     assert "border" in field.native.styleSheet()
     assert words in field.native.toolTip().replace("&#x27;", "'")
     assert any(words in note for note in notes(form))
-    assert form._sections[path.split(".")[0]].native.text().endswith("⚠"), "a closed group says so too"
-    field.type(show_value(getattr(getattr(before, path.split(".")[0]), path.split(".")[1])))
+    assert form._sections[path.split(".")[0]].native.text().endswith("⚠"), (
+        "a closed group says so too"
+    )
+    field.type(
+        show_value(getattr(getattr(before, path.split(".")[0]), path.split(".")[1]))
+    )
     assert form.problem == ""
     assert notes(form) == []
     assert not any("⚠" in section.native.text() for section in form._sections.values())
@@ -224,7 +299,9 @@ def test_a_wrong_entry_is_said_and_does_not_count(
     assert form.value() == before
 
 
-def test_two_fields_that_must_fit_can_be_changed_one_after_the_other(form: RecipeForm, qtbot: QtBot) -> None:
+def test_two_fields_that_must_fit_can_be_changed_one_after_the_other(
+    form: RecipeForm, qtbot: QtBot
+) -> None:
     form.set_value(Recipe(network=AtrousUNet()))
     form.field("network.kernels").type("1, 3, 3")
     form.field("training.epochs").type("0")
@@ -239,7 +316,9 @@ def test_two_fields_that_must_fit_can_be_changed_one_after_the_other(form: Recip
     assert form.value().training.epochs == 7
 
 
-def test_each_kind_of_network_keeps_its_values(form: RecipeForm, edits: list[Any]) -> None:
+def test_each_kind_of_network_keeps_its_values(
+    form: RecipeForm, edits: list[Any]
+) -> None:
     kind = form.field("network.kind")
     kind.type("unet")
     assert form.value().network == UNet()
@@ -251,10 +330,14 @@ def test_each_kind_of_network_keeps_its_values(form: RecipeForm, edits: list[Any
     assert form.value().network == UNet(widths=(8, 16))
     section = form._sections["network"]
     assert isinstance(section, _Variant)
-    assert [name for name, group in section._groups.items() if not group.isHidden()] == ["unet"]
+    assert [
+        name for name, group in section._groups.items() if not group.isHidden()
+    ] == ["unet"]
 
 
-def test_another_recipe_clears_what_was_left_in_the_other_kinds(form: RecipeForm) -> None:
+def test_another_recipe_clears_what_was_left_in_the_other_kinds(
+    form: RecipeForm,
+) -> None:
     form.field("network.kind").type("unet")
     form.field("network.widths").type("8, 16")
     form.set_value(Recipe())
@@ -262,7 +345,9 @@ def test_another_recipe_clears_what_was_left_in_the_other_kinds(form: RecipeForm
     assert form.value().network == UNet()
 
 
-def test_early_stopping_is_switched_on_and_off(form: RecipeForm, edits: list[Any]) -> None:
+def test_early_stopping_is_switched_on_and_off(
+    form: RecipeForm, edits: list[Any]
+) -> None:
     section = form._sections["training"].group.parts["early_stopping"]
     assert form.value().training.early_stopping is None
     assert section.group.isHidden()
@@ -282,7 +367,9 @@ def test_what_is_hidden_is_kept(form: RecipeForm) -> None:
     assert (form.value().name, form.value().description) == ("mine", "a\u2028b")
 
 
-def test_the_text_is_put_in_order_once_typing_ends(form: RecipeForm, qtbot: QtBot) -> None:
+def test_the_text_is_put_in_order_once_typing_ends(
+    form: RecipeForm, qtbot: QtBot
+) -> None:
     field = form.field("training.learning_rate")
     type_into(qtbot, field, "2e-4")
     assert field.native.text() == "2e-4"

@@ -28,7 +28,11 @@ class Handle(QObject):
 
 @pytest.mark.parametrize(("seconds", "again"), [(0.5, True), (10.0, False)])
 def test_slow_previews_come_more_seldom(
-    make_napari_viewer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: float, again: bool
+    make_napari_viewer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    seconds: float,
+    again: bool,
 ) -> None:
     viewer, now, asked = make_napari_viewer(), [100.0], []
     layer = viewer.add_image(np.zeros((6, 8, 8)), name="rock")
@@ -40,12 +44,20 @@ def test_slow_previews_come_more_seldom(
         return handles[-1]
 
     client = SimpleNamespace(new_id=lambda: "1")
-    session = SimpleNamespace(viewer=viewer, client=client, scratch=lambda: tmp_path, submit=submit, is_closed=False)
+    session = SimpleNamespace(
+        viewer=viewer,
+        client=client,
+        scratch=lambda: tmp_path,
+        submit=submit,
+        is_closed=False,
+    )
     monkeypatch.setattr(live_preview, "monotonic", lambda: now[0])
     owner = QObject()
     live = LivePreview(session, owner)  # type: ignore[arg-type]
     order = TrainJob(job="t", images="rock.tif", labels="labels.tif", out="run")
-    data = SimpleNamespace(layer=layer, image=image_of(layer), name="rock", labels_layer=None)
+    data = SimpleNamespace(
+        layer=layer, image=image_of(layer), name="rock", labels_layer=None
+    )
     live.start(Handle(), order, data, on=True)  # type: ignore[arg-type]
     viewer.dims.set_current_step(0, 4)
     live._timer.stop()

@@ -73,7 +73,10 @@ def pick(box: RecipeBox, text: str) -> None:
 def test_it_starts_with_the_default_recipe(box: RecipeBox) -> None:
     assert (box.base(), box.overrides(), box.problem()) == ("default", {}, "")
     assert box.recipe() == load_recipe("default")
-    assert [box.combo.itemText(i) for i in range(box.combo.count())] == [*NAMES, FROM_FILE]
+    assert [box.combo.itemText(i) for i in range(box.combo.count())] == [
+        *NAMES,
+        FROM_FILE,
+    ]
     assert box.form is None, "the form is made when it is opened"
     assert not box.reset_button.isVisible()
     assert box.about.text().startswith("A good first choice")
@@ -81,23 +84,37 @@ def test_it_starts_with_the_default_recipe(box: RecipeBox) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_picking_a_recipe_shows_it(box: RecipeBox, edits: list[Recipe], name: str) -> None:
-    box.set_recipe("unet-ct" if name == "default" else "default", {"training.epochs": 3})
+def test_picking_a_recipe_shows_it(
+    box: RecipeBox, edits: list[Recipe], name: str
+) -> None:
+    box.set_recipe(
+        "unet-ct" if name == "default" else "default", {"training.epochs": 3}
+    )
     edits.clear()
     pick(box, name)
     assert (box.base(), box.recipe(), box.overrides()) == (name, load_recipe(name), {})
     assert edits == [load_recipe(name)]
-    assert box.fields["training.learning_rate"].native.text() == f"{box.recipe().training.learning_rate:g}"
+    assert (
+        box.fields["training.learning_rate"].native.text()
+        == f"{box.recipe().training.learning_rate:g}"
+    )
 
 
-def test_plain_settings_change_the_recipe(box: RecipeBox, qtbot: QtBot, edits: list[Recipe]) -> None:
+def test_plain_settings_change_the_recipe(
+    box: RecipeBox, qtbot: QtBot, edits: list[Recipe]
+) -> None:
     box.fields["training.epochs"].type("5")
     assert edits[-1].training.epochs == 5
     assert len(edits) == 1
     type_plain(qtbot, box, "patches.size", "128")
     type_plain(qtbot, box, "training.batch_size", "4")
     type_plain(qtbot, box, "training.learning_rate", "1e-4")
-    wanted = {"training.epochs": 5, "patches.size": 128, "training.batch_size": 4, "training.learning_rate": 1e-4}
+    wanted = {
+        "training.epochs": 5,
+        "patches.size": 128,
+        "training.batch_size": 4,
+        "training.learning_rate": 1e-4,
+    }
     assert box.overrides() == wanted
     assert box.recipe() == load_recipe("default").with_overrides(wanted)
     assert "epochs 5 (was 30)" in box.differs.text()
@@ -112,7 +129,9 @@ def test_plain_settings_change_the_recipe(box: RecipeBox, qtbot: QtBot, edits: l
     assert not box.differs.isVisible()
 
 
-def test_form_and_plain_settings_are_in_step(box: RecipeBox, qtbot: QtBot, edits: list[Recipe]) -> None:
+def test_form_and_plain_settings_are_in_step(
+    box: RecipeBox, qtbot: QtBot, edits: list[Recipe]
+) -> None:
     box.fields["training.epochs"].type("5")
     form = opened(box)
     assert form.field("training.epochs").native.text() == "5"
@@ -179,13 +198,25 @@ def test_resizing_takes_the_patch_size_out_of_play(box: RecipeBox) -> None:
 @pytest.mark.parametrize(
     ("base", "overrides"),
     [
-        ("unet-ct", {"network.widths": (16, 32, 64, 128), "training.epochs": 30, "patches.per_epoch": 256}),
+        (
+            "unet-ct",
+            {
+                "network.widths": (16, 32, 64, 128),
+                "training.epochs": 30,
+                "patches.per_epoch": 256,
+            },
+        ),
         ("default", {"network.kind": "unet", "network.widths": [16, 32, 64, 128]}),
-        ("unet-classic", {"training.early_stopping": None, "training.loss": {"ce": 1, "dice": 2}}),
+        (
+            "unet-classic",
+            {"training.early_stopping": None, "training.loss": {"ce": 1, "dice": 2}},
+        ),
         ("default", {"training.early_stopping.patience": 4}),
     ],
 )
-def test_set_recipe_takes_overrides(box: RecipeBox, base: str, overrides: dict[str, Any]) -> None:
+def test_set_recipe_takes_overrides(
+    box: RecipeBox, base: str, overrides: dict[str, Any]
+) -> None:
     box.set_recipe(base, overrides)
     wanted = load_recipe(base).with_overrides(overrides)
     assert (box.base(), box.recipe()) == (base, wanted)
@@ -197,7 +228,11 @@ def test_a_wrong_recipe_is_refused_and_the_old_one_stays(box: RecipeBox) -> None
     for base, overrides in (("unet-cd", {}), ("unet-ct", {"training.epoch": 3})):
         with pytest.raises(RecipeError):
             box.set_recipe(base, overrides)
-        assert (box.base(), box.combo.currentText(), box.recipe()) == ("default", "default", load_recipe("default"))
+        assert (box.base(), box.combo.currentText(), box.recipe()) == (
+            "default",
+            "default",
+            load_recipe("default"),
+        )
 
 
 def test_another_network_is_said_in_words(box: RecipeBox) -> None:
@@ -208,21 +243,34 @@ def test_another_network_is_said_in_words(box: RecipeBox) -> None:
     assert box.differs.text() == "Changed: network unet (was smp), widths 16, 32"
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     base=st.sampled_from(NAMES),
     network=NETWORKS,
     epochs=st.sampled_from([1, 18, 30, 10**6]),
     stopping=st.none() | st.builds(EarlyStopping, patience=st.sampled_from([5, 10])),
-    plateau=st.builds(Plateau, factor=st.sampled_from([0.3, 0.5]), patience=st.sampled_from([3, 5])),
+    plateau=st.builds(
+        Plateau, factor=st.sampled_from([0.3, 0.5]), patience=st.sampled_from([3, 5])
+    ),
     loss=st.sampled_from([{"ce": 1.0}, {"ce": 1.0, "dice": 1.0}, {"bce": 0.5}]),
     weights=st.sampled_from(["none", "balanced", (1.0, 2.0)]),
 )
-def test_base_and_overrides_make_the_recipe(base: str, network: Any, **training: Any) -> None:
+def test_base_and_overrides_make_the_recipe(
+    base: str, network: Any, **training: Any
+) -> None:
     names = {"stopping": "early_stopping", "weights": "class_weights"}
     start = load_recipe(base)
     change = {names.get(name, name): value for name, value in training.items()}
-    recipe = start.model_copy(update={"network": network, "training": start.training.model_copy(update=change)})
+    recipe = start.model_copy(
+        update={
+            "network": network,
+            "training": start.training.model_copy(update=change),
+        }
+    )
     overrides = _difference(start, recipe)
     assert start.with_overrides(overrides) == recipe
     for dotted in overrides:
@@ -234,9 +282,17 @@ def test_base_and_overrides_make_the_recipe(base: str, network: Any, **training:
 
 
 def test_a_recipe_from_a_file(
-    box: RecipeBox, qtbot: QtBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edits: list[Recipe]
+    box: RecipeBox,
+    qtbot: QtBot,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    edits: list[Recipe],
 ) -> None:
-    mine = load_recipe("unet-ct").with_overrides({"training.epochs": 3}).model_copy(update={"name": "my bones"})
+    mine = (
+        load_recipe("unet-ct")
+        .with_overrides({"training.epochs": 3})
+        .model_copy(update={"name": "my bones"})
+    )
     good, bad = tmp_path / "mine.yaml", tmp_path / "bad.yaml"
     good.write_text(dump_recipe(mine), encoding="utf-8")
     bad.write_text("training: {epoch: 3}", encoding="utf-8")
@@ -251,7 +307,11 @@ def test_a_recipe_from_a_file(
     pick(box, FROM_FILE)
     qtbot.waitUntil(lambda: "training.epoch" in box.wrong.text(), timeout=5000)
     assert "bad.yaml" in box.wrong.text()
-    assert (box.base(), box.recipe(), box.combo.currentText()) == (str(good), mine, "my bones")
+    assert (box.base(), box.recipe(), box.combo.currentText()) == (
+        str(good),
+        mine,
+        "my bones",
+    )
     assert box.problem() == "", "the recipe that stands here is right"
     chosen["path"] = ""  # cancelled
     pick(box, FROM_FILE)
@@ -271,10 +331,14 @@ def test_it_fits_into_a_narrow_dock(make_napari_viewer: Callable[..., Viewer]) -
     box.fold.toggleButton().click()
     for name in NAMES:
         box.set_recipe(name)
-        assert box.layout().heightForWidth(290) <= 180 + 40 * bool(box.recipe().patches.resize), name
+        assert box.layout().heightForWidth(290) <= 180 + 40 * bool(
+            box.recipe().patches.resize
+        ), name
 
 
-def test_a_box_that_is_gone_is_forgotten(make_napari_viewer: Callable[..., Viewer], qtbot: QtBot) -> None:
+def test_a_box_that_is_gone_is_forgotten(
+    make_napari_viewer: Callable[..., Viewer], qtbot: QtBot
+) -> None:
     viewer, box = make_napari_viewer(), RecipeBox()
     dock = viewer.window.add_dock_widget(box, name="Train", area="right")
     opened(box).field("training.epochs").type("x")

@@ -23,9 +23,7 @@ from napari_strata.widgets.work.process import explain
 from napari_strata.worker.orders import InfoJob, TrainJob
 
 COMMAND = [sys.executable, "-m", "napari_strata.worker", "--nice", "5"]
-READY = (
-    '{"event": "Ready", "protocol": 1, "pid": 1, "host": "h", "versions": {}, "devices": {}, "seconds": 0, "job": null}'
-)
+READY = '{"event": "Ready", "protocol": 1, "pid": 1, "host": "h", "versions": {}, "devices": {}, "seconds": 0, "job": null}'
 TINY = {
     "network": {"kind": "unet", "widths": [4, 8]},
     "patches": {"size": 32, "per_epoch": 16},
@@ -47,7 +45,10 @@ def make(qtbot: Any) -> Iterator[Callable[..., WorkerClient]]:
     for one in made:
         process = one._process
         one.close()
-        qtbot.waitUntil(lambda p=process: p is None or p.status is not None or bool(p.problem), timeout=8000)
+        qtbot.waitUntil(
+            lambda p=process: p is None or p.status is not None or bool(p.problem),
+            timeout=8000,
+        )
 
 
 @pytest.fixture
@@ -56,7 +57,9 @@ def program(tmp_path: Path) -> Callable[[str], list[str]]:
 
     def write(body: str, *, ready: str = READY) -> list[str]:
         file = tmp_path / "program.py"
-        start = f"import sys, time, os, signal, json\nprint('''{ready}''', flush=True)\n"
+        start = (
+            f"import sys, time, os, signal, json\nprint('''{ready}''', flush=True)\n"
+        )
         file.write_text(start + textwrap.dedent(body))
         return [sys.executable, str(file)]
 
@@ -86,7 +89,9 @@ def _end(qtbot: Any, handle: Any, timeout: int = 60_000) -> Outcome:
     return handle.outcome  # type: ignore[no-any-return]
 
 
-def test_a_training_comes_as_signals_and_the_process_stays_warm(make: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_a_training_comes_as_signals_and_the_process_stays_warm(
+    make: Any, qtbot: Any, tmp_path: Path
+) -> None:
     client = make()
     assert client.current_state == "off"
     states: list[str] = []
@@ -102,7 +107,12 @@ def test_a_training_comes_as_signals_and_the_process_stays_warm(make: Any, qtbot
     assert ended == [outcome]
     kinds = [type(event) for event in events]
     assert kinds.count(EpochEnd) == 2
-    assert kinds.index(TrainingStarted) < kinds.index(BatchEnd) < kinds.index(EpochEnd) < kinds.index(TrainingEnd)
+    assert (
+        kinds.index(TrainingStarted)
+        < kinds.index(BatchEnd)
+        < kinds.index(EpochEnd)
+        < kinds.index(TrainingEnd)
+    )
     assert states == ["starting", "busy", "ready"]
     assert client.ready is not None
     pid = client._process.pid
@@ -113,25 +123,34 @@ def test_a_training_comes_as_signals_and_the_process_stays_warm(make: Any, qtbot
 
 def test_a_mistake_fails_in_words(make: Any, qtbot: Any, tmp_path: Path) -> None:
     client = make()
-    outcome = _end(qtbot, client.submit(InfoJob(job=client.new_id(), path=str(tmp_path / "nothing.tif"))))
+    outcome = _end(
+        qtbot,
+        client.submit(InfoJob(job=client.new_id(), path=str(tmp_path / "nothing.tif"))),
+    )
     assert outcome.status == "failed"
     assert "nothing.tif" in outcome.text
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 2.5])
-def test_stop_at_any_moment(make: Any, qtbot: Any, tmp_path: Path, seconds: float) -> None:
+def test_stop_at_any_moment(
+    make: Any, qtbot: Any, tmp_path: Path, seconds: float
+) -> None:
     client = make()
     if seconds:
         client.warm()
         qtbot.waitUntil(lambda: client.ready is not None, timeout=60_000)
-    handle = client.submit(_order(client, tmp_path, overrides={"training.epochs": 100_000}))
+    handle = client.submit(
+        _order(client, tmp_path, overrides={"training.epochs": 100_000})
+    )
     qtbot.wait(int(1000 * seconds))
     start = time.perf_counter()
     handle.stop()
     outcome = _end(qtbot, handle)
     assert outcome.status == "stopped"
     assert time.perf_counter() - start < 1.5  # asked: 1; this machine may be busy
-    other = client.submit(InfoJob(job=client.new_id(), path=str(tmp_path / "image.tif")))
+    other = client.submit(
+        InfoJob(job=client.new_id(), path=str(tmp_path / "image.tif"))
+    )
     assert _end(qtbot, other).status == "finished"
 
 
@@ -139,7 +158,9 @@ def test_a_process_that_hangs_is_killed_and_those_in_line_are_done_by_the_next(
     make: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     client = make()
-    handle = client.submit(_order(client, tmp_path, overrides={"training.epochs": 100_000}))
+    handle = client.submit(
+        _order(client, tmp_path, overrides={"training.epochs": 100_000})
+    )
     qtbot.waitUntil(lambda: client.ready is not None, timeout=60_000)
     qtbot.wait(500)
     waiting = client.submit(_order(client, tmp_path / "other"))
@@ -151,11 +172,17 @@ def test_a_process_that_hangs_is_killed_and_those_in_line_are_done_by_the_next(
     assert _end(qtbot, waiting).status == "finished"
 
 
-def test_a_kill_is_told_and_the_next_order_starts_anew(make: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_a_kill_is_told_and_the_next_order_starts_anew(
+    make: Any, qtbot: Any, tmp_path: Path
+) -> None:
     client = make()
-    handle = client.submit(_order(client, tmp_path, overrides={"training.epochs": 100_000}))
+    handle = client.submit(
+        _order(client, tmp_path, overrides={"training.epochs": 100_000})
+    )
     epochs: list[object] = []
-    handle.replied.connect(lambda event: epochs.append(event) if isinstance(event, EpochEnd) else None)
+    handle.replied.connect(
+        lambda event: epochs.append(event) if isinstance(event, EpochEnd) else None
+    )
     qtbot.waitUntil(lambda: bool(epochs), timeout=60_000)
     os.kill(client._process.pid, signal.SIGKILL)
     outcome = _end(qtbot, handle)
@@ -165,7 +192,9 @@ def test_a_kill_is_told_and_the_next_order_starts_anew(make: Any, qtbot: Any, tm
     assert "press Resume" in outcome.text
     assert client.current_state == "off"
     on = _order(client, tmp_path, resume=True)
-    resumed = client.submit(on.model_copy(update={"overrides": {"training.epochs": len(epochs) + 1}}))
+    resumed = client.submit(
+        on.model_copy(update={"overrides": {"training.epochs": len(epochs) + 1}})
+    )
     assert _end(qtbot, resumed).status == "finished"
 
 
@@ -178,8 +207,12 @@ def test_a_command_that_is_not_there(make: Any, qtbot: Any) -> None:
     assert "Preferences" in outcome.text
 
 
-def test_a_command_that_fails_shows_its_last_words(make: Any, program: Any, qtbot: Any) -> None:
-    client = make(program("print('cannot open libfoo', file=sys.stderr, flush=True); sys.exit(3)"))
+def test_a_command_that_fails_shows_its_last_words(
+    make: Any, program: Any, qtbot: Any
+) -> None:
+    client = make(
+        program("print('cannot open libfoo', file=sys.stderr, flush=True); sys.exit(3)")
+    )
     outcome = _end(qtbot, client.submit(InfoJob(job="1", path="x")))
     assert outcome.status == "died"
     assert "status 3" in outcome.text
@@ -187,7 +220,11 @@ def test_a_command_that_fails_shows_its_last_words(make: Any, program: Any, qtbo
 
 
 def test_another_protocol_is_refused(make: Any, program: Any, qtbot: Any) -> None:
-    client = make(program("sys.stdin.read()", ready=READY.replace('"protocol": 1', '"protocol": 99')))
+    client = make(
+        program(
+            "sys.stdin.read()", ready=READY.replace('"protocol": 1', '"protocol": 99')
+        )
+    )
     outcome = _end(qtbot, client.submit(InfoJob(job="1", path="x")))
     assert outcome.status == "failed"
     assert "install the same version" in outcome.text
@@ -217,7 +254,9 @@ def test_greetings_and_chatter_do_no_harm(make: Any, program: Any, qtbot: Any) -
     assert outcome == Outcome("finished", result={"a": 1})
 
 
-def test_a_flood_of_steps_does_not_hold_up_the_viewer(make: Any, program: Any, qtbot: Any) -> None:
+def test_a_flood_of_steps_does_not_hold_up_the_viewer(
+    make: Any, program: Any, qtbot: Any
+) -> None:
     body = """
         job = json.loads(sys.stdin.readline())['job']
         for i in range(20000):
@@ -266,7 +305,9 @@ FAKE = """
 """
 
 
-def test_what_stands_beside_a_job_never_ends_it(make: Any, program: Any, qtbot: Any) -> None:
+def test_what_stands_beside_a_job_never_ends_it(
+    make: Any, program: Any, qtbot: Any
+) -> None:
     """A preview, or a job in line, that cannot be stopped in time is let go; the process and its training stay."""
     client = make(program(FAKE.replace("END", "pass")))
     training = client.submit(TrainJob(job="t", images=("a",), out="b"))
@@ -283,7 +324,9 @@ def test_what_stands_beside_a_job_never_ends_it(make: Any, program: Any, qtbot: 
     assert process.status is None
 
 
-def test_those_in_line_outlive_a_process_that_was_told_to_end(make: Any, program: Any, qtbot: Any) -> None:
+def test_those_in_line_outlive_a_process_that_was_told_to_end(
+    make: Any, program: Any, qtbot: Any
+) -> None:
     """Told to end, a worker says that all its jobs were stopped; only one of them was meant."""
     body = """
         heard = []
@@ -309,9 +352,14 @@ def test_those_in_line_outlive_a_process_that_was_told_to_end(make: Any, program
     assert _end(qtbot, second).status == "finished"
 
 
-def test_one_that_ignores_everything_is_killed_within_a_second(make: Any, program: Any, qtbot: Any) -> None:
+def test_one_that_ignores_everything_is_killed_within_a_second(
+    make: Any, program: Any, qtbot: Any
+) -> None:
     client = make(
-        program("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + textwrap.dedent(FAKE).replace("END", "pass"))
+        program(
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+            + textwrap.dedent(FAKE).replace("END", "pass")
+        )
     )
     handle = client.submit(TrainJob(job="t", images=("a",), out="b"))
     qtbot.waitUntil(lambda: handle.started, timeout=10_000)
@@ -319,22 +367,31 @@ def test_one_that_ignores_everything_is_killed_within_a_second(make: Any, progra
     handle.stop()
     outcome = _end(qtbot, handle)
     assert time.perf_counter() - start < 1.2
-    assert (outcome.status, outcome.text) == ("stopped", "Stopped; the step under way was broken off.")
+    assert (outcome.status, outcome.text) == (
+        "stopped",
+        "Stopped; the step under way was broken off.",
+    )
     qtbot.waitUntil(lambda: process.status == -signal.SIGKILL, timeout=5000)
 
 
-def test_after_an_error_that_is_nobodys_mistake_there_is_a_new_process(make: Any, program: Any, qtbot: Any) -> None:
+def test_after_an_error_that_is_nobodys_mistake_there_is_a_new_process(
+    make: Any, program: Any, qtbot: Any
+) -> None:
     end = "print(json.dumps({'event': 'JobFailed', 'text': 'CUDA error', 'kind': KIND, 'job': job}), flush=True)"
     client = make(program(FAKE.replace("END", end.replace("KIND", "order['path']"))))
     for kind, same in (("StrataError", True), ("AcceleratorError", False)):
         client.warm()
         qtbot.waitUntil(lambda: client.ready is not None, timeout=10_000)
         process = client._process
-        assert _end(qtbot, client.submit(InfoJob(job=kind, path=kind))).status == "failed"
+        assert (
+            _end(qtbot, client.submit(InfoJob(job=kind, path=kind))).status == "failed"
+        )
         assert (client._process is process) is same
 
 
-def test_stop_before_the_start_sends_nothing(make: Any, program: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_stop_before_the_start_sends_nothing(
+    make: Any, program: Any, qtbot: Any, tmp_path: Path
+) -> None:
     body = f"""
         for line in sys.stdin:
             open({str(tmp_path / "heard")!r}, 'a').write(line)
@@ -346,11 +403,18 @@ def test_stop_before_the_start_sends_nothing(make: Any, program: Any, qtbot: Any
     assert _end(qtbot, handle, 1000) == Outcome("stopped", "Stopped before it began.")
     qtbot.waitUntil(lambda: client.current_state == "ready", timeout=10_000)
     client.submit(TrainJob(job="u", images=("a",), out="b"))
-    qtbot.waitUntil(lambda: (tmp_path / "heard").exists() and (tmp_path / "heard").read_text() != "", timeout=10_000)
+    qtbot.waitUntil(
+        lambda: (
+            (tmp_path / "heard").exists() and (tmp_path / "heard").read_text() != ""
+        ),
+        timeout=10_000,
+    )
     assert '"job":"t"' not in (tmp_path / "heard").read_text()
 
 
-def test_a_shell_that_changes_folder_and_environment(make: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_a_shell_that_changes_folder_and_environment(
+    make: Any, qtbot: Any, tmp_path: Path
+) -> None:
     script = tmp_path / "remote.sh"
     script.write_text(
         "#!/bin/sh\necho 'Welcome to this server'\ncd /tmp\nexport STRATA_TEST=1\n"
@@ -361,9 +425,13 @@ def test_a_shell_that_changes_folder_and_environment(make: Any, qtbot: Any, tmp_
     assert _end(qtbot, client.submit(_order(client, tmp_path))).status == "finished"
 
 
-def test_closing_ends_the_process_and_tells_the_jobs(make: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_closing_ends_the_process_and_tells_the_jobs(
+    make: Any, qtbot: Any, tmp_path: Path
+) -> None:
     client = make()
-    handle = client.submit(_order(client, tmp_path, overrides={"training.epochs": 100_000}))
+    handle = client.submit(
+        _order(client, tmp_path, overrides={"training.epochs": 100_000})
+    )
     qtbot.waitUntil(lambda: client.ready is not None, timeout=60_000)
     process = client._process
     start = time.perf_counter()
@@ -374,11 +442,15 @@ def test_closing_ends_the_process_and_tells_the_jobs(make: Any, qtbot: Any, tmp_
     assert process.status == 0
 
 
-def test_a_kept_training_goes_on_when_the_client_closes(make: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_a_kept_training_goes_on_when_the_client_closes(
+    make: Any, qtbot: Any, tmp_path: Path
+) -> None:
     client = make()
     handle = client.submit(_order(client, tmp_path, overrides={"training.epochs": 6}))
     epochs: list[object] = []
-    handle.replied.connect(lambda event: epochs.append(event) if isinstance(event, EpochEnd) else None)
+    handle.replied.connect(
+        lambda event: epochs.append(event) if isinstance(event, EpochEnd) else None
+    )
     handle.keep(True)
     qtbot.waitUntil(lambda: bool(epochs), timeout=60_000)
     process = client._process

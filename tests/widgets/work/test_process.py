@@ -40,7 +40,9 @@ def is_gone(pid: int) -> bool:
 
 
 def test_lines_come_and_its_end_is_told_once() -> None:
-    process, said, over = start(["sh", "-c", "read x; echo got $x; echo why >&2; exit 3"])
+    process, said, over = start(
+        ["sh", "-c", "read x; echo got $x; echo why >&2; exit 3"]
+    )
     process.write("this")
     assert said.get(timeout=10) == b"got this\n"
     assert over.get(timeout=10)
@@ -69,7 +71,9 @@ def test_a_kill_before_it_has_started_counts() -> None:
 
 def test_one_that_does_not_leave_is_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("napari_strata.widgets.work.process.LEAVE", 0.2)
-    process, said, over = start(["sh", "-c", "trap '' TERM; echo on; while :; do sleep 0.05; done"])
+    process, said, over = start(
+        ["sh", "-c", "trap '' TERM; echo on; while :; do sleep 0.05; done"]
+    )
     said.get(timeout=10)
     process.close()
     assert over.get(timeout=10)

@@ -46,7 +46,9 @@ def test_everything_is_looked_at_again_when_jobs_have_long_been_over(
     qtbot.waitUntil(lambda: gc.get_freeze_count() == 0)
 
 
-def test_a_job_that_ends_beside_another_changes_nothing(quiet: QuietMemory, qtbot: Any) -> None:
+def test_a_job_that_ends_beside_another_changes_nothing(
+    quiet: QuietMemory, qtbot: Any
+) -> None:
     quiet._timer.setInterval(20)
     quiet.begin()  # a training
     quiet.begin()  # a preview within it
@@ -59,14 +61,23 @@ def test_a_job_that_ends_beside_another_changes_nothing(quiet: QuietMemory, qtbo
 
 @pytest.fixture
 def target(tmp_path: Any) -> TargetOpened:
-    array = np.lib.format.open_memmap(tmp_path / "a.npy", mode="w+", dtype=np.uint8, shape=(3, 20, 30))
+    array = np.lib.format.open_memmap(
+        tmp_path / "a.npy", mode="w+", dtype=np.uint8, shape=(3, 20, 30)
+    )
     array[1] = 1
     array.flush()
-    classes = [{"name": "background", "value": 0, "color": "#000000"}, {"name": "pore", "value": 1, "color": "#ff0000"}]
-    return TargetOpened(str(tmp_path / "a.npy"), "ZYX", (3, 20, 30), "uint8", tuple(classes))
+    classes = [
+        {"name": "background", "value": 0, "color": "#000000"},
+        {"name": "pore", "value": 1, "color": "#ff0000"},
+    ]
+    return TargetOpened(
+        str(tmp_path / "a.npy"), "ZYX", (3, 20, 30), "uint8", tuple(classes)
+    )
 
 
-def test_a_layer_is_made_then_added_then_drawn(make_napari_viewer: Any, qtbot: Any, target: TargetOpened) -> None:
+def test_a_layer_is_made_then_added_then_drawn(
+    make_napari_viewer: Any, qtbot: Any, target: TargetOpened
+) -> None:
     viewer = make_napari_viewer()
     image = Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX")
     under = viewer.add_image(image.data)
@@ -78,7 +89,9 @@ def test_a_layer_is_made_then_added_then_drawn(make_napari_viewer: Any, qtbot: A
     assert viewer.layers.selection.active is under
     window = viewer.window._qt_window
     qtbot.waitUntil(window.updatesEnabled)
-    assert not any(layer._overlays[name].visible for name in ("polygon", "brush_stroke"))
+    assert not any(
+        layer._overlays[name].visible for name in ("polygon", "brush_stroke")
+    )
     live.finish()
     qtbot.waitUntil(lambda: layer.editable)
     assert all(layer._overlays[name].visible for name in ("polygon", "brush_stroke"))
@@ -91,7 +104,12 @@ def test_a_layer_can_be_added_at_once_and_is_added_once(
     viewer = make_napari_viewer()
     owner = QObject()
     live = LiveLabels(viewer, owner)
-    layer = live.open(target, Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"), None, name="segmented")
+    layer = live.open(
+        target,
+        Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"),
+        None,
+        name="segmented",
+    )
     live.place()
     assert list(viewer.layers) == [layer]
     assert not viewer.window._qt_window.updatesEnabled(), "drawn by the next turn"
@@ -105,18 +123,30 @@ def test_the_window_is_drawn_again_though_the_prediction_is_gone(
     viewer = make_napari_viewer()
     owner = QObject()
     live = LiveLabels(viewer, owner)
-    live.open(target, Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"), None, name="segmented")
+    live.open(
+        target,
+        Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"),
+        None,
+        name="segmented",
+    )
     live.place()
     with qtbot.waitSignal(live.destroyed):
         owner.deleteLater()
     qtbot.waitUntil(viewer.window._qt_window.updatesEnabled)
 
 
-def test_nothing_is_added_to_a_viewer_that_goes(make_napari_viewer: Any, qtbot: Any, target: TargetOpened) -> None:
+def test_nothing_is_added_to_a_viewer_that_goes(
+    make_napari_viewer: Any, qtbot: Any, target: TargetOpened
+) -> None:
     viewer = make_napari_viewer()
     owner = QObject()
     live = LiveLabels(viewer, owner)
-    live.open(target, Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"), None, name="segmented")
+    live.open(
+        target,
+        Image(np.zeros((3, 20, 30), np.uint8), axes="ZYX"),
+        None,
+        name="segmented",
+    )
     live.leave()
     qtbot.wait(60)
     assert not viewer.layers
@@ -133,6 +163,8 @@ def test_a_folder_is_chosen_by_its_own_button(
     assert box.folders.data().images == str(tmp_path)
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: "")
     box.folders.images_folder.native.click()
-    assert box.folders.data().images == str(tmp_path), "a cancelled choice changes nothing"
+    assert box.folders.data().images == str(tmp_path), (
+        "a cancelled choice changes nothing"
+    )
     box.leave()
     box.deleteLater()

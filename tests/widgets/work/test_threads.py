@@ -11,7 +11,12 @@ from napari_strata.widgets.work import threads
 def test_the_result_arrives_in_the_main_thread(qtbot: Any) -> None:
     owner, found = QObject(), []
     main = threading.get_ident()
-    threads.run(threading.get_ident, lambda r: found.append((r, threading.get_ident())), print, owner=owner)
+    threads.run(
+        threading.get_ident,
+        lambda r: found.append((r, threading.get_ident())),
+        print,
+        owner=owner,
+    )
     qtbot.waitUntil(lambda: bool(found))
     assert found[0][0] != main
     assert found[0][1] == main

@@ -43,7 +43,9 @@ class Cases(Preview):
         self.go.clicked.connect(self._go)
         self.add_button(self.go)
 
-    def draw(self, written: Written, cases: Sequence[Mapping[str, Any]], viewer: ViewerModel) -> None:
+    def draw(
+        self, written: Written, cases: Sequence[Mapping[str, Any]], viewer: ViewerModel
+    ) -> None:
         """Draw planes of a comparison, the worst first, in a thread; with the image that the viewer shows below them.
 
         Parameters
@@ -53,10 +55,20 @@ class Cases(Preview):
         """
         self._number += 1
         image = image_below(viewer, written.asked.prediction)
-        number, self._with_image, only = self._number, image is not None, written.asked.plane
+        number, self._with_image, only = (
+            self._number,
+            image is not None,
+            written.asked.plane,
+        )
         # Of a plane that was cut out, the place is the one that it has in the prediction.
         self._cases = tuple(
-            {**case, "at": {letter: only.get(letter, index) for letter, index in case["index"].items()}}
+            {
+                **case,
+                "at": {
+                    letter: only.get(letter, index)
+                    for letter, index in case["index"].items()
+                },
+            }
             for case in cases
         )
         drawing, into = self._cases, written.truth.parent / f"cases-{number}"
@@ -72,13 +84,17 @@ class Cases(Preview):
             if number == self._number:
                 self.text.setText(f"The planes cannot be shown: {error}")
 
-        threads.run(lambda: draw_cases(written, drawing, image, into), drawn, failed, owner=self)
+        threads.run(
+            lambda: draw_cases(written, drawing, image, into), drawn, failed, owner=self
+        )
 
     def files(self, folder: Path) -> tuple[Path, ...]:
         """The pictures of a folder, the worst first."""
         return tuple(sorted(folder.glob("case_*.png")))
 
-    def panels(self, found: tuple[QImage, ...]) -> tuple[tuple[QImage, ...], tuple[str, ...]]:
+    def panels(
+        self, found: tuple[QImage, ...]
+    ) -> tuple[tuple[QImage, ...], tuple[str, ...]]:
         """Without an image, of truth and prediction only."""
         if len(found) != len(PANELS) or self._with_image:
             return super().panels(found)
@@ -111,7 +127,12 @@ class Cases(Preview):
             self.wanted.emit(dict(self._cases[self.index]["at"]))
 
 
-def draw_cases(written: Written, cases: Sequence[Mapping[str, Any]], image: Image | None, folder: Path) -> None:
+def draw_cases(
+    written: Written,
+    cases: Sequence[Mapping[str, Any]],
+    image: Image | None,
+    folder: Path,
+) -> None:
     """Write a picture of each plane (``index`` in the files, ``at`` in the prediction) into a folder.
 
     Raises
@@ -124,15 +145,22 @@ def draw_cases(written: Written, cases: Sequence[Mapping[str, Any]], image: Imag
     for number, case in enumerate(cases):
         region = {letter: case["index"].get(letter, 0) for letter in "TZ"}
         labels = [
-            written.classes.encode(one.read(_within(one, region))[0].reshape(_shape(one))) for one in (true, found)
+            written.classes.encode(
+                one.read(_within(one, region))[0].reshape(_shape(one))
+            )
+            for one in (true, found)
         ]
         confusion = ConfusionMatrix(written.classes)
         confusion.update(*labels)
         grey = np.zeros((1, *_shape(true)), np.uint8)
         if image is not None:
-            grey = image.read(_within(image, region | case["at"])).reshape(-1, *_shape(image))
+            grey = image.read(_within(image, region | case["at"])).reshape(
+                -1, *_shape(image)
+            )
         name = place(case["at"]) if case["at"] else written.asked.truth.name
-        example = Example.of(name, grey, labels[0], prediction=labels[1], confusion=confusion)
+        example = Example.of(
+            name, grey, labels[0], prediction=labels[1], confusion=confusion
+        )
         draw_example(example).save(folder / _name(number))
 
 
@@ -146,7 +174,10 @@ def image_below(viewer: ViewerModel, labels: LabelImage) -> Image | None:
             continue
         if image is not None and all(image.size(a) == labels.size(a) for a in "TZYX"):
             found.append(image)
-    return next((image for image in found if labels.name.startswith(image.name)), found[0] if found else None)
+    return next(
+        (image for image in found if labels.name.startswith(image.name)),
+        found[0] if found else None,
+    )
 
 
 def _within(image: Image, region: Mapping[str, int]) -> dict[str, Any]:

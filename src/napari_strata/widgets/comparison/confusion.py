@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 from qtpy.QtCore import QEvent, QPoint, QRect, QSize, Qt, Signal
-from qtpy.QtGui import QColor, QHelpEvent, QMouseEvent, QPainter, QPaintEvent, QPalette, QPen
+from qtpy.QtGui import (
+    QColor,
+    QHelpEvent,
+    QMouseEvent,
+    QPainter,
+    QPaintEvent,
+    QPalette,
+    QPen,
+)
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 RIGHT, WRONG = QColor("#3f8fd2"), QColor("#e0622a")
@@ -33,11 +41,19 @@ class ConfusionPicture(QWidget):
         policy.setHeightForWidth(True)
         self.setSizePolicy(policy)
 
-    def show_counts(self, counts: Array, names: Sequence[str], colors: Sequence[str]) -> None:
+    def show_counts(
+        self, counts: Array, names: Sequence[str], colors: Sequence[str]
+    ) -> None:
         """Show a confusion matrix (K, K) of pixels, with K names and colours."""
-        self._counts, self._names, self._colors = np.asarray(counts, np.int64), tuple(names), tuple(colors)
+        self._counts, self._names, self._colors = (
+            np.asarray(counts, np.int64),
+            tuple(names),
+            tuple(colors),
+        )
         self._over = None
-        self.setAccessibleDescription("\n".join(self.sentence(i, j) for i, j in np.ndindex(*self._counts.shape)))
+        self.setAccessibleDescription(
+            "\n".join(self.sentence(i, j) for i, j in np.ndindex(*self._counts.shape))
+        )
         self.updateGeometry()
         self.update()
 
@@ -57,13 +73,18 @@ class ConfusionPicture(QWidget):
         field, side = self._field()
         if not field.contains(place) or not self._names or min(side) < 1:
             return None
-        column, row = (place.x() - field.x()) // side[0], (place.y() - field.y()) // side[1]
+        column, row = (
+            (place.x() - field.x()) // side[0],
+            (place.y() - field.y()) // side[1],
+        )
         return (row, column) if max(row, column) < len(self._names) else None
 
     def cell_rect(self, row: int, column: int) -> QRect:
         """Where a square is."""
         field, (width, height) = self._field()
-        return QRect(field.x() + column * width, field.y() + row * height, width - 2, height - 2)
+        return QRect(
+            field.x() + column * width, field.y() + row * height, width - 2, height - 2
+        )
 
     def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
         return QSize(290, self.heightForWidth(290))
@@ -113,14 +134,20 @@ class ConfusionPicture(QWidget):
         return super().event(event)
 
     def _tip(self, row: int, column: int) -> str:
-        there = "\nClick to see where most of them are" if self._counts[row, column] else ""
+        there = (
+            "\nClick to see where most of them are" if self._counts[row, column] else ""
+        )
         return self.sentence(row, column) + there
 
     def _hover(self, cell: Cell | None) -> None:
         if cell != self._over:
             self._over = cell
             filled = cell is not None and bool(self._counts[cell])
-            self.setCursor(Qt.CursorShape.PointingHandCursor if filled else Qt.CursorShape.ArrowCursor)
+            self.setCursor(
+                Qt.CursorShape.PointingHandCursor
+                if filled
+                else Qt.CursorShape.ArrowCursor
+            )
             self.update()
 
     # ------------------------------------------------------------------ measures
@@ -129,7 +156,12 @@ class ConfusionPicture(QWidget):
         """The rectangle of all squares, and the size of one."""
         width, height = self._side(self.width())
         count = len(self._names)
-        return QRect(self._left(self.width()), self._top(self.width()), count * width, count * height), (width, height)
+        return QRect(
+            self._left(self.width()),
+            self._top(self.width()),
+            count * width,
+            count * height,
+        ), (width, height)
 
     def _left(self, width: int) -> int:
         """Room for the names of rows, their colours, and the word beside them."""
@@ -152,7 +184,10 @@ class ConfusionPicture(QWidget):
         return self._widest() > self._side(width)[0] - 6
 
     def _widest(self) -> int:
-        return max((self.fontMetrics().horizontalAdvance(name) for name in self._names), default=0)
+        return max(
+            (self.fontMetrics().horizontalAdvance(name) for name in self._names),
+            default=0,
+        )
 
     # ------------------------------------------------------------------ painting
 
@@ -183,8 +218,14 @@ class ConfusionPicture(QWidget):
             return "\N{EN DASH}"
         # The longest of each form decides, so that all squares of a picture speak alike.
         whole = "<1" if 0 < share < 0.01 else f"{100 * share:.0f}"
-        tenths = "100" if share == 1 else _percent(share).removesuffix("\N{NO-BREAK SPACE}%")
-        for widest, text in (("<0.1\N{NO-BREAK SPACE}%", _percent(share)), ("<0.1", tenths), ("100", whole)):
+        tenths = (
+            "100" if share == 1 else _percent(share).removesuffix("\N{NO-BREAK SPACE}%")
+        )
+        for widest, text in (
+            ("<0.1\N{NO-BREAK SPACE}%", _percent(share)),
+            ("<0.1", tenths),
+            ("100", whole),
+        ):
             if self.fontMetrics().horizontalAdvance(widest) <= width - 4:
                 return text
         return ""
@@ -193,30 +234,46 @@ class ConfusionPicture(QWidget):
         metrics, place = self.fontMetrics(), self.cell_rect(row, 0)
         line = metrics.height()
         left, room = line, place.x() - line - round(1.2 * line) - 6
-        painter.setPen(self._ink() if self._over is None or self._over[0] == row else self._pale())
+        painter.setPen(
+            self._ink() if self._over is None or self._over[0] == row else self._pale()
+        )
         words = QRect(left, place.y(), room, place.height())
         name = metrics.elidedText(self._names[row], Qt.TextElideMode.ElideRight, room)
-        painter.drawText(words, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, name)
+        painter.drawText(
+            words, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, name
+        )
         side = round(0.75 * line)
         painter.setPen(self._pale())
         painter.setBrush(QColor(self._colors[row]))
-        painter.drawRect(place.x() - 6 - side, place.center().y() - side // 2, side, side)
+        painter.drawRect(
+            place.x() - 6 - side, place.center().y() - side // 2, side, side
+        )
 
     def _paint_column_name(self, painter: QPainter, column: int) -> None:
         metrics, place = self.fontMetrics(), self.cell_rect(0, column)
         line = metrics.height()
-        painter.setPen(self._ink() if self._over is None or self._over[1] == column else self._pale())
+        painter.setPen(
+            self._ink()
+            if self._over is None or self._over[1] == column
+            else self._pale()
+        )
         top = round(1.2 * line)
         room = place.y() - top - 4
         if not self._upright(self.width()):
             words = QRect(place.x(), top, place.width(), room)
             painter.drawText(words, Qt.AlignmentFlag.AlignCenter, self._names[column])
             return
-        name = metrics.elidedText(self._names[column], Qt.TextElideMode.ElideRight, room)
+        name = metrics.elidedText(
+            self._names[column], Qt.TextElideMode.ElideRight, room
+        )
         painter.save()
         painter.translate(place.center().x() - line // 2, place.y() - 4)
         painter.rotate(-90)
-        painter.drawText(QRect(0, 0, room, line), Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, name)
+        painter.drawText(
+            QRect(0, 0, room, line),
+            Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter,
+            name,
+        )
         painter.restore()
 
     def _paint_titles(self, painter: QPainter) -> None:
@@ -224,12 +281,16 @@ class ConfusionPicture(QWidget):
         line = self.fontMetrics().height()
         painter.setPen(self._pale())
         painter.drawText(
-            QRect(field.x(), 0, field.width(), line), Qt.AlignmentFlag.AlignCenter, "predicted as, % of row"
+            QRect(field.x(), 0, field.width(), line),
+            Qt.AlignmentFlag.AlignCenter,
+            "predicted as, % of row",
         )
         painter.save()
         painter.translate(0, field.bottom())
         painter.rotate(-90)
-        painter.drawText(QRect(0, 0, field.height(), line), Qt.AlignmentFlag.AlignCenter, "truth")
+        painter.drawText(
+            QRect(0, 0, field.height(), line), Qt.AlignmentFlag.AlignCenter, "truth"
+        )
         painter.restore()
 
     def _paper(self) -> QColor:

@@ -20,7 +20,11 @@ class ScoreView(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.headline, self.caption = QLabel(self), QLabel(self)
-        self.table, self.picture, self.cases = ScoreTable(self), ConfusionPicture(self), Cases(self)
+        self.table, self.picture, self.cases = (
+            ScoreTable(self),
+            ConfusionPicture(self),
+            Cases(self),
+        )
         font = self.headline.font()
         font.setPointSizeF(1.25 * font.pointSizeF())
         font.setBold(True)
@@ -34,10 +38,18 @@ class ScoreView(QWidget):
         rows.setSpacing(5)
         for label in (self.headline, self.caption):
             label.setWordWrap(True)
-        for widget in (self.headline, self.caption, self.table, self.picture, self.cases):
+        for widget in (
+            self.headline,
+            self.caption,
+            self.table,
+            self.picture,
+            self.cases,
+        ):
             rows.addWidget(widget)
 
-    def show_result(self, result: Mapping[str, Any], classes: ClassMap, what: str) -> None:
+    def show_result(
+        self, result: Mapping[str, Any], classes: ClassMap, what: str
+    ) -> None:
         """Show a `ConfusionMatrix.as_dict` of `what` against what."""
         counts = np.array(result["confusion"], np.int64)
         iou, accuracy = result["mean_iou"], result["pixel_accuracy"]

@@ -51,7 +51,11 @@ class _LabelsChoice(LayerChoice):
     _by_hand: Any = None
 
     def _candidates(self) -> list[Any]:
-        return [one for one in convert.labels_layers(self._viewer.layers) if not one.metadata.get(ERRORS)]
+        return [
+            one
+            for one in convert.labels_layers(self._viewer.layers)
+            if not one.metadata.get(ERRORS)
+        ]
 
     def _picked(self, layer: Any) -> None:
         self._by_hand = layer
@@ -100,7 +104,11 @@ class PredictionChoice(_LabelsChoice):
 
     def _proposed(self) -> Any:
         every, selected = self._candidates(), self._selected()
-        made = [one for one in every if one.metadata.get(PREDICTED) or one.name.endswith("segmented")]
+        made = [
+            one
+            for one in every
+            if one.metadata.get(PREDICTED) or one.name.endswith("segmented")
+        ]
         picked = [one for one in selected if one in made]
         if len(picked) == 1:
             return picked[0]
@@ -132,7 +140,11 @@ class TruthChoice(_LabelsChoice):
     def _fitting(self) -> list[Any]:
         found = self._prediction.layer
         shape = convert.array_of(found).shape if found is not None else None
-        others = [one for one in self._candidates() if one is not found and not one.metadata.get(PREDICTED)]
+        others = [
+            one
+            for one in self._candidates()
+            if one is not found and not one.metadata.get(PREDICTED)
+        ]
         return [one for one in others if convert.array_of(one).shape == shape]
 
     def _proposed(self) -> Any:
@@ -166,7 +178,9 @@ class ScoreTable(QTableWidget):
             item = QTableWidgetItem(title)
             item.setToolTip(tip)
             if column == NAME:
-                item.setTextAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+                item.setTextAlignment(
+                    Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
+                )
             self.setHorizontalHeaderItem(column, item)
         self._header, self._lines = self.horizontalHeader(), self.verticalHeader()
         assert self._header is not None
@@ -175,16 +189,24 @@ class ScoreTable(QTableWidget):
         header.setHighlightSections(False)
         header.setMinimumSectionSize(1)
         for column in range(len(TITLES)):
-            fit = QHeaderView.ResizeMode.Stretch if column == NAME else QHeaderView.ResizeMode.Fixed
+            fit = (
+                QHeaderView.ResizeMode.Stretch
+                if column == NAME
+                else QHeaderView.ResizeMode.Fixed
+            )
             header.setSectionResizeMode(column, fit)
         self._lines.hide()
         self._measure()
 
-    def show_scores(self, per_class: Mapping[str, Mapping[str, Any]], classes: ClassMap) -> None:
+    def show_scores(
+        self, per_class: Mapping[str, Mapping[str, Any]], classes: ClassMap
+    ) -> None:
         """Show the ``per_class`` part of `ConfusionMatrix.as_dict`, in the order of the classes."""
         self.setSortingEnabled(False)
         self.setRowCount(len(classes))
-        for row, (name, color) in enumerate(zip(classes.names, classes.colors, strict=True)):
+        for row, (name, color) in enumerate(
+            zip(classes.names, classes.colors, strict=True)
+        ):
             scores = per_class[name]
             cell = _Cell(name, name, name)
             cell.setIcon(swatch(self, color))
@@ -201,8 +223,14 @@ class ScoreTable(QTableWidget):
         rows = ["\t".join(["class", "IoU", "Dice", "precision", "recall", "pixels"])]
         for row in range(self.rowCount()):
             cells = [self.item(row, column) for column in range(self.columnCount())]
-            values = [cell.data(Qt.ItemDataRole.UserRole) for cell in cells if cell is not None]
-            rows.append("\t".join("" if value is None else str(value) for value in values))
+            values = [
+                cell.data(Qt.ItemDataRole.UserRole)
+                for cell in cells
+                if cell is not None
+            ]
+            rows.append(
+                "\t".join("" if value is None else str(value) for value in values)
+            )
         return "\n".join(rows) + "\n"
 
     def keyPressEvent(self, event: QKeyEvent | None) -> None:  # noqa: N802 (Qt's name)
@@ -216,7 +244,10 @@ class ScoreTable(QTableWidget):
     def changeEvent(self, event: QEvent | None) -> None:  # noqa: N802
         """Follow the theme's font."""
         super().changeEvent(event)
-        if event is not None and event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange):
+        if event is not None and event.type() in (
+            QEvent.Type.FontChange,
+            QEvent.Type.StyleChange,
+        ):
             self._measure()
 
     def sizeHint(self) -> QSize:  # noqa: N802
@@ -232,12 +263,17 @@ class ScoreTable(QTableWidget):
 
     def _measure(self) -> None:
         """Numbers get what they need and no more: the names take the rest."""
-        height, width = self.fontMetrics().height(), self.fontMetrics().horizontalAdvance
+        height, width = (
+            self.fontMetrics().height(),
+            self.fontMetrics().horizontalAdvance,
+        )
         assert self._header is not None
         assert self._lines is not None
         for column in range(IOU, len(TITLES)):
             widest = width("99,999" if column == PIXELS else "1.00") + height // 2
-            self._header.resizeSection(column, max(widest, width(TITLES[column]) + height // 2))
+            self._header.resizeSection(
+                column, max(widest, width(TITLES[column]) + height // 2)
+            )
         self._lines.setDefaultSectionSize(round(1.6 * height))
         self.setIconSize(QSize(height, height))
         self.updateGeometry()
@@ -273,7 +309,11 @@ def _number(scores: Mapping[str, Any], column: int, name: str) -> _Cell:
 
 def _why_absent(column: int, name: str, scores: Mapping[str, Any]) -> str:
     if column == RECALL or (column in (IOU, DICE) and not scores["support"]):
-        where = "in the truth" if column == RECALL else "in the truth, and it was not predicted either"
+        where = (
+            "in the truth"
+            if column == RECALL
+            else "in the truth, and it was not predicted either"
+        )
         return f"No pixel is {name} {where}: there is nothing to score."
     return f"No labelled pixel was predicted as {name}: there is nothing to score."
 
@@ -282,5 +322,9 @@ def short(count: int) -> str:
     """A count as it is up to 99,999; beyond that in thousands, millions or milliards, three digits of it."""
     if count < 100_000:
         return f"{count:,}"
-    size, unit = next((s, u) for s, u in ((10**3, "k"), (10**6, "M"), (10**9, "G")) if count < 999.5 * s or u == "G")
+    size, unit = next(
+        (s, u)
+        for s, u in ((10**3, "k"), (10**6, "M"), (10**9, "G"))
+        if count < 999.5 * s or u == "G"
+    )
     return f"{float(f'{count / size:.3g}'):g} {unit}"

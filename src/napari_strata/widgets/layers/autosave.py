@@ -45,7 +45,11 @@ class Kept:
         """They are in this viewer now: offer them again only if it ends without a word."""
         note = self.path.with_name(NOTE)
         with suppress(OSError, StrataError):
-            files.write_text(note, json.dumps({"layer": self.layer, "image": self.image} | this_process()) + "\n")
+            files.write_text(
+                note,
+                json.dumps({"layer": self.layer, "image": self.image} | this_process())
+                + "\n",
+            )
 
     def forget(self) -> None:
         """Do not offer them again; the file itself stays until its run is deleted."""
@@ -59,7 +63,9 @@ class Autosave(QObject):
     saved = Signal(object)  # Path
     failed = Signal(str)
 
-    def __init__(self, folder: Callable[[], Path], parent: QObject | None = None) -> None:
+    def __init__(
+        self, folder: Callable[[], Path], parent: QObject | None = None
+    ) -> None:
         super().__init__(parent)
         self._folder = folder
         self._layer: LabelsLayer | None = None
@@ -96,7 +102,10 @@ class Autosave(QObject):
 
     def _look(self, _event: object = None) -> None:
         # Undo and redo only show themselves as a new picture, and so does turning to another plane.
-        if self._layer is not None and (strokes := _strokes(self._layer)) != self._strokes:
+        if (
+            self._layer is not None
+            and (strokes := _strokes(self._layer)) != self._strokes
+        ):
             self._strokes, self._changed = strokes, True
 
     def save(self) -> None:
@@ -110,13 +119,19 @@ class Autosave(QObject):
             return
         image = self._image.name if self._image is not None else ""
         self._changed, self._busy = False, True
-        threads.run(lambda: _write(labels, folder, image), self._done, self._sorry, owner=self)
+        threads.run(
+            lambda: _write(labels, folder, image), self._done, self._sorry, owner=self
+        )
 
     def save_at_once(self) -> None:
         """Write now, in this thread: napari is closing."""
         if self._changed and self._layer is not None:
             with suppress(StrataError, OSError):
-                _write(labels_of(self._layer, self._image), self._folder(), self._image.name if self._image else "")
+                _write(
+                    labels_of(self._layer, self._image),
+                    self._folder(),
+                    self._image.name if self._image else "",
+                )
                 self._changed = False
 
     def _done(self, path: Path) -> None:
@@ -141,7 +156,9 @@ def kept(runs: Path) -> list[Kept]:
                 found.append(Kept(path, str(facts["layer"]), str(facts["image"]), time))
         except (OSError, ValueError, KeyError):
             continue
-    newest = {(one.layer, one.image): one for one in sorted(found, key=lambda one: one.time)}
+    newest = {
+        (one.layer, one.image): one for one in sorted(found, key=lambda one: one.time)
+    }
     return sorted(newest.values(), key=lambda one: one.time, reverse=True)
 
 
@@ -161,7 +178,11 @@ def _write(labels: LabelImage, folder: Path, image: str) -> Path:
 def this_process() -> dict[str, object]:
     """What names this napari, also after its number has gone to another process."""
     process = psutil.Process()
-    return {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()}
+    return {
+        "pid": process.pid,
+        "started": process.create_time(),
+        "host": socket.gethostname(),
+    }
 
 
 def is_alive(facts: Mapping[str, object]) -> bool:
@@ -169,6 +190,9 @@ def is_alive(facts: Mapping[str, object]) -> bool:
     if facts.get("host") != socket.gethostname():
         return False
     try:
-        return bool(psutil.Process(int(str(facts.get("pid")))).create_time() == facts.get("started"))
+        return bool(
+            psutil.Process(int(str(facts.get("pid")))).create_time()
+            == facts.get("started")
+        )
     except (psutil.Error, ValueError):
         return False

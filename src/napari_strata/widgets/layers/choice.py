@@ -26,12 +26,20 @@ class LayerChoice(QWidget):
 
     changed = Signal()
 
-    def __init__(self, viewer: ViewerModel, label: str, parent: QWidget | None = None) -> None:
+    def __init__(
+        self, viewer: ViewerModel, label: str, parent: QWidget | None = None
+    ) -> None:
         super().__init__(parent)
         self._viewer = viewer
         self._layer: Any = None
-        self._by_hand: set[Any] | None = None  # what was selected when somebody picked in the box
-        self.combo = ComboBox(choices=self._choices, nullable=True, tooltip=f"The {label.lower()} layer to work with.")
+        self._by_hand: set[Any] | None = (
+            None  # what was selected when somebody picked in the box
+        )
+        self.combo = ComboBox(
+            choices=self._choices,
+            nullable=True,
+            tooltip=f"The {label.lower()} layer to work with.",
+        )
         self.text = QLabel()
         self.text.setWordWrap(True)
         self._title = QLabel(label)
@@ -41,7 +49,9 @@ class LayerChoice(QWidget):
         self._row = QHBoxLayout()
         self._row.addWidget(self._title)
         self._row.addWidget(self.combo.native, 1)
-        self.combo.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.combo.native.setSizePolicy(
+            QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed
+        )
         self._rows.addLayout(self._row)
         self._rows.addWidget(self.text)
         self.combo.changed.connect(self._picked)
@@ -75,7 +85,11 @@ class LayerChoice(QWidget):
 
     def _selected(self) -> list[Any]:
         """The selected layers of our type, in the order of the list."""
-        return [layer for layer in self._candidates() if layer in self._viewer.layers.selection]
+        return [
+            layer
+            for layer in self._candidates()
+            if layer in self._viewer.layers.selection
+        ]
 
     def _list_changed(self, _event: object = None) -> None:
         if self._layer is not None and self._layer not in self._viewer.layers:
@@ -112,10 +126,14 @@ class ImageChoice(LayerChoice):
     """
 
     def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
-        self.axes = LineEdit(tooltip="One letter a dimension: T time, Z depth, C channel, Y row, X column.")
+        self.axes = LineEdit(
+            tooltip="One letter a dimension: T time, Z depth, C channel, Y row, X column."
+        )
         super().__init__(viewer, "Image", parent)
         self._row.addWidget(QLabel("Axes"))
-        self.axes.native.setMaximumWidth(self.axes.native.fontMetrics().horizontalAdvance("MMMMMM"))
+        self.axes.native.setMaximumWidth(
+            self.axes.native.fontMetrics().horizontalAdvance("MMMMMM")
+        )
         self._row.addWidget(self.axes.native)
         self.axes.native.editingFinished.connect(self._axes_edited)
         self.image: Image | None = None
@@ -142,10 +160,14 @@ class ImageChoice(LayerChoice):
             self.choose(self._layer)
 
     def _layer_changed(self) -> None:
-        self.axes.value = "" if self._layer is None else convert.proposed_axes(self._layer)
+        self.axes.value = (
+            "" if self._layer is None else convert.proposed_axes(self._layer)
+        )
 
     def _axes_edited(self) -> None:
-        if self._layer is None or self.axes.value.upper() == convert.known_axes(self._layer):
+        if self._layer is None or self.axes.value.upper() == convert.known_axes(
+            self._layer
+        ):
             return
         try:
             convert.set_axes(self._layer, self.axes.value)
@@ -171,7 +193,11 @@ class ImageChoice(LayerChoice):
             self.problem = str(error)
             self.text.setText(self.problem)
             return
-        assumed = "" if convert.known_axes(self._layer) else "; axes assumed, change them if they are others"
+        assumed = (
+            ""
+            if convert.known_axes(self._layer)
+            else "; axes assumed, change them if they are others"
+        )
         self.text.setText(convert.describe(self.image) + assumed)
 
     def _why_none(self) -> str:
@@ -185,11 +211,18 @@ class ImageChoice(LayerChoice):
 class LabelsChoice(LayerChoice):
     """The labels: those selected in the layer list, or the ones that match the image; or new ones."""
 
-    def __init__(self, viewer: ViewerModel, images: ImageChoice, *, title: str = "Labels") -> None:
+    def __init__(
+        self, viewer: ViewerModel, images: ImageChoice, *, title: str = "Labels"
+    ) -> None:
         self._images = images
-        self._last: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # image layer -> labels used with it
+        self._last: WeakKeyDictionary[Any, Any] = (
+            WeakKeyDictionary()
+        )  # image layer -> labels used with it
         super().__init__(viewer, title, images.parentWidget())
-        self.new_button = PushButton(text="New labels", tooltip="An empty Labels layer on this image, ready to paint.")
+        self.new_button = PushButton(
+            text="New labels",
+            tooltip="An empty Labels layer on this image, ready to paint.",
+        )
         self.new_button.changed.connect(self.make_new)
         self._row.addWidget(self.new_button.native)
         self.problem = ""
@@ -230,16 +263,30 @@ class LabelsChoice(LayerChoice):
 
     def _selected(self) -> list[Any]:
         # Who clicks a prediction wants to look at it; to train on it, one picks it in the box.
-        return [layer for layer in super()._selected() if not layer.metadata.get(PREDICTED)]
+        return [
+            layer for layer in super()._selected() if not layer.metadata.get(PREDICTED)
+        ]
 
     def _fitting(self) -> list[Any]:
         image = self._images.image
-        painted = [one for one in self._candidates() if not one.metadata.get(PREDICTED) or one is self._layer]
-        return [one for one in painted if image is not None and not convert.mismatch(image, one)]
+        painted = [
+            one
+            for one in self._candidates()
+            if not one.metadata.get(PREDICTED) or one is self._layer
+        ]
+        return [
+            one
+            for one in painted
+            if image is not None and not convert.mismatch(image, one)
+        ]
 
     def _follow(self) -> None:
         selected, fitting = self._selected(), self._fitting()
-        last = self._last.get(self._images.layer) if self._images.layer is not None else None
+        last = (
+            self._last.get(self._images.layer)
+            if self._images.layer is not None
+            else None
+        )
         if len(selected) == 1:
             self.choose(selected[0])
         elif last in fitting:
@@ -247,8 +294,18 @@ class LabelsChoice(LayerChoice):
         elif self._layer in fitting:
             self.choose(self._layer)
         else:
-            named = [one for one in fitting if self._images.image and one.name.startswith(self._images.image.name)]
-            self.choose(fitting[0] if len(fitting) == 1 else named[0] if len(named) == 1 else None)
+            named = [
+                one
+                for one in fitting
+                if self._images.image and one.name.startswith(self._images.image.name)
+            ]
+            self.choose(
+                fitting[0]
+                if len(fitting) == 1
+                else named[0]
+                if len(named) == 1
+                else None
+            )
 
     def _show(self) -> None:
         super()._show()
@@ -258,8 +315,16 @@ class LabelsChoice(LayerChoice):
         self.new_button.enabled = image is not None
         self.problem = ""
         if self._layer is None:
-            several = f"{len(self._fitting())} label layers fit: choose one." if self._fitting() else ""
-            self.problem = several or ("No labels yet: press New labels and paint." if image is not None else "")
+            several = (
+                f"{len(self._fitting())} label layers fit: choose one."
+                if self._fitting()
+                else ""
+            )
+            self.problem = several or (
+                "No labels yet: press New labels and paint."
+                if image is not None
+                else ""
+            )
         elif image is not None and (why := convert.mismatch(image, self._layer)):
             self.problem = f"{self._layer.name} does not fit: it is {why} pixels. Choose others, or press New labels."
         self.text.setText(self.problem)

@@ -44,7 +44,9 @@ def means_background(counts: Counts | None, *, given: bool) -> bool:
     if counts is None:
         return given
     others = len(counts.total) - (0 in counts.total)
-    return others > MAX_INFERRED or (given and (counts.labelled_everywhere or others == 1))
+    return others > MAX_INFERRED or (
+        given and (counts.labelled_everywhere or others == 1)
+    )
 
 
 @dataclass
@@ -101,25 +103,48 @@ class ClassBook:
             "background": self.background,
             "objects": self.objects,
         }
-        kept = {key: value for key, value in layer.metadata.items() if key not in (METADATA, NOTES)}
-        stored = {METADATA: classes.model_dump(mode="json")} if classes is not None else {}
+        kept = {
+            key: value
+            for key, value in layer.metadata.items()
+            if key not in (METADATA, NOTES)
+        }
+        stored = (
+            {METADATA: classes.model_dump(mode="json")} if classes is not None else {}
+        )
         layer.metadata = kept | stored | {NOTES: notes}
-        if set(layer.features.columns) <= {"index", "class"}:  # else it is a table of somebody else's
+        if set(layer.features.columns) <= {
+            "index",
+            "class",
+        }:  # else it is a table of somebody else's
             named = {**self.names, 0: self.name(0) if self.background else "unlabelled"}
-            layer.features = {"index": sorted(named), "class": [named[value] for value in sorted(named)]}
+            layer.features = {
+                "index": sorted(named),
+                "class": [named[value] for value in sorted(named)],
+            }
 
     def is_background(self, counts: Counts | None) -> bool:
         """Whether 0 is a class; where nobody has said so, as the labels look."""
-        return means_background(counts, given=self.given) if self.background is None else self.background
+        return (
+            means_background(counts, given=self.given)
+            if self.background is None
+            else self.background
+        )
 
     def look_like_objects(self, counts: Counts | None) -> bool:
         """Whether there are too many values that nobody has named to be classes."""
-        return counts is not None and len(counts.total.keys() - self.names.keys() - {0}) > MAX_INFERRED
+        return (
+            counts is not None
+            and len(counts.total.keys() - self.names.keys() - {0}) > MAX_INFERRED
+        )
 
     def is_behind(self, layer: LabelsLayer, rows: list[int]) -> bool:
         """Whether the layer's class map lacks a class that was painted since."""
         stored = stored_classes(layer)
-        return stored is not None and bool(rows) and set(stored.values) != set(rows) - self.unused
+        return (
+            stored is not None
+            and bool(rows)
+            and set(stored.values) != set(rows) - self.unused
+        )
 
     def rows(self, counts: Counts | None, painted: Iterable[int] = ()) -> list[int]:
         """Label values of the classes, used or not: those found, known, or just painted."""
@@ -157,8 +182,14 @@ class ClassBook:
         if len(used) > 1:
             return ""
         if len(labelled) > 1:
-            return "Fewer than two labelled classes are in use: tick Use for more of them."
-        hint = ", or let 0 mean background" if counts.total.get(0) and 0 not in rows else ""
+            return (
+                "Fewer than two labelled classes are in use: tick Use for more of them."
+            )
+        hint = (
+            ", or let 0 mean background"
+            if counts.total.get(0) and 0 not in rows
+            else ""
+        )
         return f"Only one class is labelled: paint some pixels of at least two{hint}."
 
     def why_kept(self, value: int, counts: Counts | None) -> str:
@@ -170,13 +201,23 @@ class ClassBook:
         if counts is None:
             return "The pixels are not counted yet"
         pixels = self.pixels(counts, value)
-        return f"“{self.name(value)}” has {pixels:,} pixels: erase them first, or untick Use" if pixels else ""
+        return (
+            f"“{self.name(value)}” has {pixels:,} pixels: erase them first, or untick Use"
+            if pixels
+            else ""
+        )
 
     def name(self, value: int) -> str:
         """The name of a value; where it has none, one that no other has."""
         if value in self.names:
             return self.names[value]
-        plain = "background" if value == 0 else "objects" if self.objects else f"class {value}"
+        plain = (
+            "background"
+            if value == 0
+            else "objects"
+            if self.objects
+            else f"class {value}"
+        )
         taken = {name for other, name in self.names.items() if other != value}
         return plain if plain not in taken else f"{plain} ({value})"
 
@@ -184,7 +225,9 @@ class ClassBook:
         """``#rrggbb`` of a value: the layer's, or where that shows nothing, the one kept for it."""
         if (shown := shown_color(layer, value)) is not None:
             return shown
-        return self.colors.get(value) or (BACKGROUND if value == 0 else free_color(self.colors.values()))
+        return self.colors.get(value) or (
+            BACKGROUND if value == 0 else free_color(self.colors.values())
+        )
 
     def class_map(self, layer: LabelsLayer, values: Iterable[int]) -> ClassMap | None:
         """The class map of the rows `values`, or None when none of them is used."""
@@ -199,7 +242,9 @@ class ClassBook:
             names=tuple(names),
             values=tuple(used),
             colors=tuple(self.color(layer, value) for value in used),
-            unlabelled=tuple(sorted(self.unused - set(used) | (set() if 0 in used else {0}))),
+            unlabelled=tuple(
+                sorted(self.unused - set(used) | (set() if 0 in used else {0}))
+            ),
             rest=names[used.index(1)] if self.objects and 1 in used else None,
         )
 
@@ -212,11 +257,17 @@ def shown_color(layer: LabelsLayer, value: int) -> str | None:
     elif value == colormap.background_value:
         return None
     else:  # every label, also while the viewer shows the selected one only
-        plain = colormap.model_copy(update={"use_selection": False}) if colormap.use_selection else colormap
+        plain = (
+            colormap.model_copy(update={"use_selection": False})
+            if colormap.use_selection
+            else colormap
+        )
         rgba = plain.map(value)
     if rgba[3] == 0:
         return None
-    return "#{:02x}{:02x}{:02x}".format(*(round(255 * float(part)) for part in rgba[:3]))
+    return "#{:02x}{:02x}{:02x}".format(
+        *(round(255 * float(part)) for part in rgba[:3])
+    )
 
 
 def free_color(taken: Iterable[str]) -> str:
@@ -230,10 +281,18 @@ def unseen(layer: LabelsLayer, values: Iterable[int]) -> list[int]:
     colormap = layer.colormap
     if not isinstance(colormap, DirectLabelColormap) or colormap.default_color[3] > 0:
         return []
-    return [value for value in values if value != 0 and value not in colormap.color_dict]
+    return [
+        value for value in values if value != 0 and value not in colormap.color_dict
+    ]
 
 
-def set_colors(layer: LabelsLayer, colors: dict[int, str], values: Iterable[int], *, others: str | None = None) -> None:
+def set_colors(
+    layer: LabelsLayer,
+    colors: dict[int, str],
+    values: Iterable[int],
+    *,
+    others: str | None = None,
+) -> None:
     """Show `colors` of values, with those of all other `values` as they are; `others`: one colour for what is left."""
     colormap = layer.colormap
     if isinstance(colormap, DirectLabelColormap):
@@ -258,4 +317,8 @@ def _percent(part: float) -> str:
         return "under 0.1 %"
     if part == 1:
         return "100 %"
-    return f"{min(100 * part, 99.9):.1f} %" if part < 0.01 or part > 0.99 else f"{100 * part:.0f} %"
+    return (
+        f"{min(100 * part, 99.9):.1f} %"
+        if part < 0.01 or part > 0.99
+        else f"{100 * part:.0f} %"
+    )

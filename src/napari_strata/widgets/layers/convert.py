@@ -33,7 +33,9 @@ COPIED = 4 * 2**30
 def known_axes(layer: ImageLayer | LabelsLayer) -> str:
     """The axes that the layer's own labels spell, such as "ZYX" (with C last for RGB); empty when they do not."""
     letters = "".join(str(label) for label in layer.axis_labels).upper()
-    if len(letters) != layer.ndim or not {"Y", "X"} <= set(letters) <= set(_axes.CANONICAL):
+    if len(letters) != layer.ndim or not {"Y", "X"} <= set(letters) <= set(
+        _axes.CANONICAL
+    ):
         letters = "YX" if layer.ndim == 2 else ""
     return letters + "C" if letters and _is_rgb(layer) else letters
 
@@ -60,16 +62,22 @@ def array_of(layer: ImageLayer | LabelsLayer) -> Any:
 
 def image_of(layer: ImageLayer) -> Image:
     """The image that a layer shows, with axes as the dock shows them. Raises `ImageError` when they do not fit."""
-    return Image(array_of(layer), proposed_axes(layer), name=layer.name, **_geometry(layer))
+    return Image(
+        array_of(layer), proposed_axes(layer), name=layer.name, **_geometry(layer)
+    )
 
 
 def labels_of(layer: LabelsLayer, image: Image | None = None) -> LabelImage:
     """The labels of a layer with their class map; axes that the layer does not name are those of `image`."""
-    stored = layer.metadata.get(METADATA) or {}  # of an image that was made into labels: its file
+    stored = (
+        layer.metadata.get(METADATA) or {}
+    )  # of an image that was made into labels: its file
     letters = known_axes(layer)
     if not letters:
         fits = image is not None and len(image.label_axes) == layer.ndim
-        letters = image.label_axes if image is not None and fits else proposed_axes(layer)
+        letters = (
+            image.label_axes if image is not None and fits else proposed_axes(layer)
+        )
     return LabelImage(
         array_of(layer),
         letters,
@@ -90,7 +98,11 @@ def mismatch(image: Image, labels: LabelsLayer) -> str:
 def describe(image: Image) -> str:
     """``8 x 1024 x 996 (ZYX), uint16, 2.1 µm``: what `Image.describe` says, less the name, which stands beside it."""
     text = image.describe().removeprefix(f"{image.name}, ")
-    return text.replace("micrometer", "µm").replace("nanometer", "nm").replace("millimeter", "mm")
+    return (
+        text.replace("micrometer", "µm")
+        .replace("nanometer", "nm")
+        .replace("millimeter", "mm")
+    )
 
 
 def source_of_image(layer: ImageLayer, image: Image, folder: Path) -> Layer:
@@ -158,15 +170,23 @@ def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
         file = read_image(path, series=series)
         if (file.shape, file.dtype) != (image.shape, image.dtype):
             return None
-        middle = {letter: image.size(letter) // 2 for letter in "TZ" if letter in image.axes}
-        if not np.array_equal(file.with_axes(image.axes).read(middle), image.read(middle)):
+        middle = {
+            letter: image.size(letter) // 2 for letter in "TZ" if letter in image.axes
+        }
+        if not np.array_equal(
+            file.with_axes(image.axes).read(middle), image.read(middle)
+        ):
             return None
     except (StrataError, OSError, ValueError):
         return None
     if series == 0 and all(getattr(file, key) == value for key, value in known.items()):
         return Layer(path=str(path))
     large = image.dtype.itemsize * prod(image.shape) > COPIED
-    return Layer(path=str(path), series=series, name=image.name, **known) if large else None
+    return (
+        Layer(path=str(path), series=series, name=image.name, **known)
+        if large
+        else None
+    )
 
 
 def _holds(path: Path, image: Image) -> bool:
@@ -175,7 +195,14 @@ def _holds(path: Path, image: Image) -> bool:
         return False
     try:
         file = read_image(path, axes=image.axes)
-        same = (file.shape, file.dtype, file.scale) == (image.shape, image.dtype, image.scale)
-        return same and all(np.array_equal(file.read(plane), image.read(plane)) for plane in image.planes())
+        same = (file.shape, file.dtype, file.scale) == (
+            image.shape,
+            image.dtype,
+            image.scale,
+        )
+        return same and all(
+            np.array_equal(file.read(plane), image.read(plane))
+            for plane in image.planes()
+        )
     except StrataError:
         return False

@@ -87,7 +87,9 @@ def _merge(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
         return parts[0]
     if not parts:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    values, where = np.unique(np.concatenate([values for values, _ in parts]), return_inverse=True)
+    values, where = np.unique(
+        np.concatenate([values for values, _ in parts]), return_inverse=True
+    )
     counts = np.zeros(len(values), np.int64)
     np.add.at(counts, where, np.concatenate([counts for _, counts in parts]))
     return values, counts
@@ -159,7 +161,11 @@ class PixelCounter(QObject):
             return "Counting the pixels …" if self.counts is None or self.large else ""
         if self.stale and self.counts is None:
             return 'These labels are large: pixels are counted when you ask. <a href="count">Count</a>'
-        return 'Painted since the pixels were counted. <a href="count">Count again</a>' if self.stale else ""
+        return (
+            'Painted since the pixels were counted. <a href="count">Count again</a>'
+            if self.stale
+            else ""
+        )
 
     def watch(self, layer: LabelsLayer | None) -> None:
         """Count this layer from now on, and no other."""
@@ -171,7 +177,9 @@ class PixelCounter(QObject):
         if layer is None:
             return
         self._history, self._view = _history(layer), _view(layer)
-        self._links.connect(layer, paint=self._on_paint, data=self._on_data, set_data=self._on_refresh)
+        self._links.connect(
+            layer, paint=self._on_paint, data=self._on_data, set_data=self._on_refresh
+        )
         self._mark(None)
 
     def count(self) -> None:
@@ -198,18 +206,31 @@ class PixelCounter(QObject):
         layer = self._layer() if self._layer is not None else None
         if layer is None or self._running is not None:
             return
-        data, changed, stop = array_of(layer), frozenset(self._planes), threading.Event()
+        data, changed, stop = (
+            array_of(layer),
+            frozenset(self._planes),
+            threading.Event(),
+        )
         previous = None if self._all else self.counts
         self._links.stop = stop
-        self._all, self._planes, self._running, self._started = False, set(), stop, time.monotonic()
+        self._all, self._planes, self._running, self._started = (
+            False,
+            set(),
+            stop,
+            time.monotonic(),
+        )
         threads.run(
             lambda: count_values(data, previous, changed=changed, stop=stop.is_set),
             lambda counts: self._end(stop, counts),
-            lambda error: self._end(stop, None, f"The pixels could not be counted: {error}"),
+            lambda error: self._end(
+                stop, None, f"The pixels could not be counted: {error}"
+            ),
             owner=self,
         )
 
-    def _end(self, run: threading.Event, counts: Counts | None, error: str = "") -> None:
+    def _end(
+        self, run: threading.Event, counts: Counts | None, error: str = ""
+    ) -> None:
         if run is not self._running:  # of a layer that is no longer watched
             return
         self._running, self.stale = None, False
@@ -267,7 +288,11 @@ def _history(layer: LabelsLayer) -> tuple[int, int]:
 def _view(layer: LabelsLayer) -> tuple[Any, ...]:
     """What is shown of the layer: redrawing it elsewhere changes no pixel."""
     world = layer._slice_input.world_slice
-    return tuple(world.point), tuple(layer._slice_input.order), layer._slice_input.ndisplay
+    return (
+        tuple(world.point),
+        tuple(layer._slice_input.order),
+        layer._slice_input.ndisplay,
+    )
 
 
 def _painted_values(atom: Any) -> Iterator[int]:
@@ -281,10 +306,14 @@ def _painted_planes(item: Iterable[Any]) -> set[Plane] | None:
     planes: set[Plane] = set()
     for atom in item:
         if hasattr(atom, "slice_key"):
-            planes.update(product(*(range(key.start, key.stop) for key in atom.slice_key[:-2])))
+            planes.update(
+                product(*(range(key.start, key.stop) for key in atom.slice_key[:-2]))
+            )
             continue
         leading = [np.asarray(axis).reshape(-1) for axis in atom[0][:-2]]
         if leading and leading[0].size > 10_000:
             return None
-        planes.update(zip(*(axis.tolist() for axis in leading), strict=True) if leading else [()])
+        planes.update(
+            zip(*(axis.tolist() for axis in leading), strict=True) if leading else [()]
+        )
     return planes

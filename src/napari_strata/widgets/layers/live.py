@@ -56,7 +56,13 @@ class LiveLabels(QObject):
         self._adding.timeout.connect(self.place)
 
     def open(
-        self, target: TargetOpened, image: Image, under: ImageLayer | None, *, name: str, below: Layer | None = None
+        self,
+        target: TargetOpened,
+        image: Image,
+        under: ImageLayer | None,
+        *,
+        name: str,
+        below: Layer | None = None,
     ) -> LabelsLayer:
         """A layer on the array that the worker has just made, placed where `under`, the image layer, lies.
 
@@ -65,7 +71,11 @@ class LiveLabels(QObject):
         """
         data = np.lib.format.open_memmap(target.path, mode="r")
         classes = class_map(target.classes)
-        if self.layer is not None and self.layer in self._viewer.layers and self.layer.data.shape == data.shape:
+        if (
+            self.layer is not None
+            and self.layer in self._viewer.layers
+            and self.layer.data.shape == data.shape
+        ):
             self.layer.data = data
             self.layer.editable = False
             return self.layer
@@ -76,7 +86,9 @@ class LiveLabels(QObject):
             attributes |= {"rotate": under.rotate, "shear": under.shear}
         attributes["metadata"] = attributes.get("metadata", {}) | {PREDICTED: True}
         self.layer = LabelsLayer(given, **attributes)
-        self.layer.editable = False  # until it is whole: the array belongs to the worker
+        self.layer.editable = (
+            False  # until it is whole: the array belongs to the worker
+        )
         _show_tools(self.layer, False)
         self._waiting = self.layer, below
         self._adding.start()
@@ -112,11 +124,23 @@ class LiveLabels(QObject):
         """The worker is done with the array: take it into memory, or leave it on disk where changes stay private."""
         self._timer.stop()
         layer = self.layer
-        if layer is None or layer not in self._viewer.layers or not isinstance(layer.data, np.memmap):
+        if (
+            layer is None
+            or layer not in self._viewer.layers
+            or not isinstance(layer.data, np.memmap)
+        ):
             self.settled.emit()
             return
-        path, small = Path(str(layer.data.filename)), prod(layer.data.shape) * layer.data.itemsize <= IN_MEMORY
-        threads.run(lambda: _own(path, small), lambda data: self._swap(layer, data), self._keep, owner=self)
+        path, small = (
+            Path(str(layer.data.filename)),
+            prod(layer.data.shape) * layer.data.itemsize <= IN_MEMORY,
+        )
+        threads.run(
+            lambda: _own(path, small),
+            lambda data: self._swap(layer, data),
+            self._keep,
+            owner=self,
+        )
 
     def _swap(self, layer: LabelsLayer, data: Any) -> None:
         if layer in self._viewer.layers:
@@ -135,23 +159,36 @@ class LiveLabels(QObject):
             self.layer.refresh(extent=False, highlight=False, thumbnail=False)
 
     def _in_sight(self, region: Mapping[str, Any]) -> bool:
-        if self.layer is None or self.layer not in self._viewer.layers or not self.layer.visible:
+        if (
+            self.layer is None
+            or self.layer not in self._viewer.layers
+            or not self.layer.visible
+        ):
             return False
         if self._viewer.dims.ndisplay == 3:
             return True
         letters = "".join(self.layer.axis_labels).upper()
         shown = np.round(np.asarray(self.layer.world_to_data(self._viewer.dims.point)))
         places = dict(zip(letters, map(int, shown), strict=True))
-        return all(a in "YX" or not isinstance(index, int) or places.get(a) == index for a, index in region.items())
+        return all(
+            a in "YX" or not isinstance(index, int) or places.get(a) == index
+            for a, index in region.items()
+        )
 
 
-def add_quietly(viewer: ViewerModel, layer: Layer, *, below: Layer | None = None) -> None:
+def add_quietly(
+    viewer: ViewerModel, layer: Layer, *, below: Layer | None = None
+) -> None:
     """Add a layer and leave the selection as it is: somebody may be painting on what is selected."""
     selection = viewer.layers.selection
     selected, active = set(selection), selection.active
     # Without a word: napari would build the controls of the new layer, only to put the old ones back.
     with selection.events.blocker_all():
-        place = viewer.layers.index(below) if below is not None and below in viewer.layers else len(viewer.layers)
+        place = (
+            viewer.layers.index(below)
+            if below is not None and below in viewer.layers
+            else len(viewer.layers)
+        )
         viewer.layers.insert(place, layer)
         viewer.layers.selection = selected
         if active is not None:
@@ -161,7 +198,9 @@ def add_quietly(viewer: ViewerModel, layer: Layer, *, below: Layer | None = None
 def _draw(viewer: ViewerModel, drawn: bool) -> None:
     """Let the window draw itself, or not."""
     with suppress(RuntimeError):  # the window may be gone
-        if (window := getattr(getattr(viewer, "window", None), "_qt_window", None)) is not None:
+        if (
+            window := getattr(getattr(viewer, "window", None), "_qt_window", None)
+        ) is not None:
             window.setUpdatesEnabled(drawn)
 
 
@@ -182,7 +221,9 @@ def class_map(rows: Any) -> ClassMap:
     )
 
 
-def current_plane(viewer: ViewerModel, layer: ImageLayer, image: Image) -> dict[str, int]:
+def current_plane(
+    viewer: ViewerModel, layer: ImageLayer, image: Image
+) -> dict[str, int]:
     """The T and Z that are in sight, as indices of the image."""
     shown = np.round(np.asarray(layer.world_to_data(viewer.dims.point)))
     found = {}

@@ -83,11 +83,17 @@ class ClassRows(QTableWidget):
         self.setShowGrid(False)
         for column, tip in enumerate(TIPS):
             self.horizontalHeaderItem(column).setToolTip(tip)
-        self.horizontalHeaderItem(NAME).setTextAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+        self.horizontalHeaderItem(NAME).setTextAlignment(
+            Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
+        )
         header = self.horizontalHeader()
         header.setHighlightSections(False)
         for column in range(len(TITLES)):
-            fit = QHeaderView.ResizeMode.Stretch if column == NAME else QHeaderView.ResizeMode.ResizeToContents
+            fit = (
+                QHeaderView.ResizeMode.Stretch
+                if column == NAME
+                else QHeaderView.ResizeMode.ResizeToContents
+            )
             header.setSectionResizeMode(column, fit)
         header.setMinimumSectionSize(1)
         self.verticalHeader().hide()
@@ -143,7 +149,11 @@ class ClassRows(QTableWidget):
         """As tall as the rows, from `FEWEST` to `MOST` of them."""
         rows = min(max(self.rowCount(), FEWEST), MOST)
         edge = 2 * self.frameWidth()
-        height = self.horizontalHeader().sizeHint().height() + rows * self.verticalHeader().defaultSectionSize() + edge
+        height = (
+            self.horizontalHeader().sizeHint().height()
+            + rows * self.verticalHeader().defaultSectionSize()
+            + edge
+        )
         return QSize(260, height)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
@@ -153,7 +163,10 @@ class ClassRows(QTableWidget):
     def changeEvent(self, event: QEvent | None) -> None:  # noqa: N802
         """Follow the theme's font."""
         super().changeEvent(event)
-        if event is not None and event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange):
+        if event is not None and event.type() in (
+            QEvent.Type.FontChange,
+            QEvent.Type.StyleChange,
+        ):
             self._measure()
 
     def _on_click(self, row: int, column: int) -> None:
@@ -174,7 +187,9 @@ class ClassRows(QTableWidget):
             self.used.emit(value, item.checkState() == Qt.CheckState.Checked)
 
     def _measure(self) -> None:
-        self.verticalHeader().setDefaultSectionSize(round(self.fontMetrics().height() * 1.6))
+        self.verticalHeader().setDefaultSectionSize(
+            round(self.fontMetrics().height() * 1.6)
+        )
         side = self.fontMetrics().height()
         self.setIconSize(QSize(side, side))
         self.updateGeometry()
@@ -188,13 +203,26 @@ class ClassRows(QTableWidget):
                 self.setItem(index, column, item)
             item.setText(text)
             item.setToolTip(row.name if column == NAME else TIPS[column])
-            item.setFlags(_ALWAYS | (Qt.ItemFlag.ItemIsEditable if column == NAME else Qt.ItemFlag.NoItemFlags))
+            item.setFlags(
+                _ALWAYS
+                | (
+                    Qt.ItemFlag.ItemIsEditable
+                    if column == NAME
+                    else Qt.ItemFlag.NoItemFlags
+                )
+            )
             if column in (VALUE, PIXELS):
-                item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+                item.setTextAlignment(
+                    Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
+                )
         self.item(index, COLOR).setIcon(swatch(self, row.color))
         use = self.item(index, USE)
-        use.setCheckState(Qt.CheckState.Checked if row.used else Qt.CheckState.Unchecked)
-        use.setFlags(_ALWAYS if row.fixed else _ALWAYS | Qt.ItemFlag.ItemIsUserCheckable)
+        use.setCheckState(
+            Qt.CheckState.Checked if row.used else Qt.CheckState.Unchecked
+        )
+        use.setFlags(
+            _ALWAYS if row.fixed else _ALWAYS | Qt.ItemFlag.ItemIsUserCheckable
+        )
 
 
 class ZeroChoice(QWidget):
@@ -203,13 +231,23 @@ class ZeroChoice(QWidget):
     chosen = Signal(bool)
     """The user wants 0 to be background (True) or unlabelled."""
 
-    def __init__(self, parent: QWidget | None = None, *, title: str = "0 means:") -> None:
+    def __init__(
+        self, parent: QWidget | None = None, *, title: str = "0 means:"
+    ) -> None:
         super().__init__(parent)
-        self.unlabelled, self.background = QRadioButton("unlabelled"), QRadioButton("background")
+        self.unlabelled, self.background = (
+            QRadioButton("unlabelled"),
+            QRadioButton("background"),
+        )
         self.note = QLabel()
         self.note.setWordWrap(True)
         self._group = QButtonGroup(self)
-        heading, line, buttons, column = QLabel(title), QHBoxLayout(), QFlowLayout(), QVBoxLayout(self)
+        heading, line, buttons, column = (
+            QLabel(title),
+            QHBoxLayout(),
+            QFlowLayout(),
+            QVBoxLayout(self),
+        )
         for layout in (line, buttons, column):
             layout.setContentsMargins(0, 0, 0, 0)
         buttons.setHorizontalSpacing(self.fontMetrics().height())

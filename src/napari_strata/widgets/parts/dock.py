@@ -52,9 +52,15 @@ class Dock(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self.session = Session.of(viewer)
-        self.session.docks[type(self)] = self  # napari drops a dock that is closed; what runs in it goes on
-        self.viewer = self.session.viewer  # the viewer itself: what napari gives may be a proxy
-        self._kept: list[Any] = []  # magicgui widgets live as long as something in Python holds them
+        self.session.docks[type(self)] = (
+            self  # napari drops a dock that is closed; what runs in it goes on
+        )
+        self.viewer = (
+            self.session.viewer
+        )  # the viewer itself: what napari gives may be a proxy
+        self._kept: list[
+            Any
+        ] = []  # magicgui widgets live as long as something in Python holds them
         page = QWidget()
         self._page = QVBoxLayout(page)
         self._page.setContentsMargins(6, 6, 6, 6)
@@ -99,9 +105,15 @@ class Dock(QWidget):
             return
         if not isinstance(window, QMainWindow) or mine is None:
             return
-        mine.setWindowTitle(self.name)  # napari's own name, with the plugin's in it, does not fit on a tab
-        others = [_frame(dock) for dock in window.findChildren(Dock) if dock is not self]
-        beside = [frame for frame in others if frame is not None and not frame.isFloating()]
+        mine.setWindowTitle(
+            self.name
+        )  # napari's own name, with the plugin's in it, does not fit on a tab
+        others = [
+            _frame(dock) for dock in window.findChildren(Dock) if dock is not self
+        ]
+        beside = [
+            frame for frame in others if frame is not None and not frame.isFloating()
+        ]
         if beside and mine not in window.tabifiedDockWidgets(beside[0]):
             window.tabifyDockWidget(beside[-1], mine)
         mine.raise_()
@@ -123,7 +135,9 @@ class Dock(QWidget):
         """Put a widget at the end of the foot."""
         self._foot.addWidget(self._native(widget))
 
-    def row(self, *widgets: QWidget | MagicWidget, stretch: int | None = None) -> QWidget:
+    def row(
+        self, *widgets: QWidget | MagicWidget, stretch: int | None = None
+    ) -> QWidget:
         """Widgets beside each other; the one numbered `stretch` takes the room that is left."""
         holder = QWidget()
         layout = QHBoxLayout(holder)
@@ -133,7 +147,9 @@ class Dock(QWidget):
             layout.addWidget(self._native(widget), int(number == stretch))
         return holder
 
-    def button(self, text: str, action: Callable[[], Any], tooltip: str = "") -> PushButton:
+    def button(
+        self, text: str, action: Callable[[], Any], tooltip: str = ""
+    ) -> PushButton:
         """A button that calls `action`."""
         button = PushButton(text=text, tooltip=tooltip)
         button.changed.connect(lambda _: action())
@@ -160,7 +176,9 @@ class Dock(QWidget):
         threads.run(
             make,
             lambda text: self.copy(text, what),
-            lambda error: self.notice.say(f"The layers could not be written: {error}", "error"),
+            lambda error: self.notice.say(
+                f"The layers could not be written: {error}", "error"
+            ),
             owner=self,
         )
 
@@ -252,7 +270,9 @@ class Progress(QWidget):
         # Not Qt's moving bar where the total is not known: it would have the window drawn thirty times a second.
         total = total or 1
         self._rest.start()
-        self.setUpdatesEnabled(False)  # Qt's bar would draw itself at once, and the text a second time
+        self.setUpdatesEnabled(
+            False
+        )  # Qt's bar would draw itself at once, and the text a second time
         if (self._bar.max, self._bar.value) != (total, min(done, total)):
             self._bar.max = total
             self._bar.value = min(done, total)

@@ -38,7 +38,13 @@ def read_pixels(path: Path) -> Array:
 def to_image(pixels: Array) -> QImage:
     """Pixels uint8 (H, W, 3) as a picture of Qt; may be called in any thread."""
     height, width = pixels.shape[:2]
-    return QImage(np.ascontiguousarray(pixels).tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888).copy()
+    return QImage(
+        np.ascontiguousarray(pixels).tobytes(),
+        width,
+        height,
+        3 * width,
+        QImage.Format.Format_RGB888,
+    ).copy()
 
 
 def find_panels(pixels: Array) -> tuple[Array, ...]:
@@ -55,12 +61,17 @@ def find_panels(pixels: Array) -> tuple[Array, ...]:
     width = (right - left - 2 * GAP) // 3
     if width < 8 or bottom - top < 8:
         return ()
-    return tuple(pixels[top:bottom, x : x + width] for x in (left, left + width + GAP, right - width))
+    return tuple(
+        pixels[top:bottom, x : x + width]
+        for x in (left, left + width + GAP, right - width)
+    )
 
 
 def _longest(flags: Array) -> tuple[int, int]:
     """Start and end of the longest run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    edges = np.flatnonzero(
+        np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8))
+    )
     if not edges.size:
         return 0, 0
     starts, ends = edges[::2], edges[1::2]
@@ -133,7 +144,9 @@ class Picture(QWidget):
         first, count, head = self._images[0], len(self._images), self._head()
         columns = 1 if first.width() > FLAT * first.height() else count
         rows = -(-count // columns)
-        panel = (width - (columns - 1) * SPACE) / columns * first.height() / first.width()
+        panel = (
+            (width - (columns - 1) * SPACE) / columns * first.height() / first.width()
+        )
         return round(min(rows * (panel + head) + (rows - 1) * SPACE, TALLEST * width))
 
     def _fit(self) -> None:
@@ -148,10 +161,18 @@ class Picture(QWidget):
         size = (self.places()[0].size() * ratio).toSize().expandedTo(QSize(1, 1))
 
         def work() -> tuple[QImage, ...]:
-            modes = Qt.AspectRatioMode.IgnoreAspectRatio, Qt.TransformationMode.SmoothTransformation
+            modes = (
+                Qt.AspectRatioMode.IgnoreAspectRatio,
+                Qt.TransformationMode.SmoothTransformation,
+            )
             return tuple(image.scaled(size, *modes) for image in images)
 
-        threads.run(work, lambda scaled: self._take(number, scaled), lambda _error: None, owner=self)
+        threads.run(
+            work,
+            lambda scaled: self._take(number, scaled),
+            lambda _error: None,
+            owner=self,
+        )
 
     def _take(self, number: int, scaled: tuple[QImage, ...]) -> None:
         if number == self._number:
@@ -164,8 +185,17 @@ class Picture(QWidget):
             for place, scaled in zip(self.places(), self._scaled, strict=False):
                 painter.drawImage(place, scaled)
             for place, caption in zip(self.places(), self._captions, strict=False):
-                room = QRectF(place.left(), place.top() - self._head(), place.width(), self._head())
-                painter.drawText(room, int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop), caption)
+                room = QRectF(
+                    place.left(),
+                    place.top() - self._head(),
+                    place.width(),
+                    self._head(),
+                )
+                painter.drawText(
+                    room,
+                    int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop),
+                    caption,
+                )
 
     def resizeEvent(self, event: QResizeEvent | None) -> None:  # noqa: N802
         super().resizeEvent(event)
@@ -173,5 +203,9 @@ class Picture(QWidget):
         self._timer.start()
 
     def mouseReleaseEvent(self, event: QMouseEvent | None) -> None:  # noqa: N802
-        if event is not None and event.button() == Qt.MouseButton.LeftButton and self.rect().contains(event.pos()):
+        if (
+            event is not None
+            and event.button() == Qt.MouseButton.LeftButton
+            and self.rect().contains(event.pos())
+        ):
             self.clicked.emit()

@@ -65,7 +65,9 @@ def whole_ticks(last: float, most: int) -> list[int]:
     """At most `most` whole numbers from 1 to `last`, in equal steps of 1, 2, 5, 10, 20, ..."""
     step, size = 1, 1
     while last / step > max(most, 1):
-        step, size = next((one * size, size) for one in (1, 2, 5, 10) if one * size > step)
+        step, size = next(
+            (one * size, size) for one in (1, 2, 5, 10) if one * size > step
+        )
         size = size * 10 if step == 10 * size else size
     return list(range(step, int(last) + 1, step))
 
@@ -74,25 +76,34 @@ def number(value: float, step: float) -> str:
     """A tick's number, with as many decimals as the step asks for."""
     if value and (abs(value) >= 1e5 or step < 1e-4):
         return f"{value:.2g}"
-    decimals = next((d for d in range(5) if abs(round(step, d) - step) < 1e-9 + step * 1e-6), 5)
+    decimals = next(
+        (d for d in range(5) if abs(round(step, d) - step) < 1e-9 + step * 1e-6), 5
+    )
     return f"{value:.{decimals}f}"
 
 
-def y_labels(chart: Chart, height: float, metrics: QFontMetricsF) -> list[tuple[float, str]]:
+def y_labels(
+    chart: Chart, height: float, metrics: QFontMetricsF
+) -> list[tuple[float, str]]:
     """Values and their words for the y axis of a chart of that height in pixels."""
     found = ticks(chart.low, chart.high, int(height / (1.3 * metrics.height())))
     step = found[1] - found[0] if len(found) > 1 else 1.0
     return [(value, number(value, step)) for value in found]
 
 
-def draw(painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, numbers: bool) -> None:
+def draw(
+    painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, numbers: bool
+) -> None:
     """Draw a chart whose lines fill `place`; numbers of the y axis stand left of it, those of x below."""
     _draw_axes(painter, place, chart, ink=ink, numbers=numbers)
     painter.save()
     painter.setClipRect(place.adjusted(-1, -2, 3, 2))
     if chart.best is not None:
         painter.setPen(QPen(faded(ink, 0.55), 1, Qt.PenStyle.DotLine))
-        painter.drawLine(chart.at(place, chart.best, chart.low), chart.at(place, chart.best, chart.high))
+        painter.drawLine(
+            chart.at(place, chart.best, chart.low),
+            chart.at(place, chart.best, chart.high),
+        )
     for line in chart.lines:
         _draw_line(painter, place, chart, line)
     painter.restore()
@@ -111,7 +122,9 @@ class Entry(NamedTuple):
     bold: bool
 
 
-def flow(words: Sequence[tuple[str, QColor, str]], font: QFont, width: float, *, rows: int) -> list[Entry]:
+def flow(
+    words: Sequence[tuple[str, QColor, str]], font: QFont, width: float, *, rows: int
+) -> list[Entry]:
     """Names, colours and values as entries in rows of that width, from (0, 0); the first one is bold.
 
     What does not fit into so many rows is counted. Places do not depend on the values, so that nothing jumps.
@@ -131,10 +144,25 @@ def flow(words: Sequence[tuple[str, QColor, str]], font: QFont, width: float, *,
         if found and x + wide > width and not last:
             x, y = 0.0, y + row
             last = y >= (rows - 1) * row
-        if found and last and x + wide + (more if place < len(words) - 1 else 0.0) > width:
-            found.append(Entry(QRectF(x, y, width - x, row), f"and {len(words) - place} more", None, False))
+        if (
+            found
+            and last
+            and x + wide + (more if place < len(words) - 1 else 0.0) > width
+        ):
+            found.append(
+                Entry(
+                    QRectF(x, y, width - x, row),
+                    f"and {len(words) - place} more",
+                    None,
+                    False,
+                )
+            )
             break
-        found.append(Entry(QRectF(x, y, wide, row), f"{shown} {value}".strip(), color, place == 0))
+        found.append(
+            Entry(
+                QRectF(x, y, wide, row), f"{shown} {value}".strip(), color, place == 0
+            )
+        )
         x += wide + 1.2 * metrics.averageCharWidth()
     return found
 
@@ -144,20 +172,28 @@ def bottom(entries: Sequence[Entry]) -> float:
     return entries[-1].place.bottom() if entries else 0.0
 
 
-def draw_entry(painter: QPainter, entry: Entry, corner: QPointF, *, ink: QColor) -> None:
+def draw_entry(
+    painter: QPainter, entry: Entry, corner: QPointF, *, ink: QColor
+) -> None:
     """Draw a word of a legend that begins at `corner`."""
     place = entry.place.translated(corner)
     side, middle = round(place.height() * 0.5), round(place.center().y())
     if entry.color is not None and entry.bold:  # as its line
         painter.fillRect(QRectF(place.left(), middle - 1.0, side, 2.4), entry.color)
     elif entry.color is not None:
-        painter.fillRect(QRectF(place.left(), round(middle - side / 2), side, side), entry.color)
+        painter.fillRect(
+            QRectF(place.left(), round(middle - side / 2), side, side), entry.color
+        )
     plain, font = painter.font(), QFont(painter.font())
     font.setBold(entry.bold)
     painter.setFont(font)
     painter.setPen(ink)
     room = place.adjusted(side + 4 if entry.color is not None else 0, 0, 20, 0)
-    painter.drawText(room, int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter), entry.text)
+    painter.drawText(
+        room,
+        int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter),
+        entry.text,
+    )
     painter.setFont(plain)
 
 
@@ -168,7 +204,9 @@ def faded(color: QColor, share: float) -> QColor:
     return out
 
 
-def _draw_axes(painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, numbers: bool) -> None:
+def _draw_axes(
+    painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, numbers: bool
+) -> None:
     metrics = QFontMetricsF(painter.font())
     high, grid, text = metrics.height(), QPen(faded(ink, 0.16), 1), faded(ink, 0.75)
     for value, word in y_labels(chart, place.height(), metrics):
@@ -178,18 +216,27 @@ def _draw_axes(painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, n
             painter.drawLine(QPointF(place.left(), y), QPointF(place.right(), y))
         painter.setPen(text)
         room = QRectF(0, y - high / 2, place.left() - GAP, high)
-        painter.drawText(room, int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter), word)
+        painter.drawText(
+            room, int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter), word
+        )
     painter.setPen(QPen(faded(ink, 0.5), 1))
     base = round(place.bottom()) + 0.5
     painter.drawLine(QPointF(place.left(), base), QPointF(place.right(), base))
-    wide = metrics.horizontalAdvance(f"{int(chart.last)}") + 2.2 * metrics.averageCharWidth()
+    wide = (
+        metrics.horizontalAdvance(f"{int(chart.last)}")
+        + 2.2 * metrics.averageCharWidth()
+    )
     for epoch in whole_ticks(chart.last, int(place.width() / wide)):
         x = round(chart.at(place, epoch, 0).x()) - 0.5
         painter.setPen(QPen(faded(ink, 0.5), 1))
         painter.drawLine(QPointF(x, base), QPointF(x, base + 3))
         if numbers:
             painter.setPen(text)
-            painter.drawText(QRectF(x - 40, base + 3, 80, high), int(Qt.AlignmentFlag.AlignCenter), f"{epoch}")
+            painter.drawText(
+                QRectF(x - 40, base + 3, 80, high),
+                int(Qt.AlignmentFlag.AlignCenter),
+                f"{epoch}",
+            )
 
 
 def _draw_line(painter: QPainter, place: QRectF, chart: Chart, line: Line) -> None:
@@ -204,12 +251,20 @@ def _draw_line(painter: QPainter, place: QRectF, chart: Chart, line: Line) -> No
     ends = (xs[:-1][joined], ys[:-1][joined], xs[1:][joined], ys[1:][joined])
     pen = QPen(line.color, line.width)
     # Square ends close the joints, but where they lie over each other a translucent colour would show it.
-    pen.setCapStyle(Qt.PenCapStyle.SquareCap if line.color.alpha() == 255 else Qt.PenCapStyle.FlatCap)
+    pen.setCapStyle(
+        Qt.PenCapStyle.SquareCap
+        if line.color.alpha() == 255
+        else Qt.PenCapStyle.FlatCap
+    )
     painter.setPen(pen)
     # Segment by segment: Qt needs 30 times as long for a long polyline, which it fills as one shape.
     lines = list(map(QLineF, *(values.tolist() for values in ends)))
     painter.drawLines(lines)  # type: ignore[call-overload]  # the stubs of PyQt know arrays only
-    alone = there & ~np.append(joined, False) & ~np.append(False, joined) if there.size else there
+    alone = (
+        there & ~np.append(joined, False) & ~np.append(False, joined)
+        if there.size
+        else there
+    )
     dotted = there if line.dots and there.sum() * 7 < place.width() else alone
     painter.setPen(Qt.PenStyle.NoPen)
     painter.setBrush(line.color)

@@ -7,9 +7,21 @@ from pathlib import Path
 
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QImage, QKeySequence, QShortcut
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QHBoxLayout,
+    QLabel,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
-from napari_strata.widgets.parts.picture import Picture, find_panels, read_pixels, to_image
+from napari_strata.widgets.parts.picture import (
+    Picture,
+    find_panels,
+    read_pixels,
+    to_image,
+)
 from napari_strata.widgets.work import threads
 
 PANELS = ("image", "truth", "prediction")
@@ -27,7 +39,11 @@ class Shown:
 
     def is_same(self, other: Shown) -> bool:
         """Whether there is nothing new to show; pixels are not compared."""
-        return self.whole is other.whole and self.files == other.files and self.index == other.index
+        return (
+            self.whole is other.whole
+            and self.files == other.files
+            and self.index == other.index
+        )
 
 
 class Preview(QWidget):
@@ -47,7 +63,9 @@ class Preview(QWidget):
         self._busy = self._again = False
         self._large: LargePreview | None = None
         self.caption = QLabel()
-        self.caption.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self.caption.setSizePolicy(
+            QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred
+        )
         self.text = QLabel(self.nothing)
         self.text.setWordWrap(True)
         self.picture = Picture()
@@ -116,12 +134,18 @@ class Preview(QWidget):
     @property
     def index(self) -> int | None:
         """Which of the pictures is shown."""
-        return None if self._shown is None or not self._shown.files else self._shown.index
+        return (
+            None if self._shown is None or not self._shown.files else self._shown.index
+        )
 
     @property
     def epoch(self) -> int | None:
         """The epoch whose picture is shown."""
-        return None if self._shown is None or not self._shown.files else epoch_of(self._shown.files[self._shown.index])
+        return (
+            None
+            if self._shown is None or not self._shown.files
+            else epoch_of(self._shown.files[self._shown.index])
+        )
 
     @property
     def whole(self) -> QImage | None:
@@ -133,13 +157,17 @@ class Preview(QWidget):
         if self._shown is None or self.epoch is None:
             return ""
         newest = self._shown.index == len(self._shown.files) - 1
-        return f"Epoch {self.epoch}" + (", the newest" if newest else f" of {epoch_of(self._shown.files[-1])}")
+        return f"Epoch {self.epoch}" + (
+            ", the newest" if newest else f" of {epoch_of(self._shown.files[-1])}"
+        )
 
     def heading(self) -> str:
         """What stands over the picture."""
         return f"Validation after epoch {self.epoch}"
 
-    def panels(self, found: tuple[QImage, ...]) -> tuple[tuple[QImage, ...], tuple[str, ...]]:
+    def panels(
+        self, found: tuple[QImage, ...]
+    ) -> tuple[tuple[QImage, ...], tuple[str, ...]]:
         """Those of the panels that are shown, and their captions."""
         return found, PANELS if len(found) == len(PANELS) else ()
 
@@ -153,7 +181,9 @@ class Preview(QWidget):
 
     def _take(self, folder: Path, found: Shown) -> None:
         self._busy = False
-        if folder == self._folder and not (self._shown is not None and found.is_same(self._shown)):
+        if folder == self._folder and not (
+            self._shown is not None and found.is_same(self._shown)
+        ):
             self._shown = found
             self._show()
         if self._again or folder != self._folder:
@@ -196,7 +226,10 @@ class LargePreview(QWidget):
         rows.setContentsMargins(8, 8, 8, 6)
         rows.addWidget(self.picture, 1)
         rows.addWidget(self.caption)
-        keys = ((Qt.Key.Key_Escape, self.close), (Qt.Key.Key_Left, lambda: preview.step(-1)))
+        keys = (
+            (Qt.Key.Key_Escape, self.close),
+            (Qt.Key.Key_Left, lambda: preview.step(-1)),
+        )
         for key, action in (*keys, (Qt.Key.Key_Right, lambda: preview.step(1))):
             QShortcut(QKeySequence(key), self).activated.connect(action)
         preview.shown.connect(self._show)
@@ -208,14 +241,22 @@ class LargePreview(QWidget):
         whole, screen = self._preview.whole, self.screen()
         wanted = (whole.size() if whole else QSize(900, 500)) + QSize(16, 40)
         room = screen.availableGeometry().size() * 0.85 if screen else wanted
-        return wanted.scaled(room, Qt.AspectRatioMode.KeepAspectRatio) if not _fits(wanted, room) else wanted
+        return (
+            wanted.scaled(room, Qt.AspectRatioMode.KeepAspectRatio)
+            if not _fits(wanted, room)
+            else wanted
+        )
 
     def _show(self) -> None:
         whole, words = self._preview.whole, self._preview.words()
         self.picture.set_images((whole,) if whole is not None else (), ())
         title, others = self._preview.title, self._preview.others
-        self.caption.setText(f"{words}.   ← → {others}, Esc closes" if words else self._preview.nothing)
-        self.setWindowTitle(f"{title}: {words[:1].lower()}{words[1:]}" if words else title)
+        self.caption.setText(
+            f"{words}.   ← → {others}, Esc closes" if words else self._preview.nothing
+        )
+        self.setWindowTitle(
+            f"{title}: {words[:1].lower()}{words[1:]}" if words else title
+        )
 
 
 def epoch_of(path: Path) -> int:
@@ -233,11 +274,20 @@ def _read(files: tuple[Path, ...], wanted: Path | None, before: Shown | None) ->
     if not files:
         return Shown((), 0, None, ())
     index = files.index(wanted) if wanted in files else len(files) - 1
-    if before is not None and before.files and before.files[before.index] == files[index]:
+    if (
+        before is not None
+        and before.files
+        and before.files[before.index] == files[index]
+    ):
         return replace(before, files=files, index=index)
     pixels = read_pixels(files[index])
     whole = to_image(pixels)
-    return Shown(files, index, whole, tuple(to_image(panel) for panel in find_panels(pixels)) or (whole,))
+    return Shown(
+        files,
+        index,
+        whole,
+        tuple(to_image(panel) for panel in find_panels(pixels)) or (whole,),
+    )
 
 
 def _fits(size: QSize, room: QSize) -> bool:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qtpy.QtCore import QModelIndex, QRect, QRectF, QSize, Qt, Signal
-from qtpy.QtGui import QColor, QFont, QFontMetrics, QImage, QPainter, QPainterPath, QPalette
+from qtpy.QtGui import (
+    QColor,
+    QFont,
+    QFontMetrics,
+    QImage,
+    QPainter,
+    QPainterPath,
+    QPalette,
+)
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QApplication,
@@ -39,7 +47,20 @@ PAD = 5
 SHOWN = 3
 """Runs in sight; the others are scrolled to."""
 SWATCHES = 6
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+MONTHS = (
+    "Jan",
+    "Feb",
+    "Mar",
+    "Apr",
+    "May",
+    "Jun",
+    "Jul",
+    "Aug",
+    "Sep",
+    "Oct",
+    "Nov",
+    "Dec",
+)
 
 
 class Found(NamedTuple):
@@ -90,7 +111,12 @@ class RunList(QWidget):
             return
         self._busy, self._again = True, False
         folder, known = self._folder, dict(self._thumbnails)
-        threads.run(lambda: _look(folder, known), self._take, lambda _error: self._rest(), owner=self)
+        threads.run(
+            lambda: _look(folder, known),
+            self._take,
+            lambda _error: self._rest(),
+            owner=self,
+        )
 
     def select(self, path: Path | None) -> None:
         """Mark a run as the chosen one, now or when it appears, without a signal; another path marks none."""
@@ -115,8 +141,13 @@ class RunList(QWidget):
         for row, run in enumerate(found.runs):
             item = self.list.item(row) or QListWidgetItem(self.list)
             item.setData(SUMMARY, run)
-            item.setData(THUMBNAIL, found.thumbnails.get(key) if (key := _key(run)) else None)
-            item.setData(Qt.ItemDataRole.AccessibleTextRole, ", ".join((run.name, class_words(run), facts(run))))
+            item.setData(
+                THUMBNAIL, found.thumbnails.get(key) if (key := _key(run)) else None
+            )
+            item.setData(
+                Qt.ItemDataRole.AccessibleTextRole,
+                ", ".join((run.name, class_words(run), facts(run))),
+            )
             item.setToolTip(tooltip(run))
         self.list.blockSignals(False)
         self.text.setVisible(not found.runs)
@@ -162,7 +193,9 @@ class _Delegate(QStyledItemDelegate):
     def sizeHint(self, option: QStyleOptionViewItem, _index: QModelIndex) -> QSize:  # noqa: N802 (Qt's name)
         return QSize(200, round(3 * option.fontMetrics.lineSpacing() + 2 * PAD))
 
-    def paint(self, painter: QPainter | None, option: QStyleOptionViewItem, index: QModelIndex) -> None:
+    def paint(
+        self, painter: QPainter | None, option: QStyleOptionViewItem, index: QModelIndex
+    ) -> None:
         if painter is None:
             return
         run, picture = index.data(SUMMARY), index.data(THUMBNAIL)
@@ -172,19 +205,30 @@ class _Delegate(QStyledItemDelegate):
         widget = option.widget
         style = widget.style() if widget is not None else QApplication.style()
         if style is not None:
-            style.drawControl(QStyle.ControlElement.CE_ItemViewItem, chosen, painter, widget)
+            style.drawControl(
+                QStyle.ControlElement.CE_ItemViewItem, chosen, painter, widget
+            )
         marked = bool(option.state & QStyle.StateFlag.State_Selected)
         role = QPalette.ColorRole.HighlightedText if marked else QPalette.ColorRole.Text
         ink = chosen.palette.color(role)
         painter.save()
-        painter.setRenderHints(QPainter.RenderHint.Antialiasing | QPainter.RenderHint.SmoothPixmapTransform)
+        painter.setRenderHints(
+            QPainter.RenderHint.Antialiasing | QPainter.RenderHint.SmoothPixmapTransform
+        )
         inside = option.rect.adjusted(PAD, PAD, -PAD, -PAD)
-        _draw_thumbnail(painter, QRect(inside.topLeft(), QSize(inside.height(), inside.height())), picture, ink)
+        _draw_thumbnail(
+            painter,
+            QRect(inside.topLeft(), QSize(inside.height(), inside.height())),
+            picture,
+            ink,
+        )
         _draw_words(painter, inside.adjusted(inside.height() + 8, 0, 0, 0), run, ink)
         painter.restore()
 
 
-def _draw_thumbnail(painter: QPainter, place: QRect, picture: QImage | None, ink: QColor) -> None:
+def _draw_thumbnail(
+    painter: QPainter, place: QRect, picture: QImage | None, ink: QColor
+) -> None:
     path = QPainterPath()
     path.addRoundedRect(QRectF(place), 3, 3)
     if picture is None:
@@ -202,18 +246,33 @@ def _draw_words(painter: QPainter, place: QRect, run: RunSummary, ink: QColor) -
     line = QFontMetrics(plain).lineSpacing()
     left = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
 
-    def write(number: int, text: str, *, font: QFont, share: float, indent: int = 0) -> None:
-        room = QRect(place.left() + indent, place.top() + number * line, place.width() - indent, line)
+    def write(
+        number: int, text: str, *, font: QFont, share: float, indent: int = 0
+    ) -> None:
+        room = QRect(
+            place.left() + indent,
+            place.top() + number * line,
+            place.width() - indent,
+            line,
+        )
         painter.setFont(font)
         painter.setPen(faded(ink, share))
-        middle = Qt.TextElideMode.ElideMiddle if number == 0 else Qt.TextElideMode.ElideRight
-        painter.drawText(room, left, QFontMetrics(font).elidedText(text, middle, room.width()))
+        middle = (
+            Qt.TextElideMode.ElideMiddle if number == 0 else Qt.TextElideMode.ElideRight
+        )
+        painter.drawText(
+            room, left, QFontMetrics(font).elidedText(text, middle, room.width())
+        )
 
     write(0, run.name, font=bold, share=1)
     side = round(line * 0.5)
     for i, (_, color) in enumerate(run.classes[:SWATCHES]):
         painter.fillRect(
-            place.left() + i * (side + 2), place.top() + line + (line - side) // 2, side, side, QColor(color)
+            place.left() + i * (side + 2),
+            place.top() + line + (line - side) // 2,
+            side,
+            side,
+            QColor(color),
         )
     used = len(run.classes[:SWATCHES]) * (side + 2)
     write(1, class_words(run), font=plain, share=0.9, indent=used + 4 if used else 0)
@@ -231,7 +290,11 @@ def class_words(run: RunSummary) -> str:
 def facts(run: RunSummary, now: datetime | None = None) -> str:
     """``today 14:05, mean IoU 0.82``; of a training that goes on, that it does; of a cross-validation, its models."""
     words = [models(run)] if run.folds else []
-    words += ["in training" if run.running is not None else when(run.modified, now or datetime.now())]
+    words += [
+        "in training"
+        if run.running is not None
+        else when(run.modified, now or datetime.now())
+    ]
     if run.mean_iou is not None:
         words.append(f"mean IoU {run.mean_iou:.2f}")
     return ", ".join(words)
@@ -254,10 +317,16 @@ def when(time: datetime, now: datetime) -> str:
 
 def tooltip(run: RunSummary) -> str:
     """Everything that is known of a run, a line each."""
-    ended = {"finished": "finished", "early stopping": "stopped early, as it got no better", "stopped": "stopped"}
+    ended = {
+        "finished": "finished",
+        "early stopping": "stopped early, as it got no better",
+        "stopped": "stopped",
+    }
     state = "in training" if run.running else ended.get(run.ended or "", "")
     planned = f" of {run.planned}" if run.planned > run.epochs else ""
-    epochs = f"{run.epochs}{planned} epoch{'' if max(run.epochs, run.planned) == 1 else 's'}"
+    epochs = (
+        f"{run.epochs}{planned} epoch{'' if max(run.epochs, run.planned) == 1 else 's'}"
+    )
     trained = models(run) if run.folds else f"{epochs}{', ' + state if state else ''}"
     score = "Mean IoU over the folds" if run.folds else "Best mean IoU"
     lines = [
@@ -272,13 +341,21 @@ def tooltip(run: RunSummary) -> str:
 
 def _key(run: RunSummary) -> tuple[Path, int] | None:
     """Tells the pictures of a run apart, also one that was made anew."""
-    return None if run.thumbnail is None else (run.thumbnail, int(run.modified.timestamp() * 1000))
+    return (
+        None
+        if run.thumbnail is None
+        else (run.thumbnail, int(run.modified.timestamp() * 1000))
+    )
 
 
 def _look(folder: Path | None, known: dict[tuple[Path, int], QImage | None]) -> Found:
     runs = list_runs(folder, with_model=True) if folder is not None else []
-    keys: Sequence[tuple[Path, int]] = [key for run in runs if (key := _key(run)) is not None]
-    return Found(runs, {key: known[key] if key in known else _thumbnail(key[0]) for key in keys})
+    keys: Sequence[tuple[Path, int]] = [
+        key for run in runs if (key := _key(run)) is not None
+    ]
+    return Found(
+        runs, {key: known[key] if key in known else _thumbnail(key[0]) for key in keys}
+    )
 
 
 def _thumbnail(path: Path) -> QImage | None:
@@ -290,5 +367,9 @@ def _thumbnail(path: Path) -> QImage | None:
     panels = find_panels(pixels)
     image = to_image(panels[-1] if panels else pixels)
     side = min(image.width(), image.height())
-    middle = image.copy((image.width() - side) // 2, (image.height() - side) // 2, side, side)
-    return middle.scaled(SIDE, SIDE, transformMode=Qt.TransformationMode.SmoothTransformation)
+    middle = image.copy(
+        (image.width() - side) // 2, (image.height() - side) // 2, side, side
+    )
+    return middle.scaled(
+        SIDE, SIDE, transformMode=Qt.TransformationMode.SmoothTransformation
+    )

@@ -24,14 +24,18 @@ class RunRow(QWidget):
     extended = Signal(int)
     opened = Signal(object)  # Path
 
-    def __init__(self, folder: Callable[[], Path], run: Callable[[], Path | None] = lambda: None) -> None:
+    def __init__(
+        self, folder: Callable[[], Path], run: Callable[[], Path | None] = lambda: None
+    ) -> None:
         super().__init__()
         self._folder, self._run = folder, run
         self._writing = False
         self.resume_button = PushButton(text="Resume")
         self.open_button = PushButton(text="Open a run ...")
         self.extend_button = PushButton(text="Extend by")
-        self.extend_by: SpinBox = SpinBox(value=10, min=1, max=100_000, tooltip="Epochs to add.")
+        self.extend_by: SpinBox = SpinBox(
+            value=10, min=1, max=100_000, tooltip="Epochs to add."
+        )
         self.extend_by.native.setMinimumWidth(0)
         self.report_button = PushButton(text="Report")
         self.said = QLabel()
@@ -48,7 +52,9 @@ class RunRow(QWidget):
         grid.addWidget(self.said, 2, 0, 1, 3)
         grid.setColumnStretch(1, 1)
         self.resume_button.changed.connect(lambda _: self.resumed.emit())
-        self.extend_button.changed.connect(lambda _: self.extended.emit(int(self.extend_by.value)))
+        self.extend_button.changed.connect(
+            lambda _: self.extended.emit(int(self.extend_by.value))
+        )
         self.open_button.changed.connect(lambda _: self._ask())
         self.report_button.changed.connect(lambda _: self.report())
         self.allow(running=False, has_run=False)
@@ -78,12 +84,20 @@ class RunRow(QWidget):
 
     def _allow_report(self) -> None:
         none = "" if self._report_of() is not None else "Train, or open a run, first."
-        enable(self.report_button, none, "Curves, scores, confusion and pictures on one page, in your browser.")
+        enable(
+            self.report_button,
+            none,
+            "Curves, scores, confusion and pictures on one page, in your browser.",
+        )
 
     def _open(self, page: Path) -> None:
         self._writing = False
         opened = QDesktopServices.openUrl(QUrl.fromLocalFile(str(page)))
-        self._say("" if opened else f"The report is written, and no browser was found to open it: {page}")
+        self._say(
+            ""
+            if opened
+            else f"The report is written, and no browser was found to open it: {page}"
+        )
 
     def _failed(self, error: Exception) -> None:
         self._writing = False
@@ -111,6 +125,9 @@ def free_folder(folder: Path, name: str) -> Path:
     if not folder.is_dir() or not any(folder.iterdir()):
         return folder
     number = 1
-    while (path := folder / (f"scores-{name}" if number == 1 else f"scores-{name}-{number}")).exists():
+    while (
+        path := folder
+        / (f"scores-{name}" if number == 1 else f"scores-{name}-{number}")
+    ).exists():
         number += 1
     return path

@@ -16,7 +16,14 @@ from typing import Any
 import psutil
 import yaml
 
-from napari_strata.events import BatchEnd, EpochEnd, Event, TrainingEnd, TrainingStarted, from_json
+from napari_strata.events import (
+    BatchEnd,
+    EpochEnd,
+    Event,
+    TrainingEnd,
+    TrainingStarted,
+    from_json,
+)
 from napari_strata.files import CROSSVAL
 
 BATCHES = 400
@@ -69,7 +76,9 @@ class RunSummary:
         return self.path.name
 
 
-def list_runs(folder: Path, limit: int = 20, *, with_model: bool = False) -> list[RunSummary]:
+def list_runs(
+    folder: Path, limit: int = 20, *, with_model: bool = False
+) -> list[RunSummary]:
     """The newest runs right in a folder, the newest first; those that cannot be read are left out.
 
     With `with_model`, those that can predict: runs that have a model, and cross-validations whose folds all have one.
@@ -79,7 +88,9 @@ def list_runs(folder: Path, limit: int = 20, *, with_model: bool = False) -> lis
         for path in folder.iterdir():
             with suppress(OSError):
                 kinds = ("recipe.yaml", CROSSVAL) if with_model else ("recipe.yaml",)
-                if not path.name.startswith(".") and any((path / kind).is_file() for kind in kinds):
+                if not path.name.startswith(".") and any(
+                    (path / kind).is_file() for kind in kinds
+                ):
                     times.append((_modified(path), path))
     found: list[RunSummary] = []
     for _, path in sorted(times, reverse=True):
@@ -139,7 +150,9 @@ def read_run(path: Path) -> RunSummary:
         planned=max(started.epochs if started else 0, last.epochs if last else 0),
         mean_iou=best.mean_iou if best is not None and scored else None,
         thumbnail=max(
-            (path / "previews").glob("epoch_*.png"), default=None, key=lambda file: (len(file.name), file.name)
+            (path / "previews").glob("epoch_*.png"),
+            default=None,
+            key=lambda file: (len(file.name), file.name),
         ),
         has_model=(path / "model.safetensors").is_file(),
         running=_running(path / "running.json"),
@@ -162,7 +175,9 @@ def last_events(run: Path) -> list[Event]:
 
 def _scan(
     file: Path,
-) -> tuple[EpochEnd | None, EpochEnd | None, TrainingStarted | None, TrainingEnd | None]:
+) -> tuple[
+    EpochEnd | None, EpochEnd | None, TrainingStarted | None, TrainingEnd | None
+]:
     """The last epoch, the last one marked best, the last start, and the end after it, from the end of the file."""
     last = best = None
     ended: TrainingEnd | None = None
@@ -226,7 +241,11 @@ def _running(file: Path) -> dict[str, Any] | None:
     raw = _json(file)
     if not isinstance(raw, dict) or not isinstance(pid := raw.get("pid"), int):
         return None
-    return raw if raw.get("host") != socket.gethostname() or psutil.pid_exists(pid) else None
+    return (
+        raw
+        if raw.get("host") != socket.gethostname() or psutil.pid_exists(pid)
+        else None
+    )
 
 
 def _json(file: Path) -> Any:
@@ -239,14 +258,25 @@ def _json(file: Path) -> Any:
 def _modified(path: Path) -> float:
     """When a run last said something."""
     files = (path / name for name in ("events.jsonl", "recipe.yaml"))
-    return next((file for file in files if file.is_file()), path / CROSSVAL).stat().st_mtime
+    return (
+        next((file for file in files if file.is_file()), path / CROSSVAL)
+        .stat()
+        .st_mtime
+    )
 
 
 def _created(path: Path) -> datetime:
     """When a run began: few file systems tell, so it is the oldest of what it wrote first and leaves as it is."""
     stats = [path.stat()]
-    for one in (path / "recipe.yaml", path / "data.json", path / "layers", path / "previews" / "epoch_0001.png"):
+    for one in (
+        path / "recipe.yaml",
+        path / "data.json",
+        path / "layers",
+        path / "previews" / "epoch_0001.png",
+    ):
         with suppress(OSError):
             stats.append(one.stat())
     born = getattr(stats[0], "st_birthtime", None)
-    return datetime.fromtimestamp(born if born is not None else min(stat.st_mtime for stat in stats))
+    return datetime.fromtimestamp(
+        born if born is not None else min(stat.st_mtime for stat in stats)
+    )

@@ -16,8 +16,16 @@ def as_python(order: TrainJob | PredictJob | EvaluateJob) -> str:
     if isinstance(order, TrainJob):
         body = _train_lines(order)
     else:
-        body = _predict_lines(order) if isinstance(order, PredictJob) else _evaluate_lines(order)
-    imports = ["import dataclasses", ""] if any("dataclasses." in line for line in body) else []
+        body = (
+            _predict_lines(order)
+            if isinstance(order, PredictJob)
+            else _evaluate_lines(order)
+        )
+    imports = (
+        ["import dataclasses", ""]
+        if any("dataclasses." in line for line in body)
+        else []
+    )
     return "\n".join([*imports, "import napari_strata as ns", "", *body]) + "\n"
 
 
@@ -26,7 +34,11 @@ def as_command(order: TrainJob | PredictJob | EvaluateJob) -> str:
     if isinstance(order, TrainJob):
         words = _train_words(order)
     else:
-        words = _predict_words(order) if isinstance(order, PredictJob) else _evaluate_words(order)
+        words = (
+            _predict_words(order)
+            if isinstance(order, PredictJob)
+            else _evaluate_words(order)
+        )
     return shlex.join(["napari-strata", *words])
 
 
@@ -37,14 +49,20 @@ def _train_lines(order: TrainJob) -> list[str]:
     if order.validation is not None:
         held = order.validation
         lines.append(f"held = {_pairs(held.images, held.labels or (), held.axes)}")
-    options = {k: v for k, v in given.items() if v is not None} | _unusual(order, ("device", "resume", "extend"))
+    options = {k: v for k, v in given.items() if v is not None} | _unusual(
+        order, ("device", "resume", "extend")
+    )
     words = [f"{key}={value!r}" for key, value in options.items()]
     if order.validation is not None:
         words.append("validation=held")
     if order.classes is not None:
         lines.append(f"classes = {_class_map(order.classes)}")
         words.append("classes=classes")
-    recipe = repr(order.recipe) if isinstance(order.recipe, str) else f"ns.Recipe.parse({order.recipe!r})"
+    recipe = (
+        repr(order.recipe)
+        if isinstance(order.recipe, str)
+        else f"ns.Recipe.parse({order.recipe!r})"
+    )
     return [*lines, f"model = ns.train({recipe}, pairs, {', '.join(words)})"]
 
 
@@ -57,15 +75,26 @@ def _predict_lines(order: PredictJob) -> list[str]:
     words = ", ".join(f"{key}={value!r}" for key, value in options.items())
     model = _models(order.model)
     if order.image is None:
-        return [f"labels = ns.predict({model}, ns.read_image({path!r}), {words})" for path in order.inputs]
-    return [f"image = {_image(order.image, order.axes)}", f"labels = ns.predict({model}, image, {words})"]
+        return [
+            f"labels = ns.predict({model}, ns.read_image({path!r}), {words})"
+            for path in order.inputs
+        ]
+    return [
+        f"image = {_image(order.image, order.axes)}",
+        f"labels = ns.predict({model}, image, {words})",
+    ]
 
 
 def _evaluate_lines(order: EvaluateJob) -> list[str]:
     kept = [f"out={order.out!r}"] if order.out else []
     if order.model is not None:
         pairs = _pairs(order.images or (), order.labels or (), order.axes)
-        words = [_models(order.model), pairs, *kept, *(["tta=True"] if order.tta else [])]
+        words = [
+            _models(order.model),
+            pairs,
+            *kept,
+            *(["tta=True"] if order.tta else []),
+        ]
         return [f"scores = ns.evaluate({', '.join(words)})", "print(scores.as_dict())"]
     assert order.prediction is not None
     assert order.labels is not None
@@ -78,7 +107,11 @@ def _evaluate_lines(order: EvaluateJob) -> list[str]:
         lines.append(f"classes = {_class_map(order.classes)}")
         words.append("classes")
     words += kept
-    return [*lines, f"confusion = ns.score_labels({', '.join(words)})", "print(confusion.as_dict())"]
+    return [
+        *lines,
+        f"confusion = ns.score_labels({', '.join(words)})",
+        "print(confusion.as_dict())",
+    ]
 
 
 def _train_words(order: TrainJob) -> list[str]:
@@ -88,10 +121,15 @@ def _train_words(order: TrainJob) -> list[str]:
     for key, value in order.overrides.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
     if order.validation is not None:
-        words += ["--val", *_paths(order.validation.images, order.validation.labels or ())]
+        words += [
+            "--val",
+            *_paths(order.validation.images, order.validation.labels or ()),
+        ]
     words += _axes_words(order.axes, order.images)
     if order.classes is None or order.labels is None:
-        words += [word for value in order.unlabelled for word in ("--unlabelled", str(value))]
+        words += [
+            word for value in order.unlabelled for word in ("--unlabelled", str(value))
+        ]
     if order.extend:
         words += ["--extend", str(order.extend)]
     return words + (["--resume"] if order.resume else []) + _device_words(order.device)
@@ -100,10 +138,22 @@ def _train_words(order: TrainJob) -> list[str]:
 def _predict_words(order: PredictJob) -> list[str]:
     inputs = list(order.inputs) if order.image is None else [order.image.path]
     model, averaged = _averaging_words(order.model, order.tta)
-    words = ["predict", model, *inputs, "--out", order.out, *averaged, *(["--ortho"] if order.ortho else [])]
+    words = [
+        "predict",
+        model,
+        *inputs,
+        "--out",
+        order.out,
+        *averaged,
+        *(["--ortho"] if order.ortho else []),
+    ]
     words += _axes_words(order.axes, [order.image] if order.image else [])
     words += ["--probabilities"] if order.probabilities else []
-    return words + (["--overwrite"] if order.overwrite else []) + _device_words(order.device)
+    return (
+        words
+        + (["--overwrite"] if order.overwrite else [])
+        + _device_words(order.device)
+    )
 
 
 def _evaluate_words(order: EvaluateJob) -> list[str]:
@@ -116,7 +166,11 @@ def _evaluate_words(order: EvaluateJob) -> list[str]:
         subject, averaged = _averaging_words(order.model, order.tta)
         images = _paths(order.images or (), order.labels)
     words = ["evaluate", subject, *images, "--out", order.out or "scores", *averaged]
-    return words + _axes_words(order.axes, order.images or []) + _device_words(order.device)
+    return (
+        words
+        + _axes_words(order.axes, order.images or [])
+        + _device_words(order.device)
+    )
 
 
 def _models(model: str | tuple[str, ...]) -> str:
@@ -126,7 +180,9 @@ def _models(model: str | tuple[str, ...]) -> str:
 def _averaging_words(model: str | tuple[str, ...], tta: bool) -> tuple[str, list[str]]:
     """The model, and the options for those beside it and for flips and turns."""
     first, *others = [model] if isinstance(model, str) else model
-    return first, [word for other in others for word in ("--with", other)] + (["--tta"] if tta else [])
+    return first, [word for other in others for word in ("--with", other)] + (
+        ["--tta"] if tta else []
+    )
 
 
 def _pairs(images: Sequence[Layer], labels: Sequence[Layer], axes: str | None) -> str:
@@ -174,4 +230,8 @@ def _device_words(device: str) -> list[str]:
 def _unusual(order: Any, names: Sequence[str]) -> dict[str, Any]:
     """Fields that differ from their defaults."""
     fields = type(order).model_fields
-    return {name: value for name in names if (value := getattr(order, name)) != fields[name].default}
+    return {
+        name: value
+        for name in names
+        if (value := getattr(order, name)) != fields[name].default
+    }

@@ -70,10 +70,14 @@ def place_words(place: dict[str, int]) -> str:
 def _in_view(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
     letters = image.axes[: layer.ndim]
     if viewer.dims.ndisplay == 3:
-        raise AreaError("The view is in 3D. Switch it to 2D (the button below the layer list), or choose another area.")
+        raise AreaError(
+            "The view is in 3D. Switch it to 2D (the button below the layer list), or choose another area."
+        )
     shown = {letters[axis - viewer.dims.ndim] for axis in viewer.dims.displayed}
     if shown != {"Y", "X"}:
-        raise AreaError(f"The view shows {' and '.join(sorted(shown))}, and planes are Y and X: turn it back.")
+        raise AreaError(
+            f"The view shows {' and '.join(sorted(shown))}, and planes are Y and X: turn it back."
+        )
     corners = np.asarray(layer.corner_pixels, float) + np.array([[0], [1]])
     if layer.multiscale:  # corners are those of the level that is shown
         corners = corners * layer.downsample_factors[layer.data_level]
@@ -82,7 +86,9 @@ def _in_view(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
         first, stop = corners[:, letters.index(letter)]
         ends[letter] = (max(0, floor(first)), min(image.size(letter), ceil(stop)))
     if any(stop - first < 2 for first, stop in ends.values()):
-        raise AreaError(f"{image.name} is not in view: move the view onto it, or choose another area.")
+        raise AreaError(
+            f"{image.name} is not in view: move the view onto it, or choose another area."
+        )
     place = current_plane(viewer, layer, image)
     planes = f", {place_words(place)}" if place else ""
     return Area(as_region(place | ends), _box_words(ends) + planes)
@@ -102,7 +108,9 @@ def _rectangle(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
         first, stop = floor(along.min() + 0.5), ceil(along.max() + 0.5)
         ends[letter] = (max(0, first), min(image.size(letter), stop))
     if any(stop <= first for first, stop in ends.values()):
-        raise AreaError(f"The rectangle lies beside {image.name}: draw it on the image.")
+        raise AreaError(
+            f"The rectangle lies beside {image.name}: draw it on the image."
+        )
     planes = f", through all {_count(image, 'plane')}" if _planes(image) > 1 else ""
     return Area(as_region(ends), _box_words(ends) + planes)
 
@@ -113,9 +121,13 @@ def chosen_shapes(viewer: ViewerModel) -> Shapes:
     selected = [one for one in every if one in viewer.layers.selection]
     found = selected or every
     if not found:
-        raise AreaError("There is no rectangle: add a Shapes layer (above the layer list) and draw one on the image.")
+        raise AreaError(
+            "There is no rectangle: add a Shapes layer (above the layer list) and draw one on the image."
+        )
     if len(found) > 1:
-        raise AreaError(f"There are {len(found)} Shapes layers: select the one that holds the rectangle.")
+        raise AreaError(
+            f"There are {len(found)} Shapes layers: select the one that holds the rectangle."
+        )
     return found[0]
 
 
@@ -124,7 +136,9 @@ def _vertices(shapes: Shapes) -> Any:
     if not chosen:
         raise AreaError(f"{shapes.name} is empty: draw a rectangle on the image.")
     if len(chosen) > 1:
-        raise AreaError(f"{shapes.name} holds {len(chosen)} shapes: select one of them.")
+        raise AreaError(
+            f"{shapes.name} holds {len(chosen)} shapes: select one of them."
+        )
     return shapes.data[chosen[0]]
 
 
@@ -154,8 +168,12 @@ class AreaChoice(QWidget):
         self._said: object = None
         self.problem = ""
         names = {WHOLE: "Whole stack", PLANE: "Current plane", VIEW: "What is in view"}
-        choices = [(text, kind) for kind, text in names.items()] + [("Rectangle (Shapes layer)", RECTANGLE)]
-        self.combo = ComboBox(choices=choices, value=WHOLE, tooltip="Which part of the image to predict.")
+        choices = [(text, kind) for kind, text in names.items()] + [
+            ("Rectangle (Shapes layer)", RECTANGLE)
+        ]
+        self.combo = ComboBox(
+            choices=choices, value=WHOLE, tooltip="Which part of the image to predict."
+        )
         self.text = QLabel()
         self.text.setWordWrap(True)
         rows, row = QVBoxLayout(self), QHBoxLayout()
@@ -163,7 +181,9 @@ class AreaChoice(QWidget):
         rows.setSpacing(2)
         row.addWidget(QLabel("Area"))
         row.addWidget(self.combo.native, 1)
-        self.combo.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.combo.native.setSizePolicy(
+            QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed
+        )
         rows.addLayout(row)
         rows.addWidget(self.text)
         self._timer = QTimer(self)
@@ -196,7 +216,9 @@ class AreaChoice(QWidget):
         self._name_choices()
         self.problem, area = "", None
         try:
-            self._watch(chosen_shapes(self._viewer) if self.combo.value == RECTANGLE else None)
+            self._watch(
+                chosen_shapes(self._viewer) if self.combo.value == RECTANGLE else None
+            )
             if self._images.image is not None:
                 area = self.area()
             text = area.text if area is not None else ""
@@ -216,15 +238,26 @@ class AreaChoice(QWidget):
             place = current_plane(self._viewer, layer, image)
         stack = image is None or _planes(image) > 1
         box.setItemText(0, "Whole stack" if stack else "Whole image")
-        box.setItemText(1, f"Current plane ({place_words(place)})" if place else "Current plane")
+        box.setItemText(
+            1, f"Current plane ({place_words(place)})" if place else "Current plane"
+        )
 
     def _later(self, _event: object = None) -> None:
         self._timer.start()
 
     def _events(self) -> list[Any]:
-        dims, camera, layers = self._viewer.dims.events, self._viewer.scene.camera.events, self._viewer.layers
+        dims, camera, layers = (
+            self._viewer.dims.events,
+            self._viewer.scene.camera.events,
+            self._viewer.layers,
+        )
         moved = [dims.point, dims.ndisplay, dims.order, camera.center, camera.zoom]
-        return [*moved, layers.selection.events.changed, layers.events.inserted, layers.events.removed]
+        return [
+            *moved,
+            layers.selection.events.changed,
+            layers.events.inserted,
+            layers.events.removed,
+        ]
 
     def _watch(self, shapes: Shapes | None) -> None:
         """Listen to what is drawn in this layer, and in no other."""

@@ -42,7 +42,9 @@ class Averaging:
         """Whether to average over three directions."""
         return bool(self.directions.value)
 
-    def look(self, image: Image | None, spec: Mapping[str, Any] | None, area: str) -> None:
+    def look(
+        self, image: Image | None, spec: Mapping[str, Any] | None, area: str
+    ) -> None:
         """Allow three directions of an image, by a model (what is known of it: a `ModelSpec` as plain data), or not."""
         why = why_not_three(image, spec, area)
         with self.directions.changed.blocked():
@@ -53,7 +55,9 @@ class Averaging:
         self._wanted = on
 
 
-def why_not_three(image: Image | None, spec: Mapping[str, Any] | None, area: str) -> str:
+def why_not_three(
+    image: Image | None, spec: Mapping[str, Any] | None, area: str
+) -> str:
     """Why an area of an image cannot be predicted in three directions by a model; empty when it can."""
     if spec is not None and spec["depth"] is not None:
         return "This model sees whole volumes already."

@@ -59,7 +59,10 @@ class ModelQuestion(QObject):
     def ask(self, model: Path, layer: ImageLayer | None, image: Image | None) -> None:
         """Ask soon; an answer to an earlier question is dropped."""
         self._number += 1
-        self._model, self._subject = model, None if layer is None or image is None else (layer, image)
+        self._model, self._subject = (
+            model,
+            None if layer is None or image is None else (layer, image),
+        )
         self._timer.start()
 
     def forget(self) -> None:
@@ -81,17 +84,24 @@ class ModelQuestion(QObject):
 
         def export() -> Layer:
             thin = thinned(image)
-            return source_of_image(layer, thin, scratch if thin is image else scratch / "samples")
+            return source_of_image(
+                layer, thin, scratch if thin is image else scratch / "samples"
+            )
 
         threads.run(
-            export, lambda source: self._submit(number, source), lambda error: self._sorry(number, error), owner=self
+            export,
+            lambda source: self._submit(number, source),
+            lambda error: self._sorry(number, error),
+            owner=self,
         )
 
     def _submit(self, number: int, source: Layer | None) -> None:
         if number != self._number:
             return
         handle: JobHandle = self._session.submit(
-            InfoJob(job=self._session.client.new_id(), path=str(self._model), image=source)
+            InfoJob(
+                job=self._session.client.new_id(), path=str(self._model), image=source
+            )
         )
         handle.ended.connect(lambda outcome: self._answer(number, outcome))
 
@@ -105,10 +115,18 @@ class ModelQuestion(QObject):
 
 def thinned(image: Image) -> Image:
     """The image itself, or of a large one every few planes and pixels: its grey values, channels and scale."""
-    planes, side = image.size("T") * image.size("Z"), max(image.size("Y"), image.size("X"))
+    planes, side = (
+        image.size("T") * image.size("Z"),
+        max(image.size("Y"), image.size("X")),
+    )
     if planes * image.size("Y") * image.size("X") * image.channels <= SAMPLED:
         return image
-    steps = {"Z": ceil(planes / 8), "T": ceil(image.size("T") / 2), "Y": ceil(side / 1024), "X": ceil(side / 1024)}
+    steps = {
+        "Z": ceil(planes / 8),
+        "T": ceil(image.size("T") / 2),
+        "Y": ceil(side / 1024),
+        "X": ceil(side / 1024),
+    }
     parts = tuple(slice(None, None, steps.get(letter, 1)) for letter in image.axes)
     return replace(image, data=np.asarray(image.data[parts]), source=None)
 
@@ -200,10 +218,15 @@ class ModelChoice(QWidget):
 
     def _open_file(self) -> None:
         start = str(self._session.settings.runs)
-        path, _ = QFileDialog.getOpenFileName(self, "Open a model", start, f"Models (*.safetensors {CROSSVAL})")
+        path, _ = QFileDialog.getOpenFileName(
+            self, "Open a model", start, f"Models (*.safetensors {CROSSVAL})"
+        )
         if path:
             file = Path(path)
-            inside = file.name == "model.safetensors" and (file.parent / "recipe.yaml").is_file()
+            inside = (
+                file.name == "model.safetensors"
+                and (file.parent / "recipe.yaml").is_file()
+            )
             self._pick(file.parent if inside or file.name == CROSSVAL else file)
 
     def _ask(self) -> None:
@@ -215,7 +238,11 @@ class ModelChoice(QWidget):
             self.name.setText("none chosen yet")
         else:
             self.problem = ""
-            self.name.setText(self.path.name if self.path.is_dir() else f"{self.path.parent.name}/{self.path.name}")
+            self.name.setText(
+                self.path.name
+                if self.path.is_dir()
+                else f"{self.path.parent.name}/{self.path.name}"
+            )
             self.name.setToolTip(str(self.path))
             self.text.setText("Looking at the model ...")
             self._question.ask(self.path, *self._subject)
@@ -231,7 +258,9 @@ class ModelChoice(QWidget):
             self.text.setText(escape(self.problem))
         else:
             self.spec = outcome.result["spec"]
-            self.text.setText(f"{_class_words(outcome.result)}<br>{escape(_facts_words(outcome.result))}")
+            self.text.setText(
+                f"{_class_words(outcome.result)}<br>{escape(_facts_words(outcome.result))}"
+            )
             self._show_fit(outcome.result)
         self.changed.emit()
 
@@ -245,7 +274,9 @@ class ModelChoice(QWidget):
             self.problem = " ".join(lines)
             text = "\n".join(["The image does not fit this model.", *lines])
         elif lines:
-            text = "\n".join(["It can be predicted, but the image differs:", *lines, scaling])
+            text = "\n".join(
+                ["It can be predicted, but the image differs:", *lines, scaling]
+            )
         else:
             text = f"The image fits this model. {scaling}"
         self.fit.setText(text)
@@ -254,28 +285,52 @@ class ModelChoice(QWidget):
 
 def _facts(image: Image | None) -> object:
     """What an answer depends on; the name is part of its words."""
-    return None if image is None else (id(image.data), image.axes, image.scale, image.units, image.name)
+    return (
+        None
+        if image is None
+        else (id(image.data), image.axes, image.scale, image.units, image.name)
+    )
 
 
 def _class_words(result: dict[str, Any]) -> str:
     """Rich text: a square of each class's colour, and its name."""
-    squares = (f'<span style="color:{escape(row["color"])}">■</span>' for row in result["classes"])
+    squares = (
+        f'<span style="color:{escape(row["color"])}">■</span>'
+        for row in result["classes"]
+    )
     names = (escape(row["name"]).replace(" ", "&nbsp;") for row in result["classes"])
-    return "&nbsp; ".join(f"{square}&nbsp;{name}" for square, name in zip(squares, names, strict=True))
+    return "&nbsp; ".join(
+        f"{square}&nbsp;{name}" for square, name in zip(squares, names, strict=True)
+    )
 
 
 def _facts_words(result: dict[str, Any]) -> str:
     """``Recipe unet-resnet34, 30 epochs, mean IoU 0.872, trained 2026-11-21 14:05``; of a cross-validation how many
     models it is, and the mean of their scores."""
-    epochs, score, group = result["epochs"], result["mean_iou"], result.get("models", "1 model")
+    epochs, score, group = (
+        result["epochs"],
+        result["mean_iou"],
+        result.get("models", "1 model"),
+    )
     spec = result["spec"]
-    words = [f"Recipe {result['recipe']['name']}", *(["sees volumes"] if spec["depth"] is not None else [])]
-    words += [f"sees {count} slice{'' if count == 1 else 's'} on each side"] if (count := spec["neighbours"]) else []
-    words.append(group if group != "1 model" else f"{epochs} epoch{'' if epochs == 1 else 's'}")
+    words = [
+        f"Recipe {result['recipe']['name']}",
+        *(["sees volumes"] if spec["depth"] is not None else []),
+    ]
+    words += (
+        [f"sees {count} slice{'' if count == 1 else 's'} on each side"]
+        if (count := spec["neighbours"])
+        else []
+    )
+    words.append(
+        group if group != "1 model" else f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    )
     if score is not None:
         words.append(f"mean IoU {score:.3f}")
     with suppress(ValueError):
-        words.append(f"trained {datetime.fromisoformat(result['created']).astimezone():%Y-%m-%d %H:%M}")
+        words.append(
+            f"trained {datetime.fromisoformat(result['created']).astimezone():%Y-%m-%d %H:%M}"
+        )
     return ", ".join(words)
 
 

@@ -34,7 +34,9 @@ class Origin:
         """Of an image and a model file or run folder, as they are now."""
         file = model / "model.safetensors" if model.is_dir() else model
         changed = file.stat().st_mtime_ns if file.is_file() else 0
-        return cls(ref(layer), id(array_of(layer)), image.axes, str(file.resolve()), changed)
+        return cls(
+            ref(layer), id(array_of(layer)), image.axes, str(file.resolve()), changed
+        )
 
 
 class Made:
@@ -69,7 +71,12 @@ class Made:
     def is_untouched(self) -> bool:
         """Whether the layer still holds what was predicted and the array is still there, to predict more into it."""
         layer = self.layer()
-        return layer is not None and not self.edited and self._data == id(layer.data) and self.path.is_file()
+        return (
+            layer is not None
+            and not self.edited
+            and self._data == id(layer.data)
+            and self.path.is_file()
+        )
 
     def put(self, viewer: ViewerModel, name: str, data: Any) -> bool:
         """An image of 0 to 1 that belongs to the labels, hidden, under them; the one of that name before is renewed.
@@ -83,14 +90,24 @@ class Made:
         if known is not None and known in layers:
             known.data = data
             return True
-        placed = {key: getattr(labels, key) for key in ("scale", "translate", "rotate", "shear", "affine", "units")}
+        placed = {
+            key: getattr(labels, key)
+            for key in ("scale", "translate", "rotate", "shear", "affine", "units")
+        }
         layer = ImageLayer(
-            data, name=name, contrast_limits=(0, 1), visible=False, axis_labels=labels.axis_labels, **placed
+            data,
+            name=name,
+            contrast_limits=(0, 1),
+            visible=False,
+            axis_labels=labels.axis_labels,
+            **placed,
         )
         layer.metadata[PREDICTED] = True
         selected, active = set(layers.selection), layers.selection.active
         layers.insert(layers.index(labels), layer)
-        layers.selection = selected  # a new layer takes the selection, and the docks would follow it
+        layers.selection = (
+            selected  # a new layer takes the selection, and the docks would follow it
+        )
         if active is not None:
             layers.selection.active = active
         self._beside[name] = ref(layer)
@@ -106,7 +123,11 @@ _MADE: WeakKeyDictionary[LabelsLayer, Made] = WeakKeyDictionary()
 def find(viewer: ViewerModel, origin: Origin) -> Made | None:
     """What was made of the same before and can take more, in this viewer."""
     for made in reversed(list(_MADE.values())):
-        if made.origin == origin and made.is_untouched() and made.layer() in viewer.layers:
+        if (
+            made.origin == origin
+            and made.is_untouched()
+            and made.layer() in viewer.layers
+        ):
             return made
     return None
 
@@ -130,13 +151,18 @@ class Chances:
         """Name and array of each class, in the axes of the labels; read from disk as they are looked at."""
         chances = np.lib.format.open_memmap(self.path, mode="r")
         for number, name in enumerate(self.classes):
-            yield f"p({name}) {image}", axes.from_canonical(chances[..., number, :, :], self.letters)
+            yield (
+                f"p({name}) {image}",
+                axes.from_canonical(chances[..., number, :, :], self.letters),
+            )
 
     def confidence(self, cancelled: Callable[[], bool]) -> Any:
         """The highest probability of each pixel, float16, in the axes of the labels; None when cancelled."""
         chances = np.lib.format.open_memmap(self.path, mode="r")
         shape = chances.shape[:-3] + chances.shape[-2:]
-        path = self.path.with_name(self.path.name.replace("_probabilities", "_confidence"))
+        path = self.path.with_name(
+            self.path.name.replace("_probabilities", "_confidence")
+        )
         path.unlink(missing_ok=True)  # who has the one before mapped keeps it
         best = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
         for place in np.ndindex(*shape[:-2]):

@@ -51,7 +51,9 @@ class LivePrediction(QObject):
     layer is.
     """
 
-    progress = Signal(int, int)  # planes done, planes in all; 0 of 0 while that is not known
+    progress = Signal(
+        int, int
+    )  # planes done, planes in all; 0 of 0 while that is not known
     message = Signal(str, str)  # text, level
     ended = Signal(object)  # Outcome
 
@@ -84,7 +86,12 @@ class LivePrediction(QObject):
 
     def start(self) -> None:
         """Write the image in a thread, if no file holds it, and give the order."""
-        session, layer, image, model = self._session, self._layer, self._image, self._model
+        session, layer, image, model = (
+            self._session,
+            self._layer,
+            self._image,
+            self._model,
+        )
         session.closing.connect(self._leave)
         session.viewer.layers.events.removed.connect(self._removed)
         self.progress.emit(0, 0)
@@ -95,9 +102,16 @@ class LivePrediction(QObject):
             return
 
         def prepare() -> tuple[Layer, results.Origin]:
-            return source_of_image(layer, image, scratch), _origin(layer, image, model, self._options)
+            return source_of_image(layer, image, scratch), _origin(
+                layer, image, model, self._options
+            )
 
-        threads.run(prepare, lambda found: self._submit(scratch, *found), self._refuse, owner=self)
+        threads.run(
+            prepare,
+            lambda found: self._submit(scratch, *found),
+            self._refuse,
+            owner=self,
+        )
 
     def stop(self) -> None:
         """Stop within a second; planes that are done stay."""
@@ -115,11 +129,15 @@ class LivePrediction(QObject):
             return
         options, session = self._options, self._session
         known = results.find(session.viewer, origin)
-        self._made = known or results.Made(_free(scratch, slug(self._image.name)), origin)
+        self._made = known or results.Made(
+            _free(scratch, slug(self._image.name)), origin
+        )
         self._again = known is not None
         if known is not None:
             self._live.layer = known.layer()
-            self.message.emit(f"The labels go into {known.layer()}, made with the same model.", "info")
+            self.message.emit(
+                f"The labels go into {known.layer()}, made with the same model.", "info"
+            )
         order = PredictJob(
             job=session.client.new_id(),
             model=str(self._model),
@@ -129,7 +147,8 @@ class LivePrediction(QObject):
             tta=options.tta,
             ortho=options.ortho,
             # What is in the layer stays until the plane is predicted again, also when that is stopped half-way.
-            region=options.region or ({"Y": (0, self._image.size("Y"))} if self._again else None),
+            region=options.region
+            or ({"Y": (0, self._image.size("Y"))} if self._again else None),
             overwrite=True,
             device=session.settings.device,
         )
@@ -161,7 +180,10 @@ class LivePrediction(QObject):
             name = f"{self._image.name} segmented"
             self.labels_layer = self._live.open(event, self._image, under, name=name)
         except (OSError, ValueError) as error:
-            self.message.emit(f"The labels cannot be shown ({error}): is the folder of runs on a shared disk?", "error")
+            self.message.emit(
+                f"The labels cannot be shown ({error}): is the folder of runs on a shared disk?",
+                "error",
+            )
             self.stop()
             return
         self._target = event
@@ -180,7 +202,11 @@ class LivePrediction(QObject):
         self._done, self._total = event.done, event.regions
         self._live.region_done(event.region)
         left = (perf_counter() - self._begun) / self._done * (self._total - self._done)
-        about = "a few seconds left" if left < 5 else f"about {duration(left) if left >= 10 else f'{left:.0f} s'} left"
+        about = (
+            "a few seconds left"
+            if left < 5
+            else f"about {duration(left) if left >= 10 else f'{left:.0f} s'} left"
+        )
         if not self._stopped:
             self.words = f"{self._done} of {_planes(self._total)}{f', {about}' if self._done < self._total else ''}"
         self.progress.emit(self._done, self._total)
@@ -234,7 +260,10 @@ class LivePrediction(QObject):
         self.words = "Working out the confidence ..."
         self.progress.emit(0, 0)
         threads.run(
-            lambda: chances.confidence(lambda: self._stopped or self._over), self._confident, self._refuse, owner=self
+            lambda: chances.confidence(lambda: self._stopped or self._over),
+            self._confident,
+            self._refuse,
+            owner=self,
         )
 
     def _confident(self, data: Any) -> None:
@@ -263,10 +292,14 @@ class LivePrediction(QObject):
             return
         self._live.place()
         if self.labels_layer is not None and self.labels_layer not in layers:
-            self.message.emit("The labels layer was deleted, so the prediction stops.", "warning")
+            self.message.emit(
+                "The labels layer was deleted, so the prediction stops.", "warning"
+            )
             self.stop()
         elif self._layer not in layers:
-            self.message.emit(f"{self._image.name} was deleted; its prediction goes on.", "info")
+            self.message.emit(
+                f"{self._image.name} was deleted; its prediction goes on.", "info"
+            )
 
     def _leave(self) -> None:
         """The viewer closes: touch no layer any more."""
@@ -288,24 +321,39 @@ class LivePrediction(QObject):
     def _summary(self, outcome: Outcome) -> str:
         """How far it came and why it ended, for people."""
         done = f"{self._done} of {_planes(self._total)} {'is' if self._total == 1 else 'are'} done"
-        shown = self.labels_layer is not None and self.labels_layer in self._session.viewer.layers
+        shown = (
+            self.labels_layer is not None
+            and self.labels_layer in self._session.viewer.layers
+        )
         if outcome.status == "finished":
             if not shown:
                 return "Finished, but its labels layer was deleted."
             spent = f" in {duration(self._seconds)}" if self._seconds >= 0.1 else ""
-            return f"{self.labels_layer}: {_planes(self._done)}{spent}{_shares(outcome)}."
+            return (
+                f"{self.labels_layer}: {_planes(self._done)}{spent}{_shares(outcome)}."
+            )
         text = outcome.text or ("Stopped." if outcome.status == "stopped" else "")
         if shown and self._total:
-            return f"Stopped: {done}." if outcome.status == "stopped" else f"{text} {done[0].upper()}{done[1:]}."
+            return (
+                f"Stopped: {done}."
+                if outcome.status == "stopped"
+                else f"{text} {done[0].upper()}{done[1:]}."
+            )
         return text
 
 
-def _origin(layer: ImageLayer, image: Image, model: Path, options: PredictionOptions) -> results.Origin:
+def _origin(
+    layer: ImageLayer, image: Image, model: Path, options: PredictionOptions
+) -> results.Origin:
     """What the labels will be made of; those averaged over flips and turns, or three directions, are others."""
     origin = results.Origin.of(layer, image, model)
     folds = model.glob("*/model.safetensors") if (model / CROSSVAL).is_file() else ()
     changed = max((file.stat().st_mtime_ns for file in folds), default=origin.changed)
-    words = [origin.model, *(["turned"] if options.tta else []), *(["three directions"] if options.ortho else [])]
+    words = [
+        origin.model,
+        *(["turned"] if options.tta else []),
+        *(["three directions"] if options.ortho else []),
+    ]
     return replace(origin, model=", ".join(words), changed=changed)
 
 
@@ -313,7 +361,14 @@ def _shares(outcome: Outcome) -> str:
     """``; pore 12.3 %, quartz 87.7 %``: of the pixels that were predicted."""
     pixels: Mapping[str, int] = outcome.result.get("pixels", {})
     total = sum(pixels.values())
-    return "; " + ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in pixels.items()) if total else ""
+    return (
+        "; "
+        + ", ".join(
+            f"{name} {100 * count / total:.1f} %" for name, count in pixels.items()
+        )
+        if total
+        else ""
+    )
 
 
 def _planes(count: int) -> str:

@@ -7,7 +7,15 @@ import weakref
 from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QCheckBox, QColorDialog, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QColorDialog,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_strata.classes import ClassMap
 from napari_strata.widgets.layers import class_book
@@ -37,7 +45,9 @@ class ClassTable(QWidget):
         super().__init__(parent)
         self._layer_ref: weakref.ref[LabelsLayer] | None = None
         self._book = ClassBook()
-        self._decided: weakref.WeakKeyDictionary[LabelsLayer, bool] = weakref.WeakKeyDictionary()
+        self._decided: weakref.WeakKeyDictionary[LabelsLayer, bool] = (
+            weakref.WeakKeyDictionary()
+        )
         self._painted: set[int] = set()
         self._offered = False  # whether this layer's objects may be one class
         self._error = self._refused = ""
@@ -66,9 +76,14 @@ class ClassTable(QWidget):
             label.setWordWrap(True)
         self._status.linkActivated.connect(lambda _: self._counter.count())
         self._objects = QCheckBox("Treat all objects as one class", self)
-        self._objects.setToolTip("Every value but 0 is then the same class, whatever its number")
+        self._objects.setToolTip(
+            "Every value but 0 is then the same class, whatever its number"
+        )
         self._objects.clicked.connect(self._on_objects)
-        self._add, self._remove = QPushButton("Add class", self), QPushButton("Remove", self)
+        self._add, self._remove = (
+            QPushButton("Add class", self),
+            QPushButton("Remove", self),
+        )
         self._add.clicked.connect(self.add_class)
         self._remove.clicked.connect(self._on_remove)
         buttons = QHBoxLayout()
@@ -98,14 +113,18 @@ class ClassTable(QWidget):
             self._offered = False
             self._links.clear()
             if layer is not None:
-                self._links.connect(layer, colormap=self._on_colormap, selected_label=self._on_selected)
+                self._links.connect(
+                    layer, colormap=self._on_colormap, selected_label=self._on_selected
+                )
             self._counter.watch(layer)
         self._show()
 
     def classes(self) -> ClassMap | None:
         """The classes in use; values that are not, and 0 where it is unlabelled, are `ClassMap.unlabelled`."""
         layer = self._layer
-        return self._book.class_map(layer, self._values()) if layer is not None else None
+        return (
+            self._book.class_map(layer, self._values()) if layer is not None else None
+        )
 
     def counts(self) -> dict[int, int]:
         """Pixels of each label value as counted last, 0 too; empty before the first count."""
@@ -122,7 +141,11 @@ class ClassTable(QWidget):
         if self._counter.busy:
             return "Counting the labelled pixels …"
         used = [value for value in rows if value not in self._book.unused]
-        return "" if len(used) > 1 else "The pixels are not counted yet: press Count to find the classes."
+        return (
+            ""
+            if len(used) > 1
+            else "The pixels are not counted yet: press Count to find the classes."
+        )
 
     def add_class(self) -> None:
         """A class of the next free value, selected, with the brush at hand."""
@@ -130,7 +153,9 @@ class ClassTable(QWidget):
         if layer is None:
             return
         taken = {*self._values(), *self._book.names, *self.counts()}
-        value = next(number for number in range(1, len(taken) + 2) if number not in taken)
+        value = next(
+            number for number in range(1, len(taken) + 2) if number not in taken
+        )
         self._book.names[value] = self._book.name(value)
         self._write()
         self._pick(value)
@@ -157,7 +182,11 @@ class ClassTable(QWidget):
 
     def _values(self) -> list[int]:
         """Label values of the rows."""
-        return self._book.rows(self._counter.counts, self._painted) if self._layer is not None else []
+        return (
+            self._book.rows(self._counter.counts, self._painted)
+            if self._layer is not None
+            else []
+        )
 
     # what happens to the layer
 
@@ -168,7 +197,9 @@ class ClassTable(QWidget):
             if not self._counter.busy:
                 self._painted.clear()
             if self._book.background is None:
-                self._book.background = self._decided[layer] = self._book.is_background(counts)
+                self._book.background = self._decided[layer] = self._book.is_background(
+                    counts
+                )
         self._show()
 
     def _on_painted(self, value: int) -> None:
@@ -229,16 +260,26 @@ class ClassTable(QWidget):
             self._book.unused.add(value)
         else:
             self._book.unused.discard(value)
-            if class_book.shown_color(layer, value) is None:  # as our reader has it for values that are not classes
-                class_book.set_colors(layer, {value: self._book.color(layer, value)}, self._values())
+            if (
+                class_book.shown_color(layer, value) is None
+            ):  # as our reader has it for values that are not classes
+                class_book.set_colors(
+                    layer, {value: self._book.color(layer, value)}, self._values()
+                )
         self._write()
 
     def _rename(self, value: int, name: str) -> None:
         others = {self._book.name(other) for other in self._values() if other != value}
-        self._refused = f"“{name}” is the name of another class; each needs its own." if name in others else ""
+        self._refused = (
+            f"“{name}” is the name of another class; each needs its own."
+            if name in others
+            else ""
+        )
         if name and not self._refused:
             self._book.names[value] = name
-            if self._book.names.get(0) == name and value:  # 0 is no class now, and takes another name when it is
+            if (
+                self._book.names.get(0) == name and value
+            ):  # 0 is no class now, and takes another name when it is
                 del self._book.names[0]
             self._write()
         else:
@@ -268,7 +309,10 @@ class ClassTable(QWidget):
 
     def _on_objects(self, on: bool) -> None:
         self._book.objects = on
-        if self._book.names.get(1) in ("objects", "class 1"):  # names that we gave: it is another thing now
+        if self._book.names.get(1) in (
+            "objects",
+            "class 1",
+        ):  # names that we gave: it is another thing now
             del self._book.names[1]
         self._write()
 
@@ -295,7 +339,9 @@ class ClassTable(QWidget):
             self._make_seen(layer, values)
             if self._book.is_behind(layer, values):
                 self._store(layer, values)
-        self._rows.fill([self._row(layer, value) for value in values] if layer is not None else [])
+        self._rows.fill(
+            [self._row(layer, value) for value in values] if layer is not None else []
+        )
         self._rows.mark(layer.selected_label if layer is not None else None)
         many = self._book.look_like_objects(counts)
         self._many.setVisible(many)
@@ -304,14 +350,24 @@ class ClassTable(QWidget):
         self._rows.setVisible(self._book.objects or not many)
         if many and counts is not None:
             found = len(counts.total) - (0 in counts.total)
-            self._many.setText(f"{found:,} label values: these look like object ids, not classes.")
+            self._many.setText(
+                f"{found:,} label values: these look like object ids, not classes."
+            )
         self._objects.setChecked(self._book.objects)
         self._zero.setEnabled(layer is not None)
-        self._zero.show_choice(self._book.is_background(counts), self._book.zero_text(counts))
+        self._zero.show_choice(
+            self._book.is_background(counts), self._book.zero_text(counts)
+        )
         self._add.setEnabled(layer is not None and not many and not self._book.objects)
-        self._add.setToolTip(self._why_no_class() or "A class of the next free value, ready to paint")
+        self._add.setToolTip(
+            self._why_no_class() or "A class of the next free value, ready to paint"
+        )
         self._tell_remove()
-        status = self._refused or self._error or (self._counter.describe() if layer is not None else "No labels layer")
+        status = (
+            self._refused
+            or self._error
+            or (self._counter.describe() if layer is not None else "No labels layer")
+        )
         self._status.setText(status)
         self._status.setVisible(bool(status))
         said = (self.classes(), self.counts(), self.problem())
@@ -333,11 +389,17 @@ class ClassTable(QWidget):
     def _why_no_class(self) -> str:
         if self._layer is None:
             return "Choose a labels layer first, or make a new one"
-        return "These labels are objects, not classes" if not self._add.isEnabled() else ""
+        return (
+            "These labels are objects, not classes" if not self._add.isEnabled() else ""
+        )
 
     def _tell_remove(self) -> None:
         value, counts = self._rows.current, self._counter.counts
         known = counts if not (self._counter.busy or self._counter.stale) else None
-        why = "Choose a class without pixels first" if value is None else self._book.why_kept(value, known)
+        why = (
+            "Choose a class without pixels first"
+            if value is None
+            else self._book.why_kept(value, known)
+        )
         self._remove.setEnabled(not why)
         self._remove.setToolTip(why or "Drop this class, which no pixel carries")

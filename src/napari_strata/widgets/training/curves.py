@@ -7,11 +7,32 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from qtpy.QtCore import QEvent, QPointF, QRectF, QSize, Qt, QTimer
-from qtpy.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent, QPen, QPixmap, QResizeEvent
+from qtpy.QtGui import (
+    QColor,
+    QFont,
+    QFontMetricsF,
+    QMouseEvent,
+    QPainter,
+    QPaintEvent,
+    QPen,
+    QPixmap,
+    QResizeEvent,
+)
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from napari_strata.events import BatchEnd, EpochEnd, Event, TrainingStarted
-from napari_strata.widgets.parts.plot import GAP, Chart, Entry, Line, bottom, draw, draw_entry, faded, flow, y_labels
+from napari_strata.widgets.parts.plot import (
+    GAP,
+    Chart,
+    Entry,
+    Line,
+    bottom,
+    draw,
+    draw_entry,
+    faded,
+    flow,
+    y_labels,
+)
 from napari_strata.widgets.training.history import History, figure, loss_range, score
 
 REST = 100
@@ -115,23 +136,48 @@ class Curves(QWidget):
         ends, best = history.epochs, history.best
         xs = [float(end.epoch) for end in ends]
         lines = [
-            Line([x for x, _ in history.batches], [y for _, y in history.batches], faded(ink, 0.35), 1.0),
+            Line(
+                [x for x, _ in history.batches],
+                [y for _, y in history.batches],
+                faded(ink, 0.35),
+                1.0,
+            ),
             Line(xs, [end.train_loss for end in ends], faded(ink, 0.6), 1.3),
             Line(xs, [end.validation_loss for end in ends], ink, 1.5, dots=True),
         ]
-        low, high = loss_range([y for line in lines for y in line.ys], [y for line in lines for y in line.ys[-2:]])
+        low, high = loss_range(
+            [y for line in lines for y in line.ys],
+            [y for line in lines for y in line.ys[-2:]],
+        )
         note = "" if ends or history.batches else FIRST if history.started else NONE
-        return Chart(lines, history.planned, low, high, best=best.epoch if best else None, note=note)
+        return Chart(
+            lines,
+            history.planned,
+            low,
+            high,
+            best=best.epoch if best else None,
+            note=note,
+        )
 
     def _iou_chart(self) -> Chart:
         history = self._history
         ends, best, table = history.epochs, history.best, history.iou()
         xs = [float(end.epoch) for end in ends]
-        lines = [Line(xs, ys, QColor(color)) for ys, color in zip(table, history.colors, strict=False)]
+        lines = [
+            Line(xs, ys, QColor(color))
+            for ys, color in zip(table, history.colors, strict=False)
+        ]
         lines.append(Line(xs, [end.mean_iou for end in ends], self._ink(), 2.4))
         unscored = bool(ends) and not np.isfinite(table).any()
         note = NO_SCORES if unscored else FIRST if history.batches and not ends else ""
-        return Chart(lines, history.planned, 0.0, 1.0, best=best.epoch if best else None, note=note)
+        return Chart(
+            lines,
+            history.planned,
+            0.0,
+            1.0,
+            best=best.epoch if best else None,
+            note=note,
+        )
 
     # ------------------------------------------------------------------ places
 
@@ -156,7 +202,9 @@ class Curves(QWidget):
         """Ask for the height that the legend needs at this width."""
         row = self._metrics().height()
         rows = bottom(self._legend())
-        self.setMinimumHeight(max(SMALLEST[1], math.ceil(rows + 9.5 * row + 2 * MARGIN + 24)))
+        self.setMinimumHeight(
+            max(SMALLEST[1], math.ceil(rows + 9.5 * row + 2 * MARGIN + 24))
+        )
 
     def _places(self) -> tuple[QRectF, QRectF, float]:
         """The rooms of the two charts' lines, and the y of the legend."""
@@ -167,8 +215,14 @@ class Curves(QWidget):
         free = below - row - 8 - 2 * (row + 7) - 10 - MARGIN
         first, second = 0.44 * free, 0.56 * free
         charts = zip(self._charts(), (first, second), strict=True)
-        words = [word for chart, high in charts for _, word in y_labels(chart, high, metrics)]
-        left = MARGIN + GAP + max(metrics.horizontalAdvance(word) for word in [*words, "0.00"])
+        words = [
+            word for chart, high in charts for _, word in y_labels(chart, high, metrics)
+        ]
+        left = (
+            MARGIN
+            + GAP
+            + max(metrics.horizontalAdvance(word) for word in [*words, "0.00"])
+        )
         wide = self.width() - left - MARGIN - 4
         upper = QRectF(left, MARGIN + row + 7, wide, first)
         return upper, QRectF(left, upper.bottom() + 10 + row + 7, wide, second), below
@@ -180,8 +234,12 @@ class Curves(QWidget):
             return []
         iou = newest.class_iou if newest else ()
         words = [("mean", self._ink(), score(newest.mean_iou, 2) if newest else "")]
-        for i, (name, color) in enumerate(zip(history.names, history.colors, strict=False)):
-            words.append((name, QColor(color), score(iou[i], 2) if i < len(iou) else ""))
+        for i, (name, color) in enumerate(
+            zip(history.names, history.colors, strict=False)
+        ):
+            words.append(
+                (name, QColor(color), score(iou[i], 2) if i < len(iou) else "")
+            )
         return flow(words, self._small(), self.width() - 2 * MARGIN, rows=MOST_ROWS)
 
     # ------------------------------------------------------------------ painting
@@ -214,10 +272,14 @@ class Curves(QWidget):
         ink, best = self._ink(), self._history.best
         painter.setPen(faded(ink, 0.75))
         left, right = int(Qt.AlignmentFlag.AlignLeft), int(Qt.AlignmentFlag.AlignRight)
-        painter.drawText(QRectF(MARGIN, lower.bottom() + 3, lower.left(), row), left, "epoch")
+        painter.drawText(
+            QRectF(MARGIN, lower.bottom() + 3, lower.left(), row), left, "epoch"
+        )
         if best is not None:
             words = f"best mean {score(best.mean_iou, 2)} in epoch {best.epoch}"
-            painter.drawText(QRectF(0, lower.top() - row - 7, lower.right(), row), right, words)
+            painter.drawText(
+                QRectF(0, lower.top() - row - 7, lower.right(), row), right, words
+            )
         for entry in self._legend():
             draw_entry(painter, entry, QPointF(MARGIN, legend), ink=ink)
 
@@ -227,15 +289,26 @@ class Curves(QWidget):
         bold.setBold(True)
         painter.setFont(bold)
         painter.setPen(self._ink())
-        painter.drawText(QRectF(MARGIN, place.top() - row - 7, 80, row), int(Qt.AlignmentFlag.AlignLeft), text)
+        painter.drawText(
+            QRectF(MARGIN, place.top() - row - 7, 80, row),
+            int(Qt.AlignmentFlag.AlignLeft),
+            text,
+        )
         painter.setFont(font)
 
     def _draw_losses(self, painter: QPainter, place: QRectF) -> None:
         """The key of the upper chart, with the newest values, from the right."""
         metrics, newest, ink = self._metrics(), self._history.newest, self._ink()
         row, x = metrics.height(), place.right()
-        values = (newest.validation_loss, newest.train_loss) if newest else (math.nan, math.nan)
-        keys = (("validation", values[0], ink, 1.5), ("training", values[1], faded(ink, 0.6), 1.3))
+        values = (
+            (newest.validation_loss, newest.train_loss)
+            if newest
+            else (math.nan, math.nan)
+        )
+        keys = (
+            ("validation", values[0], ink, 1.5),
+            ("training", values[1], faded(ink, 0.6), 1.3),
+        )
         for name, value, color, width in keys:
             text = f"{name} {figure(value)}" if math.isfinite(value) else name
             wide = metrics.horizontalAdvance(text)
@@ -269,19 +342,30 @@ class Curves(QWidget):
             self._hovered = found
             self.update()
         if found is not None:
-            QToolTip.showText(event.globalPosition().toPoint(), self._history.describe(found), self)
+            QToolTip.showText(
+                event.globalPosition().toPoint(), self._history.describe(found), self
+            )
         else:
             QToolTip.hideText()
 
     def epoch_at(self, point: QPointF) -> EpochEnd | None:
         """The epoch under a point of the widget."""
         upper, lower, _ = self._places()
-        if not QRectF(upper.left() - 6, upper.top(), upper.width() + 12, lower.bottom() - upper.top()).contains(point):
+        if not QRectF(
+            upper.left() - 6,
+            upper.top(),
+            upper.width() + 12,
+            lower.bottom() - upper.top(),
+        ).contains(point):
             return None
         scale = upper.width() / self._history.planned
         x = (point.x() - upper.left()) / scale
         nearest = self._history.nearest(x)
-        return nearest if nearest is not None and abs(nearest.epoch - x) <= max(0.5, 6 / scale) else None
+        return (
+            nearest
+            if nearest is not None and abs(nearest.epoch - x) <= max(0.5, 6 / scale)
+            else None
+        )
 
     def leaveEvent(self, event: QEvent | None) -> None:  # noqa: N802
         super().leaveEvent(event)
@@ -294,7 +378,11 @@ class Curves(QWidget):
 
     def changeEvent(self, event: QEvent | None) -> None:  # noqa: N802
         super().changeEvent(event)
-        kinds = (QEvent.Type.PaletteChange, QEvent.Type.StyleChange, QEvent.Type.FontChange)
+        kinds = (
+            QEvent.Type.PaletteChange,
+            QEvent.Type.StyleChange,
+            QEvent.Type.FontChange,
+        )
         if event is not None and event.type() in kinds and hasattr(self, "_history"):
             self._renew()
             self._fit()

@@ -6,11 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from magicgui.types import FileDialogMode
-from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, LineEdit, PushButton
+from magicgui.widgets import (
+    CheckBox,
+    ComboBox,
+    Container,
+    FileEdit,
+    LineEdit,
+    PushButton,
+)
 from napari.components import ViewerModel
 from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QStackedWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_strata.errors import StrataError
 from napari_strata.widgets.layers import convert
@@ -30,7 +44,11 @@ class DataBox(QWidget):
     def __init__(self, viewer: ViewerModel) -> None:
         super().__init__()
         self._viewer = viewer
-        self.source = ComboBox(choices=[LAYERS, FILES], value=LAYERS, tooltip="Where images and labels come from.")
+        self.source = ComboBox(
+            choices=[LAYERS, FILES],
+            value=LAYERS,
+            tooltip="Where images and labels come from.",
+        )
         self.images = ImageChoice(viewer)
         self.labels = LabelsChoice(viewer, self.images)
         self.table = ClassTable()
@@ -134,8 +152,13 @@ class _Folders(QWidget):
         both = "Their labels; empty for a folder that holds both."
         self.images, self.images_folder = _path_edit("Images", text)
         self.labels, self.labels_folder = _path_edit("Labels", both)
-        self.axes = LineEdit(label="Axes", tooltip="Such as ZYX; empty when the files say.")
-        self.zero = CheckBox(text="0 means unlabelled", tooltip="Unticked, 0 is the background, a class of its own.")
+        self.axes = LineEdit(
+            label="Axes", tooltip="Such as ZYX; empty when the files say."
+        )
+        self.zero = CheckBox(
+            text="0 means unlabelled",
+            tooltip="Unticked, 0 is the background, a class of its own.",
+        )
         self.form = Container(widgets=[self.images, self.labels, self.axes, self.zero])
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
@@ -150,13 +173,22 @@ class _Folders(QWidget):
         for path in filter(None, (images, labels)):
             if not Path(path).expanduser().exists() and "*" not in path:
                 return f"{path}: there is no such file or folder."
-        if not labels and Path(images).expanduser().is_file() and Path(images).suffix.lower() != ".csv":
+        if (
+            not labels
+            and Path(images).expanduser().is_file()
+            and Path(images).suffix.lower() != ".csv"
+        ):
             return "Choose the labels of these images."
         return ""
 
     def data(self) -> FolderData:
         unlabelled = (0,) if self.zero.value else ()
-        return FolderData(_path(self.images), _path(self.labels), self.axes.value.strip().upper(), unlabelled)
+        return FolderData(
+            _path(self.images),
+            _path(self.labels),
+            self.axes.value.strip().upper(),
+            unlabelled,
+        )
 
 
 def _path_edit(label: str, tooltip: str) -> tuple[FileEdit, PushButton]:
@@ -167,7 +199,9 @@ def _path_edit(label: str, tooltip: str) -> tuple[FileEdit, PushButton]:
 
     def choose() -> None:
         start = _path(edit) or str(Path.home())
-        if found := QFileDialog.getExistingDirectory(edit.native, f"Choose the folder of {label.lower()}", start):
+        if found := QFileDialog.getExistingDirectory(
+            edit.native, f"Choose the folder of {label.lower()}", start
+        ):
             edit.line_edit.value = found
 
     folder.clicked.connect(choose)

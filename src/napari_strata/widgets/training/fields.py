@@ -44,10 +44,17 @@ class Field:
         self._tip = info.description or ""
         self._example = show_value(info.get_default())
         self._types = _alternatives(info.annotation)
-        words = [word for part in self._types for word in get_args(part) if get_origin(part) is Literal]
+        words = [
+            word
+            for part in self._types
+            for word in get_args(part)
+            if get_origin(part) is Literal
+        ]
         self.is_switch = self._types == [bool]
         self._words: dict[str, Any] = {}
-        if words and all(get_origin(part) is Literal or part is NoneType for part in self._types):
+        if words and all(
+            get_origin(part) is Literal or part is NoneType for part in self._types
+        ):
             words += [None] if NoneType in self._types else []
             self._words = {_word(word): word for word in words}
         self.widget = self._widget()
@@ -66,13 +73,17 @@ class Field:
             return combo
         edit = LineEdit()
         edit.native.setPlaceholderText("not set" if NoneType in self._types else "")
-        edit.native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        edit.native.setSizePolicy(
+            QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed
+        )
         edit.native.editingFinished.connect(self._tidy)
         return edit
 
     def make_room(self, text: str) -> None:
         """Be no narrower than this text."""
-        self.native.setMinimumWidth(self.native.fontMetrics().horizontalAdvance(text) + PADDING)
+        self.native.setMinimumWidth(
+            self.native.fontMetrics().horizontalAdvance(text) + PADDING
+        )
 
     def show(self, value: Any) -> None:
         """Hold this value; nothing is emitted."""
@@ -132,8 +143,13 @@ class Field:
         else:
             try:
                 self.value = self._parse(str(shown))
-            except (RecipeError, ValueError):  # PyYAML lets some, such as 2020-13-45, through
-                such = f"; type it like this: {self._example}." if self._example else "."
+            except (
+                RecipeError,
+                ValueError,
+            ):  # PyYAML lets some, such as 2020-13-45, through
+                such = (
+                    f"; type it like this: {self._example}." if self._example else "."
+                )
                 self.error = f"{self.path} is {str(shown)!r}: it cannot be read{such}"
         self.edited.emit(self)
 
@@ -147,7 +163,9 @@ class Field:
             inside = re.sub(r":(?=\S)", ": ", text.strip().strip("{}"))
             return parse_value("{" + inside + "}")
         if tuple in origins and not text.strip()[0].isalpha():
-            inside = ", ".join(filter(None, re.split(r"[\s,;]+", text.strip().strip("[]()"))))
+            inside = ", ".join(
+                filter(None, re.split(r"[\s,;]+", text.strip().strip("[]()")))
+            )
             return [_plain_number(one) for one in inside.split(", ") if one]
         return _plain_number(text.strip())
 
@@ -206,13 +224,17 @@ def in_words(path: str) -> str:
 
 def wrapped(text: str) -> str:
     """A tooltip that Qt breaks into lines."""
-    paragraphs = "".join(f"<p>{escape(part)}</p>" for part in text.split("\n\n") if part)
+    paragraphs = "".join(
+        f"<p>{escape(part)}</p>" for part in text.split("\n\n") if part
+    )
     return f"<qt>{paragraphs}</qt>" if paragraphs else ""
 
 
 def tame(combo: QComboBox) -> None:
     """Make a combo box narrow where it must be, and deaf to the wheel that scrolls the page it is on."""
-    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    combo.setSizeAdjustPolicy(
+        QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+    )
     combo.setMinimumContentsLength(NARROW)
     combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     combo.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
@@ -233,7 +255,12 @@ def _alternatives(annotation: Any) -> list[Any]:
     """The types that a field may have, without what Annotated adds."""
     if hasattr(annotation, "__metadata__"):
         annotation = get_args(annotation)[0]
-    if get_origin(annotation) in (Literal, tuple, dict, None) or annotation in (bool, int, float, str):
+    if get_origin(annotation) in (Literal, tuple, dict, None) or annotation in (
+        bool,
+        int,
+        float,
+        str,
+    ):
         return [annotation]
     return [kind for part in get_args(annotation) for kind in _alternatives(part)]
 
@@ -262,10 +289,14 @@ def _names(line: str, path: str) -> bool:
 def _plain(line: str, labels: Mapping[str, str]) -> str:
     """An error of the recipe with the labels that stand in the form for its dotted keys."""
     for path in sorted(labels, key=len, reverse=True):
-        line = re.sub(rf"(?<![\w.]){re.escape(path)}(?!\w)(\.[\w\[\]]+)*", labels[path], line)
+        line = re.sub(
+            rf"(?<![\w.]){re.escape(path)}(?!\w)(\.[\w\[\]]+)*", labels[path], line
+        )
     line = re.sub(r"\b(input|string|tuple|dictionary) should", r"it must", line)
     line = re.sub(r", unable to parse [a-z ]+| after validation|'", "", line)
-    return line.replace("it must be a valid", "it must be a").replace("a integer", "an integer")
+    return line.replace("it must be a valid", "it must be a").replace(
+        "a integer", "an integer"
+    )
 
 
 def _error_color() -> str:

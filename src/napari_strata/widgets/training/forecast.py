@@ -43,7 +43,9 @@ class Forecast(QWidget):
         self._timer.setSingleShot(True)
         self._timer.timeout.connect(self._prepare)
 
-    def ask(self, wanted: Wanted | None, *, why: str, folder: Callable[[], Path]) -> None:
+    def ask(
+        self, wanted: Wanted | None, *, why: str, folder: Callable[[], Path]
+    ) -> None:
         """Forecast this training once things are at rest; None: say `why` there is nothing to forecast."""
         self.pause()
         self._wanted, self._folder = wanted, folder
@@ -93,7 +95,14 @@ class Forecast(QWidget):
             return
         self._handle = None
         if outcome.status == "finished":
-            self.text.setText("\n".join([*in_words(outcome.result), *(f"⚠ {text}" for text in self._warnings)]))
+            self.text.setText(
+                "\n".join(
+                    [
+                        *in_words(outcome.result),
+                        *(f"⚠ {text}" for text in self._warnings),
+                    ]
+                )
+            )
         elif outcome.status != "stopped":
             self._fail(outcome.text, number)
 
@@ -105,13 +114,19 @@ class Forecast(QWidget):
 def in_words(plan: dict[str, Any]) -> list[str]:
     """The lines of a forecast."""
     free = plan["free_memory"]
-    needs = f"about {_bytes(plan['memory'])} of memory" + (f", {_bytes(free)} free" if free else "")
+    needs = f"about {_bytes(plan['memory'])} of memory" + (
+        f", {_bytes(free)} free" if free else ""
+    )
     lines = [f"Validation: {plan['split']}", f"{plan['device']}, {needs}"]
     if (depth := plan["spec"]["depth"]) is not None:
         side, planes = plan["spec"]["patch"], depth["patch"]
-        lines.append(f"Patches of {planes} plane{'' if planes == 1 else 's'} of {side} x {side} pixels")
+        lines.append(
+            f"Patches of {planes} plane{'' if planes == 1 else 's'} of {side} x {side} pixels"
+        )
     if free and plan["memory"] > 0.9 * free:
-        lines.append("⚠ That is more than there is: take smaller patches or fewer of them per step.")
+        lines.append(
+            "⚠ That is more than there is: take smaller patches or fewer of them per step."
+        )
     return lines
 
 

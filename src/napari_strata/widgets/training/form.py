@@ -28,7 +28,9 @@ class Fold(QCollapsible):
         super().__init__("", expandedIcon=QIcon(), collapsedIcon=QIcon())
         self._title, self._mark = title, ""
         button = self.toggleButton()
-        button.setStyleSheet("text-align: left; border: none; outline: none; background: transparent; padding: 2px 0;")
+        button.setStyleSheet(
+            "text-align: left; border: none; outline: none; background: transparent; padding: 2px 0;"
+        )
         button.setToolTip(wrapped(tooltip))
         self.layout().setContentsMargins(0, 0, 0, 0)
         self.layout().setSpacing(2)
@@ -67,7 +69,9 @@ class Fold(QCollapsible):
 class _Group(QWidget):
     """The fields of one section under each other."""
 
-    def __init__(self, section: type[Section], path: str, edited: Callable[..., None]) -> None:
+    def __init__(
+        self, section: type[Section], path: str, edited: Callable[..., None]
+    ) -> None:
         super().__init__()
         self._edited = edited
         self._grid = QGridLayout(self)
@@ -79,13 +83,18 @@ class _Group(QWidget):
         self._notes: dict[str, QLabel] = {}
         self.parts: dict[str, _Part] = {}
         for name, info in section.model_fields.items():
-            if len(get_args(info.annotation)) == 1:  # Literal["unet"]: nothing to choose
+            if (
+                len(get_args(info.annotation)) == 1
+            ):  # Literal["unet"]: nothing to choose
                 self._kept[name] = info.default
             else:
                 self._add(name, info, f"{path}.{name}")
 
     def read(self) -> dict[str, Any]:
-        return self._kept | {name: part.value if isinstance(part, Field) else part.read() for name, part in self.items}
+        return self._kept | {
+            name: part.value if isinstance(part, Field) else part.read()
+            for name, part in self.items
+        }
 
     def show_values(self, raw: dict[str, Any]) -> None:
         for name, part in self.items:
@@ -145,9 +154,17 @@ class _Group(QWidget):
 class _Plain:
     """A section that is always there, folded."""
 
-    def __init__(self, kinds: list[type[Section]], info: FieldInfo, path: str, edited: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        kinds: list[type[Section]],
+        info: FieldInfo,
+        path: str,
+        edited: Callable[..., None],
+    ) -> None:
         self.group = _Group(kinds[0], path, edited)
-        self.native: QWidget = Fold(in_words(path), info.description or kinds[0].__doc__ or "")
+        self.native: QWidget = Fold(
+            in_words(path), info.description or kinds[0].__doc__ or ""
+        )
         self.native.fill(self.group)
 
     def read(self) -> Any:
@@ -168,14 +185,22 @@ class _Plain:
 class _Optional(_Plain):
     """A section that may be left out: a box to tick shows it."""
 
-    def __init__(self, kinds: list[type[Section]], info: FieldInfo, path: str, edited: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        kinds: list[type[Section]],
+        info: FieldInfo,
+        path: str,
+        edited: Callable[..., None],
+    ) -> None:
         self._default = kinds[0]().model_dump(mode="json")
         self._edited = edited
         self.group = _Group(kinds[0], path, edited)
         self.group.layout().setContentsMargins(16, 0, 0, 4)
         self.group.show_values(self._default)
         self.switch = CheckBox(text=in_words(path))
-        self.switch.native.setToolTip(wrapped(kinds[0].__doc__ or info.description or ""))
+        self.switch.native.setToolTip(
+            wrapped(kinds[0].__doc__ or info.description or "")
+        )
         self.native: QWidget = QWidget()
         rows = QVBoxLayout(self.native)
         rows.setContentsMargins(0, 0, 0, 0)
@@ -205,12 +230,20 @@ class _Optional(_Plain):
 class _Variant(_Plain):
     """A section of one of several kinds: a choice swaps the group, and each kind keeps its values meanwhile."""
 
-    def __init__(self, kinds: list[type[Section]], info: FieldInfo, path: str, edited: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        kinds: list[type[Section]],
+        info: FieldInfo,
+        path: str,
+        edited: Callable[..., None],
+    ) -> None:
         self._key = str(info.discriminator)
         self._path, self._edited = path, edited
         self._kinds = {kind.model_fields[self._key].default: kind for kind in kinds}
         self._groups: dict[str, _Group] = {}
-        choice = FieldInfo(annotation=_literal(self._kinds), description=_tip(self._kinds))
+        choice = FieldInfo(
+            annotation=_literal(self._kinds), description=_tip(self._kinds)
+        )
         self.choice = Field(f"{path}.{self._key}", choice)
         self.choice.edited.connect(self._on_choice)
         self.native = Fold(in_words(path), choice.description or "")
@@ -231,7 +264,11 @@ class _Variant(_Plain):
         self.choice.show(raw[self._key])
         self._swap()
         for kind, group in self._groups.items():
-            group.show_values(raw if kind == raw[self._key] else self._kinds[kind]().model_dump(mode="json"))
+            group.show_values(
+                raw
+                if kind == raw[self._key]
+                else self._kinds[kind]().model_dump(mode="json")
+            )
 
     def fields(self) -> Iterator[Field]:
         yield self.choice
@@ -267,7 +304,9 @@ class RecipeForm(Container[Any]):
         self.native.layout().setContentsMargins(0, 0, 0, 0)
         self.native.layout().setSpacing(2)
         for name, info in Recipe.model_fields.items():
-            if kinds := _sections(info):  # what is no section (version, name, description) is kept as it is
+            if kinds := _sections(
+                info
+            ):  # what is no section (version, name, description) is kept as it is
                 self._sections[name] = make_part(kinds, info, name, self._on_edit)
                 self.native.layout().addWidget(self._sections[name].native)
         self.set_value(self._recipe)
@@ -295,7 +334,9 @@ class RecipeForm(Container[Any]):
             yield from section.fields()
 
     def _on_edit(self, _field: object = None) -> None:
-        raw = self._recipe.model_dump(mode="json") | {name: one.read() for name, one in self._sections.items()}
+        raw = self._recipe.model_dump(mode="json") | {
+            name: one.read() for name, one in self._sections.items()
+        }
         recipe, self.problem = check(raw, self.fields())
         self._recipe = recipe or self._recipe
         for section in self._sections.values():
@@ -305,19 +346,31 @@ class RecipeForm(Container[Any]):
 
     def _explain(self) -> None:
         """Disable the settings that mean nothing to the chosen network, and say why."""
-        why = dict.fromkeys(OF_VOLUMES, "This network sees single planes; for unet3d, which sees volumes.")
+        why = dict.fromkeys(
+            OF_VOLUMES,
+            "This network sees single planes; for unet3d, which sees volumes.",
+        )
         if self._sections["network"].read()["kind"] == "unet3d":
-            why = dict.fromkeys(OF_PLANES, "unet3d sees the planes above and below by itself; for networks of planes.")
+            why = dict.fromkeys(
+                OF_PLANES,
+                "unet3d sees the planes above and below by itself; for networks of planes.",
+            )
         for field in self.fields():
-            if field.path in OF_VOLUMES | OF_PLANES and not field.problem:  # what is wrong must be seen, and mended
+            if (
+                field.path in OF_VOLUMES | OF_PLANES and not field.problem
+            ):  # what is wrong must be seen, and mended
                 field.explain(why.get(field.path, ""))
 
 
-def make_part(kinds: list[type[Section]], info: FieldInfo, path: str, edited: Callable[..., None]) -> _Plain:
+def make_part(
+    kinds: list[type[Section]], info: FieldInfo, path: str, edited: Callable[..., None]
+) -> _Plain:
     """The part of the form for a field that holds one of these sections."""
     if len(kinds) > 1:
         return _Variant(kinds, info, path, edited)
-    return (_Optional if type(None) in get_args(info.annotation) else _Plain)(kinds, info, path, edited)
+    return (_Optional if type(None) in get_args(info.annotation) else _Plain)(
+        kinds, info, path, edited
+    )
 
 
 def _sections(info: FieldInfo) -> list[type[Section]]:
@@ -331,4 +384,6 @@ def _literal(words: Any) -> Any:
 
 
 def _tip(kinds: dict[str, type[Section]]) -> str:
-    return "\n\n".join(f"{name.replace('_', ' ')}: {kind.__doc__}" for name, kind in kinds.items())
+    return "\n\n".join(
+        f"{name.replace('_', ' ')}: {kind.__doc__}" for name, kind in kinds.items()
+    )

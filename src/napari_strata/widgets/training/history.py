@@ -50,7 +50,11 @@ class History:
             return
         x = event.epoch - 1 + event.batch / max(event.batches, 1)
         # Smoothed over epochs, not over calls: batches that were left out change nothing.
-        share = 1.0 if self._smooth is None else 1 - math.exp(-max(x - self._last_x, 0.0) / MEMORY)
+        share = (
+            1.0
+            if self._smooth is None
+            else 1 - math.exp(-max(x - self._last_x, 0.0) / MEMORY)
+        )
         before = event.loss if self._smooth is None else self._smooth
         self._smooth, self._last_x = before + share * (event.loss - before), x
         if self._seen % self._stride == 0:
@@ -64,7 +68,10 @@ class History:
         """An epoch and its scores; one of the same number is replaced."""
         self._ends[event.epoch] = event
         if len(self.names) != len(event.class_iou):
-            self._name(tuple(f"class {i + 1}" for i in range(len(event.class_iou))), self.colors)
+            self._name(
+                tuple(f"class {i + 1}" for i in range(len(event.class_iou))),
+                self.colors,
+            )
 
     @property
     def epochs(self) -> list[EpochEnd]:
@@ -85,11 +92,20 @@ class History:
     def planned(self) -> int:
         """How many epochs there will be, as far as is known; at least 1."""
         newest = self.newest
-        return max(self.started.epochs if self.started else 1, newest.epochs if newest else 1, *self._ends, 1)
+        return max(
+            self.started.epochs if self.started else 1,
+            newest.epochs if newest else 1,
+            *self._ends,
+            1,
+        )
 
     def nearest(self, x: float) -> EpochEnd | None:
         """The epoch nearest to a place on the axis."""
-        return self._ends[min(self._ends, key=lambda epoch: abs(epoch - x))] if self._ends else None
+        return (
+            self._ends[min(self._ends, key=lambda epoch: abs(epoch - x))]
+            if self._ends
+            else None
+        )
 
     def iou(self) -> np.ndarray[Any, Any]:
         """IoU as float (classes, epochs); NaN where there is none."""
@@ -101,17 +117,30 @@ class History:
     def describe(self, end: EpochEnd) -> str:
         """The figures of an epoch, in words, a line each."""
         lines = [
-            f"Epoch {end.epoch} of {self.planned}" + (", the best so far" if end == self.best else ""),
+            f"Epoch {end.epoch} of {self.planned}"
+            + (", the best so far" if end == self.best else ""),
             f"Loss: training {figure(end.train_loss)}, validation {figure(end.validation_loss)}",
             f"Mean IoU {score(end.mean_iou, 3)}, pixel accuracy {score(end.pixel_accuracy, 3)}",
         ]
-        lines += [f"    {name} {score(iou, 3)}" for name, iou in zip(self.names, end.class_iou, strict=False)]
-        weights = "averaged weights" if end.weights == "averaged" else "weights as trained"
-        return "\n".join([*lines, f"Learning rate {end.learning_rate:.2g}, {duration(end.seconds)}, {weights}"])
+        lines += [
+            f"    {name} {score(iou, 3)}"
+            for name, iou in zip(self.names, end.class_iou, strict=False)
+        ]
+        weights = (
+            "averaged weights" if end.weights == "averaged" else "weights as trained"
+        )
+        return "\n".join(
+            [
+                *lines,
+                f"Learning rate {end.learning_rate:.2g}, {duration(end.seconds)}, {weights}",
+            ]
+        )
 
     def _name(self, names: Sequence[str], colors: Sequence[str]) -> None:
         self.names = tuple(names)
-        self.colors = tuple(colors) if len(colors) >= len(names) else default_colors(len(names))
+        self.colors = (
+            tuple(colors) if len(colors) >= len(names) else default_colors(len(names))
+        )
 
 
 def loss_range(values: Sequence[float], newest: Sequence[float]) -> tuple[float, float]:

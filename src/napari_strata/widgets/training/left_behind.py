@@ -30,7 +30,9 @@ MOST = 2
 class LeftBehind(QWidget):
     """Offers, one line each; empty and out of sight when there is nothing."""
 
-    follow = Signal(object, object, object, bool)  # RunSummary, its colours, its events, whether it still runs
+    follow = Signal(
+        object, object, object, bool
+    )  # RunSummary, its colours, its events, whether it still runs
 
     def __init__(self, session: Session, dock: Dock) -> None:
         super().__init__()
@@ -42,7 +44,9 @@ class LeftBehind(QWidget):
         self._timer = QTimer(self)  # of the training that is followed
         self._timer.setInterval(2000)
         runs = session.settings.runs
-        threads.run(lambda: (kept(runs), _running(runs)), self._show, _ignore, owner=self)
+        threads.run(
+            lambda: (kept(runs), _running(runs)), self._show, _ignore, owner=self
+        )
 
     def buttons(self) -> list[QPushButton]:
         """The answers that can be given."""
@@ -59,10 +63,16 @@ class LeftBehind(QWidget):
     def _show(self, found: tuple[list[Kept], list[RunSummary]]) -> None:
         labels, runs = found
         for one in labels[:MOST]:
-            self._offer(f"{one.describe()}, was kept.", {"Open": partial(self._open, one), "Forget": one.forget})
+            self._offer(
+                f"{one.describe()}, was kept.",
+                {"Open": partial(self._open, one), "Forget": one.forget},
+            )
         for run in runs[:MOST]:
             text = f"The training {run.name} goes on without napari."
-            self._offer(text, {"Follow": partial(self._follow, run), "Stop": partial(self.end, run)})
+            self._offer(
+                text,
+                {"Follow": partial(self._follow, run), "Stop": partial(self.end, run)},
+            )
 
     def _offer(self, text: str, answers: dict[str, Callable[[], object]]) -> None:
         row = QWidget()
@@ -84,13 +94,17 @@ class LeftBehind(QWidget):
         threads.run(
             lambda: read_labels(one.path),
             lambda labels: self._add(labels, one),
-            lambda error: self._dock.notice.say(f"{one.path} cannot be opened: {error}", "error"),
+            lambda error: self._dock.notice.say(
+                f"{one.path} cannot be opened: {error}", "error"
+            ),
             owner=self,
         )
 
     def _add(self, labels: LabelImage, one: Kept) -> None:
         data, attributes, _ = labels_layer(labels)
-        self._session.viewer.add_layer(LabelsLayer(data, **attributes | {"name": one.layer}))
+        self._session.viewer.add_layer(
+            LabelsLayer(data, **attributes | {"name": one.layer})
+        )
         one.take_over()
         self._dock.notice.say(f'"{one.layer}" is back; save it, or go on painting.')
 
@@ -102,14 +116,26 @@ class LeftBehind(QWidget):
     def _again(self, run: RunSummary) -> None:
         path = run.path
         threads.run(
-            lambda: ((path / "running.json").is_file(), class_colors(path), last_events(path)),
+            lambda: (
+                (path / "running.json").is_file(),
+                class_colors(path),
+                last_events(path),
+            ),
             lambda found: self._report(run, *found),
             _ignore,
             owner=self,
         )
 
-    def _report(self, run: RunSummary, running: bool, colors: tuple[str, ...], events: list[Event]) -> None:
-        if not self._timer.isActive():  # an answer to a question that was asked before the end
+    def _report(
+        self,
+        run: RunSummary,
+        running: bool,
+        colors: tuple[str, ...],
+        events: list[Event],
+    ) -> None:
+        if (
+            not self._timer.isActive()
+        ):  # an answer to a question that was asked before the end
             return
         self.follow.emit(run, colors, events, running)
         if not running:
@@ -124,9 +150,14 @@ class LeftBehind(QWidget):
                 raise StrataError("its process is gone")
             process.terminate()
         except (psutil.Error, KeyError, ValueError, StrataError) as error:
-            self._dock.notice.say(f"The training {run.name} could not be stopped from here: {error}.", "error")
+            self._dock.notice.say(
+                f"The training {run.name} could not be stopped from here: {error}.",
+                "error",
+            )
             return
-        self._dock.notice.say(f"The training {run.name} was told to stop; its best model is kept.")
+        self._dock.notice.say(
+            f"The training {run.name} was told to stop; its best model is kept."
+        )
 
 
 def _running(runs: Path) -> list[RunSummary]:

@@ -35,13 +35,17 @@ class LivePreview(QObject):
         self._job: JobHandle | None = None
         self._labels = LiveLabels(session.viewer, self)
         self._filled = False
-        self._asked = self._next = 0.0  # when the last one was asked for, and before when no other is
+        self._asked = self._next = (
+            0.0  # when the last one was asked for, and before when no other is
+        )
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(REST)
         self._timer.timeout.connect(self._tell)
 
-    def start(self, training: JobHandle, order: TrainJob, data: LayerData | None, *, on: bool) -> None:
+    def start(
+        self, training: JobHandle, order: TrainJob, data: LayerData | None, *, on: bool
+    ) -> None:
         """Follow a training of `data`; None when it trains on files, which the viewer does not show."""
         self.stop()
         if self._data is None or data is None or data.layer is not self._data.layer:
@@ -65,7 +69,11 @@ class LivePreview(QObject):
         self._training = self._job = None
         self._labels.leave()
         empty = None if self._session.is_closed else self._labels.layer
-        if empty is not None and not self._filled and empty in self._session.viewer.layers:
+        if (
+            empty is not None
+            and not self._filled
+            and empty in self._session.viewer.layers
+        ):
             self._session.viewer.layers.remove(empty)
             self._labels.layer = None
 
@@ -81,7 +89,13 @@ class LivePreview(QObject):
     def _ask(self) -> None:
         data, order = self._data, self._order
         busy = self._job is not None and self._job.outcome is None
-        if not self._on or busy or data is None or order is None or self._training is None:
+        if (
+            not self._on
+            or busy
+            or data is None
+            or order is None
+            or self._training is None
+        ):
             return
         if data.layer not in self._session.viewer.layers or monotonic() < self._next:
             return
@@ -103,10 +117,16 @@ class LivePreview(QObject):
         self._job.ended.connect(self._done)
 
     def _take(self, event: object) -> None:
-        if isinstance(event, TargetOpened) and self._data is not None and self._labels.layer is None:
+        if (
+            isinstance(event, TargetOpened)
+            and self._data is not None
+            and self._labels.layer is None
+        ):
             data = self._data
             name = f"{data.name} preview"
-            self._labels.open(event, data.image, data.layer, name=name, below=data.labels_layer)
+            self._labels.open(
+                event, data.image, data.layer, name=name, below=data.labels_layer
+            )
         if isinstance(event, RegionEnd):
             self._filled = True
 
@@ -119,7 +139,16 @@ class LivePreview(QObject):
         self._timer.start()
 
     def _tell(self) -> None:
-        if self._training is None or self._data is None or self._data.layer not in self._session.viewer.layers:
+        if (
+            self._training is None
+            or self._data is None
+            or self._data.layer not in self._session.viewer.layers
+        ):
             return
-        self._training.tell("view", dict(current_plane(self._session.viewer, self._data.layer, self._data.image)))
+        self._training.tell(
+            "view",
+            dict(
+                current_plane(self._session.viewer, self._data.layer, self._data.image)
+            ),
+        )
         self._ask()

@@ -11,7 +11,14 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_strata.console import duration
-from napari_strata.events import BatchEnd, EpochEnd, Event, Message, TrainingEnd, TrainingStarted
+from napari_strata.events import (
+    BatchEnd,
+    EpochEnd,
+    Event,
+    Message,
+    TrainingEnd,
+    TrainingStarted,
+)
 from napari_strata.widgets.parts.dock import Progress
 from napari_strata.widgets.parts.preview import Preview
 from napari_strata.widgets.training.curves import Curves
@@ -32,7 +39,9 @@ class TrainingPanel(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.bar = Progress()
-        self.headline = QLabel("No training yet. Set it up on the other page, then press Train.")
+        self.headline = QLabel(
+            "No training yet. Set it up on the other page, then press Train."
+        )
         self.headline.setWordWrap(True)
         self.curves = Curves()
         self.preview = Preview()
@@ -56,14 +65,23 @@ class TrainingPanel(QWidget):
         self._rest.setInterval(REST)
         self._rest.timeout.connect(self._show_steps)
 
-    def follow(self, handle: JobHandle, run: Path, colors: Sequence[str], *, past: Sequence[Event] = ()) -> None:
+    def follow(
+        self,
+        handle: JobHandle,
+        run: Path,
+        colors: Sequence[str],
+        *,
+        past: Sequence[Event] = (),
+    ) -> None:
         """Show a training that has just been ordered; `past` is what its run went through before."""
         self.prepare(run, colors, past=past)
         handle.replied.connect(self._on_event)
         handle.ended.connect(self._over)
         self.bar.show_step(0, 0, "Starting ...")
 
-    def prepare(self, run: Path, colors: Sequence[str], *, past: Sequence[Event] = ()) -> None:
+    def prepare(
+        self, run: Path, colors: Sequence[str], *, past: Sequence[Event] = ()
+    ) -> None:
         """Show a run, with what it went through."""
         self.run, self._colors, self.best, self._started = run, colors, None, None
         self._epoch_seconds, self._batch_seconds, self._steps = [], [], []
@@ -120,7 +138,10 @@ class TrainingPanel(QWidget):
             return
         self._rest.start()
         last, total = steps[-1], self._started.epochs
-        done, words = (last.epoch - 1) * last.batches + last.batch, f"step {last.batch} of {last.batches}"
+        done, words = (
+            (last.epoch - 1) * last.batches + last.batch,
+            f"step {last.batch} of {last.batches}",
+        )
         text = f"Epoch {last.epoch} of {total}, {words}{self._left(last, total)}"
         self.bar.show_step(done, total * last.batches, text)
 

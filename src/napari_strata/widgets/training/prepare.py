@@ -60,7 +60,9 @@ class FolderData:
     def gather(self, _run: Path) -> Pairs:
         """The paths as they stand."""
         labels = (Layer(path=self.labels),) if self.labels else None
-        return Pairs(images=(Layer(path=self.images),), labels=labels, axes=self.axes or None)
+        return Pairs(
+            images=(Layer(path=self.images),), labels=labels, axes=self.axes or None
+        )
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,25 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
     """
     try:
         record = json.loads((run / "data.json").read_text(encoding="utf-8"))
-        pairs = [(pair["images"], pair["labels"], pair["axes"]) for pair in record["pairs"]]
+        pairs = [
+            (pair["images"], pair["labels"], pair["axes"]) for pair in record["pairs"]
+        ]
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run}: found no run that can go on ({error}); choose a run folder.") from None
-    if missing := [str(path) for images, labels, _ in pairs for path in (images, labels) if not path]:
-        raise RunError(f"{run}: {len(missing)} of its images or labels were never in a file; start a new run.")
-    validation = {part["pair"] for part in record["validation"]} - {part["pair"] for part in record["training"]}
+        raise RunError(
+            f"{run}: found no run that can go on ({error}); choose a run folder."
+        ) from None
+    if missing := [
+        str(path)
+        for images, labels, _ in pairs
+        for path in (images, labels)
+        if not path
+    ]:
+        raise RunError(
+            f"{run}: {len(missing)} of its images or labels were never in a file; start a new run."
+        )
+    validation = {part["pair"] for part in record["validation"]} - {
+        part["pair"] for part in record["training"]
+    }
     held = [pair for number, pair in enumerate(pairs) if number in validation]
     kept = [pair for number, pair in enumerate(pairs) if number not in validation]
     return TrainJob(

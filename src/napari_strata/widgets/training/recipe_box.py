@@ -21,7 +21,14 @@ from qtpy.QtWidgets import (
 
 from napari_strata.recipe import Recipe, Section
 from napari_strata.recipes import list_recipes, load_recipe
-from napari_strata.widgets.training.fields import Field, check, in_words, show_value, tame, wrapped
+from napari_strata.widgets.training.fields import (
+    Field,
+    check,
+    in_words,
+    show_value,
+    tame,
+    wrapped,
+)
 from napari_strata.widgets.training.form import Fold, RecipeForm
 from napari_strata.widgets.work import threads
 
@@ -48,7 +55,9 @@ class RecipeBox(QWidget):
         self._recipe = self._start
         self._problem = ""
         self.form: RecipeForm | None = None
-        self.fields = {path: Field(path, _info(path), label) for path, (label, _) in PLAIN.items()}
+        self.fields = {
+            path: Field(path, _info(path), label) for path, (label, _) in PLAIN.items()
+        }
         self._build()
         self.set_recipe("default")
 
@@ -87,14 +96,20 @@ class RecipeBox(QWidget):
         tame(self.combo)
         for name, recipe in _bundled().items():
             self.combo.addItem(name, name)
-            self.combo.setItemData(self.combo.count() - 1, wrapped(recipe.description), Qt.ItemDataRole.ToolTipRole)
+            self.combo.setItemData(
+                self.combo.count() - 1,
+                wrapped(recipe.description),
+                Qt.ItemDataRole.ToolTipRole,
+            )
         self.combo.addItem(FROM_FILE)
         self.combo.activated.connect(self._on_pick)
         self.about, self.wrong, self.resized, self.differs = (_text() for _ in range(4))
         self.reset_button = QPushButton("Reset")
         self.reset_button.setToolTip("Take every setting from the recipe again.")
         self.reset_button.clicked.connect(self.reset)
-        self.fold = Fold("All settings", "Every setting of the recipe, with an explanation of each.")
+        self.fold = Fold(
+            "All settings", "Every setting of the recipe, with an explanation of each."
+        )
         self.fold.toggled.connect(self._on_fold)
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
@@ -176,7 +191,9 @@ class RecipeBox(QWidget):
             self._choose(self.combo.itemData(index))
 
     def _ask_file(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Choose a recipe", "", "Recipes (*.yaml *.yml *.json)")
+        path, _ = QFileDialog.getOpenFileName(
+            self, "Choose a recipe", "", "Recipes (*.yaml *.yml *.json)"
+        )
         if path:
             self._choose(path)
 
@@ -197,10 +214,14 @@ class RecipeBox(QWidget):
         if found < 0:
             found = self.combo.count() - 1
             self.combo.insertItem(found, self._start.name, self._base)
-            self.combo.setItemData(found, wrapped(self._base), Qt.ItemDataRole.ToolTipRole)
+            self.combo.setItemData(
+                found, wrapped(self._base), Qt.ItemDataRole.ToolTipRole
+            )
         self.combo.setCurrentIndex(found)
         description = self._start.description
-        self.about.say(description.split(". ")[0].removesuffix(".") + "." if description else "")
+        self.about.say(
+            description.split(". ")[0].removesuffix(".") + "." if description else ""
+        )
         for widget in (self.about, self.combo):
             widget.setToolTip(wrapped(description))
 
@@ -218,15 +239,25 @@ class RecipeBox(QWidget):
         """What is said beside the settings: resizing, what is wrong, what is changed."""
         self.wrong.say(f"⚠ {self._problem}" if self._problem else "")
         side = self._recipe.patches.resize
-        why = f"Whole pictures are resized to {side} x {side} pixels, so no patches are cut." if side else ""
+        why = (
+            f"Whole pictures are resized to {side} x {side} pixels, so no patches are cut."
+            if side
+            else ""
+        )
         self.resized.say(why)
         if not self.fields["patches.size"].problem:
-            self.fields["patches.size"].explain(f"{why} Empty All settings > Patches > Resize first." if why else "")
+            self.fields["patches.size"].explain(
+                f"{why} Empty All settings > Patches > Resize first." if why else ""
+            )
         self.fold.mark(bool(self._problem))
-        overrides = sorted(self.overrides().items(), key=lambda item: item[0] not in PLAIN)
+        overrides = sorted(
+            self.overrides().items(), key=lambda item: item[0] not in PLAIN
+        )
         changes = [self._change(path, value) for path, value in overrides]
         more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-        self.differs.say(f"Changed: {', '.join(changes[:SHOWN])}{more}" if changes else "")
+        self.differs.say(
+            f"Changed: {', '.join(changes[:SHOWN])}{more}" if changes else ""
+        )
         self.differs.setToolTip(wrapped("\n\n".join(changes)))
         self.reset_button.setVisible(bool(changes or self._problem))
 
@@ -237,7 +268,9 @@ class RecipeBox(QWidget):
         was: Any = self._start
         now: Any = self._recipe
         for part in path.split("."):
-            if type(was) is not type(now) and part != "kind":  # another kind of network: it was nothing before
+            if (
+                type(was) is not type(now) and part != "kind"
+            ):  # another kind of network: it was nothing before
                 return f"{label} {_brief(value)}"
             was, now = getattr(was, part, None), getattr(now, part)
         return f"{label} {_brief(value)} (was {_brief(was)})"

@@ -13,9 +13,31 @@ from typing import Any, Literal
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
-from napari_strata.widgets.work.process import Process, default_command, explain, is_out_of_memory
-from napari_strata.worker.orders import Changed, Job, Keep, PredictJob, Stop, TrainJob, is_aside
-from napari_strata.worker.replies import PROTOCOL, JobEnded, JobFailed, JobStarted, Outgoing, Ready, Refused, decode
+from napari_strata.widgets.work.process import (
+    Process,
+    default_command,
+    explain,
+    is_out_of_memory,
+)
+from napari_strata.worker.orders import (
+    Changed,
+    Job,
+    Keep,
+    PredictJob,
+    Stop,
+    TrainJob,
+    is_aside,
+)
+from napari_strata.worker.replies import (
+    PROTOCOL,
+    JobEnded,
+    JobFailed,
+    JobStarted,
+    Outgoing,
+    Ready,
+    Refused,
+    decode,
+)
 
 __all__ = ["JobHandle", "Outcome", "WorkerClient", "default_command"]
 
@@ -71,7 +93,9 @@ class JobHandle(QObject):
     def tell(self, changed: Literal["labels", "view"], value: dict[str, Any]) -> None:
         """News for the job while it runs."""
         if self.outcome is None:
-            self.news[changed] = news = Changed(changed=changed, job=self.order.job, value=value)
+            self.news[changed] = news = Changed(
+                changed=changed, job=self.order.job, value=value
+            )
             self._client._tell(news)
 
     def _end(self, outcome: Outcome) -> None:
@@ -98,10 +122,16 @@ class WorkerClient(QObject):
         self.ready: Ready | None = None
         self._process: Process | None = None
         self._handles: dict[str, JobHandle] = {}
-        self._inbox: deque[tuple[Process, bytes | None]] = deque()  # None: the process is over
+        self._inbox: deque[tuple[Process, bytes | None]] = (
+            deque()
+        )  # None: the process is over
         self._awake = False
-        self._poisoned = False  # a new process is wanted as soon as this one has nothing to do
-        self._condemned = False  # the process was told to end, and is given nothing any more
+        self._poisoned = (
+            False  # a new process is wanted as soon as this one has nothing to do
+        )
+        self._condemned = (
+            False  # the process was told to end, and is given nothing any more
+        )
         self._closed = False
         self._numbers = itertools.count(1)
         self._woken.connect(self._drain, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
@@ -120,7 +150,9 @@ class WorkerClient(QObject):
             return
         self._set_state("starting")
         self._process = process = Process(
-            self.command, lambda line: self._hear(process, line), lambda: self._hear(process, None)
+            self.command,
+            lambda line: self._hear(process, line),
+            lambda: self._hear(process, None),
         )
         process.start()
         self._patience.start()
@@ -130,7 +162,10 @@ class WorkerClient(QObject):
         handle = JobHandle(self, order)
         self._handles[order.job] = handle
         if self._closed:
-            self._after(0, lambda: self._finish(handle, Outcome("stopped", "napari was closed.")))
+            self._after(
+                0,
+                lambda: self._finish(handle, Outcome("stopped", "napari was closed.")),
+            )
             return handle
         self.warm()
         if self._listens:
@@ -153,12 +188,16 @@ class WorkerClient(QObject):
             self._process.close(insist=not kept)
         self._let_go()
         for handle in handles:
-            text = "It goes on without napari." if handle in kept else "napari was closed."
+            text = (
+                "It goes on without napari." if handle in kept else "napari was closed."
+            )
             self._finish(handle, Outcome("stopped", text))
 
     @property
     def _listens(self) -> bool:
-        return self._process is not None and self.ready is not None and not self._condemned
+        return (
+            self._process is not None and self.ready is not None and not self._condemned
+        )
 
     def _tell(self, message: Stop | Keep | Changed) -> None:
         if self._process is not None and self._listens:
@@ -167,12 +206,20 @@ class WorkerClient(QObject):
     def _send(self, handle: JobHandle) -> None:
         """The order as it stands, and the news that came since it was given."""
         assert self._process is not None
-        for message in (handle.order.model_copy(update={"keep": handle.kept}), *handle.news.values()):
+        for message in (
+            handle.order.model_copy(update={"keep": handle.kept}),
+            *handle.news.values(),
+        ):
             self._process.write(message.model_dump_json())
 
     def _stop(self, handle: JobHandle) -> None:
         if not self._listens:  # it has not been given to the process that is to do it
-            self._after(0, lambda: self._finish(handle, Outcome("stopped", "Stopped before it began.")))
+            self._after(
+                0,
+                lambda: self._finish(
+                    handle, Outcome("stopped", "Stopped before it began.")
+                ),
+            )
             return
         self._tell(Stop(stop=handle.order.job))
         self._after(TERMINATE, lambda: self._press(handle))
@@ -196,7 +243,11 @@ class WorkerClient(QObject):
 
     def _foremost(self) -> JobHandle | None:
         """The job that the process is at, as far as it has said."""
-        at_work = (one for one in self._handles.values() if one.started and not is_aside(one.order))
+        at_work = (
+            one
+            for one in self._handles.values()
+            if one.started and not is_aside(one.order)
+        )
         return next(at_work, next(iter(self._handles.values()), None))
 
     def _replace(self) -> None:
@@ -282,13 +333,19 @@ class WorkerClient(QObject):
         if isinstance(event, JobEnded):
             if event.reason == "finished":
                 self._finish(handle, Outcome("finished", result=event.result))
-            elif handle.stopping or not self._condemned:  # else it was stopped with another, and is done anew
+            elif (
+                handle.stopping or not self._condemned
+            ):  # else it was stopped with another, and is done anew
                 self._finish(handle, Outcome("stopped", result=event.result))
         elif isinstance(event, JobFailed):
             # After an error that is nobody's mistake, such as one of the GPU, a process may be good for nothing.
             ours = event.kind != "StrataError"
             self._poisoned = self._poisoned or ours
-            cure = " Take smaller patches or fewer patches per step." if ours and is_out_of_memory(event.text) else ""
+            cure = (
+                " Take smaller patches or fewer patches per step."
+                if ours and is_out_of_memory(event.text)
+                else ""
+            )
             self._finish(handle, Outcome("failed", event.text + cure))
         else:
             handle.started = handle.started or isinstance(event, JobStarted)
@@ -299,7 +356,9 @@ class WorkerClient(QObject):
         if self._condemned:
             self._replace()
             return
-        text = explain(self.command, process.status, process.last_lines(), problem=process.problem)
+        text = explain(
+            self.command, process.status, process.last_lines(), problem=process.problem
+        )
         self._let_go()
         self._all_over(Outcome("died", text))
 
@@ -322,7 +381,14 @@ class WorkerClient(QObject):
 
     def _all_over(self, outcome: Outcome) -> None:
         for handle in list(self._handles.values()):
-            kept = next((text for kind, text in KEPT.items() if isinstance(handle.order, kind) and handle.started), "")
+            kept = next(
+                (
+                    text
+                    for kind, text in KEPT.items()
+                    if isinstance(handle.order, kind) and handle.started
+                ),
+                "",
+            )
             whole = Outcome(outcome.status, f"{outcome.text}\n{kept}".strip())
             self._finish(handle, BROKEN_OFF if handle.stopping else whole)
 
@@ -338,7 +404,9 @@ class WorkerClient(QObject):
     def _set_state(self, state: str) -> None:
         if state != self.current_state:
             self.current_state = state
-            with suppress(RuntimeError):  # at the end of napari the client may be half gone
+            with suppress(
+                RuntimeError
+            ):  # at the end of napari the client may be half gone
                 self.state.emit(state)
 
 

@@ -34,7 +34,12 @@ class Process:
     Signals reach the children too: a command may be a shell script around the worker.
     """
 
-    def __init__(self, command: Sequence[str], said: Callable[[bytes], None], ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        said: Callable[[bytes], None],
+        ended: Callable[[], None],
+    ) -> None:
         self.command = tuple(command)
         self.status: int | None = None
         self.problem = ""  # why it could not be started
@@ -62,7 +67,9 @@ class Process:
         """
         self._orders.put(None)
         if insist:
-            threading.Thread(target=self._insist, name="strata-worker-end", daemon=True).start()
+            threading.Thread(
+                target=self._insist, name="strata-worker-end", daemon=True
+            ).start()
 
     def forget(self) -> None:
         """Call nobody any more: whoever listened may be gone before the process is."""
@@ -109,7 +116,11 @@ class Process:
             pipe = subprocess.PIPE
             # A session of its own: Ctrl-C in napari's terminal is not for it, a kept training outlives the terminal.
             child = subprocess.Popen(
-                self.command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=os.name == "posix"
+                self.command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=os.name == "posix",
             )
         except OSError as error:
             self.problem = f"{error.strerror or error}"
@@ -120,8 +131,18 @@ class Process:
             self._child = child
             if self._wish is not None:
                 _signal(child, self._wish)
-        errors = threading.Thread(target=self._read_errors, args=(child,), name="strata-worker-errors", daemon=True)
-        orders = threading.Thread(target=self._write_orders, args=(child,), name="strata-worker-orders", daemon=True)
+        errors = threading.Thread(
+            target=self._read_errors,
+            args=(child,),
+            name="strata-worker-errors",
+            daemon=True,
+        )
+        orders = threading.Thread(
+            target=self._write_orders,
+            args=(child,),
+            name="strata-worker-orders",
+            daemon=True,
+        )
         errors.start()
         orders.start()
         assert child.stdout is not None
@@ -169,7 +190,13 @@ def _nothing() -> None:
     return
 
 
-def explain(command: Sequence[str], status: int | None, lines: Sequence[str], *, problem: str = "") -> str:
+def explain(
+    command: Sequence[str],
+    status: int | None,
+    lines: Sequence[str],
+    *,
+    problem: str = "",
+) -> str:
     """Why a worker is gone, in words: what was found, its last lines, and what to do."""
     shown = " ".join(command)
     if problem:
@@ -201,4 +228,7 @@ def explain(command: Sequence[str], status: int | None, lines: Sequence[str], *,
 
 def is_out_of_memory(text: str) -> bool:
     """Whether a text complains of too little memory."""
-    return any(word in text.lower() for word in ("out of memory", "outofmemory", "memoryerror", "bad_alloc"))
+    return any(
+        word in text.lower()
+        for word in ("out of memory", "outofmemory", "memoryerror", "bad_alloc")
+    )

@@ -35,7 +35,9 @@ def _post() -> _Post:
 
 
 class _Task(QRunnable):
-    def __init__(self, work: Callable[[], Any], send: Callable[[bool, Any], None]) -> None:
+    def __init__(
+        self, work: Callable[[], Any], send: Callable[[bool, Any], None]
+    ) -> None:
         super().__init__()
         self._work, self._send = work, send
 
@@ -47,7 +49,13 @@ class _Task(QRunnable):
         self._send(*result)
 
 
-def run(work: Callable[[], T], done: Callable[[T], Any], failed: Callable[[Exception], Any], *, owner: QObject) -> None:
+def run(
+    work: Callable[[], T],
+    done: Callable[[T], Any],
+    failed: Callable[[Exception], Any],
+    *,
+    owner: QObject,
+) -> None:
     """Call `work` in a thread, then `done` with its result, or `failed` with its error, in the main thread.
 
     Neither is called after `owner` is destroyed. Must be called in the main thread.
