@@ -9,9 +9,9 @@ from skimage.feature import multiscale_basic_features
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 import napari_strata as ns
-from napari_strata.classes import IGNORE, ClassMap
-from napari_strata.data.parts import counts_of, whole
-from napari_strata.image import AnnotatedImage
+from napari_strata.core.classes import IGNORE, ClassMap
+from napari_strata.core.image import AnnotatedImage
+from napari_strata.data.regions import counts_of, whole
 
 PIXELS = 400_000
 """Labelled pixels that the trees see, drawn as they occur: with classes drawn evenly they do worse on sandstone 0300

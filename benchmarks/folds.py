@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 import napari_strata as ns
-from napari_strata.classes import ClassMap
-from napari_strata.console import show
-from napari_strata.evaluation.study import CrossvalResult
-from napari_strata.image import AnnotatedImage
+from napari_strata.cli.console import show
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.image import AnnotatedImage
+from napari_strata.studies.crossval_results import CrossvalResult
 
 
 def cross_validate(

@@ -22,7 +22,7 @@ from contest import Facts, arguments, contender, run, table, timed
 
 import napari_strata as ns
 from napari_strata.io import read_image, read_labels, write_labels
-from napari_strata.samples import sandstone
+from napari_strata.io.samples import sandstone
 
 Array = np.ndarray[Any, Any]
 PLANES = 64

@@ -30,9 +30,9 @@ import tifffile
 from contest import Facts, arguments, contender, machine, memory, run, table
 
 import napari_strata as ns
-from napari_strata.classes import ClassMap
-from napari_strata.events import RegionEnd
-from napari_strata.image import AnnotatedImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.events import RegionEnd
+from napari_strata.core.image import AnnotatedImage
 from napari_strata.inference.predict import (
     PredictOptions,
     build_committee,
@@ -40,7 +40,7 @@ from napari_strata.inference.predict import (
 )
 from napari_strata.io import read_image, write_image
 from napari_strata.io.lazy import LazyArray
-from napari_strata.samples import sandstone
+from napari_strata.io.samples import sandstone
 
 SIDE = 1024
 PATTERNS = 8

@@ -26,9 +26,9 @@ import torch
 from contest import Facts, arguments, contender, run, table, timed
 
 import napari_strata as ns
-from napari_strata.errors import RunError
+from napari_strata.core.errors import RunError
 from napari_strata.inference.predict import PredictOptions, build_predictor
-from napari_strata.samples import sandstone
+from napari_strata.io.samples import sandstone
 
 SIDE, TILE = 2048, 512
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -97,7 +97,7 @@ def synchronised(call: Any) -> Any:
 
 def bare(options: argparse.Namespace, name: str, *, precision: str) -> Facts:
     """One forward pass of the whole picture, channels last, and a running maximum; no labels leave the device."""
-    from napari_strata.inference.predictor import class_indices
+    from napari_strata.models.network_predictor import class_indices
 
     net = network(options, channels_last=True)
     image = (
@@ -154,8 +154,8 @@ def ours_512_bf16(options: argparse.Namespace) -> Facts:
 
 def ours(options: argparse.Namespace, name: str, **keywords: Any) -> Facts:
     """The whole way as `predict` goes it, from grey values in memory to labels in memory."""
-    from napari_strata.allocator import kept_pages
-    from napari_strata.inference.tiling import plan_tiles
+    from napari_strata.core.tiling import plan_tiles
+    from napari_strata.models.allocator import kept_pages
 
     loaded = model(options)
     image = sandstone((1, SIDE, SIDE), seed=7).image

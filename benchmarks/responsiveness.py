@@ -26,8 +26,8 @@ from napari.settings import get_plugin_settings
 from qtpy.QtCore import QEventLoop, Qt, QTimer
 from qtpy.QtWidgets import QApplication
 
+from napari_strata.io.samples import sandstone
 from napari_strata.plugin import image_layer, labels_layer
-from napari_strata.samples import sandstone
 
 SHAPE = (8, 1024, 996)
 

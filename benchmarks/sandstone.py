@@ -19,9 +19,9 @@ from pathlib import Path
 from baselines import boosted_trees
 
 import napari_strata as ns
-from napari_strata.console import show
-from napari_strata.recipes import parse_value
-from napari_strata.spec import find_classes
+from napari_strata.cli.console import show
+from napari_strata.core.recipes import parse_value
+from napari_strata.core.spec import find_classes
 
 
 def main() -> None:

@@ -30,12 +30,12 @@ from baselines import boosted_trees, majority
 from folds import cross_validate, scores_of_ensemble, scores_of_folds, write
 
 import napari_strata as ns
-from napari_strata.classes import ClassMap
-from napari_strata.console import show
+from napari_strata.cli.console import show
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.events import EpochEnd
+from napari_strata.core.image import AnnotatedImage
+from napari_strata.core.recipes import parse_value
 from napari_strata.data.split import split_pairs
-from napari_strata.events import EpochEnd
-from napari_strata.image import AnnotatedImage
-from napari_strata.recipes import parse_value
 
 NO_WEIGHTS = {"network.encoder_weights": "none"}
 

@@ -23,15 +23,15 @@ from contest import Facts, arguments, contender, run, table, timed
 from torch import nn
 
 import napari_strata as ns
-from napari_strata.allocator import kept_pages
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.events import BatchEnd, EpochEnd
+from napari_strata.core.image import AnnotatedImage
 from napari_strata.data.loader import PatchSource
-from napari_strata.device import choose_device, choose_precision
-from napari_strata.events import BatchEnd, EpochEnd
-from napari_strata.image import AnnotatedImage
+from napari_strata.models.allocator import kept_pages
+from napari_strata.models.device import choose_device, choose_precision
 from napari_strata.networks import build_network
+from napari_strata.training.learner import Learner
 from napari_strata.training.plan import Job, plan_new
-from napari_strata.training.state import Learner
 
 SIDE, BATCH, STEPS = 256, 8, 5
 DEVICE = choose_device("auto")

@@ -29,10 +29,10 @@ import numpy as np
 from baselines import boosted_trees, majority
 
 import napari_strata as ns
-from napari_strata.classes import ClassMap
-from napari_strata.console import show
-from napari_strata.image import AnnotatedImage, Image
-from napari_strata.recipes import parse_value
+from napari_strata.cli.console import show
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.recipes import parse_value
 
 CLASSES = ClassMap.foreground(("background", "nuclei"))
 BLOCKS = {"training": (0, 48), "validation": (54, 68), "test": (74, 100)}

@@ -154,8 +154,8 @@ def train(viewer: Any, dock: Any) -> None:
 
 def predict(viewer: Any, dock: Any) -> Any:
     """A prediction of a new stack, more than half of it done; returns the stack's exact labels."""
+    from napari_strata.io.samples import sandstone
     from napari_strata.plugin import image_layer
-    from napari_strata.samples import sandstone
 
     wait(
         300,

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import napari_strata as ns
-from napari_strata.events import EpochEnd
-from napari_strata.samples import cells
+from napari_strata.core.events import EpochEnd
+from napari_strata.io.samples import cells
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
 small = {

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import napari_strata as ns
-from napari_strata.samples import sandstone
+from napari_strata.io.samples import sandstone
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
 

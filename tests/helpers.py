@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.classes import ClassMap
-from napari_strata.image import AnnotatedImage, Image
-from napari_strata.model import Model
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.spec import ModelSpec, resolve
+from napari_strata.models.model import Model
 from napari_strata.networks import build_network
-from napari_strata.recipe import Recipe
-from napari_strata.spec import ModelSpec, resolve
 
 TINY = {
     "network": {"kind": "unet", "widths": [4, 8]},

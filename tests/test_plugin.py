@@ -12,9 +12,9 @@ import tifffile
 import yaml
 
 from napari_strata import plugin
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError, RunError
-from napari_strata.image import Image
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, RunError
+from napari_strata.core.image import Image
 from napari_strata.io import write_image, write_labels
 
 MANIFEST = Path(plugin.__file__).with_name("napari.yaml")

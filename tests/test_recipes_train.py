@@ -10,10 +10,10 @@ import pytest
 
 import napari_strata as ns
 from helpers import easy_pair
-from napari_strata.events import BatchEnd, EpochEnd, Event, TrainingStarted
-from napari_strata.image import AnnotatedImage, Image
-from napari_strata.recipe import AtrousUNet, Recipe, Smp
-from napari_strata.recipes import list_recipes, load_recipe
+from napari_strata.core.events import BatchEnd, EpochEnd, Event, TrainingStarted
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.recipe import AtrousUNet, Recipe, Smp
+from napari_strata.core.recipes import list_recipes, load_recipe
 
 NAMES = [recipe.name for recipe in list_recipes()]
 COLOUR = ("atrous-resnet50", "deeplabv3plus-resnet50", "unet-aerial", "unet-classic")

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata import axes as _axes
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError, RunError, StrataError
-from napari_strata.image import AnnotatedImage, ArrayLike, Image, LabelImage
+from napari_strata.core import axes as _axes
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, RunError, StrataError
+from napari_strata.core.image import AnnotatedImage, ArrayLike, Image, LabelImage
 from napari_strata.io import read_classes, read_images, read_labels, read_pyramid
 from napari_strata.io import write_image as _write_image
 from napari_strata.io import write_labels as _write_labels
 from napari_strata.io.paths import stem
-from napari_strata.samples import cells, sandstone
+from napari_strata.io.samples import cells, sandstone
 
 Layer = tuple[Any, dict[str, Any], str]
 GENERIC = ("images", "image", "slices", "raw", "tif", "tiff")

@@ -11,12 +11,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from napari_strata import device
-from napari_strata.classes import ClassMap
 from napari_strata.cli.objects import register
-from napari_strata.errors import StrataError
-from napari_strata.image import Image, LabelImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import StrataError
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import read_labels, write_image, write_labels
+from napari_strata.models import device
 
 CELLS = ClassMap(names=("background", "cytoplasm", "nucleus"), values=(0, 1, 2))
 

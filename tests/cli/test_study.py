@@ -18,9 +18,9 @@ from typer.testing import CliRunner, Result
 
 from helpers import easy_pair
 from napari_strata.cli.study import register
-from napari_strata.errors import StrataError
-from napari_strata.evaluation.study import CrossvalResult
-from napari_strata.evaluation.trials import TuneResult
+from napari_strata.core.errors import StrataError
+from napari_strata.studies.crossval_results import CrossvalResult
+from napari_strata.studies.trials import TuneResult
 
 SMALL = [
     f"--set={item}"

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_strata.classes import IGNORE
+from napari_strata.core.classes import IGNORE
+from napari_strata.core.normalization import fixed
+from napari_strata.core.recipe import Augmentation
 from napari_strata.data import augmentation as module
 from napari_strata.data.augmentation import Augmenter
-from napari_strata.normalization import fixed
-from napari_strata.recipe import Augmentation
 
 OFF = {
     "flip_horizontal": False,

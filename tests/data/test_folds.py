@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError
+from napari_strata.core.image import AnnotatedImage, Image, LabelImage
 from napari_strata.data.folds import fold_pairs
-from napari_strata.errors import LabelError
-from napari_strata.image import AnnotatedImage, Image, LabelImage
 
 CLASSES = ClassMap(names=("pore", "clay", "quartz"), values=(1, 2, 3), unlabelled=(0,))
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from napari_strata.classes import IGNORE, ClassMap
+from napari_strata.core.classes import IGNORE, ClassMap
+from napari_strata.core.errors import ImageError, LabelError
+from napari_strata.core.image import AnnotatedImage, Image, LabelImage
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.spec import resolve
 from napari_strata.data import loader
-from napari_strata.data import parts as parts_module
+from napari_strata.data import regions as parts_module
 from napari_strata.data.loader import PatchSource, pad, resize
-from napari_strata.data.parts import Part, whole
-from napari_strata.errors import ImageError, LabelError
-from napari_strata.image import AnnotatedImage, Image, LabelImage
-from napari_strata.recipe import Recipe
-from napari_strata.spec import resolve
+from napari_strata.data.regions import Part, whole
 
 CLASSES = ClassMap.from_values([0, 1, 3, 7], unlabelled=[0])
 

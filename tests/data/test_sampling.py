@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_strata.classes import IGNORE
+from napari_strata.core.classes import IGNORE
 from napari_strata.data import sampling
 from napari_strata.data.sampling import Sampler, remember
 

@@ -8,13 +8,13 @@ from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from napari_strata.classes import ClassMap
-from napari_strata.data import honesty
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError
+from napari_strata.core.image import AnnotatedImage, Image, LabelImage
+from napari_strata.data import leakage as honesty
 from napari_strata.data.blocks import best_cut, gap_for
-from napari_strata.data.parts import whole
+from napari_strata.data.regions import whole
 from napari_strata.data.split import given, split_pairs
-from napari_strata.errors import LabelError
-from napari_strata.image import AnnotatedImage, Image, LabelImage
 
 CLASSES = ClassMap(names=("pore", "clay", "quartz"), values=(1, 2, 3), unlabelled=(0,))
 
@@ -450,7 +450,7 @@ def test_nothing_labelled_is_refused():
 
 
 def test_strips_are_read_strip_by_strip(monkeypatch):
-    from napari_strata.data import parts as module
+    from napari_strata.data import regions as module
 
     parts = whole(pair(random_labels((64, 40)), "YX"), CLASSES)
     cuts = []

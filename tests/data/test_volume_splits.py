@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_strata.classes import ClassMap
-from napari_strata.data import honesty
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, LabelError
+from napari_strata.core.image import AnnotatedImage, Image, LabelImage
+from napari_strata.data import leakage as honesty
 from napari_strata.data.blocks import best_cut, gap_for
 from napari_strata.data.folds import fold_pairs
-from napari_strata.data.honesty import find_leaks
-from napari_strata.data.parts import whole
+from napari_strata.data.leakage import find_leaks
+from napari_strata.data.regions import whole
 from napari_strata.data.split import given as given_split
 from napari_strata.data.split import split_pairs
-from napari_strata.errors import ImageError, LabelError
-from napari_strata.image import AnnotatedImage, Image, LabelImage
 
 CLASSES = ClassMap.from_values([0, 1, 2], unlabelled=[0])
 SHAPES = st.tuples(

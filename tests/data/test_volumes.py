@@ -8,17 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_strata.classes import IGNORE, ClassMap
+from napari_strata.core.classes import IGNORE, ClassMap
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import AnnotatedImage, Image, LabelImage
+from napari_strata.core.recipe import Augmentation, Recipe
+from napari_strata.core.spec import resolve
 from napari_strata.data import loader
-from napari_strata.data import parts as parts_module
+from napari_strata.data import regions as parts_module
 from napari_strata.data.augmentation import Augmenter
 from napari_strata.data.loader import PatchSource, pad
-from napari_strata.data.parts import Part, count, planes_of, whole
+from napari_strata.data.regions import Part, count, planes_of, whole
 from napari_strata.data.sampling import Sampler
-from napari_strata.errors import ImageError
-from napari_strata.image import AnnotatedImage, Image, LabelImage
-from napari_strata.recipe import Augmentation, Recipe
-from napari_strata.spec import resolve
 
 CLASSES = ClassMap.from_values([0, 1, 3, 7], unlabelled=[0])
 ALL = {

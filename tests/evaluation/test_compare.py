@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import LabelError
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError
+from napari_strata.core.image import LabelImage
 from napari_strata.evaluation.compare import error_classes, find_errors, join_classes
-from napari_strata.image import LabelImage
 
 ROCK = ClassMap(
     names=("pore", "grain"),

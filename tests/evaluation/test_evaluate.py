@@ -10,14 +10,19 @@ import PIL.Image
 import pytest
 
 from helpers import easy_pair, tiny_model
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError, LabelError, RunError
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, LabelError, RunError
+from napari_strata.core.events import (
+    Message,
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+)
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.evaluation.evaluate import evaluate, iter_evaluate, score_labels
-from napari_strata.events import Message, PredictionEnd, PredictionStarted, RegionEnd
-from napari_strata.image import AnnotatedImage, Image
 from napari_strata.inference.predict import PredictOptions, predict
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.model import Model
+from napari_strata.models.model import Model
 
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
 ONE, TWO = (replace(easy_pair((n, 40, 48), seed=n), name=f"rock {n}") for n in (3, 2))

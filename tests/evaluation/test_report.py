@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.evaluation import report
+from napari_strata.evaluation.pictures import Example
 from napari_strata.evaluation.report import name_files, write_report
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.pictures import Example
 
 CLASSES = ClassMap(names=("pore", "rock"), values=(0, 1))
 

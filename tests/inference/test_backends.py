@@ -15,8 +15,8 @@ from torch import nn
 
 import napari_strata as ns
 from helpers import easy_pair, tiny_model
-from napari_strata.errors import RunError
-from napari_strata.events import Message
+from napari_strata.core.errors import RunError
+from napari_strata.core.events import Message
 from napari_strata.inference.backends import BACKENDS, check_backend
 from napari_strata.inference.estimate import tile_memory
 from napari_strata.inference.predict import PredictOptions, build_predictor

@@ -9,14 +9,14 @@ import pytest
 import tifffile
 
 from helpers import easy_pair, tiny_model
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError, ModelError, RunError
-from napari_strata.events import Event, FileEnd, PredictionStarted, RegionEnd
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, ModelError, RunError
+from napari_strata.core.events import Event, FileEnd, PredictionStarted, RegionEnd
 from napari_strata.inference import batch
 from napari_strata.inference.batch import Report, find_images, predict_files
 from napari_strata.inference.predict import PredictOptions, predict
 from napari_strata.io import read_labels, write_labels
-from napari_strata.model import Model
+from napari_strata.models.model import Model
 
 PAIR = easy_pair((2, 40, 40))
 OPTIONS = PredictOptions(device="cpu", precision="fp32")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from helpers import tiny_spec
-from napari_strata.errors import ImageError
-from napari_strata.image import Image
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import Image
+from napari_strata.core.normalization import ResolvedNormalization, Scale
+from napari_strata.core.spec import Depth
 from napari_strata.inference.checks import check_image
-from napari_strata.normalization import ResolvedNormalization, Scale
-from napari_strata.spec import Depth
 
 SCALE = Scale(
     center=(120.0,), spread=(30.0,), low=(-100.0,), high=(350.0,)

@@ -13,8 +13,7 @@ from torch import nn
 
 import napari_strata as ns
 from helpers import easy_pair, tiny_model
-from napari_strata.ensemble import load_models
-from napari_strata.errors import RunError
+from napari_strata.core.errors import RunError
 from napari_strata.inference import estimate as module
 from napari_strata.inference.estimate import check_memory, estimate, tile_memory
 from napari_strata.inference.output import Form
@@ -23,7 +22,8 @@ from napari_strata.inference.predict import (
     build_committee,
     build_predictor,
 )
-from napari_strata.inference.predictor import Predictor
+from napari_strata.models.ensemble import load_models
+from napari_strata.models.network_predictor import Predictor
 
 PAIR = easy_pair((4, 64, 72))
 OPTIONS = PredictOptions(device="cpu", precision="fp32")

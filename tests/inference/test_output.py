@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from napari_strata.errors import RunError
-from napari_strata.inference import partial
+from napari_strata.core.errors import RunError
+from napari_strata.inference import ledger as partial
+from napari_strata.inference.ledger import PartialOutput
 from napari_strata.inference.output import Form, MemoryOutput, check_space, size
-from napari_strata.inference.partial import PartialOutput
 
 FORM = Form(planes=3, shape=(4, 5), dtype=np.dtype(np.uint16), classes=2)
 IDENTITY = {"model": "m1", "image": "i1", "sides": (1, 2)}

@@ -15,12 +15,17 @@ import torch
 from torch import nn
 
 from helpers import easy_pair, tiny_model
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError, ModelError, RunError
-from napari_strata.events import Message, PredictionEnd, PredictionStarted, RegionEnd
-from napari_strata.image import Image, LabelImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, ModelError, RunError
+from napari_strata.core.events import (
+    Message,
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+)
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.inference import predict as predict_module
-from napari_strata.inference.committee import Committee
+from napari_strata.inference.ensemble_predictor import Committee
 from napari_strata.inference.predict import (
     Prediction,
     PredictOptions,
@@ -28,10 +33,10 @@ from napari_strata.inference.predict import (
     iter_predict,
     predict,
 )
-from napari_strata.inference.predictor import Predictor
 from napari_strata.inference.target import check_out, probabilities_path
 from napari_strata.io import read_image, read_labels, write_labels
-from napari_strata.model import Calibration, Model
+from napari_strata.models.model import Calibration, Model
+from napari_strata.models.network_predictor import Predictor
 
 PAIR = easy_pair((4, 64, 72))
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
@@ -463,7 +468,7 @@ def test_a_prediction_killed_for_real_goes_on_to_the_same_bytes(model, tmp_path)
     out = tmp_path / "cut" / "x.tif"
     script = f"""
         import os, signal
-        from napari_strata.events import RegionEnd
+        from napari_strata.core.events import RegionEnd
         from napari_strata.inference.predict import PredictOptions, iter_predict
         options = PredictOptions(device="cpu", precision="fp32")
         for event in iter_predict({str(saved)!r}, {str(image)!r}, out={str(out)!r}, options=options):

@@ -14,26 +14,26 @@ import pytest
 import torch
 
 from helpers import easy_pair, tiny_model
-from napari_strata.ensemble import load_models
-from napari_strata.errors import RunError
-from napari_strata.events import (
+from napari_strata.core.errors import RunError
+from napari_strata.core.events import (
     FileEnd,
     Message,
     PredictionEnd,
     PredictionStarted,
     RegionEnd,
 )
-from napari_strata.image import Image
+from napari_strata.core.image import Image
 from napari_strata.inference import region, scheduler, workers
 from napari_strata.inference.batch import predict_files
-from napari_strata.inference.partial import PartialOutput
+from napari_strata.inference.ledger import PartialOutput
 from napari_strata.inference.predict import Prediction, PredictOptions, iter_predict
 from napari_strata.inference.region import Facts, Order
 from napari_strata.inference.scheduler import Cluster
-from napari_strata.inference.work import Subject
+from napari_strata.inference.task import Subject
 from napari_strata.inference.workers import Workers, _compare, _threads
 from napari_strata.io import read_image, write_image
-from napari_strata.model import current_versions
+from napari_strata.models.ensemble import load_models
+from napari_strata.models.model import current_versions
 
 pytest.importorskip("distributed")
 
@@ -62,7 +62,7 @@ def slow(cluster) -> None:
     """Workers that take a while for each plane, and keep to it."""
     code = """
 import time
-from napari_strata.inference.partial import PartialOutput as Output
+from napari_strata.inference.ledger import PartialOutput as Output
 kept = Output.write
 Output.write = lambda *arguments: (time.sleep(0.15), kept(*arguments))[1]
 """

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from napari_strata.image import Image
-from napari_strata.inference.slabs import Slab
+from napari_strata.core.image import Image
+from napari_strata.inference.chunks import Slab
 from napari_strata.inference.stack import fingerprint, read_ahead
 
 IMAGE = Image(

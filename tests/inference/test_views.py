@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers import easy_pair, tiny_model, tiny_recipe
-from napari_strata.errors import ImageError, RunError
-from napari_strata.image import Image
-from napari_strata.inference import slabs
+from napari_strata.core.errors import ImageError, RunError
+from napari_strata.core.image import Image
+from napari_strata.core.spec import resolve
+from napari_strata.inference import chunks as slabs
+from napari_strata.inference.chunks import plan_slabs, stretches
 from napari_strata.inference.predict import PredictOptions, iter_predict, predict
-from napari_strata.inference.slabs import plan_slabs, stretches
 from napari_strata.inference.views import mean_of_views, view_shapes
-from napari_strata.model import Model
+from napari_strata.models.model import Model
 from napari_strata.networks import build_network
-from napari_strata.spec import resolve
 
 
 def smooth(plane: np.ndarray) -> Tensor:

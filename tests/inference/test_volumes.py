@@ -15,12 +15,17 @@ from torch.nn import functional as F
 
 import napari_strata as ns
 from helpers import easy_pair
-from napari_strata.classes import ClassMap
-from napari_strata.device import Precision
-from napari_strata.errors import ImageError, ModelError, RunError
-from napari_strata.events import RegionEnd
-from napari_strata.image import Image
-from napari_strata.inference.committee import Committee
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, ModelError, RunError
+from napari_strata.core.events import RegionEnd
+from napari_strata.core.image import Image
+from napari_strata.core.normalization import ResolvedNormalization, Scale
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.sections import UNet3d
+from napari_strata.core.spec import Depth, ModelSpec, resolve
+from napari_strata.core.tiling import plan_tiles
+from napari_strata.inference.chunks import plan_slabs
+from napari_strata.inference.ensemble_predictor import Committee
 from napari_strata.inference.estimate import estimate
 from napari_strata.inference.output import Form
 from napari_strata.inference.predict import (
@@ -29,15 +34,10 @@ from napari_strata.inference.predict import (
     iter_predict,
     predict,
 )
-from napari_strata.inference.predictor import Predictor
-from napari_strata.inference.slabs import plan_slabs
-from napari_strata.inference.tiling import plan_tiles
-from napari_strata.model import Model
+from napari_strata.models.device import Precision
+from napari_strata.models.model import Model
+from napari_strata.models.network_predictor import Predictor
 from napari_strata.networks import build_network
-from napari_strata.normalization import ResolvedNormalization, Scale
-from napari_strata.recipe import Recipe
-from napari_strata.sections import UNet3d
-from napari_strata.spec import Depth, ModelSpec, resolve
 
 SCALE = Scale(center=(100.0,), spread=(20.0,), low=(0.0,), high=(255.0,))
 CPU, FP32 = torch.device("cpu"), Precision("fp32")

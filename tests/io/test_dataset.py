@@ -8,9 +8,9 @@ import pytest
 import tifffile
 from PIL import Image as Picture
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError, LabelError, StrataError
-from napari_strata.image import AnnotatedImage, Image, LabelImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, LabelError, StrataError
+from napari_strata.core.image import AnnotatedImage, Image, LabelImage
 from napari_strata.io import read_pairs, write_labels
 
 SHAPE = (12, 10)

@@ -16,9 +16,9 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError, LabelError, RunError
-from napari_strata.image import Image, LabelImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, LabelError, RunError
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import (
     blocks,
     describe,

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from napari_strata.errors import ImageError, LabelError
+from napari_strata.core.errors import ImageError, LabelError
 from napari_strata.io import (
     describe,
     raster,

@@ -11,9 +11,9 @@ import PIL.Image
 import pytest
 import tifffile
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError
-from napari_strata.image import LabelImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import LabelImage
 from napari_strata.io import (
     describe,
     read_image,

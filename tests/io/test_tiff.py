@@ -13,8 +13,8 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_strata.errors import ImageError, LabelError
-from napari_strata.image import Image
+from napari_strata.core.errors import ImageError, LabelError
+from napari_strata.core.image import Image
 from napari_strata.io import (
     describe,
     read_image,

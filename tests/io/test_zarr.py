@@ -12,9 +12,9 @@ import pytest
 import zarr as store
 from zarr.storage import LocalStore
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError
-from napari_strata.image import Image, LabelImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import (
     describe,
     read_image,

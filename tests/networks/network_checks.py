@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from napari_strata import normalization
-from napari_strata.classes import ClassMap
-from napari_strata.device import channels_last
-from napari_strata.geometry import depth_strides
+from napari_strata.core import normalization
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.geometry import depth_strides
+from napari_strata.core.recipe import AtrousUNet, Smp, UNet, UNet3d
+from napari_strata.core.spec import Depth, ModelSpec, geometry
+from napari_strata.models.device import channels_last
 from napari_strata.networks import build_network
-from napari_strata.recipe import AtrousUNet, Smp, UNet, UNet3d
-from napari_strata.spec import Depth, ModelSpec, geometry
 
 CLASSES = 3
 ODD = (33, 47)

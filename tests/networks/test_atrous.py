@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from napari_strata.core.recipe import AtrousUNet
 from napari_strata.networks.atrous import AtrousBlock, AtrousResUNet
-from napari_strata.recipe import AtrousUNet
 from networks.network_checks import NetworkChecks, build, noise
 
 NARROW = (24, 20, 16, 12, 8)

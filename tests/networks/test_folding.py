@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.networks.network_checks import make_spec
 from torch import Tensor, nn
 
+from napari_strata.core.recipe import AtrousUNet, Smp, UNet, UNet3d
 from napari_strata.networks.blocks import BatchNorm, convolution
 from napari_strata.networks.build import build_network
 from napari_strata.networks.folding import fold_batch_norms
-from napari_strata.recipe import AtrousUNet, Smp, UNet, UNet3d
+from networks.network_checks import make_spec
 
 
 def norms(network: nn.Module) -> list[nn.Module]:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from napari_strata.errors import RecipeError
+from napari_strata.core.errors import RecipeError
+from napari_strata.core.recipe import AtrousUNet, Smp
+from napari_strata.core.spec import geometry
 from napari_strata.networks import build_network
 from napari_strata.networks.blocks import AnySize, BatchNorm, GroupNorm
 from napari_strata.networks.smp import (
@@ -15,8 +17,6 @@ from napari_strata.networks.smp import (
     WIDTHS,
     check_encoder,
 )
-from napari_strata.recipe import AtrousUNet, Smp
-from napari_strata.spec import geometry
 from networks.network_checks import NetworkChecks, build, make_spec, noise
 
 NARROW = (32, 24, 16, 16, 16)

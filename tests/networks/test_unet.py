@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from napari_strata.core.recipe import UNet
+from napari_strata.core.spec import geometry
 from napari_strata.networks.blocks import AnySize
 from napari_strata.networks.unet import ClassicUNet, upsampling
-from napari_strata.recipe import UNet
-from napari_strata.spec import geometry
 from networks.network_checks import NetworkChecks, build, noise
 
 SMALL = (6, 10, 16)

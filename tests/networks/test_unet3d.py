@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from napari_strata.geometry import depth_kernels, depth_strides, geometry
+from napari_strata.core.geometry import depth_kernels, depth_strides, geometry
+from napari_strata.core.recipe import UNet3d
 from napari_strata.networks.blocks import AnySize, BatchNorm3d, without_weights
 from napari_strata.networks.parts import encoder_of, head_of
 from napari_strata.networks.unet3d import ResidualUNet3d
 from napari_strata.networks.weights import load_encoder_weights
-from napari_strata.recipe import UNet3d
 from networks.network_checks import CLASSES, NetworkChecks, build, make_spec, noise
 
 SMALL = (4, 6, 8)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_strata.image import AnnotatedImage, Image
+from napari_strata.core.image import AnnotatedImage, Image
 
 SMALL: dict[str, Any] = {
     "network.kind": "unet",

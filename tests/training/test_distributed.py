@@ -26,14 +26,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from helpers import easy_pair, tiny_recipe
-from napari_strata.events import BatchEnd, EpochEnd, TrainingStarted
-from napari_strata.image import AnnotatedImage
+from napari_strata.core.events import BatchEnd, EpochEnd, TrainingStarted
+from napari_strata.core.image import AnnotatedImage
+from napari_strata.core.runs import RunFolder
+from napari_strata.core.spec import resolve
 from napari_strata.io import read_pairs
-from napari_strata.model import Model
+from napari_strata.models.model import Model
 from napari_strata.networks import build_network
 from napari_strata.networks.blocks import BatchNorm, BatchNorm3d
-from napari_strata.run import RunFolder
-from napari_strata.spec import resolve
 from napari_strata.training.distributed import Team, _Gathered, join
 from napari_strata.training.loop import train
 from napari_strata.training.membership import held
@@ -396,7 +396,7 @@ def test_the_viewers_worker_trains_by_torchrun(
 
 FAULTY = """
 import os
-from napari_strata.training.state import Learner
+from napari_strata.training.learner import Learner
 from napari_strata.worker.__main__ import main
 
 step = Learner.step

@@ -3,9 +3,9 @@ from __future__ import annotations
 import torch
 
 from helpers import easy_pair, tiny_recipe
-from napari_strata.device import choose_precision, free_memory
+from napari_strata.core.spec import resolve
+from napari_strata.models.device import choose_precision, free_memory
 from napari_strata.networks import build_network
-from napari_strata.spec import resolve
 from napari_strata.training.estimate import step_memory
 
 CPU = torch.device("cpu")

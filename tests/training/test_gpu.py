@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from napari_strata.events import EpochEnd
-from napari_strata.image import AnnotatedImage
+from napari_strata.core.events import EpochEnd
+from napari_strata.core.image import AnnotatedImage
 from napari_strata.training.loop import iter_train, train
 
 Scene = Callable[..., AnnotatedImage]

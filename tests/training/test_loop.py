@@ -15,11 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from napari_strata.classes import ClassMap
-from napari_strata.data.parts import whole
-from napari_strata.device import Precision
-from napari_strata.errors import LabelError, RecipeError, RunError, TrainingError
-from napari_strata.events import (
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError, RecipeError, RunError, TrainingError
+from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
     Event,
@@ -28,16 +26,18 @@ from napari_strata.events import (
     TrainingStarted,
     to_json,
 )
-from napari_strata.image import AnnotatedImage, Image
-from napari_strata.inference.predictor import Predictor
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.model import Model
-from napari_strata.recipes import load_recipe
-from napari_strata.run import RunFolder
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.recipes import load_recipe
+from napari_strata.core.runs import RunFolder
+from napari_strata.data.regions import whole
+from napari_strata.models.device import Precision
+from napari_strata.models.model import Model
+from napari_strata.models.network_predictor import Predictor
 from napari_strata.training import loop
+from napari_strata.training.learner import Learner
 from napari_strata.training.loop import iter_train, train
 from napari_strata.training.losses import build_loss
-from napari_strata.training.state import Learner
 from napari_strata.training.validation import Validation, load_truths, validate
 
 Scene = Callable[..., AnnotatedImage]

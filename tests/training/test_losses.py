@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from napari_strata.classes import IGNORE
-from napari_strata.errors import RecipeError
-from napari_strata.recipe import LossName, Training
+from napari_strata.core.classes import IGNORE
+from napari_strata.core.errors import RecipeError
+from napari_strata.core.recipe import LossName, Training
 from napari_strata.training import losses
 from napari_strata.training.losses import Loss, build_loss
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from napari_strata.recipe import Plateau, Training
+from napari_strata.core.recipe import Plateau, Training
 from napari_strata.training.optim import (
     Schedule,
     build_optimizer,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.spec import find_classes
 from napari_strata.data.folds import fold_pairs
-from napari_strata.image import AnnotatedImage, Image
-from napari_strata.spec import find_classes
 from napari_strata.training.plan import Job, plan_new
 
 Scene = Callable[..., AnnotatedImage]

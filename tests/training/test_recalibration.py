@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from napari_strata.data.loader import Batch
-from napari_strata.device import Precision
+from napari_strata.models.device import Precision
 from napari_strata.networks.blocks import BatchNorm
 from napari_strata.training.recalibration import recalibrate
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from napari_strata.errors import RecipeError, RunError
-from napari_strata.events import (
+from napari_strata.core.errors import RecipeError, RunError
+from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
     Message,
@@ -22,11 +22,11 @@ from napari_strata.events import (
     TrainingStarted,
     to_json,
 )
-from napari_strata.image import AnnotatedImage
-from napari_strata.model import Model
-from napari_strata.run import RunFolder
+from napari_strata.core.image import AnnotatedImage
+from napari_strata.core.runs import RunFolder
+from napari_strata.models.model import Model
+from napari_strata.training.learner import Learner
 from napari_strata.training.loop import iter_train, train
-from napari_strata.training.state import Learner
 
 Scene = Callable[..., AnnotatedImage]
 

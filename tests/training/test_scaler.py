@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from napari_strata.device import Precision
-from napari_strata.events import EpochEnd
-from napari_strata.image import AnnotatedImage
-from napari_strata.run import RunFolder
+from napari_strata.core.events import EpochEnd
+from napari_strata.core.image import AnnotatedImage
+from napari_strata.core.runs import RunFolder
+from napari_strata.models.device import Precision
 from napari_strata.training import loop
 from napari_strata.training.loop import iter_train, train
 

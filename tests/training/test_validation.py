@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_strata.classes import IGNORE
-from napari_strata.data.parts import Part, whole
-from napari_strata.device import Precision
-from napari_strata.image import AnnotatedImage
-from napari_strata.inference.predictor import Predictor
-from napari_strata.recipe import Training
-from napari_strata.recipes import load_recipe
-from napari_strata.spec import ModelSpec, resolve
+from napari_strata.core.classes import IGNORE
+from napari_strata.core.image import AnnotatedImage
+from napari_strata.core.recipe import Training
+from napari_strata.core.recipes import load_recipe
+from napari_strata.core.spec import ModelSpec, resolve
+from napari_strata.data.regions import Part, whole
+from napari_strata.models.device import Precision
+from napari_strata.models.network_predictor import Predictor
 from napari_strata.training.losses import build_loss
 from napari_strata.training.validation import load_truths, validate
 

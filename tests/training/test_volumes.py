@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from napari_strata.classes import IGNORE, ClassMap
-from napari_strata.data.parts import whole
-from napari_strata.device import Precision
-from napari_strata.errors import ImageError
+from napari_strata.core.classes import IGNORE, ClassMap
+from napari_strata.core.errors import ImageError
+from napari_strata.core.events import EpochEnd, Message, RegionEnd
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.spec import resolve
+from napari_strata.data.regions import whole
 from napari_strata.evaluation.evaluate import evaluate, iter_evaluate
-from napari_strata.events import EpochEnd, Message, RegionEnd
-from napari_strata.image import AnnotatedImage, Image
 from napari_strata.inference.predict import predict
-from napari_strata.inference.predictor import Predictor
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.model import Model
-from napari_strata.pages.write import write_page
-from napari_strata.recipe import Recipe
-from napari_strata.spec import resolve
+from napari_strata.models.device import Precision
+from napari_strata.models.model import Model
+from napari_strata.models.network_predictor import Predictor
+from napari_strata.report.write import write_page
+from napari_strata.studies.crossval import crossval
 from napari_strata.training import validation
-from napari_strata.training.crossval import crossval
 from napari_strata.training.estimate import step_memory
 from napari_strata.training.loop import iter_train, train
 from napari_strata.training.validation import iter_predicted, load_truths

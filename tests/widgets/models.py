@@ -14,8 +14,8 @@ from tempfile import mkdtemp
 import numpy as np
 import pytest
 
-from napari_strata.classes import ClassMap
-from napari_strata.image import Image, LabelImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.image import Image, LabelImage
 
 CLASSES = ClassMap(
     names=("grain", "pore"), values=(1, 2), colors=("#ddcc77", "#4477aa")

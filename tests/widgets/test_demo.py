@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from qtpy.QtWidgets import QDockWidget
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.recipes import load_recipe
+from napari_strata.io.samples import DEMO_OVERRIDES, DEMO_RECIPE, SANDSTONE, sandstone
 from napari_strata.plugin import METADATA
-from napari_strata.recipes import load_recipe
-from napari_strata.samples import DEMO_OVERRIDES, DEMO_RECIPE, SANDSTONE, sandstone
 from napari_strata.widgets import demo
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 
-from napari_strata.classes import ClassMap
-from napari_strata.metrics import ConfusionMatrix
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.plugin import METADATA
 from napari_strata.widgets.comparison.scores import IOU, PIXELS
 from napari_strata.widgets.evaluate import PLANE, EvaluateDock

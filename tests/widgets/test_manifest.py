@@ -19,8 +19,8 @@ from napari.settings import get_plugin_settings
 
 import napari_strata
 from napari_strata.io import write_image
+from napari_strata.io.samples import SANDSTONE
 from napari_strata.plugin import METADATA
-from napari_strata.samples import SANDSTONE
 
 MANIFEST = Path(napari_strata.__file__).with_name("napari.yaml")
 DOCKS = ("Train", "Predict", "Evaluate")

@@ -15,8 +15,8 @@ from napari_strata.plugin import image_layer
 from napari_strata.widgets.layers.live import PREDICTED
 from napari_strata.widgets.prediction.area import PLANE, WHOLE
 from napari_strata.widgets.train import TrainDock
-from napari_strata.widgets.training.forecast import in_words
 from napari_strata.widgets.training.form import RecipeForm
+from napari_strata.widgets.training.plan_summary import in_words
 from widgets.models import rock
 
 TINY = {

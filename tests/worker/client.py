@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from helpers import TINY
-from napari_strata.image import AnnotatedImage, Image
+from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.worker.replies import JobEnded, JobFailed, Outgoing, Ready, decode
 
 COMMAND = [sys.executable, "-m", "napari_strata.worker"]

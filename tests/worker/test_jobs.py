@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 import napari_strata as ns
 from helpers import TINY, easy_pair, tiny_model, tiny_recipe
-from napari_strata.classes import ClassMap
-from napari_strata.data.neighbours import pairs_with_neighbours
-from napari_strata.errors import ImageError, LabelError, ModelError, RunError
-from napari_strata.events import (
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, LabelError, ModelError, RunError
+from napari_strata.core.events import (
     EpochEnd,
     Event,
     Message,
@@ -28,13 +27,14 @@ from napari_strata.events import (
     RegionEnd,
     TrainingStarted,
 )
-from napari_strata.files import CROSSVAL, FORMATS
-from napari_strata.image import AnnotatedImage, Image
+from napari_strata.core.files import CROSSVAL, FORMATS
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.spec import resolve
+from napari_strata.data.neighbours import pairs_with_neighbours
 from napari_strata.inference import estimate
 from napari_strata.inference.predict import iter_predict
 from napari_strata.io import write_labels
 from napari_strata.networks import build_network
-from napari_strata.spec import resolve
 from napari_strata.worker import jobs
 from napari_strata.worker.orders import parse_order
 from napari_strata.worker.replies import TargetOpened

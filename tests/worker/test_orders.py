@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from napari_strata.classes import ClassMap
-from napari_strata.events import BatchEnd, EpochEnd, Message, RegionEnd
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.events import BatchEnd, EpochEnd, Message, RegionEnd
 from napari_strata.worker.orders import (
     Changed,
     Keep,

@@ -19,7 +19,7 @@ import torch
 
 import napari_strata as ns
 from helpers import TINY, easy_pair, tiny_model
-from napari_strata.events import (
+from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
     Event,

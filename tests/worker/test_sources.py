@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import napari_strata as ns
 from helpers import easy_pair
-from napari_strata.events import PredictionStarted, RegionEnd
-from napari_strata.image import AnnotatedImage, Image
+from napari_strata.core.events import PredictionStarted, RegionEnd
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.spec import ModelSpec, resolve
 from napari_strata.inference.predict import iter_predict
 from napari_strata.networks import build_network
-from napari_strata.spec import ModelSpec, resolve
 from napari_strata.worker.sources import Window, planes_around
 from worker.test_jobs import of, predict_order, run
 

@@ -35,8 +35,8 @@ from napari_strata.cli.options import (
     With,
 )
 from napari_strata.cli.study import register
-from napari_strata.errors import StrataError, TrainingError
-from napari_strata.files import CROSSVAL
+from napari_strata.core.errors import StrataError, TrainingError
+from napari_strata.core.files import CROSSVAL
 
 # Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
 
@@ -109,11 +109,11 @@ def train(  # noqa: PLR0913 (one option each)
     as_json: AsJson = False,
 ) -> None:
     """Train a network on images and labels."""
-    from napari_strata.console import show
+    from napari_strata.cli.console import show
+    from napari_strata.cli.overrides import parse_classes, parse_overrides
     from napari_strata.io import read_pairs
-    from napari_strata.options import parse_classes, parse_overrides
     from napari_strata.training.loop import iter_train
-    from napari_strata.training.start import fine_tuning_recipe
+    from napari_strata.training.transfer import fine_tuning_recipe
 
     chosen: Any = recipe or "default"
     overrides = parse_overrides(set_ or [])
@@ -198,8 +198,8 @@ def predict(  # noqa: PLR0913 (one option each)
     as_json: AsJson = False,
 ) -> None:
     """Segment images with a trained model."""
-    from napari_strata.console import show
-    from napari_strata.events import FileEnd
+    from napari_strata.cli.console import show
+    from napari_strata.core.events import FileEnd
     from napari_strata.inference.batch import predict_files
     from napari_strata.inference.predict import PredictOptions
 
@@ -279,7 +279,7 @@ def evaluate(  # noqa: PLR0913 (one option each)
             model, images, out=out, unlabelled=unlabelled or [], as_json=as_json
         )
         return
-    from napari_strata.console import show
+    from napari_strata.cli.console import show
     from napari_strata.evaluation.evaluate import iter_evaluate
     from napari_strata.io import read_pairs
 
@@ -317,7 +317,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page: curves, scores, confusion, confidence, pictures; folds or trials; it opens offline."""
-    from napari_strata.pages.write import write_page
+    from napari_strata.report.write import write_page
 
     print(write_page(run, out))
 
@@ -327,7 +327,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this recipe whole.")] = None,
 ) -> None:
     """List the recipes, or show one."""
-    from napari_strata.recipes import dump_recipe, list_recipes, load_recipe
+    from napari_strata.core.recipes import dump_recipe, list_recipes, load_recipe
 
     if name:
         print(dump_recipe(load_recipe(name)), end="")
@@ -366,8 +366,8 @@ def demo(
     if viewer:
         _show_demo()
         return
-    from napari_strata.console import show
-    from napari_strata.demo import iter_demo
+    from napari_strata.cli.console import show
+    from napari_strata.cli.demo import iter_demo
 
     show(iter_demo(out, device=device), as_json=as_json)
 

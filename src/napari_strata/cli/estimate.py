@@ -22,11 +22,11 @@ def show_estimates(
     as_json: bool,
 ) -> None:
     """Print time, memory and disk of each input on each device that is asked for."""
-    from napari_strata.device import available_devices
-    from napari_strata.ensemble import load_models
     from napari_strata.inference.batch import find_images
     from napari_strata.inference.predict import build_committee, estimate_prediction
     from napari_strata.io import read_image
+    from napari_strata.models.device import available_devices
+    from napari_strata.models.ensemble import load_models
 
     every = [
         name for name in available_devices() if name != "cuda"

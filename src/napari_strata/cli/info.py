@@ -7,7 +7,7 @@ from pathlib import Path
 
 def describe_model(path: Path) -> list[str]:
     """Lines about a model, a run or a cross-validation. Raises `ModelError` when there is none."""
-    from napari_strata.ensemble import load_models
+    from napari_strata.models.ensemble import load_models
 
     models = load_models(path)
     model = models.models[0]

@@ -73,17 +73,17 @@ def objects(  # noqa: PLR0913 (one option each)
     ] = False,
 ) -> None:
     """Number the connected pieces of one class, and measure them."""
-    from napari_strata.errors import RunError
-    from napari_strata.image import AnnotatedImage
+    from napari_strata.core.errors import RunError
+    from napari_strata.core.image import AnnotatedImage
     from napari_strata.inference.target import check_out
     from napari_strata.io import read_image, read_labels, write_labels
-    from napari_strata.objects.pieces import find_objects
-    from napari_strata.objects.table import (
+    from napari_strata.measure.object_table import (
         check_table_path,
         count_objects,
         region_table,
         write_table,
     )
+    from napari_strata.measure.objects import find_objects
 
     # What can be refused is refused before the long work.
     if image is not None and table is None:

@@ -50,10 +50,10 @@ def crossval(  # noqa: PLR0913 (one option each)
     as_json: AsJson = False,
 ) -> None:
     """Cross-validate: train once for each fold of images, slices or specimens, and score what it held back."""
-    from napari_strata.console import show
-    from napari_strata.evaluation.study import CrossvalResult
-    from napari_strata.options import parse_overrides
-    from napari_strata.training.crossval import iter_crossval
+    from napari_strata.cli.console import show
+    from napari_strata.cli.overrides import parse_overrides
+    from napari_strata.studies.crossval import iter_crossval
+    from napari_strata.studies.crossval_results import CrossvalResult
 
     data = _data(
         images,
@@ -123,11 +123,11 @@ def tune(  # noqa: PLR0913 (one option each)
     as_json: AsJson = False,
 ) -> None:
     """Try combinations of recipe keys, networks or encoders by cross-validation; train the best on all data."""
-    from napari_strata.console import show
-    from napari_strata.evaluation.trials import TuneResult
-    from napari_strata.options import parse_overrides
-    from napari_strata.training.grid import parse_grid
-    from napari_strata.training.tune import SearchOptions, iter_tune
+    from napari_strata.cli.console import show
+    from napari_strata.cli.overrides import parse_overrides
+    from napari_strata.studies.grid import parse_grid
+    from napari_strata.studies.trials import TuneResult
+    from napari_strata.studies.tune import SearchOptions, iter_tune
 
     parsed, overrides = parse_grid(grid), parse_overrides(set_ or [])
     options = SearchOptions(
@@ -165,8 +165,8 @@ def _data(
     coding: tuple[list[str] | None, list[str] | None, bool],
 ) -> dict[str, Any]:
     """Pairs and what their label values mean; `coding` are --class, --rgb and --foreground."""
+    from napari_strata.cli.overrides import parse_classes
     from napari_strata.io import read_pairs
-    from napari_strata.options import parse_classes
 
     names, colors, foreground = coding
     pairs = read_pairs(images, labels, axes=axes)

@@ -20,8 +20,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from napari_strata.classes import IGNORE
-from napari_strata.recipe import Augmentation
+from napari_strata.core.classes import IGNORE
+from napari_strata.core.recipe import Augmentation
 
 SPACING = 32.0
 """Pixels between the control points of a bend, at least."""

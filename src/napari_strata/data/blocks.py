@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.classes import ClassMap
-from napari_strata.data.parts import Part
+from napari_strata.core.classes import ClassMap
+from napari_strata.data.regions import Part
 
 Array = np.ndarray[Any, Any]
 

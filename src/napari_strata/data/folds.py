@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError
+from napari_strata.core.image import AnnotatedImage
 from napari_strata.data.blocks import fold_cuts
-from napari_strata.data.honesty import Traces, find_leaks, too_small
-from napari_strata.data.parts import Part, counts_of, shown, whole
+from napari_strata.data.leakage import Traces, find_leaks, too_small
+from napari_strata.data.regions import Part, counts_of, shown, whole
 from napari_strata.data.split import (
     DRAWS,
     RUN,
@@ -29,8 +31,6 @@ from napari_strata.data.split import (
     missing_classes,
     stretches_of,
 )
-from napari_strata.errors import LabelError
-from napari_strata.image import AnnotatedImage
 
 Array = np.ndarray[Any, Any]
 

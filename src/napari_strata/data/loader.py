@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from napari_strata.classes import IGNORE
-from napari_strata.data.parts import Part, counts_of
+from napari_strata.core.classes import IGNORE
+from napari_strata.core.errors import ImageError, LabelError
+from napari_strata.core.image import Image
+from napari_strata.core.normalization import Scale
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.spec import ModelSpec
+from napari_strata.data.regions import Part, counts_of
 from napari_strata.data.sampling import Place, Sampler
-from napari_strata.errors import ImageError, LabelError
-from napari_strata.image import Image
-from napari_strata.normalization import Scale
-from napari_strata.recipe import Recipe
-from napari_strata.spec import ModelSpec
 
 Array = np.ndarray[Any, Any]
 

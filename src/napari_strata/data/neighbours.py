@@ -12,9 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from napari_strata import axes as _axes
-from napari_strata.errors import ImageError
-from napari_strata.image import AnnotatedImage, Image
+from napari_strata.core import axes as _axes
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.io.lazy import LazyArray
 
 Array = np.ndarray[Any, Any]

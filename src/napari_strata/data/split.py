@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError
+from napari_strata.core.image import AnnotatedImage, Image, as_pairs
 from napari_strata.data.blocks import best_cut, rank
-from napari_strata.data.honesty import find_leaks, too_small
-from napari_strata.data.parts import Part, counts_of, shown, whole
-from napari_strata.errors import LabelError
-from napari_strata.image import AnnotatedImage, Image, as_pairs
+from napari_strata.data.leakage import find_leaks, too_small
+from napari_strata.data.regions import Part, counts_of, shown, whole
 
 Array = np.ndarray[Any, Any]
 

@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from napari_strata.core.recipe import AtrousUNet, Smp
+from napari_strata.core.recipes import list_recipes
 from napari_strata.doctor.check import Check, last_line
-from napari_strata.recipe import AtrousUNet, Smp
-from napari_strata.recipes import list_recipes
 
 
 def gpu() -> Check:
@@ -115,7 +115,7 @@ def _refusal() -> str:
 
 def cpu() -> Check:
     """Instruction set, threads and the number format that networks compute in."""
-    torch, device = import_module("torch"), import_module("napari_strata.device")
+    torch, device = import_module("torch"), import_module("napari_strata.models.device")
     level = torch.backends.cpu.get_cpu_capability()
     bf16 = device.choose_precision("auto", torch.device("cpu")).name == "bf16"
     words = "bf16, in hardware" if bf16 else "float32 (no bf16 in hardware)"

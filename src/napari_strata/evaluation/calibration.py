@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from napari_strata.metrics import none_if_nan
+from napari_strata.core.metrics import none_if_nan
 
 Array = np.ndarray[Any, Any]
 

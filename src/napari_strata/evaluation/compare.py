@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata import axes as _axes
-from napari_strata.classes import IGNORE, MAX_INFERRED, ClassMap, default_colors
-from napari_strata.errors import LabelError
-from napari_strata.image import LabelImage
+from napari_strata.core import axes as _axes
+from napari_strata.core.classes import IGNORE, MAX_INFERRED, ClassMap, default_colors
+from napari_strata.core.errors import LabelError
+from napari_strata.core.image import LabelImage
 from napari_strata.io import read_labels, write_labels
 
 Array = np.ndarray[Any, Any]

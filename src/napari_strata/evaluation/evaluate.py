@@ -16,28 +16,28 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.classes import IGNORE, ClassMap
-from napari_strata.data.neighbours import own_channels, pairs_with_neighbours
-from napari_strata.data.parts import Part, find_nonfinite, whole
-from napari_strata.device import describe_device
-from napari_strata.ensemble import AnyModel, Ensemble, load_models
-from napari_strata.errors import LabelError, RunError
-from napari_strata.evaluation.report import check_free, write_report
-from napari_strata.events import (
+from napari_strata.core.classes import IGNORE, ClassMap
+from napari_strata.core.errors import LabelError, RunError
+from napari_strata.core.events import (
     Event,
     Message,
     PredictionEnd,
     PredictionStarted,
     RegionEnd,
 )
-from napari_strata.image import AnnotatedImage, LabelImage, as_pairs
+from napari_strata.core.image import AnnotatedImage, LabelImage, as_pairs
+from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.normalization import Scale
+from napari_strata.core.spec import find_classes
+from napari_strata.data.neighbours import own_channels, pairs_with_neighbours
+from napari_strata.data.regions import Part, find_nonfinite, whole
+from napari_strata.evaluation.pictures import MOST, Example
+from napari_strata.evaluation.report import check_free, write_report
 from napari_strata.inference.checks import check_image
-from napari_strata.inference.committee import Committee
+from napari_strata.inference.ensemble_predictor import Committee
 from napari_strata.inference.predict import PredictOptions, build_committee
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.normalization import Scale
-from napari_strata.pictures import MOST, Example
-from napari_strata.spec import find_classes
+from napari_strata.models.device import describe_device
+from napari_strata.models.ensemble import AnyModel, Ensemble, load_models
 
 Array = np.ndarray[Any, Any]
 

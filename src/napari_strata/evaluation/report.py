@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from napari_strata import files
-from napari_strata.errors import RunError
-from napari_strata.metrics import ConfusionMatrix, none_if_nan
-from napari_strata.pictures import Example, draw_confusion, draw_example
+from napari_strata.core import files
+from napari_strata.core.errors import RunError
+from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
+from napari_strata.evaluation.pictures import Example, draw_confusion, draw_example
 
 FILES = ("metrics.json", "metrics.csv", "confusion.png", "overlays")
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_strata.device import Precision
-from napari_strata.errors import RunError
+from napari_strata.core.errors import RunError
+from napari_strata.models.device import Precision
 from napari_strata.networks.blocks import AnySize, without_weights
 
 Backend: TypeAlias = Literal["torch", "onnx", "openvino"]

@@ -16,19 +16,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from napari_strata import files
-from napari_strata.classes import ClassMap
-from napari_strata.ensemble import AnyModel, Ensemble, load_models
-from napari_strata.errors import ImageError, RunError, StrataError
-from napari_strata.events import Event, FileEnd, Message
-from napari_strata.inference.committee import Committee
-from napari_strata.inference.parts import Part, as_part
+from napari_strata.core import files
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError, RunError, StrataError
+from napari_strata.core.events import Event, FileEnd, Message
+from napari_strata.inference.ensemble_predictor import Committee
 from napari_strata.inference.predict import (
     Prediction,
     PredictOptions,
     build_committee,
     check_asked,
 )
+from napari_strata.inference.shards import Part, as_part
 from napari_strata.inference.target import (
     SUFFIXES,
     check_out,
@@ -44,6 +43,7 @@ from napari_strata.io.paths import (
     natural,
     stem,
 )
+from napari_strata.models.ensemble import AnyModel, Ensemble, load_models
 
 if TYPE_CHECKING:
     from napari_strata.inference.scheduler import Cluster

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.errors import ImageError, RunError
-from napari_strata.image import Image
-from napari_strata.spec import ModelSpec
+from napari_strata.core.errors import ImageError, RunError
+from napari_strata.core.image import Image
+from napari_strata.core.spec import ModelSpec
 
 Array = np.ndarray[Any, Any]
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from napari_strata.device import describe_device, free_memory
-from napari_strata.errors import RunError
-from napari_strata.image import Image
-from napari_strata.inference.committee import Committee
+from napari_strata.core.errors import RunError
+from napari_strata.core.image import Image
+from napari_strata.inference.ensemble_predictor import Committee
 from napari_strata.inference.output import Form, disk_needed, size
-from napari_strata.inference.predictor import Predictor
+from napari_strata.models.device import describe_device, free_memory
+from napari_strata.models.network_predictor import Predictor
 from napari_strata.networks.blocks import without_weights
 
 

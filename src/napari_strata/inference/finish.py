@@ -9,15 +9,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from napari_strata.errors import RunError
-from napari_strata.events import Message
-from napari_strata.image import Image, LabelImage
+from napari_strata.core.errors import RunError
+from napari_strata.core.events import Message
+from napari_strata.core.image import Image, LabelImage
+from napari_strata.inference.build import PredictOptions
+from napari_strata.inference.ledger import PartialOutput
 from napari_strata.inference.output import Output
-from napari_strata.inference.partial import PartialOutput
-from napari_strata.inference.setup import PredictOptions
 from napari_strata.inference.stack import label_stack, probability_stack
 from napari_strata.inference.target import probabilities_path
-from napari_strata.inference.work import Subject, Told
+from napari_strata.inference.task import Subject, Told
 from napari_strata.io import read_image, read_labels, write_labels, write_probabilities
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from napari_strata.errors import RunError
+from napari_strata.core.errors import RunError
 
 Array = np.ndarray[Any, Any]
 Identity = Mapping[str, Any]

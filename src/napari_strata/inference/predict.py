@@ -16,23 +16,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from napari_strata.allocator import kept_pages
-from napari_strata.device import describe_device
-from napari_strata.ensemble import AnyModel, load_models
-from napari_strata.errors import RunError
-from napari_strata.events import Event, Message, PredictionEnd, PredictionStarted
-from napari_strata.image import Image, LabelImage
+from napari_strata.core.errors import RunError
+from napari_strata.core.events import Event, Message, PredictionEnd, PredictionStarted
+from napari_strata.core.image import Image, LabelImage
+from napari_strata.inference.build import PredictOptions as PredictOptions
+from napari_strata.inference.build import build_committee as build_committee
+from napari_strata.inference.build import build_predictor as build_predictor
+from napari_strata.inference.build import compiled
 from napari_strata.inference.checks import check_image
-from napari_strata.inference.committee import Committee
+from napari_strata.inference.ensemble_predictor import Committee
 from napari_strata.inference.estimate import Estimate, check_memory, estimate
 from napari_strata.inference.finish import Results, assemble, finish
+from napari_strata.inference.ledger import Hand, PartialOutput
 from napari_strata.inference.output import Form, MemoryOutput, Output
-from napari_strata.inference.partial import Hand, PartialOutput
-from napari_strata.inference.parts import Part, as_part
-from napari_strata.inference.setup import PredictOptions as PredictOptions
-from napari_strata.inference.setup import build_committee as build_committee
-from napari_strata.inference.setup import build_predictor as build_predictor
-from napari_strata.inference.setup import compiled
+from napari_strata.inference.shards import Part, as_part
 from napari_strata.inference.stack import not_finite
 from napari_strata.inference.target import (
     check_image_against_out,
@@ -40,8 +37,11 @@ from napari_strata.inference.target import (
     is_put_together,
     probabilities_path,
 )
-from napari_strata.inference.work import Subject, Told, Work, planes_of, predict_slabs
+from napari_strata.inference.task import Subject, Told, Work, planes_of, predict_slabs
 from napari_strata.io import read_image
+from napari_strata.models.allocator import kept_pages
+from napari_strata.models.device import describe_device
+from napari_strata.models.ensemble import AnyModel, load_models
 
 if TYPE_CHECKING:
     from napari_strata.inference.scheduler import Cluster

@@ -14,22 +14,27 @@ from typing import Any
 
 import torch
 
-from napari_strata.allocator import kept_pages
-from napari_strata.device import choose_device, choose_precision, cores, describe_device
-from napari_strata.ensemble import AnyModel, Ensemble, load_models
-from napari_strata.errors import ImageError, RunError, StrataError
-from napari_strata.image import Image, Region
+from napari_strata.core.errors import ImageError, RunError, StrataError
+from napari_strata.core.image import Image, Region
 from napari_strata.inference.backends import check_backend
-from napari_strata.inference.committee import Committee
+from napari_strata.inference.build import PredictOptions, build_committee, compiled
+from napari_strata.inference.chunks import Slab
+from napari_strata.inference.ensemble_predictor import Committee
 from napari_strata.inference.estimate import check_memory, estimate
+from napari_strata.inference.ledger import Hand, PartialOutput
 from napari_strata.inference.output import Identity
-from napari_strata.inference.partial import Hand, PartialOutput
-from napari_strata.inference.parts import Part
-from napari_strata.inference.setup import PredictOptions, build_committee, compiled
-from napari_strata.inference.slabs import Slab
-from napari_strata.inference.work import Subject, Work, planes_of, predict_slabs
+from napari_strata.inference.shards import Part
+from napari_strata.inference.task import Subject, Work, planes_of, predict_slabs
 from napari_strata.io import read_image
-from napari_strata.model import Model, current_versions
+from napari_strata.models.allocator import kept_pages
+from napari_strata.models.device import (
+    choose_device,
+    choose_precision,
+    cores,
+    describe_device,
+)
+from napari_strata.models.ensemble import AnyModel, Ensemble, load_models
+from napari_strata.models.model import Model, current_versions
 
 WAIT = 600.0
 """Seconds to wait for planes that a worker writes of whom the scheduler has heard nothing for long."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from napari_strata.errors import RunError
+from napari_strata.core.errors import RunError
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata import axes
-from napari_strata.classes import ClassMap
-from napari_strata.events import Message
-from napari_strata.image import Image, LabelImage
-from napari_strata.inference.slabs import Slab
+from napari_strata.core import axes
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.events import Message
+from napari_strata.core.image import Image, LabelImage
+from napari_strata.inference.chunks import Slab
 
 Array = np.ndarray[Any, Any]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from napari_strata.errors import RunError
-from napari_strata.image import Image
+from napari_strata.core.errors import RunError
+from napari_strata.core.image import Image
 from napari_strata.io.paths import is_zarr, stem
 
 SUFFIXES = (".tif", ".tiff", ".zarr", ".png")

@@ -20,13 +20,12 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from napari_strata import files
-from napari_strata.errors import RunError, StrataError
-from napari_strata.events import Event, Message, RegionEnd
-from napari_strata.image import Image
+from napari_strata.core import files
+from napari_strata.core.errors import RunError, StrataError
+from napari_strata.core.events import Event, Message, RegionEnd
+from napari_strata.core.image import Image
+from napari_strata.inference.ledger import PartialOutput
 from napari_strata.inference.output import Form, Identity
-from napari_strata.inference.partial import PartialOutput
-from napari_strata.inference.parts import Part
 from napari_strata.inference.region import (
     Done,
     Facts,
@@ -38,8 +37,9 @@ from napari_strata.inference.region import (
     predict_region,
 )
 from napari_strata.inference.scheduler import Cluster
-from napari_strata.inference.work import Places, planes_of
-from napari_strata.model import current_versions
+from napari_strata.inference.shards import Part
+from napari_strata.inference.task import Places, planes_of
+from napari_strata.models.model import current_versions
 
 if TYPE_CHECKING:
     from distributed import Future

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_strata.errors import ImageError
+from napari_strata.core.errors import ImageError
 from napari_strata.io.paths import (
     RASTER_SUFFIXES,
     TIFF_SUFFIXES,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from napari_strata.errors import ImageError
+from napari_strata.core.errors import ImageError
 from napari_strata.io._matching import IMAGE_NAMES, LABEL_NAMES, SUFFIXES, Matches
 
 Row = tuple[int, list[str]]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata import axes as _axes
-from napari_strata.image import Array, Image, Region
+from napari_strata.core import axes as _axes
+from napari_strata.core.image import Array, Image, Region
 
 BAND_BYTES = 64 * 2**20
 """No more pixels than this are held at once when an image is written."""

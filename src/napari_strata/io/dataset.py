@@ -12,9 +12,9 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from napari_strata.classes import check_integers
-from napari_strata.errors import ImageError, LabelError, StrataError
-from napari_strata.image import AnnotatedImage, ArrayLike, Image, LabelImage
+from napari_strata.core.classes import check_integers
+from napari_strata.core.errors import ImageError, LabelError, StrataError
+from napari_strata.core.image import AnnotatedImage, ArrayLike, Image, LabelImage
 from napari_strata.io import _matching
 from napari_strata.io._matching import Matches
 from napari_strata.io._table import match_table

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.classes import check_integers, smallest_dtype
-from napari_strata.errors import LabelError, RunError
-from napari_strata.image import Image, LabelImage
+from napari_strata.core.classes import check_integers, smallest_dtype
+from napari_strata.core.errors import LabelError, RunError
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import raster, tiff_write
 from napari_strata.io.blocks import extremes, planes, read_block
 from napari_strata.io.paths import PathLike, replacing

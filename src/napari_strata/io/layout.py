@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from napari_strata import axes as _axes
-from napari_strata.errors import ImageError
+from napari_strata.core import axes as _axes
+from napari_strata.core.errors import ImageError
 
 _KNOWN = set("TCZYXS")
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from napari_strata.errors import ImageError, StrataError
-from napari_strata.image import Array, ArrayLike
+from napari_strata.core.errors import ImageError, StrataError
+from napari_strata.core.image import Array, ArrayLike
 
 LAZY_BYTES = 64 * 2**20
 """Images with more bytes of pixels than this are not read before they are asked for."""

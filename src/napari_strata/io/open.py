@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from napari_strata.classes import ClassMap, check_integers
-from napari_strata.errors import ImageError, LabelError
-from napari_strata.image import ArrayLike, Image, LabelImage
+from napari_strata.core.classes import ClassMap, check_integers
+from napari_strata.core.errors import ImageError, LabelError
+from napari_strata.core.image import ArrayLike, Image, LabelImage
 from napari_strata.io import raster, stack, tiff
 from napari_strata.io.layout import AxesError
 from napari_strata.io.lazy import LAZY_BYTES, CastArray, LazyArray

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from napari_strata.errors import ImageError, RunError
-from napari_strata.files import explain
+from napari_strata.core.errors import ImageError, RunError
+from napari_strata.core.files import explain
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -11,8 +11,8 @@ import numpy as np
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
-from napari_strata.errors import ImageError, LabelError
-from napari_strata.image import Array, Image
+from napari_strata.core.errors import ImageError, LabelError
+from napari_strata.core.image import Array, Image
 from napari_strata.io.blocks import planes, read_block
 from napari_strata.io.layout import resolve
 from napari_strata.io.lazy import LAZY_BYTES, reading

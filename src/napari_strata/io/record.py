@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from napari_strata.axes import canonical
-from napari_strata.classes import ClassMap
-from napari_strata.errors import LabelError
-from napari_strata.image import ArrayLike, Image, LabelImage
+from napari_strata.core.axes import canonical
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError
+from napari_strata.core.image import ArrayLike, Image, LabelImage
 
 KEY = "napari_strata"
 """Key of the record in every format."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.errors import ImageError
-from napari_strata.image import Array, ArrayLike, Image
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import Array, ArrayLike, Image
 from napari_strata.io import raster, tiff
 from napari_strata.io.lazy import LAZY_BYTES, LazyArray
 from napari_strata.io.paths import (

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from tifffile import TiffFile, TiffPageSeries
 
-from napari_strata.image import ArrayLike, Image
-from napari_strata.io.calibration import Calibration, of_series
+from napari_strata.core.image import ArrayLike, Image
 from napari_strata.io.layout import Layout, resolve
 from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading
+from napari_strata.io.metadata import Calibration, of_series
 from napari_strata.io.paths import PathLike, existing, stem
 from napari_strata.io.record import Loaded
 from napari_strata.io.tiff_file import check, data_offset, opened, pick

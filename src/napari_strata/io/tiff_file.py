@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tifffile import TiffFile, TiffPageSeries
 
-from napari_strata.errors import ImageError
+from napari_strata.core.errors import ImageError
 from napari_strata.io.lazy import reading
 
 _BROKEN = re.compile(

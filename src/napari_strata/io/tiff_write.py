@@ -19,8 +19,8 @@ import imagecodecs
 import numpy as np
 from tifffile import TiffWriter
 
-from napari_strata import axes as _axes
-from napari_strata.image import Array, Image
+from napari_strata.core import axes as _axes
+from napari_strata.core.image import Array, Image
 from napari_strata.io.blocks import bands, canonical_shape
 from napari_strata.io.record import KEY, NAMESPACE, Record
 from napari_strata.io.units import ome_symbol

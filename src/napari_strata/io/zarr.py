@@ -20,9 +20,9 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError
-from napari_strata.image import ArrayLike, Image
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import ArrayLike, Image
 from napari_strata.io.blocks import planes, read_block
 from napari_strata.io.layout import resolve
 from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading

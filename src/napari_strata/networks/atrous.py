@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, cat, nn
 
+from napari_strata.core.recipe import AtrousUNet
+from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.blocks import (
     AnySize,
     BatchNorm,
@@ -17,8 +19,6 @@ from napari_strata.networks.blocks import (
     he_initialise,
     replace_batch_norms,
 )
-from napari_strata.recipe import AtrousUNet
-from napari_strata.spec import ModelSpec
 
 
 def build_atrous_unet(spec: ModelSpec, section: AtrousUNet) -> AnySize:

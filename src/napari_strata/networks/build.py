@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from napari_strata.recipe import AtrousUNet, UNet, UNet3d
-from napari_strata.spec import ModelSpec
+from napari_strata.core.recipe import AtrousUNet, UNet, UNet3d
+from napari_strata.core.spec import ModelSpec
 
 
 def build_network(spec: ModelSpec) -> nn.Module:

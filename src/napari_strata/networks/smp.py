@@ -12,10 +12,10 @@ import timm
 import torch
 from torch import Tensor
 
-from napari_strata.errors import RecipeError
+from napari_strata.core.errors import RecipeError
+from napari_strata.core.recipe import Smp
+from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.blocks import AnySize, replace_batch_norms
-from napari_strata.recipe import Smp
-from napari_strata.spec import ModelSpec
 
 WIDTHS: dict[str, tuple[tuple[str, int], ...]] = {
     "unet": (("decoder_channels", 5),),

@@ -6,14 +6,14 @@ from typing import Literal
 
 from torch import Tensor, cat, nn
 
+from napari_strata.core.recipe import UNet
+from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.blocks import (
     AnySize,
     convolution,
     double_convolution,
     he_initialise,
 )
-from napari_strata.recipe import UNet
-from napari_strata.spec import ModelSpec
 
 
 def build_unet(spec: ModelSpec, section: UNet) -> AnySize:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from napari_strata.geometry import depth_kernels
+from napari_strata.core.geometry import depth_kernels
+from napari_strata.core.recipe import Norm, UNet3d
+from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.blocks import AnySize, convolution, he_initialise
-from napari_strata.recipe import Norm, UNet3d
-from napari_strata.spec import ModelSpec
 
 
 def build_unet3d(spec: ModelSpec, section: UNet3d) -> AnySize:

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from napari_strata.errors import ModelError, TrainingError
+from napari_strata.core.errors import ModelError, TrainingError
+from napari_strata.core.recipe import UNet, UNet3d
+from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.parts import encoder_of
-from napari_strata.recipe import UNet, UNet3d
-from napari_strata.spec import ModelSpec
 
 PREFIXES = ("module.", "network.", "encoder.", "backbone.", "model.")
 """What wrappers put before the names of an encoder's tensors."""

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from napari_strata.device import choose_device, cores
-from napari_strata.errors import TrainingError
+from napari_strata.core.errors import TrainingError
+from napari_strata.models.device import choose_device, cores
 from napari_strata.training.membership import (
     Dismissed,
     Membership,

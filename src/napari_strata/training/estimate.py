@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from napari_strata.device import Precision
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.spec import ModelSpec
+from napari_strata.models.device import Precision
 from napari_strata.networks import build_network
-from napari_strata.recipe import Recipe
-from napari_strata.spec import ModelSpec
 
 
 def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:

@@ -18,23 +18,23 @@ from typing import Any
 
 import torch
 
-from napari_strata.allocator import kept_pages
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import TrainingError
+from napari_strata.core.events import BatchEnd, EpochEnd, Event
+from napari_strata.core.image import AnnotatedImage
+from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.runs import RunFolder, check_free
 from napari_strata.data.loader import PatchSource
-from napari_strata.device import choose_precision
-from napari_strata.errors import TrainingError
-from napari_strata.events import BatchEnd, EpochEnd, Event
-from napari_strata.image import AnnotatedImage
-from napari_strata.inference.predictor import Predictor, is_out_of_memory
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.model import Model
-from napari_strata.recipe import Recipe
-from napari_strata.run import RunFolder, check_free
+from napari_strata.models.allocator import kept_pages
+from napari_strata.models.device import choose_precision
+from napari_strata.models.model import Model
+from napari_strata.models.network_predictor import Predictor, is_out_of_memory
+from napari_strata.training.calibration import measure
+from napari_strata.training.checkpoint import Session, open_session
 from napari_strata.training.distributed import Team, join
-from napari_strata.training.final import measure
+from napari_strata.training.learner import Learner
 from napari_strata.training.plan import Job, Plan, plan_new, plan_resumed
-from napari_strata.training.session import Session, open_session
-from napari_strata.training.state import Learner
 from napari_strata.training.validation import Truth, Validation, load_truths, validate
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from napari_strata.classes import IGNORE
-from napari_strata.errors import RecipeError
-from napari_strata.recipe import LossName, Training
+from napari_strata.core.classes import IGNORE
+from napari_strata.core.errors import RecipeError
+from napari_strata.core.recipe import LossName, Training
 
 SMOOTH = 0.5
 """Pixels added above and below the fraction of the overlap losses (1 in the usual way of writing Dice).

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import distributed as _distributed
 
-from napari_strata.errors import StrataError, TrainingError
+from napari_strata.core.errors import StrataError, TrainingError
 from napari_strata.training.watch import Watch
 
 GO, DONE, STOPPED, FAILED, LOST = "go", "done", "stopped", "failed", "lost"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from napari_strata.recipe import Plateau, Training
+from napari_strata.core.recipe import Plateau, Training
 
 MOMENTA = (0.85, 0.95)
 """Momentum (Adam's first beta) at the top and at the ends of the one-cycle schedule; that of sgd is the recipe's."""

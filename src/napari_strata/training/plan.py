@@ -9,9 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError, RecipeError, RunError
+from napari_strata.core.events import Message
+from napari_strata.core.image import AnnotatedImage, as_pairs
+from napari_strata.core.recipe import Recipe, differences
+from napari_strata.core.recipes import load_recipe
+from napari_strata.core.runs import RunFolder
+from napari_strata.core.spec import ModelSpec, find_classes, resolve
 from napari_strata.data.neighbours import pairs_with_neighbours
-from napari_strata.data.parts import (
+from napari_strata.data.regions import (
     Part,
     count,
     counts_of,
@@ -20,13 +27,6 @@ from napari_strata.data.parts import (
     whole,
 )
 from napari_strata.data.split import Split, given, split_pairs
-from napari_strata.errors import LabelError, RecipeError, RunError
-from napari_strata.events import Message
-from napari_strata.image import AnnotatedImage, as_pairs
-from napari_strata.recipe import Recipe, differences
-from napari_strata.recipes import load_recipe
-from napari_strata.run import RunFolder
-from napari_strata.spec import ModelSpec, find_classes, resolve
 
 MAY_CHANGE = (
     "training.epochs",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from napari_strata.data.loader import Batch
-from napari_strata.device import Precision, channels_last
+from napari_strata.models.device import Precision, channels_last
 
 
 @torch.no_grad()

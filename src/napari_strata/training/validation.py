@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from napari_strata.classes import IGNORE
+from napari_strata.core.classes import IGNORE
+from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.normalization import Scale
+from napari_strata.core.recipe import LossName
+from napari_strata.core.spec import ModelSpec
 from napari_strata.data.neighbours import own_channels
-from napari_strata.data.parts import Part
-from napari_strata.inference.predictor import Predictor, class_indices
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.normalization import Scale
-from napari_strata.pictures import Example
-from napari_strata.recipe import LossName
-from napari_strata.spec import ModelSpec
+from napari_strata.data.regions import Part
+from napari_strata.evaluation.pictures import Example
+from napari_strata.models.network_predictor import Predictor, class_indices
 from napari_strata.training.losses import Loss
 
 ALSO: tuple[LossName, ...] = ("bce", "dice")

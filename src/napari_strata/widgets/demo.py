@@ -7,9 +7,9 @@ import numpy as np
 from napari.viewer import Viewer
 from qtpy.QtWidgets import QApplication
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
+from napari_strata.io.samples import DEMO_OVERRIDES, DEMO_RECIPE, SANDSTONE, sandstone
 from napari_strata.plugin import image_layer, labels_layer
-from napari_strata.samples import DEMO_OVERRIDES, DEMO_RECIPE, SANDSTONE, sandstone
 
 PAINTED = (1, 4, 6)
 """Slices of the sandstone that come with labels."""

@@ -13,10 +13,10 @@ from napari.viewer import Viewer
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QLabel
 
-from napari_strata.errors import ImageError
+from napari_strata.core.errors import ImageError
+from napari_strata.core.events import RegionEnd
+from napari_strata.core.image import LabelImage
 from napari_strata.evaluation.compare import Comparison, Written, place
-from napari_strata.events import RegionEnd
-from napari_strata.image import LabelImage
 from napari_strata.plugin import labels_layer, stored_classes
 from napari_strata.widgets.comparison.score_view import ScoreView
 from napari_strata.widgets.comparison.scores import (
@@ -25,8 +25,8 @@ from napari_strata.widgets.comparison.scores import (
     TruthChoice,
 )
 from napari_strata.widgets.layers import convert
-from napari_strata.widgets.layers.class_book import ClassBook
 from napari_strata.widgets.layers.counts import PixelCounter
+from napari_strata.widgets.layers.label_classes import ClassBook
 from napari_strata.widgets.layers.live import PREDICTED, add_quietly, current_plane
 from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.class_rows import ZeroChoice

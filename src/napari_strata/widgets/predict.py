@@ -10,9 +10,9 @@ from napari.layers import Image as ImageLayer
 from napari.viewer import Viewer
 from qtpy.QtWidgets import QFileDialog, QWidget
 
-from napari_strata.errors import StrataError
-from napari_strata.files import LAYERS
-from napari_strata.image import Image
+from napari_strata.core.errors import StrataError
+from napari_strata.core.files import LAYERS
+from napari_strata.core.image import Image
 from napari_strata.io import read_image, write_labels
 from napari_strata.plugin import METADATA
 from napari_strata.widgets.layers.choice import ImageChoice

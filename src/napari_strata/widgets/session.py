@@ -13,13 +13,13 @@ from napari.viewer import Viewer
 from qtpy.QtCore import QEvent, QObject, QTimer, Signal
 from qtpy.QtWidgets import QApplication, QWidget
 
-from napari_strata import files
+from napari_strata.core import files
 from napari_strata.widgets.layers.autosave import is_alive, this_process
 from napari_strata.widgets.layers.convert import slug
 from napari_strata.widgets.settings import Settings, preferences
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, WorkerClient
-from napari_strata.widgets.work.quiet import QuietMemory
+from napari_strata.widgets.work.gc_pause import QuietMemory
 from napari_strata.worker.orders import Job
 
 SCRATCH = ".session-"

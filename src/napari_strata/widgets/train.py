@@ -10,9 +10,9 @@ from magicgui.widgets import CheckBox
 from napari.viewer import Viewer
 from qtpy.QtWidgets import QLabel, QTabWidget, QWidget
 
-from napari_strata.errors import StrataError
-from napari_strata.events import EpochEnd, Event
-from napari_strata.files import LAYERS
+from napari_strata.core.errors import StrataError
+from napari_strata.core.events import EpochEnd, Event
+from napari_strata.core.files import LAYERS
 from napari_strata.widgets.doctor import show_doctor
 from napari_strata.widgets.layers.autosave import Autosave
 from napari_strata.widgets.parts import script
@@ -20,10 +20,9 @@ from napari_strata.widgets.parts.dock import Dock, enable, new_page
 from napari_strata.widgets.parts.recent import RunSummary, last_events
 from napari_strata.widgets.parts.run_row import RunRow
 from napari_strata.widgets.training.data_box import DataBox
-from napari_strata.widgets.training.forecast import Forecast
-from napari_strata.widgets.training.left_behind import LeftBehind
 from napari_strata.widgets.training.live_preview import LivePreview
 from napari_strata.widgets.training.panel import TrainingPanel
+from napari_strata.widgets.training.plan_summary import Forecast
 from napari_strata.widgets.training.prepare import (
     LayerData,
     Wanted,
@@ -31,6 +30,7 @@ from napari_strata.widgets.training.prepare import (
     order_of_run,
 )
 from napari_strata.widgets.training.recipe_box import RecipeBox
+from napari_strata.widgets.training.recovery import LeftBehind
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.orders import TrainJob

@@ -17,7 +17,7 @@ from functools import cache
 from itertools import count
 from typing import Any
 
-from napari_strata.errors import StrataError, TrainingError
+from napari_strata.core.errors import StrataError, TrainingError
 from napari_strata.training.membership import is_several, meeting, when_stuck, within
 from napari_strata.worker import jobs
 from napari_strata.worker.orders import TrainJob, parse_order

@@ -18,37 +18,37 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from napari_strata.data.neighbours import with_neighbours
-from napari_strata.device import (
-    choose_device,
-    choose_precision,
-    describe_device,
-    free_memory,
+from napari_strata.core.errors import ImageError
+from napari_strata.core.events import (
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+    TrainingEnd,
 )
-from napari_strata.ensemble import Ensemble, is_crossval, load_models
-from napari_strata.errors import ImageError
+from napari_strata.core.image import Image
+from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.recipe import Recipe
+from napari_strata.data.neighbours import with_neighbours
 from napari_strata.evaluation.evaluate import (
     iter_evaluate,
     iter_score_labels,
     shared_classes,
 )
 from napari_strata.evaluation.report import check_free, write_report
-from napari_strata.events import (
-    PredictionEnd,
-    PredictionStarted,
-    RegionEnd,
-    TrainingEnd,
-)
-from napari_strata.image import Image
 from napari_strata.inference.batch import predict_files
 from napari_strata.inference.checks import check_image
 from napari_strata.inference.output import Form
 from napari_strata.inference.predict import Prediction, PredictOptions
 from napari_strata.io import describe, read_images
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.model import find_model
+from napari_strata.models.device import (
+    choose_device,
+    choose_precision,
+    describe_device,
+    free_memory,
+)
+from napari_strata.models.ensemble import Ensemble, is_crossval, load_models
+from napari_strata.models.model import find_model
 from napari_strata.networks import build_network
-from napari_strata.recipe import Recipe
 from napari_strata.training.estimate import step_memory
 from napari_strata.training.loop import iter_train
 from napari_strata.training.plan import Job as Training

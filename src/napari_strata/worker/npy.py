@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata import axes, files
-from napari_strata.classes import ClassMap
-from napari_strata.errors import RunError
-from napari_strata.image import Array
+from napari_strata.core import axes, files
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import RunError
+from napari_strata.core.image import Array
 from napari_strata.inference.output import Form, check_space
 from napari_strata.worker.replies import TargetOpened
 from napari_strata.worker.sources import Window

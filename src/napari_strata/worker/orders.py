@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import StrataError, nearest
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import StrataError, nearest
 
 
 class OrderError(StrataError):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
-from napari_strata.events import Event, from_json, to_json
+from napari_strata.core.events import Event, from_json, to_json
 
 PROTOCOL = 1
 """Number of this form of orders and replies; it changes when an older client could not follow."""

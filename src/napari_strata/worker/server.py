@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
-from napari_strata import files
-from napari_strata.device import available_devices, describe_device
-from napari_strata.errors import StrataError
-from napari_strata.model import current_versions
+from napari_strata.core import files
+from napari_strata.core.errors import StrataError
+from napari_strata.models.device import available_devices, describe_device
+from napari_strata.models.model import current_versions
 from napari_strata.worker import crew, jobs
 from napari_strata.worker.orders import (
     Changed,

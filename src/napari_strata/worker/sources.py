@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import AnnotatedImage, Array, ArrayLike, Image, LabelImage
+from napari_strata.core.spec import ModelSpec
 from napari_strata.data.neighbours import with_neighbours
-from napari_strata.errors import ImageError
-from napari_strata.image import AnnotatedImage, Array, ArrayLike, Image, LabelImage
 from napari_strata.io import read_image, read_labels, read_pairs
 from napari_strata.io.paths import existing
-from napari_strata.spec import ModelSpec
 from napari_strata.worker.orders import Layer, Pairs, Range
 
 

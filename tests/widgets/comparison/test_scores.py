@@ -9,8 +9,8 @@ import pytest
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtGui import QColor
 
-from napari_strata.classes import ClassMap
-from napari_strata.metrics import ConfusionMatrix
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.widgets.comparison.confusion import ConfusionPicture
 from napari_strata.widgets.comparison.score_view import ScoreView
 from napari_strata.widgets.comparison.scores import (

@@ -8,8 +8,8 @@ import numpy as np
 from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QObject
 
-from napari_strata.classes import ClassMap
-from napari_strata.image import Image
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.image import Image
 from napari_strata.io import read_labels
 from napari_strata.plugin import METADATA
 from napari_strata.widgets.layers.autosave import (

@@ -8,9 +8,9 @@ from napari.components import ViewerModel
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError
-from napari_strata.image import Image
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import Image
 from napari_strata.io import read_image, read_labels, write_image
 from napari_strata.plugin import METADATA
 from napari_strata.widgets.layers import convert

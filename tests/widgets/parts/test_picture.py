@@ -11,8 +11,8 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor, QImage
 
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.pictures import Example, draw_example
+from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.evaluation.pictures import Example, draw_example
 from napari_strata.widgets.parts.picture import find_panels, read_pixels
 from napari_strata.widgets.parts.preview import NOTHING, Preview, pictures
 from widgets.models import CLASSES, make_run

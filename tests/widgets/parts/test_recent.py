@@ -12,7 +12,7 @@ from PIL import ImageDraw
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor, QImage
 
-from napari_strata.events import (
+from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
     TrainingEnd,

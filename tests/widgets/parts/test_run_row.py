@@ -9,7 +9,7 @@ import pytest
 from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 
-from napari_strata.recipes import dump_recipe, load_recipe
+from napari_strata.core.recipes import dump_recipe, load_recipe
 from napari_strata.widgets.parts.run_row import RunRow
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from qtpy.QtCore import Qt
 
-from napari_strata.events import (
+from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
     Event,

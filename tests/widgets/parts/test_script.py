@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
 from napari_strata.widgets.parts.script import as_command, as_python
 from napari_strata.worker.orders import EvaluateJob, Layer, Pairs, PredictJob, TrainJob
 
@@ -58,7 +58,7 @@ def test_a_training_as_command_is_parsed_by_the_command_line(
     words = shlex.split(as_command(TRAIN))
     assert words[:2] == ["napari-strata", "train"]
     assert words[2:6] == ["a b/sand.tif", "labels.tif", "--out", "runs/one"]
-    from napari_strata.recipes import parse_value
+    from napari_strata.core.recipes import parse_value
 
     sets = [
         words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--set"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_strata.image import Image
+from napari_strata.core.image import Image
 from napari_strata.widgets.prediction.area import PLANE, RECTANGLE, VIEW, WHOLE
 from napari_strata.widgets.prediction.averaging import Averaging, why_not_three
 

@@ -21,8 +21,8 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QApplication, QColorDialog, QLineEdit
 
 from napari_strata import plugin
-from napari_strata.classes import ClassMap
-from napari_strata.image import LabelImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.image import LabelImage
 from napari_strata.io import read_classes, write_labels
 from napari_strata.plugin import METADATA
 from napari_strata.widgets.layers import counts

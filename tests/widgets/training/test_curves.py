@@ -14,7 +14,7 @@ from qtpy.QtGui import QColor, QFont, QImage
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QToolTip
 
-from napari_strata.events import BatchEnd, EpochEnd, Event, TrainingStarted
+from napari_strata.core.events import BatchEnd, EpochEnd, Event, TrainingStarted
 from napari_strata.widgets.parts.plot import flow, number, ticks, whole_ticks
 from napari_strata.widgets.training.curves import FIRST, NO_SCORES, Curves
 from napari_strata.widgets.training.history import POINTS, History, loss_range

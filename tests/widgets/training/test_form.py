@@ -12,8 +12,8 @@ from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
 from qtpy.QtWidgets import QApplication, QLabel
 
-from napari_strata.recipe import AtrousUNet, EarlyStopping, Recipe, Smp, UNet
-from napari_strata.recipes import list_recipes
+from napari_strata.core.recipe import AtrousUNet, EarlyStopping, Recipe, Smp, UNet
+from napari_strata.core.recipes import list_recipes
 from napari_strata.widgets.training.fields import Field, show_value
 from napari_strata.widgets.training.form import RecipeForm, _Variant
 

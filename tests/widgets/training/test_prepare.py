@@ -8,9 +8,9 @@ import pytest
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import RunError
-from napari_strata.image import Image
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import RunError
+from napari_strata.core.image import Image
 from napari_strata.io import read_labels
 from napari_strata.widgets.training.prepare import (
     FolderData,

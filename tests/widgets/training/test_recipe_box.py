@@ -16,9 +16,16 @@ from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication, QFileDialog
 
-from napari_strata.errors import RecipeError
-from napari_strata.recipe import AtrousUNet, EarlyStopping, Plateau, Recipe, Smp, UNet
-from napari_strata.recipes import dump_recipe, list_recipes, load_recipe
+from napari_strata.core.errors import RecipeError
+from napari_strata.core.recipe import (
+    AtrousUNet,
+    EarlyStopping,
+    Plateau,
+    Recipe,
+    Smp,
+    UNet,
+)
+from napari_strata.core.recipes import dump_recipe, list_recipes, load_recipe
 from napari_strata.widgets.training.form import RecipeForm
 from napari_strata.widgets.training.recipe_box import FROM_FILE, RecipeBox, _difference
 

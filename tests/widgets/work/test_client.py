@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from qtpy.QtCore import QTimer
 
-from napari_strata.events import BatchEnd, EpochEnd, TrainingEnd, TrainingStarted
-from napari_strata.image import Image
+from napari_strata.core.events import BatchEnd, EpochEnd, TrainingEnd, TrainingStarted
+from napari_strata.core.image import Image
 from napari_strata.io import write_image
 from napari_strata.widgets.work.client import Outcome, WorkerClient
 from napari_strata.widgets.work.process import explain

@@ -11,10 +11,10 @@ from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QObject
 from qtpy.QtWidgets import QFileDialog
 
-from napari_strata.image import Image
+from napari_strata.core.image import Image
 from napari_strata.widgets.layers.live import LiveLabels
 from napari_strata.widgets.training.data_box import FILES, DataBox
-from napari_strata.widgets.work.quiet import QuietMemory
+from napari_strata.widgets.work.gc_pause import QuietMemory
 from napari_strata.worker.replies import TargetOpened
 
 

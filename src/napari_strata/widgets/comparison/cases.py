@@ -13,12 +13,12 @@ from qtpy.QtCore import Signal
 from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QWidget
 
-from napari_strata.errors import ImageError
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import Image, LabelImage
+from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.evaluation.compare import Written, place
-from napari_strata.image import Image, LabelImage
+from napari_strata.evaluation.pictures import Example, draw_example
 from napari_strata.io import read_labels
-from napari_strata.metrics import ConfusionMatrix
-from napari_strata.pictures import Example, draw_example
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.parts.preview import PANELS, Preview, arrow
 from napari_strata.widgets.work import threads

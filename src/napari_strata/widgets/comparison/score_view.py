@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
 from napari_strata.widgets.comparison.cases import Cases
 from napari_strata.widgets.comparison.confusion import ConfusionPicture
 from napari_strata.widgets.comparison.scores import ABSENT, ScoreTable

@@ -18,9 +18,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_strata.classes import ClassMap
-from napari_strata.errors import ImageError
-from napari_strata.image import LabelImage
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import LabelImage
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.choice import LayerChoice
 from napari_strata.widgets.layers.live import PREDICTED

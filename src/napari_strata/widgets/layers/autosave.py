@@ -14,9 +14,9 @@ import psutil
 from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_strata import files
-from napari_strata.errors import StrataError
-from napari_strata.image import Image, LabelImage
+from napari_strata.core import files
+from napari_strata.core.errors import StrataError
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import write_labels
 from napari_strata.widgets.layers.convert import labels_of
 from napari_strata.widgets.work import threads

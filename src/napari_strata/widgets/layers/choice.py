@@ -13,8 +13,8 @@ from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
-from napari_strata.errors import ImageError
-from napari_strata.image import Image
+from napari_strata.core.errors import ImageError
+from napari_strata.core.image import Image
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.live import PREDICTED
 

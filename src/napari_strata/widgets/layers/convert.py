@@ -17,10 +17,10 @@ import numpy as np
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 
-from napari_strata import axes as _axes
-from napari_strata.classes import ClassMap
-from napari_strata.errors import StrataError
-from napari_strata.image import Image, LabelImage
+from napari_strata.core import axes as _axes
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import StrataError
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import read_image, write_image, write_labels
 from napari_strata.plugin import METADATA
 from napari_strata.worker.orders import Layer

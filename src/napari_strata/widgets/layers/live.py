@@ -15,8 +15,8 @@ from napari.layers import Labels as LabelsLayer
 from napari.layers import Layer
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_strata.classes import ClassMap
-from napari_strata.image import Image
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.image import Image
 from napari_strata.plugin import labels_layer
 from napari_strata.widgets.work import threads
 from napari_strata.worker.replies import TargetOpened

@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QFlowLayout
 
-from napari_strata.widgets.layers.class_book import RULE
+from napari_strata.widgets.layers.label_classes import RULE
 from napari_strata.widgets.parts.swatch import swatch
 
 COLOR, VALUE, NAME, PIXELS, USE = range(5)

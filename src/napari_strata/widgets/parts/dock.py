@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_strata.errors import RunError
+from napari_strata.core.errors import RunError
 from napari_strata.widgets.session import Session
 from napari_strata.widgets.work import threads
 

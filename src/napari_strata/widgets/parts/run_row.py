@@ -115,7 +115,7 @@ class RunRow(QWidget):
 
 def page_of(run: Path) -> Path:
     """`write_page`, imported when it is called: in a thread, which may take the time for the template engine."""
-    from napari_strata.pages.write import write_page
+    from napari_strata.report.write import write_page
 
     return write_page(run)
 

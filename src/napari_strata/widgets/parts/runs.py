@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import yaml
 
-from napari_strata.events import (
+from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
     Event,
@@ -24,7 +24,7 @@ from napari_strata.events import (
     TrainingStarted,
     from_json,
 )
-from napari_strata.files import CROSSVAL
+from napari_strata.core.files import CROSSVAL
 
 BATCHES = 400
 """Batches that `last_events` gives at most."""

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from napari_strata.classes import ClassMap
+from napari_strata.core.classes import ClassMap
 from napari_strata.worker.orders import EvaluateJob, Layer, PredictJob, TrainJob
 
 

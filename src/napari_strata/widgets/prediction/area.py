@@ -15,8 +15,8 @@ from napari.layers import Shapes
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
-from napari_strata.errors import StrataError
-from napari_strata.image import Image
+from napari_strata.core.errors import StrataError
+from napari_strata.core.image import Image
 from napari_strata.widgets.layers.choice import ImageChoice
 from napari_strata.widgets.layers.live import current_plane
 from napari_strata.worker.orders import Axis, Range

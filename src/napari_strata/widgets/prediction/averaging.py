@@ -7,7 +7,7 @@ from typing import Any
 
 from magicgui.widgets import CheckBox
 
-from napari_strata.image import Image
+from napari_strata.core.image import Image
 from napari_strata.widgets.parts.dock import enable
 from napari_strata.widgets.prediction.area import PLANE, VIEW
 

@@ -17,9 +17,9 @@ from qtpy.QtCore import QObject, Qt, QTimer, Signal
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 from superqt import QElidingLabel
 
-from napari_strata.errors import StrataError
-from napari_strata.files import CROSSVAL
-from napari_strata.image import Image
+from napari_strata.core.errors import StrataError
+from napari_strata.core.files import CROSSVAL
+from napari_strata.core.image import Image
 from napari_strata.widgets.layers.convert import source_of_image
 from napari_strata.widgets.parts.recent import RunList
 from napari_strata.widgets.session import Session

@@ -13,8 +13,8 @@ from napari.components import ViewerModel
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 
-from napari_strata import axes
-from napari_strata.image import Image
+from napari_strata.core import axes
+from napari_strata.core.image import Image
 from napari_strata.widgets.layers.convert import array_of
 from napari_strata.widgets.layers.live import PREDICTED
 

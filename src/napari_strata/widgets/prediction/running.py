@@ -17,11 +17,16 @@ from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_strata.console import duration
-from napari_strata.errors import StrataError
-from napari_strata.events import Message, PredictionEnd, PredictionStarted, RegionEnd
-from napari_strata.files import CROSSVAL
-from napari_strata.image import Image
+from napari_strata.core.errors import StrataError
+from napari_strata.core.events import (
+    Message,
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+)
+from napari_strata.core.files import CROSSVAL
+from napari_strata.core.image import Image
+from napari_strata.core.text import duration
 from napari_strata.widgets.layers.convert import slug, source_of_image
 from napari_strata.widgets.layers.live import LiveLabels, class_map
 from napari_strata.widgets.prediction import results

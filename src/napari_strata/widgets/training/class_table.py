@@ -17,11 +17,11 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_strata.classes import ClassMap
-from napari_strata.widgets.layers import class_book
-from napari_strata.widgets.layers.class_book import ClassBook
+from napari_strata.core.classes import ClassMap
+from napari_strata.widgets.layers import label_classes as class_book
 from napari_strata.widgets.layers.convert import array_of
 from napari_strata.widgets.layers.counts import LayerLinks, PixelCounter
+from napari_strata.widgets.layers.label_classes import ClassBook
 from napari_strata.widgets.parts.class_rows import ClassRows, Row, ZeroChoice
 
 

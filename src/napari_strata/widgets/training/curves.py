@@ -20,7 +20,7 @@ from qtpy.QtGui import (
 )
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-from napari_strata.events import BatchEnd, EpochEnd, Event, TrainingStarted
+from napari_strata.core.events import BatchEnd, EpochEnd, Event, TrainingStarted
 from napari_strata.widgets.parts.plot import (
     GAP,
     Chart,

@@ -26,7 +26,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_strata.errors import StrataError
+from napari_strata.core.errors import StrataError
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.choice import ImageChoice, LabelsChoice
 from napari_strata.widgets.training.class_table import ClassTable

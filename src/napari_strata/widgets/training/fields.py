@@ -17,9 +17,9 @@ from pydantic.fields import FieldInfo
 from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QComboBox, QSizePolicy, QWidget
 
-from napari_strata.errors import RecipeError
-from napari_strata.recipe import Recipe
-from napari_strata.recipes import parse_value
+from napari_strata.core.errors import RecipeError
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.recipes import parse_value
 
 PADDING = 8
 """Pixels beside the text of a field."""

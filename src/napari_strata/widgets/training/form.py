@@ -11,7 +11,7 @@ from qtpy.QtGui import QIcon
 from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 from superqt import QCollapsible
 
-from napari_strata.recipe import Recipe, Section
+from napari_strata.core.recipe import Recipe, Section
 from napari_strata.widgets.training.fields import Field, check, in_words, wrapped
 
 UNLIMITED = 16_777_215  # Qt's QWIDGETSIZE_MAX

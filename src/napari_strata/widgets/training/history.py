@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from napari_strata.classes import default_colors
-from napari_strata.console import duration
-from napari_strata.events import BatchEnd, EpochEnd, TrainingStarted
+from napari_strata.core.classes import default_colors
+from napari_strata.core.events import BatchEnd, EpochEnd, TrainingStarted
+from napari_strata.core.text import duration
 
 POINTS = 1024
 """Batches kept at most; above it every second one is forgotten."""

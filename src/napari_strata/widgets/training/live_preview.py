@@ -6,7 +6,7 @@ from time import monotonic
 
 from qtpy.QtCore import QObject, QTimer
 
-from napari_strata.events import EpochEnd, RegionEnd
+from napari_strata.core.events import EpochEnd, RegionEnd
 from napari_strata.widgets.layers.convert import slug
 from napari_strata.widgets.layers.live import LiveLabels, current_plane
 from napari_strata.widgets.session import Session

@@ -10,8 +10,7 @@ from pathlib import Path
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
-from napari_strata.console import duration
-from napari_strata.events import (
+from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
     Event,
@@ -19,6 +18,7 @@ from napari_strata.events import (
     TrainingEnd,
     TrainingStarted,
 )
+from napari_strata.core.text import duration
 from napari_strata.widgets.parts.dock import Progress
 from napari_strata.widgets.parts.preview import Preview
 from napari_strata.widgets.training.curves import Curves

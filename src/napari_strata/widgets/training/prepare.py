@@ -11,9 +11,9 @@ from typing import Any
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 
-from napari_strata.errors import RunError
-from napari_strata.files import LAYERS
-from napari_strata.image import Image, LabelImage
+from napari_strata.core.errors import RunError
+from napari_strata.core.files import LAYERS
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.widgets.layers.convert import source_of_image, source_of_labels
 from napari_strata.worker.orders import Layer, Pairs, PlanJob, TrainJob
 

@@ -19,8 +19,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_strata.recipe import Recipe, Section
-from napari_strata.recipes import list_recipes, load_recipe
+from napari_strata.core.recipe import Recipe, Section
+from napari_strata.core.recipes import list_recipes, load_recipe
 from napari_strata.widgets.training.fields import (
     Field,
     check,

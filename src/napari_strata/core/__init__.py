@@ -1,0 +1,1 @@
+"""Vocabulary of the engine: axes, images, classes, recipes, runs. Never imports torch."""

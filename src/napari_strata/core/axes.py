@@ -1,0 +1,70 @@
+"""Axes: parse, check, canonical order and back. The only transpose in the project lives here.
+
+Axes are one upper-case letter per array dimension: T time, C channel, Z plane, Y row, X column. S (the samples of an
+interleaved RGB file) is accepted on the way in and becomes C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from napari_strata.core.errors import ImageError
+
+CANONICAL = "TCZYX"
+"""The order in which the engine thinks."""
+
+
+def parse(axes: str, shape: Sequence[int]) -> str:
+    """Check `axes` against an array's `shape` and return them in upper case, with S named C.
+
+    Raises
+    ------
+    ImageError
+        when a letter is unknown or doubled, when Y or X is missing, or when the count differs from `len(shape)`.
+    """
+    letters = axes.strip().upper().replace("S", "C")
+    found = f"found axes {axes!r} for shape {tuple(shape)}"
+    if unknown := sorted(set(letters) - set(CANONICAL)):
+        raise ImageError(
+            f"{found}: {', '.join(unknown)} is not one of T, C, Z, Y, X; name each dimension with one."
+        )
+    if len(set(letters)) != len(letters):
+        raise ImageError(
+            f"{found}: a letter stands twice; name each dimension once (RGB samples count as C)."
+        )
+    if len(letters) != len(shape):
+        raise ImageError(
+            f"{found}: {len(shape)} dimensions need {len(shape)} letters, for example {default(shape)!r}."
+        )
+    if not {"Y", "X"} <= set(letters):
+        raise ImageError(f"{found}: Y and X are both needed.")
+    return letters
+
+
+def default(shape: Sequence[int]) -> str:
+    """The most usual axes for a shape, for use in messages only: nothing is ever guessed from it."""
+    return {2: "YX", 3: "ZYX", 4: "CZYX"}.get(len(shape), "TCZYX"[-len(shape) :])
+
+
+def canonical(axes: str) -> str:
+    """The letters of `axes` in the order T, C, Z, Y, X."""
+    return "".join(letter for letter in CANONICAL if letter in axes)
+
+
+def to_canonical(array: np.ndarray[Any, Any], axes: str) -> np.ndarray[Any, Any]:
+    """View of `array` (dimensions named by `axes`) with its dimensions in the order T, C, Z, Y, X."""
+    return array.transpose([axes.index(letter) for letter in canonical(axes)])
+
+
+def from_canonical(array: np.ndarray[Any, Any], axes: str) -> np.ndarray[Any, Any]:
+    """Inverse of `to_canonical`: `array` is in canonical order, the result in the order of `axes`."""
+    ordered = canonical(axes)
+    return array.transpose([ordered.index(letter) for letter in axes])
+
+
+def without(axes: str, letter: str) -> str:
+    """`axes` less one letter."""
+    return axes.replace(letter, "")

@@ -1,0 +1,169 @@
+"""The recipes that come with the project, one YAML file each, and reading and writing recipes as YAML."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from napari_strata.core.errors import RecipeError, nearest
+from napari_strata.core.recipe import Recipe
+
+_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+"""Numbers such as 1e-3, which YAML 1.1 (and so PyYAML) reads as text."""
+
+
+_INTEGER = re.compile(r"^[-+]?\d+$")
+"""Whole numbers; YAML 1.1 reads 010 as 8, and 1:30 as 90."""
+_TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but numbers are as people write them, and a key that stands twice is an error."""
+
+    # Without YAML 1.1's octal and sexagesimal numbers and its dates, which no recipe has.
+    yaml_implicit_resolvers = {
+        first: [
+            (tag, form)
+            for tag, form in forms
+            if tag not in (f"{_TAG}int", f"{_TAG}timestamp")
+        ]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[1].value!r} stands twice", twice[1].start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, writing lists on one line, and text that looks like 1e-3 in quotes."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # Text with line breaks is escaped: PyYAML folds the rarer ones (U+0085, U+2028) and loses them.
+    style = '"' if value.splitlines() not in ([], [value]) else None
+    return dumper.represent_scalar(f"{_TAG}str", value, style=style)
+
+
+_Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
+_Loader.add_implicit_resolver(f"{_TAG}int", _INTEGER, list("-+0123456789"))
+_Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(str(node.value)))
+_Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
+_Dumper.add_representer(str, _text)
+_Dumper.add_representer(
+    list, lambda d, v: d.represent_sequence(f"{_TAG}seq", v, flow_style=True)
+)
+
+
+def list_recipes() -> list[Recipe]:
+    """The recipes that come with the project, `default` first, then by name."""
+    names = sorted(_bundled(), key=lambda name: (name != "default", name))
+    return [load_recipe(name) for name in names]
+
+
+def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
+    """A recipe by the name of a bundled one, from a YAML or JSON file, or from a run folder; a recipe comes back as is.
+
+    A name of a bundled recipe goes before a file of the same name. A file that names no recipe gives it its own name.
+
+    Raises
+    ------
+    RecipeError
+        when there is no such recipe or file (naming the nearest), when the file is not YAML (naming the line), or when
+        a key or a value is wrong.
+    """
+    if isinstance(source, Recipe):
+        return source
+    bundled = _bundled()
+    if (name := os.fspath(source)) in bundled:
+        return _parse(bundled[name], f"recipe {name}")
+    path = Path(source).expanduser()
+    path = path / "recipe.yaml" if path.is_dir() else path
+    if not path.is_file():
+        if path.suffix or len(path.parts) > 1:
+            raise RecipeError(
+                f"{path}: no such recipe file; check the path, or name a recipe: {', '.join(bundled)}."
+            )
+        raise RecipeError(
+            f"there is no recipe {name!r}; {nearest(name, bundled)} (a file is given by its path)"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{path}: cannot be read as text ({error}); a recipe is a YAML file."
+        ) from None
+    return _parse(text, str(path), name=path.stem)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as YAML that `load_recipe` reads back to an equal recipe."""
+    raw = recipe.model_dump(mode="json")
+    return yaml.dump(
+        raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110
+    )
+
+
+def parse_value(text: str) -> Any:
+    """A value as it may stand in a recipe file: ``1e-3``, ``null``, ``[16, 32]``, ``{ce: 1, dice: 0.5}``, ``physical``.
+
+    Raises
+    ------
+    RecipeError
+        when it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: a number of thousands of digits
+        raise RecipeError(
+            f"{text!r}{_where(error)}; put text with special characters in quotes."
+        ) from None
+
+
+def _bundled() -> dict[str, str]:
+    """Name -> YAML text of the recipes in this package."""
+    found = [f for f in files(__package__).iterdir() if f.name.endswith(".yaml")]
+    return {
+        f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8")
+        for f in sorted(found, key=lambda f: f.name)
+    }
+
+
+def _parse(text: str, source: str, *, name: str = "") -> Recipe:
+    try:
+        raw = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(
+            f"{source}{_where(error)}; mend that line or start from `napari-strata recipes`."
+        ) from None
+    if raw is None:
+        raise RecipeError(
+            f"{source}: the file is empty; a recipe is a mapping of sections such as training."
+        )
+    return Recipe.parse(
+        {"name": name} | raw if name and isinstance(raw, dict) else raw, source=source
+    )
+
+
+def _where(error: Exception) -> str:
+    """What is wrong with the YAML and where, in a few words."""
+    mark, problem = (
+        getattr(error, "problem_mark", None),
+        getattr(error, "problem", None),
+    )
+    line = f", line {mark.line + 1}" if mark else ""
+    return f"{line}: not valid YAML ({problem or str(error).splitlines()[0]})"

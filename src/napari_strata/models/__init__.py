@@ -1,0 +1,1 @@
+"""Trained models: the model file, ensembles, predictors and the device."""

@@ -1,0 +1,154 @@
+"""Which device computes, and in which number format. Probed, never assumed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from napari_strata.core.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of the network's arithmetic; `dtype` None means plain float32."""
+
+    name: str
+    dtype: torch.dtype | None = None
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Context in which a forward pass runs in this format."""
+        return torch.autocast(
+            device.type,
+            dtype=self.dtype or torch.float32,
+            enabled=self.dtype is not None,
+        )
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Loss scaler: at work for fp16 only, where small gradients would vanish; otherwise it changes nothing."""
+        return torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" takes a CUDA GPU, then Apple's, then the CPU.
+
+    Raises
+    ------
+    TrainingError
+        when the device does not exist here, naming those that do.
+    """
+    if name == "auto":
+        name = available_devices()[0]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (
+        str(device) not in available_devices()
+        and device.type not in available_devices()
+    ):
+        raise TrainingError(
+            f"found no device {name!r} here; choose one of: auto, {', '.join(available_devices())}."
+        )
+    return device
+
+
+def available_devices() -> list[str]:
+    """Names of the devices on this machine, the fastest first."""
+    gpus = (
+        [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
+    apple = ["mps"] if torch.backends.mps.is_available() else []
+    return (["cuda", *gpus] if gpus else []) + apple + ["cpu"]
+
+
+def describe_device(device: torch.device) -> str:
+    """For people: ``GPU: NVIDIA H200, 140 GB`` or ``CPU, 2 cores``."""
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return f"GPU: {facts.name}, {facts.total_memory / 1e9:.0f} GB"
+    if device.type == "mps":
+        return "GPU: Apple Metal"
+    return f"CPU, {cores()} cores"
+
+
+def cores() -> int:
+    """How many of the computer's cores this process may use."""
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
+
+
+def channels_last(ndim: int) -> torch.memory_format:
+    """The order in memory in which convolutions are fastest, for tensors of 4 (2D) or 5 (3D) dimensions."""
+    return torch.channels_last_3d if ndim == 5 else torch.channels_last
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where that cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as file:
+            return next(
+                int(line.split()[1]) * 1024
+                for line in file
+                if line.startswith("MemAvailable")
+            )
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """The `Precision` called `name`; "auto" takes bf16 where the device is fast at it, float32 elsewhere.
+
+    Raises
+    ------
+    TrainingError
+        when the device cannot compute in that format.
+    """
+    if name == "auto":
+        name = "bf16" if _fast_bf16(device.type) else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise TrainingError(
+            "found precision fp16 on a CPU, which is slow at it; choose bf16, fp32 or auto."
+        )
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise TrainingError(
+            "found precision bf16 on a GPU without it; choose fp16, fp32 or auto."
+        )
+    return Precision(
+        name, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[name]
+    )
+
+
+@cache
+def _fast_bf16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    if kind == "cpu":
+        # True only with AVX512-BF16 or AMX (or Arm's equivalent): without them bf16 is emulated and slower.
+        ops = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        flags = _cpu_flags()
+        return bool(ops and ops()) and (
+            "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split()
+        )
+    return False
+
+
+def _cpu_flags() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(
+                (line for line in file if line.startswith(("flags", "Features"))), ""
+            )
+    except OSError:
+        return ""

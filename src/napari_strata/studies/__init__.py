@@ -1,0 +1,1 @@
+"""Cross-validation and tuning: studies made of several training runs."""

@@ -1,0 +1,213 @@
+"""Final: the best model is measured once more on the validation images, and its probabilities are made honest.
+
+What is found goes into ``validation/`` of the run, in the form of every evaluation, and the calibration into the model.
+Nothing here is random but which pixels are looked at, and that depends on the recipe's seed alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from bisect import insort
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_strata.core.classes import IGNORE, ClassMap
+from napari_strata.core.events import Event, Message, RegionEnd
+from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
+from napari_strata.evaluation.calibration import Fit, calibrate, spread
+from napari_strata.evaluation.pictures import Example, panel_boxes
+from napari_strata.evaluation.report import name_files, write_report
+from napari_strata.models.model import Calibration, Model
+from napari_strata.models.network_predictor import Predictor
+from napari_strata.training.checkpoint import Session
+from napari_strata.training.learner import seeded
+from napari_strata.training.validation import Predicted, Truth, iter_predicted
+
+Array = np.ndarray[Any, Any]
+
+FOLDER = "validation"
+"""Folder of a run for what is measured here."""
+
+PIXELS, VALUES = 200_000, 4_000_000
+"""Labelled pixels that the temperature is fitted on at most, and logits of theirs."""
+
+CASES = 3
+"""Best parts of which there is a picture, and worst ones."""
+
+
+def measure(session: Session, truths: Sequence[Truth]) -> Generator[Event, None, None]:
+    """Measure the model of a run whose epochs are over, unless that has been done on the same data.
+
+    Yields a `Message`, a `RegionEnd` a part, and what was found as a `Message`. Stopped before its end it has changed
+    nothing. Temperature divides logits and so changes no label. Without validation parts there is nothing to do.
+
+    Raises
+    ------
+    RunError
+        when the disk is full.
+    """
+    model = Model.load(session.run.model_path)
+    out = session.run.path / FOLDER
+    if not truths or _is_measured(out, model, session.plan.fingerprint):
+        return
+    noun = ("plane" if model.spec.depth is None else "block") + (
+        "" if len(truths) == 1 else "s"
+    )
+    yield Message(f"measuring the best model on {len(truths)} validation {noun}")
+    learner = session.learner
+    with seeded(
+        learner.device, 0
+    ):  # first weights are drawn at random, and the caller's random numbers are not ours
+        network = model.build(learner.device)
+    predictor = Predictor(
+        network, model.spec, device=learner.device, precision=learner.precision
+    )
+    tally = Tally.of(truths, model.spec.classes, seed=model.recipe.training.seed)
+    start = time.perf_counter()
+    for number, found in enumerate(iter_predicted(predictor, truths), 1):
+        tally.add(found)
+        yield RegionEnd(
+            _place(found.truth), number, len(truths), time.perf_counter() - start
+        )
+        start = time.perf_counter()
+    fit = tally.fit()
+    before, after = fit.before.ece, fit.after.ece
+    model = replace(
+        model,
+        calibration=Calibration(fit.temperature, before, after, fit.before.pixels),
+    )
+    model.save(session.run.model_path)
+    # The report after the model: what says that both are there is the digest in its metrics.json.
+    best = model.best
+    facts = {
+        "epoch": best.epoch if best else None,
+        "calibration": fit.as_dict(),
+        "device": str(learner.device),
+    }
+    keys = {"model": model.digest, "data": session.plan.fingerprint}
+    _write(out, tally, keys | facts)
+    yield Message(_in_words(fit))
+
+
+@dataclass
+class Tally:
+    """What comes together while parts are predicted one by one.
+
+    Parameters
+    ----------
+    picks
+        which of all labelled pixels, counted through the parts, the calibration looks at.
+    """
+
+    classes: ClassMap
+    picks: Array
+    seen: int = 0
+    logits: list[Array] = field(default_factory=list)
+    labels: list[Array] = field(default_factory=list)
+    per_part: list[tuple[str, ConfusionMatrix]] = field(default_factory=list)
+    ranked: dict[str, list[tuple[float, int, Example]]] = field(
+        default_factory=lambda: {"best": [], "worst": []}
+    )
+
+    @classmethod
+    def of(cls, truths: Sequence[Truth], classes: ClassMap, *, seed: int) -> Tally:
+        """An empty one for these parts."""
+        total = sum(int((truth.labels != IGNORE).sum()) for truth in truths)
+        return cls(
+            classes, spread(total, min(PIXELS, VALUES // len(classes)), seed=seed)
+        )
+
+    def add(self, found: Predicted) -> None:
+        """Count a part, keep some of its pixels, and its picture if it is among the best or the worst so far."""
+        labels = found.truth.labels.ravel()
+        labelled = np.flatnonzero(labels != IGNORE)
+        start, stop = np.searchsorted(
+            self.picks, (self.seen, self.seen + len(labelled))
+        )
+        taken = labelled[self.picks[start:stop] - self.seen]
+        self.seen += len(labelled)
+        self.logits.append(found.logits.reshape(len(self.classes), -1)[:, taken].T)
+        self.labels.append(labels[taken])
+        number, score = len(self.per_part), found.confusion.mean_iou
+        self.per_part.append((found.truth.part.name, found.confusion))
+        example: Example | None = None
+        for kind, rank in (("best", -score), ("worst", score)):
+            known = self.ranked[kind]
+            if len(known) < CASES or rank < known[-1][0]:
+                example = example or found.example()
+                insort(known, (rank, number, example), key=lambda entry: entry[:2])
+                del known[CASES:]
+
+    def fit(self) -> Fit:
+        """The temperature for the pixels kept."""
+        return calibrate(np.concatenate(self.logits), np.concatenate(self.labels))
+
+    def cases(self) -> dict[str, Example]:
+        """The best and the worst parts by mean IoU, by the names of their pictures; none is both."""
+        count = len(self.per_part)
+        shown = {
+            "best": max(1, min(CASES, count // 2)),
+            "worst": min(CASES, count // 2),
+        }
+        found: dict[str, Example] = {}
+        for kind, most in shown.items():
+            found |= name_files(
+                (example for _, _, example in self.ranked[kind][:most]), f"{kind}_"
+            )
+        return found
+
+
+def _write(out: Path, tally: Tally, facts: Mapping[str, Any]) -> None:
+    cases = tally.cases()
+    pictures = [
+        {
+            "file": f"{name}.png",
+            "name": example.name,
+            "mean_iou": none_if_nan(example.confusion.mean_iou),
+            "pixel_accuracy": none_if_nan(example.confusion.pixel_accuracy),
+            "panels": panel_boxes(example),
+        }
+        for name, example in cases.items()
+    ]
+    total = sum(
+        (confusion for _, confusion in tally.per_part), ConfusionMatrix(tally.classes)
+    )
+    facts = {**facts, "parts": len(tally.per_part), "pictures": pictures}
+    write_report(total, tally.per_part, out, examples=cases, facts=facts)
+
+
+def _is_measured(out: Path, model: Model, fingerprint: str) -> bool:
+    """Whether `out` holds what this very model did on this very data."""
+    try:
+        facts = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    known = (facts.get("model"), facts.get("data")) if isinstance(facts, dict) else ()
+    return known == (model.digest, fingerprint)
+
+
+def _place(truth: Truth) -> dict[str, Any]:
+    """Which plane or volume, or which block of it, as plain data."""
+    part = truth.part
+    index = {
+        axis: at if isinstance(at, int) else (at.start, at.stop)
+        for axis, at in part.index.items()
+    }
+    return index | {
+        axis: (along.start, along.stop)
+        for axis, along in zip(part.axes, part.box, strict=True)
+    }
+
+
+def _in_words(fit: Fit) -> str:
+    if fit.note:
+        return fit.note
+    return (
+        f"confidence is off by {100 * fit.before.ece:.1f} % on average (expected calibration error), and by "
+        f"{100 * fit.after.ece:.1f} % with the temperature {fit.temperature:.2f}, which the model now holds"
+    )

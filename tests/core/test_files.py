@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+
+from napari_strata.core.errors import RunError
+from napari_strata.core.files import atomic, write_text
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "labels.tif"
+    target.write_text("old")
+    with pytest.raises(UnicodeEncodeError), atomic(target) as temporary:
+        temporary.write_text("half" * 10_000 + "\ud800", encoding="utf-8")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EACCES, "cannot be written to"),
+        (errno.EIO, "cannot be written"),
+    ],
+)
+def test_disk_errors_are_said_in_words(tmp_path: Path, code: int, words: str) -> None:
+    with pytest.raises(RunError, match=words), atomic(tmp_path / "a.txt"):
+        raise OSError(code, "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_temporary_name_keeps_the_suffixes(tmp_path: Path) -> None:
+    with atomic(tmp_path / "a.ome.tif") as temporary:
+        assert temporary.name.endswith(".ome.tif")
+        assert temporary.parent == tmp_path
+        temporary.write_text("x")
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a.txt", "µ")
+    assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "µ"
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_text(tmp_path / "a" / "b.txt", "x")
+
+
+def test_two_threads_write_one_file_without_harm(tmp_path: Path) -> None:
+    started, target = threading.Barrier(2), tmp_path / "a.txt"
+    failed: list[Exception] = []
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(50):
+                started.wait(10)
+                with atomic(target) as temporary:
+                    temporary.write_text(text * 10_000)
+        except Exception as error:  # shown by the assertion
+            failed.append(error)
+            started.abort()
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert target.read_text() in ("a" * 10_000, "b" * 10_000)
+    assert list(tmp_path.iterdir()) == [target]

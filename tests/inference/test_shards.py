@@ -1,0 +1,594 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+from dataclasses import replace
+from functools import cache
+from io import FileIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import easy_pair, tiny_model
+from napari_strata import cli
+from napari_strata.core.errors import RunError
+from napari_strata.core.events import (
+    FileEnd,
+    Message,
+    PredictionEnd,
+    PredictionStarted,
+    RegionEnd,
+)
+from napari_strata.inference import predict as predict_module
+from napari_strata.inference.batch import predict_files
+from napari_strata.inference.ensemble_predictor import Committee
+from napari_strata.inference.ledger import Hand, PartialOutput
+from napari_strata.inference.output import Form
+from napari_strata.inference.predict import (
+    Prediction,
+    PredictOptions,
+    build_committee,
+    iter_predict,
+    predict,
+)
+from napari_strata.inference.shards import Part, claim, sole
+from napari_strata.inference.task import Subject, Work, planes_of
+from napari_strata.io import read_labels, write_image, write_labels
+from napari_strata.models.ensemble import load_models
+from napari_strata.models.model import Model
+
+PAIR = easy_pair((5, 24, 32))
+OPTIONS = PredictOptions(device="cpu", precision="fp32", probabilities=True)
+
+
+@cache
+def model() -> Model:
+    return tiny_model(PAIR)
+
+
+@cache
+def committee() -> Committee:
+    return build_committee(load_models(model()), OPTIONS)
+
+
+def run(
+    out: Path, part: str | None = None, *, planes: int | None = None, **changes
+) -> Prediction:
+    """A part, stopped after so many planes when that is asked for."""
+    options = replace(OPTIONS, **changes)
+    shared = committee() if not changes else None
+    job = Prediction(
+        model(), PAIR.image, out=out, options=options, part=part, committee=shared
+    )
+    for event in job:
+        if isinstance(event, RegionEnd) and event.done == planes:
+            job.close()
+    return job
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Files and what is in them, less the random UUID that every OME file gets."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {
+        str(p.relative_to(folder)): re.sub(
+            rb"urn:uuid:[0-9a-f-]{36}", b"", p.read_bytes()
+        )
+        for p in files
+    }
+
+
+@cache
+def whole() -> dict[str, bytes]:
+    with TemporaryDirectory() as folder:
+        run(Path(folder) / "x.tif")
+        return contents(Path(folder))
+
+
+def said(job) -> list[str]:
+    return [event.text for event in job if isinstance(event, Message)]
+
+
+@given(st.integers(1, 9), st.integers(0, 40))
+def test_parts_cover_everything_once_and_are_of_nearly_equal_size(count, length):
+    parts, things = [Part(i + 1, count) for i in range(count)], list(range(length))
+    assert [thing for part in parts for thing in part.share(things)] == things
+    assert sorted(thing for part in parts for thing in part.deal(things)) == things
+    for cut in (Part.share, Part.deal):
+        sizes = [len(cut(part, things)) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "x", "1", "-1/3", "1/0", "1/2/3", ""])
+def test_parts_that_there_are_not_are_refused(text, tmp_path):
+    with pytest.raises(
+        RunError, match=r"found part .*needed is i/n with i from 1 to n, as 2/3"
+    ):
+        run(tmp_path / "x.tif", text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_is_what_it_is_called():
+    assert Part.parse(" 2/3 ") == Part(2, 3)
+    assert str(Part(2, 3)) == "2/3"
+
+
+@settings(max_examples=12)
+@given(
+    st.permutations(["1/3", "2/3", "3/3"]),
+    st.lists(st.sampled_from([0, 1]), max_size=2),
+    st.booleans(),
+)
+def test_parts_in_any_order_and_repeated_give_what_one_process_gives(
+    order, again, stopped
+):
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "x.tif"
+        for number in again:
+            run(out, order[number], planes=1 if stopped else None)
+        jobs = [run(out, part) for part in order]
+        assert [job.complete for job in jobs] == [False, False, True]
+        assert contents(Path(folder)) == whole()
+        assert jobs[-1].pixels.sum() == 5 * 24 * 32
+
+
+def test_each_part_says_how_things_stand(tmp_path):
+    out = tmp_path / "x.tif"
+    events = list(Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="2/3"))
+    assert [
+        (e.regions, e.done) for e in events if isinstance(e, PredictionStarted)
+    ] == [(2, 0)]
+    assert [
+        (e.region["Z"], e.done, e.regions) for e in events if isinstance(e, RegionEnd)
+    ] == [(1, 1, 2), (2, 2, 2)]
+    assert said(events)[-1] == "part 2 of 3 is done: planes 2 to 3; 2 parts are to come"
+    assert not any(isinstance(e, PredictionEnd) for e in events)
+    assert said(Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="1/3"))[
+        -1
+    ].endswith("1 part is to come")
+    with pytest.raises(RunError, match="not finished"):
+        _ = run(out, "1/3").labels
+    *_, last = Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="3/3")
+    assert isinstance(last, PredictionEnd)
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+def test_there_may_be_more_parts_than_planes(tmp_path):
+    out = tmp_path / "x.tif"
+    texts = [
+        said(Prediction(model(), PAIR.image, out=out, options=OPTIONS, part=f"{i}/7"))[
+            -1
+        ]
+        for i in range(1, 7)
+    ]
+    assert (
+        texts[0] == "part 1 of 7 is done: no plane is left for it; 5 parts are to come"
+    )
+    run(out, "7/7")
+    assert contents(tmp_path) == whole()
+
+
+def test_a_part_that_comes_when_all_is_written_is_content(tmp_path):
+    out = tmp_path / "x.tif"
+    for number in (
+        7,
+        1,
+        2,
+        3,
+        5,
+        6,
+    ):  # of which six give planes or none, and the sixth puts them together
+        run(out, f"{number}/7")
+    assert out.exists()
+    before = out.read_bytes()
+    (text,) = said(
+        Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="4/7")
+    )
+    assert text.startswith("part 4 of 7: ")
+    assert "all parts are done" in text
+    assert out.read_bytes() == before
+    with pytest.raises(RunError, match="exists already"):
+        run(out)
+
+
+def test_what_the_version_before_three_views_left_is_taken_up(tmp_path):
+    out = tmp_path / "x.tif"
+    run(out, planes=2)
+    head = json.loads(
+        (tmp_path / "x.tif.partial" / "ledger.jsonl").read_text().splitlines()[0]
+    )
+    assert "choice of three views" not in head["identity"]
+    events = list(Prediction(model(), PAIR.image, out=out, options=OPTIONS))
+    assert [e.done for e in events if isinstance(e, PredictionStarted)] == [2]
+
+
+def test_one_process_takes_up_what_parts_left_and_parts_what_it_left(tmp_path):
+    out = tmp_path / "a" / "x.tif"
+    run(out, "2/3")
+    events = list(Prediction(model(), PAIR.image, out=out, options=OPTIONS))
+    assert [e.region["Z"] for e in events if isinstance(e, RegionEnd)] == [0, 3, 4]
+    assert contents(out.parent) == whole()
+    out = tmp_path / "b" / "x.tif"
+    run(out, planes=2)
+    events = list(Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="1/2"))
+    assert [e for e in events if isinstance(e, RegionEnd)] == []
+    run(out, "2/2")
+    assert contents(out.parent) == whole()
+
+
+def test_parts_of_different_numbers_go_together(tmp_path):
+    for part in ("1/2", "3/4"):
+        assert not run(tmp_path / "x.tif", part).complete
+    assert run(tmp_path / "x.tif", "2/2").complete
+    assert contents(tmp_path) == whole()
+
+
+@pytest.mark.parametrize("part", ["3/3", "1/2", None])
+def test_parts_of_another_model_are_refused_and_stay(tmp_path, part):
+    out = tmp_path / "x.tif"
+    run(out, "2/3")
+    before = contents(tmp_path)
+    other = replace(
+        model(),
+        weights={
+            k: v + 1 if v.is_floating_point() else v for k, v in model().weights.items()
+        },
+    )
+    with pytest.raises(
+        RunError,
+        match=r"prediction with another model; work of others is not discarded: .*remove",
+    ):
+        list(Prediction(other, PAIR.image, out=out, options=OPTIONS, part=part))
+    with pytest.raises(
+        RunError,
+        match="another request for probabilities and choice of flips and turns",
+    ):
+        run(out, part, probabilities=False, tta=True, overwrite=True)
+    assert contents(tmp_path) == before
+    run(out, "1/3")
+    assert run(out, "3/3").complete
+
+
+def test_a_part_is_refused_where_one_process_left_something_else(tmp_path):
+    run(tmp_path / "x.tif", planes=2, tta=True)
+    before = contents(tmp_path)
+    with pytest.raises(
+        RunError,
+        match="another choice of flips and turns; work of others is not discarded",
+    ):
+        run(tmp_path / "x.tif", "1/3")
+    assert contents(tmp_path) == before
+
+
+def test_planes_that_another_process_is_writing_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "PATIENCE", 0.1)
+    out = tmp_path / "x.tif"
+    job = Prediction(
+        model(), PAIR.image, out=out, options=OPTIONS, part="1/2", committee=committee()
+    )
+    while not isinstance(next(job), RegionEnd):
+        pass
+    for part in ("1/2", "1/3", None):
+        with pytest.raises(
+            RunError, match="another process is predicting the same planes just now"
+        ):
+            run(out, part)
+    assert not run(out, "2/2").complete
+    rest = list(job)
+    assert isinstance(rest[-1], PredictionEnd)
+    assert contents(tmp_path) == whole()
+
+
+def test_damage_to_planes_of_others_is_found_before_the_file_is_written(tmp_path):
+    out = tmp_path / "x.tif"
+    run(out, "1/2")
+    array = np.load(tmp_path / "x.tif.partial" / "labels.npy", mmap_mode="r+")
+    array[1, 3, 3] ^= 255
+    array.flush()
+    with pytest.raises(
+        RunError,
+        match=r"found 1 planes that are not as they were written, the first of them 2; run",
+    ):
+        run(out, "2/2")
+    assert not out.exists()
+    run(out)
+    assert contents(tmp_path) == whole()
+
+
+def test_the_file_is_put_together_by_one_process_only(tmp_path):
+    out = tmp_path / "x.tif"
+    run(out, "1/2")
+    lock = tmp_path / "x.tif.partial" / "assembly.lock"
+    lock.write_text("node7, process 123")
+    *_, text = said(
+        Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="2/2")
+    )
+    assert "part 2 of 2 is done: planes 3 to 5; node7, process 123, writes" in text
+    assert f"remove {lock}, run this again" in text
+    assert not out.exists()
+    lock.unlink()
+    assert run(out, "1/2").complete
+    assert contents(tmp_path) == whole()
+
+
+def test_a_part_whose_folder_goes_while_it_looks_says_that_all_is_written(
+    tmp_path, monkeypatch
+):
+    out = tmp_path / "x.tif"
+    run(out, "1/2")
+    kept = PartialOutput.named
+
+    def named(self):
+        found = kept(self)
+        monkeypatch.undo()
+        assert run(out, "1/2").complete  # another process is quicker
+        return found
+
+    monkeypatch.setattr(PartialOutput, "named", named)
+    (*_, text) = said(
+        Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="2/2")
+    )
+    assert (
+        text
+        == f"part 2 of 2 is done: planes 3 to 5; so is every other, and {out} is written"
+    )
+    assert contents(tmp_path) == whole()
+
+
+def test_one_process_alone_waits_for_who_puts_the_file_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "PATIENCE", 0.1)
+    out = tmp_path / "x.tif"
+    work = Work(Subject(PAIR.image, load_models(model())), committee(), OPTIONS)
+    client = PartialOutput(
+        out,
+        work.subject.form(OPTIONS),
+        work.identity,
+        Hand(planes=range(0), shared=True),
+    )
+    with closing(client), client.assembling() as other:
+        assert other == ""
+        with pytest.raises(
+            RunError, match="another process is predicting the same planes just now"
+        ):
+            run(out)
+    assert run(out).complete
+
+
+def test_a_lock_of_a_killed_process_is_taken_over(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    lock = tmp_path / "lock"
+    for holder, free in (
+        (f"{socket.gethostname()}, process {dead.pid}", True),
+        (f"{socket.gethostname()}, process {os.getpid()}", False),
+        (f"elsewhere, process {dead.pid}", False),
+    ):
+        lock.write_text(holder)
+        with sole(lock) as other:
+            assert other == ("" if free else holder)
+            assert (str(os.getpid()) in lock.read_text()) is (
+                free or str(os.getpid()) in holder
+            )
+        assert lock.exists() is not free
+
+
+def test_claims_hold_until_the_file_is_closed(tmp_path):
+    (tmp_path / "claims").touch()
+    first, second = (FileIO(tmp_path / "claims", "r+b") for _ in range(2))
+    assert claim(first, range(3, 6))
+    assert claim(second, range(3))
+    assert claim(second, range(6, 9))
+    assert claim(second, range(4, 4))
+    assert not claim(second, range(5, 7), wait=0.1)
+    np.zeros(3).tofile(
+        tmp_path / "claims"
+    )  # another handle of the same file is closed; locks of the process would go
+    assert not claim(second, range(5, 6))
+    first.close()
+    assert claim(second, range(5, 7))
+    second.close()
+
+
+def test_arrays_are_made_once_and_checked(tmp_path):
+    form = Form(4, (3, 3), np.dtype(np.uint8))
+    (tmp_path / "y.tif.partial").mkdir()
+    (tmp_path / "y.tif.partial" / "labels.npy").touch()
+    with pytest.raises(RunError, match="folder that is not an unfinished prediction"):
+        PartialOutput(tmp_path / "y.tif", form, {"a": 1}, Hand(Part(1, 2), range(2)))
+    one = PartialOutput(tmp_path / "x.tif", form, {"a": 1}, Hand(Part(1, 2), range(2)))
+    inode = os.stat(tmp_path / "x.tif.partial" / "labels.npy").st_ino
+    one.write(1, [np.full((3, 3), 7, np.uint8)], [9])
+    two = PartialOutput(
+        tmp_path / "x.tif", form, {"a": 1}, Hand(Part(2, 2), range(2, 4))
+    )
+    two.write(3, [np.full((3, 3), 5, np.uint8)], [9])
+    assert os.stat(tmp_path / "x.tif.partial" / "labels.npy").st_ino == inode
+    assert two.named() == {1, 3}
+    assert two.pixels.keys() == {3}
+    one.close()
+    with pytest.raises(RunError, match="prediction with another shape; work of others"):
+        PartialOutput(
+            tmp_path / "x.tif",
+            Form(4, (9, 9), form.dtype),
+            {"a": 1},
+            Hand(Part(1, 2), range(2)),
+        )
+    two.close()
+
+
+def test_parts_need_a_file_to_write(tmp_path):
+    with pytest.raises(
+        RunError, match=r"several processes need a file to write to \(out\)"
+    ):
+        list(iter_predict(model(), PAIR.image, part="1/2"))
+    with pytest.raises(RunError, match="found a part and a scheduler"):
+        list(
+            iter_predict(
+                model(),
+                PAIR.image,
+                out=tmp_path / "x.tif",
+                part="1/2",
+                scheduler="local:2",
+            )
+        )
+
+
+def test_files_are_dealt_out_and_one_file_is_cut(tmp_path):
+    for number in range(5):
+        write_image(tmp_path / "scans" / f"s{number}.tif", PAIR.image)
+    scans, options = tmp_path / "scans", replace(OPTIONS, probabilities=False)
+    for number in (2, 1):
+        events = list(
+            predict_files(
+                model(), [scans], tmp_path / "out", options=options, part=f"{number}/2"
+            )
+        )
+        names = [Path(e.source).name for e in events if isinstance(e, FileEnd)]
+        assert (
+            names == [["s0.tif", "s2.tif", "s4.tif"], ["s1.tif", "s3.tif"]][number - 1]
+        )
+        with open(tmp_path / "out" / f"report.{number}of2.csv", newline="") as file:
+            assert [Path(row["source"]).name for row in csv.DictReader(file)] == names
+    assert len(list((tmp_path / "out").glob("*_labels.tif"))) == 5
+    ends = [
+        event
+        for number in (1, 2)
+        for event in predict_files(
+            model(),
+            [scans / "s0.tif"],
+            tmp_path / "one.tif",
+            options=options,
+            part=f"{number}/2",
+        )
+        if isinstance(event, FileEnd)
+    ]
+    assert [(end.status, end.text) for end in ends] == [
+        ("done", "part 1/2"),
+        ("done", ""),
+    ]
+    expected = read_labels(tmp_path / "out" / "s0_labels.tif").read()
+    assert np.array_equal(read_labels(tmp_path / "one.tif").read(), expected)
+
+
+def test_the_command_line_takes_parts(tmp_path, monkeypatch, capsys):
+    saved = model().save(tmp_path / "model.safetensors")
+    image = write_image(tmp_path / "image.tif", PAIR.image)
+
+    def call(*words) -> str:
+        line = [
+            "napari-strata",
+            "predict",
+            str(saved),
+            str(image),
+            "--out",
+            str(tmp_path / "x.tif"),
+            *words,
+        ]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        found = capsys.readouterr()
+        assert (end.value.code == 2) == found.err.startswith("error: ")
+        assert len(found.err.splitlines()) <= 1
+        return found.out + found.err
+
+    assert "found part 3/2; needed is i/n" in call("--part", "3/2")
+    assert "found a part and a scheduler" in call(
+        "--part", "1/2", "--scheduler", "local:1"
+    )
+    assert "part 2 of 2 is done: planes 3 to 5; 1 part is to come" in call(
+        "--part", "2/2", "--device", "cpu"
+    )
+    assert "x.tif" in call("--part", "1/2", "--device", "cpu")
+    assert read_labels(tmp_path / "x.tif").shape == (5, 24, 32)
+
+
+def test_two_processes_at_once_and_one_of_them_killed(tmp_path):
+    saved = model().save(tmp_path / "model.safetensors")
+    image = write_labels(
+        tmp_path / "image.tif", PAIR.image.labels_like(PAIR.image.data)
+    )
+    out = tmp_path / "cut" / "x.tif"
+
+    def start(part: str, killed_after: int) -> subprocess.Popen[bytes]:
+        script = f"""
+            import os, signal
+            from napari_strata.core.events import RegionEnd
+            from napari_strata.inference.predict import PredictOptions, iter_predict
+            options = PredictOptions(device="cpu", precision="fp32")
+            for event in iter_predict({str(saved)!r}, {str(image)!r}, out={str(out)!r}, options=options, part={part!r}):
+                if isinstance(event, RegionEnd) and event.done == {killed_after}:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        """
+        return subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+
+    running = [start("1/2", 99), start("2/2", 2)]
+    assert [process.wait() for process in running] == [0, -signal.SIGKILL]
+    ledgers = (tmp_path / "cut" / "x.tif.partial").glob("ledger.*.jsonl")
+    lines = [
+        json.loads(line)
+        for path in ledgers
+        for line in path.read_text().splitlines()[1:]
+    ]
+    assert sorted(line["plane"] for line in lines) == [0, 1, 2, 3]
+    events = list(
+        iter_predict(
+            saved,
+            image,
+            out=out,
+            options=replace(OPTIONS, probabilities=False),
+            part="2/2",
+        )
+    )
+    assert [e.region["Z"] for e in events if isinstance(e, RegionEnd)] == [4]
+    predict(
+        saved,
+        image,
+        out=tmp_path / "whole" / "x.tif",
+        options=replace(OPTIONS, probabilities=False),
+    )
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script for Linux clusters")
+def test_the_slurm_array_asks_for_every_part(tmp_path):
+    script = Path(__file__).parents[2] / "examples" / "slurm" / "predict_array.sbatch"
+    (tmp_path / "napari-strata").write_text('#!/bin/bash\necho "$OMP_NUM_THREADS $*"\n')
+    (tmp_path / "napari-strata").chmod(0o755)
+    (count,) = re.findall(
+        r"^#SBATCH --array=1-(\d+)$", script.read_text(), re.MULTILINE
+    )
+    for number in range(1, int(count) + 1):
+        given = {
+            "MODEL": "run",
+            "IMAGES": "a.tif b.tif",
+            "OUT": "out",
+            "SLURM_ARRAY_TASK_ID": str(number),
+        }
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "3"}
+        done = subprocess.run(
+            ["bash", script],
+            env=given | path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (
+            done.stdout
+            == f"3 predict run a.tif b.tif --out out --part {number}/{count}\n"
+        )
+
+
+def test_planes_of_no_slabs():
+    assert planes_of([]) == range(0)
