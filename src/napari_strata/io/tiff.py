@@ -131,7 +131,7 @@ class TiffOpener:
         tif = TiffFile(self.path)
         try:
             store = tif.series[self.series].aszarr(level=self.level)
-            array: Any = zarr.open_array(store, mode="r", zarr_format=2)
+            array: Any = zarr.open_array(store, mode="r")
         except BaseException:
             tif.close()
             raise
@@ -151,7 +151,7 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
     layout = resolve(
         series.axes,
         stored,
-        full=_full(series, stored),
+        full=_full(tif, base, choice, stored),
         axes=choice.axes,
         source=str(path),
     )
@@ -272,8 +272,30 @@ def _without_alpha(series: TiffPageSeries) -> tuple[tuple[int, ...], tuple[str, 
     )
 
 
-def _full(series: TiffPageSeries, stored: tuple[int, ...]) -> list[tuple[str, int]]:
-    """Letter and length of the stored dimensions and of those of length 1 that tifffile leaves out."""
-    kept = dict(zip(series.axes, stored, strict=True))
-    pairs = zip(series.get_axes(False), series.get_shape(False), strict=True)
-    return [(a, kept.get(a, n)) for a, n in pairs if a != "S" or kept.get(a, n) > 1]
+def _full(
+    tif: TiffFile, base: TiffPageSeries, choice: _Choice, stored: tuple[int, ...]
+) -> list[tuple[str, int]]:
+    """Letter and length of all dimensions, also those of length 1 that are left out."""
+    series = base.levels[choice.level]
+    lengths = dict(zip(series.axes, stored, strict=True))
+    all_axes, all_lengths = _unsqueezed(tif, base, choice)
+    dimensions = []
+    for axis, length in zip(all_axes, all_lengths, strict=True):
+        length = lengths.get(axis, length)
+        if axis != "S" or length > 1:
+            dimensions.append((axis, length))
+    return dimensions
+
+
+def _unsqueezed(
+    tif: TiffFile, base: TiffPageSeries, choice: _Choice
+) -> tuple[str, tuple[int, ...]]:
+    """Axes and shape of a series with all dimensions of length 1.
+
+    tifffile 2026.5.2 removed `TiffPageSeries.get_axes` and made the series callable.
+    """
+    series = base.levels[choice.level]
+    if hasattr(series, "get_axes"):
+        return series.get_axes(False), series.get_shape(False)
+    series = tif.series(squeeze=False)[choice.series].levels[choice.level]
+    return series.axes, series.shape
