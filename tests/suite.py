@@ -1,7 +1,9 @@
-"""The whole suite: the engine's tests, then the docks' in a process of their own, which has no torch.
+"""Run the tests of the engine, then those of the docks in a process of their own.
 
-``python tests/suite.py`` runs both and holds the coverage of both together to its bound. Words for pytest go to both,
-paths to the half that they lie in; then no bound is held, since a part of the tests covers a part of the code.
+Software OpenGL and torch's compiler cannot share a process. ``python tests/suite.py``
+runs everything and requires that the tests cover enough of the code. Options are passed
+to both runs of pytest, and paths to the run that they belong to. With either of them,
+coverage is not measured, because a part of the tests covers a part of the code.
 """
 
 from __future__ import annotations
@@ -10,52 +12,60 @@ import subprocess
 import sys
 from pathlib import Path
 
-WIDGETS = "tests/widgets"
-BOUND = 90
-"""Percent of the lines that the tests must run through."""
-TWICE = ["-n", "2"]
-"""Tests compute with one thread each and wait for processes and windows besides: two at once take little more than half
-as long."""
-NOTHING = 5
-"""pytest's status when no test was chosen."""
+DOCK_TESTS = "tests/widgets"
+MIN_COVERAGE = 90
+"""Percent of the lines that the tests must run."""
+# Tests compute with one thread and often wait for processes and windows.
+TWO_AT_ONCE = ["-n", "2"]
+NO_TESTS_COLLECTED = 5
+"""pytest's exit status when no test was selected."""
 
 
-def commands(words: list[str]) -> list[list[str]]:
-    """What pytest is told, for each half that has tests among `words`."""
-    paths = [word for word in words if _is_test(Path(word.partition("::")[0]))]
-    rest = [word for word in words if word not in paths]
-    docks = [path for path in paths if "widgets" in Path(path.partition("::")[0]).parts]
-    engine = [path for path in paths if path not in docks]
-    if paths:
-        return [rest + half for half in (engine, docks) if half]
-    if words:
-        return [rest, [*rest, WIDGETS]]
-    first = [*TWICE, "--cov", "--cov-report="]
-    return [
-        first,
-        [
-            *TWICE,
-            "--cov",
-            "--cov-append",
-            "--cov-report=term",
-            f"--cov-fail-under={BOUND}",
-            WIDGETS,
-        ],
-    ]
+def pytest_arguments(arguments: list[str]) -> list[list[str]]:
+    """Return the arguments of each run of pytest.
+
+    Parameters
+    ----------
+    arguments
+        Options and paths from the command line.
+    """
+    if not arguments:
+        coverage = [*TWO_AT_ONCE, "--cov"]
+        minimum = f"--cov-fail-under={MIN_COVERAGE}"
+        return [
+            [*coverage, "--cov-report="],
+            [*coverage, "--cov-append", "--cov-report=term", minimum, DOCK_TESTS],
+        ]
+    paths = [argument for argument in arguments if _is_test_path(argument)]
+    options = [argument for argument in arguments if argument not in paths]
+    if not paths:
+        return [options, [*options, DOCK_TESTS]]
+    dock_paths = [path for path in paths if "widgets" in _file(path).parts]
+    engine_paths = [path for path in paths if path not in dock_paths]
+    groups = [group for group in (engine_paths, dock_paths) if group]
+    return [options + group for group in groups]
 
 
-def _is_test(path: Path) -> bool:
-    # Not the folder that a word of -k happens to be named as.
+def _file(argument: str) -> Path:
+    return Path(argument.partition("::")[0])
+
+
+def _is_test_path(argument: str) -> bool:
+    # An expression for -k may be the name of a folder outside tests.
+    path = _file(argument)
     return "tests" in path.parts and path.exists()
 
 
-def main(words: list[str]) -> int:
-    """Run them, all of them also when the first fails. Returns the exit status."""
-    halves = [[sys.executable, "-m", "pytest", *half] for half in commands(words)]
-    ended = [subprocess.run(half, check=False).returncode for half in halves]
-    if set(ended) == {NOTHING}:
-        return NOTHING
-    return next((status for status in ended if status not in (0, NOTHING)), 0)
+def main(arguments: list[str]) -> int:
+    """Run both, also when the first fails, and return the exit status."""
+    statuses = []
+    for words in pytest_arguments(arguments):
+        command = [sys.executable, "-m", "pytest", *words]
+        statuses.append(subprocess.run(command, check=False).returncode)
+    if set(statuses) == {NO_TESTS_COLLECTED}:
+        return NO_TESTS_COLLECTED
+    failures = [status for status in statuses if status not in (0, NO_TESTS_COLLECTED)]
+    return failures[0] if failures else 0
 
 
 if __name__ == "__main__":

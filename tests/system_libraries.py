@@ -1,7 +1,8 @@
-"""The system libraries that the tests need: installed here when that is possible, named with the command when not.
+"""Install the system libraries that the tests need, or name them.
 
-Run by tox before the tests. The engine's wheels bring everything but the C++ runtime and zlib; ``--viewer`` adds what
-PyQt6, its xcb plugin and software OpenGL load on top (by ldd), and Xvfb.
+Run by tox before the tests. The engine's wheels need only the C++ runtime and zlib.
+``--viewer`` adds the libraries of PyQt6, its xcb plugin and software OpenGL (found with
+ldd), and Xvfb. Missing packages are installed as root on Debian.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-NEEDED = {"libstdc++.so.6": "libstdc++6", "libz.so.1": "zlib1g"}
+ENGINE_LIBRARIES = {"libstdc++.so.6": "libstdc++6", "libz.so.1": "zlib1g"}
 """Shared library -> Debian package."""
 
-VIEWER = {
+VIEWER_LIBRARIES = {
     "libGL.so.1": "libgl1",  # brings libglx-mesa0 and, with it, the software renderer
     "libEGL.so.1": "libegl1",
     "libdbus-1.so.3": "libdbus-1-3",
@@ -40,13 +41,14 @@ PROGRAMS = {"Xvfb": "xvfb"}
 """Program -> Debian package; needed where there is no display."""
 
 
-def missing(libraries: Mapping[str, str], programs: Mapping[str, str]) -> list[str]:
-    """Debian packages of the libraries that cannot be loaded and the programs that are not there."""
-    packages = [
-        package
-        for program, package in programs.items()
-        if shutil.which(program) is None
-    ]
+def find_missing(
+    libraries: Mapping[str, str], programs: Mapping[str, str]
+) -> list[str]:
+    """Return the Debian packages of the programs and libraries that are missing."""
+    packages = []
+    for program, package in programs.items():
+        if shutil.which(program) is None:
+            packages.append(package)
     for library, package in libraries.items():
         try:
             ctypes.CDLL(library)
@@ -55,15 +57,18 @@ def missing(libraries: Mapping[str, str], programs: Mapping[str, str]) -> list[s
     return packages
 
 
-def main(words: list[str]) -> int:
-    """Install what is missing as root on Debian; elsewhere name it. Returns the exit status."""
-    viewer = "--viewer" in words
-    shown = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
-    libraries = NEEDED | (VIEWER if viewer else {})
-    programs = PROGRAMS if viewer and not shown else {}
-    if not sys.platform.startswith("linux") or not (
-        packages := missing(libraries, programs)
-    ):
+def main(arguments: list[str]) -> int:
+    """Install or name the missing packages and return the exit status."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    libraries = dict(ENGINE_LIBRARIES)
+    programs: dict[str, str] = {}
+    if "--viewer" in arguments:
+        libraries |= VIEWER_LIBRARIES
+        if not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+            programs = PROGRAMS
+    packages = find_missing(libraries, programs)
+    if not packages:
         return 0
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     if shutil.which("apt-get") and os.geteuid() == 0:
@@ -71,7 +76,8 @@ def main(words: list[str]) -> int:
         subprocess.run(install, check=True)
         return 0
     print(
-        f"system libraries are missing: {', '.join(packages)}. On Debian or Ubuntu: sudo {' '.join(install)}"
+        f"system libraries are missing: {', '.join(packages)}. "
+        f"On Debian or Ubuntu: sudo {' '.join(install)}"
     )
     return 1
 

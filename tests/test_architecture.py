@@ -1,4 +1,4 @@
-"""The house is as DESIGN says: layers, and an import that costs nothing."""
+"""The layers of the package, and what importing it costs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ PACKAGE = ROOT / "src" / "napari_strata"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def _python(code: str) -> str:
-    done = subprocess.run(
+def _run_python(code: str) -> str:
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    return done.stdout
+    return result.stdout
 
 
 def test_bare_import_loads_neither_torch_nor_qt_nor_napari() -> None:
     code = "import sys, napari_strata; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
-    loaded = set(_python(code).split())
+    loaded = set(_run_python(code).split())
     heavy = {
         "torch",
         "torchvision",
@@ -41,14 +41,14 @@ def test_bare_import_loads_neither_torch_nor_qt_nor_napari() -> None:
     assert not loaded & heavy
 
 
-def test_bare_import_is_fast() -> None:
-    code = "import time; t = time.perf_counter(); import napari_strata; print(time.perf_counter() - t)"
-    assert min(float(_python(code)) for _ in range(3)) < 0.15
+def test_bare_import_loads_one_module_of_the_package() -> None:
+    code = "import sys, napari_strata; print(*(m for m in sys.modules if 'napari_strata' in m))"
+    assert _run_python(code).split() == ["napari_strata"]
 
 
 def test_public_names_all_resolve() -> None:
     code = "import napari_strata as ns; [getattr(ns, n) for n in ns.__all__]; print(sorted(ns.__all__) == dir(ns))"
-    assert _python(code).strip() == "True"
+    assert _run_python(code).strip() == "True"
 
 
 def test_unknown_public_name_is_an_attribute_error() -> None:
@@ -60,14 +60,14 @@ def test_unknown_public_name_is_an_attribute_error() -> None:
 
 def test_layers() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ
     )
-    assert done.returncode == 0, done.stdout
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_one_room_transposes_and_none_unpickles(module: Path) -> None:
+def test_only_axes_transposes_and_nothing_unpickles(module: Path) -> None:
     text = module.read_text(encoding="utf-8")
     assert "weights_only=False" not in text
     assert "pickle.load" not in text
@@ -77,7 +77,7 @@ def test_one_room_transposes_and_none_unpickles(module: Path) -> None:
         )
 
 
-def test_top_level_is_the_design_card() -> None:
+def test_top_level_files() -> None:
     for name in (
         "src",
         "tests",
@@ -86,6 +86,8 @@ def test_top_level_is_the_design_card() -> None:
         "tox.ini",
         "README.md",
         "LICENSE",
+        "CITATION.cff",
+        "SECURITY.md",
         ".ci/run",
     ):
         assert (ROOT / name).exists(), name

@@ -8,34 +8,35 @@ import pytest
 import suite
 
 
-def test_both_halves_are_measured_together() -> None:
-    engine, docks = suite.commands([])
+def test_coverage_is_measured_over_both_runs() -> None:
+    engine, docks = suite.pytest_arguments([])
     assert "tests/widgets" not in engine
     assert docks[-1] == "tests/widgets"
     assert "--cov-append" in docks
     assert "--cov-append" not in engine
-    assert any(word.startswith("--cov-fail-under=") for word in docks)
-
-
-def test_words_go_to_both_and_paths_to_their_half() -> None:
-    assert suite.commands(["-k", "labels"]) == [
-        ["-k", "labels"],
-        ["-k", "labels", "tests/widgets"],
-    ]
-    assert suite.commands(["tests/cli/test_commands.py::test_help", "-x"]) == [
-        ["-x", "tests/cli/test_commands.py::test_help"]
-    ]
-    assert suite.commands(["tests/widgets/conftest.py"]) == [
-        ["tests/widgets/conftest.py"]
-    ]
-    assert suite.commands(["tests/io", "tests/widgets"]) == [
-        ["tests/io"],
-        ["tests/widgets"],
-    ]
+    assert any(argument.startswith("--cov-fail-under=") for argument in docks)
 
 
 @pytest.mark.parametrize(
-    ("ended", "status"),
+    ("arguments", "runs"),
+    [
+        (["-k", "labels"], [["-k", "labels"], ["-k", "labels", "tests/widgets"]]),
+        (
+            ["tests/cli/test_commands.py::test_help", "-x"],
+            [["-x", "tests/cli/test_commands.py::test_help"]],
+        ),
+        (["tests/widgets/conftest.py"], [["tests/widgets/conftest.py"]]),
+        (["tests/io", "tests/widgets"], [["tests/io"], ["tests/widgets"]]),
+    ],
+)
+def test_options_go_to_both_runs_and_paths_to_one(
+    arguments: list[str], runs: list[list[str]]
+) -> None:
+    assert suite.pytest_arguments(arguments) == runs
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
     [
         ((0, 0), 0),
         ((1, 0), 1),
@@ -46,12 +47,12 @@ def test_words_go_to_both_and_paths_to_their_half() -> None:
         ((5, 1), 1),
     ],
 )
-def test_one_failure_is_a_failure(
-    monkeypatch: pytest.MonkeyPatch, ended: tuple[int, int], status: int
+def test_a_failure_in_either_run_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, statuses: tuple[int, int], expected: int
 ) -> None:
-    statuses = iter(ended)
+    remaining = iter(statuses)
     monkeypatch.setattr(
-        subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=next(statuses))
+        subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=next(remaining))
     )
-    assert suite.main([]) == status
-    assert next(statuses, None) is None, "the second half was not run"
+    assert suite.main([]) == expected
+    assert next(remaining, None) is None, "the second run did not happen"
