@@ -18,8 +18,8 @@ from napari.settings import get_plugin_settings
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import write_image, write_labels
 from napari_strata.widgets.layers.live import PREDICTED
-from napari_strata.widgets.train import TrainDock
-from napari_strata.widgets.training.data_box import FILES
+from napari_strata.widgets.train.data_box import FILES
+from napari_strata.widgets.train.dock import TrainDock
 
 TINY = {
     "network.kind": "unet",
@@ -261,7 +261,7 @@ def test_what_was_painted_is_offered_back(
     (note,) = (tmp_path / "runs").glob("*/layers/autosave.json")
     # The napari that wrote it is gone:
     note.write_text(note.read_text().replace('"pid": ', '"pid": 9'))
-    from napari_strata.widgets.training.recovery import LeftBehind
+    from napari_strata.widgets.train.recovery import LeftBehind
 
     again = LeftBehind(dock.session, dock)
     qtbot.addWidget(again)

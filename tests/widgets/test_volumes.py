@@ -13,10 +13,10 @@ from napari.settings import get_plugin_settings
 
 from napari_strata.plugin import image_layer
 from napari_strata.widgets.layers.live import PREDICTED
-from napari_strata.widgets.prediction.area import PLANE, WHOLE
-from napari_strata.widgets.train import TrainDock
-from napari_strata.widgets.training.form import RecipeForm
-from napari_strata.widgets.training.plan_summary import in_words
+from napari_strata.widgets.predict.area import PLANE, WHOLE
+from napari_strata.widgets.train.dock import TrainDock
+from napari_strata.widgets.train.form import RecipeForm
+from napari_strata.widgets.train.plan_summary import in_words
 from widgets.models import rock
 
 TINY = {

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QFileDialog
 
 from napari_strata.core.image import Image
 from napari_strata.widgets.layers.live import LiveLabels
-from napari_strata.widgets.training.data_box import FILES, DataBox
+from napari_strata.widgets.train.data_box import FILES, DataBox
 from napari_strata.widgets.work.gc_pause import QuietMemory
 from napari_strata.worker.replies import TargetOpened
 

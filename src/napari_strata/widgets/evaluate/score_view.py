@@ -1,0 +1,63 @@
+"""The result of a comparison in the Evaluate dock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
+
+from napari_strata.core.classes import ClassMap
+from napari_strata.widgets.evaluate.cases import Cases
+from napari_strata.widgets.evaluate.confusion import ConfusionPicture
+from napari_strata.widgets.evaluate.scores import ABSENT, ScoreTable
+
+
+class ScoreView(QWidget):
+    """What a comparison found: a headline, the table of scores, the confusion picture, and pictures of planes."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.headline, self.caption = QLabel(self), QLabel(self)
+        self.table, self.picture, self.cases = (
+            ScoreTable(self),
+            ConfusionPicture(self),
+            Cases(self),
+        )
+        font = self.headline.font()
+        font.setPointSizeF(1.25 * font.pointSizeF())
+        font.setBold(True)
+        self.headline.setFont(font)
+        self.headline.setToolTip(
+            "Mean IoU: the mean over the classes that occur or are predicted.\n"
+            "Pixel accuracy: the share of labelled pixels that are called what they are."
+        )
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 4, 0, 0)
+        rows.setSpacing(5)
+        for label in (self.headline, self.caption):
+            label.setWordWrap(True)
+        for widget in (
+            self.headline,
+            self.caption,
+            self.table,
+            self.picture,
+            self.cases,
+        ):
+            rows.addWidget(widget)
+
+    def show_result(
+        self, result: Mapping[str, Any], classes: ClassMap, what: str
+    ) -> None:
+        """Show a `ConfusionMatrix.as_dict` of `what` against what."""
+        counts = np.array(result["confusion"], np.int64)
+        iou, accuracy = result["mean_iou"], result["pixel_accuracy"]
+        shown = (
+            ABSENT if iou is None else f"{iou:.3f}",
+            ABSENT if accuracy is None else f"{100 * accuracy:.1f}\N{NO-BREAK SPACE}%",
+        )
+        self.headline.setText(f"Mean IoU {shown[0]}, pixel accuracy {shown[1]}")
+        self.caption.setText(f"{what}: {counts.sum():,} labelled pixels")
+        self.table.show_scores(result["per_class"], classes)
+        self.picture.show_counts(counts, classes.names, classes.colors)

@@ -1,0 +1,375 @@
+"""The Predict dock: labels for the selected image from a trained model, seen while they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from magicgui.widgets import CheckBox
+from napari.layers import Image as ImageLayer
+from napari.viewer import Viewer
+from qtpy.QtWidgets import QFileDialog, QWidget
+
+from napari_strata.core.errors import StrataError
+from napari_strata.core.files import LAYERS
+from napari_strata.core.image import Image
+from napari_strata.io import read_image, write_labels
+from napari_strata.plugin import METADATA
+from napari_strata.widgets.layers.choice import ImageChoice
+from napari_strata.widgets.layers.convert import labels_of, slug, source_of_image
+from napari_strata.widgets.parts import script
+from napari_strata.widgets.parts.dock import Dock, Progress, enable
+from napari_strata.widgets.predict import results
+from napari_strata.widgets.predict.area import WHOLE, AreaChoice, AreaError
+from napari_strata.widgets.predict.averaging import Averaging
+from napari_strata.widgets.predict.model_choice import ModelChoice
+from napari_strata.widgets.predict.running import LivePrediction, PredictionOptions
+from napari_strata.widgets.work import threads
+from napari_strata.widgets.work.client import Outcome
+from napari_strata.worker.orders import PredictJob
+
+FORMATS = {
+    "OME-TIFF (*.ome.tif *.ome.tiff *.tif *.tiff)": "ome.tif",
+    "OME-Zarr (*.ome.zarr *.zarr)": "ome.zarr",
+}
+
+
+class PredictDock(Dock):
+    """Segments the image layer that is selected, or a part of it."""
+
+    name = "Predict"
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__(napari_viewer)
+        self.prediction: LivePrediction | None = None
+        self._warnings: list[str] = []
+        self._saving = False
+        self._shown: ImageLayer | None = None
+        self._whole: Image | None = (
+            None  # all channels of the file that the chosen layer is one channel of
+        )
+        self.images = ImageChoice(self.viewer)
+        self.channels = CheckBox(
+            text="Use all channels of its file",
+            visible=False,
+            tooltip="The layer shows one channel of its file; for a model that was trained on several.",
+        )
+        self.model = ModelChoice(self.session)
+        self.area = AreaChoice(self.viewer, self.images)
+        self.probabilities = CheckBox(
+            text="Probabilities",
+            tooltip="Adds a layer a class: how probable it is in each pixel, 0 to 1.",
+        )
+        self.confidence = CheckBox(
+            text="Confidence",
+            tooltip="Adds a layer with the probability of the class that was chosen, 0 to 1.",
+        )
+        self.averaging = Averaging()
+        self.bar = Progress()
+        for widget in (self.images, self.channels, self.model, self.area):
+            self.add(widget)
+        self.add(self.row(self.probabilities, self.confidence, stretch=1))
+        self.add(self.averaging.turns)
+        self.add(self.averaging.directions)
+        self.add(self._links())
+        self.predict_button = self.button("Predict", self.predict)
+        self.stop_button = self.button("Stop", self.stop)
+        self.save_button = self.button("Save ...", self.save)
+        self.add_to_foot(self.bar)
+        self.add_to_foot(
+            self.row(self.predict_button, self.stop_button, self.save_button, stretch=0)
+        )
+        self.images.changed.connect(self._image_changed)
+        self.channels.changed.connect(self._open_channels)
+        self.model.changed.connect(self._changed)
+        self.area.changed.connect(self._changed)
+        self._image_changed()
+
+    def _links(self) -> QWidget:
+        python = self.button(
+            "Copy as Python", lambda: self._copy(script.as_python, "The Python script")
+        )
+        command = self.button(
+            "Copy as command", lambda: self._copy(script.as_command, "The command")
+        )
+        return self.row(python, command)
+
+    # ------------------------------------------------------------------ what can be done
+
+    def _why_not(self) -> str:
+        """Why nothing can be predicted as things stand; empty when it can."""
+        return self.images.problem or self.model.problem or self.area.problem
+
+    @property
+    def image(self) -> Image | None:
+        """What is to be segmented: the layer, or all channels of its file."""
+        return self.images.image if self._whole is None else self._whole
+
+    def _image_changed(self) -> None:
+        layer = self.images.layer
+        if layer is not self._shown:
+            self._shown, self._whole = layer, None
+            self.channels.value = False
+            self.channels.visible = layer is not None and _file_of(layer) is not None
+        self.model.set_image(layer, self.image)
+        self._changed()
+
+    def _open_channels(self, on: bool) -> None:
+        layer, self._whole = self.images.layer, None
+        file = _file_of(layer) if on and layer is not None else None
+        if file is None:
+            self._image_changed()
+            return
+
+        def done(image: Image) -> None:
+            if self.channels.value and self.images.layer is layer:
+                self._whole = image
+                self._image_changed()
+
+        def failed(error: Exception) -> None:
+            self.channels.value = False
+            self.notice.say(str(error), "error")
+
+        threads.run(
+            lambda: read_image(file[0], series=file[1]), done, failed, owner=self
+        )
+
+    def _changed(self) -> None:
+        self.averaging.look(self.image, self.model.spec, str(self.area.combo.value))
+        running = (
+            "A prediction is running: wait for it, or stop it."
+            if self.prediction is not None
+            else ""
+        )
+        enable(
+            self.predict_button,
+            running or self._why_not(),
+            "Segment the image with this model.",
+        )
+        enable(
+            self.stop_button,
+            "" if running else "Nothing is running.",
+            "Stop; planes that are done stay.",
+        )
+        labels = results.newest(self.viewer)
+        why = running or ("Labels are being saved." if self._saving else "")
+        why = why or (
+            "" if labels is not None else "There is nothing to save yet: press Predict."
+        )
+        enable(
+            self.save_button,
+            why,
+            "" if labels is None else f"Write the labels {labels.name} to a file.",
+        )
+
+    # ------------------------------------------------------------------ predict
+
+    def predict(self) -> None:
+        """Segment the chosen area of the image."""
+        layer, image, model = self.images.layer, self.image, self.model.path
+        if (
+            self.prediction is not None
+            or layer is None
+            or image is None
+            or model is None
+        ):
+            return
+        try:
+            region = self.area.area().region
+        except AreaError as error:
+            self.notice.say(str(error), "error")
+            return
+        options = PredictionOptions(
+            region,
+            bool(self.probabilities.value),
+            bool(self.confidence.value),
+            tta=self.averaging.tta,
+            ortho=self.averaging.ortho,
+        )
+        self._warnings = []
+        self.notice.clear()
+        self.prediction = LivePrediction(
+            self.session, layer, image=image, model=model, options=options
+        )
+        self.prediction.progress.connect(self._progressed)
+        self.prediction.message.connect(self._told)
+        self.prediction.ended.connect(self._ended)
+        self._changed()
+        self.prediction.start()
+
+    def predict_with(self, run: Path, layer: ImageLayer | None) -> None:
+        """Segment the whole of an image layer with the model of a run, at once: what the Train dock offers."""
+        if self.prediction is not None:
+            self.notice.say("A prediction is running: stop it first.", "warning")
+            return
+        if layer is not None:
+            self.images.choose(layer)
+        self.model.choose(run)
+        self.area.combo.value = WHOLE
+        if why := self._why_not():
+            self.notice.say(why, "error")
+            return
+        self.predict()
+
+    def stop(self) -> None:
+        """Stop; planes that are done stay."""
+        if self.prediction is not None:
+            self.prediction.stop()
+
+    def _progressed(self, done: int, total: int) -> None:
+        if self.prediction is not None:
+            self.bar.show_step(done, total, self.prediction.words)
+
+    def _told(self, text: str, level: str) -> None:
+        if level != "info":
+            self._warnings.append(text)
+        self.notice.say(text, level)
+
+    def _ended(self, outcome: Outcome) -> None:
+        prediction, self.prediction = self.prediction, None
+        assert prediction is not None
+        prediction.deleteLater()
+        self.bar.hide()
+        text = "\n".join([outcome.text, *self._warnings])
+        if outcome.status in ("failed", "died"):
+            self.notice.say(text, "error")
+        else:
+            self.notice.say(
+                f"{text}{_hidden(prediction.added)}",
+                "warning" if self._warnings else "info",
+            )
+        self._changed()
+
+    # ------------------------------------------------------------------ save
+
+    def save(self) -> None:
+        """Write the labels to a file that the user names."""
+        layer = results.newest(self.viewer)
+        if layer is None:
+            return
+        path = self._ask_path(slug(layer.name))
+        if path is None or layer not in self.viewer.layers:
+            return
+        labels, replaced = (
+            labels_of(layer, self.images.image),
+            path.exists(),
+        )  # the dialog has asked
+        self._saving = True
+        self._changed()
+        self.notice.say(f"Saving {layer.name} ...")
+        threads.run(
+            lambda: write_labels(path, labels, overwrite=replaced),
+            self._saved,
+            self._not_saved,
+            owner=self,
+        )
+
+    def _ask_path(self, name: str) -> Path | None:
+        dialog = QFileDialog(self, "Save the labels", str(Path.cwd() / name))
+        dialog.setAcceptMode(QFileDialog.AcceptMode.AcceptSave)
+        dialog.setNameFilters(list(FORMATS))
+        # With the suffix added by the dialog, it is the dialog that sees whether the file exists.
+        dialog.filterSelected.connect(
+            lambda text: dialog.setDefaultSuffix(FORMATS[text])
+        )
+        dialog.setDefaultSuffix(FORMATS[dialog.selectedNameFilter()])
+        dialog.selectFile(name)
+        chosen = dialog.selectedFiles() if dialog.exec() else []
+        dialog.deleteLater()
+        return Path(chosen[0]) if chosen else None
+
+    def _saved(self, path: Path) -> None:
+        self._saving = False
+        self.notice.say(f"Saved to {path}.")
+        self._changed()
+
+    def _not_saved(self, error: Exception) -> None:
+        self._saving = False
+        self.notice.say(f"The labels could not be saved: {error}", "error")
+        self._changed()
+
+    # ------------------------------------------------------------------ the rest
+
+    def _copy(self, form: Callable[[PredictJob], str], what: str) -> None:
+        layer, image, model = self.images.layer, self.image, self.model.path
+        if layer is None or image is None or model is None:
+            self.notice.say(f"Nothing to copy yet. {self._why_not()}", "warning")
+            return
+        folder = model if model.is_dir() else model.parent
+        device, probabilities = (
+            self.session.settings.device,
+            bool(self.probabilities.value),
+        )
+        whole, tta, ortho = (
+            self.area.combo.value == WHOLE,
+            self.averaging.tta,
+            self.averaging.ortho,
+        )
+
+        def make() -> str:
+            order = PredictJob(
+                job="copy",
+                model=str(model),
+                image=source_of_image(layer, image, folder / LAYERS),
+                out=str(folder / f"{slug(image.name)}-labels.tif"),
+                probabilities=probabilities,
+                tta=tta,
+                ortho=ortho,
+                device=device,
+            )
+            return form(order)
+
+        def done(text: str) -> None:
+            self.copy(text, what)
+            if not whole:
+                self.notice.say(
+                    f"{what} is on the clipboard, for the whole image: an area can be had here only."
+                )
+
+        def failed(error: Exception) -> None:
+            reason = (
+                str(error)
+                if isinstance(error, StrataError)
+                else f"{type(error).__name__}: {error}"
+            )
+            self.notice.say(f"The image could not be written for it: {reason}", "error")
+
+        threads.run(make, done, failed, owner=self)
+
+    def leave(self) -> None:
+        """The viewer closes: listen no more."""
+        if (
+            self.prediction is not None
+        ):  # it ends by itself, and there is nobody left to tell
+            for signal in (
+                self.prediction.progress,
+                self.prediction.message,
+                self.prediction.ended,
+            ):
+                signal.disconnect()
+        self.images.disconnect_viewer()
+        self.area.disconnect_viewer()
+        self.model.leave()
+
+
+def _file_of(layer: ImageLayer) -> tuple[str, int] | None:
+    """File and series of which the layer is one channel; None when it is all there is."""
+    stored = layer.metadata.get(METADATA) or {}
+    if stored.get("channel") is None or not stored.get("path"):
+        return None
+    return str(stored["path"]), int(stored.get("series") or 0)
+
+
+def _hidden(names: list[str]) -> str:
+    """Where to find the layers that were added beside the labels."""
+    if not names:
+        return ""
+    count = f"{len(names)} more layers are" if len(names) > 1 else f"{names[0]} is"
+    return (
+        f"\n{count} in the layer list, hidden under the labels: click an eye to look."
+    )
+
+
+def predict_dock(napari_viewer: Viewer | None = None) -> PredictDock:
+    """What the menu opens: the dock of the viewer, as it was left."""
+    return PredictDock.of(napari_viewer)

@@ -1,0 +1,214 @@
+"""What to train on: layers with a class table, or files and folders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from magicgui.types import FileDialogMode
+from magicgui.widgets import (
+    CheckBox,
+    ComboBox,
+    Container,
+    FileEdit,
+    LineEdit,
+    PushButton,
+)
+from napari.components import ViewerModel
+from napari.layers import Labels as LabelsLayer
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_strata.core.errors import StrataError
+from napari_strata.widgets.layers import convert
+from napari_strata.widgets.layers.choice import ImageChoice, LabelsChoice
+from napari_strata.widgets.train.class_table import ClassTable
+from napari_strata.widgets.train.prepare import FolderData, LayerData
+
+LAYERS, FILES = "layers in the viewer", "files and folders"
+
+
+class DataBox(QWidget):
+    """Chooses the data of a training. `data` is what stands there now, `problem` why it cannot be trained on."""
+
+    changed = Signal()
+    painted = Signal()
+
+    def __init__(self, viewer: ViewerModel) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self.source = ComboBox(
+            choices=[LAYERS, FILES],
+            value=LAYERS,
+            tooltip="Where images and labels come from.",
+        )
+        self.images = ImageChoice(viewer)
+        self.labels = LabelsChoice(viewer, self.images)
+        self.table = ClassTable()
+        self.folders = _Folders()
+        layers = QWidget()
+        rows = QVBoxLayout(layers)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(4)
+        for widget in (self.images, self.labels, self.table):
+            rows.addWidget(widget)
+        self._stack = QStackedWidget()
+        self._stack.addWidget(layers)
+        self._stack.addWidget(self.folders)
+        top = QHBoxLayout()
+        top.addWidget(QLabel("Train on"))
+        top.addWidget(self.source.native, 1)
+        whole = QVBoxLayout(self)
+        whole.setContentsMargins(0, 0, 0, 0)
+        whole.setSpacing(4)
+        whole.addLayout(top)
+        whole.addWidget(self._stack)
+        self.source.changed.connect(self._switch)
+        self.images.changed.connect(self._layers_changed)
+        self.labels.changed.connect(self._layers_changed)
+        self.table.changed.connect(self.changed)
+        self.table.picked.connect(self._to_paint)
+        self.folders.changed.connect(self.changed)
+        self._timer = QTimer(self)  # one answer to the many events of one click
+        self._timer.setSingleShot(True)
+        self._timer.timeout.connect(self._settle)
+        self._settle()
+
+    @property
+    def uses_layers(self) -> bool:
+        return bool(self.source.value == LAYERS)
+
+    def data(self) -> LayerData | FolderData | None:
+        """What to train on; None while there is a `problem`."""
+        if self.problem():
+            return None
+        if not self.uses_layers:
+            return self.folders.data()
+        assert self.images.layer is not None
+        assert self.images.image is not None
+        assert self.labels.layer is not None
+        image, layer = self.images.image, self.labels.layer
+        labels = replace(convert.labels_of(layer, image), classes=self.table.classes())
+        return LayerData(self.images.layer, image, layer, labels)
+
+    def problem(self) -> str:
+        """Why this cannot be trained on; empty when it can."""
+        if not self.uses_layers:
+            return self.folders.problem()
+        if problem := self.images.problem or self.labels.problem:
+            return problem
+        if self.labels.layer is None or self.images.image is None:
+            return "Choose an image and its labels."
+        if problem := self.table.problem():
+            return problem
+        try:
+            convert.labels_of(self.labels.layer, self.images.image)
+        except StrataError as error:
+            return str(error)
+        return ""
+
+    def colors(self) -> tuple[str, ...]:
+        """Colours of the classes in use."""
+        classes = self.table.classes() if self.uses_layers else None
+        return classes.colors if classes is not None else ()
+
+    def leave(self) -> None:
+        """Listen to the viewer no more."""
+        self.images.disconnect_viewer()
+        self.labels.disconnect_viewer()
+        self.table.set_labels(None)
+
+    def _switch(self, _value: object = None) -> None:
+        self._stack.setCurrentIndex(0 if self.uses_layers else 1)
+        self.changed.emit()
+
+    def _to_paint(self, layer: LabelsLayer) -> None:
+        self._viewer.layers.selection.active = layer
+
+    def _layers_changed(self) -> None:
+        self._timer.start(0)
+
+    def _settle(self) -> None:
+        self.table.set_labels(self.labels.layer)
+        self.table.setEnabled(self.labels.layer is not None)
+        self.changed.emit()
+
+
+class _Folders(QWidget):
+    """Paths of images and labels."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        text = "A TIFF stack, a folder of images, a folder with images/ and labels/ in it, or a CSV of pairs."
+        both = "Their labels; empty for a folder that holds both."
+        self.images, self.images_folder = _path_edit("Images", text)
+        self.labels, self.labels_folder = _path_edit("Labels", both)
+        self.axes = LineEdit(
+            label="Axes", tooltip="Such as ZYX; empty when the files say."
+        )
+        self.zero = CheckBox(
+            text="0 means unlabelled",
+            tooltip="Unticked, 0 is the background, a class of its own.",
+        )
+        self.form = Container(widgets=[self.images, self.labels, self.axes, self.zero])
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.addWidget(self.form.native)
+        rows.addStretch(1)
+        self.form.changed.connect(lambda _: self.changed.emit())
+
+    def problem(self) -> str:
+        images, labels = _path(self.images), _path(self.labels)
+        if not images:
+            return "Choose the images."
+        for path in filter(None, (images, labels)):
+            if not Path(path).expanduser().exists() and "*" not in path:
+                return f"{path}: there is no such file or folder."
+        if (
+            not labels
+            and Path(images).expanduser().is_file()
+            and Path(images).suffix.lower() != ".csv"
+        ):
+            return "Choose the labels of these images."
+        return ""
+
+    def data(self) -> FolderData:
+        unlabelled = (0,) if self.zero.value else ()
+        return FolderData(
+            _path(self.images),
+            _path(self.labels),
+            self.axes.value.strip().upper(),
+            unlabelled,
+        )
+
+
+def _path_edit(label: str, tooltip: str) -> tuple[FileEdit, PushButton]:
+    """A path to type, paste or choose, of a file or of a folder."""
+    edit = FileEdit(mode=FileDialogMode.EXISTING_FILE, label=label, tooltip=tooltip)
+    edit.choose_btn.text = "File..."
+    folder = PushButton(text="Folder...")
+
+    def choose() -> None:
+        start = _path(edit) or str(Path.home())
+        if found := QFileDialog.getExistingDirectory(
+            edit.native, f"Choose the folder of {label.lower()}", start
+        ):
+            edit.line_edit.value = found
+
+    folder.clicked.connect(choose)
+    edit.native.layout().addWidget(folder.native)
+    return edit, folder
+
+
+def _path(edit: FileEdit) -> str:
+    """What stands in the field; magicgui makes an empty one into "."."""
+    return str(edit.line_edit.value).strip()

@@ -1,0 +1,419 @@
+"""The Train dock: from the selected image and painted labels to a model, in one click."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from magicgui.widgets import CheckBox
+from napari.viewer import Viewer
+from qtpy.QtWidgets import QLabel, QTabWidget, QWidget
+
+from napari_strata.core.errors import StrataError
+from napari_strata.core.events import EpochEnd, Event
+from napari_strata.core.files import LAYERS
+from napari_strata.widgets.doctor import show_doctor
+from napari_strata.widgets.layers.autosave import Autosave
+from napari_strata.widgets.parts import script
+from napari_strata.widgets.parts.dock import Dock, enable, new_page
+from napari_strata.widgets.parts.recent import RunSummary, last_events
+from napari_strata.widgets.parts.run_row import RunRow
+from napari_strata.widgets.train.data_box import DataBox
+from napari_strata.widgets.train.live_preview import LivePreview
+from napari_strata.widgets.train.panel import TrainingPanel
+from napari_strata.widgets.train.plan_summary import Forecast
+from napari_strata.widgets.train.prepare import (
+    LayerData,
+    Wanted,
+    class_colors,
+    order_of_run,
+)
+from napari_strata.widgets.train.recipe_box import RecipeBox
+from napari_strata.widgets.train.recovery import LeftBehind
+from napari_strata.widgets.work import threads
+from napari_strata.widgets.work.client import JobHandle, Outcome
+from napari_strata.worker.orders import TrainJob
+
+SETUP, PROGRESS = 0, 1
+
+
+class TrainDock(Dock):
+    """Trains a network on the image layer that is selected and the labels painted on it."""
+
+    name = "Train"
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__(napari_viewer)
+        self.handle: JobHandle | None = None
+        self.run: Path | None = None
+        self._draft: Path | None = None
+        self._order: TrainJob | None = None
+        self._trained: LayerData | None = None
+        self._followed: RunSummary | None = None
+        self._warnings: list[str] = []
+        self.data_box = DataBox(self.viewer)
+        self.recipe_box = RecipeBox()
+        self.panel = TrainingPanel()
+        self.autosave = Autosave(self._layers_folder, self)
+        self.forecast = Forecast(self.session)
+        self.live = LivePreview(self.session, self)
+        self.left_behind = LeftBehind(self.session, self)
+        self._build_pages()
+        self._build_foot()
+        self.data_box.changed.connect(self._changed)
+        self.recipe_box.changed.connect(self._changed)
+        self.panel.epoch_ended.connect(self._epoch_ended)
+        self.panel.warned.connect(self._warned)
+        self.panel.ended.connect(self._ended)
+        self.autosave.failed.connect(lambda text: self.notice.say(text, "error"))
+        self.autosave.saved.connect(self._labels_saved)
+        self.left_behind.follow.connect(self._follow_run)
+        self._changed()
+
+    # ------------------------------------------------------------------ what stands where
+
+    def _build_pages(self) -> None:
+        self.tabs = QTabWidget()
+        (setup_page, setup), (progress_page, progress) = new_page(), new_page()
+        self.preview_box = CheckBox(
+            text="Preview after each epoch",
+            value=True,
+            tooltip="Segments the plane in sight with the newest weights, as a layer of its own.",
+        )
+        self.keep_box = CheckBox(
+            text="Keep training when napari closes",
+            tooltip="The training goes on by itself, and this dock finds it again next time.",
+        )
+        self.preview_box.changed.connect(self.live.switch)
+        self.keep_box.changed.connect(self._keep)
+        for widget in (self.left_behind, self.data_box, self.recipe_box, self.forecast):
+            setup.addWidget(widget)
+        setup.addWidget(self._links())
+        check = "Versions, GPU, worker and disk; for a bug report too."
+        doctor = partial(
+            show_doctor,
+            self,
+            command=self.session.settings.command,
+            folder=self.session.settings.runs,
+        )
+        setup.addWidget(self._native(self.button("Check this computer", doctor, check)))
+        setup.addStretch(1)
+        progress.addWidget(self.panel)
+        for box in (self.preview_box, self.keep_box):
+            progress.addWidget(self._native(box))
+        self.runs = RunRow(lambda: self.session.settings.runs, lambda: self.run)
+        self.runs.resumed.connect(self.resume)
+        self.runs.extended.connect(self.extend)
+        self.runs.opened.connect(self.open_run)
+        progress.addWidget(self.runs)
+        self.tabs.addTab(setup_page, "Set up")
+        self.tabs.addTab(progress_page, "Progress")
+        self.add(self.tabs)
+
+    def _links(self) -> QWidget:
+        python = self.button(
+            "Copy as Python", lambda: self._copy(script.as_python, "The Python script")
+        )
+        command = self.button(
+            "Copy as command", lambda: self._copy(script.as_command, "The command")
+        )
+        return self.row(python, command)
+
+    def _build_foot(self) -> None:
+        self.start_button = self.button("Train", self.start)
+        self.stop_button = self.button("Stop", self.stop)
+        self.predict_button = self.button("Predict the whole stack", self.predict)
+        self.add_to_foot(self.panel.bar)
+        self.then_box = CheckBox(
+            text="Then predict the whole stack",
+            value=True,
+            tooltip="When the training is complete, segment the image with the new model at once.",
+        )
+        self.add_to_foot(self.then_box)
+        self.why = QLabel()
+        self.why.setWordWrap(True)
+        self.add_to_foot(self.why)
+        self.add_to_foot(self.row(self.start_button, self.stop_button, stretch=0))
+        self.add_to_foot(self.predict_button)
+
+    # ------------------------------------------------------------------ what is wanted
+
+    def wanted(self) -> Wanted | None:
+        """The training that the dock shows; None while something is missing."""
+        data = self.data_box.data()
+        if data is None or self.recipe_box.problem():
+            return None
+        box, device = self.recipe_box, self.session.settings.device
+        return Wanted(
+            data, box.base(), dict(box.overrides()), device, bool(self.keep_box.value)
+        )
+
+    def _why_not(self) -> str:
+        if self.handle is not None or self._followed is not None:
+            return "A training is running: stop it first."
+        return self.data_box.problem() or self.recipe_box.problem()
+
+    def _changed(self) -> None:
+        why = self._why_not()
+        running = self.handle is not None or self._followed is not None
+        self.why.setText(why)
+        self.why.setVisible(bool(why) and not running)
+        enable(
+            self.start_button, why, "Train a network on this image and these labels."
+        )
+        kept = "Stop. The best model so far is kept; there is one from the end of the first epoch."
+        enable(self.stop_button, "" if running else "Nothing is running.", kept)
+        has_model = self.run is not None and (self.run / "model.safetensors").is_file()
+        no_model = "" if has_model else "There is no model yet: train one."
+        enable(
+            self.predict_button,
+            no_model or ("" if not running else "Stop the training first."),
+        )
+        self.predict_button.visible = has_model and not running
+        self.runs.allow(running=running, has_run=self._order is not None)
+        if self.data_box.uses_layers:
+            self.autosave.watch(self.data_box.labels.layer, self.data_box.images.image)
+        self.forecast.ask(None if why else self.wanted(), why="", folder=self._reserve)
+
+    def _reserve(self) -> Path:
+        """The folder of the run to come."""
+        if (
+            self._draft is None or (self._draft / "recipe.yaml").is_file()
+        ):  # a copied command may have used it
+            data = self.data_box.data()
+            image = self.data_box.images.image
+            name = (
+                data.name
+                if data is not None
+                else image.name
+                if image is not None
+                else "image"
+            )
+            self._draft = self.session.new_run(name)
+        return self._draft
+
+    def _layers_folder(self) -> Path:
+        return (
+            self.run
+            if self.handle is not None and self.run is not None
+            else self._reserve()
+        ) / LAYERS
+
+    # ------------------------------------------------------------------ what is done
+
+    def start(self) -> None:
+        """Train: write the layers in a thread, then give the order."""
+        wanted = self.wanted()
+        if wanted is None or self.handle is not None:
+            return
+        self._trained = wanted.data if isinstance(wanted.data, LayerData) else None
+        self._begin(
+            lambda run: wanted.train_order(self.session.client.new_id(), run), new=True
+        )
+
+    def resume(self) -> None:
+        """Go on with the run in the dock."""
+        self._go_on({"resume": True, "extend": 0})
+
+    def extend(self, epochs: int) -> None:
+        """Add epochs to the run in the dock."""
+        self._go_on({"resume": True, "extend": epochs})
+
+    def stop(self) -> None:
+        """Stop; what is trained so far is kept."""
+        if self.handle is not None:
+            self.notice.say("Stopping ...")
+            self.handle.stop()
+        elif self._followed is not None:
+            self.left_behind.end(self._followed)
+
+    def predict(self) -> None:
+        """Segment the image that was trained on (of a run from disk: the one that is chosen), in the Predict dock."""
+        from napari_strata.widgets.predict.dock import PredictDock
+
+        layer = (
+            self._trained.layer
+            if self._trained is not None
+            else self.data_box.images.layer
+        )
+        if self.run is None:
+            return
+        if layer is None or layer not in self.viewer.layers:
+            self.notice.say(
+                "The image that was trained on is gone. Open the Predict dock and choose another one."
+            )
+            return
+        _, dock = self.viewer.window.add_plugin_dock_widget(
+            "napari-strata", "Predict", tabify=True
+        )
+        if isinstance(dock, PredictDock):
+            self.live.hide()
+            dock.come_forward()
+            dock.predict_with(self.run, layer)
+
+    def _go_on(self, change: dict[str, Any]) -> None:
+        order = self._order
+        if order is None or self.handle is not None:
+            return
+        now = {"job": self.session.client.new_id(), "keep": bool(self.keep_box.value)}
+        self._begin(lambda _run: order.model_copy(update=change | now), new=False)
+
+    def _begin(self, prepare: Any, *, new: bool) -> None:
+        try:
+            run = self._reserve() if new else self.run
+        except StrataError as error:
+            self.notice.say(str(error), "error")
+            return
+        assert run is not None
+        self.notice.clear()
+        self._warnings = []
+        self.forecast.pause()
+        self.start_button.enabled = False
+        self.panel.bar.show_step(0, 0, "Writing the layers for the training ...")
+        threads.run(
+            lambda: (prepare(run), [] if new else last_events(run)),
+            lambda found: self._submit(run, *found),
+            self._not_begun,
+            owner=self,
+        )
+
+    def _submit(self, run: Path, order: TrainJob, past: list[Event]) -> None:
+        self.run, self._draft = run, None
+        self._order = order
+        self.handle = self.session.submit(order)
+        self.panel.follow(self.handle, run, self.data_box.colors(), past=past)
+        self.live.start(
+            self.handle, order, self._trained, on=bool(self.preview_box.value)
+        )
+        self.session.register_task(f"training {run.name}", self.handle)
+        self.tabs.setCurrentIndex(PROGRESS)
+        self.scroller.ensureVisible(0, 0)
+        self._changed()
+
+    def _warned(self, text: str) -> None:
+        self._warnings.append(text)
+        self.notice.say("\n".join(self._warnings), "warning")
+
+    def _not_begun(self, error: Exception) -> None:
+        self.panel.bar.hide()
+        self.notice.say(f"The training could not start: {error}", "error")
+        self._changed()
+
+    def _epoch_ended(self, event: EpochEnd) -> None:
+        self.live.epoch_ended(event)
+        if self.run is not None and event.best_iou:
+            self.session.announce(self.run)
+
+    def _ended(self, outcome: Outcome) -> None:
+        run, self.handle = self.run, None
+        self.live.stop()
+        if run is None or self.session.is_closed:
+            return
+        if not (
+            run / "recipe.yaml"
+        ).is_file():  # refused before it began: the folder can serve the next try
+            self._draft, self.run, self._order = run, None, None
+            self.tabs.setCurrentIndex(SETUP)
+        has_model = (run / "model.safetensors").is_file()
+        if outcome.status in ("finished", "stopped"):
+            word = "Training finished" if outcome.status == "finished" else "Stopped"
+            score = f", {self.panel.score()}" if self.panel.score() else ""
+            model = (
+                f"The model is in {run}."
+                if has_model
+                else "There is no model yet: it was too early."
+            )
+            self.notice.say(f"{word}{score}. {model}")
+        else:
+            self.notice.say(outcome.text, "error")
+        if has_model:
+            self.session.announce(run)
+        self._changed()
+        if (
+            outcome.status == "finished"
+            and has_model
+            and self.then_box.value
+            and self._trained is not None
+        ):
+            self.predict()
+
+    # ------------------------------------------------------------------ the rest
+
+    def _keep(self, on: bool) -> None:
+        if self.handle is not None:
+            self.handle.keep(on)
+
+    def _labels_saved(self, path: Path) -> None:
+        if self.handle is not None:
+            self.handle.tell("labels", {"path": str(path)})
+
+    def open_run(self, run: Path) -> None:
+        """Show a run on disk and make it the one to go on with."""
+        device = self.session.settings.device
+        threads.run(
+            lambda: (
+                order_of_run(run, device=device),
+                class_colors(run),
+                last_events(run),
+            ),
+            lambda found: self._show_run(run, *found),
+            lambda error: self.notice.say(str(error), "error"),
+            owner=self,
+        )
+
+    def _show_run(
+        self, run: Path, order: TrainJob, colors: tuple[str, ...], past: list[Event]
+    ) -> None:
+        if self.handle is not None:
+            return
+        self.run, self._order, self._trained = run, order, None
+        self.panel.prepare(run, colors, past=past)
+        self.panel.bar.hide()
+        self.tabs.setCurrentIndex(PROGRESS)
+        self.notice.say(
+            f"{run.name} has ended: resume it where it stopped, or extend it. Its folder is {run}."
+        )
+        self._changed()
+
+    def _follow_run(
+        self, run: RunSummary, colors: tuple[str, ...], past: list[Event], running: bool
+    ) -> None:
+        if self.handle is not None:
+            return
+        if not running:
+            self._followed = None
+            self.open_run(run.path)
+            return
+        if self._followed is None:
+            self.tabs.setCurrentIndex(PROGRESS)
+        self.run, self._followed, self._trained = run.path, run, None
+        self.panel.prepare(run.path, colors, past=past)
+        self._changed()
+
+    def _copy(self, form: Any, what: str) -> None:
+        wanted = self.wanted()
+        if wanted is None:
+            self.notice.say(f"Nothing to copy yet. {self._why_not()}", "warning")
+            return
+        try:
+            run, self._draft = (
+                self._reserve(),
+                None,
+            )  # the folder belongs to the text from now on
+        except StrataError as error:
+            self.notice.say(str(error), "error")
+            return
+        self.copy_later(lambda: form(wanted.train_order("copy", run)), what)
+
+    def leave(self) -> None:
+        """The viewer closes: keep what was painted, listen no more."""
+        self.autosave.save_at_once()
+        self.autosave.watch(None, None)
+        self.data_box.leave()
+        self.left_behind.stop()
+
+
+def train_dock(napari_viewer: Viewer | None = None) -> TrainDock:
+    """What the menu opens: the dock of the viewer, as it was left."""
+    return TrainDock.of(napari_viewer)

@@ -1,0 +1,389 @@
+"""RecipeForm: every setting of a recipe in a form that is made from the recipe's own fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeAlias, get_args
+
+from magicgui.widgets import CheckBox, Container
+from pydantic.fields import FieldInfo
+from qtpy.QtGui import QIcon
+from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
+from superqt import QCollapsible
+
+from napari_strata.core.recipe import Recipe, Section
+from napari_strata.widgets.train.fields import Field, check, in_words, wrapped
+
+UNLIMITED = 16_777_215  # Qt's QWIDGETSIZE_MAX
+OF_VOLUMES = {"patches.depth", "augmentation.flip_depth"}
+"""Settings that count for networks that see volumes only."""
+OF_PLANES = {"patches.neighbours", "patches.resize"}
+"""Settings that go with networks that see single planes only."""
+
+
+class Fold(QCollapsible):
+    """A group that opens under its title, at once, and is then as high as what it holds."""
+
+    def __init__(self, title: str, tooltip: str = "") -> None:
+        super().__init__("", expandedIcon=QIcon(), collapsedIcon=QIcon())
+        self._title, self._mark = title, ""
+        button = self.toggleButton()
+        button.setStyleSheet(
+            "text-align: left; border: none; outline: none; background: transparent; padding: 2px 0;"
+        )
+        button.setToolTip(wrapped(tooltip))
+        self.layout().setContentsMargins(0, 0, 0, 0)
+        self.layout().setSpacing(2)
+        self.content().layout().setContentsMargins(8, 0, 0, 4)
+        self.content().layout().setSpacing(3)
+        self.setFrameShape(QCollapsible.Shape.NoFrame)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+        self.toggled.connect(self._on_toggled)
+        self._on_toggled(False)
+
+    def expand(self, animate: bool = False) -> None:
+        super().expand(animate)
+
+    def collapse(self, animate: bool = False) -> None:
+        super().collapse(animate)
+
+    def fill(self, widget: QWidget) -> None:
+        """Put a widget into the group."""
+        self.content().layout().addWidget(widget)
+
+    def mark(self, wrong: bool) -> None:
+        """Say in the title whether something in the group is wrong."""
+        self._mark = " ⚠" if wrong else ""
+        self._show_title(self.isExpanded())
+
+    def _on_toggled(self, opened: bool) -> None:
+        # superqt measures the height once: what is folded inside could not open any more.
+        self.content().setMaximumHeight(UNLIMITED if opened else 0)
+        self.content().setVisible(opened)
+        self._show_title(opened)
+
+    def _show_title(self, opened: bool) -> None:
+        self.setText(f"{'▾' if opened else '▸'} {self._title}{self._mark}")
+
+
+class _Group(QWidget):
+    """The fields of one section under each other."""
+
+    def __init__(
+        self, section: type[Section], path: str, edited: Callable[..., None]
+    ) -> None:
+        super().__init__()
+        self._edited = edited
+        self._grid = QGridLayout(self)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setHorizontalSpacing(2)  # labels have some room of their own
+        self._grid.setVerticalSpacing(3)
+        self._grid.setColumnStretch(1, 1)
+        self._kept: dict[str, Any] = {}
+        self._notes: dict[str, QLabel] = {}
+        self.parts: dict[str, _Part] = {}
+        for name, info in section.model_fields.items():
+            if (
+                len(get_args(info.annotation)) == 1
+            ):  # Literal["unet"]: nothing to choose
+                self._kept[name] = info.default
+            else:
+                self._add(name, info, f"{path}.{name}")
+
+    def read(self) -> dict[str, Any]:
+        return self._kept | {
+            name: part.value if isinstance(part, Field) else part.read()
+            for name, part in self.items
+        }
+
+    def show_values(self, raw: dict[str, Any]) -> None:
+        for name, part in self.items:
+            if isinstance(part, Field):
+                part.show(raw[name])
+            else:
+                part.show_values(raw[name])
+
+    @property
+    def items(self) -> list[tuple[str, _Part]]:
+        return list(self.parts.items())
+
+    def fields(self) -> Iterator[Field]:
+        """The fields that count now."""
+        for _, part in self.items:
+            if isinstance(part, Field):
+                yield part
+            else:
+                yield from part.fields()
+
+    def show_problems(self) -> None:
+        """Say under each field what is wrong with it."""
+        said = ""  # two fields that do not fit together have the same problem
+        for name, part in self.items:
+            if isinstance(part, Field):
+                note = self._notes[name]
+                note.setText(f"⚠ {part.problem}")
+                note.setVisible(bool(part.problem) and part.problem != said)
+                said = part.problem
+            else:
+                part.show_problems()
+
+    def _add(self, name: str, info: FieldInfo, path: str) -> None:
+        row = self._grid.rowCount()
+        sections = _sections(info)
+        if sections:
+            part: _Part = make_part(sections, info, path, self._edited)
+            self._grid.addWidget(part.native, row, 0, 1, 2)
+        else:
+            part = Field(path, info)
+            part.edited.connect(self._edited)
+            if part.is_switch:
+                self._grid.addWidget(part.native, row, 0, 1, 2)
+            else:
+                label = QLabel(part.label)
+                label.setToolTip(part.native.toolTip())
+                label.setBuddy(part.native)
+                self._grid.addWidget(label, row, 0)
+                self._grid.addWidget(part.native, row, 1)
+            note = self._notes[name] = QLabel()
+            note.setWordWrap(True)
+            note.hide()
+            self._grid.addWidget(note, row + 1, 0, 1, 2)
+        self.parts[name] = part
+
+
+class _Plain:
+    """A section that is always there, folded."""
+
+    def __init__(
+        self,
+        kinds: list[type[Section]],
+        info: FieldInfo,
+        path: str,
+        edited: Callable[..., None],
+    ) -> None:
+        self.group = _Group(kinds[0], path, edited)
+        self.native: QWidget = Fold(
+            in_words(path), info.description or kinds[0].__doc__ or ""
+        )
+        self.native.fill(self.group)
+
+    def read(self) -> Any:
+        return self.group.read()
+
+    def show_values(self, raw: Any) -> None:
+        self.group.show_values(raw)
+
+    def fields(self) -> Iterator[Field]:
+        return self.group.fields()
+
+    def show_problems(self) -> None:
+        self.group.show_problems()
+        if isinstance(self.native, Fold):
+            self.native.mark(any(field.problem for field in self.fields()))
+
+
+class _Optional(_Plain):
+    """A section that may be left out: a box to tick shows it."""
+
+    def __init__(
+        self,
+        kinds: list[type[Section]],
+        info: FieldInfo,
+        path: str,
+        edited: Callable[..., None],
+    ) -> None:
+        self._default = kinds[0]().model_dump(mode="json")
+        self._edited = edited
+        self.group = _Group(kinds[0], path, edited)
+        self.group.layout().setContentsMargins(16, 0, 0, 4)
+        self.group.show_values(self._default)
+        self.switch = CheckBox(text=in_words(path))
+        self.switch.native.setToolTip(
+            wrapped(kinds[0].__doc__ or info.description or "")
+        )
+        self.native: QWidget = QWidget()
+        rows = QVBoxLayout(self.native)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(3)
+        rows.addWidget(self.switch.native)
+        rows.addWidget(self.group)
+        self.group.hide()
+        self.switch.changed.connect(self._on_switch)
+
+    def read(self) -> Any:
+        return self.group.read() if self.switch.value else None
+
+    def show_values(self, raw: Any) -> None:
+        with self.switch.changed.blocked():
+            self.switch.value = raw is not None
+        self.group.setVisible(raw is not None)
+        self.group.show_values(self._default if raw is None else raw)
+
+    def fields(self) -> Iterator[Field]:
+        return self.group.fields() if self.switch.value else iter(())
+
+    def _on_switch(self, on: bool) -> None:
+        self.group.setVisible(on)
+        self._edited()
+
+
+class _Variant(_Plain):
+    """A section of one of several kinds: a choice swaps the group, and each kind keeps its values meanwhile."""
+
+    def __init__(
+        self,
+        kinds: list[type[Section]],
+        info: FieldInfo,
+        path: str,
+        edited: Callable[..., None],
+    ) -> None:
+        self._key = str(info.discriminator)
+        self._path, self._edited = path, edited
+        self._kinds = {kind.model_fields[self._key].default: kind for kind in kinds}
+        self._groups: dict[str, _Group] = {}
+        choice = FieldInfo(
+            annotation=_literal(self._kinds), description=_tip(self._kinds)
+        )
+        self.choice = Field(f"{path}.{self._key}", choice)
+        self.choice.edited.connect(self._on_choice)
+        self.native = Fold(in_words(path), choice.description or "")
+        top = QWidget()
+        grid = QGridLayout(top)
+        grid.setContentsMargins(0, 0, 0, 0)
+        grid.addWidget(QLabel(self.choice.label), 0, 0)
+        grid.addWidget(self.choice.native, 0, 1)
+        grid.setColumnStretch(1, 1)
+        self.native.fill(top)
+        self.choice.show(next(iter(self._kinds)))
+        self._swap()
+
+    def read(self) -> Any:
+        return self.group.read()
+
+    def show_values(self, raw: Any) -> None:
+        self.choice.show(raw[self._key])
+        self._swap()
+        for kind, group in self._groups.items():
+            group.show_values(
+                raw
+                if kind == raw[self._key]
+                else self._kinds[kind]().model_dump(mode="json")
+            )
+
+    def fields(self) -> Iterator[Field]:
+        yield self.choice
+        yield from self.group.fields()
+
+    def _on_choice(self, _field: Field) -> None:
+        self._swap()
+        self._edited()
+
+    def _swap(self) -> None:
+        kind = self.choice.value
+        if kind not in self._groups:
+            self._groups[kind] = _Group(self._kinds[kind], self._path, self._edited)
+            self._groups[kind].show_values(self._kinds[kind]().model_dump(mode="json"))
+            assert isinstance(self.native, Fold)
+            self.native.fill(self._groups[kind])
+        self.group = self._groups[kind]
+        for name, group in self._groups.items():
+            group.setVisible(name == kind)
+
+
+_Part: TypeAlias = Field | _Plain
+
+
+class RecipeForm(Container[Any]):
+    """All settings of a recipe. `changed` is emitted once an edit; a wrong entry is marked and does not count."""
+
+    def __init__(self) -> None:
+        super().__init__(labels=False)
+        self.problem = ""
+        self._sections: dict[str, _Plain] = {}
+        self._recipe = Recipe()
+        self.native.layout().setContentsMargins(0, 0, 0, 0)
+        self.native.layout().setSpacing(2)
+        for name, info in Recipe.model_fields.items():
+            if kinds := _sections(
+                info
+            ):  # what is no section (version, name, description) is kept as it is
+                self._sections[name] = make_part(kinds, info, name, self._on_edit)
+                self.native.layout().addWidget(self._sections[name].native)
+        self.set_value(self._recipe)
+
+    def value(self) -> Recipe:
+        """The recipe that stands in the form; while there is a `problem`, the last that was right."""
+        return self._recipe
+
+    def set_value(self, recipe: Recipe) -> None:
+        """Show this recipe; nothing is emitted."""
+        self._recipe, self.problem = recipe, ""
+        raw = recipe.model_dump(mode="json")
+        for name, section in self._sections.items():
+            section.show_values(raw[name])
+            section.show_problems()
+        self._explain()
+
+    def field(self, path: str) -> Field:
+        """The field of a dotted key, for example ``training.epochs``."""
+        return next(field for field in self.fields() if field.path == path)
+
+    def fields(self) -> Iterator[Field]:
+        """The fields that count now: those of the chosen network and of the sections that are switched on."""
+        for section in self._sections.values():
+            yield from section.fields()
+
+    def _on_edit(self, _field: object = None) -> None:
+        raw = self._recipe.model_dump(mode="json") | {
+            name: one.read() for name, one in self._sections.items()
+        }
+        recipe, self.problem = check(raw, self.fields())
+        self._recipe = recipe or self._recipe
+        for section in self._sections.values():
+            section.show_problems()
+        self._explain()
+        self.changed.emit(self)
+
+    def _explain(self) -> None:
+        """Disable the settings that mean nothing to the chosen network, and say why."""
+        why = dict.fromkeys(
+            OF_VOLUMES,
+            "This network sees single planes; for unet3d, which sees volumes.",
+        )
+        if self._sections["network"].read()["kind"] == "unet3d":
+            why = dict.fromkeys(
+                OF_PLANES,
+                "unet3d sees the planes above and below by itself; for networks of planes.",
+            )
+        for field in self.fields():
+            if (
+                field.path in OF_VOLUMES | OF_PLANES and not field.problem
+            ):  # what is wrong must be seen, and mended
+                field.explain(why.get(field.path, ""))
+
+
+def make_part(
+    kinds: list[type[Section]], info: FieldInfo, path: str, edited: Callable[..., None]
+) -> _Plain:
+    """The part of the form for a field that holds one of these sections."""
+    if len(kinds) > 1:
+        return _Variant(kinds, info, path, edited)
+    return (_Optional if type(None) in get_args(info.annotation) else _Plain)(
+        kinds, info, path, edited
+    )
+
+
+def _sections(info: FieldInfo) -> list[type[Section]]:
+    """The sections that a field may hold; none for a plain value."""
+    found = get_args(info.annotation) or (info.annotation,)
+    return [one for one in found if isinstance(one, type) and issubclass(one, Section)]
+
+
+def _literal(words: Any) -> Any:
+    return Literal[tuple(words)]
+
+
+def _tip(kinds: dict[str, type[Section]]) -> str:
+    return "\n\n".join(
+        f"{name.replace('_', ' ')}: {kind.__doc__}" for name, kind in kinds.items()
+    )

@@ -1,0 +1,186 @@
+"""The progress page of the Train dock: what a training says, as a bar, words, curves and pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import singledispatchmethod
+from pathlib import Path
+
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
+
+from napari_strata.core.events import (
+    BatchEnd,
+    EpochEnd,
+    Event,
+    Message,
+    TrainingEnd,
+    TrainingStarted,
+)
+from napari_strata.core.text import duration
+from napari_strata.widgets.parts.dock import Progress
+from napari_strata.widgets.parts.preview import Preview
+from napari_strata.widgets.train.curves import Curves
+from napari_strata.widgets.work.client import JobHandle, Outcome
+from napari_strata.worker.replies import JobQueued
+
+REST = 1500
+"""Milliseconds between two looks at the steps of a training."""
+
+
+class TrainingPanel(QWidget):
+    """Follows one training. `bar` belongs into the dock's foot; the rest is a page."""
+
+    epoch_ended = Signal(object)  # EpochEnd
+    warned = Signal(str)
+    ended = Signal(object)  # Outcome
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar = Progress()
+        self.headline = QLabel(
+            "No training yet. Set it up on the other page, then press Train."
+        )
+        self.headline.setWordWrap(True)
+        self.curves = Curves()
+        self.preview = Preview()
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.addWidget(self.headline)
+        rows.addWidget(self.curves)
+        rows.addWidget(self.preview)
+        rows.addStretch(1)
+        self.curves.hide()
+        self.preview.hide()
+        self.run: Path | None = None
+        self.best: EpochEnd | None = None
+        self._started: TrainingStarted | None = None
+        self._colors: Sequence[str] = ()
+        self._epoch_seconds: list[float] = []
+        self._batch_seconds: list[float] = []
+        self._steps: list[BatchEnd] = []
+        self._rest = QTimer(self)
+        self._rest.setSingleShot(True)
+        self._rest.setInterval(REST)
+        self._rest.timeout.connect(self._show_steps)
+
+    def follow(
+        self,
+        handle: JobHandle,
+        run: Path,
+        colors: Sequence[str],
+        *,
+        past: Sequence[Event] = (),
+    ) -> None:
+        """Show a training that has just been ordered; `past` is what its run went through before."""
+        self.prepare(run, colors, past=past)
+        handle.replied.connect(self._on_event)
+        handle.ended.connect(self._over)
+        self.bar.show_step(0, 0, "Starting ...")
+
+    def prepare(
+        self, run: Path, colors: Sequence[str], *, past: Sequence[Event] = ()
+    ) -> None:
+        """Show a run, with what it went through."""
+        self.run, self._colors, self.best, self._started = run, colors, None, None
+        self._epoch_seconds, self._batch_seconds, self._steps = [], [], []
+        self.headline.setText(f"Run {run.name}")
+        self.headline.setToolTip(str(run))
+        self.curves.clear()
+        self.preview.set_folder(run / "previews")
+        for event in past:
+            self.take(event)
+        self.curves.show()
+        self.preview.show()
+
+    def _on_event(self, event: object) -> None:
+        self.take(event)
+
+    @singledispatchmethod
+    def take(self, event: object) -> None:
+        """Show one event; those that say nothing to people pass by."""
+
+    @take.register
+    def _(self, event: JobQueued) -> None:
+        self.bar.show_step(0, 0, "Waiting for the job before it ...")
+
+    @take.register
+    def _(self, event: Message) -> None:
+        if event.level == "warning":
+            self.warned.emit(event.text)
+        elif self._started is None:
+            self.bar.show_step(0, 0, event.text)
+
+    @take.register
+    def _(self, event: TrainingStarted) -> None:
+        self._started = event
+        self.curves.start(event, self._colors)
+        self.headline.setText(
+            f"{_plural(len(event.training_images), 'image')}, {event.parameters / 1e6:.1f} M parameters, on "
+            f"{event.device}\nValidation: {event.validation_text}"
+        )
+        self.bar.show_step(0, 0, "The first step ...")
+
+    @take.register
+    def _(self, event: BatchEnd) -> None:
+        self._steps.append(event)
+        if not self._rest.isActive():
+            self._show_steps()
+
+    def _show_steps(self) -> None:
+        """Bar and curves at once: in a window with an OpenGL canvas each change has the whole window drawn again."""
+        steps, self._steps = self._steps, []
+        for step in steps:
+            self.curves.add_batch(step)
+            self._batch_seconds = [*self._batch_seconds[-49:], step.seconds]
+        if not steps or self._started is None:
+            return
+        self._rest.start()
+        last, total = steps[-1], self._started.epochs
+        done, words = (
+            (last.epoch - 1) * last.batches + last.batch,
+            f"step {last.batch} of {last.batches}",
+        )
+        text = f"Epoch {last.epoch} of {total}, {words}{self._left(last, total)}"
+        self.bar.show_step(done, total * last.batches, text)
+
+    @take.register
+    def _(self, event: EpochEnd) -> None:
+        self._show_steps()
+        self.curves.add_epoch(event)
+        self._epoch_seconds.append(event.seconds)
+        if event.best_iou or self.best is None:
+            self.best = event
+        self.preview.refresh()
+        self.epoch_ended.emit(event)
+
+    @take.register
+    def _(self, event: TrainingEnd) -> None:
+        self.preview.refresh()
+
+    def score(self) -> str:
+        """The best epoch so far, in words."""
+        if self.best is None or math.isnan(self.best.mean_iou):
+            return ""
+        return f"best mean IoU {self.best.mean_iou:.3f} in epoch {self.best.epoch}"
+
+    def _left(self, event: BatchEnd, epochs: int) -> str:
+        """Time per epoch and time left; known after a few steps."""
+        if len(self._batch_seconds) < 3 and not self._epoch_seconds:
+            return ""
+        step = sum(self._batch_seconds) / len(self._batch_seconds)
+        # A whole epoch knows of the validation too; before the first one its share is not known.
+        epoch = self._epoch_seconds[-1] if self._epoch_seconds else step * event.batches
+        left = epoch * (epochs - event.epoch) + step * (event.batches - event.batch)
+        return f"\n{duration(epoch)} an epoch, about {duration(max(left, 1))} left"
+
+    def _over(self, outcome: Outcome) -> None:
+        self._rest.stop()
+        self._show_steps()
+        self.bar.hide()
+        self.ended.emit(outcome)
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

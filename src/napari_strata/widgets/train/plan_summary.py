@@ -1,0 +1,135 @@
+"""What a training would do, in words, before it starts: asked of the worker, which alone knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
+
+from napari_strata.core.events import Message
+from napari_strata.widgets.session import Session
+from napari_strata.widgets.train.prepare import Wanted
+from napari_strata.widgets.work import threads
+from napari_strata.widgets.work.client import JobHandle, Outcome
+from napari_strata.worker.orders import PlanJob
+
+REST = 1200
+"""Milliseconds without a change before the worker is asked."""
+
+
+class Forecast(QWidget):
+    """Says where validation comes from, which device computes, and how much memory it takes."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.addWidget(self.text)
+        self._wanted: Wanted | None = None
+        self._folder: Callable[[], Path] | None = None
+        self._number = 0
+        self._took = 0.0
+        self._asked = 0.0
+        self._warnings: list[str] = []
+        self._handle: JobHandle | None = None
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.timeout.connect(self._prepare)
+
+    def ask(
+        self, wanted: Wanted | None, *, why: str, folder: Callable[[], Path]
+    ) -> None:
+        """Forecast this training once things are at rest; None: say `why` there is nothing to forecast."""
+        self.pause()
+        self._wanted, self._folder = wanted, folder
+        if wanted is None:
+            self.text.setText(why)
+            return
+        self.text.setText("Working out validation and memory ...")
+        # Large labels take a while to write: do not do it after every stroke.
+        self._timer.start(max(REST, round(4000 * self._took)))
+
+    def pause(self) -> None:
+        """Ask nothing for now; an answer under way is dropped."""
+        self._timer.stop()
+        self._number += 1
+        if self._handle is not None and self._handle.outcome is None:
+            self._handle.stop()
+        self._handle = None
+
+    def _prepare(self) -> None:
+        wanted, folder, number = self._wanted, self._folder, self._number
+        if wanted is None or folder is None:
+            return
+        self._asked = monotonic()
+        name = self._session.client.new_id()
+        threads.run(
+            lambda: wanted.plan_order(name, folder()),
+            lambda order: self._send(order, number),
+            lambda error: self._fail(str(error), number),
+            owner=self,
+        )
+
+    def _send(self, order: PlanJob, number: int) -> None:
+        self._took = monotonic() - self._asked
+        if number != self._number:
+            return
+        self._warnings = []
+        self._handle = self._session.submit(order)
+        self._handle.replied.connect(self._listen)
+        self._handle.ended.connect(lambda outcome: self._answer(outcome, number))
+
+    def _listen(self, event: object) -> None:
+        if isinstance(event, Message) and event.level == "warning":
+            self._warnings.append(event.text)
+
+    def _answer(self, outcome: Outcome, number: int) -> None:
+        if number != self._number:
+            return
+        self._handle = None
+        if outcome.status == "finished":
+            self.text.setText(
+                "\n".join(
+                    [
+                        *in_words(outcome.result),
+                        *(f"⚠ {text}" for text in self._warnings),
+                    ]
+                )
+            )
+        elif outcome.status != "stopped":
+            self._fail(outcome.text, number)
+
+    def _fail(self, text: str, number: int) -> None:
+        if number == self._number:
+            self.text.setText(f"⚠ {text}")
+
+
+def in_words(plan: dict[str, Any]) -> list[str]:
+    """The lines of a forecast."""
+    free = plan["free_memory"]
+    needs = f"about {_bytes(plan['memory'])} of memory" + (
+        f", {_bytes(free)} free" if free else ""
+    )
+    lines = [f"Validation: {plan['split']}", f"{plan['device']}, {needs}"]
+    if (depth := plan["spec"]["depth"]) is not None:
+        side, planes = plan["spec"]["patch"], depth["patch"]
+        lines.append(
+            f"Patches of {planes} plane{'' if planes == 1 else 's'} of {side} x {side} pixels"
+        )
+    if free and plan["memory"] > 0.9 * free:
+        lines.append(
+            "⚠ That is more than there is: take smaller patches or fewer of them per step."
+        )
+    return lines
+
+
+def _bytes(count: float) -> str:
+    """``300 MB`` or ``1.3 GB``."""
+    return f"{max(count, 1e6) / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

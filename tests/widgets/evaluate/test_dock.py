@@ -1,0 +1,376 @@
+"""The Evaluate dock in a real viewer with a real worker; every expected figure is worked out by hand or by numpy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.plugin import METADATA
+from napari_strata.widgets.evaluate.dock import PLANE, EvaluateDock
+from napari_strata.widgets.evaluate.scores import IOU, PIXELS
+from napari_strata.widgets.layers.live import PREDICTED
+from napari_strata.widgets.settings import Settings
+
+LONG = 60_000
+CLASSES = ClassMap(
+    names=("pore", "clay", "grain"),
+    values=(1, 2, 3),
+    colors=("#4477aa", "#ee8866", "#ddcc77"),
+    unlabelled=(0,),
+)
+TRUTH = np.array([[[1, 1, 2, 2], [1, 1, 2, 0]], [[1, 2, 2, 2], [0, 0, 0, 0]]], np.uint8)
+FOUND = np.array([[[1, 2, 2, 2], [1, 1, 1, 1]], [[2, 2, 2, 2], [1, 1, 1, 1]]], np.uint8)
+"""Of pore 3 of 5 are found, 1 of clay is called pore: IoU 3 / 6 and 5 / 8; grain is nowhere."""
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    real = Settings.load()
+    monkeypatch.setattr(Settings, "load", lambda: replace(real, runs=tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def make(
+    make_napari_viewer: Any, qtbot: Any, runs: Path
+) -> Callable[..., EvaluateDock]:
+    def build(
+        found: Any = FOUND,
+        truth: Any = TRUTH,
+        *,
+        classes: ClassMap | None = CLASSES,
+        **more: Any,
+    ) -> EvaluateDock:
+        viewer = make_napari_viewer()
+        stored = (
+            {METADATA: classes.model_dump(mode="json")} if classes is not None else {}
+        )
+        known = {
+            "axis_labels": "zyx"[-truth.ndim :],
+            "scale": (2.0, 0.5, 0.5)[-truth.ndim :],
+            "units": "um",
+        } | more
+        viewer.add_labels(truth, name="rock labels", metadata=stored, **known)
+        viewer.add_labels(
+            found, name="rock segmented", metadata={PREDICTED: True}, **known
+        )
+        dock = EvaluateDock(viewer)
+        viewer.window.add_dock_widget(dock, name="Evaluate", area="right")
+        qtbot.waitUntil(lambda: not dock._counter.busy)
+        return dock
+
+    return build
+
+
+def _click(qtbot: Any, button: Any) -> None:
+    assert button.enabled, button.tooltip
+    qtbot.mouseClick(button.native, Qt.MouseButton.LeftButton)
+
+
+def _compare(qtbot: Any, dock: EvaluateDock) -> None:
+    before = dock.written
+    _click(qtbot, dock.compare_button)
+    assert not dock.compare_button.enabled
+    qtbot.waitUntil(
+        lambda: (
+            not dock._busy
+            and (dock.written is not before or dock.notice.level == "error")
+        ),
+        timeout=LONG,
+    )
+
+
+def _errors(qtbot: Any, dock: EvaluateDock) -> Any:
+    _click(qtbot, dock.errors_button)
+    qtbot.waitUntil(lambda: not dock._busy, timeout=LONG)
+    return dock._errors
+
+
+def test_scores_errors_and_the_report_are_right(
+    make: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = make()
+    assert (dock.prediction.layer.name, dock.truth.layer.name) == (
+        "rock segmented",
+        "rock labels",
+    )
+    assert (
+        not dock.zero.background.isEnabled()
+    )  # the class map says that 0 is unlabelled
+    assert dock.errors_button.tooltip == "Compare first."
+    _compare(qtbot, dock)
+    table = dock.scores.table
+    assert [table.item(row, IOU).text() for row in range(3)] == [
+        ".500",
+        ".625",
+        "\N{EN DASH}",
+    ]
+    assert [table.item(row, PIXELS).text() for row in range(3)] == ["5", "6", "0"]
+    assert (
+        dock.scores.headline.text()
+        == f"Mean IoU {(0.5 + 0.625) / 2:.3f}, pixel accuracy {100 * 8 / 11:.1f}\N{NO-BREAK SPACE}%"
+    )
+    assert (
+        "rock segmented against rock labels: 11 labelled pixels"
+        in dock.scores.caption.text()
+    )
+
+    layer = _errors(qtbot, dock)
+    assert layer.name == "errors: rock segmented against rock labels"
+    assert np.array_equal(
+        layer.data, np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0)
+    )
+    assert tuple(layer.scale) == (2.0, 0.5, 0.5)
+    assert tuple(layer.axis_labels) == ("z", "y", "x")
+    assert np.allclose(
+        layer.colormap.color_dict[2][:3], np.array([0xEE, 0x88, 0x66]) / 255, atol=0.01
+    )
+    assert layer not in dock.prediction._candidates()
+
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "mine.txt").write_text("keep")
+    dock.export_to(report)
+    qtbot.waitUntil(lambda: "Written to" in dock.notice.text(), timeout=LONG)
+    out = report / "scores-rock-segmented"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "confusion.png",
+        "metrics.csv",
+        "metrics.json",
+        "report.html",
+    ]
+    assert "Report of an evaluation" in (out / "report.html").read_text(
+        encoding="utf-8"
+    )
+    expected = ConfusionMatrix(
+        CLASSES, np.array([[3, 2, 0], [1, 5, 0], [0, 0, 0]])
+    ).as_dict()
+    assert json.loads((out / "metrics.json").read_text()) == expected
+    assert (report / "mine.txt").read_text() == "keep"
+
+
+def test_comparing_again_brings_the_errors_up_to_date(make: Any, qtbot: Any) -> None:
+    dock = make()
+    _compare(qtbot, dock)
+    layer, count = _errors(qtbot, dock), len(dock.viewer.layers)
+    dock.prediction.layer.data = TRUTH.copy()
+    _click(qtbot, dock.compare_button)
+    qtbot.waitUntil(lambda: not dock._busy and not layer.data.any(), timeout=LONG)
+    assert "pixel accuracy 100.0\N{NO-BREAK SPACE}%" in dock.scores.headline.text()
+    assert len(dock.viewer.layers) == count
+
+
+def test_one_plane_and_the_square_that_leads_to_another(make: Any, qtbot: Any) -> None:
+    dock = make()
+    dock.viewer.dims.set_current_step(0, 1)
+    dock.scope.value = PLANE
+    _compare(qtbot, dock)
+    assert "plane Z = 1 only: 4 labelled pixels" in dock.scores.caption.text()
+    expected = np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0)
+    expected[0] = 0
+    assert np.array_equal(_errors(qtbot, dock).data, expected)
+    dock.viewer.dims.set_current_step(0, 0)
+    picture = dock.scores.picture
+    qtbot.mouseClick(
+        picture, Qt.MouseButton.LeftButton, pos=picture.cell_rect(0, 1).center()
+    )
+    assert dock.viewer.dims.current_step[0] == 1
+    assert (
+        "1 pixel of pore was called clay: 100\N{NO-BREAK SPACE}% of pore. Most of them: plane Z = 1."
+        in dock.notice.text()
+    )
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_without_classes_the_user_says_what_0_means(
+    make: Any, qtbot: Any, background: bool
+) -> None:
+    truth, found = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
+    dock = make(found, truth, classes=None)
+    button = dock.zero.background if background else dock.zero.unlabelled
+    assert button.isEnabled()
+    button.click()
+    _compare(qtbot, dock)
+    names = [
+        dock.scores.table.item(row, 0).text()
+        for row in range(dock.scores.table.rowCount())
+    ]
+    assert names == (["background", "class 1"] if background else ["class 1"])
+    iou = [dock.scores.table.item(row, IOU).text() for row in range(len(names))]
+    assert iou == ([".500", ".667"] if background else ["1.00"])
+
+
+def test_what_does_not_go_together_is_said_in_words(make: Any, qtbot: Any) -> None:
+    dock = make(found=FOUND[:1])
+    assert dock.truth.layer is None
+    assert "No other labels have the prediction's size" in dock.compare_button.tooltip
+    dock.truth.combo.value = dock.viewer.layers["rock labels"]
+    assert "differ in size (Z: 1 against 2)" in dock.compare_button.tooltip
+    assert "Z: 1 against 2" in dock.truth.text.text()
+    assert not dock.compare_button.enabled
+    dock.truth.combo.value = dock.viewer.layers["rock segmented"]
+    assert "the same layer" in dock.compare_button.tooltip
+
+
+def test_it_never_guesses_among_several(make: Any, qtbot: Any) -> None:
+    dock = make()
+    dock.viewer.layers.remove("rock labels")
+    for name in ("one", "two"):
+        dock.viewer.add_labels(TRUTH, name=name)
+    qtbot.waitUntil(lambda: dock.truth.text.text().startswith("2 label layers"))
+    assert dock.truth.layer is None
+    dock.truth.combo.value = dock.viewer.layers["two"]
+    assert dock.compare_button.enabled
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "words"),
+    [
+        (np.zeros((1, 4), int), np.ones((1, 4), int), "found no labelled pixel"),
+        (
+            np.array([[1, 2, 1, 2]]),
+            np.array([[1, 0, 1, 2]]),
+            "1 pixels that the prediction leaves unlabelled",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_said_in_words(
+    make: Any, qtbot: Any, truth: Any, found: Any, words: str
+) -> None:
+    dock = make(found, truth)
+    _compare(qtbot, dock)
+    assert words in dock.notice.text()
+    assert dock.compare_button.enabled
+
+
+def test_objects_are_refused_and_a_class_that_the_truth_does_not_know_is_told(
+    make: Any, qtbot: Any
+) -> None:
+    dock = make(np.arange(1, 201).reshape(2, 100), np.ones((2, 100), int), classes=None)
+    _compare(qtbot, dock)
+    assert "too many for classes" in dock.notice.text()
+    dock.truth.layer.metadata = {METADATA: CLASSES.model_dump(mode="json")}
+    dock.prediction.layer.data = np.full((2, 100), 7)
+    _compare(qtbot, dock)
+    assert "The truth does not know class (7)" in dock.notice.text()
+    assert (
+        dock.scores.headline.text()
+        == "Mean IoU 0.000, pixel accuracy 0.0\N{NO-BREAK SPACE}%"
+    )
+
+
+def test_layers_may_go_while_they_are_compared(make: Any, qtbot: Any) -> None:
+    dock = make()
+    _click(qtbot, dock.compare_button)
+    dock.viewer.layers["rock labels"].name = "other"
+    dock.viewer.layers.remove("rock segmented")
+    qtbot.waitUntil(lambda: not dock._busy and dock.written is not None, timeout=LONG)
+    assert "rock segmented against rock labels" in dock.scores.caption.text()
+    assert not dock.compare_button.enabled
+    assert np.array_equal(
+        _errors(qtbot, dock).data, np.where((TRUTH != 0) & (TRUTH != FOUND), FOUND, 0)
+    )
+
+
+def test_the_copied_script_and_command_name_both_files(make: Any, qtbot: Any) -> None:
+    dock = make()
+    copied: list[str] = []
+    dock.copy = lambda text, what: copied.append(
+        text
+    )  # the clipboard belongs to the whole display
+    for form, start in (
+        ("Copy as Python", "import napari_strata as ns"),
+        ("Copy as command", "napari-strata evaluate"),
+    ):
+        button = next(one for one in dock._kept if getattr(one, "text", "") == form)
+        _click(qtbot, button)
+        qtbot.waitUntil(
+            lambda: "kept until napari closes" in dock.notice.text(), timeout=LONG
+        )
+        assert copied[-1].startswith(start)
+        assert "prediction-rock-segmented.ome.tif" in copied[-1]
+        assert "truth-rock-labels.ome.tif" in copied[-1]
+        dock.notice.clear()
+
+
+def test_a_closed_dock_is_there_again_as_it_was(make: Any, qtbot: Any) -> None:
+    dock = make()
+    _compare(qtbot, dock)
+    viewer, shown = dock.viewer, dock.scores.isVisibleTo(dock)
+    viewer.window.remove_dock_widget(dock)
+    viewer.add_labels(TRUTH, name="later")
+    qtbot.wait(50)
+    _, again = viewer.window.add_plugin_dock_widget("napari-strata", "Evaluate")
+    assert again.written is dock.written
+    assert again.scores.isVisibleTo(again) == shown
+    assert again.parent() is not None
+
+
+def _panel(dock: EvaluateDock, number: int) -> Any:
+    """Colour in the middle of a panel of the picture, as it was drawn."""
+    pixels = dock.scores.cases._shown.panels[number]  # type: ignore[union-attr]
+    return pixels.pixelColor(pixels.width() // 2, pixels.height() // 2)
+
+
+def test_the_worst_and_the_best_planes_are_shown_and_found_again(
+    make: Any, qtbot: Any
+) -> None:
+    truth = np.ones((12, 16, 16), np.uint8)
+    truth[:, :2] = 2
+    found = truth.copy()
+    for plane in range(12):  # the later, the worse
+        found[plane, 2 : 2 + plane] = 2
+    dock = make(found, truth)
+    image = np.broadcast_to(
+        np.linspace(0, 200, 12).astype(np.uint8)[:, None, None], truth.shape
+    )
+    dock.viewer.add_image(np.array(image), name="rock", scale=(2.0, 0.5, 0.5))
+    dock.viewer.add_image(np.zeros((3, 16, 16)), name="other", scale=(2.0, 0.5, 0.5))
+    _compare(qtbot, dock)
+    cases = dock.scores.cases
+    qtbot.waitUntil(lambda: cases.index == 0, timeout=LONG)
+    assert len(cases._shown.files) == 8  # type: ignore[union-attr]
+    # Pore 3 of 14 rows, clay 2 of 13: all that is wrong is pore that was called clay.
+    assert cases.caption.text() == f"Worst: Z = 11, IoU {(3 / 14 + 2 / 13) / 2:.2f}"
+    assert not cases.back.isEnabled()
+    _truth, prediction = _panel(dock, 1), _panel(dock, 2)
+    assert _truth.blue() > _truth.red()  # pore, #4477aa
+    assert prediction.red() > prediction.blue()  # clay, #ee8866
+    assert abs(_panel(dock, 0).red() - _panel(dock, 0).blue()) < 3  # the image is grey
+    qtbot.mouseClick(cases.go, Qt.MouseButton.LeftButton)
+    assert dock.viewer.dims.current_step[0] == 11
+    qtbot.mouseClick(cases.forth, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(
+        lambda: cases.caption.text().startswith("2 of 8: Z = 10"), timeout=LONG
+    )
+    cases.step(100)
+    qtbot.waitUntil(
+        lambda: cases.caption.text() == "Best: Z = 0, IoU 1.00", timeout=LONG
+    )
+    assert _panel(dock, 2).blue() > _panel(dock, 2).red()
+    assert not cases.forth.isEnabled()
+    qtbot.mouseClick(cases.picture, Qt.MouseButton.LeftButton)
+    assert cases._large is not None
+    assert "Best: Z = 0" in cases._large.caption.text()
+    cases._large.close()
+
+    dock.viewer.dims.set_current_step(0, 5)
+    dock.scope.value = PLANE
+    dock.viewer.layers.remove("rock")
+    _compare(qtbot, dock)
+    qtbot.waitUntil(
+        lambda: cases.caption.text().startswith("Z = 5, IoU 0."), timeout=LONG
+    )
+    assert len(cases.picture.places()) == 2  # no image of that size is there any more
+    dock.viewer.dims.set_current_step(0, 0)
+    qtbot.mouseClick(cases.go, Qt.MouseButton.LeftButton)
+    assert dock.viewer.dims.current_step[0] == 5

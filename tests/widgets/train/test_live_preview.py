@@ -1,0 +1,78 @@
+"""Previews while a training runs do not take its time; that they show the right plane is seen in test_end_to_end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from qtpy.QtCore import QObject, Signal
+
+from napari_strata.widgets.layers.convert import image_of
+from napari_strata.widgets.train.dock import live_preview
+from napari_strata.widgets.train.live_preview import SHARE, LivePreview
+from napari_strata.worker.orders import PredictJob, TrainJob
+
+
+class Handle(QObject):
+    """A job that ends when it is told to."""
+
+    replied, ended = Signal(object), Signal(object)
+    outcome: Any = None
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+@pytest.mark.parametrize(("seconds", "again"), [(0.5, True), (10.0, False)])
+def test_slow_previews_come_more_seldom(
+    make_napari_viewer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    seconds: float,
+    again: bool,
+) -> None:
+    viewer, now, asked = make_napari_viewer(), [100.0], []
+    layer = viewer.add_image(np.zeros((6, 8, 8)), name="rock")
+    handles: list[Handle] = []
+
+    def submit(order: PredictJob) -> Handle:
+        asked.append(order.region)
+        handles.append(Handle())
+        return handles[-1]
+
+    client = SimpleNamespace(new_id=lambda: "1")
+    session = SimpleNamespace(
+        viewer=viewer,
+        client=client,
+        scratch=lambda: tmp_path,
+        submit=submit,
+        is_closed=False,
+    )
+    monkeypatch.setattr(live_preview, "monotonic", lambda: now[0])
+    owner = QObject()
+    live = LivePreview(session, owner)  # type: ignore[arg-type]
+    order = TrainJob(job="t", images="rock.tif", labels="labels.tif", out="run")
+    data = SimpleNamespace(
+        layer=layer, image=image_of(layer), name="rock", labels_layer=None
+    )
+    live.start(Handle(), order, data, on=True)  # type: ignore[arg-type]
+    viewer.dims.set_current_step(0, 4)
+    live._timer.stop()
+    live.epoch_ended(None)  # type: ignore[arg-type]
+    assert asked == [{"Z": 4}]
+    live.epoch_ended(None)  # type: ignore[arg-type]
+    assert len(asked) == 1  # one at a time
+    now[0] += seconds
+    handles[0].outcome = "finished"
+    handles[0].ended.emit("finished")
+    now[0] += 0.1
+    live.epoch_ended(None)  # type: ignore[arg-type]
+    assert (len(asked) == 2) == again
+    now[0] = 100.0 + seconds / SHARE
+    live.epoch_ended(None)  # type: ignore[arg-type]
+    assert len(asked) == 2
+    live.stop()
+    live.setParent(None)
