@@ -12,8 +12,8 @@ import pytest
 from helpers import easy_pair, tiny_model
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ModelError
-from napari_strata.core.files import CROSSVAL, FORMATS
 from napari_strata.core.normalization import ResolvedNormalization
+from napari_strata.core.runs import CrossvalFolder
 from napari_strata.models.ensemble import (
     Ensemble,
     fold_folders,
@@ -43,7 +43,9 @@ def crossval(folder: Path, models: Sequence[Model | None]) -> Path:
             model.save(folder / fold / "model.safetensors")
     folder.mkdir(exist_ok=True)
     (folder / "crossval.json").write_text(
-        json.dumps({"format": FORMATS[CROSSVAL], "folds": folds, "split": "by slice"})
+        json.dumps(
+            {"format": CrossvalFolder.FORMAT, "folds": folds, "split": "by slice"}
+        )
     )
     return folder
 

@@ -24,12 +24,12 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RunError
 from napari_strata.core.events import EpochEnd, Message, TrainingEnd
 from napari_strata.core.image import AnnotatedImage
-from napari_strata.core.runs import RunFolder
+from napari_strata.core.runs import RunFolder, read_model_header
 from napari_strata.evaluation.evaluate import evaluate
 from napari_strata.io import read_pairs, write_image, write_labels
 from napari_strata.models.model import Model
 from napari_strata.report.charts import Line, draw_lines, nice_ticks
-from napari_strata.report.record import read_header, read_record
+from napari_strata.report.record import read_record
 from napari_strata.report.sections import MOST, PICTURES, safe_color
 from napari_strata.report.write import write_page
 from napari_strata.training.loop import iter_train, train
@@ -367,14 +367,14 @@ def test_a_record_reads_the_header_and_each_epoch_once(
     run: Path, tmp_path: Path
 ) -> None:
     model, record = Model.load(run), read_record(run)
-    assert read_header(run / "model.safetensors").numbers == sum(
+    assert read_model_header(run / "model.safetensors").numbers == sum(
         w.numel() for w in model.weights.values()
     )
     assert record.header.table("versions") == model.versions
-    assert [end.epoch for end in record.epochs] == [1, 2, 3]
-    assert record.ended is not None
-    assert isinstance(record.ended, TrainingEnd)
-    assert read_header(tmp_path / "none").numbers == 0
+    assert [end.epoch for end in record.history.epochs] == [1, 2, 3]
+    assert record.history.ended is not None
+    assert isinstance(record.history.ended, TrainingEnd)
+    assert read_model_header(tmp_path / "none").numbers == 0
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ from napari_strata.core.events import (
     RegionEnd,
     TrainingStarted,
 )
-from napari_strata.core.files import CROSSVAL, FORMATS
 from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.runs import CrossvalFolder
 from napari_strata.core.spec import resolve
 from napari_strata.data.neighbours import pairs_with_neighbours
 from napari_strata.inference import estimate
@@ -541,7 +541,7 @@ def folds(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / f"fold_{number}" / "model.safetensors"
         )
     (folder / "crossval.json").write_text(
-        json.dumps({"format": FORMATS[CROSSVAL], "folds": ["fold_1", "fold_2"]})
+        json.dumps({"format": CrossvalFolder.FORMAT, "folds": ["fold_1", "fold_2"]})
     )
     return folder
 
@@ -592,7 +592,7 @@ def test_info_of_a_cross_validation(
     )
     assert facts["models"] == "1 model"
     (tmp_path / "crossval.json").write_text(
-        json.dumps({"format": FORMATS[CROSSVAL], "folds": ["fold_1"]})
+        json.dumps({"format": CrossvalFolder.FORMAT, "folds": ["fold_1"]})
     )
     with pytest.raises(ModelError, match="found no model in fold_1"):
         run({"kind": "info", "path": str(tmp_path)})

@@ -36,7 +36,7 @@ from napari_strata.cli.options import (
 )
 from napari_strata.cli.study import register
 from napari_strata.core.errors import StrataError, TrainingError
-from napari_strata.core.files import CROSSVAL
+from napari_strata.core.runs import CrossvalFolder, RunFolder
 
 # Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
 
@@ -416,11 +416,10 @@ def _check_alone(words: list[str]) -> None:
 
 
 def _is_model(path: Path) -> bool:
-    kinds = ("recipe.yaml", CROSSVAL)
     return (
         path.suffix == ".safetensors"
-        or path.name == CROSSVAL
-        or any((path / kind).is_file() for kind in kinds)
+        or RunFolder(path).exists
+        or CrossvalFolder(path).exists
     )
 
 

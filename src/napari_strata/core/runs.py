@@ -1,103 +1,311 @@
-"""RunFolder: everything a training leaves behind, in files that people and programs can read.
+"""Folders that trainings, evaluations, cross-validations and searches leave on disk.
 
-``recipe.yaml`` intent, ``data.json`` sources, split, classes and fingerprint, ``events.jsonl`` what happened (only ever
-appended to; the curves are read from it), ``metrics.csv`` one row an epoch, ``last.pt`` the state to go on from,
-``best_iou.safetensors``, ``best_loss.safetensors``, ``model.safetensors`` the model, ``previews/``; ``validation/``,
-scores, calibration and pictures of the best model once the training is complete; ``report.html`` when it was asked for;
-and ``layers/``, what a viewer trained on that was in no file.
+This module is the only one that knows the names of the files in them. Reading never
+imports torch, and a run that was cut off or damaged is read as far as possible.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import pickle
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import yaml
 
 from napari_strata.core import files
 from napari_strata.core.errors import RunError
-from napari_strata.core.events import Event, from_json, to_json
+from napari_strata.core.events import (
+    BatchEnd,
+    EpochEnd,
+    Event,
+    Message,
+    TrainingEnd,
+    TrainingStarted,
+    from_json,
+    to_json,
+)
 from napari_strata.core.recipe import Recipe
-from napari_strata.core.recipes import dump_recipe, load_recipe
+from napari_strata.core.recipes import RECIPE_FILE, dump_recipe, load_recipe
+
+MODEL_FILE = "model.safetensors"
+"""Name of the model in a run folder."""
+
+CROSSVAL_FILE = "crossval.json"
+"""Name of the file that makes a folder a cross-validation."""
+
+_BATCH_LINE = b'{"event": "' + BatchEnd.__name__.encode() + b'"'
+_YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+E = TypeVar("E", bound=Event)
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """Events of a run, without those of single batches."""
+
+    events: tuple[Event, ...] = ()
+
+    def of_type(self, kind: type[E]) -> list[E]:
+        """Return the events of one type, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def started(self) -> TrainingStarted | None:
+        """Last start of the training."""
+        starts = self.of_type(TrainingStarted)
+        return starts[-1] if starts else None
+
+    @property
+    def ended(self) -> TrainingEnd | None:
+        """End after the last start; None while the run trains or if it was cut off."""
+        for event in reversed(self.events):
+            if isinstance(event, TrainingEnd):
+                return event
+            if isinstance(event, TrainingStarted):
+                return None
+        return None
+
+    @property
+    def epochs(self) -> list[EpochEnd]:
+        """Each epoch once, in order; if one was repeated, the newer."""
+        ends = {end.epoch: end for end in self.of_type(EpochEnd)}
+        return [ends[epoch] for epoch in sorted(ends)]
+
+    @property
+    def best(self) -> EpochEnd | None:
+        """Epoch with the best mean IoU; the last one if nothing was scored."""
+        epochs = self.epochs
+        for end in reversed(epochs):
+            if end.best_iou:
+                return end
+        return epochs[-1] if epochs else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Each warning once, in order."""
+        messages = self.of_type(Message)
+        texts = [message.text for message in messages if message.level == "warning"]
+        return list(dict.fromkeys(texts))
 
 
 class RunFolder:
-    """A run on disk. Use `create` or `open`; neither ever deletes or overwrites a run."""
+    """A run on disk. `create` and `open` never delete or overwrite a run.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    =======================  ====================================================
+    ``recipe.yaml``          the recipe
+    ``data.json``            sources, split, classes, spec, fingerprint
+    ``events.jsonl``         events, only ever appended to; curves are read here
+    ``metrics.csv``          one row for each epoch
+    ``last.pt``              checkpoint to resume from
+    ``model.safetensors``    the model; also ``best_iou`` and ``best_loss``
+    ``previews/``            a predicted validation image for each epoch
+    ``validation/``          scores of the best model; see `EvaluationFolder`
+    ``report.html``          written on request
+    ``layers/``              layers of a viewer that were in no file
+    ``running.json``         process that trains the run without a viewer
+    ``log.txt``              output of that process
+    =======================  ====================================================
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
 
     @classmethod
     def create(cls, path: str | Path, recipe: Recipe) -> RunFolder:
-        """A new run. Raises `RunError` when the folder exists and is not empty, or cannot be made."""
-        place = Path(path)
-        check_free(place)
+        """Make a new run.
+
+        Raises
+        ------
+        RunError
+            If the folder exists and is not empty, or cannot be made.
+        """
+        check_free(path)
+        run = cls(path)
         try:
-            (place / "previews").mkdir(parents=True, exist_ok=True)
+            run.previews.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise files.explain(error, place) from error
-        run = cls(place)
+            raise files.explain(error, run.path) from error
         run.save_recipe(recipe)
         return run
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run. Raises `RunError` when there is none."""
-        place = Path(path)
-        if not (place / "recipe.yaml").is_file():
+        """Open an existing run. Raises `RunError` when there is none."""
+        run = cls(path)
+        if not run.exists:
             raise RunError(
-                f"{place}: found no run here (no recipe.yaml); check the path, or train without --resume."
+                f"{run.path}: found no run here (no {RECIPE_FILE}); check the path, "
+                "or train without --resume."
             )
-        return cls(place)
+        return run
 
     @property
-    def previews(self) -> Path:
-        return self.path / "previews"
+    def exists(self) -> bool:
+        """True if the folder holds a run."""
+        return self.recipe_path.is_file()
+
+    @property
+    def has_begun(self) -> bool:
+        """True if the data were recorded, which is the last step before training."""
+        return self.data_path.is_file()
+
+    @property
+    def has_model(self) -> bool:
+        """True if a model was saved."""
+        return self.model_path.is_file()
+
+    @property
+    def recipe_path(self) -> Path:
+        """Path of the recipe."""
+        return self.path / RECIPE_FILE
+
+    @property
+    def data_path(self) -> Path:
+        """Path of the record of sources, split, classes and fingerprint."""
+        return self.path / "data.json"
+
+    @property
+    def events_path(self) -> Path:
+        """Path of the events."""
+        return self.path / "events.jsonl"
+
+    @property
+    def table_path(self) -> Path:
+        """Path of the table with one row for each epoch."""
+        return self.path / "metrics.csv"
 
     @property
     def model_path(self) -> Path:
-        return self.path / "model.safetensors"
+        """Path of the model."""
+        return self.path / MODEL_FILE
+
+    @property
+    def running_path(self) -> Path:
+        """Path of the note on the process that trains the run without a viewer."""
+        return self.path / "running.json"
+
+    @property
+    def log_path(self) -> Path:
+        """Path of the output of a training without a viewer."""
+        return self.path / "log.txt"
+
+    @property
+    def previews(self) -> Path:
+        """Folder of the predicted validation images."""
+        return self.path / "previews"
+
+    @property
+    def layers(self) -> Path:
+        """Folder of the viewer's layers; it may exist before the run."""
+        return self.path / files.LAYERS
+
+    @property
+    def validation(self) -> EvaluationFolder:
+        """Scores of the best model on the validation data."""
+        return EvaluationFolder(self.path / "validation")
+
+    def preview_path(self, epoch: int) -> Path:
+        """Return the path of the predicted validation image of an epoch."""
+        return self.previews / f"epoch_{epoch:04d}.png"
+
+    def newest_preview(self) -> Path | None:
+        """Return the predicted validation image of the last epoch that has one."""
+        paths = self.previews.glob("epoch_*.png")
+        return max(paths, default=None, key=lambda path: (len(path.name), path.name))
 
     @property
     def recipe(self) -> Recipe:
-        return load_recipe(self.path / "recipe.yaml")
+        """The recipe. Raises `RecipeError` when it is missing or damaged."""
+        return load_recipe(self.recipe_path)
 
     def save_recipe(self, recipe: Recipe) -> None:
-        files.write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+        """Write the recipe."""
+        files.write_text(self.recipe_path, dump_recipe(recipe))
+
+    def recipe_text(self) -> str:
+        """Return the recipe as it stands; empty when it is missing."""
+        return _read_text(self.recipe_path)
+
+    def raw_recipe(self) -> dict[str, Any]:
+        """Return the recipe as plain data; empty when it is missing or damaged."""
+        try:
+            raw = yaml.load(self.recipe_text(), Loader=_YamlLoader)
+        except yaml.YAMLError:
+            return {}
+        return raw if isinstance(raw, dict) else {}
+
+    def data(self) -> dict[str, Any]:
+        """Return the record of the data; empty when it is missing or damaged."""
+        return _read_table(self.data_path)
+
+    def classes(self) -> dict[str, str]:
+        """Return the colour (``#rrggbb``) of each class; empty when unknown."""
+        return class_colors(self.data())
+
+    def epoch_rows(self) -> list[dict[str, str]]:
+        """Return the rows of ``metrics.csv``."""
+        return list(csv.DictReader(_read_text(self.table_path).splitlines()))
 
     def append_event(self, event: Event) -> None:
-        """One more line in ``events.jsonl``."""
+        """Append one line to ``events.jsonl``."""
         try:
-            with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            with open(self.events_path, "a", encoding="utf-8") as file:
                 file.write(to_json(event) + "\n")
         except OSError as error:
-            raise files.explain(error, self.path / "events.jsonl") from error
+            raise files.explain(error, self.events_path) from error
 
-    def events(self) -> list[Event]:
-        """All events so far; a last line cut off by a kill is left out."""
-        file = self.path / "events.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        found = []
-        for line in lines:
-            try:
-                found.append(from_json(line))
-            except (json.JSONDecodeError, KeyError):
-                continue
-        return found
+    def events(self, max_batches: int | None = None) -> list[Event]:
+        """Return all events so far; damaged lines are left out.
+
+        Parameters
+        ----------
+        max_batches
+            If there are more batches, only every second, third, ... is returned, and
+            the last one. 0 leaves all of them out.
+        """
+        try:
+            lines = self.events_path.read_bytes().splitlines()
+        except OSError:
+            return []
+        if max_batches is not None:
+            lines = _thin_batches(lines, max_batches)
+        events = (_parse_event(line) for line in lines)
+        return [event for event in events if event is not None]
+
+    def history(self) -> RunHistory:
+        """Return the events without those of single batches."""
+        return RunHistory(tuple(self.events(max_batches=0)))
 
     def write_json(self, name: str, data: Any) -> None:
+        """Write plain data to a file of the run."""
         files.write_text(self.path / name, json.dumps(data, indent=2) + "\n")
 
     def read_json(self, name: str) -> Any:
+        """Read plain data. Raises `RunError` when they are missing or damaged."""
+        path = self.path / name
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise RunError(
-                f"{self.path / name}: cannot be read ({error}); the run is damaged."
+                f"{path}: cannot be read ({error}); the run is damaged."
             ) from None
 
     def save_checkpoint(self, name: str, state: dict[str, Any]) -> None:
-        """Write training state of plain types and tensors under `name` (such as ``last.pt``), whole or not at all."""
+        """Write training state as a whole or not at all.
+
+        Parameters
+        ----------
+        name
+            File name, such as ``last.pt``.
+        state
+            Plain types and tensors.
+        """
         import torch
 
         # Through an open file: given a path, torch hides a full disk in a RuntimeError.
@@ -105,35 +313,277 @@ class RunFolder:
             torch.save(state, file)
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
-        """Read what `save_checkpoint` wrote. Raises `RunError` when it is missing or damaged."""
+        """Read training state. Raises `RunError` when it is missing or damaged."""
         import torch
 
-        file = self.path / name
+        path = self.path / name
         try:
             state: dict[str, Any] = torch.load(
-                file, map_location="cpu", weights_only=True
+                path, map_location="cpu", weights_only=True
             )
         except FileNotFoundError:
             raise RunError(
-                f"{self.path}: found no {name} to go on from; start a new run."
+                f"{self.path}: found no {name} to resume from; start a new run."
             ) from None
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(
-                f"{file}: the checkpoint is damaged ({reason}); start a new run."
+                f"{path}: the checkpoint is damaged ({reason}); start a new run."
             ) from None
         return state
 
 
+class EvaluationFolder:
+    """Scores and pictures of a model on labelled images."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def exists(self) -> bool:
+        """True if the evaluation is complete: its scores are written last."""
+        return self.scores_path.is_file()
+
+    @property
+    def scores_path(self) -> Path:
+        """Path of the scores."""
+        return self.path / "metrics.json"
+
+    @property
+    def table_path(self) -> Path:
+        """Path of the table with one row for each image."""
+        return self.path / "metrics.csv"
+
+    @property
+    def confusion_path(self) -> Path:
+        """Path of the picture of the confusion matrix."""
+        return self.path / "confusion.png"
+
+    @property
+    def overlays(self) -> Path:
+        """Folder of pictures with image, truth and prediction."""
+        return self.path / "overlays"
+
+    def scores(self) -> dict[str, Any]:
+        """Return the scores; empty when they are missing or damaged."""
+        return _read_table(self.scores_path)
+
+
+class CrossvalFolder:
+    """A cross-validation on disk: a run folder for each fold, and their scores."""
+
+    FORMAT = "napari-strata crossval 1"
+
+    def __init__(self, path: str | Path) -> None:
+        """Take the folder, or the path of its ``crossval.json``."""
+        path = Path(path).expanduser()
+        self.path = path.parent if path.name == CROSSVAL_FILE else path
+
+    @property
+    def exists(self) -> bool:
+        """True if the folder holds a cross-validation."""
+        return self.file.is_file()
+
+    @property
+    def file(self) -> Path:
+        """Path of the names of the folds, their scores, the recipe and the classes."""
+        return self.path / CROSSVAL_FILE
+
+    @property
+    def table_path(self) -> Path:
+        """Path of the table with one row for each fold."""
+        return self.path / "crossval.csv"
+
+    def fold(self, name: str) -> RunFolder:
+        """Return the run of a fold."""
+        return RunFolder(self.path / name)
+
+    def read(self) -> dict[str, Any]:
+        """Read the record.
+
+        Raises
+        ------
+        RunError
+            When it is missing, damaged or of another kind.
+        """
+        return _read_study(self.file, self.FORMAT)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write the record."""
+        _write_study(self.file, self.FORMAT, record)
+
+
+class SearchFolder:
+    """A search on disk: a cross-validation for each trial, the best recipe and model."""
+
+    FORMAT = "napari-strata tune 1"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+
+    @property
+    def exists(self) -> bool:
+        """True if the folder holds a search."""
+        return self.file.is_file()
+
+    @property
+    def file(self) -> Path:
+        """Path of the trials and their scores."""
+        return self.path / "trials.json"
+
+    @property
+    def table_path(self) -> Path:
+        """Path of the table with one row for each trial."""
+        return self.path / "trials.csv"
+
+    @property
+    def best_recipe_path(self) -> Path:
+        """Path of the best recipe."""
+        return self.path / "best.yaml"
+
+    @property
+    def final(self) -> RunFolder:
+        """Run that trains the best recipe on all data."""
+        return RunFolder(self.path / "final")
+
+    def trial(self, name: str) -> CrossvalFolder:
+        """Return the cross-validation of a trial."""
+        return CrossvalFolder(self.path / "trials" / name)
+
+    def read(self) -> dict[str, Any]:
+        """Read the record; errors as in `CrossvalFolder.read`."""
+        return _read_study(self.file, self.FORMAT)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write the record."""
+        _write_study(self.file, self.FORMAT, record)
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """Header of a model file.
+
+    Parameters
+    ----------
+    facts
+        Metadata as text.
+    numbers
+        Count of the weights.
+    """
+
+    facts: dict[str, str] = field(default_factory=dict)
+    numbers: int = 0
+
+    def table(self, key: str) -> dict[str, Any]:
+        """Return a fact that is a JSON object; empty when it is missing."""
+        try:
+            value = json.loads(self.facts.get(key, "{}"))
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+def read_model_header(path: Path) -> ModelHeader:
+    """Read the header of a safetensors file; empty when it is missing or damaged."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                return ModelHeader()
+            tensors = json.loads(file.read(length))
+        facts = dict(tensors.pop("__metadata__", {}))
+        numbers = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+        return ModelHeader(facts, numbers)
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+        return ModelHeader()
+
+
+def class_colors(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return the colour of each class in the record of a run; empty when unknown."""
+    try:
+        return {str(row["name"]): str(row["color"]) for row in data["classes"]}
+    except (KeyError, TypeError):
+        return {}
+
+
 def check_free(path: str | Path) -> None:
-    """Raise `RunError` when `path` exists and holds anything but what a viewer has put into `files.LAYERS`."""
-    place = Path(path)
-    if place.is_file():
+    """Check that a run can be made; a viewer may have put layers there before.
+
+    Raises
+    ------
+    RunError
+        If `path` is a file, or a folder that holds anything else.
+    """
+    path = Path(path)
+    if path.is_file():
         raise RunError(
-            f"{place}: found a file where a run folder is to be made; choose another --out."
+            f"{path}: found a file where a run folder is to be made; choose another "
+            "--out."
         )
-    if place.is_dir() and any(one.name != files.LAYERS for one in place.iterdir()):
+    if not path.is_dir():
+        return
+    names = {entry.name for entry in path.iterdir()}
+    if names - {files.LAYERS}:
         raise RunError(
-            f"{place}: this run folder exists already; choose another one, or go on with it (resume, or extend it by "
-            "some epochs)."
+            f"{path}: this run folder exists already; choose another one, or go on "
+            "with it (resume, or extend it by some epochs)."
         )
+
+
+def _thin_batches(lines: Sequence[bytes], max_batches: int) -> list[bytes]:
+    """Leave out batches so that about `max_batches` evenly spread ones remain."""
+    batches = [i for i, line in enumerate(lines) if line.startswith(_BATCH_LINE)]
+    skipped = set(batches)
+    if batches and max_batches:
+        step = math.ceil(len(batches) / max_batches)
+        skipped -= {*batches[::step], batches[-1]}
+    return [line for i, line in enumerate(lines) if i not in skipped]
+
+
+def _parse_event(line: bytes) -> Event | None:
+    """Parse one line; None if it is damaged."""
+    try:
+        return from_json(line.decode("utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _read_text(path: Path) -> str:
+    """Read a text file; empty when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty when it is missing or damaged."""
+    try:
+        raw = json.loads(_read_text(path))
+    except ValueError:
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _read_study(path: Path, format_name: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{path.parent}: found no {path.name} here; check the path."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path}: cannot be read ({error}); move the folder away and begin anew."
+        ) from None
+    if not isinstance(raw, dict) or raw.get("format") != format_name:
+        raise RunError(
+            f"{path}: found something else than {format_name!r}; choose another folder."
+        )
+    return raw
+
+
+def _write_study(path: Path, format_name: str, record: Mapping[str, Any]) -> None:
+    """Write the record of a study; the format comes first, as a reader expects."""
+    content = {"format": format_name} | dict(record)
+    files.write_text(path, json.dumps(content, indent=2) + "\n")

@@ -13,9 +13,8 @@ from typing import Any
 from napari_strata.core import files
 from napari_strata.core.errors import RunError
 from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
+from napari_strata.core.runs import EvaluationFolder
 from napari_strata.evaluation.pictures import Example, draw_confusion, draw_example
-
-FILES = ("metrics.json", "metrics.csv", "confusion.png", "overlays")
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
@@ -56,19 +55,20 @@ def write_report(
         when the folder cannot be written or the disk is full.
     """
     drawn = examples if isinstance(examples, Mapping) else name_files(examples)
+    folder = EvaluationFolder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(out / "overlays", ignore_errors=True)
+        shutil.rmtree(folder.overlays, ignore_errors=True)
     except OSError as error:
         raise files.explain(error, out) from error
-    _write_csv(out / "metrics.csv", per_image)
-    with files.atomic(out / "confusion.png") as temporary:
+    _write_csv(folder.table_path, per_image)
+    with files.atomic(folder.confusion_path) as temporary:
         draw_confusion(confusion).save(temporary)
     for name, example in drawn.items():
-        with files.atomic(out / "overlays" / f"{name}.png") as temporary:
+        with files.atomic(folder.overlays / f"{name}.png") as temporary:
             draw_example(example).save(temporary)
     files.write_text(
-        out / "metrics.json",
+        folder.scores_path,
         json.dumps(confusion.as_dict() | dict(facts or {}), indent=2) + "\n",
     )
 

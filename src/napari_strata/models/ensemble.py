@@ -7,7 +7,6 @@ its folds.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from napari_strata.core.errors import ModelError
-from napari_strata.core.files import CROSSVAL, FORMATS
+from napari_strata.core.errors import ModelError, RunError
 from napari_strata.core.normalization import ResolvedNormalization, Scale
+from napari_strata.core.runs import MODEL_FILE, CrossvalFolder
 from napari_strata.core.spec import ModelSpec
-from napari_strata.models.model import FILE_NAME, Model
+from napari_strata.models.model import Model
 
 Array = np.ndarray[Any, Any]
 
@@ -151,46 +150,35 @@ def load_models(models: AnyModel) -> Ensemble:
 
 
 def is_crossval(path: str | Path) -> bool:
-    """Whether `path` is the folder of a cross-validation, or the file that makes it one."""
-    return _crossval_file(path).is_file()
+    """Tell if a path is the folder of a cross-validation, or its ``crossval.json``."""
+    return CrossvalFolder(path).exists
 
 
 def fold_folders(path: str | Path) -> list[Path]:
-    """The run folders of a cross-validation's folds.
+    """List the run folders of a cross-validation's folds.
 
     Raises
     ------
     ModelError
-        when ``crossval.json`` cannot be read, or folds have no model yet, naming them.
+        If ``crossval.json`` cannot be read, or folds have no model yet, naming them.
     """
-    file = _crossval_file(path)
+    study = CrossvalFolder(path)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        names = (
-            [str(name) for name in raw["folds"]]
-            if raw["format"] == FORMATS[CROSSVAL]
-            else []
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        runs = [study.fold(str(name)) for name in study.read()["folds"]]
+    except (RunError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{file}: cannot be read ({error}); give the run folders of the folds instead."
+            f"{study.file}: cannot be read ({error}); give the run folders of the "
+            "folds instead."
         ) from None
-    if not names:
+    if not runs:
+        raise ModelError(f"{study.file}: found no fold named there.")
+    if missing := [run.path.name for run in runs if not run.has_model]:
         raise ModelError(
-            f"{file}: found no fold named there; needed is what crossval writes ({FORMATS[CROSSVAL]})."
+            f"{study.path}: found no model in {', '.join(missing)} (of {len(runs)} "
+            "folds); let the cross-validation go on to its end by the same command "
+            "again, or give the finished folds one by one."
         )
-    folders = [file.parent / name for name in names]
-    if missing := [one.name for one in folders if not (one / FILE_NAME).is_file()]:
-        raise ModelError(
-            f"{file.parent}: found no model in {', '.join(missing)} (of {len(folders)} folds); let the "
-            "cross-validation go on to its end by the same command again, or give the finished folds one by one."
-        )
-    return folders
-
-
-def _crossval_file(path: str | Path) -> Path:
-    place = Path(path).expanduser()
-    return place if place.name == CROSSVAL else place / CROSSVAL
+    return [run.path for run in runs]
 
 
 def _members(given: Model | Ensemble | str | Path) -> list[tuple[str, Model]]:
@@ -208,7 +196,7 @@ def _told_apart(paths: Sequence[str]) -> tuple[str, ...]:
     """Short names of paths: their last parts, or all of it where two are alike; models without one are counted."""
     short = [
         str(Path(path).parent.name or path)
-        if Path(path).name == FILE_NAME
+        if Path(path).name == MODEL_FILE
         else Path(path).name
         for path in paths
     ]

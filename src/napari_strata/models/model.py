@@ -23,11 +23,11 @@ from napari_strata.core import files
 from napari_strata.core.errors import ModelError
 from napari_strata.core.events import EpochEnd, from_json, to_json
 from napari_strata.core.recipe import Recipe
+from napari_strata.core.runs import MODEL_FILE
 from napari_strata.core.spec import ModelSpec
 from napari_strata.networks import build_network
 
 FORMAT = "napari-strata model 1"
-FILE_NAME = "model.safetensors"
 
 
 def current_versions() -> dict[str, str]:
@@ -220,11 +220,11 @@ def find_model(path: str | Path) -> Path:
     """The model file that `path` (a file or a run folder) stands for."""
     place = Path(path)
     if place.is_dir():
-        inside = place / FILE_NAME
+        inside = place / MODEL_FILE
         if inside.is_file():
             return inside
         raise ModelError(
-            f"{place}: found no {FILE_NAME} here; give a run folder whose training got that far."
+            f"{place}: found no {MODEL_FILE} here; give a run folder whose training got that far."
         )
     if not place.is_file():
         raise ModelError(
@@ -238,10 +238,8 @@ def _why_unreadable(file: Path, error: Exception) -> str:
     if head[:2] == b"PK" or head[:1] == bytes([pickle.PROTO[0]]):
         return (
             f"{file}: found a pickle (.pt, .pth), which can run code when opened and is never loaded as a model; "
-            f"give the {FILE_NAME} of a run, or use network.encoder_weights for encoder weights."
+            f"give the {MODEL_FILE} of a run, or use network.encoder_weights for encoder weights."
         )
     if len(head) < 8 or head[8:9] != b"{":
-        return (
-            f"{file}: found something else than a model; give the {FILE_NAME} of a run."
-        )
+        return f"{file}: found something else than a model; give the {MODEL_FILE} of a run."
     return f"{file}: the model file is damaged or cut short ({error}); take another copy or train again."

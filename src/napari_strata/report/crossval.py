@@ -13,13 +13,13 @@ import numpy as np
 from markupsafe import Markup
 
 from napari_strata.core.classes import default_colors
-from napari_strata.core.files import CROSSVAL, read_study
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import dump_recipe
+from napari_strata.core.runs import CrossvalFolder, ModelHeader, RunHistory
 from napari_strata.report import figures, html, sections
 from napari_strata.report.charts import Line, draw_lines, draw_strip, nice_ticks
 from napari_strata.report.command import Repeat
-from napari_strata.report.record import MODEL, ModelHeader, Record, read_record
+from napari_strata.report.record import Record, read_record
 from napari_strata.studies.crossval_results import OPTIMISM, CrossvalResult, FoldScore
 
 COLUMNS = {"iou": "IoU", "dice": "Dice", "precision": "Precision", "recall": "Recall"}
@@ -56,19 +56,18 @@ def render(folder: Path) -> str:
     RunError
         when ``crossval.json`` is damaged. Of a fold that is, the page shows less.
     """
-    raw = read_study(folder / CROSSVAL)
+    study = CrossvalFolder(folder)
+    raw = study.read()
     result = CrossvalResult.parse(raw, folder)
-    recipe = Recipe.parse(raw.get("recipe"), source=str(folder / CROSSVAL))
+    recipe = Recipe.parse(raw.get("recipe"), source=str(study.file))
     names = [str(name) for name in raw["folds"]]
     runs = {
-        name: read_record(folder / name)
-        for name in names
-        if (folder / name / "recipe.yaml").is_file()
+        name: read_record(folder / name) for name in names if study.fold(name).exists
     }
     pooled = _pooled(folder, result, recipe)
     scored = [runs[fold.run] for fold in result.folds if fold.run in runs]
     span = _span(result)
-    has_models = all((folder / name / MODEL).is_file() for name in names)
+    has_models = all(study.fold(name).has_model for name in names)
     place = str(folder.resolve())
     context = {
         "name": folder.resolve().name,
@@ -121,7 +120,16 @@ def _pooled(folder: Path, result: CrossvalResult, recipe: Recipe) -> Record:
     facts = {"classes": result.classes.table()}
     stored = recipe.model_dump(mode="json")
     return Record(
-        folder, False, "", stored, facts, (), (), ModelHeader(), result.pooled.as_dict()
+        path=folder,
+        is_run=False,
+        overlays=folder,
+        scores=result.pooled.as_dict(),
+        recipe_text="",
+        recipe=stored,
+        data=facts,
+        history=RunHistory(),
+        rows=[],
+        header=ModelHeader(),
     )
 
 
@@ -219,7 +227,7 @@ def _rows(result: CrossvalResult, span: tuple[float, float]) -> list[Row]:
 
 def _fold_row(fold: FoldScore, runs: Mapping[str, Record]) -> FoldRow:
     # Early stopping may have ended it before the epochs that were asked for.
-    trained = len(runs[fold.run].epochs) if fold.run in runs else fold.epochs
+    trained = len(runs[fold.run].history.epochs) if fold.run in runs else fold.epochs
     kept = f"{fold.best_epoch} of {trained}"
     ious = tuple(map(float, fold.confusion.iou))
     return FoldRow(
@@ -253,7 +261,7 @@ def _charts(runs: Sequence[Record]) -> list[sections.Chart]:
         lines = [
             Line(
                 run.path.name,
-                [(end.epoch, float(getattr(end, key))) for end in run.epochs],
+                [(end.epoch, float(getattr(end, key))) for end in run.history.epochs],
                 sections.visible(color),
             )
             for run, color in zip(runs, colors, strict=True)
@@ -275,7 +283,9 @@ def _facts(
     runs: Mapping[str, Record],
     recipe: Recipe,
 ) -> list[tuple[str, str]]:
-    started = next((run.started for run in runs.values() if run.started), None)
+    started = next(
+        (run.history.started for run in runs.values() if run.history.started), None
+    )
     rows = {
         "Recipe": recipe.name,
         "Parameters": f"{started.parameters:,}" if started else "",

@@ -40,7 +40,11 @@ def render(folder: Path) -> str:
 def summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
     """The run in a few plain sentences."""
     out = []
-    epochs, best, ended = record.epochs, record.best, record.ended
+    epochs, best, ended = (
+        record.history.epochs,
+        record.history.best,
+        record.history.ended,
+    )
     if record.is_run:
         network = sections.network_words(record)
         trained = (
@@ -77,7 +81,7 @@ def missing(record: Record) -> list[str]:
     if not record.is_run:
         return []
     out = []
-    ended, epochs = record.ended, record.epochs
+    ended, epochs = record.history.ended, record.history.epochs
     validates = bool(record.data.get("validation"))
     if ended is None:
         out.append(
@@ -98,7 +102,9 @@ def missing(record: Record) -> list[str]:
             "The best model has not been measured on the validation images: that comes at the end of a training. "
             "There is no confusion matrix, no calibration and no best and worst cases."
         )
-    elif (best := record.best) is not None and record.scores.get("epoch") not in (
+    elif (best := record.history.best) is not None and record.scores.get(
+        "epoch"
+    ) not in (
         None,
         best.epoch,
     ):
@@ -118,7 +124,7 @@ def _ending(reason: str) -> str:
 
 def _tiles(record: Record) -> list[tuple[str, str, str]]:
     """Value, name and meaning of the figures at the top."""
-    scores, best = record.scores, record.best
+    scores, best = record.scores, record.history.best
     iou = scores.get("mean_iou") if scores else best.mean_iou if best else None
     accuracy = (
         scores.get("pixel_accuracy")
@@ -154,8 +160,12 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
 
 def _facts(record: Record) -> list[tuple[str, str]]:
     """How it was made: names and values."""
-    spec, started, header = record.data.get("spec", {}), record.started, record.header
-    seconds = sum(e.seconds for e in record.epochs if math.isfinite(e.seconds))
+    spec, started, header = (
+        record.data.get("spec", {}),
+        record.history.started,
+        record.header,
+    )
+    seconds = sum(e.seconds for e in record.history.epochs if math.isfinite(e.seconds))
     sizes = spec.get("pixel_size") or {}
     unit = spec.get("pixel_unit", "pixel")
     known = unit != "pixel" or set(sizes.values()) - {1.0}
@@ -173,7 +183,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ),
         "Depth": "; ".join(note for note in notes if not note.startswith(grey)),
         "Device": f"{started.device}, {started.precision}" if started else "",
-        "Time": f"{figures.duration(seconds)} for {len(record.epochs)} epochs"
+        "Time": f"{figures.duration(seconds)} for {len(record.history.epochs)} epochs"
         if seconds
         else "",
         "Best model made": _date(header.facts.get("created", "")),

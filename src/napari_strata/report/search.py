@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from napari_strata.core.errors import StrataError
-from napari_strata.core.files import TRIALS, read_study
 from napari_strata.core.recipe import Recipe, differences
 from napari_strata.core.recipes import dump_recipe
+from napari_strata.core.runs import RunFolder, SearchFolder
 from napari_strata.report import figures, html
-from napari_strata.report.record import MODEL, read_record
+from napari_strata.report.record import read_record
 from napari_strata.studies.trials import Score, Trial, TuneResult
 
 RETRAINED = (
@@ -50,7 +50,8 @@ def render(folder: Path) -> str:
     RunError
         when ``trials.json`` is damaged.
     """
-    raw = read_study(folder / TRIALS)
+    search = SearchFolder(folder)
+    raw = search.read()
     result = TuneResult.parse(raw, folder)
     keys = list(dict.fromkeys(key for trial in result.trials for key in trial.values))
     best = next(
@@ -61,7 +62,7 @@ def render(folder: Path) -> str:
         ),
         None,
     )
-    model = best is not None and _is_model_of(folder / "final", best.recipe)
+    model = best is not None and _is_model_of(search.final, best.recipe)
     folds, place = len(result.splits), folder.resolve()
     context = {
         "name": place.name,
@@ -163,7 +164,7 @@ def _missing(result: TuneResult) -> list[str]:
 def _after(folder: Path, best: Trial, *, model: bool) -> str:
     """Where the best recipe is, and the network that was trained with it on all data."""
     try:
-        stored = (folder / "best.yaml").read_text(encoding="utf-8")
+        stored = SearchFolder(folder).best_recipe_path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         stored = ""
     place = " and in best.yaml" if stored == dump_recipe(best.recipe) else ""
@@ -175,16 +176,18 @@ def _after(folder: Path, best: Trial, *, model: bool) -> str:
     return f"Its recipe is below{place}.{again}"
 
 
-def _is_model_of(final: Path, recipe: Recipe) -> bool:
+def _is_model_of(final: RunFolder, recipe: Recipe) -> bool:
     """Whether a run is that of a recipe on all data, and complete: an earlier search may have left another one."""
-    if not (final / MODEL).is_file() or not (final / "recipe.yaml").is_file():
+    if not final.has_model or not final.exists:
         return False
-    record = read_record(final)
+    record = read_record(final.path)
     try:
         changed = differences(recipe, Recipe.parse(record.recipe))
     except StrataError:
         return False
-    ended = record.ended is not None and record.ended.reason != "stopped"
+    ended = (
+        record.history.ended is not None and record.history.ended.reason != "stopped"
+    )
     return ended and set(changed) <= set(RETRAINED)
 
 

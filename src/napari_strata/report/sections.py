@@ -104,10 +104,14 @@ class Case:
 
 def charts(record: Record) -> list[Chart]:
     """Curves over the epochs: the loss, each of its terms, IoU of the classes, the learning rate."""
-    epochs = record.epochs
+    epochs = record.history.epochs
     if not epochs:
         return []
-    best = record.best.epoch if record.best and record.best.best_iou else None
+    best = (
+        record.history.best.epoch
+        if record.history.best and record.history.best.best_iou
+        else None
+    )
 
     def curve(name: str, key: str, color: str, *, dashed: bool = False) -> Line:
         return Line(
@@ -144,7 +148,7 @@ def charts(record: Record) -> list[Chart]:
 
 
 def _class_lines(record: Record) -> list[Line]:
-    epochs, classes = record.epochs, record.classes
+    epochs, classes = record.history.epochs, record.classes
     return [
         Line(
             name,
@@ -195,7 +199,7 @@ def score_table(record: Record) -> ScoreTable | None:
     scores, classes = record.scores, record.classes
     per_class = scores.get("per_class")
     if not per_class:
-        best = record.best
+        best = record.history.best
         if best is None or math.isnan(best.mean_iou):
             return None
         named = zip(classes.items(), best.class_iou, strict=False)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from napari_strata.core.files import CROSSVAL, TRIALS
+from napari_strata.core.runs import CrossvalFolder, SearchFolder
 from napari_strata.report import crossval, html, search
 from napari_strata.report.run import render as render_run
-
-STUDIES = {CROSSVAL: crossval.render, TRIALS: search.render}
-"""Files that make a folder something else than a run, and what its page is."""
 
 
 def write_page(run: str | Path, out: str | Path | None = None) -> Path:
@@ -29,11 +26,12 @@ def write_page(run: str | Path, out: str | Path | None = None) -> Path:
         when `run` is none of these or damaged, `out` is a file of something else, or it cannot be written.
     """
     folder = Path(run).expanduser()
-    render = next(
-        (page for name, page in STUDIES.items() if (folder / name).is_file()),
-        render_run,
-    )
-    text = render(folder)
+    if CrossvalFolder(folder).exists:
+        text = crossval.render(folder)
+    elif SearchFolder(folder).exists:
+        text = search.render(folder)
+    else:
+        text = render_run(folder)
     return html.write(
         folder / "report.html" if out is None else Path(out).expanduser(), text
     )

@@ -6,7 +6,6 @@ data than it began with, or another recipe, is refused.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -22,25 +21,20 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import LabelError, RunError
 from napari_strata.core.events import (
     CrossvalEnd,
-    EpochEnd,
     Event,
     FoldEnd,
     FoldStarted,
     Message,
-    TrainingEnd,
-    TrainingStarted,
 )
-from napari_strata.core.files import CROSSVAL
 from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.recipe import Recipe, Training, differences
 from napari_strata.core.recipes import load_recipe
-from napari_strata.core.runs import RunFolder
+from napari_strata.core.runs import CrossvalFolder, RunFolder
 from napari_strata.core.spec import find_classes
 from napari_strata.data.folds import fold_pairs
 from napari_strata.data.split import Split, distinct, split_pairs
 from napari_strata.studies.crossval_results import CrossvalResult, FoldScore
-from napari_strata.training.calibration import FOLDER
 from napari_strata.training.loop import iter_job
 from napari_strata.training.plan import Job, axes_of, data_fingerprint, plan_new
 
@@ -239,12 +233,12 @@ class Crossval:
         """Scores of folds that an earlier call left. Raises `RunError` when it had other data or another recipe."""
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return {}
-        if not (self.out / CROSSVAL).is_file():
+        folder = CrossvalFolder(self.out)
+        if not folder.exists:
             raise RunError(
                 f"{self.out}: found something here that is no cross-validation; choose another --out."
             )
-        raw = files.read_study(self.out / CROSSVAL)
-        check_same(self.out, raw, self.recipe, self.study.fingerprints)
+        check_same(self.out, folder.read(), self.recipe, self.study.fingerprints)
         return {fold.run: fold for fold in CrossvalResult.load(self.out).folds}
 
     def _save(self, scores: Mapping[str, FoldScore]) -> None:
@@ -252,7 +246,6 @@ class Crossval:
         done = tuple(scores[name] for name in names if name in scores)
         result = CrossvalResult(self.out, self.study.classes, done, len(names))
         record = {
-            "format": files.FORMATS[CROSSVAL],
             "folds": names,
             "finished": len(done),
             "group": self.study.group,
@@ -263,10 +256,9 @@ class Crossval:
             "recipe": self.recipe.model_dump(mode="json"),
         }
         # The table first: a crossval.json that names a score has its table beside it.
-        files.write_text(self.out / "crossval.csv", result.csv())
-        files.write_text(
-            self.out / CROSSVAL, json.dumps(record | result.as_dict(), indent=2) + "\n"
-        )
+        folder = CrossvalFolder(self.out)
+        files.write_text(folder.table_path, result.csv())
+        folder.write(record | result.as_dict())
 
     def _end(self, result: CrossvalResult) -> CrossvalEnd:
         (mean, deviation), names = result.spread("iou"), result.classes.names
@@ -310,7 +302,7 @@ def train_on(job: Job) -> Generator[Event, None, None]:
     A run that early stopping ended has had what it needs: it gets no more epochs.
     """
     run, wanted = RunFolder(job.out), job.recipe.training.epochs
-    if not (run.path / "data.json").is_file():
+    if not run.has_begun:
         _clear(run)
         yield from iter_job(job)
         return
@@ -327,9 +319,8 @@ def train_on(job: Job) -> Generator[Event, None, None]:
 
 def is_finished(run: Path) -> bool:
     """Whether a run's training came to its end and its model was measured."""
-    return (
-        _ended(RunFolder(run)) is not None and (run / FOLDER / "metrics.json").is_file()
-    )
+    folder = RunFolder(run)
+    return _ended(folder) is not None and folder.validation.exists
 
 
 def unsaid(events: Iterable[Event], said: set[Event]) -> Generator[Event, None, None]:
@@ -344,48 +335,40 @@ def unsaid(events: Iterable[Event], said: set[Event]) -> Generator[Event, None, 
 
 def _ended(run: RunFolder) -> str | None:
     """How the training of a run ended: "finished" or "early stopping"; None when it has not."""
-    if not (run.path / "recipe.yaml").is_file():
+    if not run.exists:
         return None
-    events = run.events()
-    last = next(
-        (e for e in reversed(events) if isinstance(e, (TrainingEnd, TrainingStarted))),
-        None,
-    )
-    if not isinstance(last, TrainingEnd) or last.reason == "stopped":
+    history = run.history()
+    if history.ended is None or history.ended.reason == "stopped":
         return None
-    # A kill can come between a recipe with more epochs and the event that says that they have begun.
-    trained = max((e.epoch for e in events if isinstance(e, EpochEnd)), default=0)
-    return (
-        last.reason
-        if last.reason != "finished" or trained >= run.recipe.training.epochs
-        else None
-    )
+    # A kill can come between a recipe with more epochs and the event of their start.
+    trained = history.epochs[-1].epoch if history.epochs else 0
+    if history.ended.reason == "finished" and trained < run.recipe.training.epochs:
+        return None
+    return history.ended.reason
 
 
 def _clear(run: RunFolder) -> None:
     """Take away what a kill left of a run that had not begun, and nothing else."""
-    if run.path.is_dir() and {one.name for one in run.path.iterdir()} <= {
-        "previews",
-        "recipe.yaml",
-    }:
+    if not run.path.is_dir():
+        return
+    if set(run.path.iterdir()) <= {run.previews, run.recipe_path}:
         shutil.rmtree(run.path)
 
 
 def _score(run: Path, split: Split, classes: ClassMap, *, epochs: int) -> FoldScore:
     """What the best model of a run scored on what validated, as its training measured it."""
-    ends = {
-        event.epoch: event
-        for event in RunFolder(run).events()
-        if isinstance(event, EpochEnd)
-    }
-    measured = RunFolder(run / FOLDER).read_json("metrics.json")
-    confusion = ConfusionMatrix(classes, np.array(measured["confusion"]))
-    best = max((end.epoch for end in ends.values() if end.best_iou), default=len(ends))
+    folder = RunFolder(run)
+    ends = folder.history().epochs
+    counts = folder.validation.scores().get("confusion")
+    if counts is None:
+        raise RunError(f"{folder.validation.scores_path}: cannot be read.")
+    confusion = ConfusionMatrix(classes, np.array(counts))
+    best = max((end.epoch for end in ends if end.best_iou), default=len(ends))
     return FoldScore(
         run.name,
         split.text,
         confusion,
         epochs,
         best,
-        sum(end.seconds for end in ends.values()),
+        sum(end.seconds for end in ends),
     )

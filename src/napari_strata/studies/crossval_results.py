@@ -14,8 +14,8 @@ import numpy as np
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RunError
-from napari_strata.core.files import CROSSVAL, read_study
 from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
+from napari_strata.core.runs import CrossvalFolder
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -104,7 +104,7 @@ class CrossvalResult:
     @classmethod
     def load(cls, out: str | Path) -> CrossvalResult:
         """Read ``crossval.json``. Raises `RunError` when it is missing or damaged."""
-        return cls.parse(read_study(Path(out) / CROSSVAL), Path(out))
+        return cls.parse(CrossvalFolder(out).read(), Path(out))
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], out: Path) -> CrossvalResult:
@@ -115,7 +115,7 @@ class CrossvalResult:
             return cls(out, classes, folds, len(raw["folds"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
-                f"{out / CROSSVAL}: cannot be read ({error}); cross-validate anew."
+                f"{CrossvalFolder(out).file}: cannot be read ({error}); cross-validate anew."
             ) from None
 
     @property

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from napari_strata.core.errors import RunError
-from napari_strata.core.files import TRIALS, read_study
 from napari_strata.core.metrics import none_if_nan
 from napari_strata.core.recipe import Recipe
+from napari_strata.core.runs import SearchFolder
 from napari_strata.studies.crossval_results import (
     CrossvalResult,
     as_csv,
@@ -101,8 +101,8 @@ class TuneResult:
     @classmethod
     def load(cls, out: str | Path) -> TuneResult:
         """Read ``trials.json``. Raises `RunError` when it is missing or damaged."""
-        place = Path(out).expanduser()
-        return cls.parse(read_study(place / TRIALS), place)
+        folder = SearchFolder(out)
+        return cls.parse(folder.read(), folder.path)
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], out: Path) -> TuneResult:
@@ -132,7 +132,7 @@ class TuneResult:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
-                f"{out / TRIALS}: cannot be read ({error}); move it away and begin anew."
+                f"{SearchFolder(out).file}: cannot be read ({error}); move it away and begin anew."
             ) from None
 
     @property
@@ -147,8 +147,8 @@ class TuneResult:
     @property
     def model(self) -> Path | None:
         """The model of it that was trained on all data, if there is one."""
-        path = self.out / "final" / "model.safetensors"
-        return path if path.is_file() else None
+        run = SearchFolder(self.out).final
+        return run.model_path if run.has_model else None
 
     def rows(self) -> list[dict[str, Any]]:
         """For ``trials.json``: everything of each trial, with its scores after each number of epochs."""

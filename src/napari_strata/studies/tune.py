@@ -10,7 +10,6 @@ its resumable study would be a database beside the folders that already say what
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Generator, Mapping, Sequence
@@ -25,10 +24,9 @@ from napari_strata.core import files
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RecipeError, RunError, StrataError, TrainingError
 from napari_strata.core.events import Event, Message, TrialEnd, TrialStarted, TuneEnd
-from napari_strata.core.files import TRIALS, read_study
 from napari_strata.core.recipe import Recipe, differences
 from napari_strata.core.recipes import dump_recipe, load_recipe
-from napari_strata.core.runs import RunFolder
+from napari_strata.core.runs import SearchFolder
 from napari_strata.networks import build_network
 from napari_strata.studies.crossval import (
     Crossval,
@@ -236,14 +234,15 @@ class Search:
             raise TrainingError(
                 f"no trial of {len(self.trials)} has a score; the first says: {self._why_none()}"
             )
-        files.write_text(self.out / "best.yaml", dump_recipe(best.recipe))
+        folder = SearchFolder(self.out)
+        files.write_text(folder.best_recipe_path, dump_recipe(best.recipe))
         model = ""
         if self.options.retrain:
             yield from unsaid(self._retrain(best), said)
-            model = str(RunFolder(self.out / "final").model_path)
+            model = str(folder.final.model_path)
         told = score.mean_iou, score.mean_iou_std
         yield TuneEnd(
-            str(self.out), best.name, *told, str(self.out / "best.yaml"), model
+            str(self.out), best.name, *told, str(folder.best_recipe_path), model
         )
 
     def latest(self, trial: Trial) -> Score | None:
@@ -256,7 +255,7 @@ class Search:
         known = self.scores.setdefault(trial.name, {})
         if epochs in known and not known[epochs].text:
             return
-        place = self.out / "trials" / trial.name
+        place = SearchFolder(self.out).trial(trial.name).path
         try:
             yield from Crossval(
                 place,
@@ -270,17 +269,18 @@ class Search:
 
     def _retrain(self, best: Trial) -> Generator[Event, None, None]:
         """Train the best recipe on everything, as long as it took to be best where early stopping may decide."""
+        folder = SearchFolder(self.out)
         changed: dict[str, Any] = {"training.validation": 0.0}
         if best.recipe.training.early_stopping is not None:
-            folds = CrossvalResult.load(self.out / "trials" / best.name).folds
+            folds = CrossvalResult.load(folder.trial(best.name).path).folds
             epochs = max(1, round(sum(fold.best_epoch for fold in folds) / len(folds)))
             changed |= {"training.early_stopping": None, "training.epochs": epochs}
             yield Message(
                 f"nothing is held back now to stop early: {epochs} epochs, the mean of the folds' best"
             )
-        job = self.study.job(best.recipe.with_overrides(changed), self.out / "final")
-        run = RunFolder(job.out)
-        if (run.path / "data.json").is_file():
+        run = folder.final
+        job = self.study.job(best.recipe.with_overrides(changed), run.path)
+        if run.has_begun:
             known = [run.read_json("data.json")["fingerprint"]]
             record = {
                 "recipe": run.recipe.model_dump(mode="json"),
@@ -327,7 +327,6 @@ class Search:
             splits=tuple(split.text for split in self.study.splits),
         )
         record = {
-            "format": files.FORMATS[TRIALS],
             "folds": len(self.study.splits),
             "fingerprints": self.study.fingerprints,
             "rounds": [list(one) for one in result.rounds],
@@ -335,8 +334,9 @@ class Search:
             "class_names": list(self.study.classes.names),
             "trials": result.rows(),
         }
-        files.write_text(self.out / "trials.csv", result.csv())
-        files.write_text(self.out / TRIALS, json.dumps(record, indent=2) + "\n")
+        folder = SearchFolder(self.out)
+        files.write_text(folder.table_path, result.csv())
+        folder.write(record)
 
 
 def _read_scores(
@@ -353,11 +353,12 @@ def _read_scores(
     RunError
         when `out` holds something else, or a search on other data, in other rounds or with other recipes.
     """
-    if not (out / TRIALS).is_file():
+    folder = SearchFolder(out)
+    if not folder.exists:
         raise RunError(
             f"{out}: found something here that is no search; choose another --out."
         )
-    record = read_study(out / TRIALS)
+    record = folder.read()
     if record.get("fingerprints") != list(fingerprints):
         raise RunError(
             f"{out}: was begun with other images, labels or folds; give the same again, or choose another --out."

@@ -6,7 +6,6 @@ Nothing here is random but which pixels are looked at, and that depends on the r
 
 from __future__ import annotations
 
-import json
 import time
 from bisect import insort
 from collections.abc import Generator, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from napari_strata.core.classes import IGNORE, ClassMap
 from napari_strata.core.events import Event, Message, RegionEnd
 from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
+from napari_strata.core.runs import EvaluationFolder
 from napari_strata.evaluation.calibration import Fit, calibrate, spread
 from napari_strata.evaluation.pictures import Example, panel_boxes
 from napari_strata.evaluation.report import name_files, write_report
@@ -30,7 +30,6 @@ from napari_strata.training.validation import Predicted, Truth, iter_predicted
 
 Array = np.ndarray[Any, Any]
 
-FOLDER = "validation"
 """Folder of a run for what is measured here."""
 
 PIXELS, VALUES = 200_000, 4_000_000
@@ -52,7 +51,7 @@ def measure(session: Session, truths: Sequence[Truth]) -> Generator[Event, None,
         when the disk is full.
     """
     model = Model.load(session.run.model_path)
-    out = session.run.path / FOLDER
+    out = session.run.validation.path
     if not truths or _is_measured(out, model, session.plan.fingerprint):
         return
     noun = ("plane" if model.spec.depth is None else "block") + (
@@ -183,12 +182,8 @@ def _write(out: Path, tally: Tally, facts: Mapping[str, Any]) -> None:
 
 def _is_measured(out: Path, model: Model, fingerprint: str) -> bool:
     """Whether `out` holds what this very model did on this very data."""
-    try:
-        facts = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    known = (facts.get("model"), facts.get("data")) if isinstance(facts, dict) else ()
-    return known == (model.digest, fingerprint)
+    scores = EvaluationFolder(out).scores()
+    return (scores.get("model"), scores.get("data")) == (model.digest, fingerprint)
 
 
 def _place(truth: Truth) -> dict[str, Any]:

@@ -76,14 +76,12 @@ class Session:
         for name in (name for name, yes in wanted.items() if yes):
             model.save(self.run.path / f"{name}.safetensors")
         self.save_checkpoint()
-        files.write_text(self.run.path / "metrics.csv", self.progress.csv())
+        files.write_text(self.run.table_path, self.progress.csv())
 
     def draw(self, end: EpochEnd, example: Example | None) -> None:
         """A picture of the first validation part as it is predicted now."""
         if example is not None:
-            with files.atomic(
-                self.run.previews / f"epoch_{end.epoch:04d}.png"
-            ) as temporary:
+            with files.atomic(self.run.preview_path(end.epoch)) as temporary:
                 draw_example(example).save(temporary)
 
     def save_checkpoint(self) -> None:

@@ -15,6 +15,7 @@ from napari_strata.core.errors import ModelError
 from napari_strata.core.events import Message
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import load_recipe
+from napari_strata.core.runs import RunFolder
 from napari_strata.core.spec import ModelSpec
 from napari_strata.models.model import Model
 from napari_strata.networks.parts import encoder_of, head_of
@@ -232,11 +233,8 @@ def _why_other(spec: ModelSpec, start: Model, source: str, found: str) -> str:
         cure = f"--set network.anisotropy={2 ** strides.count(1)}"
         return f"training.start={source}: its network is {theirs}; for these voxels it would be {ours}. Add {cure}."
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    own = (
-        f"--recipe {folder / 'recipe.yaml'}"
-        if (folder / "recipe.yaml").is_file()
-        else "--start without --recipe"
-    )
+    run = RunFolder(folder)
+    own = f"--recipe {run.recipe_path}" if run.exists else "--start without --recipe"
     return (
         f"training.start={source}: its network is {theirs}; the recipe's is {ours}. Only the same network can start "
         f"from it: train with its own recipe ({own})."

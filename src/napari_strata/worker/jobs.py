@@ -28,6 +28,7 @@ from napari_strata.core.events import (
 from napari_strata.core.image import Image
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.recipe import Recipe
+from napari_strata.core.runs import RunFolder
 from napari_strata.data.neighbours import with_neighbours
 from napari_strata.evaluation.evaluate import (
     iter_evaluate,
@@ -187,7 +188,7 @@ def _(job: InfoJob) -> Events:
     path = Path(job.path).expanduser()
     if (
         path.suffix != ".safetensors"
-        and not (path / "recipe.yaml").is_file()
+        and not RunFolder(path).exists
         and not is_crossval(path)
     ):
         images = [_facts(image) for image in read_images(path, axes=job.axes)]

@@ -27,6 +27,7 @@ import torch
 
 from napari_strata.core import files
 from napari_strata.core.errors import StrataError
+from napari_strata.core.runs import RunFolder
 from napari_strata.models.device import available_devices, describe_device
 from napari_strata.models.model import current_versions
 from napari_strata.worker import crew, jobs
@@ -57,7 +58,6 @@ from napari_strata.worker.replies import (
 QUIET = 1.0
 """Seconds without an order after which the process gets ready for trainings: a dock that opens asks things first."""
 
-NOTE = "running.json"
 """In the folder of a run that goes on without a viewer: which process it is, for the next viewer to find."""
 
 
@@ -296,10 +296,11 @@ class _Note:
         if (
             self._path
             or not isinstance(self._order, TrainJob)
-            or not (Path(self._order.out) / "recipe.yaml").is_file()
+            or not RunFolder(self._order.out).exists
         ):
             return
-        self._path = Path(self._order.out) / NOTE
+        run = RunFolder(self._order.out)
+        self._path = run.running_path
         facts = {
             "job": self._order.job,
             "pid": os.getpid(),
@@ -307,7 +308,7 @@ class _Note:
         }
         with suppress(StrataError, OSError):  # the training matters more
             files.write_text(self._path, json.dumps(facts) + "\n")
-            redirect(self._path.with_name("log.txt"))
+            redirect(run.log_path)
 
     def remove(self) -> None:
         if self._path:

@@ -13,6 +13,9 @@ import yaml
 from napari_strata.core.errors import RecipeError, nearest
 from napari_strata.core.recipe import Recipe
 
+RECIPE_FILE = "recipe.yaml"
+"""Name of the recipe in a run folder."""
+
 _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 """Numbers such as 1e-3, which YAML 1.1 (and so PyYAML) reads as text."""
 
@@ -89,7 +92,7 @@ def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
     if (name := os.fspath(source)) in bundled:
         return _parse(bundled[name], f"recipe {name}")
     path = Path(source).expanduser()
-    path = path / "recipe.yaml" if path.is_dir() else path
+    path = path / RECIPE_FILE if path.is_dir() else path
     if not path.is_file():
         if path.suffix or len(path.parts) > 1:
             raise RecipeError(

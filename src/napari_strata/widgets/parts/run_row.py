@@ -10,6 +10,7 @@ from qtpy.QtCore import QUrl, Signal
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QWidget
 
+from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.parts.dock import enable
 from napari_strata.widgets.work import threads
 
@@ -80,7 +81,7 @@ class RunRow(QWidget):
     def _report_of(self) -> Path | None:
         """The run in question, once it is on disk."""
         run = self._run()
-        return run if run is not None and (run / "recipe.yaml").is_file() else None
+        return run if run is not None and RunFolder(run).exists else None
 
     def _allow_report(self) -> None:
         none = "" if self._report_of() is not None else "Train, or open a run, first."

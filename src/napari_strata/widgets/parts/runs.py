@@ -1,10 +1,9 @@
-"""What the runs in a folder are, read from their small files: no torch, and no error for a damaged one."""
+"""Summaries of the runs in a folder, from their small files; damaged runs are no error."""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,46 +13,39 @@ from statistics import fmean
 from typing import Any
 
 import psutil
-import yaml
 
-from napari_strata.core.events import (
-    BatchEnd,
-    EpochEnd,
-    Event,
-    TrainingEnd,
-    TrainingStarted,
-    from_json,
-)
-from napari_strata.core.files import CROSSVAL
+from napari_strata.core.errors import RunError
+from napari_strata.core.events import EpochEnd, Event
+from napari_strata.core.runs import CrossvalFolder, RunFolder
 
 BATCHES = 400
-"""Batches that `last_events` gives at most."""
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Largest count of batches that `last_events` returns."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run at a glance.
+    """Summary of a run, or of a cross-validation, for a list.
 
     Parameters
     ----------
     classes
-        name and colour (``#rrggbb``) of each class; empty when not known.
+        Name and colour (``#rrggbb``) of each class; empty when unknown.
     created, modified
-        local times; modified is when it last said something.
+        Local times of the start and of the last event.
     epochs, planned
-        how many are complete, and how many there are to be (0 when not known).
+        Count of complete epochs, and of epochs in all (0 when unknown).
     mean_iou
-        of the best epoch; None when nothing was scored.
+        Score of the best epoch; None when nothing was scored.
     thumbnail
-        the newest picture of a validation image.
+        Newest picture of a validation image.
     running
-        what ``running.json`` says of the process that trains it without a viewer; None when there is none.
+        Note on the process that trains the run without a viewer; None when there is
+        no such process.
     ended
-        "finished", "early stopping" or "stopped": why the last training is over; None when it was cut off or goes on.
+        Reason why the training ended ("finished", "early stopping" or "stopped");
+        None when it was cut off or goes on.
     folds
-        of a cross-validation, how many models it stands for; 0 of a run.
+        Count of the models of a cross-validation; 0 for a run.
     """
 
     path: Path
@@ -79,41 +71,49 @@ class RunSummary:
 def list_runs(
     folder: Path, limit: int = 20, *, with_model: bool = False
 ) -> list[RunSummary]:
-    """The newest runs right in a folder, the newest first; those that cannot be read are left out.
+    """List the newest runs in a folder, the newest first; unreadable runs are left out.
 
-    With `with_model`, those that can predict: runs that have a model, and cross-validations whose folds all have one.
+    With `with_model`, only what can predict is listed: runs that have a model, and
+    cross-validations whose folds all have one.
     """
-    times: list[tuple[float, Path]] = []
+    paths: list[tuple[float, Path]] = []
     with suppress(OSError):
         for path in folder.iterdir():
-            with suppress(OSError):
-                kinds = ("recipe.yaml", CROSSVAL) if with_model else ("recipe.yaml",)
-                if not path.name.startswith(".") and any(
-                    (path / kind).is_file() for kind in kinds
-                ):
-                    times.append((_modified(path), path))
-    found: list[RunSummary] = []
-    for _, path in sorted(times, reverse=True):
-        if len(found) == limit:
+            if path.name.startswith("."):
+                continue
+            is_study = with_model and CrossvalFolder(path).exists
+            if is_study or RunFolder(path).exists:
+                with suppress(OSError):
+                    paths.append((_modified(path), path))
+    summaries: list[RunSummary] = []
+    for _, path in sorted(paths, reverse=True):
+        if len(summaries) == limit:
             break
-        folds = with_model and (path / CROSSVAL).is_file()
-        if with_model and not folds and not (path / "model.safetensors").is_file():
-            continue
-        with suppress(OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-            run = read_crossval(path) if folds else read_run(path)
-            found += [run] if run.has_model or not with_model else []
-    return found
+        with suppress(OSError, ValueError, KeyError, TypeError, RunError):
+            summary = _summarize(path, with_model=with_model)
+            if summary.has_model or not with_model:
+                summaries.append(summary)
+    return summaries
+
+
+def _summarize(path: Path, *, with_model: bool) -> RunSummary:
+    if with_model and CrossvalFolder(path).exists:
+        return read_crossval(path)
+    return read_run(path)
 
 
 def read_crossval(path: Path) -> RunSummary:
-    """A cross-validation: what its first fold is, the mean of the folds' scores, and a model when every fold has one.
+    """Summarize a cross-validation: its first fold, with the mean score of all folds.
+
+    It has a model when every fold has one.
 
     Raises
     ------
-    OSError, ValueError, KeyError, TypeError, yaml.YAMLError
-        when a fold has not begun, or ``crossval.json`` cannot be read.
+    OSError, ValueError, KeyError, TypeError, RunError
+        If a fold has not begun, or ``crossval.json`` cannot be read.
     """
-    runs = [read_run(path / str(name)) for name in _json(path / CROSSVAL)["folds"]]
+    study = CrossvalFolder(path)
+    runs = [read_run(study.fold(str(name)).path) for name in study.read()["folds"]]
     if not runs:
         raise ValueError(f"{path}: found no folds")
     scores = [run.mean_iou for run in runs if run.mean_iou is not None]
@@ -130,153 +130,83 @@ def read_crossval(path: Path) -> RunSummary:
 
 
 def read_run(path: Path) -> RunSummary:
-    """One run. What is missing or damaged in it is left empty.
+    """Summarize a run. Whatever is missing or damaged in it is left empty.
 
     Raises
     ------
-    OSError, ValueError, yaml.YAMLError
-        when there is no recipe that can be read.
+    OSError, ValueError
+        If the recipe cannot be read.
     """
-    recipe = path / "recipe.yaml"
-    last, best, started, ended = _scan(path / "events.jsonl")
-    scored = best is not None and best.mean_iou == best.mean_iou
+    run = RunFolder(path)
+    history = run.history()
+    started, ended = history.started, history.ended
+    ends = history.of_type(EpochEnd)
+    last = ends[-1] if ends else None
+    best = [end for end in ends if end.best_iou]
+    mean_iou = None
+    if best and best[-1].mean_iou == best[-1].mean_iou:
+        mean_iou = best[-1].mean_iou
     return RunSummary(
         path=path,
-        recipe=_recipe_name(recipe, recipe.stat().st_mtime_ns),
-        classes=_classes(path / "data.json"),
-        created=_created(path),
+        recipe=_recipe_name(path, run.recipe_path.stat().st_mtime_ns),
+        classes=tuple(run.classes().items()),
+        created=_created(run),
         modified=datetime.fromtimestamp(_modified(path)),
         epochs=last.epoch if last else 0,
         planned=max(started.epochs if started else 0, last.epochs if last else 0),
-        mean_iou=best.mean_iou if best is not None and scored else None,
-        thumbnail=max(
-            (path / "previews").glob("epoch_*.png"),
-            default=None,
-            key=lambda file: (len(file.name), file.name),
-        ),
-        has_model=(path / "model.safetensors").is_file(),
-        running=_running(path / "running.json"),
+        mean_iou=mean_iou,
+        thumbnail=run.newest_preview(),
+        has_model=run.has_model,
+        running=_running(run.running_path),
         ended=ended.reason if ended else None,
     )
 
 
 def last_events(run: Path) -> list[Event]:
-    """What a run went through, for its curves; lines that are cut off or damaged are left out.
-
-    Of more than `BATCHES` batches only every second, third, ... is there, and the last one.
-    """
-    lines = _lines(run / "events.jsonl")
-    batches = [i for i, line in enumerate(lines) if _is(line, BatchEnd)]
-    step = -(-len(batches) // BATCHES)
-    skipped = set(batches) - set(batches[:: step or 1]) - set(batches[-1:])
-    found = (_event(line) for i, line in enumerate(lines) if i not in skipped)
-    return [event for event in found if event is not None]
-
-
-def _scan(
-    file: Path,
-) -> tuple[
-    EpochEnd | None, EpochEnd | None, TrainingStarted | None, TrainingEnd | None
-]:
-    """The last epoch, the last one marked best, the last start, and the end after it, from the end of the file."""
-    last = best = None
-    ended: TrainingEnd | None = None
-    started: TrainingStarted | None = None
-    for event in _backwards(file):
-        if isinstance(event, EpochEnd):
-            last = last or event
-            best = event if best is None and event.best_iou else best
-        elif isinstance(event, TrainingEnd) and last is None and started is None:
-            ended = ended or event
-        elif isinstance(event, TrainingStarted):
-            started = started or event
-        if best and last and started:
-            break
-    return last, best, started, ended
-
-
-def _backwards(file: Path) -> Iterator[Event]:
-    """The events of a file from the last to the first, without those of batches."""
-    for line in reversed(_lines(file)):
-        if not _is(line, BatchEnd) and (event := _event(line)) is not None:
-            yield event
-
-
-def _lines(file: Path) -> list[bytes]:
-    try:
-        return file.read_bytes().splitlines()
-    except OSError:
-        return []
-
-
-def _is(line: bytes, kind: type[Event]) -> bool:
-    return line.startswith(b'{"event": "' + kind.__name__.encode() + b'"')
-
-
-def _event(line: bytes) -> Event | None:
-    try:
-        return from_json(line.decode("utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+    """Return the events of a run for its curves; of many batches only some."""
+    return RunFolder(run).events(max_batches=BATCHES)
 
 
 @lru_cache(maxsize=256)
-def _recipe_name(file: Path, _changed: int) -> str:
-    raw = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    if not isinstance(raw, dict):
-        raise ValueError(f"{file}: found no recipe")
-    return str(raw.get("name", ""))
+def _recipe_name(path: Path, _changed: int) -> str:
+    recipe = RunFolder(path).raw_recipe()
+    if not recipe:
+        raise ValueError(f"{path}: found no recipe")
+    return str(recipe.get("name", ""))
 
 
-def _classes(file: Path) -> tuple[tuple[str, str], ...]:
-    raw = _json(file)
+def _running(path: Path) -> dict[str, Any] | None:
+    """Read the note of a training; None when its process, on this computer, is gone."""
     try:
-        return tuple((str(row["name"]), str(row["color"])) for row in raw["classes"])
-    except (KeyError, TypeError):
-        return ()
-
-
-def _running(file: Path) -> dict[str, Any] | None:
-    """The note of a training that goes on; None when its process, on this computer, is gone."""
-    raw = _json(file)
-    if not isinstance(raw, dict) or not isinstance(pid := raw.get("pid"), int):
-        return None
-    return (
-        raw
-        if raw.get("host") != socket.gethostname() or psutil.pid_exists(pid)
-        else None
-    )
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        note = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
+        return None
+    if not isinstance(note, dict) or not isinstance(pid := note.get("pid"), int):
+        return None
+    is_elsewhere = note.get("host") != socket.gethostname()
+    return note if is_elsewhere or psutil.pid_exists(pid) else None
 
 
 def _modified(path: Path) -> float:
-    """When a run last said something."""
-    files = (path / name for name in ("events.jsonl", "recipe.yaml"))
-    return (
-        next((file for file in files if file.is_file()), path / CROSSVAL)
-        .stat()
-        .st_mtime
-    )
+    """Return the time of the last event, or of the last change of a study."""
+    run = RunFolder(path)
+    for file in (run.events_path, run.recipe_path):
+        if file.is_file():
+            return file.stat().st_mtime
+    return CrossvalFolder(path).file.stat().st_mtime
 
 
-def _created(path: Path) -> datetime:
-    """When a run began: few file systems tell, so it is the oldest of what it wrote first and leaves as it is."""
-    stats = [path.stat()]
-    for one in (
-        path / "recipe.yaml",
-        path / "data.json",
-        path / "layers",
-        path / "previews" / "epoch_0001.png",
-    ):
+def _created(run: RunFolder) -> datetime:
+    """Return the time when a run began.
+
+    Few file systems record it: it is the oldest time of the files that are written
+    first and never changed.
+    """
+    stats = [run.path.stat()]
+    for path in (run.recipe_path, run.data_path, run.layers, run.preview_path(1)):
         with suppress(OSError):
-            stats.append(one.stat())
+            stats.append(path.stat())
     born = getattr(stats[0], "st_birthtime", None)
-    return datetime.fromtimestamp(
-        born if born is not None else min(stat.st_mtime for stat in stats)
-    )
+    if born is None:
+        born = min(stat.st_mtime for stat in stats)
+    return datetime.fromtimestamp(born)

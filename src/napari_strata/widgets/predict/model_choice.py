@@ -18,8 +18,8 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QVBoxLayout, QWidge
 from superqt import QElidingLabel
 
 from napari_strata.core.errors import StrataError
-from napari_strata.core.files import CROSSVAL
 from napari_strata.core.image import Image
+from napari_strata.core.runs import CROSSVAL_FILE, RunFolder
 from napari_strata.widgets.layers.convert import source_of_image
 from napari_strata.widgets.parts.recent import RunList
 from napari_strata.widgets.session import Session
@@ -219,15 +219,13 @@ class ModelChoice(QWidget):
     def _open_file(self) -> None:
         start = str(self._session.settings.runs)
         path, _ = QFileDialog.getOpenFileName(
-            self, "Open a model", start, f"Models (*.safetensors {CROSSVAL})"
+            self, "Open a model", start, f"Models (*.safetensors {CROSSVAL_FILE})"
         )
         if path:
             file = Path(path)
-            inside = (
-                file.name == "model.safetensors"
-                and (file.parent / "recipe.yaml").is_file()
-            )
-            self._pick(file.parent if inside or file.name == CROSSVAL else file)
+            run = RunFolder(file.parent)
+            inside = run.exists and file == run.model_path
+            self._pick(file.parent if inside or file.name == CROSSVAL_FILE else file)
 
     def _ask(self) -> None:
         self._question.forget()

@@ -15,6 +15,7 @@ from napari.layers import Labels as LabelsLayer
 
 from napari_strata.core import axes
 from napari_strata.core.image import Image
+from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.layers.convert import array_of
 from napari_strata.widgets.layers.live import PREDICTED
 
@@ -32,7 +33,7 @@ class Origin:
     @classmethod
     def of(cls, layer: ImageLayer, image: Image, model: Path) -> Origin:
         """Of an image and a model file or run folder, as they are now."""
-        file = model / "model.safetensors" if model.is_dir() else model
+        file = RunFolder(model).model_path if model.is_dir() else model
         changed = file.stat().st_mtime_ns if file.is_file() else 0
         return cls(
             ref(layer), id(array_of(layer)), image.axes, str(file.resolve()), changed

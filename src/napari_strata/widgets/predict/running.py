@@ -24,8 +24,8 @@ from napari_strata.core.events import (
     PredictionStarted,
     RegionEnd,
 )
-from napari_strata.core.files import CROSSVAL
 from napari_strata.core.image import Image
+from napari_strata.core.runs import MODEL_FILE, CrossvalFolder
 from napari_strata.core.text import duration
 from napari_strata.widgets.layers.convert import slug, source_of_image
 from napari_strata.widgets.layers.live import LiveLabels, class_map
@@ -352,7 +352,7 @@ def _origin(
 ) -> results.Origin:
     """What the labels will be made of; those averaged over flips and turns, or three directions, are others."""
     origin = results.Origin.of(layer, image, model)
-    folds = model.glob("*/model.safetensors") if (model / CROSSVAL).is_file() else ()
+    folds = model.glob(f"*/{MODEL_FILE}") if CrossvalFolder(model).exists else ()
     changed = max((file.stat().st_mtime_ns for file in folds), default=origin.changed)
     words = [
         origin.model,

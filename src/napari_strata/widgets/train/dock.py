@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QLabel, QTabWidget, QWidget
 from napari_strata.core.errors import StrataError
 from napari_strata.core.events import EpochEnd, Event
 from napari_strata.core.files import LAYERS
+from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.doctor import show_doctor
 from napari_strata.widgets.layers.autosave import Autosave
 from napari_strata.widgets.parts import script
@@ -164,7 +165,7 @@ class TrainDock(Dock):
         )
         kept = "Stop. The best model so far is kept; there is one from the end of the first epoch."
         enable(self.stop_button, "" if running else "Nothing is running.", kept)
-        has_model = self.run is not None and (self.run / "model.safetensors").is_file()
+        has_model = self.run is not None and RunFolder(self.run).has_model
         no_model = "" if has_model else "There is no model yet: train one."
         enable(
             self.predict_button,
@@ -179,7 +180,7 @@ class TrainDock(Dock):
     def _reserve(self) -> Path:
         """The folder of the run to come."""
         if (
-            self._draft is None or (self._draft / "recipe.yaml").is_file()
+            self._draft is None or RunFolder(self._draft).exists
         ):  # a copied command may have used it
             data = self.data_box.data()
             image = self.data_box.images.image
@@ -310,12 +311,12 @@ class TrainDock(Dock):
         self.live.stop()
         if run is None or self.session.is_closed:
             return
-        if not (
-            run / "recipe.yaml"
-        ).is_file():  # refused before it began: the folder can serve the next try
+        if not RunFolder(
+            run
+        ).exists:  # refused before it began: the folder can serve the next try
             self._draft, self.run, self._order = run, None, None
             self.tabs.setCurrentIndex(SETUP)
-        has_model = (run / "model.safetensors").is_file()
+        has_model = RunFolder(run).has_model
         if outcome.status in ("finished", "stopped"):
             word = "Training finished" if outcome.status == "finished" else "Stopped"
             score = f", {self.panel.score()}" if self.panel.score() else ""

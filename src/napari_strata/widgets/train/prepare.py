@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from napari.layers import Labels as LabelsLayer
 from napari_strata.core.errors import RunError
 from napari_strata.core.files import LAYERS
 from napari_strata.core.image import Image, LabelImage
+from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.layers.convert import source_of_image, source_of_labels
 from napari_strata.worker.orders import Layer, Pairs, PlanJob, TrainJob
 
@@ -106,11 +106,11 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
         when there is no run, or its data was never in a file.
     """
     try:
-        record = json.loads((run / "data.json").read_text(encoding="utf-8"))
+        record = RunFolder(run).read_json("data.json")
         pairs = [
             (pair["images"], pair["labels"], pair["axes"]) for pair in record["pairs"]
         ]
-    except (OSError, ValueError, KeyError) as error:
+    except (RunError, KeyError) as error:
         raise RunError(
             f"{run}: found no run that can go on ({error}); choose a run folder."
         ) from None
@@ -134,19 +134,15 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
         images=tuple(Layer(path=images, axes=axes) for images, _, axes in kept),
         labels=tuple(Layer(path=labels) for _, labels, _ in kept),
         validation=_pairs(held) if held else None,
-        recipe=str(run / "recipe.yaml"),
+        recipe=str(RunFolder(run).recipe_path),
         device=device,
         resume=True,
     )
 
 
 def class_colors(run: Path) -> tuple[str, ...]:
-    """Colours of a run's classes; none when it does not say."""
-    try:
-        record = json.loads((run / "data.json").read_text(encoding="utf-8"))
-        return tuple(str(row["color"]) for row in record["classes"])
-    except (OSError, ValueError, KeyError):
-        return ()
+    """Return the colours of a run's classes; empty when they are unknown."""
+    return tuple(RunFolder(run).classes().values())
 
 
 def _pairs(rows: list[tuple[str, str, str]]) -> Pairs:

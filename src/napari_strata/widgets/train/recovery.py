@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidge
 from napari_strata.core.errors import StrataError
 from napari_strata.core.events import Event
 from napari_strata.core.image import LabelImage
+from napari_strata.core.runs import RunFolder
 from napari_strata.io import read_labels
 from napari_strata.plugin import labels_layer
 from napari_strata.widgets.layers.autosave import Kept, kept
@@ -117,7 +118,7 @@ class LeftBehind(QWidget):
         path = run.path
         threads.run(
             lambda: (
-                (path / "running.json").is_file(),
+                RunFolder(path).running_path.is_file(),
                 class_colors(path),
                 last_events(path),
             ),
