@@ -24,14 +24,20 @@ from napari_strata.widgets.evaluate.scores import (
     PredictionChoice,
     TruthChoice,
 )
+from napari_strata.widgets.evaluate.state import (
+    EvaluateState,
+    LabelsInfo,
+    ZeroMeaning,
+    resolve,
+)
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.counts import PixelCounter
 from napari_strata.widgets.layers.label_classes import ClassBook
 from napari_strata.widgets.layers.live import PREDICTED, add_quietly, current_plane
 from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.class_rows import ZeroChoice
-from napari_strata.widgets.parts.dock import Dock, Progress, enable
-from napari_strata.widgets.parts.run_row import free_folder, page_of
+from napari_strata.widgets.parts.dock import Dock, Progress, draw
+from napari_strata.widgets.train.run_row import free_folder, page_of
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.orders import EvaluateJob, Layer
@@ -48,8 +54,8 @@ class EvaluateDock(Dock):
         super().__init__(napari_viewer)
         self.handle: JobHandle | None = None
         self.written: Written | None = None
-        self._busy = ""
-        self._lies: dict[str, Any] = {}  # where the prediction lies that was compared
+        self._activity = ""
+        self._transform: dict[str, Any] = {}  # of the layer that was compared
         self._most: list[list[dict[str, int] | None]] = []
         self._errors: LabelsLayer | None = None
         self._zeros: weakref.WeakKeyDictionary[LabelsLayer, bool] = (
@@ -111,102 +117,74 @@ class EvaluateDock(Dock):
 
     # ------------------------------------------------------------------ what is wanted
 
-    def problem(self) -> str:
-        """Why nothing can be compared; empty when it can."""
-        if problem := self.prediction.problem or self.truth.problem:
-            return problem
-        if self.prediction.layer is self.truth.layer:
-            return "Prediction and truth are the same layer: choose another truth."
-        try:
-            found, true = self._labels()
-        except ImageError as error:
-            return str(error)
-        wrong = [
-            f"{a}: {found.size(a)} against {true.size(a)}"
-            for a in "TZYX"
-            if found.size(a) != true.size(a)
-        ]
-        if not wrong:
-            return ""
-        return f"{found.name} and {true.name} differ in size ({', '.join(wrong)}): choose labels of the same pixels."
+    def state(self) -> EvaluateState:
+        """Read the state of the dock from its layers and choices."""
+        prediction, truth = self.prediction.layer, self.truth.layer
+        problem = self.prediction.problem or self.truth.problem
+        predicted_info = true_info = None
+        if not problem and prediction is not truth:
+            try:
+                predicted_labels, true_labels = self._labels()
+            except ImageError as error:
+                problem = str(error)
+            else:
+                predicted_info = _info(predicted_labels)
+                true_info = _info(true_labels)
+        return EvaluateState(
+            choice_problem=problem,
+            prediction=predicted_info,
+            truth=true_info,
+            same_layer=prediction is not None and prediction is truth,
+            prediction_ndim=0 if prediction is None else prediction.ndim,
+            activity=self._activity,
+            is_running=self.handle is not None,
+            has_scores=self.written is not None,
+            zero=None if truth is None else self._zero_meaning(truth),
+        )
 
     def _labels(self) -> tuple[LabelImage, LabelImage]:
-        found = self.prediction.labels(None)
-        return found, self.truth.labels(found)
+        predicted_labels = self.prediction.labels(None)
+        return predicted_labels, self.truth.labels(predicted_labels)
 
-    def asked(self) -> Comparison:
-        """What the dock shows; `problem` must be empty."""
-        layer, (found, true) = self.prediction.layer, self._labels()
-        only = self.scope.value == PLANE and any(found.size(a) > 1 for a in "TZ")
-        plane = current_plane(self.viewer, layer, found) if only else {}
-        return Comparison(found, true, self.zero.background.isChecked(), plane)
+    def _zero_meaning(self, truth: LabelsLayer) -> ZeroMeaning:
+        classes = stored_classes({"metadata": truth.metadata})
+        stored = None
+        if classes is not None and 0 in (*classes.values, *classes.unlabelled):
+            stored = 0 in classes.values
+        counts = self._counter.counts
+        suggested = False
+        if counts is not None:
+            suggested = ClassBook.of(truth).is_background(counts)
+        return ZeroMeaning(truth.name, stored, self._zeros.get(truth), suggested)
+
+    def comparison(self) -> Comparison:
+        """Build the comparison that the dock shows; only while `state` has no problem."""
+        predicted_labels, true_labels = self._labels()
+        plane = {}
+        is_stack = any(predicted_labels.size(letter) > 1 for letter in "TZ")
+        if is_stack and self.scope.value == PLANE:
+            plane = current_plane(self.viewer, self.prediction.layer, predicted_labels)
+        return Comparison(
+            predicted_labels, true_labels, self.zero.background.isChecked(), plane
+        )
 
     def _truth_changed(self) -> None:
         self._counter.watch(self.truth.layer)
         self._changed()
 
     def _changed(self, _event: object = None) -> None:
-        self._show_zero()
-        why = self._busy or self.problem()
-        enable(self.compare_button, why, "Score the prediction against the truth.")
-        running = self.handle is not None
-        enable(
-            self.stop_button,
-            "" if running else "Nothing is running.",
-            "Stop comparing.",
-        )
-        self.stop_button.visible = running
-        none = self._busy or ("" if self.written is not None else "Compare first.")
-        enable(
-            self.errors_button,
-            none,
-            "The predicted classes where they are wrong; 0 elsewhere.",
-        )
-        enable(
-            self.export_button,
-            none,
-            "report.html, metrics.json, metrics.csv and confusion.png, into a folder.",
-        )
-        layer = self.prediction.layer
-        flat = layer is None or layer.ndim < 3
-        self.scope.enabled = not flat
-        self.scope.tooltip = (
-            "These labels are one plane."
-            if flat
-            else "All planes, or only the one that you see."
-        )
-        if (
-            not self._busy
-            and why
-            and layer is not None
-            and self.truth.layer is not None
-        ):
-            self.truth.text.setText(why)
-
-    def _show_zero(self) -> None:
-        """What 0 means: as the truth's classes say; else as the user does; else by the rule of the class table."""
-        layer = self.truth.layer
-        classes = (
-            stored_classes({"metadata": layer.metadata}) if layer is not None else None
-        )
-        said = classes is not None and 0 in (*classes.values, *classes.unlabelled)
-        if layer is None:
-            return
-        counts, book = self._counter.counts, ClassBook.of(layer)
-        background = bool(said and classes is not None and 0 in classes.values)
-        if not said:
-            background = self._zeros.get(
-                layer, book.is_background(counts) if counts is not None else False
-            )
-        scored = "scored as a class" if background else "not scored"
-        why = (
-            f", as the classes of {layer.name} say (the Train dock changes them)"
-            if said
-            else ""
-        )
-        self.zero.show_choice(background, f"Where the truth is 0, it is {scored}{why}.")
-        self.zero.unlabelled.setEnabled(not said)
-        self.zero.background.setEnabled(not said)
+        """Draw the dock again after a change of its state."""
+        view = resolve(self.state())
+        self.zero.show_choice(view.zero_is_background, view.zero_text)
+        self.zero.unlabelled.setEnabled(view.zero_can_change)
+        self.zero.background.setEnabled(view.zero_can_change)
+        draw(self.compare_button, view.compare)
+        draw(self.stop_button, view.stop)
+        draw(self.errors_button, view.errors)
+        draw(self.export_button, view.export)
+        draw(self.scope, view.scope)
+        if view.truth_text is not None:
+            self.truth.text.setText(view.truth_text)
 
     def _zero_chosen(self, background: bool) -> None:
         if self.truth.layer is not None:
@@ -217,10 +195,10 @@ class EvaluateDock(Dock):
 
     def compare(self) -> None:
         """Write the two layers in a thread, then have the worker compare them."""
-        if self._busy or self.problem():
+        if self._activity or resolve(self.state()).problem:
             return
         layer = self.prediction.layer
-        self._lies = {
+        self._transform = {
             key: getattr(layer, key)
             for key in ("translate", "rotate", "shear", "affine")
         }
@@ -234,14 +212,14 @@ class EvaluateDock(Dock):
 
     def show_errors(self) -> None:
         """A layer of what is wrong in the newest comparison; the one that is there already is brought up to date."""
-        if self.written is not None and not self._busy:
+        if self.written is not None and not self._activity:
             self._work(
                 "Looking for the errors ...", self.written.errors, self._show_errors
             )
 
     def export_to(self, folder: Path) -> None:
         """Write the report of the newest comparison into an empty folder, or into a new one in it; also as a page."""
-        if (written := self.written) is None or self._busy:
+        if (written := self.written) is None or self._activity:
             return
         out = free_folder(folder, convert.slug(written.asked.prediction.name))
 
@@ -291,7 +269,7 @@ class EvaluateDock(Dock):
     # ------------------------------------------------------------------ what happens then
 
     def _prepared(self) -> Callable[[], Written]:
-        asked, session = self.asked(), self.session
+        asked, session = self.comparison(), self.session
         return lambda: asked.write(session.scratch())
 
     def _order(
@@ -347,13 +325,13 @@ class EvaluateDock(Dock):
             )
 
     def _wait(self, text: str) -> None:
-        self._busy = text
+        self._activity = text
         self.notice.clear()
         self.progress.show_step(0, 0, text)
         self._changed()
 
     def _rest(self) -> None:
-        self._busy = ""
+        self._activity = ""
         self.progress.hide()
         self._changed()
 
@@ -382,7 +360,7 @@ class EvaluateDock(Dock):
     def _show_errors(self, errors: LabelImage) -> None:
         assert self.written is not None
         data, given, _ = labels_layer(errors)
-        given |= self._lies
+        given |= self._transform
         given["metadata"] = given["metadata"] | {PREDICTED: True, ERRORS: True}
         made, old = LabelsLayer(data, **given), self._errors
         if old is None or old not in self.viewer.layers or old.data.shape != data.shape:
@@ -409,7 +387,7 @@ class EvaluateDock(Dock):
             self.export_to(Path(path))
 
     def _copy(self, form: Callable[[Any], str], what: str) -> None:
-        if why := self._busy or self.problem():
+        if why := self._activity or resolve(self.state()).problem:
             self.notice.say(f"Nothing to copy yet. {why}", "warning")
             return
 
@@ -426,6 +404,10 @@ class EvaluateDock(Dock):
         self.prediction.disconnect_viewer()
         self.truth.disconnect_viewer()
         self._counter.watch(None)
+
+
+def _info(labels: LabelImage) -> LabelsInfo:
+    return LabelsInfo(labels.name, {letter: labels.size(letter) for letter in "TZYX"})
 
 
 def _paragraph(text: str = "") -> QLabel:

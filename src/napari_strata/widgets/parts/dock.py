@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
-from magicgui.widgets import CheckBox, ProgressBar, PushButton
+from magicgui.widgets import ProgressBar, PushButton
 from magicgui.widgets import Widget as MagicWidget
+from magicgui.widgets.bases import ValueWidget
 from napari.viewer import Viewer, current_viewer
 from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtGui import QHideEvent, QShowEvent
@@ -24,6 +25,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_strata.core.errors import RunError
+from napari_strata.widgets.parts.control import Control
 from napari_strata.widgets.session import Session
 from napari_strata.widgets.work import threads
 
@@ -281,7 +283,9 @@ class Progress(QWidget):
         self.show()
 
 
-def enable(button: PushButton | CheckBox, why_not: str, tooltip: str = "") -> None:
-    """Enable a button or box, or disable it with the reason as its tooltip."""
-    button.enabled = not why_not
-    button.tooltip = why_not or tooltip
+def draw(widget: ValueWidget[Any], control: Control) -> None:
+    """Show the state of a control on its widget."""
+    widget.enabled = control.enabled
+    widget.tooltip = control.tooltip
+    if widget.visible != control.visible:
+        widget.visible = control.visible

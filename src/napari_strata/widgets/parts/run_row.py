@@ -11,8 +11,12 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QWidget
 
 from napari_strata.core.runs import RunFolder
-from napari_strata.widgets.parts.dock import enable
+from napari_strata.widgets.parts.control import Control
+from napari_strata.widgets.parts.dock import draw
 from napari_strata.widgets.work import threads
+
+
+NO_RUN = "Train, or open a run, first."
 
 
 class RunRow(QWidget):
@@ -63,10 +67,12 @@ class RunRow(QWidget):
     def allow(self, *, running: bool, has_run: bool) -> None:
         """Enable what can be done now, and say why the rest cannot."""
         busy = "A training is running: stop it first." if running else ""
-        none = busy or ("" if has_run else "Train, or open a run, first.")
-        enable(self.resume_button, none, "Go on where it stopped.")
-        enable(self.extend_button, none, "Train the same run for more epochs.")
-        enable(self.open_button, busy, "Go on with a run on disk.")
+        no_run = busy
+        if not busy and not has_run:
+            no_run = NO_RUN
+        draw(self.resume_button, Control("Go on where it stopped.", no_run))
+        draw(self.extend_button, Control("Train the same run for more epochs.", no_run))
+        draw(self.open_button, Control("Go on with a run on disk.", busy))
         self._allow_report()
 
     def report(self) -> None:
@@ -84,12 +90,9 @@ class RunRow(QWidget):
         return run if run is not None and RunFolder(run).exists else None
 
     def _allow_report(self) -> None:
-        none = "" if self._report_of() is not None else "Train, or open a run, first."
-        enable(
-            self.report_button,
-            none,
-            "Curves, scores, confusion and pictures on one page, in your browser.",
-        )
+        purpose = "Curves, scores, confusion and pictures on one page, in your browser."
+        why_not = NO_RUN if self._report_of() is None else ""
+        draw(self.report_button, Control(purpose, why_not))
 
     def _open(self, page: Path) -> None:
         self._writing = False

@@ -8,7 +8,8 @@ from typing import Any
 from magicgui.widgets import CheckBox
 
 from napari_strata.core.image import Image
-from napari_strata.widgets.parts.dock import enable
+from napari_strata.widgets.parts.control import Control
+from napari_strata.widgets.parts.dock import draw
 from napari_strata.widgets.predict.area import PLANE, VIEW
 
 THREE = (
@@ -48,7 +49,7 @@ class Averaging:
         """Allow three directions of an image, by a model (what is known of it: a `ModelSpec` as plain data), or not."""
         why = why_not_three(image, spec, area)
         with self.directions.changed.blocked():
-            enable(self.directions, why, THREE)
+            draw(self.directions, Control(THREE, why))
             self.directions.value = self._wanted and not why
 
     def _ticked(self, on: bool) -> None:

@@ -18,12 +18,13 @@ from napari_strata.plugin import METADATA
 from napari_strata.widgets.layers.choice import ImageChoice
 from napari_strata.widgets.layers.convert import labels_of, slug, source_of_image
 from napari_strata.widgets.parts import script
-from napari_strata.widgets.parts.dock import Dock, Progress, enable
+from napari_strata.widgets.parts.dock import Dock, Progress, draw
 from napari_strata.widgets.predict import results
 from napari_strata.widgets.predict.area import WHOLE, AreaChoice, AreaError
 from napari_strata.widgets.predict.averaging import Averaging
 from napari_strata.widgets.predict.model_choice import ModelChoice
 from napari_strata.widgets.predict.running import LivePrediction, PredictionOptions
+from napari_strata.widgets.predict.state import PredictState, resolve
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import Outcome
 from napari_strata.worker.orders import PredictJob
@@ -96,8 +97,8 @@ class PredictDock(Dock):
 
     # ------------------------------------------------------------------ what can be done
 
-    def _why_not(self) -> str:
-        """Why nothing can be predicted as things stand; empty when it can."""
+    def _problem(self) -> str:
+        """Explain why this image cannot be predicted; empty when it can."""
         return self.images.problem or self.model.problem or self.area.problem
 
     @property
@@ -134,33 +135,24 @@ class PredictDock(Dock):
             lambda: read_image(file[0], series=file[1]), done, failed, owner=self
         )
 
-    def _changed(self) -> None:
-        self.averaging.look(self.image, self.model.spec, str(self.area.combo.value))
-        running = (
-            "A prediction is running: wait for it, or stop it."
-            if self.prediction is not None
-            else ""
-        )
-        enable(
-            self.predict_button,
-            running or self._why_not(),
-            "Segment the image with this model.",
-        )
-        enable(
-            self.stop_button,
-            "" if running else "Nothing is running.",
-            "Stop; planes that are done stay.",
-        )
+    def state(self) -> PredictState:
+        """Read the state of the dock from its layers and choices."""
         labels = results.newest(self.viewer)
-        why = running or ("Labels are being saved." if self._saving else "")
-        why = why or (
-            "" if labels is not None else "There is nothing to save yet: press Predict."
+        return PredictState(
+            problem=self._problem(),
+            is_running=self.prediction is not None,
+            is_saving=self._saving,
+            labels_name=None if labels is None else labels.name,
         )
-        enable(
-            self.save_button,
-            why,
-            "" if labels is None else f"Write the labels {labels.name} to a file.",
-        )
+
+    def _changed(self) -> None:
+        """Draw the dock again after a change of its state."""
+        area = str(self.area.combo.value)
+        self.averaging.look(self.image, self.model.spec, area)
+        view = resolve(self.state())
+        draw(self.predict_button, view.predict)
+        draw(self.stop_button, view.stop)
+        draw(self.save_button, view.save)
 
     # ------------------------------------------------------------------ predict
 
@@ -206,7 +198,7 @@ class PredictDock(Dock):
             self.images.choose(layer)
         self.model.choose(run)
         self.area.combo.value = WHOLE
-        if why := self._why_not():
+        if why := self._problem():
             self.notice.say(why, "error")
             return
         self.predict()
@@ -293,7 +285,7 @@ class PredictDock(Dock):
     def _copy(self, form: Callable[[PredictJob], str], what: str) -> None:
         layer, image, model = self.images.layer, self.image, self.model.path
         if layer is None or image is None or model is None:
-            self.notice.say(f"Nothing to copy yet. {self._why_not()}", "warning")
+            self.notice.say(f"Nothing to copy yet. {self._problem()}", "warning")
             return
         folder = model if model.is_dir() else model.parent
         device, probabilities = (

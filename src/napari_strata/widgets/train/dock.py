@@ -17,7 +17,7 @@ from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.doctor import show_doctor
 from napari_strata.widgets.layers.autosave import Autosave
 from napari_strata.widgets.parts import script
-from napari_strata.widgets.parts.dock import Dock, enable, new_page
+from napari_strata.widgets.parts.dock import Dock, draw, new_page
 from napari_strata.widgets.parts.recent import RunSummary, last_events
 from napari_strata.widgets.parts.run_row import RunRow
 from napari_strata.widgets.train.data_box import DataBox
@@ -32,6 +32,7 @@ from napari_strata.widgets.train.prepare import (
 )
 from napari_strata.widgets.train.recipe_box import RecipeBox
 from napari_strata.widgets.train.recovery import LeftBehind
+from napari_strata.widgets.train.state import TrainState, resolve
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.orders import TrainJob
@@ -150,32 +151,30 @@ class TrainDock(Dock):
             data, box.base(), dict(box.overrides()), device, bool(self.keep_box.value)
         )
 
-    def _why_not(self) -> str:
-        if self.handle is not None or self._followed is not None:
-            return "A training is running: stop it first."
-        return self.data_box.problem() or self.recipe_box.problem()
+    def state(self) -> TrainState:
+        """Read the state of the dock from its boxes and its run."""
+        run = self.run
+        return TrainState(
+            data_problem=self.data_box.problem(),
+            recipe_problem=self.recipe_box.problem(),
+            is_running=self.handle is not None or self._followed is not None,
+            has_model=run is not None and RunFolder(run).has_model,
+            can_continue=self._order is not None,
+        )
 
     def _changed(self) -> None:
-        why = self._why_not()
-        running = self.handle is not None or self._followed is not None
-        self.why.setText(why)
-        self.why.setVisible(bool(why) and not running)
-        enable(
-            self.start_button, why, "Train a network on this image and these labels."
-        )
-        kept = "Stop. The best model so far is kept; there is one from the end of the first epoch."
-        enable(self.stop_button, "" if running else "Nothing is running.", kept)
-        has_model = self.run is not None and RunFolder(self.run).has_model
-        no_model = "" if has_model else "There is no model yet: train one."
-        enable(
-            self.predict_button,
-            no_model or ("" if not running else "Stop the training first."),
-        )
-        self.predict_button.visible = has_model and not running
-        self.runs.allow(running=running, has_run=self._order is not None)
+        """Draw the dock again after a change of its state."""
+        view = resolve(self.state())
+        self.why.setText(view.problem_text)
+        self.why.setVisible(bool(view.problem_text))
+        draw(self.start_button, view.train)
+        draw(self.stop_button, view.stop)
+        draw(self.predict_button, view.predict)
+        self.runs.draw(view)
         if self.data_box.uses_layers:
             self.autosave.watch(self.data_box.labels.layer, self.data_box.images.image)
-        self.forecast.ask(None if why else self.wanted(), why="", folder=self._reserve)
+        wanted = None if view.problem else self.wanted()
+        self.forecast.ask(wanted, why="", folder=self._reserve)
 
     def _reserve(self) -> Path:
         """The folder of the run to come."""
@@ -395,7 +394,7 @@ class TrainDock(Dock):
     def _copy(self, form: Any, what: str) -> None:
         wanted = self.wanted()
         if wanted is None:
-            self.notice.say(f"Nothing to copy yet. {self._why_not()}", "warning")
+            self.notice.say(f"Nothing to copy yet. {resolve(self.state()).problem}", "warning")
             return
         try:
             run, self._draft = (
