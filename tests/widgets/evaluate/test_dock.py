@@ -82,7 +82,7 @@ def _compare(qtbot: Any, dock: EvaluateDock) -> None:
     assert not dock.compare_button.enabled
     qtbot.waitUntil(
         lambda: (
-            not dock._busy
+            not dock._activity
             and (dock.written is not before or dock.notice.level == "error")
         ),
         timeout=LONG,
@@ -91,7 +91,7 @@ def _compare(qtbot: Any, dock: EvaluateDock) -> None:
 
 def _errors(qtbot: Any, dock: EvaluateDock) -> Any:
     _click(qtbot, dock.errors_button)
-    qtbot.waitUntil(lambda: not dock._busy, timeout=LONG)
+    qtbot.waitUntil(lambda: not dock._activity, timeout=LONG)
     return dock._errors
 
 
@@ -164,7 +164,7 @@ def test_comparing_again_brings_the_errors_up_to_date(make: Any, qtbot: Any) -> 
     layer, count = _errors(qtbot, dock), len(dock.viewer.layers)
     dock.prediction.layer.data = TRUTH.copy()
     _click(qtbot, dock.compare_button)
-    qtbot.waitUntil(lambda: not dock._busy and not layer.data.any(), timeout=LONG)
+    qtbot.waitUntil(lambda: not dock._activity and not layer.data.any(), timeout=LONG)
     assert "pixel accuracy 100.0\N{NO-BREAK SPACE}%" in dock.scores.headline.text()
     assert len(dock.viewer.layers) == count
 
@@ -273,7 +273,9 @@ def test_layers_may_go_while_they_are_compared(make: Any, qtbot: Any) -> None:
     _click(qtbot, dock.compare_button)
     dock.viewer.layers["rock labels"].name = "other"
     dock.viewer.layers.remove("rock segmented")
-    qtbot.waitUntil(lambda: not dock._busy and dock.written is not None, timeout=LONG)
+    qtbot.waitUntil(
+        lambda: not dock._activity and dock.written is not None, timeout=LONG
+    )
     assert "rock segmented against rock labels" in dock.scores.caption.text()
     assert not dock.compare_button.enabled
     assert np.array_equal(

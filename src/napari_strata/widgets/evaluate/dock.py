@@ -37,7 +37,7 @@ from napari_strata.widgets.layers.live import PREDICTED, add_quietly, current_pl
 from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.class_rows import ZeroChoice
 from napari_strata.widgets.parts.dock import Dock, Progress, draw
-from napari_strata.widgets.train.run_row import free_folder, page_of
+from napari_strata.widgets.parts.report_page import free_folder, page_of
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.orders import EvaluateJob, Layer

@@ -19,7 +19,6 @@ from napari_strata.widgets.layers.autosave import Autosave
 from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.dock import Dock, draw, new_page
 from napari_strata.widgets.parts.recent import RunSummary, last_events
-from napari_strata.widgets.parts.run_row import RunRow
 from napari_strata.widgets.train.data_box import DataBox
 from napari_strata.widgets.train.live_preview import LivePreview
 from napari_strata.widgets.train.panel import TrainingPanel
@@ -32,6 +31,7 @@ from napari_strata.widgets.train.prepare import (
 )
 from napari_strata.widgets.train.recipe_box import RecipeBox
 from napari_strata.widgets.train.recovery import LeftBehind
+from napari_strata.widgets.train.run_row import RunRow
 from napari_strata.widgets.train.state import TrainState, resolve
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
@@ -170,7 +170,7 @@ class TrainDock(Dock):
         draw(self.start_button, view.train)
         draw(self.stop_button, view.stop)
         draw(self.predict_button, view.predict)
-        self.runs.draw(view)
+        self.runs.show_view(view)
         if self.data_box.uses_layers:
             self.autosave.watch(self.data_box.labels.layer, self.data_box.images.image)
         wanted = None if view.problem else self.wanted()
@@ -394,7 +394,9 @@ class TrainDock(Dock):
     def _copy(self, form: Any, what: str) -> None:
         wanted = self.wanted()
         if wanted is None:
-            self.notice.say(f"Nothing to copy yet. {resolve(self.state()).problem}", "warning")
+            self.notice.say(
+                f"Nothing to copy yet. {resolve(self.state()).problem}", "warning"
+            )
             return
         try:
             run, self._draft = (

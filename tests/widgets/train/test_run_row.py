@@ -10,7 +10,8 @@ from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 
 from napari_strata.core.recipes import dump_recipe, load_recipe
-from napari_strata.widgets.parts.run_row import RunRow
+from napari_strata.widgets.train.run_row import RunRow
+from napari_strata.widgets.train.state import TrainState, resolve
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_the_report_is_written_and_opened(
     qtbot: Any, run: Path, opened: list[str]
 ) -> None:
     row = make(qtbot, run)
-    row.allow(running=False, has_run=True)
+    row.show_view(resolve(TrainState(can_continue=True)))
     assert row.report_button.enabled
     row.report_button.native.click()
     row.report_button.native.click()  # at once: no second one

@@ -13,10 +13,9 @@ from qtpy.QtWidgets import QFileDialog, QGridLayout, QLabel, QWidget
 from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.parts.control import Control
 from napari_strata.widgets.parts.dock import draw
+from napari_strata.widgets.parts.report_page import page_of
+from napari_strata.widgets.train.state import TrainState, TrainView, resolve
 from napari_strata.widgets.work import threads
-
-
-NO_RUN = "Train, or open a run, first."
 
 
 class RunRow(QWidget):
@@ -62,17 +61,13 @@ class RunRow(QWidget):
         )
         self.open_button.changed.connect(lambda _: self._ask())
         self.report_button.changed.connect(lambda _: self.report())
-        self.allow(running=False, has_run=False)
+        self.show_view(resolve(TrainState()))
 
-    def allow(self, *, running: bool, has_run: bool) -> None:
-        """Enable what can be done now, and say why the rest cannot."""
-        busy = "A training is running: stop it first." if running else ""
-        no_run = busy
-        if not busy and not has_run:
-            no_run = NO_RUN
-        draw(self.resume_button, Control("Go on where it stopped.", no_run))
-        draw(self.extend_button, Control("Train the same run for more epochs.", no_run))
-        draw(self.open_button, Control("Go on with a run on disk.", busy))
+    def show_view(self, view: TrainView) -> None:
+        """Show what can be done with the run in the dock."""
+        draw(self.resume_button, view.resume)
+        draw(self.extend_button, view.extend)
+        draw(self.open_button, view.open_run)
         self._allow_report()
 
     def report(self) -> None:
@@ -91,7 +86,7 @@ class RunRow(QWidget):
 
     def _allow_report(self) -> None:
         purpose = "Curves, scores, confusion and pictures on one page, in your browser."
-        why_not = NO_RUN if self._report_of() is None else ""
+        why_not = "Train, or open a run, first." if self._report_of() is None else ""
         draw(self.report_button, Control(purpose, why_not))
 
     def _open(self, page: Path) -> None:
@@ -115,23 +110,3 @@ class RunRow(QWidget):
         path = QFileDialog.getExistingDirectory(self, "Open a run", str(self._folder()))
         if path:
             self.opened.emit(Path(path))
-
-
-def page_of(run: Path) -> Path:
-    """`write_page`, imported when it is called: in a thread, which may take the time for the template engine."""
-    from napari_strata.report.write import write_page
-
-    return write_page(run)
-
-
-def free_folder(folder: Path, name: str) -> Path:
-    """`folder` if it is empty or not there yet, else a new one in it."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return folder
-    number = 1
-    while (
-        path := folder
-        / (f"scores-{name}" if number == 1 else f"scores-{name}-{number}")
-    ).exists():
-        number += 1
-    return path
