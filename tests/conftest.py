@@ -1,4 +1,6 @@
-"""What every test gets: one torch thread, so that figures repeat and two test runs do not fight for the cores.
+"""Settings of every test: one torch thread and the usual reaction to Ctrl-C.
+
+One thread makes figures repeat, and two test runs do not fight for the cores.
 
 ``pytest`` runs all but ``tests/widgets``, which needs a process of its own (see there): ``pytest tests/widgets``.
 """
@@ -6,7 +8,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,3 +37,15 @@ def _one_thread(request: pytest.FixtureRequest) -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _default_interrupt() -> Iterator[None]:
+    """Let SIGINT interrupt this process and the processes that it starts.
+
+    A background job of a shell inherits that SIGINT is ignored, and so would the
+    programs that the tests start and interrupt.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import numpy as np
@@ -53,3 +54,17 @@ def tiny_model(pair: AnnotatedImage | None = None) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Model(spec, tiny_recipe(), dict(build_network(spec).state_dict()))
+
+
+def signal_in_epoch(epoch: int, number: signal.Signals) -> str:
+    """Python code by which a training process gets a signal at the end of an epoch."""
+    return f"""
+import os
+from napari_strata.core.events import EpochEnd
+build = EpochEnd.__init__
+def build_and_signal(self, epoch, *values, **named):
+    if epoch == {epoch}:
+        os.kill(os.getpid(), {int(number)})
+    build(self, epoch, *values, **named)
+EpochEnd.__init__ = build_and_signal
+"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -356,7 +355,6 @@ def test_dropping_the_iterator_ends_its_thread():
     assert not any(t.name.startswith("patches") for t in threading.enumerate())
     for _ in patches.epoch(1):
         break
-    time.sleep(0.05)
     assert not any(t.name.startswith("patches") for t in threading.enumerate())
 
 

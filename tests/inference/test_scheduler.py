@@ -57,16 +57,25 @@ def shared(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def slow(cluster) -> None:
-    """Workers that take a while for each plane, and keep to it."""
-    code = """
+@pytest.fixture
+def gate(cluster, tmp_path_factory) -> Iterator[Path]:
+    """A file without which the workers write no more than five planes."""
+    path = tmp_path_factory.mktemp("gate") / "open"
+    code = f"""
 import time
-from napari_strata.inference.ledger import PartialOutput as Output
-kept = Output.write
-Output.write = lambda *arguments: (time.sleep(0.15), kept(*arguments))[1]
+from pathlib import Path
+from napari_strata.inference.ledger import PartialOutput
+write = PartialOutput.write
+def write_behind_gate(self, plane, *values):
+    while plane >= 5 and not Path({str(path)!r}).exists():
+        time.sleep(0.01)
+    write(self, plane, *values)
+PartialOutput.write = write_behind_gate
 """
     cluster.client.run(exec, code, {})
+    yield path
+    path.touch()
+    cluster.client.wait_for_workers(2, timeout=120)
 
 
 def job(
@@ -412,10 +421,7 @@ def test_each_worker_of_this_machine_has_a_gpu_of_its_own(monkeypatch):
     assert region._device("auto") == "auto"
 
 
-# From here on workers are slow: starting others would take longer than all that is above.
-
-
-def test_workers_that_stay_away_end_it(cluster, shared, slow, monkeypatch, tmp_path):
+def test_workers_that_stay_away_end_it(cluster, shared, gate, monkeypatch, tmp_path):
     monkeypatch.setattr(workers, "DESERTED", 0.0)
     found = job(shared, tmp_path / "x.tif", cluster)
     while not isinstance(next(found), PredictionStarted):
@@ -428,7 +434,7 @@ def test_workers_that_stay_away_end_it(cluster, shared, slow, monkeypatch, tmp_p
 
 
 def test_a_killed_worker_costs_the_plane_that_it_was_at(
-    cluster, shared, whole, tmp_path, slow, monkeypatch
+    cluster, shared, whole, tmp_path, gate, monkeypatch
 ):
     (victim, *_) = cluster.client.run(os.getpid).values()
     lines = []
@@ -447,6 +453,8 @@ def test_a_killed_worker_costs_the_plane_that_it_was_at(
         events.append(event)
         if isinstance(event, RegionEnd) and event.done == 3:
             os.kill(victim, signal.SIGKILL)
+        if isinstance(event, Message) and "lost worker" in event.text:
+            gate.touch()
     assert contents(tmp_path) == whole
     assert (
         10 <= len(lines) <= 11

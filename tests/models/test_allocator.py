@@ -11,6 +11,7 @@ import pytest
 from napari_strata.models import allocator
 
 SCRIPT = """
+import ctypes
 import resource
 import torch
 from napari_strata.models.allocator import kept_pages
@@ -26,6 +27,9 @@ def held():
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) / 1024
 
 torch.set_num_threads(1)
+# Huge pages, where the system gives them to all programs, would hide the faults.
+PR_SET_THP_DISABLE = 41
+ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 usual = faults()
 with kept_pages() as kept:
     with kept_pages():

@@ -21,8 +21,8 @@ from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.worker.replies import JobEnded, JobFailed, Outgoing, Ready, decode
 
 COMMAND = [sys.executable, "-m", "napari_strata.worker"]
-PATIENCE = 90.0
-"""Seconds for anything but a stop: the machine may be busy."""
+PATIENCE = 300.0
+"""Seconds for anything: a limit for tests that fail, since the machine may be busy."""
 
 
 class Worker:
@@ -100,11 +100,11 @@ class Worker:
         with suppress(BrokenPipeError):
             self.process.stdin.close()
 
-    def end(self, timeout: float = 30) -> int:
+    def end(self, timeout: float = PATIENCE) -> int:
         """Wait for the process to exit by itself; its status."""
         status = self.process.wait(timeout)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         return status
 
     def close(self) -> None:

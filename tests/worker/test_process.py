@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,9 @@ from napari_strata.worker.replies import (
     TargetOpened,
 )
 from napari_strata.worker.server import Interrupted, Server, comes_of_interruption
-from worker.client import COMMAND, Worker, train_order, worker
+from worker.client import COMMAND, PATIENCE, Worker, train_order, worker
 
-STOP = 5.0
+STOP = 60.0
 """Seconds for a stop, which takes less than one on a quiet machine."""
 FOREVER = {"training.epochs": 100_000}
 
@@ -60,6 +60,13 @@ def shared() -> Iterator[Worker]:
 
 def until_epoch(client: Worker, epoch: int = 1) -> None:
     client.until(lambda _, event: isinstance(event, EpochEnd) and event.epoch >= epoch)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def names(events: list[Outgoing]) -> list[str]:
@@ -287,7 +294,7 @@ def test_a_command_may_be_a_shell_that_changes_folder_and_environment(
         assert isinstance(ended, JobFailed)
         assert "µ.npy" in ended.text
         client.process.terminate()  # idle, or still importing
-        assert client.end(STOP) == 0
+        assert client.end() == 0
         assert client.errors == []
 
 
@@ -316,45 +323,49 @@ def test_a_viewer_that_goes_takes_the_training_along(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_training_that_is_kept_goes_on_without_a_viewer(tmp_path: Path) -> None:
-    epochs = 80
-    order = train_order(tmp_path, easy_pair(), overrides={"training.epochs": epochs})
-    with worker(
-        command=[sys.executable, str(Path(__file__).with_name("noisy.py")), "quietly"]
-    ) as client:
+    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    command = [sys.executable, str(Path(__file__).with_name("noisy.py")), "quietly"]
+    run, note = Path(order["out"]), Path(order["out"]) / "running.json"
+    with worker(command=command) as client:
         client.say(order)
         until_epoch(client, 1)
         client.say({"keep": "t"})
-        client.say(
-            order
-            | {
-                "job": "next",
-                "out": str(tmp_path / "next"),
-                "overrides": {},
-                "keep": True,
-            }
-        )
-        client.until(lambda job, _: job == "next")
-        # The viewer goes at once, and with it everything that reads.
+        client.say({"job": "next", "kind": "info", "path": order["out"]})
+        client.result("next")
         client.hang_up()
-        note = tmp_path / "run" / "running.json"
-        deadline = time.monotonic() + 60
-        while not note.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(note.exists)
         assert json.loads(note.read_text()) == {
             "job": "t",
             "pid": client.process.pid,
             "host": socket.gethostname(),
         }
-        seen = len(ns.RunFolder.open(order["out"]).events())
-        assert client.end(120) == 0
-    run = ns.RunFolder.open(order["out"])
-    events = run.events()
-    assert len(events) > seen
-    assert isinstance(events[-1], TrainingEnd)
-    assert (events[-1].reason, events[-1].epoch) == ("finished", epochs)
+        written = len(ns.RunFolder.open(run).events())
+        wait_until(lambda: len(ns.RunFolder.open(run).events()) > written)
+        wait_until(lambda: "noise" in (run / "log.txt").read_text())
+        client.process.terminate()
+        assert client.end() == 0
     assert not note.exists()
-    assert "noise" in (tmp_path / "run" / "log.txt").read_text()
-    assert len(ns.Model.load(tmp_path / "next").history) == 2
+    end = ns.RunFolder.open(run).events()[-1]
+    assert isinstance(end, TrainingEnd)
+    assert end.reason == "stopped"
+
+
+@pytest.mark.slow
+def test_trainings_that_are_kept_end_without_a_viewer(tmp_path: Path) -> None:
+    order = train_order(tmp_path, easy_pair(), keep=True)
+    following = order | {"job": "next", "out": str(tmp_path / "next")}
+    with worker() as client:
+        client.say(order)
+        client.say(following)
+        # The viewer goes at once, and with it everything that reads.
+        client.hang_up()
+        assert client.end() == 0
+    for run in (order["out"], following["out"]):
+        end = ns.RunFolder.open(run).events()[-1]
+        assert isinstance(end, TrainingEnd)
+        assert (end.reason, end.epoch) == ("finished", 2)
+        assert len(ns.Model.load(run).history) == 2
+        assert not (Path(run) / "running.json").exists()
 
 
 @pytest.mark.slow
@@ -362,7 +373,7 @@ def test_a_kill_leaves_a_checkpoint_that_goes_on_to_the_same_weights(
     tmp_path: Path,
 ) -> None:
     pair = easy_pair()
-    order = train_order(tmp_path, pair, overrides={"training.epochs": 300})
+    order = train_order(tmp_path, pair, overrides=FOREVER)
     with worker() as client:
         client.say(order)
         until_epoch(client, 3)
@@ -431,7 +442,7 @@ def test_a_worker_whose_replies_nobody_reads_ends(tmp_path: Path) -> None:
     with open(read, "rb", buffering=0) as replies:
         assert b"Ready" in replies.read(2**16)
     with process:
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_predictions_fill_the_array_that_is_mapped(
@@ -553,8 +564,10 @@ def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_traini
     )
     started = time.monotonic()
     shared.say({"stop": "slow"})
-    assert shared.result("slow")[-1] == JobEnded("stopped")
+    events = shared.result("slow")
     assert time.monotonic() - started < STOP
+    assert events[-1] == JobEnded("stopped")
+    assert "RegionEnd" not in names(events), "the plane was finished first"
     shared.until(lambda job, event: job == "t" and isinstance(event, EpochEnd))
     for pause in (
         0.0,
@@ -572,6 +585,7 @@ def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_traini
         )
         assert time.monotonic() - started < STOP
         assert ended.count(JobEnded("stopped")) == 2
+        assert "RegionEnd" not in names(ended), "the plane was finished first"
         shared.say(order | {"resume": True})
         until_epoch(shared)
     shared.say({"stop": "t"})
@@ -602,7 +616,5 @@ def test_what_fails_aside_does_not_disturb_the_training(
 def test_a_worker_can_be_nice(tmp_path: Path) -> None:
     with worker(command=[*COMMAND, "--nice", "7"]) as client:
         client.ready()
-        assert (
-            os.getpriority(os.PRIO_PROCESS, client.process.pid)
-            == os.getpriority(os.PRIO_PROCESS, 0) + 7
-        )
+        niceness = os.getpriority(os.PRIO_PROCESS, client.process.pid)
+        assert niceness == min(os.getpriority(os.PRIO_PROCESS, 0) + 7, 19)
