@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,25 @@ def test_slices_in_a_folder_are_called_what_they_show(tmp_path: Path) -> None:
         for folder in ("sandstone/images", "sandstone/dry")
     ]
     assert names == ["sandstone", "dry"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("suffix", [".tif", ".ome.zarr"])
+def test_opening_a_file_reads_its_pixels_once(tmp_path: Path, suffix: str) -> None:
+    def bytes_read() -> int:
+        counters = Path("/proc/self/io").read_text(encoding="ascii").split()
+        return int(counters[counters.index("rchar:") + 1])
+
+    path = tmp_path / f"stack{suffix}"
+    noise = np.random.default_rng(0).integers(0, 2**16, (20, 512, 512), np.uint16)
+    write_image(path, Image(noise, "ZYX"))
+    plugin.read(str(path))  # imports what reading needs
+    before = bytes_read()
+    reader = plugin.get_reader(str(path))
+    assert reader is not None
+    probed = bytes_read()
+    layers = reader(str(path))
+    after = bytes_read()
+    assert np.array_equal(np.asarray(layers[0][0]), noise)
+    assert probed - before < 0.2 * noise.nbytes
+    assert after - probed < 1.3 * noise.nbytes

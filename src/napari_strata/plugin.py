@@ -34,26 +34,34 @@ RGB = ("red", "green", "blue", "alpha")
 def get_reader(
     path: str | list[str],
 ) -> Callable[[str | list[str]], list[Layer]] | None:
-    """napari's question whether we read `path`: one file or folder we know is answered with a reader."""
+    """Return the reader of one file or folder, or None for what we cannot read.
+
+    Only headers are looked at: the pixels are read by `read`, once.
+    """
     if isinstance(path, list):
         return None
     try:
-        read_images(path)
+        read_images(path, lazy_above=0)
     except StrataError:
         return None
     return read
 
 
 def read(path: str | list[str]) -> list[Layer]:
-    """Layers of a file: our label files as Labels with class names and colours, every series of others as Image."""
-    one = path[0] if isinstance(path, list) else path
-    if read_classes(one) is not None:
-        return [labels_layer(read_labels(one))]
-    images = [_named(image, Path(one)) for image in read_images(one)]
-    return [
-        image_layer(image, levels=read_pyramid(one, series=i), series=i)
-        for i, image in enumerate(images)
-    ]
+    """Read the layers of a file.
+
+    A label file of ours becomes a Labels layer with class names and colours; every
+    series of another file becomes an Image layer.
+    """
+    first_path = path[0] if isinstance(path, list) else path
+    if read_classes(first_path) is not None:
+        return [labels_layer(read_labels(first_path))]
+    layers = []
+    for series in range(len(read_images(first_path, lazy_above=0))):
+        levels = read_pyramid(first_path, series=series)
+        full = _named(levels[0], Path(first_path))
+        layers.append(image_layer(full, levels=levels, series=series))
+    return layers
 
 
 def image_layer(
@@ -122,7 +130,9 @@ def labels_layer(labels: LabelImage) -> Layer:
 def write_labels(path: str, data: Any, attributes: Mapping[str, Any]) -> list[str]:
     """napari's writer for one Labels layer: keeps scale, units, axes and class map."""
     target, asked = _target(path)
-    return [str(_write_labels(target, _labels_of(data, attributes), overwrite=asked))]
+    return [
+        str(_write_labels(target, labels_of_layer(data, attributes), overwrite=asked))
+    ]
 
 
 def write_image(path: str, data: Any, attributes: Mapping[str, Any]) -> list[str]:
@@ -131,7 +141,9 @@ def write_image(path: str, data: Any, attributes: Mapping[str, Any]) -> list[str
     return [
         str(
             _write_image(
-                target, _writable(_image_of(data, attributes), target), overwrite=asked
+                target,
+                _writable(image_of_layer(data, attributes), target),
+                overwrite=asked,
             )
         )
     ]
@@ -220,7 +232,7 @@ def _write_folder(path: str, layers: Sequence[Layer], suffix: str) -> list[str]:
         folder = folder.with_name(stem(folder))
     # Everything that can be refused is refused before the first file is there.
     images = [
-        (_labels_of if kind == "labels" else _image_of)(data, given)
+        (labels_of_layer if kind == "labels" else image_of_layer)(data, given)
         for data, given, kind in layers
     ]
     targets = [
@@ -284,25 +296,82 @@ def _file_names(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _image_of(data: Any, attributes: Mapping[str, Any]) -> Image:
-    """The image of an Image layer's data and attributes."""
-    level = data[0] if attributes.get("multiscale") else data
-    colors = RGB[: level.shape[-1]] if attributes.get("rgb") else ()
-    axes = _letters(attributes, level.ndim - bool(colors), "TCZYX") + (
-        "C" if colors else ""
-    )
-    return Image(
-        level, axes, channel_names=colors, **_geometry(attributes, bool(colors))
-    )
+def image_of_layer(data: Any, attributes: Mapping[str, Any]) -> Image:
+    """Build an `Image` from the data and attributes of an Image layer.
+
+    Parameters
+    ----------
+    data
+        Array of the layer, or its levels when ``attributes["multiscale"]`` is true.
+    attributes
+        Layer attributes by napari's names: axis_labels, scale, units, name, rgb and
+        multiscale are used.
+
+    Returns
+    -------
+    Image
+        The full resolution. Axes are those that the layer names, else the usual ones
+        (see `default_axes`).
+    """
+    array = data[0] if attributes.get("multiscale") else data
+    is_rgb = bool(attributes.get("rgb"))
+    channel_names = RGB[: array.shape[-1]] if is_rgb else ()
+    ndim = array.ndim - is_rgb
+    axes = named_axes(attributes, ndim) or default_axes(ndim)
+    if is_rgb:
+        axes += "C"
+    geometry = _geometry(attributes, is_rgb)
+    return Image(array, axes, channel_names=channel_names, **geometry)
 
 
-def _labels_of(data: Any, attributes: Mapping[str, Any]) -> LabelImage:
-    """The label image of a Labels layer's data and attributes."""
-    level = data[0] if attributes.get("multiscale") else data
-    axes = _letters(attributes, level.ndim, "TZYX")
+def labels_of_layer(
+    data: Any, attributes: Mapping[str, Any], *, like: Image | None = None
+) -> LabelImage:
+    """Build a `LabelImage` from the data and attributes of a Labels layer.
+
+    Parameters
+    ----------
+    data, attributes
+        As for `image_of_layer`.
+    like
+        Image whose axes the labels take when the layer does not name its own.
+
+    Returns
+    -------
+    LabelImage
+        The full resolution, with the class map in the metadata of the layer.
+    """
+    array = data[0] if attributes.get("multiscale") else data
+    axes = named_axes(attributes, array.ndim)
+    if "C" in axes:
+        axes = ""
+    if not axes and like is not None and len(like.label_axes) == array.ndim:
+        axes = like.label_axes
     return LabelImage(
-        level, axes, classes=stored_classes(attributes), **_geometry(attributes, False)
+        array,
+        axes or default_axes(array.ndim),
+        classes=stored_classes(attributes),
+        **_geometry(attributes, False),
     )
+
+
+def named_axes(attributes: Mapping[str, Any], ndim: int) -> str:
+    """Return the axes that the axis labels of a layer name, such as "ZYX", else ""."""
+    letters = "".join(map(str, attributes.get("axis_labels") or ())).upper()
+    is_unique = len(letters) == len(set(letters)) == ndim
+    if is_unique and {"Y", "X"} <= set(letters) <= set(_axes.CANONICAL):
+        return letters
+    return ""
+
+
+def default_axes(ndim: int) -> str:
+    """Return the usual axes of a layer that names none: the last ones of TZYX.
+
+    napari shows channels as layers of their own, so a fourth dimension is time.
+    """
+    if ndim <= 4:
+        return "TZYX"[-ndim:]
+    return _axes.default((1,) * ndim)
 
 
 def stored_classes(attributes: Mapping[str, Any]) -> ClassMap | None:
@@ -310,16 +379,6 @@ def stored_classes(attributes: Mapping[str, Any]) -> ClassMap | None:
     stored = (attributes.get("metadata") or {}).get(METADATA) or {}
     # An image that was converted to labels brings along what its own metadata say, which is no class map.
     return ClassMap.model_validate(stored) if "values" in stored else None
-
-
-def _letters(attributes: Mapping[str, Any], ndim: int, allowed: str) -> str:
-    """The layer's own axes, where its labels spell them; else the usual ones, the last dimensions being Y and X."""
-    found = "".join(map(str, attributes.get("axis_labels") or ())).upper()
-    if len(found) == len(set(found)) == ndim and {"Y", "X"} <= set(found) <= set(
-        allowed
-    ):
-        return found
-    return "TZYX"[-ndim:]
 
 
 def _geometry(attributes: Mapping[str, Any], rgb: bool) -> dict[str, Any]:

@@ -69,11 +69,28 @@ def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> I
     return _format(path).load(path, series=series, axes=axes)[0]
 
 
-def read_images(path: PathLike, *, axes: str | None = None) -> list[Image]:
-    """Every series of a file, as `read_image` reads one."""
+def read_images(
+    path: PathLike, *, axes: str | None = None, lazy_above: int = LAZY_BYTES
+) -> list[Image]:
+    """Read every series of a file, as `read_image` reads one.
+
+    Parameters
+    ----------
+    path, axes
+        As for `read_image`.
+    lazy_above
+        Images with more bytes of pixels stay in the file until they are asked for; 0
+        reads no pixels.
+
+    Raises
+    ------
+    ImageError
+        As `read_image`.
+    """
     reader = _format(path)
     return [
-        reader.load(path, series=i, axes=axes)[0] for i in range(reader.count(path))
+        reader.load(path, series=index, axes=axes, lazy_above=lazy_above)[0]
+        for index in range(reader.count(path))
     ]
 
 
@@ -122,8 +139,11 @@ def read_labels(path: PathLike, *, axes: str | None = None) -> LabelImage:
 
 
 def read_classes(path: PathLike) -> ClassMap | None:
-    """The class map inside a label file of ours; None for every other file that can be read."""
-    return _format(path).load(path, labels=True)[1]
+    """Read the class map inside a label file of ours; None for every other file.
+
+    Pixels are not read (of a PNG or JPEG, they are).
+    """
+    return _format(path).load(path, lazy_above=0, labels=True)[1]
 
 
 def describe(path: PathLike) -> list[str]:

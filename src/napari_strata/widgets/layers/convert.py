@@ -18,11 +18,16 @@ from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 
 from napari_strata.core import axes as _axes
-from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import StrataError
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import read_image, write_image, write_labels
-from napari_strata.plugin import METADATA
+from napari_strata.plugin import (
+    METADATA,
+    default_axes,
+    image_of_layer,
+    labels_of_layer,
+    named_axes,
+)
 from napari_strata.worker.orders import Layer
 
 _COPYING = threading.Lock()
@@ -31,20 +36,21 @@ COPIED = 4 * 2**30
 
 
 def known_axes(layer: ImageLayer | LabelsLayer) -> str:
-    """The axes that the layer's own labels spell, such as "ZYX" (with C last for RGB); empty when they do not."""
-    letters = "".join(str(label) for label in layer.axis_labels).upper()
-    if len(letters) != layer.ndim or not {"Y", "X"} <= set(letters) <= set(
-        _axes.CANONICAL
-    ):
-        letters = "YX" if layer.ndim == 2 else ""
-    return letters + "C" if letters and _is_rgb(layer) else letters
+    """Return the axes that a layer names, such as "ZYX" (with C last for RGB), else ""."""
+    axes = named_axes(_attributes(layer), layer.ndim)
+    if not axes and layer.ndim == 2:
+        axes = "YX"
+    if axes and _is_rgb(layer):
+        axes += "C"
+    return axes
 
 
 def proposed_axes(layer: ImageLayer | LabelsLayer) -> str:
-    """`known_axes`, or the usual ones for that many dimensions: to be shown to the user, who may change them."""
-    if known := known_axes(layer):
-        return known
-    return _axes.default((1,) * layer.ndim) + ("C" if _is_rgb(layer) else "")
+    """Return `known_axes`, else the usual axes; the dock shows them for correction."""
+    axes = known_axes(layer)
+    if axes:
+        return axes
+    return default_axes(layer.ndim) + ("C" if _is_rgb(layer) else "")
 
 
 def set_axes(layer: ImageLayer | LabelsLayer, letters: str) -> None:
@@ -61,30 +67,19 @@ def array_of(layer: ImageLayer | LabelsLayer) -> Any:
 
 
 def image_of(layer: ImageLayer) -> Image:
-    """The image that a layer shows, with axes as the dock shows them. Raises `ImageError` when they do not fit."""
-    return Image(
-        array_of(layer), proposed_axes(layer), name=layer.name, **_geometry(layer)
-    )
+    """Build the image of a layer, with the axes that the dock shows; copies nothing.
+
+    Raises
+    ------
+    ImageError
+        If the axes do not fit the array.
+    """
+    return image_of_layer(layer.data, _attributes(layer))
 
 
 def labels_of(layer: LabelsLayer, image: Image | None = None) -> LabelImage:
-    """The labels of a layer with their class map; axes that the layer does not name are those of `image`."""
-    stored = (
-        layer.metadata.get(METADATA) or {}
-    )  # of an image that was made into labels: its file
-    letters = known_axes(layer)
-    if not letters:
-        fits = image is not None and len(image.label_axes) == layer.ndim
-        letters = (
-            image.label_axes if image is not None and fits else proposed_axes(layer)
-        )
-    return LabelImage(
-        array_of(layer),
-        letters,
-        name=layer.name,
-        classes=ClassMap.model_validate(stored) if "names" in stored else None,
-        **_geometry(layer),
-    )
+    """Build the labels of a layer; axes that it does not name are those of `image`."""
+    return labels_of_layer(layer.data, _attributes(layer), like=image)
 
 
 def mismatch(image: Image, labels: LabelsLayer) -> str:
@@ -148,10 +143,17 @@ def _is_rgb(layer: ImageLayer | LabelsLayer) -> bool:
     return bool(getattr(layer, "rgb", False))
 
 
-def _geometry(layer: ImageLayer | LabelsLayer) -> dict[str, Any]:
-    extra = (1.0,) if _is_rgb(layer) else ()
-    units = tuple(str(unit) for unit in layer.units) + (("pixel",) if extra else ())
-    return {"scale": tuple(float(s) for s in layer.scale) + extra, "units": units}
+def _attributes(layer: ImageLayer | LabelsLayer) -> dict[str, Any]:
+    """Collect the attributes of a layer that decide what its numbers mean."""
+    return {
+        "axis_labels": layer.axis_labels,
+        "scale": layer.scale,
+        "units": layer.units,
+        "name": layer.name,
+        "metadata": layer.metadata,
+        "multiscale": layer.multiscale,
+        "rgb": _is_rgb(layer),
+    }
 
 
 def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
