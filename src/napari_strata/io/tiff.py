@@ -10,18 +10,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tifffile import TiffFile, TiffPageSeries
 
 from napari_strata.core.image import ArrayLike, Image
 from napari_strata.io.layout import Layout, resolve
-from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading
+from napari_strata.io.lazy import LAZY_BYTES, FileArray, Opener, reading
 from napari_strata.io.metadata import Calibration, of_series
 from napari_strata.io.paths import PathLike, existing, stem
 from napari_strata.io.record import Loaded
 from napari_strata.io.tiff_file import check, data_offset, opened, pick
+from napari_strata.io.tiff_segments import SegmentedSeries
 from napari_strata.io.units import PIXEL
 
 _ALPHA = (1, 2)
@@ -119,23 +119,40 @@ class _Choice:
 
 @dataclass(frozen=True)
 class TiffOpener:
-    """Opens one level of one series as a chunked array; picklable, as tifffile's zarr store is not."""
+    """Open one level of one series as an array that reads regions; picklable."""
 
     path: str
     series: int
     level: int
 
     def __call__(self) -> tuple[ArrayLike, Callable[[], None]]:
-        import zarr
-
         tif = TiffFile(self.path)
         try:
-            store = tif.series[self.series].aszarr(level=self.level)
-            array: Any = zarr.open_array(store, mode="r")
+            array = SegmentedSeries(tif.series[self.series].levels[self.level])
         except BaseException:
             tif.close()
             raise
-        return array, tif.close
+
+        def close() -> None:
+            array.close()
+            tif.close()
+
+        return array, close
+
+
+@dataclass(frozen=True)
+class MappedOpener:
+    """Map pixels that are stored in one piece, in a byte order or at a place that
+    torch does not take."""
+
+    path: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+
+    def __call__(self) -> tuple[ArrayLike, Callable[[], None]]:
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return mapped, lambda: None
 
 
 def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
@@ -225,23 +242,21 @@ def _data(
         with reading(path):
             array: ArrayLike = series.asarray()[crop].reshape(shape)
         return array
+    opener: Opener = TiffOpener(str(path), choice.series, choice.level)
     offset = data_offset(series)
-    if offset is not None and series.keyframe.is_memmappable and _native(series):
-        with reading(path):
-            mapped: ArrayLike = np.memmap(
-                path, series.dtype, "r", offset, series.shape
-            )[crop].reshape(shape)
-        return mapped
-    return FileArray(
-        TiffOpener(str(path), choice.series, choice.level),
-        stored,
-        shape=shape,
-        dtype=series.dtype,
-    )
+    if offset is not None and series.keyframe.is_final and series.transform is None:
+        order = "=" if _native(series) else series.keyframe.parent.byteorder
+        dtype = series.dtype.newbyteorder(order)
+        if order == "=" and series.keyframe.is_memmappable:
+            with reading(path):
+                mapped = np.memmap(path, dtype, "r", offset, series.shape)
+            return mapped[crop].reshape(shape)
+        opener = MappedOpener(str(path), dtype.str, offset, series.shape)
+    return FileArray(opener, stored, shape=shape, dtype=series.dtype)
 
 
 def _native(series: TiffPageSeries) -> bool:
-    # torch takes no swapped bytes; the chunked reader swaps them back
+    # torch takes no swapped bytes
     native = "<" if sys.byteorder == "little" else ">"
     return bool(
         series.dtype.itemsize == 1 or series.keyframe.parent.byteorder == native

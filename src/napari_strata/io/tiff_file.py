@@ -1,30 +1,44 @@
-"""Opening a TIFF file: what is missing, not a TIFF, truncated or damaged is said before a pixel is used.
+"""Opening a TIFF file: missing, foreign, truncated and damaged files are refused.
 
-tifffile goes on reading where it can: a page chain that is cut gives fewer pages and a line in the log. That would be
-half an image without a word, so the log is listened to.
+tifffile reads on where it can: of a chain of pages that breaks off it gives the first
+pages. That would silently be half an image, so the structure of the file is checked here
+before a pixel is used. Only page headers are read.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-import threading
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 from tifffile import TiffFile, TiffPageSeries
 
 from napari_strata.core.errors import ImageError
 from napari_strata.io.lazy import reading
 
-_BROKEN = re.compile(
-    r"invalid page offset|corrupted|[Mm]issing data are zeroed|index out of range|failed to reshape"
-)
-_BROKEN_TAG = re.compile(r"TiffTag (\d+) .*invalid value offset")
-_LAST_BASELINE_TAG = 400  # a private tag that points nowhere harms nothing
+# Damage is found by the checks below; tifffile's messages stay off the terminal.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-_OTHERS = {
+_LAST_BASELINE_TAG = 400
+"""A private tag that points nowhere harms nothing."""
+
+_MOST_TAGS = 4096
+"""Longer tag lists are taken as damage, by tifffile too."""
+
+_PIXEL_TAGS = (273, 279, 324, 325, 330, 347)
+"""Offsets and byte counts of strips and tiles, SubIFDs, JPEG tables."""
+
+_TYPE_BYTES = np.zeros(65536, np.int64)
+_TYPE_BYTES[1:14] = (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4)
+_TYPE_BYTES[16:19] = 8
+
+_OTHER_FORMATS = {
     b"\x89PNG": "a PNG",
     b"\xff\xd8\xff": "a JPEG",
     b"\x89HDF": "an HDF5 file",
@@ -34,21 +48,27 @@ _OTHERS = {
 
 @contextmanager
 def opened(path: Path) -> Iterator[TiffFile]:
-    """The file with its series resolved; what tifffile only logs about a damaged file becomes an error."""
-    with _overheard() as messages:
-        try:
-            tif = TiffFile(path)
-        except Exception as error:
-            raise _not_tiff(path, error) from error
-        with tif:
-            with reading(path):
-                found = tif.series
-            _check_messages(path, messages)
-            if not any(series.size for series in found):
-                raise ImageError(
-                    f"{path}: a TIFF file without pixels; choose another file."
-                )
-            yield tif
+    """Open a file, check its structure, and close it at the end."""
+    try:
+        tif = TiffFile(path)
+    except Exception as error:
+        raise _not_tiff(path, error) from error
+    with tif:
+        # ImageJ may keep all pixels behind the first page: then only that one counts.
+        if not tif.is_imagej:
+            _check_chain(tif, path)
+        with reading(path):
+            all_series = list(tif.series)
+        if not any(series.size for series in all_series):
+            raise ImageError(
+                f"{path}: a TIFF file without pixels; choose another file."
+            )
+        if tif.is_imagej:
+            first = all_series[0]
+            behind = first.kind == "imagej" and data_offset(first) is not None
+            _check_chain(tif, path, first_only=behind)
+        _check_description(tif, all_series, path)
+        yield tif
 
 
 def _not_tiff(path: Path, error: Exception) -> ImageError:
@@ -62,93 +82,169 @@ def _not_tiff(path: Path, error: Exception) -> ImageError:
             f"{path}: cannot be opened ({failed.strerror}); check its permissions."
         )
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return ImageError(
-            f"{path}: a truncated or damaged TIFF file ({error}); copy it again from its source."
-        )
-    kind = next((name for magic, name in _OTHERS.items() if head.startswith(magic)), "")
-    found = (
-        f"it is {kind}; give it its own suffix"
-        if kind
-        else f"it starts with {head!r}"
-        if head
-        else "it is empty"
-    )
+        return _damaged(path, str(error))
+    kind = "it is empty"
+    if head:
+        kind = f"it starts with {head!r}"
+    for magic, name in _OTHER_FORMATS.items():
+        if head.startswith(magic):
+            kind = f"it is {name}; give it its own suffix"
     return ImageError(
-        f"{path}: not a TIFF file: {found} (a TIFF file starts with 'II*' or 'MM')."
+        f"{path}: not a TIFF file: {kind} (a TIFF file starts with 'II*' or 'MM')."
+    )
+
+
+def _damaged(path: Path, problem: str) -> ImageError:
+    return ImageError(
+        f"{path}: a truncated or damaged TIFF file ({problem}); copy it again from its"
+        " source."
     )
 
 
 def data_offset(series: TiffPageSeries) -> int | None:
-    """Where the pixels of a series begin, when they lie in one piece, as they are, in the file that was opened."""
-    return (
-        series.dataoffset
-        if series.keyframe.parent is series.parent and not series.is_multifile
-        else None
-    )
+    """Position of the pixels of a series that lie in one piece in the opened file."""
+    if series.keyframe.parent is not series.parent or series.is_multifile:
+        return None
+    offset: int | None = series.dataoffset
+    return offset
 
 
 def pick(tif: TiffFile, path: Path, index: int) -> TiffPageSeries:
-    """The series number `index`, or an error that says how many there are."""
-    if not 0 <= index < len(tif.series):
+    """Get the series number `index`, or raise an error that says how many there are."""
+    count = len(tif.series)
+    if not 0 <= index < count:
         raise ImageError(
-            f"{path}: found {len(tif.series)} series, numbered from 0; there is no series {index}."
+            f"{path}: found {count} series, numbered from 0; there is no series"
+            f" {index}."
         )
     return tif.series[index]
 
 
-def _check_messages(path: Path, messages: list[str]) -> None:
-    for text in messages:
-        tag = _BROKEN_TAG.search(text)
-        if _BROKEN.search(text) or (tag and int(tag[1]) < _LAST_BASELINE_TAG):
-            raise ImageError(
-                f"{path}: a truncated or damaged TIFF file ({text}); copy it again from its source."
-            )
+def _check_chain(tif: TiffFile, path: Path, *, first_only: bool = False) -> None:
+    """Follow the chain of pages; each page and its tags must lie in the file."""
+    if tif.is_ndpi:  # its offsets have 64 bits in a classic TIFF
+        return
+    if tif.is_mmstack or tif.is_ndtiff or tif.is_scanimage:
+        first_only = True  # these find their pages by other means
+    size = tif.filehandle.size
+    seen: set[int] = set()
+    offset = tif.pages.first.offset
+    while offset:
+        number = len(seen)
+        if offset in seen:
+            raise _damaged(path, f"page {number} leads back to an earlier page")
+        seen.add(offset)
+        tags, following = _read_ifd(tif, offset)
+        if tags is None:
+            raise _damaged(path, f"page {number} at byte {offset} of {size} is cut off")
+        for code in _misplaced_tags(tif, tags):
+            if code in _PIXEL_TAGS or (number == 0 and code < _LAST_BASELINE_TAG):
+                raise _damaged(
+                    path, f"tag {code} of page {number} lies outside of the file"
+                )
+        if first_only:
+            return
+        offset = following
+
+
+def _read_ifd(tif: TiffFile, offset: int) -> tuple[np.ndarray[Any, Any] | None, int]:
+    """Read the tags of a page and the offset of the next page; None where cut off."""
+    order = tif.byteorder
+    offset_format, count_format = "I", "H"
+    if tif.is_bigtiff:
+        offset_format, count_format = "Q", "Q"
+    width = struct.calcsize(offset_format)
+    entry = np.dtype(
+        [
+            ("code", f"{order}u2"),
+            ("type", f"{order}u2"),
+            ("count", f"{order}u{width}"),
+            ("value", f"{order}u{width}"),
+        ]
+    )
+    file = tif.filehandle
+    file.seek(offset)
+    head = file.read(struct.calcsize(count_format))
+    if len(head) < struct.calcsize(count_format):
+        return None, 0
+    (count,) = struct.unpack(order + count_format, head)
+    if count > _MOST_TAGS:
+        return None, 0
+    body = file.read(count * entry.itemsize + width)
+    if len(body) < count * entry.itemsize + width:
+        return None, 0
+    (following,) = struct.unpack(order + offset_format, body[-width:])
+    return np.frombuffer(body, entry, count), following
+
+
+def _misplaced_tags(tif: TiffFile, tags: np.ndarray[Any, Any]) -> list[int]:
+    """List the codes of tags whose values begin or end outside of the file."""
+    inline = tags.dtype["value"].itemsize
+    lengths = _TYPE_BYTES[tags["type"]].astype(float) * tags["count"]
+    begins = tags["value"].astype(float)
+    outside = (begins < 8) | (begins + lengths > tif.filehandle.size)
+    codes: list[int] = tags["code"][(lengths > inline) & outside].tolist()
+    return codes
+
+
+def _check_description(
+    tif: TiffFile, all_series: list[TiffPageSeries], path: Path
+) -> None:
+    """Refuse files whose pages are not those that their metadata describe."""
+    first = all_series[0]
+    if tif.is_imagej and not tif.is_ome and first.kind in ("uniform", "generic"):
+        raise _damaged(path, "its pages are not those of its ImageJ description")
+    metadata = tif.shaped_metadata or ()
+    if first.kind == "shaped" and len(all_series) == len(metadata) == 1:
+        shape = metadata[0].get("shape", first.shape)
+        if prod(shape) != first.size:
+            raise _damaged(path, f"it describes a shape of {tuple(shape)}")
 
 
 def check(tif: TiffFile, series: TiffPageSeries, path: Path) -> None:
-    """Refuse dtypes that are no pixels, and a file that ends before its pixels do; reads page headers only."""
+    """Refuse dtypes that are no pixels, and a file that ends before its pixels do."""
     if series.dtype.kind not in "uifb":
         raise ImageError(
-            f"{path}: found pixels of dtype {series.dtype}; integers, floats and bool can be read."
+            f"{path}: found pixels of dtype {series.dtype}; integers, floats and bool"
+            " can be read."
         )
-    with reading(path):  # a chain of pages that breaks off raises
-        missing = _missing(tif, series, path.stat().st_size)
-    if missing:
-        raise ImageError(
-            f"{path}: a truncated TIFF file: it ends before its pixels do; copy it again from its source."
-        )
-
-
-def _missing(tif: TiffFile, series: TiffPageSeries, size: int) -> bool:
+    size = path.stat().st_size
     offset = data_offset(series)
     if offset is not None:
-        return bool(offset + series.nbytes > size)
-    pages = [page for page in series if page is None or page.parent is tif]
-    return any(
-        page is None
-        or any(
-            o + n > size
-            for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)
-        )
-        for page in pages
+        if offset + series.nbytes > size:
+            raise _ends_early(path)
+        return
+    with reading(path):  # a page that cannot be read raises
+        pages = list(series)
+    missing = sum(page is None for page in pages)
+    if missing:
+        raise _incomplete(tif, path, missing, len(pages))
+    for page in pages:
+        if page.parent is not tif:
+            continue
+        segments = zip(page.dataoffsets, page.databytecounts, strict=False)
+        if any(start + length > size for start, length in segments):
+            raise _ends_early(path)
+
+
+def _ends_early(path: Path) -> ImageError:
+    return ImageError(
+        f"{path}: a truncated TIFF file: it ends before its pixels do; copy it again"
+        " from its source."
     )
 
 
-@contextmanager
-def _overheard() -> Iterator[list[str]]:
-    """tifffile's log messages of this thread, as a list instead of on the terminal."""
-    messages: list[str] = []
-    thread = threading.get_ident()
-
-    class _Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == thread:
-                messages.append(record.getMessage())
-
-    ear = _Ear(logging.WARNING)
-    logger = logging.getLogger("tifffile")
-    logger.addHandler(ear)
-    try:
-        yield messages
-    finally:
-        logger.removeHandler(ear)
+def _incomplete(tif: TiffFile, path: Path, missing: int, total: int) -> ImageError:
+    """Error for a series without some of its pages; it names the files that miss."""
+    names = set()
+    if tif.is_ome and tif.ome_metadata:
+        for element in ElementTree.fromstring(tif.ome_metadata).iter():
+            name = element.get("FileName")
+            if name and not (path.parent / name).exists():
+                names.add(name)
+    if names:
+        return ImageError(
+            f"{path}: {missing} of {total} planes are missing: they are in"
+            f" {', '.join(sorted(names))}; put all files of the set into one folder."
+        )
+    return _damaged(path, f"{missing} of the {total} planes it describes are missing")
