@@ -194,8 +194,8 @@ def _check_description(
     first = all_series[0]
     if tif.is_imagej and not tif.is_ome and first.kind in ("uniform", "generic"):
         raise _damaged(path, "its pages are not those of its ImageJ description")
-    metadata = tif.shaped_metadata or ()
-    if first.kind == "shaped" and len(all_series) == len(metadata) == 1:
+    metadata = list(tif.shaped_metadata or [])
+    if first.kind == "shaped" and len(all_series) == 1 and len(metadata) == 1:
         shape = metadata[0].get("shape", first.shape)
         if prod(shape) != first.size:
             raise _damaged(path, f"it describes a shape of {tuple(shape)}")

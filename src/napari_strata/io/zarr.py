@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +198,15 @@ def _system_errors() -> Iterator[None]:
 
 
 def _pipeline() -> dict[str, str]:
-    """zarr's setting for the fast codecs, where they are installed; an array keeps what it was opened with."""
-    return {"codec_pipeline.path": FAST} if find_spec("zarrs") else {}
+    """Build zarr's setting for the fast codecs, where zarrs is installed.
+
+    An array keeps the codecs that it was opened with.
+    """
+    try:
+        import zarrs  # noqa: F401 - zarrs 0.2.0 registers its codecs when imported
+    except ImportError:
+        return {}
+    return {"codec_pipeline.path": FAST}
 
 
 def _ome(record: Record, resolutions: int) -> dict[str, Any]:
