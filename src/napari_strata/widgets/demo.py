@@ -21,14 +21,14 @@ def open_demo() -> Viewer:
     """A napari viewer with image, labels and the three docks; the Train dock is in front, ready to start."""
     viewer = napari.Viewer()
     pair = sandstone()
-    data, given, _ = image_layer(pair.image)
-    image = viewer.add_image(data, **given | {"name": "sandstone"})
+    data, image_attributes, _ = image_layer(pair.image)
+    image = viewer.add_image(data, **image_attributes | {"name": "sandstone"})
     exact = np.asarray(pair.labels.data)
     painted = np.zeros_like(exact)
     painted[list(PAINTED)] = exact[list(PAINTED)]
     labels = pair.image.labels_like(painted, classes=CLASSES, name="sandstone labels")
-    data, given, _ = labels_layer(labels)
-    viewer.add_labels(data, **given)
+    data, image_attributes, _ = labels_layer(labels)
+    viewer.add_labels(data, **image_attributes)
     viewer.dims.set_point(0, PAINTED[0] * image.scale[0])
     viewer.layers.selection.active = image
     dock, train = viewer.window.add_plugin_dock_widget("napari-strata", "Train")

@@ -95,14 +95,14 @@ class DoctorDialog(QDialog):
 
     def start(self, *, command: Sequence[str], folder: Path) -> None:
         """Begin to look; lines are added as they come."""
-        given = ["--json", "--folder", str(folder), "--worker", shlex.join(command)]
+        arguments = ["--json", "--folder", str(folder), "--worker", shlex.join(command)]
         drawn = _drawn_by()
         if drawn is not None:
             self._add(drawn)
-        self._process.start(sys.executable, ["-m", "napari_strata.doctor", *given])
+        self._process.start(sys.executable, ["-m", "napari_strata.doctor", *arguments])
 
     def text(self) -> str:
-        """What *Copy* copies."""
+        """Text that *Copy* puts on the clipboard."""
         return as_text(self.checks)
 
     def done(self, result: int) -> None:
@@ -130,12 +130,12 @@ class DoctorDialog(QDialog):
     def _finish(self, status: int, how: QProcess.ExitStatus) -> None:
         self._read()
         if how != QProcess.ExitStatus.NormalExit or status not in (0, 1):
-            said = (
+            error_text = (
                 bytes(self._process.readAllStandardError().data())
                 .decode("utf-8", "replace")
                 .strip()
             )
-            last = f": {said.splitlines()[-1][:300]}" if said else ""
+            last = f": {error_text.splitlines()[-1][:300]}" if error_text else ""
             text = f"they ended early, with status {status}{last}"
             self._add(
                 Check(
@@ -143,10 +143,10 @@ class DoctorDialog(QDialog):
                 )
             )
         problems = sum(check.status == "problem" for check in self.checks)
-        words = {0: "No problems found.", 1: "One problem found."}.get(
+        summary = {0: "No problems found.", 1: "One problem found."}.get(
             problems, f"{problems} problems found."
         )
-        self.summary.setText(words)
+        self.summary.setText(summary)
 
     def _fail(self, error: QProcess.ProcessError) -> None:
         if error == QProcess.ProcessError.FailedToStart:
@@ -164,14 +164,14 @@ class DoctorDialog(QDialog):
     def _add(self, check: Check) -> None:
         self.checks.append(check)
         # What needs the user first stands first.
-        place = (
+        row = (
             sum(
-                ORDER.index(other.status) <= ORDER.index(check.status)
-                for other in self.checks
+                ORDER.index(earlier.status) <= ORDER.index(check.status)
+                for earlier in self.checks
             )
             - 1
         )
-        self._rows.insertWidget(place, _row(check))
+        self._rows.insertWidget(row, _row(check))
 
     def _copy(self) -> None:
         clipboard = QApplication.clipboard()
@@ -189,7 +189,8 @@ def _row(check: Check) -> QWidget:
     mark = QLabel(MARKS[check.status])
     mark.setToolTip(check.status)
     mark.setFixedWidth(
-        max(mark.fontMetrics().horizontalAdvance(one) for one in MARKS.values()) + 4
+        max(mark.fontMetrics().horizontalAdvance(symbol) for symbol in MARKS.values())
+        + 4
     )
     mark.setAlignment(Qt.AlignmentFlag.AlignHCenter)
     cells.addWidget(mark, 0, 0, Qt.AlignmentFlag.AlignTop)
@@ -212,7 +213,7 @@ def _paragraph(text: str) -> QLabel:
 
 
 def _drawn_by() -> Check | None:
-    """What draws the viewer's pictures, as its own window says; None when there is no window."""
+    """Name the OpenGL renderer of the viewer's window; None when there is no window."""
     from vispy.gloo import gl
     from vispy.gloo.context import get_current_canvas
 
@@ -221,7 +222,7 @@ def _drawn_by() -> Check | None:
         return None
     try:
         canvas.set_current()
-        words = [
+        names = [
             str(gl.glGetParameter(name))
             for name in (gl.GL_VENDOR, gl.GL_RENDERER, gl.GL_VERSION)
         ]
@@ -232,4 +233,4 @@ def _drawn_by() -> Check | None:
             f"OpenGL does not answer ({error})",
             "Start napari again.",
         )
-    return Check("This window", "ok", f"drawn by {' | '.join(words)}")
+    return Check("This window", "ok", f"drawn by {' | '.join(names)}")

@@ -39,8 +39,8 @@ class Session(QObject):
         # Docks are given a proxy that hides what is private, and the window is.
         whole = getattr(viewer, "__wrapped__", viewer)
         window = whole.window._qt_window
-        found: Session | None = window.findChild(cls)
-        return found or cls(whole, window)
+        session: Session | None = window.findChild(cls)
+        return session or cls(whole, window)
 
     def __init__(self, viewer: Viewer, window: QObject) -> None:
         super().__init__(window)
@@ -117,7 +117,7 @@ class Session(QObject):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the viewer is going or gone: its layers are not to be touched any more."""
+        """True once the viewer closes: its layers must not be touched any more."""
         return self._closed
 
     def register_task(self, description: str, handle: JobHandle) -> None:

@@ -22,19 +22,19 @@ class Settings:
 
     @classmethod
     def load(cls) -> Settings:
-        """What Preferences say now; an empty text there means the usual."""
-        found = preferences()
+        """Read the settings from napari's Preferences; an empty text means the default."""
+        values = preferences()
         return cls(
-            device=found.device.strip() or "auto",
-            runs=Path(found.runs.strip()).expanduser()
-            if found.runs.strip()
+            device=values.device.strip() or "auto",
+            runs=Path(values.runs.strip()).expanduser()
+            if values.runs.strip()
             else Path.home() / "napari-strata",
-            command=_words(found.worker_command) or tuple(default_command()),
+            command=_words(values.worker_command) or tuple(default_command()),
         )
 
 
 def preferences() -> Any:
-    """What napari's Preferences hold for us; it tells of changes."""
+    """Return our section of napari's Preferences; its events announce changes."""
     return get_plugin_settings("napari-strata").work
 
 

@@ -65,8 +65,7 @@ class Cases(Preview):
             {
                 **case,
                 "at": {
-                    letter: only.get(letter, index)
-                    for letter, index in case["index"].items()
+                    axis: only.get(axis, index) for axis, index in case["index"].items()
                 },
             }
             for case in cases
@@ -101,7 +100,7 @@ class Cases(Preview):
         return found[1:], PANELS[1:]
 
     def heading(self) -> str:
-        """Which plane, and how well it agrees."""
+        """Name the plane that is shown, and its agreement."""
         index = self.index
         if index is None or index >= len(self._cases):
             return ""
@@ -119,7 +118,7 @@ class Cases(Preview):
         return f"{rank}{where}, IoU {case['mean_iou']:.2f}"
 
     def words(self) -> str:
-        """What is shown, in words."""
+        """Describe the picture that is shown."""
         return self.heading()
 
     def _go(self) -> None:
@@ -141,14 +140,14 @@ def draw_cases(
         when the labels or the image cannot be read, or the folder not be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found, true = read_labels(written.prediction), read_labels(written.truth)
+    predicted, true = read_labels(written.prediction), read_labels(written.truth)
     for number, case in enumerate(cases):
-        region = {letter: case["index"].get(letter, 0) for letter in "TZ"}
+        region = {axis: case["index"].get(axis, 0) for axis in "TZ"}
         labels = [
             written.classes.encode(
-                one.read(_within(one, region))[0].reshape(_shape(one))
+                image.read(_within(image, region))[0].reshape(_shape(image))
             )
-            for one in (true, found)
+            for image in (true, predicted)
         ]
         confusion = ConfusionMatrix(written.classes)
         confusion.update(*labels)
@@ -166,23 +165,23 @@ def draw_cases(
 
 def image_below(viewer: ViewerModel, labels: LabelImage) -> Image | None:
     """The image that labels belong to: of their size, and the one that they are named after if there are several."""
-    found = []
+    candidates = []
     for layer in viewer.layers:
         try:
             image = convert.image_of(layer) if isinstance(layer, ImageLayer) else None
         except ImageError:
             continue
         if image is not None and all(image.size(a) == labels.size(a) for a in "TZYX"):
-            found.append(image)
+            candidates.append(image)
     return next(
-        (image for image in found if labels.name.startswith(image.name)),
-        found[0] if found else None,
+        (image for image in candidates if labels.name.startswith(image.name)),
+        candidates[0] if candidates else None,
     )
 
 
 def _within(image: Image, region: Mapping[str, int]) -> dict[str, Any]:
     """The part of a region along axes that an image has."""
-    return {letter: index for letter, index in region.items() if letter in image.axes}
+    return {axis: index for axis, index in region.items() if axis in image.axes}
 
 
 def _shape(image: Image) -> tuple[int, int]:

@@ -60,12 +60,14 @@ class ConfusionPicture(QWidget):
     def sentence(self, row: int, column: int) -> str:
         """One square in words: ``412 pixels of clay were called quartz: 3.1 %``."""
         pixels, total = int(self._counts[row, column]), int(self._counts[row].sum())
-        true, found = self._names[row], self._names[column]
+        true, predicted = self._names[row], self._names[column]
         if not total:
             return f"The truth has no pixel of {true}."
         verb = "was" if pixels == 1 else "were"
         count = f"{pixels:,} pixel{'' if pixels == 1 else 's'} of {true}"
-        right = f"rightly called {found}" if row == column else f"called {found}"
+        right = (
+            f"rightly called {predicted}" if row == column else f"called {predicted}"
+        )
         return f"{count} {verb} {right}: {_percent(pixels / total)} of {true}"
 
     def cell_at(self, place: QPoint) -> Cell | None:
@@ -80,7 +82,7 @@ class ConfusionPicture(QWidget):
         return (row, column) if max(row, column) < len(self._names) else None
 
     def cell_rect(self, row: int, column: int) -> QRect:
-        """Where a square is."""
+        """Return the rectangle of one square of the picture."""
         field, (width, height) = self._field()
         return QRect(
             field.x() + column * width, field.y() + row * height, width - 2, height - 2
@@ -192,26 +194,26 @@ class ConfusionPicture(QWidget):
     # ------------------------------------------------------------------ painting
 
     def _paint_cell(self, painter: QPainter, row: int, column: int) -> None:
-        place, total = self.cell_rect(row, column), int(self._counts[row].sum())
+        cell, total = self.cell_rect(row, column), int(self._counts[row].sum())
         share = self._counts[row, column] / total if total else 0.0
         empty = _mixed(self._paper(), self._ink(), 0.07)
         # The square root shows small shares, which are what one looks for off the diagonal.
         fill = _mixed(empty, RIGHT if row == column else WRONG, share**0.5)
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(fill)
-        painter.drawRoundedRect(place, 3, 3)
+        painter.drawRoundedRect(cell, 3, 3)
         if self._over == (row, column):
             painter.setPen(QPen(self._ink(), 1.5))
             painter.setBrush(Qt.BrushStyle.NoBrush)
-            painter.drawRoundedRect(place, 3, 3)
-        text = self._cell_text(share, bool(total), place.width())
+            painter.drawRoundedRect(cell, 3, 3)
+        text = self._cell_text(share, bool(total), cell.width())
         ink = _readable(fill) if share else _mixed(self._paper(), self._ink(), 0.5)
         painter.setPen(ink)
         if (
-            self.fontMetrics().horizontalAdvance(text) <= place.width()
-            and place.height() >= self.fontMetrics().height()
+            self.fontMetrics().horizontalAdvance(text) <= cell.width()
+            and cell.height() >= self.fontMetrics().height()
         ):
-            painter.drawText(place, Qt.AlignmentFlag.AlignCenter, text)
+            painter.drawText(cell, Qt.AlignmentFlag.AlignCenter, text)
 
     def _cell_text(self, share: float, labelled: bool, width: int) -> str:
         if not labelled:
@@ -231,26 +233,24 @@ class ConfusionPicture(QWidget):
         return ""
 
     def _paint_row_name(self, painter: QPainter, row: int) -> None:
-        metrics, place = self.fontMetrics(), self.cell_rect(row, 0)
+        metrics, cell = self.fontMetrics(), self.cell_rect(row, 0)
         line = metrics.height()
-        left, room = line, place.x() - line - round(1.2 * line) - 6
+        left, room = line, cell.x() - line - round(1.2 * line) - 6
         painter.setPen(
             self._ink() if self._over is None or self._over[0] == row else self._pale()
         )
-        words = QRect(left, place.y(), room, place.height())
+        text_area = QRect(left, cell.y(), room, cell.height())
         name = metrics.elidedText(self._names[row], Qt.TextElideMode.ElideRight, room)
         painter.drawText(
-            words, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, name
+            text_area, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, name
         )
         side = round(0.75 * line)
         painter.setPen(self._pale())
         painter.setBrush(QColor(self._colors[row]))
-        painter.drawRect(
-            place.x() - 6 - side, place.center().y() - side // 2, side, side
-        )
+        painter.drawRect(cell.x() - 6 - side, cell.center().y() - side // 2, side, side)
 
     def _paint_column_name(self, painter: QPainter, column: int) -> None:
-        metrics, place = self.fontMetrics(), self.cell_rect(0, column)
+        metrics, cell = self.fontMetrics(), self.cell_rect(0, column)
         line = metrics.height()
         painter.setPen(
             self._ink()
@@ -258,16 +258,18 @@ class ConfusionPicture(QWidget):
             else self._pale()
         )
         top = round(1.2 * line)
-        room = place.y() - top - 4
+        room = cell.y() - top - 4
         if not self._upright(self.width()):
-            words = QRect(place.x(), top, place.width(), room)
-            painter.drawText(words, Qt.AlignmentFlag.AlignCenter, self._names[column])
+            text_area = QRect(cell.x(), top, cell.width(), room)
+            painter.drawText(
+                text_area, Qt.AlignmentFlag.AlignCenter, self._names[column]
+            )
             return
         name = metrics.elidedText(
             self._names[column], Qt.TextElideMode.ElideRight, room
         )
         painter.save()
-        painter.translate(place.center().x() - line // 2, place.y() - 4)
+        painter.translate(cell.center().x() - line // 2, cell.y() - 4)
         painter.rotate(-90)
         painter.drawText(
             QRect(0, 0, room, line),

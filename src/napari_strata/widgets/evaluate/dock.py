@@ -161,7 +161,7 @@ class EvaluateDock(Dock):
         """Build the comparison that the dock shows; only while `state` has no problem."""
         predicted_labels, true_labels = self._labels()
         plane = {}
-        is_stack = any(predicted_labels.size(letter) > 1 for letter in "TZ")
+        is_stack = any(predicted_labels.size(axis) > 1 for axis in "TZ")
         if is_stack and self.scope.value == PLANE:
             plane = current_plane(self.viewer, self.prediction.layer, predicted_labels)
         return Comparison(
@@ -242,24 +242,24 @@ class EvaluateDock(Dock):
     def _look_at(self, plane: dict[str, int]) -> dict[str, int]:
         """Show a plane of what was compared; where it is in the prediction's layer."""
         assert self.written is not None
-        asked = self.written.asked
-        at = {letter: asked.plane.get(letter, index) for letter, index in plane.items()}
+        comparison = self.written.asked
+        at = {axis: comparison.plane.get(axis, index) for axis, index in plane.items()}
         layer = next(
             (
-                one
-                for one in (self._errors, self.prediction.layer)
-                if one in self.viewer.layers
+                candidate
+                for candidate in (self._errors, self.prediction.layer)
+                if candidate in self.viewer.layers
             ),
             None,
         )
-        if layer is not None and layer.ndim == len(asked.prediction.axes):
-            here = zip(
-                asked.prediction.axes,
+        if layer is not None and layer.ndim == len(comparison.prediction.axes):
+            current_point = zip(
+                comparison.prediction.axes,
                 layer.world_to_data(self.viewer.dims.point),
                 strict=True,
             )
             point = layer.data_to_world(
-                [at.get(letter, value) for letter, value in here]
+                [at.get(axis, value) for axis, value in current_point]
             )
             self.viewer.dims.set_point(
                 range(self.viewer.dims.ndim)[-layer.ndim :], point
@@ -269,8 +269,8 @@ class EvaluateDock(Dock):
     # ------------------------------------------------------------------ what happens then
 
     def _prepared(self) -> Callable[[], Written]:
-        asked, session = self.comparison(), self.session
-        return lambda: asked.write(session.scratch())
+        comparison, session = self.comparison(), self.session
+        return lambda: comparison.write(session.scratch())
 
     def _order(
         self, written: Written, *, job: str = "", out: Path | None = None
@@ -359,10 +359,13 @@ class EvaluateDock(Dock):
 
     def _show_errors(self, errors: LabelImage) -> None:
         assert self.written is not None
-        data, given, _ = labels_layer(errors)
-        given |= self._transform
-        given["metadata"] = given["metadata"] | {PREDICTED: True, ERRORS: True}
-        made, old = LabelsLayer(data, **given), self._errors
+        data, attributes, _ = labels_layer(errors)
+        attributes |= self._transform
+        attributes["metadata"] = attributes["metadata"] | {
+            PREDICTED: True,
+            ERRORS: True,
+        }
+        made, old = LabelsLayer(data, **attributes), self._errors
         if old is None or old not in self.viewer.layers or old.data.shape != data.shape:
             self._errors = made
             for layer in (
@@ -407,7 +410,7 @@ class EvaluateDock(Dock):
 
 
 def _info(labels: LabelImage) -> LabelsInfo:
-    return LabelsInfo(labels.name, {letter: labels.size(letter) for letter in "TZYX"})
+    return LabelsInfo(labels.name, {axis: labels.size(axis) for axis in "TZYX"})
 
 
 def _paragraph(text: str = "") -> QLabel:
@@ -417,5 +420,5 @@ def _paragraph(text: str = "") -> QLabel:
 
 
 def evaluate_dock(napari_viewer: Viewer | None = None) -> EvaluateDock:
-    """What the menu opens: the dock of the viewer, as it was left."""
+    """Open the Evaluate dock of a viewer, as it was left; the menu calls this."""
     return EvaluateDock.of(napari_viewer)

@@ -15,7 +15,7 @@ from napari_strata.widgets.evaluate.scores import ABSENT, ScoreTable
 
 
 class ScoreView(QWidget):
-    """What a comparison found: a headline, the table of scores, the confusion picture, and pictures of planes."""
+    """Result of a comparison: headline, score table, confusion picture, pictures of planes."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -53,11 +53,13 @@ class ScoreView(QWidget):
         """Show a `ConfusionMatrix.as_dict` of `what` against what."""
         counts = np.array(result["confusion"], np.int64)
         iou, accuracy = result["mean_iou"], result["pixel_accuracy"]
-        shown = (
+        score_texts = (
             ABSENT if iou is None else f"{iou:.3f}",
             ABSENT if accuracy is None else f"{100 * accuracy:.1f}\N{NO-BREAK SPACE}%",
         )
-        self.headline.setText(f"Mean IoU {shown[0]}, pixel accuracy {shown[1]}")
+        self.headline.setText(
+            f"Mean IoU {score_texts[0]}, pixel accuracy {score_texts[1]}"
+        )
         self.caption.setText(f"{what}: {counts.sum():,} labelled pixels")
         self.table.show_scores(result["per_class"], classes)
         self.picture.show_counts(counts, classes.names, classes.colors)

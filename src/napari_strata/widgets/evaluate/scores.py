@@ -52,9 +52,9 @@ class _LabelsChoice(LayerChoice):
 
     def _candidates(self) -> list[Any]:
         return [
-            one
-            for one in convert.labels_layers(self._viewer.layers)
-            if not one.metadata.get(ERRORS)
+            layer
+            for layer in convert.labels_layers(self._viewer.layers)
+            if not layer.metadata.get(ERRORS)
         ]
 
     def _picked(self, layer: Any) -> None:
@@ -62,8 +62,8 @@ class _LabelsChoice(LayerChoice):
         super()._picked(layer)
 
     def _follow(self) -> None:
-        kept = self._by_hand is not None and self._by_hand in self._viewer.layers
-        self.choose(self._by_hand if kept else self._proposed())
+        is_open = self._by_hand is not None and self._by_hand in self._viewer.layers
+        self.choose(self._by_hand if is_open else self._proposed())
 
     def _layer_changed(self) -> None:
         # A layer that has gone is known at once, before the list is at rest and another is proposed.
@@ -103,13 +103,13 @@ class PredictionChoice(_LabelsChoice):
         self._follow()
 
     def _proposed(self) -> Any:
-        every, selected = self._candidates(), self._selected()
+        candidates, selected = self._candidates(), self._selected()
         made = [
-            one
-            for one in every
-            if one.metadata.get(PREDICTED) or one.name.endswith("segmented")
+            layer
+            for layer in candidates
+            if layer.metadata.get(PREDICTED) or layer.name.endswith("segmented")
         ]
-        picked = [one for one in selected if one in made]
+        picked = [layer for layer in selected if layer in made]
         if len(picked) == 1:
             return picked[0]
         if self._layer in made:
@@ -117,7 +117,7 @@ class PredictionChoice(_LabelsChoice):
             return newer[-1] if newer else self._layer
         if made:
             return made[-1]
-        if self._layer is not None or len(selected) != 1 or len(every) < 2:
+        if self._layer is not None or len(selected) != 1 or len(candidates) < 2:
             return self._layer
         return selected[0]
 
@@ -138,14 +138,14 @@ class TruthChoice(_LabelsChoice):
         self._follow()
 
     def _fitting(self) -> list[Any]:
-        found = self._prediction.layer
-        shape = convert.array_of(found).shape if found is not None else None
+        prediction = self._prediction.layer
+        shape = convert.array_of(prediction).shape if prediction is not None else None
         others = [
-            one
-            for one in self._candidates()
-            if one is not found and not one.metadata.get(PREDICTED)
+            layer
+            for layer in self._candidates()
+            if layer is not prediction and not layer.metadata.get(PREDICTED)
         ]
-        return [one for one in others if convert.array_of(one).shape == shape]
+        return [layer for layer in others if convert.array_of(layer).shape == shape]
 
     def _proposed(self) -> Any:
         fitting = self._fitting()
@@ -288,10 +288,12 @@ class _Cell(QTableWidgetItem):
         self.setToolTip(tip)
 
     def __lt__(self, other: QTableWidgetItem) -> bool:
-        mine, theirs = (item.data(Qt.ItemDataRole.UserRole) for item in (self, other))
-        if mine is None or theirs is None:
-            return mine is None and theirs is not None
-        return bool(mine < theirs)
+        own_value, other_value = (
+            item.data(Qt.ItemDataRole.UserRole) for item in (self, other)
+        )
+        if own_value is None or other_value is None:
+            return own_value is None and other_value is not None
+        return bool(own_value < other_value)
 
 
 def _number(scores: Mapping[str, Any], column: int, name: str) -> _Cell:

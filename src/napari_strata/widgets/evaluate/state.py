@@ -86,7 +86,7 @@ class EvaluateState:
 
 @dataclass(frozen=True)
 class EvaluateView:
-    """What the Evaluate dock shows for a state."""
+    """Texts and controls that the Evaluate dock shows for a state."""
 
     problem: str
     """Reason why the two layers cannot be compared; empty when they can."""
@@ -153,11 +153,11 @@ def find_problem(state: EvaluateState) -> str:
     if prediction is None or truth is None:
         return "Choose the prediction and the truth."
     differences = []
-    for letter in "TZYX":
-        predicted_size = prediction.sizes.get(letter, 1)
-        true_size = truth.sizes.get(letter, 1)
+    for axis in "TZYX":
+        predicted_size = prediction.sizes.get(axis, 1)
+        true_size = truth.sizes.get(axis, 1)
         if predicted_size != true_size:
-            differences.append(f"{letter}: {predicted_size} against {true_size}")
+            differences.append(f"{axis}: {predicted_size} against {true_size}")
     if not differences:
         return ""
     return (

@@ -25,7 +25,7 @@ SECONDS = 30
 NAME = "autosave.tif"
 NOTE = "autosave.json"
 EVENTS = ("paint", "labels_update", "data")
-"""What a Labels layer says when its pixels change."""
+"""Events of a Labels layer whose pixels change."""
 
 
 @dataclass(frozen=True)
@@ -146,24 +146,27 @@ class Autosave(QObject):
 def kept(runs: Path) -> list[Kept]:
     """Labels that earlier sessions left under the runs folder, the newest of each layer, the newest first; those of a
     living napari are not."""
-    found = []
+    drafts = []
     for note in runs.glob(f"*/layers/{NOTE}"):
         path = note.with_name(NAME)
         try:
             facts = json.loads(note.read_text(encoding="utf-8"))
             if path.is_file() and not is_alive(facts):
                 time = datetime.fromtimestamp(path.stat().st_mtime)
-                found.append(Kept(path, str(facts["layer"]), str(facts["image"]), time))
+                drafts.append(
+                    Kept(path, str(facts["layer"]), str(facts["image"]), time)
+                )
         except (OSError, ValueError, KeyError):
             continue
     newest = {
-        (one.layer, one.image): one for one in sorted(found, key=lambda one: one.time)
+        (draft.layer, draft.image): draft
+        for draft in sorted(drafts, key=lambda one: one.time)
     }
     return sorted(newest.values(), key=lambda one: one.time, reverse=True)
 
 
 def _strokes(layer: LabelsLayer) -> tuple[int, int]:
-    """How many strokes can be undone and redone."""
+    """Count the strokes that can be undone and redone."""
     return len(layer._undo_history), len(layer._redo_history)
 
 
@@ -176,7 +179,7 @@ def _write(labels: LabelImage, folder: Path, image: str) -> Path:
 
 
 def this_process() -> dict[str, object]:
-    """What names this napari, also after its number has gone to another process."""
+    """Identify this napari process, even after its number has gone to another one."""
     process = psutil.Process()
     return {
         "pid": process.pid,
@@ -186,7 +189,7 @@ def this_process() -> dict[str, object]:
 
 
 def is_alive(facts: Mapping[str, object]) -> bool:
-    """Whether the process that `this_process` described is still running, here."""
+    """Return True if the process that `this_process` described still runs here."""
     if facts.get("host") != socket.gethostname():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Which image and which labels: combo boxes that follow napari's layer list and say what they hold."""
+"""Combo boxes for an image and its labels, which follow napari's layer list."""
 
 from __future__ import annotations
 
@@ -149,11 +149,11 @@ class ImageChoice(LayerChoice):
         return convert.image_layers(self._viewer.layers)
 
     def _follow(self) -> None:
-        selected, every = self._selected(), self._candidates()
+        selected, candidates = self._selected(), self._candidates()
         if len(selected) == 1:
             self.choose(selected[0])
-        elif len(every) == 1:
-            self.choose(every[0])
+        elif len(candidates) == 1:
+            self.choose(candidates[0])
         elif len(selected) > 1 and self._by_hand != set(self._viewer.layers.selection):
             self.choose(None)
         else:
@@ -245,7 +245,7 @@ class LabelsChoice(LayerChoice):
             name=f"{image.name} labels",
             scale=blank.scale,
             units=blank.units,
-            axis_labels=tuple(letter.lower() for letter in blank.axes),
+            axis_labels=tuple(axis.lower() for axis in blank.axes),
             translate=_translation(self._images.layer, image),
         )
         self._viewer.add_layer(layer)
@@ -270,14 +270,14 @@ class LabelsChoice(LayerChoice):
     def _fitting(self) -> list[Any]:
         image = self._images.image
         painted = [
-            one
-            for one in self._candidates()
-            if not one.metadata.get(PREDICTED) or one is self._layer
+            layer
+            for layer in self._candidates()
+            if not layer.metadata.get(PREDICTED) or layer is self._layer
         ]
         return [
-            one
-            for one in painted
-            if image is not None and not convert.mismatch(image, one)
+            layer
+            for layer in painted
+            if image is not None and not convert.mismatch(image, layer)
         ]
 
     def _follow(self) -> None:
@@ -295,9 +295,9 @@ class LabelsChoice(LayerChoice):
             self.choose(self._layer)
         else:
             named = [
-                one
-                for one in fitting
-                if self._images.image and one.name.startswith(self._images.image.name)
+                layer
+                for layer in fitting
+                if self._images.image and layer.name.startswith(self._images.image.name)
             ]
             self.choose(
                 fitting[0]
@@ -332,7 +332,7 @@ class LabelsChoice(LayerChoice):
 
 
 def _translation(layer: ImageLayer | None, image: Image) -> Any:
-    """Where the image lies, for labels that are to lie on it."""
+    """Return the position of an image layer, for labels that are drawn over it."""
     if layer is None or len(image.label_axes) != layer.ndim:
         return None
     return layer.translate

@@ -58,7 +58,7 @@ def set_axes(layer: ImageLayer | LabelsLayer, letters: str) -> None:
     checked = _axes.parse(letters, array_of(layer).shape)
     if _is_rgb(layer):
         checked = checked.removesuffix("C")
-    layer.axis_labels = tuple(letter.lower() for letter in checked)
+    layer.axis_labels = tuple(axis.lower() for axis in checked)
 
 
 def array_of(layer: ImageLayer | LabelsLayer) -> Any:
@@ -83,7 +83,7 @@ def labels_of(layer: LabelsLayer, image: Image | None = None) -> LabelImage:
 
 
 def mismatch(image: Image, labels: LabelsLayer) -> str:
-    """Why labels cannot belong to an image: empty when their sizes agree."""
+    """Explain why labels cannot belong to an image; empty when their sizes agree."""
     shape = tuple(array_of(labels).shape)
     if shape == image.label_shape:
         return ""
@@ -101,16 +101,16 @@ def describe(image: Image) -> str:
 
 
 def source_of_image(layer: ImageLayer, image: Image, folder: Path) -> Layer:
-    """What a worker is told: the layer's own file when that holds the same numbers, else a copy written to `folder`.
+    """Name a file with the image for the worker: the layer's own file, else a copy.
 
     Raises
     ------
     StrataError
         when the copy cannot be written.
     """
-    found = _own_file(layer, image)
-    if found is not None:
-        return found
+    own_file = _own_file(layer, image)
+    if own_file is not None:
+        return own_file
     path = folder / f"{slug(image.name)}.tif"
     with _COPYING:  # two docks may ask for the same copy at once
         if not _holds(path, image):
@@ -167,32 +167,32 @@ def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
     if not path or stored.get("channel") is not None:
         return None
     series = int(stored.get("series") or 0)
-    known = {"axes": image.axes, "scale": image.scale, "units": image.units}
+    geometry = {"axes": image.axes, "scale": image.scale, "units": image.units}
     try:
         file = read_image(path, series=series)
         if (file.shape, file.dtype) != (image.shape, image.dtype):
             return None
-        middle = {
-            letter: image.size(letter) // 2 for letter in "TZ" if letter in image.axes
-        }
+        middle = {axis: image.size(axis) // 2 for axis in "TZ" if axis in image.axes}
         if not np.array_equal(
             file.with_axes(image.axes).read(middle), image.read(middle)
         ):
             return None
     except (StrataError, OSError, ValueError):
         return None
-    if series == 0 and all(getattr(file, key) == value for key, value in known.items()):
+    if series == 0 and all(
+        getattr(file, key) == value for key, value in geometry.items()
+    ):
         return Layer(path=str(path))
     large = image.dtype.itemsize * prod(image.shape) > COPIED
     return (
-        Layer(path=str(path), series=series, name=image.name, **known)
+        Layer(path=str(path), series=series, name=image.name, **geometry)
         if large
         else None
     )
 
 
 def _holds(path: Path, image: Image) -> bool:
-    """Whether a copy at `path` is already what would be written."""
+    """Return True if the copy at `path` already holds this image."""
     if not path.is_file():
         return False
     try:

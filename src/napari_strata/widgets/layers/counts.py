@@ -46,7 +46,7 @@ class Counts:
 
     @property
     def labelled_everywhere(self) -> bool:
-        """Whether each plane holds a value other than 0."""
+        """Map each plane to True if it holds a value other than 0."""
         return all(bool(values.any()) for values, _ in self.planes.values())
 
 
@@ -62,8 +62,8 @@ def count_values(
     With `previous` only the planes `changed` are read again. Ends early, with less, once `stop` says so.
     """
     planes = dict(previous.planes) if previous is not None else {}
-    every: Iterable[Plane] = product(*(range(size) for size in data.shape[:-2]))
-    for plane in every if previous is None else changed:
+    all_planes: Iterable[Plane] = product(*(range(size) for size in data.shape[:-2]))
+    for plane in all_planes if previous is None else changed:
         if stop():
             break
         flat = np.asarray(data[plane]).reshape(-1)
@@ -131,7 +131,7 @@ class PixelCounter(QObject):
         super().__init__(parent)
         self.counts: Counts | None = None
         self.stale = False
-        """Whether the pixels are others than those counted, and too many to count unasked."""
+        """Return True if pixels have changed and the layer is too large to count unasked."""
         self._layer: weakref.ref[LabelsLayer] | None = None
         self._links = LayerLinks()
         self._all, self._planes = False, set[Plane]()
@@ -146,17 +146,17 @@ class PixelCounter(QObject):
 
     @property
     def busy(self) -> bool:
-        """Whether a count goes on or is about to."""
+        """Return True while a count runs or is about to start."""
         return self._running is not None or self._timer.isActive()
 
     @property
     def large(self) -> bool:
-        """Whether the layer is too large to be counted unasked."""
+        """Return True if the layer is too large to be counted unasked."""
         layer = self._layer() if self._layer is not None else None
         return layer is not None and _bytes(layer) > LARGE
 
     def describe(self) -> str:
-        """What there is to say of the counting, with a link to start it; mostly nothing."""
+        """Text about the counting, with a link that starts it; mostly empty."""
         if self.busy:
             return "Counting the pixels …" if self.counts is None or self.large else ""
         if self.stale and self.counts is None:
@@ -286,7 +286,7 @@ def _history(layer: LabelsLayer) -> tuple[int, int]:
 
 
 def _view(layer: LabelsLayer) -> tuple[Any, ...]:
-    """What is shown of the layer: redrawing it elsewhere changes no pixel."""
+    """Display state of the layer: events that change it change no pixel."""
     world = layer._slice_input.world_slice
     return (
         tuple(world.point),

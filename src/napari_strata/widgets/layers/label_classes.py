@@ -1,4 +1,4 @@
-"""What is known of the classes of a Labels layer: names, colours, what is used, what 0 means. No widget."""
+"""Classes of a Labels layer: names, colours, use, and the meaning of 0. No widget."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def stored_classes(layer: LabelsLayer) -> ClassMap | None:
 
 
 def came_with_labels(layer: LabelsLayer) -> bool:
-    """Whether a layer was read from a file or sample, or made by a plugin, rather than painted or added by hand."""
+    """Return True for a layer from a file, a sample or a plugin, False for a painted one."""
     source = layer.source
     return bool(source.path or source.sample or source.widget)
 
 
 def means_background(counts: Counts | None, *, given: bool) -> bool:
-    """Whether 0 is a class, where nobody has said so: `RULE`. `given`: see `came_with_labels`."""
+    """Return True if 0 is a class by `RULE`; for layers whose user has not decided."""
     if counts is None:
         return given
     others = len(counts.total) - (0 in counts.total)
@@ -76,7 +76,7 @@ class ClassBook:
 
     @classmethod
     def of(cls, layer: LabelsLayer) -> ClassBook:
-        """What the layer's metadata say; where its class map and our notes differ, the class map is right."""
+        """Read the classes of a layer from its metadata; its class map wins over our notes."""
         notes = layer.metadata.get(NOTES) or {}
         book = cls(
             names={int(value): str(name) for value, name in notes.get("names", ())},
@@ -103,7 +103,7 @@ class ClassBook:
             "background": self.background,
             "objects": self.objects,
         }
-        kept = {
+        other_metadata = {
             key: value
             for key, value in layer.metadata.items()
             if key not in (METADATA, NOTES)
@@ -111,7 +111,7 @@ class ClassBook:
         stored = (
             {METADATA: classes.model_dump(mode="json")} if classes is not None else {}
         )
-        layer.metadata = kept | stored | {NOTES: notes}
+        layer.metadata = other_metadata | stored | {NOTES: notes}
         if set(layer.features.columns) <= {
             "index",
             "class",
@@ -123,7 +123,7 @@ class ClassBook:
             }
 
     def is_background(self, counts: Counts | None) -> bool:
-        """Whether 0 is a class; where nobody has said so, as the labels look."""
+        """Return True if 0 is a class, by the user's choice or else by `RULE`."""
         return (
             means_background(counts, given=self.given)
             if self.background is None
@@ -131,14 +131,14 @@ class ClassBook:
         )
 
     def look_like_objects(self, counts: Counts | None) -> bool:
-        """Whether there are too many values that nobody has named to be classes."""
+        """Return True if there are too many unnamed values for them to be classes."""
         return (
             counts is not None
             and len(counts.total.keys() - self.names.keys() - {0}) > MAX_INFERRED
         )
 
     def is_behind(self, layer: LabelsLayer, rows: list[int]) -> bool:
-        """Whether the layer's class map lacks a class that was painted since."""
+        """Return True if a class was painted that the stored class map of the layer lacks."""
         stored = stored_classes(layer)
         return (
             stored is not None
@@ -153,8 +153,10 @@ class ClassBook:
             return [*zero, 1]
         if self.look_like_objects(counts):
             return []
-        found = counts.total if counts is not None else ()
-        return zero + sorted({*found, *self.names, *self.unused, *painted} - {0})
+        counted_values = counts.total if counts is not None else ()
+        return zero + sorted(
+            {*counted_values, *self.names, *self.unused, *painted} - {0}
+        )
 
     def pixels(self, counts: Counts, value: int) -> int:
         """Pixels of a row."""
@@ -163,7 +165,7 @@ class ClassBook:
         return counts.total.get(value, 0)
 
     def zero_text(self, counts: Counts | None) -> str:
-        """What 0 means, and how much of it there is."""
+        """Describe the meaning of 0, and its share of the pixels."""
         if counts is None or not counts.pixels:
             return ""
         if not (zeros := counts.total.get(0, 0)):
@@ -172,7 +174,7 @@ class ClassBook:
         return f"0 is {meaning}: {_percent(zeros / counts.pixels)} of the pixels"
 
     def problem(self, counts: Counts, rows: list[int]) -> str:
-        """What is missing before the labels can be trained on."""
+        """Explain why the labels cannot be trained on; empty when they can."""
         if self.look_like_objects(counts) and not self.objects:
             return "The labels look like object ids: treat all objects as one class, or choose other labels."
         if not any(counts.total):
@@ -193,7 +195,7 @@ class ClassBook:
         return f"Only one class is labelled: paint some pixels of at least two{hint}."
 
     def why_kept(self, value: int, counts: Counts | None) -> str:
-        """Why a row cannot be removed; empty when it can. `counts`: None where they are not known."""
+        """Explain why a row cannot be removed; empty when it can. `counts` may be None."""
         if value == 0:
             return "Choose “unlabelled” below to drop the background"
         if self.objects:
@@ -218,13 +220,13 @@ class ClassBook:
             if self.objects
             else f"class {value}"
         )
-        taken = {name for other, name in self.names.items() if other != value}
+        taken = {name for number, name in self.names.items() if number != value}
         return plain if plain not in taken else f"{plain} ({value})"
 
     def color(self, layer: LabelsLayer, value: int) -> str:
         """``#rrggbb`` of a value: the layer's, or where that shows nothing, the one kept for it."""
-        if (shown := shown_color(layer, value)) is not None:
-            return shown
+        if (color := shown_color(layer, value)) is not None:
+            return color
         return self.colors.get(value) or (
             BACKGROUND if value == 0 else free_color(self.colors.values())
         )
@@ -296,15 +298,17 @@ def set_colors(
     """Show `colors` of values, with those of all other `values` as they are; `others`: one colour for what is left."""
     colormap = layer.colormap
     if isinstance(colormap, DirectLabelColormap):
-        shown: dict[int | None, Any] = dict(colormap.color_dict)
+        colors_by_value: dict[int | None, Any] = dict(colormap.color_dict)
     else:
         rows = {value: shown_color(layer, value) for value in values}
-        shown = {value: color for value, color in rows.items() if color is not None}
-        shown |= {None: np.zeros(4), 0: np.zeros(4)}
+        colors_by_value = {
+            value: color for value, color in rows.items() if color is not None
+        }
+        colors_by_value |= {None: np.zeros(4), 0: np.zeros(4)}
     if others is not None:
-        shown = {0: shown.get(0, np.zeros(4)), None: others}
+        colors_by_value = {0: colors_by_value.get(0, np.zeros(4)), None: others}
     layer.colormap = DirectLabelColormap(
-        color_dict=shown | colors,
+        color_dict=colors_by_value | colors,
         use_selection=layer.show_selected_label,
         selection=layer.selected_label,
         background_value=colormap.background_value,

@@ -80,12 +80,12 @@ class LiveLabels(QObject):
             self.layer.editable = False
             return self.layer
         labels = image.labels_like(data, classes=classes, name=name)
-        given, attributes, _ = labels_layer(labels)
+        array, attributes, _ = labels_layer(labels)
         if under is not None and under.ndim == len(labels.axes):
             attributes |= {"affine": under.affine, "translate": under.translate}
             attributes |= {"rotate": under.rotate, "shear": under.shear}
         attributes["metadata"] = attributes.get("metadata", {}) | {PREDICTED: True}
-        self.layer = LabelsLayer(given, **attributes)
+        self.layer = LabelsLayer(array, **attributes)
         self.layer.editable = (
             False  # until it is whole: the array belongs to the worker
         )
@@ -168,8 +168,8 @@ class LiveLabels(QObject):
         if self._viewer.dims.ndisplay == 3:
             return True
         letters = "".join(self.layer.axis_labels).upper()
-        shown = np.round(np.asarray(self.layer.world_to_data(self._viewer.dims.point)))
-        places = dict(zip(letters, map(int, shown), strict=True))
+        point = np.round(np.asarray(self.layer.world_to_data(self._viewer.dims.point)))
+        places = dict(zip(letters, map(int, point), strict=True))
         return all(
             a in "YX" or not isinstance(index, int) or places.get(a) == index
             for a, index in region.items()
@@ -184,12 +184,12 @@ def add_quietly(
     selected, active = set(selection), selection.active
     # Without a word: napari would build the controls of the new layer, only to put the old ones back.
     with selection.events.blocker_all():
-        place = (
+        index = (
             viewer.layers.index(below)
             if below is not None and below in viewer.layers
             else len(viewer.layers)
         )
-        viewer.layers.insert(place, layer)
+        viewer.layers.insert(index, layer)
         viewer.layers.selection = selected
         if active is not None:
             viewer.layers.selection.active = active
@@ -225,12 +225,12 @@ def current_plane(
     viewer: ViewerModel, layer: ImageLayer, image: Image
 ) -> dict[str, int]:
     """The T and Z that are in sight, as indices of the image."""
-    shown = np.round(np.asarray(layer.world_to_data(viewer.dims.point)))
-    found = {}
-    for letter, place in zip(image.axes[: layer.ndim], shown, strict=True):
-        if letter in "TZ":
-            found[letter] = int(np.clip(place, 0, image.size(letter) - 1))
-    return found
+    point = np.round(np.asarray(layer.world_to_data(viewer.dims.point)))
+    indices = {}
+    for axis, position in zip(image.axes[: layer.ndim], point, strict=True):
+        if axis in "TZ":
+            indices[axis] = int(np.clip(position, 0, image.size(axis) - 1))
+    return indices
 
 
 def _own(path: Path, small: bool) -> Any:

@@ -41,7 +41,7 @@ _ALWAYS = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable
 
 @dataclass(frozen=True)
 class Row:
-    """What one row shows.
+    """Contents of one row.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class ClassRows(QTableWidget):
 
     @property
     def editing(self) -> bool:
-        """Whether a name is being typed."""
+        """True while a name is being typed."""
         return bool(self.state() == QAbstractItemView.State.EditingState)
 
     def finish(self) -> None:
@@ -264,7 +264,7 @@ class ZeroChoice(QWidget):
         self.background.toggled.connect(self.chosen)
 
     def show_choice(self, background: bool, text: str) -> None:
-        """What 0 means now, in the buttons and in words."""
+        """Show the meaning of 0 in the buttons and in a text."""
         self.blockSignals(True)
         (self.background if background else self.unlabelled).setChecked(True)
         self.blockSignals(False)

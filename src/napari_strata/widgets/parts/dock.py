@@ -45,11 +45,11 @@ class Dock(QWidget):
         whole = viewer or current_viewer()
         if whole is None:
             raise RunError("found no viewer; open napari first.")
-        found = Session.of(whole).docks.get(cls)
-        return found if isinstance(found, cls) else cls(whole)
+        dock = Session.of(whole).docks.get(cls)
+        return dock if isinstance(dock, cls) else cls(whole)
 
     name = ""
-    """What stands on the tab."""
+    """Title of the tab."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
@@ -102,12 +102,12 @@ class Dock(QWidget):
     def _join(self) -> None:
         """Become a tab beside the other docks of ours: napari's menus put a new dock below what is there."""
         try:
-            window, mine = self.window(), _frame(self)
+            window, own_frame = self.window(), _frame(self)
         except RuntimeError:  # closed before it was shown
             return
-        if not isinstance(window, QMainWindow) or mine is None:
+        if not isinstance(window, QMainWindow) or own_frame is None:
             return
-        mine.setWindowTitle(
+        own_frame.setWindowTitle(
             self.name
         )  # napari's own name, with the plugin's in it, does not fit on a tab
         others = [
@@ -116,9 +116,9 @@ class Dock(QWidget):
         beside = [
             frame for frame in others if frame is not None and not frame.isFloating()
         ]
-        if beside and mine not in window.tabifiedDockWidgets(beside[0]):
-            window.tabifyDockWidget(beside[-1], mine)
-        mine.raise_()
+        if beside and own_frame not in window.tabifiedDockWidgets(beside[0]):
+            window.tabifyDockWidget(beside[-1], own_frame)
+        own_frame.raise_()
 
     def come_forward(self) -> None:
         """Show this dock, before the others in its place."""

@@ -115,7 +115,7 @@ class Picture(QWidget):
         return QSize(300, self._height(300) if not self._fill else 200)
 
     def places(self) -> list[QRectF]:
-        """Where each picture stands in the widget."""
+        """Rectangles of the pictures in the widget."""
         if not self._images:
             return []
         first, count, head = self._images[0], len(self._images), self._head()
@@ -182,13 +182,13 @@ class Picture(QWidget):
     def paintEvent(self, _event: QPaintEvent | None) -> None:  # noqa: N802
         with QPainter(self) as painter:
             painter.setPen(faded(self.palette().color(self.foregroundRole()), 0.75))
-            for place, scaled in zip(self.places(), self._scaled, strict=False):
-                painter.drawImage(place, scaled)
-            for place, caption in zip(self.places(), self._captions, strict=False):
+            for area, scaled in zip(self.places(), self._scaled, strict=False):
+                painter.drawImage(area, scaled)
+            for area, caption in zip(self.places(), self._captions, strict=False):
                 room = QRectF(
-                    place.left(),
-                    place.top() - self._head(),
-                    place.width(),
+                    area.left(),
+                    area.top() - self._head(),
+                    area.width(),
                     self._head(),
                 )
                 painter.drawText(

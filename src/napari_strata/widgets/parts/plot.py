@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw: x from 0 to `last`, y from `low` to `high`; lines are cut at the edges.
+    """Ranges of a chart: x from 0 to `last`, y from `low` to `high`; lines are clipped.
 
     `best` is the x of the mark, None without one. `note` stands in the middle.
     """
@@ -56,7 +56,9 @@ def ticks(low: float, high: float, most: int) -> list[float]:
         return [low]
     rough = (high - low) / max(most, 1)
     size = 10.0 ** math.floor(math.log10(rough))
-    step = size * next(one for one in STEPS if one * size >= rough * (1 - 1e-9))
+    step = size * next(
+        factor for factor in STEPS if factor * size >= rough * (1 - 1e-9)
+    )
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)]
 
@@ -66,7 +68,7 @@ def whole_ticks(last: float, most: int) -> list[int]:
     step, size = 1, 1
     while last / step > max(most, 1):
         step, size = next(
-            (one * size, size) for one in (1, 2, 5, 10) if one * size > step
+            (factor * size, size) for factor in (1, 2, 5, 10) if factor * size > step
         )
         size = size * 10 if step == 10 * size else size
     return list(range(step, int(last) + 1, step))
@@ -86,9 +88,9 @@ def y_labels(
     chart: Chart, height: float, metrics: QFontMetricsF
 ) -> list[tuple[float, str]]:
     """Values and their words for the y axis of a chart of that height in pixels."""
-    found = ticks(chart.low, chart.high, int(height / (1.3 * metrics.height())))
-    step = found[1] - found[0] if len(found) > 1 else 1.0
-    return [(value, number(value, step)) for value in found]
+    values = ticks(chart.low, chart.high, int(height / (1.3 * metrics.height())))
+    step = values[1] - values[0] if len(values) > 1 else 1.0
+    return [(value, number(value, step)) for value in values]
 
 
 def draw(
@@ -134,37 +136,37 @@ def flow(
     metrics, wider = QFontMetricsF(font), QFontMetricsF(thick)
     row, edge = metrics.height() + 2, 0.5 * metrics.height() + 5
     more = metrics.horizontalAdvance("and 99 more")
-    found: list[Entry] = []
+    entries: list[Entry] = []
     x = y = 0.0
-    for place, (name, color, value) in enumerate(words):
-        used = metrics if place else wider
-        shown = used.elidedText(name, Qt.TextElideMode.ElideMiddle, width * 0.6)
-        wide = edge + used.horizontalAdvance(f"{shown} 0.00")
+    for number, (name, color, value) in enumerate(words):
+        used = metrics if number else wider
+        label = used.elidedText(name, Qt.TextElideMode.ElideMiddle, width * 0.6)
+        wide = edge + used.horizontalAdvance(f"{label} 0.00")
         last = y >= (rows - 1) * row
-        if found and x + wide > width and not last:
+        if entries and x + wide > width and not last:
             x, y = 0.0, y + row
             last = y >= (rows - 1) * row
         if (
-            found
+            entries
             and last
-            and x + wide + (more if place < len(words) - 1 else 0.0) > width
+            and x + wide + (more if number < len(words) - 1 else 0.0) > width
         ):
-            found.append(
+            entries.append(
                 Entry(
                     QRectF(x, y, width - x, row),
-                    f"and {len(words) - place} more",
+                    f"and {len(words) - number} more",
                     None,
                     False,
                 )
             )
             break
-        found.append(
+        entries.append(
             Entry(
-                QRectF(x, y, wide, row), f"{shown} {value}".strip(), color, place == 0
+                QRectF(x, y, wide, row), f"{label} {value}".strip(), color, number == 0
             )
         )
         x += wide + 1.2 * metrics.averageCharWidth()
-    return found
+    return entries
 
 
 def bottom(entries: Sequence[Entry]) -> float:
@@ -176,19 +178,19 @@ def draw_entry(
     painter: QPainter, entry: Entry, corner: QPointF, *, ink: QColor
 ) -> None:
     """Draw a word of a legend that begins at `corner`."""
-    place = entry.place.translated(corner)
-    side, middle = round(place.height() * 0.5), round(place.center().y())
+    area = entry.place.translated(corner)
+    side, middle = round(area.height() * 0.5), round(area.center().y())
     if entry.color is not None and entry.bold:  # as its line
-        painter.fillRect(QRectF(place.left(), middle - 1.0, side, 2.4), entry.color)
+        painter.fillRect(QRectF(area.left(), middle - 1.0, side, 2.4), entry.color)
     elif entry.color is not None:
         painter.fillRect(
-            QRectF(place.left(), round(middle - side / 2), side, side), entry.color
+            QRectF(area.left(), round(middle - side / 2), side, side), entry.color
         )
     plain, font = painter.font(), QFont(painter.font())
     font.setBold(entry.bold)
     painter.setFont(font)
     painter.setPen(ink)
-    room = place.adjusted(side + 4 if entry.color is not None else 0, 0, 20, 0)
+    room = area.adjusted(side + 4 if entry.color is not None else 0, 0, 20, 0)
     painter.drawText(
         room,
         int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter),
@@ -198,7 +200,7 @@ def draw_entry(
 
 
 def faded(color: QColor, share: float) -> QColor:
-    """The same colour, with so much of its opacity."""
+    """Return a colour with its opacity multiplied."""
     out = QColor(color)
     out.setAlphaF(share)
     return out

@@ -38,7 +38,7 @@ class Shown:
     panels: tuple[QImage, ...]
 
     def is_same(self, other: Shown) -> bool:
-        """Whether there is nothing new to show; pixels are not compared."""
+        """Return True if there is nothing new to show; pixels are not compared."""
         return (
             self.whole is other.whole
             and self.files == other.files
@@ -110,9 +110,9 @@ class Preview(QWidget):
             self._again = True
             return
         self._busy, self._again = True, False
-        folder, wanted, before = self._folder, self._wanted, self._shown
+        folder, epoch, before = self._folder, self._wanted, self._shown
         threads.run(
-            lambda: _read(self.files(folder), wanted, before),
+            lambda: _read(self.files(folder), epoch, before),
             lambda found: self._take(folder, found),
             self._fail,
             owner=self,
@@ -133,7 +133,7 @@ class Preview(QWidget):
 
     @property
     def index(self) -> int | None:
-        """Which of the pictures is shown."""
+        """Name the picture that is shown."""
         return (
             None if self._shown is None or not self._shown.files else self._shown.index
         )
@@ -153,7 +153,7 @@ class Preview(QWidget):
         return self._shown.whole if self._shown else None
 
     def words(self) -> str:
-        """What is shown, in words."""
+        """Describe the picture that is shown."""
         if self._shown is None or self.epoch is None:
             return ""
         newest = self._shown.index == len(self._shown.files) - 1
@@ -162,13 +162,13 @@ class Preview(QWidget):
         )
 
     def heading(self) -> str:
-        """What stands over the picture."""
+        """Heading over the picture."""
         return f"Validation after epoch {self.epoch}"
 
     def panels(
         self, found: tuple[QImage, ...]
     ) -> tuple[tuple[QImage, ...], tuple[str, ...]]:
-        """Those of the panels that are shown, and their captions."""
+        """Panels that are visible, with their captions."""
         return found, PANELS if len(found) == len(PANELS) else ()
 
     def open_large(self) -> None:
@@ -197,17 +197,17 @@ class Preview(QWidget):
             self.refresh()
 
     def _show(self) -> None:
-        found = self._shown
-        there = found is not None and bool(found.files)
+        view = self._shown
+        there = view is not None and bool(view.files)
         self._head.setVisible(there)
         self.picture.setVisible(there)
         self.text.setText(self.nothing)
         self.text.setVisible(not there)
-        if found is not None and there:
+        if view is not None and there:
             self.caption.setText(self.heading())
-            self.caption.setToolTip(str(found.files[found.index]))
-            self.picture.set_images(*self.panels(found.panels))
-            first, last = found.index == 0, found.index == len(found.files) - 1
+            self.caption.setToolTip(str(view.files[view.index]))
+            self.picture.set_images(*self.panels(view.panels))
+            first, last = view.index == 0, view.index == len(view.files) - 1
             _enable(self.back, self.ends[0] if first else "", self.arrows[0])
             _enable(self.forth, self.ends[1] if last else "", self.arrows[1])
         self.shown.emit()
@@ -239,23 +239,25 @@ class LargePreview(QWidget):
     def _fitting(self) -> QSize:
         """The picture's own size, as far as the screen has room for it."""
         whole, screen = self._preview.whole, self.screen()
-        wanted = (whole.size() if whole else QSize(900, 500)) + QSize(16, 40)
-        room = screen.availableGeometry().size() * 0.85 if screen else wanted
+        size = (whole.size() if whole else QSize(900, 500)) + QSize(16, 40)
+        room = screen.availableGeometry().size() * 0.85 if screen else size
         return (
-            wanted.scaled(room, Qt.AspectRatioMode.KeepAspectRatio)
-            if not _fits(wanted, room)
-            else wanted
+            size.scaled(room, Qt.AspectRatioMode.KeepAspectRatio)
+            if not _fits(size, room)
+            else size
         )
 
     def _show(self) -> None:
-        whole, words = self._preview.whole, self._preview.words()
+        whole, caption = self._preview.whole, self._preview.words()
         self.picture.set_images((whole,) if whole is not None else (), ())
         title, others = self._preview.title, self._preview.others
         self.caption.setText(
-            f"{words}.   ← → {others}, Esc closes" if words else self._preview.nothing
+            f"{caption}.   ← → {others}, Esc closes"
+            if caption
+            else self._preview.nothing
         )
         self.setWindowTitle(
-            f"{title}: {words[:1].lower()}{words[1:]}" if words else title
+            f"{title}: {caption[:1].lower()}{caption[1:]}" if caption else title
         )
 
 

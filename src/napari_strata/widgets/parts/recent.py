@@ -64,7 +64,7 @@ MONTHS = (
 
 
 class Found(NamedTuple):
-    """What a look at the folder gave: runs, and thumbnails of the pictures not seen before."""
+    """Contents of a folder: runs, and thumbnails of pictures not seen before."""
 
     runs: list[RunSummary]
     thumbnails: dict[tuple[Path, int], QImage | None]
@@ -110,9 +110,9 @@ class RunList(QWidget):
             self._again = True
             return
         self._busy, self._again = True, False
-        folder, known = self._folder, dict(self._thumbnails)
+        folder, thumbnails = self._folder, dict(self._thumbnails)
         threads.run(
-            lambda: _look(folder, known),
+            lambda: _look(folder, thumbnails),
             self._take,
             lambda _error: self._rest(),
             owner=self,
@@ -289,15 +289,15 @@ def class_words(run: RunSummary) -> str:
 
 def facts(run: RunSummary, now: datetime | None = None) -> str:
     """``today 14:05, mean IoU 0.82``; of a training that goes on, that it does; of a cross-validation, its models."""
-    words = [models(run)] if run.folds else []
-    words += [
+    phrases = [models(run)] if run.folds else []
+    phrases += [
         "in training"
         if run.running is not None
         else when(run.modified, now or datetime.now())
     ]
     if run.mean_iou is not None:
-        words.append(f"mean IoU {run.mean_iou:.2f}")
-    return ", ".join(words)
+        phrases.append(f"mean IoU {run.mean_iou:.2f}")
+    return ", ".join(phrases)
 
 
 def models(run: RunSummary) -> str:

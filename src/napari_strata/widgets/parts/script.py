@@ -32,38 +32,38 @@ def as_python(order: TrainJob | PredictJob | EvaluateJob) -> str:
 def as_command(order: TrainJob | PredictJob | EvaluateJob) -> str:
     """One line for a shell that does what the order does."""
     if isinstance(order, TrainJob):
-        words = _train_words(order)
+        arguments = _train_words(order)
     else:
-        words = (
+        arguments = (
             _predict_words(order)
             if isinstance(order, PredictJob)
             else _evaluate_words(order)
         )
-    return shlex.join(["napari-strata", *words])
+    return shlex.join(["napari-strata", *arguments])
 
 
 def _train_lines(order: TrainJob) -> list[str]:
     labels = order.labels or ()
     lines = [f"pairs = {_pairs(order.images, labels, order.axes)}"]
-    given = {"out": order.out, "overrides": order.overrides or None}
+    defined = {"out": order.out, "overrides": order.overrides or None}
     if order.validation is not None:
         held = order.validation
         lines.append(f"held = {_pairs(held.images, held.labels or (), held.axes)}")
-    options = {k: v for k, v in given.items() if v is not None} | _unusual(
+    options = {k: v for k, v in defined.items() if v is not None} | _unusual(
         order, ("device", "resume", "extend")
     )
-    words = [f"{key}={value!r}" for key, value in options.items()]
+    arguments = [f"{key}={value!r}" for key, value in options.items()]
     if order.validation is not None:
-        words.append("validation=held")
+        arguments.append("validation=held")
     if order.classes is not None:
         lines.append(f"classes = {_class_map(order.classes)}")
-        words.append("classes=classes")
+        arguments.append("classes=classes")
     recipe = (
         repr(order.recipe)
         if isinstance(order.recipe, str)
         else f"ns.Recipe.parse({order.recipe!r})"
     )
-    return [*lines, f"model = ns.train({recipe}, pairs, {', '.join(words)})"]
+    return [*lines, f"model = ns.train({recipe}, pairs, {', '.join(arguments)})"]
 
 
 def _predict_lines(order: PredictJob) -> list[str]:
@@ -72,73 +72,78 @@ def _predict_lines(order: PredictJob) -> list[str]:
     )
     if order.probabilities:
         options["probabilities"] = True
-    words = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     model = _models(order.model)
     if order.image is None:
         return [
-            f"labels = ns.predict({model}, ns.read_image({path!r}), {words})"
+            f"labels = ns.predict({model}, ns.read_image({path!r}), {arguments})"
             for path in order.inputs
         ]
     return [
         f"image = {_image(order.image, order.axes)}",
-        f"labels = ns.predict({model}, image, {words})",
+        f"labels = ns.predict({model}, image, {arguments})",
     ]
 
 
 def _evaluate_lines(order: EvaluateJob) -> list[str]:
-    kept = [f"out={order.out!r}"] if order.out else []
+    out_argument = [f"out={order.out!r}"] if order.out else []
     if order.model is not None:
         pairs = _pairs(order.images or (), order.labels or (), order.axes)
-        words = [
+        arguments = [
             _models(order.model),
             pairs,
-            *kept,
+            *out_argument,
             *(["tta=True"] if order.tta else []),
         ]
-        return [f"scores = ns.evaluate({', '.join(words)})", "print(scores.as_dict())"]
+        return [
+            f"scores = ns.evaluate({', '.join(arguments)})",
+            "print(scores.as_dict())",
+        ]
     assert order.prediction is not None
     assert order.labels is not None
     lines = [
         f"prediction = ns.read_labels({order.prediction.path!r})",
         f"truth = ns.read_labels({order.labels[0].path!r})",
     ]
-    words = ["prediction", "truth"]
+    arguments = ["prediction", "truth"]
     if order.classes is not None:
         lines.append(f"classes = {_class_map(order.classes)}")
-        words.append("classes")
-    words += kept
+        arguments.append("classes")
+    arguments += out_argument
     return [
         *lines,
-        f"confusion = ns.score_labels({', '.join(words)})",
+        f"confusion = ns.score_labels({', '.join(arguments)})",
         "print(confusion.as_dict())",
     ]
 
 
 def _train_words(order: TrainJob) -> list[str]:
-    words = ["train", *_paths(order.images, order.labels or ()), "--out", order.out]
+    arguments = ["train", *_paths(order.images, order.labels or ()), "--out", order.out]
     if isinstance(order.recipe, str) and order.recipe != "default":
-        words += ["--recipe", order.recipe]
+        arguments += ["--recipe", order.recipe]
     for key, value in order.overrides.items():
-        words += ["--set", f"{key}={json.dumps(value)}"]
+        arguments += ["--set", f"{key}={json.dumps(value)}"]
     if order.validation is not None:
-        words += [
+        arguments += [
             "--val",
             *_paths(order.validation.images, order.validation.labels or ()),
         ]
-    words += _axes_words(order.axes, order.images)
+    arguments += _axes_words(order.axes, order.images)
     if order.classes is None or order.labels is None:
-        words += [
+        arguments += [
             word for value in order.unlabelled for word in ("--unlabelled", str(value))
         ]
     if order.extend:
-        words += ["--extend", str(order.extend)]
-    return words + (["--resume"] if order.resume else []) + _device_words(order.device)
+        arguments += ["--extend", str(order.extend)]
+    return (
+        arguments + (["--resume"] if order.resume else []) + _device_words(order.device)
+    )
 
 
 def _predict_words(order: PredictJob) -> list[str]:
     inputs = list(order.inputs) if order.image is None else [order.image.path]
     model, averaged = _averaging_words(order.model, order.tta)
-    words = [
+    arguments = [
         "predict",
         model,
         *inputs,
@@ -147,10 +152,10 @@ def _predict_words(order: PredictJob) -> list[str]:
         *averaged,
         *(["--ortho"] if order.ortho else []),
     ]
-    words += _axes_words(order.axes, [order.image] if order.image else [])
-    words += ["--probabilities"] if order.probabilities else []
+    arguments += _axes_words(order.axes, [order.image] if order.image else [])
+    arguments += ["--probabilities"] if order.probabilities else []
     return (
-        words
+        arguments
         + (["--overwrite"] if order.overwrite else [])
         + _device_words(order.device)
     )
@@ -165,9 +170,16 @@ def _evaluate_words(order: EvaluateJob) -> list[str]:
     else:
         subject, averaged = _averaging_words(order.model, order.tta)
         images = _paths(order.images or (), order.labels)
-    words = ["evaluate", subject, *images, "--out", order.out or "scores", *averaged]
+    arguments = [
+        "evaluate",
+        subject,
+        *images,
+        "--out",
+        order.out or "scores",
+        *averaged,
+    ]
     return (
-        words
+        arguments
         + _axes_words(order.axes, order.images or [])
         + _device_words(order.device)
     )
@@ -180,7 +192,7 @@ def _models(model: str | tuple[str, ...]) -> str:
 def _averaging_words(model: str | tuple[str, ...], tta: bool) -> tuple[str, list[str]]:
     """The model, and the options for those beside it and for flips and turns."""
     first, *others = [model] if isinstance(model, str) else model
-    return first, [word for other in others for word in ("--with", other)] + (
+    return first, [word for member in others for word in ("--with", member)] + (
         ["--tta"] if tta else []
     )
 
@@ -201,11 +213,11 @@ def _list(items: Sequence[str]) -> str:
 
 def _image(layer: Layer, axes: str | None) -> str:
     letters = layer.axes or axes
-    words = [repr(layer.path)] + ([f"axes={letters!r}"] if letters else [])
-    words += [f"series={layer.series}"] if layer.series else []
-    opened = f"ns.read_image({', '.join(words)})"
-    known = {"scale": layer.scale, "units": layer.units, "name": layer.name}
-    changed = ", ".join(f"{key}={value!r}" for key, value in known.items() if value)
+    arguments = [repr(layer.path)] + ([f"axes={letters!r}"] if letters else [])
+    arguments += [f"series={layer.series}"] if layer.series else []
+    opened = f"ns.read_image({', '.join(arguments)})"
+    geometry = {"scale": layer.scale, "units": layer.units, "name": layer.name}
+    changed = ", ".join(f"{key}={value!r}" for key, value in geometry.items() if value)
     return f"dataclasses.replace({opened}, {changed})" if changed else opened
 
 

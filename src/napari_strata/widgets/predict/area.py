@@ -1,4 +1,4 @@
-"""Which part of an image: all of it, the plane in sight, what is in view, or a rectangle drawn on it."""
+"""Choice of an area: the whole image, the current plane, the view, or a rectangle."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def area_of(kind: str, viewer: ViewerModel, layer: ImageLayer, image: Image) -> 
     AreaError
         when there is none, saying what to do.
     """
-    if kind == PLANE and (place := current_plane(viewer, layer, image)):
-        return Area(as_region(place), f"1 of {_count(image, 'plane')}")
+    if kind == PLANE and (plane := current_plane(viewer, layer, image)):
+        return Area(as_region(plane), f"1 of {_count(image, 'plane')}")
     if kind == VIEW:
         return _in_view(viewer, layer, image)
     if kind == RECTANGLE:
@@ -59,12 +59,12 @@ def area_of(kind: str, viewer: ViewerModel, layer: ImageLayer, image: Image) -> 
 
 def as_region(parts: Mapping[str, Any]) -> Region:
     """Axis letters checked for an order."""
-    return {letter: parts[letter] for letter in get_args(Axis) if letter in parts}
+    return {axis: parts[axis] for axis in get_args(Axis) if axis in parts}
 
 
 def place_words(place: dict[str, int]) -> str:
     """``T 0, Z 3``: indices as napari's sliders show them."""
-    return ", ".join(f"{letter} {index}" for letter, index in place.items())
+    return ", ".join(f"{axis} {index}" for axis, index in place.items())
 
 
 def _in_view(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
@@ -73,25 +73,25 @@ def _in_view(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
         raise AreaError(
             "The view is in 3D. Switch it to 2D (the button below the layer list), or choose another area."
         )
-    shown = {letters[axis - viewer.dims.ndim] for axis in viewer.dims.displayed}
-    if shown != {"Y", "X"}:
+    displayed = {letters[axis - viewer.dims.ndim] for axis in viewer.dims.displayed}
+    if displayed != {"Y", "X"}:
         raise AreaError(
-            f"The view shows {' and '.join(sorted(shown))}, and planes are Y and X: turn it back."
+            f"The view shows {' and '.join(sorted(displayed))}, and planes are Y and X: turn it back."
         )
     corners = np.asarray(layer.corner_pixels, float) + np.array([[0], [1]])
     if layer.multiscale:  # corners are those of the level that is shown
         corners = corners * layer.downsample_factors[layer.data_level]
     ends: dict[str, Any] = {}
-    for letter in "YX":
-        first, stop = corners[:, letters.index(letter)]
-        ends[letter] = (max(0, floor(first)), min(image.size(letter), ceil(stop)))
+    for axis_name in "YX":
+        first, stop = corners[:, letters.index(axis_name)]
+        ends[axis_name] = (max(0, floor(first)), min(image.size(axis_name), ceil(stop)))
     if any(stop - first < 2 for first, stop in ends.values()):
         raise AreaError(
             f"{image.name} is not in view: move the view onto it, or choose another area."
         )
-    place = current_plane(viewer, layer, image)
-    planes = f", {place_words(place)}" if place else ""
-    return Area(as_region(place | ends), _box_words(ends) + planes)
+    plane = current_plane(viewer, layer, image)
+    planes = f", {place_words(plane)}" if plane else ""
+    return Area(as_region(plane | ends), _box_words(ends) + planes)
 
 
 def _rectangle(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
@@ -102,11 +102,11 @@ def _rectangle(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
     places = np.array([layer.world_to_data(point) for point in world])
     letters = image.axes[: layer.ndim]
     ends: dict[str, Any] = {}
-    for letter in "YX":
-        along = places[:, letters.index(letter)]
+    for axis in "YX":
+        along = places[:, letters.index(axis)]
         # A pixel reaches half a step to both sides of its index.
         first, stop = floor(along.min() + 0.5), ceil(along.max() + 0.5)
-        ends[letter] = (max(0, first), min(image.size(letter), stop))
+        ends[axis] = (max(0, first), min(image.size(axis), stop))
     if any(stop <= first for first, stop in ends.values()):
         raise AreaError(
             f"The rectangle lies beside {image.name}: draw it on the image."
@@ -117,18 +117,18 @@ def _rectangle(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
 
 def chosen_shapes(viewer: ViewerModel) -> Shapes:
     """The Shapes layer that is selected, or the only one. Raises `AreaError`."""
-    every = [one for one in viewer.layers if isinstance(one, Shapes)]
-    selected = [one for one in every if one in viewer.layers.selection]
-    found = selected or every
-    if not found:
+    shapes_layers = [layer for layer in viewer.layers if isinstance(layer, Shapes)]
+    selected = [layer for layer in shapes_layers if layer in viewer.layers.selection]
+    candidates = selected or shapes_layers
+    if not candidates:
         raise AreaError(
             "There is no rectangle: add a Shapes layer (above the layer list) and draw one on the image."
         )
-    if len(found) > 1:
+    if len(candidates) > 1:
         raise AreaError(
-            f"There are {len(found)} Shapes layers: select the one that holds the rectangle."
+            f"There are {len(candidates)} Shapes layers: select the one that holds the rectangle."
         )
-    return found[0]
+    return candidates[0]
 
 
 def _vertices(shapes: Shapes) -> Any:
@@ -143,7 +143,7 @@ def _vertices(shapes: Shapes) -> Any:
 
 
 def _planes(image: Image) -> int:
-    return prod(image.size(letter) for letter in "TZ")
+    return prod(image.size(axis) for axis in "TZ")
 
 
 def _count(image: Image, word: str) -> str:
@@ -233,13 +233,13 @@ class AreaChoice(QWidget):
 
     def _name_choices(self) -> None:
         layer, image = self._images.layer, self._images.image
-        box, place = self.combo.native, {}
+        box, plane = self.combo.native, {}
         if layer is not None and image is not None and layer in self._viewer.layers:
-            place = current_plane(self._viewer, layer, image)
+            plane = current_plane(self._viewer, layer, image)
         stack = image is None or _planes(image) > 1
         box.setItemText(0, "Whole stack" if stack else "Whole image")
         box.setItemText(
-            1, f"Current plane ({place_words(place)})" if place else "Current plane"
+            1, f"Current plane ({place_words(plane)})" if plane else "Current plane"
         )
 
     def _later(self, _event: object = None) -> None:

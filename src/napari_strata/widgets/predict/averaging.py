@@ -1,4 +1,4 @@
-"""What a prediction is averaged over: flips and turns of a plane, and the three directions of a volume."""
+"""Choice of averaging: flips and turns of a plane, three directions of a volume."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Averaging:
 
     @property
     def tta(self) -> bool:
-        """Whether to average over flips and turns."""
+        """True to average over flips and turns."""
         return bool(self.turns.value)
 
     @property
     def ortho(self) -> bool:
-        """Whether to average over three directions."""
+        """True to average over three directions."""
         return bool(self.directions.value)
 
     def look(
@@ -59,7 +59,7 @@ class Averaging:
 def why_not_three(
     image: Image | None, spec: Mapping[str, Any] | None, area: str
 ) -> str:
-    """Why an area of an image cannot be predicted in three directions by a model; empty when it can."""
+    """Explain why three directions cannot be predicted; empty when they can."""
     if spec is not None and spec["depth"] is not None:
         return "This model sees whole volumes already."
     if spec is not None and spec["neighbours"]:

@@ -103,7 +103,7 @@ class PredictDock(Dock):
 
     @property
     def image(self) -> Image | None:
-        """What is to be segmented: the layer, or all channels of its file."""
+        """Image to segment: the layer, or all channels of its file."""
         return self.images.image if self._whole is None else self._whole
 
     def _image_changed(self) -> None:
@@ -353,7 +353,7 @@ def _file_of(layer: ImageLayer) -> tuple[str, int] | None:
 
 
 def _hidden(names: list[str]) -> str:
-    """Where to find the layers that were added beside the labels."""
+    """Tell the user that layers were added, hidden under the labels."""
     if not names:
         return ""
     count = f"{len(names)} more layers are" if len(names) > 1 else f"{names[0]} is"
@@ -363,5 +363,5 @@ def _hidden(names: list[str]) -> str:
 
 
 def predict_dock(napari_viewer: Viewer | None = None) -> PredictDock:
-    """What the menu opens: the dock of the viewer, as it was left."""
+    """Open the Predict dock of a viewer, as it was left; the menu calls this."""
     return PredictDock.of(napari_viewer)

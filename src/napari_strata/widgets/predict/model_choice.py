@@ -1,4 +1,4 @@
-"""Which model: the newest one, a recent run, or a file; what it is, and whether the image fits it."""
+"""Choice of the model: the newest one, a recent run, or a file."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def thinned(image: Image) -> Image:
         "Y": ceil(side / 1024),
         "X": ceil(side / 1024),
     }
-    parts = tuple(slice(None, None, steps.get(letter, 1)) for letter in image.axes)
+    parts = tuple(slice(None, None, steps.get(axis, 1)) for axis in image.axes)
     return replace(image, data=np.asarray(image.data[parts]), source=None)
 
 
@@ -142,7 +142,7 @@ class ModelChoice(QWidget):
         self.path: Path | None = None
         self.problem = ""
         self.spec: dict[str, Any] | None = None
-        """What the model is made of, a `ModelSpec` as plain data; None until the worker has said it."""
+        """`ModelSpec` of the model as plain data; None until the worker has read it."""
         self._picked = False  # by hand: a training that goes on does not take it away
         self._announced: Path | None = None
         self._subject: tuple[ImageLayer | None, Image | None] = (None, None)
@@ -209,9 +209,9 @@ class ModelChoice(QWidget):
 
     def _announce(self, run: object) -> None:
         path = Path(str(run))
-        known = path == self._announced
+        is_repeated = path == self._announced
         self._announced = path
-        if known and self._picked and path != self.path:
+        if is_repeated and self._picked and path != self.path:
             return
         self._picked = False
         self.choose(path)
@@ -282,7 +282,7 @@ class ModelChoice(QWidget):
 
 
 def _facts(image: Image | None) -> object:
-    """What an answer depends on; the name is part of its words."""
+    """Key of a reply: everything that the reply depends on."""
     return (
         None
         if image is None
@@ -311,25 +311,25 @@ def _facts_words(result: dict[str, Any]) -> str:
         result.get("models", "1 model"),
     )
     spec = result["spec"]
-    words = [
+    facts = [
         f"Recipe {result['recipe']['name']}",
         *(["sees volumes"] if spec["depth"] is not None else []),
     ]
-    words += (
+    facts += (
         [f"sees {count} slice{'' if count == 1 else 's'} on each side"]
         if (count := spec["neighbours"])
         else []
     )
-    words.append(
+    facts.append(
         group if group != "1 model" else f"{epochs} epoch{'' if epochs == 1 else 's'}"
     )
     if score is not None:
-        words.append(f"mean IoU {score:.3f}")
+        facts.append(f"mean IoU {score:.3f}")
     with suppress(ValueError):
-        words.append(
+        facts.append(
             f"trained {datetime.fromisoformat(result['created']).astimezone():%Y-%m-%d %H:%M}"
         )
-    return ", ".join(words)
+    return ", ".join(facts)
 
 
 def _without(name: str, line: str) -> str:

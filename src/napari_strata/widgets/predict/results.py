@@ -1,4 +1,4 @@
-"""What predictions left in the viewer: which layer was made of what, whether it was edited, and what goes with it."""
+"""Predicted layers of the viewer: their origin, later edits, and companion layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from napari_strata.widgets.layers.live import PREDICTED
 
 @dataclass(frozen=True)
 class Origin:
-    """What labels are made of: two are equal only when the labels must be."""
+    """Origin of predicted labels: equal origins give equal labels."""
 
     layer: ReferenceType[ImageLayer]
     data: int
@@ -32,7 +32,7 @@ class Origin:
 
     @classmethod
     def of(cls, layer: ImageLayer, image: Image, model: Path) -> Origin:
-        """Of an image and a model file or run folder, as they are now."""
+        """Describe an image and a model file or run folder in their present state."""
         file = RunFolder(model).model_path if model.is_dir() else model
         changed = file.stat().st_mtime_ns if file.is_file() else 0
         return cls(
@@ -65,12 +65,12 @@ class Made:
             getattr(layer.events, name).connect(self._mark)
 
     def settle(self) -> None:
-        """What the layer holds now is what was predicted; any change from now on is the user's."""
+        """Take the present pixels as predicted; every later change is the user's."""
         layer = self.layer()
         self._data = None if layer is None else id(layer.data)
 
     def is_untouched(self) -> bool:
-        """Whether the layer still holds what was predicted and the array is still there, to predict more into it."""
+        """Return True if the layer is unedited and its array still exists."""
         layer = self.layer()
         return (
             layer is not None
@@ -87,9 +87,9 @@ class Made:
         labels, layers = self.layer(), viewer.layers
         if labels is None or labels not in layers:
             return False
-        known = self._beside.get(name, lambda: None)()
-        if known is not None and known in layers:
-            known.data = data
+        existing = self._beside.get(name, lambda: None)()
+        if existing is not None and existing in layers:
+            existing.data = data
             return True
         placed = {
             key: getattr(labels, key)
@@ -122,7 +122,7 @@ _MADE: WeakKeyDictionary[LabelsLayer, Made] = WeakKeyDictionary()
 
 
 def find(viewer: ViewerModel, origin: Origin) -> Made | None:
-    """What was made of the same before and can take more, in this viewer."""
+    """Find an earlier result of the same origin in this viewer that can take more planes."""
     for made in reversed(list(_MADE.values())):
         if (
             made.origin == origin
@@ -135,9 +135,11 @@ def find(viewer: ViewerModel, origin: Origin) -> Made | None:
 
 def newest(viewer: ViewerModel) -> LabelsLayer | None:
     """The labels to save: those selected, if a prediction made them, else the newest in this viewer."""
-    every = [layer for layer in list(_MADE) if layer in viewer.layers]
-    selected = [layer for layer in every if layer in viewer.layers.selection]
-    return selected[0] if len(selected) == 1 else every[-1] if every else None
+    made_layers = [layer for layer in list(_MADE) if layer in viewer.layers]
+    selected = [layer for layer in made_layers if layer in viewer.layers.selection]
+    return (
+        selected[0] if len(selected) == 1 else made_layers[-1] if made_layers else None
+    )
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,8 @@ class Chances:
         )
         path.unlink(missing_ok=True)  # who has the one before mapped keeps it
         best = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-        for place in np.ndindex(*shape[:-2]):
+        for index in np.ndindex(*shape[:-2]):
             if cancelled():
                 return None
-            best[place] = chances[place].max(axis=0)
+            best[index] = chances[index].max(axis=0)
         return axes.from_canonical(best, self.letters)

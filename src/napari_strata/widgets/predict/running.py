@@ -39,8 +39,17 @@ from napari_strata.worker.replies import JobQueued, TargetOpened
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """What to predict: `region` as in a PredictJob (None: all), which layers to add at the end, and whether to average
-    over flips and turns, and over three directions."""
+    """Options of a prediction.
+
+    Parameters
+    ----------
+    region
+        Area to predict, as in a PredictJob. None: the whole image.
+    probabilities, confidence
+        Layers to add at the end.
+    tta, ortho
+        True to average over flips and turns, and over three directions.
+    """
 
     region: Mapping[Any, Any] | None = None
     probabilities: bool = False
@@ -133,15 +142,16 @@ class LivePrediction(QObject):
             self._end(Outcome("stopped", "Stopped before it began."))
             return
         options, session = self._options, self._session
-        known = results.find(session.viewer, origin)
-        self._made = known or results.Made(
+        earlier = results.find(session.viewer, origin)
+        self._made = earlier or results.Made(
             _free(scratch, slug(self._image.name)), origin
         )
-        self._again = known is not None
-        if known is not None:
-            self._live.layer = known.layer()
+        self._again = earlier is not None
+        if earlier is not None:
+            self._live.layer = earlier.layer()
             self.message.emit(
-                f"The labels go into {known.layer()}, made with the same model.", "info"
+                f"The labels go into {earlier.layer()}, made with the same model.",
+                "info",
             )
         order = PredictJob(
             job=session.client.new_id(),
@@ -324,21 +334,21 @@ class LivePrediction(QObject):
         self.ended.emit(replace(outcome, text=self._summary(outcome)))
 
     def _summary(self, outcome: Outcome) -> str:
-        """How far it came and why it ended, for people."""
+        """Describe the progress and the reason of the end."""
         done = f"{self._done} of {_planes(self._total)} {'is' if self._total == 1 else 'are'} done"
-        shown = (
+        is_visible = (
             self.labels_layer is not None
             and self.labels_layer in self._session.viewer.layers
         )
         if outcome.status == "finished":
-            if not shown:
+            if not is_visible:
                 return "Finished, but its labels layer was deleted."
             spent = f" in {duration(self._seconds)}" if self._seconds >= 0.1 else ""
             return (
                 f"{self.labels_layer}: {_planes(self._done)}{spent}{_shares(outcome)}."
             )
         text = outcome.text or ("Stopped." if outcome.status == "stopped" else "")
-        if shown and self._total:
+        if is_visible and self._total:
             return (
                 f"Stopped: {done}."
                 if outcome.status == "stopped"
@@ -350,16 +360,16 @@ class LivePrediction(QObject):
 def _origin(
     layer: ImageLayer, image: Image, model: Path, options: PredictionOptions
 ) -> results.Origin:
-    """What the labels will be made of; those averaged over flips and turns, or three directions, are others."""
+    """Describe the origin of the labels, including the kind of averaging."""
     origin = results.Origin.of(layer, image, model)
     folds = model.glob(f"*/{MODEL_FILE}") if CrossvalFolder(model).exists else ()
     changed = max((file.stat().st_mtime_ns for file in folds), default=origin.changed)
-    words = [
+    parts = [
         origin.model,
         *(["turned"] if options.tta else []),
         *(["three directions"] if options.ortho else []),
     ]
-    return replace(origin, model=", ".join(words), changed=changed)
+    return replace(origin, model=", ".join(parts), changed=changed)
 
 
 def _shares(outcome: Outcome) -> str:

@@ -29,7 +29,7 @@ class PredictState:
 
 @dataclass(frozen=True)
 class PredictView:
-    """What the buttons of the Predict dock show for a state."""
+    """Controls that the Predict dock shows for a state."""
 
     predict: Control
     stop: Control

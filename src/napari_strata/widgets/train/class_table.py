@@ -132,7 +132,7 @@ class ClassTable(QWidget):
         return dict(counts.total) if counts is not None else {}
 
     def problem(self) -> str:
-        """What is missing before these labels can be trained on; empty when nothing is."""
+        """Explain why these labels cannot be trained on; empty when they can."""
         counts, rows = self._counter.counts, self._values()
         if self._layer is None:
             return "No labels: choose a labels layer, or make a new one."
@@ -231,8 +231,10 @@ class ClassTable(QWidget):
         taken = {class_book.shown_color(layer, value) or "" for value in self._values()}
         colors: dict[int, str] = {}
         for value in new:
-            kept = self._book.colors.get(value)
-            colors[value] = kept or class_book.free_color(taken | set(colors.values()))
+            old_color = self._book.colors.get(value)
+            colors[value] = old_color or class_book.free_color(
+                taken | set(colors.values())
+            )
         class_book.set_colors(layer, colors, self._values())
 
     # what the user does
@@ -269,7 +271,9 @@ class ClassTable(QWidget):
         self._write()
 
     def _rename(self, value: int, name: str) -> None:
-        others = {self._book.name(other) for other in self._values() if other != value}
+        others = {
+            self._book.name(number) for number in self._values() if number != value
+        }
         self._refused = (
             f"“{name}” is the name of another class; each needs its own."
             if name in others
@@ -320,8 +324,8 @@ class ClassTable(QWidget):
         value = self._rows.current
         if value is None:
             return
-        for known in (self._book.names, self._book.colors):
-            known.pop(value, None)
+        for table in (self._book.names, self._book.colors):
+            table.pop(value, None)
         self._book.unused.discard(value)
         self._painted.discard(value)
         self._write()
@@ -349,9 +353,9 @@ class ClassTable(QWidget):
         self._objects.setVisible(self._offered)
         self._rows.setVisible(self._book.objects or not many)
         if many and counts is not None:
-            found = len(counts.total) - (0 in counts.total)
+            count = len(counts.total) - (0 in counts.total)
             self._many.setText(
-                f"{found:,} label values: these look like object ids, not classes."
+                f"{count:,} label values: these look like object ids, not classes."
             )
         self._objects.setChecked(self._book.objects)
         self._zero.setEnabled(layer is not None)
@@ -370,9 +374,9 @@ class ClassTable(QWidget):
         )
         self._status.setText(status)
         self._status.setVisible(bool(status))
-        said = (self.classes(), self.counts(), self.problem())
-        if said != self._said:
-            self._said = said
+        state = (self.classes(), self.counts(), self.problem())
+        if state != self._said:
+            self._said = state
             self.changed.emit()
 
     def _row(self, layer: LabelsLayer, value: int) -> Row:
@@ -395,11 +399,13 @@ class ClassTable(QWidget):
 
     def _tell_remove(self) -> None:
         value, counts = self._rows.current, self._counter.counts
-        known = counts if not (self._counter.busy or self._counter.stale) else None
+        current_counts = (
+            counts if not (self._counter.busy or self._counter.stale) else None
+        )
         why = (
             "Choose a class without pixels first"
             if value is None
-            else self._book.why_kept(value, known)
+            else self._book.why_kept(value, current_counts)
         )
         self._remove.setEnabled(not why)
         self._remove.setToolTip(why or "Drop this class, which no pixel carries")

@@ -215,13 +215,13 @@ class Curves(QWidget):
         free = below - row - 8 - 2 * (row + 7) - 10 - MARGIN
         first, second = 0.44 * free, 0.56 * free
         charts = zip(self._charts(), (first, second), strict=True)
-        words = [
+        labels = [
             word for chart, high in charts for _, word in y_labels(chart, high, metrics)
         ]
         left = (
             MARGIN
             + GAP
-            + max(metrics.horizontalAdvance(word) for word in [*words, "0.00"])
+            + max(metrics.horizontalAdvance(word) for word in [*labels, "0.00"])
         )
         wide = self.width() - left - MARGIN - 4
         upper = QRectF(left, MARGIN + row + 7, wide, first)
@@ -233,22 +233,22 @@ class Curves(QWidget):
         if not history.names:
             return []
         iou = newest.class_iou if newest else ()
-        words = [("mean", self._ink(), score(newest.mean_iou, 2) if newest else "")]
+        entries = [("mean", self._ink(), score(newest.mean_iou, 2) if newest else "")]
         for i, (name, color) in enumerate(
             zip(history.names, history.colors, strict=False)
         ):
-            words.append(
+            entries.append(
                 (name, QColor(color), score(iou[i], 2) if i < len(iou) else "")
             )
-        return flow(words, self._small(), self.width() - 2 * MARGIN, rows=MOST_ROWS)
+        return flow(entries, self._small(), self.width() - 2 * MARGIN, rows=MOST_ROWS)
 
     # ------------------------------------------------------------------ painting
 
     def paintEvent(self, _event: QPaintEvent | None) -> None:  # noqa: N802
         ratio = self.devicePixelRatioF()
-        wanted = self.size() * ratio
-        if self._picture is None or self._picture.size() != wanted:
-            self._picture = QPixmap(wanted)
+        size = self.size() * ratio
+        if self._picture is None or self._picture.size() != size:
+            self._picture = QPixmap(size)
             self._picture.setDevicePixelRatio(ratio)
             self._picture.fill(Qt.GlobalColor.transparent)
             with QPainter(self._picture) as painter:
@@ -276,9 +276,9 @@ class Curves(QWidget):
             QRectF(MARGIN, lower.bottom() + 3, lower.left(), row), left, "epoch"
         )
         if best is not None:
-            words = f"best mean {score(best.mean_iou, 2)} in epoch {best.epoch}"
+            text = f"best mean {score(best.mean_iou, 2)} in epoch {best.epoch}"
             painter.drawText(
-                QRectF(0, lower.top() - row - 7, lower.right(), row), right, words
+                QRectF(0, lower.top() - row - 7, lower.right(), row), right, text
             )
         for entry in self._legend():
             draw_entry(painter, entry, QPointF(MARGIN, legend), ink=ink)
@@ -327,23 +327,23 @@ class Curves(QWidget):
     def _draw_hover(self, painter: QPainter, end: EpochEnd) -> None:
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         upper, lower, _ = self._places()
-        for place, chart in zip((upper, lower), self._charts(), strict=True):
+        for area, chart in zip((upper, lower), self._charts(), strict=True):
             painter.setPen(QPen(faded(self._ink(), 0.6), 1))
-            x = round(chart.at(place, end.epoch, 0).x()) - 0.5
-            painter.drawLine(QPointF(x, place.top()), QPointF(x, place.bottom()))
+            x = round(chart.at(area, end.epoch, 0).x()) - 0.5
+            painter.drawLine(QPointF(x, area.top()), QPointF(x, area.bottom()))
 
     # ------------------------------------------------------------------ the mouse, the size, the theme
 
     def mouseMoveEvent(self, event: QMouseEvent | None) -> None:  # noqa: N802
         if event is None:
             return
-        found = self.epoch_at(event.position())
-        if found != self._hovered:
-            self._hovered = found
+        epoch = self.epoch_at(event.position())
+        if epoch != self._hovered:
+            self._hovered = epoch
             self.update()
-        if found is not None:
+        if epoch is not None:
             QToolTip.showText(
-                event.globalPosition().toPoint(), self._history.describe(found), self
+                event.globalPosition().toPoint(), self._history.describe(epoch), self
             )
         else:
             QToolTip.hideText()

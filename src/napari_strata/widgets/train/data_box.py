@@ -1,4 +1,4 @@
-"""What to train on: layers with a class table, or files and folders."""
+"""Choice of the training data: layers with a class table, or files and folders."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class DataBox(QWidget):
         return bool(self.source.value == LAYERS)
 
     def data(self) -> LayerData | FolderData | None:
-        """What to train on; None while there is a `problem`."""
+        """Return the chosen training data; None while there is a `problem`."""
         if self.problem():
             return None
         if not self.uses_layers:
@@ -99,7 +99,7 @@ class DataBox(QWidget):
         return LayerData(self.images.layer, image, layer, labels)
 
     def problem(self) -> str:
-        """Why this cannot be trained on; empty when it can."""
+        """Explain why this data cannot be trained on; empty when it can."""
         if not self.uses_layers:
             return self.folders.problem()
         if problem := self.images.problem or self.labels.problem:
@@ -199,10 +199,10 @@ def _path_edit(label: str, tooltip: str) -> tuple[FileEdit, PushButton]:
 
     def choose() -> None:
         start = _path(edit) or str(Path.home())
-        if found := QFileDialog.getExistingDirectory(
+        if folder := QFileDialog.getExistingDirectory(
             edit.native, f"Choose the folder of {label.lower()}", start
         ):
-            edit.line_edit.value = found
+            edit.line_edit.value = folder
 
     folder.clicked.connect(choose)
     edit.native.layout().addWidget(folder.native)
@@ -210,5 +210,5 @@ def _path_edit(label: str, tooltip: str) -> tuple[FileEdit, PushButton]:
 
 
 def _path(edit: FileEdit) -> str:
-    """What stands in the field; magicgui makes an empty one into "."."""
+    """Return the text of the field; magicgui turns an empty one into "."."""
     return str(edit.line_edit.value).strip()

@@ -173,8 +173,8 @@ class TrainDock(Dock):
         self.runs.show_view(view)
         if self.data_box.uses_layers:
             self.autosave.watch(self.data_box.labels.layer, self.data_box.images.image)
-        wanted = None if view.problem else self.wanted()
-        self.forecast.ask(wanted, why="", folder=self._reserve)
+        request = None if view.problem else self.wanted()
+        self.forecast.ask(request, why="", folder=self._reserve)
 
     def _reserve(self) -> Path:
         """The folder of the run to come."""
@@ -204,12 +204,12 @@ class TrainDock(Dock):
 
     def start(self) -> None:
         """Train: write the layers in a thread, then give the order."""
-        wanted = self.wanted()
-        if wanted is None or self.handle is not None:
+        request = self.wanted()
+        if request is None or self.handle is not None:
             return
-        self._trained = wanted.data if isinstance(wanted.data, LayerData) else None
+        self._trained = request.data if isinstance(request.data, LayerData) else None
         self._begin(
-            lambda run: wanted.train_order(self.session.client.new_id(), run), new=True
+            lambda run: request.train_order(self.session.client.new_id(), run), new=True
         )
 
     def resume(self) -> None:
@@ -256,8 +256,11 @@ class TrainDock(Dock):
         order = self._order
         if order is None or self.handle is not None:
             return
-        now = {"job": self.session.client.new_id(), "keep": bool(self.keep_box.value)}
-        self._begin(lambda _run: order.model_copy(update=change | now), new=False)
+        changes = {
+            "job": self.session.client.new_id(),
+            "keep": bool(self.keep_box.value),
+        }
+        self._begin(lambda _run: order.model_copy(update=change | changes), new=False)
 
     def _begin(self, prepare: Any, *, new: bool) -> None:
         try:
@@ -392,8 +395,8 @@ class TrainDock(Dock):
         self._changed()
 
     def _copy(self, form: Any, what: str) -> None:
-        wanted = self.wanted()
-        if wanted is None:
+        request = self.wanted()
+        if request is None:
             self.notice.say(
                 f"Nothing to copy yet. {resolve(self.state()).problem}", "warning"
             )
@@ -406,7 +409,7 @@ class TrainDock(Dock):
         except StrataError as error:
             self.notice.say(str(error), "error")
             return
-        self.copy_later(lambda: form(wanted.train_order("copy", run)), what)
+        self.copy_later(lambda: form(request.train_order("copy", run)), what)
 
     def leave(self) -> None:
         """The viewer closes: keep what was painted, listen no more."""
@@ -417,5 +420,5 @@ class TrainDock(Dock):
 
 
 def train_dock(napari_viewer: Viewer | None = None) -> TrainDock:
-    """What the menu opens: the dock of the viewer, as it was left."""
+    """Open the Train dock of a viewer, as it was left; the menu calls this."""
     return TrainDock.of(napari_viewer)

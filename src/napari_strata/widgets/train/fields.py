@@ -44,7 +44,7 @@ class Field:
         self._tip = info.description or ""
         self._example = show_value(info.get_default())
         self._types = _alternatives(info.annotation)
-        words = [
+        choices = [
             word
             for part in self._types
             for word in get_args(part)
@@ -52,11 +52,11 @@ class Field:
         ]
         self.is_switch = self._types == [bool]
         self._words: dict[str, Any] = {}
-        if words and all(
+        if choices and all(
             get_origin(part) is Literal or part is NoneType for part in self._types
         ):
-            words += [None] if NoneType in self._types else []
-            self._words = {_word(word): word for word in words}
+            choices += [None] if NoneType in self._types else []
+            self._words = {_word(word): word for word in choices}
         self.widget = self._widget()
         self.native: QWidget = self.widget.native
         if isinstance(self.widget, LineEdit):
@@ -166,7 +166,7 @@ class Field:
             inside = ", ".join(
                 filter(None, re.split(r"[\s,;]+", text.strip().strip("[]()")))
             )
-            return [_plain_number(one) for one in inside.split(", ") if one]
+            return [_plain_number(item) for item in inside.split(", ") if item]
         return _plain_number(text.strip())
 
     def _tidy(self) -> None:
@@ -186,14 +186,14 @@ def check(raw: Mapping[str, Any], fields: Iterable[Field]) -> tuple[Recipe | Non
             lines = _complaints(raw) or str(error).splitlines()
     labels = {field.path: field.label for field in fields}
     for field in fields:
-        mine = [line for line in lines if _names(line, field.path)]
-        field.mark(_plain(mine[0], labels) if mine else "")
+        own_lines = [line for line in lines if _names(line, field.path)]
+        field.mark(_plain(own_lines[0], labels) if own_lines else "")
     more = f" And {len(lines) - 1} more." if len(lines) > 1 else ""
     return recipe, _plain(lines[0], labels) + more if lines else ""
 
 
 def _complaints(raw: Mapping[str, Any]) -> list[str]:
-    """What is wrong in each section: a section whose fields do not fit together would hide the errors of others."""
+    """Find the problems of each section by itself, so that none hides those of another."""
     lines = []
     for name, value in raw.items():
         try:
@@ -208,7 +208,7 @@ def show_value(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {show_value(one)}" for key, one in value.items())
+        return ", ".join(f"{key}: {show_value(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(show_value, value)) or "[]"
     if isinstance(value, float):

@@ -117,13 +117,13 @@ class _Group(QWidget):
 
     def show_problems(self) -> None:
         """Say under each field what is wrong with it."""
-        said = ""  # two fields that do not fit together have the same problem
+        last_problem = ""  # two fields that do not fit together have the same problem
         for name, part in self.items:
             if isinstance(part, Field):
                 note = self._notes[name]
                 note.setText(f"⚠ {part.problem}")
-                note.setVisible(bool(part.problem) and part.problem != said)
-                said = part.problem
+                note.setVisible(bool(part.problem) and part.problem != last_problem)
+                last_problem = part.problem
             else:
                 part.show_problems()
 
@@ -335,7 +335,7 @@ class RecipeForm(Container[Any]):
 
     def _on_edit(self, _field: object = None) -> None:
         raw = self._recipe.model_dump(mode="json") | {
-            name: one.read() for name, one in self._sections.items()
+            name: section.read() for name, section in self._sections.items()
         }
         recipe, self.problem = check(raw, self.fields())
         self._recipe = recipe or self._recipe
@@ -375,8 +375,10 @@ def make_part(
 
 def _sections(info: FieldInfo) -> list[type[Section]]:
     """The sections that a field may hold; none for a plain value."""
-    found = get_args(info.annotation) or (info.annotation,)
-    return [one for one in found if isinstance(one, type) and issubclass(one, Section)]
+    kinds = get_args(info.annotation) or (info.annotation,)
+    return [
+        kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)
+    ]
 
 
 def _literal(words: Any) -> Any:

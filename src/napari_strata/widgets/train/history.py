@@ -39,9 +39,9 @@ class History:
         self.started = event
         done = event.first_epoch - 1
         self._ends = {epoch: end for epoch, end in self._ends.items() if epoch <= done}
-        kept = [point for point in self.batches if point[0] <= done]
-        if len(kept) < len(self.batches):
-            self.batches, self._smooth, self._last_x = kept, None, 0.0
+        batches = [point for point in self.batches if point[0] <= done]
+        if len(batches) < len(self.batches):
+            self.batches, self._smooth, self._last_x = batches, None, 0.0
         self._name(event.class_names, colors)
 
     def add_batch(self, event: BatchEnd) -> None:
@@ -90,7 +90,7 @@ class History:
 
     @property
     def planned(self) -> int:
-        """How many epochs there will be, as far as is known; at least 1."""
+        """Number of epochs, as far as it is known; at least 1."""
         newest = self.newest
         return max(
             self.started.epochs if self.started else 1,

@@ -138,11 +138,11 @@ class TrainingPanel(QWidget):
             return
         self._rest.start()
         last, total = steps[-1], self._started.epochs
-        done, words = (
+        done, step_text = (
             (last.epoch - 1) * last.batches + last.batch,
             f"step {last.batch} of {last.batches}",
         )
-        text = f"Epoch {last.epoch} of {total}, {words}{self._left(last, total)}"
+        text = f"Epoch {last.epoch} of {total}, {step_text}{self._left(last, total)}"
         self.bar.show_step(done, total * last.batches, text)
 
     @take.register

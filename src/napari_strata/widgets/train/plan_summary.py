@@ -1,4 +1,4 @@
-"""What a training would do, in words, before it starts: asked of the worker, which alone knows."""
+"""Summary of a training before it starts, as the worker plans it."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ class Forecast(QWidget):
         self._handle = None
 
     def _prepare(self) -> None:
-        wanted, folder, number = self._wanted, self._folder, self._number
-        if wanted is None or folder is None:
+        request, folder, number = self._wanted, self._folder, self._number
+        if request is None or folder is None:
             return
         self._asked = monotonic()
         name = self._session.client.new_id()
         threads.run(
-            lambda: wanted.plan_order(name, folder()),
+            lambda: request.plan_order(name, folder()),
             lambda order: self._send(order, number),
             lambda error: self._fail(str(error), number),
             owner=self,

@@ -127,12 +127,16 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
         part["pair"] for part in record["training"]
     }
     held = [pair for number, pair in enumerate(pairs) if number in validation]
-    kept = [pair for number, pair in enumerate(pairs) if number not in validation]
+    training_pairs = [
+        pair for number, pair in enumerate(pairs) if number not in validation
+    ]
     return TrainJob(
         job="resume",
         out=str(run),
-        images=tuple(Layer(path=images, axes=axes) for images, _, axes in kept),
-        labels=tuple(Layer(path=labels) for _, labels, _ in kept),
+        images=tuple(
+            Layer(path=images, axes=axes) for images, _, axes in training_pairs
+        ),
+        labels=tuple(Layer(path=labels) for _, labels, _ in training_pairs),
         validation=_pairs(held) if held else None,
         recipe=str(RunFolder(run).recipe_path),
         device=device,

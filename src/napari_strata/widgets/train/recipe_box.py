@@ -74,7 +74,7 @@ class RecipeBox(QWidget):
         return _difference(self._start, self._recipe)
 
     def problem(self) -> str:
-        """What is wrong with the settings, in words; empty when nothing is."""
+        """Explain what is wrong with the settings; empty when nothing is."""
         return self._problem
 
     def set_recipe(self, base: str, overrides: Mapping[str, Any] = {}) -> None:
@@ -122,12 +122,12 @@ class RecipeBox(QWidget):
         rows.addWidget(self.about)
         rows.addLayout(self._plain_rows())
         rows.addWidget(self.resized)
-        said = QVBoxLayout()
-        said.addWidget(self.wrong)
-        said.addWidget(self.differs)
+        messages = QVBoxLayout()
+        messages.addWidget(self.wrong)
+        messages.addWidget(self.differs)
         state = QHBoxLayout()
         state.setSpacing(6)
-        state.addLayout(said, 1)
+        state.addLayout(messages, 1)
         state.addWidget(self.reset_button, 0, Qt.AlignmentFlag.AlignTop)
         rows.addLayout(state)
         rows.addWidget(self.fold)
@@ -210,14 +210,14 @@ class RecipeBox(QWidget):
         self.wrong.say(f"{error} The recipe stays {self._start.name}.")
 
     def _show_base(self) -> None:
-        found = self.combo.findData(self._base)
-        if found < 0:
-            found = self.combo.count() - 1
-            self.combo.insertItem(found, self._start.name, self._base)
+        index = self.combo.findData(self._base)
+        if index < 0:
+            index = self.combo.count() - 1
+            self.combo.insertItem(index, self._start.name, self._base)
             self.combo.setItemData(
-                found, wrapped(self._base), Qt.ItemDataRole.ToolTipRole
+                index, wrapped(self._base), Qt.ItemDataRole.ToolTipRole
             )
-        self.combo.setCurrentIndex(found)
+        self.combo.setCurrentIndex(index)
         description = self._start.description
         self.about.say(
             description.split(". ")[0].removesuffix(".") + "." if description else ""
@@ -236,7 +236,7 @@ class RecipeBox(QWidget):
         self.changed.emit()
 
     def _show_state(self) -> None:
-        """What is said beside the settings: resizing, what is wrong, what is changed."""
+        """Show the notes beside the settings: resizing, problems, changes."""
         self.wrong.say(f"⚠ {self._problem}" if self._problem else "")
         side = self._recipe.patches.resize
         why = (
@@ -266,13 +266,13 @@ class RecipeBox(QWidget):
         name = in_words(section if names == ["kind"] else path)
         label = (PLAIN[path][0] if path in PLAIN else name).lower()
         was: Any = self._start
-        now: Any = self._recipe
+        new: Any = self._recipe
         for part in path.split("."):
             if (
-                type(was) is not type(now) and part != "kind"
+                type(was) is not type(new) and part != "kind"
             ):  # another kind of network: it was nothing before
                 return f"{label} {_brief(value)}"
-            was, now = getattr(was, part, None), getattr(now, part)
+            was, new = getattr(was, part, None), getattr(new, part)
         return f"{label} {_brief(value)} (was {_brief(was)})"
 
 
@@ -314,17 +314,17 @@ def _brief(value: Any) -> str:
 
 def _difference(one: Section, other: Section, path: str = "") -> dict[str, Any]:
     """Dotted keys that make `one` into `other`; another kind of network is counted from its own defaults."""
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     plain = other.model_dump(mode="json")
     for name in type(other).model_fields:
-        dotted, was, now = f"{path}{name}", getattr(one, name), getattr(other, name)
-        if was == now and type(was) is type(now):
+        dotted, was, new = f"{path}{name}", getattr(one, name), getattr(other, name)
+        if was == new and type(was) is type(new):
             continue
-        if isinstance(was, Section) and isinstance(now, Section):
-            if type(was) is not type(now):
-                found[f"{dotted}.kind"] = plain[name]["kind"]
-                was = type(now)()
-            found |= _difference(was, now, f"{dotted}.")
+        if isinstance(was, Section) and isinstance(new, Section):
+            if type(was) is not type(new):
+                changes[f"{dotted}.kind"] = plain[name]["kind"]
+                was = type(new)()
+            changes |= _difference(was, new, f"{dotted}.")
         else:
-            found[dotted] = plain[name]
-    return found
+            changes[dotted] = plain[name]
+    return changes

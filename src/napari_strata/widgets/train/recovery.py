@@ -1,4 +1,4 @@
-"""What an earlier session left behind: labels that were painted, and trainings that go on by themselves."""
+"""Work of an earlier napari: painted labels, and trainings that still run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LeftBehind(QWidget):
         return self.findChildren(QPushButton)
 
     def text(self) -> str:
-        """What is offered."""
+        """Texts of the offers."""
         return "\n".join(label.text() for label in self.findChildren(QLabel))
 
     def stop(self) -> None:
@@ -63,10 +63,10 @@ class LeftBehind(QWidget):
 
     def _show(self, found: tuple[list[Kept], list[RunSummary]]) -> None:
         labels, runs = found
-        for one in labels[:MOST]:
+        for draft in labels[:MOST]:
             self._offer(
-                f"{one.describe()}, was kept.",
-                {"Open": partial(self._open, one), "Forget": one.forget},
+                f"{draft.describe()}, was kept.",
+                {"Open": partial(self._open, draft), "Forget": draft.forget},
             )
         for run in runs[:MOST]:
             text = f"The training {run.name} goes on without napari."

@@ -33,7 +33,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class TrainView:
-    """What the Train dock shows for a state."""
+    """Texts and controls that the Train dock shows for a state."""
 
     problem: str
     """Reason why a training cannot start; empty when it can."""

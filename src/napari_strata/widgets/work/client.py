@@ -53,7 +53,7 @@ STARTUP = 120
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. `text` is for people; `result` is what the worker gave."""
+    """End of a job. `text` is for people; `result` is the worker's result."""
 
     status: Literal["finished", "stopped", "failed", "died"]
     text: str = ""
@@ -179,17 +179,21 @@ class WorkerClient(QObject):
             return
         self._closed = True
         handles = list(self._handles.values())
-        kept = [handle for handle in handles if handle.kept and not handle.stopping]
+        kept_handles = [
+            handle for handle in handles if handle.kept and not handle.stopping
+        ]
         if self._process is not None:
             if not self._listens:
-                for handle in kept:
+                for handle in kept_handles:
                     self._send(handle)
             self._process.forget()
-            self._process.close(insist=not kept)
+            self._process.close(insist=not kept_handles)
         self._let_go()
         for handle in handles:
             text = (
-                "It goes on without napari." if handle in kept else "napari was closed."
+                "It goes on without napari."
+                if handle in kept_handles
+                else "napari was closed."
             )
             self._finish(handle, Outcome("stopped", text))
 
@@ -244,9 +248,9 @@ class WorkerClient(QObject):
     def _foremost(self) -> JobHandle | None:
         """The job that the process is at, as far as it has said."""
         at_work = (
-            one
-            for one in self._handles.values()
-            if one.started and not is_aside(one.order)
+            handle
+            for handle in self._handles.values()
+            if handle.started and not is_aside(handle.order)
         )
         return next(at_work, next(iter(self._handles.values()), None))
 
@@ -326,7 +330,9 @@ class WorkerClient(QObject):
             return
         self.ready = ready
         self._set_state("busy" if self._handles else "ready")
-        for handle in [one for one in self._handles.values() if not one.stopping]:
+        for handle in [
+            active for active in self._handles.values() if not active.stopping
+        ]:
             self._send(handle)
 
     def _deliver(self, handle: JobHandle, event: Outgoing) -> None:
@@ -339,11 +345,11 @@ class WorkerClient(QObject):
                 self._finish(handle, Outcome("stopped", result=event.result))
         elif isinstance(event, JobFailed):
             # After an error that is nobody's mistake, such as one of the GPU, a process may be good for nothing.
-            ours = event.kind != "StrataError"
-            self._poisoned = self._poisoned or ours
+            is_fault = event.kind != "StrataError"
+            self._poisoned = self._poisoned or is_fault
             cure = (
                 " Take smaller patches or fewer patches per step."
-                if ours and is_out_of_memory(event.text)
+                if is_fault and is_out_of_memory(event.text)
                 else ""
             )
             self._finish(handle, Outcome("failed", event.text + cure))
@@ -381,7 +387,7 @@ class WorkerClient(QObject):
 
     def _all_over(self, outcome: Outcome) -> None:
         for handle in list(self._handles.values()):
-            kept = next(
+            reason = next(
                 (
                     text
                     for kind, text in KEPT.items()
@@ -389,7 +395,7 @@ class WorkerClient(QObject):
                 ),
                 "",
             )
-            whole = Outcome(outcome.status, f"{outcome.text}\n{kept}".strip())
+            whole = Outcome(outcome.status, f"{outcome.text}\n{reason}".strip())
             self._finish(handle, BROKEN_OFF if handle.stopping else whole)
 
     def _finish(self, handle: JobHandle, outcome: Outcome) -> None:

@@ -20,7 +20,7 @@ LEAVE = 2.0
 CRASHES = (4, 6, 7, 8, 11)
 """Signals that a program gets for a mistake in its machine code."""
 ACCESS_VIOLATION = 0xC0000005
-"""What Windows has for a segmentation fault."""
+"""Exit status of a segmentation fault on Windows."""
 
 
 def default_command() -> list[str]:
@@ -89,7 +89,7 @@ class Process:
         return self._child.pid if self._child is not None else None
 
     def last_lines(self) -> list[str]:
-        """What it wrote last to stderr, and to stdout that was no reply."""
+        """Last lines on stderr, and on stdout if they were no reply."""
         return list(self._lines)
 
     def note(self, line: bytes) -> None:
@@ -197,11 +197,11 @@ def explain(
     *,
     problem: str = "",
 ) -> str:
-    """Why a worker is gone, in words: what was found, its last lines, and what to do."""
-    shown = " ".join(command)
+    """Explain why a worker has ended, with its last lines and a remedy."""
+    command_text = " ".join(command)
     if problem:
         return (
-            f"The worker could not be started: {problem} ({shown}). Mend the worker command in Preferences > Strata, "
+            f"The worker could not be started: {problem} ({command_text}). Mend the worker command in Preferences > Strata, "
             "or leave it empty."
         )
     last = f"\nIts last words: {' | '.join(lines[-3:])}" if lines else ""
@@ -221,13 +221,13 @@ def explain(
         return f"The worker was told to end by another program.{last}"
     how = "stopped talking" if status is None else f"ended by itself (status {status})"
     return (
-        f"The worker {how}: {shown}. Press Check computer to see what is wrong with it, or mend the worker command in "
-        f"Preferences > Strata.{last}"
+        f"The worker {how}: {command_text}. Press Check computer to see what is wrong, "
+        f"or correct the worker command in Preferences > Strata.{last}"
     )
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Whether a text complains of too little memory."""
+    """Return True if a text complains of too little memory."""
     return any(
         word in text.lower()
         for word in ("out of memory", "outofmemory", "memoryerror", "bad_alloc")
