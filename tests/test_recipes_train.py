@@ -12,7 +12,8 @@ import napari_strata as ns
 from helpers import easy_pair
 from napari_strata.core.events import BatchEnd, EpochEnd, Event, TrainingStarted
 from napari_strata.core.image import AnnotatedImage, Image
-from napari_strata.core.recipe import AtrousUNet, Recipe, Smp
+from napari_strata.core.network_sections import AtrousUNet, Smp
+from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import list_recipes, load_recipe
 
 NAMES = [recipe.name for recipe in list_recipes()]

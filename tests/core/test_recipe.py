@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from napari_strata.core.errors import RecipeError, StrataError, nearest
-from napari_strata.core.recipe import AtrousUNet, Recipe, Section, Smp, UNet, UNet3d
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet, UNet3d
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.sections import Section
 
 
 def _leaves(section: Section, prefix: str = "") -> list[str]:

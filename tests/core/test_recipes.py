@@ -9,16 +9,8 @@ from hypothesis import strategies as st
 
 from helpers import easy_pair
 from napari_strata.core.errors import RecipeError
-from napari_strata.core.recipe import (
-    AtrousUNet,
-    Augmentation,
-    EarlyStopping,
-    Plateau,
-    Recipe,
-    Smp,
-    UNet,
-    UNet3d,
-)
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet, UNet3d
+from napari_strata.core.recipe import Augmentation, EarlyStopping, Plateau, Recipe
 from napari_strata.core.recipes import (
     dump_recipe,
     list_recipes,

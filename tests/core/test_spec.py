@@ -11,9 +11,10 @@ from napari_strata.core import spec as spec_module
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError, LabelError
 from napari_strata.core.image import AnnotatedImage, Image, LabelImage
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet
 from napari_strata.core.normalization import fixed, measure
-from napari_strata.core.recipe import AtrousUNet, Recipe, Smp, UNet
-from napari_strata.core.spec import ModelSpec, find_classes, geometry, resolve
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.spec import ModelSpec, find_classes, resolve
 
 
 def _pair(
@@ -121,24 +122,24 @@ def test_sizes_are_multiples_of_the_stride(
 
 
 def test_geometry() -> None:
-    classic = geometry(UNet())
+    classic = UNet().geometry()
     assert (classic.stride, classic.whole_tile) == (16, False)
-    assert geometry(UNet(widths=(8, 8, 8))).stride == 4
+    assert UNet(widths=(8, 8, 8)).geometry().stride == 4
     assert (
-        geometry(UNet(widths=(8, 8))).reach
-        < geometry(UNet(widths=(8, 8, 8))).reach
+        UNet(widths=(8, 8)).geometry().reach
+        < UNet(widths=(8, 8, 8)).geometry().reach
         < classic.reach
     )
-    assert geometry(UNet(norm="instance")).whole_tile
-    assert not geometry(AtrousUNet()).whole_tile
-    assert not geometry(Smp()).whole_tile
+    assert UNet(norm="instance").geometry().whole_tile
+    assert not AtrousUNet().geometry().whole_tile
+    assert not Smp().geometry().whole_tile
     wide = [
         Smp(architecture="deeplabv3plus"),
         Smp(attention="scse"),
         Smp(encoder="mit_b0"),
         Smp(norm="group"),
     ]
-    assert all(geometry(n).whole_tile for n in wide)
+    assert all(n.geometry().whole_tile for n in wide)
 
 
 @pytest.mark.parametrize("kind", ["dtype", "imagenet"])

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from helpers import easy_pair, tiny_spec
 from napari_strata.core.errors import ImageError
-from napari_strata.core.geometry import depth_kernels, depth_strides, geometry
+from napari_strata.core.geometry import depth_kernels, depth_strides
 from napari_strata.core.image import AnnotatedImage, Image
-from napari_strata.core.recipe import Recipe, UNet3d
-from napari_strata.core.spec import HALO_3D, TILE_VOXELS, ModelSpec, resolve
+from napari_strata.core.network_sections import UNet3d
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.spec import TILE_VOXELS, ModelSpec, resolve
 
 
 def volume(
@@ -163,15 +164,15 @@ def test_sizes_are_multiples_of_the_strides(
     assert (planes or 1) <= spec.depth.patch
     assert (
         spec.depth.patch
-        < (planes or min(30, size / max(ratio, 1) + 1)) + spec.depth.stride
+        < (planes or min(30, spec.patch / max(ratio, 1) + 1)) + spec.depth.stride
     )
-    shape = geometry(spec.network, spec.depth.strides)
+    shape = spec.network.geometry(spec.depth.strides)
     reaches = (shape.depth_reach, shape.reach, shape.reach)
     for halo, reach, stride in zip(
         spec.halo_shape, reaches, spec.stride_shape, strict=True
     ):
         assert 0 < halo < reach + stride
-    assert spec.halo < HALO_3D + spec.stride
+    assert spec.halo < UNet3d.widest_halo + spec.stride
     assert spec.blend == (norm == "instance")
     if spec.blend:
         assert spec.tile_shape == spec.patch_shape

@@ -19,9 +19,9 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError, ModelError, RunError
 from napari_strata.core.events import RegionEnd
 from napari_strata.core.image import Image
+from napari_strata.core.network_sections import UNet3d
 from napari_strata.core.normalization import ResolvedNormalization, Scale
 from napari_strata.core.recipe import Recipe
-from napari_strata.core.sections import UNet3d
 from napari_strata.core.spec import Depth, ModelSpec, resolve
 from napari_strata.core.tiling import plan_tiles
 from napari_strata.inference.chunks import plan_slabs

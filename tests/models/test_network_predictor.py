@@ -11,7 +11,7 @@ from helpers import tiny_recipe
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RunError
 from napari_strata.core.normalization import ResolvedNormalization, Scale
-from napari_strata.core.spec import ModelSpec, geometry
+from napari_strata.core.spec import ModelSpec
 from napari_strata.models import network_predictor as module
 from napari_strata.models.device import Precision
 from napari_strata.models.network_predictor import (
@@ -104,7 +104,7 @@ def unet() -> nn.Module:
 
 @pytest.mark.parametrize("shape", [(64, 64), (75, 141), (33, 200), (7, 5), (1, 1)])
 def test_tiled_equals_whole_when_the_halo_covers_the_reach(unet, shape):
-    reach = geometry(tiny_recipe().network).reach
+    reach = tiny_recipe().network.geometry().reach
     spec = make_spec(halo=reach, tile=16)
     image = grey(*shape)
     with torch.inference_mode():

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from napari_strata.core import normalization
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.geometry import depth_strides
-from napari_strata.core.recipe import AtrousUNet, Smp, UNet, UNet3d
-from napari_strata.core.spec import Depth, ModelSpec, geometry
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet, UNet3d
+from napari_strata.core.spec import Depth, ModelSpec
 from napari_strata.models.device import channels_last
 from napari_strata.networks import build_network
 
@@ -45,7 +45,7 @@ def make_spec(
         dtype="uint8",
         normalization=normalization.ResolvedNormalization(kind="dtype", scale=scale),
         patch=64,
-        stride=geometry(section).stride,
+        stride=section.geometry().stride,
         tile=512,
         halo=64,
         blend=False,

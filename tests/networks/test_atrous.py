@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from napari_strata.core.recipe import AtrousUNet
+from napari_strata.core.network_sections import AtrousUNet
 from napari_strata.networks.atrous import AtrousBlock, AtrousResUNet
 from networks.network_checks import NetworkChecks, build, noise
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from napari_strata.core.recipe import AtrousUNet, Smp, UNet, UNet3d
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet, UNet3d
 from napari_strata.networks.blocks import BatchNorm, convolution
 from napari_strata.networks.build import build_network
 from napari_strata.networks.folding import fold_batch_norms

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from napari_strata.core.recipe import AtrousUNet, Smp, Training, UNet
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet
+from napari_strata.core.recipe import Training
 from napari_strata.networks.atrous import AtrousBlock
-from napari_strata.networks.parts import encoder_of
+from napari_strata.networks.build import encoder_of
 from napari_strata.training.losses import build_loss
 from napari_strata.training.optim import build_optimizer
 from networks.network_checks import CLASSES, build, noise

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from napari_strata.core.errors import RecipeError
-from napari_strata.core.recipe import AtrousUNet, Smp
-from napari_strata.core.spec import geometry
+from napari_strata.core.network_sections import AtrousUNet, Smp
 from napari_strata.networks import build_network
 from napari_strata.networks.blocks import AnySize, BatchNorm, GroupNorm
 from napari_strata.networks.smp import (
@@ -381,4 +380,4 @@ def test_whole_tile_says_whether_far_pixels_matter(
             built.network(image)[..., -64:], built.network(far)[..., -64:]
         )
     assert differs == whole
-    assert geometry(network).whole_tile == whole
+    assert network.geometry().whole_tile == whole

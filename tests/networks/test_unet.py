@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from napari_strata.core.recipe import UNet
-from napari_strata.core.spec import geometry
+from napari_strata.core.network_sections import UNet
 from napari_strata.networks.blocks import AnySize
 from napari_strata.networks.unet import ClassicUNet, upsampling
 from networks.network_checks import NetworkChecks, build, noise
@@ -119,7 +118,7 @@ def test_reach_is_the_radius_of_the_receptive_field(
     depth: int, options: dict[str, object]
 ) -> None:
     section = UNet.model_validate({"widths": (2,) * depth, "norm": "none", **options})
-    shape = geometry(section)
+    shape = section.geometry()
     assert measured_reach(section, shape.stride) == shape.reach
 
 
@@ -148,7 +147,7 @@ def measured_reach(section: UNet, stride: int) -> int:
 
 def test_unet_with_batch_norm_sees_no_further_than_its_reach() -> None:
     section = UNet(widths=(4, 8, 8))
-    network, reach = build(section).double().eval(), geometry(section).reach
+    network, reach = build(section).double().eval(), section.geometry().reach
     image = noise(1, 2, 12, 160).double()
     far = image.clone()
     far[..., : 100 - reach] += 10
@@ -165,4 +164,4 @@ def test_unet_with_instance_norm_sees_the_whole_tile() -> None:
     far[..., :8] += 10
     with torch.no_grad():
         assert not torch.equal(network(far)[..., 190:], network(image)[..., 190:])
-    assert geometry(section).whole_tile
+    assert section.geometry().whole_tile

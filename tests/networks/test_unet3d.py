@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from napari_strata.core.geometry import depth_kernels, depth_strides, geometry
-from napari_strata.core.recipe import UNet3d
+from napari_strata.core.geometry import depth_kernels, depth_strides
+from napari_strata.core.network_sections import UNet3d
 from napari_strata.networks.blocks import AnySize, BatchNorm3d, without_weights
-from napari_strata.networks.parts import encoder_of, head_of
+from napari_strata.networks.build import encoder_of, head_of
 from napari_strata.networks.unet3d import ResidualUNet3d
 from napari_strata.networks.weights import load_encoder_weights
 from networks.network_checks import CLASSES, NetworkChecks, build, make_spec, noise
@@ -110,7 +110,7 @@ def test_reach_is_the_radius_of_the_receptive_field_along_each_axis(
     levels: int, ratio: float
 ) -> None:
     section = UNet3d(widths=(2,) * levels, norm="none", anisotropy=ratio)
-    shape = geometry(section, depth_strides(levels, ratio))
+    shape = section.geometry(depth_strides(levels, ratio))
     assert [measured_reach(section, axis) for axis in range(3)] == [
         shape.depth_reach,
         shape.reach,
@@ -154,7 +154,7 @@ def test_nothing_beyond_the_reach_is_seen(
     axis: int, ratio: float, levels: int, position: int, seed: int
 ) -> None:
     section = UNet3d(widths=(3,) * levels, anisotropy=ratio)
-    shape = geometry(section, depth_strides(levels, ratio))
+    shape = section.geometry(depth_strides(levels, ratio))
     reach = (shape.depth_reach, shape.reach, shape.reach)[axis]
     network = build(section, seed=seed).double().eval()
     sizes = [64 if i == axis else 9 for i in range(3)]
@@ -184,8 +184,8 @@ def test_norms_of_the_whole_volume_see_all_of_it(norm: Any) -> None:
     far[:, :, :4] += 10
     with torch.no_grad():
         assert not torch.equal(network(far)[:, :, 50:], network(volume)[:, :, 50:])
-    assert geometry(section).whole_tile
-    assert not geometry(UNet3d()).whole_tile
+    assert section.geometry().whole_tile
+    assert not UNet3d().geometry().whole_tile
 
 
 # A single slice is its 2D
@@ -288,10 +288,9 @@ def test_its_parts_are_found() -> None:
     network = build(UNet3d(widths=SMALL))
     assert encoder_of(network) is network.network.down
     assert head_of(network) == "network.head"
-    assert (
-        load_encoder_weights(network, spec)
-        == "the 3D U-Net has no pretrained encoder: it starts from random weights"
-    )
+    note = load_encoder_weights(network, spec)
+    assert note.startswith("a 3D U-Net of widths")
+    assert note.endswith("has no pretrained encoder: it starts from random weights")
 
 
 def test_it_runs_without_weights() -> None:

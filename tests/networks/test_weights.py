@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from napari_strata.core.errors import ModelError, TrainingError
-from napari_strata.core.recipe import AtrousUNet, Smp, UNet
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet
 from napari_strata.networks import build_network, hub
-from napari_strata.networks.parts import encoder_of
+from napari_strata.networks.build import encoder_of
 from napari_strata.networks.weights import adapt, load_encoder_weights, read_tensors
 from networks.network_checks import make_spec, noise
 

@@ -17,12 +17,13 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ModelError, RecipeError, StrataError
 from napari_strata.core.events import EpochEnd, Message
 from napari_strata.core.image import AnnotatedImage, Image
-from napari_strata.core.recipe import AtrousUNet, Recipe, Smp, UNet, UNet3d
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet, UNet3d
+from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import load_recipe
 from napari_strata.core.runs import RunFolder
 from napari_strata.models.model import Model
 from napari_strata.networks import build_network
-from napari_strata.networks.parts import head_of
+from napari_strata.networks.build import head_of
 from napari_strata.training.loop import iter_train, train
 from napari_strata.training.transfer import (
     FreezableEncoder,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from math import prod
 from operator import mul
 
 from pydantic import BaseModel, ConfigDict
-
-from napari_strata.core.sections import AtrousUNet, Network, UNet, UNet3d
 
 
 class Geometry(BaseModel):
@@ -23,69 +20,6 @@ class Geometry(BaseModel):
     depth_stride: int = 1
     depth_reach: int = 0
     """Stride and reach along Z, in planes."""
-
-
-def geometry(network: Network, strides: Sequence[int] | None = None) -> Geometry:
-    """Stride, reach (radius of the receptive field, in pixels) and whether a pixel depends on its whole tile.
-
-    `strides` are those along Z of a 3D network (`Depth.strides`); it is halved at every level when left out.
-    """
-    if isinstance(network, UNet3d):
-        flat = (2,) * (len(network.widths) - 1)
-        strides = flat if strides is None else tuple(strides)
-        return Geometry(
-            stride=prod(flat),
-            reach=_reach_3d(flat, (3,) * len(network.widths)),
-            whole_tile=network.norm in ("instance", "group"),
-            depth_stride=prod(strides),
-            depth_reach=_reach_3d(strides, depth_kernels(strides)),
-        )
-    if isinstance(network, UNet):
-        depth = len(network.widths)
-        convolutions = (
-            2 * (2**depth - 1)
-            + 2 * (2 ** (depth - 1) - 1)
-            + (network.head_width is not None)
-        )
-        # Measured on float64 gradients: pooling reaches a pixel of each level, so does a kernel of 3 or an
-        # interpolation's convolution on the way up, and bilinear interpolation itself does once more.
-        ways = 3 if network.upsampling == "bilinear" else 2
-        ways -= network.upsampling == "transpose" and network.transpose_kernel == 2
-        resampling = ways * (2 ** (depth - 1) - 1)
-        return Geometry(
-            stride=2 ** (depth - 1),
-            reach=convolutions + resampling,
-            whole_tile=network.norm in ("instance", "group"),
-        )
-    if isinstance(network, AtrousUNet):
-        return Geometry(stride=32, reach=512, whole_tile=False)
-    # Measured by moving a far pixel: global pooling, manet's attention and fpn's group norm see everything.
-    pooled = network.architecture in (
-        "deeplabv3",
-        "deeplabv3plus",
-        "pspnet",
-        "pan",
-        "upernet",
-        "dpt",
-        "manet",
-        "fpn",
-    )
-    global_view = (
-        pooled or network.attention == "scse" or network.norm in ("instance", "group")
-    )
-    # So do encoders that squeeze and excite or attend; timm's (tu-) may, and are taken to.
-    squeeze = network.encoder.startswith(
-        (
-            "efficientnet",
-            "timm-efficientnet",
-            "timm-sk",
-            "se",
-            "mit_",
-            "tu-",
-            "mobileone_s4",
-        )
-    )
-    return Geometry(stride=32, reach=256, whole_tile=global_view or squeeze)
 
 
 def depth_strides(levels: int, anisotropy: float) -> tuple[int, ...]:
@@ -107,7 +41,7 @@ def depth_kernels(strides: Sequence[int]) -> tuple[int, ...]:
     return (*(3 if stride == 2 else 1 for stride in strides), 3)
 
 
-def _reach_3d(strides: Sequence[int], kernels: Sequence[int]) -> int:
+def reach_3d(strides: Sequence[int], kernels: Sequence[int]) -> int:
     """Radius of the receptive field of the residual 3D U-Net along an axis with these strides and kernels.
 
     Two convolutions at each level on the way down and, save at the deepest, on the way up. A voxel of the deepest level

@@ -13,30 +13,23 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     ValidationError,
     model_validator,
 )
 
 from napari_strata.core.errors import RecipeError, nearest
-from napari_strata.core.recipe_errors import explain, groups
-from napari_strata.core.sections import Architecture as Architecture
-from napari_strata.core.sections import AtrousUNet as AtrousUNet
+from napari_strata.core.network_sections import Network, Smp
+from napari_strata.core.recipe_errors import describe_mistakes, section_keys
 from napari_strata.core.sections import (
     Deviations,
     Fraction,
     Name,
     Positive,
     Rate,
+    Section,
     Share,
 )
-from napari_strata.core.sections import Network as Network
-from napari_strata.core.sections import Norm as Norm
-from napari_strata.core.sections import Section as Section
-from napari_strata.core.sections import Smp as Smp
-from napari_strata.core.sections import UNet as UNet
-from napari_strata.core.sections import UNet3d as UNet3d
 
 
 class Patches(Section):
@@ -269,44 +262,39 @@ class Training(Section):
     )
 
 
-def _with_kind(value: Any) -> Any:
-    """A network that does not say its kind is of the default one."""
-    return (
-        {"kind": "smp"} | dict(value or {})
-        if value is None or isinstance(value, Mapping)
-        else value
-    )
-
-
 class Recipe(Section):
     """Everything needed to train, save the data."""
 
     version: Literal[1] = 1
     name: str = "custom"
     description: str = ""
-    network: Annotated[Network, BeforeValidator(_with_kind)] = Smp()
+    network: Network = Smp()
     patches: Patches = Patches()
     augmentation: Augmentation = Augmentation()
     normalization: Normalization = Normalization()
     training: Training = Training()
 
     @model_validator(mode="after")
-    def _of_one_dimension(self) -> Recipe:
+    def _check_dimensions(self) -> Recipe:
         patches, kind = self.patches, self.network.kind
-        if kind != "unet3d" and patches.depth is not None:
+        if self.network.axes == "YX":
+            if patches.depth is not None:
+                raise RecipeError(
+                    f"patches.depth is {patches.depth}, but network.kind {kind} sees "
+                    "single planes; leave it empty (patches.depth=null), or set "
+                    "network.kind=unet3d."
+                )
+            return self
+        if patches.neighbours:
             raise RecipeError(
-                f"patches.depth is {patches.depth}, but network.kind {kind} sees single planes; leave it empty "
-                "(patches.depth=null), or set network.kind=unet3d."
+                f"patches.neighbours is {patches.neighbours}, but network.kind {kind} "
+                "sees whole volumes; set patches.neighbours=0, or take a 2D network."
             )
-        if kind == "unet3d" and patches.neighbours:
+        if patches.resize is not None:
             raise RecipeError(
-                f"patches.neighbours is {patches.neighbours}, but network.kind unet3d sees whole volumes; set "
-                "patches.neighbours=0, or take a 2D network."
-            )
-        if kind == "unet3d" and patches.resize is not None:
-            raise RecipeError(
-                f"patches.resize is {patches.resize}, but network.kind unet3d cuts its patches of the volume as it is; "
-                "leave it empty (patches.resize=null), or take a 2D network."
+                f"patches.resize is {patches.resize}, but network.kind {kind} cuts its "
+                "patches of the volume as it is; leave it empty (patches.resize=null), "
+                "or take a 2D network."
             )
         return self
 
@@ -326,7 +314,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            lines = explain(error, raw, root=cls, sections=_SECTIONS)
+            lines = describe_mistakes(error, raw, cls)
             raise RecipeError(
                 "\n".join(f"{source}: {line}" for line in lines)
             ) from None
@@ -353,25 +341,11 @@ class Recipe(Section):
                     node[part] = {}
                 if not isinstance(node.get(part), dict):
                     raise RecipeError(
-                        f"{dotted}: there is no section {part!r} in the recipe; {nearest(part, groups(node))}"
+                        f"{dotted}: there is no section {part!r} in the recipe; {nearest(part, section_keys(node))}"
                     )
                 node = node[part]
             node[last] = value
         return Recipe.parse(raw, source="recipe")
-
-
-_SECTIONS: dict[str, type[Section]] = {
-    "unet": UNet,
-    "atrous_unet": AtrousUNet,
-    "smp": Smp,
-    "unet3d": UNet3d,
-    "patches": Patches,
-    "augmentation": Augmentation,
-    "normalization": Normalization,
-    "training": Training,
-    "plateau": Plateau,
-    "early_stopping": EarlyStopping,
-}
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

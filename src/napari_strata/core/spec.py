@@ -10,32 +10,26 @@ from math import inf, prod
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from napari_strata.core import normalization as norm
 from napari_strata.core.classes import ClassMap, check_integers
 from napari_strata.core.errors import ImageError, LabelError
-from napari_strata.core.geometry import depth_strides
-from napari_strata.core.geometry import geometry as geometry
 from napari_strata.core.image import AnnotatedImage, Image, as_pairs, require_volume
-from napari_strata.core.recipe import Network, Recipe, UNet3d
+from napari_strata.core.network_sections import Network, NetworkSection
+from napari_strata.core.recipe import Recipe
 
 TILE = 1536
 """Side of prediction tiles where the network allows any. The same on every machine, so that labels are: large enough
 that a plane of 2048 x 2048 goes through an encoder in one piece, for which a ResNet34's U-Net holds 1.65 GB of float32
 at a time (counted)."""
 
-HALO, ENCODER_HALO = 64, 160
-"""Widest halos in use, for the classic U-Net and for encoders that shrink the picture 32 times. Measured on trained
-networks (docs/performance.md): with 32 pixels the former's labels differ from those of the whole picture in .0005 %,
-with 64 in none; the latter's in up to .7 % with 32, and .02 to .04 % with 160."""
+TILE_VOXELS = 2**20
+"""Voxels of a prediction tile of a volume.
 
-TILE_VOXELS, HALO_3D = 2**20, 24
-"""The same for volumes: voxels of a prediction tile, and the widest halo along Y and X; along Z it is as many of the
-deepest voxels. Measured on networks trained on light-sheet nuclei (100 x 100 x 100, and every fourth plane of it) in
-tiles that keep 56 voxels: labels differ from those of the whole volume in 1.4 and 1.7 % without a halo, .14 % with 16,
-.02 % with 24 and .001 % with 32. A read holds up to 200 x 200 x 200 voxels, for which the recipe unet3d has 2.46 GB of
-float32 at a time (counted)."""
+A read holds up to 200 x 200 x 200 voxels, for which the recipe unet3d has 2.46 GB of
+float32 at a time (counted).
+"""
 
 UNLIKE = 1.2
 """Voxels whose shapes differ by no more than this factor pass as alike."""
@@ -66,7 +60,7 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: Network = Field(discriminator="kind")
+    network: Network
     in_channels: int
     channel_names: tuple[str, ...] = ()
     classes: ClassMap
@@ -144,11 +138,11 @@ def resolve(
         else find_classes(pairs, unlabelled)
     )
     normalization, note = _resolve_normalization(recipe, pairs, channels)
-    sizes, notes = (
-        _sizes_3d(recipe, recipe.network, pairs)
-        if recipe.network.kind == "unet3d"
-        else (_sizes(recipe), ())
-    )
+    notes: tuple[str, ...] = ()
+    if recipe.network.axes == "ZYX":
+        sizes, notes = _sizes_3d(recipe, pairs)
+    else:
+        sizes = _sizes(recipe)
     first = pairs[0].image
     return ModelSpec(
         network=recipe.network,
@@ -168,29 +162,28 @@ def resolve(
 
 def _sizes(recipe: Recipe) -> dict[str, Any]:
     """The fields of a 2D model that say how large its patches and tiles are."""
-    shape = geometry(recipe.network)
+    network = recipe.network
+    shape = network.geometry()
     side = _multiple(recipe.patches.resize or recipe.patches.size, shape.stride)
     return {
         "patch": _multiple(recipe.patches.size, shape.stride),
         "stride": shape.stride,
         "tile": side if shape.whole_tile or recipe.patches.resize else max(TILE, side),
-        "halo": _multiple(
-            min(shape.reach, HALO if recipe.network.kind == "unet" else ENCODER_HALO),
-            shape.stride,
-        ),
+        "halo": _multiple(min(shape.reach, network.widest_halo), shape.stride),
         "blend": shape.whole_tile,
     }
 
 
 def _sizes_3d(
-    recipe: Recipe, network: UNet3d, pairs: Sequence[AnnotatedImage]
+    recipe: Recipe, pairs: Sequence[AnnotatedImage]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The same of a 3D model, and what was decided, in words. Raises `ImageError` for an image of a single plane."""
     for pair in pairs:
         require_volume(pair.image)
+    network = recipe.network
     ratio, words = _anisotropy(network, [pair.image for pair in pairs])
-    strides = depth_strides(len(network.widths), ratio)
-    shape = geometry(network, strides)
+    strides = network.depth_strides(ratio)
+    shape = network.geometry(strides)
     stretch = max(ratio, 1.0)  # a patch never holds more planes than rows
     side = _multiple(recipe.patches.size, shape.stride)
     thickest = max(pair.image.size("Z") for pair in pairs)
@@ -199,7 +192,7 @@ def _sizes_3d(
         shape.depth_stride,
     )
     rows = _multiple(round((TILE_VOXELS * stretch) ** (1 / 3)), shape.stride)
-    halo = _multiple(min(shape.reach, HALO_3D), shape.stride)
+    halo = _multiple(min(shape.reach, network.widest_halo), shape.stride)
     depth = Depth(
         patch=planes,
         tile=planes
@@ -228,12 +221,13 @@ def _sizes_3d(
     return sizes, (note, *words[1:])
 
 
-def _anisotropy(network: UNet3d, images: Sequence[Image]) -> tuple[float, list[str]]:
+def _anisotropy(
+    network: NetworkSection, images: Sequence[Image]
+) -> tuple[float, list[str]]:
     """How many times longer voxels are along Z than along Y and X; first what that is, then warnings, in words."""
-    if network.anisotropy is not None:
-        return network.anisotropy, [
-            f"voxels are {_times(network.anisotropy)}, as the recipe says"
-        ]
+    stated = network.stated_anisotropy()
+    if stated is not None:
+        return stated, [f"voxels are {_times(stated)}, as the recipe says"]
     found = [
         (image.name, ratio) for image in images if (ratio := _ratio(image)) is not None
     ]

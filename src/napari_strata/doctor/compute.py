@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from napari_strata.core.recipe import AtrousUNet, Smp
+from napari_strata.core.network_sections import EncoderSection
 from napari_strata.core.recipes import list_recipes
 from napari_strata.doctor.check import Check, last_line
 
@@ -145,7 +145,7 @@ def weights() -> Check:
         {
             n.encoder
             for n in networks
-            if isinstance(n, (Smp, AtrousUNet)) and n.encoder_weights != "none"
+            if isinstance(n, EncoderSection) and n.encoder_weights != "none"
         }
     )
     sources = {name: hub.find_pretrained(name) for name in encoders}

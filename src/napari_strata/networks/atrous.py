@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, cat, nn
 
-from napari_strata.core.recipe import AtrousUNet
+from napari_strata.core.network_sections import AtrousUNet
 from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.blocks import (
     AnySize,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from napari_strata.core.recipe import Norm
+from napari_strata.core.network_sections import Norm
 
 
 class AnySize(nn.Module):

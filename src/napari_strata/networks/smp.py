@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from napari_strata.core.errors import RecipeError
-from napari_strata.core.recipe import Smp
+from napari_strata.core.network_sections import Smp
 from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.blocks import AnySize, replace_batch_norms
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, cat, nn
 
-from napari_strata.core.recipe import UNet
+from napari_strata.core.network_sections import UNet
 from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.blocks import (
     AnySize,
@@ -57,6 +57,11 @@ class ClassicUNet(nn.Module):
         )
         self.head = nn.Sequential(extra, nn.Conv2d(width, outputs, 1))
         he_initialise(self)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The contracting path."""
+        return self.down
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K, H, W)."""

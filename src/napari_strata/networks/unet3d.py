@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_strata.core.geometry import depth_kernels
-from napari_strata.core.recipe import Norm, UNet3d
+from napari_strata.core.network_sections import Norm, UNet3d
 from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.blocks import AnySize, convolution, he_initialise
 
@@ -88,6 +88,11 @@ class ResidualUNet3d(nn.Module):
             with torch.no_grad():
                 for block in blocks:
                     block.second[0].weight *= len(blocks) ** -0.5
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The contracting path."""
+        return self.down
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, D, H, W) to logits (N, K, D, H, W)."""

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from napari_strata.core.errors import ModelError, TrainingError
-from napari_strata.core.recipe import UNet, UNet3d
+from napari_strata.core.network_sections import EncoderSection
 from napari_strata.core.spec import ModelSpec
-from napari_strata.networks.parts import encoder_of
+from napari_strata.networks.build import encoder_of
 
 PREFIXES = ("module.", "network.", "encoder.", "backbone.", "model.")
 """What wrappers put before the names of an encoder's tensors."""
@@ -44,10 +44,10 @@ def load_encoder_weights(
         when a weights file is missing, damaged, a pickle of other things than tensors, or of another network.
     """
     section = spec.network
-    if isinstance(section, UNet | UNet3d):
-        name = "classic" if isinstance(section, UNet) else "3D"
+    if not isinstance(section, EncoderSection):
         return (
-            f"the {name} U-Net has no pretrained encoder: it starts from random weights"
+            f"{section.describe()} has no pretrained encoder: it starts from "
+            "random weights"
         )
     start, choice = f"encoder {section.encoder}:", section.encoder_weights
     if choice == "none":

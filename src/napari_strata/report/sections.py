@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from PIL import Image as Pillow
+from pydantic import ValidationError
 
+from napari_strata.core.errors import StrataError
 from napari_strata.core.metrics import none_if_nan
+from napari_strata.core.network_sections import network_kinds
 from napari_strata.report.charts import Line, draw_lines, draw_reliability
 from napari_strata.report.record import Record
 
@@ -396,14 +399,14 @@ def network_words(record: Record) -> str:
         or record.recipe.get("network")
         or {}
     )
-    kind, widths = network.get("kind"), ", ".join(map(str, network.get("widths") or ()))
-    if kind in ("unet", "unet3d"):
-        return f"A {'3D ' if kind == 'unet3d' else ''}U-Net of widths {widths}"
-    if kind == "atrous_unet":
-        return f"An atrous U-Net on {network.get('encoder', '')}"
-    if kind == "smp":
-        return f"A network of architecture {network.get('architecture', '')} on encoder {network.get('encoder', '')}"
-    return "A network"
+    section = network_kinds().get(network.get("kind", ""))
+    if section is None:
+        return "A network"
+    try:
+        text = section.model_validate(network).describe()
+    except (ValidationError, StrataError):
+        return "A network"
+    return text[0].upper() + text[1:]
 
 
 def safe_color(color: str) -> str:

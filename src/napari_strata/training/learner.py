@@ -21,7 +21,7 @@ from napari_strata.data.augmentation import Augmenter
 from napari_strata.data.loader import Batch, PatchSource
 from napari_strata.models.device import Precision, channels_last
 from napari_strata.networks import build_network
-from napari_strata.networks.parts import encoder_of
+from napari_strata.networks.build import encoder_of
 from napari_strata.training.averaging import AveragedWeights
 from napari_strata.training.distributed import Team
 from napari_strata.training.losses import build_loss

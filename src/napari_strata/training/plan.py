@@ -130,7 +130,7 @@ class Plan:
 
 def axes_of(recipe: Recipe) -> str:
     """The axes of what a recipe's network sees at a time: ``YX``, or ``ZYX`` where it is 3D."""
-    return "ZYX" if recipe.network.kind == "unet3d" else "YX"
+    return recipe.network.axes
 
 
 def plan_new(job: Job) -> Plan:

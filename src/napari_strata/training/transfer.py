@@ -18,7 +18,7 @@ from napari_strata.core.recipes import load_recipe
 from napari_strata.core.runs import RunFolder
 from napari_strata.core.spec import ModelSpec
 from napari_strata.models.model import Model
-from napari_strata.networks.parts import encoder_of, head_of
+from napari_strata.networks.build import encoder_of, head_of
 from napari_strata.networks.weights import for_channels, load_encoder_weights
 
 IDENTITY = ("architecture", "encoder", "widths", "norm")

@@ -12,7 +12,8 @@ from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
 from qtpy.QtWidgets import QApplication, QLabel
 
-from napari_strata.core.recipe import AtrousUNet, EarlyStopping, Recipe, Smp, UNet
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet
+from napari_strata.core.recipe import EarlyStopping, Recipe
 from napari_strata.core.recipes import list_recipes
 from napari_strata.widgets.train.fields import Field, show_value
 from napari_strata.widgets.train.form import RecipeForm, _Variant

@@ -17,14 +17,8 @@ from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication, QFileDialog
 
 from napari_strata.core.errors import RecipeError
-from napari_strata.core.recipe import (
-    AtrousUNet,
-    EarlyStopping,
-    Plateau,
-    Recipe,
-    Smp,
-    UNet,
-)
+from napari_strata.core.network_sections import AtrousUNet, Smp, UNet
+from napari_strata.core.recipe import EarlyStopping, Plateau, Recipe
 from napari_strata.core.recipes import dump_recipe, list_recipes, load_recipe
 from napari_strata.widgets.train.form import RecipeForm
 from napari_strata.widgets.train.recipe_box import FROM_FILE, RecipeBox, _difference

@@ -11,7 +11,9 @@ from qtpy.QtGui import QIcon
 from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 from superqt import QCollapsible
 
-from napari_strata.core.recipe import Recipe, Section
+from napari_strata.core.network_sections import NetworkSection, network_kinds
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.sections import Section, section_of
 from napari_strata.widgets.train.fields import Field, check, in_words, wrapped
 
 UNLIMITED = 16_777_215  # Qt's QWIDGETSIZE_MAX
@@ -237,7 +239,7 @@ class _Variant(_Plain):
         path: str,
         edited: Callable[..., None],
     ) -> None:
-        self._key = str(info.discriminator)
+        self._key = "kind"
         self._path, self._edited = path, edited
         self._kinds = {kind.model_fields[self._key].default: kind for kind in kinds}
         self._groups: dict[str, _Group] = {}
@@ -350,7 +352,8 @@ class RecipeForm(Container[Any]):
             OF_VOLUMES,
             "This network sees single planes; for unet3d, which sees volumes.",
         )
-        if self._sections["network"].read()["kind"] == "unet3d":
+        kind = self._sections["network"].read()["kind"]
+        if network_kinds()[kind].axes == "ZYX":
             why = dict.fromkeys(
                 OF_PLANES,
                 "unet3d sees the planes above and below by itself; for networks of planes.",
@@ -375,10 +378,10 @@ def make_part(
 
 def _sections(info: FieldInfo) -> list[type[Section]]:
     """The sections that a field may hold; none for a plain value."""
-    kinds = get_args(info.annotation) or (info.annotation,)
-    return [
-        kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)
-    ]
+    section = section_of(info)
+    if section is NetworkSection:
+        return list(network_kinds().values())
+    return [section] if section else []
 
 
 def _literal(words: Any) -> Any:

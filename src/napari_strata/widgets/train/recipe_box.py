@@ -19,8 +19,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_strata.core.recipe import Recipe, Section
+from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import list_recipes, load_recipe
+from napari_strata.core.sections import Section
 from napari_strata.widgets.train.fields import (
     Field,
     check,
