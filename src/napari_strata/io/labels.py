@@ -131,7 +131,8 @@ def _write(
     target = Path(path).expanduser()
     write = _writer(target)
     with replacing(target, overwrite=overwrite) as temporary:
-        write(temporary, image, Record.of(image), dtype=dtype)
+        # zarrs 0.2.0 writes native byte order only; readers do not notice
+        write(temporary, image, Record.of(image), dtype=dtype.newbyteorder("="))
     return target
 
 

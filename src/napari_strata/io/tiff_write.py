@@ -63,9 +63,7 @@ def _tiles(image: Image, dtype: np.dtype[Any]) -> Iterator[Array]:
                 part = band[top : top + TILE, left : left + TILE]
                 missing = [(0, TILE - n) for n in part.shape]
                 whole = part if part.shape == (TILE, TILE) else np.pad(part, missing)
-                yield np.ascontiguousarray(
-                    whole, dtype.newbyteorder("=")
-                )  # as the file's bytes are
+                yield np.ascontiguousarray(whole, dtype)
 
 
 def _compressed(tiles: Iterator[Array]) -> Iterator[bytes]:
