@@ -1,4 +1,7 @@
-"""The demo in the viewer: a sandstone with a few painted slices and every dock filled in, one click from training."""
+"""The demo in the viewer.
+
+A sandstone with a few painted slices and every dock filled in, one click from training.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ CLASSES = ClassMap.model_validate(SANDSTONE.model_dump() | {"unlabelled": (0,)})
 
 
 def open_demo() -> Viewer:
-    """A napari viewer with image, labels and the three docks; the Train dock is in front, ready to start."""
+    """A napari viewer with image, labels and the three docks.
+
+    The Train dock is in front, ready to start.
+    """
     viewer = napari.Viewer()
     pair = sandstone()
     data, image_attributes, _ = image_layer(pair.image)
@@ -35,7 +41,8 @@ def open_demo() -> Viewer:
     for name in ("Predict", "Evaluate"):
         viewer.window.add_plugin_dock_widget("napari-strata", name, tabify=True)
     train.recipe_box.set_recipe(DEMO_RECIPE, DEMO_OVERRIDES)
-    QApplication.processEvents()  # until the docks are laid out, none of them can be put in front
+    # until the docks are laid out, none of them can be put in front
+    QApplication.processEvents()
     dock.raise_()
     return viewer
 

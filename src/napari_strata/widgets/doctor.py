@@ -1,4 +1,7 @@
-"""The doctor's dialog: the checks of ``napari-strata doctor`` as they come, for reading and for a bug report."""
+"""The doctor's dialog.
+
+The checks of ``napari-strata doctor`` as they come, for reading and for a bug report.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ def show_doctor(
 
 
 class DoctorDialog(QDialog):
-    """A line a check: a mark, what was found, and below it what to do. The checks run in a process of their own."""
+    """A line a check: a mark, what was found, and below it what to do.
+
+    The checks run in a process of their own.
+    """
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)

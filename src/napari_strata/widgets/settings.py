@@ -22,13 +22,18 @@ class Settings:
 
     @classmethod
     def load(cls) -> Settings:
-        """Read the settings from napari's Preferences; an empty text means the default."""
+        """Read the settings from napari's Preferences.
+
+        An empty text means the default.
+        """
         values = preferences()
         return cls(
             device=values.device.strip() or "auto",
-            runs=Path(values.runs.strip()).expanduser()
-            if values.runs.strip()
-            else Path.home() / "napari-strata",
+            runs=(
+                Path(values.runs.strip()).expanduser()
+                if values.runs.strip()
+                else Path.home() / "napari-strata"
+            ),
             command=_words(values.worker_command) or tuple(default_command()),
         )
 

@@ -1,4 +1,7 @@
-"""The worst and the best planes of a comparison as pictures: image, truth and prediction beside each other."""
+"""The worst and the best planes of a comparison as pictures.
+
+Image, truth and prediction beside each other.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ from napari_strata.widgets.work import threads
 
 
 class Cases(Preview):
-    """Pictures of the planes that a comparison found worst and best; arrows lead from the worst to the best."""
+    """Pictures of the planes that a comparison found worst and best.
+
+    Arrows lead from the worst to the best.
+    """
 
     nothing = "Drawing the worst and the best planes ..."
     title, others = "Worst and best planes", "other planes"
@@ -46,7 +52,9 @@ class Cases(Preview):
     def draw(
         self, written: Written, cases: Sequence[Mapping[str, Any]], viewer: ViewerModel
     ) -> None:
-        """Draw planes of a comparison, the worst first, in a thread; with the image that the viewer shows below them.
+        """Draw planes of a comparison, the worst first, in a thread.
+
+        With the image that the viewer shows below them.
 
         Parameters
         ----------
@@ -60,7 +68,8 @@ class Cases(Preview):
             image is not None,
             written.asked.plane,
         )
-        # Of a plane that was cut out, the place is the one that it has in the prediction.
+        # Of a plane that was cut out, the place is the one that it has in the
+        # prediction.
         self._cases = tuple(
             {
                 **case,
@@ -108,11 +117,13 @@ class Cases(Preview):
         rank = (
             ""
             if not last
-            else "Worst: "
-            if index == 0
-            else "Best: "
-            if index == last
-            else f"{index + 1} of {last + 1}: "
+            else (
+                "Worst: "
+                if index == 0
+                else "Best: "
+                if index == last
+                else f"{index + 1} of {last + 1}: "
+            )
         )
         where = place(case["at"]).removeprefix("plane ") if case["at"] else "the plane"
         return f"{rank}{where}, IoU {case['mean_iou']:.2f}"
@@ -132,7 +143,8 @@ def draw_cases(
     image: Image | None,
     folder: Path,
 ) -> None:
-    """Write a picture of each plane (``index`` in the files, ``at`` in the prediction) into a folder.
+    """Write a picture of each plane (``index`` in the files, ``at`` in the prediction)
+    into a folder.
 
     Raises
     ------
@@ -164,7 +176,10 @@ def draw_cases(
 
 
 def image_below(viewer: ViewerModel, labels: LabelImage) -> Image | None:
-    """The image that labels belong to: of their size, and the one that they are named after if there are several."""
+    """The image that labels belong to.
+
+    Of their size, and the one that they are named after if there are several.
+    """
     candidates = []
     for layer in viewer.layers:
         try:

@@ -1,4 +1,7 @@
-"""The confusion picture: what each class of the truth was called, drawn in the theme's own colours."""
+"""The confusion picture.
+
+What each class of the truth was called, drawn in the theme's own colours.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,18 @@ from qtpy.QtGui import (
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 RIGHT, WRONG = QColor("#3f8fd2"), QColor("#e0622a")
-"""On the diagonal and off it: told apart by the colour-blind, and without colour by their places."""
+"""On the diagonal and off it.
+
+Told apart by the colour-blind, and without colour by their places.
+"""
 Array = np.ndarray[Any, Any]
 Cell = tuple[int, int]
 
 
 class ConfusionPicture(QWidget):
-    """A square a pair of classes, rows truth, columns prediction, filled by the share of its row."""
+    """A square a pair of classes, rows truth, columns prediction, filled by the share
+    of its row.
+    """
 
     clicked = Signal(int, int)
     """Row and column of a square that was clicked."""
@@ -197,7 +205,8 @@ class ConfusionPicture(QWidget):
         cell, total = self.cell_rect(row, column), int(self._counts[row].sum())
         share = self._counts[row, column] / total if total else 0.0
         empty = _mixed(self._paper(), self._ink(), 0.07)
-        # The square root shows small shares, which are what one looks for off the diagonal.
+        # The square root shows small shares, which are what one looks for off the
+        # diagonal.
         fill = _mixed(empty, RIGHT if row == column else WRONG, share**0.5)
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(fill)
@@ -218,7 +227,8 @@ class ConfusionPicture(QWidget):
     def _cell_text(self, share: float, labelled: bool, width: int) -> str:
         if not labelled:
             return "\N{EN DASH}"
-        # The longest of each form decides, so that all squares of a picture speak alike.
+        # The longest of each form decides, so that all squares of a picture speak
+        # alike.
         whole = "<1" if 0 < share < 0.01 else f"{100 * share:.0f}"
         tenths = (
             "100" if share == 1 else _percent(share).removesuffix("\N{NO-BREAK SPACE}%")
@@ -322,7 +332,9 @@ def _percent(share: float) -> str:
     return (
         "<0.1\N{NO-BREAK SPACE}%"
         if share < 0.001
-        else "100\N{NO-BREAK SPACE}%"
-        if share == 1
-        else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+        else (
+            "100\N{NO-BREAK SPACE}%"
+            if share == 1
+            else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+        )
     )

@@ -46,7 +46,10 @@ WHOLE, PLANE = "whole stack", "plane in sight"
 
 
 class EvaluateDock(Dock):
-    """Compares predicted labels with the truth: scores of each class, confusion, errors as a layer."""
+    """Compares predicted labels with the truth.
+
+    Scores of each class, confusion, errors as a layer.
+    """
 
     name = "Evaluate"
 
@@ -76,7 +79,7 @@ class EvaluateDock(Dock):
         self.truth.changed.connect(self._truth_changed)
         self._truth_changed()
 
-    # ------------------------------------------------------------------ what stands where
+    # ---- what stands where
 
     def _build_page(self) -> None:
         self.zero = ZeroChoice()
@@ -86,7 +89,8 @@ class EvaluateDock(Dock):
         self.add(self.zero)
         self.add(self.row(QLabel("Compare the"), self.scope, stretch=1))
         self.hint = _paragraph(
-            "Compare shows the scores of each class, and which classes are taken for which."
+            "Compare shows the scores of each class, and which classes are taken for"
+            " which."
         )
         self.add(self.hint)
         self.scores = ScoreView()
@@ -158,7 +162,10 @@ class EvaluateDock(Dock):
         return ZeroMeaning(truth.name, stored, self._zeros.get(truth), suggested)
 
     def comparison(self) -> Comparison:
-        """Build the comparison that the dock shows; only while `state` has no problem."""
+        """Build the comparison that the dock shows.
+
+        Only while `state` has no problem.
+        """
         predicted_labels, true_labels = self._labels()
         plane = {}
         is_stack = any(predicted_labels.size(axis) > 1 for axis in "TZ")
@@ -211,14 +218,19 @@ class EvaluateDock(Dock):
             self.handle.stop()
 
     def show_errors(self) -> None:
-        """A layer of what is wrong in the newest comparison; the one that is there already is brought up to date."""
+        """A layer of what is wrong in the newest comparison.
+
+        The one that is there already is brought up to date.
+        """
         if self.written is not None and not self._activity:
             self._work(
                 "Looking for the errors ...", self.written.errors, self._show_errors
             )
 
     def export_to(self, folder: Path) -> None:
-        """Write the report of the newest comparison into an empty folder, or into a new one in it; also as a page."""
+        """Write the report of the newest comparison into an empty folder, or into a new
+        one in it; also as a page.
+        """
         if (written := self.written) is None or self._activity:
             return
         out = free_folder(folder, convert.slug(written.asked.prediction.name))
@@ -233,7 +245,9 @@ class EvaluateDock(Dock):
         self._run(self._order(written, out=out), paged)
 
     def go_to(self, row: int, column: int) -> None:
-        """Show the plane that has most of the pixels of a square of the confusion picture."""
+        """Show the plane that has most of the pixels of a square of the confusion
+        picture.
+        """
         if self.written is None or not (plane := self._most[row][column]):
             return
         most = f" Most of them: {place(at)}." if (at := self._look_at(plane)) else ""
@@ -266,7 +280,7 @@ class EvaluateDock(Dock):
             )
         return at
 
-    # ------------------------------------------------------------------ what happens then
+    # ---- what happens then
 
     def _prepared(self) -> Callable[[], Written]:
         comparison, session = self.comparison(), self.session
@@ -397,7 +411,8 @@ class EvaluateDock(Dock):
         def copied(written: Written) -> None:
             self.copy(form(self._order(written, job="copy")), what)
             self.notice.say(
-                f"{what} is on the clipboard. It reads copies of both layers, kept until napari closes."
+                f"{what} is on the clipboard. It reads copies of both layers, kept"
+                " until napari closes."
             )
 
         self._work("Writing the labels ...", self._prepared(), copied)

@@ -15,7 +15,10 @@ from napari_strata.widgets.evaluate.scores import ABSENT, ScoreTable
 
 
 class ScoreView(QWidget):
-    """Result of a comparison: headline, score table, confusion picture, pictures of planes."""
+    """Result of a comparison.
+
+    Headline, score table, confusion picture, pictures of planes.
+    """
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -30,8 +33,8 @@ class ScoreView(QWidget):
         font.setBold(True)
         self.headline.setFont(font)
         self.headline.setToolTip(
-            "Mean IoU: the mean over the classes that occur or are predicted.\n"
-            "Pixel accuracy: the share of labelled pixels that are called what they are."
+            "Mean IoU: the mean over the classes that occur or are predicted.\nPixel"
+            " accuracy: the share of labelled pixels that are called what they are."
         )
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 4, 0, 0)

@@ -34,8 +34,14 @@ KEYS = ("", "iou", "dice", "precision", "recall", "support")
 TITLES = ("Class", "IoU", "Dice", "Prec.", "Recall", "Pixels")
 TIPS = (
     "Click a heading to sort; Ctrl+C copies the table",
-    "Intersection over union: pixels that both call this class, of all that either does",
-    "Dice: twice the pixels that both call this class, of those of the truth and the prediction together; also F1",
+    (
+        "Intersection over union: pixels that both call this class, of all that either"
+        " does"
+    ),
+    (
+        "Dice: twice the pixels that both call this class, of those of the truth and"
+        " the prediction together; also F1"
+    ),
     "Precision: of the pixels predicted as this class, how many are",
     "Recall: of the pixels that are this class, how many were predicted so",
     "Pixels of this class in the truth",
@@ -46,7 +52,10 @@ MOST = 8
 
 
 class _LabelsChoice(LayerChoice):
-    """Labels that follow the layer list until the user picks some; under them what they are."""
+    """Labels that follow the layer list until the user picks some.
+
+    Under them what they are.
+    """
 
     _by_hand: Any = None
 
@@ -66,7 +75,8 @@ class _LabelsChoice(LayerChoice):
         self.choose(self._by_hand if is_open else self._proposed())
 
     def _layer_changed(self) -> None:
-        # A layer that has gone is known at once, before the list is at rest and another is proposed.
+        # A layer that has gone is known at once, before the list is at rest and another
+        # is proposed.
         self.problem = "" if self._layer is not None else self._why_none()
 
     def _proposed(self) -> Any:
@@ -90,7 +100,10 @@ class _LabelsChoice(LayerChoice):
         return layer
 
     def labels(self, like: LabelImage | None) -> LabelImage:
-        """The chosen labels; axes that they do not name are those of `like`. Raises `ImageError`."""
+        """The chosen labels; axes that they do not name are those of `like`.
+
+        Raises `ImageError`.
+        """
         return convert.labels_of(self._layer, like)
 
 
@@ -129,7 +142,10 @@ class PredictionChoice(_LabelsChoice):
 
 
 class TruthChoice(_LabelsChoice):
-    """The truth: the only other labels of the prediction's size, or those picked here."""
+    """The truth.
+
+    The only other labels of the prediction's size, or those picked here.
+    """
 
     def __init__(self, viewer: Viewer, prediction: PredictionChoice) -> None:
         self._prediction, self.problem = prediction, ""
@@ -158,12 +174,21 @@ class TruthChoice(_LabelsChoice):
             return "Choose the prediction first."
         count = len(self._fitting())
         if count > 1:
-            return f"{count} label layers have the prediction's size: choose which is the truth."
-        return "No other labels have the prediction's size: open or paint the truth, or choose it here."
+            return (
+                f"{count} label layers have the prediction's size: choose which is the"
+                " truth."
+            )
+        return (
+            "No other labels have the prediction's size: open or paint the truth, or"
+            " choose it here."
+        )
 
 
 class ScoreTable(QTableWidget):
-    """Scores of each class; a score that does not exist, of a class that is nowhere, is a dash."""
+    """Scores of each class.
+
+    A score that does not exist, of a class that is nowhere, is a dash.
+    """
 
     copied = Signal()
 
@@ -201,7 +226,9 @@ class ScoreTable(QTableWidget):
     def show_scores(
         self, per_class: Mapping[str, Mapping[str, Any]], classes: ClassMap
     ) -> None:
-        """Show the ``per_class`` part of `ConfusionMatrix.as_dict`, in the order of the classes."""
+        """Show the ``per_class`` part of `ConfusionMatrix.as_dict`, in the order of the
+        classes.
+        """
         self.setSortingEnabled(False)
         self.setRowCount(len(classes))
         for row, (name, color) in enumerate(
@@ -219,7 +246,10 @@ class ScoreTable(QTableWidget):
         self.updateGeometry()
 
     def text(self) -> str:
-        """The rows as they stand, tab-separated under their titles, with every digit; empty where there is no score."""
+        """The rows as they stand, tab-separated under their titles, with every digit.
+
+        Empty where there is no score.
+        """
         rows = ["\t".join(["class", "IoU", "Dice", "precision", "recall", "pixels"])]
         for row in range(self.rowCount()):
             cells = [self.item(row, column) for column in range(self.columnCount())]
@@ -321,7 +351,10 @@ def _why_absent(column: int, name: str, scores: Mapping[str, Any]) -> str:
 
 
 def short(count: int) -> str:
-    """A count as it is up to 99,999; beyond that in thousands, millions or milliards, three digits of it."""
+    """A count as it is up to 99,999.
+
+    Beyond that in thousands, millions or milliards, three digits of it.
+    """
     if count < 100_000:
         return f"{count:,}"
     size, unit = next(

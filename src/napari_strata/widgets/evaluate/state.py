@@ -20,7 +20,8 @@ class LabelsInfo:
 
 @dataclass(frozen=True)
 class ZeroMeaning:
-    """Sources that say whether the value 0 of the truth is background (True) or unlabelled (False).
+    """Sources that say whether the value 0 of the truth is background (True) or
+    unlabelled (False).
 
     Parameters
     ----------
@@ -41,7 +42,10 @@ class ZeroMeaning:
 
     @property
     def is_background(self) -> bool:
-        """Meaning by the first source that knows one: the class map, the user, the rule."""
+        """Meaning by the first source that knows one.
+
+        The class map, the user, the rule.
+        """
         if self.stored is not None:
             return self.stored
         if self.chosen is not None:
@@ -129,8 +133,10 @@ def resolve(state: EvaluateState) -> EvaluateView:
             why_not=no_scores,
         ),
         export=Control(
-            purpose="Write report.html, metrics.json, metrics.csv and confusion.png "
-            "into a folder.",
+            purpose=(
+                "Write report.html, metrics.json, metrics.csv and confusion.png "
+                "into a folder."
+            ),
             why_not=no_scores,
         ),
         scope=Control(
@@ -173,6 +179,6 @@ def _zero_text(state: EvaluateState) -> str:
     if state.zero.stored is None:
         return f"Where the truth is 0, it is {score}."
     return (
-        f"Where the truth is 0, it is {score}, as the classes of {state.zero.layer_name} "
-        "say (the Train dock changes them)."
+        f"Where the truth is 0, it is {score}, as the classes of"
+        f" {state.zero.layer_name} say (the Train dock changes them)."
     )

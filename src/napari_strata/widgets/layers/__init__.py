@@ -1,1 +1,4 @@
-"""Layers: napari's layers as the engine's images and labels; which one, what is painted, what fills in."""
+"""Layers: napari's layers as the engine's images and labels.
+
+Which one, what is painted, what fills in.
+"""

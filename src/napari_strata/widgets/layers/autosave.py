@@ -1,4 +1,6 @@
-"""Labels that are being painted, kept on disk every half minute and offered back after a crash."""
+"""Labels that are being painted, kept on disk every half minute and offered back after
+a crash.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,16 @@ class Kept:
 
     def describe(self) -> str:
         """``Labels "clay" of image "sand", painted 2026-11-21 14:05``."""
-        return f'Labels "{self.layer}" of image "{self.image}", painted {self.time:%Y-%m-%d %H:%M}'
+        return (
+            f'Labels "{self.layer}" of image "{self.image}", painted'
+            f" {self.time:%Y-%m-%d %H:%M}"
+        )
 
     def take_over(self) -> None:
-        """They are in this viewer now: offer them again only if it ends without a word."""
+        """They are in this viewer now.
+
+        Offer them again only if it ends without a word.
+        """
         note = self.path.with_name(NOTE)
         with suppress(OSError, StrataError):
             files.write_text(
@@ -58,7 +66,9 @@ class Kept:
 
 
 class Autosave(QObject):
-    """Writes one Labels layer to ``<folder>/autosave.tif`` when it was changed, at most every `SECONDS`."""
+    """Writes one Labels layer to ``<folder>/autosave.tif`` when it was changed, at most
+    every `SECONDS`.
+    """
 
     saved = Signal(object)  # Path
     failed = Signal(str)
@@ -78,7 +88,10 @@ class Autosave(QObject):
         self._timer.timeout.connect(self.save)
 
     def watch(self, layer: LabelsLayer | None, image: Image | None) -> None:
-        """Look after this layer from now on; what was changed in the one before is saved first."""
+        """Look after this layer from now on.
+
+        What was changed in the one before is saved first.
+        """
         self._image = image
         if layer is self._layer:
             return
@@ -101,7 +114,8 @@ class Autosave(QObject):
         self._changed = True
 
     def _look(self, _event: object = None) -> None:
-        # Undo and redo only show themselves as a new picture, and so does turning to another plane.
+        # Undo and redo only show themselves as a new picture, and so does turning to
+        # another plane.
         if (
             self._layer is not None
             and (strokes := _strokes(self._layer)) != self._strokes
@@ -144,8 +158,9 @@ class Autosave(QObject):
 
 
 def kept(runs: Path) -> list[Kept]:
-    """Labels that earlier sessions left under the runs folder, the newest of each layer, the newest first; those of a
-    living napari are not."""
+    """Labels that earlier sessions left under the runs folder, the newest of each
+    layer, the newest first; those of a living napari are not.
+    """
     drafts = []
     for note in runs.glob(f"*/layers/{NOTE}"):
         path = note.with_name(NAME)

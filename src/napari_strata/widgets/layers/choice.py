@@ -22,7 +22,11 @@ LIST_EVENTS = ("inserted", "removed", "reordered", "renamed")
 
 
 class LayerChoice(QWidget):
-    """Base: a combo box of layers that follows the list and the selection, and a line of text under it."""
+    """Base.
+
+    A combo box of layers that follows the list and the selection, and a line of text
+    under it.
+    """
 
     changed = Signal()
 
@@ -120,14 +124,18 @@ class LayerChoice(QWidget):
 
 
 class ImageChoice(LayerChoice):
-    """The image: the one selected in the layer list, or one picked here; never guessed among several.
+    """The image: the one selected in the layer list, or one picked here.
+
+    Never guessed among several.
 
     Its axes stand in a field of their own and can be changed there.
     """
 
     def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
         self.axes = LineEdit(
-            tooltip="One letter a dimension: T time, Z depth, C channel, Y row, X column."
+            tooltip=(
+                "One letter a dimension: T time, Z depth, C channel, Y row, X column."
+            )
         )
         super().__init__(viewer, "Image", parent)
         self._row.addWidget(QLabel("Axes"))
@@ -202,14 +210,20 @@ class ImageChoice(LayerChoice):
 
     def _why_none(self) -> str:
         if not self._candidates():
-            return "No image is open: drop a file on the window, or File > Open Sample > Strata."
+            return (
+                "No image is open: drop a file on the window, or File > Open Sample >"
+                " Strata."
+            )
         if len(self._selected()) > 1:
             return f"{len(self._selected())} images are selected: choose one here."
         return "No image is selected: click one in the layer list, or choose it here."
 
 
 class LabelsChoice(LayerChoice):
-    """The labels: those selected in the layer list, or the ones that match the image; or new ones."""
+    """The labels: those selected in the layer list, or the ones that match the image.
+
+    Or new ones.
+    """
 
     def __init__(
         self, viewer: ViewerModel, images: ImageChoice, *, title: str = "Labels"
@@ -235,7 +249,9 @@ class LabelsChoice(LayerChoice):
         return layer
 
     def make_new(self) -> None:
-        """A Labels layer with the image's shape, scale and axes, selected, with the brush in hand."""
+        """A Labels layer with the image's shape, scale and axes, selected, with the
+        brush in hand.
+        """
         image = self._images.image
         if image is None:
             return
@@ -262,7 +278,8 @@ class LabelsChoice(LayerChoice):
         self._follow()
 
     def _selected(self) -> list[Any]:
-        # Who clicks a prediction wants to look at it; to train on it, one picks it in the box.
+        # Who clicks a prediction wants to look at it; to train on it, one picks it in
+        # the box.
         return [
             layer for layer in super()._selected() if not layer.metadata.get(PREDICTED)
         ]
@@ -326,7 +343,10 @@ class LabelsChoice(LayerChoice):
                 else ""
             )
         elif image is not None and (why := convert.mismatch(image, self._layer)):
-            self.problem = f"{self._layer.name} does not fit: it is {why} pixels. Choose others, or press New labels."
+            self.problem = (
+                f"{self._layer.name} does not fit: it is {why} pixels. Choose others,"
+                " or press New labels."
+            )
         self.text.setText(self.problem)
         self.text.setVisible(bool(self.problem))
 

@@ -1,7 +1,8 @@
-"""napari's layers as the engine's images and labels, and back to what a worker is told of them.
+"""napari's layers as the engine's images and labels, and back to what a worker is told
+of them.
 
-Read in the main thread (`image_of`, `labels_of` copy nothing); `source_of_image` and `source_of_labels` read and write
-files and belong into a thread.
+Read in the main thread (`image_of`, `labels_of` copy nothing); `source_of_image` and
+`source_of_labels` read and write files and belong into a thread.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ from napari_strata.worker.orders import Layer
 
 _COPYING = threading.Lock()
 COPIED = 4 * 2**30
-"""Bytes up to which an image is copied for the worker when its file says less than the layer."""
+"""Bytes up to which an image is copied for the worker when its file says less than the
+layer.
+"""
 
 
 def known_axes(layer: ImageLayer | LabelsLayer) -> str:
-    """Return the axes that a layer names, such as "ZYX" (with C last for RGB), else ""."""
+    """Return the axes that a layer names, such as "ZYX" (with C last for RGB), else
+    "".
+    """
     axes = named_axes(_attributes(layer), layer.ndim)
     if not axes and layer.ndim == 2:
         axes = "YX"
@@ -54,7 +59,10 @@ def proposed_axes(layer: ImageLayer | LabelsLayer) -> str:
 
 
 def set_axes(layer: ImageLayer | LabelsLayer, letters: str) -> None:
-    """Name a layer's axes, in napari and so for every dock and file. Raises `ImageError` when they do not fit."""
+    """Name a layer's axes, in napari and so for every dock and file.
+
+    Raises `ImageError` when they do not fit.
+    """
     checked = _axes.parse(letters, array_of(layer).shape)
     if _is_rgb(layer):
         checked = checked.removesuffix("C")
@@ -87,11 +95,17 @@ def mismatch(image: Image, labels: LabelsLayer) -> str:
     shape = tuple(array_of(labels).shape)
     if shape == image.label_shape:
         return ""
-    return f"{' x '.join(map(str, shape))}, and the image is {' x '.join(map(str, image.label_shape))}"
+    return (
+        f"{' x '.join(map(str, shape))}, and the image is"
+        f" {' x '.join(map(str, image.label_shape))}"
+    )
 
 
 def describe(image: Image) -> str:
-    """``8 x 1024 x 996 (ZYX), uint16, 2.1 µm``: what `Image.describe` says, less the name, which stands beside it."""
+    """``8 x 1024 x 996 (ZYX), uint16, 2.1 µm``.
+
+    What `Image.describe` says, less the name, which stands beside it.
+    """
     text = image.describe().removeprefix(f"{image.name}, ")
     return (
         text.replace("micrometer", "µm")
@@ -119,7 +133,10 @@ def source_of_image(layer: ImageLayer, image: Image, folder: Path) -> Layer:
 
 
 def source_of_labels(labels: LabelImage, path: Path) -> Layer:
-    """Labels written to `path` for a worker, with class map, scale and axes. Raises `StrataError`."""
+    """Labels written to `path` for a worker, with class map, scale and axes.
+
+    Raises `StrataError`.
+    """
     write_labels(path, labels, overwrite=True)
     return Layer(path=str(path))
 
@@ -157,10 +174,13 @@ def _attributes(layer: ImageLayer | LabelsLayer) -> dict[str, Any]:
 
 
 def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
-    """The file that a layer was read from, if that still holds the same: shape, dtype, and the plane in the middle.
+    """The file that a layer was read from, if that still holds the same.
 
-    Where the layer says more than the file (its axes, its scale), a copy is written instead, which any command can
-    read as it stands; only a layer too large to copy is described beside its path.
+    Shape, dtype, and the plane in the middle.
+
+    Where the layer says more than the file (its axes, its scale), a copy is written
+    instead, which any command can read as it stands; only a layer too large to copy is
+    described beside its path.
     """
     stored = layer.metadata.get(METADATA) or {}
     path = stored.get("path") or layer.source.path

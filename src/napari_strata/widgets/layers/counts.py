@@ -1,4 +1,6 @@
-"""Pixels of each label value, counted plane by plane in a thread while somebody paints."""
+"""Pixels of each label value, counted plane by plane in a thread while somebody
+paints.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,16 @@ Plane = tuple[int, ...]
 """Index of a plane: the dimensions before the last two; empty for 2D labels."""
 
 PIECE = 2**20
-"""Pixels counted at once: numpy's bincount holds Python still for about 2 ms on that many."""
+"""Pixels counted at once.
+
+Numpy's bincount holds Python still for about 2 ms on that many.
+"""
 LARGE = 2 * 2**30
 """Bytes from which labels are counted only when somebody asks."""
 RECHECKED = 2**28
-"""Bytes up to which labels are counted again when napari redraws them for a reason that we do not know."""
+"""Bytes up to which labels are counted again when napari redraws them for a reason that
+we do not know.
+"""
 PAUSE = 0.7
 """Seconds between two counts of a layer."""
 
@@ -57,9 +64,12 @@ def count_values(
     changed: Collection[Plane] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Counts:
-    """Pixels of each value of labels (..., Y, X), read plane by plane; any array that can be indexed.
+    """Pixels of each value of labels (..., Y, X), read plane by plane.
 
-    With `previous` only the planes `changed` are read again. Ends early, with less, once `stop` says so.
+    Any array that can be indexed.
+
+    With `previous` only the planes `changed` are read again. Ends early, with less,
+    once `stop` says so.
     """
     planes = dict(previous.planes) if previous is not None else {}
     all_planes: Iterable[Plane] = product(*(range(size) for size in data.shape[:-2]))
@@ -96,7 +106,10 @@ def _merge(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 class LayerLinks:
-    """Connections to a layer's events, undone together; no QObject, so that it outlives the widget it serves."""
+    """Connections to a layer's events, undone together.
+
+    No QObject, so that it outlives the widget it serves.
+    """
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -119,7 +132,10 @@ class LayerLinks:
 
 
 class PixelCounter(QObject):
-    """Keeps count of one Labels layer: after each stroke, undo, or change of its data, in a thread."""
+    """Keeps count of one Labels layer.
+
+    After each stroke, undo, or change of its data, in a thread.
+    """
 
     counted = Signal()
     """`counts`, `busy` or `stale` are new."""
@@ -131,7 +147,9 @@ class PixelCounter(QObject):
         super().__init__(parent)
         self.counts: Counts | None = None
         self.stale = False
-        """Return True if pixels have changed and the layer is too large to count unasked."""
+        """Return True if pixels have changed and the layer is too large to count
+        unasked.
+        """
         self._layer: weakref.ref[LabelsLayer] | None = None
         self._links = LayerLinks()
         self._all, self._planes = False, set[Plane]()
@@ -160,7 +178,10 @@ class PixelCounter(QObject):
         if self.busy:
             return "Counting the pixels …" if self.counts is None or self.large else ""
         if self.stale and self.counts is None:
-            return 'These labels are large: pixels are counted when you ask. <a href="count">Count</a>'
+            return (
+                "These labels are large: pixels are counted when you ask. <a"
+                ' href="count">Count</a>'
+            )
         return (
             'Painted since the pixels were counted. <a href="count">Count again</a>'
             if self.stale
@@ -261,7 +282,10 @@ class PixelCounter(QObject):
             self.painted.emit(value)
 
     def _on_refresh(self, _event: object = None) -> None:
-        """Undo and redo tell nobody what they change, and neither do scripts: both only have the layer redrawn."""
+        """Undo and redo tell nobody what they change, and neither do scripts.
+
+        Both only have the layer redrawn.
+        """
         layer = self._layer() if self._layer is not None else None
         if layer is None:
             return
@@ -281,7 +305,10 @@ def _bytes(layer: LabelsLayer) -> int:
 
 
 def _history(layer: LabelsLayer) -> tuple[int, int]:
-    """Lengths of the layer's undo and redo history: they change when something was undone."""
+    """Lengths of the layer's undo and redo history.
+
+    They change when something was undone.
+    """
     return len(layer._undo_history), len(layer._redo_history)
 
 
@@ -302,7 +329,10 @@ def _painted_values(atom: Any) -> Iterator[int]:
 
 
 def _painted_planes(item: Iterable[Any]) -> set[Plane] | None:
-    """The planes that a step of napari's history touches; None when it would take long to find out."""
+    """The planes that a step of napari's history touches.
+
+    None when it would take long to find out.
+    """
     planes: set[Plane] = set()
     for atom in item:
         if hasattr(atom, "slice_key"):

@@ -15,26 +15,38 @@ from napari_strata.plugin import METADATA
 from napari_strata.widgets.layers.counts import Counts
 
 NOTES = "napari_strata_table"
-"""Key of a layer's metadata for what a class map has no place for: names and colours of values that are not used."""
+"""Key of a layer's metadata for what a class map has no place for.
+
+Names and colours of values that are not used.
+"""
 BACKGROUND = "#888888"
-"""Colour of the background in curves and tables; in the viewer 0 stays as transparent as it was."""
+"""Colour of the background in curves and tables.
+
+In the viewer 0 stays as transparent as it was.
+"""
 
 RULE = (
-    "Labels that you paint: 0 is unlabelled, never trained on.\n"
-    "Labels from a file, a sample or a plugin: 0 is the background, a class, if every slice has labels or there is "
-    "one other value only; otherwise slices wait to be labelled, and 0 is unlabelled.\n"
-    "Labels that carry class names: as they say. Switching changes no pixel."
+    "Labels that you paint: 0 is unlabelled, never trained on.\nLabels from a file, a"
+    " sample or a plugin: 0 is the background, a class, if every slice has labels or"
+    " there is one other value only; otherwise slices wait to be labelled, and 0 is"
+    " unlabelled.\nLabels that carry class names: as they say. Switching changes no"
+    " pixel."
 )
 
 
 def stored_classes(layer: LabelsLayer) -> ClassMap | None:
-    """The class map in a layer's metadata; those of an image that became labels name its file under the same key."""
+    """The class map in a layer's metadata.
+
+    Those of an image that became labels name its file under the same key.
+    """
     stored = layer.metadata.get(METADATA) or {}
     return ClassMap.model_validate(stored) if "names" in stored else None
 
 
 def came_with_labels(layer: LabelsLayer) -> bool:
-    """Return True for a layer from a file, a sample or a plugin, False for a painted one."""
+    """Return True for a layer from a file, a sample or a plugin, False for a painted
+    one.
+    """
     source = layer.source
     return bool(source.path or source.sample or source.widget)
 
@@ -56,7 +68,8 @@ class ClassBook:
     Parameters
     ----------
     names, colors
-        what is known of label values; colours of values that the layer itself shows are the layer's.
+        what is known of label values; colours of values that the layer itself shows are
+        the layer's.
     unused
         values that are not to be trained on (0 aside).
     background
@@ -76,7 +89,10 @@ class ClassBook:
 
     @classmethod
     def of(cls, layer: LabelsLayer) -> ClassBook:
-        """Read the classes of a layer from its metadata; its class map wins over our notes."""
+        """Read the classes of a layer from its metadata.
+
+        Its class map wins over our notes.
+        """
         notes = layer.metadata.get(NOTES) or {}
         book = cls(
             names={int(value): str(name) for value, name in notes.get("names", ())},
@@ -95,7 +111,10 @@ class ClassBook:
         return book
 
     def store(self, layer: LabelsLayer, classes: ClassMap | None) -> None:
-        """Write all of it into the layer, as its reader does: class map, notes, and the names as features."""
+        """Write all of it into the layer, as its reader does.
+
+        Class map, notes, and the names as features.
+        """
         notes = {
             "names": [[value, name] for value, name in sorted(self.names.items())],
             "colors": [[value, color] for value, color in sorted(self.colors.items())],
@@ -138,7 +157,9 @@ class ClassBook:
         )
 
     def is_behind(self, layer: LabelsLayer, rows: list[int]) -> bool:
-        """Return True if a class was painted that the stored class map of the layer lacks."""
+        """Return True if a class was painted that the stored class map of the layer
+        lacks.
+        """
         stored = stored_classes(layer)
         return (
             stored is not None
@@ -147,7 +168,10 @@ class ClassBook:
         )
 
     def rows(self, counts: Counts | None, painted: Iterable[int] = ()) -> list[int]:
-        """Label values of the classes, used or not: those found, known, or just painted."""
+        """Label values of the classes, used or not.
+
+        Those found, known, or just painted.
+        """
         zero = [0] if self.is_background(counts) else []
         if self.objects:
             return [*zero, 1]
@@ -176,9 +200,15 @@ class ClassBook:
     def problem(self, counts: Counts, rows: list[int]) -> str:
         """Explain why the labels cannot be trained on; empty when they can."""
         if self.look_like_objects(counts) and not self.objects:
-            return "The labels look like object ids: treat all objects as one class, or choose other labels."
+            return (
+                "The labels look like object ids: treat all objects as one class, or"
+                " choose other labels."
+            )
         if not any(counts.total):
-            return f"No pixels are labelled yet: {'choose' if rows else 'add'} a class, then paint."
+            return (
+                f"No pixels are labelled yet: {'choose' if rows else 'add'} a class,"
+                " then paint."
+            )
         labelled = [value for value in rows if self.pixels(counts, value)]
         used = [value for value in labelled if value not in self.unused]
         if len(used) > 1:
@@ -195,7 +225,10 @@ class ClassBook:
         return f"Only one class is labelled: paint some pixels of at least two{hint}."
 
     def why_kept(self, value: int, counts: Counts | None) -> str:
-        """Explain why a row cannot be removed; empty when it can. `counts` may be None."""
+        """Explain why a row cannot be removed; empty when it can.
+
+        `counts` may be None.
+        """
         if value == 0:
             return "Choose “unlabelled” below to drop the background"
         if self.objects:
@@ -204,7 +237,8 @@ class ClassBook:
             return "The pixels are not counted yet"
         pixels = self.pixels(counts, value)
         return (
-            f"“{self.name(value)}” has {pixels:,} pixels: erase them first, or untick Use"
+            f"“{self.name(value)}” has {pixels:,} pixels: erase them first, or"
+            " untick Use"
             if pixels
             else ""
         )
@@ -224,7 +258,10 @@ class ClassBook:
         return plain if plain not in taken else f"{plain} ({value})"
 
     def color(self, layer: LabelsLayer, value: int) -> str:
-        """``#rrggbb`` of a value: the layer's, or where that shows nothing, the one kept for it."""
+        """``#rrggbb`` of a value.
+
+        The layer's, or where that shows nothing, the one kept for it.
+        """
         if (color := shown_color(layer, value)) is not None:
             return color
         return self.colors.get(value) or (
@@ -279,7 +316,9 @@ def free_color(taken: Iterable[str]) -> str:
 
 
 def unseen(layer: LabelsLayer, values: Iterable[int]) -> list[int]:
-    """Values (0 aside) that a layer with a colour for each value has none for, so that nobody could see them."""
+    """Values (0 aside) that a layer with a colour for each value has none for, so that
+    nobody could see them.
+    """
     colormap = layer.colormap
     if not isinstance(colormap, DirectLabelColormap) or colormap.default_color[3] > 0:
         return []
@@ -295,7 +334,10 @@ def set_colors(
     *,
     others: str | None = None,
 ) -> None:
-    """Show `colors` of values, with those of all other `values` as they are; `others`: one colour for what is left."""
+    """Show `colors` of values, with those of all other `values` as they are.
+
+    `others`: one colour for what is left.
+    """
     colormap = layer.colormap
     if isinstance(colormap, DirectLabelColormap):
         colors_by_value: dict[int | None, Any] = dict(colormap.color_dict)
@@ -316,7 +358,10 @@ def set_colors(
 
 
 def _percent(part: float) -> str:
-    """``61 %``; near none and near all with a digit more, and never rounded to either."""
+    """``61 %``.
+
+    Near none and near all with a digit more, and never rounded to either.
+    """
     if part < 0.001:
         return "under 0.1 %"
     if part == 1:

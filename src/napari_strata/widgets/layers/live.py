@@ -1,4 +1,7 @@
-"""A Labels layer over an array that a worker fills: there at once, refreshed when a shown plane is done."""
+"""A Labels layer over an array that a worker fills.
+
+There at once, refreshed when a shown plane is done.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,16 @@ IN_MEMORY = 2**30
 """Bytes up to which finished labels are taken into memory."""
 
 PREDICTED = "napari_strata_predicted"
-"""Key of a layer's metadata that says: a network made this, it is not what somebody painted."""
+"""Key of a layer's metadata that says.
+
+A network made this, it is not what somebody painted.
+"""
 
 
 class LiveLabels(QObject):
-    """Shows labels while they are made. `open` must be called in the main thread, as all of it.
+    """Shows labels while they are made.
+
+    `open` must be called in the main thread, as all of it.
 
     Set `layer` before `open` to have a layer that is there filled again.
     """
@@ -64,10 +72,12 @@ class LiveLabels(QObject):
         name: str,
         below: Layer | None = None,
     ) -> LabelsLayer:
-        """A layer on the array that the worker has just made, placed where `under`, the image layer, lies.
+        """A layer on the array that the worker has just made, placed where `under`, the
+        image layer, lies.
 
-        It goes on top of the list, or `below` a layer, as the next thing that the window does: to make a layer, to add
-        it and to draw it are 30 to 50 ms each without a graphics card. `place` does not wait.
+        It goes on top of the list, or `below` a layer, as the next thing that the
+        window does: to make a layer, to add it and to draw it are 30 to 50 ms each
+        without a graphics card. `place` does not wait.
         """
         data = np.lib.format.open_memmap(target.path, mode="r")
         classes = class_map(target.classes)
@@ -101,7 +111,8 @@ class LiveLabels(QObject):
             self.leave()
             viewer = self._viewer
             _draw(viewer, False)
-            # Not a timer of this object: it may be gone before, and the window must never stay undrawn.
+            # Not a timer of this object: it may be gone before, and the window must
+            # never stay undrawn.
             QTimer.singleShot(APART, lambda: _draw(viewer, True))
             add_quietly(viewer, layer, below=below)
 
@@ -121,7 +132,10 @@ class LiveLabels(QObject):
         self._refresh()
 
     def finish(self) -> None:
-        """The worker is done with the array: take it into memory, or leave it on disk where changes stay private."""
+        """The worker is done with the array.
+
+        Take it into memory, or leave it on disk where changes stay private.
+        """
         self._timer.stop()
         layer = self.layer
         if (
@@ -179,10 +193,14 @@ class LiveLabels(QObject):
 def add_quietly(
     viewer: ViewerModel, layer: Layer, *, below: Layer | None = None
 ) -> None:
-    """Add a layer and leave the selection as it is: somebody may be painting on what is selected."""
+    """Add a layer and leave the selection as it is.
+
+    Somebody may be painting on what is selected.
+    """
     selection = viewer.layers.selection
     selected, active = set(selection), selection.active
-    # Without a word: napari would build the controls of the new layer, only to put the old ones back.
+    # Without a word: napari would build the controls of the new layer, only to put the
+    # old ones back.
     with selection.events.blocker_all():
         index = (
             viewer.layers.index(below)
@@ -205,7 +223,8 @@ def _draw(viewer: ViewerModel, drawn: bool) -> None:
 
 
 def _show_tools(layer: LabelsLayer, shown: bool) -> None:
-    # The visuals of brush and polygon are half of what adding a layer costs; they can wait until it can be painted.
+    # The visuals of brush and polygon are half of what adding a layer costs; they can
+    # wait until it can be painted.
     overlays = getattr(layer, "_overlays", {})
     for name in ("polygon", "brush_stroke"):
         if name in overlays:

@@ -1,4 +1,7 @@
-"""Parts of the class table: its rows (swatch, value, name, pixels, use), and the choice of what 0 means."""
+"""Parts of the class table.
+
+Its rows (swatch, value, name, pixels, use), and the choice of what 0 means.
+"""
 
 from __future__ import annotations
 

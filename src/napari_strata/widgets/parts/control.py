@@ -1,4 +1,6 @@
-"""State of one control of a dock, as the pure functions `resolve` of the docks return it."""
+"""State of one control of a dock, as the pure functions `resolve` of the docks return
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ class Control:
     purpose
         Tooltip while the control can be used.
     why_not
-        Reason why the control cannot be used, shown as the tooltip. Empty: it can be used.
+        Reason why the control cannot be used, shown as the tooltip. Empty: it can be
+        used.
     visible
         False for a control that would only confuse in this state.
     """

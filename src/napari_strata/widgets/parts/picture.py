@@ -1,4 +1,7 @@
-"""Pictures in a widget: scaled in the background to its width and to the screen's density; and panels cut out."""
+"""Pictures in a widget.
+
+Scaled in the background to its width and to the screen's density; and panels cut out.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ TALLEST = 1.5
 
 
 def read_pixels(path: Path) -> Array:
-    """The pixels of a picture, uint8 (H, W, 3). Raises `OSError` when it cannot be read."""
+    """The pixels of a picture, uint8 (H, W, 3).
+
+    Raises `OSError` when it cannot be read.
+    """
     with Pillow.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
 
@@ -48,9 +54,12 @@ def to_image(pixels: Array) -> QImage:
 
 
 def find_panels(pixels: Array) -> tuple[Array, ...]:
-    """The three panels of a picture that `pictures.draw_example` drew; none when it looks otherwise.
+    """The three panels of a picture that `pictures.draw_example` drew.
 
-    They are the highest band of rows that are not blank; text stands above and below it.
+    None when it looks otherwise.
+
+    They are the highest band of rows that are not blank; text stands above and below
+    it.
     """
     inked = np.any(pixels < 255, axis=2)
     top, bottom = _longest(np.any(inked, axis=1))
@@ -80,7 +89,8 @@ def _longest(flags: Array) -> tuple[int, int]:
 
 
 class Picture(QWidget):
-    """One picture or several of one size, side by side (flat ones under each other), each with a caption over it.
+    """One picture or several of one size, side by side (flat ones under each other),
+    each with a caption over it.
 
     With `fill` it takes the room it is given; else its height follows from its width.
     """
@@ -102,7 +112,10 @@ class Picture(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, upright)
 
     def set_images(self, images: Sequence[QImage], captions: Sequence[str]) -> None:
-        """Show these; they are scaled in the background, and what was shown before stays until then."""
+        """Show these.
+
+        They are scaled in the background, and what was shown before stays until then.
+        """
         self._images, self._captions = tuple(images), tuple(captions)
         if not self._images:
             self._scaled = ()

@@ -1,4 +1,7 @@
-"""One small chart, drawn with QPainter: axes with sensible numbers, lines with gaps, a mark for the best epoch."""
+"""One small chart, drawn with QPainter.
+
+Axes with sensible numbers, lines with gaps, a mark for the best epoch.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,9 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def whole_ticks(last: float, most: int) -> list[int]:
-    """At most `most` whole numbers from 1 to `last`, in equal steps of 1, 2, 5, 10, 20, ..."""
+    """At most `most` whole numbers from 1 to `last`, in equal steps of 1, 2, 5, 10, 20,
+    ...
+    """
     step, size = 1, 1
     while last / step > max(most, 1):
         step, size = next(
@@ -96,7 +101,10 @@ def y_labels(
 def draw(
     painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, numbers: bool
 ) -> None:
-    """Draw a chart whose lines fill `place`; numbers of the y axis stand left of it, those of x below."""
+    """Draw a chart whose lines fill `place`.
+
+    Numbers of the y axis stand left of it, those of x below.
+    """
     _draw_axes(painter, place, chart, ink=ink, numbers=numbers)
     painter.save()
     painter.setClipRect(place.adjusted(-1, -2, 3, 2))
@@ -127,9 +135,12 @@ class Entry(NamedTuple):
 def flow(
     words: Sequence[tuple[str, QColor, str]], font: QFont, width: float, *, rows: int
 ) -> list[Entry]:
-    """Names, colours and values as entries in rows of that width, from (0, 0); the first one is bold.
+    """Names, colours and values as entries in rows of that width, from (0, 0).
 
-    What does not fit into so many rows is counted. Places do not depend on the values, so that nothing jumps.
+    The first one is bold.
+
+    What does not fit into so many rows is counted. Places do not depend on the values,
+    so that nothing jumps.
     """
     thick = QFont(font)
     thick.setBold(True)
@@ -252,14 +263,16 @@ def _draw_line(painter: QPainter, place: QRectF, chart: Chart, line: Line) -> No
     joined = there[:-1] & there[1:]
     ends = (xs[:-1][joined], ys[:-1][joined], xs[1:][joined], ys[1:][joined])
     pen = QPen(line.color, line.width)
-    # Square ends close the joints, but where they lie over each other a translucent colour would show it.
+    # Square ends close the joints, but where they lie over each other a translucent
+    # colour would show it.
     pen.setCapStyle(
         Qt.PenCapStyle.SquareCap
         if line.color.alpha() == 255
         else Qt.PenCapStyle.FlatCap
     )
     painter.setPen(pen)
-    # Segment by segment: Qt needs 30 times as long for a long polyline, which it fills as one shape.
+    # Segment by segment: Qt needs 30 times as long for a long polyline, which it fills
+    # as one shape.
     lines = list(map(QLineF, *(values.tolist() for values in ends)))
     painter.drawLines(lines)  # type: ignore[call-overload]  # the stubs of PyQt know arrays only
     alone = (

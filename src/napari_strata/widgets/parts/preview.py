@@ -1,4 +1,8 @@
-"""Preview: the newest picture of a training, as image, truth and prediction beside each other; larger on a click."""
+"""Preview.
+
+The newest picture of a training, as image, truth and prediction beside each other;
+larger on a click.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +29,18 @@ from napari_strata.widgets.parts.picture import (
 from napari_strata.widgets.work import threads
 
 PANELS = ("image", "truth", "prediction")
-NOTHING = "No picture yet: each epoch makes one of a validation image, its truth and its prediction."
+NOTHING = (
+    "No picture yet: each epoch makes one of a validation image, its truth and its"
+    " prediction."
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A picture that was read: all pictures there are, which one this is, the whole of it, and its panels."""
+    """A picture that was read.
+
+    All pictures there are, which one this is, the whole of it, and its panels.
+    """
 
     files: tuple[Path, ...]
     index: int
@@ -47,7 +57,10 @@ class Shown:
 
 
 class Preview(QWidget):
-    """The newest picture in a run's ``previews`` folder; arrows lead to those of earlier epochs."""
+    """The newest picture in a run's ``previews`` folder.
+
+    Arrows lead to those of earlier epochs.
+    """
 
     shown = Signal()  # another picture, or another folder
     nothing = NOTHING
@@ -96,14 +109,20 @@ class Preview(QWidget):
         layout.addWidget(button)
 
     def set_folder(self, folder: Path | None) -> None:
-        """Show the pictures of a folder, which need not exist yet; None shows nothing."""
+        """Show the pictures of a folder, which need not exist yet.
+
+        None shows nothing.
+        """
         if folder != self._folder:
             self._folder, self._shown, self._wanted = folder, None, None
             self._show()
         self.refresh()
 
     def refresh(self) -> None:
-        """Look whether there is a newer picture; one of an earlier epoch that was stepped to stays."""
+        """Look whether there is a newer picture.
+
+        One of an earlier epoch that was stepped to stays.
+        """
         if self._folder is None:
             return
         if self._busy:
@@ -123,7 +142,9 @@ class Preview(QWidget):
         return pictures(folder)
 
     def step(self, by: int) -> None:
-        """Go to the picture of an earlier (negative) or later epoch, as far as there are any."""
+        """Go to the picture of an earlier (negative) or later epoch, as far as there
+        are any.
+        """
         if self._shown is None or not self._shown.files:
             return
         files = self._shown.files
@@ -172,7 +193,10 @@ class Preview(QWidget):
         return found, PANELS if len(found) == len(PANELS) else ()
 
     def open_large(self) -> None:
-        """Open a window with the whole picture, its scores and legend; it follows what is shown here."""
+        """Open a window with the whole picture, its scores and legend.
+
+        It follows what is shown here.
+        """
         if self._large is None:
             self._large = LargePreview(self)
         self._large.show()
@@ -214,7 +238,10 @@ class Preview(QWidget):
 
 
 class LargePreview(QWidget):
-    """A window with the whole picture. Left and right step through the others, Esc closes."""
+    """A window with the whole picture.
+
+    Left and right step through the others, Esc closes.
+    """
 
     def __init__(self, preview: Preview) -> None:
         super().__init__(preview, Qt.WindowType.Window)

@@ -1,4 +1,8 @@
-"""RunList: the recent runs, each with a picture, its classes, date and score, to choose a model from."""
+"""RunList.
+
+The recent runs, each with a picture, its classes, date and score, to choose a model
+from.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +123,10 @@ class RunList(QWidget):
         )
 
     def select(self, path: Path | None) -> None:
-        """Mark a run as the chosen one, now or when it appears, without a signal; another path marks none."""
+        """Mark a run as the chosen one, now or when it appears, without a signal.
+
+        Another path marks none.
+        """
         self._wanted = path
         self._mark()
 
@@ -284,16 +291,24 @@ def class_words(run: RunSummary) -> str:
     count = len(run.classes)
     if not count:
         return "classes not known"
-    return f"{count} class{'' if count == 1 else 'es'}: {', '.join(name for name, _ in run.classes)}"
+    return (
+        f"{count} class{'' if count == 1 else 'es'}:"
+        f" {', '.join(name for name, _ in run.classes)}"
+    )
 
 
 def facts(run: RunSummary, now: datetime | None = None) -> str:
-    """``today 14:05, mean IoU 0.82``; of a training that goes on, that it does; of a cross-validation, its models."""
+    """``today 14:05, mean IoU 0.82``; of a training that goes on, that it does.
+
+    Of a cross-validation, its models.
+    """
     phrases = [models(run)] if run.folds else []
     phrases += [
-        "in training"
-        if run.running is not None
-        else when(run.modified, now or datetime.now())
+        (
+            "in training"
+            if run.running is not None
+            else when(run.modified, now or datetime.now())
+        )
     ]
     if run.mean_iou is not None:
         phrases.append(f"mean IoU {run.mean_iou:.2f}")
@@ -306,7 +321,10 @@ def models(run: RunSummary) -> str:
 
 
 def when(time: datetime, now: datetime) -> str:
-    """A date as people say it: ``today 14:05``, ``yesterday 9:12``, ``18 Nov 14:05``, ``18 Nov 2025``."""
+    """A date as people say it.
+
+    ``today 14:05``, ``yesterday 9:12``, ``18 Nov 14:05``, ``18 Nov 2025``.
+    """
     days = (now.date() - time.date()).days
     clock = f"{time.hour}:{time.minute:02d}"
     if days in (0, 1):

@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def page_of(run: Path) -> Path:
-    """`write_page`, imported when it is called: in a thread, which may take the time for the template engine."""
+    """`write_page`, imported when it is called.
+
+    In a thread, which may take the time for the template engine.
+    """
     from napari_strata.report.write import write_page
 
     return write_page(run)

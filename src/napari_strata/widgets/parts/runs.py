@@ -1,4 +1,7 @@
-"""Summaries of the runs in a folder, from their small files; damaged runs are no error."""
+"""Summaries of the runs in a folder, from their small files.
+
+Damaged runs are no error.
+"""
 
 from __future__ import annotations
 

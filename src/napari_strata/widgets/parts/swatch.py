@@ -8,7 +8,10 @@ from qtpy.QtWidgets import QAbstractItemView
 
 
 def swatch(view: QAbstractItemView, color: str | None) -> QIcon:
-    """A square as large as the icons of `view`, in its palette; only its edge where there is no colour."""
+    """A square as large as the icons of `view`, in its palette.
+
+    Only its edge where there is no colour.
+    """
     ratio, side = view.devicePixelRatioF(), view.iconSize().width()
     picture = QPixmap(round(side * ratio), round(side * ratio))
     picture.setDevicePixelRatio(ratio)

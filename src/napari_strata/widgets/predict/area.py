@@ -34,7 +34,10 @@ class AreaError(StrataError):
 
 @dataclass(frozen=True)
 class Area:
-    """Part of an image. `region` is what a PredictJob takes, None for all; `text` says it to people."""
+    """Part of an image.
+
+    `region` is what a PredictJob takes, None for all; `text` says it to people.
+    """
 
     region: Region | None
     text: str
@@ -71,12 +74,14 @@ def _in_view(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
     letters = image.axes[: layer.ndim]
     if viewer.dims.ndisplay == 3:
         raise AreaError(
-            "The view is in 3D. Switch it to 2D (the button below the layer list), or choose another area."
+            "The view is in 3D. Switch it to 2D (the button below the layer list), or"
+            " choose another area."
         )
     displayed = {letters[axis - viewer.dims.ndim] for axis in viewer.dims.displayed}
     if displayed != {"Y", "X"}:
         raise AreaError(
-            f"The view shows {' and '.join(sorted(displayed))}, and planes are Y and X: turn it back."
+            f"The view shows {' and '.join(sorted(displayed))}, and planes are Y and X:"
+            " turn it back."
         )
     corners = np.asarray(layer.corner_pixels, float) + np.array([[0], [1]])
     if layer.multiscale:  # corners are those of the level that is shown
@@ -87,7 +92,8 @@ def _in_view(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
         ends[axis_name] = (max(0, floor(first)), min(image.size(axis_name), ceil(stop)))
     if any(stop - first < 2 for first, stop in ends.values()):
         raise AreaError(
-            f"{image.name} is not in view: move the view onto it, or choose another area."
+            f"{image.name} is not in view: move the view onto it, or choose another"
+            " area."
         )
     plane = current_plane(viewer, layer, image)
     planes = f", {place_words(plane)}" if plane else ""
@@ -122,11 +128,13 @@ def chosen_shapes(viewer: ViewerModel) -> Shapes:
     candidates = selected or shapes_layers
     if not candidates:
         raise AreaError(
-            "There is no rectangle: add a Shapes layer (above the layer list) and draw one on the image."
+            "There is no rectangle: add a Shapes layer (above the layer list) and draw"
+            " one on the image."
         )
     if len(candidates) > 1:
         raise AreaError(
-            f"There are {len(candidates)} Shapes layers: select the one that holds the rectangle."
+            f"There are {len(candidates)} Shapes layers: select the one that holds the"
+            " rectangle."
         )
     return candidates[0]
 
@@ -153,7 +161,10 @@ def _count(image: Image, word: str) -> str:
 
 def _box_words(ends: dict[Any, tuple[int, int]]) -> str:
     (top, bottom), (left, right) = ends["Y"], ends["X"]
-    return f"{bottom - top} x {right - left} pixels (Y {top} to {bottom - 1}, X {left} to {right - 1})"
+    return (
+        f"{bottom - top} x {right - left} pixels (Y {top} to {bottom - 1}, X {left} to"
+        f" {right - 1})"
+    )
 
 
 class AreaChoice(QWidget):

@@ -13,21 +13,28 @@ from napari_strata.widgets.parts.dock import draw
 from napari_strata.widgets.predict.area import PLANE, VIEW
 
 THREE = (
-    "Each volume is cut into planes in three directions, XY, XZ and YZ; the model predicts all, and the mean of the "
-    "probabilities decides. Good for structures that look alike from every side: labels hold together from plane "
-    "to plane. It takes 3 times as long, and longer where voxels are longer along Z."
+    "Each volume is cut into planes in three directions, XY, XZ and YZ; the model"
+    " predicts all, and the mean of the probabilities decides. Good for structures that"
+    " look alike from every side: labels hold together from plane to plane. It takes 3"
+    " times as long, and longer where voxels are longer along Z."
 )
 
 
 class Averaging:
-    """Two check boxes. The one for three directions is off, and says why, where it cannot be had; a tick comes back
-    when it can again."""
+    """Two check boxes.
+
+    The one for three directions is off, and says why, where it cannot be had; a tick
+    comes back when it can again.
+    """
 
     def __init__(self) -> None:
         self.turns = CheckBox(
             text="Average over flips and turns",
-            tooltip="Each plane is predicted in all eight flips and quarter turns, and the mean of the probabilities "
-            "decides: often better labels, and it takes 8 times as long.",
+            tooltip=(
+                "Each plane is predicted in all eight flips and quarter turns, and the"
+                " mean of the probabilities decides: often better labels, and it takes"
+                " 8 times as long."
+            ),
         )
         self.directions = CheckBox(text="Average over three directions", tooltip=THREE)
         self._wanted = False
@@ -46,7 +53,10 @@ class Averaging:
     def look(
         self, image: Image | None, spec: Mapping[str, Any] | None, area: str
     ) -> None:
-        """Allow three directions of an image, by a model (what is known of it: a `ModelSpec` as plain data), or not."""
+        """Allow three directions of an image, by a model (what is known of it.
+
+        A `ModelSpec` as plain data), or not.
+        """
         why = why_not_three(image, spec, area)
         with self.directions.changed.blocked():
             draw(self.directions, Control(THREE, why))
@@ -63,11 +73,23 @@ def why_not_three(
     if spec is not None and spec["depth"] is not None:
         return "This model sees whole volumes already."
     if spec is not None and spec["neighbours"]:
-        return "This model sees neighbouring slices along Z, which XZ and YZ planes do not have: take a plain 2D one."
+        return (
+            "This model sees neighbouring slices along Z, which XZ and YZ planes do not"
+            " have: take a plain 2D one."
+        )
     if spec is not None and spec["resize"]:
-        return "This model resizes every plane to a square, also the flat XZ and YZ planes: take one that does not."
+        return (
+            "This model resizes every plane to a square, also the flat XZ and YZ"
+            " planes: take one that does not."
+        )
     if image is not None and image.size("Z") < 2:
-        return f"{image.name} has one plane only (axes {image.axes}): a stack with an axis Z is needed."
+        return (
+            f"{image.name} has one plane only (axes {image.axes}): a stack with an axis"
+            " Z is needed."
+        )
     if area in (PLANE, VIEW):
-        return "One plane has no XZ and YZ planes: choose the whole stack, or a rectangle, as the area."
+        return (
+            "One plane has no XZ and YZ planes: choose the whole stack, or a rectangle,"
+            " as the area."
+        )
     return ""

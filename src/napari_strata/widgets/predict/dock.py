@@ -1,4 +1,7 @@
-"""The Predict dock: labels for the selected image from a trained model, seen while they are made."""
+"""The Predict dock.
+
+Labels for the selected image from a trained model, seen while they are made.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ class PredictDock(Dock):
         self.channels = CheckBox(
             text="Use all channels of its file",
             visible=False,
-            tooltip="The layer shows one channel of its file; for a model that was trained on several.",
+            tooltip=(
+                "The layer shows one channel of its file; for a model that was trained"
+                " on several."
+            ),
         )
         self.model = ModelChoice(self.session)
         self.area = AreaChoice(self.viewer, self.images)
@@ -63,7 +69,10 @@ class PredictDock(Dock):
         )
         self.confidence = CheckBox(
             text="Confidence",
-            tooltip="Adds a layer with the probability of the class that was chosen, 0 to 1.",
+            tooltip=(
+                "Adds a layer with the probability of the class that was chosen, 0"
+                " to 1."
+            ),
         )
         self.averaging = Averaging()
         self.bar = Progress()
@@ -95,7 +104,7 @@ class PredictDock(Dock):
         )
         return self.row(python, command)
 
-    # ------------------------------------------------------------------ what can be done
+    # ---- what can be done
 
     def _problem(self) -> str:
         """Explain why this image cannot be predicted; empty when it can."""
@@ -190,7 +199,10 @@ class PredictDock(Dock):
         self.prediction.start()
 
     def predict_with(self, run: Path, layer: ImageLayer | None) -> None:
-        """Segment the whole of an image layer with the model of a run, at once: what the Train dock offers."""
+        """Segment the whole of an image layer with the model of a run, at once.
+
+        What the Train dock offers.
+        """
         if self.prediction is not None:
             self.notice.say("A prediction is running: stop it first.", "warning")
             return
@@ -260,7 +272,8 @@ class PredictDock(Dock):
         dialog = QFileDialog(self, "Save the labels", str(Path.cwd() / name))
         dialog.setAcceptMode(QFileDialog.AcceptMode.AcceptSave)
         dialog.setNameFilters(list(FORMATS))
-        # With the suffix added by the dialog, it is the dialog that sees whether the file exists.
+        # With the suffix added by the dialog, it is the dialog that sees whether the
+        # file exists.
         dialog.filterSelected.connect(
             lambda text: dialog.setDefaultSuffix(FORMATS[text])
         )
@@ -315,7 +328,8 @@ class PredictDock(Dock):
             self.copy(text, what)
             if not whole:
                 self.notice.say(
-                    f"{what} is on the clipboard, for the whole image: an area can be had here only."
+                    f"{what} is on the clipboard, for the whole image: an area can be"
+                    " had here only."
                 )
 
         def failed(error: Exception) -> None:
@@ -345,7 +359,10 @@ class PredictDock(Dock):
 
 
 def _file_of(layer: ImageLayer) -> tuple[str, int] | None:
-    """File and series of which the layer is one channel; None when it is all there is."""
+    """File and series of which the layer is one channel.
+
+    None when it is all there is.
+    """
     stored = layer.metadata.get(METADATA) or {}
     if stored.get("channel") is None or not stored.get("path"):
         return None

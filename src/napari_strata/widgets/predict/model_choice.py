@@ -30,7 +30,9 @@ from napari_strata.worker.orders import InfoJob, Layer
 REST = 150
 """Milliseconds of rest before the worker is asked."""
 SAMPLED = 2**24
-"""Pixels above which an image that is in no file is thinned out for the question whether it fits."""
+"""Pixels above which an image that is in no file is thinned out for the question
+whether it fits.
+"""
 
 _SCALING = {
     "physical": "Grey values are taken as they are, as in training.",
@@ -41,7 +43,10 @@ _SCALING = {
 
 
 class ModelQuestion(QObject):
-    """Asks the worker what a model is and whether an image fits it; of several questions only the last is answered."""
+    """Asks the worker what a model is and whether an image fits it.
+
+    Of several questions only the last is answered.
+    """
 
     answered = Signal(object)  # Outcome of an InfoJob
 
@@ -114,7 +119,10 @@ class ModelQuestion(QObject):
 
 
 def thinned(image: Image) -> Image:
-    """The image itself, or of a large one every few planes and pixels: its grey values, channels and scale."""
+    """The image itself, or of a large one every few planes and pixels.
+
+    Its grey values, channels and scale.
+    """
     planes, side = (
         image.size("T") * image.size("Z"),
         max(image.size("Y"), image.size("X")),
@@ -154,8 +162,11 @@ class ModelChoice(QWidget):
         self.name.setElideMode(Qt.TextElideMode.ElideMiddle)
         self.open_button = PushButton(
             text="Open a model file ...",
-            tooltip="A .safetensors file of this plugin, such as the one in a run folder; or the crossval.json of a "
-            "cross-validation, whose models predict together.",
+            tooltip=(
+                "A .safetensors file of this plugin, such as the one in a run folder;"
+                " or the crossval.json of a cross-validation, whose models predict"
+                " together."
+            ),
         )
         self.text, self.fit = QLabel(), QLabel()
         for label in (self.text, self.fit):
@@ -232,7 +243,10 @@ class ModelChoice(QWidget):
         self.fit.hide()
         self.text.setVisible(self.path is not None)
         if self.path is None:
-            self.problem = "Choose a model: click a recent run or open a file; or train one in the Train dock."
+            self.problem = (
+                "Choose a model: click a recent run or open a file; or train one in the"
+                " Train dock."
+            )
             self.name.setText("none chosen yet")
         else:
             self.problem = ""
@@ -248,11 +262,15 @@ class ModelChoice(QWidget):
 
     def _show_answer(self, outcome: Outcome) -> None:
         if outcome.status != "finished":
-            # A worker that died says nothing about the model: the next order starts another one.
+            # A worker that died says nothing about the model: the next order starts
+            # another one.
             self.problem = outcome.text if outcome.status == "failed" else ""
             self.text.setText(escape(outcome.text))
         elif outcome.result.get("what") != "model":
-            self.problem = f"{self.path} is an image, no model: open a .safetensors file or a run folder."
+            self.problem = (
+                f"{self.path} is an image, no model: open a .safetensors file or a run"
+                " folder."
+            )
             self.text.setText(escape(self.problem))
         else:
             self.spec = outcome.result["spec"]
@@ -303,8 +321,10 @@ def _class_words(result: dict[str, Any]) -> str:
 
 
 def _facts_words(result: dict[str, Any]) -> str:
-    """``Recipe unet-resnet34, 30 epochs, mean IoU 0.872, trained 2026-11-21 14:05``; of a cross-validation how many
-    models it is, and the mean of their scores."""
+    """``Recipe unet-resnet34, 30 epochs, mean IoU 0.872, trained 2026-11-21 14:05``.
+
+    Of a cross-validation how many models it is, and the mean of their scores.
+    """
     epochs, score, group = (
         result["epochs"],
         result["mean_iou"],
@@ -327,7 +347,8 @@ def _facts_words(result: dict[str, Any]) -> str:
         facts.append(f"mean IoU {score:.3f}")
     with suppress(ValueError):
         facts.append(
-            f"trained {datetime.fromisoformat(result['created']).astimezone():%Y-%m-%d %H:%M}"
+            "trained"
+            f" {datetime.fromisoformat(result['created']).astimezone():%Y-%m-%d %H:%M}"
         )
     return ", ".join(facts)
 

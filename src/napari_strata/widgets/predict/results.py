@@ -80,7 +80,9 @@ class Made:
         )
 
     def put(self, viewer: ViewerModel, name: str, data: Any) -> bool:
-        """An image of 0 to 1 that belongs to the labels, hidden, under them; the one of that name before is renewed.
+        """An image of 0 to 1 that belongs to the labels, hidden, under them.
+
+        The one of that name before is renewed.
 
         False when the labels are gone.
         """
@@ -122,7 +124,9 @@ _MADE: WeakKeyDictionary[LabelsLayer, Made] = WeakKeyDictionary()
 
 
 def find(viewer: ViewerModel, origin: Origin) -> Made | None:
-    """Find an earlier result of the same origin in this viewer that can take more planes."""
+    """Find an earlier result of the same origin in this viewer that can take more
+    planes.
+    """
     for made in reversed(list(_MADE.values())):
         if (
             made.origin == origin
@@ -134,7 +138,10 @@ def find(viewer: ViewerModel, origin: Origin) -> Made | None:
 
 
 def newest(viewer: ViewerModel) -> LabelsLayer | None:
-    """The labels to save: those selected, if a prediction made them, else the newest in this viewer."""
+    """The labels to save.
+
+    Those selected, if a prediction made them, else the newest in this viewer.
+    """
     made_layers = [layer for layer in list(_MADE) if layer in viewer.layers]
     selected = [layer for layer in made_layers if layer in viewer.layers.selection]
     return (
@@ -144,14 +151,19 @@ def newest(viewer: ViewerModel) -> LabelsLayer | None:
 
 @dataclass(frozen=True)
 class Chances:
-    """Probabilities on disk, with axes T and Z (as `letters`, those of the labels, have them), C, Y, X."""
+    """Probabilities on disk, with axes T and Z (as `letters`, those of the labels, have
+    them), C, Y, X.
+    """
 
     path: Path
     letters: str
     classes: tuple[str, ...]
 
     def layers(self, image: str) -> Iterator[tuple[str, Any]]:
-        """Name and array of each class, in the axes of the labels; read from disk as they are looked at."""
+        """Name and array of each class, in the axes of the labels.
+
+        Read from disk as they are looked at.
+        """
         chances = np.lib.format.open_memmap(self.path, mode="r")
         for number, name in enumerate(self.classes):
             yield (
@@ -160,7 +172,10 @@ class Chances:
             )
 
     def confidence(self, cancelled: Callable[[], bool]) -> Any:
-        """The highest probability of each pixel, float16, in the axes of the labels; None when cancelled."""
+        """The highest probability of each pixel, float16, in the axes of the labels.
+
+        None when cancelled.
+        """
         chances = np.lib.format.open_memmap(self.path, mode="r")
         shape = chances.shape[:-3] + chances.shape[-2:]
         path = self.path.with_name(

@@ -1,7 +1,11 @@
-"""A running prediction: writes the image for the worker, shows the labels while they come, and leaves them whole.
+"""A running prediction.
 
-A second prediction of the same image with the same model goes into the same layer, so that plane after plane can be
-predicted; a layer that was edited, or made by another model, is never touched: the new labels get a layer of their own.
+Writes the image for the worker, shows the labels while they come, and leaves them
+whole.
+
+A second prediction of the same image with the same model goes into the same layer, so
+that plane after plane can be predicted; a layer that was edited, or made by another
+model, is never touched: the new labels get a layer of their own.
 """
 
 from __future__ import annotations
@@ -59,10 +63,12 @@ class PredictionOptions:
 
 
 class LivePrediction(QObject):
-    """One prediction of one image layer. `start` it; `ended` comes exactly once, when every layer is in place.
+    """One prediction of one image layer.
 
-    The outcome's text says for people how far it came. Goes on when the image layer is deleted; stops when the labels
-    layer is.
+    `start` it; `ended` comes exactly once, when every layer is in place.
+
+    The outcome's text says for people how far it came. Goes on when the image layer is
+    deleted; stops when the labels layer is.
     """
 
     progress = Signal(
@@ -161,7 +167,8 @@ class LivePrediction(QObject):
             probabilities=options.probabilities or options.confidence,
             tta=options.tta,
             ortho=options.ortho,
-            # What is in the layer stays until the plane is predicted again, also when that is stopped half-way.
+            # What is in the layer stays until the plane is predicted again, also when
+            # that is stopped half-way.
             region=options.region
             or ({"Y": (0, self._image.size("Y"))} if self._again else None),
             overwrite=True,
@@ -196,7 +203,8 @@ class LivePrediction(QObject):
             self.labels_layer = self._live.open(event, self._image, under, name=name)
         except (OSError, ValueError) as error:
             self.message.emit(
-                f"The labels cannot be shown ({error}): is the folder of runs on a shared disk?",
+                f"The labels cannot be shown ({error}): is the folder of runs on a"
+                " shared disk?",
                 "error",
             )
             self.stop()
@@ -223,7 +231,10 @@ class LivePrediction(QObject):
             else f"about {duration(left) if left >= 10 else f'{left:.0f} s'} left"
         )
         if not self._stopped:
-            self.words = f"{self._done} of {_planes(self._total)}{f', {about}' if self._done < self._total else ''}"
+            self.words = (
+                f"{self._done} of"
+                f" {_planes(self._total)}{f', {about}' if self._done < self._total else ''}"
+            )
         self.progress.emit(self._done, self._total)
 
     @_take.register
@@ -247,7 +258,7 @@ class LivePrediction(QObject):
             self.progress.emit(self._done, self._total)
             self._live.finish()
 
-    # ------------------------------------------------------------------ the layers at the end
+    # ---- the layers at the end
 
     def _settled(self) -> None:
         """The labels are the viewer's own."""
@@ -335,7 +346,10 @@ class LivePrediction(QObject):
 
     def _summary(self, outcome: Outcome) -> str:
         """Describe the progress and the reason of the end."""
-        done = f"{self._done} of {_planes(self._total)} {'is' if self._total == 1 else 'are'} done"
+        done = (
+            f"{self._done} of {_planes(self._total)}"
+            f" {'is' if self._total == 1 else 'are'} done"
+        )
         is_visible = (
             self.labels_layer is not None
             and self.labels_layer in self._session.viewer.layers

@@ -1,4 +1,7 @@
-"""The class table of the Train dock: names, colours, labelled pixels, and what 0 means."""
+"""The class table of the Train dock.
+
+Names, colours, labelled pixels, and what 0 means.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,19 @@ from napari_strata.widgets.parts.class_rows import ClassRows, Row, ZeroChoice
 
 
 class ClassTable(QWidget):
-    """Classes of a Labels layer, to be named, coloured, used or ignored; 0 is unlabelled or the background.
+    """Classes of a Labels layer, to be named, coloured, used or ignored.
 
-    What 0 means where nobody has said so: in labels painted here (or added by hand) it is unlabelled. In labels
-    from a file, a sample or a plugin it is the background if every slice has labels, or if there is one other value
-    only; otherwise the slices without labels wait to be labelled, and 0 is unlabelled. Labels with a class map
-    follow that. It is decided once for a layer and shown with the share of the pixels that are 0.
+    0 is unlabelled or the background.
 
-    Every edit goes into the layer's metadata and features, so that files and other docks know it too.
+    What 0 means where nobody has said so: in labels painted here (or added by hand) it
+    is unlabelled. In labels from a file, a sample or a plugin it is the background if
+    every slice has labels, or if there is one other value only; otherwise the slices
+    without labels wait to be labelled, and 0 is unlabelled. Labels with a class map
+    follow that. It is decided once for a layer and shown with the share of the pixels
+    that are 0.
+
+    Every edit goes into the layer's metadata and features, so that files and other
+    docks know it too.
     """
 
     changed = Signal()
@@ -100,7 +108,10 @@ class ClassTable(QWidget):
         column.addWidget(self._status)
 
     def set_labels(self, layer: LabelsLayer | None) -> None:
-        """Show this layer's classes; the same layer again: read anew what its metadata say."""
+        """Show this layer's classes.
+
+        The same layer again: read anew what its metadata say.
+        """
         self._rows.finish()
         self._error = self._refused = ""
         new = layer is None or layer is not self._layer
@@ -120,14 +131,20 @@ class ClassTable(QWidget):
         self._show()
 
     def classes(self) -> ClassMap | None:
-        """The classes in use; values that are not, and 0 where it is unlabelled, are `ClassMap.unlabelled`."""
+        """The classes in use.
+
+        Values that are not, and 0 where it is unlabelled, are `ClassMap.unlabelled`.
+        """
         layer = self._layer
         return (
             self._book.class_map(layer, self._values()) if layer is not None else None
         )
 
     def counts(self) -> dict[int, int]:
-        """Pixels of each label value as counted last, 0 too; empty before the first count."""
+        """Pixels of each label value as counted last, 0 too.
+
+        Empty before the first count.
+        """
         counts = self._counter.counts
         return dict(counts.total) if counts is not None else {}
 
@@ -246,7 +263,10 @@ class ClassTable(QWidget):
         try:
             layer.selected_label = value
         except ValueError:  # napari's words name numbers only
-            self._refused = f"{value} does not fit into this layer ({array_of(layer).dtype}): it cannot be painted."
+            self._refused = (
+                f"{value} does not fit into this layer ({array_of(layer).dtype}): it"
+                " cannot be painted."
+            )
             self._show()
             return
         self._tell_remove()

@@ -48,7 +48,10 @@ NO_SCORES = "There are no scores: no validation image has labels."
 
 
 class Curves(QWidget):
-    """Two charts, one over the other, with the same epochs. Fed with the events of one training."""
+    """Two charts, one over the other, with the same epochs.
+
+    Fed with the events of one training.
+    """
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -76,7 +79,10 @@ class Curves(QWidget):
         self._fit()
 
     def start(self, event: TrainingStarted, colors: Sequence[str]) -> None:
-        """A training begins, or goes on: epochs before its first one stay. `colors` has one ``#rrggbb`` a class."""
+        """A training begins, or goes on: epochs before its first one stay.
+
+        `colors` has one ``#rrggbb`` a class.
+        """
         self._history.start(event, colors)
         self._change()
         self._fit()
@@ -332,7 +338,7 @@ class Curves(QWidget):
             x = round(chart.at(area, end.epoch, 0).x()) - 0.5
             painter.drawLine(QPointF(x, area.top()), QPointF(x, area.bottom()))
 
-    # ------------------------------------------------------------------ the mouse, the size, the theme
+    # ---- the mouse, the size, the theme
 
     def mouseMoveEvent(self, event: QMouseEvent | None) -> None:  # noqa: N802
         if event is None:

@@ -36,7 +36,10 @@ LAYERS, FILES = "layers in the viewer", "files and folders"
 
 
 class DataBox(QWidget):
-    """Chooses the data of a training. `data` is what stands there now, `problem` why it cannot be trained on."""
+    """Chooses the data of a training.
+
+    `data` is what stands there now, `problem` why it cannot be trained on.
+    """
 
     changed = Signal()
     painted = Signal()
@@ -148,7 +151,10 @@ class _Folders(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        text = "A TIFF stack, a folder of images, a folder with images/ and labels/ in it, or a CSV of pairs."
+        text = (
+            "A TIFF stack, a folder of images, a folder with images/ and labels/ in it,"
+            " or a CSV of pairs."
+        )
         both = "Their labels; empty for a folder that holds both."
         self.images, self.images_folder = _path_edit("Images", text)
         self.labels, self.labels_folder = _path_edit("Labels", both)

@@ -1,4 +1,6 @@
-"""One field of a recipe -> one widget that holds its value exactly, with None, 1e-4 and tuples of any length."""
+"""One field of a recipe -> one widget that holds its value exactly, with None, 1e-4 and
+tuples of any length.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,9 @@ NARROW = 6
 class Field:
     """A setting and its widget.
 
-    `value` is the setting as plain data (as in a recipe file), `error` says why what was typed is none. A value that
-    was shown comes back as it is until somebody edits it, whatever its text looks like.
+    `value` is the setting as plain data (as in a recipe file), `error` says why what
+    was typed is none. A value that was shown comes back as it is until somebody edits
+    it, whatever its text looks like.
     """
 
     edited = Signal(object)
@@ -176,7 +179,10 @@ class Field:
 
 
 def check(raw: Mapping[str, Any], fields: Iterable[Field]) -> tuple[Recipe | None, str]:
-    """The recipe that plain data makes, or None and what is wrong, in words; the wrong fields are marked."""
+    """The recipe that plain data makes, or None and what is wrong, in words.
+
+    The wrong fields are marked.
+    """
     fields = list(fields)
     recipe, lines = None, [field.error for field in fields if field.error]
     if not lines:
@@ -193,7 +199,9 @@ def check(raw: Mapping[str, Any], fields: Iterable[Field]) -> tuple[Recipe | Non
 
 
 def _complaints(raw: Mapping[str, Any]) -> list[str]:
-    """Find the problems of each section by itself, so that none hides those of another."""
+    """Find the problems of each section by itself, so that none hides those of
+    another.
+    """
     lines = []
     for name, value in raw.items():
         try:
@@ -204,7 +212,10 @@ def _complaints(raw: Mapping[str, Any]) -> list[str]:
 
 
 def show_value(value: Any) -> str:
-    """A value as text that reads back to it: 0.0001, ``1, 6, 12, 18``, ``ce: 1, dice: 1``, nothing for None."""
+    """A value as text that reads back to it: 0.0001, ``1, 6, 12, 18``, ``ce: 1, dice.
+
+    1``, nothing for None.
+    """
     if value is None:
         return ""
     if isinstance(value, Mapping):
@@ -231,7 +242,9 @@ def wrapped(text: str) -> str:
 
 
 def tame(combo: QComboBox) -> None:
-    """Make a combo box narrow where it must be, and deaf to the wheel that scrolls the page it is on."""
+    """Make a combo box narrow where it must be, and deaf to the wheel that scrolls the
+    page it is on.
+    """
     combo.setSizeAdjustPolicy(
         QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
     )
@@ -266,7 +279,10 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _plain_number(text: str) -> Any:
-    """A number as people write it; YAML takes 010 for 8, 1:30 for 90 and 2020-01-01 for a day."""
+    """A number as people write it.
+
+    YAML takes 010 for 8, 1:30 for 90 and 2020-01-01 for a day.
+    """
     if re.fullmatch(r"[-+]?[0-9]+", text):
         return int(text)
     if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
@@ -287,7 +303,9 @@ def _names(line: str, path: str) -> bool:
 
 
 def _plain(line: str, labels: Mapping[str, str]) -> str:
-    """An error of the recipe with the labels that stand in the form for its dotted keys."""
+    """An error of the recipe with the labels that stand in the form for its dotted
+    keys.
+    """
     for path in sorted(labels, key=len, reverse=True):
         line = re.sub(
             rf"(?<![\w.]){re.escape(path)}(?!\w)(\.[\w\[\]]+)*", labels[path], line

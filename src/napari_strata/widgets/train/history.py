@@ -1,4 +1,8 @@
-"""History: what a training has said so far of its loss and its scores, in the form that the curves need. No Qt."""
+"""History.
+
+What a training has said so far of its loss and its scores, in the form that the curves
+need. No Qt.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,8 @@ MEMORY = 0.15
 class History:
     """The epochs and batches of one training, as its events tell them.
 
-    `names` and `colors` have one of each class; `batches` are points (epochs done, smoothed training loss).
+    `names` and `colors` have one of each class; `batches` are points (epochs done,
+    smoothed training loss).
     """
 
     def __init__(self) -> None:
@@ -49,7 +54,8 @@ class History:
         if not math.isfinite(event.loss):
             return
         x = event.epoch - 1 + event.batch / max(event.batches, 1)
-        # Smoothed over epochs, not over calls: batches that were left out change nothing.
+        # Smoothed over epochs, not over calls: batches that were left out change
+        # nothing.
         share = (
             1.0
             if self._smooth is None
@@ -119,8 +125,14 @@ class History:
         lines = [
             f"Epoch {end.epoch} of {self.planned}"
             + (", the best so far" if end == self.best else ""),
-            f"Loss: training {figure(end.train_loss)}, validation {figure(end.validation_loss)}",
-            f"Mean IoU {score(end.mean_iou, 3)}, pixel accuracy {score(end.pixel_accuracy, 3)}",
+            (
+                f"Loss: training {figure(end.train_loss)}, validation"
+                f" {figure(end.validation_loss)}"
+            ),
+            (
+                f"Mean IoU {score(end.mean_iou, 3)}, pixel accuracy"
+                f" {score(end.pixel_accuracy, 3)}"
+            ),
         ]
         lines += [
             f"    {name} {score(iou, 3)}"
@@ -132,7 +144,10 @@ class History:
         return "\n".join(
             [
                 *lines,
-                f"Learning rate {end.learning_rate:.2g}, {duration(end.seconds)}, {weights}",
+                (
+                    f"Learning rate {end.learning_rate:.2g}, {duration(end.seconds)},"
+                    f" {weights}"
+                ),
             ]
         )
 
@@ -144,7 +159,10 @@ class History:
 
 
 def loss_range(values: Sequence[float], newest: Sequence[float]) -> tuple[float, float]:
-    """From 0 (or lower, where a loss is) to a value that few exceed; the newest ones are always in sight."""
+    """From 0 (or lower, where a loss is) to a value that few exceed.
+
+    The newest ones are always in sight.
+    """
     finite = np.asarray(values, float)
     finite = finite[np.isfinite(finite)]
     if not finite.size:

@@ -1,4 +1,6 @@
-"""The plane in sight, segmented with the newest weights after each epoch of a training."""
+"""The plane in sight, segmented with the newest weights after each epoch of a
+training.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,15 @@ from napari_strata.worker.replies import TargetOpened
 REST = 400
 """Milliseconds that the view must be at rest before the worker is told of it."""
 SLOW, SHARE = 2.0, 0.25
-"""Seconds above which a preview is dear (a wide plane of a volume, say), and the share of the time that dear ones may
-take from the training."""
+"""Seconds above which a preview is dear (a wide plane of a volume, say), and the share
+of the time that dear ones may take from the training.
+"""
 
 
 class LivePreview(QObject):
-    """Asks the worker, between the steps of a training, to predict what the viewer shows."""
+    """Asks the worker, between the steps of a training, to predict what the viewer
+    shows.
+    """
 
     def __init__(self, session: Session, parent: QObject) -> None:
         super().__init__(parent)
@@ -46,7 +51,10 @@ class LivePreview(QObject):
     def start(
         self, training: JobHandle, order: TrainJob, data: LayerData | None, *, on: bool
     ) -> None:
-        """Follow a training of `data`; None when it trains on files, which the viewer does not show."""
+        """Follow a training of `data`.
+
+        None when it trains on files, which the viewer does not show.
+        """
         self.stop()
         if self._data is None or data is None or data.layer is not self._data.layer:
             self._labels.layer, self._filled = None, False  # of another image

@@ -1,4 +1,7 @@
-"""The progress page of the Train dock: what a training says, as a bar, words, curves and pictures."""
+"""The progress page of the Train dock.
+
+What a training says, as a bar, words, curves and pictures.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,10 @@ class TrainingPanel(QWidget):
         *,
         past: Sequence[Event] = (),
     ) -> None:
-        """Show a training that has just been ordered; `past` is what its run went through before."""
+        """Show a training that has just been ordered.
+
+        `past` is what its run went through before.
+        """
         self.prepare(run, colors, past=past)
         handle.replied.connect(self._on_event)
         handle.ended.connect(self._over)
@@ -117,8 +123,9 @@ class TrainingPanel(QWidget):
         self._started = event
         self.curves.start(event, self._colors)
         self.headline.setText(
-            f"{_plural(len(event.training_images), 'image')}, {event.parameters / 1e6:.1f} M parameters, on "
-            f"{event.device}\nValidation: {event.validation_text}"
+            f"{_plural(len(event.training_images), 'image')},"
+            f" {event.parameters / 1e6:.1f} M parameters, on"
+            f" {event.device}\nValidation: {event.validation_text}"
         )
         self.bar.show_step(0, 0, "The first step ...")
 
@@ -129,7 +136,10 @@ class TrainingPanel(QWidget):
             self._show_steps()
 
     def _show_steps(self) -> None:
-        """Bar and curves at once: in a window with an OpenGL canvas each change has the whole window drawn again."""
+        """Bar and curves at once.
+
+        In a window with an OpenGL canvas each change has the whole window drawn again.
+        """
         steps, self._steps = self._steps, []
         for step in steps:
             self.curves.add_batch(step)
@@ -170,7 +180,8 @@ class TrainingPanel(QWidget):
         if len(self._batch_seconds) < 3 and not self._epoch_seconds:
             return ""
         step = sum(self._batch_seconds) / len(self._batch_seconds)
-        # A whole epoch knows of the validation too; before the first one its share is not known.
+        # A whole epoch knows of the validation too; before the first one its share is
+        # not known.
         epoch = self._epoch_seconds[-1] if self._epoch_seconds else step * event.batches
         left = epoch * (epochs - event.epoch) + step * (event.batches - event.batch)
         return f"\n{duration(epoch)} an epoch, about {duration(max(left, 1))} left"

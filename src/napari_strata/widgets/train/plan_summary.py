@@ -22,7 +22,9 @@ REST = 1200
 
 
 class Forecast(QWidget):
-    """Says where validation comes from, which device computes, and how much memory it takes."""
+    """Says where validation comes from, which device computes, and how much memory it
+    takes.
+    """
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -46,7 +48,10 @@ class Forecast(QWidget):
     def ask(
         self, wanted: Wanted | None, *, why: str, folder: Callable[[], Path]
     ) -> None:
-        """Forecast this training once things are at rest; None: say `why` there is nothing to forecast."""
+        """Forecast this training once things are at rest.
+
+        None: say `why` there is nothing to forecast.
+        """
         self.pause()
         self._wanted, self._folder = wanted, folder
         if wanted is None:
@@ -121,11 +126,13 @@ def in_words(plan: dict[str, Any]) -> list[str]:
     if (depth := plan["spec"]["depth"]) is not None:
         side, planes = plan["spec"]["patch"], depth["patch"]
         lines.append(
-            f"Patches of {planes} plane{'' if planes == 1 else 's'} of {side} x {side} pixels"
+            f"Patches of {planes} plane{'' if planes == 1 else 's'} of {side} x {side}"
+            " pixels"
         )
     if free and plan["memory"] > 0.9 * free:
         lines.append(
-            "⚠ That is more than there is: take smaller patches or fewer of them per step."
+            "⚠ That is more than there is: take smaller patches or fewer of them per"
+            " step."
         )
     return lines
 

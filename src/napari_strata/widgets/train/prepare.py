@@ -1,4 +1,7 @@
-"""From what the Train dock shows to what the worker is told. `gather` runs in a thread: it writes the layers."""
+"""From what the Train dock shows to what the worker is told.
+
+`gather` runs in a thread: it writes the layers.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,10 @@ class Wanted:
         }
 
     def train_order(self, job: str, run: Path) -> TrainJob:
-        """The training, with its layers written. Raises `StrataError` when they cannot be."""
+        """The training, with its layers written.
+
+        Raises `StrataError` when they cannot be.
+        """
         return TrainJob(job=job, out=str(run), keep=self.keep, **self._words(run))
 
     def plan_order(self, job: str, run: Path) -> PlanJob:
@@ -98,7 +104,8 @@ class Wanted:
 
 
 def order_of_run(run: Path, *, device: str) -> TrainJob:
-    """The order that goes on with a run that is on disk, with the data that it was started with.
+    """The order that goes on with a run that is on disk, with the data that it was
+    started with.
 
     Raises
     ------
@@ -121,7 +128,8 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
         if not path
     ]:
         raise RunError(
-            f"{run}: {len(missing)} of its images or labels were never in a file; start a new run."
+            f"{run}: {len(missing)} of its images or labels were never in a file; start"
+            " a new run."
         )
     validation = {part["pair"] for part in record["validation"]} - {
         part["pair"] for part in record["training"]

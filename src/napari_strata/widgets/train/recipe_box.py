@@ -1,4 +1,7 @@
-"""RecipeBox: the recipe of a training: which one, the four settings that matter most, and all others folded."""
+"""RecipeBox: the recipe of a training.
+
+Which one, the four settings that matter most, and all others folded.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ SHOWN = 3
 
 
 class RecipeBox(QWidget):
-    """A recipe and what is changed in it. `changed` is emitted once for every edit and every other recipe."""
+    """A recipe and what is changed in it.
+
+    `changed` is emitted once for every edit and every other recipe.
+    """
 
     changed = Signal()
 
@@ -63,7 +69,10 @@ class RecipeBox(QWidget):
         self.set_recipe("default")
 
     def recipe(self) -> Recipe:
-        """The recipe as it stands; while there is a `problem`, as it last stood right."""
+        """The recipe as it stands.
+
+        While there is a `problem`, as it last stood right.
+        """
         return self._recipe
 
     def base(self) -> str:
@@ -71,7 +80,9 @@ class RecipeBox(QWidget):
         return self._base
 
     def overrides(self) -> dict[str, Any]:
-        """Dotted keys and values (plain data) that make the base the recipe that stands here."""
+        """Dotted keys and values (plain data) that make the base the recipe that stands
+        here.
+        """
         return _difference(self._start, self._recipe)
 
     def problem(self) -> str:
@@ -79,7 +90,10 @@ class RecipeBox(QWidget):
         return self._problem
 
     def set_recipe(self, base: str, overrides: Mapping[str, Any] = {}) -> None:
-        """Show a recipe by name or path, with dotted keys replaced. Raises `RecipeError` and shows the old one then."""
+        """Show a recipe by name or path, with dotted keys replaced.
+
+        Raises `RecipeError` and shows the old one then.
+        """
         self._take(base, _bundled().get(base) or load_recipe(base), overrides)
 
     def reset(self) -> None:
@@ -241,7 +255,8 @@ class RecipeBox(QWidget):
         self.wrong.say(f"⚠ {self._problem}" if self._problem else "")
         side = self._recipe.patches.resize
         why = (
-            f"Whole pictures are resized to {side} x {side} pixels, so no patches are cut."
+            f"Whole pictures are resized to {side} x {side} pixels, so no patches are"
+            " cut."
             if side
             else ""
         )
@@ -314,7 +329,10 @@ def _brief(value: Any) -> str:
 
 
 def _difference(one: Section, other: Section, path: str = "") -> dict[str, Any]:
-    """Dotted keys that make `one` into `other`; another kind of network is counted from its own defaults."""
+    """Dotted keys that make `one` into `other`.
+
+    Another kind of network is counted from its own defaults.
+    """
     changes: dict[str, Any] = {}
     plain = other.model_dump(mode="json")
     for name in type(other).model_fields:

@@ -21,7 +21,8 @@ from napari_strata.widgets.work import threads
 class RunRow(QWidget):
     """Says what the user wants done with a run; what can be done is told with `allow`.
 
-    The report it writes by itself, of the run that `run` names: it asks for nothing that a dock knows.
+    The report it writes by itself, of the run that `run` names: it asks for nothing
+    that a dock knows.
     """
 
     resumed = Signal()

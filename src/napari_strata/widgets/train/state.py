@@ -69,8 +69,10 @@ def resolve(state: TrainState) -> TrainView:
             why_not=problem,
         ),
         stop=Control(
-            purpose="Stop. The best model so far is kept; there is one from the end of "
-            "the first epoch.",
+            purpose=(
+                "Stop. The best model so far is kept; there is one from the end of "
+                "the first epoch."
+            ),
             why_not="" if state.is_running else "Nothing is running.",
         ),
         predict=Control(
