@@ -278,6 +278,7 @@ def test_copied_text_does_the_same(dock: TrainDock, qtbot: Any) -> None:
 
     clipboard = QApplication.clipboard()
     clipboard.setText("")
+    dock.epochs.value = 7
     dock._copy(
         __import__("napari_strata.widgets.parts.script", fromlist=["x"]).as_command,
         "The command",
@@ -285,7 +286,7 @@ def test_copied_text_does_the_same(dock: TrainDock, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: bool(clipboard.text()), timeout=PATIENCE)
     words = clipboard.text()
     assert words.startswith("napari-strata train ")
-    assert "training.epochs=2" in words
+    assert "training.epochs=7" in words
     assert "is on the clipboard" in dock.notice.text()
 
 

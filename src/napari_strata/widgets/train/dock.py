@@ -41,7 +41,11 @@ SETUP, PROGRESS = 0, 1
 
 
 class TrainDock(Dock):
-    """Trains a network on the image layer that is selected and the labels painted on it."""
+    """Trains a network on the selected image layer and the labels painted on it.
+
+    Scripts set the main settings through magicgui widgets: ``dock.epochs.value = 5``,
+    and likewise `learning_rate`, `patch_size` and `batch_size`.
+    """
 
     name = "Train"
 
@@ -56,6 +60,11 @@ class TrainDock(Dock):
         self._warnings: list[str] = []
         self.data_box = DataBox(self.viewer)
         self.recipe_box = RecipeBox()
+        fields = self.recipe_box.fields
+        self.epochs = fields["training.epochs"].widget
+        self.learning_rate = fields["training.learning_rate"].widget
+        self.patch_size = fields["patches.size"].widget
+        self.batch_size = fields["training.batch_size"].widget
         self.panel = TrainingPanel()
         self.autosave = Autosave(self._layers_folder, self)
         self.forecast = Forecast(self.session)
