@@ -33,11 +33,8 @@ import napari_strata as ns
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.events import RegionEnd
 from napari_strata.core.image import AnnotatedImage
-from napari_strata.inference.predict import (
-    PredictOptions,
-    build_committee,
-    build_predictor,
-)
+from napari_strata.core.options import PredictOptions
+from napari_strata.inference.build import build_ensemble_predictor, build_predictor
 from napari_strata.io import read_image, write_image
 from napari_strata.io.lazy import LazyArray
 from napari_strata.io.samples import sandstone
@@ -119,7 +116,7 @@ def one(kind: str, planes: int, suffix: str) -> Facts:
     model = ns.Model.load(small_model(folder))
     path, out = stack(folder, kind, planes), folder / f"out{suffix}"
     options = PredictOptions(overwrite=True)
-    build_predictor(model, options).plane(
+    build_predictor(model, options).predict(
         np.zeros((1, 64, 64), np.uint8), model.spec.normalization.scale
     )
     before = most = memory()["anonymous"]
@@ -172,14 +169,14 @@ def huge(options: argparse.Namespace) -> Facts:
     print("going on ...", flush=True)
     second = _watch(command, kill_after=None)
     seconds = time.perf_counter() - begun
-    committee = build_committee(ns.load_models(model), PredictOptions())
+    ensemble = build_ensemble_predictor(ns.load_models(model), PredictOptions())
     loaded = ns.Model.load(model)
     spec = loaded.spec
     scale = spec.normalization.scale_for(
         read_image(source).samples(), np.dtype(np.uint8)
     )
     wanted = [
-        spec.classes.decode(committee.plane(p[None], [scale])[0])
+        spec.classes.decode(ensemble.predict(p[None], [scale])[0])
         for p in volume.patterns
     ]
     labels = ns.read_labels(out)

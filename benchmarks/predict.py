@@ -27,7 +27,8 @@ from contest import Facts, arguments, contender, run, table, timed
 
 import napari_strata as ns
 from napari_strata.core.errors import RunError
-from napari_strata.inference.predict import PredictOptions, build_predictor
+from napari_strata.core.options import PredictOptions
+from napari_strata.inference.build import build_predictor
 from napari_strata.io.samples import sandstone
 
 SIDE, TILE = 2048, 512
@@ -97,7 +98,7 @@ def synchronised(call: Any) -> Any:
 
 def bare(options: argparse.Namespace, name: str, *, precision: str) -> Facts:
     """One forward pass of the whole picture, channels last, and a running maximum; no labels leave the device."""
-    from napari_strata.models.network_predictor import class_indices
+    from napari_strata.models.tiled import class_indices
 
     net = network(options, channels_last=True)
     image = (
@@ -172,7 +173,7 @@ def ours(options: argparse.Namespace, name: str, **keywords: Any) -> Facts:
         / SIDE**2
     )
     with kept_pages(DEVICE):
-        facts = timed(lambda: predictor.plane(plane, scale), repeats=options.repeats)
+        facts = timed(lambda: predictor.predict(plane, scale), repeats=options.repeats)
         keep(name, facts["answer"][0])
     return facts | {"forwarded": forwarded}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,11 @@ from napari_strata.core.recipe import Recipe
 from napari_strata.core.spec import ModelSpec, resolve
 from napari_strata.models.model import Model
 from napari_strata.networks import build_network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from napari_strata.models.tiled import TiledPredictor
 
 TINY = {
     "network": {"kind": "unet", "widths": [4, 8]},
@@ -68,3 +73,17 @@ def build_and_signal(self, epoch, *values, **named):
     build(self, epoch, *values, **named)
 EpochEnd.__init__ = build_and_signal
 """
+
+
+def tiled(network: nn.Module, spec: ModelSpec, **options: Any) -> TiledPredictor:
+    """A network that predicts on the CPU in float32, unless `options` say otherwise."""
+    import torch
+
+    from napari_strata.models.device import Precision
+    from napari_strata.models.network_predictor import NetworkPredictor
+    from napari_strata.models.tiled import TiledPredictor
+
+    device = options.pop("device", torch.device("cpu"))
+    precision = options.pop("precision", Precision("fp32"))
+    predictor = NetworkPredictor(network, spec, device=device, precision=precision)
+    return TiledPredictor(predictor, **options)

@@ -14,12 +14,12 @@ import napari_strata as ns
 from helpers import tiny_recipe
 from napari_strata.core.errors import ImageError, ModelError, RecipeError
 from napari_strata.core.image import AnnotatedImage, Image, LabelImage
+from napari_strata.core.options import PredictOptions
 from napari_strata.data.neighbours import (
     own_channels,
     pairs_with_neighbours,
     with_neighbours,
 )
-from napari_strata.inference.predict import PredictOptions
 
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
 

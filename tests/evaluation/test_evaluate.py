@@ -20,8 +20,9 @@ from napari_strata.core.events import (
 )
 from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.options import PredictOptions
 from napari_strata.evaluation.evaluate import evaluate, iter_evaluate, score_labels
-from napari_strata.inference.predict import PredictOptions, predict
+from napari_strata.inference.predict import predict
 from napari_strata.models.model import Model
 
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
@@ -290,7 +291,7 @@ def test_several_models_are_scored_as_they_predict(model, tmp_path):
 
 
 def test_three_views_are_scored_as_they_are_predicted() -> None:
-    """Slab by slab, on the slices that are annotated alone."""
+    """Chunk by chunk, on the slices that are annotated alone."""
     model, pair = tiny_model(), easy_pair((5, 40, 44), seed=3)
     truth = np.asarray(pair.labels.data).copy()
     truth[::2] = 7

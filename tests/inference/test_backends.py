@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ import napari_strata as ns
 from helpers import easy_pair, tiny_model
 from napari_strata.core.errors import RunError
 from napari_strata.core.events import Message
+from napari_strata.core.options import PredictOptions
 from napari_strata.inference.backends import BACKENDS, check_backend
-from napari_strata.inference.estimate import tile_memory
-from napari_strata.inference.predict import PredictOptions, build_predictor
+from napari_strata.inference.build import build_predictor
 
 PAIR = easy_pair((2, 70, 93))
 OPTIONS = PredictOptions(device="cpu", precision="fp32", tile=32)
@@ -41,13 +40,13 @@ def test_the_answers_are_torchs(model: ns.Model, name: str) -> None:
     installed(name)
     scale = model.spec.normalization.scale
     plane = PAIR.image.read({"Z": 0})
-    wanted = build_predictor(model, OPTIONS).plane_logits(plane, scale)
-    member = build_predictor(model, replace(OPTIONS, backend=name))
+    wanted = build_predictor(model, OPTIONS).predict_logits(plane, scale)
+    member = build_predictor(model, OPTIONS.updated(backend=name))
     np.testing.assert_allclose(
-        member.plane_logits(plane, scale), wanted, rtol=1e-3, atol=1e-4
+        member.predict_logits(plane, scale), wanted, rtol=1e-3, atol=1e-4
     )
     torchs = build_predictor(model, OPTIONS)
-    assert tile_memory(member, (64, 64)) == tile_memory(torchs, (64, 64))
+    assert member.predictor.memory((64, 64)) == torchs.predictor.memory((64, 64))
 
 
 @pytest.mark.parametrize("name", BACKENDS[1:])

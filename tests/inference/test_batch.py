@@ -12,9 +12,10 @@ from helpers import easy_pair, tiny_model
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError, ModelError, RunError
 from napari_strata.core.events import Event, FileEnd, PredictionStarted, RegionEnd
+from napari_strata.core.options import PredictOptions
 from napari_strata.inference import batch
 from napari_strata.inference.batch import Report, find_images, predict_files
-from napari_strata.inference.predict import PredictOptions, predict
+from napari_strata.inference.predict import predict
 from napari_strata.io import read_labels, write_labels
 from napari_strata.models.model import Model
 
@@ -66,8 +67,8 @@ def test_a_folder_is_predicted_file_by_file_in_natural_order(
     built = []
     monkeypatch.setattr(
         batch,
-        "build_committee",
-        lambda *a, real=batch.build_committee: built.append(1) or real(*a),
+        "build_ensemble_predictor",
+        lambda *a, real=batch.build_ensemble_predictor: built.append(1) or real(*a),
     )
     out = tmp_path / "out"
     events = run(model, [scans], out)

@@ -11,14 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from helpers import tiny_recipe
+from helpers import tiled, tiny_recipe
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.normalization import ResolvedNormalization, Scale
 from napari_strata.core.spec import ModelSpec
-from napari_strata.inference import ensemble_predictor as committee
-from napari_strata.inference.ensemble_predictor import TURNS, Committee, Turn
+from napari_strata.inference import ensemble_predictor as module
+from napari_strata.inference.ensemble_predictor import (
+    TTA_TRANSFORMS,
+    EnsemblePredictor,
+    TTATransform,
+)
 from napari_strata.models.device import Precision
-from napari_strata.models.network_predictor import Predictor
 from napari_strata.networks import build_network
 
 SCALE = Scale(center=(100.0,), spread=(20.0,), low=(0.0,), high=(255.0,))
@@ -61,10 +64,10 @@ def unet(seed: int) -> nn.Module:
 
 def make(
     *seeds: int, tta: bool = False, temperature: float = 1.0, **changes
-) -> Committee:
+) -> EnsemblePredictor:
     precision = Precision("fp32")
     members = [
-        Predictor(
+        tiled(
             unet(seed),
             make_spec(**changes),
             device=CPU,
@@ -73,11 +76,13 @@ def make(
         )
         for seed in seeds
     ]
-    return Committee(members, tta=tta)
+    return EnsemblePredictor(members, tta=tta)
 
 
-def predict(group: Committee, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    indices, probabilities = group.plane(
+def predict(
+    group: EnsemblePredictor, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    indices, probabilities = group.predict(
         image, [SCALE] * len(group.members), probabilities=True
     )
     assert probabilities is not None
@@ -106,7 +111,7 @@ def test_the_eight_turns_are_all_there_are():
     image = np.arange(6).reshape(1, 2, 3)
     ours = {
         turn.apply(image).tobytes() + str(turn.apply(image).shape).encode()
-        for turn in TURNS
+        for turn in TTA_TRANSFORMS
     }
     theirs = [
         np.ascontiguousarray(turned(image, k, m))
@@ -115,11 +120,11 @@ def test_the_eight_turns_are_all_there_are():
     ]
     assert ours == {array.tobytes() + str(array.shape).encode() for array in theirs}
     assert len(ours) == 8
-    assert TURNS[0] == Turn()
+    assert TTA_TRANSFORMS[0] == TTATransform()
 
 
 @given(
-    turn=st.sampled_from(TURNS),
+    turn=st.sampled_from(TTA_TRANSFORMS),
     box=st.tuples(*[st.tuples(st.integers(0, 6), st.integers(1, 6))] * 2),
 )
 def test_part_of_a_turned_plane_goes_back_to_where_it_came_from(turn, box):
@@ -130,8 +135,8 @@ def test_part_of_a_turned_plane_goes_back_to_where_it_came_from(turn, box):
         slice(s.start, min(s.stop, n))
         for s, n in zip((rows, columns), whole.shape[1:], strict=True)
     )
-    part = turn.undo(torch.from_numpy(whole[:, rows, columns].copy()))
-    place = turn.place((rows, columns), whole.shape[1:])
+    part = turn.invert(torch.from_numpy(whole[:, rows, columns].copy()))
+    place = turn.invert_box((rows, columns), whole.shape[1:])
     assert np.array_equal(part.numpy(), plane[:, *place])
 
 
@@ -197,23 +202,23 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("network", [Threshold, Constant])
 @pytest.mark.parametrize("way", ["cropped", "blended"])
 def test_what_is_the_same_whichever_way_up_stays_as_it_is(network, way):
-    predictor = Predictor(
+    predictor = tiled(
         network(), make_spec(**WAYS[way]), device=CPU, precision=Precision("fp32")
     )
     image = grey(37, 22)
-    indices, chances = predict(Committee([predictor]), image)
-    again, mean = predict(Committee([predictor], tta=True), image)
+    indices, chances = predict(EnsemblePredictor([predictor]), image)
+    again, mean = predict(EnsemblePredictor([predictor], tta=True), image)
     assert np.array_equal(indices, again)
     np.testing.assert_allclose(chances, mean, atol=1e-3)
 
 
 def test_one_model_alone_is_the_predictor_to_the_bit():
     group, image = make(1), grey(37, 22)
-    indices, chances = group.members[0].plane(image, SCALE, probabilities=True)
-    found = group.plane(image, [SCALE], probabilities=True)
+    indices, chances = group.members[0].predict(image, SCALE, probabilities=True)
+    found = group.predict(image, [SCALE], probabilities=True)
     assert np.array_equal(found[0], indices)
     assert np.array_equal(found[1], chances)
-    assert group.plane(image, [SCALE])[1] is None
+    assert group.predict(image, [SCALE])[1] is None
 
 
 @pytest.mark.parametrize("tta", [False, True])
@@ -243,13 +248,13 @@ def test_temperature_softens_probabilities_and_changes_no_class(way):
     indices, chances = predict(sharp, image)
     found, softened = predict(soft, image)
     assert np.array_equal(found, indices)
-    logits = torch.from_numpy(soft.members[0].plane_logits(image, SCALE))
-    assert np.array_equal(logits, sharp.members[0].plane_logits(image, SCALE))
+    logits = torch.from_numpy(soft.members[0].predict_logits(image, SCALE))
+    assert np.array_equal(logits, sharp.members[0].predict_logits(image, SCALE))
     np.testing.assert_allclose(
         softened, torch.softmax(logits / 2.5, 0).numpy(), atol=1e-3
     )
     assert softened.max(0).mean() < chances.max(0).mean()
-    twice = predict(Committee([*soft.members, *soft.members]), image)[
+    twice = predict(EnsemblePredictor([*soft.members, *soft.members]), image)[
         1
     ]  # each by its own
     np.testing.assert_allclose(twice, softened, atol=1e-3)
@@ -266,7 +271,7 @@ def test_where_the_device_has_no_room_the_sum_lies_beside_the_processor(monkeypa
         return real(shape, **words)
 
     monkeypatch.setattr(torch, "zeros", full)
-    assert committee._zeros((2, 3), torch.device("meta")).device.type == "cpu"
+    assert module._zeros((2, 3), torch.device("meta")).device.type == "cpu"
     assert [str(device) for device in asked] == ["meta", "None"]
     with pytest.raises(torch.OutOfMemoryError):
-        committee._zeros((2, 3), CPU)
+        module._zeros((2, 3), CPU)

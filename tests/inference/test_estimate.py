@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,14 @@ import torch
 from torch import nn
 
 import napari_strata as ns
-from helpers import easy_pair, tiny_model
+from helpers import easy_pair, tiled, tiny_model
 from napari_strata.core.errors import RunError
+from napari_strata.core.options import PredictOptions
 from napari_strata.inference import estimate as module
-from napari_strata.inference.estimate import check_memory, estimate, tile_memory
-from napari_strata.inference.output import Form
-from napari_strata.inference.predict import (
-    PredictOptions,
-    build_committee,
-    build_predictor,
-)
+from napari_strata.inference.build import build_ensemble_predictor, build_predictor
+from napari_strata.inference.estimate import check_memory, estimate
+from napari_strata.inference.outputs import OutputSpec
 from napari_strata.models.ensemble import load_models
-from napari_strata.models.network_predictor import Predictor
 
 PAIR = easy_pair((4, 64, 72))
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
@@ -53,14 +48,14 @@ def test_the_tiles_are_those_that_go_through(
 ) -> None:
     spec = model.spec.model_copy(update={"tile": 64, "halo": 16, **change})
     network = Counting(len(spec.classes))
-    predictor = Predictor(
+    predictor = tiled(
         network,
         spec,
         device=torch.device("cpu"),
-        precision=build_predictor(model, OPTIONS).precision,
+        precision=build_predictor(model, OPTIONS).predictor.precision,
     )
     image = np.zeros((1, 150, 333), np.uint8)
-    predictor.plane(image, model.spec.normalization.scale)
+    predictor.predict(image, model.spec.normalization.scale)
     assert sorted(network.shapes) == sorted(predictor.tile_shapes((150, 333)))
 
 
@@ -77,36 +72,37 @@ def test_memory_of_a_tile_is_counted_not_guessed() -> None:
             return more[:, :2] + 0  # 2, with 8 alive
 
     member = build_predictor(tiny_model(PAIR), OPTIONS)
-    member.network = Chain()
+    member.predictor.network = Chain()
     pixels = 100 * 50
     image = 4 * pixels
     answer = 2 * 4 * pixels
     assert (
-        tile_memory(member, (100, 50)) == (8 + 8) * 4 * pixels + image + image + answer
+        member.predictor.memory((100, 50))
+        == (8 + 8) * 4 * pixels + image + image + answer
     )
 
 
 def test_nothing_is_computed_for_the_memory(model: ns.Model) -> None:
     member = build_predictor(model, OPTIONS)
-    assert tile_memory(member, (2**15, 2**15)) > 2**34, (
+    assert member.predictor.memory((2**15, 2**15)) > 2**34, (
         "no such tile fits into this machine"
     )
-    assert next(member.network.parameters()).device.type == "cpu"
+    assert next(member.predictor.network.parameters()).device.type == "cpu"
 
 
 def test_flips_and_models_multiply_the_work(model: ns.Model) -> None:
-    form = Form(4, (64, 72), np.dtype(np.uint8))
+    output = OutputSpec(4, (64, 72), np.dtype(np.uint8))
     once = estimate(
-        build_committee(load_models(model), OPTIONS),
+        build_ensemble_predictor(load_models(model), OPTIONS),
         PAIR.image,
-        form,
+        output,
         out=None,
         in_memory=False,
     )
     turned = estimate(
-        build_committee(load_models(model), replace(OPTIONS, tta=True)),
+        build_ensemble_predictor(load_models(model), OPTIONS.updated(tta=True)),
         PAIR.image,
-        form,
+        output,
         out=None,
         in_memory=False,
     )
@@ -134,7 +130,7 @@ def test_estimate_prediction_measures(model: ns.Model, tmp_path: Path) -> None:
     [(0.2, "1 s"), (89, "89 s"), (100, "2 min"), (3000, "50 min"), (36_000, "10.0 h")],
 )
 def test_durations_are_rounded(seconds: float, text: str) -> None:
-    assert module._duration(seconds) == text
+    assert module._format_duration(seconds) == text
 
 
 def test_what_cannot_fit_is_refused_before_it_starts(
@@ -152,16 +148,16 @@ def test_what_cannot_fit_is_refused_before_it_starts(
 def test_the_tile_it_names_fits(
     model: ns.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    committee = build_committee(load_models(model), OPTIONS)
-    need = tile_memory(committee.members[0], (96, 96))  # 1536, halved four times
+    ensemble = build_ensemble_predictor(load_models(model), OPTIONS)
+    need = ensemble.members[0].predictor.memory((96, 96))  # 1536, halved four times
     monkeypatch.setattr(module, "free_memory", lambda _: need)
-    form, image = (
-        Form(1, (5000, 5000), np.dtype(np.uint8)),
+    output, image = (
+        OutputSpec(1, (5000, 5000), np.dtype(np.uint8)),
         ns.Image(np.zeros((5000, 5000), np.uint8)),
     )
     with pytest.raises(RunError, match="set tile=96,"):
         check_memory(
-            estimate(committee, image, form, out=None, in_memory=False), committee
+            estimate(ensemble, image, output, out=None, in_memory=False), ensemble
         )
     assert math.isfinite(need)
 
@@ -184,15 +180,15 @@ def test_a_network_that_looks_at_values_is_predicted_all_the_same() -> None:
             return answer if float(images.sum()) > 0 else -answer
 
     member = build_predictor(tiny_model(PAIR), OPTIONS)
-    member.network = Curious()
-    assert tile_memory(member, (10, 10)) == (1 + 2) * 4 * 100
+    member.predictor.network = Curious()
+    assert member.predictor.memory((10, 10)) == (1 + 2) * 4 * 100
 
 
 def test_planes_in_a_file_need_no_memory(model: ns.Model) -> None:
-    committee = build_committee(load_models(model), OPTIONS)
-    form = Form(4, (64, 72), np.dtype(np.uint8))
+    ensemble = build_ensemble_predictor(load_models(model), OPTIONS)
+    output = OutputSpec(4, (64, 72), np.dtype(np.uint8))
     kept, written = (
-        estimate(committee, PAIR.image, form, out=None, in_memory=kind)
+        estimate(ensemble, PAIR.image, output, out=None, in_memory=kind)
         for kind in (True, False)
     )
     assert kept.memory - written.memory == 4 * 64 * 72
@@ -203,8 +199,8 @@ def test_a_gpu_holds_tiles_only(
 ) -> None:
     for name in ("describe_device", "free_memory"):
         monkeypatch.setattr(module, name, lambda device: None)
-    committee = build_committee(load_models(model), OPTIONS)
-    form = Form(100_000, (64, 72), np.dtype(np.uint8))
-    committee.members[0].device = torch.device("cuda")
-    found = estimate(committee, PAIR.image, form, out=None, in_memory=True)
-    assert found.memory == tile_memory(committee.members[0], (64, 72))
+    ensemble = build_ensemble_predictor(load_models(model), OPTIONS)
+    output = OutputSpec(100_000, (64, 72), np.dtype(np.uint8))
+    ensemble.members[0].predictor.device = torch.device("cuda")
+    found = estimate(ensemble, PAIR.image, output, out=None, in_memory=True)
+    assert found.memory == ensemble.members[0].predictor.memory((64, 72))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import easy_pair, tiny_model
+from helpers import easy_pair, tiled, tiny_model
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError, ModelError, RunError
 from napari_strata.core.events import (
@@ -24,19 +24,14 @@ from napari_strata.core.events import (
     RegionEnd,
 )
 from napari_strata.core.image import Image, LabelImage
+from napari_strata.core.options import PredictOptions
 from napari_strata.inference import predict as predict_module
-from napari_strata.inference.ensemble_predictor import Committee
-from napari_strata.inference.predict import (
-    Prediction,
-    PredictOptions,
-    build_predictor,
-    iter_predict,
-    predict,
-)
-from napari_strata.inference.target import check_out, probabilities_path
+from napari_strata.inference.build import build_predictor
+from napari_strata.inference.ensemble_predictor import EnsemblePredictor
+from napari_strata.inference.outputs import check_out, probabilities_path
+from napari_strata.inference.predict import Prediction, iter_predict, predict
 from napari_strata.io import read_image, read_labels, write_labels
 from napari_strata.models.model import Calibration, Model
-from napari_strata.models.network_predictor import Predictor
 
 PAIR = easy_pair((4, 64, 72))
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
@@ -46,7 +41,7 @@ OPTIONS = PredictOptions(device="cpu", precision="fp32")
 def model() -> Model:
     """A network that has seen nothing but whose answer depends on what it sees: both classes occur."""
     model = tiny_model(PAIR)
-    logits = build_predictor(model, OPTIONS).plane_logits(
+    logits = build_predictor(model, OPTIONS).predict_logits(
         PAIR.image.read({"Z": 0}), model.spec.normalization.scale
     )
     last = [name for name in model.weights if name.endswith("bias")][-1]
@@ -61,7 +56,9 @@ def expected(model: Model, image: Image) -> np.ndarray:
     predictor = build_predictor(model, OPTIONS)
     samples = np.concatenate(image.samples(), axis=1)
     scale = model.spec.normalization.scale_for(samples, image.dtype)
-    planes = [predictor.plane(image.read(plane), scale)[0] for plane in image.planes()]
+    planes = [
+        predictor.predict(image.read(plane), scale)[0] for plane in image.planes()
+    ]
     return model.spec.classes.decode(np.stack(planes))
 
 
@@ -251,7 +248,7 @@ def test_a_run_killed_between_its_two_files_is_completed(model, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("napari_strata.inference.finish.write_labels", killed)
+        patch.setattr("napari_strata.inference.outputs.write_labels", killed)
         with pytest.raises(KeyboardInterrupt):
             predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -469,7 +466,8 @@ def test_a_prediction_killed_for_real_goes_on_to_the_same_bytes(model, tmp_path)
     script = f"""
         import os, signal
         from napari_strata.core.events import RegionEnd
-        from napari_strata.inference.predict import PredictOptions, iter_predict
+        from napari_strata.inference.predict import iter_predict
+        from napari_strata.core.options import PredictOptions
         options = PredictOptions(device="cpu", precision="fp32")
         for event in iter_predict({str(saved)!r}, {str(image)!r}, out={str(out)!r}, options=options):
             if isinstance(event, RegionEnd) and event.done == 3:
@@ -579,7 +577,7 @@ def test_options_are_checked():
 
 def test_a_tile_size_is_rounded_up_to_the_stride(model):
     assert model.spec.stride == 2
-    assert build_predictor(model, replace(OPTIONS, tile=15)).spec.tile == 16
+    assert build_predictor(model, OPTIONS.updated(tile=15)).spec.tile == 16
 
 
 class Cheap(nn.Module):
@@ -609,13 +607,9 @@ def test_memory_does_not_grow_with_the_number_of_planes(model, tmp_path):
                 np.uint8,
             )
 
-    precision = build_predictor(model, OPTIONS).precision
-    committee = Committee(
-        [
-            Predictor(
-                Cheap(), model.spec, device=torch.device("cpu"), precision=precision
-            )
-        ]
+    precision = build_predictor(model, OPTIONS).predictor.precision
+    ensemble = EnsemblePredictor(
+        [tiled(Cheap(), model.spec, device=torch.device("cpu"), precision=precision)]
     )
     peaks = []
     for planes in (8, 64):
@@ -626,7 +620,7 @@ def test_memory_does_not_grow_with_the_number_of_planes(model, tmp_path):
             image,
             out=tmp_path / f"{planes}.tif",
             options=OPTIONS,
-            committee=committee,
+            predictor=ensemble,
         ):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -651,19 +645,19 @@ def test_pages_are_kept_and_norms_folded_while_it_predicts(model, monkeypatch):
         inside[0] -= 1
 
     monkeypatch.setattr(predict_module, "kept_pages", watched)
-    plane = Committee.plane
+    real = EnsemblePredictor.predict
 
     def predicted(self, *arguments, **keywords):
         seen.append(inside[0])
         norms = [
             m
-            for m in self.members[0].network.modules()
+            for m in self.members[0].predictor.network.modules()
             if isinstance(m, nn.BatchNorm2d)
         ]
         assert not norms
-        return plane(self, *arguments, **keywords)
+        return real(self, *arguments, **keywords)
 
-    monkeypatch.setattr(Committee, "plane", predicted)
+    monkeypatch.setattr(EnsemblePredictor, "predict", predicted)
     assert any(
         isinstance(m, nn.BatchNorm2d)
         for m in model.build(torch.device("cpu")).modules()

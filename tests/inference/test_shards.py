@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,6 @@ import textwrap
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
-from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,20 +31,18 @@ from napari_strata.core.events import (
     PredictionStarted,
     RegionEnd,
 )
+from napari_strata.core.options import PredictOptions
 from napari_strata.inference import predict as predict_module
+from napari_strata.inference import shards
 from napari_strata.inference.batch import predict_files
-from napari_strata.inference.ensemble_predictor import Committee
-from napari_strata.inference.ledger import Hand, PartialOutput
-from napari_strata.inference.output import Form
-from napari_strata.inference.predict import (
-    Prediction,
-    PredictOptions,
-    build_committee,
-    iter_predict,
-    predict,
-)
-from napari_strata.inference.shards import Part, claim, sole
-from napari_strata.inference.task import Subject, Work, planes_of
+from napari_strata.inference.build import build_ensemble_predictor
+from napari_strata.inference.chunks import planes_of
+from napari_strata.inference.ensemble_predictor import EnsemblePredictor
+from napari_strata.inference.ledger import ResumableOutput, WriterRole
+from napari_strata.inference.outputs import OutputSpec
+from napari_strata.inference.predict import Prediction, iter_predict, predict
+from napari_strata.inference.shards import Shard, claim_planes, exclusive
+from napari_strata.inference.task import PredictionInput, PredictionTask
 from napari_strata.io import read_labels, write_image, write_labels
 from napari_strata.models.ensemble import load_models
 from napari_strata.models.model import Model
@@ -59,18 +57,18 @@ def model() -> Model:
 
 
 @cache
-def committee() -> Committee:
-    return build_committee(load_models(model()), OPTIONS)
+def ensemble() -> EnsemblePredictor:
+    return build_ensemble_predictor(load_models(model()), OPTIONS)
 
 
 def run(
     out: Path, part: str | None = None, *, planes: int | None = None, **changes
 ) -> Prediction:
     """A part, stopped after so many planes when that is asked for."""
-    options = replace(OPTIONS, **changes)
-    shared = committee() if not changes else None
+    options = OPTIONS.updated(**changes)
+    shared = ensemble() if not changes else None
     job = Prediction(
-        model(), PAIR.image, out=out, options=options, part=part, committee=shared
+        model(), PAIR.image, out=out, options=options, part=part, predictor=shared
     )
     for event in job:
         if isinstance(event, RegionEnd) and event.done == planes:
@@ -79,8 +77,9 @@ def run(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Files and what is in them, less the random UUID that every OME file gets."""
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    """Files and what is in them, less locks and the random UUID of every OME file."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    files = [p for p in files if not re.fullmatch(r"\..*\.lock", p.name)]
     return {
         str(p.relative_to(folder)): re.sub(
             rb"urn:uuid:[0-9a-f-]{36}", b"", p.read_bytes()
@@ -102,10 +101,10 @@ def said(job) -> list[str]:
 
 @given(st.integers(1, 9), st.integers(0, 40))
 def test_parts_cover_everything_once_and_are_of_nearly_equal_size(count, length):
-    parts, things = [Part(i + 1, count) for i in range(count)], list(range(length))
+    parts, things = [Shard(i + 1, count) for i in range(count)], list(range(length))
     assert [thing for part in parts for thing in part.share(things)] == things
     assert sorted(thing for part in parts for thing in part.deal(things)) == things
-    for cut in (Part.share, Part.deal):
+    for cut in (Shard.share, Shard.deal):
         sizes = [len(cut(part, things)) for part in parts]
         assert max(sizes) - min(sizes) <= 1
 
@@ -120,8 +119,8 @@ def test_parts_that_there_are_not_are_refused(text, tmp_path):
 
 
 def test_a_part_is_what_it_is_called():
-    assert Part.parse(" 2/3 ") == Part(2, 3)
-    assert str(Part(2, 3)) == "2/3"
+    assert Shard.parse(" 2/3 ") == Shard(2, 3)
+    assert str(Shard(2, 3)) == "2/3"
 
 
 @settings(max_examples=12)
@@ -275,7 +274,7 @@ def test_planes_that_another_process_is_writing_are_refused(tmp_path, monkeypatc
     monkeypatch.setattr(predict_module, "PATIENCE", 0.1)
     out = tmp_path / "x.tif"
     job = Prediction(
-        model(), PAIR.image, out=out, options=OPTIONS, part="1/2", committee=committee()
+        model(), PAIR.image, out=out, options=OPTIONS, part="1/2", predictor=ensemble()
     )
     while not isinstance(next(job), RegionEnd):
         pass
@@ -327,7 +326,7 @@ def test_a_part_whose_folder_goes_while_it_looks_says_that_all_is_written(
 ):
     out = tmp_path / "x.tif"
     run(out, "1/2")
-    kept = PartialOutput.named
+    kept = ResumableOutput.recorded_planes
 
     def named(self):
         found = kept(self)
@@ -335,7 +334,7 @@ def test_a_part_whose_folder_goes_while_it_looks_says_that_all_is_written(
         assert run(out, "1/2").complete  # another process is quicker
         return found
 
-    monkeypatch.setattr(PartialOutput, "named", named)
+    monkeypatch.setattr(ResumableOutput, "recorded_planes", named)
     (*_, text) = said(
         Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="2/2")
     )
@@ -349,15 +348,17 @@ def test_a_part_whose_folder_goes_while_it_looks_says_that_all_is_written(
 def test_one_process_alone_waits_for_who_puts_the_file_together(tmp_path, monkeypatch):
     monkeypatch.setattr(predict_module, "PATIENCE", 0.1)
     out = tmp_path / "x.tif"
-    work = Work(Subject(PAIR.image, load_models(model())), committee(), OPTIONS)
-    client = PartialOutput(
-        out,
-        work.subject.form(OPTIONS),
-        work.identity,
-        Hand(planes=range(0), shared=True),
+    task = PredictionTask(
+        PredictionInput(PAIR.image, load_models(model())), ensemble(), OPTIONS
     )
-    with closing(client), client.assembling() as other:
-        assert other == ""
+    client = ResumableOutput(
+        out,
+        task.input.output_spec(OPTIONS),
+        task.identity,
+        WriterRole(planes=range(0), shared=True),
+    )
+    with closing(client):
+        assert client.claim_assembly() == ""
         with pytest.raises(
             RunError, match="another process is predicting the same planes just now"
         ):
@@ -365,64 +366,143 @@ def test_one_process_alone_waits_for_who_puts_the_file_together(tmp_path, monkey
     assert run(out).complete
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+{code}
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def hold(code: str) -> subprocess.Popen[bytes]:
+    """Start a process that holds a lock until it is killed."""
+    script = HOLD.format(code=textwrap.dedent(code))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
 def test_a_lock_of_a_killed_process_is_taken_over(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
     lock = tmp_path / "lock"
-    for holder, free in (
-        (f"{socket.gethostname()}, process {dead.pid}", True),
-        (f"{socket.gethostname()}, process {os.getpid()}", False),
-        (f"elsewhere, process {dead.pid}", False),
-    ):
-        lock.write_text(holder)
-        with sole(lock) as other:
-            assert other == ("" if free else holder)
-            assert (str(os.getpid()) in lock.read_text()) is (
-                free or str(os.getpid()) in holder
-            )
-        assert lock.exists() is not free
+    process = hold(f"""
+        from napari_strata.inference.shards import exclusive
+        context = exclusive(Path({str(lock)!r}))
+        assert context.__enter__() == ""
+    """)
+    with exclusive(lock) as holder:
+        assert holder == f"{socket.gethostname()}, process {process.pid}"
+    assert lock.exists()
+    kill(process)
+    with exclusive(lock) as holder:
+        assert holder == ""
+        with exclusive(lock) as another:
+            assert another == f"{socket.gethostname()}, process {os.getpid()}"
+    assert not lock.exists()
 
 
-def test_claims_hold_until_the_file_is_closed(tmp_path):
-    (tmp_path / "claims").touch()
-    first, second = (FileIO(tmp_path / "claims", "r+b") for _ in range(2))
-    assert claim(first, range(3, 6))
-    assert claim(second, range(3))
-    assert claim(second, range(6, 9))
-    assert claim(second, range(4, 4))
-    assert not claim(second, range(5, 7), wait=0.1)
-    np.zeros(3).tofile(
-        tmp_path / "claims"
-    )  # another handle of the same file is closed; locks of the process would go
-    assert not claim(second, range(5, 6))
-    first.close()
-    assert claim(second, range(5, 7))
-    second.close()
+@pytest.mark.parametrize("text", ["node7, process 123", "123\nnode7\n"])
+def test_a_lock_of_another_machine_is_respected(tmp_path, text):
+    lock = tmp_path / "lock"
+    lock.write_text(text)
+    with exclusive(lock) as holder:
+        assert holder == "node7, process 123"
+    assert lock.read_text() == text
+
+
+def test_claims_hold_until_they_are_released(tmp_path):
+    first = claim_planes(tmp_path, range(3, 6))
+    assert first is not None
+    others = [claim_planes(tmp_path, planes) for planes in (range(3), range(6, 9))]
+    assert None not in others
+    for planes in (range(5, 7), range(3, 6), range(4, 5), range(9)):
+        assert claim_planes(tmp_path, planes, wait=0.1) is None
+    first.release()
+    again = claim_planes(tmp_path, range(4, 6))
+    assert again is not None
+    assert claim_planes(tmp_path, range(3, 6)) is None
+    for lock in (*others, again):
+        lock.release()
+    whole = claim_planes(tmp_path, range(10))
+    assert whole is not None
+    whole.release()
+
+
+def test_claims_of_a_killed_process_are_free(tmp_path):
+    process = hold(f"""
+        from napari_strata.inference.shards import claim_planes
+        lock = claim_planes(Path({str(tmp_path)!r}), range(3, 6))
+        assert lock is not None
+    """)
+    assert claim_planes(tmp_path, range(5, 8)) is None
+    kill(process)
+    lock = claim_planes(tmp_path, range(5, 8))
+    assert lock is not None
+    lock.release()
+
+
+def test_a_claim_makes_no_folder_again_that_is_deleted(tmp_path, monkeypatch):
+    folder = tmp_path / "x.tif.partial"
+    with pytest.raises(FileNotFoundError):
+        claim_planes(folder, range(3))
+    folder.mkdir()
+    real = shards._lock_planes
+
+    def lock_planes(*arguments):
+        shutil.rmtree(folder)  # another process has put the file together
+        return real(*arguments)
+
+    monkeypatch.setattr(shards, "_lock_planes", lock_planes)
+    with pytest.raises(FileNotFoundError):
+        claim_planes(folder, range(3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_version_with_other_locks_left_is_taken_up(tmp_path):
+    out = tmp_path / "x.tif"
+    run(out, planes=2)
+    folder = tmp_path / "x.tif.partial"
+    for path in folder.glob(".*.lock"):
+        path.unlink()
+    (folder / ".claims").touch()
+    events = list(Prediction(model(), PAIR.image, out=out, options=OPTIONS))
+    assert [e.done for e in events if isinstance(e, PredictionStarted)] == [2]
+    assert contents(tmp_path) == whole()
 
 
 def test_arrays_are_made_once_and_checked(tmp_path):
-    form = Form(4, (3, 3), np.dtype(np.uint8))
+    spec = OutputSpec(4, (3, 3), np.dtype(np.uint8))
     (tmp_path / "y.tif.partial").mkdir()
     (tmp_path / "y.tif.partial" / "labels.npy").touch()
     with pytest.raises(RunError, match="folder that is not an unfinished prediction"):
-        PartialOutput(tmp_path / "y.tif", form, {"a": 1}, Hand(Part(1, 2), range(2)))
-    one = PartialOutput(tmp_path / "x.tif", form, {"a": 1}, Hand(Part(1, 2), range(2)))
+        ResumableOutput(
+            tmp_path / "y.tif", spec, {"a": 1}, WriterRole(Shard(1, 2), range(2))
+        )
+    one = ResumableOutput(
+        tmp_path / "x.tif", spec, {"a": 1}, WriterRole(Shard(1, 2), range(2))
+    )
     inode = os.stat(tmp_path / "x.tif.partial" / "labels.npy").st_ino
     one.write(1, [np.full((3, 3), 7, np.uint8)], [9])
-    two = PartialOutput(
-        tmp_path / "x.tif", form, {"a": 1}, Hand(Part(2, 2), range(2, 4))
+    two = ResumableOutput(
+        tmp_path / "x.tif", spec, {"a": 1}, WriterRole(Shard(2, 2), range(2, 4))
     )
     two.write(3, [np.full((3, 3), 5, np.uint8)], [9])
     assert os.stat(tmp_path / "x.tif.partial" / "labels.npy").st_ino == inode
-    assert two.named() == {1, 3}
+    assert two.recorded_planes() == {1, 3}
     assert two.pixels.keys() == {3}
     one.close()
     with pytest.raises(RunError, match="prediction with another shape; work of others"):
-        PartialOutput(
+        ResumableOutput(
             tmp_path / "x.tif",
-            Form(4, (9, 9), form.dtype),
+            OutputSpec(4, (9, 9), spec.dtype),
             {"a": 1},
-            Hand(Part(1, 2), range(2)),
+            WriterRole(Shard(1, 2), range(2)),
         )
     two.close()
 
@@ -447,7 +527,7 @@ def test_parts_need_a_file_to_write(tmp_path):
 def test_files_are_dealt_out_and_one_file_is_cut(tmp_path):
     for number in range(5):
         write_image(tmp_path / "scans" / f"s{number}.tif", PAIR.image)
-    scans, options = tmp_path / "scans", replace(OPTIONS, probabilities=False)
+    scans, options = tmp_path / "scans", OPTIONS.updated(probabilities=False)
     for number in (2, 1):
         events = list(
             predict_files(
@@ -525,7 +605,8 @@ def test_two_processes_at_once_and_one_of_them_killed(tmp_path):
         script = f"""
             import os, signal
             from napari_strata.core.events import RegionEnd
-            from napari_strata.inference.predict import PredictOptions, iter_predict
+            from napari_strata.inference.predict import iter_predict
+            from napari_strata.core.options import PredictOptions
             options = PredictOptions(device="cpu", precision="fp32")
             for event in iter_predict({str(saved)!r}, {str(image)!r}, out={str(out)!r}, options=options, part={part!r}):
                 if isinstance(event, RegionEnd) and event.done == {killed_after}:
@@ -547,7 +628,7 @@ def test_two_processes_at_once_and_one_of_them_killed(tmp_path):
             saved,
             image,
             out=out,
-            options=replace(OPTIONS, probabilities=False),
+            options=OPTIONS.updated(probabilities=False),
             part="2/2",
         )
     )
@@ -556,7 +637,7 @@ def test_two_processes_at_once_and_one_of_them_killed(tmp_path):
         saved,
         image,
         out=tmp_path / "whole" / "x.tif",
-        options=replace(OPTIONS, probabilities=False),
+        options=OPTIONS.updated(probabilities=False),
     )
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -590,5 +671,5 @@ def test_the_slurm_array_asks_for_every_part(tmp_path):
         )
 
 
-def test_planes_of_no_slabs():
+def test_planes_of_no_chunks():
     assert planes_of([]) == range(0)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from napari_strata.core.image import Image
-from napari_strata.inference.chunks import Slab
-from napari_strata.inference.stack import fingerprint, read_ahead
+from napari_strata.inference.chunks import Chunk, read_ahead
+from napari_strata.inference.task import fingerprint
 
 IMAGE = Image(
     np.random.default_rng(0).integers(0, 255, (9, 30, 20)).astype(np.uint8), "ZYX"
@@ -20,12 +20,12 @@ def mark(image: Image) -> str:
 
 
 def test_planes_come_in_the_order_asked_for():
-    slabs = [
-        Slab({"Z": 7}, range(7, 8), slice(0, 1)),
-        Slab({"Z": slice(0, 3)}, range(1, 2), slice(1, 2)),
+    chunks = [
+        Chunk({"Z": 7}, range(7, 8), slice(0, 1)),
+        Chunk({"Z": slice(0, 3)}, range(1, 2), slice(1, 2)),
     ]
-    read = list(read_ahead(IMAGE, slabs))
-    assert [slab for slab, _ in read] == slabs
+    read = list(read_ahead(IMAGE, chunks))
+    assert [chunk for chunk, _ in read] == chunks
     assert np.array_equal(read[0][1][0], IMAGE.data[7])
     assert np.array_equal(read[1][1][0], IMAGE.data[:3])
     assert list(read_ahead(IMAGE, [])) == []
@@ -42,7 +42,7 @@ def test_errors_of_reading_reach_the_reader():
         list(
             read_ahead(
                 Image(Broken(), "ZYX"),
-                [Slab({"Z": i}, range(i, i + 1), slice(0, 1)) for i in (0, 1)],
+                [Chunk({"Z": i}, range(i, i + 1), slice(0, 1)) for i in (0, 1)],
             )
         )
 

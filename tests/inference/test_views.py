@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from helpers import easy_pair, tiny_model, tiny_recipe
 from napari_strata.core.errors import ImageError, RunError
 from napari_strata.core.image import Image
+from napari_strata.core.options import PredictOptions
 from napari_strata.core.spec import resolve
-from napari_strata.inference import chunks as slabs
-from napari_strata.inference.chunks import plan_slabs, stretches
-from napari_strata.inference.predict import PredictOptions, iter_predict, predict
-from napari_strata.inference.views import mean_of_views, view_shapes
+from napari_strata.inference import chunks
+from napari_strata.inference.chunks import pixel_stretch, plan_chunks
+from napari_strata.inference.ensemble_predictor import mean_of_views, view_shapes
+from napari_strata.inference.predict import iter_predict, predict
 from napari_strata.models.model import Model
 from napari_strata.networks import build_network
 
@@ -90,10 +91,13 @@ def test_an_image_of_long_voxels_is_seen_as_if_they_were_not():
 
 def test_stretches_come_from_the_pixel_size():
     data = grey(4, 8, 8)
-    assert stretches(Image(data, "ZYX")) == (1, 1)
-    assert stretches(Image(data, "ZYX", scale=(6, 2, 3), units=("um",) * 3)) == (3, 2)
+    assert pixel_stretch(Image(data, "ZYX")) == (1, 1)
+    assert pixel_stretch(Image(data, "ZYX", scale=(6, 2, 3), units=("um",) * 3)) == (
+        3,
+        2,
+    )
     # A depth in pixels beside a width in micrometers says nothing.
-    assert stretches(
+    assert pixel_stretch(
         Image(data, "ZYX", scale=(1, 0.2, 0.2), units=("pixel", "um", "um"))
     ) == (1, 1)
 
@@ -102,9 +106,9 @@ def test_stretches_come_from_the_pixel_size():
 def test_slabs_give_what_the_whole_volume_gives(depth, monkeypatch):
     image = Image(grey(depth, 24, 20), "ZYX")
     whole = predict(tiny_model(), image, ortho=True, probabilities=False)
-    monkeypatch.setattr(slabs, "HELD", 1)
+    monkeypatch.setattr(chunks, "VIEW_VALUES", 1)
     spec = tiny_model().spec
-    pieces = plan_slabs(image, [spec], ortho=True)
+    pieces = plan_chunks(image, [spec], ortho=True)
     assert [n for piece in pieces for n in piece.planes] == list(range(depth))
     assert len(pieces) > 1 or depth <= spec.halo
     again = predict(tiny_model(), image, ortho=True)
@@ -119,8 +123,8 @@ def test_slabs_have_no_seams_where_voxels_are_no_cubes(scale, monkeypatch):
         iter_predict(tiny_model(), image, options=options) for _ in range(2)
     )
     list(whole)
-    monkeypatch.setattr(slabs, "HELD", 1)
-    assert len(plan_slabs(image, [tiny_model().spec], ortho=True)) > 1
+    monkeypatch.setattr(chunks, "VIEW_VALUES", 1)
+    assert len(plan_chunks(image, [tiny_model().spec], ortho=True)) > 1
     list(pieces)
     assert np.array_equal(np.asarray(pieces.labels.data), np.asarray(whole.labels.data))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +13,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import napari_strata as ns
-from helpers import easy_pair
+from helpers import easy_pair, tiled
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError, ModelError, RunError
 from napari_strata.core.events import RegionEnd
 from napari_strata.core.image import Image
 from napari_strata.core.network_sections import UNet3d
 from napari_strata.core.normalization import ResolvedNormalization, Scale
+from napari_strata.core.options import PredictOptions
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.spec import Depth, ModelSpec, resolve
 from napari_strata.core.tiling import plan_tiles
-from napari_strata.inference.chunks import plan_slabs
-from napari_strata.inference.ensemble_predictor import Committee
+from napari_strata.inference.build import build_ensemble_predictor
+from napari_strata.inference.chunks import plan_chunks
+from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.estimate import estimate
-from napari_strata.inference.output import Form
-from napari_strata.inference.predict import (
-    PredictOptions,
-    build_committee,
-    iter_predict,
-    predict,
-)
+from napari_strata.inference.outputs import OutputSpec
+from napari_strata.inference.predict import iter_predict, predict
 from napari_strata.models.device import Precision
 from napari_strata.models.model import Model
-from napari_strata.models.network_predictor import Predictor
+from napari_strata.models.tiled import TiledPredictor
 from napari_strata.networks import build_network
 
 SCALE = Scale(center=(100.0,), spread=(20.0,), low=(0.0,), high=(255.0,))
@@ -83,8 +79,8 @@ class Box(nn.Module):
         return torch.cat([mean, -mean, mean * 0], 1)
 
 
-def predictor(network: nn.Module | None = None, **changes) -> Predictor:
-    return Predictor(network or Box(), make_spec(**changes), device=CPU, precision=FP32)
+def predictor(network: nn.Module | None = None, **changes) -> TiledPredictor:
+    return tiled(network or Box(), make_spec(**changes), device=CPU, precision=FP32)
 
 
 @given(
@@ -115,10 +111,10 @@ def test_tiles_give_what_the_whole_volume_gives(shape):
     volume = grey(1, *shape)
     whole = predictor(
         tile=64, depth=Depth(patch=8, tile=64, halo=2, strides=(2,))
-    ).plane_logits(volume, SCALE)
+    ).predict_logits(volume, SCALE)
     tiles = predictor(tile=4, depth=Depth(patch=4, tile=4, halo=2, strides=(2,)))
-    assert np.allclose(tiles.plane_logits(volume, SCALE), whole, atol=1e-5)
-    indices, chances = tiles.plane(volume, SCALE, probabilities=True)
+    assert np.allclose(tiles.predict_logits(volume, SCALE), whole, atol=1e-5)
+    indices, chances = tiles.predict(volume, SCALE, probabilities=True)
     sure = (
         np.abs(whole[0]) > 1e-4
     )  # where the first two classes are not alike but for rounding
@@ -139,7 +135,7 @@ def test_blended_tiles_of_a_volume_agree_with_the_whole_inside(shape):
             return torch.cat([images, -images, images * 0], 1)
 
     volume = grey(1, *shape)
-    found = predictor(Voxel(), blend=True, tile=8).plane_logits(volume, SCALE)
+    found = predictor(Voxel(), blend=True, tile=8).predict_logits(volume, SCALE)
     want = torch.log_softmax(
         torch.from_numpy(np.concatenate([s := SCALE.apply(volume), -s, s * 0])), 0
     ).numpy()
@@ -150,9 +146,9 @@ def test_blended_tiles_of_a_volume_agree_with_the_whole_inside(shape):
 def test_a_plane_is_a_volume_of_one_plane(shape, tta):
     flat = make_spec(axes="YX", depth=None, network={"kind": "unet", "widths": [4, 8]})
     image = grey(1, *shape)
-    two = Committee([Predictor(Box(2), flat, device=CPU, precision=FP32)], tta=tta)
-    three = Committee([predictor()], tta=tta)
-    plane, volume = two.plane(image, [SCALE]), three.plane(image[:, None], [SCALE])
+    two = EnsemblePredictor([tiled(Box(2), flat, device=CPU, precision=FP32)], tta=tta)
+    three = EnsemblePredictor([predictor()], tta=tta)
+    plane, volume = two.predict(image, [SCALE]), three.predict(image[:, None], [SCALE])
     # Around a single plane the volume's border repeats it, so both networks see the same means.
     assert np.array_equal(plane[0], volume[0][0])
 
@@ -173,7 +169,7 @@ def test_turns_of_a_volume_are_turned_back():
             )
             return torch.cat([1 - left, left, left * 0], 1) * 9
 
-    _, chances = Committee([predictor(Left(), tile=64)], tta=True).plane(
+    _, chances = EnsemblePredictor([predictor(Left(), tile=64)], tta=True).predict(
         grey(1, 3, 8, 8), [SCALE], probabilities=True
     )
     assert chances is not None
@@ -210,14 +206,14 @@ THIN = {"tile": 16, "depth": Depth(patch=4, tile=4, halo=2, strides=(2,))}
 def test_a_stack_is_predicted_slab_by_slab(depth):
     image = Image(grey(depth, 24, 20), "ZYX")
     one = model(**THIN, halo=8) if depth < 8 else model(**THIN)
-    slabs = plan_slabs(image, [one.spec])
-    assert [number for slab in slabs for number in slab.planes] == list(range(depth))
-    assert max(slab.shape(image)[0] for slab in slabs) <= 4 + 4 * 2
-    assert len(slabs) > 1 or depth < 20
+    chunks = plan_chunks(image, [one.spec])
+    assert [number for chunk in chunks for number in chunk.planes] == list(range(depth))
+    assert max(chunk.shape(image)[0] for chunk in chunks) <= 4 + 4 * 2
+    assert len(chunks) > 1 or depth < 20
     job = iter_predict(one, image, options=OPTIONS)
     regions = [event.region["Z"] for event in job if isinstance(event, RegionEnd)]
     assert regions == list(range(depth))
-    whole, _ = build_committee(ns.load_models(one), OPTIONS).plane(
+    whole, _ = build_ensemble_predictor(ns.load_models(one), OPTIONS).predict(
         np.asarray(image.data)[None],
         [
             one.spec.normalization.scale_for(
@@ -257,7 +253,7 @@ def test_probabilities_of_a_volume_belong_to_their_labels():
     job = iter_predict(
         model(**THIN),
         Image(grey(20, 24, 20), "ZYX"),
-        options=replace(OPTIONS, probabilities=True),
+        options=OPTIONS.updated(probabilities=True),
     )
     for _ in job:
         pass
@@ -287,7 +283,7 @@ def test_a_3d_model_wants_a_stack_and_no_views():
     with pytest.raises(ImageError, match=r"single plane.*sees volumes.*axis Z"):
         predict(model(), Image(grey(24, 20), "YX"), options=OPTIONS)
     with pytest.raises(RunError, match=r"sees volumes as it is.*plain 2D model"):
-        predict(model(), PAIR.image, options=replace(OPTIONS, ortho=True))
+        predict(model(), PAIR.image, options=OPTIONS.updated(ortho=True))
 
 
 def test_models_of_planes_and_of_volumes_do_not_go_together():
@@ -300,23 +296,23 @@ def test_models_of_planes_and_of_volumes_do_not_go_together():
 
 def test_the_estimate_counts_the_tiles_that_go_through():
     one, image = model(**THIN), Image(grey(20, 24, 20), "ZYX")
-    committee = build_committee(ns.load_models(one), OPTIONS)
+    ensemble = build_ensemble_predictor(ns.load_models(one), OPTIONS)
     seen: list[tuple[int, ...]] = []
-    network = committee.members[0].network
+    network = ensemble.members[0].predictor.network
     network.register_forward_pre_hook(
         lambda _, inputs: seen.extend([inputs[0].shape[2:]] * len(inputs[0]))
     )
     found = estimate(
-        committee,
+        ensemble,
         image,
-        Form(20, (24, 20), np.dtype(np.uint8)),
+        OutputSpec(20, (24, 20), np.dtype(np.uint8)),
         out=None,
         in_memory=True,
     )
     seen.clear()
     predict(one, image, options=OPTIONS)
     list(iter_predict(one, image, options=OPTIONS))
-    for slab in committee.slabs(image):
-        committee.slab(slab, image.read(slab.region), [SCALE])
+    for chunk in ensemble.plan_chunks(image):
+        ensemble.predict_chunk(chunk, image.read(chunk.region), [SCALE])
     assert found.forwarded == pytest.approx(sum(map(np.prod, seen)) / (20 * 24 * 20))
     assert found.memory > 0

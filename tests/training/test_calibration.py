@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import tiled
 from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
@@ -29,7 +30,6 @@ from napari_strata.evaluation.calibration import (
 from napari_strata.inference.predict import predict
 from napari_strata.models.device import Precision
 from napari_strata.models.model import Model
-from napari_strata.models.network_predictor import Predictor
 from napari_strata.training import calibration as final
 from napari_strata.training.loop import iter_train
 from napari_strata.training.validation import iter_predicted, load_truths
@@ -73,7 +73,7 @@ def logits_and_labels(
     model: Model, pair: AnnotatedImage
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Of every pixel, by a predictor made here."""
-    predictor = Predictor(
+    predictor = tiled(
         model.build(),
         model.spec,
         device=torch.device("cpu"),

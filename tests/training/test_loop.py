@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import tiled
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import LabelError, RecipeError, RunError, TrainingError
 from napari_strata.core.events import (
@@ -33,7 +34,7 @@ from napari_strata.core.runs import RunFolder
 from napari_strata.data.regions import whole
 from napari_strata.models.device import Precision
 from napari_strata.models.model import Model
-from napari_strata.models.network_predictor import Predictor
+from napari_strata.models.tiled import TiledPredictor
 from napari_strata.training import loop
 from napari_strata.training.learner import Learner
 from napari_strata.training.loop import iter_train, train
@@ -75,7 +76,7 @@ def test_learns_an_easy_picture_and_the_model_scores_what_was_said(
     assert best is not None
     assert best.mean_iou > 0.9
     assert len(model.history) == 8
-    predictor = Predictor(
+    predictor = tiled(
         model.build(), model.spec, device=CPU, precision=Precision("fp32")
     )
     truths = load_truths(whole(test, model.spec.classes), model.spec)
@@ -346,7 +347,7 @@ class Script:
         self.scores = list(scores)
         self.seen: list[dict[str, torch.Tensor]] = []
 
-    def __call__(self, predictor: Predictor, truths: Any, loss: Any) -> Validation:
+    def __call__(self, predictor: TiledPredictor, truths: Any, loss: Any) -> Validation:
         self.seen.append(
             {
                 name: value.clone()

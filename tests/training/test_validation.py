@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers import tiled
 from napari_strata.core.classes import IGNORE
 from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.recipe import Training
@@ -19,7 +20,7 @@ from napari_strata.core.recipes import load_recipe
 from napari_strata.core.spec import ModelSpec, resolve
 from napari_strata.data.regions import Part, whole
 from napari_strata.models.device import Precision
-from napari_strata.models.network_predictor import Predictor
+from napari_strata.models.tiled import TiledPredictor
 from napari_strata.training.losses import build_loss
 from napari_strata.training.validation import load_truths, validate
 
@@ -41,8 +42,8 @@ def partly_labelled(pair: AnnotatedImage) -> AnnotatedImage:
     return AnnotatedImage(pair.image, pair.image.labels_like(labels))
 
 
-def predictor_of(spec: ModelSpec) -> Predictor:
-    return Predictor(
+def predictor_of(spec: ModelSpec) -> TiledPredictor:
+    return tiled(
         Threshold(), spec, device=torch.device("cpu"), precision=Precision("fp32")
     )
 

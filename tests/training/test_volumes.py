@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import tiled
 from napari_strata.core.classes import IGNORE, ClassMap
 from napari_strata.core.errors import ImageError
 from napari_strata.core.events import EpochEnd, Message, RegionEnd
@@ -23,7 +24,7 @@ from napari_strata.evaluation.evaluate import evaluate, iter_evaluate
 from napari_strata.inference.predict import predict
 from napari_strata.models.device import Precision
 from napari_strata.models.model import Model
-from napari_strata.models.network_predictor import Predictor
+from napari_strata.models.tiled import TiledPredictor
 from napari_strata.report.write import write_page
 from napari_strata.studies.crossval import crossval
 from napari_strata.training import validation
@@ -85,8 +86,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def predictor(model: Model) -> Predictor:
-    return Predictor(model.build(), model.spec, device=CPU, precision=Precision("fp32"))
+def predictor(model: Model) -> TiledPredictor:
+    return tiled(model.build(), model.spec, device=CPU, precision=Precision("fp32"))
 
 
 def test_a_sparse_volume_teaches_all_of_it(trained: Path) -> None:

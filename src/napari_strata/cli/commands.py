@@ -36,6 +36,7 @@ from napari_strata.cli.options import (
 )
 from napari_strata.cli.study import register
 from napari_strata.core.errors import StrataError, TrainingError
+from napari_strata.core.options import PredictOptions
 from napari_strata.core.runs import CrossvalFolder, RunFolder
 
 # Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
@@ -201,11 +202,10 @@ def predict(  # noqa: PLR0913 (one option each)
     from napari_strata.cli.console import show
     from napari_strata.core.events import FileEnd
     from napari_strata.inference.batch import predict_files
-    from napari_strata.inference.predict import PredictOptions
 
     options = PredictOptions(
-        device,
-        probabilities,
+        device=device,
+        probabilities=probabilities,
         overwrite=overwrite,
         tta=tta,
         ortho=ortho,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from napari_strata.inference.predict import PredictOptions
+    from napari_strata.core.options import PredictOptions
 
 
 def show_estimates(
@@ -23,7 +23,8 @@ def show_estimates(
 ) -> None:
     """Print time, memory and disk of each input on each device that is asked for."""
     from napari_strata.inference.batch import find_images
-    from napari_strata.inference.predict import build_committee, estimate_prediction
+    from napari_strata.inference.build import build_ensemble_predictor
+    from napari_strata.inference.predict import estimate_prediction
     from napari_strata.io import read_image
     from napari_strata.models.device import available_devices
     from napari_strata.models.ensemble import load_models
@@ -33,17 +34,17 @@ def show_estimates(
     ]  # which is the first of them
     loaded = load_models([*models])
     asked = [
-        replace(options, device=name)
+        options.updated(device=name)
         for name in (every if options.device == "auto" else [options.device])
     ]
-    ready = [(one, build_committee(loaded, one)) for one in asked]
+    ready = [(one, build_ensemble_predictor(loaded, one)) for one in asked]
     for path in find_images(inputs, labels_in=out):
         image = read_image(path, axes=axes)
         if not as_json:
             print(image.describe())
-        for one, committee in ready:
+        for one, predictor in ready:
             found = estimate_prediction(
-                loaded, image, out=out, options=one, committee=committee
+                loaded, image, out=out, options=one, predictor=predictor
             )
             facts = {"event": "Estimate", "source": str(path)} | asdict(found)
             print(json.dumps(facts) if as_json else f"  {found.describe()}")

@@ -75,7 +75,7 @@ def objects(  # noqa: PLR0913 (one option each)
     """Number the connected pieces of one class, and measure them."""
     from napari_strata.core.errors import RunError
     from napari_strata.core.image import AnnotatedImage
-    from napari_strata.inference.target import check_out
+    from napari_strata.inference.outputs import check_out
     from napari_strata.io import read_image, read_labels, write_labels
     from napari_strata.measure.object_table import (
         check_table_path,

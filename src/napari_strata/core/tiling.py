@@ -10,10 +10,11 @@ their probabilities are blended with `blend_weights`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -113,6 +114,68 @@ def plan_axis(
             (read, slice(write.start - read.start, write.stop - read.start), write)
         )
     return parts
+
+
+class TilingSpec(Protocol):
+    """The fields of a `ModelSpec` that say how images are cut; one size for each axis."""
+
+    @property
+    def blend(self) -> bool:
+        """True when overlapping tiles are blended, false when a halo is cropped."""
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """Size of a tile."""
+
+    @property
+    def halo_shape(self) -> tuple[int, ...]:
+        """Pixels that are cropped from each side of a tile."""
+
+    @property
+    def stride_shape(self) -> tuple[int, ...]:
+        """Factor by which the deepest level is smaller than the input."""
+
+
+def shared_stride(specs: Sequence[TilingSpec], axis: int = 0) -> int:
+    """The stride along an axis that suits models which predict together."""
+    return math.lcm(*(spec.stride_shape[axis] for spec in specs))
+
+
+def shared_halo(specs: Sequence[TilingSpec], axis: int = 0) -> int:
+    """Pixels along an axis that inform a part of an image, for models together.
+
+    Where tiles are blended, pixels as far away as a quarter of a tile count.
+    """
+    halos = []
+    for spec in specs:
+        halo = spec.halo_shape[axis]
+        if spec.blend:
+            halo = max(halo, spec.tile_shape[axis] // 4)
+        halos.append(halo)
+    return max(halos)
+
+
+def read_range(
+    write: slice, length: int, *, halo: int, stride: int, least: int = 0
+) -> slice:
+    """What is read along one axis to predict `write`: a halo more on both sides.
+
+    It starts at a multiple of the stride, as tiles do, and ends at one or at the border.
+
+    Parameters
+    ----------
+    length
+        of the image along this axis.
+    least
+        pixels that are read at least, as far as the image has them.
+    """
+    halo = max(halo, (least - (write.stop - write.start)) // 2)
+    # Beside the border a tile lies on one side.
+    start = max(0, min(write.start - halo, length - least))
+    stop = max(write.stop + halo, start + least)
+    return slice(
+        start // stride * stride, min(length, math.ceil(stop / stride) * stride)
+    )
 
 
 def plan_overlap(

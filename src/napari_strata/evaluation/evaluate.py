@@ -28,14 +28,15 @@ from napari_strata.core.events import (
 from napari_strata.core.image import AnnotatedImage, LabelImage, as_pairs
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.normalization import Scale
+from napari_strata.core.options import PredictOptions
 from napari_strata.core.spec import find_classes
 from napari_strata.data.neighbours import own_channels, pairs_with_neighbours
 from napari_strata.data.regions import Part, find_nonfinite, whole
 from napari_strata.evaluation.pictures import MOST, Example
 from napari_strata.evaluation.report import check_free, write_report
+from napari_strata.inference.build import build_ensemble_predictor
 from napari_strata.inference.checks import check_image
-from napari_strata.inference.ensemble_predictor import Committee
-from napari_strata.inference.predict import PredictOptions, build_committee
+from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.models.device import describe_device
 from napari_strata.models.ensemble import AnyModel, Ensemble, load_models
 
@@ -111,10 +112,10 @@ class Evaluation(Iterator[Event]):
             for text in models.averaging(self._options.tta, ortho=self._options.ortho)
         )
         yield from (Message(text, "warning") for text in warnings)
-        committee = build_committee(models, self._options)
+        predictor = build_ensemble_predictor(models, self._options)
         names = f"{len(scales)} image{'' if len(scales) == 1 else 's'}"
-        yield PredictionStarted(names, describe_device(committee.device), len(parts), 0)
-        tally = _Tally(committee, scales, shown=set(_evenly(len(parts), MOST)))
+        yield PredictionStarted(names, describe_device(predictor.device), len(parts), 0)
+        tally = _Tally(predictor, scales, shown=set(_evenly(len(parts), MOST)))
         number = 0
         for _, group in groupby(parts, key=lambda part: id(part.pair)):
             for part, seconds in tally.add(list(group)):
@@ -169,7 +170,7 @@ def iter_evaluate(
         when `out` holds something already (unless overwrite=True) or cannot be written.
     """
     return Evaluation(
-        model, pairs, out=out, options=replace(options or PredictOptions(), **keywords)
+        model, pairs, out=out, options=(options or PredictOptions()).updated(**keywords)
     )
 
 
@@ -267,7 +268,7 @@ def iter_score_labels(
 class _Tally:
     """Counts as they come."""
 
-    committee: Committee
+    predictor: EnsemblePredictor
     scales: dict[int, list[Scale]]
     shown: set[int]
     matrices: dict[int, tuple[AnnotatedImage, ConfusionMatrix]] = field(
@@ -277,29 +278,29 @@ class _Tally:
     seen: int = 0
 
     def add(self, parts: Sequence[Part]) -> Iterator[tuple[Part, float]]:
-        """Predict and count the labelled planes of one image, slab by slab as in prediction; each with the seconds that
-        it took. Slabs without labels are left out."""
+        """Predict and count the labelled planes of one image, chunk by chunk as in prediction; each with the seconds that
+        it took. Chunks without labels are left out."""
         pair = parts[0].pair
         numbers = {
             repr(index): number for number, index in enumerate(pair.image.planes())
         }
         known = {numbers[repr(part.index)]: part for part in parts}
-        for slab in self.committee.slabs(pair.image):
+        for chunk in self.predictor.plan_chunks(pair.image):
             started = perf_counter()
-            wanted = [number for number in slab.planes if number in known]
+            wanted = [number for number in chunk.planes if number in known]
             if not wanted:
                 continue
-            array = pair.image.read(slab.region)
-            found, _ = self.committee.slab(slab, array, self.scales[id(pair)])
-            grey = array[:, None] if array.ndim == 3 else array[:, slab.keep]
+            array = pair.image.read(chunk.region)
+            found, _ = self.predictor.predict_chunk(chunk, array, self.scales[id(pair)])
+            grey = array[:, None] if array.ndim == 3 else array[:, chunk.keep]
             for number in wanted:
-                place = slab.planes.index(number)
+                place = chunk.planes.index(number)
                 self._count(known[number], grey[:, place], found[place])
                 yield known[number], perf_counter() - started
                 started = perf_counter()
 
     def _count(self, part: Part, image: Array, prediction: Array) -> None:
-        classes = self.committee.spec.classes
+        classes = self.predictor.spec.classes
         truth = part.read_labels_of(image, classes)
         here = ConfusionMatrix(classes)
         here.update(truth, prediction)
@@ -309,7 +310,7 @@ class _Tally:
         )
         self.matrices[key] = part.pair, before + here
         if self.seen in self.shown:
-            own = own_channels(image, self.committee.spec.neighbours)
+            own = own_channels(image, self.predictor.spec.neighbours)
             self.examples.append(
                 Example.of(part.name, own, truth, prediction=prediction, confusion=here)
             )
@@ -318,7 +319,7 @@ class _Tally:
     def scores(self) -> Scores:
         matrices = [matrix for _, matrix in self.matrices.values()]
         names = _told_apart([pair for pair, _ in self.matrices.values()])
-        total = sum(matrices, ConfusionMatrix(self.committee.spec.classes))
+        total = sum(matrices, ConfusionMatrix(self.predictor.spec.classes))
         return Scores(
             total, tuple(zip(names, matrices, strict=True)), tuple(self.examples)
         )

@@ -1,7 +1,8 @@
-"""What computes the network: torch, or ONNX Runtime or OpenVINO where they are installed.
+"""Backends that compute a network: torch, or ONNX Runtime or OpenVINO if installed.
 
-The others are given the network as an ONNX graph of any height and width, made anew for each prediction (some seconds).
-They come with the extras ``onnx`` and ``openvino``.
+The other two are given the network as an ONNX graph of any height and width, which is
+made anew for each prediction (some seconds). They come with the extras ``onnx`` and
+``openvino``.
 """
 
 from __future__ import annotations
@@ -29,36 +30,37 @@ Session: TypeAlias = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 """Images float32 (N, C, H, W) to logits float32 (N, K, H, W)."""
 
 
-class Foreign(nn.Module):
-    """A network that another program computes, from and to torch tensors on the CPU.
+class SessionNetwork(nn.Module):
+    """A network that another library computes, from and to torch tensors on the CPU.
 
-    A copy of it is the torch network it was made from, without weights: for counting what it needs.
+    Its copy is the torch network that it was made from, without weights: estimates of
+    memory are made on such a copy.
     """
 
     def __init__(self, session: Session, source: nn.Module) -> None:
         super().__init__()
         self.session = session
-        self._source = (
-            without_weights(source),
-        )  # not as a module: it has nothing to be moved
+        # In a tuple, so that torch does not move it to a device as a submodule.
+        self._source = (without_weights(source),)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K, H, W)."""
-        return torch.from_numpy(
-            self.session(np.ascontiguousarray(images.float().cpu().numpy()))
-        )
+        """Compute logits (N, K, H, W) of images (N, C, H, W)."""
+        array = np.ascontiguousarray(images.float().cpu().numpy())
+        return torch.from_numpy(self.session(array))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        return copy.deepcopy(self._source[0], memo)
+        (source,) = self._source
+        return copy.deepcopy(source, memo)
 
 
 def check_backend(name: str, device: torch.device, precision: str) -> str:
-    """The precision that `name` computes in, where "auto" was asked for.
+    """Check a backend, and resolve the precision "auto" where it has only one.
 
     Raises
     ------
     RunError
-        when there is no such backend, it is not installed, or it does not know the device or precision.
+        when there is no such backend, it is not installed, or it does not know the
+        device or precision.
     """
     if name not in BACKENDS:
         raise RunError(f"found backend {name!r}; choose one of {', '.join(BACKENDS)}.")
@@ -66,19 +68,25 @@ def check_backend(name: str, device: torch.device, precision: str) -> str:
         return precision
     if device.type != "cpu":
         raise RunError(
-            f"found backend {name!r} on {device}; it computes on the CPU here: leave it out, or device=cpu."
+            f"found backend {name!r} on {device}; it computes on the CPU here: leave it "
+            "out, or device=cpu."
         )
-    for module in ("onnxscript", "onnxruntime" if name == "onnx" else "openvino"):
+    runtime = "onnxruntime" if name == "onnx" else "openvino"
+    for module in ("onnxscript", runtime):
         try:
             import_module(module)
         except ImportError:
             raise RunError(
-                f"backend {name!r} needs the package {module}; pip install 'napari-strata[{name}]'."
+                f"backend {name!r} needs the package {module}; pip install "
+                f"'napari-strata[{name}]'."
             ) from None
-    known = ("auto", "fp32") if name == "onnx" else ("auto", "fp32", "bf16")
-    if precision not in known:
+    precisions = ["auto", "fp32"]
+    if name == "openvino":
+        precisions.append("bf16")
+    if precision not in precisions:
         raise RunError(
-            f"found precision {precision!r} for backend {name!r}; choose one of {', '.join(known)}."
+            f"found precision {precision!r} for backend {name!r}; choose one of "
+            f"{', '.join(precisions)}."
         )
     return "fp32" if name == "onnx" else precision
 
@@ -86,7 +94,7 @@ def check_backend(name: str, device: torch.device, precision: str) -> str:
 def with_backend(
     name: str, network: nn.Module, *, channels: int, precision: Precision
 ) -> nn.Module:
-    """`network`, computed by backend `name`; see `check_backend` for what is possible.
+    """Let backend `name` compute a network; see `check_backend` for what is possible.
 
     Raises
     ------
@@ -95,58 +103,54 @@ def with_backend(
     """
     if name == "torch":
         return network
-    inner, stride = (
-        (network.network, network.stride)
-        if isinstance(network, AnySize)
-        else (network, 1)
-    )
+    if not isinstance(network, AnySize):
+        session = _make_session(name, network, channels, (1, 1), precision)
+        return SessionNetwork(session, network)
+    strides = network.stride
+    if isinstance(strides, int):
+        strides = (strides, strides)
+    session = _make_session(name, network.network, channels, strides, precision)
+    inner = SessionNetwork(session, network.network)
+    return AnySize(inner, network.stride, smallest=network.smallest)
+
+
+def _make_session(
+    name: str,
+    network: nn.Module,
+    channels: int,
+    strides: Sequence[int],
+    precision: Precision,
+) -> Session:
     with tempfile.TemporaryDirectory(prefix="napari-strata-") as folder:
         path = Path(folder) / "network.onnx"
-        _export(
-            inner,
-            path,
-            channels=channels,
-            strides=(stride, stride) if isinstance(stride, int) else stride,
-        )
-        session = (
-            _onnx_session(path)
-            if name == "onnx"
-            else _openvino_session(path, precision)
-        )
-    foreign = Foreign(session, inner)
-    if not isinstance(network, AnySize):
-        return foreign
-    return AnySize(foreign, stride, smallest=network.smallest)
+        _export(network, path, channels=channels, strides=strides)
+        if name == "onnx":
+            return _onnx_session(path)
+        return _openvino_session(path, precision)
 
 
 def _export(
     network: nn.Module, path: Path, *, channels: int, strides: Sequence[int]
 ) -> None:
     names = ("planes", "rows", "columns")[-len(strides) :]
-    sides = {
-        axis: stride * torch.export.Dim(name, min=2, max=1024)
-        for axis, (name, stride) in enumerate(zip(names, strides, strict=True), start=2)
-    }
     # Of different lengths, so that none is taken for another.
-    example = torch.zeros(
-        (
-            2,
-            channels,
-            *(
-                n * stride
-                for n, stride in zip((5, 4, 3)[-len(strides) :], strides, strict=True)
-            ),
-        )
-    )
-    shapes = ({0: torch.export.Dim("tiles", min=1, max=4096), **sides},)
+    lengths = (5, 4, 3)[-len(strides) :]
+    example_shape = [2, channels]
+    dynamic_axes: dict[int, Any] = {0: torch.export.Dim("tiles", min=1, max=4096)}
+    for axis, (name, length, stride) in enumerate(
+        zip(names, lengths, strides, strict=True), start=2
+    ):
+        example_shape.append(length * stride)
+        dynamic_axes[axis] = stride * torch.export.Dim(name, min=2, max=1024)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about its own parts
+            # The exporter warns of its own parts.
+            warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network.to(memory_format=torch.contiguous_format),
-                (example,),
+                (torch.zeros(example_shape),),
                 dynamo=True,
-                dynamic_shapes=shapes,
+                dynamic_shapes=(dynamic_axes,),
                 input_names=["images"],
                 output_names=["logits"],
                 verbose=False,
@@ -168,27 +172,30 @@ def _onnx_session(path: Path) -> Session:
     session = onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"]
     )
-    return lambda images: np.asarray(session.run(None, {"images": images})[0])
+
+    def run(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        (logits,) = session.run(None, {"images": images})
+        return np.asarray(logits)
+
+    return run
 
 
 def _openvino_session(path: Path, precision: Precision) -> Session:
     import openvino
 
     core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(path),
-        "CPU",
-        {
-            # Without a hint it takes bf16 wherever there is hardware for it, and does not say so.
-            "INFERENCE_PRECISION_HINT": "bf16"
-            if precision.dtype is torch.bfloat16
-            else "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        },
-    )
+    # Without a hint OpenVINO takes bf16 wherever there is hardware for it, and does not
+    # say so.
+    hint = "bf16" if precision.dtype is torch.bfloat16 else "f32"
+    settings = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = core.compile_model(core.read_model(path), "CPU", settings)
     request = compiled.create_infer_request()
 
-    def answer(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.array(next(iter(request.infer({0: images}).values())))
+    def run(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        (logits,) = request.infer({0: images}).values()
+        return np.array(logits)
 
-    return answer
+    return run

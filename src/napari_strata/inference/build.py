@@ -1,11 +1,12 @@
-"""How to predict, and the networks on the device that will."""
+"""Build the predictors of models on a device, from the kind that each model names."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from time import perf_counter
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,126 +14,94 @@ import torch
 from napari_strata.core.errors import RunError
 from napari_strata.core.events import Message
 from napari_strata.core.image import Image
+from napari_strata.core.options import PredictOptions
 from napari_strata.inference.backends import check_backend, with_backend
-from napari_strata.inference.ensemble_predictor import Committee
+from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.models.device import choose_device, choose_precision
 from napari_strata.models.ensemble import Ensemble
 from napari_strata.models.model import Model
-from napari_strata.models.network_predictor import Predictor
+from napari_strata.models.network_predictor import NetworkPredictor
+from napari_strata.models.predictor import Predictor
+from napari_strata.models.tiled import TiledPredictor
 from napari_strata.networks.folding import fold_batch_norms
 
+PredictorBuilder: TypeAlias = Callable[[Model, PredictOptions], Predictor]
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """How to predict; what to predict is in the model.
-
-    Parameters
-    ----------
-    device
-        "auto", "cpu", "cuda", "cuda:1", "mps".
-    probabilities
-        give the probability of every class too: float16, the classes as channels.
-    overwrite
-        replace an existing output.
-    batch
-        tiles at a time; as many as make a modest batch when None.
-    precision
-        "auto", "fp32", "bf16", "fp16".
-    tile
-        side of the tiles in pixels, where the model's own do not fit into memory.
-    tta
-        average over the eight flips and quarter turns of each plane (8 times the work); see `Committee`.
-    ortho
-        average over the XY, XZ and YZ planes of a volume, with a 2D model (3 times the work); see `views`.
-    backend
-        "torch", or "onnx" or "openvino" (CPU, with the extras of these names); see `backends`.
-    compile
-        let torch.compile make kernels for this network first: tens of seconds that pay for large stacks on a GPU.
-    """
-
-    device: str = "auto"
-    probabilities: bool = False
-    overwrite: bool = False
-    batch: int | None = None
-    precision: str = "auto"
-    tile: int | None = None
-    tta: bool = False
-    ortho: bool = False
-    backend: str = "torch"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "tile"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RunError(
-                    f"found {name}={value}; needed is 1 or more, or nothing to have it chosen."
-                )
-        if self.compile and self.backend != "torch":
-            raise RunError(
-                f"found backend {self.backend!r} with compile; torch.compile is for backend torch only."
-            )
+PREDICTORS: dict[str, PredictorBuilder] = {}
+"""Builders of predictors that are no torch networks, by the kind that a model file names
+(``spec.network.kind``). A kind that is not here is a network."""
 
 
-def build_predictor(model: Model, options: PredictOptions) -> Predictor:
-    """The model's network on the device that `options` ask for."""
-    device = choose_device(options.device)
-    spec = model.spec
+def build_predictor(model: Model, options: PredictOptions) -> TiledPredictor:
+    """Build the predictor of a model on the device that `options` name."""
+    build = PREDICTORS.get(model.spec.network.kind, _build_network_predictor)
     if options.tile:
-        spec = spec.model_copy(
-            update={"tile": -(-options.tile // spec.stride) * spec.stride}
-        )
-    precision = choose_precision(
-        check_backend(options.backend, device, options.precision), device
-    )
-    network, temperature = model.build(device), model.temperature
-    # Two strides along each axis, as small as every network of ours takes.
+        stride = model.spec.stride
+        tile = math.ceil(options.tile / stride) * stride
+        spec = model.spec.model_copy(update={"tile": tile})
+        model = replace(model, spec=spec)
+    predictor = build(model, options)
+    return TiledPredictor(predictor, batch=options.batch, temperature=model.temperature)
+
+
+def build_ensemble_predictor(
+    models: Ensemble, options: PredictOptions
+) -> EnsemblePredictor:
+    """Build the predictors of all models on the device that `options` name."""
+    members = [build_predictor(model, options) for model in models.ordered]
+    return EnsemblePredictor(members, tta=options.tta, ortho=options.ortho)
+
+
+def _build_network_predictor(model: Model, options: PredictOptions) -> NetworkPredictor:
+    spec = model.spec
+    device = choose_device(options.device)
+    precision_name = check_backend(options.backend, device, options.precision)
+    precision = choose_precision(precision_name, device)
+    # Two strides along each axis, as small as every network here takes.
+    side = tuple(2 * stride for stride in spec.stride_shape)
     network = fold_batch_norms(
-        network, channels=spec.in_channels, side=tuple(2 * n for n in spec.stride_shape)
+        model.build(device), channels=spec.in_channels, side=side
     )
-    network = torch.compile(network) if options.compile else network  # type: ignore[assignment]
+    if options.compile:
+        network = torch.compile(network)  # type: ignore[assignment]
     network = with_backend(
         options.backend, network, channels=spec.in_channels, precision=precision
     )
-    return Predictor(
-        network,
-        spec,
-        device=device,
-        precision=precision,
-        batch=options.batch,
-        temperature=temperature,
-    )
+    return NetworkPredictor(network, spec, device=device, precision=precision)
 
 
-def build_committee(models: Ensemble, options: PredictOptions) -> Committee:
-    """The networks of all members on the device that `options` ask for."""
-    members = [build_predictor(model, options) for model in models.ordered]
-    return Committee(members, tta=options.tta, ortho=options.ortho)
+def compile_networks(
+    predictor: EnsemblePredictor, image: Image, options: PredictOptions
+) -> Iterator[Message]:
+    """Make the kernels for the tiles of an image where networks are to be compiled.
 
-
-def compiled(committee: Committee, image: Image) -> Iterator[Message]:
-    """Make the kernels of networks that are to be compiled, for the tiles of an image; says how long that took.
+    Yields
+    ------
+    a message for each network: how long it took.
 
     Raises
     ------
     RunError
         when there is no compiler here, or it cannot compile a network.
     """
-    pictures = [
-        shape for shape, _ in committee.pictures(committee.slabs(image)[0], image)
-    ]
-    for member in committee.members:
-        if not hasattr(member.network, "_orig_mod"):
+    if not options.compile:
+        return
+    first_chunk = predictor.plan_chunks(image)[0]
+    for member in predictor.members:
+        if not isinstance(member.predictor, NetworkPredictor):
             continue
-        tiles = [tile for shape in pictures for tile in member.tile_shapes(shape)]
-        begun, tile = perf_counter(), max(tiles, key=math.prod)
+        tiles = []
+        for shape, _ in predictor.image_shapes(first_chunk, image):
+            tiles += member.tile_shapes(shape)
+        tile = max(tiles, key=math.prod)
+        started = perf_counter()
         try:
-            member.answer(np.zeros((1, member.spec.in_channels, *tile), np.float32))
+            batch = np.zeros((1, member.spec.in_channels, *tile), np.float32)
+            member.predictor.logits(batch)
         except Exception as error:  # the compiler's own, many kinds
             text = " ".join(str(error).split())[:160] or type(error).__name__
             raise RunError(
                 f"torch.compile failed here ({text}); leave compile out."
             ) from error
-        yield Message(
-            f"torch.compile took {perf_counter() - begun:.0f} s before the first tile"
-        )
+        seconds = perf_counter() - started
+        yield Message(f"torch.compile took {seconds:.0f} s before the first tile")

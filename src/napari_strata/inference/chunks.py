@@ -1,28 +1,42 @@
-"""Slabs: the pieces in which an image is predicted, each of which gives whole planes.
+"""Chunks: parts of an image that are predicted together, each of which gives whole planes.
 
-A 2D network takes plane by plane. A 3D network takes the planes of one row of tiles at a time, with the halo that
-informs them, and so does a fusion of three views; then memory holds a slab, however deep the volume is. (Networks that
-blend their tiles take a volume in one piece.)
+A 2D model takes plane by plane. A 3D model takes the planes of one row of tiles at a
+time, with the halo that informs them, and so does a fusion of three views. Memory then
+holds one chunk, however deep the volume is. Models that blend their tiles take a volume
+in one piece.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
+
+from napari_strata.core.events import Message
 from napari_strata.core.image import Image, Region
 from napari_strata.core.spec import ModelSpec
-from napari_strata.core.tiling import plan_axis
+from napari_strata.core.tiling import (
+    plan_axis,
+    read_range,
+    shared_halo,
+    shared_stride,
+)
 
-HELD = 2**27
-"""About how many float32 probabilities the planes hold that a slab of three views gives (half a gigabyte), unless the
-halo asks for more of them; the halo's own come on top. The same on every machine."""
+Array = np.ndarray[Any, Any]
+
+VIEW_VALUES = 2**27
+"""About how many float32 probabilities a chunk of three views holds (half a gigabyte),
+unless the halo needs more planes; the halo's own come on top. The same on every machine."""
 
 
 @dataclass(frozen=True)
-class Slab:
+class Chunk:
     """Planes that are predicted together.
 
     Parameters
@@ -32,9 +46,9 @@ class Slab:
     planes
         numbers of the planes that it gives, as `Image.planes` counts them.
     keep
-        which of the planes that are read those are.
+        position of those among the planes that are read.
     stretch
-        for three views: by what Z is stretched so that its pixels are as long as those of Y, and of X.
+        for three views: factors that make Z's pixels as long as those of Y, and of X.
     """
 
     region: Region
@@ -44,95 +58,174 @@ class Slab:
 
     def shape(self, image: Image) -> tuple[int, ...]:
         """Sizes along Y and X, or Z, Y and X, of what is read."""
-        plane, depth = (image.size("Y"), image.size("X")), self.region.get("Z")
-        return (depth.stop - depth.start, *plane) if isinstance(depth, slice) else plane
+        plane = (image.size("Y"), image.size("X"))
+        depth = self.region.get("Z")
+        if isinstance(depth, slice):
+            return (depth.stop - depth.start, *plane)
+        return plane
 
 
-def plan_slabs(
+def plan_chunks(
     image: Image, specs: Sequence[ModelSpec], *, ortho: bool = False
-) -> list[Slab]:
-    """The slabs of an image in the order of their planes, each plane in one of them.
+) -> list[Chunk]:
+    """The chunks of an image in the order of their planes, each plane in one of them.
 
     Parameters
     ----------
     specs
-        of networks that predict together, all 2D or all 3D.
+        of models that predict together, all 2D or all 3D.
     ortho
-        for three views of each volume by 2D networks; see `views`.
+        for three views of each volume by 2D models; see `EnsemblePredictor`.
     """
+    chunks = []
     if specs[0].depth is None and not ortho:
-        return [
-            Slab(region, range(i, i + 1), slice(0, 1))
-            for i, region in enumerate(image.planes())
-        ]
+        for number, region in enumerate(image.planes()):
+            chunks.append(Chunk(region, range(number, number + 1), slice(0, 1)))
+        return chunks
     depth = image.size("Z")
-    parts = _views(image, specs) if ortho else _tiled(depth, specs)
-    stretch = stretches(image) if ortho else (1.0, 1.0)
-    times: Sequence[Region] = (
-        [{"T": t} for t in range(image.size("T"))] if "T" in image.axes else [{}]
-    )
-    return [
-        Slab(
-            {**time, "Z": read},
-            range(i * depth + write.start, i * depth + write.stop),
-            crop,
-            stretch,
-        )
-        for i, time in enumerate(times)
-        for read, crop, write in parts
-    ]
+    stretch = (1.0, 1.0)
+    parts = _plan_volume(depth, specs)
+    if ortho:
+        stretch = pixel_stretch(image)
+        parts = _plan_views(image, specs)
+    times: list[Region] = [{}]
+    if "T" in image.axes:
+        times = [{"T": t} for t in range(image.size("T"))]
+    for i, time in enumerate(times):
+        for read, keep, write in parts:
+            planes = range(i * depth + write.start, i * depth + write.stop)
+            chunks.append(Chunk({**time, "Z": read}, planes, keep, stretch))
+    return chunks
 
 
-def _tiled(depth: int, specs: Sequence[ModelSpec]) -> list[tuple[slice, slice, slice]]:
-    """Read, crop and write along Z, as the tiles of 3D networks have it; all of it where tiles are blended."""
+def planes_of(chunks: Sequence[Chunk]) -> range:
+    """Numbers of the planes that neighbouring chunks give."""
+    if not chunks:
+        return range(0)
+    return range(chunks[0].planes.start, chunks[-1].planes.stop)
+
+
+def _plan_volume(
+    depth: int, specs: Sequence[ModelSpec]
+) -> list[tuple[slice, slice, slice]]:
+    """Read, keep and write along Z for 3D models: rows of tiles, or all planes."""
     if any(spec.blend for spec in specs):
-        return [(slice(0, depth),) * 3]
-    halo, stride = (
-        max(spec.halo_shape[0] for spec in specs),
-        math.lcm(*(spec.stride_shape[0] for spec in specs)),
-    )
-    return plan_axis(
-        depth, tile=min(spec.tile_shape[0] for spec in specs), halo=halo, stride=stride
-    )
+        return [(slice(0, depth), slice(0, depth), slice(0, depth))]
+    tile = min(spec.tile_shape[0] for spec in specs)
+    halo, stride = shared_halo(specs), shared_stride(specs)
+    return plan_axis(depth, tile=tile, halo=halo, stride=stride)
 
 
-def _views(
+def _plan_views(
     image: Image, specs: Sequence[ModelSpec]
 ) -> list[tuple[slice, slice, slice]]:
-    """Read, crop and write along Z for three views: as thick as memory bears, and never thinner than their halo."""
-    depth, halo = image.size("Z"), max(_halo(image, spec) for spec in specs)
-    # Upright views begin where a network would begin a tile, as nearly as planes of this thickness allow.
-    stride = math.ceil(
-        math.lcm(*(spec.stride for spec in specs)) * max(1.0, 1 / min(stretches(image)))
-    )
-    plane = image.size("Y") * image.size("X") * len(specs[0].classes)
-    count = -(-depth // max(HELD // plane, halo, 1))
-    cuts = [round(i * depth / count) for i in range(count + 1)]
+    """Read, keep and write along Z for three views.
+
+    Chunks are as thick as memory bears, and never thinner than their halo.
+    """
+    depth = image.size("Z")
+    stretch = min(pixel_stretch(image))
+    halo = math.ceil(shared_halo(specs) / stretch)
+    # Upright views start where a model would start a tile, as nearly as planes of this
+    # thickness allow.
+    stride = math.ceil(shared_stride(specs) * max(1.0, 1 / stretch))
+    plane_values = image.size("Y") * image.size("X") * len(specs[0].classes)
+    thickness = max(VIEW_VALUES // plane_values, halo, 1)
+    count = math.ceil(depth / thickness)
+    borders = [round(i * depth / count) for i in range(count + 1)]
     parts = []
-    for begin, end in pairwise(cuts):
-        read = slice(
-            max(0, begin - halo) // stride * stride,
-            min(depth, -(-(end + halo) // stride) * stride),
-        )
-        parts.append(
-            (read, slice(begin - read.start, end - read.start), slice(begin, end))
-        )
+    for begin, end in pairwise(borders):
+        write = slice(begin, end)
+        read = read_range(write, depth, halo=halo, stride=stride)
+        keep = slice(begin - read.start, end - read.start)
+        parts.append((read, keep, write))
     return parts
 
 
-def _halo(image: Image, spec: ModelSpec) -> int:
-    """Planes beyond a slab that inform the upright views of it."""
-    pixels = max(spec.halo, spec.tile // 4) if spec.blend else spec.halo
-    return math.ceil(pixels / min(stretches(image)))
+def pixel_stretch(image: Image) -> tuple[float, float]:
+    """Factors that make Z's pixels as long as those of Y, and of X.
 
-
-def stretches(image: Image) -> tuple[float, float]:
-    """By what Z is stretched so that its pixels are as long as those of Y, and of X; 1 where sizes are unknown."""
-    sizes, units = image.pixel_size, dict(zip(image.axes, image.units, strict=True))
-    if (
-        "Z" not in sizes
-        or min(sizes.values()) <= 0
-        or len({units[a] for a in "ZYX"}) > 1
-    ):
+    1 where pixel sizes are unknown or in different units.
+    """
+    sizes = image.pixel_size
+    units = dict(zip(image.axes, image.units, strict=True))
+    if "Z" not in sizes or min(sizes.values()) <= 0:
+        return 1.0, 1.0
+    if len({units["Z"], units["Y"], units["X"]}) > 1:
         return 1.0, 1.0
     return sizes["Z"] / sizes["Y"], sizes["Z"] / sizes["X"]
+
+
+def read_ahead(image: Image, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Array]]:
+    """Yield chunks with their grey values; a thread reads the next one meanwhile."""
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        pending: deque[tuple[Chunk, Future[Array]]] = deque()
+        for chunk in chunks:
+            pending.append((chunk, pool.submit(image.read, chunk.region)))
+            if len(pending) > 1:
+                first, future = pending.popleft()
+                yield first, future.result()
+        for chunk, future in pending:
+            yield chunk, future.result()
+
+
+@dataclass(frozen=True)
+class InvalidPixels:
+    """Pixels of one plane that are NaN or infinite.
+
+    Parameters
+    ----------
+    plane
+        its region, see `Image.planes`.
+    first
+        row and column of the first one.
+    count
+        number of such pixels.
+    """
+
+    plane: Region
+    first: tuple[int, int]
+    count: int
+
+
+def find_invalid(
+    chunk: Chunk, array: Array, planes: Sequence[Region]
+) -> list[InvalidPixels]:
+    """Find pixels of a chunk's own planes that are NaN or infinite in any channel.
+
+    Parameters
+    ----------
+    array
+        grey values of the chunk, halo included.
+    planes
+        regions of all planes of the image.
+    """
+    if array.dtype.kind != "f":
+        return []
+    finite = np.asarray(np.isfinite(array).all(axis=0))
+    if finite.all():
+        return []
+    finite_planes = finite[None] if finite.ndim == 2 else finite[chunk.keep]
+    invalid = []
+    for number, finite_plane in zip(chunk.planes, finite_planes, strict=True):
+        count = int((~finite_plane).sum())
+        if count:
+            row, column = np.unravel_index(np.argmin(finite_plane), finite_plane.shape)
+            first = (int(row), int(column))
+            invalid.append(InvalidPixels(planes[number], first, count))
+    return invalid
+
+
+def describe_invalid(image: Image, invalid: Sequence[InvalidPixels]) -> Message:
+    """A warning that counts and locates pixels that are NaN or infinite."""
+    first = invalid[0]
+    index: Mapping[str, Any] = first.plane
+    position = [f"{axis}={value}" for axis, value in index.items()]
+    position += [f"Y={first.first[0]}", f"X={first.first[1]}"]
+    count = sum(plane.count for plane in invalid)
+    noun = "pixel that is" if count == 1 else "pixels that are"
+    return Message(
+        f"{image.name}: found {count} {noun} not finite (NaN or infinite), the first at "
+        f"{', '.join(position)}; taken as the mean grey value.",
+        "warning",
+    )

@@ -1,12 +1,14 @@
-"""A prediction that is not finished yet: a folder on disk from which it goes on, by one process or by several.
+"""Resumable output: planes of an unfinished prediction in a folder on disk.
 
-Planes are written straight into ``<output>.partial/labels.npy`` (and ``probabilities.npy``), and after each one a line
-into ``ledger.jsonl``: its number, the pixels of each class, and a checksum. The ledger's first line says of which
-model, image and options the planes were made. Only planes whose checksum holds are taken up again, so neither a kill
-nor a power cut nor a full disk leaves anything half-right behind.
+Planes are written straight into ``<output>.partial/labels.npy`` (and
+``probabilities.npy``), and after each one a line into ``ledger.jsonl``: its number, the
+pixels of each class, and a checksum. The ledger's first line says of which model, image
+and options the planes were made. Only planes whose checksum is right count later, so a
+kill, a power cut or a full disk leave no damaged plane that is taken for a good one.
 
-Several processes may fill one folder, on one machine or many: each has a ledger of its own (``ledger.2of3.jsonl``) and
-claims the planes that it writes, and whatever stands in any ledger counts for all.
+Several processes may fill one folder, on one machine or many. Each has its own ledger
+(``ledger.2of3.jsonl``) and claims the planes that it writes; planes of all ledgers count
+for all.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
@@ -29,78 +31,93 @@ import numpy as np
 
 from napari_strata.core import files
 from napari_strata.core.errors import RunError
-from napari_strata.inference.output import Array, Form, Identity, check_space
-from napari_strata.inference.shards import Part, claim, sole
+from napari_strata.inference.outputs import Array, OutputSpec, check_space
+from napari_strata.inference.shards import (
+    ANCHOR,
+    Shard,
+    claim_planes,
+    exclusive,
+)
 
 FORMAT = "napari-strata ledger 1"
-LEDGER, CLAIMS, ASSEMBLY = "ledger.jsonl", ".claims", "assembly.lock"
+LEDGER, ASSEMBLY = "ledger.jsonl", "assembly.lock"
 
 
 @dataclass(frozen=True)
-class Hand:
-    """Who writes into a folder: everything, all alone, unless it is said otherwise.
+class WriterRole:
+    """Share of a process in filling a folder; by default it fills it alone.
 
     Parameters
     ----------
-    part
-        which of several; its ledger is called by it.
+    shard
+        one of several; the ledger is named for it.
     planes
-        those that it writes, which nobody else may at the same time; all when None, none when empty.
+        those that it writes, and nobody else at the same time; all when None.
     shared
-        whether others fill the folder too: then nothing there is ever thrown away.
+        true when others fill the folder too: then nothing there is ever deleted.
     wait
         seconds to wait for planes that another process is writing.
-    sent
-        whether it was sent by one that has looked at every ledger, and needs not do so again.
+    trust_ledgers
+        true when the process that started this one has read all ledgers, so that this
+        one reads only its own and the common one.
     """
 
-    part: Part | None = None
+    shard: Shard | None = None
     planes: range | None = None
     shared: bool = False
     wait: float = 0.0
-    sent: bool = False
+    trust_ledgers: bool = False
 
     @property
     def ledger(self) -> str:
-        return (
-            LEDGER
-            if self.part is None
-            else f"ledger.{self.part.number}of{self.part.of}.jsonl"
-        )
+        """File name of the ledger."""
+        if self.shard is None:
+            return LEDGER
+        return f"ledger.{self.shard.number}of{self.shard.count}.jsonl"
 
 
-class PartialOutput:
-    """Planes in the folder ``<path>.partial``; see `Output`. `close` it, or `remove` it when done.
+class ResumableOutput:
+    """Planes in the folder ``<path>.partial``; see `Output`.
+
+    `close` it, or `remove` it when the prediction has become a file.
 
     Parameters
     ----------
     path
-        the file the prediction will become.
+        the file that the prediction will become.
+    spec
+        sizes and types of what is written.
     identity
-        what it is made of. Planes of another identity are thrown away, unless several fill the folder.
-    hand
-        who writes.
+        facts of model, image and options, as plain data. Planes of another identity are
+        deleted, unless several processes fill the folder.
+    role
+        see `WriterRole`.
 
     Raises
     ------
     RunError
-        when the disk has too little room or cannot be written, the folder holds anything that is not ours, another
-        process is writing the same planes, or several fill it with something else.
+        when the disk has too little room or cannot be written, the folder holds
+        something else, another process is writing the same planes, or several fill it
+        with planes of another identity.
     """
 
     def __init__(
-        self, path: Path, form: Form, identity: Identity, hand: Hand | None = None
+        self,
+        path: Path,
+        spec: OutputSpec,
+        identity: Any,
+        role: WriterRole | None = None,
     ) -> None:
         self.path = path
         self.folder = path.with_name(path.name + ".partial")
-        self.form = form
-        self.place = str(self.folder)
-        self._hand = hand or Hand()
+        self.spec = spec
+        self.location = str(self.folder)
+        self._role = role or WriterRole()
         self._identity = json.loads(json.dumps(dict(identity)))
         self.discarded: tuple[str, ...] = ()
         self.pixels: dict[int, tuple[int, ...]] = {}
         self._files: list[FileIO] = []
-        self._opened = ExitStack()
+        self._resources = ExitStack()
         try:
             self._open()
         except OSError as error:
@@ -115,215 +132,254 @@ class PartialOutput:
             raise
 
     def _open(self) -> None:
-        hand, every = self._hand, range(self.form.planes)
         self._check_ours()
         self._check_room()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._claims = self._opened.enter_context(FileIO(self.folder / CLAIMS, "ab+"))
-        # Who does everything puts the file together too; see `assembling`.
-        alone = hand.part is None and not hand.shared
-        wanted = (
-            range(self.form.planes + 1) if alone or hand.planes is None else hand.planes
-        )
-        if not claim(self._claims, wanted, wait=hand.wait):
-            raise RunError(
-                f"{self.folder}: another process is predicting the same planes just now; wait until it has finished, "
-                "or stop it."
-            )
-        self._compare()
+        self._claim()
+        self._check_identity()
         # The ledger comes first: a folder without one is never touched.
         head = json.dumps({"format": FORMAT, "identity": self._identity})
-        _once(
-            self.folder / hand.ledger,
-            lambda path: path.write_text(f"{head}\n", encoding="utf-8"),
+        ledger = self.folder / self._role.ledger
+        _create_once(
+            ledger, lambda path: path.write_text(f"{head}\n", encoding="utf-8")
         )
-        for name, (shape, dtype) in self.form.arrays().items():
-            make = partial(
+        for name, (shape, dtype) in self.spec.arrays().items():
+            create = partial(
                 np.lib.format.open_memmap, mode="w+", dtype=dtype, shape=shape
             )
-            _once(self.folder / name, make)
-            self._files.append(
-                self._opened.enter_context(FileIO(self.folder / name, "r+b"))
-            )
-        self._ledger = self._opened.enter_context(
-            FileIO(self.folder / hand.ledger, "ab+")
-        )
+            _create_once(self.folder / name, create)
+            file = FileIO(self.folder / name, "r+b")
+            self._files.append(self._resources.enter_context(file))
+        self._ledger = self._resources.enter_context(FileIO(ledger, "ab+"))
         self._ledger.seek(-1, os.SEEK_END)
-        if self._ledger.read(1) != b"\n":  # a line cut off by a kill
+        if self._ledger.read(1) != b"\n":
+            # A kill has cut the last line off.
             _write_all(self._ledger, b"\n")
-        self.take_up(hand.planes or every)
+        own_planes = self._role.planes
+        self.load_finished(own_planes or range(self.spec.planes))
 
-    def _ledgers(self) -> list[Path]:
-        if self._hand.sent:
-            found = [self.folder / name for name in {LEDGER, self._hand.ledger}]
-            return [path for path in found if path.exists()]
-        return sorted(self.folder.glob("ledger*.jsonl"))
+    def _claim(self) -> None:
+        """Claim the planes of this process; raise `RunError` when others hold one."""
+        role = self._role
+        planes = role.planes
+        if planes is None or (role.shard is None and not role.shared):
+            # A process that does everything puts the file together too; see
+            # `claim_assembly`.
+            planes = range(self.spec.planes + 1)
+        if not planes:
+            return
+        lock = claim_planes(self.folder, planes, wait=role.wait)
+        if lock is None:
+            raise RunError(
+                f"{self.folder}: another process is predicting the same planes just "
+                "now; wait until it has finished, or stop it."
+            )
+        self._resources.callback(lock.release)
+
+    def _ledger_paths(self) -> list[Path]:
+        if not self._role.trust_ledgers:
+            return sorted(self.folder.glob("ledger*.jsonl"))
+        paths = {self.folder / LEDGER, self.folder / self._role.ledger}
+        return [path for path in paths if path.exists()]
 
     def _check_ours(self) -> None:
+        """Raise `RunError` when the folder holds anything else than a prediction."""
         if not self.folder.exists():
             return
-        heads = [_head(path).get("format") for path in self._ledgers()]
-        if FORMAT not in heads and any(
-            not p.name.startswith(".") for p in self.folder.iterdir()
-        ):
+        formats = [_read_head(path).get("format") for path in self._ledger_paths()]
+        if FORMAT in formats:
+            return
+        if any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise RunError(
-                f"{self.folder}: found a folder that is not an unfinished prediction; move it elsewhere."
+                f"{self.folder}: found a folder that is not an unfinished prediction; "
+                "move it elsewhere."
             )
 
     def _check_room(self) -> None:
-        if not all((self.folder / name).exists() for name in self.form.arrays()):
-            check_space(self.folder.parent, self.form)
+        if not all((self.folder / name).exists() for name in self.spec.arrays()):
+            check_space(self.folder.parent, self.spec)
 
-    def _compare(self) -> None:
-        """Clear the folder when its planes are of another origin or form; refuse to, where others work on it."""
+    def _check_identity(self) -> None:
+        """Empty the folder when its planes are of another identity or size.
+
+        Raises
+        ------
+        RunError
+            where other processes work on them too.
+        """
+        ledgers = self._ledger_paths()
+        # A dictionary keeps the order in which differences are named.
         differences: dict[str, None] = {}
-        ledgers = self._ledgers()
-        for head in map(_head, ledgers):
-            found = head.get("identity", self._identity)
-            every = [*self._identity, *(k for k in found if k not in self._identity)]
-            differences |= dict.fromkeys(
-                k for k in every if found.get(k) != self._identity.get(k)
-            )
-        several = (
-            self._hand.shared
-            or self._hand.part
-            or any(path.name != LEDGER for path in ledgers)
-        )
-        if not differences and self._fits(missing=bool(several)):
+        for path in ledgers:
+            identity = _read_head(path).get("identity", self._identity)
+            for key in [*self._identity, *identity]:
+                if identity.get(key) != self._identity.get(key):
+                    differences[key] = None
+        shared = self._role.shared or self._role.shard is not None
+        shared = shared or any(path.name != LEDGER for path in ledgers)
+        if not differences and self._arrays_fit(may_lack=shared):
             return
-        if several:
+        if shared:
             raise RunError(
-                f"{self.folder}: found parts of a prediction with another {' and '.join(differences) or 'shape'}; work "
-                "of others is not discarded: choose another output, or remove that folder to start anew."
+                f"{self.folder}: found parts of a prediction with another "
+                f"{' and '.join(differences) or 'shape'}; work of others is not "
+                "discarded: choose another output, or remove that folder to start "
+                "anew."
             )
         self.discarded = tuple(differences)
         for path in self.folder.iterdir():
-            if path.name != CLAIMS:
+            if path.name != ANCHOR and not path.match(".*.lock"):
                 path.unlink()
         self._check_room()
 
-    def _fits(self, *, missing: bool) -> bool:
-        """Whether arrays have the shapes that are wanted and are whole; `missing` ones may be about to be made."""
-        for name, wanted in self.form.arrays().items():
+    def _arrays_fit(self, *, may_lack: bool) -> bool:
+        """True when the arrays have the right shapes and are whole.
+
+        Parameters
+        ----------
+        may_lack
+            true when another process may be about to make them.
+        """
+        for name, (shape, dtype) in self.spec.arrays().items():
             try:
-                found = np.load(self.folder / name, mmap_mode="r")
+                array = np.load(self.folder / name, mmap_mode="r")
             except FileNotFoundError:
-                if missing:
+                if may_lack:
                     continue
                 return False
-            except (OSError, ValueError):  # cut short
+            except (OSError, ValueError):
+                # The file is cut short.
                 return False
-            if (found.shape, found.dtype) != wanted:
+            if (array.shape, array.dtype) != (shape, dtype):
                 return False
         return True
 
-    def _records(self) -> dict[int, list[dict[str, Any]]]:
-        """What ledgers say of each plane that they name."""
-        found: dict[int, list[dict[str, Any]]] = {}
-        for path in self._ledgers():
-            for record in map(
-                _parse,
-                path.read_text(encoding="utf-8", errors="replace").splitlines()[1:],
-            ):
+    def _read_records(self) -> dict[int, list[dict[str, Any]]]:
+        """Ledger lines by plane."""
+        records: dict[int, list[dict[str, Any]]] = {}
+        for path in self._ledger_paths():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for line in text.splitlines()[1:]:
+                record = _parse_line(line)
                 plane = record.get("plane")
-                if isinstance(plane, int) and 0 <= plane < self.form.planes:
-                    found.setdefault(plane, []).append(record)
-        return found
+                if isinstance(plane, int) and 0 <= plane < self.spec.planes:
+                    records.setdefault(plane, []).append(record)
+        return records
 
-    def named(self) -> set[int]:
-        """Planes that are finished as far as ledgers say, whoever wrote them; their checksums are not looked at."""
-        return set(self._records())
+    def recorded_planes(self) -> set[int]:
+        """Planes that are finished according to any ledger; checksums are not read."""
+        return set(self._read_records())
 
-    def take_up(self, planes: Sequence[int]) -> None:
-        """Count as finished those of `planes` that some ledger names and whose checksum holds."""
-        records = self._records() if planes else {}
-        arrays = self.arrays() if records else []
+    def load_finished(self, planes: Sequence[int]) -> None:
+        """Count those of `planes` as finished that a ledger has with the right checksum."""
+        if not planes:
+            return
+        records = self._read_records()
+        if not records:
+            return
+        arrays = self.arrays()
         for plane in planes:
             if plane in self.pixels or plane not in records:
                 continue
-            found = _checksum([array[plane] for array in arrays])
+            checksum = _checksum([array[plane] for array in arrays])
             for record in records[plane]:
-                if record.get("crc32") == found:
+                if record.get("crc32") == checksum:
                     self.pixels[plane] = tuple(record["pixels"])
 
     def write(self, plane: int, arrays: Sequence[Array], pixels: Sequence[int]) -> None:
-        wanted = self.form.arrays().values()
-        parts = [
-            np.ascontiguousarray(array, dtype)
-            for array, (_, dtype) in zip(arrays, wanted, strict=True)
-        ]
+        """Keep one plane and its ledger line; see `Output.write`."""
+        contents = []
+        for array, (_, dtype) in zip(arrays, self.spec.arrays().values(), strict=True):
+            contents.append(np.ascontiguousarray(array, dtype))
         record = {
             "plane": plane,
-            "pixels": [int(n) for n in pixels],
-            "crc32": _checksum(parts),
+            "pixels": [int(count) for count in pixels],
+            "crc32": _checksum(contents),
         }
         try:
-            # Through the file, not a memory map: writing to a mapped page on a full disk kills the process.
-            for file, part in zip(self._files, parts, strict=True):
-                file.seek((plane - self.form.planes) * part.nbytes, os.SEEK_END)
-                _write_all(file, part.data.cast("B"))
+            # Not through a memory map: writing to a mapped page kills the process when
+            # the disk is full.
+            for file, content in zip(self._files, contents, strict=True):
+                file.seek((plane - self.spec.planes) * content.nbytes, os.SEEK_END)
+                _write_all(file, content.data.cast("B"))
             _write_all(self._ledger, f"{json.dumps(record)}\n".encode())
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise files.explain(error, self.folder) from error
             raise RunError(
-                f"{self.folder}: the disk is full. Free some space and run the same again: {len(self.pixels)} of "
-                f"{self.form.planes} planes are kept."
+                f"{self.folder}: the disk is full. Free some space and run the same "
+                f"again: {len(self.pixels)} of {self.spec.planes} planes are kept."
             ) from error
         self.pixels[plane] = tuple(pixels)
 
-    def settle(self) -> None:
-        """Bring what is written to the disk, so that other machines see it: planes first, then the ledger."""
+    def sync(self) -> None:
+        """Bring what is written to the disk, so that other machines see it."""
+        # Planes come first, because a ledger line says that its plane is there.
         for file in (*self._files, self._ledger):
             os.fsync(file.fileno())
 
-    @contextmanager
-    def assembling(self) -> Iterator[str]:
-        """Nothing ("") for the one process that puts the file together, and for the others who that is; see `sole`."""
-        if not claim(self._claims, range(self.form.planes, self.form.planes + 1)):
-            yield "another process"
-            return
-        with sole(self.folder / ASSEMBLY) as other:
-            yield other
+    def claim_assembly(self) -> str:
+        """Claim to put the file together, until `close`.
 
-    def busy(self, other: str) -> str:
-        """That another process puts the file together, and what to do should it be dead."""
+        Returns
+        -------
+        an empty text for the one process that may; for others who that is, see
+        `exclusive`.
+        """
+        number = self.spec.planes
+        lock = claim_planes(self.folder, range(number, number + 1))
+        if lock is None:
+            return "another process"
+        self._resources.callback(lock.release)
+        return self._resources.enter_context(exclusive(self.folder / ASSEMBLY))
+
+    def describe_assembly(self, holder: str) -> str:
+        """Say that another process puts the file together, and what to do if it died."""
         if not self.folder.exists():
             return f"{self.path} is written"
-        return f"{other}, writes {self.path} (should it have been killed: remove {self.folder / ASSEMBLY}, run this again)"
+        return (
+            f"{holder}, writes {self.path} (should it have been killed: remove "
+            f"{self.folder / ASSEMBLY}, run this again)"
+        )
 
     def arrays(self) -> list[Array]:
-        """Read-only memory maps of what is written."""
-        return [
-            np.load(self.folder / name, mmap_mode="r") for name in self.form.arrays()
-        ]
+        """Read-only memory maps of what is written; see `Output.arrays`."""
+        names = self.spec.arrays()
+        return [np.load(self.folder / name, mmap_mode="r") for name in names]
 
     def remove(self) -> None:
-        """Delete the folder: the prediction has become a file."""
-        going = self.folder.with_name(f".{uuid4().hex}.{self.folder.name}")
-        try:  # away at once, so that nobody who comes now finds half of it
-            os.replace(self.folder, going)
-        except OSError:  # Windows does not move what is open
-            going = self.folder
+        """Delete the folder."""
+        trash = self.folder.with_name(f".{uuid4().hex}.{self.folder.name}")
+        try:
+            # Moved at once, so that no process that starts now finds half of it.
+            os.replace(self.folder, trash)
+        except OSError:
+            # Windows does not move what is open.
+            trash = self.folder
         self.close()
-        shutil.rmtree(going, ignore_errors=True)
+        shutil.rmtree(trash, ignore_errors=True)
 
     def close(self) -> None:
-        self._opened.close()
+        """Close the files and release the claim."""
+        self._resources.close()
 
 
-def _once(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file unless it is there. Of several processes that do so at the same time one wins; none replaces it."""
+def _create_once(path: Path, create: Callable[[Path], object]) -> None:
+    """Create a file unless it exists.
+
+    Of several processes that do so at the same time one wins; none replaces the file.
+    """
     if path.exists():
         return
     temporary = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
-        make(temporary)
+        create(temporary)
         try:
             os.link(temporary, path)
         except FileExistsError:
             pass
-        except OSError:  # no hard links on this file system
+        except OSError:
+            # This file system has no hard links.
             if not path.exists():
                 os.replace(temporary, path)
     finally:
@@ -343,16 +399,16 @@ def _write_all(file: FileIO, data: bytes | memoryview) -> None:
         view = view[file.write(view) :]
 
 
-def _head(ledger: Path) -> dict[str, Any]:
-    """A ledger's first line; empty when it is none of ours."""
+def _read_head(ledger: Path) -> dict[str, Any]:
+    """First line of a ledger; empty when it is no ledger."""
     with open(ledger, encoding="utf-8", errors="replace") as file:
-        return _parse(file.readline())
+        return _parse_line(file.readline())
 
 
-def _parse(line: str) -> dict[str, Any]:
-    """One ledger line; empty when it was cut off."""
+def _parse_line(line: str) -> dict[str, Any]:
+    """One line of a ledger; empty when it was cut off."""
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}

@@ -1,15 +1,15 @@
-"""Predict: a model, an image, and the labels of every plane of it, one event at a time.
+"""Predict labels of every plane of an image with one model or several.
 
-`iter_predict` gives a job to iterate over; `predict` does that and returns the labels. To stop is to stop iterating:
-what is finished stays in ``<out>.partial`` and the same call goes on from there.
+`iter_predict` gives a job to iterate over; `predict` does that and returns the labels.
+To stop is to stop iterating: finished planes stay in ``<out>.partial``, and the same
+call continues from there.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,45 +19,59 @@ import numpy as np
 from napari_strata.core.errors import RunError
 from napari_strata.core.events import Event, Message, PredictionEnd, PredictionStarted
 from napari_strata.core.image import Image, LabelImage
-from napari_strata.inference.build import PredictOptions as PredictOptions
-from napari_strata.inference.build import build_committee as build_committee
-from napari_strata.inference.build import build_predictor as build_predictor
-from napari_strata.inference.build import compiled
+from napari_strata.core.options import PredictOptions
+from napari_strata.inference.build import build_ensemble_predictor, compile_networks
 from napari_strata.inference.checks import check_image
-from napari_strata.inference.ensemble_predictor import Committee
+from napari_strata.inference.chunks import Chunk, describe_invalid, planes_of
+from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.estimate import Estimate, check_memory, estimate
-from napari_strata.inference.finish import Results, assemble, finish
-from napari_strata.inference.ledger import Hand, PartialOutput
-from napari_strata.inference.output import Form, MemoryOutput, Output
-from napari_strata.inference.shards import Part, as_part
-from napari_strata.inference.stack import not_finite
-from napari_strata.inference.target import (
+from napari_strata.inference.ledger import ResumableOutput, WriterRole
+from napari_strata.inference.outputs import (
+    MemoryOutput,
+    Output,
+    OutputSpec,
+    Results,
     check_image_against_out,
     check_out,
-    is_put_together,
+    finish,
+    is_assembled,
     probabilities_path,
 )
-from napari_strata.inference.task import Subject, Told, Work, planes_of, predict_slabs
+from napari_strata.inference.shards import Shard, as_shard
+from napari_strata.inference.task import (
+    PredictionInput,
+    PredictionTask,
+    predict_chunks,
+)
 from napari_strata.io import read_image
 from napari_strata.models.allocator import kept_pages
 from napari_strata.models.device import describe_device
 from napari_strata.models.ensemble import AnyModel, load_models
 
 if TYPE_CHECKING:
-    from napari_strata.inference.scheduler import Cluster
+    from napari_strata.inference.dask import Cluster
 
 Array = np.ndarray[Any, Any]
+
 PATIENCE = 5.0
-"""Seconds to wait for planes that another process writes, such as a worker that has not heard yet that it may stop."""
+"""Seconds to wait for planes that another process writes, such as a worker that does not
+know yet that it may stop."""
 
 AnyImage: TypeAlias = Image | Array | str | os.PathLike[str]
 
 
 class Prediction(Iterator[Event]):
-    """A prediction as a job: iterate over its events, then take `labels`, `probabilities` and `pixels`.
+    """A prediction as a job: iterate over its events, then take the results.
 
-    Parameters and errors are those of `iter_predict`; errors are raised at the first step. Without `out`, planes go to
-    what `memory` makes.
+    Parameters and errors are those of `iter_predict`; errors are raised at the first
+    step.
+
+    Parameters
+    ----------
+    predictor
+        of these models and options, where there is one already.
+    make_output
+        makes the output of a prediction without `out`.
     """
 
     def __init__(
@@ -67,20 +81,19 @@ class Prediction(Iterator[Event]):
         *,
         out: str | os.PathLike[str] | None = None,
         options: PredictOptions | None = None,
-        part: Part | str | None = None,
+        part: Shard | str | None = None,
         scheduler: str | Cluster | None = None,
-        committee: Committee | None = None,
-        memory: Callable[[Form], Output] = MemoryOutput,
+        predictor: EnsemblePredictor | None = None,
+        make_output: Callable[[OutputSpec], Output] = MemoryOutput,
     ) -> None:
-        self._model, self._image, self._committee, self._memory = (
-            model,
-            image,
-            committee,
-            memory,
-        )
+        self._model = model
+        self._image = image
         self._out = None if out is None else Path(out).expanduser()
         self._options = options or PredictOptions()
-        self._part, self._scheduler = part, scheduler
+        self._part = part
+        self._scheduler = scheduler
+        self._predictor = predictor
+        self._make_output = make_output
         self._results: Results | None = None
         self._events = self._run()
 
@@ -88,28 +101,37 @@ class Prediction(Iterator[Event]):
         return next(self._events)
 
     def close(self) -> None:
-        """Stop here; what is finished is kept for the next time."""
+        """Stop; finished planes are kept for the next time."""
         self._events.close()
 
     @property
     def complete(self) -> bool:
-        """Whether there are labels: not before the end, nor after a part while others are to come."""
+        """True when there are labels.
+
+        That is at the end, but not at the end of a shard while others are to come.
+        """
         return self._results is not None
 
     @property
     def labels(self) -> LabelImage:
-        """Label values of every plane; when written to a file, read from there. Raises `RunError` before the end."""
-        return self._finished[0]
+        """Label values of every plane, read from the file if there is one.
+
+        Raises `RunError` before the end.
+        """
+        return self._finished.labels
 
     @property
     def probabilities(self) -> Image | None:
-        """Probabilities, float16, the classes as axis C before Y and X; None when they were not asked for."""
-        return self._finished[1]
+        """Probabilities, float16, the classes as axis C before Y and X.
+
+        None when they were not requested.
+        """
+        return self._finished.probabilities
 
     @property
     def pixels(self) -> Array:
         """Predicted pixels of each class, int64 (K,)."""
-        return self._finished[2]
+        return self._finished.pixels
 
     @property
     def _finished(self) -> Results:
@@ -121,129 +143,128 @@ class Prediction(Iterator[Event]):
 
     def _run(self) -> Generator[Event]:
         started = perf_counter()
-        out, options, part = self._out, self._options, as_part(self._part)
-        check_asked(out, part, self._scheduler)
-        if (
-            out is not None
-            and part is not None
-            and is_put_together(out, overwrite=options.overwrite)
-        ):
-            text = f"part {part.number} of {part.of}: {out} is there and nothing unfinished beside it, so all parts are"
-            yield Message(f"{text} done (to replace it: --overwrite)")
-            return
+        out, options, shard = self._out, self._options, as_shard(self._part)
+        check_processes(out, shard, self._scheduler)
         if out is not None:
+            if shard is not None and is_assembled(out, overwrite=options.overwrite):
+                yield Message(
+                    f"part {shard.number} of {shard.count}: {out} is there and nothing "
+                    "unfinished beside it, so all parts are done (to replace it: "
+                    "--overwrite)"
+                )
+                return
             check_out(out, overwrite=options.overwrite)
         image = as_image(self._image)
         if out is not None:
             check_image_against_out(image, out)
-        subject = Subject(image, load_models(self._model))
-        specs = [model.spec for model in subject.models.models]
-        warnings = check_image(
-            specs, subject.seen, subject.samples, ortho=options.ortho
-        )
-        averaging = subject.models.averaging(options.tta, ortho=options.ortho)
-        yield from (
-            Message(text) for text in (image.describe(), *image.notes, *averaging)
-        )
-        yield from (Message(text, "warning") for text in warnings)
+        inputs = PredictionInput(image, load_models(self._model))
+        warnings = _check_input(inputs, options)
+        yield Message(image.describe())
+        for note in image.notes:
+            yield Message(note)
+        for sentence in inputs.models.averaging(options.tta, ortho=options.ortho):
+            yield Message(sentence)
+        for warning in warnings:
+            yield Message(warning, "warning")
         if self._scheduler is not None and out is not None:
-            yield from self._on_cluster(subject, out)
+            yield from self._run_on_cluster(inputs, out)
         else:
-            work = Work(
-                subject,
-                self._committee or build_committee(subject.models, options),
-                options,
-            )
-            yield from self._here(work, part)
+            predictor = self._predictor
+            if predictor is None:
+                predictor = build_ensemble_predictor(inputs.models, options)
+            task = PredictionTask(inputs, predictor, options)
+            yield from self._run_in_process(task, shard)
         if self.complete:
-            yield PredictionEnd(
-                image.name, "" if out is None else str(out), perf_counter() - started
-            )
+            path = "" if out is None else str(out)
+            yield PredictionEnd(image.name, path, perf_counter() - started)
 
-    def _here(self, work: Work, part: Part | None) -> Iterator[Event]:
-        """Predict in this process: everything, or one part."""
-        subject, out, committee = work.subject, self._out, work.committee
-        slabs = work.slabs if part is None else part.share(work.slabs)
-        planes = planes_of(slabs)
+    def _run_in_process(
+        self, task: PredictionTask, shard: Shard | None
+    ) -> Iterator[Event]:
+        """Predict in this process: everything, or one shard."""
+        image, predictor = task.input.model_image, task.predictor
+        chunks: Sequence[Chunk] = task.chunks
+        if shard is not None:
+            chunks = shard.share(task.chunks)
+        planes = planes_of(chunks)
+        role = WriterRole(shard, planes, wait=PATIENCE)
         with (
-            kept_pages(committee.device.type),
-            closing(self._open(work, Hand(part, planes, wait=PATIENCE))) as output,
+            kept_pages(predictor.device.type),
+            closing(self._open_output(task, role)) as output,
         ):
-            yield from _discarded(output)
-            found = sum(plane in output.pixels for plane in planes)
-            if found < len(planes):
-                in_memory = isinstance(output, MemoryOutput)
-                check_memory(
-                    estimate(
-                        committee,
-                        subject.seen,
-                        output.form,
-                        out=out,
-                        in_memory=in_memory,
-                    ),
-                    committee,
+            yield from _describe_discarded(output)
+            finished = sum(plane in output.pixels for plane in planes)
+            if finished < len(planes):
+                estimated = estimate(
+                    predictor,
+                    image,
+                    output.spec,
+                    out=self._out,
+                    in_memory=isinstance(output, MemoryOutput),
                 )
-                yield from compiled(committee, subject.seen)
-            yield PredictionStarted(
-                subject.image.name,
-                describe_device(committee.device),
-                len(planes),
-                found,
-            )
-            if bad := (yield from predict_slabs(work, slabs, output)):
-                yield not_finite(subject.seen, bad)
-            if part is not None and isinstance(output, PartialOutput):
-                output.settle()
-                self._results = yield from assemble(
-                    output, subject, self._options, told=Told(part, work.slabs)
+                check_memory(estimated, predictor)
+                yield from compile_networks(predictor, image, task.options)
+            device = describe_device(predictor.device)
+            yield PredictionStarted(image.name, device, len(planes), finished)
+            invalid = yield from predict_chunks(task, chunks, output)
+            if invalid:
+                yield describe_invalid(image, invalid)
+            if shard is not None and isinstance(output, ResumableOutput):
+                output.sync()
+                self._results = yield from _assemble(
+                    output, task.input, task.options, shard=shard, chunks=task.chunks
                 )
             else:
-                self._results = finish(output, subject, out, self._options)
-
-    def _on_cluster(self, subject: Subject, out: Path) -> Iterator[Event]:
-        """Predict on the workers of a scheduler."""
-        from napari_strata.inference.region import Order
-        from napari_strata.inference.scheduler import Cluster
-        from napari_strata.inference.workers import Workers
-
-        order = Order.of(self._model, subject, out, self._options)
-        scheduler = self._scheduler
-        with (
-            Cluster(str(scheduler))
-            if not isinstance(scheduler, Cluster)
-            else nullcontext(scheduler) as cluster
-        ):
-            workers = Workers(cluster, order)
-            hand = Hand(planes=range(0), shared=True)
-            with closing(
-                PartialOutput(out, subject.form(self._options), workers.identity, hand)
-            ) as output:
-                _check_beside(
+                self._results = finish(
                     output,
-                    out,
-                    range(output.form.planes),
-                    overwrite=self._options.overwrite,
+                    task.input.image,
+                    task.input.classes,
+                    self._out,
+                    overwrite=task.options.overwrite,
                 )
-                yield from workers.messages
+
+    def _run_on_cluster(self, inputs: PredictionInput, out: Path) -> Iterator[Event]:
+        """Predict on the workers of a Dask scheduler."""
+        from napari_strata.inference.dask import Cluster, ClusterPrediction, Order
+
+        options = self._options
+        order = Order.of(self._model, inputs, out, options)
+        spec = inputs.output_spec(options)
+        cluster: Cluster | nullcontext[Cluster]
+        if isinstance(self._scheduler, Cluster):
+            cluster = nullcontext(self._scheduler)
+        else:
+            cluster = Cluster(str(self._scheduler))
+        with cluster as opened:
+            prediction = ClusterPrediction(opened, order)
+            # This process writes no planes itself.
+            role = WriterRole(planes=range(0), shared=True)
+            output = ResumableOutput(out, spec, prediction.identity, role)
+            with closing(output):
+                _check_probabilities_free(
+                    output, range(spec.planes), overwrite=options.overwrite
+                )
+                yield from prediction.messages
                 yield PredictionStarted(
-                    subject.image.name,
-                    workers.device,
-                    output.form.planes,
+                    inputs.image.name,
+                    prediction.device,
+                    spec.planes,
                     len(output.pixels),
                 )
-                if bad := (yield from workers.predict(output, subject.image)):
-                    yield not_finite(subject.seen, bad)
-                self._results = yield from assemble(output, subject, self._options)
+                invalid = yield from prediction.run(output, inputs.image)
+                if invalid:
+                    yield describe_invalid(inputs.model_image, invalid)
+                self._results = yield from _assemble(output, inputs, options)
 
-    def _open(self, work: Work, hand: Hand) -> Output:
-        """Memory, or the folder of an unfinished prediction, old or new."""
-        form, out = work.subject.form(self._options), self._out
-        if out is None:
-            return self._memory(form)
-        output = PartialOutput(out, form, work.identity, hand)
-        _check_beside(
-            output, out, hand.planes or range(0), overwrite=self._options.overwrite
-        )
+    def _open_output(self, task: PredictionTask, role: WriterRole) -> Output:
+        """Open memory, or the folder of an unfinished prediction, old or new."""
+        spec = task.input.output_spec(task.options)
+        if self._out is None:
+            return self._make_output(spec)
+        output = ResumableOutput(self._out, spec, task.identity, role)
+        planes = role.planes or range(0)
+        overwrite = task.options.overwrite
+        _check_probabilities_free(output, planes, overwrite=overwrite)
         return output
 
 
@@ -253,7 +274,7 @@ def iter_predict(
     *,
     out: str | os.PathLike[str] | None = None,
     options: PredictOptions | None = None,
-    part: Part | str | None = None,
+    part: Shard | str | None = None,
     scheduler: str | Cluster | None = None,
     **keywords: Any,
 ) -> Prediction:
@@ -262,43 +283,51 @@ def iter_predict(
     Parameters
     ----------
     model
-        a `Model`, the path of a model file or run folder, several of them, or a cross-validation folder: of several,
-        the mean of their probabilities is taken; see `Ensemble`.
+        a `Model`, the path of a model file or run folder, several of them, or a
+        cross-validation folder: of several, the mean of their probabilities is taken;
+        see `Ensemble`.
     image
         an `Image` with axes of T, C, Z, Y, X; a 2D array (Y, X); or the path of an image.
     out
-        file to write labels to (see `write_labels`), streamed plane by plane; when None they stay in memory.
-        Probabilities, if asked for, go beside it under ``<stem>_probabilities``.
+        file to write labels to (see `write_labels`), streamed plane by plane; when None
+        they stay in memory. Probabilities, if requested, go beside it under
+        ``<stem>_probabilities``.
     options, keywords
         see `PredictOptions`; its fields may be given as keywords.
     part
-        "i/n": only the i-th of n runs of neighbouring planes. The n processes, on one machine or many, fill the folder
-        ``<out>.partial`` in any order and at any time; the one that finishes last writes `out`. See docs/cluster.md.
+        "i/n": only the i-th of n shares of neighbouring planes. The n processes, on one
+        machine or many, fill the folder ``<out>.partial`` in any order and at any time;
+        the one that finishes last writes `out`. See docs/cluster.md.
     scheduler
-        "local:N": N worker processes on this machine, one a GPU if there are some; "tcp://host:port": the workers of a
-        running Dask scheduler, which must see image, models and `out` under the same paths; or an open `Cluster`. Needs
-        the extra ``distributed``; with "local:N" a script needs ``if __name__ == "__main__":`` around it.
+        "local:N": N worker processes on this machine, one for each GPU if there are
+        some; "tcp://host:port": the workers of a running Dask scheduler, which must see
+        image, models and `out` under the same paths; or an open `Cluster`. Needs the
+        extra ``distributed``; with "local:N" a script needs
+        ``if __name__ == "__main__":`` around it.
 
-    Labels are the same, bit for bit, however many processes there are, on GPUs of one kind, and on CPUs of one kind
-    with as many threads for each (torch adds in another order with another number of threads).
+    Labels are the same, bit for bit, however many processes there are, on GPUs of one
+    kind, and on CPUs of one kind with as many threads for each (torch adds in another
+    order with another number of threads).
 
     Yields
     ------
-    `Message` for what is odd, `PredictionStarted`, a `RegionEnd` per plane, `PredictionEnd`. After a part while others
-    are to come there is a `Message` in place of the last, and no labels.
+    `Message` for what is unusual, `PredictionStarted`, a `RegionEnd` per plane,
+    `PredictionEnd`. After a part while others are to come there is a `Message` in place
+    of the last, and no labels.
 
     Raises
     ------
     ImageError, ModelError
         when one cannot be read, or they do not go together.
     RunError
-        when the output exists, the disk is full, memory does not hold a single tile, the part is none, another process
-        predicts the same planes or other parts are of another model, image or options, no scheduler answers, or its
-        workers do not see a path.
+        when the output exists, the disk is full, memory does not hold a single tile,
+        there is no such part, another process predicts the same planes, other parts are
+        of another model, image or options, no scheduler answers, or its workers do not
+        see a path.
     """
-    asked = replace(options or PredictOptions(), **keywords)
+    options = (options or PredictOptions()).updated(**keywords)
     return Prediction(
-        model, image, out=out, options=asked, part=part, scheduler=scheduler
+        model, image, out=out, options=options, part=part, scheduler=scheduler
     )
 
 
@@ -310,9 +339,14 @@ def predict(
     options: PredictOptions | None = None,
     **keywords: Any,
 ) -> LabelImage:
-    """Label values of every pixel, with the image's axes (less C), scale and units, and the model's classes.
+    """Segment every plane of an image.
 
     Parameters and errors are those of `iter_predict`.
+
+    Returns
+    -------
+    label values of every pixel, with the image's axes (less C), scale and units, and the
+    model's classes.
     """
     job = iter_predict(model, image, out=out, options=options, **keywords)
     for _ in job:
@@ -326,78 +360,171 @@ def estimate_prediction(
     *,
     out: str | os.PathLike[str] | None = None,
     options: PredictOptions | None = None,
-    committee: Committee | None = None,
+    predictor: EnsemblePredictor | None = None,
     **keywords: Any,
 ) -> Estimate:
-    """What `predict` with the same arguments takes, measured on one tile: time, memory, room on the disk.
+    """Estimate time, memory and disk space of `predict` with the same arguments.
 
-    A `committee` of these models and options is used where it is given, so that it is built once for many images.
-    Errors are those of `iter_predict`; that it would not fit is told by the figures and is no error here.
+    It is measured on one tile. Errors are those of `iter_predict`; a prediction that
+    would not fit is no error here.
+
+    Parameters
+    ----------
+    predictor
+        of these models and options, so that it is built once for many images.
     """
-    asked = replace(options or PredictOptions(), **keywords)
-    subject = Subject(as_image(image), load_models(model))
-    check_image(
-        [one.spec for one in subject.models.models],
-        subject.seen,
-        subject.samples,
-        ortho=asked.ortho,
-    )
-    committee = committee or build_committee(subject.models, asked)
-    place = None if out is None else Path(out).expanduser()
-    with kept_pages(committee.device.type):
-        form = subject.form(asked)
+    options = (options or PredictOptions()).updated(**keywords)
+    inputs = PredictionInput(as_image(image), load_models(model))
+    _check_input(inputs, options)
+    if predictor is None:
+        predictor = build_ensemble_predictor(inputs.models, options)
+    with kept_pages(predictor.device.type):
         return estimate(
-            committee,
-            subject.seen,
-            form,
-            out=place,
+            predictor,
+            inputs.model_image,
+            inputs.output_spec(options),
+            out=None if out is None else Path(out).expanduser(),
             in_memory=out is None,
             measure=True,
         )
 
 
 def as_image(image: AnyImage) -> Image:
-    """An image from whatever `iter_predict` takes."""
+    """Convert what `iter_predict` takes to an image."""
+    if isinstance(image, Image):
+        return image
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
-    return image if isinstance(image, Image) else Image(image)
+    return Image(image)
 
 
-def check_asked(
-    out: Path | None, part: Part | None, scheduler: str | Cluster | None
+def check_processes(
+    out: Path | None, shard: Shard | None, scheduler: str | Cluster | None
 ) -> None:
-    """Raise `RunError` when several processes are asked for what they cannot do."""
-    if part is not None and scheduler is not None:
+    """Raise `RunError` when several processes cannot work as requested."""
+    if shard is not None and scheduler is not None:
         raise RunError(
-            "found a part and a scheduler, which cuts the image itself; give one of them."
+            "found a part and a scheduler, which cuts the image itself; give one of "
+            "them."
         )
-    if out is None and (part is not None or scheduler is not None):
+    if out is None and (shard is not None or scheduler is not None):
         raise RunError(
-            "several processes need a file to write to (out), in a folder that all of them see; give one."
+            "several processes need a file to write to (out), in a folder that all of "
+            "them see; give one."
         )
 
 
-def _check_beside(
-    output: PartialOutput, out: Path, planes: range, *, overwrite: bool
+def _check_input(inputs: PredictionInput, options: PredictOptions) -> list[str]:
+    """Warnings about image and models; see `check_image`."""
+    specs = [model.spec for model in inputs.models.models]
+    return check_image(specs, inputs.model_image, inputs.samples, ortho=options.ortho)
+
+
+def _check_probabilities_free(
+    output: ResumableOutput, planes: range, *, overwrite: bool
 ) -> None:
-    """Raise `RunError` when probabilities would replace a file; those of a run killed between its two files may be."""
-    beside = probabilities_path(out)
-    if (
-        output.form.classes
-        and not output.pixels.keys() >= set(planes)
-        and beside.exists()
-        and not overwrite
-    ):
-        output.close()
-        raise RunError(
-            f"{beside}: exists already; choose another name, or allow it to be replaced (--overwrite)."
-        )
+    """Raise `RunError` when probabilities would replace a file.
+
+    They may replace those of a run that was killed between writing its two files.
+    """
+    path = probabilities_path(output.path)
+    if overwrite or not output.spec.classes or not path.exists():
+        return
+    if output.pixels.keys() >= set(planes):
+        return
+    output.close()
+    raise RunError(
+        f"{path}: exists already; choose another name, or allow it to be replaced "
+        "(--overwrite)."
+    )
 
 
-def _discarded(output: Output) -> Iterator[Message]:
+def _describe_discarded(output: Output) -> Iterator[Message]:
     if output.discarded:
         yield Message(
-            f"{output.place}: the unfinished prediction there was made with another {' and '.join(output.discarded)}; "
-            "it is discarded and prediction starts from the first plane.",
+            f"{output.location}: the unfinished prediction there was made with another "
+            f"{' and '.join(output.discarded)}; it is discarded and prediction starts "
+            "from the first plane.",
             "warning",
         )
+
+
+def _assemble(
+    output: ResumableOutput,
+    inputs: PredictionInput,
+    options: PredictOptions,
+    *,
+    shard: Shard | None = None,
+    chunks: Sequence[Chunk] = (),
+) -> Generator[Message, None, Results | None]:
+    """Finish a folder that several processes fill, in one of them.
+
+    The others say in a message how things stand, and give no results.
+
+    Parameters
+    ----------
+    shard, chunks
+        the shard that this process has predicted, and all chunks; without a shard, all
+        planes are predicted.
+
+    Raises
+    ------
+    RunError
+        when a plane is not as its ledger says.
+    """
+    done = "every plane is predicted"
+    if shard is not None:
+        done = _describe_shard(shard, chunks)
+    all_planes = range(output.spec.planes)
+    try:
+        if not output.folder.exists():
+            raise FileNotFoundError(output.folder)
+        if shard is not None:
+            missing = set(all_planes) - output.recorded_planes()
+            if missing:
+                yield Message(f"{done}; {_describe_missing(missing, shard, chunks)}")
+                return None
+        holder = output.claim_assembly()
+        if holder:
+            yield Message(f"{done}; {output.describe_assembly(holder)}")
+            return None
+        output.load_finished(all_planes)
+        damaged = [plane for plane in all_planes if plane not in output.pixels]
+        if damaged:
+            raise RunError(
+                f"{output.location}: found {len(damaged)} planes that are not as they "
+                f"were written, the first of them {damaged[0] + 1}; run the same "
+                "without --part or --scheduler to predict them anew."
+            )
+        return finish(
+            output,
+            inputs.image,
+            inputs.classes,
+            output.path,
+            overwrite=options.overwrite,
+        )
+    except FileNotFoundError:
+        if output.folder.exists() or not output.path.exists():
+            raise
+    # Another process has put the file together meanwhile.
+    yield Message(f"{done}; so is every other, and {output.path} is written")
+    return None
+
+
+def _describe_shard(shard: Shard, chunks: Sequence[Chunk]) -> str:
+    """Say which planes a shard has, as ``part 2 of 3 is done: planes 34 to 66``."""
+    planes = planes_of(shard.share(chunks))
+    text = "no plane is left for it"
+    if planes:
+        text = f"planes {planes.start + 1} to {planes.stop}"
+    return f"part {shard.number} of {shard.count} is done: {text}"
+
+
+def _describe_missing(missing: set[int], shard: Shard, chunks: Sequence[Chunk]) -> str:
+    """Say how many shards of the same count lack planes."""
+    count = 0
+    for number in range(1, shard.count + 1):
+        planes = planes_of(Shard(number, shard.count).share(chunks))
+        if not missing.isdisjoint(planes):
+            count += 1
+    return "1 part is to come" if count == 1 else f"{count} parts are to come"

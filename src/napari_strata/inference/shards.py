@@ -1,166 +1,192 @@
-"""Parts: which planes of an image, or which files, one of several processes predicts, and how they keep apart.
+"""Shards: shares of a prediction for several processes, and the locks between them.
 
-A process claims the planes that it writes: a lock on one byte each of a file beside them. The system lets go of such a
-lock when the process ends, however that comes about, so nothing is left behind by a kill.
+A process claims the planes that it writes by a lock on a file that is named for them.
+The system frees the lock when the process ends, however that comes about, so a killed
+process leaves no claim behind.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import socket
-import struct
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TypeVar
 
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
 from napari_strata.core.errors import RunError
 
-if sys.platform != "win32":  # which has no locks of this kind
-    import fcntl
+Item = TypeVar("Item")
 
-Thing = TypeVar("Thing")
+CLAIMS = ".claims.lock"
+"""Lock that a process holds while it looks for the claims of others and adds its own."""
+
+ANCHOR = ".claims"
+"""File that shows that a folder is still the same."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One of `of` parts of the work, numbered from 1.
+class Shard:
+    """One of `count` shares of the work, numbered from 1.
 
     Raises
     ------
     RunError
-        when there is no such part.
+        when there is no such shard.
     """
 
     number: int
-    of: int
+    count: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.of:
+        if not 1 <= self.number <= self.count:
             raise RunError(
                 f"found part {self}; needed is i/n with i from 1 to n, as 2/3."
             )
 
     @classmethod
-    def parse(cls, text: str) -> Part:
-        """The part called ``2/3``. Raises `RunError` when `text` is not of that form."""
-        found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
-        if found is None:
+    def parse(cls, text: str) -> Shard:
+        """Parse ``2/3``. Raises `RunError` when `text` is not of that form."""
+        match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+        if match is None:
             raise RunError(
                 f"found part {text!r}; needed is i/n with i from 1 to n, as 2/3."
             )
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
+        return f"{self.number}/{self.count}"
 
-    def share(self, things: Sequence[Thing]) -> Sequence[Thing]:
-        """Its run of neighbouring things; runs differ by no more than one in length and all together are `things`."""
-        begin, end = (
-            (self.number - 1) * len(things) // self.of,
-            self.number * len(things) // self.of,
-        )
-        return things[begin:end]
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The neighbouring items of this shard.
 
-    def deal(self, things: Sequence[Thing]) -> Sequence[Thing]:
-        """Every n-th thing, as cards are dealt."""
-        return things[self.number - 1 :: self.of]
+        Shards differ by no more than one in length, and all together are `items`.
+        """
+        begin = (self.number - 1) * len(items) // self.count
+        end = self.number * len(items) // self.count
+        return items[begin:end]
 
-
-def as_part(part: Part | str | None) -> Part | None:
-    """A part from whatever `iter_predict` takes."""
-    return Part.parse(part) if isinstance(part, str) else part
+    def deal(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Every n-th item."""
+        return items[self.number - 1 :: self.count]
 
 
-def claim(file: FileIO, planes: range, *, wait: float = 0.0) -> bool:
-    """Claim planes for as long as `file` is open; false when another process holds one of them.
+def as_shard(shard: Shard | str | None) -> Shard | None:
+    """Convert what `iter_predict` takes."""
+    return Shard.parse(shard) if isinstance(shard, str) else shard
+
+
+def claim_planes(
+    folder: Path, planes: range, *, wait: float = 0.0
+) -> BaseFileLock | None:
+    """Claim planes until the lock is released or this process ends.
 
     Parameters
     ----------
-    file
-        the same file for all processes, open for writing; its content does not matter.
+    folder
+        the same for all processes. It must exist.
+    planes
+        one or more.
     wait
         seconds to wait for planes that another process holds.
 
-    Where the file system knows no locks, every claim is granted.
+    Returns
+    -------
+    the lock, or None when another process holds one of the planes.
     """
-    last = monotonic() + wait
-    while not _locked(file, planes):
-        if monotonic() >= last:
-            return False
+    deadline = monotonic() + wait
+    while True:
+        lock = _try_claim(folder, planes)
+        if lock is not None or monotonic() >= deadline:
+            return lock
         sleep(0.05)
-    return True
 
 
-def _locked(file: FileIO, planes: range) -> bool:
-    if not len(planes):
+def _try_claim(folder: Path, planes: range) -> BaseFileLock | None:
+    # Opening fails when the folder is gone. The open file shows afterwards whether it is
+    # still the same folder: a lock makes a folder that another process has deleted after
+    # it has put the file together.
+    path = folder / ANCHOR
+    with open(path, "ab") as anchor:
+        lock = _lock_planes(folder, planes)
+        if path.exists() and os.path.samestat(os.fstat(anchor.fileno()), path.stat()):
+            return lock
+    if lock is not None:
+        lock.release()
+    with suppress(OSError):
+        for path in folder.glob(".*.lock"):
+            path.unlink()
+        folder.rmdir()
+    raise FileNotFoundError(folder)
+
+
+def _lock_planes(folder: Path, planes: range) -> BaseFileLock | None:
+    own = folder / f".planes-{planes.start}-{planes.stop}.lock"
+    # Under a common lock, so that of two processes that claim at the same time the
+    # second one sees the first.
+    with FileLock(folder / CLAIMS):
+        for path in folder.glob(".planes-*.lock"):
+            if path != own and _overlaps(path, planes) and _is_locked(path):
+                return None
+        return _try_lock(own)
+
+
+def _overlaps(path: Path, planes: range) -> bool:
+    """True when the file name ``.planes-3-7.lock`` names one of the planes."""
+    _, start, stop = path.stem.split("-")
+    return int(start) < planes.stop and planes.start < int(stop)
+
+
+def _is_locked(path: Path) -> bool:
+    lock = _try_lock(path)
+    if lock is None:
         return True
+    lock.release()
+    return False
+
+
+def _try_lock(path: Path) -> BaseFileLock | None:
+    # Threads of a Dask worker may release what another one acquired.
+    lock = FileLock(path, thread_local=False)
     try:
-        if (
-            sys.platform == "linux"
-        ):  # of the open file, not of the process, which may hold it open twice
-            lock = struct.pack(
-                "hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, planes.start, len(planes), 0
-            )
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
-        elif sys.platform != "win32":
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, len(planes), planes.start)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
 
 
 @contextmanager
-def sole(lock: Path) -> Iterator[str]:
-    """Nothing ("") for one process at a time, and for the others who that is: ``node7, process 123``.
+def exclusive(path: Path) -> Iterator[str]:
+    """Give an empty text to one process at a time, and to others who that is.
 
-    A file says so, which every file system can make once only. What a killed process of this machine left is taken
-    over; of another machine nobody can know whether it still runs.
+    The text is as ``node7, process 123``. A file marks the lock, which works also where
+    the file system has no locks. The mark of a killed process of this machine is taken
+    over; whether a process of another machine still runs cannot be known.
     """
-    mine = f"{socket.gethostname()}, process {os.getpid()}"
-    if holder := _take(lock, mine):
-        yield holder
+    lock = SoftFileLock(path, thread_local=False)
+    try:
+        # The mark of a killed process is removed first and taken at the next try.
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        yield _read_holder(path)
         return
     try:
         yield ""
     finally:
-        with suppress(OSError):
-            if lock.read_text(encoding="utf-8") == mine:
-                lock.unlink()
+        lock.release()
 
 
-def _take(lock: Path, mine: str) -> str:
-    """Who holds the lock, or "" when it is ours now."""
-    for _ in range(2):
-        try:
-            with open(lock, "x", encoding="utf-8") as file:
-                file.write(mine)
-        except FileExistsError:
-            with suppress(FileNotFoundError):
-                holder = lock.read_text(encoding="utf-8")
-                if not _gone(holder):
-                    return holder or "another process"
-                lock.unlink()
-        else:
-            return ""
-    return "another process"
-
-
-def _gone(holder: str) -> bool:
-    """Whether `holder` was a process of this machine that has ended."""
-    host, _, number = holder.partition(", process ")
-    if host != socket.gethostname() or not number.isdigit() or sys.platform == "win32":
-        return False
+def _read_holder(path: Path) -> str:
+    """Machine and process that a lock file names."""
     try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
+        text = path.read_text(encoding="utf-8")
     except OSError:
-        return False
-    return False
+        return "another process"
+    lines = text.splitlines()
+    if len(lines) >= 2 and lines[0].isdigit():
+        return f"{lines[1]}, process {lines[0]}"
+    return lines[0] if lines else "another process"

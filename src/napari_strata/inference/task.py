@@ -1,8 +1,11 @@
-"""Work: a prediction that is ready to be done, and the doing of it, slab by slab, wherever that is."""
+"""A prediction that is ready to start: input, predictors and options; and its loop."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence, Set
+import hashlib
+import os
+import zlib
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
@@ -12,25 +15,27 @@ import numpy as np
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.events import RegionEnd
-from napari_strata.core.image import Image, Region
+from napari_strata.core.image import Image
 from napari_strata.core.normalization import Scale
+from napari_strata.core.options import PredictOptions
 from napari_strata.data.neighbours import with_neighbours
-from napari_strata.inference.build import PredictOptions
-from napari_strata.inference.chunks import Slab
-from napari_strata.inference.ensemble_predictor import Committee
-from napari_strata.inference.output import Form, Identity, Output
-from napari_strata.inference.shards import Part
-from napari_strata.inference.stack import fingerprint, read_ahead
+from napari_strata.inference.chunks import (
+    Chunk,
+    InvalidPixels,
+    find_invalid,
+    planes_of,
+    read_ahead,
+)
+from napari_strata.inference.ensemble_predictor import EnsemblePredictor
+from napari_strata.inference.outputs import Output, OutputSpec
 from napari_strata.models.ensemble import Ensemble
 
 Array = np.ndarray[Any, Any]
-Places = list[tuple[Region, Array]]
-"""Planes, each with the (row, column) of pixels in it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """An image and the models that are to see it.
+class PredictionInput:
+    """An image and the models that predict it.
 
     Parameters
     ----------
@@ -44,150 +49,128 @@ class Subject:
     models: Ensemble
 
     @cached_property
-    def seen(self) -> Image:
-        """The image as the networks see it, neighbouring slices among its channels."""
+    def model_image(self) -> Image:
+        """The image as the models see it, with neighbouring slices as channels."""
         return with_neighbours(self.image, self.models.spec.neighbours)
 
     @cached_property
     def samples(self) -> list[Array]:
-        return self.seen.samples()
+        """Grey values that scales are measured on."""
+        return self.model_image.samples()
 
     @cached_property
     def fingerprint(self) -> str:
+        """Digits that change with the image; see `fingerprint`."""
         return fingerprint(self.image, self.samples)
 
     @property
     def classes(self) -> ClassMap:
+        """Classes of the models."""
         return self.models.spec.classes
 
-    def form(self, options: PredictOptions) -> Form:
-        """What is to be written."""
-        image, classes = self.image, self.classes
-        shape = (image.size("Y"), image.size("X"))
-        return Form(
-            len(list(image.planes())),
-            shape,
-            classes.dtype,
-            len(classes) if options.probabilities else 0,
+    def output_spec(self, options: PredictOptions) -> OutputSpec:
+        """Sizes and types of what is written."""
+        return OutputSpec(
+            planes=len(list(self.image.planes())),
+            shape=(self.image.size("Y"), self.image.size("X")),
+            dtype=self.classes.dtype,
+            classes=len(self.classes) if options.probabilities else 0,
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
-    """What is to be predicted and the networks that do it, on their device."""
+class PredictionTask:
+    """An input and the predictors, on their device, that predict it."""
 
-    subject: Subject
-    committee: Committee
+    input: PredictionInput
+    predictor: EnsemblePredictor
     options: PredictOptions
 
     @cached_property
-    def slabs(self) -> list[Slab]:
-        return self.committee.slabs(self.subject.seen)
+    def chunks(self) -> list[Chunk]:
+        """The chunks of the image."""
+        return self.predictor.plan_chunks(self.input.model_image)
 
     @cached_property
     def scales(self) -> list[Scale]:
-        return self.subject.models.scales(
-            self.subject.samples, self.subject.image.dtype
-        )
+        """The scale of the image for each member."""
+        dtype = self.input.image.dtype
+        return self.input.models.scales(self.input.samples, dtype)
 
     @property
-    def identity(self) -> Identity:
-        """What its planes are made of: those of two predictions may lie side by side if theirs is the same."""
-        committee, options, tiles = self.committee, self.options, self.committee.tiles
-        return {
-            "model": self.subject.models.digest,
-            "image": self.subject.fingerprint,
-            "device": committee.device.type,
-            "precision": committee.precision.name,
-            "backend": options.backend,
-            "choice of torch.compile": options.compile,
-            "tile size": tiles[0] if len(set(tiles)) == 1 else tiles,
-            "request for probabilities": options.probabilities,
-            "choice of flips and turns": options.tta,
-        } | (
-            {"choice of three views": True} if options.ortho else {}
-        )  # unfinished work from before there was a choice
+    def identity(self) -> Mapping[str, Any]:
+        """Facts that must be the same for planes of two predictions to go together."""
+        tiles = [member.spec.tile for member in self.predictor.members]
+        same_tiles = len(set(tiles)) == 1
+        facts = {
+            "model": self.input.models.digest,
+            "image": self.input.fingerprint,
+            "device": self.predictor.device.type,
+            "precision": self.predictor.precision.name,
+            "tile size": tiles[0] if same_tiles else tiles,
+        }
+        return facts | self.options.identity()
 
 
-@dataclass(frozen=True)
-class Told:
-    """What is said of a part of `slabs` that is done: ``part 2 of 3 is done: planes 34 to 66``."""
+def predict_chunks(
+    task: PredictionTask, chunks: Sequence[Chunk], output: Output
+) -> Generator[RegionEnd, None, list[InvalidPixels]]:
+    """Predict the planes of neighbouring chunks that `output` lacks.
 
-    part: Part
-    slabs: Sequence[Slab]
+    Yields
+    ------
+    an event for each plane.
 
-    def __str__(self) -> str:
-        planes = planes_of(self.part.share(self.slabs))
-        held = (
-            f"planes {planes.start + 1} to {planes.stop}"
-            if planes
-            else "no plane is left for it"
-        )
-        return f"part {self.part.number} of {self.part.of} is done: {held}"
-
-    def to_come(self, missing: Set[int]) -> str:
-        """Of how many parts planes are `missing`."""
-        parts = [Part(number, self.part.of) for number in range(1, self.part.of + 1)]
-        count = sum(
-            not missing.isdisjoint(planes_of(part.share(self.slabs))) for part in parts
-        )
-        return f"{count} part{' is' if count == 1 else 's are'} to come"
-
-
-def planes_of(slabs: Sequence[Slab]) -> range:
-    """Numbers of the planes that neighbouring slabs give."""
-    return range(slabs[0].planes.start, slabs[-1].planes.stop) if slabs else range(0)
-
-
-def predict_slabs(
-    work: Work, slabs: Sequence[Slab], output: Output
-) -> Generator[RegionEnd, None, Places]:
-    """Predict what `output` lacks of the planes of `slabs`, which are neighbours; returns where there is NaN or
-    infinity in them."""
-    image, committee, classes = work.subject.seen, work.committee, work.subject.classes
-    regions, planes = list(image.planes()), planes_of(slabs)
-    wanted = [slab for slab in slabs if not output.pixels.keys() >= set(slab.planes)]
+    Returns
+    -------
+    planes that have pixels that are NaN or infinite.
+    """
+    image, predictor = task.input.model_image, task.predictor
+    regions = list(image.planes())
+    planes = planes_of(chunks)
+    missing = []
+    for chunk in chunks:
+        if not output.pixels.keys() >= set(chunk.planes):
+            missing.append(chunk)
     done = sum(number in output.pixels for number in planes)
-    bad: Places = []
-    begun = perf_counter()
-    for slab, array in read_ahead(image, wanted):
-        bad += _places_not_finite(slab, array, regions)
-        indices, probabilities = committee.slab(
-            slab, array, work.scales, probabilities=output.form.classes > 0
+    invalid: list[InvalidPixels] = []
+    started = perf_counter()
+    for chunk, array in read_ahead(image, missing):
+        invalid += find_invalid(chunk, array, regions)
+        indices, probabilities = predictor.predict_chunk(
+            chunk, array, task.scales, probabilities=output.spec.classes > 0
         )
-        for place, number in enumerate(slab.planes):
+        for position, number in enumerate(chunk.planes):
             if number in output.pixels:
                 continue
-            arrays = [
-                classes.decode(indices[place]),
-                *([] if probabilities is None else [probabilities[place]]),
-            ]
-            output.write(
-                number,
-                arrays,
-                np.bincount(indices[place].ravel(), minlength=len(classes)).tolist(),
-            )
-            seconds, begun = perf_counter() - begun, perf_counter()
+            plane = indices[position]
+            arrays = [task.input.classes.decode(plane)]
+            if probabilities is not None:
+                arrays.append(probabilities[position])
+            pixels = np.bincount(plane.ravel(), minlength=len(task.input.classes))
+            output.write(number, arrays, pixels.tolist())
+            seconds = perf_counter() - started
+            started = perf_counter()
             done += 1
             yield RegionEnd(regions[number], done, len(planes), seconds)
-    return bad
+    return invalid
 
 
-def _places_not_finite(slab: Slab, array: Array, regions: Sequence[Region]) -> Places:
-    """Planes of a slab that hold NaN or infinities, each with the (row, column) of every one."""
-    if array.dtype.kind != "f":
-        return []
-    finite = np.asarray(np.isfinite(array).all(axis=0))
-    if finite.all():
-        return []
-    planes = finite[None] if finite.ndim == 2 else finite[slab.keep]
-    found = [
-        (regions[number], np.argwhere(~plane))
-        for number, plane in zip(slab.planes, planes, strict=True)
-    ]
-    # Of each plane the first place and how many there are: a masked volume has billions.
-    return [
-        (region, np.broadcast_to(where[0].copy(), where.shape))
-        for region, where in found
-        if len(where)
-    ]
+def fingerprint(image: Image, samples: Sequence[Array]) -> str:
+    """Sixteen hexadecimal digits that change with the image.
+
+    They depend on its layout, its samples, the size and time of its file, and on every
+    plane of an array in memory, which has no file.
+    """
+    digest = hashlib.sha256(repr((image.axes, image.shape, str(image.dtype))).encode())
+    if image.source is not None and os.path.exists(image.source):
+        status = os.stat(image.source)
+        path = os.path.abspath(image.source)
+        digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode())
+    elif isinstance(image.data, np.ndarray):
+        for region in image.planes():
+            plane = np.ascontiguousarray(image.read(region))
+            digest.update(b"%d" % zlib.crc32(plane.view(np.uint8).data))
+    for sample in samples:
+        digest.update(np.ascontiguousarray(sample).view(np.uint8).data)
+    return digest.hexdigest()[:16]

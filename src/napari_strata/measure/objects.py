@@ -20,7 +20,7 @@ from napari_strata.core import files
 from napari_strata.core.classes import MAX_INFERRED, ClassMap, check_integers
 from napari_strata.core.errors import ImageError, LabelError, RunError, nearest
 from napari_strata.core.image import Array, Image, LabelImage, Region
-from napari_strata.inference.output import size
+from napari_strata.inference.outputs import format_bytes
 
 # Bytes a pixel, measured with scikit-image 0.26 and scipy 1.17.
 LABEL_BYTES = 8  # the mask, numbers of 32 bits, and what filling holes takes
@@ -165,7 +165,8 @@ def check_memory(needed: int, *, what: str, instead: str) -> None:
     free = device.free_memory(torch.device("cpu"))
     if free is not None and needed > free:
         raise RunError(
-            f"{what} needs about {size(needed)} of memory and {size(free)} are free; {instead}, or use a machine with "
+            f"{what} needs about {format_bytes(needed)} of memory and {format_bytes(free)} are free; {instead}, "
+            "or use a machine with "
             "more memory."
         )
 

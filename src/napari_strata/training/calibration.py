@@ -23,7 +23,8 @@ from napari_strata.evaluation.calibration import Fit, calibrate, spread
 from napari_strata.evaluation.pictures import Example, panel_boxes
 from napari_strata.evaluation.report import name_files, write_report
 from napari_strata.models.model import Calibration, Model
-from napari_strata.models.network_predictor import Predictor
+from napari_strata.models.network_predictor import NetworkPredictor
+from napari_strata.models.tiled import TiledPredictor
 from napari_strata.training.checkpoint import Session
 from napari_strata.training.learner import seeded
 from napari_strata.training.validation import Predicted, Truth, iter_predicted
@@ -63,8 +64,10 @@ def measure(session: Session, truths: Sequence[Truth]) -> Generator[Event, None,
         learner.device, 0
     ):  # first weights are drawn at random, and the caller's random numbers are not ours
         network = model.build(learner.device)
-    predictor = Predictor(
-        network, model.spec, device=learner.device, precision=learner.precision
+    predictor = TiledPredictor(
+        NetworkPredictor(
+            network, model.spec, device=learner.device, precision=learner.precision
+        )
     )
     tally = Tally.of(truths, model.spec.classes, seed=model.recipe.training.seed)
     start = time.perf_counter()

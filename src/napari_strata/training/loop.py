@@ -29,7 +29,8 @@ from napari_strata.data.loader import PatchSource
 from napari_strata.models.allocator import kept_pages
 from napari_strata.models.device import choose_precision
 from napari_strata.models.model import Model
-from napari_strata.models.network_predictor import Predictor, is_out_of_memory
+from napari_strata.models.network_predictor import NetworkPredictor
+from napari_strata.models.tiled import TiledPredictor, is_out_of_memory
 from napari_strata.training.calibration import measure
 from napari_strata.training.checkpoint import Session, open_session
 from napari_strata.training.distributed import Team, join
@@ -168,7 +169,9 @@ def _train(job: Job, team: Team) -> Generator[Event, None, None]:
     team.agree(f"{plan.fingerprint} {plan.recipe.model_dump_json()}")
     session, messages = open_session(job, plan, learner, team)
     predictors = {
-        kind: Predictor(network, plan.spec, device=device, precision=precision)
+        kind: TiledPredictor(
+            NetworkPredictor(network, plan.spec, device=device, precision=precision)
+        )
         for kind, network in learner.networks.items()
     }
     reason, pages = "finished", ExitStack()
@@ -207,7 +210,7 @@ def _epoch(
     session: Session,
     source: PatchSource,
     *,
-    predictors: Mapping[str, Predictor],
+    predictors: Mapping[str, TiledPredictor],
     truths: Sequence[Truth],
 ) -> Generator[Event, None, None]:
     """Steps, then validation, then everything on disk, then the event."""
@@ -237,7 +240,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _validate(
-    learner: Learner, predictors: Mapping[str, Predictor], truths: Sequence[Truth]
+    learner: Learner, predictors: Mapping[str, TiledPredictor], truths: Sequence[Truth]
 ) -> tuple[str, Validation]:
     """Which weights validate best by mean IoU, the averaged ones where that does not tell, and their scores."""
     team = learner.team

@@ -21,7 +21,7 @@ from napari_strata.core.spec import ModelSpec
 from napari_strata.data.neighbours import own_channels
 from napari_strata.data.regions import Part
 from napari_strata.evaluation.pictures import Example
-from napari_strata.models.network_predictor import Predictor, class_indices
+from napari_strata.models.tiled import TiledPredictor, class_indices
 from napari_strata.training.losses import Loss
 
 ALSO: tuple[LossName, ...] = ("bce", "dice")
@@ -141,12 +141,12 @@ class Predicted(NamedTuple):
 
 
 def iter_predicted(
-    predictor: Predictor, truths: Sequence[Truth]
+    predictor: TiledPredictor, truths: Sequence[Truth]
 ) -> Iterator[Predicted]:
     """Predict every part whole, tile by tile; memory holds one part's logits."""
     for truth in truths:
         image = truth.around.read_image()
-        logits = predictor.plane_logits(image, truth.scale)
+        logits = predictor.predict_logits(image, truth.scale)
         if truth.around is not truth.part:
             image, logits = (
                 image[:, *truth.keep],
@@ -161,7 +161,9 @@ def iter_predicted(
 
 
 @torch.inference_mode()
-def validate(predictor: Predictor, truths: Sequence[Truth], loss: Loss) -> Validation:
+def validate(
+    predictor: TiledPredictor, truths: Sequence[Truth], loss: Loss
+) -> Validation:
     """Predict every part whole and score it on its labelled pixels.
 
     Overlap losses (Dice, Tversky, Lovasz) are taken over each part as a whole; memory holds one part's logits.

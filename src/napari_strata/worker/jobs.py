@@ -27,6 +27,7 @@ from napari_strata.core.events import (
 )
 from napari_strata.core.image import Image
 from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.options import PredictOptions
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.runs import RunFolder
 from napari_strata.data.neighbours import with_neighbours
@@ -38,8 +39,8 @@ from napari_strata.evaluation.evaluate import (
 from napari_strata.evaluation.report import check_free, write_report
 from napari_strata.inference.batch import predict_files
 from napari_strata.inference.checks import check_image
-from napari_strata.inference.output import Form
-from napari_strata.inference.predict import Prediction, PredictOptions
+from napari_strata.inference.outputs import OutputSpec
+from napari_strata.inference.predict import Prediction
 from napari_strata.io import describe, read_images
 from napari_strata.models.device import (
     choose_device,
@@ -148,7 +149,7 @@ def _(job: PlanJob) -> Events:
 
 @run.register
 def _(job: PredictJob) -> Events:
-    options = replace(_options(job), probabilities=job.probabilities, ortho=job.ortho)
+    options = _options(job).updated(probabilities=job.probabilities, ortho=job.ortho)
     if job.image is None:
         yield from predict_files(
             job.model, job.inputs, job.out, options=options, axes=job.axes
@@ -243,12 +244,12 @@ def _into_array(
     opened: list[NpyOutput] = []
     beside = len(window.informing)
 
-    def target(form: Form) -> NpyOutput:
-        opened.append(NpyOutput(out, form, window=window, classes=models.spec.classes))
+    def target(spec: OutputSpec) -> NpyOutput:
+        opened.append(NpyOutput(out, spec, window=window, classes=models.spec.classes))
         return opened[0]
 
     with closing(
-        Prediction(models, window.image, options=options, memory=target)
+        Prediction(models, window.image, options=options, make_output=target)
     ) as events:
         for event in events:
             if isinstance(event, PredictionStarted):

@@ -14,7 +14,7 @@ from napari_strata.core import axes, files
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RunError
 from napari_strata.core.image import Array
-from napari_strata.inference.output import Form, check_space
+from napari_strata.inference.outputs import OutputSpec, check_space
 from napari_strata.worker.replies import TargetOpened
 from napari_strata.worker.sources import Window
 
@@ -28,7 +28,7 @@ def probabilities_beside(out: Path) -> Path:
 
 
 class NpyOutput:
-    """Planes in arrays on disk; see `inference.output.Output`.
+    """Planes in arrays on disk; see `inference.outputs.Output`.
 
     Labels have the axes of the whole image, less C, and its size also when a window of it is predicted. What is not
     written yet is 0; outside of a window an existing file keeps its values. Probabilities have the axes T and Z (as the
@@ -49,10 +49,10 @@ class NpyOutput:
     """
 
     def __init__(
-        self, out: Path, form: Form, *, window: Window, classes: ClassMap
+        self, out: Path, spec: OutputSpec, *, window: Window, classes: ClassMap
     ) -> None:
-        self.form = form
-        self.place = str(out)
+        self.spec = spec
+        self.location = str(out)
         self.pixels: dict[int, tuple[int, ...]] = dict.fromkeys(
             window.informing, (0,) * len(classes)
         )
@@ -61,15 +61,15 @@ class NpyOutput:
         self._regions = window.regions()
         self._letters = whole.label_axes
         self._probability_letters = "".join(a for a in "TZ" if a in whole.axes) + "CYX"
-        check_space(out.parent, form)
-        self.labels = _open(out, whole.label_shape, form.dtype)
+        check_space(out.parent, spec)
+        self.labels = _open(out, whole.label_shape, spec.dtype)
         sizes = tuple(
-            form.classes if a == "C" else whole.size(a)
+            spec.classes if a == "C" else whole.size(a)
             for a in self._probability_letters
         )
         self.probabilities = (
             _open(probabilities_beside(out), sizes, np.dtype(np.float16))
-            if form.classes
+            if spec.classes
             else None
         )
         if window.image is whole:
@@ -80,11 +80,11 @@ class NpyOutput:
     def announce(self) -> TargetOpened:
         """What the viewer needs to show the files."""
         chances = (
-            str(probabilities_beside(Path(self.place))) if self.form.classes else ""
+            str(probabilities_beside(Path(self.location))) if self.spec.classes else ""
         )
         rows = tuple(self._classes.table())
         return TargetOpened(
-            self.place,
+            self.location,
             self._letters,
             self.labels.shape,
             str(self.labels.dtype),
@@ -116,13 +116,13 @@ class NpyOutput:
         labels = axes.to_canonical(
             self.labels[tuple(size[a] for a in self._letters)], self._letters
         )
-        found: list[Array] = [labels.reshape(self.form.planes, *self.form.shape)]
+        found: list[Array] = [labels.reshape(self.spec.planes, *self.spec.shape)]
         if self.probabilities is not None:
             part = self.probabilities[
                 tuple(size.get(a, slice(None)) for a in self._probability_letters)
             ]
             found.append(
-                part.reshape(self.form.planes, self.form.classes, *self.form.shape)
+                part.reshape(self.spec.planes, self.spec.classes, *self.spec.shape)
             )
         return found
 

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from napari_strata.core.errors import RunError
-from napari_strata.inference import ledger as partial
-from napari_strata.inference.ledger import PartialOutput
-from napari_strata.inference.output import Form, MemoryOutput, check_space, size
+from napari_strata.inference import ledger as module
+from napari_strata.inference.ledger import ResumableOutput
+from napari_strata.inference.outputs import (
+    MemoryOutput,
+    OutputSpec,
+    check_space,
+    format_bytes,
+)
 
-FORM = Form(planes=3, shape=(4, 5), dtype=np.dtype(np.uint16), classes=2)
+SPEC = OutputSpec(planes=3, shape=(4, 5), dtype=np.dtype(np.uint16), classes=2)
 IDENTITY = {"model": "m1", "image": "i1", "sides": (1, 2)}
 
 
@@ -21,8 +26,8 @@ def plane(number: int) -> list[np.ndarray]:
     return [labels, np.full((2, 4, 5), number / 4, np.float16)]
 
 
-def make(path, identity=IDENTITY, form=FORM) -> PartialOutput:
-    return PartialOutput(path / "out.tif", form, identity)
+def make(path, identity=IDENTITY, spec=SPEC) -> ResumableOutput:
+    return ResumableOutput(path / "out.tif", spec, identity)
 
 
 def stop_after(path, numbers) -> None:
@@ -43,7 +48,7 @@ def check_whole(out) -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "partial"])
 def test_planes_come_back_in_their_places(tmp_path, kind):
-    out = MemoryOutput(FORM) if kind == "memory" else make(tmp_path)
+    out = MemoryOutput(SPEC) if kind == "memory" else make(tmp_path)
     for number in (2, 0, 1):
         out.write(number, plane(number), [number, 20 - number])
     check_whole(out)
@@ -81,12 +86,12 @@ def test_planes_of_another_model_or_image_are_discarded_and_it_is_said_why(
 
 def test_planes_of_another_form_are_not_taken_up(tmp_path):
     stop_after(tmp_path, [0, 1])
-    for form in (
-        Form(3, (5, 4), FORM.dtype, 2),
-        Form(3, (4, 5), np.dtype(np.uint8), 2),
-        Form(1, (4, 5), FORM.dtype, 2),
+    for spec in (
+        OutputSpec(3, (5, 4), SPEC.dtype, 2),
+        OutputSpec(3, (4, 5), np.dtype(np.uint8), 2),
+        OutputSpec(1, (4, 5), SPEC.dtype, 2),
     ):
-        out = make(tmp_path, form=form)
+        out = make(tmp_path, spec=spec)
         assert out.pixels == {}
         out.close()
 
@@ -167,7 +172,7 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatc
 
 
 def test_room_is_asked_of_the_nearest_folder_that_exists(tmp_path):
-    check_space(tmp_path / "a" / "b", FORM)
+    check_space(tmp_path / "a" / "b", SPEC)
 
 
 def test_a_disk_that_fills_up_keeps_what_is_finished(tmp_path, monkeypatch):
@@ -178,7 +183,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(partial, "_write_all", full)
+        patch.setattr(module, "_write_all", full)
         with pytest.raises(
             RunError, match=r"disk is full.*run the same again: 1 of 3 planes are kept"
         ):
@@ -195,7 +200,7 @@ def test_other_write_errors_are_said_in_words(tmp_path, monkeypatch):
     def failing(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(partial, "_write_all", failing)
+    monkeypatch.setattr(module, "_write_all", failing)
     with pytest.raises(RunError, match="cannot be written"):
         out.write(1, plane(1), [1, 19])
     out.close()
@@ -217,4 +222,4 @@ def test_a_folder_that_cannot_be_made_is_said_in_words(tmp_path):
     ],
 )
 def test_sizes_for_people(count, text):
-    assert size(count) == text
+    assert format_bytes(count) == text

@@ -23,14 +23,20 @@ from napari_strata.core.events import (
     RegionEnd,
 )
 from napari_strata.core.image import Image
-from napari_strata.inference import region, scheduler, workers
+from napari_strata.core.options import PredictOptions
+from napari_strata.inference import dask as module
 from napari_strata.inference.batch import predict_files
-from napari_strata.inference.ledger import PartialOutput
-from napari_strata.inference.predict import Prediction, PredictOptions, iter_predict
-from napari_strata.inference.region import Facts, Order
-from napari_strata.inference.scheduler import Cluster
-from napari_strata.inference.task import Subject
-from napari_strata.inference.workers import Workers, _compare, _threads
+from napari_strata.inference.dask import (
+    Cluster,
+    ClusterPrediction,
+    Order,
+    WorkerFacts,
+    common_threads,
+    compare_workers,
+)
+from napari_strata.inference.ledger import ResumableOutput
+from napari_strata.inference.predict import Prediction, iter_predict
+from napari_strata.inference.task import PredictionInput
 from napari_strata.io import read_image, write_image
 from napari_strata.models.ensemble import load_models
 from napari_strata.models.model import current_versions
@@ -64,13 +70,13 @@ def gate(cluster, tmp_path_factory) -> Iterator[Path]:
     code = f"""
 import time
 from pathlib import Path
-from napari_strata.inference.ledger import PartialOutput
-write = PartialOutput.write
+from napari_strata.inference.ledger import ResumableOutput
+write = ResumableOutput.write
 def write_behind_gate(self, plane, *values):
     while plane >= 5 and not Path({str(path)!r}).exists():
         time.sleep(0.01)
     write(self, plane, *values)
-PartialOutput.write = write_behind_gate
+ResumableOutput.write = write_behind_gate
 """
     cluster.client.run(exec, code, {})
     yield path
@@ -81,7 +87,7 @@ PartialOutput.write = write_behind_gate
 def job(
     shared: Path, out: Path, on: Cluster | str | None = None, **options
 ) -> Prediction:
-    asked = replace(OPTIONS, **options)
+    asked = OPTIONS.updated(**options)
     return iter_predict(
         shared / "model.safetensors",
         shared / "image.tif",
@@ -92,8 +98,9 @@ def job(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Files and what is in them, less the random UUID that every OME file gets."""
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    """Files and what is in them, less locks and the random UUID of every OME file."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    files = [p for p in files if not re.fullmatch(r"\..*\.lock", p.name)]
     return {
         str(p.relative_to(folder)): re.sub(
             rb"urn:uuid:[0-9a-f-]{36}", b"", p.read_bytes()
@@ -171,7 +178,7 @@ def test_several_files_go_through_the_same_workers(cluster, shared, tmp_path):
             tmp_path / "scans" / f"s{number}.tif",
             replace(PAIR.image, data=PAIR.image.data[number : number + 3]),
         )
-    options, model = replace(OPTIONS, probabilities=False), shared / "model.safetensors"
+    options, model = OPTIONS.updated(probabilities=False), shared / "model.safetensors"
     ends = {}
     for name, on in (("here", None), ("there", cluster)):
         events = predict_files(
@@ -239,9 +246,9 @@ def test_a_path_that_a_worker_does_not_see_is_named(cluster, shared, tmp_path, h
     place = str(shared / hidden) if hidden != "the output" else str(tmp_path)
     first = next(iter(cluster.workers()))
     code = f"""
-from napari_strata.inference import region
-region._kept = region._seen
-region._seen = lambda path: not path.startswith({place!r})
+from napari_strata.inference import dask
+dask._kept = dask._exists
+dask._exists = lambda path: not path.startswith({place!r})
 """
     cluster.client.run(exec, code, {}, workers=[first])
     try:
@@ -251,7 +258,7 @@ region._seen = lambda path: not path.startswith({place!r})
         ):
             list(job(shared, tmp_path / "x.tif", cluster))
     finally:
-        code = "from napari_strata.inference import region; region._seen = region._kept"
+        code = "from napari_strata.inference import dask; dask._exists = dask._kept"
         cluster.client.run(exec, code, {}, workers=[first])
     assert list(tmp_path.iterdir()) == []
 
@@ -303,7 +310,7 @@ def test_addresses_that_are_none_are_refused(address, shared, tmp_path):
 
 
 def test_a_scheduler_that_does_not_answer_is_named_in_one_line(monkeypatch):
-    monkeypatch.setattr(scheduler, "PATIENCE", 1.0)
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT", 1.0)
     with pytest.raises(
         RunError,
         match=r"tcp://127.0.0.1:9: no scheduler answered in 1 s; start one with: dask sch",
@@ -320,7 +327,7 @@ LONELY = {
 def test_a_scheduler_without_workers_is_told(monkeypatch):
     from distributed import LocalCluster
 
-    monkeypatch.setattr(scheduler, "PATIENCE", 1.0)
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT", 1.0)
     with (
         LocalCluster(
             n_workers=0, processes=False, protocol="tcp://", **LONELY
@@ -339,16 +346,16 @@ def test_without_dask_the_extra_is_named(monkeypatch):
         Cluster("local:2")
 
 
-FACTS = Facts((), current_versions(), "cpu", "fp32", 8)
+FACTS = WorkerFacts((), current_versions(), "cpu", "fp32", 8)
 
 
 def test_workers_that_compute_otherwise_are_refused():
-    assert _compare({"tcp://a:1": FACTS, "tcp://b:1": FACTS}) == []
+    assert compare_workers({"tcp://a:1": FACTS, "tcp://b:1": FACTS}) == []
     with pytest.raises(
         RunError,
         match=r"worker tcp://a:1 computes on cpu in fp32, worker tcp://b:1 on cuda in bf16",
     ):
-        _compare(
+        compare_workers(
             {
                 "tcp://a:1": FACTS,
                 "tcp://b:1": replace(FACTS, device="cuda", precision="bf16"),
@@ -359,9 +366,9 @@ def test_workers_that_compute_otherwise_are_refused():
         RunError,
         match=r"tcp://b:1: found napari-strata 0\.0\.1, and here is .*; install the same",
     ):
-        _compare({"tcp://a:1": FACTS, "tcp://b:1": replace(FACTS, versions=old)})
+        compare_workers({"tcp://a:1": FACTS, "tcp://b:1": replace(FACTS, versions=old)})
     other = FACTS.versions | {"torch": "1.0"}
-    (message,) = _compare(
+    (message,) = compare_workers(
         {"tcp://a:1": FACTS, "tcp://b:1": replace(FACTS, versions=other)}
     )
     assert message.level == "warning"
@@ -372,7 +379,7 @@ def test_what_a_worker_met_is_told_and_is_not_taken_for_a_lost_scheduler():
     from distributed import CancelledError
 
     def told(error: Exception, status: str) -> str:
-        workers = object.__new__(Workers)
+        workers = object.__new__(ClusterPrediction)
         workers.cluster = SimpleNamespace(address="tcp://x:1")
 
         def result():
@@ -393,36 +400,43 @@ def test_what_a_worker_met_is_told_and_is_not_taken_for_a_lost_scheduler():
 
 def test_a_cluster_whose_workers_are_gone_is_told(shared, tmp_path):
     client = SimpleNamespace(run=lambda *args, **kwargs: {})
-    subject = Subject(read_image(shared / "image.tif"), load_models(tiny_model(PAIR)))
+    subject = PredictionInput(
+        read_image(shared / "image.tif"), load_models(tiny_model(PAIR))
+    )
     order = Order.of(shared / "model.safetensors", subject, tmp_path / "x.tif", OPTIONS)
     with pytest.raises(RunError, match=r"tcp://x:1: the workers are gone"):
-        Workers(SimpleNamespace(address="tcp://x:1", client=client), order)
+        ClusterPrediction(SimpleNamespace(address="tcp://x:1", client=client), order)
 
 
-def test_workers_of_one_host_share_its_cores_and_all_have_as_many_threads():
-    assert _threads({"tcp://a:1": FACTS}) == 8
-    assert _threads({"tcp://a:1": FACTS, "tcp://a:2": FACTS, "tcp://b:1": FACTS}) == 4
-    assert _threads({f"tcp://a:{port}": FACTS for port in range(20)}) == 1
+def test_workers_of_one_host_share_its_cores_and_all_have_as_manycommon_threads():
+    assert common_threads({"tcp://a:1": FACTS}) == 8
+    assert (
+        common_threads({"tcp://a:1": FACTS, "tcp://a:2": FACTS, "tcp://b:1": FACTS})
+        == 4
+    )
+    assert common_threads({f"tcp://a:{port}": FACTS for port in range(20)}) == 1
 
 
 def test_each_worker_of_this_machine_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(region, "_name", lambda: 6)
-    assert [region._device(asked) for asked in ("auto", "cuda", "cuda:1", "cpu")] == [
+    monkeypatch.setattr(module, "_worker_name", lambda: 6)
+    assert [
+        module._own_device(asked) for asked in ("auto", "cuda", "cuda:1", "cpu")
+    ] == [
         "cuda:2",
         "cuda:2",
         "cuda:1",
         "cpu",
     ]
     monkeypatch.setattr(
-        region, "_name", lambda: "tcp://10.0.0.7:4000"
+        module, "_worker_name", lambda: "tcp://10.0.0.7:4000"
     )  # of somebody's own cluster
-    assert region._device("auto") == "auto"
+    assert module._own_device("auto") == "auto"
 
 
 def test_workers_that_stay_away_end_it(cluster, shared, gate, monkeypatch, tmp_path):
-    monkeypatch.setattr(workers, "DESERTED", 0.0)
+    monkeypatch.setattr(module, "NO_WORKERS_TIMEOUT", 0.0)
     found = job(shared, tmp_path / "x.tif", cluster)
     while not isinstance(next(found), PredictionStarted):
         pass
@@ -439,7 +453,7 @@ def test_a_killed_worker_costs_the_plane_that_it_was_at(
     (victim, *_) = cluster.client.run(os.getpid).values()
     lines = []
 
-    def counted(self, real=PartialOutput.remove):
+    def counted(self, real=ResumableOutput.remove):
         lines.extend(
             line
             for path in self.folder.glob("ledger*")
@@ -447,7 +461,7 @@ def test_a_killed_worker_costs_the_plane_that_it_was_at(
         )
         real(self)
 
-    monkeypatch.setattr(PartialOutput, "remove", counted)
+    monkeypatch.setattr(ResumableOutput, "remove", counted)
     events = []
     for event in job(shared, tmp_path / "x.tif", cluster):
         events.append(event)

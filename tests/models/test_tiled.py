@@ -7,22 +7,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import tiny_recipe
+from helpers import tiled, tiny_recipe
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RunError
 from napari_strata.core.normalization import ResolvedNormalization, Scale
 from napari_strata.core.spec import ModelSpec
-from napari_strata.models import network_predictor as module
+from napari_strata.models import tiled as module
 from napari_strata.models.device import Precision
-from napari_strata.models.network_predictor import (
-    Predictor,
+from napari_strata.models.tiled import (
+    TiledPredictor,
     class_indices,
     is_out_of_memory,
 )
 from napari_strata.networks import build_network
 
-CPU = torch.device("cpu")
-FP32 = Precision("fp32")
 SCALE = Scale(center=(100.0,), spread=(20.0,), low=(0.0,), high=(255.0,))
 
 
@@ -44,10 +42,8 @@ def make_spec(**changes) -> ModelSpec:
 
 def make(
     network: nn.Module, spec: ModelSpec | None = None, *, batch: int | None = None
-) -> Predictor:
-    return Predictor(
-        network, spec or make_spec(), device=CPU, precision=FP32, batch=batch
-    )
+) -> TiledPredictor:
+    return tiled(network, spec or make_spec(), batch=batch)
 
 
 def grey(*shape: int, seed: int = 0) -> np.ndarray:
@@ -110,9 +106,9 @@ def test_tiled_equals_whole_when_the_halo_covers_the_reach(unet, shape):
     with torch.inference_mode():
         whole = unet(torch.from_numpy(SCALE.apply(image))[None])[0].numpy()
     np.testing.assert_allclose(
-        make(unet, spec).plane_logits(image, SCALE), whole, rtol=1e-6, atol=1e-9
+        make(unet, spec).predict_logits(image, SCALE), whole, rtol=1e-6, atol=1e-9
     )
-    indices, probabilities = make(unet, spec).plane(image, SCALE)
+    indices, probabilities = make(unet, spec).predict(image, SCALE)
     assert indices.dtype == np.uint8
     assert np.array_equal(indices, whole.argmax(0))
     assert probabilities is None
@@ -122,7 +118,7 @@ def test_without_halo_the_seams_show_so_the_test_above_can_fail(unet):
     image = grey(75, 141)
     with torch.inference_mode():
         whole = unet(torch.from_numpy(SCALE.apply(image))[None])[0].numpy()
-    cut = make(unet, make_spec(halo=0, tile=16)).plane_logits(image, SCALE)
+    cut = make(unet, make_spec(halo=0, tile=16)).predict_logits(image, SCALE)
     assert np.abs(cut - whole).max() > 1e-3
 
 
@@ -130,7 +126,7 @@ def test_without_halo_the_seams_show_so_the_test_above_can_fail(unet):
 @pytest.mark.parametrize("shape", [(50, 71), (32, 32), (9, 3)])
 def test_every_way_of_tiling_finds_each_pixel_its_class(changes, shape):
     image = grey(*shape)
-    indices, probabilities = make(Threshold(), make_spec(**changes)).plane(
+    indices, probabilities = make(Threshold(), make_spec(**changes)).predict(
         image, SCALE, probabilities=True
     )
     assert np.array_equal(indices, expected(image))
@@ -147,7 +143,7 @@ def test_every_way_of_tiling_finds_each_pixel_its_class(changes, shape):
 
 def test_blended_tiles_are_all_of_the_patch_size():
     network = Threshold()
-    make(network, make_spec(blend=True)).plane(grey(50, 71), SCALE)
+    make(network, make_spec(blend=True)).predict(grey(50, 71), SCALE)
     assert {shape[2:] for shape in network.batches} == {(32, 32)}
 
 
@@ -170,7 +166,7 @@ class Position(nn.Module):
 
 
 def test_blending_prefers_the_middle_of_tiles():
-    indices, _ = make(Position(), make_spec(blend=True, tile=32, stride=8)).plane(
+    indices, _ = make(Position(), make_spec(blend=True, tile=32, stride=8)).predict(
         grey(80, 80), SCALE
     )
     assert (indices[4:-4, 4:-4] == 1).all()
@@ -180,7 +176,7 @@ def test_blending_prefers_the_middle_of_tiles():
 def test_resized_planes_are_predicted_in_one_go_and_come_back_in_their_size():
     network = Threshold()
     image = np.repeat(np.repeat(grey(8, 8), 12, axis=1), 9, axis=2)
-    indices, probabilities = make(network, make_spec(resize=48)).plane(
+    indices, probabilities = make(network, make_spec(resize=48)).predict(
         image, SCALE, probabilities=True
     )
     assert network.batches == [(1, 1, 48, 48)]
@@ -194,24 +190,24 @@ def test_resized_planes_are_predicted_in_one_go_and_come_back_in_their_size():
 def test_values_that_are_not_finite_count_as_the_centre():
     image = grey(20, 20).astype(np.float32)
     image[0, 3, 4], image[0, 5, 6] = np.nan, np.inf
-    indices, _ = make(Threshold()).plane(image, SCALE)
+    indices, _ = make(Threshold()).predict(image, SCALE)
     assert indices[3, 4] == indices[5, 6] == 1
 
 
 def test_half_precision_gives_nearly_the_same(unet):
     spec, image = make_spec(), grey(60, 60)
     network = unet.network.float()
-    half = Predictor(
-        network, spec, device=CPU, precision=Precision("bf16", torch.bfloat16)
-    ).plane(image, SCALE)[0]
-    full = make(network, spec).plane(image, SCALE)[0]
+    half = tiled(network, spec, precision=Precision("bf16", torch.bfloat16)).predict(
+        image, SCALE
+    )[0]
+    full = make(network, spec).predict(image, SCALE)[0]
     network.double()
     assert 0.97 < (half == full).mean() < 1  # the same, but not by the same arithmetic
 
 
 def test_batches_hold_tiles_of_one_shape_up_to_the_number_asked_for():
     network = Threshold()
-    make(network, make_spec(halo=0, tile=16), batch=3).plane(grey(64, 66), SCALE)
+    make(network, make_spec(halo=0, tile=16), batch=3).predict(grey(64, 66), SCALE)
     assert max(shape[0] for shape in network.batches) == 3
     assert sum(n * h * w for n, _, h, w in network.batches) == 64 * 66
 
@@ -220,7 +216,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on():
     network = Threshold(most=3)
     predictor = make(network, make_spec(halo=0, tile=16), batch=12)
     image = grey(64, 64)
-    indices, _ = predictor.plane(image, SCALE)
+    indices, _ = predictor.predict(image, SCALE)
     assert np.array_equal(indices, expected(image))
     assert predictor.batch == 3
     assert [shape[0] for shape in network.batches] == [3, 3, 3, 3, 3, 1]
@@ -236,10 +232,10 @@ def test_batches_made_ahead_are_those_that_follow(monkeypatch, most):
         threads.add(threading.current_thread().name)
         return load(self, array)
 
-    monkeypatch.setattr(module, "AHEAD", ("cpu",))
+    monkeypatch.setattr(module, "ASYNCHRONOUS", ("cpu",))
     monkeypatch.setattr(Scale, "apply", watched)
     network, image = Threshold(most), grey(300, 200)
-    found, _ = make(network, make_spec(halo=0), batch=8).plane(image, SCALE)
+    found, _ = make(network, make_spec(halo=0), batch=8).predict(image, SCALE)
     assert np.array_equal(found, expected(image))
     assert any(name.startswith("next-batch") for name in threads)
     if most < 8:
@@ -252,11 +248,11 @@ def test_when_one_tile_is_too_much_the_message_says_what_would_fit():
         RunError,
         match=r"one tile of 32 x 32 pixels is too much; 8 x 8 would fit: set tile=8",
     ):
-        predictor.plane(grey(64, 64), SCALE)
+        predictor.predict(grey(64, 64), SCALE)
     with pytest.raises(RunError, match=r"smaller patches\.resize"):
-        make(Threshold(largest=70), make_spec(resize=32)).plane(grey(64, 64), SCALE)
+        make(Threshold(largest=70), make_spec(resize=32)).predict(grey(64, 64), SCALE)
     with pytest.raises(RunError, match="no smaller tile fits either"):
-        make(Threshold(largest=0)).plane(grey(64, 64), SCALE)
+        make(Threshold(largest=0)).predict(grey(64, 64), SCALE)
 
 
 def test_other_errors_are_not_taken_for_want_of_memory():
@@ -265,7 +261,7 @@ def test_other_errors_are_not_taken_for_want_of_memory():
             raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="multiplied"):
-        make(Broken()).plane(grey(8, 8), SCALE)
+        make(Broken()).predict(grey(8, 8), SCALE)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +281,8 @@ def test_layers_keep_the_mode_they_were_in(unet):
     network.train()
     network[1].eval()
     before = network[1].running_mean.clone()
-    first, _ = make(network).plane(grey(40, 40), SCALE)
-    second, _ = make(network).plane(grey(40, 40), SCALE)
+    first, _ = make(network).predict(grey(40, 40), SCALE)
+    second, _ = make(network).predict(grey(40, 40), SCALE)
     assert np.array_equal(first, second)
     assert [layer.training for layer in network] == [True, False, True]
     assert torch.equal(network[1].running_mean, before)
