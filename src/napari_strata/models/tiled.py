@@ -302,7 +302,8 @@ class TiledPredictor:
         if self.batch:
             return self.batch
         pixels = BATCH_PIXELS.get(self.device.type, 2**20)
-        return max(1, pixels // math.prod(example.shape[1:]))
+        tile_pixels: int = math.prod(example.shape[1:])
+        return max(1, pixels // tile_pixels)
 
     def _try_logits(self, arrays: Array) -> Tensor | None:
         """Logits of a batch, or None when memory runs out."""
@@ -340,7 +341,7 @@ class TiledPredictor:
         A tile of a volume stays as thick as it is.
         """
         stride = self.spec.stride
-        side = min(*example.shape[-2:]) // 2 // stride * stride
+        side: int = min(example.shape[-2:]) // 2 // stride * stride
         while side >= stride:
             tile = np.zeros((1, *example.shape[:-2], side, side), np.float32)
             if self._try_logits(tile) is not None:
