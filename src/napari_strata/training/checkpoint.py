@@ -19,7 +19,7 @@ from napari_strata.core.runs import RunFolder
 from napari_strata.evaluation.pictures import Example, draw_example
 from napari_strata.models.device import describe_device
 from napari_strata.models.model import Model
-from napari_strata.training.distributed import Team
+from napari_strata.training.ddp import ProcessGroup
 from napari_strata.training.learner import Learner, Progress
 from napari_strata.training.plan import Job, Plan
 from napari_strata.training.transfer import initialise
@@ -46,7 +46,7 @@ class Session:
         plan, learner = self.plan, self.learner
         return TrainingStarted(
             run=str(self.run.path),
-            device=learner.team.describe(describe_device(learner.device)),
+            device=learner.group.describe(describe_device(learner.device)),
             precision=learner.precision.name,
             parameters=sum(p.numel() for p in learner.network.parameters()),
             first_epoch=self.progress.epoch + 1,
@@ -152,19 +152,16 @@ class Follower(Session):
 
 
 def open_session(
-    job: Job, plan: Plan, learner: Learner, team: Team
+    job: Job, plan: Plan, learner: Learner, group: ProcessGroup
 ) -> tuple[Session, list[Message]]:
-    """Begin or resume a run, on the first rank of `team`, and put the others where it is."""
-    if team.leads:
+    """Begin or resume a run, on the main process of `group`, and put the others where it is."""
+    if group.is_main:
         session, messages = (resume if job.resume else begin)(job, plan, learner)
-        team.hand_out(
-            lambda: {
-                **session.state_dict(),
-                "epochs": session.plan.recipe.training.epochs,
-            }
-        )
+        if group.size > 1:
+            epochs = session.plan.recipe.training.epochs
+            group.broadcast(session.state_dict() | {"epochs": epochs})
         return session, messages
-    state = team.hand_out(dict)
+    state = group.broadcast(None)
     learner.load_state_dict(state["learner"])
     progress = Progress.from_state(state["progress"])
     return Follower(

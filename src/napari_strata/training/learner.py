@@ -23,7 +23,7 @@ from napari_strata.models.device import Precision, channels_last
 from napari_strata.networks import build_network
 from napari_strata.networks.build import encoder_of
 from napari_strata.training.averaging import AveragedWeights
-from napari_strata.training.distributed import Team
+from napari_strata.training.ddp import ProcessGroup
 from napari_strata.training.losses import build_loss
 from napari_strata.training.optim import (
     build_optimizer,
@@ -66,17 +66,18 @@ class Learner:
         device: torch.device,
         precision: Precision,
         batches: int,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         section = plan.recipe.training
         self.section = section
-        self.team = team or Team()
+        self.group = group or ProcessGroup()
         self.device = device
         self.precision = precision
         with seeded(device, section.seed):
             network = build_network(plan.spec)
         order = channels_last(2 + len(plan.spec.axes))
-        self.network: nn.Module = network.to(device, memory_format=order)  # type: ignore[call-overload]
+        network = network.to(device, memory_format=order)  # type: ignore[call-overload]
+        self.network = self.group.synchronize(network, device)
         self.encoder = FreezableEncoder(self.network)
         self.averaged = (
             AveragedWeights(self.network, section.averaging)
@@ -102,7 +103,7 @@ class Learner:
     def step(self, batch: Batch, *, epoch: int, number: int) -> dict[str, float]:
         """One step of the optimiser on `batch`; the losses, and their weighted sum under "loss".
 
-        A team takes it together: each rank is given the whole batch and computes its share.
+        Each rank is given the whole batch and computes its share.
 
         Raises
         ------
@@ -117,7 +118,7 @@ class Learner:
             self.encoder.hold(epoch <= section.freeze_encoder)
             with self.precision.autocast(self.device):
                 ordered = images.contiguous(memory_format=channels_last(images.ndim))
-                logits = self.team.forward(self.network, ordered)
+                logits = self.group.forward(self.network, ordered)
             terms = self.loss.terms(logits, labels)
             total = self.loss.total(terms)
             self.optimizer.zero_grad(set_to_none=True)
@@ -167,7 +168,10 @@ class Learner:
                     else nullcontext()
                 ):
                     recalibrate(
-                        network, batches, device=self.device, precision=self.precision
+                        network,
+                        (self.group.split(batch.images) for batch in batches),
+                        device=self.device,
+                        precision=self.precision,
                     )
 
     @property

@@ -33,7 +33,7 @@ from napari_strata.models.network_predictor import NetworkPredictor
 from napari_strata.models.tiled import TiledPredictor, is_out_of_memory
 from napari_strata.training.calibration import measure
 from napari_strata.training.checkpoint import Session, open_session
-from napari_strata.training.distributed import Team, join
+from napari_strata.training.ddp import ProcessGroup, process_group
 from napari_strata.training.learner import Learner
 from napari_strata.training.plan import Job, Plan, plan_new, plan_resumed
 from napari_strata.training.validation import Truth, Validation, load_truths, validate
@@ -140,15 +140,16 @@ def iter_train(  # noqa: PLR0913 (as `train`)
 
 def iter_job(job: Job) -> Generator[Event, None, None]:
     """The events of a training that is wholly described; see `iter_train`."""
-    with join() as team:
-        events = _train(job, team)
-        if team.leads:
+    with process_group() as group:
+        events = _train(job, group)
+        if group.is_main:
             yield from events
         else:
-            team.follow(events)
+            for _ in events:
+                pass
 
 
-def _train(job: Job, team: Team) -> Generator[Event, None, None]:
+def _train(job: Job, group: ProcessGroup) -> Generator[Event, None, None]:
     start = time.perf_counter()
     # Decide everything; nothing is written before `open_session`.
     if job.resume:
@@ -156,18 +157,18 @@ def _train(job: Job, team: Team) -> Generator[Event, None, None]:
     else:
         check_free(job.out)
         plan = plan_new(job)
-    device = team.choose_device(job.device)
+    device = group.choose_device(job.device)
     precision = choose_precision(plan.recipe.training.precision, device)
     source = PatchSource(plan.training, plan.spec, plan.recipe)
-    team.check_batch(
-        source.patches // len(source), size=plan.recipe.training.batch_size
+    group.check_batches(
+        source.patches // len(source), batch_size=plan.recipe.training.batch_size
     )
     truths = load_truths(plan.validation, plan.spec)
     learner = Learner(
-        plan, device=device, precision=precision, batches=len(source), team=team
+        plan, device=device, precision=precision, batches=len(source), group=group
     )
-    team.agree(f"{plan.fingerprint} {plan.recipe.model_dump_json()}")
-    session, messages = open_session(job, plan, learner, team)
+    group.check_same(f"{plan.fingerprint} {plan.recipe.model_dump_json()}")
+    session, messages = open_session(job, plan, learner, group)
     predictors = {
         kind: TiledPredictor(
             NetworkPredictor(network, plan.spec, device=device, precision=precision)
@@ -189,10 +190,16 @@ def _train(job: Job, team: Team) -> Generator[Event, None, None]:
             yield from _epoch(
                 epoch, session, source, predictors=predictors, truths=truths
             )
+        group.check_stop()
+        group.close()
+        if not group.is_main:
+            return
         session.complete()
-        for event in measure(session, truths) if team.leads else ():
+        for event in measure(session, truths):
             yield session.tell(event)
-    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+    except (GeneratorExit, KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, GeneratorExit):
+            group.announce_stop()
         session.leave()
         session.tell(session.ended("stopped", time.perf_counter() - start))
         raise
@@ -217,12 +224,13 @@ def _epoch(
     learner, start, losses = session.learner, time.perf_counter(), []
     for number, batch in enumerate(source.epoch(epoch), start=1):
         batch_start, rate = time.perf_counter(), learner.schedule.learning_rate
-        with learner.team.together():
-            losses.append(learner.step(batch, epoch=epoch, number=number))
+        learner.group.check_stop()
+        losses.append(learner.step(batch, epoch=epoch, number=number))
         seconds = time.perf_counter() - batch_start
         yield session.tell(
             BatchEnd(epoch, number, len(source), losses[-1]["loss"], rate, seconds)
         )
+    learner.group.check_stop()
     means = _means(losses)
     learner.recalibrate(source)
     kind, scores = _validate(learner, predictors, truths)
@@ -230,7 +238,7 @@ def _epoch(
     end = _epoch_end(session, kind, scores, train_loss=means["loss"])
     end = replace(end, learning_rate=rate, seconds=time.perf_counter() - start)
     session.keep(end, _columns(means, scores))
-    learner.team.completed(epoch)
+    learner.group.epoch = epoch
     session.draw(end, scores.example)
     yield session.tell(end)
 
@@ -243,12 +251,12 @@ def _validate(
     learner: Learner, predictors: Mapping[str, TiledPredictor], truths: Sequence[Truth]
 ) -> tuple[str, Validation]:
     """Which weights validate best by mean IoU, the averaged ones where that does not tell, and their scores."""
-    team = learner.team
+    group = learner.group
     scores = {
-        kind: validate(one, team.share(truths), learner.loss)
+        kind: validate(one, group.share(truths), learner.loss)
         for kind, one in predictors.items()
     }
-    shares = team.collect(
+    shares = group.gather(
         {
             kind: (one.loss, one.terms, one.confusion.counts)
             for kind, one in scores.items()

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from napari_strata.data.loader import Batch
 from napari_strata.models.device import Precision, channels_last
 
 
 @torch.no_grad()
 def recalibrate(
     network: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Tensor],
     *,
     device: torch.device,
     precision: Precision,
@@ -43,7 +42,7 @@ def recalibrate(
         n.momentum = None  # the plain mean of all batches
         n.train()
     for batch in batches:
-        images = batch.images.to(device, memory_format=channels_last(batch.images.ndim))
+        images = batch.to(device, memory_format=channels_last(batch.ndim))
         with precision.autocast(device):
             network(images)
     for n, (momentum, statistics) in zip(norms, before, strict=True):

@@ -41,20 +41,20 @@ def main() -> None:
     ):
         os.close(orders)
         os.close(replies)
-        from napari_strata.worker.crew import follow
+        from napari_strata.worker.ddp import follow
 
         follow()
         return
     inbox = Inbox()
     outbox = Outbox(replies, inbox)
-    from napari_strata.worker.crew import dismiss
+    from napari_strata.worker.ddp import end_followers
     from napari_strata.worker.server import Server  # the engine and torch: seconds
 
     inbox.start(orders)
     try:
         Server(inbox, outbox).serve(started)
     finally:
-        dismiss()
+        end_followers()
 
 
 def _end_with(parent: int) -> None:

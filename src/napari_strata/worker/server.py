@@ -30,7 +30,7 @@ from napari_strata.core.errors import StrataError
 from napari_strata.core.runs import RunFolder
 from napari_strata.models.device import available_devices, describe_device
 from napari_strata.models.model import current_versions
-from napari_strata.worker import crew, jobs
+from napari_strata.worker import ddp, jobs
 from napari_strata.worker.orders import (
     Changed,
     InfoJob,
@@ -279,7 +279,7 @@ class Server:
 
 def _work(order: Job) -> jobs.Events:
     """A job, and the same one in the other processes of this worker, if there are any and it is theirs too."""
-    with crew.called(order) if isinstance(order, TrainJob) else nullcontext():
+    with ddp.all_processes(order) if isinstance(order, TrainJob) else nullcontext():
         return (yield from jobs.run(order))
 
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,9 +20,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from helpers import easy_pair, tiny_recipe
 from napari_strata.core.events import BatchEnd, EpochEnd, TrainingStarted
@@ -33,11 +30,8 @@ from napari_strata.core.spec import resolve
 from napari_strata.io import read_pairs
 from napari_strata.models.model import Model
 from napari_strata.networks import build_network
-from napari_strata.networks.blocks import BatchNorm, BatchNorm3d
-from napari_strata.training.distributed import Team, _Gathered, join
+from napari_strata.training.ddp import process_group
 from napari_strata.training.loop import train
-from napari_strata.training.membership import held
-from napari_strata.training.syncnorm import SharedStatistics, statistics
 from napari_strata.worker.replies import JobEnded, JobFailed
 from worker.client import train_order, worker
 
@@ -121,11 +115,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
             str(out.parent / "labels.tif"),
         ]
         command += ["--out", str(out), "--json", *words, *options]
-        port = free_port()
         everyone = {
             "WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(free_port()),
         }
         environment = {
             **os.environ,
@@ -288,8 +281,8 @@ def test_too_small_a_batch_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("rank", "number", "line"),
     [
-        (1, signal.SIGKILL, "rank 1 of 2 is gone"),
-        (0, signal.SIGKILL, "rank 0 of 2 is gone"),
+        (1, signal.SIGKILL, "another of the 2 processes is gone"),
+        (0, signal.SIGKILL, "another of the 2 processes is gone"),
         (1, signal.SIGTERM, "error: stopped"),
         (0, signal.SIGINT, "error: stopped"),
     ],
@@ -445,260 +438,88 @@ def test_a_worker_trains_again_after_one_of_its_processes_left_the_others_in_a_c
         client.end(LIMIT)
 
 
-# The parts, in threads that play ranks.
-
-
-class Threads:
-    """Ranks as threads; `gather` hands each the tensors of all."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._barrier = threading.Barrier(size)
-        self._given: list[Tensor | None] = [None] * size
-        self._rank = threading.local()
-
-    def gather(self, values: Tensor) -> Tensor:
-        self._given[self._rank.value] = values.detach().clone()
-        self._barrier.wait(LIMIT)
-        found = torch.stack([one for one in self._given if one is not None])
-        self._barrier.wait(LIMIT)
-        return found
-
-    def run(self, work: Callable[[int], Any]) -> list[Any]:
-        results: list[Any] = [None] * self.size
-        errors: list[BaseException] = []
-
-        def one(rank: int) -> None:
-            self._rank.value = rank
-            try:
-                results[rank] = work(rank)
-            except BaseException as error:
-                errors.append(error)
-                self._barrier.abort()
-
-        threads = [
-            threading.Thread(target=one, args=(rank,)) for rank in range(self.size)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-        return results
-
-
-shapes = st.lists(st.integers(1, 5), min_size=2, max_size=3)
-
-
-@settings(max_examples=25)
-@given(
-    counts=st.lists(st.integers(1, 3), min_size=2, max_size=3),
-    shape=shapes,
-    shift=st.floats(-100, 100),
-)
-def test_shared_statistics_are_those_of_the_whole_batch(
-    counts: list[int], shape: list[int], shift: float
-) -> None:
-    """Output, gradients, running statistics: two layers in 2D or 3D, shares of any sizes, one value a channel too."""
-    torch.manual_seed(0)
-    batch = torch.randn(sum(counts), 3, *shape) + shift
-    norm = BatchNorm if len(shape) == 2 else BatchNorm3d
-
-    def network() -> nn.Sequential:
-        layers = nn.Sequential(norm(3), nn.ReLU(), norm(3, affine=False))
-        nn.init.uniform_(layers[0].weight, generator=torch.Generator().manual_seed(1))
-        return layers.train()
-
-    def slope(output: Tensor) -> Tensor:
-        return (
-            torch.linspace(-1, 1, output[0].numel())
-            .reshape(output.shape[1:])
-            .expand_as(output)
-        )
-
-    whole, inputs = network(), batch.clone().requires_grad_()
-    expected = whole(inputs)
-    scaled = torch.arange(1, len(batch) + 1).reshape(-1, *[1] * (batch.ndim - 1))
-    torch.autograd.backward(expected, slope(expected) * scaled)
-    team = Threads(len(counts))
-    replicas = [network() for _ in counts]
-
-    def work(rank: int) -> tuple[Tensor, Tensor]:
-        part = torch.split(batch, counts)[rank].clone().requires_grad_()
-        with SharedStatistics(replicas[rank], team.gather, group=None, size=team.size):
-            output = replicas[rank](part)
-        torch.autograd.backward(
-            output, slope(output) * torch.split(scaled, counts)[rank]
-        )
-        assert part.grad is not None
-        return output.detach(), part.grad
-
-    outputs, gradients = zip(*team.run(work), strict=True)
-    close = {"rtol": 1e-3, "atol": 2e-3 + 1e-4 * abs(shift)}
-    assert torch.allclose(torch.cat(outputs), expected, **close)
-    assert inputs.grad is not None
-    spread = float(inputs.grad.abs().max()) + 1
-    assert torch.allclose(torch.cat(gradients) / spread, inputs.grad / spread, **close)
-    for name, value in whole.state_dict().items():
-        for replica in replicas:
-            assert torch.allclose(
-                replica.state_dict()[name].double(), value.double(), **close
-            ), name
-    shares = [replica[0].weight.grad for replica in replicas]
-    assert torch.allclose(
-        sum(shares),
-        whole[0].weight.grad,
-        rtol=1e-3,
-        atol=1e-2 + 1e-3 * abs(shift) * spread,
-    )
-
-
-@pytest.mark.parametrize(
-    ("network", "shape"),
-    [
-        ({"kind": "unet", "widths": [4, 8]}, (24, 40)),
-        pytest.param({"kind": "atrous_unet"}, (64, 64), marks=pytest.mark.slow),
-        ({"kind": "unet3d"}, (4, 16, 16)),
-        (
-            {"kind": "smp", "architecture": "deeplabv3plus", "encoder": "resnet18"},
-            (64, 64),
-        ),
-        ({"kind": "smp", "encoder": "tu-mobilenetv3_small_050"}, (64, 64)),
-    ],
-    ids=lambda value: (
-        "-".join(map(str, value.values())) if isinstance(value, dict) else None
+NETWORKS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+    ({"kind": "unet", "widths": [4, 8]}, (24, 40)),
+    ({"kind": "unet3d", "widths": [4, 8]}, (4, 16, 16)),
+    # Its pooling leaves one value a channel to the rank with one patch.
+    (
+        {"kind": "smp", "architecture": "deeplabv3plus", "encoder": "resnet18"},
+        (64, 64),
     ),
-)
-def test_networks_in_shares_give_the_logits_and_gradients_of_the_whole_batch(
-    network: dict[str, Any], shape: tuple[int, ...]
-) -> None:
-    """In float64, where nothing is rounding. DeepLab's pooling leaves one value a channel to the rank with one patch;
-    MobileNet of timm has normalisation and activation in one layer."""
-    recipe = tiny_recipe().with_overrides({"network": network})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        whole = build_network(resolve(recipe, easy_pair((8, 64, 64)))).double().train()
-        for layer in whole.modules():
-            if isinstance(layer, nn.Dropout | nn.Dropout2d):
-                layer.eval()
-        batch, slope = (
-            torch.randn(3, 1, *shape).double(),
-            torch.randn(3, 2, *shape).double(),
-        )
-    replicas, counts, team = (
-        [copy.deepcopy(whole) for _ in range(2)],
-        [2, 1],
-        Threads(2),
-    )
-    expected = whole(batch)
-    torch.autograd.backward(expected, slope)
-
-    def work(rank: int) -> Tensor:
-        with SharedStatistics(replicas[rank], team.gather, group=None, size=2):
-            logits: Tensor = replicas[rank](torch.split(batch, counts)[rank])
-        torch.autograd.backward(logits, torch.split(slope, counts)[rank])
-        return logits.detach()
-
-    assert torch.allclose(torch.cat(team.run(work)), expected, rtol=1e-7, atol=1e-7)
-    pairs = list(
-        zip(
-            whole.parameters(),
-            *(replica.parameters() for replica in replicas),
-            strict=True,
-        )
-    )
-    ours = [
-        (one.grad + two.grad).flatten()
-        for _, one, two in pairs
-        if one.grad is not None and two.grad is not None
-    ]
-    theirs = [
-        parameter.grad.flatten()
-        for parameter, _, _ in pairs
-        if parameter.grad is not None
-    ]
-    assert len(ours) == len(theirs) > 0
-    assert float((torch.cat(ours) - torch.cat(theirs)).norm()) < 1e-6 * float(
-        torch.cat(theirs).norm()
-    )
-    for name, value in whole.state_dict().items():
-        assert torch.allclose(
-            replicas[1].state_dict()[name].double(),
-            value.double(),
-            rtol=1e-6,
-            atol=1e-8,
-        ), name
+    # Normalisation and activation are one layer here.
+    ({"kind": "smp", "encoder": "tu-mobilenetv3_small_050"}, (64, 64)),
+]
 
 
-def test_variance_survives_a_large_mean() -> None:
-    values = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0)) + 1e4
-    team = Threads(2)
-    mean, variance, count = team.run(
-        lambda rank: statistics(torch.split(values, [4, 2])[rank], team.gather)
-    )[1]
-    assert count == 6 * 64
-    assert torch.allclose(mean, values.double().mean([0, 2, 3]), rtol=1e-6)
-    assert torch.allclose(
-        variance, values.double().var([0, 2, 3], correction=0), rtol=1e-2
-    )
+def _without_dropout(network: nn.Module) -> nn.Module:
+    network.train()
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout | nn.Dropout2d):
+            layer.eval()
+    return network
 
 
-def test_gathered_logits_give_each_rank_the_gradient_of_its_share() -> None:
-    """Times the number of ranks, because gradients of parameters are averaged over ranks afterwards."""
-    logits, counts = (
-        torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)),
-        [3, 2],
-    )
-    whole = logits.clone().requires_grad_()
-    whole.softmax(1).square().sum().backward()
-    team = Threads(2)
+def _compare_with_one_process(rank: int, port: int) -> None:
+    """Compare logits, gradients and statistics of two ranks with those of one process.
 
-    def work(rank: int) -> tuple[Tensor, Tensor]:
-        own = torch.split(logits, counts)[rank].clone().requires_grad_()
-        gathered = _Gathered.apply(own, counts, rank, team.gather)
-        gathered.softmax(1).square().sum().backward()
-        assert own.grad is not None
-        return gathered.detach(), own.grad
+    In float64, where nothing is rounding.
+    """
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    with process_group() as group:
+        for section, shape in NETWORKS:
+            torch.manual_seed(0)
+            recipe = tiny_recipe().with_overrides({"network": section})
+            spec = resolve(recipe, easy_pair((8, 64, 64)))
+            whole = _without_dropout(build_network(spec).double())
+            shared = group.synchronize(copy.deepcopy(whole), torch.device("cpu"))
+            # A large mean must cost no digits of the variance.
+            batch = torch.randn(3, 1, *shape).double() + 1000
+            slope = torch.randn(3, 2, *shape).double()
+            expected = whole(batch)
+            torch.autograd.backward(expected, slope)
+            logits = group.forward(shared, batch)
+            torch.autograd.backward(logits, slope)
+            torch.testing.assert_close(logits, expected, rtol=1e-7, atol=1e-7)
+            gradients = [
+                torch.cat(
+                    [p.grad.flatten() for p in n.parameters() if p.grad is not None]
+                )
+                for n in (whole, shared)
+            ]
+            difference = gradients[0] - gradients[1]
+            assert float(difference.norm()) < 1e-6 * float(gradients[0].norm())
+            statistics = shared.state_dict()
+            for name, value in whole.state_dict().items():
+                torch.testing.assert_close(
+                    statistics[name], value, rtol=1e-6, atol=1e-8, msg=name
+                )
 
-    for gathered, _ in (found := team.run(work)):
-        assert torch.equal(gathered, logits)
-    assert whole.grad is not None
-    assert torch.allclose(
-        torch.cat([gradient for _, gradient in found]), 2 * whole.grad
-    )
+
+def test_two_processes_compute_logits_and_gradients_of_the_whole_batch() -> None:
+    torch.multiprocessing.spawn(_compare_with_one_process, (free_port(),), nprocs=2)
 
 
-def test_signals_wait_for_the_end_of_a_section() -> None:
-    done = []
-
-    def section(divisor: int) -> None:
-        with held():
-            signal.raise_signal(signal.SIGINT)
-            done.append(1 / divisor)
-
-    with pytest.raises(KeyboardInterrupt):
-        section(1)
-    assert done == [1]
-    with pytest.raises(ZeroDivisionError):  # an error is the end that was asked for
-        section(0)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_process_alone_is_a_team_that_changes_nothing(
+def test_one_process_is_a_group_that_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "4")  # as some clusters do, without torchrun
-    with join() as team:
-        assert type(team) is Team
-        assert (
-            team.leads,
-            team.share([1, 2]),
-            team.collect(3),
-            team.hand_out(dict),
-        ) == (True, [1, 2], [3], {})
+    monkeypatch.setenv("WORLD_SIZE", "4")  # some clusters do, without torchrun
+    network = nn.BatchNorm2d(1)
+    with process_group() as group:
+        assert (group.size, group.is_main) == (1, True)
+        assert group.share([1, 2]) == [1, 2]
+        assert group.gather(3) == [3]
+        assert group.synchronize(network, torch.device("cpu")) is network
+        assert group.describe("CPU") == "CPU"
+        group.check_stop()
+
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -1,0 +1,79 @@
+"""Several worker processes, which torchrun has started to train on several GPUs.
+
+The main process serves the viewer and does all jobs. The others wait for its trainings
+and take part in them.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+
+from napari_strata.core.errors import StrataError
+from napari_strata.training.ddp import is_distributed, named_store, process_group
+from napari_strata.worker import jobs
+from napari_strata.worker.orders import TrainJob, parse_order
+
+PAUSE = 0.05
+"""Seconds between two looks for the next training."""
+
+END = "end"
+"""Message after which the other processes end."""
+
+_numbers = count(1)
+
+
+def follow() -> None:
+    """Take part in the trainings of the main process until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process says when to stop
+    for number in count(1):
+        message = _wait_for(f"job {number}")
+        if message == END:
+            return
+        job = parse_order(message)
+        assert isinstance(job, TrainJob)
+        try:
+            with process_group(f"job {number}"):
+                for _ in jobs.run(job):
+                    pass
+        except StrataError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except SystemExit:
+            pass  # the main process reports why
+        except Exception:
+            traceback.print_exc()
+        jobs.give_back_memory()
+
+
+@contextmanager
+def all_processes(job: TrainJob) -> Iterator[None]:
+    """Let the other processes, if any, do the same job as the block."""
+    if not is_distributed():
+        yield
+        return
+    number = next(_numbers)
+    named_store("worker").set(f"job {number}", job.model_dump_json())
+    with process_group(f"job {number}"):
+        yield
+
+
+def end_followers() -> None:
+    """End the other processes, if any."""
+    if is_distributed():
+        with suppress(RuntimeError):
+            named_store("worker").set(f"job {next(_numbers)}", END)
+
+
+def _wait_for(key: str) -> str:
+    store = named_store("worker")
+    try:
+        while not store.check([key]):
+            time.sleep(PAUSE)
+        return str(store.get(key).decode())
+    except RuntimeError:  # torchrun has ended
+        return END
