@@ -401,12 +401,14 @@ from napari_strata.worker.__main__ import main
 
 step = Learner.step
 def bad(self, batch, *, epoch, number):
-    if os.environ["RANK"] == os.environ["BAD"] and os.environ.pop("ONCE", ""):
+    if os.environ["RANK"] == os.environ["BAD"] and not os.path.exists(os.environ["ONCE"]):
+        open(os.environ["ONCE"], "w").close()
         raise RuntimeError("out of memory, it is said")
     return step(self, batch, epoch=epoch, number=number)
 
 Learner.step = bad
-main()
+if __name__ == "__main__":
+    main()
 """
 
 
@@ -424,7 +426,7 @@ def test_a_worker_trains_again_after_one_of_its_processes_left_the_others_in_a_c
         "2",
         str(tmp_path / "faulty.py"),
     ]
-    with worker(command=torchrun, BAD=str(rank), ONCE="yes") as client:
+    with worker(command=torchrun, BAD=str(rank), ONCE=str(tmp_path / "once")) as client:
         client.ready()
         failed = client.do(train_order(tmp_path / "first", scene()))[-1]
         assert isinstance(failed, JobFailed)

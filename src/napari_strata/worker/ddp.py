@@ -1,11 +1,13 @@
 """Several worker processes, which torchrun has started to train on several GPUs.
 
-The main process serves the viewer and does all jobs. The others wait for its trainings
-and take part in them.
+The main process serves the viewer and does all jobs. The others wait for its trainings.
+Each starts a process of its own for each training: a failed one may hang in a
+collective, from which nothing but its end frees the others.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import sys
 import time
@@ -20,34 +22,15 @@ from napari_strata.worker import jobs
 from napari_strata.worker.orders import TrainJob, parse_order
 
 PAUSE = 0.05
-"""Seconds between two looks for the next training."""
+"""Seconds between two looks into the store."""
+
+GRACE = 10.0
+"""Seconds that a process has to end after the main one has left a training."""
 
 END = "end"
 """Message after which the other processes end."""
 
 _numbers = count(1)
-
-
-def follow() -> None:
-    """Take part in the trainings of the main process until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process says when to stop
-    for number in count(1):
-        message = _wait_for(f"job {number}")
-        if message == END:
-            return
-        job = parse_order(message)
-        assert isinstance(job, TrainJob)
-        try:
-            with process_group(f"job {number}"):
-                for _ in jobs.run(job):
-                    pass
-        except StrataError as error:
-            print(f"error: {error}", file=sys.stderr)
-        except SystemExit:
-            pass  # the main process reports why
-        except Exception:
-            traceback.print_exc()
-        jobs.give_back_memory()
 
 
 @contextmanager
@@ -57,9 +40,14 @@ def all_processes(job: TrainJob) -> Iterator[None]:
         yield
         return
     number = next(_numbers)
-    named_store("worker").set(f"job {number}", job.model_dump_json())
-    with process_group(f"job {number}"):
-        yield
+    store = named_store("worker")
+    store.set(f"job {number}", job.model_dump_json())
+    try:
+        with process_group(f"job {number}"):
+            yield
+    finally:
+        with suppress(RuntimeError):
+            store.set(f"ended {number}", END)
 
 
 def end_followers() -> None:
@@ -67,6 +55,39 @@ def end_followers() -> None:
     if is_distributed():
         with suppress(RuntimeError):
             named_store("worker").set(f"job {next(_numbers)}", END)
+
+
+def follow() -> None:
+    """Take part in the trainings of the main process until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process says when to stop
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    spawn = multiprocessing.get_context("spawn")
+    for number in count(1):
+        message = _wait_for(f"job {number}")
+        if message == END:
+            return
+        training = spawn.Process(target=_take_part, args=(number, message))
+        training.start()
+        try:
+            _wait_for(f"ended {number}")
+            training.join(GRACE)
+        finally:
+            training.kill()
+
+
+def _take_part(number: int, message: str) -> None:
+    job = parse_order(message)
+    assert isinstance(job, TrainJob)
+    try:
+        with process_group(f"job {number}"):
+            for _ in jobs.run(job):
+                pass
+    except StrataError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except SystemExit:
+        pass  # the main process reports why
+    except Exception:
+        traceback.print_exc()
 
 
 def _wait_for(key: str) -> str:
