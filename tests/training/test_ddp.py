@@ -523,7 +523,6 @@ def test_one_process_is_a_group_that_changes_nothing(
         group.check_stop()
 
 
-
 def wait_until(true: Callable[[], bool]) -> None:
     end = time.monotonic() + LIMIT
     while not true():
