@@ -11,7 +11,7 @@ import pytest
 from qtpy.QtCore import QObject, Signal
 
 from napari_strata.widgets.layers.convert import image_of
-from napari_strata.widgets.train.dock import live_preview
+from napari_strata.widgets.train import live_preview
 from napari_strata.widgets.train.live_preview import SHARE, LivePreview
 from napari_strata.worker.orders import PredictJob, TrainJob
 
