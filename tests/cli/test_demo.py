@@ -19,8 +19,8 @@ def test_the_demo_leaves_stacks_model_labels_and_scores(
     )
     monkeypatch.setattr(
         demo,
-        "OVERRIDES",
-        demo.OVERRIDES | {"network.widths": (4, 8), "training.epochs": 2},
+        "DEMO_OVERRIDES",
+        demo.DEMO_OVERRIDES | {"network.widths": (4, 8), "training.epochs": 2},
     )
     out = tmp_path / "demo"
     events = list(demo.iter_demo(out))

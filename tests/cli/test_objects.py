@@ -1,4 +1,4 @@
-"""The command objects, as a user meets it."""
+"""The command objects, called as a user calls it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
-from napari_strata.cli.objects import register
+from napari_strata.cli import app
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import StrataError
 from napari_strata.core.image import Image, LabelImage
@@ -22,12 +21,7 @@ CELLS = ClassMap(names=("background", "cytoplasm", "nucleus"), values=(0, 1, 2))
 
 
 def call(*words: Any) -> Result:
-    program = typer.Typer(pretty_exceptions_enable=False)
-    program.callback()(
-        lambda: None
-    )  # with one command only, typer would take its name for an argument
-    register(program)
-    return CliRunner().invoke(program, ["objects", *map(str, words)])
+    return CliRunner().invoke(app, ["objects", *map(str, words)])
 
 
 def works(*words: Any) -> str:
@@ -37,7 +31,7 @@ def works(*words: Any) -> str:
 
 
 def refuses(*words: Any) -> str:
-    """The message of a user's mistake, in one line."""
+    """Return the one-line message of a user's mistake."""
     result = call(*words)
     assert isinstance(result.exception, StrataError), result.output
     assert len(str(result.exception).splitlines()) == 1

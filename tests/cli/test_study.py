@@ -1,4 +1,4 @@
-"""The commands crossval and tune, as a user meets them."""
+"""The commands crossval and tune, called as a user calls them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-import typer
 from typer.testing import CliRunner, Result
 
 from helpers import easy_pair, signal_in_epoch
-from napari_strata.cli.study import register
+from napari_strata.cli import app
 from napari_strata.core.errors import StrataError
 from napari_strata.studies.crossval_results import CrossvalResult
 from napari_strata.studies.trials import TuneResult
@@ -35,14 +34,8 @@ SMALL = [
 ] + ["--device=cpu"]
 
 
-def app() -> typer.Typer:
-    program = typer.Typer(pretty_exceptions_enable=False)
-    register(program)
-    return program
-
-
 def call(*words: Any) -> Result:
-    return CliRunner().invoke(app(), list(map(str, words)))
+    return CliRunner().invoke(app, list(map(str, words)))
 
 
 def works(*words: Any) -> str:
@@ -52,7 +45,7 @@ def works(*words: Any) -> str:
 
 
 def refuses(*words: Any) -> str:
-    """The message of a user's mistake, in few lines."""
+    """Return the short message of a user's mistake."""
     result = call(*words)
     assert isinstance(result.exception, StrataError), result.output
     assert len(str(result.exception).splitlines()) <= 3
@@ -208,7 +201,7 @@ def test_ctrl_c_and_the_same_command_again(
         *SMALL,
     ]
     words += ["--set=training.epochs=3"]
-    code = "import typer; from napari_strata.cli.study import register; app = typer.Typer(); register(app); "
+    code = "from napari_strata.cli import app; "
     code += signal_in_epoch(2, signal.SIGINT) + "app()"
     done = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, check=False

@@ -30,7 +30,7 @@ from napari_strata.io import read_pairs, write_image, write_labels
 from napari_strata.models.model import Model
 from napari_strata.report.charts import Line, draw_lines, nice_ticks
 from napari_strata.report.record import read_record
-from napari_strata.report.sections import MOST, PICTURES, safe_color
+from napari_strata.report.sections import MAX_PICTURES, PICTURE_BYTES, safe_color
 from napari_strata.report.write import write_page
 from napari_strata.training.loop import iter_train, train
 from report.reader import EVIL, Reader
@@ -316,13 +316,13 @@ def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
     _, read = page(tmp_path / "scores")
     assert read.ids() == {"classes", "confusion", "cases", "made"}
     assert f"{scores.confusion.mean_iou:.3f}" in read.text
-    assert len(read.values("img", "src")) == MOST
+    assert len(read.values("img", "src")) == MAX_PICTURES
 
 
 def test_many_large_pictures_fit(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     (tmp_path / "overlays").mkdir()
-    for number in range(MOST):
+    for number in range(MAX_PICTURES):
         picture = noise.integers(0, 255, (350, 1000, 3), np.uint8)
         PIL.Image.fromarray(picture).save(
             tmp_path / "overlays" / f"{number}.png", compress_level=1
@@ -330,8 +330,8 @@ def test_many_large_pictures_fit(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"per_class": {}, "confusion": []}')
     _, read = page(tmp_path)
     images = read.values("img", "src")
-    assert len(images) == MOST
-    assert sum(map(len, images)) < 1.4 * PICTURES
+    assert len(images) == MAX_PICTURES
+    assert sum(map(len, images)) < 1.4 * PICTURE_BYTES
 
 
 def test_a_page_is_renewed_and_other_files_are_not_lost(

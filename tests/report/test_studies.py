@@ -302,7 +302,7 @@ def test_the_epochs_are_those_that_were_trained(copied: Path) -> None:
 def test_no_command_that_would_do_something_else(copied: Path) -> None:
     change(copied / "crossval.json", group=None)
     read = page(copied)
-    assert "does not say what told the specimens apart" in read.text
+    assert "does not record how the specimens were identified" in read.text
     assert "napari-strata crossval" not in read.text
     raw = json.loads((copied / "crossval.json").read_text(encoding="utf-8"))
     change(

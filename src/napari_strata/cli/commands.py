@@ -1,4 +1,4 @@
-"""The commands: train, predict, evaluate and the others that are not in modules of their own."""
+"""The commands of ``napari-strata``; each calls the Python API of the same name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,44 +14,43 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from napari_strata.cli.estimate import show_estimates
-from napari_strata.cli.info import describe_model
-from napari_strata.cli.objects import register as register_objects
 from napari_strata.cli.options import (
     AsJson,
     Axes,
-    Class,
     Device,
-    Foreground,
-    Images,
+    Group,
     LabelsPath,
     ModelPath,
-    Ortho,
+    Overwrite,
     Part,
-    Rgb,
+    RecipeName,
     Scheduler,
-    Set,
+    StudyFolder,
+    TrainingOptions,
     Tta,
     Unlabelled,
     With,
+    with_predict_options,
+    with_training_options,
 )
-from napari_strata.cli.study import register
-from napari_strata.core.errors import StrataError, TrainingError
+from napari_strata.core.errors import RunError, StrataError, TrainingError
 from napari_strata.core.options import PredictOptions
 from napari_strata.core.runs import CrossvalFolder, RunFolder
 
-# Modules that bring torch or numpy are imported inside the commands, so that --help and a typing error answer at once.
+# Modules that import torch or numpy are imported inside the commands, so that --help
+# and a typing error answer at once.
 
 
 class _Commands(TyperGroup):
-    """The commands; Ctrl-C in one of them ends in a sentence and status 130, which typer alone would do wordlessly."""
+    """Command group in which Ctrl-C ends with a message and exit status 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _complain(
-                "stopped; what was finished is kept (train --resume, or the same predict, crossval or tune, goes on)."
+            _print_error(
+                "stopped; what was finished is kept (train --resume, or the same "
+                "predict, crossval or tune, continues)."
             )
             raise typer.Exit(130) from None
 
@@ -66,9 +66,9 @@ app = typer.Typer(
 
 
 @app.command()
-def train(  # noqa: PLR0913 (one option each)
-    images: Images,
-    labels: LabelsPath = None,
+@with_training_options
+def train(
+    options: TrainingOptions,
     *,
     out: Annotated[Path, typer.Option(help="The run folder to make.")],
     recipe: Annotated[
@@ -90,70 +90,56 @@ def train(  # noqa: PLR0913 (one option each)
             min=0, metavar="N", help="Leave the encoder as it is for N epochs."
         ),
     ] = None,
-    set_: Set = None,
     val: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="IMAGES LABELS", help="Images and labels to validate on."),
     ] = None,
-    unlabelled: Unlabelled = None,
-    class_: Class = None,
-    foreground: Foreground = False,
-    rgb: Rgb = None,
-    axes: Axes = None,
-    device: Device = "auto",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+        bool, typer.Option("--resume", help="Continue an interrupted run.")
     ] = False,
     extend: Annotated[
         int, typer.Option(min=0, metavar="N", help="Add this many epochs to a run.")
     ] = 0,
-    as_json: AsJson = False,
 ) -> None:
     """Train a network on images and labels."""
     from napari_strata.cli.console import show
-    from napari_strata.cli.overrides import parse_classes, parse_overrides
     from napari_strata.io import read_pairs
     from napari_strata.training.loop import iter_train
     from napari_strata.training.transfer import fine_tuning_recipe
 
-    chosen: Any = recipe or "default"
-    overrides = parse_overrides(set_ or [])
+    chosen_recipe: Any = recipe or "default"
+    overrides = options.overrides()
     if freeze_encoder is not None:
         overrides["training.freeze_encoder"] = freeze_encoder
     if start is not None:
         overrides["training.start"] = str(start)
-        if not (
-            resume or extend
-        ):  # a run that goes on has its recipe and its weights, and needs no start
-            chosen = fine_tuning_recipe(start, recipe)
-    pairs, held = (
-        read_pairs(images, labels, axes=axes),
-        read_pairs(*val, axes=axes) if val else [],
-    )
+        # A run that continues has its recipe and weights, and needs no start.
+        if not (resume or extend):
+            chosen_recipe = fine_tuning_recipe(start, recipe)
+    pairs = options.read_pairs()
+    validation = []
+    if val is not None:
+        validation = read_pairs(*val, axes=options.axes)
     events = iter_train(
-        chosen,
+        chosen_recipe,
         pairs,
         out=out,
-        validation=held or None,
-        classes=parse_classes(
-            [*pairs, *held],
-            class_ or [],
-            rgb or [],
-            unlabelled=unlabelled or [],
-            foreground=foreground,
-        ),
-        unlabelled=tuple(unlabelled or ()),
+        validation=validation or None,
+        classes=options.classes([*pairs, *validation]),
+        unlabelled=options.unlabelled_values(),
         overrides=overrides,
-        device=device,
+        device=options.device,
         resume=resume,
         extend=extend,
     )
-    with closing(events):  # a Ctrl-C while something is printed ends it at once
-        show(events, as_json=as_json)
+    with closing(events):  # Ctrl-C while something is printed stops it at once
+        show(events, as_json=options.as_json)
 
 
 @app.command()
-def predict(  # noqa: PLR0913 (one option each)
+@with_predict_options
+def predict(
+    options: PredictOptions,
     model: ModelPath,
     inputs: Annotated[
         list[str],
@@ -163,39 +149,18 @@ def predict(  # noqa: PLR0913 (one option each)
     out: Annotated[
         Path, typer.Option(help="The label file to write, or a folder for several.")
     ],
-    probabilities: Annotated[
-        bool,
-        typer.Option(
-            "--probabilities", help="Also write the probability of each class."
-        ),
-    ] = False,
     estimate: Annotated[
         bool,
         typer.Option(
             "--estimate",
-            help="Only say what it would take: time, memory, disk, for each device.",
+            help="Only print the time, memory and disk space that it would take, for "
+            "each device.",
         ),
     ] = False,
     with_: With = None,
-    tta: Tta = False,
-    ortho: Ortho = False,
     part: Part = None,
     scheduler: Scheduler = None,
     axes: Axes = None,
-    device: Device = "auto",
-    backend: Annotated[
-        str, typer.Option(help="torch; or onnx, openvino: CPU, extras of these names.")
-    ] = "torch",
-    compile_: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Let torch.compile make kernels first; pays for large stacks on a GPU.",
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Segment images with a trained model."""
@@ -203,45 +168,70 @@ def predict(  # noqa: PLR0913 (one option each)
     from napari_strata.core.events import FileEnd
     from napari_strata.inference.batch import predict_files
 
-    options = PredictOptions(
-        device=device,
-        probabilities=probabilities,
-        overwrite=overwrite,
-        tta=tta,
-        ortho=ortho,
-        backend=backend,
-        compile=compile_,
-    )
-    if estimate and (part or scheduler):
-        raise StrataError(
-            "found --estimate with --part or --scheduler; it tells what one process here takes: leave them."
-        )
+    models = [model, *(with_ or [])]
     if estimate:
-        show_estimates(
-            [model, *(with_ or [])],
-            inputs,
-            out=out,
-            options=options,
-            axes=axes,
-            as_json=as_json,
+        if part or scheduler:
+            raise StrataError(
+                "found --estimate with --part or --scheduler; it is for one process on "
+                "this machine: leave them out."
+            )
+        _print_estimates(
+            models, inputs, out=out, options=options, axes=axes, as_json=as_json
         )
         return
-    models = [model, *(with_ or [])]
     job = predict_files(
         models, inputs, out, options=options, axes=axes, part=part, scheduler=scheduler
     )
-    with closing(job):  # on Ctrl-C, workers are told
+    with closing(job):  # on Ctrl-C, workers are stopped too
         events = show(job, as_json=as_json)
-    failed = [e for e in events if isinstance(e, FileEnd) and e.status == "failed"]
+    ends = [event for event in events if isinstance(event, FileEnd)]
+    failed = [end for end in ends if end.status == "failed"]
     if failed:
-        _complain(
-            f"{len(failed)} of {len([e for e in events if isinstance(e, FileEnd)])} files failed; see above."
-        )
+        _print_error(f"{len(failed)} of {len(ends)} files failed; see above.")
         raise typer.Exit(2)
 
 
+def _print_estimates(
+    models: list[Path],
+    inputs: list[str],
+    *,
+    out: Path,
+    options: PredictOptions,
+    axes: str | None,
+    as_json: bool,
+) -> None:
+    """Print time, memory and disk space for each input on each device."""
+    from napari_strata.inference.batch import find_images
+    from napari_strata.inference.build import build_ensemble_predictor
+    from napari_strata.inference.predict import estimate_prediction
+    from napari_strata.io import read_image
+    from napari_strata.models.device import available_devices
+    from napari_strata.models.ensemble import load_models
+
+    devices = [options.device]
+    if options.device == "auto":
+        # "cuda" is the same as "cuda:0".
+        devices = [name for name in available_devices() if name != "cuda"]
+    ensemble = load_models([*models])
+    variants = [options.updated(device=device) for device in devices]
+    predictors = [build_ensemble_predictor(ensemble, variant) for variant in variants]
+    for path in find_images(inputs, labels_in=out):
+        image = read_image(path, axes=axes)
+        if not as_json:
+            print(image.describe())
+        for variant, predictor in zip(variants, predictors, strict=True):
+            result = estimate_prediction(
+                ensemble, image, out=out, options=variant, predictor=predictor
+            )
+            if as_json:
+                facts = {"event": "Estimate", "source": str(path)} | asdict(result)
+                print(json.dumps(facts))
+            else:
+                print(f"  {result.describe()}")
+
+
 @app.command()
-def evaluate(  # noqa: PLR0913 (one option each)
+def evaluate(  # noqa: PLR0913 (one parameter for each option)
     model: Annotated[
         Path,
         typer.Argument(
@@ -268,16 +258,19 @@ def evaluate(  # noqa: PLR0913 (one option each)
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score a model on images against their labels, or predicted labels against true ones."""
-    by_labels = labels is None and not with_ and not tta
-    if (
-        by_labels
-        and (model.is_file() or model.suffix == ".zarr")
-        and not _is_model(model)
-    ):
-        _evaluate_labels(
-            model, images, out=out, unlabelled=unlabelled or [], as_json=as_json
+    """Score a model on images with labels, or predicted labels against true ones."""
+    is_label_file = model.is_file() or model.suffix == ".zarr"
+    if is_label_file and not _is_model(model) and not (labels or with_ or tta):
+        from napari_strata.evaluation.evaluate import score_labels
+        from napari_strata.io import read_labels
+
+        confusion = score_labels(
+            read_labels(model),
+            read_labels(images),
+            unlabelled=unlabelled or [],
+            out=out,
         )
+        _print_scores(confusion.as_dict(), as_json=as_json)
         return
     from napari_strata.cli.console import show
     from napari_strata.evaluation.evaluate import iter_evaluate
@@ -286,21 +279,7 @@ def evaluate(  # noqa: PLR0913 (one option each)
     pairs = read_pairs(images, labels, axes=axes)
     job = iter_evaluate([model, *(with_ or [])], pairs, out=out, device=device, tta=tta)
     show(job, as_json=as_json)
-    scores = job.scores.as_dict()
-    print(json.dumps({"event": "Scores"} | scores) if as_json else _table(scores))
-
-
-def _evaluate_labels(
-    prediction: Path, truth: Path, *, out: Path, unlabelled: list[int], as_json: bool
-) -> None:
-    from napari_strata.evaluation.evaluate import score_labels
-    from napari_strata.io import read_labels
-
-    confusion = score_labels(
-        read_labels(prediction), read_labels(truth), unlabelled=unlabelled, out=out
-    )
-    scores = confusion.as_dict()
-    print(json.dumps({"event": "Scores"} | scores) if as_json else _table(scores))
+    _print_scores(job.scores.as_dict(), as_json=as_json)
 
 
 @app.command()
@@ -316,7 +295,7 @@ def report(
         typer.Option(help="The HTML file to write; report.html in RUN when left out."),
     ] = None,
 ) -> None:
-    """Write one HTML page: curves, scores, confusion, confidence, pictures; folds or trials; it opens offline."""
+    """Write one HTML page with curves, scores and pictures; it opens offline."""
     from napari_strata.report.write import write_page
 
     print(write_page(run, out))
@@ -333,7 +312,8 @@ def recipes(
         print(dump_recipe(load_recipe(name)), end="")
         return
     for recipe in list_recipes():
-        print(f"{recipe.name:24}{recipe.description.split('. ')[0].rstrip('.')}.")
+        summary = recipe.description.split(". ")[0].rstrip(".")
+        print(f"{recipe.name:24}{summary}.")
 
 
 @app.command()
@@ -342,10 +322,10 @@ def info(
         Path, typer.Argument(help="An image, a label file, a model or a run folder.")
     ],
 ) -> None:
-    """Say what a file holds: axes, pixel size, channels; or what a model or run is."""
+    """Describe a file: axes, pixel size and channels, or a model's training."""
     from napari_strata.io import describe
 
-    lines = describe_model(path) if _is_model(path) else describe(path)
+    lines = _describe_model(path) if _is_model(path) else describe(path)
     print("\n".join(lines))
 
 
@@ -362,7 +342,7 @@ def demo(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Generate a sandstone, train a network on it, segment a new stack and score the result."""
+    """Generate a sandstone, train a network on it, segment a new stack and score it."""
     if viewer:
         _show_demo()
         return
@@ -374,44 +354,251 @@ def demo(
 
 @app.command()
 def doctor(
-    folder: Annotated[Path | None, typer.Option(help="Where runs are kept.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="The folder of your runs.")
+    ] = None,
     worker: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="What starts a worker.")
+        str | None,
+        typer.Option(metavar="COMMAND", help="The command that starts a worker."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at what is installed, which GPU is used or why none is, the display, the worker and the disk."""
+    """Check the installation, the GPU, the display, the worker and the disk."""
     from napari_strata.doctor import report
 
     if report(worker, folder, as_json=as_json):
         raise typer.Exit(1)
 
 
-register(app)
-register_objects(app)
+@app.command()
+@with_training_options
+def crossval(
+    options: TrainingOptions,
+    *,
+    out: StudyFolder,
+    folds: Annotated[
+        int, typer.Option(min=2, metavar="K", help="How many folds; each trains once.")
+    ] = 5,
+    recipe: RecipeName = "default",
+    group: Group = None,
+) -> None:
+    """Train once for each fold of images, slices or specimens, and score the rest."""
+    from napari_strata.cli.console import show
+    from napari_strata.studies.crossval import iter_crossval
+    from napari_strata.studies.crossval_results import CrossvalResult
+
+    pairs = options.read_pairs()
+    events = iter_crossval(
+        recipe,
+        pairs,
+        out=out,
+        folds=folds,
+        group=group,
+        classes=options.classes(pairs),
+        unlabelled=options.unlabelled_values(),
+        overrides=options.overrides(),
+        device=options.device,
+    )
+    show(events, as_json=options.as_json)
+    if not options.as_json:
+        print(CrossvalResult.load(out.expanduser()).table())
+
+
+@app.command()
+@with_training_options
+def tune(
+    options: TrainingOptions,
+    *,
+    out: StudyFolder,
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=V1,V2",
+            help="Values of one key to try, lists in brackets; the key recipe takes "
+            "recipes. All combinations are tried.",
+        ),
+    ],
+    folds: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Folds of each trial; 1: one split.")
+    ] = 3,
+    halving: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="ETA",
+            help="Train all trials a little, the best 1/ETA of them further, and so "
+            "on.",
+        ),
+    ] = None,
+    no_retrain: Annotated[
+        bool,
+        typer.Option(
+            "--no-retrain", help="Do not train the best recipe on all data at the end."
+        ),
+    ] = False,
+    recipe: RecipeName = "default",
+    group: Group = None,
+) -> None:
+    """Try combinations of recipe keys by cross-validation; train the best on all data."""
+    from napari_strata.cli.console import show
+    from napari_strata.studies.grid import parse_grid
+    from napari_strata.studies.trials import TuneResult
+    from napari_strata.studies.tune import SearchOptions, iter_tune
+
+    parsed_grid, overrides = parse_grid(grid), options.overrides()
+    search_options = SearchOptions(
+        folds,
+        group=group,
+        halving=halving,
+        retrain=not no_retrain,
+        device=options.device,
+    )
+    pairs = options.read_pairs()
+    events = iter_tune(
+        recipe,
+        pairs,
+        grid=parsed_grid,
+        out=out,
+        options=search_options,
+        classes=options.classes(pairs),
+        unlabelled=options.unlabelled_values(),
+        overrides=overrides,
+    )
+    show(events, as_json=options.as_json)
+    if not options.as_json:
+        print(TuneResult.load(out).table())
+
+
+@app.command()
+def objects(  # noqa: PLR0913 (one parameter for each option)
+    labels: Annotated[
+        Path,
+        typer.Argument(metavar="LABELS", help="A label file, such as predict wrote."),
+    ],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The file of ids to write: .tif, .zarr, or .png for one plane."
+        ),
+    ],
+    of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS",
+            help="The class of the objects; not needed when there are two classes.",
+        ),
+    ] = None,
+    smallest: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SIZE",
+            help="Drop objects below this volume (or area), in the pixel size's unit.",
+        ),
+    ] = 0,
+    fill_holes: Annotated[
+        bool, typer.Option("--fill-holes", help="Close holes inside objects.")
+    ] = False,
+    split: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DISTANCE",
+            help="Cut touching objects whose centres lie at least this far apart, in "
+            "that unit.",
+        ),
+    ] = None,
+    by_plane: Annotated[
+        bool,
+        typer.Option(
+            "--by-plane",
+            help="Treat planes one by one; for volumes larger than the memory.",
+        ),
+    ] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV", help="Also write a table, one row for each object."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="IMAGE", help="The image, for grey values in the table."),
+    ] = None,
+    axes: Annotated[
+        str | None,
+        typer.Option(
+            help="Axes of the label file, such as ZYX, if it does not state them."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Number the connected pieces of one class, and measure them."""
+    from napari_strata.core.image import AnnotatedImage
+    from napari_strata.inference.outputs import check_out
+    from napari_strata.io import read_image, read_labels, write_labels
+    from napari_strata.measure.object_table import (
+        check_table_path,
+        count_objects,
+        region_table,
+        write_table,
+    )
+    from napari_strata.measure.objects import find_objects
+
+    # Whatever can be refused is refused before the long computation.
+    if image is not None and table is None:
+        raise RunError(
+            "found --image without --table; grey values go into the table: name it, as "
+            "--table objects.csv."
+        )
+    if table is not None:
+        check_table_path(table.expanduser(), overwrite=overwrite)
+    check_out(out.expanduser(), overwrite=overwrite)
+    label_image = read_labels(labels, axes=axes)
+    grey_image = None
+    if image is not None:
+        grey_image = read_image(image)
+        AnnotatedImage(grey_image, label_image)  # raises if they do not fit each other
+    ids = find_objects(
+        label_image,
+        of=of,
+        smallest=smallest,
+        fill_holes=fill_holes,
+        split=split,
+        by_plane=by_plane,
+    )
+    # Measured before anything is written: a failure leaves no file.
+    rows = []
+    if table is not None:
+        rows = region_table(ids, grey_image, by_plane=by_plane)
+    paths = [str(write_labels(out, ids, overwrite=overwrite))]
+    if table is not None:
+        paths.append(str(write_table(table, rows, overwrite=overwrite)))
+    count = count_objects(ids)
+    print(f"{', '.join(paths)}: {count} object{'' if count == 1 else 's'}")
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends in one or two lines and status 2."""
+    """Run the command line; a user's mistake ends in a short message and status 2."""
     try:
-        _check_alone(sys.argv[1:])
+        _check_processes(sys.argv[1:])
         app()
     except StrataError as error:
-        # Of several processes on a machine one says it; of a lost first one, whoever finds out.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, TrainingError):
-            _complain(str(error))
+        # The first of several processes on a machine reports an error of all of them;
+        # if it is lost, whichever process notices.
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if is_first or isinstance(error, TrainingError):
+            _print_error(str(error))
         sys.exit(2)
 
 
-def _check_alone(words: list[str]) -> None:
-    """Refuse to do in several processes (torchrun) what they do not share."""
-    if (
-        "RANK" in os.environ
-        and os.environ.get("WORLD_SIZE", "1") != "1"
-        and words[:1] != ["train"]
-    ):
+def _check_processes(arguments: list[str]) -> None:
+    """Refuse to run anything but ``train`` in several processes (torchrun)."""
+    is_distributed = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if is_distributed and arguments[:1] != ["train"]:
         raise StrataError(
-            "found several processes (torchrun), which share the command train only; start this one without torchrun."
+            "found several processes (torchrun), which share the command train only; "
+            "start this one without torchrun."
         )
 
 
@@ -423,30 +610,71 @@ def _is_model(path: Path) -> bool:
     )
 
 
-def _complain(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
+def _describe_model(path: Path) -> list[str]:
+    """Describe a model, a run or a cross-validation. Raises `ModelError`."""
+    from napari_strata.models.ensemble import load_models
+
+    models = load_models(path)
+    model = models.models[0]
+    spec, best = model.spec, model.best
+    kind = "model" if len(models.models) == 1 else models.describe()
+    numbers = sum(weights.numel() for weights in model.weights.values())
+    pixel_size = ", ".join(
+        f"{axis} {size:g} {spec.pixel_unit}" for axis, size in spec.pixel_size.items()
+    )
+    if spec.pixel_unit == "pixel" and set(spec.pixel_size.values()) <= {1.0}:
+        pixel_size = "unknown"
+    lines = [
+        f"{kind} {path}: recipe {model.recipe.name}, trained {model.created}, "
+        f"{len(model.history)} epochs",
+        f"  network: {spec.network.kind}, {spec.in_channels} channels in, "
+        f"{numbers / 1e6:.2f} M numbers",
+        f"  trained on: {spec.dtype}, pixel size {pixel_size}",
+    ]
+    lines += [f"  {note}" for note in spec.notes]
+    for row in spec.classes.table():
+        lines.append(
+            f"  class {row['index']}: {row['name']}, value {row['value']}, "
+            f"{row['color']}"
+        )
+    if best:
+        lines.append(
+            f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"
+        )
+    return lines
 
 
 def _show_demo() -> None:
-    # By name: the engine knows neither Qt nor napari, and works where they are not installed.
+    # Imported by name: the engine knows neither Qt nor napari, which may be missing.
     try:
         show = import_module("napari_strata.widgets.demo").show_demo
     except ImportError as error:
         raise StrataError(
-            f'found no viewer ({error}); needed are napari and Qt: pip install "napari-strata[all]".'
+            f"found no viewer ({error}); needed are napari and Qt: "
+            'pip install "napari-strata[all]".'
         ) from None
     show()
 
 
-def _table(scores: dict[str, Any]) -> str:
-    def number(value: float | None) -> str:
-        return "      -" if value is None else f"{value:7.3f}"
+def _print_error(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
 
-    rows = [f"{'class':24}{'value':>6}    IoU   Dice   prec. recall   pixels"]
+
+def _print_scores(scores: dict[str, Any], *, as_json: bool) -> None:
+    """Print scores as a table for people, or as one line of JSON."""
+    if as_json:
+        print(json.dumps({"event": "Scores"} | scores))
+        return
+    print(f"{'class':24}{'value':>6}    IoU   Dice   prec. recall   pixels")
     for name, row in scores["per_class"].items():
-        cells = "".join(number(row[k]) for k in ("iou", "dice", "precision", "recall"))
-        rows.append(f"{name:24}{row['value']:>6}{cells} {row['support']:>8}")
-    rows.append(
-        f"mean IoU{number(scores['mean_iou'])}, pixel accuracy{number(scores['pixel_accuracy'])}"
+        columns = (row["iou"], row["dice"], row["precision"], row["recall"])
+        cells = "".join(_format_score(score) for score in columns)
+        print(f"{name:24}{row['value']:>6}{cells} {row['support']:>8}")
+    print(
+        f"mean IoU{_format_score(scores['mean_iou'])}, "
+        f"pixel accuracy{_format_score(scores['pixel_accuracy'])}"
     )
-    return "\n".join(rows)
+
+
+def _format_score(score: float | None) -> str:
+    return "      -" if score is None else f"{score:7.3f}"

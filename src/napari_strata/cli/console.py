@@ -1,9 +1,9 @@
-"""Events on a console: a progress bar on a terminal, plain lines elsewhere, JSON lines on request."""
+"""Show events on a console: a progress bar, plain lines in a pipe, or JSON lines."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import singledispatchmethod
 
@@ -35,26 +35,26 @@ from napari_strata.core.events import (
     TuneEnd,
     to_json,
 )
-from napari_strata.core.text import duration
+from napari_strata.core.text import format_duration, format_mean_std, format_score
 
 
 def show(events: Iterable[Event], *, as_json: bool = False) -> list[Event]:
-    """Show each event as it comes and return those that tell an outcome (all but batches and regions)."""
-    kept = []
-    with _printer(as_json) as handle:
+    """Show each event as it comes; return all but those of batches and regions."""
+    results = []
+    with _open_printer(as_json) as print_event:
         for event in events:
-            handle(event)
+            print_event(event)
             if not isinstance(event, (BatchEnd, RegionEnd)):
-                kept.append(event)
-    return kept
+                results.append(event)
+    return results
 
 
 @contextmanager
-def _printer(as_json: bool) -> Iterator[Callable[[Event], None]]:
+def _open_printer(as_json: bool) -> Iterator[Callable[[Event], None]]:
     if as_json:
         yield lambda event: print(to_json(event), flush=True)
         return
-    # Plain text in a pipe keeps its line length: a log is searched, not looked at.
+    # In a pipe, long lines are not wrapped: logs are searched, not looked at.
     console = Console(highlight=False, soft_wrap=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -67,25 +67,21 @@ def _printer(as_json: bool) -> Iterator[Callable[[Event], None]]:
         disable=not console.is_terminal,
     )
     with bar:
-        yield _People(console, bar)
+        yield _Printer(console, bar).print_event
 
 
-class _People:
-    """Turns events into words."""
+class _Printer:
+    """Prints events as text for people, above a progress bar."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self._console = console
         self._bar = bar
         self._task = bar.add_task("", total=None, visible=False, note="")
-        self._names: tuple[str, ...] = ()
-        self._brief = (
-            False  # within a trial of a search, folds are lines and epochs are not
-        )
+        self._class_names: tuple[str, ...] = ()
+        # Within a trial of a search, only folds are shown, not their epochs.
+        self._in_trial = False
 
-    def __call__(self, event: Event) -> None:
-        self._show(event)
-
-    def _say(self, text: str, style: str = "") -> None:
+    def _print(self, text: str, style: str = "") -> None:
         self._console.print(text, style=style, markup=False)
 
     def _progress(self, name: str, done: int, total: int, note: str = "") -> None:
@@ -100,167 +96,155 @@ class _People:
         )
 
     @singledispatchmethod
-    def _show(self, event: Event) -> None:
-        """Events without words of their own are not shown."""
+    def print_event(self, event: Event) -> None:
+        """Print an event; types without a method of their own are not shown."""
 
-    @_show.register
+    @print_event.register
     def _(self, event: Message) -> None:
-        if self._brief and event.level != "warning":
-            return
-        self._say(
-            f"warning: {event.text}" if event.level == "warning" else event.text,
-            _STYLES.get(event.level, ""),
-        )
+        if event.level == "warning":
+            self._print(f"warning: {event.text}", "yellow")
+        elif not self._in_trial:
+            self._print(event.text)
 
-    @_show.register
+    @print_event.register
     def _(self, event: TrainingStarted) -> None:
-        self._names = event.class_names
-        if self._brief:
+        self._class_names = event.class_names
+        if self._in_trial:
             return
-        self._say(
-            f"training on {event.device} in {event.precision}: {event.parameters / 1e6:.2f} M parameters, epochs "
-            f"{event.first_epoch} to {event.epochs} of {event.batches} steps"
+        self._print(
+            f"training on {event.device} in {event.precision}: "
+            f"{event.parameters / 1e6:.2f} M parameters, epochs {event.first_epoch} to "
+            f"{event.epochs} of {event.batches} steps"
         )
-        self._say(f"validation: {event.validation_text}")
+        self._print(f"validation: {event.validation_text}")
 
-    @_show.register
+    @print_event.register
     def _(self, event: BatchEnd) -> None:
         self._progress(
             f"epoch {event.epoch}", event.batch, event.batches, f"loss {event.loss:.3f}"
         )
 
-    @_show.register
+    @print_event.register
     def _(self, event: EpochEnd) -> None:
-        if self._brief:
+        if self._in_trial:
             return
-        classes = _named(
-            self._names or tuple(map(str, range(len(event.class_iou)))), event.class_iou
-        )
-        best = "  best" if event.best_iou else ""
-        scores = (
-            ""
-            if math.isnan(event.mean_iou)
-            else f"  mean IoU {_score(event.mean_iou)} ({classes})"
-        )
-        validation = (
-            ""
-            if math.isnan(event.validation_loss)
-            else f"  validation loss {event.validation_loss:.3f}"
-        )
-        self._say(
-            f"epoch {event.epoch}/{event.epochs}  loss {event.train_loss:.3f}{validation}{scores}  "
-            f"{duration(event.seconds)}{best}"
-        )
+        columns = [
+            f"epoch {event.epoch}/{event.epochs}",
+            f"loss {event.train_loss:.3f}",
+        ]
+        if not math.isnan(event.validation_loss):
+            columns.append(f"validation loss {event.validation_loss:.3f}")
+        if not math.isnan(event.mean_iou):
+            numbers = [str(number) for number in range(len(event.class_iou))]
+            names = self._class_names or numbers
+            scores = _format_scores(names, event.class_iou)
+            columns.append(f"mean IoU {format_score(event.mean_iou)} ({scores})")
+        columns.append(format_duration(event.seconds))
+        if event.best_iou:
+            columns.append("best")
+        self._print("  ".join(columns))
 
-    @_show.register
+    @print_event.register
     def _(self, event: TrainingEnd) -> None:
-        if self._brief:
+        if self._in_trial:
             return
-        score = (
-            ""
-            if math.isnan(event.mean_iou)
-            else f" (mean IoU {_score(event.mean_iou)})"
+        text = (
+            f"{event.reason} after epoch {event.epoch}, "
+            f"{format_duration(event.seconds)}; best epoch {event.best_epoch}"
         )
-        self._say(
-            f"{event.reason} after epoch {event.epoch}, {duration(event.seconds)}; best epoch {event.best_epoch}{score}"
-        )
-        self._say(f"model: {event.model}", "bold")
+        if not math.isnan(event.mean_iou):
+            text += f" (mean IoU {format_score(event.mean_iou)})"
+        self._print(text)
+        self._print(f"model: {event.model}", "bold")
 
-    @_show.register
+    @print_event.register
     def _(self, event: PredictionStarted) -> None:
-        rest = f", {event.done} of them already done" if event.done else ""
-        self._say(
-            f"{event.name}: {event.regions} plane{'' if event.regions == 1 else 's'} on {event.device}{rest}"
-        )
+        planes = f"{event.regions} plane{'' if event.regions == 1 else 's'}"
+        text = f"{event.name}: {planes} on {event.device}"
+        if event.done:
+            text += f", {event.done} of them already done"
+        self._print(text)
 
-    @_show.register
+    @print_event.register
     def _(self, event: RegionEnd) -> None:
         self._progress("planes", event.done, event.regions)
 
-    @_show.register
+    @print_event.register
     def _(self, event: PredictionEnd) -> None:
-        where = f": {event.path}" if event.path else ""
-        self._say(f"{event.name} done in {duration(event.seconds)}{where}")
+        text = f"{event.name} done in {format_duration(event.seconds)}"
+        if event.path:
+            text += f": {event.path}"
+        self._print(text)
 
-    @_show.register
+    @print_event.register
     def _(self, event: FileEnd) -> None:
-        reason = (
-            f": {event.text.removeprefix(f'{event.source}: ')}" if event.text else ""
-        )
-        self._say(
-            f"{event.status}  {event.source}{reason}",
-            "red" if event.status == "failed" else "",
-        )
+        text = f"{event.status}  {event.source}"
+        if event.text:
+            reason = event.text.removeprefix(f"{event.source}: ")
+            text += f": {reason}"
+        self._print(text, "red" if event.status == "failed" else "")
 
-    @_show.register
+    @print_event.register
     def _(self, event: FoldStarted) -> None:
-        if not self._brief:
-            self._say(
+        if not self._in_trial:
+            self._print(
                 f"fold {event.fold} of {event.folds} validates on {event.text}", "bold"
             )
 
-    @_show.register
+    @print_event.register
     def _(self, event: FoldEnd) -> None:
-        classes = _named(event.class_names, event.class_iou)
-        self._say(
-            f"fold {event.fold}/{event.folds}  mean IoU {_score(event.mean_iou)} ({classes})  {duration(event.seconds)}"
+        scores = _format_scores(event.class_names, event.class_iou)
+        self._print(
+            f"fold {event.fold}/{event.folds}  mean IoU "
+            f"{format_score(event.mean_iou)} ({scores})  "
+            f"{format_duration(event.seconds)}"
         )
 
-    @_show.register
+    @print_event.register
     def _(self, event: CrossvalEnd) -> None:
-        if not self._brief:
-            score = _spread(event.mean_iou, event.mean_iou_std)
-            self._say(
-                f"{event.folds} folds: mean IoU {score}; all of it is in {event.out}",
-                "bold",
-            )
+        if self._in_trial:
+            return
+        score = format_mean_std(event.mean_iou, event.mean_iou_std)
+        self._print(
+            f"{event.folds} folds: mean IoU {score}; all of it is in {event.out}",
+            "bold",
+        )
 
-    @_show.register
+    @print_event.register
     def _(self, event: TrialStarted) -> None:
-        self._brief = True
-        folds = "" if event.folds == 1 else f" in each of {event.folds} folds"
-        epochs = f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}"
-        self._say(
-            f"trial {event.trial} of {event.trials}: {event.name}, {epochs}{folds}",
-            "bold",
+        self._in_trial = True
+        text = (
+            f"trial {event.trial} of {event.trials}: {event.name}, "
+            f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}"
         )
+        if event.folds > 1:
+            text += f" in each of {event.folds} folds"
+        self._print(text, "bold")
 
-    @_show.register
+    @print_event.register
     def _(self, event: TrialEnd) -> None:
-        self._brief = False
-        told = (
-            f"failed: {event.text}"
-            if event.text
-            else f"mean IoU {_spread(event.mean_iou, event.mean_iou_std)}"
+        self._in_trial = False
+        result = f"mean IoU {format_mean_std(event.mean_iou, event.mean_iou_std)}"
+        if event.text:
+            result = f"failed: {event.text}"
+        self._print(
+            f"trial {event.trial}/{event.trials}  {result}  "
+            f"{format_duration(event.seconds)}",
+            "red" if event.text else "",
         )
-        line = f"trial {event.trial}/{event.trials}  {told}  {duration(event.seconds)}"
-        self._say(line, "red" if event.text else "")
 
-    @_show.register
+    @print_event.register
     def _(self, event: TuneEnd) -> None:
-        self._say(
-            f"best: {event.best}, mean IoU {_spread(event.mean_iou, event.mean_iou_std)}",
-            "bold",
-        )
-        self._say(f"recipe: {event.recipe}")
+        score = format_mean_std(event.mean_iou, event.mean_iou_std)
+        self._print(f"best: {event.best}, mean IoU {score}", "bold")
+        self._print(f"recipe: {event.recipe}")
         if event.model:
-            self._say(f"model, trained on all data: {event.model}", "bold")
+            self._print(f"model, trained on all data: {event.model}", "bold")
 
 
-_STYLES = {"warning": "yellow"}
-
-
-def _named(names: tuple[str, ...], values: tuple[float, ...]) -> str:
+def _format_scores(names: Sequence[str], scores: Sequence[float]) -> str:
+    """Format scores of classes: ``pore 0.812, clay 0.640``."""
     return ", ".join(
-        f"{name} {_score(value)}" for name, value in zip(names, values, strict=False)
+        f"{name} {format_score(score)}"
+        for name, score in zip(names, scores, strict=False)
     )
-
-
-def _spread(mean: float, deviation: float) -> str:
-    return (
-        _score(mean) if math.isnan(deviation) else f"{_score(mean)} +- {deviation:.3f}"
-    )
-
-
-def _score(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""The demo: a generated sandstone from truth to scores, through the same calls that a user makes."""
+"""The demo: train, segment and score a generated sandstone through the public API."""
 
 from __future__ import annotations
 
@@ -15,48 +15,53 @@ from napari_strata.io.samples import DEMO_OVERRIDES, DEMO_RECIPE, sandstone
 from napari_strata.models.model import Model
 from napari_strata.training.loop import iter_train
 
-RECIPE = DEMO_RECIPE
-OVERRIDES = dict(DEMO_OVERRIDES)
-
 
 def iter_demo(out: str | Path, *, device: str = "auto") -> Iterator[Event]:
-    """Make a training stack and a new stack, train on the first, segment and score the second, all under `out`.
+    """Train on one generated stack, then segment and score another.
+
+    Parameters
+    ----------
+    out
+        Folder for both stacks, the run, the prediction and the scores.
 
     Raises
     ------
     RunError
-        when `out` holds anything already.
+        If `out` is not empty.
     """
-    place = Path(out)
-    check_free(place)
+    folder = Path(out)
+    check_free(folder)
     start = time.perf_counter()
     for name, seed in (("train", 0), ("new", 1)):
         pair = sandstone(seed=seed)
-        write_image(place / f"{name}_image.tif", pair.image)
-        write_labels(place / f"{name}_labels.tif", pair.labels)
+        write_image(folder / f"{name}_image.tif", pair.image)
+        write_labels(folder / f"{name}_labels.tif", pair.labels)
     yield Message(
         f"made two sandstone stacks with exact truth: {pair.image.describe()}"
     )
-    pairs = read_pairs(place / "train_image.tif", place / "train_labels.tif")
+    pairs = read_pairs(folder / "train_image.tif", folder / "train_labels.tif")
     yield from iter_train(
-        RECIPE, pairs, out=place / "run", overrides=OVERRIDES, device=device
-    )
-    model = Model.load(place / "run")
-    yield from iter_predict(
-        model,
-        read_image(place / "new_image.tif"),
-        out=place / "new_prediction.tif",
+        DEMO_RECIPE,
+        pairs,
+        out=folder / "run",
+        overrides=DEMO_OVERRIDES,
         device=device,
     )
-    truth = read_pairs(place / "new_image.tif", place / "new_labels.tif")
-    scores = evaluate(model, truth, out=place / "scores", device=device).confusion
-    each = ", ".join(
-        f"{n} {v:.3f}" for n, v in zip(scores.classes.names, scores.iou, strict=True)
+    model = Model.load(folder / "run")
+    image = read_image(folder / "new_image.tif")
+    prediction = folder / "new_prediction.tif"
+    yield from iter_predict(model, image, out=prediction, device=device)
+    truth = read_pairs(folder / "new_image.tif", folder / "new_labels.tif")
+    scores = evaluate(model, truth, out=folder / "scores", device=device).confusion
+    class_scores = ", ".join(
+        f"{name} {iou:.3f}"
+        for name, iou in zip(scores.classes.names, scores.iou, strict=True)
     )
     yield Message(
-        f"the new stack, never seen in training: mean IoU {scores.mean_iou:.3f} ({each}), pixel accuracy "
-        f"{scores.pixel_accuracy:.3f}"
+        f"the new stack, never seen in training: mean IoU {scores.mean_iou:.3f} "
+        f"({class_scores}), pixel accuracy {scores.pixel_accuracy:.3f}"
     )
+    seconds = time.perf_counter() - start
     yield Message(
-        f"all of it in {time.perf_counter() - start:.0f} s: see {place}/new_prediction.tif and {place}/scores/overlays"
+        f"all of it in {seconds:.0f} s: see {prediction} and {folder}/scores/overlays"
     )

@@ -1,11 +1,16 @@
-"""Wording of values that several places show to a person."""
+"""Numbers as text for people."""
 
 from __future__ import annotations
 
+import math
 
-def duration(seconds: float) -> str:
-    """Format a duration: ``1 h 4 min``, ``3 min 20 s``, ``12 s`` or ``0.4 s``."""
-    if seconds < 10:
+
+def format_duration(seconds: float, *, tenths_below: float = 10) -> str:
+    """Format a duration: ``1 h 4 min``, ``3 min 20 s``, ``12 s`` or ``0.4 s``.
+
+    Shorter durations than `tenths_below`, in seconds, have one digit after the point.
+    """
+    if seconds < tenths_below:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -14,3 +19,32 @@ def duration(seconds: float) -> str:
     if minutes:
         return f"{minutes} min {rest} s"
     return f"{rest} s"
+
+
+def format_score(value: float | None, *, missing: str = "-") -> str:
+    """Format a score: ``0.742``, or `missing` for None and NaN."""
+    if value is None or math.isnan(value):
+        return missing
+    return f"{value:.3f}"
+
+
+def format_mean_std(
+    mean: float, std: float, *, sign: str = "+-", missing: str = "-"
+) -> str:
+    """Format a mean with its standard deviation: ``0.742 +- 0.031``.
+
+    A NaN deviation is left out; a NaN mean is `missing`.
+    """
+    text = format_score(mean, missing=missing)
+    if math.isnan(mean) or math.isnan(std):
+        return text
+    return f"{text} {sign} {std:.3f}"
+
+
+def format_percent(share: float) -> str:
+    """Format a share: ``12.3 %``; a share above 0 is never shown as ``0 %``."""
+    if share == 0:
+        return "0 %"
+    if share < 0.001:
+        return "<0.1 %"
+    return f"{100 * share:.1f} %"

@@ -1,1 +1,1 @@
-"""Pages: what a folder of ours holds as one HTML file, made without torch, that opens without a network."""
+"""Reports: runs and studies as HTML files, made without torch, that open offline."""

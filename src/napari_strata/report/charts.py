@@ -1,25 +1,42 @@
-"""Charts as SVG for a page: lines over epochs, confidence against accuracy, strips of dots. Colours follow the page."""
+"""Charts of a page as SVG: lines over epochs, reliability diagrams, strips of dots."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from napari_strata.core.text import format_percent
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
-"""Room beside the plot for numbers and names of the axes."""
+"""Size of a chart of lines."""
 
-DOTS = 1200
-"""Points in a chart beyond which none has a mark that says its value."""
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+"""Margins of the plot, for the numbers and names of the axes."""
+
+MAX_DOTS = 1200
+"""If a chart has more points, none of them has a dot that shows its value."""
+
+RELIABILITY_SIDE = 330
+"""Width and height of a reliability diagram."""
+
+STRIP_WIDTH, STRIP_HEIGHT = 150, 18
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named line: points (x, y), where y that is not finite breaks it; a CSS colour, and whether it is dashed."""
+    """A named line of a chart.
+
+    Parameters
+    ----------
+    points
+        Pairs (x, y); the line is broken at a y that is not finite.
+    color
+        CSS colour.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -28,264 +45,303 @@ class Line:
 
     @property
     def is_empty(self) -> bool:
+        """True if no point has a finite value."""
         return not any(math.isfinite(y) for _, y in self.points)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """From values to places in the picture: x grows to the right, y upwards."""
+    """Mapping from values to pixels; x grows to the right, y upwards."""
 
-    x: tuple[float, float]
-    y: tuple[float, float]
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
     width: int = WIDTH
     height: int = HEIGHT
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Place of a point in pixels."""
-        return self.across(x), self.down(y)
+    @property
+    def right(self) -> int:
+        """Right edge of the plot in pixels."""
+        return self.width - RIGHT
 
-    def across(self, x: float) -> float:
-        low, high = self.x
-        return round(
-            LEFT + (x - low) / ((high - low) or 1) * (self.width - LEFT - RIGHT), 1
-        )
+    @property
+    def bottom(self) -> int:
+        """Lower edge of the plot in pixels."""
+        return self.height - BOTTOM
 
-    def down(self, y: float) -> float:
-        low, high = self.y
-        return round(
-            self.height
-            - BOTTOM
-            - (y - low) / ((high - low) or 1) * (self.height - TOP - BOTTOM),
-            1,
-        )
+    def x(self, value: float) -> float:
+        """Return the horizontal position of a value in pixels."""
+        low, high = self.x_range
+        share = (value - low) / ((high - low) or 1)
+        return round(LEFT + share * (self.right - LEFT), 1)
+
+    def y(self, value: float) -> float:
+        """Return the vertical position of a value in pixels."""
+        low, high = self.y_range
+        share = (value - low) / ((high - low) or 1)
+        return round(self.bottom - share * (self.bottom - TOP), 1)
 
 
 def draw_lines(
     lines: Sequence[Line], *, label: str, mark: float | None = None
 ) -> Markup:
-    """Lines over epochs, with `label` for readers who do not see it; a dashed upright line at the epoch `mark`."""
+    """Draw lines over epochs.
+
+    Parameters
+    ----------
+    label
+        Description for readers who cannot see the chart.
+    mark
+        Epoch with a dashed vertical line, the best one.
+    """
     points = [point for line in lines for point in line.points]
-    xs, ys = [x for x, _ in points], [y for _, y in points if math.isfinite(y)]
-    ticks = nice_ticks(min(ys), max(ys))
+    epochs = [x for x, _ in points]
+    values = [y for _, y in points if math.isfinite(y)]
+    y_ticks = nice_ticks(min(values), max(values))
     frame = Frame(
-        (min(xs), max(max(xs), min(xs) + 1)),
-        (min(ticks[0], min(ys)), max(ticks[-1], max(ys))),
+        (min(epochs), max(max(epochs), min(epochs) + 1)),
+        (min(y_ticks[0], *values), max(y_ticks[-1], *values)),
     )
-    across = [
-        t
-        for t in nice_ticks(*frame.x, most=8)
-        if t == round(t) and frame.x[0] <= t <= frame.x[1]
-    ]
-    parts = [_grid(frame, across, ticks, titles=("epoch", ""))]
-    if mark is not None and frame.x[0] <= mark <= frame.x[1]:
-        x = frame.across(mark)
-        anchor = "end" if x > WIDTH - 60 else "start"
-        parts.append(
-            Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
-                x, TOP, HEIGHT - BOTTOM
-            )
-            + Markup(
-                '<text class="tick" x="{}" y="{}" text-anchor="{}">best</text>'
-            ).format(x + (-4 if anchor == "end" else 4), TOP + 9, anchor)
-        )
-    parts += [_line(frame, line, dots=len(points) <= DOTS) for line in lines]
+    first, last = frame.x_range
+    x_ticks = []
+    for tick in nice_ticks(first, last, count=8):
+        if tick == round(tick) and first <= tick <= last:
+            x_ticks.append(tick)
+    parts = _draw_axes(frame, x_ticks, y_ticks, x_title="epoch")
+    if mark is not None and first <= mark <= last:
+        parts += _draw_mark(frame, frame.x(mark))
+    for line in lines:
+        parts.append(_draw_path(frame, line))
+        if len(points) <= MAX_DOTS:
+            parts += _draw_dots(frame, line, _epoch_text)
     return _svg(parts, label, (WIDTH, HEIGHT))
 
 
 def draw_reliability(bins: dict[str, list[dict[str, Any]]], *, label: str) -> Markup:
-    """Share of right pixels over confidence, before and after a temperature, over the share of pixels of each bin.
+    """Draw accuracy over confidence, above the share of pixels in each bin.
 
-    `bins` holds "before" and "after", each a list of low, high, confidence, accuracy and count.
+    Parameters
+    ----------
+    bins
+        "before" and "after" the temperature: each a list of tables with low, high,
+        confidence, accuracy and count.
     """
-    side = 330
-    frame = Frame((0.0, 1.0), (0.0, 1.0), side, side)
-    fifths = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    parts = [_grid(frame, fifths, fifths, titles=("confidence", "right"))]
-    total = sum(one["count"] for one in bins["after"]) or 1
-    for one in bins["after"]:
-        (x, bottom), height = (
-            frame.at(one["low"], 0),
-            frame.down(0) - frame.down(one["count"] / total),
-        )
-        width = frame.across(one["high"]) - x
+    frame = Frame((0.0, 1.0), (0.0, 1.0), RELIABILITY_SIDE, RELIABILITY_SIDE)
+    ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    parts = _draw_axes(frame, ticks, ticks, x_title="confidence", y_title="right")
+    total = sum(row["count"] for row in bins["after"]) or 1
+    for row in bins["after"]:
+        share = row["count"] / total
+        left, top = frame.x(row["low"]), frame.y(share)
         parts.append(
-            Markup(
-                '<rect class="bar" x="{}" y="{}" width="{}" height="{}"><title>{} of the pixels</title></rect>'
-            ).format(
-                round(x + 0.5, 1),
-                round(bottom - height, 1),
-                round(width - 1, 1),
-                round(height, 1),
-                percent(one["count"] / total),
+            _element(
+                "rect",
+                _element("title", f"{format_percent(share)} of the pixels"),
+                class_="bar",
+                x=round(left + 0.5, 1),
+                y=top,
+                width=round(frame.x(row["high"]) - left - 1, 1),
+                height=round(frame.y(0) - top, 1),
             )
         )
-    (left, low), (right, high) = frame.at(0, 0), frame.at(1, 1)
     parts.append(
-        Markup('<line class="ideal" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
-            left, low, right, high
+        _element(
+            "line",
+            class_="ideal",
+            x1=frame.x(0),
+            y1=frame.y(0),
+            x2=frame.x(1),
+            y2=frame.y(1),
         )
     )
     for name, color, dashed in (
         ("before", "var(--second)", True),
         ("after", "var(--first)", False),
     ):
-        found = [
-            (one["confidence"], one["accuracy"]) for one in bins[name] if one["count"]
-        ]
-        parts.append(
-            _line(frame, Line(name, found, color, dashed), dots=True, what=_right_at)
-        )
-    return _svg(parts, label, (side, side))
-
-
-STRIP = (150, 18)
-"""Width and height of a strip."""
+        filled = [row for row in bins[name] if row["count"]]
+        points = [(row["confidence"], row["accuracy"]) for row in filled]
+        line = Line(name, points, color, dashed)
+        parts.append(_draw_path(frame, line))
+        parts += _draw_dots(frame, line, _accuracy_text)
+    return _svg(parts, label, (RELIABILITY_SIDE, RELIABILITY_SIDE))
 
 
 def draw_strip(
     values: Sequence[tuple[str, float]], *, span: tuple[float, float], label: str
 ) -> Markup:
-    """Named values as dots on a line from `span`'s low to its high, and their mean as a tick."""
-    width, height = STRIP
-    middle, (low, high) = height / 2, span
-    known = [(name, value) for name, value in values if math.isfinite(value)]
+    """Draw named values as dots on a line, and their mean as a tick.
 
-    def across(value: float) -> float:
-        return round(6 + (value - low) / ((high - low) or 1) * (width - 12), 1)
+    Parameters
+    ----------
+    span
+        Values at the left and the right end of the line.
+    """
+    low, high = span
+    middle = STRIP_HEIGHT / 2
+    finite = [(name, value) for name, value in values if math.isfinite(value)]
+
+    def position(value: float) -> float:
+        share = (value - low) / ((high - low) or 1)
+        return round(6 + share * (STRIP_WIDTH - 12), 1)
 
     parts = [
-        Markup('<line class="grid" x1="6" x2="{}" y1="{}" y2="{}"/>').format(
-            width - 6, middle, middle
-        )
+        _element("line", class_="grid", x1=6, x2=STRIP_WIDTH - 6, y1=middle, y2=middle)
     ]
-    if known:
-        x = across(sum(value for _, value in known) / len(known))
+    if finite:
+        x = position(sum(value for _, value in finite) / len(finite))
         parts.append(
-            Markup('<line class="axis" x1="{0}" x2="{0}" y1="2" y2="{1}"/>').format(
-                x, height - 2
+            _element("line", class_="axis", x1=x, x2=x, y1=2, y2=STRIP_HEIGHT - 2)
+        )
+    for name, value in finite:
+        title = _element("title", f"{name}: {value:.3f}")
+        parts.append(
+            _element(
+                "circle", title, class_="value", cx=position(value), cy=middle, r=3.5
             )
         )
-    for name, value in known:
-        said = f"{name}: {value:.3f}"
-        parts.append(
-            Markup(
-                '<circle class="value" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>'
-            ).format(across(value), middle, said)
-        )
-    return _svg(parts, label, STRIP, style="strip")
+    return _svg(parts, label, (STRIP_WIDTH, STRIP_HEIGHT), style="strip")
 
 
-def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers a round step apart that enclose `low`..`high`, about `most` of them."""
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about `count` round numbers, equally spaced, that enclose a range."""
     if high <= low:
         pad = abs(low) / 2 or 1.0
         low, high = low - (pad if low < 0 else min(pad, low)), high + pad
-    raw = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(f * power for f in (1, 2, 5, 10) if f * power >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    smallest_step = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(smallest_step))
+    step = 10 * power
+    for factor in (1, 2, 5):
+        if factor * power >= smallest_step * (1 - 1e-9):
+            step = factor * power
+            break
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def percent(share: float) -> str:
-    """``12.3 %``; nothing that is not nothing is ``<0.1 %``."""
-    return (
-        "0 %" if share == 0 else "<0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
-    )
-
-
-def _grid(
+def _draw_axes(
     frame: Frame,
-    across: Sequence[float],
-    up: Sequence[float],
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
     *,
-    titles: tuple[str, str],
-) -> Markup:
-    right, bottom = frame.width - RIGHT, frame.height - BOTTOM
+    x_title: str,
+    y_title: str = "",
+) -> list[Markup]:
+    right, bottom = frame.right, frame.bottom
     parts = []
-    for value in up:
-        y = frame.down(value)
+    for value in y_ticks:
+        y = frame.y(value)
+        parts.append(_element("line", class_="grid", x1=LEFT, x2=right, y1=y, y2=y))
+        parts.append(_draw_text(f"{value:g}", LEFT - 7, y + 4, anchor="end"))
+    for value in x_ticks:
+        x = frame.x(value)
         parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                LEFT, right, y, y
+            _element("line", class_="tickmark", x1=x, x2=x, y1=bottom, y2=bottom + 4)
+        )
+        parts.append(_draw_text(f"{value:g}", x, bottom + 17))
+    parts.append(
+        _element("line", class_="axis", x1=LEFT, x2=right, y1=bottom, y2=bottom)
+    )
+    middle = (LEFT + right) / 2
+    parts.append(_draw_text(x_title, middle, frame.height - 6, style="title"))
+    if y_title:
+        parts.append(
+            _element(
+                "text",
+                y_title,
+                class_="title",
+                text_anchor="middle",
+                transform=f"translate(14 {(TOP + bottom) / 2}) rotate(-90)",
             )
         )
-        parts.append(
-            Markup(
-                '<text class="tick" x="{}" y="{}" text-anchor="end">{:g}</text>'
-            ).format(LEFT - 7, y + 4, value)
-        )
-    for value in across:
-        x = frame.across(value)
-        parts.append(
-            Markup(
-                '<line class="tickmark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>'
-            ).format(x, bottom, bottom + 4)
-        )
-        parts.append(
-            Markup(
-                '<text class="tick" x="{}" y="{}" text-anchor="middle">{:g}</text>'
-            ).format(x, bottom + 17, value)
-        )
-    parts.append(
-        Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-            LEFT, right, bottom, bottom
-        )
-    )
-    middle = (LEFT + right) / 2, (TOP + bottom) / 2
-    parts.append(
-        Markup(
-            '<text class="title" x="{}" y="{}" text-anchor="middle">{}</text>'
-        ).format(middle[0], frame.height - 6, titles[0])
-    )
-    if titles[1]:
-        parts.append(
-            Markup(
-                '<text class="title" text-anchor="middle" transform="translate(14 {}) rotate(-90)">{}</text>'
-            ).format(middle[1], titles[1])
-        )
-    return Markup("").join(parts)
+    return parts
 
 
-def _line(frame: Frame, line: Line, *, dots: bool, what: Any = None) -> Markup:
-    """A path that breaks where there is no value, and a dot that says its value at each point."""
-    path, pen = [], "M"
+def _draw_mark(frame: Frame, x: float) -> list[Markup]:
+    """Draw a dashed vertical line with the word "best" beside it."""
+    line = _element("line", class_="mark", x1=x, x2=x, y1=TOP, y2=frame.bottom)
+    if x > frame.width - 60:
+        return [line, _draw_text("best", x - 4, TOP + 9, anchor="end")]
+    return [line, _draw_text("best", x + 4, TOP + 9, anchor="start")]
+
+
+def _draw_path(frame: Frame, line: Line) -> Markup:
+    """Draw a line without its dots."""
+    commands = []
+    command = "M"  # move to
     for x, y in line.points:
         if not math.isfinite(y):
-            pen = "M"
+            command = "M"
             continue
-        left, top = frame.at(x, y)
-        path.append(f"{pen}{left:g} {top:g}")
-        pen = "L"
-    drawn = Markup('<path class="line{}" d="{}" style="stroke: {}"/>').format(
-        " dashed" if line.dashed else "", " ".join(path), line.color
+        commands.append(f"{command}{frame.x(x):g} {frame.y(y):g}")
+        command = "L"  # draw a line to
+    return _element(
+        "path",
+        class_="line dashed" if line.dashed else "line",
+        d=" ".join(commands),
+        style=f"stroke: {line.color}",
     )
-    if not dots:
-        return drawn
-    say = what or (lambda x, y: f"epoch {x:g}: {y:.4g}")
+
+
+def _draw_dots(
+    frame: Frame, line: Line, describe: Callable[[float, float], str]
+) -> list[Markup]:
+    """Draw a dot with its value at each point of a line."""
+    radius = 2.2 if len(line.points) <= 60 else 1.2
+    dots = []
     for x, y in line.points:
-        if math.isfinite(y):
-            left, top = frame.at(x, y)
-            drawn += Markup(
-                '<circle class="dot" cx="{}" cy="{}" r="{}" style="fill: {}"><title>{}</title></circle>'
-            ).format(
-                left,
-                top,
-                2.2 if len(line.points) <= 60 else 1.2,
-                line.color,
-                f"{line.name}, {say(x, y)}",
+        if not math.isfinite(y):
+            continue
+        title = _element("title", f"{line.name}, {describe(x, y)}")
+        dots.append(
+            _element(
+                "circle",
+                title,
+                class_="dot",
+                cx=frame.x(x),
+                cy=frame.y(y),
+                r=radius,
+                style=f"fill: {line.color}",
             )
-    return drawn
+        )
+    return dots
 
 
-def _right_at(confidence: float, accuracy: float) -> str:
-    return f"at confidence {percent(confidence)}: {percent(accuracy)} right"
+def _epoch_text(epoch: float, value: float) -> str:
+    return f"epoch {epoch:g}: {value:.4g}"
+
+
+def _accuracy_text(confidence: float, accuracy: float) -> str:
+    return (
+        f"at confidence {format_percent(confidence)}: {format_percent(accuracy)} right"
+    )
+
+
+def _draw_text(
+    text: str, x: float, y: float, *, anchor: str = "middle", style: str = "tick"
+) -> Markup:
+    return _element("text", text, class_=style, x=x, y=y, text_anchor=anchor)
+
+
+def _element(tag: str, content: str = "", **attributes: Any) -> Markup:
+    """Return an SVG element; everything but `Markup` is escaped.
+
+    Attributes are named ``class_`` for class and ``text_anchor`` for text-anchor.
+    """
+    pairs = Markup("").join(
+        Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), value)
+        for name, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, pairs, content)
 
 
 def _svg(
     parts: Sequence[Markup], label: str, size: tuple[int, int], style: str = ""
 ) -> Markup:
-    head = Markup('<svg{} viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-        Markup(f' class="{style}"') if style else "", *size, escape(label)
-    )
-    return head + Markup("").join(parts) + Markup("</svg>")
+    attributes = {
+        "viewBox": f"0 0 {size[0]} {size[1]}",
+        "role": "img",
+        "aria-label": label,
+    }
+    if style:
+        attributes["class"] = style
+    return _element("svg", Markup("").join(parts), **attributes)

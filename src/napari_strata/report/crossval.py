@@ -1,4 +1,4 @@
-"""The page of a cross-validation: scores of its classes and folds, and how far the folds lie apart."""
+"""Page of a cross-validation: scores of its classes and folds, and their spread."""
 
 from __future__ import annotations
 
@@ -17,17 +17,26 @@ from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import dump_recipe
 from napari_strata.core.runs import CrossvalFolder, ModelHeader, RunHistory
 from napari_strata.report import figures, html, sections
-from napari_strata.report.charts import Line, draw_lines, draw_strip, nice_ticks
-from napari_strata.report.command import Repeat
+from napari_strata.report.charts import Line, draw_strip, nice_ticks
+from napari_strata.report.command import Repeat, repeat_crossval
 from napari_strata.report.record import Record, read_record
 from napari_strata.studies.crossval_results import OPTIMISM, CrossvalResult, FoldScore
 
 COLUMNS = {"iou": "IoU", "dice": "Dice", "precision": "Precision", "recall": "Recall"}
+"""Scores of the table of classes."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A class, or all of them: mean and spread of each score over the folds, and the IoU of each fold as a strip."""
+    """A class, or all of them.
+
+    Parameters
+    ----------
+    scores
+        Mean and standard deviation of each score over the folds.
+    strip
+        IoU of each fold as a dot on a line.
+    """
 
     name: str
     color: str
@@ -38,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class FoldRow:
-    """A fold: what it held back, its scores, and which epoch was kept."""
+    """A fold: the data it held back, its scores, and its best epoch."""
 
     run: str
     held_out: str
@@ -49,128 +58,142 @@ class FoldRow:
 
 
 def render(folder: Path) -> str:
-    """The page as text.
+    """Render the page; a damaged fold shows less.
 
     Raises
     ------
     RunError
-        when ``crossval.json`` is damaged. Of a fold that is, the page shows less.
+        If ``crossval.json`` is damaged.
     """
     study = CrossvalFolder(folder)
     raw = study.read()
     result = CrossvalResult.parse(raw, folder)
     recipe = Recipe.parse(raw.get("recipe"), source=str(study.file))
     names = [str(name) for name in raw["folds"]]
-    runs = {
-        name: read_record(folder / name) for name in names if study.fold(name).exists
-    }
-    pooled = _pooled(folder, result, recipe)
+    runs = {}
+    for name in names:
+        if study.fold(name).exists:
+            runs[name] = read_record(study.fold(name).path)
+    pooled = _pooled_record(folder, result, recipe)
     scored = [runs[fold.run] for fold in result.folds if fold.run in runs]
-    span = _span(result)
-    has_models = all(study.fold(name).has_model for name in names)
-    place = str(folder.resolve())
-    context = {
+    span = _iou_span(result)
+    kind = "a training scored on one part held back"
+    if len(names) > 1:
+        kind = "a cross-validation"
+    context: dict[str, Any] = {
         "name": folder.resolve().name,
-        "kind": "a cross-validation"
-        if len(names) > 1
-        else "a training scored on one part held back",
-        "summary": _summary(result, sections.network_words(pooled)),
+        "kind": kind,
+        "summary": _summarize(result, sections.describe_network(pooled)),
         "tiles": _tiles(result),
         "missing": _missing(result, names, runs),
-        "warnings": list(
-            dict.fromkeys(
-                str(text) for texts in raw.get("warnings") or [] for text in texts
-            )
-        ),
+        "warnings": _warnings(raw),
         "columns": list(COLUMNS.values()),
-        "rows": _rows(result, span),
+        "rows": _class_rows(result, span),
         "span": f"{span[0]:g} to {span[1]:g}",
         "names": result.classes.names,
         "folds": [_fold_row(fold, runs) for fold in result.folds],
-        "report": shlex.join(
-            ["napari-strata", "report", f"{place}/{scored[0].path.name}"]
-        )
-        if scored
-        else "",
-        "charts": _charts(list(runs.values())),
-        "confusion": sections.confusion_table(pooled)
-        if result.pooled.counts.any()
-        else [],
+        "report": _report_command(folder, scored),
+        "charts": _draw_charts(list(runs.values())),
+        "confusion": [],
         "cases": sections.worst_cases(scored),
         "swatches": [
             (name, sections.safe_color(color)) for name, color in pooled.classes.items()
         ],
         "note": OPTIMISM,
-        "predict": shlex.join(
-            ["napari-strata", "predict", place, "IMAGE", "--out", "LABELS.tif"]
-        )
-        if has_models and len(names) > 1
-        else "",
-        "repeat": Repeat.crossval(next(iter(runs.values())), raw, recipe)
-        if runs
-        else None,
+        "predict": _predict_command(study, names),
+        "repeat": _repeat(runs, raw, recipe),
         "facts": _facts(folder, result, raw, runs, recipe),
         "recipe_text": dump_recipe(recipe),
     }
+    if result.pooled.counts.any():
+        context["confusion"] = sections.confusion_table(pooled)
     return html.render("crossval.html", **context)
 
 
-def _pooled(folder: Path, result: CrossvalResult, recipe: Recipe) -> Record:
-    """All held-out pixels of all folds, each once, as if of one evaluation."""
-    facts = {"classes": result.classes.table()}
-    stored = recipe.model_dump(mode="json")
+def _pooled_record(folder: Path, result: CrossvalResult, recipe: Recipe) -> Record:
+    """Return all held-out pixels of all folds as if from one evaluation."""
     return Record(
         path=folder,
         is_run=False,
         overlays=folder,
         scores=result.pooled.as_dict(),
         recipe_text="",
-        recipe=stored,
-        data=facts,
+        recipe=recipe.model_dump(mode="json"),
+        data={"classes": result.classes.table()},
         history=RunHistory(),
         rows=[],
         header=ModelHeader(),
     )
 
 
-def _summary(result: CrossvalResult, network: str) -> list[str]:
-    done = len(result.folds)
-    if not done:
-        return [f"{network} is to be trained once for each fold; none is done yet."]
-    times = (
-        "once, on all but the part"
-        if done == 1
-        else f"{done} times, each time on all but the fold"
+def _warnings(raw: Mapping[str, Any]) -> list[str]:
+    """Return the warnings of all folds, each once."""
+    texts = [str(text) for fold in raw.get("warnings") or [] for text in fold]
+    return list(dict.fromkeys(texts))
+
+
+def _report_command(folder: Path, scored: Sequence[Record]) -> str:
+    """Return the command that writes the page of a fold."""
+    if not scored:
+        return ""
+    fold = folder.resolve() / scored[0].path.name
+    return shlex.join(["napari-strata", "report", str(fold)])
+
+
+def _predict_command(study: CrossvalFolder, names: Sequence[str]) -> str:
+    """Return the command that predicts with all folds together, if they have models."""
+    has_models = all(study.fold(name).has_model for name in names)
+    if not has_models or len(names) < 2:
+        return ""
+    folder = str(study.path.resolve())
+    return shlex.join(
+        ["napari-strata", "predict", folder, "IMAGE", "--out", "LABELS.tif"]
     )
-    out = [f"{network} was trained {times} that it is scored on."]
+
+
+def _repeat(
+    runs: Mapping[str, Record], raw: Mapping[str, Any], recipe: Recipe
+) -> Repeat | None:
+    if not runs:
+        return None
+    first = next(iter(runs.values()))
+    return repeat_crossval(first, raw, recipe)
+
+
+def _summarize(result: CrossvalResult, network: str) -> list[str]:
+    count = len(result.folds)
+    if not count:
+        return [f"{network} is to be trained once for each fold; none is done yet."]
+    if count == 1:
+        times = "once, on all but the part"
+    else:
+        times = f"{count} times, each time on all but the fold"
+    sentences = [f"{network} was trained {times} that it is scored on."]
     if not math.isnan(result.mean_iou):
-        spread = (
-            f", with a standard deviation of {result.mean_iou_std:.3f}"
-            if done > 1
-            else ""
+        text = (
+            "The mean intersection over union of the classes (mean IoU) is "
+            f"{result.mean_iou:.3f}"
         )
-        out.append(
-            f"The mean intersection over union of the classes (mean IoU) is {result.mean_iou:.3f}"
-            f"{' on average' if done > 1 else ''}{spread}."
-        )
-    return [
-        *out,
-        *sections.extremes(
-            dict(zip(result.classes.names, result.spread("iou")[0], strict=True))
-        ),
-    ]
+        if count > 1:
+            text += (
+                f" on average, with a standard deviation of {result.mean_iou_std:.3f}"
+            )
+        sentences.append(f"{text}.")
+    class_iou, _ = result.spread("iou")
+    named_iou = dict(zip(result.classes.names, class_iou, strict=True))
+    return [*sentences, *sections.describe_extremes(named_iou)]
 
 
 def _tiles(result: CrossvalResult) -> list[tuple[str, str, str]]:
-    what = (
-        "mean and standard deviation over the folds"
-        if len(result.folds) > 1
-        else "of one fold"
-    )
+    """Return value, name and meaning of the figures at the top."""
+    meaning = "of one fold"
+    if len(result.folds) > 1:
+        meaning = "mean and standard deviation over the folds"
+    accuracy = figures.share_std(*result.spread("pixel_accuracy"))
     tiles = [
-        (figures.mean_std(*result.spread("mean_iou")), "mean IoU", what),
-        (figures.mean_std(*result.spread("mean_dice")), "mean Dice", what),
-        (figures.share_std(*result.spread("pixel_accuracy")), "pixel accuracy", what),
+        (figures.mean_std(*result.spread("mean_iou")), "mean IoU", meaning),
+        (figures.mean_std(*result.spread("mean_dice")), "mean Dice", meaning),
+        (accuracy, "pixel accuracy", meaning),
     ]
     if len(result.folds) > 1:
         pooled = figures.number(result.pooled.mean_iou)
@@ -183,97 +206,93 @@ def _tiles(result: CrossvalResult) -> list[tuple[str, str, str]]:
 def _missing(
     result: CrossvalResult, names: Sequence[str], runs: Mapping[str, Record]
 ) -> list[str]:
-    done, out = len(result.folds), []
-    if done < len(names):
-        out.append(
-            f"{done} of {len(names)} folds are done. Give the same command again to go on."
+    """List what the page cannot show, and why."""
+    sentences = []
+    count = len(result.folds)
+    if count < len(names):
+        sentences.append(
+            f"{count} of {len(names)} folds are done. Give the same command again to "
+            "continue."
         )
-    if gone := [fold.run for fold in result.folds if fold.run not in runs]:
-        out.append(
-            f"The folders {', '.join(gone)} are not here: no curves, pictures or model of these folds."
+    if missing := [fold.run for fold in result.folds if fold.run not in runs]:
+        sentences.append(
+            f"The folders {', '.join(missing)} are not here: no curves, pictures or "
+            "model of these folds."
         )
-    return out
+    return sentences
 
 
-def _rows(result: CrossvalResult, span: tuple[float, float]) -> list[Row]:
-    spreads, folds = [result.spread(key) for key in COLUMNS], result.folds
+def _class_rows(result: CrossvalResult, span: tuple[float, float]) -> list[Row]:
+    folds = result.folds
+    spreads = [result.spread(score) for score in COLUMNS]
 
-    def strip(values: Sequence[float], name: str) -> Markup:
-        named = zip((fold.run for fold in folds), values, strict=True)
-        return draw_strip(list(named), span=span, label=f"IoU of {name} in each fold")
+    def draw(values: Sequence[float], name: str) -> Markup:
+        points = [(fold.run, iou) for fold, iou in zip(folds, values, strict=True)]
+        return draw_strip(points, span=span, label=f"IoU of {name} in each fold")
 
-    out = []
-    for k, (name, color) in enumerate(
-        zip(result.classes.names, result.classes.colors, strict=True)
-    ):
+    rows = []
+    for k, name in enumerate(result.classes.names):
         scores = tuple(figures.mean_std(mean[k], std[k]) for mean, std in spreads)
         values = [float(fold.confusion.iou[k]) for fold in folds]
-        known = int(np.isfinite(values).sum())
-        note = f"in {known} of {len(folds)} folds" if known < len(folds) else ""
-        out.append(
-            Row(name, sections.safe_color(color), scores, strip(values, name), note)
-        )
-    overall = tuple(
-        figures.mean_std(*result.spread(key)) for key in ("mean_iou", "mean_dice")
+        count = int(np.isfinite(values).sum())
+        note = ""
+        if count < len(folds):
+            note = f"in {count} of {len(folds)} folds"
+        color = sections.safe_color(result.classes.colors[k])
+        rows.append(Row(name, color, scores, draw(values, name), note))
+    overall = (
+        figures.mean_std(*result.spread("mean_iou")),
+        figures.mean_std(*result.spread("mean_dice")),
+        "",
+        "",
     )
     values = [fold.confusion.mean_iou for fold in folds]
-    return [
-        *out,
-        Row(
-            "mean of the classes", "", (*overall, "", ""), strip(values, "all classes")
-        ),
-    ]
+    strip = draw(values, "all classes")
+    return [*rows, Row("mean of the classes", "", overall, strip)]
 
 
 def _fold_row(fold: FoldScore, runs: Mapping[str, Record]) -> FoldRow:
-    # Early stopping may have ended it before the epochs that were asked for.
-    trained = len(runs[fold.run].history.epochs) if fold.run in runs else fold.epochs
-    kept = f"{fold.best_epoch} of {trained}"
-    ious = tuple(map(float, fold.confusion.iou))
+    epochs = fold.epochs
+    if fold.run in runs:  # early stopping may have ended it before
+        epochs = len(runs[fold.run].history.epochs)
     return FoldRow(
-        fold.run, fold.held_out, fold.confusion.mean_iou, ious, kept, fold.seconds
+        run=fold.run,
+        held_out=fold.held_out,
+        mean_iou=fold.confusion.mean_iou,
+        class_iou=tuple(map(float, fold.confusion.iou)),
+        best_epoch=f"{fold.best_epoch} of {epochs}",
+        seconds=fold.seconds,
     )
 
 
-def _span(result: CrossvalResult) -> tuple[float, float]:
-    """Round numbers that enclose every IoU."""
-    found = [
-        float(value)
-        for fold in result.folds
-        for value in fold.confusion.iou
-        if math.isfinite(value)
-    ]
-    if not found:
+def _iou_span(result: CrossvalResult) -> tuple[float, float]:
+    """Return round numbers that enclose the IoU of each class in each fold."""
+    values = [float(iou) for fold in result.folds for iou in fold.confusion.iou]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
         return 0.0, 1.0
-    ticks = nice_ticks(min(found), max(found))
+    ticks = nice_ticks(min(finite), max(finite))
     return max(0.0, ticks[0]), min(1.0, ticks[-1])
 
 
-def _charts(runs: Sequence[Record]) -> list[sections.Chart]:
-    """A line a fold."""
-    colors = default_colors(len(runs))
-    out = []
+def _draw_charts(runs: Sequence[Record]) -> list[sections.Chart]:
+    """Draw one line for each fold."""
     keys = {
         "Mean IoU on the fold held back": "mean_iou",
         "Loss on the fold held back": "validation_loss",
     }
+    charts = []
     for title, key in keys.items():
-        lines = [
-            Line(
-                run.path.name,
-                [(end.epoch, float(getattr(end, key))) for end in run.history.epochs],
-                sections.visible(color),
-            )
-            for run, color in zip(runs, colors, strict=True)
-        ]
-        shown = tuple(line for line in lines if not line.is_empty)
-        if shown:
-            out.append(
-                sections.Chart(
-                    title, draw_lines(shown, label=f"{title} over the epochs"), shown
-                )
-            )
-    return out
+        lines = []
+        for run, color in zip(runs, default_colors(len(runs)), strict=True):
+            points = [
+                (end.epoch, float(getattr(end, key))) for end in run.history.epochs
+            ]
+            lines.append(Line(run.path.name, points, sections.visible(color)))
+        chart = sections.draw_chart(title, lines)
+        if chart is not None:
+            charts.append(chart)
+    return charts
 
 
 def _facts(
@@ -283,18 +302,23 @@ def _facts(
     runs: Mapping[str, Record],
     recipe: Recipe,
 ) -> list[tuple[str, str]]:
-    started = next(
-        (run.history.started for run in runs.values() if run.history.started), None
-    )
-    rows = {
+    """Return names and values for the table "How it was made"."""
+    facts = {
         "Recipe": recipe.name,
-        "Parameters": f"{started.parameters:,}" if started else "",
-        "Device": f"{started.device}, {started.precision}" if started else "",
-        "Specimens": f"told apart by {group}" if (group := raw.get("group")) else "",
-        "Time": f"{figures.duration(result.seconds)} of training"
-        if result.seconds
-        else "",
+        "Parameters": "",
+        "Device": "",
+        "Specimens": "",
+        "Time": "",
         "Data fingerprints": ", ".join(map(str, raw.get("fingerprints") or [])),
         "Folder": str(folder.resolve()),
     }
-    return [(name, value) for name, value in rows.items() if value]
+    for run in runs.values():
+        if started := run.history.started:
+            facts["Parameters"] = f"{started.parameters:,}"
+            facts["Device"] = f"{started.device}, {started.precision}"
+            break
+    if group := raw.get("group"):
+        facts["Specimens"] = f"identified by {group}"
+    if result.seconds:
+        facts["Time"] = f"{figures.duration(result.seconds)} of training"
+    return [(name, value) for name, value in facts.items() if value]

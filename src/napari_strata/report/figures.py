@@ -1,46 +1,47 @@
-"""Figures: numbers as a page shows them."""
+"""Numbers as a page shows them."""
 
 from __future__ import annotations
 
 import math
 
-from napari_strata.report.charts import percent
+from napari_strata.core.text import (
+    format_duration,
+    format_mean_std,
+    format_percent,
+    format_score,
+)
 
 NONE = "\N{EN DASH}"
-"""Where there is no figure."""
+"""Text for a value that is missing."""
 
 
 def number(value: float | None) -> str:
-    """Three digits after the point; a dash where there is none."""
-    return NONE if value is None or math.isnan(value) else f"{value:.3f}"
+    """Format a score: ``0.742``; a dash if it is missing."""
+    return format_score(value, missing=NONE)
 
 
 def mean_std(mean: float, std: float) -> str:
-    """``0.742 ± 0.031``; a dash where there is no mean, and no spread where that is NaN."""
-    known = not math.isnan(mean) and not math.isnan(std)
-    return number(mean) + (f" \N{PLUS-MINUS SIGN} {std:.3f}" if known else "")
+    """Format a mean with its deviation: ``0.742 ± 0.031``; a dash without a mean."""
+    return format_mean_std(mean, std, sign="\N{PLUS-MINUS SIGN}", missing=NONE)
 
 
 def share(value: float | None) -> str:
-    """A share as percent; a dash where there is none."""
-    return NONE if value is None or math.isnan(value) else percent(value)
+    """Format a share as percent; a dash if it is missing."""
+    return NONE if value is None or math.isnan(value) else format_percent(value)
 
 
 def share_std(mean: float, std: float) -> str:
-    """``84.3 ± 3.6 %``; a dash where there is no mean, and no spread where that is NaN."""
+    """Format a mean share with its deviation: ``84.3 ± 3.6 %``."""
     if math.isnan(mean) or math.isnan(std):
         return share(mean)
     return f"{100 * mean:.1f} \N{PLUS-MINUS SIGN} {100 * std:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """``1 h 2 min``, ``3 min 4 s`` or ``5.6 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{seconds:.1f} s"
-    )
+    """Format a duration: ``1 h 2 min``, ``3 min 4 s`` or ``5.6 s``."""
+    return format_duration(seconds, tenths_below=60)
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a count: ``1 epoch``, ``3 epochs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""HTML: a page from a template, as one file that opens anywhere without a network, and writes over no other file."""
+"""Pages from templates: one file each, which opens without a network."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ from napari_strata.core.errors import RunError
 from napari_strata.report import figures
 
 MARK = '<meta name="generator" content="napari-strata">'
-"""What says that a page is ours and may be written anew."""
+"""Tag of the pages of this program; only such files are replaced."""
 
 
 def render(template: str, **context: Any) -> str:
-    """A page of ``templates`` as text. Everything that a person typed is escaped."""
+    """Render a page of ``templates``; everything that a person typed is escaped."""
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = _environment().get_template(template)
     return page.render(context, mark=Markup(MARK), written=written, version=_version())
 
 
-def write(place: Path, text: str) -> Path:
+def write(path: Path, text: str) -> Path:
     """Write a page and return its path.
 
     Raises
     ------
     RunError
-        when `place` is a folder or a file of something else, or cannot be written.
+        If `path` is a folder or another file, or cannot be written.
     """
-    if place.is_dir():
+    if path.is_dir():
         raise RunError(
-            f"{place}: found a folder where the page is to be written; give the name of an HTML file."
+            f"{path}: found a folder where the page is to be written; give the name of "
+            "an HTML file."
         )
-    if place.is_file():
-        with open(place, "rb") as file:
-            ours = MARK.encode() in file.read(2000)
-        if not ours:
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(2000)
+        if MARK.encode() not in start:
             raise RunError(
-                f"{place}: found another file here, which is not replaced; choose another name."
+                f"{path}: found another file here, which is not replaced; choose "
+                "another name."
             )
-    files.write_text(place, text)
-    return place
+    files.write_text(path, text)
+    return path
 
 
 def _version() -> str:
@@ -67,6 +69,6 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["percent"] = figures.share
     environment.filters["number"] = figures.number
-    environment.filters["count"] = lambda value: f"{value:,}"
+    environment.filters["count"] = "{:,}".format
     environment.filters["duration"] = figures.duration
     return environment

@@ -1,4 +1,4 @@
-"""Sections: what each part of a page shows, as plain values for its template."""
+"""Sections of a page as plain values for its template."""
 
 from __future__ import annotations
 
@@ -20,18 +20,29 @@ from napari_strata.core.errors import StrataError
 from napari_strata.core.metrics import none_if_nan
 from napari_strata.core.network_sections import network_kinds
 from napari_strata.report.charts import Line, draw_lines, draw_reliability
+from napari_strata.report.figures import plural
 from napari_strata.report.record import Record
 
-PICTURES = 1_400_000
-"""Bytes that all pictures of a page take together, about; half as much again as text."""
+PICTURE_BYTES = 1_400_000
+"""Approximate size of all pictures of a page together; as text half as much again."""
 
 SIDES = (640, 480, 360, 280, 220, 160, 110)
-"""Longest sides that a picture is tried with."""
+"""Longest sides that are tried for a picture, in pixels."""
 
-MOST = 6
-"""Pictures of an evaluation that are shown."""
+MAX_PICTURES = 6
+"""Largest count of pictures of an evaluation."""
 
 FIRST, SECOND = "var(--first)", "var(--second)"
+
+TERMS = {
+    "ce": "Cross-entropy",
+    "bce": "Binary cross-entropy (BCE)",
+    "dice": "Dice loss",
+    "focal": "Focal loss",
+    "tversky": "Tversky loss",
+    "lovasz": "Lov\N{LATIN SMALL LETTER A WITH ACUTE}sz loss",
+}
+"""Names of the terms of a loss."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Scores of one class; None where there is nothing to score."""
+    """Scores of one class; None if there is nothing to score."""
 
     name: str
     color: str
@@ -60,7 +71,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of all classes and over them; `caption` says of what."""
+    """Scores of each class and of all; `caption` names the images."""
 
     rows: tuple[ClassRow, ...]
     mean_iou: float
@@ -71,7 +82,15 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class Cell:
-    """A square of the confusion matrix: its share of the row and how it is filled, 0..1."""
+    """A cell of the confusion matrix.
+
+    Parameters
+    ----------
+    share
+        Share of the pixels of its row, 0..1.
+    right
+        True on the diagonal.
+    """
 
     share: float
     pixels: int
@@ -79,13 +98,13 @@ class Cell:
 
     @property
     def fill(self) -> float:
-        """The square root shows small shares, which are what one looks for off the diagonal."""
+        """Opacity, 0..1; the square root makes small shares visible."""
         return round(0.85 * math.sqrt(self.share), 3)
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The reliability diagram and what it says; None where no pixel told."""
+    """A reliability diagram and the calibration error; None without pixels."""
 
     drawing: Markup | None
     before: float | None
@@ -97,7 +116,13 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Case:
-    """Pictures of one part as data URIs: image, truth and prediction, or one that shows all three."""
+    """Pictures of one region as data URIs.
+
+    Parameters
+    ----------
+    pictures
+        Image, truth and prediction; or one picture that shows all three.
+    """
 
     kind: str
     name: str
@@ -105,28 +130,26 @@ class Case:
     pictures: tuple[str, ...]
 
 
-def charts(record: Record) -> list[Chart]:
-    """Curves over the epochs: the loss, each of its terms, IoU of the classes, the learning rate."""
-    epochs = record.history.epochs
+def draw_charts(record: Record) -> list[Chart]:
+    """Draw curves over the epochs: losses, IoU, pixel accuracy, learning rate."""
+    history = record.history
+    epochs = history.epochs
     if not epochs:
         return []
-    best = (
-        record.history.best.epoch
-        if record.history.best and record.history.best.best_iou
-        else None
-    )
+    best = None
+    if history.best is not None and history.best.best_iou:
+        best = history.best.epoch
 
     def curve(name: str, key: str, color: str, *, dashed: bool = False) -> Line:
-        return Line(
-            name, [(e.epoch, float(getattr(e, key))) for e in epochs], color, dashed
-        )
+        points = [(end.epoch, float(getattr(end, key))) for end in epochs]
+        return Line(name, points, color, dashed)
 
     groups = {
         "Loss": [
             curve("training", "train_loss", FIRST),
             curve("validation", "validation_loss", SECOND),
         ],
-        **_terms(record.rows),
+        **_loss_terms(record.rows),
         "IoU on the validation images": [
             *_class_lines(record),
             curve("mean of the classes", "mean_iou", "var(--ink)", dashed=True),
@@ -136,215 +159,236 @@ def charts(record: Record) -> list[Chart]:
         ],
         "Learning rate": [curve("learning rate", "learning_rate", FIRST)],
     }
-    out = []
-    for title, lines in groups.items():
-        shown = tuple(line for line in lines if not line.is_empty)
-        if shown:
-            out.append(
-                Chart(
-                    title,
-                    draw_lines(shown, label=f"{title} over the epochs", mark=best),
-                    shown,
-                )
-            )
-    return out
+    charts = [draw_chart(title, lines, mark=best) for title, lines in groups.items()]
+    return [chart for chart in charts if chart is not None]
+
+
+def draw_chart(
+    title: str, lines: Sequence[Line], *, mark: int | None = None
+) -> Chart | None:
+    """Draw lines over epochs; None if they hold no value."""
+    filled = tuple(line for line in lines if not line.is_empty)
+    if not filled:
+        return None
+    drawing = draw_lines(filled, label=f"{title} over the epochs", mark=mark)
+    return Chart(title, drawing, filled)
 
 
 def _class_lines(record: Record) -> list[Line]:
-    epochs, classes = record.history.epochs, record.classes
-    return [
-        Line(
-            name,
-            [(e.epoch, e.class_iou[i]) for e in epochs if i < len(e.class_iou)],
-            visible(color),
-        )
-        for i, (name, color) in enumerate(classes.items())
-    ]
+    lines = []
+    for i, (name, color) in enumerate(record.classes.items()):
+        points = [
+            (end.epoch, end.class_iou[i])
+            for end in record.history.epochs
+            if i < len(end.class_iou)
+        ]
+        lines.append(Line(name, points, visible(color)))
+    return lines
 
 
-def _terms(rows: Sequence[dict[str, str]]) -> dict[str, list[Line]]:
-    """Charts of the single losses, such as BCE and Dice, from the columns ``train_*`` and ``validation_*``."""
-    columns = [key for row in rows[:1] for key in row if key]
-    terms = [
-        key.removeprefix("validation_")
-        for key in columns
-        if key.startswith("validation_")
-    ]
-    terms += [key.removeprefix("train_") for key in columns if key.startswith("train_")]
-    out = {}
+def _loss_terms(rows: Sequence[dict[str, str]]) -> dict[str, list[Line]]:
+    """Lines of each term of the loss, from the columns ``train_*``, ``validation_*``."""
+    columns = [column for column in rows[0] if column] if rows else []
+    terms = []
+    for prefix in ("validation_", "train_"):
+        for column in columns:
+            if column.startswith(prefix):
+                terms.append(column.removeprefix(prefix))
+    charts = {}
     for term in dict.fromkeys(terms):
         if term == "loss":
             continue
-        sides = (
-            ("training", f"train_{term}", FIRST),
-            ("validation", f"validation_{term}", SECOND),
-        )
-        lines = [
-            Line(name, [(_float(r.get("epoch")), _float(r.get(key))) for r in rows], c)
-            for name, key, c in sides
+        charts[f"{TERMS.get(term, term)} alone"] = [
+            _column_line("training", rows, f"train_{term}", FIRST),
+            _column_line("validation", rows, f"validation_{term}", SECOND),
         ]
-        out[f"{TERMS.get(term, term)} alone"] = lines
-    return out
+    return charts
 
 
-TERMS = {
-    "ce": "Cross-entropy",
-    "bce": "Binary cross-entropy (BCE)",
-    "dice": "Dice loss",
-    "focal": "Focal loss",
-    "tversky": "Tversky loss",
-    "lovasz": "Lov\N{LATIN SMALL LETTER A WITH ACUTE}sz loss",
-}
+def _column_line(
+    name: str, rows: Sequence[dict[str, str]], column: str, color: str
+) -> Line:
+    points = [(_float(row.get("epoch")), _float(row.get(column))) for row in rows]
+    return Line(name, points, color)
 
 
 def score_table(record: Record) -> ScoreTable | None:
-    """Scores of the best model on the validation images; of a run that has none, the IoU that its best epoch had."""
+    """Return scores of the best model on the validation images.
+
+    For a run without an evaluation, the IoU of its best epoch.
+    """
+    if not record.scores.get("per_class"):
+        return _epoch_table(record)
     scores, classes = record.scores, record.classes
-    per_class = scores.get("per_class")
-    if not per_class:
-        best = record.history.best
-        if best is None or math.isnan(best.mean_iou):
-            return None
-        named = zip(classes.items(), best.class_iou, strict=False)
-        rows = tuple(
-            ClassRow(name, safe_color(color), none_if_nan(iou))
-            for (name, color), iou in named
-        )
-        caption = f"as epoch {best.epoch}, the best, was validated in training"
-        return ScoreTable(rows, best.mean_iou, best.pixel_accuracy, 0, caption)
     counts = np.array(scores["confusion"], np.int64)
-    total = int(counts.sum())
-    rows = tuple(
-        ClassRow(
-            name,
-            safe_color(classes.get(name, "")),
-            **{
-                key: row.get(key)
-                for key in ("iou", "dice", "precision", "recall", "f1")
-            },
-            accuracy=_accuracy(counts, i),
-            pixels=int(counts[i].sum()),
+    rows = []
+    for i, (name, row) in enumerate(scores["per_class"].items()):
+        rows.append(
+            ClassRow(
+                name,
+                safe_color(classes.get(name, "")),
+                iou=row.get("iou"),
+                dice=row.get("dice"),
+                precision=row.get("precision"),
+                recall=row.get("recall"),
+                f1=row.get("f1"),
+                accuracy=_class_accuracy(counts, i),
+                pixels=int(counts[i].sum()),
+            )
         )
-        for i, (name, row) in enumerate(per_class.items())
-    )
-    parts, epoch = scores.get("parts"), scores.get("epoch")
-    of = (
-        f"of the best model (epoch {epoch}) on {count_parts(record, 'validation', parts)}"
-        if parts
-        else ""
-    )
-    accuracy, iou = (scores.get(key) for key in ("pixel_accuracy", "mean_iou"))
+    caption = "on the images evaluated"
+    if regions := scores.get("parts"):
+        caption = (
+            f"of the best model (epoch {scores.get('epoch')}) on "
+            f"{count_regions(record, 'validation', regions)}"
+        )
     return ScoreTable(
-        rows, _or_nan(iou), _or_nan(accuracy), total, of or "on the images evaluated"
+        tuple(rows),
+        mean_iou=_nan_if_none(scores.get("mean_iou")),
+        pixel_accuracy=_nan_if_none(scores.get("pixel_accuracy")),
+        pixels=int(counts.sum()),
+        caption=caption,
     )
 
 
-def _accuracy(counts: np.ndarray[Any, Any], number: int) -> float | None:
-    """The share of all pixels for which "is it this class?" is answered rightly."""
+def _epoch_table(record: Record) -> ScoreTable | None:
+    best = record.history.best
+    if best is None or math.isnan(best.mean_iou):
+        return None
+    rows = []
+    for (name, color), iou in zip(record.classes.items(), best.class_iou, strict=False):
+        rows.append(ClassRow(name, safe_color(color), none_if_nan(iou)))
+    return ScoreTable(
+        tuple(rows),
+        best.mean_iou,
+        best.pixel_accuracy,
+        pixels=0,
+        caption=f"as epoch {best.epoch}, the best, was validated in training",
+    )
+
+
+def _class_accuracy(counts: np.ndarray[Any, Any], k: int) -> float | None:
+    """Share of all pixels that are rightly inside or outside class `k`."""
     total = int(counts.sum())
-    wrong = int(
-        counts[number].sum() + counts[:, number].sum() - 2 * counts[number, number]
-    )
+    wrong = int(counts[k].sum() + counts[:, k].sum() - 2 * counts[k, k])
     return (total - wrong) / total if total else None
 
 
 def confusion_table(record: Record) -> list[tuple[str, str, list[Cell | None]]]:
-    """Name, colour and squares of each row (truth); None in rows of classes that the truth has not."""
-    counts, names = (
-        record.scores.get("confusion"),
-        list(record.scores.get("per_class", {})),
-    )
-    out = []
-    for i, row in enumerate(counts or []):
-        total = sum(row)
-        cells = [
-            Cell(n / total, n, i == j) if total else None for j, n in enumerate(row)
-        ]
-        out.append((names[i], safe_color(record.classes.get(names[i], "")), cells))
-    return out
+    """Return name, colour and cells of each row; cells are None without truth."""
+    names = list(record.scores.get("per_class", {}))
+    rows = []
+    for i, counts in enumerate(record.scores.get("confusion") or []):
+        total = sum(counts)
+        cells: list[Cell | None] = [None] * len(counts)
+        if total:
+            cells = [Cell(n / total, n, i == j) for j, n in enumerate(counts)]
+        color = safe_color(record.classes.get(names[i], ""))
+        rows.append((names[i], color, cells))
+    return rows
 
 
 def calibration(record: Record) -> Calibrated | None:
-    """What the temperature did; None where nothing was measured."""
-    found = record.scores.get("calibration")
-    if not isinstance(found, dict) or not found.get("pixels"):
+    """Return the calibration before and after the temperature; None if not measured."""
+    facts = record.scores.get("calibration")
+    if not isinstance(facts, dict) or not facts.get("pixels"):
         return None
-    drawing = draw_reliability(
-        found["bins"], label="Share of right pixels at each confidence"
+    return Calibrated(
+        draw_reliability(
+            facts["bins"], label="Share of right pixels at each confidence"
+        ),
+        before=facts["ece_before"],
+        after=facts["ece_after"],
+        temperature=facts["temperature"],
+        pixels=facts["pixels"],
+        note=facts["note"],
     )
-    keys = ("ece_before", "ece_after", "temperature", "pixels", "note")
-    return Calibrated(drawing, *(found[key] for key in keys))
 
 
 def cases(record: Record) -> list[Case]:
-    """Pictures: of a run the best and the worst parts, of an evaluation some of its planes; small enough for a page."""
+    """Return pictures small enough for a page.
+
+    For a run, its best and worst regions; for an evaluation, some of its planes.
+    """
     listed = record.scores.get("pictures")
     if listed is None:
-        found = (
-            sorted(record.overlays.glob("*.png"))[:MOST] if not record.is_run else []
-        )
-        listed = [{"file": file.name, "name": file.stem} for file in found]
-    return _drawn(record, listed, PICTURES)
+        paths = []
+        if not record.is_run:
+            paths = sorted(record.overlays.glob("*.png"))[:MAX_PICTURES]
+        listed = [{"file": path.name, "name": path.stem} for path in paths]
+    return _load_cases(record, listed, PICTURE_BYTES)
 
 
 def worst_cases(records: Sequence[Record]) -> list[Case]:
-    """Of each run the pictured part that came out worst, the worst of all first."""
-    room, found = PICTURES // max(1, len(records)), []
+    """Return the worst region of each run that has pictures, the worst of all first."""
+    size = PICTURE_BYTES // max(1, len(records))
+    worst = []
     for record in records:
-        listed = sorted(
-            record.scores.get("pictures") or [],
-            key=lambda one: _last(one.get("mean_iou")),
-        )
-        found += [
-            replace(case, kind=f"in {record.path.name}")
-            for case in _drawn(record, listed[:1], room)
-        ]
-    return sorted(found, key=lambda case: _last(case.mean_iou))
+        listed = sorted(record.scores.get("pictures") or [], key=_picture_rank)
+        for case in _load_cases(record, listed[:1], size):
+            worst.append(replace(case, kind=f"in {record.path.name}"))
+    return sorted(worst, key=lambda case: _unknown_last(case.mean_iou))
 
 
-def _drawn(record: Record, listed: Sequence[dict[str, Any]], room: int) -> list[Case]:
-    """Those of the pictures listed that are there, in `room` bytes together."""
-    known = [
-        one
-        for one in listed
-        if one.get("file") and (record.overlays / str(one["file"])).is_file()
-    ]
-    out = []
-    for one in known:
-        pictures = _shrunk(
-            record.overlays / str(one["file"]),
-            one.get("panels") or [],
-            room // len(known),
-        )
-        kind = str(one["file"]).split("_")[0] if "panels" in one else ""
-        out.append(
-            Case(kind, str(one.get("name", one["file"])), one.get("mean_iou"), pictures)
-        )
-    return [case for case in out if case.pictures]
+def _picture_rank(picture: Mapping[str, Any]) -> float:
+    return _unknown_last(picture.get("mean_iou"))
 
 
-def _shrunk(file: Path, boxes: Sequence[Sequence[int]], room: int) -> tuple[str, ...]:
-    """The panels of a picture, or all of it, as data URIs of at most `room` bytes together, if that can be."""
+def _load_cases(
+    record: Record, listed: Sequence[dict[str, Any]], size: int
+) -> list[Case]:
+    """Load those of the listed pictures that exist, in `size` bytes together."""
+    existing = []
+    for picture in listed:
+        name = picture.get("file")
+        if name and (record.overlays / str(name)).is_file():
+            existing.append(picture)
+    loaded = []
+    for picture in existing:
+        file = str(picture["file"])
+        boxes = picture.get("panels") or []
+        uris = _encode_panels(record.overlays / file, boxes, size // len(existing))
+        if not uris:
+            continue
+        # Files of a run are named best_01_... and worst_01_....
+        kind = file.split("_")[0] if "panels" in picture else ""
+        name = str(picture.get("name", file))
+        loaded.append(Case(kind, name, picture.get("mean_iou"), uris))
+    return loaded
+
+
+def _encode_panels(
+    path: Path, boxes: Sequence[Sequence[int]], size: int
+) -> tuple[str, ...]:
+    """Encode panels of a picture as data URIs, of at most `size` bytes if possible.
+
+    Parameters
+    ----------
+    boxes
+        Left, top, right and bottom of each panel; empty for the whole picture.
+    """
     try:
-        with Pillow.open(file) as opened:
+        with Pillow.open(path) as opened:
             picture = opened.convert("RGB")
     except (OSError, ValueError):
         return ()
-    panels = [
-        picture.crop((int(a), int(b), int(c), int(d))) for a, b, c, d in boxes
-    ] or [picture]
-    longer = 1 if boxes else 3
+    panels = [picture]
+    scale = 3  # the whole picture holds three panels side by side
+    if boxes:
+        panels = [
+            picture.crop((int(a), int(b), int(c), int(d))) for a, b, c, d in boxes
+        ]
+        scale = 1
     encoded: list[bytes] = []
     for side in SIDES:
-        encoded = [_png(panel, side * longer) for panel in panels]
-        if sum(map(len, encoded)) <= room:
+        encoded = [_encode_png(panel, side * scale) for panel in panels]
+        if sum(map(len, encoded)) <= size:
             break
-    return tuple(
-        "data:image/png;base64," + base64.b64encode(one).decode() for one in encoded
-    )
+    prefix = "data:image/png;base64,"
+    return tuple(prefix + base64.b64encode(png).decode() for png in encoded)
 
 
-def _png(picture: Pillow.Image, side: int) -> bytes:
+def _encode_png(picture: Pillow.Image, side: int) -> bytes:
     small = picture.copy()
     small.thumbnail((side, side), Pillow.Resampling.BOX)
     buffer = io.BytesIO()
@@ -353,52 +397,44 @@ def _png(picture: Pillow.Image, side: int) -> bytes:
 
 
 def data(record: Record) -> dict[str, Any] | None:
-    """Sources and split by their names."""
-    found = record.data
-    if not found:
+    """Return the sources, and the names of the regions on each side of the split."""
+    facts = record.data
+    if not facts:
         return None
-    names = {
-        side: [str(part["name"]) for part in found.get(side, [])]
-        for side in ("training", "validation")
-    }
     return {
-        "pairs": found.get("pairs", []),
-        "split": str(found.get("split", "")),
-        **names,
+        "pairs": facts.get("pairs", []),
+        "split": str(facts.get("split", "")),
+        "training": [str(region["name"]) for region in facts.get("training", [])],
+        "validation": [str(region["name"]) for region in facts.get("validation", [])],
     }
 
 
-def count_parts(record: Record, kind: str, count: int) -> str:
-    """``3 labelled planes``, or of a 3D network ``1 labelled block``: a volume or a part of one."""
+def count_regions(record: Record, kind: str, count: int) -> str:
+    """Format a count: ``3 labelled planes``, or ``1 labelled block`` in 3D."""
     noun = "block" if (record.data.get("spec") or {}).get("depth") else "plane"
-    return f"{count} {kind} {noun}{'' if count == 1 else 's'}"
+    return plural(count, f"{kind} {noun}")
 
 
-def extremes(iou: Mapping[str, float | None]) -> list[str]:
-    """A sentence on the class that is told best and the one that is told least; none of fewer than two."""
-    known = {
-        name: value
-        for name, value in iou.items()
-        if value is not None and not math.isnan(value)
-    }
-    if len(known) < 2:
+def describe_extremes(iou: Mapping[str, float | None]) -> list[str]:
+    """Return a sentence on the best and the worst class; empty for fewer than two."""
+    scored = {}
+    for name, value in iou.items():
+        if value is not None and not math.isnan(value):
+            scored[name] = value
+    if len(scored) < 2:
         return []
-    best, worst = (
-        max(known, key=lambda name: known[name]),
-        min(known, key=lambda name: known[name]),
-    )
+    best = max(scored, key=lambda name: scored[name])
+    worst = min(scored, key=lambda name: scored[name])
     return [
-        f"It tells {best} best (IoU {known[best]:.3f}) and {worst} least (IoU {known[worst]:.3f})."
+        f"It recognises {best} best (IoU {scored[best]:.3f}) and {worst} least (IoU "
+        f"{scored[worst]:.3f})."
     ]
 
 
-def network_words(record: Record) -> str:
-    """The network in words: ``A U-Net of widths 16, 32, 64``."""
-    network = (
-        (record.data.get("spec") or {}).get("network")
-        or record.recipe.get("network")
-        or {}
-    )
+def describe_network(record: Record) -> str:
+    """Describe the network: ``A U-Net of widths 16, 32, 64``."""
+    spec = record.data.get("spec") or {}
+    network = spec.get("network") or record.recipe.get("network") or {}
     section = network_kinds().get(network.get("kind", ""))
     if section is None:
         return "A network"
@@ -410,22 +446,21 @@ def network_words(record: Record) -> str:
 
 
 def safe_color(color: str) -> str:
-    """A colour that may stand in a style; grey for anything but ``#rrggbb``."""
+    """Return a colour that may stand in CSS; grey for anything but ``#rrggbb``."""
     return color if re.fullmatch(r"#[0-9a-fA-F]{6}", color) else "#888888"
 
 
 def visible(color: str) -> str:
-    """A class colour moved towards the ink, so that yellow is seen on white and dark blue on black."""
+    """Move a class colour towards the ink, so that it is seen on white and black."""
     return f"color-mix(in oklab, {safe_color(color)} 78%, var(--ink))"
 
 
-def _last(value: float | None) -> float:
-    """A key that sorts what is not known behind the rest."""
+def _unknown_last(value: float | None) -> float:
+    """Sort key that puts missing values behind all others."""
     return math.inf if value is None or math.isnan(value) else value
 
 
-def _or_nan(value: float | None) -> float:
-    """None as NaN."""
+def _nan_if_none(value: float | None) -> float:
     return math.nan if value is None else value
 
 

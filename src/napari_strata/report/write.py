@@ -1,4 +1,4 @@
-"""Write: the page of whatever a folder holds: a run, an evaluation, a cross-validation or a search."""
+"""Writing the page of a run, an evaluation, a cross-validation or a search."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from pathlib import Path
 
 from napari_strata.core.runs import CrossvalFolder, SearchFolder
 from napari_strata.report import crossval, html, search
-from napari_strata.report.run import render as render_run
+from napari_strata.report import run as run_page
 
 
 def write_page(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write one self-contained HTML page about a run or a study, as far as it came, and return its path.
+    """Write one self-contained HTML page about a run or a study; return its path.
 
     Parameters
     ----------
     run
-        a run folder, or that of a cross-validation or a search: finished, stopped or under way; or a folder that an
-        evaluation wrote.
+        Folder of a run, an evaluation, a cross-validation or a search: finished,
+        stopped or in progress.
     out
-        the page; ``report.html`` in `run` when left out. A page written before is replaced.
+        The page; ``report.html`` in the folder when left out. An earlier page is
+        replaced.
 
     Raises
     ------
     RunError
-        when `run` is none of these or damaged, `out` is a file of something else, or it cannot be written.
+        If the folder is none of these or damaged, `out` is another file, or it cannot
+        be written.
     """
     folder = Path(run).expanduser()
     if CrossvalFolder(folder).exists:
@@ -31,7 +33,6 @@ def write_page(run: str | Path, out: str | Path | None = None) -> Path:
     elif SearchFolder(folder).exists:
         text = search.render(folder)
     else:
-        text = render_run(folder)
-    return html.write(
-        folder / "report.html" if out is None else Path(out).expanduser(), text
-    )
+        text = run_page.render(folder)
+    path = folder / "report.html" if out is None else Path(out).expanduser()
+    return html.write(path, text)

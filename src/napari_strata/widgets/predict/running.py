@@ -30,7 +30,7 @@ from napari_strata.core.events import (
 )
 from napari_strata.core.image import Image
 from napari_strata.core.runs import MODEL_FILE, CrossvalFolder
-from napari_strata.core.text import duration
+from napari_strata.core.text import format_duration
 from napari_strata.widgets.layers.convert import slug, source_of_image
 from napari_strata.widgets.layers.live import LiveLabels, class_map
 from napari_strata.widgets.predict import results
@@ -228,7 +228,7 @@ class LivePrediction(QObject):
         about = (
             "a few seconds left"
             if left < 5
-            else f"about {duration(left) if left >= 10 else f'{left:.0f} s'} left"
+            else f"about {format_duration(left) if left >= 10 else f'{left:.0f} s'} left"
         )
         if not self._stopped:
             self.words = (
@@ -357,7 +357,9 @@ class LivePrediction(QObject):
         if outcome.status == "finished":
             if not is_visible:
                 return "Finished, but its labels layer was deleted."
-            spent = f" in {duration(self._seconds)}" if self._seconds >= 0.1 else ""
+            spent = (
+                f" in {format_duration(self._seconds)}" if self._seconds >= 0.1 else ""
+            )
             return (
                 f"{self.labels_layer}: {_planes(self._done)}{spent}{_shares(outcome)}."
             )

@@ -14,7 +14,7 @@ import numpy as np
 
 from napari_strata.core.classes import default_colors
 from napari_strata.core.events import BatchEnd, EpochEnd, TrainingStarted
-from napari_strata.core.text import duration
+from napari_strata.core.text import format_duration
 
 POINTS = 1024
 """Batches kept at most; above it every second one is forgotten."""
@@ -145,8 +145,8 @@ class History:
             [
                 *lines,
                 (
-                    f"Learning rate {end.learning_rate:.2g}, {duration(end.seconds)},"
-                    f" {weights}"
+                    f"Learning rate {end.learning_rate:.2g}, "
+                    f"{format_duration(end.seconds)}, {weights}"
                 ),
             ]
         )

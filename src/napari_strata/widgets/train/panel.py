@@ -21,7 +21,7 @@ from napari_strata.core.events import (
     TrainingEnd,
     TrainingStarted,
 )
-from napari_strata.core.text import duration
+from napari_strata.core.text import format_duration
 from napari_strata.widgets.parts.dock import Progress
 from napari_strata.widgets.parts.preview import Preview
 from napari_strata.widgets.train.curves import Curves
@@ -184,7 +184,7 @@ class TrainingPanel(QWidget):
         # not known.
         epoch = self._epoch_seconds[-1] if self._epoch_seconds else step * event.batches
         left = epoch * (epochs - event.epoch) + step * (event.batches - event.batch)
-        return f"\n{duration(epoch)} an epoch, about {duration(max(left, 1))} left"
+        return f"\n{format_duration(epoch)} an epoch, about {format_duration(max(left, 1))} left"
 
     def _over(self, outcome: Outcome) -> None:
         self._rest.stop()
