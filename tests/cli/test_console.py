@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
@@ -160,18 +159,3 @@ def test_a_single_plane_and_a_text_that_names_its_file(
 def test_square_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     console.show([Message("values [1, 2] and [bold]x[/bold]")])
     assert capsys.readouterr().out.strip() == "values [1, 2] and [bold]x[/bold]"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.44, "0.4 s"),
-        (12.2, "12 s"),
-        (61, "1 min 1 s"),
-        (7260, "2 h 1 min"),
-        (59.7, "1 min 0 s"),
-    ],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert console.duration(seconds) == text
-    assert math.isfinite(seconds)

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_strata.evaluation.calibration import (
-    COOLEST,
-    HOTTEST,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     calibrate,
     fit_temperature,
     negative_log_likelihood,
     reliability,
-    spread,
+    sample_evenly,
 )
 
 Array = np.ndarray[Any, Any]
@@ -54,9 +54,13 @@ def test_no_temperature_near_it_is_likelier_and_no_label_changes(
     logits, labels = honest(400, classes, seed=seed)
     logits = factor * logits
     found = fit_temperature(logits, labels)
-    assert COOLEST <= found <= HOTTEST
+    assert MIN_TEMPERATURE <= found <= MAX_TEMPERATURE
     best = negative_log_likelihood(logits, labels, found)
-    others = [t for t in (1.0, found * 0.97, found * 1.03) if COOLEST <= t <= HOTTEST]
+    others = [
+        t
+        for t in (1.0, found * 0.97, found * 1.03)
+        if MIN_TEMPERATURE <= t <= MAX_TEMPERATURE
+    ]
     assert all(
         best <= negative_log_likelihood(logits, labels, t) + 1e-12 for t in others
     )
@@ -113,10 +117,10 @@ def test_what_cannot_tell_a_temperature_is_said() -> None:
 def test_a_network_without_a_mistake_meets_the_limit() -> None:
     labels = np.arange(600) % 2
     fit = calibrate(np.eye(2)[labels], labels)
-    assert fit.temperature == COOLEST
+    assert fit.temperature == MIN_TEMPERATURE
     assert "at its limit, 0.1" in fit.note
     wrong = calibrate(np.eye(2)[1 - labels] * 5, labels)
-    assert wrong.temperature == HOTTEST
+    assert wrong.temperature == MAX_TEMPERATURE
 
 
 def test_logits_that_are_not_finite_are_left_out() -> None:
@@ -130,11 +134,11 @@ def test_logits_that_are_not_finite_are_left_out() -> None:
 
 @given(st.integers(0, 5000), st.integers(1, 700), st.integers(0, 9))
 def test_pixels_are_spread_evenly(count: int, most: int, seed: int) -> None:
-    chosen = spread(count, most, seed=seed)
+    chosen = sample_evenly(count, most, seed=seed)
     assert len(chosen) == min(count, most)
     assert np.all(np.diff(chosen) >= 1)
     assert not len(chosen) or (chosen[0] >= 0 and chosen[-1] < count)
-    assert np.array_equal(chosen, spread(count, most, seed=seed))
+    assert np.array_equal(chosen, sample_evenly(count, most, seed=seed))
     if count > most:
         ideal = (np.arange(most) + 0.5) * count / most
         assert np.abs(chosen - ideal).max() <= count / most + 1

@@ -10,14 +10,13 @@ from napari_strata.evaluation.pictures import (
     PANEL,
     RIGHT,
     Example,
-    _display,
-    _percent,
-    _short,
-    _shortened,
-    _text_width,
     draw_confusion,
     draw_example,
+    format_count,
     panel_boxes,
+    shorten,
+    text_width,
+    to_picture,
 )
 
 CLASSES = ClassMap(names=("pore", "clay"), values=(1, 2), colors=("#4477aa", "#ee8866"))
@@ -93,22 +92,22 @@ def test_any_plane_gives_a_picture_of_sensible_size(shape):
 
 def test_pictures_stretch_grey_keep_rgb_and_never_fail():
     ramp = np.linspace(1000, 1010, 400, dtype=np.float32).reshape(1, 20, 20)
-    grey = _display(ramp, 1)
+    grey = to_picture(ramp, 1)
     assert grey.min() == 0
     assert grey.max() == 255
     hot = ramp.copy()
     hot[0, 3, 3] = 1e9
     assert (
-        np.abs(_display(hot, 1).astype(int) - grey)[:3].max() <= 6
+        np.abs(to_picture(hot, 1).astype(int) - grey)[:3].max() <= 6
     )  # one hot pixel does not darken the rest
     rgb = np.random.default_rng(0).integers(0, 255, (3, 6, 6)).astype(np.uint8)
-    assert np.array_equal(_display(rgb, 1), np.stack(list(rgb), axis=-1))
-    two = _display(np.stack([ramp[0], ramp[0, ::-1]]), 1)
+    assert np.array_equal(to_picture(rgb, 1), np.stack(list(rgb), axis=-1))
+    two = to_picture(np.stack([ramp[0], ramp[0, ::-1]]), 1)
     assert np.array_equal(two[..., 0], two[..., 2])
     assert not np.array_equal(two[..., 0], two[..., 1])
-    assert _display(np.repeat(ramp, 5, axis=0), 2).shape == (10, 10, 3)
-    assert _display(np.full((1, 4, 4), np.nan), 1).max() == 0
-    assert len(np.unique(_display(np.full((1, 4, 4), 3.0), 1))) == 1
+    assert to_picture(np.repeat(ramp, 5, axis=0), 2).shape == (10, 10, 3)
+    assert to_picture(np.full((1, 4, 4), np.nan), 1).max() == 0
+    assert len(np.unique(to_picture(np.full((1, 4, 4), 3.0), 1))) == 1
 
 
 def test_the_legend_names_only_classes_that_occur_and_breaks_lines():
@@ -158,26 +157,20 @@ def test_any_number_of_classes_and_empty_rows_can_be_drawn(count):
 
 
 def test_numbers_are_short():
-    assert [_short(n) for n in (0, 950, 12_345, 4_560_000, 7 * 10**9)] == [
+    assert [format_count(n) for n in (0, 950, 12_345, 4_560_000, 7 * 10**9)] == [
         "0",
         "950",
         "12.3k",
         "4.56M",
         "7G",
     ]
-    assert [_percent(x) for x in (0, 1e-5, 0.123, 1)] == [
-        "0",
-        "<0.1 %",
-        "12.3 %",
-        "100.0 %",
-    ]
 
 
-def test_long_names_are_cut_to_the_room_there_is():
-    cut = _shortened("a name of many letters", 17, 90)
+def test_long_names_are_cut_to_a_width():
+    cut = shorten("a name of many letters", 17, 90)
     assert cut.endswith("...")
-    assert 60 < _text_width(cut, 17) <= 90
-    assert _shortened("short", 17, 90) == "short"
+    assert 60 < text_width(cut, 17) <= 90
+    assert shorten("short", 17, 90) == "short"
 
 
 @pytest.mark.parametrize("shape", [(100, 80), (20, 30), (1500, 720)])

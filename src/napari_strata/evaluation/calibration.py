@@ -1,6 +1,7 @@
-"""Calibration: whether a network is right as often as its probabilities say, and the temperature that mends it.
+"""Calibration: agreement of confidence and accuracy, and the temperature for it.
 
-numpy and scipy only. Logits are float (N, K), one row a pixel; labels are class indices (N,).
+numpy and scipy only. Logits are float (N, K), one row for each pixel; labels are class
+indices (N,).
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ from napari_strata.core.metrics import none_if_nan
 Array = np.ndarray[Any, Any]
 
 BINS = 15
-"""Bins of confidence, as in Guo et al. 2017."""
+"""Count of the bins of confidence, as in Guo et al. 2017."""
 
-COOLEST, HOTTEST = 0.1, 10.0
-"""Temperatures outside of these say that the pixels were too easy or too odd to tell, and are not believed."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0
+"""Range of temperatures; at its ends, the pixels were too few or too easy to fit one."""
 
-FEWEST = 200
-"""Labelled pixels below which no temperature is fitted."""
+MIN_PIXELS = 200
+"""Smallest count of labelled pixels for which a temperature is fitted."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Pixels whose confidence lies in (low, high]: their mean confidence, the share that is right, and how many.
+    """Pixels whose confidence lies in (low, high].
 
-    `confidence` and `accuracy` are None where there is no pixel.
+    Parameters
+    ----------
+    confidence, accuracy
+        Mean confidence, and share of pixels that are right; None without pixels.
+    count
+        Count of the pixels.
     """
 
     low: float
@@ -43,24 +49,28 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often a network is right at each confidence, from 0 to 1."""
+    """Accuracy of a network at each confidence, from 0 to 1."""
 
     bins: tuple[Bin, ...]
 
     @property
     def pixels(self) -> int:
-        return sum(one.count for one in self.bins)
+        """Count of the pixels."""
+        return sum(each.count for each in self.bins)
 
     @property
     def ece(self) -> float:
-        """Expected calibration error, 0..1: the mean over pixels of how far accuracy and confidence of their bin lie
-        apart (Naeini, Cooper and Hauskrecht 2015); NaN without a pixel."""
+        """Expected calibration error, 0..1; NaN without pixels.
+
+        Mean over pixels of the distance between accuracy and confidence of their bin
+        (Naeini, Cooper and Hauskrecht 2015).
+        """
         if not self.pixels:
             return math.nan
-        gaps = (
-            one.count * abs((one.accuracy or 0.0) - (one.confidence or 0.0))
-            for one in self.bins
-        )
+        gaps = []
+        for each in self.bins:
+            gap = abs((each.accuracy or 0.0) - (each.confidence or 0.0))
+            gaps.append(each.count * gap)
         return math.fsum(gaps) / self.pixels
 
 
@@ -68,7 +78,10 @@ class Reliability:
 class Fit:
     """A temperature, and the reliability without and with it.
 
-    `note` says why the temperature is 1 or at its limit; empty where there is nothing to say.
+    Parameters
+    ----------
+    note
+        Reason why the temperature is 1 or at its limit; else empty.
     """
 
     temperature: float
@@ -77,7 +90,7 @@ class Fit:
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, NaN as None: temperature, ece_before, ece_after, pixels, note, and the bins before and after."""
+        """Return plain data, NaN as None."""
         return {
             "temperature": self.temperature,
             "ece_before": none_if_nan(self.before.ece),
@@ -85,110 +98,111 @@ class Fit:
             "pixels": self.before.pixels,
             "note": self.note,
             "bins": {
-                "before": [asdict(b) for b in self.before.bins],
-                "after": [asdict(b) for b in self.after.bins],
+                "before": [asdict(each) for each in self.before.bins],
+                "after": [asdict(each) for each in self.after.bins],
             },
         }
 
 
 def calibrate(logits: Array, labels: Array) -> Fit:
-    """Fit a temperature and measure what it mends, on the same pixels: one number cannot overfit thousands of them.
+    """Fit a temperature and measure its effect.
 
-    Rows that are not finite are left out. Where there are fewer than `FEWEST` pixels, or pixels of one class only, the
-    temperature is 1, and the note says so.
+    Both use the same pixels: one number cannot overfit thousands of them. Rows that are
+    not finite are left out. With fewer than `MIN_PIXELS` pixels, or pixels of one class
+    only, the temperature is 1.
     """
     finite = np.isfinite(logits).all(axis=1)
     scores, truth = logits[finite].astype(np.float64), labels[finite]
     before = reliability(scores, truth)
-    note = _why_not(truth)
+    note = ""
+    if len(truth) < MIN_PIXELS:
+        note = (
+            f"no temperature fitted: found {len(truth)} labelled validation pixels, "
+            f"needed are {MIN_PIXELS}"
+        )
+    elif len(np.unique(truth)) < 2:
+        note = "no temperature fitted: all labelled validation pixels are of one class"
     if note:
         return Fit(1.0, before, before, note)
     temperature = fit_temperature(scores, truth)
-    if temperature in (COOLEST, HOTTEST):
-        note = f"the temperature is at its limit, {temperature:g}: these pixels are too few or too easy to tell it"
+    if temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE):
+        note = (
+            f"the temperature is at its limit, {temperature:g}: these pixels are too "
+            "few or too easy to determine it"
+        )
     return Fit(temperature, before, reliability(scores / temperature, truth), note)
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
-    """The T between `COOLEST` and `HOTTEST` at which ``softmax(logits / T)`` makes the labels most likely.
+    """Return the temperature at which the labels are most likely.
 
-    Temperature scaling (Guo, Pleiss, Sun and Weinberger 2017, https://arxiv.org/abs/1706.04599): the mean negative log
-    likelihood, which has one minimum, is minimised over log T in float64.
+    Temperature scaling (Guo, Pleiss, Sun and Weinberger 2017,
+    https://arxiv.org/abs/1706.04599): the mean negative log likelihood of
+    ``softmax(logits / T)``, which has one minimum, is minimised over log T in float64.
     """
     scores = np.asarray(logits, np.float64)
-    ends = (COOLEST, HOTTEST)
-    found = minimize_scalar(
-        lambda x: negative_log_likelihood(scores, labels, math.exp(x)),
-        bounds=tuple(map(math.log, ends)),
+
+    def loss(temperature: float) -> float:
+        return negative_log_likelihood(scores, labels, temperature)
+
+    fitted = minimize_scalar(
+        lambda log_temperature: loss(math.exp(log_temperature)),
+        bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    # The routine comes near the ends and never tries them.
-    return min(
-        (math.exp(float(found.x)), *ends),
-        key=lambda t: negative_log_likelihood(scores, labels, t),
-    )
+    # The routine comes near the ends of the range and never tries them.
+    candidates = (math.exp(float(fitted.x)), MIN_TEMPERATURE, MAX_TEMPERATURE)
+    return min(candidates, key=loss)
 
 
 def negative_log_likelihood(
     logits: Array, labels: Array, temperature: float = 1.0
 ) -> float:
-    """Mean over pixels of ``-log softmax(logits / temperature)`` at their label."""
+    """Return the mean over pixels of ``-log softmax(logits / temperature)[label]``."""
     scaled = np.asarray(logits, np.float64) / temperature
-    return float(
-        np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels])
-    )
+    likelihood = scaled[np.arange(len(labels)), labels] - logsumexp(scaled, axis=1)
+    return float(np.mean(-likelihood))
 
 
 def reliability(logits: Array, labels: Array, bins: int = BINS) -> Reliability:
-    """Confidence (the highest probability) against accuracy in `bins` equal bins."""
+    """Measure accuracy against confidence (the highest probability) in equal bins."""
     scores = np.asarray(logits, np.float64)
-    if not len(scores):
-        return Reliability(
-            tuple(_bin(i, bins, np.empty(0), np.empty(0, bool)) for i in range(bins))
+    if len(scores):
+        confidence = np.exp(scores.max(axis=1) - logsumexp(scores, axis=1))
+        right = scores.argmax(axis=1) == labels
+    else:
+        confidence, right = np.empty(0), np.empty(0, bool)
+    indices = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    result = []
+    for i in range(bins):
+        inside = indices == i
+        count = int(inside.sum())
+        result.append(
+            Bin(
+                low=i / bins,
+                high=(i + 1) / bins,
+                confidence=float(confidence[inside].mean()) if count else None,
+                accuracy=float(right[inside].mean()) if count else None,
+                count=count,
+            )
         )
-    confidence = np.exp(scores.max(axis=1) - logsumexp(scores, axis=1))
-    right = scores.argmax(axis=1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    return Reliability(
-        tuple(
-            _bin(i, bins, confidence[place == i], right[place == i])
-            for i in range(bins)
-        )
-    )
+    return Reliability(tuple(result))
 
 
-def spread(
-    count: int, most: int, *, seed: int = 0
+def sample_evenly(
+    count: int, limit: int, *, seed: int = 0
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """At most `most` of the numbers 0..count-1, rising: one at random from each of `most` equal stretches.
+    """Return at most `limit` of the numbers 0..count-1, in order.
 
-    Even over all of them, and without the stripes that every n-th pixel of a picture would give.
+    One is drawn at random from each of `limit` equal ranges: even over all of them, and
+    without the stripes that every n-th pixel of a picture would give.
     """
-    if count <= most:
+    if count <= limit:
         return np.arange(count, dtype=np.int64)
-    edges = np.arange(most + 1, dtype=np.int64) * count // most
+    edges = np.arange(limit + 1, dtype=np.int64) * count // limit
     lengths = np.diff(edges)
-    chosen: np.ndarray[Any, np.dtype[np.int64]] = (
-        np.random.default_rng(seed).integers(lengths) + edges[:-1]
+    offsets: np.ndarray[Any, np.dtype[np.int64]] = np.random.default_rng(seed).integers(
+        lengths
     )
-    return chosen
-
-
-def _bin(number: int, bins: int, confidence: Array, right: Array) -> Bin:
-    filled = len(confidence) > 0
-    return Bin(
-        low=number / bins,
-        high=(number + 1) / bins,
-        confidence=float(confidence.mean()) if filled else None,
-        accuracy=float(right.mean()) if filled else None,
-        count=len(confidence),
-    )
-
-
-def _why_not(labels: Array) -> str:
-    if len(labels) < FEWEST:
-        return f"no temperature fitted: found {len(labels)} labelled validation pixels, needed are {FEWEST}"
-    if len(np.unique(labels)) < 2:
-        return "no temperature fitted: all labelled validation pixels are of one class"
-    return ""
+    return edges[:-1] + offsets

@@ -1,4 +1,4 @@
-"""Compare: two label images of the same pixels. No torch: a viewer may use it."""
+"""Comparison of two label images of the same pixels, without torch (a viewer uses it)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from napari_strata.io import read_labels, write_labels
 
 Array = np.ndarray[Any, Any]
 
-PIECE = 2**20
-"""Pixels compared at once, so that other threads get their turn."""
+STRIP_PIXELS = 2**20
+"""Pixels compared at once, so that other threads can run in between."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,9 @@ class Comparison:
     Parameters
     ----------
     prediction, truth
-        labels of the same pixels.
+        Labels of the same pixels.
     background
-        whether 0 is a class, where the truth's classes do not say.
+        True if 0 is a class, unless the truth's classes say otherwise.
     plane
         T and Z of the only plane to compare; empty for all of them.
     """
@@ -42,108 +42,118 @@ class Comparison:
     plane: Mapping[str, int]
 
     def describe(self) -> str:
-        """In words for people."""
-        where = f", {place(self.plane)} only" if self.plane else ""
-        return f"{self.prediction.name} against {self.truth.name}{where}"
+        """Describe the comparison for people."""
+        text = f"{self.prediction.name} against {self.truth.name}"
+        if self.plane:
+            text += f", {describe_plane(self.plane)} only"
+        return text
 
     def write(self, folder: Path) -> Written:
         """Write both as label files that name their classes. Raises `StrataError`."""
-        both = self._cut(self.prediction), self._cut(self.truth)
-        found, true = (values_of(one) for one in both)
+        prediction, truth = self._cut(self.prediction), self._cut(self.truth)
+        predicted_values = values_of(prediction)
         classes = join_classes(
             self.truth.classes,
             self.prediction.classes,
-            found | true,
+            predicted_values | values_of(truth),
             background=self.background,
         )
-        part = "".join(
-            f"-{letter.lower()}{index}" for letter, index in self.plane.items()
+        paths = []
+        for kind, labels in (("prediction", prediction), ("truth", truth)):
+            path = folder / f"{kind}-{self._file_name(labels)}.ome.tif"
+            write_labels(path, replace(labels, classes=classes), overwrite=True)
+            paths.append(path)
+        notes = find_oddities(
+            self.truth.classes, self.prediction.classes, predicted_values
         )
-        paths = [
-            folder
-            / f"{what}-{re.sub(r'[^A-Za-z0-9]+', '-', one.name).strip('-').lower()[:40]}{part}.ome.tif"
-            for what, one in zip(("prediction", "truth"), both, strict=True)
-        ]
-        for path, one in zip(paths, both, strict=True):
-            write_labels(path, replace(one, classes=classes), overwrite=True)
-        notes = find_oddities(self.truth.classes, self.prediction.classes, found)
-        return Written(self, paths[0], paths[1], classes, tuple(notes))
+        return Written(self, *paths, classes, tuple(notes))
 
     def _cut(self, labels: LabelImage) -> LabelImage:
-        return (
-            replace(labels, data=np.array(labels.data[labels.region_index(self.plane)]))
-            if self.plane
-            else labels
-        )
+        """Return a copy of the only plane, or all of it."""
+        if not self.plane:
+            return labels
+        data = np.array(labels.data[labels.region_index(self.plane)])
+        return replace(labels, data=data)
+
+    def _file_name(self, labels: LabelImage) -> str:
+        name = re.sub(r"[^A-Za-z0-9]+", "-", labels.name).strip("-").lower()[:40]
+        for axis, index in self.plane.items():
+            name += f"-{axis.lower()}{index}"
+        return name
 
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """The files of a comparison, the classes of both, and sentences about what is odd in them."""
+    """Files of a comparison, the classes of both, and notes on oddities in them."""
 
-    asked: Comparison
+    comparison: Comparison
     prediction: Path
     truth: Path
     classes: ClassMap
     notes: tuple[str, ...]
 
     def errors(self) -> LabelImage:
-        """`find_errors` of the files, in the axes and size of the prediction that was given, with `error_classes`."""
-        whole = self.asked.prediction
-        made = find_errors(
+        """Return the errors in the axes and size of the original prediction.
+
+        See `find_errors` and `error_classes`.
+        """
+        whole, plane = self.comparison.prediction, self.comparison.plane
+        errors = find_errors(
             read_labels(self.prediction), read_labels(self.truth), self.classes
         )
-        made = _axes.from_canonical(made, whole.axes)
-        if self.asked.plane:
-            here, made = made, np.zeros(whole.shape, made.dtype)
-            made[whole.region_index(self.asked.plane)] = here
-        name = f"errors: {whole.name} against {self.asked.truth.name}"
-        return replace(whole, data=made, name=name, classes=error_classes(self.classes))
+        errors = _axes.from_canonical(errors, whole.axes)
+        if plane:
+            padded = np.zeros(whole.shape, errors.dtype)
+            padded[whole.region_index(plane)] = errors
+            errors = padded
+        name = f"errors: {whole.name} against {self.comparison.truth.name}"
+        classes = error_classes(self.classes)
+        return replace(whole, data=errors, name=name, classes=classes)
 
 
 def values_of(labels: LabelImage) -> set[int]:
-    """The label values that occur; read in strips of planes."""
-    found: set[int] = set()
+    """Return the label values that occur."""
+    values: set[int] = set()
     for plane in labels.planes():
         for strip in _strips(labels, plane):
-            found.update(np.unique(labels.read(strip)).tolist())
-    return found
+            values.update(np.unique(labels.read(strip)).tolist())
+    return values
 
 
 def find_oddities(
-    truth: ClassMap | None, prediction: ClassMap | None, found: set[int]
+    truth: ClassMap | None, prediction: ClassMap | None, predicted_values: set[int]
 ) -> list[str]:
-    """Sentences for classes that only the prediction has (`found`: its values), and for values of two names."""
+    """Describe classes that only the prediction has, and values with two names."""
     if truth is None or truth.rest is not None:
         return []
-    ours, theirs = (
-        {value: name for value, (name, _) in _table(one).items()}
-        for one in (truth, prediction)
-    )
+    true_names = _names(truth)
+    predicted_names = _names(prediction)
     sentences = []
-    if new := sorted(found - set(ours) - set(truth.unlabelled) - {0}):
+    new_values = predicted_values - set(true_names) - set(truth.unlabelled) - {0}
+    if new_values:
         named = ", ".join(
-            f"{theirs.get(value, 'class')} ({value})" for value in new[:8]
+            f"{predicted_names.get(value, 'class')} ({value})"
+            for value in sorted(new_values)[:8]
         )
         sentences.append(
-            f"The truth does not know {named}: where that was predicted, it counts as wrong."
+            f"The truth does not know {named}: pixels predicted as such count as wrong."
         )
-    if differ := [
-        f"{v} is {ours[v]} and {theirs[v]}"
-        for v in ours
-        if theirs.get(v, ours[v]) != ours[v]
-    ]:
+    differences = []
+    for value, name in true_names.items():
+        predicted_name = predicted_names.get(value, name)
+        if predicted_name != name:
+            differences.append(f"{value} is {name} and {predicted_name}")
+    if differences:
         sentences.append(
-            f"Truth and prediction name values differently ({', '.join(differ)}): the value counts."
+            f"Truth and prediction name values differently ({', '.join(differences)}): "
+            "the value counts."
         )
     return sentences
 
 
-def place(plane: Mapping[str, int]) -> str:
-    """``plane Z = 3``."""
-    return "plane " + ", ".join(
-        f"{letter} = {index}" for letter, index in plane.items()
-    )
+def describe_plane(plane: Mapping[str, int]) -> str:
+    """Describe a plane: ``plane Z = 3``."""
+    return "plane " + ", ".join(f"{axis} = {index}" for axis, index in plane.items())
 
 
 def join_classes(
@@ -153,64 +163,68 @@ def join_classes(
     *,
     background: bool,
 ) -> ClassMap:
-    """The classes of two label images that hold `values`: the truth's, then those that only the prediction has.
+    """Join the classes of two label images.
+
+    The truth's classes come first, then those that only the prediction has.
 
     Parameters
     ----------
     truth, prediction
-        what their files or layers say of their classes, if anything.
+        Classes in their files or layers, if any.
     values
-        label values that occur in either.
+        Label values that occur in either.
     background
-        whether 0 is a class, or unlabelled, where the truth's classes do not say.
+        True if 0 is a class, False if it is unlabelled, unless the truth's classes say.
 
     Raises
     ------
     LabelError
-        when nothing is left to score, or the values are too many to be classes.
+        If nothing is left to score, or the values are too many to be classes.
     """
-    found = {int(value) for value in values}
+    values = {int(value) for value in values}
     base = truth or prediction
     if base is not None and base.rest is not None:
         return base.model_copy(update={"rgb": None})
-    known = _table(prediction) | _table(truth)
-    unlabelled = (
-        set(base.unlabelled) - ({0} if truth is None else set())
-        if base is not None
-        else set()
-    )
-    if truth is None or 0 not in (*truth.values, *truth.unlabelled):
-        unlabelled |= set() if background else {0}
-    ours = list(truth.values) if truth is not None else []
-    every = [
-        value
-        for value in sorted(found | set(known))
-        if value not in (*ours, *unlabelled)
-    ]
-    ours = [value for value in (*ours, *every) if value not in unlabelled]
-    if not ours:
+    names = _names(prediction) | _names(truth)
+    colors = _colors(prediction) | _colors(truth)
+    unlabelled = set(base.unlabelled) if base is not None else set()
+    if truth is None:
+        unlabelled -= {0}
+    truth_knows_0 = truth is not None and 0 in (*truth.values, *truth.unlabelled)
+    if not truth_knows_0 and not background:
+        unlabelled |= {0}
+    true_values = list(truth.values) if truth is not None else []
+    other_values = sorted((values | set(names)) - set(true_values))
+    class_values = [v for v in (*true_values, *other_values) if v not in unlabelled]
+    if not class_values:
         raise LabelError(
-            f"found only label values {sorted(found)}, all unlabelled: there is nothing to score."
+            f"found only label values {sorted(values)}, all unlabelled: there is "
+            "nothing to score."
         )
-    if len(ours) > MAX_INFERRED and truth is None:
+    if len(class_values) > MAX_INFERRED and truth is None:
         raise LabelError(
-            f"found {len(ours)} label values ({min(ours)} to {max(ours)}): too many for classes. If they are object "
-            "ids, give the truth one class for all objects first (the class table of the Train dock, or "
-            "ClassMap.foreground())."
+            f"found {len(class_values)} label values ({min(class_values)} to "
+            f"{max(class_values)}): too many for classes. If they are object ids, give "
+            "the truth one class for all objects first (the class table of the Train "
+            "dock, or ClassMap.foreground())."
         )
-    names = _named(ours, known)
-    spare = default_colors(len(ours))
-    colors = tuple(known[v][1] if v in known else spare[i] for i, v in enumerate(ours))
+    spare_colors = default_colors(len(class_values))
     return ClassMap(
-        names=names,
-        values=tuple(ours),
-        colors=colors,
+        names=_unique_names(class_values, names),
+        values=tuple(class_values),
+        colors=tuple(
+            colors.get(value, spare)
+            for value, spare in zip(class_values, spare_colors, strict=True)
+        ),
         unlabelled=tuple(sorted(unlabelled)),
     )
 
 
 def error_classes(classes: ClassMap) -> ClassMap:
-    """`classes` as an image of errors has them: 0 means "no error" there, so a class of value 0 takes the next free."""
+    """Return the classes of an image of errors, in which 0 means "no error".
+
+    A class of value 0 takes the next free value.
+    """
     free = max(classes.values) + 1
     values = tuple(value or free for value in classes.values)
     return ClassMap(
@@ -219,68 +233,65 @@ def error_classes(classes: ClassMap) -> ClassMap:
 
 
 def find_errors(prediction: LabelImage, truth: LabelImage, classes: ClassMap) -> Array:
-    """The predicted values where they are wrong, 0 where they are right and where the truth is unlabelled.
+    """Return the predicted values where they are wrong, and 0 elsewhere.
 
     Returns
     -------
     array
-        in the prediction's own axes; its values are those of `error_classes`.
+        In the prediction's own axes, with the values of `error_classes`; 0 where the
+        truth is unlabelled.
 
     Raises
     ------
     LabelError
-        when a value is neither a class nor unlabelled.
+        If a value is neither a class nor unlabelled.
     """
-    shown = error_classes(classes)
-    table = np.zeros(256, shown.dtype)
-    table[: len(shown)] = shown.values
-    letters = _axes.canonical(prediction.label_axes)
-    errors = np.zeros([prediction.size(a) for a in letters], shown.dtype)
+    values = error_classes(classes)
+    table = np.zeros(256, values.dtype)
+    table[: len(values)] = values.values
+    axes = _axes.canonical(prediction.label_axes)
+    errors = np.zeros([prediction.size(axis) for axis in axes], values.dtype)
     for plane in prediction.planes():
         for strip in _strips(prediction, plane):
-            true, found = (
-                classes.encode(truth.read(strip)[0]),
-                classes.encode(prediction.read(strip)[0]),
-            )
-            wrong = (true != IGNORE) & (true != found)
+            true = classes.encode(truth.read(strip)[0])
+            predicted = classes.encode(prediction.read(strip)[0])
+            wrong = (true != IGNORE) & (true != predicted)
             if wrong.any():
-                errors[tuple(strip[a] for a in letters)] = np.where(
-                    wrong, table[found], 0
-                )
+                index = tuple(strip[axis] for axis in axes)
+                errors[index] = np.where(wrong, table[predicted], 0)
     return _axes.from_canonical(errors, prediction.label_axes)
 
 
 def _strips(
     labels: LabelImage, plane: Mapping[str, int | slice]
 ) -> Iterator[dict[str, int | slice]]:
-    """A plane from top to bottom in regions of full width and about `PIECE` pixels."""
-    height, step = labels.size("Y"), max(1, PIECE // labels.size("X"))
+    """Divide a plane into regions of full width and about `STRIP_PIXELS` pixels."""
+    height, width = labels.size("Y"), labels.size("X")
+    step = max(1, STRIP_PIXELS // width)
     for top in range(0, height, step):
-        yield {
-            "T": 0,
-            "Z": 0,
-            **plane,
-            "Y": slice(top, min(top + step, height)),
-            "X": slice(None),
-        }
+        rows = slice(top, min(top + step, height))
+        yield {"T": 0, "Z": 0, **plane, "Y": rows, "X": slice(None)}
 
 
-def _table(classes: ClassMap | None) -> dict[int, tuple[str, str]]:
-    """Name and colour of each value."""
+def _names(classes: ClassMap | None) -> dict[int, str]:
+    """Return the name of each value."""
     if classes is None:
         return {}
-    return dict(
-        zip(
-            classes.values, zip(classes.names, classes.colors, strict=True), strict=True
-        )
-    )
+    return dict(zip(classes.values, classes.names, strict=True))
 
 
-def _named(values: list[int], known: dict[int, tuple[str, str]]) -> tuple[str, ...]:
-    """A name for each value; one that is taken is told apart by the value."""
-    names: list[str] = []
+def _colors(classes: ClassMap | None) -> dict[int, str]:
+    """Return the colour of each value."""
+    if classes is None:
+        return {}
+    return dict(zip(classes.values, classes.colors, strict=True))
+
+
+def _unique_names(values: list[int], names: Mapping[int, str]) -> tuple[str, ...]:
+    """Return a name for each value; a name that is taken gets the value behind it."""
+    unique: list[str] = []
     for value in values:
-        unnamed = f"class {value}" if value else "background"
-        name = known[value][0] if value in known else unnamed
-        names.append(f"{name} ({value})" if name in names else name)
-    return tuple(names)
+        default = f"class {value}" if value else "background"
+        name = names.get(value, default)
+        unique.append(f"{name} ({value})" if name in unique else name)
+    return tuple(unique)

@@ -337,11 +337,8 @@ def _element(tag: str, content: str = "", **attributes: Any) -> Markup:
 def _svg(
     parts: Sequence[Markup], label: str, size: tuple[int, int], style: str = ""
 ) -> Markup:
-    attributes = {
-        "viewBox": f"0 0 {size[0]} {size[1]}",
-        "role": "img",
-        "aria-label": label,
-    }
-    if style:
-        attributes["class"] = style
+    attributes = {"class": style} if style else {}
+    attributes["viewBox"] = f"0 0 {size[0]} {size[1]}"
+    attributes["role"] = "img"
+    attributes["aria-label"] = label
     return _element("svg", Markup("").join(parts), **attributes)

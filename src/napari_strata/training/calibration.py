@@ -19,7 +19,7 @@ from napari_strata.core.classes import IGNORE, ClassMap
 from napari_strata.core.events import Event, Message, RegionEnd
 from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
 from napari_strata.core.runs import EvaluationFolder
-from napari_strata.evaluation.calibration import Fit, calibrate, spread
+from napari_strata.evaluation.calibration import Fit, calibrate, sample_evenly
 from napari_strata.evaluation.pictures import Example, panel_boxes
 from napari_strata.evaluation.report import name_files, write_report
 from napari_strata.models.model import Calibration, Model
@@ -121,7 +121,8 @@ class Tally:
         """An empty one for these parts."""
         total = sum(int((truth.labels != IGNORE).sum()) for truth in truths)
         return cls(
-            classes, spread(total, min(PIXELS, VALUES // len(classes)), seed=seed)
+            classes,
+            sample_evenly(total, min(PIXELS, VALUES // len(classes)), seed=seed),
         )
 
     def add(self, found: Predicted) -> None:

@@ -19,7 +19,7 @@ from qtpy.QtWidgets import QWidget
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.core.metrics import ConfusionMatrix
-from napari_strata.evaluation.compare import Written, place
+from napari_strata.evaluation.compare import Written, describe_plane
 from napari_strata.evaluation.pictures import Example, draw_example
 from napari_strata.io import read_labels
 from napari_strata.widgets.layers import convert
@@ -62,11 +62,11 @@ class Cases(Preview):
             of each plane its ``index`` in the files and its ``mean_iou``.
         """
         self._number += 1
-        image = image_below(viewer, written.asked.prediction)
+        image = image_below(viewer, written.comparison.prediction)
         number, self._with_image, only = (
             self._number,
             image is not None,
-            written.asked.plane,
+            written.comparison.plane,
         )
         # Of a plane that was cut out, the place is the one that it has in the
         # prediction.
@@ -125,7 +125,11 @@ class Cases(Preview):
                 else f"{index + 1} of {last + 1}: "
             )
         )
-        where = place(case["at"]).removeprefix("plane ") if case["at"] else "the plane"
+        where = (
+            describe_plane(case["at"]).removeprefix("plane ")
+            if case["at"]
+            else "the plane"
+        )
         return f"{rank}{where}, IoU {case['mean_iou']:.2f}"
 
     def words(self) -> str:
@@ -168,7 +172,9 @@ def draw_cases(
             grey = image.read(_within(image, region | case["at"])).reshape(
                 -1, *_shape(image)
             )
-        name = place(case["at"]) if case["at"] else written.asked.truth.name
+        name = (
+            describe_plane(case["at"]) if case["at"] else written.comparison.truth.name
+        )
         example = Example.of(
             name, grey, labels[0], prediction=labels[1], confusion=confusion
         )

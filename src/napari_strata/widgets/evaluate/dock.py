@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QFileDialog, QLabel
 from napari_strata.core.errors import ImageError
 from napari_strata.core.events import RegionEnd
 from napari_strata.core.image import LabelImage
-from napari_strata.evaluation.compare import Comparison, Written, place
+from napari_strata.evaluation.compare import Comparison, Written, describe_plane
 from napari_strata.plugin import labels_layer, stored_classes
 from napari_strata.widgets.evaluate.score_view import ScoreView
 from napari_strata.widgets.evaluate.scores import (
@@ -233,7 +233,7 @@ class EvaluateDock(Dock):
         """
         if (written := self.written) is None or self._activity:
             return
-        out = free_folder(folder, convert.slug(written.asked.prediction.name))
+        out = free_folder(folder, convert.slug(written.comparison.prediction.name))
 
         def paged(_result: object) -> None:
             self._work(
@@ -250,13 +250,17 @@ class EvaluateDock(Dock):
         """
         if self.written is None or not (plane := self._most[row][column]):
             return
-        most = f" Most of them: {place(at)}." if (at := self._look_at(plane)) else ""
+        most = (
+            f" Most of them: {describe_plane(at)}."
+            if (at := self._look_at(plane))
+            else ""
+        )
         self.notice.say(f"{self.scores.picture.sentence(row, column)}.{most}")
 
     def _look_at(self, plane: dict[str, int]) -> dict[str, int]:
         """Show a plane of what was compared; where it is in the prediction's layer."""
         assert self.written is not None
-        comparison = self.written.asked
+        comparison = self.written.comparison
         at = {axis: comparison.plane.get(axis, index) for axis, index in plane.items()}
         layer = next(
             (
@@ -356,7 +360,7 @@ class EvaluateDock(Dock):
 
     def _show_result(self, written: Written, result: dict[str, Any]) -> None:
         self.written, self._most = written, result["most"]
-        self.scores.show_result(result, written.classes, written.asked.describe())
+        self.scores.show_result(result, written.classes, written.comparison.describe())
         self.scores.cases.draw(written, result["cases"], self.viewer)
         self.hint.hide()
         self.scores.show()
