@@ -138,7 +138,7 @@ def train(
 
 @app.command()
 @with_predict_options
-def predict(
+def predict(  # noqa: PLR0913 (one parameter for each option)
     options: PredictOptions,
     model: ModelPath,
     inputs: Annotated[

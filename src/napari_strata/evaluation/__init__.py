@@ -1,1 +1,1 @@
-"""Evaluation: a model's labels, or anybody's, against the truth."""
+"""Evaluation of predicted labels against the truth."""

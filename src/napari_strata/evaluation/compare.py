@@ -66,7 +66,7 @@ class Comparison:
         notes = find_oddities(
             self.truth.classes, self.prediction.classes, predicted_values
         )
-        return Written(self, *paths, classes, tuple(notes))
+        return Written(self, paths[0], paths[1], classes, tuple(notes))
 
     def _cut(self, labels: LabelImage) -> LabelImage:
         """Return a copy of the only plane, or all of it."""

@@ -1,7 +1,7 @@
-"""Evaluate: how far a model's labels agree with a person's.
+"""Evaluation of a model, or of predicted labels, against true labels.
 
-Counts are global: one confusion matrix over all labelled pixels, and one per image. Pixels that are unlabelled, or
-where the image is not finite, are not counted.
+Counts are global: one confusion matrix over all labelled pixels, and one for each image.
+Pixels that are unlabelled, or where the image is not finite, are not counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from napari_strata.core.options import PredictOptions
 from napari_strata.core.spec import find_classes
 from napari_strata.data.neighbours import own_channels, pairs_with_neighbours
 from napari_strata.data.regions import Part, find_nonfinite, whole
-from napari_strata.evaluation.pictures import MOST, Example
+from napari_strata.evaluation.pictures import MAX_EXAMPLES, Example
 from napari_strata.evaluation.report import check_free, write_report
 from napari_strata.inference.build import build_ensemble_predictor
 from napari_strata.inference.checks import check_image
@@ -50,11 +50,11 @@ class Scores:
     Parameters
     ----------
     confusion
-        over all images.
+        Counts over all images.
     per_image
-        name and confusion matrix of each image, in the order given.
+        Name and confusion matrix of each image, in their order.
     examples
-        a few planes for pictures, spread evenly over all of them.
+        A few planes for pictures, spread evenly over all of them.
     """
 
     confusion: ConfusionMatrix
@@ -62,14 +62,15 @@ class Scores:
     examples: tuple[Example, ...] = field(default=(), repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, as in ``metrics.json``: see `ConfusionMatrix.as_dict`."""
+        """Return plain data; see `ConfusionMatrix.as_dict`."""
         return self.confusion.as_dict()
 
 
 class Evaluation(Iterator[Event]):
-    """An evaluation as a job: iterate over its events, then take `scores`.
+    """Evaluation as a job: iterate over its events, then take `scores`.
 
-    Parameters and errors are those of `iter_evaluate`; errors are raised at the first step.
+    Parameters and errors are those of `iter_evaluate`; errors are raised at the first
+    step.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Evaluation(Iterator[Event]):
 
     @property
     def scores(self) -> Scores:
-        """Raises `RunError` before the end."""
+        """Scores of the model. Raises `RunError` before the end."""
         if self._scores is None:
             raise RunError(
                 "this evaluation is not finished; iterate over it to the end first."
@@ -100,22 +101,21 @@ class Evaluation(Iterator[Event]):
 
     def _run(self) -> Generator[Event]:
         started = perf_counter()
-        out, overwrite = self._out, self._options.overwrite
+        out, options = self._out, self._options
         if out is not None:
-            check_free(out, overwrite=overwrite)
+            check_free(out, overwrite=options.overwrite)
         models = load_models(self._model)
         pairs = pairs_with_neighbours(as_pairs(self._pairs), models.spec.neighbours)
         parts = whole(pairs, models.spec.classes)
-        scales, warnings = _prepare(models, parts, ortho=self._options.ortho)
-        yield from (
-            Message(text)
-            for text in models.averaging(self._options.tta, ortho=self._options.ortho)
-        )
-        yield from (Message(text, "warning") for text in warnings)
-        predictor = build_ensemble_predictor(models, self._options)
-        names = f"{len(scales)} image{'' if len(scales) == 1 else 's'}"
-        yield PredictionStarted(names, describe_device(predictor.device), len(parts), 0)
-        tally = _Tally(predictor, scales, shown=set(_evenly(len(parts), MOST)))
+        scales, warnings = _prepare(models, parts, ortho=options.ortho)
+        for text in models.averaging(options.tta, ortho=options.ortho):
+            yield Message(text)
+        for text in warnings:
+            yield Message(text, "warning")
+        predictor = build_ensemble_predictor(models, options)
+        name = f"{len(scales)} image{'' if len(scales) == 1 else 's'}"
+        yield PredictionStarted(name, describe_device(predictor.device), len(parts), 0)
+        tally = _Tally(predictor, scales, set(_spread_evenly(len(parts), MAX_EXAMPLES)))
         number = 0
         for _, group in groupby(parts, key=lambda part: id(part.pair)):
             for part, seconds in tally.add(list(group)):
@@ -129,9 +129,8 @@ class Evaluation(Iterator[Event]):
                 out,
                 examples=self._scores.examples,
             )
-        yield PredictionEnd(
-            names, "" if out is None else str(out), perf_counter() - started
-        )
+        path = "" if out is None else str(out)
+        yield PredictionEnd(name, path, perf_counter() - started)
 
 
 def iter_evaluate(
@@ -147,27 +146,33 @@ def iter_evaluate(
     Parameters
     ----------
     model
-        a `Model`, the path of a model file or run folder, several of them, or a cross-validation folder: of several,
-        the mean of their probabilities is taken.
+        A `Model`, the path of a model file or run folder, or a cross-validation folder;
+        or several of them, of whose probabilities the mean is taken.
     pairs
-        images and their labels; label values mean what the model's classes say.
+        Images and their labels; label values have the meaning that the model's classes
+        give them.
     out
-        folder for ``metrics.json``, ``metrics.csv``, ``confusion.png`` and ``overlays/``; nothing is written when None.
+        Folder for ``metrics.json``, ``metrics.csv``, ``confusion.png`` and
+        ``overlays/``; nothing is written when None.
     options, keywords
-        see `PredictOptions`; its fields may be given as keywords. Probabilities are of no use here.
+        See `PredictOptions`; its fields may be given as keywords. Probabilities have no
+        effect here.
 
     Yields
     ------
-    `Message` for what is odd, `PredictionStarted`, a `RegionEnd` per plane, `PredictionEnd`.
+    Event
+        `Message` for oddities, `PredictionStarted`, a `RegionEnd` for each plane,
+        `PredictionEnd`.
 
     Raises
     ------
     LabelError
-        when no pixel is labelled, or a label value is not one of the model's; before anything is predicted.
+        If no pixel is labelled, or a label value is not one of the model's; before
+        anything is predicted.
     ImageError, ModelError
-        when one cannot be read, or they do not go together.
+        If one cannot be read, or they do not fit each other.
     RunError
-        when `out` holds something already (unless overwrite=True) or cannot be written.
+        If `out` is not empty (unless overwrite=True) or cannot be written.
     """
     return Evaluation(
         model, pairs, out=out, options=(options or PredictOptions()).updated(**keywords)
@@ -182,7 +187,7 @@ def evaluate(
     options: PredictOptions | None = None,
     **keywords: Any,
 ) -> Scores:
-    """Scores of a model on images with labels. Parameters and errors are those of `iter_evaluate`."""
+    """Score a model on images with labels; parameters and errors as in `iter_evaluate`."""
     job = iter_evaluate(model, pairs, out=out, options=options, **keywords)
     for _ in job:
         pass
@@ -197,34 +202,35 @@ def score_labels(
     unlabelled: Sequence[int] = (),
     out: str | os.PathLike[str] | None = None,
 ) -> ConfusionMatrix:
-    """Scores of labels that are there already, plane by plane, whoever made them.
+    """Score predicted labels from any source, plane by plane.
 
     Parameters
     ----------
     prediction, truth
-        labels of the same pixels.
+        Labels of the same pixels.
     classes
-        what the values of both mean; when left out, what the truth's file says, then the prediction's, then a class
-        for each value but those that are `unlabelled`.
+        Meaning of the values of both. When left out, the classes in the truth's file,
+        then in the prediction's, then a class for each value that is not `unlabelled`.
     out
-        an empty or new folder for ``metrics.json``, ``metrics.csv`` and ``confusion.png``.
+        An empty or new folder for ``metrics.json``, ``metrics.csv`` and
+        ``confusion.png``.
 
     Raises
     ------
     ImageError
-        when they do not cover the same pixels.
+        If they do not cover the same pixels.
     LabelError
-        when a value is not in `classes`, or the prediction leaves pixels unlabelled that the truth labels.
+        If a value is not in `classes`, or the prediction leaves pixels unlabelled that
+        the truth labels.
     RunError
-        when `out` holds something already or cannot be written.
+        If `out` is not empty or cannot be written.
     """
     if out is not None:
         check_free(Path(out).expanduser(), overwrite=False)
-    known = classes or shared_classes(prediction, truth, unlabelled)
-    confusion = sum(
-        (one for _, _, one in iter_score_labels(prediction, truth, known)),
-        ConfusionMatrix(known),
-    )
+    classes = classes or shared_classes(prediction, truth, unlabelled)
+    confusion = ConfusionMatrix(classes)
+    for _, _, plane_confusion in iter_score_labels(prediction, truth, classes):
+        confusion += plane_confusion
     if out is not None:
         write_report(confusion, [(prediction.name, confusion)], Path(out).expanduser())
     return confusion
@@ -233,7 +239,13 @@ def score_labels(
 def shared_classes(
     prediction: LabelImage, truth: LabelImage, unlabelled: Sequence[int] = ()
 ) -> ClassMap:
-    """What the values of both mean: see `score_labels`. Raises `ImageError` and `LabelError`."""
+    """Return the classes of both; see `score_labels`.
+
+    Raises
+    ------
+    ImageError, LabelError
+        If the labels do not fit each other, or have no classes.
+    """
     return (
         truth.classes
         or prediction.classes
@@ -244,139 +256,159 @@ def shared_classes(
 def iter_score_labels(
     prediction: LabelImage, truth: LabelImage, classes: ClassMap
 ) -> Iterator[tuple[Part, int, ConfusionMatrix]]:
-    """The scores of `score_labels` plane by plane: the plane, how many there are in all, and its confusion matrix.
+    """Score labels plane by plane; parameters and errors as in `score_labels`.
 
-    Planes without a labelled pixel are left out. Parameters and errors are those of `score_labels`.
+    Planes without a labelled pixel are left out.
+
+    Yields
+    ------
+    tuple
+        The plane, the count of all planes, and the confusion matrix of the plane.
     """
     pair = AnnotatedImage(prediction, truth, name=prediction.name)
-    predicted = AnnotatedImage(prediction, prediction)
+    predicted_pair = AnnotatedImage(prediction, prediction)
     parts = whole(pair, classes)
     for part in parts:
         true = part.read_labels(classes)
-        found = replace(part, pair=predicted).read_labels(classes)
-        if missing := int(((true != IGNORE) & (found == IGNORE)).sum()):
+        predicted = replace(part, pair=predicted_pair).read_labels(classes)
+        missing = int(((true != IGNORE) & (predicted == IGNORE)).sum())
+        if missing:
             raise LabelError(
-                f"{part.name}: found {missing} pixels that the prediction leaves unlabelled and the truth labels; "
-                "predict all of them, or mark them unlabelled in the truth."
+                f"{part.name}: found {missing} pixels that the prediction leaves "
+                "unlabelled and the truth labels; predict all of them, or mark them "
+                "unlabelled in the truth."
             )
         confusion = ConfusionMatrix(classes)
-        confusion.update(true, found)
+        confusion.update(true, predicted)
         yield part, len(parts), confusion
 
 
 @dataclass
 class _Tally:
-    """Counts as they come."""
+    """Counts of an evaluation so far.
+
+    Parameters
+    ----------
+    scales
+        Scales of each pair's image, by the pair's id.
+    pictured
+        Numbers of the planes of which a picture is kept.
+    """
 
     predictor: EnsemblePredictor
     scales: dict[int, list[Scale]]
-    shown: set[int]
+    pictured: set[int]
     matrices: dict[int, tuple[AnnotatedImage, ConfusionMatrix]] = field(
         default_factory=dict
     )
     examples: list[Example] = field(default_factory=list)
-    seen: int = 0
+    count: int = 0
 
     def add(self, parts: Sequence[Part]) -> Iterator[tuple[Part, float]]:
-        """Predict and count the labelled planes of one image, chunk by chunk as in prediction; each with the seconds that
-        it took. Chunks without labels are left out."""
+        """Predict and count the labelled planes of one image.
+
+        Planes are predicted in the chunks of a prediction; chunks without labels are
+        left out. Yields each plane with the seconds that it took.
+        """
         pair = parts[0].pair
         numbers = {
             repr(index): number for number, index in enumerate(pair.image.planes())
         }
-        known = {numbers[repr(part.index)]: part for part in parts}
+        labelled = {numbers[repr(part.index)]: part for part in parts}
         for chunk in self.predictor.plan_chunks(pair.image):
             started = perf_counter()
-            wanted = [number for number in chunk.planes if number in known]
-            if not wanted:
+            planes = [number for number in chunk.planes if number in labelled]
+            if not planes:
                 continue
             array = pair.image.read(chunk.region)
-            found, _ = self.predictor.predict_chunk(chunk, array, self.scales[id(pair)])
+            prediction, _ = self.predictor.predict_chunk(
+                chunk, array, self.scales[id(pair)]
+            )
             grey = array[:, None] if array.ndim == 3 else array[:, chunk.keep]
-            for number in wanted:
-                place = chunk.planes.index(number)
-                self._count(known[number], grey[:, place], found[place])
-                yield known[number], perf_counter() - started
+            for number in planes:
+                i = chunk.planes.index(number)
+                self._count(labelled[number], grey[:, i], prediction[i])
+                yield labelled[number], perf_counter() - started
                 started = perf_counter()
 
     def _count(self, part: Part, image: Array, prediction: Array) -> None:
-        classes = self.predictor.spec.classes
-        truth = part.read_labels_of(image, classes)
-        here = ConfusionMatrix(classes)
-        here.update(truth, prediction)
-        key = id(part.pair)
-        before = (
-            self.matrices[key][1] if key in self.matrices else ConfusionMatrix(classes)
-        )
-        self.matrices[key] = part.pair, before + here
-        if self.seen in self.shown:
-            own = own_channels(image, self.predictor.spec.neighbours)
+        spec = self.predictor.spec
+        truth = part.read_labels_of(image, spec.classes)
+        confusion = ConfusionMatrix(spec.classes)
+        confusion.update(truth, prediction)
+        if self.count in self.pictured:
+            channels = own_channels(image, spec.neighbours)
             self.examples.append(
-                Example.of(part.name, own, truth, prediction=prediction, confusion=here)
+                Example.of(
+                    part.name,
+                    channels,
+                    truth,
+                    prediction=prediction,
+                    confusion=confusion,
+                )
             )
-        self.seen += 1
+        self.count += 1
+        key = id(part.pair)
+        if key in self.matrices:
+            confusion = self.matrices[key][1] + confusion
+        self.matrices[key] = part.pair, confusion
 
     def scores(self) -> Scores:
+        """Return the counts of all images."""
         matrices = [matrix for _, matrix in self.matrices.values()]
-        names = _told_apart([pair for pair, _ in self.matrices.values()])
+        names = _unique_names([pair for pair, _ in self.matrices.values()])
         total = sum(matrices, ConfusionMatrix(self.predictor.spec.classes))
-        return Scores(
-            total, tuple(zip(names, matrices, strict=True)), tuple(self.examples)
-        )
+        per_image = tuple(zip(names, matrices, strict=True))
+        return Scores(total, per_image, tuple(self.examples))
 
 
 def _prepare(
     models: Ensemble, parts: Sequence[Part], *, ortho: bool
 ) -> tuple[dict[int, list[Scale]], list[str]]:
-    """The scales of each pair's image, by the pair's id, and warnings about the images."""
+    """Return scales of each pair's image, by the pair's id, and warnings."""
     scales: dict[int, list[Scale]] = {}
     warnings: list[str] = []
+    specs = [model.spec for model in models.models]
     for pair in {id(part.pair): part.pair for part in parts}.values():
         samples = pair.image.samples()
-        warnings += check_image(
-            [model.spec for model in models.models], pair.image, samples, ortho=ortho
-        )
-        warnings += [*find_nonfinite(pair), *_other_names(models.spec.classes, pair)]
+        warnings += check_image(specs, pair.image, samples, ortho=ortho)
+        warnings += find_nonfinite(pair)
+        warnings += _compare_names(models.spec.classes, pair)
         scales[id(pair)] = models.scales(samples, pair.image.dtype)
     return scales, warnings
 
 
-def _other_names(classes: ClassMap, pair: AnnotatedImage) -> list[str]:
-    """A warning when the label file calls a value by another name than the model does."""
-    theirs = pair.labels.classes
-    if theirs is None:
+def _compare_names(classes: ClassMap, pair: AnnotatedImage) -> list[str]:
+    """Return a warning if the label file has other class names than the model."""
+    file_classes = pair.labels.classes
+    if file_classes is None:
         return []
-    ours = dict(zip(classes.values, classes.names, strict=True))
-    pairs = (
-        (value, name)
-        for value, name in zip(theirs.values, theirs.names, strict=True)
-        if value in ours
-    )
-    differ = [
-        f"{value} ({name!r} against {ours[value]!r})"
-        for value, name in pairs
-        if name != ours[value]
-    ]
-    if not differ:
+    model_names = dict(zip(classes.values, classes.names, strict=True))
+    differences = []
+    for value, name in zip(file_classes.values, file_classes.names, strict=True):
+        if value in model_names and name != model_names[value]:
+            differences.append(f"{value} ({name!r} against {model_names[value]!r})")
+    if not differences:
         return []
     return [
-        f"{pair.name}: the labels and the model name values differently: {', '.join(differ)}; the value counts."
+        f"{pair.name}: the labels and the model name values differently: "
+        f"{', '.join(differences)}; the value counts."
     ]
 
 
-def _told_apart(pairs: Sequence[AnnotatedImage]) -> list[str]:
-    """Names of pairs; where two share one, as files of one microscope may, those of the files."""
+def _unique_names(pairs: Sequence[AnnotatedImage]) -> list[str]:
+    """Return names of pairs; if two are alike, names of their files."""
     names = [pair.name for pair in pairs]
     if len(set(names)) == len(names):
         return names
-    return [
-        Path(pair.image.source).name if pair.image.source else pair.name
-        for pair in pairs
-    ]
+    file_names = []
+    for pair in pairs:
+        source = pair.image.source
+        file_names.append(Path(source).name if source else pair.name)
+    return file_names
 
 
-def _evenly(count: int, most: int) -> list[int]:
-    """At most `most` numbers of 0..count-1, the first and the last among them."""
-    return sorted(
-        {round(x) for x in np.linspace(0, count - 1, min(count, most)).tolist()}
-    )
+def _spread_evenly(count: int, limit: int) -> list[int]:
+    """Return at most `limit` of 0..count-1, the first and the last among them."""
+    numbers = np.linspace(0, count - 1, min(count, limit)).tolist()
+    return sorted({round(number) for number in numbers})
