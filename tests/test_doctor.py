@@ -63,7 +63,7 @@ def test_a_worker_that_does_not_start_says_its_last_words(
 
 
 def test_a_worker_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    monkeypatch.setattr(processes, "TIMEOUT", 0.5)
     check = _worker_that("import time; time.sleep(600)")
     assert (check.status, "said nothing for 0.5 s" in check.text) == ("problem", True)
 
@@ -244,7 +244,7 @@ def test_opengl(
 def test_a_window_that_never_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "find_version", lambda _: "1")
     monkeypatch.setattr(processes, "WINDOW", "import time; time.sleep(600)")
-    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    monkeypatch.setattr(processes, "TIMEOUT", 0.5)
     monkeypatch.setenv("DISPLAY", ":99")
     check = processes.opengl()
     assert check.status == "problem"

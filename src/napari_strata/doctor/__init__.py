@@ -1,7 +1,7 @@
-"""The doctor: what is installed, what computes, what shows pictures, and why something of it is not used.
+"""Checks of the installation: libraries, GPU, display, worker and disk.
 
-``python -m napari_strata.doctor --json`` is what the docks run in a process of its own. Importing this package loads
-no torch: the checks that ask it load it by name.
+The docks run ``python -m napari_strata.doctor --json`` in a process of its own. Importing
+this package does not import torch: the checks that need it import it by name.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ __all__ = ["Check", "as_text", "diagnose", "from_json", "report"]
 def diagnose(
     command: Sequence[str] | None = None, folder: str | Path | None = None
 ) -> Iterator[Check]:
-    """Look at one thing after another, the quick ones first. A check that breaks is a problem, never a traceback.
+    """Run all checks, the quick ones first; one that fails is a problem, not an error.
 
     Parameters
     ----------
     command
-        what starts the worker; this Python's by default.
+        Command that starts the worker; this Python's by default.
     folder
-        where runs are kept; ``~/napari-strata`` by default.
+        Folder of the runs; ``~/napari-strata`` by default.
     """
     runs = Path(folder).expanduser() if folder else Path.home() / "napari-strata"
-    looks: dict[str, Callable[[], Check]] = {
+    checks: dict[str, Callable[[], Check]] = {
         "Strata": installed.strata,
         "Libraries": installed.libraries,
         "Viewer": installed.viewer,
@@ -51,14 +51,17 @@ def diagnose(
             processes.worker, command or (sys.executable, "-m", "napari_strata.worker")
         ),
     }
-    for name, look in looks.items():
+    for name, check in checks.items():
         try:
-            yield look()
-        except Exception as error:  # whatever is broken on this machine, the other checks are still worth having
-            words = (
-                f"this check failed: {type(error).__name__}: {last_line(str(error))}"
+            yield check()
+        except Exception as error:  # the other checks are still of use
+            reason = f"{type(error).__name__}: {last_line(str(error))}"
+            yield Check(
+                name,
+                "problem",
+                f"this check failed: {reason}",
+                "Copy all of this into a bug report.",
             )
-            yield Check(name, "problem", words, "Copy all of this into a bug report.")
 
 
 def report(
@@ -67,9 +70,15 @@ def report(
     *,
     as_json: bool = False,
 ) -> bool:
-    """Print the checks as they are made; whether one is a problem. `worker` is a command as one types it."""
-    found = False
+    """Print each check at once; return True if one is a problem.
+
+    Parameters
+    ----------
+    worker
+        Command that starts the worker, as typed in a shell.
+    """
+    has_problem = False
     for check in diagnose(shlex.split(worker) if worker else None, folder):
         print(_as_json(check) if as_json else as_text([check]), flush=True)
-        found = found or check.status == "problem"
-    return found
+        has_problem = has_problem or check.status == "problem"
+    return has_problem

@@ -1,4 +1,4 @@
-"""``python -m napari_strata.doctor``: what ``napari-strata doctor`` prints; it needs no more than this Python."""
+"""``python -m napari_strata.doctor``, the same as ``napari-strata doctor``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from napari_strata.doctor import report
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m napari_strata.doctor", description="Look at what is installed."
+        prog="python -m napari_strata.doctor", description="Check the installation."
     )
     parser.add_argument(
         "--json", action="store_true", help="Print a JSON object a line."
     )
-    parser.add_argument("--folder", help="Where runs are kept.")
-    parser.add_argument("--worker", metavar="COMMAND", help="What starts a worker.")
-    given = parser.parse_args()
-    sys.exit(int(report(given.worker, given.folder, as_json=given.json)))
+    parser.add_argument("--folder", help="The folder of your runs.")
+    parser.add_argument(
+        "--worker", metavar="COMMAND", help="The command that starts a worker."
+    )
+    arguments = parser.parse_args()
+    sys.exit(int(report(arguments.worker, arguments.folder, as_json=arguments.json)))

@@ -1,4 +1,4 @@
-"""A check and how it is told: as text for people, as a line of JSON for a program."""
+"""Results of checks, as text for people and as lines of JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Status = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: what was found, and for a problem what to do."""
+    """Result of one check; `cure` is the advice for a problem."""
 
     name: str
     status: Status
@@ -22,7 +22,7 @@ class Check:
 
 
 def as_text(checks: Iterable[Check]) -> str:
-    """The checks for a bug report: a line each, and the cure below it where there is one."""
+    """Format checks for a bug report: a line each, and the cure below it."""
     lines = []
     for check in checks:
         lines.append(f"{check.status:8}{check.name}: {check.text}")
@@ -32,12 +32,12 @@ def as_text(checks: Iterable[Check]) -> str:
 
 
 def as_json(check: Check) -> str:
-    """A check as one line; `from_json` takes it back."""
+    """Format a check as one line of JSON."""
     return json.dumps(asdict(check))
 
 
 def from_json(line: str) -> Check:
-    """The check in a line. Raises ValueError when it is anything else."""
+    """Parse a line of `as_json`. Raises ValueError for any other line."""
     try:
         return Check(**json.loads(line))
     except TypeError:
@@ -45,20 +45,20 @@ def from_json(line: str) -> Check:
 
 
 def find_version(name: str) -> str:
-    """The version of an installed distribution, or an empty text."""
+    """Return the version of an installed distribution; empty when it is missing."""
     try:
         return version(name)
     except PackageNotFoundError:
         return ""
 
 
-def listed(versions: Mapping[str, str]) -> str:
-    """``torch 2.15.0, timm missing``."""
+def format_versions(versions: Mapping[str, str]) -> str:
+    """Format versions: ``torch 2.15.0, timm missing``."""
     return ", ".join(
         f"{name} {number or 'missing'}" for name, number in versions.items()
     )
 
 
 def last_line(text: str) -> str:
-    """What a program said last, where errors say what they are; at most 300 characters."""
+    """Return the last line of a program's output, which describes its error."""
     return (text.strip().splitlines() or [""])[-1].strip()[:300]

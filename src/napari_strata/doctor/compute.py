@@ -1,4 +1,4 @@
-"""What computes: GPU or why none is used, CPU, and what networks start from. torch is loaded by name, when asked."""
+"""Checks of GPU, CPU and pretrained weights. torch is imported by name, when needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from napari_strata.doctor.check import Check, last_line
 
 
 def gpu() -> Check:
-    """The GPUs, or why none is used."""
+    """Check the GPUs; report why none is used."""
     try:
         torch = import_module("torch")
     except (ImportError, OSError) as error:
@@ -47,7 +47,13 @@ def gpu() -> Check:
 
 
 def _no_gpu(text: str, cuda: str) -> Check:
-    """Why torch sees no GPU. `cuda` is the version that torch was built for; empty for its CPU build."""
+    """Report why torch sees no GPU.
+
+    Parameters
+    ----------
+    cuda
+        Version that torch was built for; empty for its CPU build.
+    """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards, complaint = _nvidia()
     if cuda and hidden is not None and hidden.strip() in ("", "-1"):
@@ -90,13 +96,13 @@ def _no_gpu(text: str, cuda: str) -> Check:
 
 
 def _nvidia() -> tuple[str, str]:
-    """GPUs as NVIDIA's driver names them, or what it complains of; both empty where there is no driver."""
+    """Return the GPUs and the complaint of NVIDIA's driver; both empty without it."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return "", ""
-    words = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=20, check=False
+        command, capture_output=True, text=True, timeout=20, check=False
     )
     if done.returncode:
         return "", last_line(done.stdout + done.stderr)
@@ -108,21 +114,21 @@ def _nvidia() -> tuple[str, str]:
 def _refusal() -> str:
     try:
         import_module("torch").cuda.init()
-    except Exception as error:  # CUDA's own words
+    except Exception as error:  # CUDA raises several types
         return last_line(str(error))
     return "no reason given"
 
 
 def cpu() -> Check:
-    """Instruction set, threads and the number format that networks compute in."""
+    """Check instruction set, threads and number format of the CPU."""
     torch, device = import_module("torch"), import_module("napari_strata.models.device")
     level = torch.backends.cpu.get_cpu_capability()
     bf16 = device.choose_precision("auto", torch.device("cpu")).name == "bf16"
-    words = "bf16, in hardware" if bf16 else "float32 (no bf16 in hardware)"
+    precision = "bf16, in hardware" if bf16 else "float32 (no bf16 in hardware)"
     return Check(
         "CPU",
         "ok",
-        f"{_cpu_name()}, {level}, {torch.get_num_threads()} threads, computes in {words}",
+        f"{_cpu_name()}, {level}, {torch.get_num_threads()} threads, computes in {precision}",
     )
 
 
@@ -138,7 +144,7 @@ def _cpu_name() -> str:
 
 
 def weights() -> Check:
-    """Whether the encoders of the recipes can start from ImageNet; nothing is downloaded."""
+    """Check that encoders can start from ImageNet; nothing is downloaded."""
     hub = import_module("napari_strata.networks.hub")
     networks = [recipe.network for recipe in list_recipes()]
     encoders = sorted(

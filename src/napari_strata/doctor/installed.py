@@ -1,4 +1,4 @@
-"""What is installed, and where it runs: versions, computer, settings, disks."""
+"""Checks of versions, computer, settings and disks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from napari_strata.doctor.check import Check, find_version, listed
+from napari_strata.doctor.check import Check, find_version, format_versions
 
 ENGINE = (
     "torch",
@@ -37,11 +37,11 @@ VARIABLES = (
     "WAYLAND_DISPLAY",
 )
 SCARCE = 10e9
-"""Bytes; less free disk than this is worth a note, a tenth of it is a problem."""
+"""Bytes of free disk below which there is a note; below a tenth, a problem."""
 
 
 def strata() -> Check:
-    """Our version and the Python it runs in."""
+    """Report the version of napari-strata and of Python."""
     return Check(
         "Strata",
         "ok",
@@ -50,59 +50,55 @@ def strata() -> Check:
 
 
 def libraries() -> Check:
-    """Versions of what the engine needs."""
-    found = {name: find_version(name) for name in ENGINE}
-    text = listed(found)
-    if missing := [name for name, number in found.items() if not number]:
-        return Check(
-            "Libraries",
-            "problem",
-            text,
-            f"Install what is missing: pip install {' '.join(missing)}",
-        )
+    """Check the libraries of the engine."""
+    versions = {name: find_version(name) for name in ENGINE}
+    text = format_versions(versions)
+    missing = [name for name, version in versions.items() if not version]
+    if missing:
+        cure = f"Install what is missing: pip install {' '.join(missing)}"
+        return Check("Libraries", "problem", text, cure)
     return Check("Libraries", "ok", text)
 
 
 def viewer() -> Check:
-    """Versions of napari and the Qt binding, where there are any."""
-    found = {name: find_version(name) for name in VIEWER}
-    bindings = {name: number for name in BINDINGS if (number := find_version(name))}
+    """Check napari and the Qt binding, if they are installed."""
+    versions = {name: find_version(name) for name in VIEWER}
+    text = format_versions(versions)
     cure = 'pip install "napari-strata[all]"'
-    if not found["napari"]:
+    if not versions["napari"]:
         return Check(
             "Viewer",
             "note",
             "napari is not installed; training and prediction work without it",
             cure,
         )
-    if missing := [name for name, number in found.items() if not number]:
-        return Check(
-            "Viewer", "problem", listed(found), f"{' and '.join(missing)}: {cure}"
-        )
+    missing = [name for name, version in versions.items() if not version]
+    if missing:
+        return Check("Viewer", "problem", text, f"{' and '.join(missing)}: {cure}")
+    bindings = {}
+    for name in BINDINGS:
+        if version := find_version(name):
+            bindings[name] = version
     if not bindings:
         return Check(
-            "Viewer",
-            "problem",
-            f"{listed(found)}; no Qt binding",
-            f"Install PyQt6: {cure}",
+            "Viewer", "problem", f"{text}; no Qt binding", f"Install PyQt6: {cure}"
         )
-    return Check("Viewer", "ok", listed(found | bindings))
+    return Check("Viewer", "ok", format_versions(versions | bindings))
 
 
 def computer() -> Check:
-    """System, cores and memory."""
-    cores = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )
+    """Report system, cores and memory."""
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     memory = ""
     if hasattr(os, "sysconf"):  # Windows has none
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         memory = f", {size / 1e9:.0f} GB memory"
         with suppress(OSError, ValueError):  # a container that may use less
             limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-            memory += f" (limited to {limit / 1e9:.0f} GB)" if limit < size else ""
+            if limit < size:
+                memory += f" (limited to {limit / 1e9:.0f} GB)"
     return Check(
         "Computer",
         "ok",
@@ -111,29 +107,32 @@ def computer() -> Check:
 
 
 def variables() -> Check:
-    """Environment variables that change what the others find."""
-    found = [f"{name}={os.environ[name]!r}" for name in VARIABLES if name in os.environ]
-    return Check(
-        "Settings", "ok", ", ".join(found) or "no environment variables that matter"
-    )
+    """Report environment variables that change the other checks."""
+    settings = []
+    for name in VARIABLES:
+        if name in os.environ:
+            settings.append(f"{name}={os.environ[name]!r}")
+    text = ", ".join(settings) or "no environment variables that matter"
+    return Check("Settings", "ok", text)
 
 
 def folder(name: str, path: Path) -> Check:
-    """Whether files can be written, and how much room there is. A folder that is not there yet is not made."""
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    text = f"{path}, {free / 1e9:.1f} GB free"
+    """Check that files can be written, and the free space; the folder is not made."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        found = f"{path}: cannot be written to ({error.strerror or error})"
         return Check(
             name,
             "problem",
-            found,
+            f"{path}: cannot be written to ({error.strerror or error})",
             "Choose another folder, or ask for the right to write there.",
         )
+    free = shutil.disk_usage(existing).free
+    text = f"{path}, {free / 1e9:.1f} GB free"
     if free < SCARCE:
         cure = "Delete old runs, or choose a folder on another disk."
         return Check(name, "problem" if free < SCARCE / 10 else "note", text, cure)

@@ -1,4 +1,4 @@
-"""What must start: a window with OpenGL, and the worker. Both are tried in processes of their own, with a limit."""
+"""Checks of OpenGL and the worker, each in a process of its own with a time-out."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from napari_strata.doctor.check import Check, find_version, last_line, listed
+from napari_strata.doctor.check import Check, find_version, format_versions, last_line
 from napari_strata.doctor.installed import BINDINGS
 from napari_strata.worker.replies import PROTOCOL, Ready, decode
 
-PATIENCE = 60.0
-"""Seconds that a worker or a window may take to start."""
+TIMEOUT = 60.0
+"""Seconds in which a worker or a window must start."""
 
 WINDOW = """
 import sys
@@ -32,7 +32,7 @@ SOFTWARE = ("llvmpipe", "softpipe", "swrast", "software")
 
 
 def opengl() -> Check:
-    """Who draws: a hidden window as napari's, in a process of its own."""
+    """Open a hidden window as napari does, and report who draws it."""
     binding = next((name for name in BINDINGS if find_version(name)), None)
     if binding is None or not find_version("vispy"):
         return Check(
@@ -44,16 +44,22 @@ def opengl() -> Check:
     if sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):
-        cure = "Nothing, if this is a server: the command line works. For napari, log in to a desktop."
+        cure = (
+            "Nothing, if this is a server: the command line works. For napari, log in "
+            "to a desktop."
+        )
         return Check("OpenGL", "note", "no display, so napari cannot open here", cure)
-    words = [sys.executable, "-c", WINDOW, binding.lower()]
-    cure = "Update the graphics driver. On Debian or Ubuntu: sudo apt install libgl1 libegl1 libxcb-cursor0"
+    command = [sys.executable, "-c", WINDOW, binding.lower()]
+    cure = (
+        "Update the graphics driver. On Debian or Ubuntu: sudo apt install libgl1 "
+        "libegl1 libxcb-cursor0"
+    )
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=PATIENCE, check=False
+            command, capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        return Check("OpenGL", "problem", f"no window within {PATIENCE:g} s", cure)
+        return Check("OpenGL", "problem", f"no window within {TIMEOUT:g} s", cure)
     if done.returncode:
         return Check(
             "OpenGL",
@@ -62,7 +68,7 @@ def opengl() -> Check:
             cure,
         )
     text = last_line(done.stdout)
-    if any(word in text.lower() for word in SOFTWARE):
+    if any(name in text.lower() for name in SOFTWARE):
         return Check(
             "OpenGL",
             "note",
@@ -73,67 +79,80 @@ def opengl() -> Check:
 
 
 def worker(command: Sequence[str]) -> Check:
-    """Start a worker, wait for its first word, and let it go."""
-    start, shown = time.perf_counter(), shlex.join(command)
-    cure = "Try the command in a terminal; it is set in napari's Preferences, Plugins, Strata (empty: this Python)."
-    with tempfile.TemporaryFile("w+") as complaints:
+    """Start a worker, wait for its first message, and stop it."""
+    start, line = time.perf_counter(), shlex.join(command)
+    cure = (
+        "Try the command in a terminal; it is set in napari's Preferences, Plugins, "
+        "Strata (empty: this Python)."
+    )
+    with tempfile.TemporaryFile("w+") as stderr:
         try:
-            pipe = subprocess.PIPE
             process = subprocess.Popen(
-                list(command), stdin=pipe, stdout=pipe, stderr=complaints, text=True
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
             )
         except OSError as error:
             return Check(
                 "Worker",
                 "problem",
-                f"{shown}: cannot be started ({error.strerror or error})",
+                f"{line}: cannot be started ({error.strerror or error})",
                 cure,
             )
-        timer = threading.Timer(PATIENCE, process.kill)
+        timer = threading.Timer(TIMEOUT, process.kill)
         timer.start()
         try:
-            ready = next(filter(None, map(_as_ready, process.stdout or ())), None)
+            ready = _wait_until_ready(process)
             seconds = time.perf_counter() - start
         finally:
             timer.cancel()
-            _end(process)
-        complaints.seek(0)
-        said = last_line(complaints.read())
+            _stop(process)
+        stderr.seek(0)
+        error_line = last_line(stderr.read())
     if ready is None:
-        what = (
-            f"said nothing for {PATIENCE:g} s"
-            if seconds >= PATIENCE
-            else f"ended with status {process.returncode}"
-        )
+        text = f"{line}: ended with status {process.returncode}"
+        if seconds >= TIMEOUT:
+            text = f"{line}: said nothing for {TIMEOUT:g} s"
+        if error_line:
+            text += f", after: {error_line}"
+        return Check("Worker", "problem", text, cure)
+    if ready.protocol != PROTOCOL:
         return Check(
             "Worker",
             "problem",
-            f"{shown}: {what}{f', after: {said}' if said else ''}",
-            cure,
-        )
-    if ready.protocol != PROTOCOL:
-        cure = "Install the same version of napari-strata there and here."
-        return Check(
-            "Worker", "problem", f"{shown}: is another version of napari-strata", cure
+            f"{line}: is another version of napari-strata",
+            "Install the same version of napari-strata there and here.",
         )
     devices = ", ".join(ready.devices.values())
     return Check(
         "Worker",
         "ok",
-        f"{shown}: ready in {seconds:.1f} s on {ready.host}, {devices}, {listed(ready.versions)}",
+        f"{line}: ready in {seconds:.1f} s on {ready.host}, {devices}, "
+        f"{format_versions(ready.versions)}",
     )
+
+
+def _wait_until_ready(process: subprocess.Popen[str]) -> Ready | None:
+    """Return the first message of a worker; None if it ends without one."""
+    for line in process.stdout or ():
+        ready = _as_ready(line)
+        if ready is not None:
+            return ready
+    return None
 
 
 def _as_ready(line: str) -> Ready | None:
     try:
         _, reply = decode(line)
-    except ValueError:  # the greeting of a login shell
+    except ValueError:  # such as the greeting of a login shell
         return None
     return reply if isinstance(reply, Ready) else None
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """A worker ends when its stdin ends; one that does not is killed."""
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Close the stdin of a worker, which ends it; kill it if it does not end."""
     with suppress(OSError):
         assert process.stdin is not None
         process.stdin.close()
