@@ -58,7 +58,7 @@ def test_objects_and_nothing_are_refused_in_words():
 
 
 def test_errors_are_the_predicted_values_where_they_are_wrong_and_labelled(monkeypatch):
-    monkeypatch.setattr("napari_strata.evaluation.compare.PIECE", 40)
+    monkeypatch.setattr("napari_strata.evaluation.compare.STRIP_PIXELS", 40)
     rng = np.random.default_rng(0)
     truth, found = rng.integers(0, 3, (5, 3, 17)), rng.integers(1, 3, (5, 3, 17))
     made = find_errors(LabelImage(found, "YZX"), LabelImage(truth, "YZX"), ROCK)
