@@ -27,14 +27,22 @@ from napari_strata.networks.folding import fold_batch_norms
 
 PredictorBuilder: TypeAlias = Callable[[Model, PredictOptions], Predictor]
 
-PREDICTORS: dict[str, PredictorBuilder] = {}
-"""Builders of predictors that are no torch networks, by the kind that a model file names
-(``spec.network.kind``). A kind that is not here is a network."""
+_BUILDERS: dict[str, PredictorBuilder] = {}
+"""Builders of predictors that are no torch networks, by kind."""
+
+
+def register_predictor(kind: str, build: PredictorBuilder) -> None:
+    """Register how predictors of a kind are built.
+
+    A model file names its kind as ``spec.network.kind``. A kind that is not registered
+    here is a torch network; see `network_sections.register_network`.
+    """
+    _BUILDERS[kind] = build
 
 
 def build_predictor(model: Model, options: PredictOptions) -> TiledPredictor:
     """Build the predictor of a model on the device that `options` name."""
-    build = PREDICTORS.get(model.spec.network.kind, _build_network_predictor)
+    build = _BUILDERS.get(model.spec.network.kind, _build_network_predictor)
     if options.tile:
         stride = model.spec.stride
         tile = math.ceil(options.tile / stride) * stride

@@ -18,6 +18,7 @@ from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.normalization import Scale
 from napari_strata.core.recipe import LossName
 from napari_strata.core.spec import ModelSpec
+from napari_strata.core.tiling import read_range, shared_halo, shared_stride
 from napari_strata.data.neighbours import own_channels
 from napari_strata.data.regions import Part
 from napari_strata.evaluation.pictures import Example
@@ -94,15 +95,12 @@ def _strips(part: Part, spec: ModelSpec) -> list[tuple[Part, Part]]:
         return [(part, part)]
     depth, *plane = part.shape
     whole = [slice(0, length) for length in plane]
-    stride = spec.depth.stride
+    halo, stride = shared_halo([spec]), shared_stride([spec])
     thick = max(1, STRIP // math.prod(plane) // stride) * stride
-    halo = max(spec.depth.halo, spec.depth.tile // 4) if spec.blend else spec.depth.halo
     found = []
     for begin in range(0, depth, thick):
         write = slice(begin, min(begin + thick, depth))
-        read = slice(
-            max(0, begin - halo) // stride * stride, min(depth, write.stop + halo)
-        )
+        read = read_range(write, depth, halo=halo, stride=stride)
         first = part.box[0].start
         name = f"{part.name} planes {first + write.start} to {first + write.stop - 1}"
         found.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import AnnotatedImage, Array, ArrayLike, Image, LabelImage
 from napari_strata.core.spec import ModelSpec
+from napari_strata.core.tiling import read_range, shared_stride
 from napari_strata.data.neighbours import with_neighbours
 from napari_strata.io import read_image, read_labels, read_pairs
 from napari_strata.io.paths import existing
@@ -247,19 +247,13 @@ class Window:
 
 
 def planes_around(kept: slice, depth: int, specs: Sequence[ModelSpec]) -> slice:
-    """What 3D models must see of a volume of `depth` planes for those in `kept`: a halo on both sides; about a whole
-    tile where they look at all of it. Starts where a prediction of the volume may start a tile, see `plan_tiles`."""
-    stride = lcm(*(spec.stride_shape[0] for spec in specs))
-    tile = (
-        max(spec.tile_shape[0] for spec in specs)
-        if any(spec.blend for spec in specs)
-        else 0
-    )
-    halo = max(
-        max(spec.halo_shape[0] for spec in specs),
-        (tile - (kept.stop - kept.start)) // 2,
-    )
-    # Beside the first or the last plane a tile lies on one side.
-    first = max(0, min(kept.start - halo, depth - tile))
-    stop = max(kept.stop + halo, first + tile)
-    return slice(first // stride * stride, min(depth, -(-stop // stride) * stride))
+    """Planes that 3D models must see of a volume for those in `kept`.
+
+    A halo on both sides; about a whole tile where models look at all of it.
+    """
+    halo = max(spec.halo_shape[0] for spec in specs)
+    least = 0
+    if any(spec.blend for spec in specs):
+        least = max(spec.tile_shape[0] for spec in specs)
+    stride = shared_stride(specs)
+    return read_range(kept, depth, halo=halo, stride=stride, least=least)
