@@ -1,7 +1,7 @@
 """napari-strata: train and run semantic segmentation networks on image stacks.
 
-The names below are the whole public interface. Each is loaded on first use (PEP 562), so that importing this package
-costs nothing and needs neither torch nor Qt.
+The names below are the whole public interface. Each is loaded on first use (PEP 562),
+so that importing this package takes no time and needs neither torch nor Qt.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from napari_strata.training.loop import train as train
     from napari_strata.training.transfer import fine_tuning_recipe as fine_tuning_recipe
 
-_HOMES = {
+_MODULES = {
     "AnnotatedImage": "core.image",
     "ClassMap": "core.classes",
     "ConfusionMatrix": "core.metrics",
@@ -86,7 +86,7 @@ _HOMES = {
     "write_page": "report.write",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -94,9 +94,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("napari-strata")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m napari_strata``: the command line, also for programs that start modules, such as torchrun."""
+"""Command line as ``python -m napari_strata``, also for torchrun."""
 
 from napari_strata.cli import main
 

@@ -1,8 +1,10 @@
-"""What napari.yaml names: reader, writer and sample data, as plain layer tuples. No Qt, no napari, no torch."""
+"""Reader, writers and sample data that napari.yaml names, as plain layer tuples.
+
+This module imports neither Qt nor napari nor torch.
+"""
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,13 +24,18 @@ from napari_strata.io.paths import stem
 from napari_strata.io.samples import cells, sandstone
 
 Layer = tuple[Any, dict[str, Any], str]
-GENERIC = ("images", "image", "slices", "raw", "tif", "tiff")
-"""Names of folders that say nothing of what is in them."""
+GENERIC_FOLDERS = ("images", "image", "slices", "raw", "tif", "tiff")
+"""Folder names that do not describe their content."""
+
 METADATA = "napari_strata"
-"""Key of a layer's metadata: its class map (Labels), or the file it was read from (Image), as plain data."""
+"""Key of a layer's metadata.
+
+It holds the class map of Labels, or the file of an Image, as plain data.
+"""
+
 SUFFIXES = (".tif", ".tiff", ".png", ".zarr")
 RGB = ("red", "green", "blue", "alpha")
-"""Channel names that mark a colour picture in files of ours."""
+"""Channel names that mark a colour picture in files of this program."""
 
 
 def get_reader(
@@ -67,162 +74,155 @@ def read(path: str | list[str]) -> list[Layer]:
 def image_layer(
     image: Image, *, levels: Sequence[Image] = (), series: int = 0
 ) -> Layer:
-    """An image as a layer tuple: RGB as rgb, other channels along ``channel_axis``, pyramids as multiscale.
+    """Build the layer tuple of an image.
 
-    The metadata of an image from a file say where it came from: path, series, the file's axes, and which channel of it
-    the layer is (None for all of it).
+    Three channels are shown as RGB, other channels as layers of their own, and several
+    levels as a pyramid. The metadata name the file, the series, the file's axes and the
+    channel (None for all of them).
     """
-    multiscale = len(levels) > 1
-    came_from = (
-        {"path": _absolute(image.source), "series": series, "axes": image.axes}
-        if image.source
-        else {}
-    )
-    if _is_named_rgb(image) and isinstance(image.data, np.ndarray) and not multiscale:
+    is_pyramid = len(levels) > 1
+    origin = None
+    if image.source:
+        path = str(Path(image.source).expanduser().absolute())
+        origin = {"path": path, "series": series, "axes": image.axes}
+    if _is_named_rgb(image) and isinstance(image.data, np.ndarray) and not is_pyramid:
         image = _channels_last(image)
-    data: ArrayLike | list[ArrayLike] = (
-        [level.data for level in levels] if multiscale else image.data
-    )
-    given: dict[str, Any] = _placed(image, letters=image.label_axes) | {
-        "name": image.name
-    }
-    if multiscale:
-        given["multiscale"] = True
-    split = "C" in image.axes
+    data: ArrayLike | list[ArrayLike] = image.data
+    attributes = _layer_geometry(image, image.label_axes) | {"name": image.name}
+    if is_pyramid:
+        data = [level.data for level in levels]
+        attributes["multiscale"] = True
     if _is_rgb(image):
-        given["rgb"] = True
-        split = False
-    elif split:
-        names = image.channel_names or tuple(
-            f"channel {i + 1}" for i in range(image.channels)
-        )
-        given |= {
-            "channel_axis": image.axes.index("C"),
-            "name": [f"{image.name} {name}" for name in names],
-        }
-    if came_from:
-        each = [
-            {METADATA: came_from | {"channel": i if split else None}}
-            for i in range(image.channels)
-        ]
-        given["metadata"] = each if split else each[0]
-    return data, given, "image"
+        attributes["rgb"] = True
+    elif "C" in image.axes:
+        attributes["channel_axis"] = image.axes.index("C")
+        names = image.channel_names
+        if not names:
+            names = tuple(f"channel {i + 1}" for i in range(image.channels))
+        attributes["name"] = [f"{image.name} {name}" for name in names]
+    if origin is not None:
+        if "channel_axis" in attributes:
+            attributes["metadata"] = [
+                {METADATA: origin | {"channel": i}} for i in range(image.channels)
+            ]
+        else:
+            attributes["metadata"] = {METADATA: origin | {"channel": None}}
+    return data, attributes, "image"
 
 
 def labels_layer(labels: LabelImage) -> Layer:
-    """Labels as a layer tuple, with colours, a feature table of class names, and the class map in the metadata."""
-    given = _placed(labels, letters=labels.axes) | {"name": labels.name}
-    if (classes := labels.classes) is not None:
-        given["metadata"] = {METADATA: classes.model_dump(mode="json")}
-        named = {0: "unlabelled"} | dict(
-            zip(classes.values, classes.names, strict=True)
-        )
-        given["features"] = {"index": list(named), "class": list(named.values())}
-        transparent = dict.fromkeys((0, *classes.unlabelled), "transparent")
-        given["colormap"] = (
-            transparent
-            | dict(zip(classes.values, classes.colors, strict=True))
-            | {None: "transparent"}
-        )
-    return labels.data, given, "labels"
+    """Build the layer tuple of labels, with class names, colours and class map."""
+    attributes = _layer_geometry(labels, labels.axes) | {"name": labels.name}
+    classes = labels.classes
+    if classes is not None:
+        names = dict(zip(classes.values, classes.names, strict=True))
+        names = {0: "unlabelled"} | names
+        colors: dict[int | None, str] = {None: "transparent"}
+        for value in (0, *classes.unlabelled):
+            colors[value] = "transparent"
+        for value, color in zip(classes.values, classes.colors, strict=True):
+            colors[value] = color
+        attributes["metadata"] = {METADATA: classes.model_dump(mode="json")}
+        attributes["features"] = {
+            "index": list(names),
+            "class": list(names.values()),
+        }
+        attributes["colormap"] = colors
+    return labels.data, attributes, "labels"
 
 
 def write_labels(path: str, data: Any, attributes: Mapping[str, Any]) -> list[str]:
-    """napari's writer for one Labels layer: keeps scale, units, axes and class map."""
-    target, asked = _target(path)
-    return [
-        str(_write_labels(target, labels_of_layer(data, attributes), overwrite=asked))
-    ]
+    """Write one Labels layer with its scale, units, axes and class map."""
+    target, overwrite = _target(path)
+    labels = labels_of_layer(data, attributes)
+    return [str(_write_labels(target, labels, overwrite=overwrite))]
 
 
 def write_image(path: str, data: Any, attributes: Mapping[str, Any]) -> list[str]:
-    """napari's writer for one Image layer: keeps pixels, scale, units, axes and name; of a pyramid its first level."""
-    target, asked = _target(path)
-    return [
-        str(
-            _write_image(
-                target,
-                _writable(image_of_layer(data, attributes), target),
-                overwrite=asked,
-            )
-        )
-    ]
+    """Write one Image layer with its scale, units, axes and name.
+
+    Of a pyramid, only the first level is written.
+    """
+    target, overwrite = _target(path)
+    image = image_of_layer(data, attributes)
+    _check_dtype(image, target)
+    return [str(_write_image(target, image, overwrite=overwrite))]
 
 
 def write_tiff_folder(path: str, layers: Sequence[Layer]) -> list[str]:
-    """napari's writer for several layers: a folder with an OME-TIFF each. Raises `RunError` when one exists already."""
+    """Write each layer as an OME-TIFF into a folder.
+
+    Raises
+    ------
+    RunError
+        If one of the files exists already.
+    """
     return _write_folder(path, layers, ".ome.tif")
 
 
 def write_zarr_folder(path: str, layers: Sequence[Layer]) -> list[str]:
-    """napari's writer for several layers: a folder with an OME-Zarr each. Raises `RunError` when one exists already."""
+    """Write each layer as an OME-Zarr into a folder; errors as `write_tiff_folder`."""
     return _write_folder(path, layers, ".ome.zarr")
 
 
 def sample_sandstone() -> list[Layer]:
-    """A generated sandstone and its exact labels."""
-    return _sample(sandstone(), "sandstone")
+    """Generate a sandstone and its exact labels."""
+    return _sample_layers(sandstone(), "sandstone")
 
 
 def sample_cells() -> list[Layer]:
-    """Generated cells and their exact labels."""
-    return _sample(cells(), "cells")
+    """Generate cells and their exact labels."""
+    return _sample_layers(cells(), "cells")
 
 
 def _named(image: Image, path: Path) -> Image:
-    """Slices in a folder such as ``sandstone/images`` are the sandstone."""
-    return (
-        replace(image, name=path.parent.name)
-        if path.is_dir() and image.name.lower() in GENERIC
-        else image
-    )
+    """Name slices in a folder such as ``sandstone/images`` after the parent folder."""
+    if path.is_dir() and image.name.lower() in GENERIC_FOLDERS:
+        return replace(image, name=path.parent.name)
+    return image
 
 
-def _sample(pair: AnnotatedImage, name: str) -> list[Layer]:
-    labels, given, kind = labels_layer(pair.labels)
-    return [
-        image_layer(replace(pair.image, name=name)),
-        (labels, given | {"name": f"{name} labels"}, kind),
-    ]
+def _sample_layers(pair: AnnotatedImage, name: str) -> list[Layer]:
+    labels = replace(pair.labels, name=f"{name} labels")
+    return [image_layer(replace(pair.image, name=name)), labels_layer(labels)]
 
 
 def _is_rgb(image: Image) -> bool:
-    plain = image.channels == 3 and str(image.dtype) in ("uint8", "uint16")
-    return image.axes.endswith("C") and (plain or _is_named_rgb(image))
+    if not image.axes.endswith("C"):
+        return False
+    has_rgb_dtype = str(image.dtype) in ("uint8", "uint16")
+    return (image.channels == 3 and has_rgb_dtype) or _is_named_rgb(image)
 
 
 def _is_named_rgb(image: Image) -> bool:
-    # Of uint16 channels called red, green and blue most are fluorescence, which is too dark as a colour picture.
-    named = image.channels in (3, 4) and image.channel_names == RGB[: image.channels]
-    return named and str(image.dtype) != "uint16"
+    # Most uint16 channels called red, green and blue are fluorescence, which is too
+    # dark as a colour picture.
+    if image.channels not in (3, 4) or str(image.dtype) == "uint16":
+        return False
+    return image.channel_names == RGB[: image.channels]
 
 
 def _channels_last(image: Image) -> Image:
-    """A picture that was written with its colours first (as files of ours are), as it was before."""
+    """Move the channels, which this program writes first, to the end."""
     axes = _axes.without(image.axes, "C") + "C"
-    order = [image.axes.index(letter) for letter in axes]
+    order = [image.axes.index(axis) for axis in axes]
+    data = _axes.to_canonical(np.asarray(image.data), image.axes)
     return replace(
         image,
-        data=_axes.from_canonical(
-            _axes.to_canonical(np.asarray(image.data), image.axes), axes
-        ),
+        data=_axes.from_canonical(data, axes),
         axes=axes,
         scale=tuple(image.scale[i] for i in order),
         units=tuple(image.units[i] for i in order),
     )
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
-
-
-def _placed(image: Image, *, letters: str) -> dict[str, Any]:
-    """Scale, units and axis labels for the dimensions `letters`."""
-    keep = [image.axes.index(a) for a in letters]
+def _layer_geometry(image: Image, axes: str) -> dict[str, Any]:
+    """Return scale, units and axis labels of some axes as layer attributes."""
+    indices = [image.axes.index(axis) for axis in axes]
     return {
-        "scale": [image.scale[i] for i in keep],
-        "units": [image.units[i] for i in keep],
-        "axis_labels": [a.lower() for a in letters],
+        "scale": [image.scale[i] for i in indices],
+        "units": [image.units[i] for i in indices],
+        "axis_labels": [axis.lower() for axis in axes],
     }
 
 
@@ -230,24 +230,28 @@ def _write_folder(path: str, layers: Sequence[Layer], suffix: str) -> list[str]:
     folder = Path(path).expanduser()
     if folder.suffix.lower() in SUFFIXES:
         folder = folder.with_name(stem(folder))
-    # Everything that can be refused is refused before the first file is there.
-    images = [
-        (labels_of_layer if kind == "labels" else image_of_layer)(data, given)
-        for data, given, kind in layers
-    ]
-    targets = [
-        folder / f"{name}{suffix}"
-        for name in _file_names([image.name for image in images])
-    ]
+    # Whatever can be refused is refused before the first file is written.
     if folder.exists() and not folder.is_dir():
         raise RunError(
-            f"{folder}: is a file; several layers go into a folder: choose the name of a folder."
+            f"{folder}: is a file; several layers go into a folder: choose the name of "
+            "a folder."
         )
-    if taken := [target.name for target in targets if target.exists()]:
+    images: list[Image] = []
+    for data, attributes, kind in layers:
+        if kind == "labels":
+            images.append(labels_of_layer(data, attributes))
+        else:
+            images.append(image_of_layer(data, attributes))
+    names = _file_names([image.name for image in images])
+    targets = [folder / f"{name}{suffix}" for name in names]
+    existing = [target.name for target in targets if target.exists()]
+    if existing:
         raise RunError(
-            f"{folder}: holds {', '.join(taken)} already, and nothing is replaced; choose another folder."
+            f"{folder}: holds {', '.join(existing)} already, and nothing is replaced; "
+            "choose another folder."
         )
-    images = [_writable(image, folder / suffix) for image in images]
+    for image, target in zip(images, targets, strict=True):
+        _check_dtype(image, target)
     for image, target in zip(images, targets, strict=True):
         if isinstance(image, LabelImage):
             _write_labels(target, image)
@@ -256,44 +260,43 @@ def _write_folder(path: str, layers: Sequence[Layer], suffix: str) -> list[str]:
     return [str(target) for target in targets]
 
 
-def _writable(image: Image, target: Path) -> Image:
-    """`image`, when its dtype is one that the format has. Raises `ImageError` when not, saying what has."""
-    if (
-        not isinstance(image, LabelImage)
-        and target.suffix.lower() != ".zarr"
-        and str(image.dtype) in ("int64", "uint64")
-    ):
+def _check_dtype(image: Image, target: Path) -> None:
+    """Raise `ImageError` if the format of the file does not have the image's dtype."""
+    if isinstance(image, LabelImage) or target.suffix.lower() == ".zarr":
+        return
+    if str(image.dtype) in ("int64", "uint64"):
         raise ImageError(
-            f"{image.name}: found pixels of dtype {image.dtype}, which TIFF programs cannot read; save it as .zarr, or "
-            "convert the layer to uint16, int32 or float32 first."
+            f"{image.name}: found pixels of dtype {image.dtype}, which TIFF programs "
+            "cannot read; save it as .zarr, or convert the layer to uint16, int32 or "
+            "float32 first."
         )
-    return image
 
 
 def _target(path: str) -> tuple[Path, bool]:
-    """The file to write, and whether it may be replaced.
+    """Return the file to write, and True if it may be replaced.
 
-    napari asks before it gives a writer the name of a file that exists. It cannot have asked for a folder (a zarr
-    store), nor for the suffix that is added here where the user typed none.
+    napari asks the user before it gives a writer the name of a file that exists. It
+    does not ask for a folder (a zarr store), nor for the suffix that is added here.
     """
-    given = Path(path).expanduser()
-    if re.fullmatch(r"\.[A-Za-z]{3,4}", given.suffix):  # not the .5 of "sample 0.5"
-        return given, not given.is_dir()
-    return given.with_name(f"{given.name}.ome.tif"), False
+    target = Path(path).expanduser()
+    if re.fullmatch(r"\.[A-Za-z]{3,4}", target.suffix):  # not the .5 of "sample 0.5"
+        return target, not target.is_dir()
+    return target.with_name(f"{target.name}.ome.tif"), False
 
 
 def _file_names(names: Sequence[str]) -> list[str]:
-    """Names that every file system takes, each once."""
-    found: list[str] = []
+    """Return unique names that every file system takes."""
+    unique: list[str] = []
+    lower_names: set[str] = set()
     for name in names:
         base = re.sub(r'[\x00-\x1f<>:"/\\|?*]+', "-", name).strip(" .-") or "layer"
-        numbered = (
-            base if number == 1 else f"{base} {number}" for number in itertools.count(1)
-        )
-        found.append(
-            next(n for n in numbered if n.lower() not in {f.lower() for f in found})
-        )
-    return found
+        candidate, number = base, 1
+        while candidate.lower() in lower_names:
+            number += 1
+            candidate = f"{base} {number}"
+        unique.append(candidate)
+        lower_names.add(candidate.lower())
+    return unique
 
 
 def image_of_layer(data: Any, attributes: Mapping[str, Any]) -> Image:
@@ -375,17 +378,19 @@ def default_axes(ndim: int) -> str:
 
 
 def stored_classes(attributes: Mapping[str, Any]) -> ClassMap | None:
-    """The class map in a layer's metadata, if there is one."""
+    """Return the class map in a layer's metadata; None if there is none."""
     stored = (attributes.get("metadata") or {}).get(METADATA) or {}
-    # An image that was converted to labels brings along what its own metadata say, which is no class map.
+    # An image that was converted to labels keeps its own metadata, without a class map.
     return ClassMap.model_validate(stored) if "values" in stored else None
 
 
-def _geometry(attributes: Mapping[str, Any], rgb: bool) -> dict[str, Any]:
-    scale = tuple(float(s) for s in attributes.get("scale", ()))
-    units = tuple(str(u) for u in attributes.get("units") or ())
-    return {
-        "scale": (*scale, 1.0) if rgb and scale else scale,
-        "units": (*units, "pixel") if rgb and units else units,
-        "name": str(attributes.get("name") or "layer"),
-    }
+def _geometry(attributes: Mapping[str, Any], is_rgb: bool) -> dict[str, Any]:
+    """Return scale, units and name of a layer as arguments of `Image`."""
+    scale = tuple(float(step) for step in attributes.get("scale", ()))
+    units = tuple(str(unit) for unit in attributes.get("units") or ())
+    if is_rgb and scale:
+        scale = (*scale, 1.0)
+    if is_rgb and units:
+        units = (*units, "pixel")
+    name = str(attributes.get("name") or "layer")
+    return {"scale": scale, "units": units, "name": name}

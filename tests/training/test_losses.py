@@ -275,7 +275,7 @@ def test_lovasz_and_focal_equal_smp_on_labelled_pixels() -> None:
 
 @pytest.mark.parametrize("weight", [0.5, 0.2])
 def test_bce_weight_of_the_seeds_is_two_weights_here(weight: float) -> None:
-    """w x BCE + (1 - w) x Dice."""
+    """W x BCE + (1 - w) x Dice."""
     logits, labels = some_batch(2)
     both = build_loss(Training(loss={"bce": weight, "dice": 1 - weight}), classes=2)(
         logits, labels

@@ -439,7 +439,7 @@ def tune(
     recipe: RecipeName = "default",
     group: Group = None,
 ) -> None:
-    """Try combinations of recipe keys by cross-validation; train the best on all data."""
+    """Cross-validate combinations of recipe keys; train the best on all data."""
     from napari_strata.cli.console import show
     from napari_strata.studies.grid import parse_grid
     from napari_strata.studies.trials import TuneResult

@@ -1,7 +1,7 @@
 """Checks of the installation: libraries, GPU, display, worker and disk.
 
-The docks run ``python -m napari_strata.doctor --json`` in a process of its own. Importing
-this package does not import torch: the checks that need it import it by name.
+The docks run ``python -m napari_strata.doctor --json`` in a process of its own.
+Importing this package does not import torch: the checks that need it import it by name.
 """
 
 from __future__ import annotations

@@ -65,7 +65,10 @@ def _no_gpu(text: str, cuda: str) -> Check:
             cure,
         )
     if cards and not cuda:
-        cure = "Install torch and torchvision with CUDA: see https://pytorch.org/get-started/locally."
+        cure = (
+            "Install torch and torchvision with CUDA: see "
+            "https://pytorch.org/get-started/locally."
+        )
         return Check(
             "GPU",
             "problem",
@@ -73,7 +76,10 @@ def _no_gpu(text: str, cuda: str) -> Check:
             cure,
         )
     if cards:
-        cure = "Update the NVIDIA driver, or install a torch that was built for an older CUDA."
+        cure = (
+            "Update the NVIDIA driver, or install a torch that was built for an older "
+            "CUDA."
+        )
         return Check(
             "GPU",
             "problem",
@@ -81,12 +87,18 @@ def _no_gpu(text: str, cuda: str) -> Check:
             cure,
         )
     if complaint:
-        cure = "Restart the computer; if that does not help, install the NVIDIA driver again."
+        cure = (
+            "Restart the computer; if that does not help, install the NVIDIA driver "
+            "again."
+        )
         return Check(
             "GPU", "problem", f"{text}, and nvidia-smi says: {complaint}", cure
         )
     built = f"built for CUDA {cuda}" if cuda else "a CPU build"
-    cure = "Nothing, if this machine has no NVIDIA GPU: the CPU works, only slower. Else install NVIDIA's driver."
+    cure = (
+        "Nothing, if this machine has no NVIDIA GPU: the CPU works, only slower. Else "
+        "install NVIDIA's driver."
+    )
     return Check(
         "GPU",
         "note",
@@ -128,7 +140,8 @@ def cpu() -> Check:
     return Check(
         "CPU",
         "ok",
-        f"{_cpu_name()}, {level}, {torch.get_num_threads()} threads, computes in {precision}",
+        f"{_cpu_name()}, {level}, {torch.get_num_threads()} threads, computes in "
+        f"{precision}",
     )
 
 
@@ -159,18 +172,25 @@ def weights() -> Check:
     if not absent:
         return Check("Pretrained weights", "ok", f"on this disk: {', '.join(encoders)}")
     first = sources[absent[0]]
-    why = "HF_HUB_OFFLINE is set"
+    reason = "HF_HUB_OFFLINE is set"
     if not hub.constants.HF_HUB_OFFLINE:
-        why = hub.probe(hub.hf_hub_url(first.repo, first.file, revision=first.revision))
-    if not why:
+        reason = hub.probe(
+            hub.hf_hub_url(first.repo, first.file, revision=first.revision)
+        )
+    if not reason:
         return Check(
             "Pretrained weights",
             "ok",
             f"downloaded when first needed: {', '.join(absent)}",
         )
-    cure = "Connect this machine once (they are kept), or give a file: network.encoder_weights=PATH. The recipe unet-ct"
-    text = f"{', '.join(absent)} cannot be reached ({why}); such networks start from random numbers"
-    return Check("Pretrained weights", "note", text, f"{cure} needs none.")
+    return Check(
+        "Pretrained weights",
+        "note",
+        f"{', '.join(absent)} cannot be reached ({reason}); such networks start from "
+        "random numbers",
+        "Connect this machine once (they are kept), or give a file: "
+        "network.encoder_weights=PATH. The recipe unet-ct needs none.",
+    )
 
 
 def _is_at_hand(hub: Any, source: Any) -> bool:

@@ -45,7 +45,8 @@ def strata() -> Check:
     return Check(
         "Strata",
         "ok",
-        f"napari-strata {version('napari-strata')}, Python {platform.python_version()}, {sys.executable}",
+        f"napari-strata {version('napari-strata')}, Python "
+        f"{platform.python_version()}, {sys.executable}",
     )
 
 

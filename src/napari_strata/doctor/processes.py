@@ -26,7 +26,8 @@ from vispy.gloo import gl
 app.use_app(sys.argv[1])
 canvas = app.Canvas(show=False)
 canvas.set_current()
-print(*(gl.glGetParameter(name) for name in (gl.GL_VENDOR, gl.GL_RENDERER, gl.GL_VERSION)), sep=" | ")
+names = gl.GL_VENDOR, gl.GL_RENDERER, gl.GL_VERSION
+print(*(gl.glGetParameter(name) for name in names), sep=" | ")
 """
 SOFTWARE = ("llvmpipe", "softpipe", "swrast", "software")
 

@@ -22,7 +22,7 @@ BINS = 15
 """Count of the bins of confidence, as in Guo et al. 2017."""
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0
-"""Range of temperatures; at its ends, the pixels were too few or too easy to fit one."""
+"""Range of temperatures; at its ends, the pixels were too few or too easy."""
 
 MIN_PIXELS = 200
 """Smallest count of labelled pixels for which a temperature is fitted."""

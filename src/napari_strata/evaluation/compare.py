@@ -1,4 +1,4 @@
-"""Comparison of two label images of the same pixels, without torch (a viewer uses it)."""
+"""Comparison of two label images of the same pixels; it does not import torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Evaluation of a model, or of predicted labels, against true labels.
 
-Counts are global: one confusion matrix over all labelled pixels, and one for each image.
-Pixels that are unlabelled, or where the image is not finite, are not counted.
+Counts are global: one confusion matrix over all labelled pixels, and one for each
+image. Pixels that are unlabelled, or where the image is not finite, are not counted.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def evaluate(
     options: PredictOptions | None = None,
     **keywords: Any,
 ) -> Scores:
-    """Score a model on images with labels; parameters and errors as in `iter_evaluate`."""
+    """Score a model on images with labels; see `iter_evaluate`."""
     job = iter_evaluate(model, pairs, out=out, options=options, **keywords)
     for _ in job:
         pass

@@ -113,8 +113,8 @@ def _missing(record: Record) -> list[str]:
     elif not record.scores:
         sentences.append(
             "The best model has not been measured on the validation images: that comes "
-            "at the end of a training. There is no confusion matrix, no calibration and "
-            "no best and worst cases."
+            "at the end of a training. There is no confusion matrix, no calibration "
+            "and no best and worst cases."
         )
     elif best is not None and scored_epoch not in (None, best.epoch):
         sentences.append(

@@ -187,7 +187,7 @@ def _class_lines(record: Record) -> list[Line]:
 
 
 def _loss_terms(rows: Sequence[dict[str, str]]) -> dict[str, list[Line]]:
-    """Lines of each term of the loss, from the columns ``train_*``, ``validation_*``."""
+    """Lines of each term of the loss, from columns ``train_*`` and ``validation_*``."""
     columns = [column for column in rows[0] if column] if rows else []
     terms = []
     for prefix in ("validation_", "train_"):
