@@ -1,4 +1,7 @@
-"""Follow a training event by event and stop it when it is good enough; what is on disk is a valid model at any time."""
+"""Follow a training event by event, and stop it when its score is good enough.
+
+The model on disk is valid at any time.
+"""
 
 from __future__ import annotations
 

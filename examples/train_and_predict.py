@@ -1,6 +1,6 @@
-"""Train on a stack with labels and segment a new one, by the Python API.
+"""Train on a stack with labels and segment a new one with the Python API.
 
-Runs as it stands on a generated sandstone; put your own files in the two `read_` lines.
+This runs as it is on a generated sandstone; see below for your own files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from napari_strata.io.samples import sandstone
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
 
-# Your own data: pairs = ns.read_pairs("images", "labels"), and stack = ns.read_image("stack.tif").
+# Your own data: pairs = ns.read_pairs("images", "labels"), and
+# ns.read_image("stack.tif") for predict.
 pairs = [sandstone((4, 128, 128), seed=0)]
 new = sandstone((2, 128, 128), seed=1)
 
