@@ -11,7 +11,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 import napari_strata as ns
 from napari_strata.core.classes import IGNORE, ClassMap
 from napari_strata.core.image import AnnotatedImage
-from napari_strata.data.regions import counts_of, whole
+from napari_strata.data.regions import label_counts, labelled_regions
 
 PIXELS = 400_000
 """Labelled pixels that the trees see, drawn as they occur: with classes drawn evenly they do worse on sandstone 0300
@@ -22,9 +22,11 @@ def majority(
     training: list[AnnotatedImage], test: list[AnnotatedImage], classes: ClassMap
 ) -> ns.ConfusionMatrix:
     """The class that most training pixels have, everywhere."""
-    index = int(counts_of(whole(training, classes), classes).sum(axis=0).argmax())
+    index = int(
+        label_counts(labelled_regions(training, classes), classes).sum(axis=0).argmax()
+    )
     confusion = ns.ConfusionMatrix(classes)
-    for part in whole(test, classes):
+    for part in labelled_regions(test, classes):
         labels = part.read_labels(classes)
         confusion.update(labels, np.full_like(labels, index))
     return confusion
@@ -36,7 +38,7 @@ def boosted_trees(
     """scikit-learn's gradient boosting on scikit-image's multiscale features, scored on `test`."""
     rng = np.random.default_rng(0)
     rows, answers = [], []
-    parts = whole(training, classes)
+    parts = labelled_regions(training, classes)
     for part in parts:
         features, labels = (
             _features(part.read_image()),
@@ -51,7 +53,7 @@ def boosted_trees(
         np.concatenate(rows), np.concatenate(answers)
     )
     confusion = ns.ConfusionMatrix(classes)
-    for part in whole(test, classes):
+    for part in labelled_regions(test, classes):
         labels = part.read_labels(classes).ravel()
         known = labels != IGNORE
         confusion.update(

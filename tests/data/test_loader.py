@@ -14,9 +14,9 @@ from napari_strata.core.image import AnnotatedImage, Image, LabelImage
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.spec import resolve
 from napari_strata.data import loader
-from napari_strata.data import regions as parts_module
+from napari_strata.data import regions as regions_module
 from napari_strata.data.loader import PatchSource, pad, resize
-from napari_strata.data.regions import Part, whole
+from napari_strata.data.regions import LabelledRegion, labelled_regions
 
 CLASSES = ClassMap.from_values([0, 1, 3, 7], unlabelled=[0])
 
@@ -24,11 +24,11 @@ CLASSES = ClassMap.from_values([0, 1, 3, 7], unlabelled=[0])
 @pytest.fixture(autouse=True)
 def _no_least(monkeypatch, request):
     if "least" not in request.node.name:
-        monkeypatch.setattr(loader, "LEAST", 1)
+        monkeypatch.setattr(loader, "MIN_PATCHES", 1)
 
 
 def test_a_small_stack_gives_at_least_so_many_patches():
-    assert source(pair(*stack((1, 32, 32))))[0].patches == loader.LEAST == 200
+    assert source(pair(*stack((1, 32, 32))))[0].patches == loader.MIN_PATCHES == 200
     assert source(pair(*stack((1, 32, 32))), patches__per_epoch=3)[0].patches == 3
 
 
@@ -62,7 +62,7 @@ def source(pairs, parts=None, *, classes=CLASSES, **overrides):
     chosen = recipe(**overrides)
     spec = resolve(chosen, pairs, classes=classes)
     return PatchSource(
-        whole(pairs, classes) if parts is None else parts, spec, chosen
+        labelled_regions(pairs, classes) if parts is None else parts, spec, chosen
     ), spec
 
 
@@ -139,12 +139,12 @@ def test_reading_patch_by_patch_gives_the_same_batches(monkeypatch):
     given = pair(image, labels)
     held, _ = source(given)
     assert held._held is not None
-    monkeypatch.setattr(loader, "MEMORY", 1000)
+    monkeypatch.setattr(loader, "HELD_BYTES", 1000)
     lazy, _ = source(given)
     assert lazy._held is None
     assert same(held.epoch(2), lazy.epoch(2))
     small_held, _ = source(given, patches__resize=32)
-    monkeypatch.setattr(loader, "MEMORY", 10**9)
+    monkeypatch.setattr(loader, "HELD_BYTES", 10**9)
     assert same(small_held.epoch(2), source(given, patches__resize=32)[0].epoch(2))
 
 
@@ -152,7 +152,7 @@ def test_holding_planes_read_strip_by_strip_gives_the_same_batches(monkeypatch):
     image, labels = stack(dtype=np.float32)
     image[1, 20:30] = np.nan
     at_once, _ = source(pair(image, labels))
-    monkeypatch.setattr(parts_module, "STRIP", 500)
+    monkeypatch.setattr(regions_module, "STRIP_PIXELS", 500)
     strips, _ = source(pair(image, labels))
     assert same(at_once.epoch(1), strips.epoch(1))
 
@@ -168,7 +168,7 @@ def test_a_patch_is_read_from_a_large_image_and_not_the_plane(monkeypatch):
             read.append(image[key].shape)
             return image[key]
 
-    monkeypatch.setattr(loader, "MEMORY", 1000)
+    monkeypatch.setattr(loader, "HELD_BYTES", 1000)
     patches, _ = source(pair(Lazy(), labels))
     read.clear()
     next(patches.epoch(0))
@@ -224,7 +224,7 @@ def test_a_block_is_normalised_by_its_whole_image():
     image, labels = stack((1, 64, 64))
     image[0, :, :32] //= 4
     given = pair(image, labels)
-    (plane,) = whole(given, CLASSES)
+    (plane,) = labelled_regions(given, CLASSES)
     patches, _ = source(
         given,
         [plane.block((slice(0, 64), slice(0, 32)))],
@@ -236,7 +236,7 @@ def test_a_block_is_normalised_by_its_whole_image():
 def test_patches_never_leave_their_block():
     image, labels = stack((1, 64, 128))
     image[0, :, 60:] = 60_000
-    (plane,) = whole(pair(image, labels), CLASSES)
+    (plane,) = labelled_regions(pair(image, labels), CLASSES)
     patches, spec = source(
         pair(image, labels),
         [plane.block((slice(0, 64), slice(0, 60)))],
@@ -321,7 +321,7 @@ def test_another_number_of_channels_is_refused_by_name():
     with pytest.raises(
         ImageError, match=r"^photo.png: found 4 channels, the model takes 1"
     ):
-        PatchSource(whole(rgba, CLASSES), spec, chosen)
+        PatchSource(labelled_regions(rgba, CLASSES), spec, chosen)
 
 
 def test_channels_are_kept_in_order():
@@ -343,7 +343,10 @@ def test_nothing_to_train_on_is_refused():
         source(given, [])
     empty = pair(stack()[0], np.zeros((3, 70, 90), np.uint8))
     with pytest.raises(LabelError, match="no labelled pixel to train on"):
-        source(given, [Part(empty, {"Z": 0}, (slice(None), slice(None)), "empty")])
+        source(
+            given,
+            [LabelledRegion(empty, {"Z": 0}, (slice(None), slice(None)), "empty")],
+        )
 
 
 def test_dropping_the_iterator_ends_its_thread():
@@ -376,7 +379,7 @@ def test_plain_batches_repeat_and_do_not_balance_classes() -> None:
         {"patches.size": 32, "network.kind": "unet", "patches.balance": 1.0}
     )
     spec = resolve(recipe, [pair])
-    source = PatchSource(whole([pair], spec.classes), spec, recipe)
+    source = PatchSource(labelled_regions([pair], spec.classes), spec, recipe)
     first, again = (list(source.plain(40, batch_size=16)) for _ in range(2))
     assert [len(b.images) for b in first] == [16, 16, 8]
     assert all(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from napari_strata.core.classes import IGNORE
 from napari_strata.data import sampling
-from napari_strata.data.sampling import Sampler, remember
+from napari_strata.data.sampling import Sampler, sample_positions
 
 
 def make(planes, *, classes=3, size=16, seed=0):
@@ -51,7 +51,7 @@ def test_every_patch_lies_inside_its_plane_and_holds_the_labelled_pixel_it_was_d
     for place in make(planes, size=size, seed=seed).draw(
         20, np.random.default_rng(seed), balance=balance
     ):
-        plane = planes[place.part]
+        plane = planes[place.region]
         for part, length in zip(place.box, plane.shape, strict=True):
             assert 0 <= part.start < part.stop <= length
             assert part.stop - part.start == min(size, length)
@@ -59,7 +59,7 @@ def test_every_patch_lies_inside_its_plane_and_holds_the_labelled_pixel_it_was_d
             part.start <= at < part.stop
             for part, at in zip(place.box, place.pixel, strict=True)
         )
-        assert plane[place.pixel] == place.index
+        assert plane[place.pixel] == place.class_index
         assert (plane[place.box] != IGNORE).any()
 
 
@@ -100,10 +100,10 @@ def test_planes_are_drawn_by_how_much_of_a_class_they_hold():
         np.full((60, 50), 1, np.uint8),
     )
     places = make([big, small, none]).draw(4000, np.random.default_rng(0), balance=1.0)
-    zeros = [p.part for p in places if p.index == 0]
+    zeros = [p.region for p in places if p.class_index == 0]
     assert set(zeros) == {0, 1}
     assert np.mean(zeros) == pytest.approx(0.25, abs=0.03)
-    assert {p.part for p in places if p.index == 1} == {2}
+    assert {p.region for p in places if p.class_index == 1} == {2}
 
 
 def test_a_balanced_patch_has_its_pixel_in_the_middle_half():
@@ -142,8 +142,12 @@ def test_remembered_pixels_are_right_and_do_not_depend_on_strips(
     plane = sparse((height, 12), 0.6, seed)
     counts = np.array([(plane == k).sum() for k in range(3)])
     strips = [plane[i : i + cut] for i in range(0, height, cut)]
-    kept = remember(strips, counts, limit=limit, rng=np.random.default_rng(seed))
-    whole = remember([plane], counts, limit=limit, rng=np.random.default_rng(seed))
+    kept = sample_positions(
+        strips, counts, limit=limit, rng=np.random.default_rng(seed)
+    )
+    whole = sample_positions(
+        [plane], counts, limit=limit, rng=np.random.default_rng(seed)
+    )
     for k in range(3):
         np.testing.assert_array_equal(kept[k], whole[k])
         assert len(kept[k]) == min(limit, counts[k])
@@ -154,9 +158,9 @@ def test_remembered_pixels_are_right_and_do_not_depend_on_strips(
 def test_remembered_pixels_do_not_depend_on_pieces(monkeypatch):
     plane = sparse((50, 40), 0.6, 0)
     counts = np.array([(plane == k).sum() for k in range(3)])
-    whole = remember([plane], counts, limit=100, rng=np.random.default_rng(0))
-    monkeypatch.setattr(sampling, "PIECE", 77)
-    pieces = remember(
+    whole = sample_positions([plane], counts, limit=100, rng=np.random.default_rng(0))
+    monkeypatch.setattr(sampling, "PIXELS_AT_ONCE", 77)
+    pieces = sample_positions(
         [plane[:30], plane[30:]], counts, limit=100, rng=np.random.default_rng(0)
     )
     for some, others in zip(whole, pieces, strict=True):
@@ -164,7 +168,7 @@ def test_remembered_pixels_do_not_depend_on_pieces(monkeypatch):
 
 
 def test_remembered_pixels_are_spread_over_the_whole_plane():
-    kept = remember(
+    kept = sample_positions(
         [np.zeros((100, 100), np.uint8)],
         np.array([10_000]),
         limit=2000,
@@ -175,9 +179,9 @@ def test_remembered_pixels_are_spread_over_the_whole_plane():
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(sampling, "PER_CLASS", 100)
-    monkeypatch.setattr(sampling, "IN_ALL", 4 * 3 * 80)
+    monkeypatch.setattr(sampling, "POSITIONS_PER_CLASS", 100)
+    monkeypatch.setattr(sampling, "POSITIONS_IN_ALL", 4 * 3 * 80)
     planes = [sparse((60, 60), 1.0, i) for i in range(4)]
-    assert all(len(kept) == 80 for part in make(planes).kept for kept in part)
-    monkeypatch.setattr(sampling, "IN_ALL", 10**9)
-    assert all(len(kept) == 100 for part in make(planes).kept for kept in part)
+    assert all(len(kept) == 80 for part in make(planes).positions for kept in part)
+    monkeypatch.setattr(sampling, "POSITIONS_IN_ALL", 10**9)
+    assert all(len(kept) == 100 for part in make(planes).positions for kept in part)

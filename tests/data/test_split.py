@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import LabelError
 from napari_strata.core.image import AnnotatedImage, Image, LabelImage
-from napari_strata.data import leakage as honesty
+from napari_strata.data import leakage
 from napari_strata.data.blocks import best_cut, gap_for
-from napari_strata.data.regions import whole
-from napari_strata.data.split import given, split_pairs
+from napari_strata.data.regions import labelled_regions
+from napari_strata.data.split import split_given, split_pairs
 
 CLASSES = ClassMap(names=("pore", "clay", "quartz"), values=(1, 2, 3), unlabelled=(0,))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_is_enough():
-    """Pictures here are tiny, so that they are many; test_split_honesty.py tests what is said of that."""
+    """Pictures here are tiny, so that they are many; test_split_leakage.py tests what is said of that."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(honesty, "PIXELS", 0)
-        patch.setattr(honesty, "CLASS_PIXELS", 0)
-        patch.setattr(honesty, "MANY", 1000)
+        patch.setattr(leakage, "PIXELS", 0)
+        patch.setattr(leakage, "CLASS_PIXELS", 0)
+        patch.setattr(leakage, "MANY_REGIONS", 1000)
         yield
 
 
@@ -385,7 +385,7 @@ def test_an_image_without_a_label_is_named():
 
 def test_validation_that_was_given():
     train, check = photos(3), pair(np.full((9, 9), 1, np.uint8), "YX", name="check")
-    found = given(train, check, CLASSES)
+    found = split_given(train, check, CLASSES)
     assert len(found.training) == 3
     assert [p.pair for p in found.validation] == [check]
     assert found.text == "1 image given: check"
@@ -397,7 +397,7 @@ def test_validation_that_was_given():
 
 
 def test_a_class_that_only_validation_has_is_named():
-    found = given(pair(np.full((9, 9), 1, np.uint8), "YX"), photos(2), CLASSES)
+    found = split_given(pair(np.full((9, 9), 1, np.uint8), "YX"), photos(2), CLASSES)
     assert found.text == "2 images given: photo 0, photo 1"
     assert (
         found.warnings[0]
@@ -415,8 +415,10 @@ def test_an_image_in_both_halves_is_refused():
         pair(labels[2:], image=stack[2:], name="three"),
     ):
         with pytest.raises(LabelError, match=f"^{other.name}: found it twice"):
-            given(one, [*photos(1), other], CLASSES)
-    given(pair(labels[:3], image=stack[:3]), pair(labels[3:], image=stack[3:]), CLASSES)
+            split_given(one, [*photos(1), other], CLASSES)
+    split_given(
+        pair(labels[:3], image=stack[:3]), pair(labels[3:], image=stack[3:]), CLASSES
+    )
 
 
 def test_a_file_in_both_halves_is_refused_but_not_another_series_or_part_of_it():
@@ -426,12 +428,12 @@ def test_a_file_in_both_halves_is_refused_but_not_another_series_or_part_of_it()
         return pair(labels, name=name, source="sand.tif", image=image.copy())
 
     with pytest.raises(LabelError, match="found it twice"):
-        given(read(), read(), CLASSES)
+        split_given(read(), read(), CLASSES)
     hole = np.where(stack == 7, np.nan, stack)
     with pytest.raises(LabelError, match="found it twice"):
-        given(read(image=hole), read(image=hole), CLASSES)
-    given(read(), read("series 2"), CLASSES)
-    given(read(), read(image=stack + 500), CLASSES)
+        split_given(read(image=hole), read(image=hole), CLASSES)
+    split_given(read(), read("series 2"), CLASSES)
+    split_given(read(), read(image=stack + 500), CLASSES)
 
 
 def test_an_image_listed_twice_under_two_names_is_refused_and_the_same_object_taken_once():
@@ -446,16 +448,16 @@ def test_nothing_labelled_is_refused():
     with pytest.raises(LabelError, match="no labelled pixel"):
         split(pair(np.zeros((5, 5), np.uint8), "YX"))
     with pytest.raises(LabelError, match="no labelled pixel"):
-        given(photos(2), pair(np.zeros((5, 5), np.uint8), "YX"), CLASSES)
+        split_given(photos(2), pair(np.zeros((5, 5), np.uint8), "YX"), CLASSES)
 
 
 def test_strips_are_read_strip_by_strip(monkeypatch):
     from napari_strata.data import regions as module
 
-    parts = whole(pair(random_labels((64, 40)), "YX"), CLASSES)
+    parts = labelled_regions(pair(random_labels((64, 40)), "YX"), CLASSES)
     cuts = []
-    for size in (module.STRIP, 100):
-        monkeypatch.setattr(module, "STRIP", size)
+    for size in (module.STRIP_PIXELS, 100):
+        monkeypatch.setattr(module, "STRIP_PIXELS", size)
         cuts.append(
             best_cut(parts, CLASSES, fraction=0.2, rng=np.random.default_rng(0))
         )

@@ -12,10 +12,10 @@ from scipy.ndimage import gaussian_filter
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.image import AnnotatedImage, Image
-from napari_strata.data import leakage as honesty
+from napari_strata.data import leakage
 from napari_strata.data.leakage import Traces, find_leaks, too_small
-from napari_strata.data.regions import whole
-from napari_strata.data.split import given, split_pairs
+from napari_strata.data.regions import labelled_regions
+from napari_strata.data.split import split_given, split_pairs
 
 CLASSES = ClassMap(names=("dark", "bright"), values=(0, 1))
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -32,7 +32,7 @@ def texture(shape, seed=0, *, blur=1.5, bits=8):
 def parts(stack, name="sand", axes="ZYX"):
     image = Image(stack, axes, name=name)
     grey = stack if "C" not in axes else stack.mean(axis=axes.index("C"))
-    return whole(
+    return labelled_regions(
         AnnotatedImage(image, image.labels_like((grey > 128).astype(np.uint8))), CLASSES
     )
 
@@ -104,7 +104,7 @@ def test_empty_and_flat_pictures_raise_no_alarm():
     stack = np.zeros((20, 48, 48), np.uint8)
     stack[:, 20:24, 20:24] = 200  # one dead spot, at the same place in all
     image = Image(stack, "ZYX")
-    ones = whole(
+    ones = labelled_regions(
         AnnotatedImage(image, image.labels_like((stack > 0).astype(np.uint8))), CLASSES
     )
     assert find_leaks(ones[:15], ones[15:]) == []
@@ -155,7 +155,7 @@ def test_what_is_known_of_parts_serves_another_split(monkeypatch):
     ones = parts(np.stack(patches(0)))
     traces = Traces(ones)
     first = find_leaks(*shuffled(ones, seed=1), traces=traces)
-    monkeypatch.setattr(honesty, "_trace", lambda part: pytest.fail("looked at again"))
+    monkeypatch.setattr(leakage, "_trace", lambda part: pytest.fail("looked at again"))
     assert find_leaks(*shuffled(ones, seed=1), traces=traces) == first
     assert find_leaks(*shuffled(ones, seed=2), traces=traces)
 
@@ -163,10 +163,10 @@ def test_what_is_known_of_parts_serves_another_split(monkeypatch):
 def test_of_very_many_pixels_evenly_chosen_planes_are_looked_at(monkeypatch):
     ones = parts(np.stack(patches(0)))
     looked = []
-    monkeypatch.setattr(honesty, "BUDGET", 64 * 64 * 10)
-    known = honesty._trace
+    monkeypatch.setattr(leakage, "PIXELS_READ", 64 * 64 * 10)
+    known = leakage._trace
     monkeypatch.setattr(
-        honesty, "_trace", lambda part: looked.append(part) or known(part)
+        leakage, "_trace", lambda part: looked.append(part) or known(part)
     )
     find_leaks(ones[:20], ones[20:])
     assert len(looked) == 7 + 2
@@ -184,7 +184,7 @@ def test_a_split_says_what_leaks():
     )
     assert any(
         "2 of 2 validation planes hold pixels" in w
-        for w in given(pair, copy, CLASSES).warnings
+        for w in split_given(pair, copy, CLASSES).warnings
     )
     thick = np.repeat(texture((4, 64, 64)), 2, axis=0) + np.random.default_rng(
         0
@@ -213,7 +213,7 @@ def test_a_class_with_few_pixels_is_named():
     labels = np.zeros((2, 80, 80), np.uint8)
     labels[:, :1, :60] = 1
     image = Image(texture(labels.shape), "ZYX")
-    ones = whole(AnnotatedImage(image, image.labels_like(labels)), CLASSES)
+    ones = labelled_regions(AnnotatedImage(image, image.labels_like(labels)), CLASSES)
     (text,) = too_small([], ones, CLASSES)
     assert text.startswith(
         "validation has fewer than 200 labelled pixels of 'bright' (120)"
@@ -230,7 +230,7 @@ def test_the_patches_of_the_sandstone_are_found_and_the_satellite_pictures_are_n
         ("water", "images.tif", "masks.tif", False),
     ):
         pairs = read_pairs(DATA / folder / images, DATA / folder / masks)
-        ones = whole(pairs, find_classes(pairs))
+        ones = labelled_regions(pairs, find_classes(pairs))
         assert bool(find_leaks(*shuffled(ones))) is leaks
         if leaks:
             table = np.loadtxt(

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError, LabelError
 from napari_strata.core.image import AnnotatedImage, Image, LabelImage
-from napari_strata.data import leakage as honesty
+from napari_strata.data import leakage
 from napari_strata.data.blocks import best_cut, gap_for
 from napari_strata.data.folds import fold_pairs
 from napari_strata.data.leakage import find_leaks
-from napari_strata.data.regions import whole
-from napari_strata.data.split import given as given_split
-from napari_strata.data.split import split_pairs
+from napari_strata.data.regions import labelled_regions
+from napari_strata.data.split import split_given, split_pairs
 
 CLASSES = ClassMap.from_values([0, 1, 2], unlabelled=[0])
 SHAPES = st.tuples(
@@ -27,8 +26,8 @@ SHAPES = st.tuples(
 @pytest.fixture(autouse=True, scope="module")
 def _small_is_enough():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(honesty, "PIXELS", 0)
-        patch.setattr(honesty, "CLASS_PIXELS", 0)
+        patch.setattr(leakage, "PIXELS", 0)
+        patch.setattr(leakage, "CLASS_PIXELS", 0)
         yield
 
 
@@ -155,7 +154,7 @@ def test_a_stack_of_one_plane_is_cut_where_the_plane_is(shape, seed):
     """Z of length 1 cannot be cut, so the volume's strip is that of its plane."""
     labels = random_labels(shape[1:], seed)
     labels[0, 0] = 1
-    (plane,) = whole(pair(labels, "YX"), CLASSES)
+    (plane,) = labelled_regions(pair(labels, "YX"), CLASSES)
     volume = type(plane)(pair(labels[None]), {}, (slice(None),) * 3, "sand")
     cuts = [
         best_cut([part], CLASSES, fraction=0.2, rng=np.random.default_rng(0))
@@ -221,7 +220,7 @@ def test_too_few_labels_for_folds_are_refused_with_the_cure():
 def test_a_volume_given_for_validation_must_be_one():
     flat = pair(random_labels((12, 12)), "YX", name="flat")
     with pytest.raises(ImageError, match="flat: found a single plane"):
-        given_split(many(2), flat, CLASSES, "ZYX")
+        split_given(many(2), flat, CLASSES, "ZYX")
 
 
 def test_a_copy_of_a_volume_is_found_and_another_one_is_not():
@@ -232,7 +231,9 @@ def test_a_copy_of_a_volume_is_found_and_another_one_is_not():
         pair(labels, name=name, image=image)
         for name, image in zip("abc", (grey[0], grey[1], grey[0].copy()), strict=True)
     )
-    learn, others, copies = (whole(one, CLASSES, "ZYX") for one in (first, other, copy))
+    learn, others, copies = (
+        labelled_regions(one, CLASSES, "ZYX") for one in (first, other, copy)
+    )
     assert find_leaks(learn, others) == []
     (text,) = find_leaks(learn, copies)
     assert text.startswith(

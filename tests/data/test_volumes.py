@@ -14,10 +14,15 @@ from napari_strata.core.image import AnnotatedImage, Image, LabelImage
 from napari_strata.core.recipe import Augmentation, Recipe
 from napari_strata.core.spec import resolve
 from napari_strata.data import loader
-from napari_strata.data import regions as parts_module
+from napari_strata.data import regions as regions_module
 from napari_strata.data.augmentation import Augmenter
 from napari_strata.data.loader import PatchSource, pad
-from napari_strata.data.regions import Part, count, planes_of, whole
+from napari_strata.data.regions import (
+    LabelledRegion,
+    count_labels,
+    labelled_regions,
+    spread_planes,
+)
 from napari_strata.data.sampling import Sampler
 
 CLASSES = ClassMap.from_values([0, 1, 3, 7], unlabelled=[0])
@@ -42,7 +47,7 @@ def stack(shape=(7, 20, 24), seed=0, dtype=np.uint16):
 
 
 def volume(image, labels, box=(slice(None),) * 3):
-    return Part(pair(image, labels), {}, box, "sand")
+    return LabelledRegion(pair(image, labels), {}, box, "sand")
 
 
 def seeded(seed=0):
@@ -58,10 +63,11 @@ def test_a_volume_holds_what_its_planes_hold_however_it_is_read(shape, seed, str
     image[tuple(n // 2 for n in shape)] = np.nan
     part = volume(image, labels)
     planes = [
-        Part(part.pair, {"Z": z}, (slice(None),) * 2, "plane") for z in range(shape[0])
+        LabelledRegion(part.pair, {"Z": z}, (slice(None),) * 2, "plane")
+        for z in range(shape[0])
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts_module, "STRIP", strip)
+        patch.setattr(regions_module, "STRIP_PIXELS", strip)
         found, codes = part.read(CLASSES)
         assert np.array_equal(
             found, np.stack([p.read_image() for p in planes], 1), equal_nan=True
@@ -70,7 +76,8 @@ def test_a_volume_holds_what_its_planes_hold_however_it_is_read(shape, seed, str
             codes, np.stack([p.read_labels(CLASSES) for p in planes])
         )
         np.testing.assert_array_equal(
-            count(part, CLASSES).counts, sum(count(p, CLASSES).counts for p in planes)
+            count_labels(part, CLASSES).counts,
+            sum(count_labels(p, CLASSES).counts for p in planes),
         )
         strips = list(part.strips())
         assert all(np.prod(s.shape) <= max(strip, shape[2]) for s in strips)
@@ -90,16 +97,16 @@ def test_a_block_counts_from_its_own_corner():
         slice(5, 9),
     )
     np.testing.assert_array_equal(block.read_image()[0], image[3:5, 3:7, 5:9])
-    assert [plane.index for plane in planes_of(block, 3)] == [{"Z": 3}, {"Z": 4}]
+    assert [plane.index for plane in spread_planes(block, 3)] == [{"Z": 3}, {"Z": 4}]
     np.testing.assert_array_equal(
-        planes_of(block, 1)[0].read_image()[0], image[4, 3:7, 5:9]
+        spread_planes(block, 1)[0].read_image()[0], image[4, 3:7, 5:9]
     )
 
 
 def test_whole_gives_a_part_a_time_point_with_labels():
     image, labels = stack((3, 4, 8, 9))
     labels[1] = 0
-    found = whole(pair(image, labels, "TZYX"), CLASSES, "ZYX")
+    found = labelled_regions(pair(image, labels, "TZYX"), CLASSES, "ZYX")
     assert [(p.name, dict(p.index), p.shape) for p in found] == [
         ("sand T=0", {"T": 0}, (4, 8, 9)),
         ("sand T=2", {"T": 2}, (4, 8, 9)),
@@ -116,7 +123,7 @@ def test_axes_in_any_order_and_channels():
         Image(image.transpose(3, 0, 1, 2), "XCZY"),
         LabelImage(labels[0].transpose(1, 2, 0), "YXZ"),
     )
-    (part,) = whole(given_, CLASSES, "ZYX")
+    (part,) = labelled_regions(given_, CLASSES, "ZYX")
     np.testing.assert_array_equal(part.read_image(), image)
     np.testing.assert_array_equal(part.read_labels(CLASSES) == 2, labels[0] == 7)
 
@@ -124,7 +131,7 @@ def test_axes_in_any_order_and_channels():
 def test_a_volume_of_three_planes_is_no_colour():
     classes = ClassMap.from_rgb([(255, 0, 0), (0, 0, 255)])
     labels = np.random.default_rng(0).integers(0, 2, (3, 4, 5)).astype(np.uint8)
-    (part,) = whole(pair(labels, labels), classes, "ZYX")
+    (part,) = labelled_regions(pair(labels, labels), classes, "ZYX")
     np.testing.assert_array_equal(part.read_labels(classes), labels)
 
 
@@ -137,7 +144,7 @@ def test_a_single_plane_is_no_volume(axes, shape):
         ImageError,
         match=r"sand: found a single plane .*3D; give a stack with an axis Z",
     ):
-        whole(pair(image, labels, axes), CLASSES, "ZYX")
+        labelled_regions(pair(image, labels, axes), CLASSES, "ZYX")
 
 
 def sampler(volumes, size, seed=0):
@@ -170,19 +177,19 @@ def test_every_patch_lies_inside_its_volume_and_holds_the_voxel_it_was_drawn_for
         one[:: rng.integers(1, 4)] = rng.integers(0, 3, shape[1:])
         volumes.append(one)
     for place in sampler(volumes, size, seed).draw(15, rng, balance=balance):
-        one = volumes[place.part]
+        one = volumes[place.region]
         for along, at, side, length in zip(
             place.box, place.pixel, size, one.shape, strict=True
         ):
             assert 0 <= along.start <= at < along.stop <= length
             assert along.stop - along.start == min(side, length)
-        assert one[place.pixel] == place.index
+        assert one[place.pixel] == place.class_index
 
 
 def test_voxels_of_one_plane_are_remembered_as_its_pixels():
     plane = np.random.default_rng(0).integers(0, 3, (30, 40)).astype(np.uint8)
     flat, deep = sampler([plane], (8, 8)), sampler([plane[None]], (1, 8, 8))
-    for one, other in zip(flat.kept[0], deep.kept[0], strict=True):
+    for one, other in zip(flat.positions[0], deep.positions[0], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -215,7 +222,7 @@ def source(pairs, **overrides):
     }  # fmt: skip
     chosen = Recipe().with_overrides(dotted | overrides)
     spec = resolve(chosen, pairs, classes=CLASSES)
-    return PatchSource(whole(pairs, CLASSES, "ZYX"), spec, chosen), spec
+    return PatchSource(labelled_regions(pairs, CLASSES, "ZYX"), spec, chosen), spec
 
 
 def same(some, others):
@@ -248,7 +255,7 @@ def test_patches_of_a_sparse_volume_lie_where_it_is_annotated():
             assert (code != IGNORE).any()
             seen |= set(range(z, z + 4))
     assert seen == set(range(13))
-    assert patches.parts[0].counts.sum() == (labels > 0).sum()
+    assert patches.regions[0].counts.sum() == (labels > 0).sum()
 
 
 def test_a_volume_thinner_than_a_patch_is_padded_with_what_is_unlabelled():
@@ -262,7 +269,7 @@ def test_a_volume_thinner_than_a_patch_is_padded_with_what_is_unlabelled():
 
 
 def test_an_epoch_covers_the_voxels_once(monkeypatch):
-    monkeypatch.setattr(loader, "LEAST", 1)
+    monkeypatch.setattr(loader, "MIN_PATCHES", 1)
     patches, _ = source(pair(*stack((9, 50, 50))))
     assert patches.patches == int(np.ceil(9 * 50 * 50 / (4 * 16 * 16))) == 22
 
@@ -273,11 +280,11 @@ def test_held_and_lazy_volumes_give_the_same_batches(monkeypatch):
     given_ = pair(image, labels)
     at_once = list(source(given_)[0].epoch(2))
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "MEMORY", 1000)
+        patch.setattr(loader, "HELD_BYTES", 1000)
         lazy, _ = source(given_)
         assert lazy._held is None
         assert same(lazy.epoch(2), at_once)
-    monkeypatch.setattr(parts_module, "STRIP", 500)  # less than a plane
+    monkeypatch.setattr(regions_module, "STRIP_PIXELS", 500)  # less than a plane
     assert same(source(given_)[0].epoch(2), at_once)
 
 

@@ -22,7 +22,7 @@ from napari_strata.core.events import (
 )
 from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.runs import RunFolder
-from napari_strata.data.regions import whole
+from napari_strata.data.regions import labelled_regions
 from napari_strata.evaluation.calibration import (
     fit_temperature,
     negative_log_likelihood,
@@ -81,7 +81,8 @@ def logits_and_labels(
     )
     found = list(
         iter_predicted(
-            predictor, load_truths(whole(pair, model.spec.classes), model.spec)
+            predictor,
+            load_truths(labelled_regions(pair, model.spec.classes), model.spec),
         )
     )
     logits = np.concatenate(

@@ -31,7 +31,7 @@ from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.recipes import load_recipe
 from napari_strata.core.runs import RunFolder
-from napari_strata.data.regions import whole
+from napari_strata.data.regions import labelled_regions
 from napari_strata.models.device import Precision
 from napari_strata.models.model import Model
 from napari_strata.models.tiled import TiledPredictor
@@ -79,7 +79,7 @@ def test_learns_an_easy_picture_and_the_model_scores_what_was_said(
     predictor = tiled(
         model.build(), model.spec, device=CPU, precision=Precision("fp32")
     )
-    truths = load_truths(whole(test, model.spec.classes), model.spec)
+    truths = load_truths(labelled_regions(test, model.spec.classes), model.spec)
     scores = validate(
         predictor,
         truths,

@@ -18,7 +18,7 @@ from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.recipe import Training
 from napari_strata.core.recipes import load_recipe
 from napari_strata.core.spec import ModelSpec, resolve
-from napari_strata.data.regions import Part, whole
+from napari_strata.data.regions import LabelledRegion, labelled_regions
 from napari_strata.models.device import Precision
 from napari_strata.models.tiled import TiledPredictor
 from napari_strata.training.losses import build_loss
@@ -61,7 +61,7 @@ def test_scores_equal_those_of_the_whole_planes_by_hand(
     pair = partly_labelled(scene())
     spec = resolved(pair, small | {"normalization.grey_values": grey_values})
     training = Training(loss={"ce": 2.0})
-    parts = whole(pair, spec.classes)
+    parts = labelled_regions(pair, spec.classes)
     assert len(parts) == 3
     found = validate(
         predictor_of(spec), load_truths(parts, spec), build_loss(training, classes=2)
@@ -103,7 +103,10 @@ def test_parts_without_a_label_are_left_out(
 ) -> None:
     pair = partly_labelled(scene())
     spec = resolved(pair, small)
-    parts = [Part(pair, {"Z": z}, (slice(None), slice(None)), str(z)) for z in range(4)]
+    parts = [
+        LabelledRegion(pair, {"Z": z}, (slice(None), slice(None)), str(z))
+        for z in range(4)
+    ]
     truths = load_truths(parts, spec)
     assert [truth.part.name for truth in truths] == ["0", "2", "3"]
     none = validate(predictor_of(spec), [], build_loss(Training(), classes=2))
@@ -121,7 +124,7 @@ def test_each_image_is_scaled_by_itself_where_grey_values_are_relative(
     )
     object.__setattr__(brighter.image, "data", np.asarray(bright.image.data) // 2 + 100)
     spec = resolved(scene(0), small | {"normalization.grey_values": "relative"})
-    truths = load_truths(whole([bright, brighter], spec.classes), spec)
+    truths = load_truths(labelled_regions([bright, brighter], spec.classes), spec)
     centers = [truth.scale.center[0] for truth in truths]
     assert centers[:4] == [centers[0]] * 4
     assert centers[4:] == [pytest.approx(centers[0] / 2 + 100, abs=1)] * 4

@@ -19,7 +19,7 @@ from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.spec import resolve
-from napari_strata.data.regions import whole
+from napari_strata.data.regions import labelled_regions
 from napari_strata.evaluation.evaluate import evaluate, iter_evaluate
 from napari_strata.inference.predict import predict
 from napari_strata.models.device import Precision
@@ -186,7 +186,7 @@ def test_strips_of_a_large_volume_are_predicted_as_the_whole(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, one = Model.load(trained), balls(3, (61, 20, 20), every=2)
-    parts = whole(one, model.spec.classes, "ZYX")
+    parts = labelled_regions(one, model.spec.classes, "ZYX")
     (at_once,) = iter_predicted(predictor(model), load_truths(parts, model.spec))
     monkeypatch.setattr(validation, "STRIP", 20 * 20 * 8)
     truths = load_truths(parts, model.spec)

@@ -368,7 +368,7 @@ def _parse_network(value: Any) -> NetworkSection:
         value = {}
     if not isinstance(value, Mapping):
         raise PydanticCustomError(
-            "network_type", "Input should be a mapping, such as {{kind: unet}}"
+            "network_type", "Input should be a mapping, such as kind: unet"
         )
     kind = value.get("kind", DEFAULT_KIND)
     if not isinstance(kind, str) or kind not in _NETWORKS:

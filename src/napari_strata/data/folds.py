@@ -1,8 +1,9 @@
-"""Folds: k splits in which every labelled place validates once, by image, slice or specimen, of volumes by block.
+"""Splits for cross-validation, in which every labelled region validates once.
 
-As in a single split, slices of a long labelled stack go together in runs, and the slices beside a run do not train.
-Among seeded draws the one wins whose worst fold has the most classes in both halves, and then whose folds are the most
-even in labelled pixels and in each class.
+Folds hold back images, slices or specimens, or blocks of volumes. As in a single split,
+slices of a long labelled stack go together in runs, and the slices beside a run do not
+train. Among seeded draws, the one wins whose worst fold has the most classes in both
+halves, then the one whose folds are the most even in labelled pixels and in each class.
 """
 
 from __future__ import annotations
@@ -18,18 +19,24 @@ from napari_strata.core.errors import LabelError
 from napari_strata.core.image import AnnotatedImage
 from napari_strata.data.blocks import fold_cuts
 from napari_strata.data.leakage import Traces, find_leaks, too_small
-from napari_strata.data.regions import Part, counts_of, shown, whole
+from napari_strata.data.regions import (
+    LabelledRegion,
+    join_names,
+    label_counts,
+    labelled_regions,
+)
 from napari_strata.data.split import (
     DRAWS,
-    RUN,
+    LONG_RUN,
     Split,
     Unit,
-    by_image,
-    by_slice,
-    distinct,
-    empty_images,
-    missing_classes,
-    stretches_of,
+    consecutive_runs,
+    distinct_pairs,
+    noun_of,
+    units_by_image,
+    units_by_slice,
+    warn_empty_images,
+    warn_missing_classes,
 )
 
 Array = np.ndarray[Any, Any]
@@ -44,227 +51,257 @@ def fold_pairs(
     group: str | None = None,
     axes: str = "YX",
 ) -> list[Split]:
-    """Split `pairs` `folds` times, so that each labelled part validates in exactly one fold; the same for one seed.
+    """Split `pairs` `folds` times, so that each labelled region validates exactly once.
 
-    Whole images where there are at least `folds` of them, else slices (time points where an image has three or more):
-    scattered ones, or of a long labelled stack consecutive ones, whose neighbours are left out of training. With
-    ``axes="ZYX"`` volumes are never taken apart by slices: where there are too few, blocks of every one validate in
-    turn, with a gap to what trains.
+    The same seed gives the same folds. Whole images are held back where there are at
+    least `folds` of them, else slices (time points where an image has three or more):
+    scattered ones, or of a long labelled stack consecutive ones, whose neighbours are
+    left out of training. With ``axes="ZYX"`` volumes are never split into slices: where
+    there are too few, blocks of every one validate in turn, with a gap to what trains.
 
     Parameters
     ----------
     folds
-        how many, at least 2.
+        Number of folds, at least 2.
     group
-        regular expression that finds the specimen in each image's name, or else in its path: its first group, or the
-        whole match where it has none. All images of a specimen stay in one fold.
+        Regular expression that finds the specimen in each image's name, or else in its
+        path: its first group, or the whole match where it has none. All images of a
+        specimen stay in one fold.
 
     Raises
     ------
     LabelError
-        when there are fewer images, slices or specimens than folds, when `group` is no regular expression or does not
-        match an image, when nothing is labelled, or when one image is given twice.
+        When there are fewer images, slices or specimens than folds, when `group` is no
+        regular expression or does not match an image, when nothing is labelled, or when
+        one image is given twice.
     """
     if folds < 2:
         raise LabelError(
-            f"found folds={folds}; cross-validation needs at least 2: each part validates once."
+            f"found folds={folds}; cross-validation needs at least 2: each region "
+            "validates once."
         )
-    pairs = distinct(pairs)
-    parts = whole(pairs, classes, axes)
-    units = _specimens(parts, group) if group else by_image(parts)
-    if not group and len(units) < folds:
-        units = by_slice(parts)
-    if len(units) >= folds:
-        held = _best(units, folds, classes, np.random.default_rng([seed, 2]))
-        sides = [_sides(units, held == number) for number in range(folds)]
+    pairs = distinct_pairs(pairs)
+    regions = labelled_regions(pairs, classes, axes)
+    if group:
+        units = _units_by_specimen(regions, group)
     else:
-        cuts = fold_cuts(parts, classes, folds) if axes == "ZYX" and not group else []
-        sides = [(cut.training, cut.validation, cut.text) for cut in cuts]
-    if not sides:
-        raise LabelError(_too_few(units, parts, folds, group))
-    traces, notes = Traces(parts), empty_images(pairs, parts)
+        units = units_by_image(regions)
+        if len(units) < folds:
+            units = units_by_slice(regions)
     splits = []
-    for learn, check, text in sides:
-        doubts = [
-            *missing_classes(learn, check, classes),
-            *find_leaks(learn, check, traces=traces),
+    if len(units) >= folds:
+        rng = np.random.default_rng([seed, 2])
+        fold_of_unit = _best_draw(units, folds, classes, rng)
+        splits = [_split(units, fold_of_unit == fold) for fold in range(folds)]
+    elif axes == "ZYX" and not group:
+        cuts = fold_cuts(regions, classes, folds)
+        splits = [Split(cut.training, cut.validation, cut.text) for cut in cuts]
+    if not splits:
+        raise LabelError(_describe_shortage(units, regions, folds, group))
+    traces = Traces(regions)
+    empty = warn_empty_images(pairs, regions)
+    warned = []
+    for number, split in enumerate(splits):
+        training, validation = split.training, split.validation
+        warnings = [
+            *empty,
+            *warn_missing_classes(training, validation, classes),
+            *find_leaks(training, validation, traces=traces),
         ]
-        splits.append(Split(learn, check, text, (*notes, *doubts)))
-    # Every part validates once, so smallness is judged over all folds together.
-    first = splits[0]
-    small = tuple(too_small([], parts, classes))
-    return [
-        Split(first.training, first.validation, first.text, (*first.warnings, *small)),
-        *splits[1:],
-    ]
+        if number == 0:
+            # Every region validates once, so size is judged over all folds together.
+            warnings += too_small([], regions, classes)
+        warned.append(Split(training, validation, split.text, tuple(warnings)))
+    return warned
 
 
-def _specimens(parts: Sequence[Part], group: str) -> list[Unit]:
-    """Images of one specimen as a unit each. Raises `LabelError`."""
+def _units_by_specimen(regions: Sequence[LabelledRegion], group: str) -> list[Unit]:
+    """Return the images of each specimen as a unit."""
     try:
         pattern = re.compile(group)
     except re.error as error:
         raise LabelError(
-            f"--group {group!r} is not a regular expression ({error}); needed is one that finds the specimen in the "
-            "name of each image, for example --group '^(rock[0-9]+)_'."
+            f"--group {group!r} is not a regular expression ({error}); needed is one "
+            "that finds the specimen in the name of each image, for example "
+            "--group '^(rock[0-9]+)_'."
         ) from None
-    found: dict[str, list[Part]] = {}
-    lost: dict[str, None] = {}
-    for part in parts:
-        name = _specimen(part.pair, pattern)
-        if name is None:
-            lost[part.pair.name] = None
-        else:
-            found.setdefault(name, []).append(part)
-    if lost:
+    by_specimen: dict[str, list[LabelledRegion]] = {}
+    unmatched: list[str] = []
+    for region in regions:
+        specimen = _find_specimen(region.pair, pattern)
+        if specimen is not None:
+            by_specimen.setdefault(specimen, []).append(region)
+        elif region.pair.name not in unmatched:
+            unmatched.append(region.pair.name)
+    if unmatched:
         raise LabelError(
-            f"--group {group!r} finds no specimen in the name or path of {shown(list(lost))}; needed is a regular "
-            "expression that matches every image."
+            f"--group {group!r} finds no specimen in the name or path of "
+            f"{join_names(unmatched)}; needed is a regular expression that matches "
+            "every image."
         )
-    return [
-        Unit(members, name, "specimens", members[0].pair)
-        for name, members in found.items()
-    ]
+    units = []
+    for specimen, members in by_specimen.items():
+        units.append(Unit(members, specimen, "specimens", members[0].pair))
+    return units
 
 
-def _specimen(pair: AnnotatedImage, pattern: re.Pattern[str]) -> str | None:
+def _find_specimen(pair: AnnotatedImage, pattern: re.Pattern[str]) -> str | None:
     for text in (pair.name, pair.image.source or ""):
-        if match := pattern.search(text):
-            return next(
-                (one for one in match.groups() if one is not None), match.group()
-            )
+        match = pattern.search(text)
+        if match:
+            groups = [group for group in match.groups() if group is not None]
+            return groups[0] if groups else match.group()
     return None
 
 
-def _too_few(
-    units: Sequence[Unit], parts: Sequence[Part], folds: int, group: str | None
+def _describe_shortage(
+    units: Sequence[Unit],
+    regions: Sequence[LabelledRegion],
+    folds: int,
+    group: str | None,
 ) -> str:
-    images = len({id(part.pair) for part in parts})
-    word = units[0].word
-    found = f"{len(units)} {word if len(units) != 1 else word.removesuffix('s')}"
-    if not group and parts[0].axes == "ZYX":
-        found = (
-            "one labelled volume"
-            if len(parts) == 1
-            else f"{len(parts)} labelled volumes"
-        )
+    if not group and regions[0].axes == "ZYX":
+        volumes = f"{len(regions)} labelled volumes"
+        if len(regions) == 1:
+            volumes = "one labelled volume"
         return (
-            f"found {found} and no axis along which {folds} blocks hold labels each, with a gap to what trains; use "
-            "fewer --folds, or label more."
+            f"found {volumes} and no axis along which {folds} blocks hold labels each, "
+            "with a gap to what trains; use fewer --folds, or label more."
         )
+    images = len({id(region.pair) for region in regions})
+    noun = units[0].noun
+    if len(units) == 1:
+        noun = noun.removesuffix("s")
+    found = f"{len(units)} {noun}"
     if group:
-        found += f" ({shown([unit.name for unit in units])}) in {images} images"
-    elif word != "images":
-        found = (
-            f"{images} image{'s' if images != 1 else ''} with {found} labelled in all"
-        )
-    fewer = (
-        f"use --folds {len(units)}"
-        if len(units) > 1
-        else "hold back a part of it instead (train)"
+        names = join_names([unit.name for unit in units])
+        found += f" ({names}) in {images} images"
+    elif units[0].noun != "images":
+        plural = "s" if images != 1 else ""
+        found = f"{images} image{plural} with {found} labelled in all"
+    advice = "hold back a part of it instead (train)"
+    if len(units) > 1:
+        advice = f"use --folds {len(units)}"
+    return (
+        f"found {found}, fewer than the {folds} folds asked for; {advice}, or label "
+        "more."
     )
-    return f"found {found}, fewer than the {folds} folds asked for; {fewer}, or label more."
 
 
 class _Rank(NamedTuple):
-    """How good an assignment to folds is, larger is better."""
+    """Quality of an assignment to folds; larger is better.
 
-    both: int  # classes in both halves, in the worst fold
-    total: int  # the same, over all folds
-    unevenness: (
-        float  # minus the largest deviation of a fold's share of all labelled pixels
-    )
-    classes: float  # minus the mean deviation of a fold's share of each class
+    Parameters
+    ----------
+    worst_fold, all_folds
+        Classes in both halves, in the worst fold and over all folds.
+    evenness
+        Minus the largest deviation of a fold's share of all labelled pixels.
+    class_evenness
+        Minus the mean deviation of a fold's share of each class.
+    """
+
+    worst_fold: int
+    all_folds: int
+    evenness: float
+    class_evenness: float
 
 
-def _best(
+def _best_draw(
     units: Sequence[Unit], folds: int, classes: ClassMap, rng: np.random.Generator
 ) -> Array:
-    """The fold of each unit, int64."""
-    counts = np.array([counts_of(unit.parts, classes).sum(axis=0) for unit in units])
-    runs = (
-        units[0].word not in ("images", "specimens")
-        and max(map(len, stretches_of(units))) > RUN
+    """Return the fold of each unit, int64."""
+    counts = np.array(
+        [label_counts(unit.regions, classes).sum(axis=0) for unit in units]
     )
-    draws = [
-        _consecutive(len(units), folds, rng) if runs else _scattered(counts, folds, rng)
-        for _ in range(DRAWS)
-    ]
-    return max(draws, key=lambda held: _rank(counts, held, folds))
+    in_runs = _are_slices(units) and max(map(len, consecutive_runs(units))) > LONG_RUN
+    draws = []
+    for _ in range(DRAWS):
+        if in_runs:
+            draws.append(_draw_consecutive(len(units), folds, rng))
+        else:
+            draws.append(_draw_scattered(len(units), folds, rng))
+    return max(draws, key=lambda draw: _rank(counts, draw, folds))
 
 
-def _rank(counts: Array, held: Array, folds: int) -> _Rank:
-    shares = np.array(
-        [counts[held == fold].sum(axis=0) for fold in range(folds)], np.float64
+def _are_slices(units: Sequence[Unit]) -> bool:
+    """Test whether units are slices or time points, which may have neighbours."""
+    return units[0].noun not in ("images", "specimens")
+
+
+def _rank(counts: Array, fold_of_unit: Array, folds: int) -> _Rank:
+    pixels = np.array(
+        [counts[fold_of_unit == fold].sum(axis=0) for fold in range(folds)], np.float64
     )
-    total = shares.sum(axis=0)
-    both = ((shares > 0) & (shares < total)).sum(axis=1)
-    pixels = np.abs(shares.sum(axis=1) / total.sum() - 1 / folds).max()
-    each = np.abs(shares / np.maximum(total, 1) - 1 / folds)[:, total > 0].mean()
+    total = pixels.sum(axis=0)
+    in_both = ((pixels > 0) & (pixels < total)).sum(axis=1)
+    deviation = np.abs(pixels.sum(axis=1) / total.sum() - 1 / folds).max()
+    class_shares = pixels / np.maximum(total, 1)
+    class_deviation = np.abs(class_shares - 1 / folds)[:, total > 0].mean()
     return _Rank(
-        int(both.min()), int(both.sum()), -round(float(pixels), 2), -float(each)
+        worst_fold=int(in_both.min()),
+        all_folds=int(in_both.sum()),
+        evenness=-round(float(deviation), 2),
+        class_evenness=-float(class_deviation),
     )
 
 
-def _scattered(counts: Array, folds: int, rng: np.random.Generator) -> Array:
-    """Units in random order, equally many in each fold."""
-    held = np.empty(len(counts), np.int64)
-    held[rng.permutation(len(counts))] = np.arange(len(counts)) % folds
-    return held
+def _draw_scattered(count: int, folds: int, rng: np.random.Generator) -> Array:
+    """Put units into folds in random order, equally many into each."""
+    fold_of_unit = np.empty(count, np.int64)
+    fold_of_unit[rng.permutation(count)] = np.arange(count) % folds
+    return fold_of_unit
 
 
-def _consecutive(count: int, folds: int, rng: np.random.Generator) -> Array:
-    """Neighbours together: cuts at equal distances, each moved by up to a quarter of one."""
+def _draw_consecutive(count: int, folds: int, rng: np.random.Generator) -> Array:
+    """Keep neighbours together.
+
+    Cuts lie at equal distances, each moved by up to a quarter of one.
+    """
     step = count / folds
-    moved = step * (np.arange(1, folds) + rng.uniform(-0.25, 0.25, folds - 1))
-    cuts = np.clip(
-        np.round(moved), np.arange(1, folds), count - folds + np.arange(1, folds)
-    )
-    held: Array = np.searchsorted(cuts, np.arange(count), side="right")
-    return held
+    numbers = np.arange(1, folds)
+    moved = step * (numbers + rng.uniform(-0.25, 0.25, folds - 1))
+    cuts = np.clip(np.round(moved), numbers, count - folds + numbers)
+    fold_of_unit: Array = np.searchsorted(cuts, np.arange(count), side="right")
+    return fold_of_unit
 
 
-def _sides(units: Sequence[Unit], held: Array) -> tuple[list[Part], list[Part], str]:
-    """Training, validation, and what is held back in words."""
-    dropped = _beside(units, held)
-    names = [
-        [unit.name for unit, yes in zip(units, side, strict=True) if yes]
-        for side in (held, dropped)
-    ]
-    text = f"{len(names[0])} of {len(units)} {_word(units)}: {_shown(names[0], run=bool(names[1]))}"
-    if names[1]:
-        text += f"; left out beside {'it' if len(names[0]) == 1 else 'them'}: {shown(names[1])}"
-    sides = [
-        [
-            part
-            for unit, yes in zip(units, side, strict=True)
-            if yes
-            for part in unit.parts
-        ]
-        for side in (~(held | dropped), held)
-    ]
-    return sides[0], sides[1], text
+def _split(units: Sequence[Unit], held_back: Array) -> Split:
+    """Return the split in which the units `held_back` (bool) validate."""
+    left_out = _beside(units, held_back)
+    training, validation = [], []
+    held_back_names, left_out_names = [], []
+    for number, unit in enumerate(units):
+        if held_back[number]:
+            validation += unit.regions
+            held_back_names.append(unit.name)
+        elif left_out[number]:
+            left_out_names.append(unit.name)
+        else:
+            training += unit.regions
+    names = join_names(held_back_names)
+    if left_out_names and len(held_back_names) > 2:
+        names = f"{held_back_names[0]} to {held_back_names[-1]}"
+    text = f"{len(held_back_names)} of {len(units)} {noun_of(units)}: {names}"
+    if left_out_names:
+        pronoun = "it" if len(held_back_names) == 1 else "them"
+        text += f"; left out beside {pronoun}: {join_names(left_out_names)}"
+    return Split(training, validation, text)
 
 
-def _beside(units: Sequence[Unit], held: Array) -> Array:
-    """Which units lie next to one that is held back, in a long stretch of slices, and so must not train."""
-    dropped = np.zeros(len(units), bool)
-    if units[0].word in ("images", "specimens"):
-        return dropped
-    for stretch in stretches_of(units):
-        if len(stretch) > RUN:
-            own = held[stretch]
-            beside = np.zeros_like(own)
-            beside[1:] |= own[:-1]
-            beside[:-1] |= own[1:]
-            dropped[stretch] = beside & ~own
-    return dropped
+def _beside(units: Sequence[Unit], held_back: Array) -> Array:
+    """Find the units next to one that is held back, in a long run of slices.
 
-
-def _word(units: Sequence[Unit]) -> str:
-    words = {unit.word for unit in units}
-    return words.pop() if len(words) == 1 else "slices"
-
-
-def _shown(names: Sequence[str], *, run: bool) -> str:
-    return f"{names[0]} to {names[-1]}" if run and len(names) > 2 else shown(names)
+    They must not train.
+    """
+    left_out = np.zeros(len(units), bool)
+    if not _are_slices(units):
+        return left_out
+    for run in consecutive_runs(units):
+        if len(run) > LONG_RUN:
+            own = held_back[run]
+            neighbours = np.zeros_like(own)
+            neighbours[1:] |= own[:-1]
+            neighbours[:-1] |= own[1:]
+            left_out[run] = neighbours & ~own
+    return left_out

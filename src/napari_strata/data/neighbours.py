@@ -1,7 +1,8 @@
-"""Slices above and below as channels: what lets a 2D network see a little of the third dimension (2.5D).
+"""Slices above and below as channels, for networks that see 2.5D.
 
-An image is dressed once, where a training, a prediction or an evaluation takes it up; everything behind sees an image
-with more channels and knows nothing of slices. The channels of slice z - k come first, those of z + k last.
+Neighbours are added once, where a training, a prediction or an evaluation starts; all
+later code sees an image with more channels. The channels of slice z - k come first,
+those of z + k last.
 """
 
 from __future__ import annotations
@@ -21,103 +22,113 @@ Array = np.ndarray[Any, Any]
 
 
 @runtime_checkable
-class Cut(Protocol):
-    """An image that is a part of another one."""
+class PartialImage(Protocol):
+    """Image that is a part of another one."""
 
-    def dressed(self, neighbours: int, /) -> Image:
-        """The same part of the other one with its neighbours."""
+    def with_neighbours(self, count: int, /) -> Image:
+        """Return the same part of the other image, with its neighbours."""
 
 
 def with_neighbours(image: Image, count: int) -> Image:
-    """`image` with ``2 * count + 1`` times its channels: `count` slices on each side, and the slice between them.
+    """Return `image` with ``2 * count + 1`` times its channels.
 
-    At the ends the stack is mirrored about its first or last slice. Nothing is read before it is asked for. With a
-    count of 0 it is the image itself.
+    They are `count` slices on each side, and the slice between them. At the ends the
+    stack is mirrored about its first or last slice. Nothing is read before it is asked
+    for. With a count of 0 the image itself is returned.
 
     Raises
     ------
     ImageError
-        when the image has no second slice.
+        When the image has no second slice.
     """
     if not count:
         return image
-    if isinstance(
-        image, Cut
-    ):  # whose neighbours are those of the image that it is a part of
-        return image.dressed(count)
+    if isinstance(image, PartialImage):
+        # Its neighbours are those of the image that it is a part of.
+        return image.with_neighbours(count)
     if image.size("Z") < 2:
         raise ImageError(
-            f"{image.name}: found a single slice ({image.axes}), and patches.neighbours={count} asks for those above "
-            "and below it; give a stack with an axis Z (check --axes), or a model without neighbours."
+            f"{image.name}: found a single slice ({image.axes}), and "
+            f"patches.neighbours={count} asks for those above and below it; give a "
+            "stack with an axis Z (check --axes), or a model without neighbours."
         )
-    letters = _axes.canonical(_axes.without(image.axes, "C") + "C")
-    known = dict(
-        zip(image.axes, zip(image.scale, image.units, strict=True), strict=True)
-    ) | {"C": (1.0, "pixel")}
-    names = image.channel_names or (("grey values",) if image.channels == 1 else ())
+    axes = _axes.canonical(_axes.without(image.axes, "C") + "C")
+    scale = dict(zip(image.axes, image.scale, strict=True)) | {"C": 1.0}
+    units = dict(zip(image.axes, image.units, strict=True)) | {"C": "pixel"}
+    names = image.channel_names
+    if not names and image.channels == 1:
+        names = ("grey values",)
+    channel_names = []
+    for offset in range(-count, count + 1):
+        suffix = f" z{offset:+d}" if offset else ""
+        channel_names += [name + suffix for name in names]
     return replace(
         image,
-        data=_Neighbours(image, count, letters),
-        axes=letters,
-        scale=tuple(known[a][0] for a in letters),
-        units=tuple(known[a][1] for a in letters),
-        channel_names=tuple(f"{name} z{offset:+d}" if offset else name
-                            for offset in range(-count, count + 1) for name in names),
-    )  # fmt: skip
+        data=_Neighbours(image, count, axes),
+        axes=axes,
+        scale=tuple(scale[axis] for axis in axes),
+        units=tuple(units[axis] for axis in axes),
+        channel_names=tuple(channel_names),
+    )
 
 
 def pairs_with_neighbours(
     pairs: Sequence[AnnotatedImage], count: int
 ) -> list[AnnotatedImage]:
-    """The same of the images of pairs; their labels stay. Raises `ImageError` as `with_neighbours` does."""
-    return [
-        replace(pair, image=with_neighbours(pair.image, count)) if count else pair
-        for pair in pairs
-    ]
+    """Return pairs whose images have neighbours; labels stay as they are.
+
+    Raises
+    ------
+    ImageError
+        As `with_neighbours` does.
+    """
+    if not count:
+        return list(pairs)
+    return [replace(pair, image=with_neighbours(pair.image, count)) for pair in pairs]
 
 
 def own_channels(array: Array, count: int) -> Array:
-    """Of channels (C * (2 * count + 1), ...) those of the slice itself, (C, ...). A view."""
+    """Return the channels of the slice itself, (C, ...), of (C * (2 * count + 1), ...).
+
+    The result is a view.
+    """
     width = len(array) // (2 * count + 1)
     return array[count * width : (count + 1) * width]
 
 
 class _Neighbours(LazyArray):
-    """Reads the planes of another image as channels; see `with_neighbours`."""
+    """Array that reads the planes of another image as channels."""
 
-    def __init__(self, image: Image, count: int, letters: str) -> None:
-        sizes = {a: image.size(a) for a in letters} | {
-            "C": image.channels * (2 * count + 1)
-        }
-        super().__init__([sizes[a] for a in letters], image.dtype)
-        self.image, self.count, self.letters = image, count, letters
+    def __init__(self, image: Image, count: int, axes: str) -> None:
+        sizes = {axis: image.size(axis) for axis in axes}
+        sizes["C"] = image.channels * (2 * count + 1)
+        super().__init__([sizes[axis] for axis in axes], image.dtype)
+        self.image, self.count, self.axes = image, count, axes
 
     def _fetch(self, region: tuple[slice, ...]) -> Array:
-        asked = {
-            a: list(range(*s.indices(n)))
-            for a, s, n in zip(self.letters, region, self.shape, strict=True)
-        }
-        where = dict(zip(self.letters, region, strict=True))
-        shape = [len(asked[a]) for a in self.letters]
-        found = np.empty(shape, self.dtype)
-        channels, slices = self.image.channels, self.image.size("Z")
-        for i, t in enumerate(asked.get("T", [0])):
-            block = found[i] if "T" in self.letters else found
+        slices = dict(zip(self.axes, region, strict=True))
+        indices = {}
+        for axis, part, length in zip(self.axes, region, self.shape, strict=True):
+            indices[axis] = range(*part.indices(length))
+        result = np.empty([len(indices[axis]) for axis in self.axes], self.dtype)
+        channels, depth = self.image.channels, self.image.size("Z")
+        for i, t in enumerate(indices.get("T", range(1))):
+            volume = result[i] if "T" in self.axes else result
             planes: dict[int, Array] = {}
-            for j, z in enumerate(asked["Z"]):
-                for n, c in enumerate(asked["C"]):
-                    offset, own = divmod(c, channels)
-                    other = _mirrored(z + offset - self.count, slices)
-                    if other not in planes:
-                        planes[other] = self.image.read(
-                            {"T": t, "Z": other, "Y": where["Y"], "X": where["X"]}
+            for j, z in enumerate(indices["Z"]):
+                for n, c in enumerate(indices["C"]):
+                    offset, own_channel = divmod(c, channels)
+                    neighbour = _mirror(z + offset - self.count, depth)
+                    if neighbour not in planes:
+                        planes[neighbour] = self.image.read(
+                            {"T": t, "Z": neighbour, "Y": slices["Y"], "X": slices["X"]}
                         )
-                    block[n, j] = planes[other][own]
-        return found
+                    volume[n, j] = planes[neighbour][own_channel]
+        return result
 
 
-def _mirrored(index: int, length: int) -> int:
-    """`index` folded back into 0..length-1 at the first and the last, neither of them twice."""
+def _mirror(index: int, length: int) -> int:
+    """Fold `index` back into 0..length-1 at both ends, without repeating the last."""
     period = 2 * (length - 1)
     index = abs(index) % period
     return period - index if index >= length else index

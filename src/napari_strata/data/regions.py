@@ -1,5 +1,8 @@
-"""Parts: the pieces that training and validation work on: one plane of an annotated image, or one volume (a time point)
-where the network is 3D, or a block of one."""
+"""Labelled regions, the units of training and validation.
+
+A region is one plane of an annotated image or, for a 3D network, one volume (a time
+point); or a block of either.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,28 @@ from napari_strata.core.image import AnnotatedImage, Image, as_pairs, require_vo
 
 Array = np.ndarray[Any, Any]
 
-STRIP = 2**24
+STRIP_PIXELS = 2**24
 """Pixels read at a time where a whole plane or volume need not be held."""
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """One plane or volume of a pair, or a block of one. Reads nothing before it is asked to.
+class LabelledRegion:
+    """One plane or volume of a pair, or a block of one. Reads nothing until asked to.
 
     Parameters
     ----------
     pair
-        the image and its labels.
+        The image and its labels.
     index
-        which plane or volume, as `Image.regions` gives it: T and, of a plane, Z (those the image has) -> index.
+        Which plane or volume, as `Image.regions` gives it: index along T and, for a
+        plane, along Z (those axes that the image has).
     box
-        the block within it: slices along Y and X, or along Z, Y and X; ``slice(None)`` takes all of an axis.
+        The block within it: slices along Y and X, or along Z, Y and X. ``slice(None)``
+        takes all of an axis.
     name
-        for people: ``sand Z=3``.
+        Name for messages, such as ``sand Z=3``.
     counts
-        labelled pixels of each class, int64 of shape (K,), once `count` has filled them.
+        Labelled pixels of each class, int64 of shape (K,); None until counted.
     """
 
     pair: AnnotatedImage
@@ -45,13 +50,11 @@ class Part:
     counts: Array | None = None
 
     def __post_init__(self) -> None:
-        ends = [
-            part.indices(self.pair.image.size(a))[:2]
-            for a, part in zip(self.axes, self.box, strict=True)
-        ]
-        object.__setattr__(
-            self, "box", tuple(slice(start, stop) for start, stop in ends)
-        )
+        box = []
+        for axis, part in zip(self.axes, self.box, strict=True):
+            start, stop, _ = part.indices(self.pair.image.size(axis))
+            box.append(slice(start, stop))
+        object.__setattr__(self, "box", tuple(box))
 
     @property
     def axes(self) -> str:
@@ -72,29 +75,33 @@ class Part:
         return tuple(part.stop - part.start for part in self.box)
 
     def read_image(self) -> Array:
-        """Grey values (C, *shape) in the file's own dtype, NaN and infinities included."""
-        image = self.pair.image.read(self._region())
+        """Read grey values (C, *shape) in the file's dtype, NaN and infinities included."""
+        image = self.pair.image.read(self._selection())
         return image.reshape(len(image), *self.shape)
 
     def read_labels(self, classes: ClassMap) -> Array:
-        """Class indices uint8 of `shape`, `IGNORE` where unlabelled or where a channel of the image is not finite.
+        """Read class indices, uint8 of `shape`.
+
+        They are `IGNORE` where a pixel is unlabelled or where a channel of the image is
+        not finite.
 
         Raises
         ------
         LabelError
-            naming the labels and the part, when a value is neither a class nor unlabelled, or is not a whole number.
+            When a value is neither a class nor unlabelled, or is not a whole number; it
+            names the labels and the region.
         """
         if self.pair.image.dtype.kind == "f":
             return self.read(classes)[1]
         return self._encode(classes)
 
     def read(self, classes: ClassMap) -> tuple[Array, Array]:
-        """Image and labels at once, as `read_image` and `read_labels` give them, reading each only once."""
+        """Read image and labels as `read_image` and `read_labels` do, each only once."""
         image = self.read_image()
         return image, self.read_labels_of(image, classes)
 
     def read_labels_of(self, image: Array, classes: ClassMap) -> Array:
-        """`read_labels` where the part's grey values (C, *shape) are there already."""
+        """`read_labels` for callers that already have the grey values (C, *shape)."""
         labels = self._encode(classes)
         if image.dtype.kind == "f":
             labels[~np.isfinite(image).all(axis=0)] = IGNORE
@@ -102,165 +109,211 @@ class Part:
 
     def block(
         self, box: Sequence[slice], *, name: str = "", counts: Array | None = None
-    ) -> Part:
-        """A part of this part; the slices of `box` count from its own corner and lie inside it."""
-        moved = (
-            slice(own.start + p.start, own.start + p.stop)
-            for own, p in zip(self.box, box, strict=True)
-        )
+    ) -> LabelledRegion:
+        """Return a block of this region.
+
+        Parameters
+        ----------
+        box
+            Slices within the region, counted from its corner.
+        """
+        moved = []
+        for own, part in zip(self.box, box, strict=True):
+            moved.append(slice(own.start + part.start, own.start + part.stop))
         return replace(self, box=tuple(moved), name=name or self.name, counts=counts)
 
-    def strips(self) -> Iterator[Part]:
-        """The same pixels in the order of memory, in parts of full width, each of a size that memory holds."""
-        for box in _strips(self.shape):
+    def strips(self) -> Iterator[LabelledRegion]:
+        """Iterate over the same pixels in the order of memory.
+
+        Strips have full width, and each is small enough to be held.
+        """
+        for box in _strip_boxes(self.shape):
             yield self.block(box)
 
-    def _region(self) -> dict[str, int | slice]:
+    def _selection(self) -> dict[str, int | slice]:
         # Labels may have an axis of length 1 that their image has not.
-        return {
-            "T": 0,
-            "Z": 0,
-            **self.index,
-            **dict(zip(self.axes, self.box, strict=True)),
-        }
+        box = dict(zip(self.axes, self.box, strict=True))
+        return {"T": 0, "Z": 0, **self.index, **box}
 
     def _encode(self, classes: ClassMap) -> Array:
-        labels = self.pair.labels.read(self._region())
-        coded = classes.rgb is not None and len(labels) in (3, 4)
-        if len(labels) > 1 and not coded:
+        labels = self.pair.labels.read(self._selection())
+        is_rgb = classes.rgb is not None and len(labels) in (3, 4)
+        if len(labels) > 1 and not is_rgb:
             raise LabelError(
-                f"{self.name}: found labels with {len(labels)} channels and classes {list(classes.values)} given as "
-                "values; give labels of one channel, or name the colours of a colour-coded mask (ClassMap.from_rgb())."
+                f"{self.name}: found labels with {len(labels)} channels and classes "
+                f"{list(classes.values)} given as values; give labels of one channel, "
+                "or name the colours of a colour-coded mask (ClassMap.from_rgb())."
             )
+        if not is_rgb:
+            # Flat, because a volume of three planes is not RGB.
+            labels = labels[0].reshape(-1)
         try:
-            # Flat: a volume of three planes is no colour.
-            return classes.encode(labels if coded else labels[0].reshape(-1)).reshape(
-                self.shape
-            )
+            return classes.encode(labels).reshape(self.shape)
         except LabelError as error:
-            raise LabelError(
-                f"{self.pair.labels.source or self.pair.name} ({self.name}): {error}"
-            ) from None
+            source = self.pair.labels.source or self.pair.name
+            raise LabelError(f"{source} ({self.name}): {error}") from None
 
 
-def count(part: Part, classes: ClassMap) -> Part:
-    """`part` with its `counts`, the labelled pixels of each class, filled. Reads every pixel once, strip by strip.
+def count_labels(region: LabelledRegion, classes: ClassMap) -> LabelledRegion:
+    """Return `region` with `counts`, the labelled pixels of each class.
+
+    Every pixel is read once, strip by strip.
 
     Raises
     ------
     LabelError
-        as `Part.read_labels` does.
+        As `LabelledRegion.read_labels` does.
     """
     total = np.zeros(256, np.int64)
-    for strip in part.strips():
+    for strip in region.strips():
         total += np.bincount(strip.read_labels(classes).ravel(), minlength=256)
-    return replace(part, counts=total[: len(classes)])
+    return replace(region, counts=total[: len(classes)])
 
 
-def counts_of(parts: Sequence[Part], classes: ClassMap) -> Array:
-    """Labelled pixels of each class in each part, int64 of shape (parts, K); counts those not counted yet."""
-    rows = [count(p, classes).counts if p.counts is None else p.counts for p in parts]
-    return np.array(rows, np.int64).reshape(len(parts), len(classes))
+def label_counts(regions: Sequence[LabelledRegion], classes: ClassMap) -> Array:
+    """Labelled pixels of each class in each region, int64 of shape (regions, K).
+
+    Regions that are not counted yet are counted.
+    """
+    rows = []
+    for region in regions:
+        counted = count_labels(region, classes) if region.counts is None else region
+        rows.append(counted.counts)
+    return np.array(rows, np.int64).reshape(len(regions), len(classes))
 
 
-def whole(
+def labelled_regions(
     pairs: AnnotatedImage | Sequence[AnnotatedImage],
     classes: ClassMap,
     axes: str = "YX",
-) -> list[Part]:
-    """Every plane, or with ``axes="ZYX"`` every volume, with at least one labelled pixel, its `counts` filled.
+) -> list[LabelledRegion]:
+    """Find the planes, or the volumes, with a labelled pixel, and count their labels.
 
-    T is slowest, then Z. Planes of a volume that are not labelled are `IGNORE` like any other pixel, so that a stack of
-    which every tenth slice is annotated trains and validates on these alone.
+    T is slowest, then Z. Unlabelled planes of a volume are `IGNORE` like any other
+    unlabelled pixel, so a stack with labels on every tenth slice trains and validates
+    on these alone.
+
+    Parameters
+    ----------
+    axes
+        ``YX`` for planes, ``ZYX`` for volumes.
 
     Raises
     ------
     LabelError
-        when nothing has a labelled pixel, or a label value is neither a class nor unlabelled.
+        When nothing has a labelled pixel, or a label value is neither a class nor
+        unlabelled.
     ImageError
-        when volumes are asked for and an image is a single plane.
+        When volumes are asked for and an image is a single plane.
     """
     pairs = as_pairs(pairs)
-    for pair in pairs if axes == "ZYX" else ():
-        require_volume(pair.image)
-    every = (count(part, classes) for pair in pairs for part in _all_parts(pair, axes))
-    found = [part for part in every if part.counts is not None and part.counts.any()]
-    if not found:
+    if axes == "ZYX":
+        for pair in pairs:
+            require_volume(pair.image)
+    labelled = []
+    for pair in pairs:
+        for region in _all_regions(pair, axes):
+            counted = count_labels(region, classes)
+            if counted.counts is not None and counted.counts.any():
+                labelled.append(counted)
+    if not labelled:
         raise LabelError(
-            f"found no labelled pixel in {shown([p.name for p in pairs])}: every value is unlabelled "
-            f"({list(classes.unlabelled)}) or lies where the image is not finite; paint some pixels of each class, or "
-            "change which values are unlabelled."
+            f"found no labelled pixel in {join_names([p.name for p in pairs])}: every "
+            f"value is unlabelled ({list(classes.unlabelled)}) or lies where the image "
+            "is not finite; paint some pixels of each class, or change which values "
+            "are unlabelled."
         )
-    return found
+    return labelled
 
 
 def find_nonfinite(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[str]:
-    """A sentence for each image that holds NaN or infinities: how many pixels, and where the first one is."""
-    found = (
-        _nonfinite(pair) for pair in as_pairs(pairs) if pair.image.dtype.kind == "f"
-    )
-    return [sentence for sentence in found if sentence]
+    """Write a sentence for each image that holds NaN or infinities.
+
+    It says how many pixels there are, and where the first one is.
+    """
+    sentences = []
+    for pair in as_pairs(pairs):
+        if pair.image.dtype.kind == "f":
+            sentence = _describe_nonfinite(pair)
+            if sentence:
+                sentences.append(sentence)
+    return sentences
 
 
-def shown(names: Sequence[str], most: int = 8) -> str:
-    """Names for people, comma-separated; beyond `most` only how many more."""
+def join_names(names: Sequence[str], most: int = 8) -> str:
+    """Join names by commas; beyond `most`, only say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def planes_of(part: Part, most: int) -> list[Part]:
-    """At most `most` planes of a volume, evenly spread; a plane itself."""
-    depth, *plane = part.box
+def spread_planes(region: LabelledRegion, most: int) -> list[LabelledRegion]:
+    """Return at most `most` planes of a volume, evenly spread; a plane as it is."""
+    depth, *plane = region.box
     if len(plane) < 2:
-        return [part]
-    count = min(most, depth.stop - depth.start)
-    chosen = [
-        depth.start + (2 * i + 1) * (depth.stop - depth.start) // (2 * count)
-        for i in range(count)
-    ]
-    return [replace(part, index={**part.index, "Z": z}, box=tuple(plane), name=f"{part.name} Z={z}", counts=None)
-            for z in chosen]  # fmt: skip
-
-
-def _strips(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Boxes of at most `STRIP` pixels that cover a part of `shape` in the order of memory; never less than a row."""
-    first, *rest = shape
-    step = STRIP // math.prod(rest)
-    if not step and len(rest) > 1:  # a single plane is too much
-        yield from (
-            (slice(i, i + 1), *box) for i in range(first) for box in _strips(rest)
+        return [region]
+    length = depth.stop - depth.start
+    count = min(most, length)
+    planes = []
+    for i in range(count):
+        z = depth.start + (2 * i + 1) * length // (2 * count)
+        planes.append(
+            replace(
+                region,
+                index={**region.index, "Z": z},
+                box=tuple(plane),
+                name=f"{region.name} Z={z}",
+                counts=None,
+            )
         )
+    return planes
+
+
+def _strip_boxes(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Boxes of at most `STRIP_PIXELS` that cover a shape in the order of memory.
+
+    They are never smaller than a row.
+    """
+    first, *rest = shape
+    step = STRIP_PIXELS // math.prod(rest)
+    if not step and len(rest) > 1:  # a single plane is too large
+        for i in range(first):
+            for box in _strip_boxes(rest):
+                yield (slice(i, i + 1), *box)
         return
     step = max(1, step)
+    whole_axes = tuple(slice(0, length) for length in rest)
     for start in range(0, first, step):
-        yield (
-            slice(start, min(start + step, first)),
-            *(slice(0, length) for length in rest),
-        )
+        yield (slice(start, min(start + step, first)), *whole_axes)
 
 
-def _all_parts(pair: AnnotatedImage, axes: str = "YX") -> Iterator[Part]:
+def _all_regions(pair: AnnotatedImage, axes: str = "YX") -> Iterator[LabelledRegion]:
     for index in pair.image.regions(axes):
-        name = " ".join([pair.name, *_places(pair.image, index)])
-        yield Part(pair, index, (slice(None),) * len(axes), name)
+        name = " ".join([pair.name, *_index_words(pair.image, index)])
+        yield LabelledRegion(pair, index, (slice(None),) * len(axes), name)
 
 
-def _places(image: Image, index: Mapping[str, int | slice]) -> list[str]:
-    """``["T=0", "Z=3"]``, without the axes that hold one plane only."""
-    return [f"{a}={i}" for a, i in index.items() if image.size(a) > 1]
+def _index_words(image: Image, index: Mapping[str, int | slice]) -> list[str]:
+    """``["T=0", "Z=3"]``, without axes that hold one plane only."""
+    return [f"{axis}={i}" for axis, i in index.items() if image.size(axis) > 1]
 
 
-def _nonfinite(pair: AnnotatedImage) -> str:
-    total, first = 0, ""
-    for strip in (s for part in _all_parts(pair) for s in part.strips()):
-        wrong = ~np.isfinite(strip.read_image()).all(axis=0)
-        found = int(wrong.sum())
-        if found and not total:
-            row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
-            places = _places(pair.image, strip.index)
-            first = ", ".join([*places, f"Y={strip.rows.start + row}", f"X={column}"])
-        total += found
+def _describe_nonfinite(pair: AnnotatedImage) -> str:
+    total = 0
+    first_position = ""
+    for region in _all_regions(pair):
+        for strip in region.strips():
+            nonfinite = ~np.isfinite(strip.read_image()).all(axis=0)
+            count = int(nonfinite.sum())
+            if count and not total:
+                row, column = np.unravel_index(int(nonfinite.argmax()), nonfinite.shape)
+                position = _index_words(pair.image, strip.index)
+                position += [f"Y={strip.rows.start + row}", f"X={column}"]
+                first_position = ", ".join(position)
+            total += count
     if not total:
         return ""
     noun = "pixel that is" if total == 1 else "pixels that are"
-    return f"{pair.name}: found {total} {noun} not finite (NaN or infinite), the first at {first}; taken as unlabelled."
+    return (
+        f"{pair.name}: found {total} {noun} not finite (NaN or infinite), the first at "
+        f"{first_position}; taken as unlabelled."
+    )

@@ -1,7 +1,9 @@
-"""Where training patches are cut: only where labels exist, and as often from a rare class as from a common one.
+"""Choose where training patches are cut.
 
-Positions of labelled pixels are found once, a random choice of them kept in bounded memory; every draw afterwards costs
-a few random numbers. numpy only, and the same numbers from the same seed.
+Patches lie only where labels exist, and a rare class is drawn as often as a common one.
+Positions of labelled pixels are found once, and a random choice of them is kept in
+bounded memory; each draw then costs a few random numbers. The same seed gives the same
+patches.
 """
 
 from __future__ import annotations
@@ -14,44 +16,54 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-PER_CLASS = 20_000
-"""Labelled pixels of one class that are remembered of one part, at most."""
+POSITIONS_PER_CLASS = 20_000
+"""Labelled pixels of one class that are kept of one region, at most."""
 
-IN_ALL = 8_000_000
-"""Labelled pixels that are remembered altogether, about; 8 bytes each."""
+POSITIONS_IN_ALL = 8_000_000
+"""Labelled pixels that are kept in all, about; 8 bytes each."""
 
-PIECE = 2**22
-"""Pixels looked at in one go: positions in a plane take eight times its memory."""
+PIXELS_AT_ONCE = 2**22
+"""Pixels searched at a time: positions in a plane take eight times its memory."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a patch is cut: the `box` of `part` (its number), counted from the part's own corner.
+class PatchLocation:
+    """Location of a patch.
 
-    `pixel` is the labelled pixel, (row, column) or (plane, row, column), the patch was drawn for; it lies inside.
-    `index` is its class.
+    Parameters
+    ----------
+    region
+        Number of the region.
+    box
+        The patch, counted from the region's corner.
+    pixel
+        The labelled pixel that the patch was drawn for, (row, column) or (plane, row,
+        column); it lies in the box.
+    class_index
+        Class of that pixel.
     """
 
-    part: int
+    region: int
     box: tuple[slice, ...]
     pixel: tuple[int, ...]
-    index: int
+    class_index: int
 
 
 class Sampler:
-    """Draws places of patches.
+    """Draws locations of patches.
 
     Parameters
     ----------
     labels
-        class indices of each part: arrays uint8 that follow each other in the order of memory. Read once, here.
+        Class indices of each region: uint8 arrays that follow each other in the order
+        of memory. Read once, here.
     shapes, counts
-        sizes, (Y, X) or (Z, Y, X), and labelled pixels of each class, of each part; `counts` is int64 (parts, K), not
-        all 0.
+        Size of each region, (Y, X) or (Z, Y, X), and its labelled pixels of each class;
+        `counts` is int64 (regions, K), not all 0.
     size
-        of the patches in pixels, along the same axes.
+        Size of the patches in pixels, along the same axes.
     seed
-        of the choice of positions to remember; draws have their own generator.
+        Seed of the choice of positions to keep; draws have their own generator.
     """
 
     def __init__(
@@ -66,26 +78,29 @@ class Sampler:
         self.shapes = shapes
         self.counts = counts
         self.size = size
-        limit = min(PER_CLASS, max(64, IN_ALL // counts.size))
-        self.kept = [
-            remember(
-                strips,
-                counts[number],
-                limit=limit,
-                rng=np.random.default_rng([seed, 2, number]),
+        limit = min(POSITIONS_PER_CLASS, max(64, POSITIONS_IN_ALL // counts.size))
+        self.positions = []
+        for number, strips in enumerate(labels):
+            rng = np.random.default_rng([seed, 2, number])
+            self.positions.append(
+                sample_positions(strips, counts[number], limit=limit, rng=rng)
             )
-            for number, strips in enumerate(labels)
-        ]
         self.shares = counts / np.maximum(counts.sum(axis=0), 1)
 
     def draw(
         self, count: int, rng: np.random.Generator, *, balance: float
-    ) -> list[Place]:
-        """`count` places, each with at least one labelled pixel. Patches stay inside their part where it is larger.
+    ) -> list[PatchLocation]:
+        """Draw `count` patches, each with at least one labelled pixel.
 
-        `balance` is the share of patches drawn near a pixel of a class, the class chosen evenly among those present and
-        the pixel evenly among all of that class; it lies in the middle half of its patch. The other patches are drawn
-        around labelled pixels chosen evenly among all of them, anywhere in the patch.
+        Patches stay inside their region where it is larger.
+
+        Parameters
+        ----------
+        balance
+            Share of patches drawn near a pixel of a class: the class is chosen evenly
+            among those present and the pixel evenly among all of that class, and it
+            lies in the middle half of its patch. The other patches are drawn around
+            labelled pixels chosen evenly among all of them, anywhere in the patch.
         """
         totals = self.counts.sum(axis=0)
         even = rng.choice(np.flatnonzero(totals), count)
@@ -93,55 +108,68 @@ class Sampler:
         balanced = rng.random(count) < balance
         classes = np.where(balanced, even, natural)
         return [
-            self._place(int(k), bool(near), rng)
-            for k, near in zip(classes, balanced, strict=True)
+            self._locate(int(class_index), bool(central), rng)
+            for class_index, central in zip(classes, balanced, strict=True)
         ]
 
-    def _place(self, index: int, near: bool, rng: np.random.Generator) -> Place:
-        number = int(rng.choice(len(self.kept), p=self.shares[:, index]))
-        shape, kept = self.shapes[number], self.kept[number][index]
-        pixel = tuple(
-            int(at)
-            for at in np.unravel_index(int(kept[rng.integers(len(kept))]), shape)
-        )
-        margins = [side // 4 if near else 0 for side in self.size]
-        before = rng.integers(
-            margins,
-            [side - margin for side, margin in zip(self.size, margins, strict=True)],
-        )
-        box = (
-            _clamped(at - int(b), *sides)
-            for at, b, *sides in zip(pixel, before, self.size, shape, strict=True)
-        )
-        return Place(number, tuple(box), pixel, index)
+    def _locate(
+        self, class_index: int, central: bool, rng: np.random.Generator
+    ) -> PatchLocation:
+        """Place a patch around a random pixel of a class, `central` in its patch."""
+        number = int(rng.choice(len(self.positions), p=self.shares[:, class_index]))
+        shape = self.shapes[number]
+        positions = self.positions[number][class_index]
+        position = int(positions[rng.integers(len(positions))])
+        pixel = tuple(int(i) for i in np.unravel_index(position, shape))
+        margins = [side // 4 if central else 0 for side in self.size]
+        ends = [side - margin for side, margin in zip(self.size, margins, strict=True)]
+        offsets = rng.integers(margins, ends)
+        box = []
+        for i, length in enumerate(shape):
+            box.append(_clamp(pixel[i] - int(offsets[i]), self.size[i], length))
+        return PatchLocation(number, tuple(box), pixel, class_index)
 
 
-def remember(
+def sample_positions(
     strips: Iterable[Array], counts: Array, *, limit: int, rng: np.random.Generator
 ) -> list[Array]:
-    """At most `limit` labelled pixels of each class, chosen evenly, as flat int64 positions over all strips.
+    """Choose at most `limit` labelled pixels of each class evenly.
 
-    `counts` are the labelled pixels of each class. The choice is made among their ordinal numbers beforehand, so one
-    pass is enough and no choice depends on how the labels were cut into strips.
+    Their ordinal numbers are chosen beforehand, so one pass is enough and the choice
+    does not depend on how the labels were cut into strips.
+
+    Parameters
+    ----------
+    counts
+        Labelled pixels of each class.
+
+    Returns
+    -------
+    list of array
+        Flat int64 positions over all strips, for each class.
     """
-    wanted = [
-        np.sort(rng.choice(int(n), min(limit, int(n)), replace=False)) for n in counts
-    ]
-    found: list[list[Array]] = [[] for _ in wanted]
-    seen = [0] * len(wanted)
+    ordinals = []
+    for count in counts.tolist():
+        size = min(limit, count)
+        ordinals.append(np.sort(rng.choice(count, size, replace=False)))
+    chunks: list[list[Array]] = [[] for _ in ordinals]
+    pixels_before = [0] * len(ordinals)
     offset = 0
     for strip in strips:
-        for flat in np.split(strip.ravel(), range(PIECE, strip.size, PIECE)):
-            for k, ordinals in enumerate(wanted):
-                here = np.flatnonzero(flat == k)
-                first, last = np.searchsorted(ordinals, (seen[k], seen[k] + len(here)))
-                found[k].append(here[ordinals[first:last] - seen[k]] + offset)
-                seen[k] += len(here)
-            offset += flat.size
-    return [np.concatenate(chunks) for chunks in found]
+        cuts = range(PIXELS_AT_ONCE, strip.size, PIXELS_AT_ONCE)
+        for labels in np.split(strip.ravel(), cuts):
+            for k, chosen in enumerate(ordinals):
+                positions = np.flatnonzero(labels == k)
+                before = pixels_before[k]
+                after = before + len(positions)
+                first, last = np.searchsorted(chosen, (before, after))
+                chunks[k].append(positions[chosen[first:last] - before] + offset)
+                pixels_before[k] = after
+            offset += labels.size
+    return [np.concatenate(of_class) for of_class in chunks]
 
 
-def _clamped(start: int, size: int, length: int) -> slice:
-    """`size` pixels from `start`, moved to lie inside `length`; all of it where it is shorter."""
-    begin = min(max(start, 0), max(length - size, 0))
-    return slice(begin, min(begin + size, length))
+def _clamp(start: int, size: int, length: int) -> slice:
+    """Return `size` pixels from `start`, moved into `length`; all where it is shorter."""
+    first = min(max(start, 0), max(length - size, 0))
+    return slice(first, min(first + size, length))

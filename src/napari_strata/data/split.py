@@ -1,8 +1,9 @@
-"""Split: which parts train and which validate, never two pieces of the same place.
+"""Split labelled regions into training and validation.
 
-By image where there are several, else by slices (of volumes, which a 3D network sees whole, by time points), else by a
-strip of every one with a gap. Among seeded draws the
-one wins that has the most classes in both halves, and then the share closest to the one asked for.
+Images are held back where there are several, else slices (for a 3D network, which sees
+whole volumes, time points), else a strip of every one, with a gap. Among seeded draws,
+the one wins that has the most classes in both halves, then the one whose share of
+labelled pixels is closest to the share asked for.
 """
 
 from __future__ import annotations
@@ -17,51 +18,69 @@ import numpy as np
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import LabelError
 from napari_strata.core.image import AnnotatedImage, Image, as_pairs
-from napari_strata.data.blocks import best_cut, rank
+from napari_strata.data.blocks import best_cut, rank_split
 from napari_strata.data.leakage import find_leaks, too_small
-from napari_strata.data.regions import Part, counts_of, shown, whole
+from napari_strata.data.regions import (
+    LabelledRegion,
+    join_names,
+    label_counts,
+    labelled_regions,
+)
 
 Array = np.ndarray[Any, Any]
 
 DRAWS = 64
 """Seeded draws among which the best is chosen."""
 
-RUN = 8
-"""More labelled slices in a row than this are taken as a stack whose neighbours resemble each other."""
+LONG_RUN = 8
+"""More labelled slices in a row than this are a stack whose neighbours look alike."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """What trains and what validates, in words too.
+    """Regions that train, regions that validate, and a description.
 
-    `text` says what is held back ("2 of 8 slices: 3, 7"); `warnings` name each class that is missing from one half,
-    each image without a labelled pixel, a way in which validation shows what trains (`find_leaks`), and too small a
-    validation (`too_small`).
+    Parameters
+    ----------
+    text
+        Description of what is held back, such as ``2 of 8 slices: 3, 7``.
+    warnings
+        Each class that is missing from one half, each image without a labelled pixel,
+        a way in which validation shows what trains (`find_leaks`), and a validation
+        that is too small (`too_small`).
     """
 
-    training: list[Part]
-    validation: list[Part]
+    training: list[LabelledRegion]
+    validation: list[LabelledRegion]
     text: str
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Parts that stay together: an image, a slice, a time point. `number` is its index along Z or T."""
+    """Regions that stay together: those of an image, a slice or a time point.
 
-    parts: list[Part]
+    Parameters
+    ----------
+    noun
+        What the unit is, in the plural, such as ``slices``.
+    number
+        Index along Z or T.
+    """
+
+    regions: list[LabelledRegion]
     name: str
-    word: str
+    noun: str
     pair: AnnotatedImage
     number: int = 0
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """Numbers of the units held back, and of those that neither train nor validate."""
+    """Numbers of the units that validate, and of those that are left out."""
 
-    held: tuple[int, ...]
-    dropped: tuple[int, ...] = ()
+    held_back: tuple[int, ...]
+    left_out: tuple[int, ...] = ()
 
 
 def split_pairs(
@@ -72,301 +91,333 @@ def split_pairs(
     classes: ClassMap,
     axes: str = "YX",
 ) -> Split:
-    """Hold back about `fraction` of the labelled pixels for validation; the same for the same seed.
+    """Hold back about `fraction` of the labelled pixels for validation.
 
-    From 1 on, `fraction` is a number of images (of slices, where those are held back).
+    The same seed gives the same split. From 1 on, `fraction` is a number of images (of
+    slices, where those are held back).
 
-    Images are held back whole when there are at least three and one of them is not far more than was asked for; else
-    slices (time points where there are three or more): scattered ones, or of a long labelled stack, whose neighbouring
-    slices resemble each other, a run of slices whose two neighbours are left out; else a strip of every slice, apart
-    from the rest by a gap. With ``axes="ZYX"`` whole volumes (or time points), else a strip of every volume across the
-    best of Z, Y and X: single slices of what trains are never held back.
+    Images are held back whole when there are at least three and one of them is not far
+    more than was asked for; else slices (time points where there are three or more):
+    scattered ones, or of a long labelled stack, whose neighbouring slices look alike, a
+    run of slices whose two neighbours are left out; else a strip of every slice,
+    separated from the rest by a gap. With ``axes="ZYX"`` whole volumes (or time points)
+    are held back, else a strip of every volume across the best of Z, Y and X. Single
+    slices of what trains are never held back.
 
     Raises
     ------
     LabelError
-        when nothing is labelled, a label value is not in the class map, or one image stands in both halves.
+        When nothing is labelled, a label value is not in the class map, or one image
+        stands in both halves.
     """
-    pairs = distinct(pairs)
-    parts = whole(pairs, classes, axes)
-    notes = empty_images(pairs, parts)
-    training, validation, text = (
-        parts,
-        list[Part](),
-        "none, as the recipe asks (training.validation=0)",
-    )
+    pairs = distinct_pairs(pairs)
+    regions = labelled_regions(pairs, classes, axes)
+    warnings = warn_empty_images(pairs, regions)
     if fraction:
-        training, validation, text = _halves(
-            parts, fraction, classes, np.random.default_rng([seed, 1])
+        rng = np.random.default_rng([seed, 1])
+        split = _draw_split(regions, fraction, classes, rng)
+    else:
+        text = "none, as the recipe asks (training.validation=0)"
+        split = Split(regions, [], text)
+    if fraction and not split.validation:
+        warnings.append(
+            "nothing could be held back for validation: no strip leaves labels in both "
+            "halves; label more, or give validation images of their own."
         )
-    if fraction and not validation:
-        notes += ("nothing could be held back for validation: no strip leaves labels in both halves; label more, or "
-                  "give validation images of their own.",)  # fmt: skip
-    return Split(
-        training, validation, text, (*notes, *_doubts(training, validation, classes))
-    )
+    warnings += _warn_scores(split, classes)
+    return Split(split.training, split.validation, split.text, tuple(warnings))
 
 
-def given(
+def split_given(
     training: AnnotatedImage | Sequence[AnnotatedImage],
     validation: AnnotatedImage | Sequence[AnnotatedImage],
     classes: ClassMap,
     axes: str = "YX",
 ) -> Split:
-    """The split that the user made, with the same warnings, of planes or (``axes="ZYX"``) of volumes.
+    """Return the split that the user made, with the same warnings.
 
     Raises
     ------
     LabelError
-        when nothing is labelled in one half, a label value is not in the class map, or an image is in both halves.
+        When nothing is labelled in one half, a label value is not in the class map, or
+        an image is in both halves.
     """
-    both = as_pairs(training), as_pairs(validation)
-    _refuse_shared(*both)
-    learn, check = (whole(pairs, classes, axes) for pairs in both)
-    names = [pair.name for pair in both[1]]
-    text = (
-        f"{len(names)} {'image' if len(names) == 1 else 'images'} given: {shown(names)}"
-    )
-    notes = empty_images(both[0], learn) + empty_images(both[1], check)
-    return Split(learn, check, text, (*notes, *_doubts(learn, check, classes)))
-
-
-def distinct(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[AnnotatedImage]:
-    """Each pair once. Raises `LabelError` when two of them are one picture."""
-    ones = list({id(pair): pair for pair in as_pairs(pairs)}.values())
-    for number, pair in enumerate(ones):
-        _refuse_shared(ones[:number], [pair])
-    return ones
-
-
-def _halves(
-    parts: list[Part], fraction: float, classes: ClassMap, rng: np.random.Generator
-) -> tuple[list[Part], list[Part], str]:
-    """Training, validation and what is held back in words."""
-    for units in (by_image(parts, fraction), by_slice(parts)):
-        if len(units) >= 3:
-            draw = _best(units, _share(fraction, units), classes, rng)
-            out = {*draw.held, *draw.dropped}
-            training = [
-                part
-                for i, unit in enumerate(units)
-                if i not in out
-                for part in unit.parts
-            ]
-            return (
-                training,
-                [part for i in draw.held for part in units[i].parts],
-                _text(units, draw),
-            )
-    if fraction >= 1:
-        raise LabelError(
-            f"training.validation={fraction:g} asks for a number of images{_or_slices(parts)}, but fewer than three "
-            "are labelled; give a share of the picture, such as 0.2, or images to validate on (--val)."
-        )
-    cut = best_cut(parts, classes, fraction=fraction, rng=rng)
-    return (
-        (cut.training, cut.validation, cut.text)
-        if cut
-        else (parts, [], "none: too little is labelled")
-    )
-
-
-def _or_slices(parts: Sequence[Part]) -> str:
-    return " or slices" if parts[0].axes == "YX" else ""
-
-
-def _share(wanted: float, units: Sequence[Unit]) -> float:
-    """A share as it is; a number of units as a share of them."""
-    if wanted >= len(units):
-        raise LabelError(
-            f"training.validation={wanted:g} asks for so many {units[0].word}, but only {len(units)} are labelled; "
-            "give a smaller number, or a share such as 0.1."
-        )
-    return wanted if wanted < 1 else wanted / len(units)
-
-
-def _doubts(
-    training: Sequence[Part], validation: Sequence[Part], classes: ClassMap
-) -> list[str]:
-    """Everything that makes a score of this split worth less than it looks."""
-    honest = [
-        *find_leaks(training, validation),
-        *too_small(training, validation, classes),
+    training, validation = as_pairs(training), as_pairs(validation)
+    _refuse_shared(training, validation)
+    training_regions = labelled_regions(training, classes, axes)
+    validation_regions = labelled_regions(validation, classes, axes)
+    names = [pair.name for pair in validation]
+    noun = "image" if len(names) == 1 else "images"
+    text = f"{len(names)} {noun} given: {join_names(names)}"
+    split = Split(training_regions, validation_regions, text)
+    warnings = [
+        *warn_empty_images(training, training_regions),
+        *warn_empty_images(validation, validation_regions),
+        *_warn_scores(split, classes),
     ]
-    return [*missing_classes(training, validation, classes), *honest]
+    return Split(training_regions, validation_regions, text, tuple(warnings))
 
 
-def missing_classes(
-    training: Sequence[Part], validation: Sequence[Part], classes: ClassMap
+def distinct_pairs(
+    pairs: AnnotatedImage | Sequence[AnnotatedImage],
+) -> list[AnnotatedImage]:
+    """Return each pair once.
+
+    Raises
+    ------
+    LabelError
+        When two pairs hold the same image.
+    """
+    distinct = list({id(pair): pair for pair in as_pairs(pairs)}.values())
+    for number, pair in enumerate(distinct):
+        _refuse_shared(distinct[:number], [pair])
+    return distinct
+
+
+def warn_missing_classes(
+    training: Sequence[LabelledRegion],
+    validation: Sequence[LabelledRegion],
+    classes: ClassMap,
 ) -> list[str]:
-    """A sentence for each class without a labelled pixel in one half."""
-    learn, check = (
-        counts_of(parts, classes).sum(axis=0) for parts in (training, validation)
-    )
-    out = []
-    for name, value, learned, checked in zip(
-        classes.names, classes.values, learn, check, strict=True
-    ):
-        who = f"class {name!r} (value {value})"
-        if not learned and not checked:
-            out.append(f"{who} has no labelled pixel anywhere, so it cannot be learnt.")
-        elif not learned:
-            out.append(
-                f"{who} has no labelled pixel in training, so it cannot be learnt."
+    """Write a sentence for each class without a labelled pixel in one half."""
+    training_pixels = label_counts(training, classes).sum(axis=0)
+    validation_pixels = label_counts(validation, classes).sum(axis=0)
+    warnings = []
+    for i, name in enumerate(classes.names):
+        subject = f"class {name!r} (value {classes.values[i]})"
+        if not training_pixels[i] and not validation_pixels[i]:
+            warnings.append(
+                f"{subject} has no labelled pixel anywhere, so it cannot be learnt."
             )
-        elif validation and not checked:
-            out.append(
-                f"{who} has no labelled pixel in validation, so its score is not known."
+        elif not training_pixels[i]:
+            warnings.append(
+                f"{subject} has no labelled pixel in training, so it cannot be learnt."
             )
-    return out
+        elif validation and not validation_pixels[i]:
+            warnings.append(
+                f"{subject} has no labelled pixel in validation, so its score is not "
+                "known."
+            )
+    return warnings
 
 
-def empty_images(
-    pairs: Sequence[AnnotatedImage], parts: Sequence[Part]
-) -> tuple[str, ...]:
-    """A sentence that names the images without a labelled pixel, or nothing."""
-    used = {id(part.pair) for part in parts}
-    lost = [pair.name for pair in pairs if id(pair) not in used]
-    return (f"no labelled pixel, so left out: {shown(lost)}.",) if lost else ()
-
-
-def _refuse_shared(
-    some: Sequence[AnnotatedImage], others: Sequence[AnnotatedImage]
-) -> None:
-    for one in some:
-        for other in others:
-            if _same(one.image, other.image):
-                raise LabelError(
-                    f"{other.name}: found it twice among the images to train and validate on; a score on an image that "
-                    "was trained on means nothing, so give each image once."
-                )
-
-
-def _same(one: Image, other: Image) -> bool:
-    """Whether two images are one picture: of one file, name, shape and content, or sharing memory."""
-    if one.source is not None and (one.source, one.name, one.shape) == (
-        other.source,
-        other.name,
-        other.shape,
-    ):
-        first, second = (image.read(next(image.planes())) for image in (one, other))
-        return np.array_equal(first, second, equal_nan=True)
-    arrays = one.data, other.data
-    return arrays[0] is arrays[1] or (
-        all(isinstance(a, np.ndarray) for a in arrays) and np.shares_memory(*arrays)
-    )
-
-
-def by_image(parts: Sequence[Part], fraction: float = 1.0) -> list[Unit]:
-    """Whole images as units, or none where one image would be far more than the `fraction` asked for."""
-    groups = [
-        list(group) for _, group in groupby(parts, key=lambda part: id(part.pair))
-    ]
-    if 1 / len(groups) > 2 * fraction and len(parts) > len(groups):
+def warn_empty_images(
+    pairs: Sequence[AnnotatedImage], regions: Sequence[LabelledRegion]
+) -> list[str]:
+    """Write a sentence that names the images without a labelled pixel, if any."""
+    labelled = {id(region.pair) for region in regions}
+    names = [pair.name for pair in pairs if id(pair) not in labelled]
+    if not names:
         return []
-    return [
-        Unit(group, group[0].pair.name, "images", group[0].pair) for group in groups
-    ]
+    return [f"no labelled pixel, so left out: {join_names(names)}."]
 
 
-def by_slice(parts: Sequence[Part]) -> list[Unit]:
-    """Slices as units, or time points where an image has three or more; what lies at one index stays together.
+def units_by_image(
+    regions: Sequence[LabelledRegion], fraction: float = 1.0
+) -> list[Unit]:
+    """Return whole images as units.
 
-    Volumes have no slices: time points alone.
+    There are none where one image would be far more than the `fraction` asked for.
     """
-    several = len({id(part.pair) for part in parts}) > 1
+    groups = [list(group) for _, group in groupby(regions, key=_pair_id)]
+    if 1 / len(groups) > 2 * fraction and len(regions) > len(groups):
+        return []
     units = []
-    for _, group in groupby(parts, key=lambda part: id(part.pair)):
-        members = list(group)
-        pair = members[0].pair
-        moments = len({part.index.get("T") for part in members})
-        volumes = members[0].axes == "ZYX"
-        letter = "T" if moments > 2 or "Z" not in pair.image.axes or volumes else "Z"
-        word = (
-            "time points"
-            if letter == "T" and ("T" in pair.image.axes or volumes)
-            else "slices"
-        )
-        for number in sorted({_number(part, letter) for part in members}):
-            name = f"{pair.name} {number}" if several else str(number)
-            together = [part for part in members if _number(part, letter) == number]
-            units.append(Unit(together, name, word, pair, number))
+    for group in groups:
+        pair = group[0].pair
+        units.append(Unit(group, pair.name, "images", pair))
     return units
 
 
-def _number(part: Part, letter: str) -> int:
-    index = part.index.get(letter, 0)
+def units_by_slice(regions: Sequence[LabelledRegion]) -> list[Unit]:
+    """Return slices as units, or time points where an image has three or more.
+
+    Regions at one index stay together. Volumes have no slices, only time points.
+    """
+    several_images = len({id(region.pair) for region in regions}) > 1
+    units = []
+    for _, group in groupby(regions, key=_pair_id):
+        members = list(group)
+        pair = members[0].pair
+        time_points = len({region.index.get("T") for region in members})
+        volumes = members[0].axes == "ZYX"
+        by_time = time_points > 2 or "Z" not in pair.image.axes or volumes
+        axis = "T" if by_time else "Z"
+        noun = "slices"
+        if by_time and ("T" in pair.image.axes or volumes):
+            noun = "time points"
+        by_number: dict[int, list[LabelledRegion]] = {}
+        for region in members:
+            by_number.setdefault(_number(region, axis), []).append(region)
+        for number in sorted(by_number):
+            name = f"{pair.name} {number}" if several_images else str(number)
+            units.append(Unit(by_number[number], name, noun, pair, number))
+    return units
+
+
+def consecutive_runs(units: Sequence[Unit]) -> list[list[int]]:
+    """Group the numbers of units that follow each other in one image without a hole."""
+    runs: list[list[int]] = []
+    for i, unit in enumerate(units):
+        previous = units[i - 1]
+        follows = previous.pair is unit.pair and previous.number + 1 == unit.number
+        if i > 0 and follows:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return runs
+
+
+def noun_of(units: Sequence[Unit]) -> str:
+    """Return what the units are, in the plural; ``slices`` where they differ."""
+    nouns = {unit.noun for unit in units}
+    return nouns.pop() if len(nouns) == 1 else "slices"
+
+
+def _draw_split(
+    regions: list[LabelledRegion],
+    fraction: float,
+    classes: ClassMap,
+    rng: np.random.Generator,
+) -> Split:
+    """Hold back the best draw of images or slices, or a strip of every region."""
+    for units in (units_by_image(regions, fraction), units_by_slice(regions)):
+        if len(units) >= 3:
+            draw = _best_draw(units, _as_share(fraction, units), classes, rng)
+            training, validation = [], []
+            for i, unit in enumerate(units):
+                if i not in draw.held_back and i not in draw.left_out:
+                    training += unit.regions
+            for i in draw.held_back:
+                validation += units[i].regions
+            return Split(training, validation, _describe_draw(units, draw))
+    if fraction >= 1:
+        or_slices = " or slices" if regions[0].axes == "YX" else ""
+        raise LabelError(
+            f"training.validation={fraction:g} asks for a number of images{or_slices}, "
+            "but fewer than three are labelled; give a share of the picture, such as "
+            "0.2, or images to validate on (--val)."
+        )
+    cut = best_cut(regions, classes, fraction=fraction, rng=rng)
+    if cut is None:
+        return Split(regions, [], "none: too little is labelled")
+    return Split(cut.training, cut.validation, cut.text)
+
+
+def _as_share(fraction: float, units: Sequence[Unit]) -> float:
+    """Return a share as it is, and a number of units as a share of them."""
+    if fraction >= len(units):
+        raise LabelError(
+            f"training.validation={fraction:g} asks for so many {units[0].noun}, but "
+            f"only {len(units)} are labelled; give a smaller number, or a share such "
+            "as 0.1."
+        )
+    return fraction if fraction < 1 else fraction / len(units)
+
+
+def _warn_scores(split: Split, classes: ClassMap) -> list[str]:
+    """Write all warnings that make a score of this split worth less than it looks."""
+    return [
+        *warn_missing_classes(split.training, split.validation, classes),
+        *find_leaks(split.training, split.validation),
+        *too_small(split.training, split.validation, classes),
+    ]
+
+
+def _refuse_shared(
+    pairs: Sequence[AnnotatedImage], others: Sequence[AnnotatedImage]
+) -> None:
+    for pair in pairs:
+        for other in others:
+            if _is_same_image(pair.image, other.image):
+                raise LabelError(
+                    f"{other.name}: found it twice among the images to train and "
+                    "validate on; a score on an image that was trained on means "
+                    "nothing, so give each image once."
+                )
+
+
+def _is_same_image(image: Image, other: Image) -> bool:
+    """Test whether two images have one file, name, shape and content, or share memory."""
+    origin = (image.source, image.name, image.shape)
+    if image.source is not None and origin == (other.source, other.name, other.shape):
+        first = image.read(next(image.planes()))
+        second = other.read(next(other.planes()))
+        return np.array_equal(first, second, equal_nan=True)
+    if image.data is other.data:
+        return True
+    if isinstance(image.data, np.ndarray) and isinstance(other.data, np.ndarray):
+        return np.shares_memory(image.data, other.data)
+    return False
+
+
+def _pair_id(region: LabelledRegion) -> int:
+    return id(region.pair)
+
+
+def _number(region: LabelledRegion, axis: str) -> int:
+    index = region.index.get(axis, 0)
     return index.start if isinstance(index, slice) else index
 
 
-def _best(
+def _best_draw(
     units: Sequence[Unit], fraction: float, classes: ClassMap, rng: np.random.Generator
 ) -> _Draw:
-    counts = np.array([counts_of(unit.parts, classes).sum(axis=0) for unit in units])
-    stretches = stretches_of(units)
-    runs = max(map(len, stretches)) > RUN
-    draws = [
-        _run(stretches, fraction, rng)
-        if runs
-        else _scattered(len(units), fraction, rng)
-        for _ in range(DRAWS)
-    ]
-    return max(draws, key=lambda draw: _score(counts, draw, fraction))
-
-
-def _score(counts: Array, draw: _Draw, fraction: float) -> tuple[int, int, float]:
-    held = counts[list(draw.held)].sum(axis=0)
-    rest = np.delete(counts, [*draw.held, *draw.dropped], axis=0).sum(axis=0)
-    return rank(rest, held, fraction)
-
-
-def _scattered(count: int, fraction: float, rng: np.random.Generator) -> _Draw:
-    held = rng.choice(
-        count, min(max(1, round(fraction * count)), count - 1), replace=False
+    counts = np.array(
+        [label_counts(unit.regions, classes).sum(axis=0) for unit in units]
     )
-    return _Draw(tuple(sorted(held.tolist())))
+    runs = consecutive_runs(units)
+    has_long_run = max(map(len, runs)) > LONG_RUN
+    draws = []
+    for _ in range(DRAWS):
+        if has_long_run:
+            draws.append(_draw_run(runs, fraction, rng))
+        else:
+            draws.append(_draw_scattered(len(units), fraction, rng))
+
+    def score(draw: _Draw) -> tuple[int, int, float]:
+        held_back = counts[list(draw.held_back)].sum(axis=0)
+        absent = [*draw.held_back, *draw.left_out]
+        training = np.delete(counts, absent, axis=0).sum(axis=0)
+        return rank_split(training, held_back, fraction)
+
+    return max(draws, key=score)
 
 
-def stretches_of(units: Sequence[Unit]) -> list[list[int]]:
-    """Numbers of units that follow each other without a hole in one image, as long as can be."""
-    out: list[list[int]] = []
-    for i, unit in enumerate(units):
-        before = units[i - 1]
-        joined = i > 0 and before.pair is unit.pair and before.number + 1 == unit.number
-        out = [*out[:-1], [*out[-1], i]] if joined else [*out, [i]]
-    return out
+def _draw_scattered(count: int, fraction: float, rng: np.random.Generator) -> _Draw:
+    size = min(max(1, round(fraction * count)), count - 1)
+    held_back = rng.choice(count, size, replace=False)
+    return _Draw(tuple(sorted(held_back.tolist())))
 
 
-def _run(
-    stretches: Sequence[list[int]], fraction: float, rng: np.random.Generator
+def _draw_run(
+    runs: Sequence[list[int]], fraction: float, rng: np.random.Generator
 ) -> _Draw:
-    """A run of neighbours held back, and the units next to it on either side dropped."""
-    count = sum(map(len, stretches))
-    longest = max(map(len, stretches))
-    wanted = min(max(1, round(fraction * count)), longest - 3)
-    places = [
-        (s, start)
-        for s in stretches
-        if len(s) > RUN
-        for start in range(len(s) - wanted + 1)
-    ]
-    stretch, start = places[rng.integers(len(places))]
-    stop = start + wanted
-    dropped = [*stretch[max(start - 1, 0) : start], *stretch[stop : stop + 1]]
-    return _Draw(tuple(stretch[start:stop]), tuple(dropped))
+    """Hold back neighbours from a long run, and leave out the units beside them."""
+    count = sum(map(len, runs))
+    longest = max(map(len, runs))
+    size = min(max(1, round(fraction * count)), longest - 3)
+    candidates = []
+    for run in runs:
+        if len(run) > LONG_RUN:
+            candidates += [(run, start) for start in range(len(run) - size + 1)]
+    run, start = candidates[rng.integers(len(candidates))]
+    stop = start + size
+    left_out = [*run[max(start - 1, 0) : start], *run[stop : stop + 1]]
+    return _Draw(tuple(run[start:stop]), tuple(left_out))
 
 
-def _text(units: Sequence[Unit], draw: _Draw) -> str:
-    """In words: ``2 of 8 slices: 3, 7`` or ``4 of 40 slices: 12 to 15; left out beside them: 11, 16``."""
-    words = {unit.word for unit in units}
-    names = [units[i].name for i in draw.held]
-    head = (
-        f"{len(names)} of {len(units)} {words.pop() if len(words) == 1 else 'slices'}: "
-    )
-    if not draw.dropped:
-        return head + shown(names)
-    run = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    return (
-        f"{head}{run}; left out beside {'it' if len(names) == 1 else 'them'}: "
-        + shown([units[i].name for i in draw.dropped])
-    )
+def _describe_draw(units: Sequence[Unit], draw: _Draw) -> str:
+    """Describe a draw.
+
+    Such as ``2 of 8 slices: 3, 7`` or ``4 of 40 slices: 12 to 15; left out beside
+    them: 11, 16``.
+    """
+    names = [units[i].name for i in draw.held_back]
+    text = f"{len(names)} of {len(units)} {noun_of(units)}: "
+    if not draw.left_out:
+        return text + join_names(names)
+    one = len(names) == 1
+    text += names[0] if one else f"{names[0]} to {names[-1]}"
+    left_out = join_names([units[i].name for i in draw.left_out])
+    return f"{text}; left out beside {'it' if one else 'them'}: {left_out}"

@@ -31,7 +31,7 @@ from napari_strata.core.normalization import Scale
 from napari_strata.core.options import PredictOptions
 from napari_strata.core.spec import find_classes
 from napari_strata.data.neighbours import own_channels, pairs_with_neighbours
-from napari_strata.data.regions import Part, find_nonfinite, whole
+from napari_strata.data.regions import LabelledRegion, find_nonfinite, labelled_regions
 from napari_strata.evaluation.pictures import MAX_EXAMPLES, Example
 from napari_strata.evaluation.report import check_free, write_report
 from napari_strata.inference.build import build_ensemble_predictor
@@ -106,7 +106,7 @@ class Evaluation(Iterator[Event]):
             check_free(out, overwrite=options.overwrite)
         models = load_models(self._model)
         pairs = pairs_with_neighbours(as_pairs(self._pairs), models.spec.neighbours)
-        parts = whole(pairs, models.spec.classes)
+        parts = labelled_regions(pairs, models.spec.classes)
         scales, warnings = _prepare(models, parts, ortho=options.ortho)
         for text in models.averaging(options.tta, ortho=options.ortho):
             yield Message(text)
@@ -255,7 +255,7 @@ def shared_classes(
 
 def iter_score_labels(
     prediction: LabelImage, truth: LabelImage, classes: ClassMap
-) -> Iterator[tuple[Part, int, ConfusionMatrix]]:
+) -> Iterator[tuple[LabelledRegion, int, ConfusionMatrix]]:
     """Score labels plane by plane; parameters and errors as in `score_labels`.
 
     Planes without a labelled pixel are left out.
@@ -267,7 +267,7 @@ def iter_score_labels(
     """
     pair = AnnotatedImage(prediction, truth, name=prediction.name)
     predicted_pair = AnnotatedImage(prediction, prediction)
-    parts = whole(pair, classes)
+    parts = labelled_regions(pair, classes)
     for part in parts:
         true = part.read_labels(classes)
         predicted = replace(part, pair=predicted_pair).read_labels(classes)
@@ -304,7 +304,9 @@ class _Tally:
     examples: list[Example] = field(default_factory=list)
     count: int = 0
 
-    def add(self, parts: Sequence[Part]) -> Iterator[tuple[Part, float]]:
+    def add(
+        self, parts: Sequence[LabelledRegion]
+    ) -> Iterator[tuple[LabelledRegion, float]]:
         """Predict and count the labelled planes of one image.
 
         Planes are predicted in the chunks of a prediction; chunks without labels are
@@ -331,7 +333,7 @@ class _Tally:
                 yield labelled[number], perf_counter() - started
                 started = perf_counter()
 
-    def _count(self, part: Part, image: Array, prediction: Array) -> None:
+    def _count(self, part: LabelledRegion, image: Array, prediction: Array) -> None:
         spec = self.predictor.spec
         truth = part.read_labels_of(image, spec.classes)
         confusion = ConfusionMatrix(spec.classes)
@@ -363,7 +365,7 @@ class _Tally:
 
 
 def _prepare(
-    models: Ensemble, parts: Sequence[Part], *, ortho: bool
+    models: Ensemble, parts: Sequence[LabelledRegion], *, ortho: bool
 ) -> tuple[dict[int, list[Scale]], list[str]]:
     """Return scales of each pair's image, by the pair's id, and warnings."""
     scales: dict[int, list[Scale]] = {}

@@ -33,7 +33,7 @@ from napari_strata.core.recipes import load_recipe
 from napari_strata.core.runs import CrossvalFolder, RunFolder
 from napari_strata.core.spec import find_classes
 from napari_strata.data.folds import fold_pairs
-from napari_strata.data.split import Split, distinct, split_pairs
+from napari_strata.data.split import Split, distinct_pairs, split_pairs
 from napari_strata.studies.crossval_results import CrossvalResult, FoldScore
 from napari_strata.training.loop import iter_job
 from napari_strata.training.plan import Job, axes_of, data_fingerprint, plan_new
@@ -143,7 +143,7 @@ class Study:
         device: str = "auto",
     ) -> Study:
         """Draw the folds; of one fold, the split that a single training would have. Errors as in `fold_pairs`."""
-        ones, section, axes = distinct(pairs), recipe.training, axes_of(recipe)
+        ones, section, axes = distinct_pairs(pairs), recipe.training, axes_of(recipe)
         known = (
             classes.with_unlabelled(unlabelled)
             if classes

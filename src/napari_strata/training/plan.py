@@ -19,14 +19,14 @@ from napari_strata.core.runs import RunFolder
 from napari_strata.core.spec import ModelSpec, find_classes, resolve
 from napari_strata.data.neighbours import pairs_with_neighbours
 from napari_strata.data.regions import (
-    Part,
-    count,
-    counts_of,
+    LabelledRegion,
+    count_labels,
     find_nonfinite,
-    shown,
-    whole,
+    join_names,
+    label_counts,
+    labelled_regions,
 )
-from napari_strata.data.split import Split, given, split_pairs
+from napari_strata.data.split import Split, split_given, split_pairs
 
 MAY_CHANGE = (
     "training.epochs",
@@ -79,8 +79,8 @@ class Plan:
 
     recipe: Recipe
     spec: ModelSpec
-    training: list[Part]
-    validation: list[Part]
+    training: list[LabelledRegion]
+    validation: list[LabelledRegion]
     text: str
     counts: tuple[int, ...]
     fingerprint: str
@@ -97,7 +97,7 @@ class Plan:
         """For ``data.json``: sources, split, classes, spec and fingerprint, as plain data."""
         numbers = {id(pair): i for i, pair in enumerate(self.pairs)}
 
-        def row(part: Part) -> dict[str, Any]:
+        def row(part: LabelledRegion) -> dict[str, Any]:
             box = {
                 BOX[a]: [along.start, along.stop]
                 for a, along in zip(part.axes, part.box, strict=True)
@@ -170,7 +170,7 @@ def plan_new(job: Job) -> Plan:
             axes=spec.axes,
         )
     else:
-        split = given(pairs, held, spec.classes, spec.axes)
+        split = split_given(pairs, held, spec.classes, spec.axes)
         pairs = [*pairs, *held]
     return _plan(recipe, spec, split, pairs, notes=spec.notes)
 
@@ -206,11 +206,11 @@ def plan_resumed(job: Job, run: RunFolder) -> Plan:
         )
     if stray := [pair.name for pair in held if pair in added]:
         raise RunError(
-            f"{run.path}: {shown(stray)} was not validated on before; a run keeps its validation images."
+            f"{run.path}: {join_names(stray)} was not validated on before; a run keeps its validation images."
         )
     split = Split(
         training=_parts(record["training"], known, spec)
-        + (whole(added, spec.classes, spec.axes) if added else []),
+        + (labelled_regions(added, spec.classes, spec.axes) if added else []),
         validation=_parts(record["validation"], known, spec),
         text=record["split"],
         warnings=tuple(_gone(record["pairs"], known)),
@@ -242,7 +242,7 @@ def _plan(
         warnings.append(
             "early stopping needs validation images and is off: nothing is held back"
         )
-    counts = counts_of(split.training, spec.classes).sum(axis=0)
+    counts = label_counts(split.training, spec.classes).sum(axis=0)
     return Plan(
         recipe=recipe,
         spec=spec,
@@ -298,7 +298,7 @@ def _flat(pairs: Sequence[AnnotatedImage]) -> list[str]:
     ]
     return (
         [
-            f"found one grey value only, from which nothing can be learnt, in: {shown(names)}"
+            f"found one grey value only, from which nothing can be learnt, in: {join_names(names)}"
         ]
         if names
         else []
@@ -325,7 +325,7 @@ def data_fingerprint(
         for samples in (*pair.image.samples(), *pair.labels.samples()):
             state.update(samples.tobytes())
     for parts in (split.training, split.validation):
-        for part, counts in zip(parts, counts_of(parts, classes), strict=True):
+        for part, counts in zip(parts, label_counts(parts, classes), strict=True):
             state.update(repr((dict(part.index), *part.box, counts.tolist())).encode())
     return state.hexdigest()[:16]
 
@@ -353,9 +353,9 @@ def _parts(
     rows: Sequence[Mapping[str, Any]],
     known: Mapping[int, AnnotatedImage],
     spec: ModelSpec,
-) -> list[Part]:
+) -> list[LabelledRegion]:
     parts = [
-        Part(
+        LabelledRegion(
             known[row["pair"]],
             row["index"],
             tuple(slice(*row[BOX[a]]) for a in spec.axes),
@@ -364,7 +364,7 @@ def _parts(
         for row in rows
         if row["pair"] in known
     ]
-    return [count(part, spec.classes) for part in parts]
+    return [count_labels(part, spec.classes) for part in parts]
 
 
 def _gone(
@@ -372,7 +372,7 @@ def _gone(
 ) -> list[str]:
     names = [row["name"] for number, row in enumerate(rows) if number not in known]
     return (
-        [f"images of this run that are gone, and train no more: {shown(names)}"]
+        [f"images of this run that are gone, and train no more: {join_names(names)}"]
         if names
         else []
     )
@@ -381,7 +381,7 @@ def _gone(
 def _news(added: Sequence[AnnotatedImage]) -> list[str]:
     names = [pair.name for pair in added]
     return (
-        [f"images that are new to this run, added to training: {shown(names)}"]
+        [f"images that are new to this run, added to training: {join_names(names)}"]
         if names
         else []
     )

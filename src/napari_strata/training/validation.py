@@ -20,7 +20,7 @@ from napari_strata.core.recipe import LossName
 from napari_strata.core.spec import ModelSpec
 from napari_strata.core.tiling import read_range, shared_halo, shared_stride
 from napari_strata.data.neighbours import own_channels
-from napari_strata.data.regions import Part
+from napari_strata.data.regions import LabelledRegion
 from napari_strata.evaluation.pictures import Example
 from napari_strata.models.tiled import TiledPredictor, class_indices
 from napari_strata.training.losses import Loss
@@ -40,10 +40,10 @@ class Truth(NamedTuple):
     part itself, or of a strip more planes, which do not count.
     """
 
-    part: Part
+    part: LabelledRegion
     labels: np.ndarray[Any, Any]
     scale: Scale
-    around: Part
+    around: LabelledRegion
 
     @property
     def keep(self) -> tuple[slice, ...]:
@@ -69,7 +69,7 @@ class Validation:
     example: Example | None = None
 
 
-def load_truths(parts: Sequence[Part], spec: ModelSpec) -> list[Truth]:
+def load_truths(parts: Sequence[LabelledRegion], spec: ModelSpec) -> list[Truth]:
     """Read the labels of each part and measure the scale of each image, once. Parts without labels are left out."""
     scales: dict[int, Scale] = {}
     truths = []
@@ -85,7 +85,9 @@ def load_truths(parts: Sequence[Part], spec: ModelSpec) -> list[Truth]:
     return truths
 
 
-def _strips(part: Part, spec: ModelSpec) -> list[tuple[Part, Part]]:
+def _strips(
+    part: LabelledRegion, spec: ModelSpec
+) -> list[tuple[LabelledRegion, LabelledRegion]]:
     """A part, or strips of a large volume along Z; each with what the network is to see for it.
 
     They begin at multiples of the network's stride, as tiles do, and are seen with its halo, which comes on top.

@@ -143,11 +143,11 @@ class PartImage(Image):
         }
         return cls(Part(whole.data, bounds), **known, whole=whole, box=box)
 
-    def dressed(self, neighbours: int) -> PartImage:
+    def with_neighbours(self, count: int) -> PartImage:
         """The same part of the whole with neighbours: slices beside the part are seen; see `data.neighbours`."""
         assert self.whole is not None
         box = {a: bounds for a, bounds in self.box.items() if a != "C"}
-        return PartImage.cut(with_neighbours(self.whole, neighbours), box)
+        return PartImage.cut(with_neighbours(self.whole, count), box)
 
     def samples(
         self, *, planes: int = 8, side: int = 256, blocks: int = 4
@@ -193,7 +193,7 @@ class Window:
 
     def widened(self, specs: Sequence[ModelSpec]) -> Window:
         """The same with the planes above and below that 3D models see, so that they say what they say of the whole
-        volume; itself for 2D models, whose neighbours come by `PartImage.dressed`."""
+        volume; itself for 2D models, whose neighbours come by `PartImage.with_neighbours`."""
         depth = self.whole.size("Z")
         if (
             not isinstance(self.image, PartImage)
