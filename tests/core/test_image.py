@@ -93,7 +93,8 @@ def test_axes_must_be_known() -> None:
     assert Image(np.zeros((5, 6))).axes == "YX"
     with pytest.raises(
         ImageError,
-        match=r"stack: the axes of an array of shape \(3, 5, 6\) cannot be known.*axes='ZYX'",
+        match=r"stack: the axes of an array of shape \(3, 5, 6\) cannot be "
+        r"known.*axes='ZYX'",
     ):
         Image(np.zeros((3, 5, 6)), name="stack")
 

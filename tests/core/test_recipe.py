@@ -321,7 +321,8 @@ def test_every_mistake_is_reported_and_the_source_is_named() -> None:
     [
         (
             {"trainin.epochs": 5},
-            "trainin.epochs: there is no section 'trainin' in the recipe; did you mean 'training'?",
+            "trainin.epochs: there is no section 'trainin' in the recipe; did you mean "
+            "'training'?",
         ),
         ({"training.epochs.x": 5}, "there is no section 'epochs'"),
         ({"training.epoch": 5}, "unknown key 'training.epoch'; did you mean 'epochs'?"),

@@ -88,19 +88,23 @@ def test_z_is_halved_once_voxels_are_less_than_twice_as_long(
     [
         (
             volume(3, planes=90),
-            "voxels are 3 times longer along Z, so Z is halved at 2 of 3 levels and patches hold 32",
+            "voxels are 3 times longer along Z, so Z is halved at 2 of 3 levels and "
+            "patches hold 32",
         ),
         (
             volume(0.5),
-            "voxels are 2 times shorter along Z, so Z is halved at 3 of 3 levels and patches hold 40",
+            "voxels are 2 times shorter along Z, so Z is halved at 3 of 3 levels and "
+            "patches hold 40",
         ),
         (
             volume(1, planes=300),
-            "voxels are as long along Z as along Y and X, so Z is halved at 3 of 3 levels and pat",
+            "voxels are as long along Z as along Y and X, so Z is halved at 3 of 3 "
+            "levels and pat",
         ),
         (
             easy_pair((24, 16, 16)),
-            "voxels are taken as cubes (the images do not say how long they are along Z: network",
+            "voxels are taken as cubes (the images do not say how long they are along "
+            "Z: network",
         ),
     ],
 )

@@ -112,7 +112,8 @@ def test_a_long_stack_is_held_back_in_runs_with_a_gap():
             set(range(40)) - {*held, *beside}
         )
         assert split.text == (
-            f"{len(held)} of 40 slices: {held[0]} to {held[-1]}; left out beside them: {', '.join(map(str, beside))}"
+            f"{len(held)} of 40 slices: {held[0]} to {held[-1]}; left out beside them: "
+            f"{', '.join(map(str, beside))}"
         )
         assert held[0] == last + 1
         last = held[-1]

@@ -77,7 +77,8 @@ def test_labels_with_channels_and_a_class_map_of_values_are_refused():
     image, labels = stack((2, 6, 5))
     with pytest.raises(
         LabelError,
-        match=r"sand: found labels with 2 channels and classes \[1, 3, 7\] given as values",
+        match=r"sand: found labels with 2 channels and classes \[1, 3, 7\] given as "
+        r"values",
     ):
         labelled_regions(pair(image, labels, "CYX"), CLASSES)
 
@@ -197,9 +198,11 @@ def test_what_is_not_finite_is_counted_and_located():
     )
     fine, whole_numbers = pair(np.ones((3, 4, 5)), labels), pair(labels, labels)
     assert find_nonfinite([several, fine, whole_numbers, single]) == [
-        "broken: found 2 pixels that are not finite (NaN or infinite), the first at Z=1, Y=2, X=3; taken as "
+        "broken: found 2 pixels that are not finite (NaN or infinite), the first at "
+        "Z=1, Y=2, X=3; taken as "
         "unlabelled.",
-        "one: found 1 pixel that is not finite (NaN or infinite), the first at Y=1, X=1; taken as unlabelled.",
+        "one: found 1 pixel that is not finite (NaN or infinite), the first at Y=1, "
+        "X=1; taken as unlabelled.",
     ]
 
 

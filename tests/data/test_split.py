@@ -149,7 +149,8 @@ def test_a_long_labelled_stack_gives_a_run_with_its_neighbours_left_out(seed):
     lost = sorted({held[0] - 1, held[-1] + 1} & set(range(20)))
     assert sorted(held + learnt + lost) == list(range(20))
     assert found.text == (
-        f"4 of 20 slices: {held[0]} to {held[-1]}; left out beside them: {', '.join(map(str, lost))}"
+        f"4 of 20 slices: {held[0]} to {held[-1]}; left out beside them: "
+        f"{', '.join(map(str, lost))}"
     )
 
 
@@ -363,8 +364,10 @@ def test_a_class_of_one_image_goes_to_training_and_is_named():
     found = split([pair(one, "YX", name=str(i)) for i, one in enumerate(labels)])
     assert found.validation[0].pair.name != "2"
     assert found.warnings == (
-        "class 'clay' (value 2) has no labelled pixel in validation, so its score is not known.",
-        "class 'quartz' (value 3) has no labelled pixel anywhere, so it cannot be learnt.",
+        "class 'clay' (value 2) has no labelled pixel in validation, so its score is "
+        "not known.",
+        "class 'quartz' (value 3) has no labelled pixel anywhere, so it cannot be "
+        "learnt.",
     )
 
 

@@ -116,7 +116,8 @@ def test_overlapping_patches_are_found_and_where():
     ones = parts(strides)
     (text,) = find_leaks(ones[::2], ones[1::2])
     assert text.startswith(
-        "3 of 3 validation planes hold pixels that train as well, such as sand Z=1 (also in sand Z="
+        "3 of 3 validation planes hold pixels that train as well, such as sand Z=1 "
+        "(also in sand Z="
     )
 
 
@@ -125,7 +126,8 @@ def test_a_copy_under_another_name_is_found():
     other[2] = one[1]
     (text,) = find_leaks(parts(one, "first"), parts(other, "second"))
     assert text.startswith(
-        "1 of 4 validation planes hold pixels that train as well, such as second Z=2 (also in first Z=1)"
+        "1 of 4 validation planes hold pixels that train as well, such as second Z=2 "
+        "(also in first Z=1)"
     )
 
 
@@ -137,7 +139,8 @@ def test_a_compressed_copy_is_found():
     assert not np.array_equal(other[2], one[1])
     (text,) = find_leaks(parts(one, "first"), parts(other, "second"))
     assert text.startswith(
-        "1 of 4 validation planes look nearly like one that trains, such as second Z=2 and first Z=1"
+        "1 of 4 validation planes look nearly like one that trains, such as second Z=2 "
+        "and first Z=1"
     )
 
 

@@ -212,7 +212,8 @@ def test_too_few_labels_for_folds_are_refused_with_the_cure():
     labels[2, 3, 4:6] = 1
     with pytest.raises(
         LabelError,
-        match=r"found one labelled volume and no axis along which 3 blocks .* fewer --folds",
+        match=r"found one labelled volume and no axis along which 3 blocks .* fewer "
+        r"--folds",
     ):
         fold_pairs(pair(labels), 3, seed=0, classes=CLASSES, axes="ZYX")
 
@@ -237,5 +238,6 @@ def test_a_copy_of_a_volume_is_found_and_another_one_is_not():
     assert find_leaks(learn, others) == []
     (text,) = find_leaks(learn, copies)
     assert text.startswith(
-        "3 of 3 validation planes hold pixels that train as well, such as c Z=1 (also in a Z=1)"
+        "3 of 3 validation planes hold pixels that train as well, such as c Z=1 (also "
+        "in a Z=1)"
     )

@@ -269,8 +269,8 @@ def test_what_does_not_go_together_is_said_with_what_does(
 ) -> None:
     message = error(architecture=architecture, encoder=encoder)
     assert (
-        f"network.architecture={architecture} does not work with network.encoder={encoder}"
-        in message
+        f"network.architecture={architecture} does not work with "
+        f"network.encoder={encoder}" in message
     )
     assert working in message
 

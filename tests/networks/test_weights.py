@@ -109,7 +109,8 @@ def test_auto_goes_on_and_says_so_when_the_hub_cannot_be_reached(
 ) -> None:
     said = load(section("auto"))[1]
     assert said.startswith(
-        "encoder resnet18: starts from random weights (ImageNet weights could not be reached: "
+        "encoder resnet18: starts from random weights (ImageNet weights could not be "
+        "reached: "
     )
     assert "Name or service not known" in said
 

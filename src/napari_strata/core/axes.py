@@ -29,15 +29,18 @@ def parse(axes: str, shape: Sequence[int]) -> str:
     found = f"found axes {axes!r} for shape {tuple(shape)}"
     if unknown := sorted(set(letters) - set(CANONICAL)):
         raise ImageError(
-            f"{found}: {', '.join(unknown)} is not one of T, C, Z, Y, X; name each dimension with one."
+            f"{found}: {', '.join(unknown)} is not one of T, C, Z, Y, X; name each "
+            "dimension with one."
         )
     if len(set(letters)) != len(letters):
         raise ImageError(
-            f"{found}: a letter stands twice; name each dimension once (RGB samples count as C)."
+            f"{found}: a letter stands twice; name each dimension once (RGB samples "
+            "count as C)."
         )
     if len(letters) != len(shape):
         raise ImageError(
-            f"{found}: {len(shape)} dimensions need {len(shape)} letters, for example {default(shape)!r}."
+            f"{found}: {len(shape)} dimensions need {len(shape)} letters, for example "
+            f"{default(shape)!r}."
         )
     if not {"Y", "X"} <= set(letters):
         raise ImageError(f"{found}: Y and X are both needed.")

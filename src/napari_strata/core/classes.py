@@ -97,7 +97,8 @@ class ClassMap(BaseModel):
             )
         if both := sorted(set(self.values) & set(self.unlabelled)):
             raise LabelError(
-                f"{found}: {both} cannot be a class and unlabelled at once; drop it from one of the two."
+                f"{found}: {both} cannot be a class and unlabelled at once; drop it "
+                "from one of the two."
             )
         if self.rest is not None and self.rest not in self.names:
             raise LabelError(f"{found}: rest={self.rest!r} is not one of the names.")
@@ -132,13 +133,16 @@ class ClassMap(BaseModel):
         kept = [v for v in found if v not in set(unlabelled)]
         if not kept:
             raise LabelError(
-                f"found only label values {found}, all unlabelled: nothing to learn from; paint some pixels of each "
+                f"found only label values {found}, all unlabelled: nothing to learn "
+                "from; paint some pixels of each "
                 "class, or change which values are unlabelled."
             )
         if len(kept) > MAX_INFERRED:
             raise LabelError(
-                f"found {len(kept)} label values ({kept[0]} to {kept[-1]}): too many for classes; if they are object "
-                "ids, ask for foreground against background (--foreground, ClassMap.foreground())."
+                f"found {len(kept)} label values ({kept[0]} to {kept[-1]}): too many "
+                "for classes; if they are object "
+                "ids, ask for foreground against background (--foreground, "
+                "ClassMap.foreground())."
             )
         return cls(
             names=tuple(names) or tuple(f"class {v}" for v in kept),
@@ -162,7 +166,8 @@ class ClassMap(BaseModel):
         kept = [i for i, key in enumerate(keys) if key not in set(values)]
         if not kept:
             raise LabelError(
-                f"values {list(self.values)} are all unlabelled: nothing to learn; name fewer values."
+                f"values {list(self.values)} are all unlabelled: nothing to learn; "
+                "name fewer values."
             )
         names = tuple(self.names[i] for i in kept)
         return ClassMap(
@@ -213,7 +218,8 @@ class ClassMap(BaseModel):
                 ", ..." if len(unknown) > 8 else ""
             )
             raise LabelError(
-                f"label value {shown} is not in the class map (classes {list(self.values)}, unlabelled "
+                f"label value {shown} is not in the class map (classes "
+                f"{list(self.values)}, unlabelled "
                 f"{list(self.unlabelled)}): add it as a class or name it unlabelled."
             )
         return np.asarray(codes, np.uint8)[index].reshape(labels.shape)
@@ -232,7 +238,8 @@ class ClassMap(BaseModel):
         if not known.all():
             stray = f"#{int(packed[~known][0]):06x}"
             raise LabelError(
-                f"colour {stray} is not in the class map {list(self.colors)}: add it as a class."
+                f"colour {stray} is not in the class map {list(self.colors)}: add it "
+                "as a class."
             )
         return out
 
@@ -277,7 +284,9 @@ def check_integers(labels: Array) -> Array:
             else ""
         )
         raise LabelError(
-            f"found labels of dtype {labels.dtype}{f' ({shown}, ...)' if shown else ''}; labels must be integers: "
+            "found labels of dtype "
+            f"{labels.dtype}{f' ({shown}, ...)' if shown else ''}; labels must be "
+            "integers: "
             "save them as uint8 or uint16 with one whole number a class."
         )
     return labels

@@ -76,14 +76,16 @@ class Image:
         letters = _axes.parse(given, shape)
         if 0 in shape:
             raise ImageError(
-                f"{self.name}: found shape {shape}, an image without pixels; choose another file or region."
+                f"{self.name}: found shape {shape}, an image without pixels; choose "
+                "another file or region."
             )
         object.__setattr__(self, "axes", letters)
         for name, default in (("scale", 1.0), ("units", "pixel")):
             value = tuple(getattr(self, name)) or (default,) * len(shape)
             if len(value) != len(shape):
                 raise ImageError(
-                    f"{self.name}: found {len(value)} {name} for {len(shape)} dimensions ({letters})."
+                    f"{self.name}: found {len(value)} {name} for {len(shape)} "
+                    f"dimensions ({letters})."
                 )
             object.__setattr__(self, name, value)
 
@@ -149,7 +151,8 @@ class Image:
             region.setdefault("T", 0)
         elif not isinstance(region.get("T"), int):
             raise ImageError(
-                f"{self.name} has {self.size('T')} time points: read one at a time, T=index."
+                f"{self.name} has {self.size('T')} time points: read one at a time, "
+                "T=index."
             )
         array = np.asarray(
             self.data[tuple(_as_slice(region.get(a)) for a in self.axes)]
@@ -266,8 +269,10 @@ class AnnotatedImage:
         sizes = {a: (self.image.size(a), self.labels.size(a)) for a in "TZYX"}
         if wrong := [f"{a}: {i} against {j}" for a, (i, j) in sizes.items() if i != j]:
             raise ImageError(
-                f"{self.name}: image {self.image.shape} ({self.image.axes}) and labels {self.labels.shape} "
-                f"({self.labels.axes}) differ along {'; '.join(wrong)}; they must cover the same pixels."
+                f"{self.name}: image {self.image.shape} ({self.image.axes}) and labels "
+                f"{self.labels.shape} "
+                f"({self.labels.axes}) differ along {'; '.join(wrong)}; they must "
+                "cover the same pixels."
             )
 
 
@@ -281,7 +286,8 @@ def require_volume(image: Image) -> None:
     """
     if image.size("Z") < 2:
         raise ImageError(
-            f"{image.name}: found a single plane ({image.axes}), and the network is 3D; give a stack with an axis Z "
+            f"{image.name}: found a single plane ({image.axes}), and the network is "
+            "3D; give a stack with an axis Z "
             "(check --axes), or take a 2D recipe."
         )
 

@@ -42,30 +42,35 @@ class Patches(Section):
         None,
         ge=1,
         le=4096,
-        description="Planes of a 3D patch; when empty, about as much of the specimen as size, from the pixel size. "
+        description="Planes of a 3D patch; when empty, about as much of the specimen "
+        "as size, from the pixel size. "
         "For network.kind unet3d only.",
     )
     per_epoch: int | None = Field(
         None,
         ge=1,
-        description="Patches drawn in an epoch; when empty, enough to cover the labelled planes once, at least 200.",
+        description="Patches drawn in an epoch; when empty, enough to cover the "
+        "labelled planes once, at least 200.",
     )
     balance: Fraction = Field(
         0.5,
-        description="Share of patches drawn around a pixel of a class chosen evenly; the rest anywhere labelled.",
+        description="Share of patches drawn around a pixel of a class chosen evenly; "
+        "the rest anywhere labelled.",
     )
     neighbours: int = Field(
         0,
         ge=0,
         le=8,
-        description="Slices above and below that the network sees as more channels (2.5D); at its ends the stack is "
+        description="Slices above and below that the network sees as more channels "
+        "(2.5D); at its ends the stack is "
         "mirrored.",
     )
     resize: int | None = Field(
         None,
         ge=16,
         le=4096,
-        description="Resize every plane to this square first, instead of cutting patches of it.",
+        description="Resize every plane to this square first, instead of cutting "
+        "patches of it.",
     )
 
 
@@ -94,14 +99,18 @@ class Augmentation(Section):
     )
     brightness: Deviations = Field(
         0.2,
-        description="Shift grey values by up to this many standard deviations. Not for physical values. "
-        "Albumentations' brightness_limit is the same number where grey values go by dtype; with imagenet take 4.4 "
+        description="Shift grey values by up to this many standard deviations. Not for "
+        "physical values. "
+        "Albumentations' brightness_limit is the same number where grey values go by "
+        "dtype; with imagenet take 4.4 "
         "times it.",
     )
     contrast: Share = Field(
         0.2,
-        description="Stretch grey values about the patch's mean by up to this share. Not for physical values. "
-        "Albumentations' contrast_limit is the same number, but stretches about black, which also brightens.",
+        description="Stretch grey values about the patch's mean by up to this share. "
+        "Not for physical values. "
+        "Albumentations' contrast_limit is the same number, but stretches about black, "
+        "which also brightens.",
     )
     gamma: Share = Field(
         0.0,
@@ -115,7 +124,8 @@ class Augmentation(Section):
     )
     probability: Fraction = Field(
         0.5,
-        description="Share of patches that each of the above (bar flips and turns) alters.",
+        description="Share of patches that each of the above (bar flips and turns) "
+        "alters.",
     )
 
 
@@ -124,10 +134,14 @@ class Normalization(Section):
 
     grey_values: Literal["auto", "physical", "relative", "dtype", "imagenet"] = Field(
         "auto",
-        description="physical: the number means something (CT), so one scale from the training images serves all and "
-        "grey values are never augmented. relative: exposure varies (fluorescence, EM, photographs), so each image is "
-        "scaled by its own percentiles. dtype: divide by the largest value of the file's type. imagenet: dtype, then "
-        "ImageNet's mean and spread. auto: physical when single-channel training images agree in grey values, "
+        description="physical: the number means something (CT), so one scale from the "
+        "training images serves all and "
+        "grey values are never augmented. relative: exposure varies (fluorescence, EM, "
+        "photographs), so each image is "
+        "scaled by its own percentiles. dtype: divide by the largest value of the "
+        "file's type. imagenet: dtype, then "
+        "ImageNet's mean and spread. auto: physical when single-channel training "
+        "images agree in grey values, "
         "relative otherwise.",
     )
     percentiles: tuple[float, float] = Field(
@@ -140,7 +154,8 @@ class Normalization(Section):
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise RecipeError(
-                f"normalization.percentiles is ({low:g}, {high:g}); needed are two rising numbers from 0 to 100."
+                f"normalization.percentiles is ({low:g}, {high:g}); needed are two "
+                "rising numbers from 0 to 100."
             )
         return self
 
@@ -182,7 +197,8 @@ ModelPath: TypeAlias = Annotated[Name, AfterValidator(_absolute)]
 def _share_or_number(value: float) -> float:
     if value >= 1 and value != int(value):
         raise RecipeError(
-            f"training.validation is {value:g}; needed is a share below 1, or a whole number of images."
+            f"training.validation is {value:g}; needed is a share below 1, or a whole "
+            "number of images."
         )
     return value
 
@@ -208,19 +224,22 @@ class Training(Section):
     loss: dict[LossName, Rate] = Field(
         {"ce": 1.0, "dice": 1.0},
         min_length=1,
-        description="Losses and their weights; they are added: bce 0.5 and dice 0.5 is w x BCE + (1 - w) x Dice with a "
+        description="Losses and their weights; they are added: bce 0.5 and dice 0.5 is "
+        "w x BCE + (1 - w) x Dice with a "
         "bce_weight w of 0.5. There are ce, bce, dice, focal, tversky and lovasz.",
     )
     class_weights: Literal["none", "balanced"] | tuple[Rate, ...] = Field(
         "none",
-        description="Weight of each class in ce, bce and focal: none, balanced by frequency, or one number each.",
+        description="Weight of each class in ce, bce and focal: none, balanced by "
+        "frequency, or one number each.",
     )
     focal_gamma: float = Field(
         2.0, ge=0, description="Focus of the focal loss on hard pixels."
     )
     tversky_alpha: Fraction = Field(
         0.3,
-        description="Weight of false positives in the Tversky loss; false negatives get the rest.",
+        description="Weight of false positives in the Tversky loss; false negatives "
+        "get the rest.",
     )
     clip_norm: float | None = Field(
         1.0, gt=0, description="Longest gradient; no limit when empty."
@@ -229,36 +248,42 @@ class Training(Section):
         0.99,
         gt=0,
         lt=1,
-        description="Decay of the averaged weights (EMA) kept beside the raw ones; none when empty.",
+        description="Decay of the averaged weights (EMA) kept beside the raw ones; "
+        "none when empty.",
     )
     recalibration: int = Field(
         64,
         ge=0,
-        description="Plain patches that batch normalisation is measured on before validation; 0: never.",
+        description="Plain patches that batch normalisation is measured on before "
+        "validation; 0: never.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Number format of the network's arithmetic; auto takes bf16 where the device is fast at it.",
+        description="Number format of the network's arithmetic; auto takes bf16 where "
+        "the device is fast at it.",
     )
     early_stopping: EarlyStopping | None = Field(
         None, description="Stop early; never when empty."
     )
     validation: Held = Field(
         0.2,
-        description="Share of images (or slices, or a block) held back for validation when none are given; from 1 on "
+        description="Share of images (or slices, or a block) held back for validation "
+        "when none are given; from 1 on "
         "their number, such as 250.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Start of all random numbers.")
     start: ModelPath | None = Field(
         None,
         title="Start from",
-        description="Model or run folder of ours to start from instead of random numbers or ImageNet; empty for none. "
+        description="Model or run folder of ours to start from instead of random "
+        "numbers or ImageNet; empty for none. "
         "It must have the same network; classes and channels may differ.",
     )
     freeze_encoder: int = Field(
         0,
         ge=0,
-        description="Epochs in which the encoder is left as it was, its normalisation too; 0: none.",
+        description="Epochs in which the encoder is left as it was, its normalisation "
+        "too; 0: none.",
     )
 
 
@@ -309,7 +334,8 @@ class Recipe(Section):
         """
         if not isinstance(raw, Mapping):
             raise RecipeError(
-                f"{source}: found {type(raw).__name__}; a recipe is a mapping of sections such as training."
+                f"{source}: found {type(raw).__name__}; a recipe is a mapping of "
+                "sections such as training."
             )
         try:
             return cls.model_validate(raw)
@@ -341,7 +367,8 @@ class Recipe(Section):
                     node[part] = {}
                 if not isinstance(node.get(part), dict):
                     raise RecipeError(
-                        f"{dotted}: there is no section {part!r} in the recipe; {nearest(part, section_keys(node))}"
+                        f"{dotted}: there is no section {part!r} in the recipe; "
+                        f"{nearest(part, section_keys(node))}"
                     )
                 node = node[part]
             node[last] = value

@@ -233,21 +233,25 @@ def _anisotropy(
     ]
     if not found:
         return 1.0, [
-            "voxels are taken as cubes (the images do not say how long they are along Z: network.anisotropy)"
+            "voxels are taken as cubes (the images do not say how long they are along "
+            "Z: network.anisotropy)"
         ]
     ratios = sorted(ratio for _, ratio in found)
     ratio = ratios[len(ratios) // 2]
     words = [f"voxels are {_times(ratio)}"]
     if ratio > UNLIKE and any(image.pixel_size["Z"] == 1.0 for image in images):
         words.append(
-            "a length of exactly 1 along Z is what ImageJ writes when nobody has said: if so, set network.anisotropy "
+            "a length of exactly 1 along Z is what ImageJ writes when nobody has said: "
+            "if so, set network.anisotropy "
             "(1 for cubes)"
         )
     if ratios[-1] > UNLIKE * ratios[0]:
         shown = ", ".join(f"{name}: {value:.3g}" for name, value in found[:6])
         words.append(
-            f"voxels are of different shapes (length along Z over that along Y and X: {shown}): what is learnt of the "
-            "one may not hold for the other; train on images of one shape, or resample them first"
+            "voxels are of different shapes (length along Z over that along Y and X: "
+            f"{shown}): what is learnt of the "
+            "one may not hold for the other; train on images of one shape, or resample "
+            "them first"
         )
     return ratio, words
 
@@ -280,7 +284,8 @@ def find_classes(
             str(list(zip(c.names, c.values, strict=True))) for c in carried
         )
         raise LabelError(
-            f"the label files carry different classes: {shown}; give one class map for all."
+            f"the label files carry different classes: {shown}; give one class map for "
+            "all."
         )
     if carried:
         return carried.pop().with_unlabelled(unlabelled)
@@ -290,7 +295,8 @@ def find_classes(
             labels = pair.labels.read(plane)
             if labels.shape[0] > 1:
                 raise LabelError(
-                    f"{pair.name}: found colour-coded labels; name the colours (--rgb, ClassMap.from_rgb())."
+                    f"{pair.name}: found colour-coded labels; name the colours (--rgb, "
+                    "ClassMap.from_rgb())."
                 )
             values.update(np.unique(check_integers(labels)).tolist())
     return ClassMap.from_values(values, unlabelled=unlabelled)
@@ -304,7 +310,8 @@ def _common_channels(pairs: Sequence[AnnotatedImage]) -> int:
             for pair, count in list(zip(pairs, counts, strict=True))[:6]
         )
         raise ImageError(
-            f"images have different channel counts ({shown}); train on images of one kind."
+            f"images have different channel counts ({shown}); train on images of one "
+            "kind."
         )
     return counts[0]
 
@@ -345,8 +352,10 @@ def _judge(samples: Sequence[Any], channels: int) -> tuple[norm.Kind, str]:
     shift = norm.shift(samples) if channels == 1 else float("nan")
     if shift <= norm.AGREEMENT:
         return "physical", (
-            f"grey values: physical (training planes agree within {shift:.0%} of their range), so one scale serves all "
-            "images and intensity is not augmented; set normalization.grey_values=relative where exposure varies"
+            f"grey values: physical (training planes agree within {shift:.0%} of their "
+            "range), so one scale serves all "
+            "images and intensity is not augmented; set "
+            "normalization.grey_values=relative where exposure varies"
         )
     alone = "one plane only" if len(samples) == 1 else "no contrast"
     why = (
@@ -357,7 +366,8 @@ def _judge(samples: Sequence[Any], channels: int) -> tuple[norm.Kind, str]:
         else f"planes differ by {shift:.0%}"
     )
     return "relative", (
-        f"grey values: relative ({why}), so each image is scaled by its own percentiles; set "
+        f"grey values: relative ({why}), so each image is scaled by its own "
+        "percentiles; set "
         "normalization.grey_values=physical for calibrated data such as CT"
     )
 

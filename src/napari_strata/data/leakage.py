@@ -210,7 +210,8 @@ def too_small(
     warnings = []
     if total < PIXELS:
         warnings.append(
-            f"validation has {total} labelled pixels in all, too few to say much (below "
+            f"validation has {total} labelled pixels in all, too few to say much "
+            "(below "
             f"{PIXELS}, a score moves by hundredths by chance alone): label more, or "
             "hold back more (training.validation)."
         )

@@ -84,8 +84,10 @@ def build_smp(spec: ModelSpec, section: Smp) -> AnySize:
         VISION_TRANSFORMERS if section.architecture == "dpt" else ENCODERS
     )
     raise RecipeError(
-        f"network.architecture={section.architecture} does not work with network.encoder={section.encoder} "
-        f"({failure}); take another encoder, such as {known}, or another architecture: unet and fpn go with most "
+        f"network.architecture={section.architecture} does not work with "
+        f"network.encoder={section.encoder} "
+        f"({failure}); take another encoder, such as {known}, or another architecture: "
+        "unet and fpn go with most "
         "encoders, dpt with vision transformers."
     )
 
@@ -171,7 +173,8 @@ def check_encoder(name: str) -> None:
         else f"some are {', '.join(ENCODERS)}, vgg11 and mit_b0."
     )
     raise RecipeError(
-        f"network.encoder={name!r} is not an encoder of segmentation-models-pytorch; {hint} "
+        f"network.encoder={name!r} is not an encoder of segmentation-models-pytorch; "
+        f"{hint} "
         "See https://smp.readthedocs.io/en/latest/encoders.html for all."
     )
 
@@ -188,11 +191,13 @@ def _widths(section: Smp) -> dict[str, Any]:
             else "linknet takes the encoder's"
         )
         raise RecipeError(
-            f"network.decoder_widths has {len(widths)} numbers; {need}. Empty means the usual ones."
+            f"network.decoder_widths has {len(widths)} numbers; {need}. Empty means "
+            "the usual ones."
         )
     if section.architecture == "fpn" and widths[1] % 32:
         raise RecipeError(
-            f"network.decoder_widths ends in {widths[1]}; fpn normalises groups of 32 there: give a multiple of 32."
+            f"network.decoder_widths ends in {widths[1]}; fpn normalises groups of 32 "
+            "there: give a multiple of 32."
         )
     numbers = iter(widths)
     return {
@@ -204,7 +209,8 @@ def _widths(section: Smp) -> dict[str, Any]:
 def _norm(section: Smp) -> dict[str, Any]:
     if section.architecture == "fpn" and section.norm in ("none", "instance"):
         raise RecipeError(
-            f"network.norm={section.norm}: fpn always has group normalisation; leave norm at batch, or take unet."
+            f"network.norm={section.norm}: fpn always has group normalisation; leave "
+            "norm at batch, or take unet."
         )
     if section.norm != "none":
         return {}
@@ -220,7 +226,8 @@ def _attention(section: Smp) -> dict[str, Any]:
         raise _unsupported(section, f"attention={section.attention}", ATTENTION)
     if section.decoder_widths and min(section.decoder_widths) < 16:
         raise RecipeError(
-            f"network.attention=scse squeezes to a sixteenth of the channels, but network.decoder_widths goes down to "
+            "network.attention=scse squeezes to a sixteenth of the channels, but "
+            "network.decoder_widths goes down to "
             f"{min(section.decoder_widths)}; give at least 16 a level."
         )
     return {"decoder_attention_type": section.attention}
@@ -238,6 +245,7 @@ def _unsupported(
     section: Smp, option: str, architectures: tuple[str, ...]
 ) -> RecipeError:
     return RecipeError(
-        f"network.{option} is not possible with network.architecture={section.architecture}; it is with "
+        f"network.{option} is not possible with "
+        f"network.architecture={section.architecture}; it is with "
         f"{', '.join(architectures)}."
     )

@@ -65,8 +65,10 @@ def load_encoder_weights(
         if choice == "auto":
             return f"{start} starts from random weights (ImageNet weights could not be reached: {error})"
         raise TrainingError(
-            f"{start} ImageNet weights could not be reached ({error}), and the recipe demands them. Connect this "
-            "machine once (they are kept in the cache), or give a file: network.encoder_weights=PATH, or start from "
+            f"{start} ImageNet weights could not be reached ({error}), and the recipe "
+            "demands them. Connect this "
+            "machine once (they are kept in the cache), or give a file: "
+            "network.encoder_weights=PATH, or start from "
             "random numbers: network.encoder_weights=none."
         ) from None
 
@@ -102,7 +104,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ModelError(
-            f"{file}: there is no such file of encoder weights; check network.encoder_weights."
+            f"{file}: there is no such file of encoder weights; check "
+            "network.encoder_weights."
         )
     try:
         if file.suffix == ".safetensors":
@@ -119,7 +122,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         ) from None
     except Exception:  # torch.load raises a dozen kinds for what is not a file of tensors, some with unsafe advice
         raise ModelError(
-            f"{file}: is damaged, or a pickle that holds more than tensors and could run code (it was not run); needed "
+            f"{file}: is damaged, or a pickle that holds more than tensors and could "
+            "run code (it was not run); needed "
             "is a .safetensors file, or one of torch.save(encoder.state_dict(), ...)."
         ) from None
     while isinstance(found, dict) and (
@@ -133,7 +137,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     )
     if not tensors:
         raise ModelError(
-            f"{file}: found {type(found).__name__} without tensors; needed is an encoder's state_dict."
+            f"{file}: found {type(found).__name__} without tensors; needed is an "
+            "encoder's state_dict."
         )
     return tensors
 
@@ -161,8 +166,10 @@ def fit(
         )
         needed = next(name for name in wanted if name not in matched)
         raise ModelError(
-            f"{source}: {count} of the {len(wanted)} tensors of the encoder found; it has {found!r} "
-            f"{tuple(tensors[found].shape)}, needed is {needed!r} {tuple(own[needed].shape)}. Give weights of the same "
+            f"{source}: {count} of the {len(wanted)} tensors of the encoder found; it "
+            f"has {found!r} "
+            f"{tuple(tensors[found].shape)}, needed is {needed!r} "
+            f"{tuple(own[needed].shape)}. Give weights of the same "
             "encoder, or set network.encoder to the one they are of."
         )
     nn.Module.load_state_dict(

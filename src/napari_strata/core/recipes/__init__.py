@@ -96,10 +96,12 @@ def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
     if not path.is_file():
         if path.suffix or len(path.parts) > 1:
             raise RecipeError(
-                f"{path}: no such recipe file; check the path, or name a recipe: {', '.join(bundled)}."
+                f"{path}: no such recipe file; check the path, or name a recipe: "
+                f"{', '.join(bundled)}."
             )
         raise RecipeError(
-            f"there is no recipe {name!r}; {nearest(name, bundled)} (a file is given by its path)"
+            f"there is no recipe {name!r}; {nearest(name, bundled)} (a file is given "
+            "by its path)"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -151,11 +153,13 @@ def _parse(text: str, source: str, *, name: str = "") -> Recipe:
         raw = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(
-            f"{source}{_where(error)}; mend that line or start from `napari-strata recipes`."
+            f"{source}{_where(error)}; mend that line or start from `napari-strata "
+            "recipes`."
         ) from None
     if raw is None:
         raise RecipeError(
-            f"{source}: the file is empty; a recipe is a mapping of sections such as training."
+            f"{source}: the file is empty; a recipe is a mapping of sections such as "
+            "training."
         )
     return Recipe.parse(
         {"name": name} | raw if name and isinstance(raw, dict) else raw, source=source
