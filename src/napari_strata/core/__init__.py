@@ -1,1 +1,1 @@
-"""Vocabulary of the engine: axes, images, classes, recipes, runs. Never imports torch."""
+"""Vocabulary of the project: plain values and rules, without torch, files or Qt."""

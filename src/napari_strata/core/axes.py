@@ -1,7 +1,8 @@
-"""Axes: parse, check, canonical order and back. The only transpose in the project lives here.
+"""Axes of arrays: parse, check, transpose to the canonical order and back.
 
-Axes are one upper-case letter per array dimension: T time, C channel, Z plane, Y row, X column. S (the samples of an
-interleaved RGB file) is accepted on the way in and becomes C.
+Axes are one upper-case letter per array dimension: T time, C channel, Z plane, Y row,
+X column. S (the samples of an interleaved RGB file) is accepted and becomes C. The only
+transposes of the project are here.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import numpy as np
 from napari_strata.core.errors import ImageError
 
 CANONICAL = "TCZYX"
-"""The order in which the engine thinks."""
+"""Order of axes in the engine."""
 
 
 def parse(axes: str, shape: Sequence[int]) -> str:
-    """Check `axes` against an array's `shape` and return them in upper case, with S named C.
+    """Check `axes` against an array's `shape`; return them in upper case, with S as C.
 
     Raises
     ------
     ImageError
-        when a letter is unknown or doubled, when Y or X is missing, or when the count differs from `len(shape)`.
+        When a letter is unknown or stands twice, when Y or X is missing, or when the
+        count differs from `len(shape)`.
     """
     letters = axes.strip().upper().replace("S", "C")
     found = f"found axes {axes!r} for shape {tuple(shape)}"
@@ -48,26 +50,26 @@ def parse(axes: str, shape: Sequence[int]) -> str:
 
 
 def default(shape: Sequence[int]) -> str:
-    """The most usual axes for a shape, for use in messages only: nothing is ever guessed from it."""
+    """Return the most usual axes for a shape, for messages; never a guess at axes."""
     return {2: "YX", 3: "ZYX", 4: "CZYX"}.get(len(shape), "TCZYX"[-len(shape) :])
 
 
 def canonical(axes: str) -> str:
-    """The letters of `axes` in the order T, C, Z, Y, X."""
+    """Return the letters of `axes` in the order T, C, Z, Y, X."""
     return "".join(letter for letter in CANONICAL if letter in axes)
 
 
 def to_canonical(array: np.ndarray[Any, Any], axes: str) -> np.ndarray[Any, Any]:
-    """View of `array` (dimensions named by `axes`) with its dimensions in the order T, C, Z, Y, X."""
+    """Return a view of `array` (with these axes) in the order T, C, Z, Y, X."""
     return array.transpose([axes.index(letter) for letter in canonical(axes)])
 
 
 def from_canonical(array: np.ndarray[Any, Any], axes: str) -> np.ndarray[Any, Any]:
-    """Inverse of `to_canonical`: `array` is in canonical order, the result in the order of `axes`."""
+    """Return a view of `array` (in canonical order) in the order of `axes`."""
     ordered = canonical(axes)
     return array.transpose([ordered.index(letter) for letter in axes])
 
 
 def without(axes: str, letter: str) -> str:
-    """`axes` less one letter."""
+    """Return `axes` without one letter."""
     return axes.replace(letter, "")

@@ -1,7 +1,8 @@
-"""ClassMap: the only answer to what a label value means.
+"""Class map: the meaning of label values.
 
-Label values (whatever numbers or colours a person painted) become class indices 0..K-1 with `IGNORE` for pixels that
-carry no label, and back. Nothing else in the project maps classes.
+Label values (any numbers or colours that were painted) become class indices 0..K-1,
+with `IGNORE` for pixels without a label, and back. Nothing else in the project maps
+classes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from napari_strata.core.errors import LabelError
 
 IGNORE = 255
-"""Class index of pixels that are not labelled; so a class map has at most 255 classes."""
+"""Class index of unlabelled pixels; a class map therefore has at most 255 classes."""
 
 MAX_INFERRED = 64
-"""More distinct values than this are taken as instances or an image, not as classes."""
+"""More distinct values than this are object ids or grey values, not classes."""
 
 _COLORS = (
     "#4477aa",
@@ -33,28 +34,30 @@ _COLORS = (
     "#bbcc33",
     "#ffaabb",
 )
-# Paul Tol's bright and light schemes: told apart by the colour-blind.
+# Paul Tol's bright and light schemes, which the colour-blind can distinguish.
 
 Array = np.ndarray[Any, Any]
 
 
 class ClassMap(BaseModel):
-    """Names, colours and label values of the classes, and which values mean "not labelled".
+    """Names, colours and label values of the classes, and the unlabelled values.
 
     Parameters
     ----------
     names
-        class names, in the order of the class indices.
+        Class names, in the order of the class indices.
     values
-        label value of each class; what `decode` writes.
+        Label value of each class, which `decode` writes.
     colors
-        ``#rrggbb`` of each class; chosen for you when left out.
+        ``#rrggbb`` of each class; chosen automatically when left out.
     unlabelled
-        values that mean "not labelled": never trained on, never scored. Empty when every value is a class.
+        Values that mean "not labelled": never trained on, never scored. Empty when
+        every value is a class.
     rgb
-        colour of each class in an RGB-coded mask, or None when masks hold values.
+        Colour of each class in an RGB-coded mask, or None when masks hold values.
     rest
-        name of the class that takes every value not listed (instance ids as foreground), or None.
+        Name of the class of all values not listed (such as object ids as foreground),
+        or None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,18 +79,16 @@ class ClassMap(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> ClassMap:
         count = len(self.names)
-        found = (
-            f"class map with names {list(self.names)} and values {list(self.values)}"
-        )
+        names, values = list(self.names), list(self.values)
+        found = f"class map with names {names} and values {values}"
         if not 1 <= count <= IGNORE:
             raise LabelError(
                 f"{found}: found {count} classes; 1 to {IGNORE} are possible."
             )
-        if (
-            len(self.values) != count
-            or len(self.colors) != count
-            or (self.rgb and len(self.rgb) != count)
-        ):
+        lengths = {len(self.values), len(self.colors)}
+        if self.rgb:
+            lengths.add(len(self.rgb))
+        if lengths != {count}:
             raise LabelError(
                 f"{found}: every class needs one name, one value and one colour."
             )
@@ -111,7 +112,10 @@ class ClassMap(BaseModel):
     def foreground(
         cls, names: tuple[str, str] = ("background", "foreground")
     ) -> ClassMap:
-        """0 is background, every other value (an instance id, 255, ...) is foreground, written as 1."""
+        """Make a map with 0 as background and all other values as foreground.
+
+        Foreground (an object id, 255, ...) is written as 1.
+        """
         return cls(names=names, values=(0, 1), rest=names[1])
 
     @classmethod
@@ -122,60 +126,63 @@ class ClassMap(BaseModel):
         unlabelled: Sequence[int] = (),
         names: Sequence[str] = (),
     ) -> ClassMap:
-        """A class for each value that is not unlabelled, in rising order.
+        """Make a class for each value that is not unlabelled, in rising order.
 
         Raises
         ------
         LabelError
-            when nothing is left to learn, or the values are too many to be classes.
+            When nothing is left to learn, or the values are too many to be classes.
         """
-        found = sorted({int(v) for v in values})
-        kept = [v for v in found if v not in set(unlabelled)]
-        if not kept:
+        found = sorted({int(value) for value in values})
+        labelled = [value for value in found if value not in set(unlabelled)]
+        if not labelled:
             raise LabelError(
                 f"found only label values {found}, all unlabelled: nothing to learn "
                 "from; paint some pixels of each "
                 "class, or change which values are unlabelled."
             )
-        if len(kept) > MAX_INFERRED:
+        if len(labelled) > MAX_INFERRED:
             raise LabelError(
-                f"found {len(kept)} label values ({kept[0]} to {kept[-1]}): too many "
+                f"found {len(labelled)} label values ({labelled[0]} to "
+                f"{labelled[-1]}): too many "
                 "for classes; if they are object "
                 "ids, ask for foreground against background (--foreground, "
                 "ClassMap.foreground())."
             )
         return cls(
-            names=tuple(names) or tuple(f"class {v}" for v in kept),
-            values=tuple(kept),
+            names=tuple(names) or tuple(f"class {value}" for value in labelled),
+            values=tuple(labelled),
             unlabelled=tuple(unlabelled),
         )
 
     def with_unlabelled(self, values: Sequence[int]) -> ClassMap:
-        """The same classes, less those whose values (packed colours of an RGB-coded map) are to be unlabelled.
+        """Return the classes without those that have one of `values`.
+
+        The values (packed colours, for an RGB-coded map) become unlabelled.
 
         Raises
         ------
         LabelError
-            when no class is left.
+            When no class is left.
         """
         if not values:
             return self
-        keys = (
-            [r << 16 | g << 8 | b for r, g, b in self.rgb] if self.rgb else self.values
-        )
-        kept = [i for i, key in enumerate(keys) if key not in set(values)]
-        if not kept:
+        keys = list(self.values)
+        if self.rgb:
+            keys = [red << 16 | green << 8 | blue for red, green, blue in self.rgb]
+        indices = [i for i, key in enumerate(keys) if key not in set(values)]
+        if not indices:
             raise LabelError(
                 f"values {list(self.values)} are all unlabelled: nothing to learn; "
                 "name fewer values."
             )
-        names = tuple(self.names[i] for i in kept)
+        names = tuple(self.names[i] for i in indices)
         return ClassMap(
             names=names,
-            values=tuple(self.values[i] for i in kept),
-            colors=tuple(self.colors[i] for i in kept),
+            values=tuple(self.values[i] for i in indices),
+            colors=tuple(self.colors[i] for i in indices),
             unlabelled=tuple(sorted({*self.unlabelled, *values})),
-            rgb=tuple(self.rgb[i] for i in kept) if self.rgb else None,
+            rgb=tuple(self.rgb[i] for i in indices) if self.rgb else None,
             rest=self.rest if self.rest in names else None,
         )
 
@@ -183,7 +190,10 @@ class ClassMap(BaseModel):
     def from_rgb(
         cls, colors: Sequence[tuple[int, int, int]], *, names: Sequence[str] = ()
     ) -> ClassMap:
-        """Classes of an RGB-coded mask; written back as values 0..K-1 with the same colours."""
+        """Make the classes of an RGB-coded mask.
+
+        They are written as values 0..K-1 with the same colours.
+        """
         hexes = tuple("#{:02x}{:02x}{:02x}".format(*c) for c in colors)
         return cls(
             names=tuple(names) or hexes,
@@ -193,32 +203,35 @@ class ClassMap(BaseModel):
         )
 
     def encode(self, labels: Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Label values -> class indices 0..K-1 (uint8), `IGNORE` where unlabelled.
+        """Turn label values into class indices (uint8), `IGNORE` where unlabelled.
 
         Parameters
         ----------
         labels
-            integer or bool array of any shape; for an RGB-coded map, 3 (or 4) channels first.
+            Integer or bool array of any shape; for an RGB-coded map, 3 (or 4) channels
+            first.
 
         Raises
         ------
         LabelError
-            when the array is not of integers, or holds a value that is neither a class nor unlabelled.
+            When the array is not of integers, or holds a value that is neither a class
+            nor unlabelled.
         """
         if self.rgb is not None and labels.ndim > 2 and labels.shape[0] in (3, 4):
             return self._encode_rgb(labels)
         keys, index = np.unique(check_integers(labels), return_inverse=True)
-        table = {v: i for i, v in enumerate(self.values)} | dict.fromkeys(
-            self.unlabelled, IGNORE
-        )
-        other = self.names.index(self.rest) if self.rest is not None else None
-        codes = [table.get(int(key), other) for key in keys]
-        if unknown := [int(k) for k, c in zip(keys, codes, strict=True) if c is None]:
-            shown = ", ".join(map(str, unknown[:8])) + (
-                ", ..." if len(unknown) > 8 else ""
-            )
+        table: dict[int, int | None] = {v: i for i, v in enumerate(self.values)}
+        table |= dict.fromkeys(self.unlabelled, IGNORE)
+        rest_index = None if self.rest is None else self.names.index(self.rest)
+        values = [int(key) for key in keys]
+        codes = [table.get(value, rest_index) for value in values]
+        unknown = [value for value in values if table.get(value, rest_index) is None]
+        if unknown:
+            examples = ", ".join(map(str, unknown[:8]))
+            if len(unknown) > 8:
+                examples += ", ..."
             raise LabelError(
-                f"label value {shown} is not in the class map (classes "
+                f"label value {examples} is not in the class map (classes "
                 f"{list(self.values)}, unlabelled "
                 f"{list(self.unlabelled)}): add it as a class or name it unlabelled."
             )
@@ -244,17 +257,21 @@ class ClassMap(BaseModel):
         return out
 
     def decode(self, indices: Array) -> Array:
-        """Class indices -> label values, in the smallest of uint8/16/32 that holds them (int32 for negative ones)."""
+        """Turn class indices into label values.
+
+        They have the smallest of uint8, uint16 and uint32 that holds them, or int32
+        where there are negative ones.
+        """
         table = np.asarray(self.values, self.dtype)
         return table[indices]
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype that `decode` writes."""
+        """Dtype that `decode` writes."""
         return smallest_dtype(min(self.values), max(self.values))
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a class: index, name, value, color."""
+        """Return a row per class: index, name, value, color."""
         rows = zip(self.names, self.values, self.colors, strict=True)
         return [
             {"index": i, "name": n, "value": v, "color": c}
@@ -263,29 +280,28 @@ class ClassMap(BaseModel):
 
 
 def pack_rgb(labels: Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Colours (3 or 4 channels first) as single integers 0xRRGGBB."""
+    """Pack colours (3 or 4 channels first) into single integers 0xRRGGBB."""
     red, green, blue = (labels[i].astype(np.int64) for i in range(3))
     packed: np.ndarray[Any, np.dtype[np.int64]] = red << 16 | green << 8 | blue
     return packed
 
 
 def check_integers(labels: Array) -> Array:
-    """`labels` as integers; bool counts.
+    """Return `labels` if they are integers or bool.
 
     Raises
     ------
     LabelError
-        for floats and other dtypes: cutting 0.33 to 0 would lose classes without a word.
+        For floats and other dtypes: cutting 0.33 to 0 would lose classes silently.
     """
     if labels.dtype.kind not in "uib":
-        shown = (
-            ", ".join(f"{v:g}" for v in np.unique(labels)[:5])
-            if labels.dtype.kind == "f"
-            else ""
-        )
+        examples = ""
+        if labels.dtype.kind == "f":
+            values = ", ".join(f"{value:g}" for value in np.unique(labels)[:5])
+            examples = f" ({values}, ...)"
         raise LabelError(
             "found labels of dtype "
-            f"{labels.dtype}{f' ({shown}, ...)' if shown else ''}; labels must be "
+            f"{labels.dtype}{examples}; labels must be "
             "integers: "
             "save them as uint8 or uint16 with one whole number a class."
         )
@@ -293,12 +309,12 @@ def check_integers(labels: Array) -> Array:
 
 
 def smallest_dtype(low: int, high: int) -> np.dtype[Any]:
-    """The smallest unsigned integer dtype that holds `low`..`high`; int32 when `low` is negative.
+    """Return the smallest unsigned dtype for `low`..`high`; int32 if `low` is negative.
 
     Raises
     ------
     LabelError
-        when no dtype that TIFF viewers read holds them.
+        When no dtype that TIFF viewers read holds them.
     """
     choices = (np.uint8, np.uint16, np.uint32) if low >= 0 else (np.int32,)
     for dtype in choices:
@@ -310,7 +326,7 @@ def smallest_dtype(low: int, high: int) -> np.dtype[Any]:
 
 
 def default_colors(count: int) -> tuple[str, ...]:
-    """`count` distinct colours as ``#rrggbb``, the first ten safe for the colour-blind."""
+    """Return `count` distinct colours; the first ten are safe for the colour-blind."""
     colors = list(_COLORS[:count])
     for i in range(len(colors), count):
         red, green, blue = colorsys.hsv_to_rgb(

@@ -1,7 +1,8 @@
-"""What goes wrong by the user's hand, said in the user's words.
+"""Errors that a user can correct.
 
-Every message says what was found, what is needed and what to do next. The command line prints the message alone and
-exits with status 2; the docks show it. Anything that is not a `StrataError` is a fault of ours and keeps its traceback.
+Every message says what was found, what is needed and what to do next. The command line
+prints the message alone and exits with status 2; the docks show it. Any other exception
+is a fault of the program and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from difflib import get_close_matches
 
 
 class StrataError(Exception):
-    """Base of every error that a user can mend.
+    """Base of the errors that a user can correct.
 
-    Not a ValueError: pydantic would wrap that in a ValidationError of its own and bury the sentence.
+    Not a ValueError: pydantic would wrap that in an error that hides the message.
     """
 
 
 class ImageError(StrataError):
-    """An image cannot be read, or its axes cannot be known."""
+    """An image cannot be read, or its axes are not known."""
 
 
 class LabelError(StrataError):
@@ -42,7 +43,9 @@ class TrainingError(StrataError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint naming the known word closest to `word`, or the known words when nothing is close."""
+    """Return a hint: the known word closest to `word`, or all when none is close."""
     words = sorted(known)
     close = get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(words)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(words)}"

@@ -1,6 +1,7 @@
-"""Events: the frozen values that a job yields, the same for the API, the command line and the viewer.
+"""Events: the frozen values that a job yields.
 
-Each is plain data: `to_json` gives one line, `from_json` gives the event back.
+They are the same for the API, the command line and the viewer. Each is plain data:
+`to_json` writes one line, and `from_json` reads the event back.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class TrainingStarted(Event):
 
 @dataclass(frozen=True)
 class BatchEnd(Event):
-    """One optimiser step. `epoch` and `batch` count from 1; `seconds` is the step's own time."""
+    """One optimiser step.
+
+    `epoch` and `batch` count from 1; `seconds` is the time of the step.
+    """
 
     epoch: int
     batch: int
@@ -55,7 +59,10 @@ class BatchEnd(Event):
 
 @dataclass(frozen=True)
 class EpochEnd(Event):
-    """One epoch and its validation. Scores are NaN (None in JSON) where there is nothing to score."""
+    """One epoch and its validation.
+
+    Scores are NaN (None in JSON) where there is nothing to score.
+    """
 
     epoch: int
     epochs: int
@@ -68,7 +75,8 @@ class EpochEnd(Event):
     seconds: float
     best_iou: bool
     best_loss: bool
-    weights: str  # "raw" or "averaged": which of the two validated better and is kept
+    weights: str
+    """The weights that validated better, which are kept: "raw" or "averaged"."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,10 @@ class TrainingEnd(Event):
 
 @dataclass(frozen=True)
 class PredictionStarted(Event):
-    """Prediction is about to begin. `done` regions of `regions` are there from an interrupted run."""
+    """Prediction is about to begin.
+
+    `done` of the `regions` were written by an interrupted run.
+    """
 
     name: str
     device: str
@@ -95,7 +106,10 @@ class PredictionStarted(Event):
 
 @dataclass(frozen=True)
 class RegionEnd(Event):
-    """One region of the output is written. `region` maps axis letters to an index or (start, stop)."""
+    """One region of the output is written.
+
+    `region` maps axis letters to an index or (start, stop).
+    """
 
     region: dict[str, Any]
     done: int
@@ -105,7 +119,7 @@ class RegionEnd(Event):
 
 @dataclass(frozen=True)
 class PredictionEnd(Event):
-    """Prediction is complete; `path` is where it was written, or empty when it stayed in memory."""
+    """Prediction is complete; `path` is its file, or empty when it stayed in memory."""
 
     name: str
     path: str
@@ -114,7 +128,10 @@ class PredictionEnd(Event):
 
 @dataclass(frozen=True)
 class FileEnd(Event):
-    """One file of a batch. `status`: "done", "skipped" or "failed"; `text` says why when it failed."""
+    """One file of a batch.
+
+    `status` is "done", "skipped" or "failed"; `text` says why it failed.
+    """
 
     source: str
     path: str
@@ -125,7 +142,10 @@ class FileEnd(Event):
 
 @dataclass(frozen=True)
 class FoldStarted(Event):
-    """One fold of a cross-validation, a run of its own, is about to train. `text` says what it holds back."""
+    """One fold of a cross-validation, a run of its own, is about to train.
+
+    `text` says what it holds back.
+    """
 
     fold: int
     folds: int
@@ -135,7 +155,10 @@ class FoldStarted(Event):
 
 @dataclass(frozen=True)
 class FoldEnd(Event):
-    """One fold is trained and scored on what it held back. `seconds` of training, in this session and before."""
+    """One fold is trained and scored on what it held back.
+
+    `seconds` is the time of training, in this session and before.
+    """
 
     fold: int
     folds: int
@@ -149,7 +172,10 @@ class FoldEnd(Event):
 
 @dataclass(frozen=True)
 class CrossvalEnd(Event):
-    """All folds are scored: means over folds and their standard deviations (NaN for one fold)."""
+    """All folds are scored.
+
+    Scores are means over folds and standard deviations (NaN for one fold).
+    """
 
     out: str
     folds: int
@@ -162,7 +188,7 @@ class CrossvalEnd(Event):
 
 @dataclass(frozen=True)
 class TrialStarted(Event):
-    """One combination of a search is about to be judged, trained for `epochs` in each of `folds`."""
+    """One combination of a search is about to train `epochs` in each of `folds`."""
 
     trial: int
     trials: int
@@ -173,7 +199,10 @@ class TrialStarted(Event):
 
 @dataclass(frozen=True)
 class TrialEnd(Event):
-    """One combination is judged: mean IoU over its folds and its standard deviation. `text` says why it failed."""
+    """One combination is scored: mean IoU over its folds and its standard deviation.
+
+    `text` says why it failed.
+    """
 
     trial: int
     trials: int
@@ -186,7 +215,11 @@ class TrialEnd(Event):
 
 @dataclass(frozen=True)
 class TuneEnd(Event):
-    """A search is over: the best trial, its recipe file, and the model that was trained on all data, or ""."""
+    """A search is over.
+
+    `best` is the name of the best trial, `recipe` its recipe file, and `model` the
+    model trained on all data, or "".
+    """
 
     out: str
     best: str
@@ -200,7 +233,7 @@ _KINDS = {kind.__name__: kind for kind in Event.__subclasses__()}
 
 
 def to_json(event: Event) -> str:
-    """One line of JSON; NaN and infinities become null, so every reader can parse it."""
+    """Write one line of JSON; NaN and infinities become null, as the format asks."""
     return json.dumps(
         {"event": type(event).__name__}
         | {k: _plain(v) for k, v in asdict(event).items()}
@@ -208,7 +241,7 @@ def to_json(event: Event) -> str:
 
 
 def from_json(line: str) -> Event:
-    """The event written by `to_json`; a null where a float was becomes NaN."""
+    """Read an event written by `to_json`; a null in place of a float becomes NaN."""
     raw = json.loads(line)
     kind = _KINDS[raw.pop("event")]
     hints = kind.__annotations__

@@ -1,4 +1,7 @@
-"""Files written whole or not at all: to a temporary name in the same folder, then renamed; and names of some."""
+"""Files that are written completely or not at all, and names of some files.
+
+A file is written under a temporary name in the same folder, and then renamed.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ from pathlib import Path
 from napari_strata.core.errors import RunError
 
 LAYERS = "layers"
-"""Folder of a run in which a viewer keeps the layers to train on, from before the run begins."""
+"""Folder of a run for the layers to train on; a viewer writes it before the run starts."""
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Temporary path beside `path` to write to; it becomes `path` when the block ends without an error.
+    """Yield a temporary path, which becomes `path` if the block ends without an error.
 
     Raises
     ------
     RunError
-        when the disk is full or the folder cannot be written; `path` is then what it was before.
+        When the disk is full or the folder cannot be written; `path` is then unchanged.
     """
     target = Path(path)
     # The suffixes stay last: writers choose the format by them.
@@ -36,12 +39,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise explain(error, target) from error
     finally:
-        with suppress(OSError):  # the error under way, if any, is the one to tell
+        with suppress(OSError):  # an error of the block is the one to report
             temporary.unlink(missing_ok=True)
 
 
 def explain(error: OSError, path: str | Path) -> RunError:
-    """An `OSError` met when writing `path`, in words."""
+    """Describe an `OSError` met when writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
             f"{path}: the disk is full; free some space or choose another folder."

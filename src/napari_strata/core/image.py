@@ -1,7 +1,7 @@
-"""Image: an array of any kind with its axes, pixel size, units and names, read lazily region by region.
+"""Image: an array with its axes, pixel size, units and names, read region by region.
 
-Whatever the array is (numpy, memmap, dask, zarr) and however its dimensions are ordered, `Image.read` answers with
-C(Z)YX, so nothing above this module ever transposes.
+Whatever the array is (numpy, memmap, dask, zarr) and however its dimensions are
+ordered, `Image.read` returns C(Z)YX, so no other module transposes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from napari_strata.core.errors import ImageError
 
 Array = np.ndarray[Any, Any]
 Region = Mapping[str, int | slice]
-"""Part of an image: axis letter -> index or slice. An axis that is not named is taken whole."""
+"""Part of an image: index or slice by axis. Axes that are not named are taken whole."""
 
 
 class ArrayLike(Protocol):
-    """What an image needs of its data: numpy, memmap, dask and zarr arrays all have it."""
+    """Array of any kind: numpy, memmap, dask and zarr arrays all are."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -33,27 +33,28 @@ class ArrayLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """An image and what its numbers mean.
+    """An array of grey values and its metadata.
 
     Parameters
     ----------
     data
-        array of any kind; never copied, never transposed.
+        Array of any kind; never copied, never transposed.
     axes
-        one letter of T, C, Z, Y, X per dimension of `data` (S is taken as C). May be left out for 2D data only.
+        One letter of T, C, Z, Y, X per dimension of `data` (S is taken as C). May be
+        left out for 2D data only.
     scale
-        pixel size per dimension, in `units`; 1 where unknown (and for C).
+        Pixel size per dimension, in `units`; 1 where unknown (and for C).
     units
-        unit name per dimension, such as "micrometer"; "pixel" where unknown.
+        Unit name per dimension, such as "micrometer"; "pixel" where unknown.
     name, channel_names, source
-        for people and reports; `source` is the path it was read from, or None.
+        For messages and reports; `source` is the path it was read from, or None.
     notes
-        what a reader decided that the user should see ("page axis taken as Z").
+        Decisions of a reader that the user should see ("page axis taken as Z").
 
     Raises
     ------
     ImageError
-        when axes, scale or units do not fit the shape.
+        When axes, scale or units do not fit the shape.
     """
 
     data: ArrayLike
@@ -67,13 +68,15 @@ class Image:
 
     def __post_init__(self) -> None:
         shape = tuple(self.data.shape)
-        given = self.axes or ("YX" if len(shape) == 2 else "")
-        if not given:
+        axes = self.axes
+        if not axes and len(shape) == 2:
+            axes = "YX"
+        if not axes:
             raise ImageError(
                 f"{self.name}: the axes of an array of shape {shape} cannot be known; "
                 f"name them, for example axes={_axes.default(shape)!r}."
             )
-        letters = _axes.parse(given, shape)
+        letters = _axes.parse(axes, shape)
         if 0 in shape:
             raise ImageError(
                 f"{self.name}: found shape {shape}, an image without pixels; choose "
@@ -81,7 +84,7 @@ class Image:
             )
         object.__setattr__(self, "axes", letters)
         for name, default in (("scale", 1.0), ("units", "pixel")):
-            value = tuple(getattr(self, name)) or (default,) * len(shape)
+            value = tuple(getattr(self, name)) or len(shape) * (default,)
             if len(value) != len(shape):
                 raise ImageError(
                     f"{self.name}: found {len(value)} {name} for {len(shape)} "
@@ -131,20 +134,24 @@ class Image:
         return tuple(self.size(a) for a in self.label_axes)
 
     def planes(self) -> Iterator[dict[str, int | slice]]:
-        """Regions of the single YX planes, T slowest, then Z."""
+        """Iterate over the regions of single YX planes, T slowest, then Z."""
         return self.regions("YX")
 
     def regions(self, axes: str) -> Iterator[dict[str, int | slice]]:
-        """Regions of the single planes (``axes="YX"``) or volumes (``"ZYX"``), T slowest, then Z."""
+        """Iterate over the regions of planes (``axes="YX"``) or volumes (``"ZYX"``).
+
+        T is slowest, then Z.
+        """
         leading = [a for a in "TZ" if a in self.axes and a not in axes]
         for index in np.ndindex(*(self.size(a) for a in leading)):
             yield dict(zip(leading, map(int, index), strict=True))
 
     def read(self, region: Region | None = None) -> Array:
-        """Read a region as an in-memory array of dimensions C, (Z,) Y, X, in the image's own dtype.
+        """Read a region as an array in memory, C(Z)YX, in the image's own dtype.
 
-        T must be an index (or the image must have one time point at most). Z stays a dimension unless it is an index
-        or the image has none. C is always there, of length 1 when the image has no channel axis.
+        T must be an index (or the image must have one time point at most). Z stays a
+        dimension unless it is an index or the image has none. C is always there, of
+        length 1 when the image has no channel axis.
         """
         region = dict(region or {})
         if self.size("T") == 1:
@@ -159,47 +166,48 @@ class Image:
         )
         array = _axes.to_canonical(array, self.axes)
         ordered = _axes.canonical(self.axes)
-        drop = tuple(
-            i
-            for i, a in enumerate(ordered)
-            if a == "T" or (a == "Z" and isinstance(region.get("Z"), int))
+        dropped = {"T"}
+        if isinstance(region.get("Z"), int):
+            dropped.add("Z")
+        array = array.squeeze(
+            axis=tuple(i for i, axis in enumerate(ordered) if axis in dropped)
         )
-        array = array.squeeze(axis=drop)
         return array if "C" in ordered else array[None]
 
     def samples(
         self, *, planes: int = 8, side: int = 256, blocks: int = 4
     ) -> list[Array]:
-        """Grey values of a few planes spread evenly over the image, each channels x pixels; the same at every call.
+        """Read grey values of a few planes spread evenly over the image.
 
-        Of a plane larger than `blocks` x `blocks` blocks of `side` pixels only such blocks are read, so that a huge
-        lazy image costs no more than a small one.
+        They are the same at every call. Of a plane larger than `blocks` x `blocks`
+        blocks of `side` pixels only such blocks are read, so that a huge lazy image
+        costs no more than a small one.
+
+        Returns
+        -------
+        list of array
+            Channels x pixels of each plane.
         """
-        every = list(self.planes())
-        chosen = [
-            every[i]
-            for i in sorted(
-                {
-                    round(x)
-                    for x in np.linspace(0, len(every) - 1, min(planes, len(every)))
-                }
-            )
-        ]
-        rows, columns = (_blocks(self.size(a), side, blocks) for a in "YX")
-        parts = []
-        for plane in chosen:
-            found = [
-                self.read({**plane, "Y": y, "X": x}) for y in rows for x in columns
-            ]
-            parts.append(np.concatenate([f.reshape(len(f), -1) for f in found], axis=1))
-        return parts
+        regions = list(self.planes())
+        positions = np.linspace(0, len(regions) - 1, min(planes, len(regions)))
+        rows = _blocks(self.size("Y"), side, blocks)
+        columns = _blocks(self.size("X"), side, blocks)
+        samples = []
+        for number in sorted({round(position) for position in positions}):
+            pixels = []
+            for y in rows:
+                for x in columns:
+                    block = self.read({**regions[number], "Y": y, "X": x})
+                    pixels.append(block.reshape(len(block), -1))
+            samples.append(np.concatenate(pixels, axis=1))
+        return samples
 
     def region_index(self, region: Region) -> tuple[slice, ...]:
-        """Index of `region` into an array of this image's `label_axes`."""
+        """Return the index of `region` into an array of this image's `label_axes`."""
         return tuple(_as_slice(region.get(a)) for a in self.label_axes)
 
     def describe(self) -> str:
-        """One line for people: ``sand, 8 x 1024 x 996 (ZYX), uint16, 2.1 micrometer``."""
+        """Describe it: ``sand, 8 x 1024 x 996 (ZYX), uint16, 2.1 micrometer``."""
         sizes = " x ".join(map(str, self.shape))
         pixel = self.pixel_size
         units = [
@@ -227,7 +235,7 @@ class Image:
     def labels_like(
         self, data: ArrayLike, *, classes: ClassMap | None = None, name: str = ""
     ) -> LabelImage:
-        """Labels with this image's axes (less C), scale, units and name around `data`."""
+        """Make labels of `data` with this image's axes (less C), scale, units and name."""
         keep = [i for i, a in enumerate(self.axes) if a != "C"]
         return LabelImage(
             data,
@@ -239,25 +247,25 @@ class Image:
         )
 
     def with_axes(self, letters: str) -> Image:
-        """The same data under axes that the user named."""
+        """Return the same data under axes that the user named."""
         return replace(self, axes=_axes.parse(letters, self.shape), notes=())
 
 
 @dataclass(frozen=True, eq=False)
 class LabelImage(Image):
-    """An image whose numbers are label values, with the class map they belong to when it is known."""
+    """Image of label values, with its class map if it is known."""
 
     classes: ClassMap | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedImage:
-    """An image and its labels, the unit that training and evaluation work on.
+    """An image and its labels.
 
     Raises
     ------
     ImageError
-        when the labels' sizes along T, Z, Y or X differ from the image's.
+        When the labels' sizes along T, Z, Y or X differ from the image's.
     """
 
     image: Image
@@ -266,8 +274,12 @@ class AnnotatedImage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.image.name)
-        sizes = {a: (self.image.size(a), self.labels.size(a)) for a in "TZYX"}
-        if wrong := [f"{a}: {i} against {j}" for a, (i, j) in sizes.items() if i != j]:
+        wrong = []
+        for axis in "TZYX":
+            size, label_size = self.image.size(axis), self.labels.size(axis)
+            if size != label_size:
+                wrong.append(f"{axis}: {size} against {label_size}")
+        if wrong:
             raise ImageError(
                 f"{self.name}: image {self.image.shape} ({self.image.axes}) and labels "
                 f"{self.labels.shape} "
@@ -277,12 +289,12 @@ class AnnotatedImage:
 
 
 def require_volume(image: Image) -> None:
-    """Refuse what a 3D network cannot take.
+    """Refuse an image that a 3D network cannot take.
 
     Raises
     ------
     ImageError
-        when the image has no second plane.
+        When the image has no second plane.
     """
     if image.size("Z") < 2:
         raise ImageError(
@@ -293,7 +305,7 @@ def require_volume(image: Image) -> None:
 
 
 def as_pairs(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[AnnotatedImage]:
-    """One pair or several, as a list."""
+    """Return one or several pairs as a list."""
     return [pairs] if isinstance(pairs, AnnotatedImage) else list(pairs)
 
 

@@ -1,6 +1,7 @@
-"""ConfusionMatrix: counts of truth against prediction, and every score that follows from them. numpy only.
+"""Confusion matrix: counts of truth against prediction, and scores computed from it.
 
-One global matrix, never a mean of batch means: averaging the IoU of batches gave .72 where the true one was .62.
+There is one global matrix, never a mean of batch means: averaging the IoU of batches
+gave .72 where the true one was .62.
 """
 
 from __future__ import annotations
@@ -16,38 +17,34 @@ Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class ConfusionMatrix:
-    """Counts of class indices, rows truth, columns prediction; unlabelled pixels are not counted.
+    """Counts of class indices: rows are the truth, columns the prediction.
 
-    A score whose denominator is empty (a class that neither occurs nor is predicted) is NaN and left out of means.
+    Unlabelled pixels are not counted. A score whose denominator is empty (a class that
+    neither occurs nor is predicted) is NaN and left out of means.
     """
 
     def __init__(self, classes: ClassMap, counts: Array | None = None) -> None:
         size = len(classes)
         self.classes = classes
-        self.counts = (
-            np.zeros((size, size), np.int64)
-            if counts is None
-            else np.asarray(counts, np.int64)
-        )
+        if counts is None:
+            counts = np.zeros((size, size), np.int64)
+        self.counts: Array = np.asarray(counts, np.int64)
 
     def update(self, truth: Array, prediction: Array) -> None:
-        """Add class indices of equal shape; pixels where `truth` is `IGNORE` are skipped.
+        """Count class indices of equal shape, except where `truth` is `IGNORE`.
 
         Raises
         ------
         ValueError
-            when an index that counts is not one of the classes.
+            When an index that counts is not one of the classes.
         """
         labelled = truth != IGNORE
         size = len(self.classes)
-        rows, columns = (
-            truth[labelled].astype(np.int64),
-            prediction[labelled].astype(np.int64),
-        )
-        if rows.size and (
-            min(rows.min(), columns.min()) < 0 or max(rows.max(), columns.max()) >= size
-        ):
-            raise ValueError(f"class indices must be 0 to {size - 1}")
+        rows = truth[labelled].astype(np.int64)
+        columns = prediction[labelled].astype(np.int64)
+        for indices in (rows, columns):
+            if indices.size and (indices.min() < 0 or indices.max() >= size):
+                raise ValueError(f"class indices must be 0 to {size - 1}")
         flat = rows * size + columns
         self.counts += np.bincount(flat, minlength=size * size).reshape(size, size)
 
@@ -99,7 +96,7 @@ class ConfusionMatrix:
 
     @property
     def mean_iou(self) -> float:
-        """Mean over the classes that occur or are predicted; NaN when nothing was counted."""
+        """Mean over the classes that occur or are predicted; NaN for no class."""
         return _mean(self.iou)
 
     @property
@@ -107,16 +104,18 @@ class ConfusionMatrix:
         return _mean(self.dice)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, NaN as None: mean_iou, mean_dice, pixel_accuracy, per_class, confusion."""
-        columns = {
-            k: getattr(self, k) for k in ("iou", "dice", "precision", "recall", "f1")
-        }
-        per_class = {
-            name: {"value": self.classes.values[i]}
-            | {k: none_if_nan(v[i]) for k, v in columns.items()}
-            | {"support": int(self.support[i])}
-            for i, name in enumerate(self.classes.names)
-        }
+        """Return the scores as plain data, NaN as None."""
+        per_class = {}
+        for i, name in enumerate(self.classes.names):
+            per_class[name] = {
+                "value": self.classes.values[i],
+                "iou": none_if_nan(self.iou[i]),
+                "dice": none_if_nan(self.dice[i]),
+                "precision": none_if_nan(self.precision[i]),
+                "recall": none_if_nan(self.recall[i]),
+                "f1": none_if_nan(self.f1[i]),
+                "support": int(self.support[i]),
+            }
         return {
             "mean_iou": none_if_nan(self.mean_iou),
             "mean_dice": none_if_nan(self.mean_dice),
@@ -127,7 +126,7 @@ class ConfusionMatrix:
 
 
 def none_if_nan(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Return None for NaN, which JSON has not."""
     return None if np.isnan(value) else float(value)
 
 
@@ -139,4 +138,6 @@ def _ratio(top: Any, bottom: Any) -> Vector:
 
 
 def _mean(values: Vector) -> float:
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+    if np.isnan(values).all():
+        return float("nan")
+    return float(np.nanmean(values))

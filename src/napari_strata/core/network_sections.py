@@ -79,14 +79,14 @@ class NetworkSection(Section, ABC):
         """Return the network in words, such as ``a U-Net of widths 16, 32``."""
 
     def stated_anisotropy(self) -> float | None:
-        """Return the anisotropy of voxels that the section states; None if it does not.
+        """Return the anisotropy of voxels that the section states, or None.
 
         For 3D networks only.
         """
         return None
 
     def depth_strides(self, anisotropy: float) -> tuple[int, ...]:
-        """Return the strides along Z for voxels of this anisotropy; 3D networks only."""
+        """Return the strides along Z for voxels of this anisotropy; only for 3D."""
         raise NotImplementedError
 
 
@@ -183,7 +183,10 @@ ENCODER_HALO = 160
 
 @register_network
 class AtrousUNet(NetworkSection):
-    """U-Net with a ResNet encoder, a bridge and atrous (dilated) blocks; atrous-resnet50 says where it is from."""
+    """U-Net with a ResNet encoder, a bridge and atrous (dilated) blocks.
+
+    The recipe atrous-resnet50 says where it is from.
+    """
 
     builder: ClassVar[str] = "napari_strata.networks.atrous:build_atrous_unet"
     widest_halo: ClassVar[int] = ENCODER_HALO
@@ -301,10 +304,12 @@ _WHOLE_TILE_ENCODERS = (
 
 @register_network
 class UNet3d(NetworkSection):
-    """A residual U-Net for volumes: every convolution sees the slices above and below where the data allow it.
+    """A residual U-Net for volumes.
 
-    After Lee et al. 2017 (https://arxiv.org/abs/1706.00120), with strides and kernels along Z that follow the pixel
-    size as in nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
+    Every convolution sees the slices above and below where the data allow it. After
+    Lee et al. 2017 (https://arxiv.org/abs/1706.00120), with strides and kernels along Z
+    that follow the pixel size as in nnU-Net (Isensee et al. 2021,
+    https://doi.org/10.1038/s41592-020-01008-z).
     """
 
     builder: ClassVar[str] = "napari_strata.networks.unet3d:build_unet3d"

@@ -1,7 +1,8 @@
-"""Normalisation: what grey values mean, measured on samples and applied to arrays. numpy only.
+"""Normalisation of grey values: measured on samples and applied to arrays.
 
-A scale is a centre and a spread per channel, measured between robust percentiles so that one hot pixel never moves it,
-and a range to clip to so that the same pixel never floods the network.
+A scale is a centre and a spread per channel, measured between robust percentiles so
+that one hot pixel never moves it, and a range to clip to so that the same pixel never
+dominates the network's input.
 """
 
 from __future__ import annotations
@@ -17,19 +18,25 @@ Kind: TypeAlias = Literal["physical", "relative", "dtype", "imagenet"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SPREAD = (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet's RGB in [0, 1] (torchvision's documented values)."""
+"""Mean and standard deviation of ImageNet's RGB in [0, 1], as torchvision has them."""
 
 AGREEMENT = 0.15
-"""Largest shift of the 5th or 95th percentile between training planes, as a share of their distance, at which grey
-values still count as physical. Tried: sandstone CT .01, light-sheet nuclei .4, fluorescence nuclei > 1."""
+"""Largest shift between training planes at which grey values count as physical.
+
+It is the shift of the 5th or 95th percentile, as a share of their distance. Tried:
+sandstone CT .01, light-sheet nuclei .4, fluorescence nuclei > 1.
+"""
 
 
 SPARSE = 1e-4
-"""Least share of pixels that differ from an otherwise even image to count as its signal."""
+"""Smallest share of pixels off the background that is the signal of a sparse image."""
 
 
 class Scale(BaseModel):
-    """``(value - center) / spread`` per channel, after clipping to ``low``..``high``; all four in grey values."""
+    """``(value - center) / spread`` per channel, after clipping to ``low``..``high``.
+
+    All four are grey values.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,15 +46,17 @@ class Scale(BaseModel):
     high: tuple[float, ...]
 
     def apply(self, array: Array) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Channels-first array of any dtype -> float32 of the same shape; NaN and infinities become the centre."""
+        """Scale an array (channels first) of any dtype to float32.
+
+        NaN and infinities become the centre.
+        """
         shape = (-1,) + (1,) * (array.ndim - 1)
         center, spread, low, high = (
             np.asarray(v, np.float32).reshape(shape)
             for v in (self.center, self.spread, self.low, self.high)
         )
-        with np.errstate(
-            over="ignore"
-        ):  # a float64 beyond float32 is no number that an image has
+        # A float64 beyond the range of float32 is no grey value of an image.
+        with np.errstate(over="ignore"):
             values = array.astype(np.float32)
         if array.dtype.kind == "f":
             values = np.where(np.isfinite(values), values, center)
@@ -58,17 +67,23 @@ class Scale(BaseModel):
 
 
 class ResolvedNormalization(BaseModel):
-    """How a trained model scales any image: the kind, and the scale measured in training where one serves all."""
+    """Kind of normalisation of a model, and the scale measured in training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind
     percentiles: tuple[float, float] = (0.5, 99.5)
     scale: Scale
-    """Measured on the training images. For kind "relative" it is kept for comparison only."""
+    """Measured on the training images. For kind "relative", for comparison only."""
 
     def scale_for(self, samples: Array, dtype: Any) -> Scale:
-        """The scale for one image, from its `samples` (channels x pixels) and dtype; see `Image.samples`."""
+        """Return the scale for an image.
+
+        Parameters
+        ----------
+        samples
+            Its grey values, channels x pixels; see `Image.samples`.
+        """
         match self.kind:
             case "relative":
                 return measure(samples, self.percentiles)
@@ -79,9 +94,10 @@ class ResolvedNormalization(BaseModel):
 
 
 def measure(samples: Array, percentiles: tuple[float, float] = (0.5, 99.5)) -> Scale:
-    """Scale of `samples` (channels x pixels): mean and standard deviation of the values inside the percentiles.
+    """Measure the scale of `samples` (channels x pixels).
 
-    A constant channel gets spread 1, so that it becomes 0 and never divides by nothing. Values are clipped one
+    It is the mean and standard deviation of the values inside the percentiles. A
+    constant channel gets spread 1, so that it becomes 0. Values are clipped one
     percentile range beyond the percentiles on either side.
     """
     rows = [_measure_channel(channel, percentiles) for channel in samples]
@@ -96,13 +112,13 @@ def _measure_channel(
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0, 0.0, 0.0
-    # Values that occur, not interpolated ones: between those of few pixels there may be none.
+    # Values that occur, because between those of few pixels there may be none.
     low, high = (float(v) for v in np.percentile(values, percentiles, method="nearest"))
     if low == high:
         low, high = _sparse(values, low, percentiles)
     inside = values[(values >= low) & (values <= high)]
     spread = float(inside.std())
-    # Below float32's resolution of the value itself a difference is rounding, not contrast.
+    # A difference below float32's resolution of the value is rounding, not contrast.
     flat = spread <= 1e-6 * max(abs(low), abs(high), 1e-30)
     width = high - low
     return float(inside.mean()), 1.0 if flat else spread, low - width, high + width
@@ -111,7 +127,10 @@ def _measure_channel(
 def _sparse(
     values: Array, ground: float, percentiles: tuple[float, float]
 ) -> tuple[float, float]:
-    """Range of an image that is `ground` nearly everywhere (few bright spots on 0); a lone hot pixel is no signal."""
+    """Range of an image that is `ground` nearly everywhere, such as few spots on 0.
+
+    A single hot pixel is no signal.
+    """
     signal = values[values != ground]
     if signal.size <= max(SPARSE * values.size, 10):
         return ground, ground
@@ -120,20 +139,20 @@ def _sparse(
 
 
 def fixed(kind: Kind, dtype: Any, channels: int) -> Scale:
-    """The scale of kinds "dtype" and "imagenet": the dtype's largest value becomes 1 (floats are taken as they are)."""
+    """Return the scale of the kinds "dtype" and "imagenet".
+
+    The dtype's largest value becomes 1; floats stay as they are.
+    """
     full = float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "ui" else 1.0
     if kind == "imagenet":
-        mean = [
-            IMAGENET_MEAN[i % 3] if channels == 3 else float(np.mean(IMAGENET_MEAN))
-            for i in range(channels)
-        ]
-        spread = [
-            IMAGENET_SPREAD[i % 3] if channels == 3 else float(np.mean(IMAGENET_SPREAD))
-            for i in range(channels)
-        ]
+        mean, spread = list(IMAGENET_MEAN), list(IMAGENET_SPREAD)
+        if channels != 3:
+            mean = [float(np.mean(IMAGENET_MEAN))] * channels
+            spread = [float(np.mean(IMAGENET_SPREAD))] * channels
     else:
         mean, spread = [0.0] * channels, [1.0] * channels
-    # Integers cannot leave their range; floats that should lie in 0..1 may stray a little, a hot pixel may not.
+    # Integers cannot leave their range. Floats that should lie in 0..1 may leave it a
+    # little, but a hot pixel may not.
     return Scale(
         center=tuple(m * full for m in mean),
         spread=tuple(s * full for s in spread),
@@ -143,15 +162,18 @@ def fixed(kind: Kind, dtype: Any, channels: int) -> Scale:
 
 
 def shift(groups: Sequence[Array]) -> float:
-    """How far grey values of several planes or images (each channels x pixels) disagree.
+    """Measure how far grey values of planes or images (channels x pixels) disagree.
 
-    The largest distance of a group's 5th or 95th percentile from the median group's, as a share of the median distance
-    between the two. 0 is perfect agreement; NaN when there is one group only, or no contrast. NaN and infinities in the
-    groups do not count.
+    The shift is the largest distance of a group's 5th or 95th percentile from the
+    median group's, as a share of the median distance between the two. 0 is perfect
+    agreement; NaN when there is one group only, or no contrast. NaN and infinities in
+    the groups do not count.
     """
-    finite = [
-        values for g in groups if (values := g[np.isfinite(g)].astype(np.float64)).size
-    ]
+    finite = []
+    for group in groups:
+        values = group[np.isfinite(group)].astype(np.float64)
+        if values.size:
+            finite.append(values)
     if len(finite) < 2:
         return float("nan")
     ends = np.array([np.percentile(values, (5, 95)) for values in finite])

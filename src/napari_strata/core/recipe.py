@@ -1,7 +1,9 @@
-"""Recipe: what a person intends, in one frozen value that is the form, the command line, the argument and the file.
+"""Recipe: the user's intent in one frozen value.
 
-Every default of the project is written here and nowhere else. A recipe knows neither data nor device. Field
-descriptions are the tooltips and the help.
+It makes the form of the dock, the options of the command line, the argument of
+`train()` and the YAML file. Every default of a training is written here and nowhere
+else. A recipe knows neither data nor device. Field descriptions are the tooltips and
+the help.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from napari_strata.core.sections import (
 
 
 class Patches(Section):
-    """What the network sees at a time."""
+    """Patches that the network sees in training."""
 
     size: int = Field(
         256, ge=16, le=4096, description="Side of the square patches in pixels."
@@ -75,7 +77,7 @@ class Patches(Section):
 
 
 class Augmentation(Section):
-    """How patches are varied in training. 0 or false switches an item off."""
+    """Variation of patches in training. 0 or false switches an item off."""
 
     flip_horizontal: bool = Field(
         True, description="Mirror left-right in half of the patches (HorizontalFlip)."
@@ -130,7 +132,7 @@ class Augmentation(Section):
 
 
 class Normalization(Section):
-    """What grey values mean and how they are scaled."""
+    """Meaning and scale of grey values."""
 
     grey_values: Literal["auto", "physical", "relative", "dtype", "imagenet"] = Field(
         "auto",
@@ -183,12 +185,10 @@ LossName: TypeAlias = Literal["ce", "bce", "dice", "focal", "tversky", "lovasz"]
 
 
 def _absolute(path: str) -> str:
-    """A path that means the same in any current folder; one from Windows is left as it is elsewhere."""
-    return (
-        path
-        if PureWindowsPath(path).is_absolute()
-        else os.path.abspath(os.path.expanduser(path))
-    )
+    """Make a path absolute; a path from Windows stays as it is elsewhere."""
+    if PureWindowsPath(path).is_absolute():
+        return path
+    return os.path.abspath(os.path.expanduser(path))
 
 
 ModelPath: TypeAlias = Annotated[Name, AfterValidator(_absolute)]
@@ -207,7 +207,7 @@ Held: TypeAlias = Annotated[float, Field(ge=0), AfterValidator(_share_or_number)
 
 
 class Training(Section):
-    """How the network learns."""
+    """Optimisation of the network."""
 
     epochs: Positive = Field(30, description="Passes over the training patches.")
     batch_size: Positive = Field(8, description="Patches per step.")
@@ -288,7 +288,7 @@ class Training(Section):
 
 
 class Recipe(Section):
-    """Everything needed to train, save the data."""
+    """Everything needed to train, except the data."""
 
     version: Literal[1] = 1
     name: str = "custom"
@@ -325,12 +325,13 @@ class Recipe(Section):
 
     @classmethod
     def parse(cls, raw: Any, *, source: str = "recipe") -> Recipe:
-        """A recipe from plain data, as read from YAML or JSON.
+        """Make a recipe from plain data, as read from YAML or JSON.
 
         Raises
         ------
         RecipeError
-            naming each wrong key with the nearest right one, and each wrong value with what is needed.
+            Each wrong key with the nearest right one, and each wrong value with what is
+            needed.
         """
         if not isinstance(raw, Mapping):
             raise RecipeError(
@@ -346,21 +347,24 @@ class Recipe(Section):
             ) from None
 
     def with_overrides(self, overrides: Mapping[str, Any] | None) -> Recipe:
-        """A recipe with dotted keys replaced, for example ``{"training.epochs": 5}``.
+        """Return a recipe with dotted keys replaced: ``{"training.epochs": 5}``.
 
-        Naming another ``network.kind`` starts that network from its defaults. Raises `RecipeError` as `parse` does.
+        Another ``network.kind`` starts that network from its defaults.
+
+        Raises
+        ------
+        RecipeError
+            As `parse` does.
         """
         raw = self.model_dump(mode="json")
-        ordered = sorted(
-            (overrides or {}).items(), key=lambda item: item[0] != "network.kind"
-        )
-        for dotted, value in ordered:
-            *parents, last = dotted.split(".")
-            if (dotted, value) != (
-                "network.kind",
-                raw["network"]["kind"],
-            ) and dotted == "network.kind":
+        remaining = dict(overrides or {})
+        if "network.kind" in remaining:
+            kind = remaining.pop("network.kind")
+            if kind != raw["network"]["kind"]:
                 raw["network"] = {}
+            raw["network"]["kind"] = kind
+        for dotted, value in remaining.items():
+            *parents, last = dotted.split(".")
             node = raw
             for part in parents:
                 if node.get(part, 0) is None:
@@ -376,7 +380,7 @@ class Recipe(Section):
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Dotted keys, to the second level, at which two recipes differ."""
+    """List the dotted keys, to the second level, at which two recipes differ."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     found = []
     for section, value in after.items():

@@ -402,8 +402,8 @@ def _judge_grey_values(samples: Sequence[Any], channels: int) -> tuple[norm.Kind
     shift = norm.shift(samples) if channels == 1 else float("nan")
     if shift <= norm.AGREEMENT:
         return "physical", (
-            f"grey values: physical (training planes agree within {shift:.0%} of their "
-            "range), so one scale serves all images and intensity is not augmented; set "
+            f"grey values: physical (training planes agree within {shift:.0%} of "
+            "their range), so one scale serves all images and intensity is not augmented; set "
             "normalization.grey_values=relative where exposure varies"
         )
     if channels > 1:

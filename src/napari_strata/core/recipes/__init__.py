@@ -1,4 +1,4 @@
-"""The recipes that come with the project, one YAML file each, and reading and writing recipes as YAML."""
+"""Recipes as YAML: read them, write them, and list those of the project."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but numbers are as people write them, and a key that stands twice is an error."""
+    """PyYAML's safe loader with plain numbers; a key that stands twice is an error.
 
-    # Without YAML 1.1's octal and sexagesimal numbers and its dates, which no recipe has.
+    It has no octal and sexagesimal numbers and no dates, as YAML 1.1 has.
+    """
+
     yaml_implicit_resolvers = {
         first: [
             (tag, form)
@@ -50,11 +52,12 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, writing lists on one line, and text that looks like 1e-3 in quotes."""
+    """PyYAML's safe dumper, with lists on one line and text such as 1e-3 in quotes."""
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    # Text with line breaks is escaped: PyYAML folds the rarer ones (U+0085, U+2028) and loses them.
+    # Text with line breaks is escaped: PyYAML folds the rarer ones (U+0085, U+2028) and
+    # loses them.
     style = '"' if value.splitlines() not in ([], [value]) else None
     return dumper.represent_scalar(f"{_TAG}str", value, style=style)
 
@@ -70,21 +73,22 @@ _Dumper.add_representer(
 
 
 def list_recipes() -> list[Recipe]:
-    """The recipes that come with the project, `default` first, then by name."""
+    """List the recipes of the project, `default` first, then by name."""
     names = sorted(_bundled(), key=lambda name: (name != "default", name))
     return [load_recipe(name) for name in names]
 
 
 def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
-    """A recipe by the name of a bundled one, from a YAML or JSON file, or from a run folder; a recipe comes back as is.
+    """Load a recipe by its name, from a YAML or JSON file, or from a run folder.
 
-    A name of a bundled recipe goes before a file of the same name. A file that names no recipe gives it its own name.
+    A name of a bundled recipe goes before a file of the same name. A recipe in a file
+    without a name gets the name of the file. A `Recipe` is returned as it is.
 
     Raises
     ------
     RecipeError
-        when there is no such recipe or file (naming the nearest), when the file is not YAML (naming the line), or when
-        a key or a value is wrong.
+        When there is no such recipe or file (it names the nearest), when the file is
+        not YAML (it names the line), or when a key or a value is wrong.
     """
     if isinstance(source, Recipe):
         return source
@@ -113,7 +117,7 @@ def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe, defaults included, as YAML that `load_recipe` reads back to an equal recipe."""
+    """Write the whole recipe, with defaults, as YAML that `load_recipe` can read."""
     raw = recipe.model_dump(mode="json")
     return yaml.dump(
         raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110
@@ -121,26 +125,24 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def parse_value(text: str) -> Any:
-    """A value as it may stand in a recipe file: ``1e-3``, ``null``, ``[16, 32]``, ``{ce: 1, dice: 0.5}``, ``physical``.
+    """Parse a value as in a recipe file: ``1e-3``, ``null``, ``{ce: 1, dice: 0.5}``.
 
     Raises
     ------
     RecipeError
-        when it is not YAML.
+        When it is not YAML.
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: a number of thousands of digits
+    # A number of thousands of digits raises ValueError.
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(
             f"{text!r}{_where(error)}; put text with special characters in quotes."
         ) from None
 
 
 def _bundled() -> dict[str, str]:
-    """Name -> YAML text of the recipes in this package."""
+    """YAML texts of the recipes in this package by name."""
     found = [f for f in files(__package__).iterdir() if f.name.endswith(".yaml")]
     return {
         f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8")
@@ -167,7 +169,7 @@ def _parse(text: str, source: str, *, name: str = "") -> Recipe:
 
 
 def _where(error: Exception) -> str:
-    """What is wrong with the YAML and where, in a few words."""
+    """Describe what is wrong with the YAML, and in which line."""
     mark, problem = (
         getattr(error, "problem_mark", None),
         getattr(error, "problem", None),
