@@ -68,7 +68,7 @@ def test_a_rare_class_is_drawn_as_often_as_a_common_one():
     plane[50:54, 60:64] = 1  # 16 of 40,000 pixels
     plane[150:160, 100:120] = 2
     places = make([plane]).draw(3000, np.random.default_rng(0), balance=1.0)
-    counts = np.bincount([p.index for p in places])
+    counts = np.bincount([p.class_index for p in places])
     assert counts.sum() == 3000
     np.testing.assert_allclose(counts / 3000, 1 / 3, atol=0.04)
 
@@ -77,20 +77,20 @@ def test_without_balance_classes_come_as_they_are():
     plane = np.zeros((100, 100), np.uint8)
     plane[:30] = 1
     places = make([plane], classes=2).draw(3000, np.random.default_rng(0), balance=0.0)
-    assert np.mean([p.index for p in places]) == pytest.approx(0.3, abs=0.03)
+    assert np.mean([p.class_index for p in places]) == pytest.approx(0.3, abs=0.03)
 
 
 def test_the_share_of_balanced_patches_is_the_one_asked_for():
     plane = np.zeros((100, 100), np.uint8)
     plane[0, 0] = 1
     places = make([plane], classes=2).draw(4000, np.random.default_rng(0), balance=0.4)
-    assert np.mean([p.index for p in places]) == pytest.approx(0.4 / 2, abs=0.02)
+    assert np.mean([p.class_index for p in places]) == pytest.approx(0.4 / 2, abs=0.02)
 
 
 def test_a_class_that_is_absent_is_never_drawn():
     plane = np.full((40, 40), 2, np.uint8)
     places = make([plane]).draw(50, np.random.default_rng(0), balance=1.0)
-    assert {p.index for p in places} == {2}
+    assert {p.class_index for p in places} == {2}
 
 
 def test_planes_are_drawn_by_how_much_of_a_class_they_hold():

@@ -1,4 +1,4 @@
-"""Networks: `build_network` turns the facts of a `ModelSpec` into a torch module with random weights."""
+"""Networks: torch modules, and their weights."""
 
 from __future__ import annotations
 

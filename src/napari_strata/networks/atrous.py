@@ -1,6 +1,7 @@
-"""U-Net with a ResNet encoder, a bridge and atrous blocks: seed "U-Net with ResNet50 encoder and atrous convolutions".
+"""U-Net with a ResNet encoder, a bridge and atrous blocks.
 
-Atrous convolutions in parallel are those of DeepLab (Chen et al. 2017, https://arxiv.org/abs/1606.00915).
+It is the seed's "U-Net with ResNet50 encoder and atrous convolutions". Parallel atrous
+convolutions are those of DeepLab (Chen et al. 2017, https://arxiv.org/abs/1606.00915).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from napari_strata.networks.blocks import (
 
 
 def build_atrous_unet(spec: ModelSpec, section: AtrousUNet) -> AnySize:
-    """The atrous U-Net with the options of `section`; see `build_network`."""
+    """Build the atrous U-Net with the options of `section`; see `build_network`."""
     return AnySize(
         AtrousResUNet(section, inputs=spec.in_channels, outputs=len(spec.classes)),
         spec.stride,
@@ -51,9 +52,10 @@ class AtrousResUNet(nn.Module):
                 (deepest, *widths), skips, widths, strict=False
             )
         )
-        # The seed counts four blocks at 1024, 512, 256 and 64 channels. On the skips these are all but the raw image;
-        # in the decoder, whose widths are 1024, 512, 256, 128 and 64, they are all levels but the fourth, and a block
-        # stands behind the level's convolutions, before the next upsampling, as the seed's diagram has it.
+        # The seed counts four blocks at 1024, 512, 256 and 64 channels. On the skips
+        # these are all but the raw image. In the decoder, whose widths are 1024, 512,
+        # 256, 128 and 64, they are all levels but the fourth, and a block follows the
+        # level's convolutions, before the next upsampling, as in the seed's diagram.
         at_skips = section.atrous_at == "skip"
         channels: Sequence[int] = (
             [*skips[:4], 0] if at_skips else [*widths[:3], 0, widths[4]]
@@ -71,7 +73,7 @@ class AtrousResUNet(nn.Module):
             he_initialise(part)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K, H, W)."""
+        """Compute logits (N, K, H, W) of images (N, C, H, W)."""
         *skips, features = self.encoder(images)
         features = self.bridge(features)
         parts = zip(
@@ -92,15 +94,16 @@ class DecoderLevel(nn.Module):
         self.merge = double_convolution(outputs + skip, outputs, norm="batch")
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """Features (N, inputs, h, w) and skip (N, skip, 2h, 2w) to (N, outputs, 2h, 2w)."""
+        """Merge features (N, inputs, h, w) with a skip (N, skip, 2h, 2w)."""
         merged: Tensor = self.merge(cat([self.up(features), skip], dim=1))
         return merged
 
 
 class AtrousBlock(nn.Module):
-    """Parallel dilated convolutions, each to half of the channels, beside a max-pool; fused back to `channels`.
+    """Parallel dilated convolutions and a max-pool, fused back to `channels`.
 
-    (N, C, H, W) to the same shape. With four convolutions the concatenation has 3 C channels.
+    Each convolution has half of the channels: with four of them the concatenation has
+    3 C channels.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class AtrousBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (N, C, H, W) to the same shape."""
+        """Map features (N, C, H, W) to the same shape."""
         fused: Tensor = self.fuse(
             cat(
                 [*(branch(features) for branch in self.branches), self.pool(features)],

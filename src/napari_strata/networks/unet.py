@@ -17,7 +17,7 @@ from napari_strata.networks.blocks import (
 
 
 def build_unet(spec: ModelSpec, section: UNet) -> AnySize:
-    """The classic U-Net with the options of `section`; see `build_network`."""
+    """Build the classic U-Net with the options of `section`; see `build_network`."""
     return AnySize(
         ClassicUNet(section, inputs=spec.in_channels, outputs=len(spec.classes)),
         spec.stride,
@@ -25,7 +25,7 @@ def build_unet(spec: ModelSpec, section: UNet) -> AnySize:
 
 
 class ClassicUNet(nn.Module):
-    """Two convolutions a level, max-pooling down, a skip connection across each level, upsampling back.
+    """Classic U-Net: two convolutions a level, max-pooling, skip connections, upsampling.
 
     Takes (N, C, H, W) with H and W multiples of ``2 ** (levels - 1)``; `AnySize` sees to that.
     """
@@ -64,7 +64,7 @@ class ClassicUNet(nn.Module):
         return self.down
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K, H, W)."""
+        """Compute logits (N, K, H, W) of images (N, C, H, W)."""
         features, skips = self.down[0](images), []
         for level in self.down[1:]:
             skips.append(features)
@@ -83,10 +83,12 @@ def upsampling(
     how: Literal["transpose", "nearest", "bilinear"],
     kernel: int = 2,
 ) -> nn.Module:
-    """Twice the height and width, exactly: a transposed convolution, or interpolation and a 3 x 3 convolution.
+    """Make a layer that doubles height and width exactly.
 
-    Interpolation avoids the checkerboard of transposed convolutions (Odena et al. 2016, https://doi.org/10.23915/distill.00003).
-    A transposed kernel of 3 is padded as Keras' 'same' does.
+    It is a transposed convolution, or interpolation and a 3 x 3 convolution.
+    Interpolation avoids the checkerboard of transposed convolutions (Odena et al. 2016,
+    https://doi.org/10.23915/distill.00003). A transposed kernel of 3 is padded as
+    Keras' 'same' does.
     """
     if how == "transpose":
         margin = kernel - 2

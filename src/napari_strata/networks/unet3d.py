@@ -1,7 +1,9 @@
-"""A residual 3D U-Net: residual blocks (He et al. 2016, https://arxiv.org/abs/1512.03385) at the levels of a U-Net.
+"""A residual 3D U-Net.
 
-After Lee et al. 2017 (https://arxiv.org/abs/1706.00120), whose skip connections are summed, not concatenated: the
-widest features are computed once. Strides and kernels along Z follow the pixel size; see `geometry.depth_strides`.
+Residual blocks (He et al. 2016, https://arxiv.org/abs/1512.03385) at the levels of a
+U-Net, after Lee et al. 2017 (https://arxiv.org/abs/1706.00120), whose skip connections
+are summed, not concatenated: the widest features are computed once. Strides and kernels
+along Z follow the pixel size; see `geometry.depth_strides`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from napari_strata.networks.blocks import AnySize, convolution, he_initialise
 
 
 def build_unet3d(spec: ModelSpec, section: UNet3d) -> AnySize:
-    """The residual 3D U-Net with the options of `section`; see `build_network`."""
+    """Build the residual 3D U-Net with the options of `section`; see `build_network`."""
     assert spec.depth is not None
     network = ResidualUNet3d(
         section,
@@ -27,7 +29,8 @@ def build_unet3d(spec: ModelSpec, section: UNet3d) -> AnySize:
         strides=spec.depth.strides,
         kernels=depth_kernels(spec.depth.strides),
     )
-    # Two strides along Y and X leave enough at the deepest level for any normalisation; one along Z spares thin stacks.
+    # Two strides along Y and X leave enough at the deepest level for any normalisation.
+    # One along Z, because stacks may be thin.
     return AnySize(
         network,
         spec.stride_shape,
@@ -36,16 +39,17 @@ def build_unet3d(spec: ModelSpec, section: UNet3d) -> AnySize:
 
 
 class ResidualUNet3d(nn.Module):
-    """A residual block a level, max-pooling down, a sum with the skip across each level, nearest neighbours up.
+    """Residual 3D U-Net: a residual block a level, max-pooling, summed skip connections.
 
-    Takes (N, C, D, H, W) with D, H and W multiples of the strides' products; `AnySize` sees to that.
+    Takes (N, C, D, H, W) with D, H and W multiples of the strides' products; `AnySize`
+    pads other sizes.
 
     Parameters
     ----------
     strides
-        along Z, 1 or 2, for each halving of Y and X.
+        Strides along Z, 1 or 2, for each halving of Y and X.
     kernels
-        along Z, 1 or 3, for each level.
+        Kernels along Z, 1 or 3, for each level.
     """
 
     def __init__(
@@ -83,8 +87,9 @@ class ResidualUNet3d(nn.Module):
         he_initialise(self)
         blocks = [*self.down, *self.merge]
         if norm == "none":
-            # Nothing else keeps the sums of branch and shortcut from growing block by block. The factor is that of
-            # Zhang et al. 2019 (https://arxiv.org/abs/1901.09321) for branches of two convolutions.
+            # Otherwise the sums of branch and shortcut grow block by block. The factor
+            # is that of Zhang et al. 2019 (https://arxiv.org/abs/1901.09321) for
+            # branches of two convolutions.
             with torch.no_grad():
                 for block in blocks:
                     block.second[0].weight *= len(blocks) ** -0.5
@@ -95,7 +100,7 @@ class ResidualUNet3d(nn.Module):
         return self.down
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, D, H, W) to logits (N, K, D, H, W)."""
+        """Compute logits (N, K, D, H, W) of images (N, C, D, H, W)."""
         features, skips = self.down[0](images), []
         for pool, level in zip(self.pools, self.down[1:], strict=True):
             skips.append(features)
@@ -110,9 +115,10 @@ class ResidualUNet3d(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a shortcut, which is a 1 x 1 x 1 convolution where the width changes.
+    """Two convolutions beside a shortcut.
 
-    (N, inputs, D, H, W) to (N, outputs, D, H, W). Kernels are 3 along Y and X and `depth` along Z.
+    The shortcut is a 1 x 1 x 1 convolution where the width changes. Kernels are 3 along
+    Y and X and `depth` along Z.
     """
 
     def __init__(self, inputs: int, outputs: int, *, norm: Norm, depth: int) -> None:
@@ -121,17 +127,15 @@ class ResidualBlock(nn.Module):
         self.second = convolution(
             outputs, outputs, norm=norm, kernel=(depth, 3, 3), active=False
         )
-        same = inputs == outputs
-        self.shortcut = (
-            nn.Identity()
-            if same
-            else convolution(inputs, outputs, norm=norm, kernel=(1, 1, 1), active=False)
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = convolution(
+                inputs, outputs, norm=norm, kernel=(1, 1, 1), active=False
+            )
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (N, inputs, D, H, W) to (N, outputs, D, H, W)."""
-        answer: Tensor = self.activation(
-            self.second(self.first(features)) + self.shortcut(features)
-        )
-        return answer
+        """Map features (N, inputs, D, H, W) to (N, outputs, D, H, W)."""
+        branch = self.second(self.first(features))
+        summed: Tensor = self.activation(branch + self.shortcut(features))
+        return summed
