@@ -3,7 +3,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from napari_strata.data.loader import Batch
 from napari_strata.models.device import Precision
 from napari_strata.networks.blocks import BatchNorm
 from napari_strata.training.recalibration import recalibrate
@@ -11,12 +10,11 @@ from napari_strata.training.recalibration import recalibrate
 CPU = torch.device("cpu")
 
 
-def _batches(count: int = 3, size: int = 8) -> list[Batch]:
+def _batches(count: int = 3, size: int = 8) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    images = [
+    return [
         3 + 2 * torch.randn(4, 2, size, size, generator=generator) for _ in range(count)
     ]
-    return [Batch(i, torch.zeros(4, size, size, dtype=torch.uint8)) for i in images]
 
 
 def test_statistics_are_the_means_over_the_batches() -> None:
@@ -29,12 +27,11 @@ def test_statistics_are_the_means_over_the_batches() -> None:
         device=CPU,
         precision=Precision("fp32"),
     )
-    images = [b.images for b in batches]
     torch.testing.assert_close(
-        norm.running_mean, torch.stack([i.mean((0, 2, 3)) for i in images]).mean(0)
+        norm.running_mean, torch.stack([i.mean((0, 2, 3)) for i in batches]).mean(0)
     )
     torch.testing.assert_close(
-        norm.running_var, torch.stack([i.var((0, 2, 3)) for i in images]).mean(0)
+        norm.running_var, torch.stack([i.var((0, 2, 3)) for i in batches]).mean(0)
     )
     assert norm.momentum == 0.1
     assert not norm.training
@@ -57,7 +54,7 @@ def test_nothing_else_changes_and_it_repeats() -> None:
 def test_statistics_that_no_batch_gives_stay() -> None:
     norm = BatchNorm(2)
     norm.running_mean.fill_(7.0)  # type: ignore[union-attr]
-    single = [Batch(torch.ones(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.uint8))]
+    single = [torch.ones(1, 2, 1, 1)]
     recalibrate(norm, single, device=CPU, precision=Precision("fp32"))
     assert norm.running_mean is not None
     assert norm.running_mean.tolist() == [7.0, 7.0]
