@@ -1,4 +1,7 @@
-"""What a network has to beat: the majority class, and boosted trees on scikit-image's multiscale features."""
+"""Baselines for a network: the majority class, and boosted trees.
+
+The trees see scikit-image's multiscale features.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ from napari_strata.core.image import AnnotatedImage
 from napari_strata.data.regions import label_counts, labelled_regions
 
 PIXELS = 400_000
-"""Labelled pixels that the trees see, drawn as they occur: with classes drawn evenly they do worse on sandstone 0300
-(.898 against .929, both with 60,000)."""
+"""Labelled pixels that the trees see, drawn as they occur.
+
+With classes drawn evenly they do worse on sandstone 0300 (.898 against .929, both with
+60,000).
+"""
 
 
 def majority(
@@ -35,7 +41,7 @@ def majority(
 def boosted_trees(
     training: list[AnnotatedImage], test: list[AnnotatedImage], classes: ClassMap
 ) -> ns.ConfusionMatrix:
-    """scikit-learn's gradient boosting on scikit-image's multiscale features, scored on `test`."""
+    """Train gradient boosting on multiscale features; return its scores on `test`."""
     rng = np.random.default_rng(0)
     rows, answers = [], []
     parts = labelled_regions(training, classes)
@@ -55,16 +61,16 @@ def boosted_trees(
     confusion = ns.ConfusionMatrix(classes)
     for part in labelled_regions(test, classes):
         labels = part.read_labels(classes).ravel()
-        known = labels != IGNORE
+        labelled = labels != IGNORE
         confusion.update(
-            labels[known], trees.predict(_features(part.read_image())[known])
+            labels[labelled], trees.predict(_features(part.read_image())[labelled])
         )
     return confusion
 
 
 def _features(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Features (pixels, F) of an image (C, H, W)."""
-    found = multiscale_basic_features(
+    scores = multiscale_basic_features(
         np.moveaxis(image, 0, -1), sigma_min=0.5, sigma_max=16, channel_axis=-1
     )
-    return found.reshape(-1, found.shape[-1])
+    return scores.reshape(-1, scores.shape[-1])

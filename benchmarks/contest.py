@@ -1,8 +1,12 @@
-"""What the benchmarks share: a contender in a process of its own, medians, memory, the machine, and a table.
+"""Shared parts of the benchmarks.
 
-A benchmark is a script with functions of no argument, each a contender, registered with `contender`. Run as
-``python script.py NAME --alone`` it calls one and prints its facts as JSON; run without a name it starts each in turn,
-prints a table and writes a JSON file.
+Each contender runs in a process of its own; medians, memory and the machine are
+reported in a table.
+
+A benchmark is a script with functions of no argument, each a contender, registered with
+`contender`. Run as ``python script.py NAME --alone`` it calls one and prints its facts
+as JSON; run without a name it starts each in turn, prints a table and writes a JSON
+file.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ PACKAGES = (
 def contender(
     name: str,
 ) -> Callable[[Callable[[argparse.Namespace], Facts | None]], Any]:
-    """Register a function as a contender; it returns its facts, or None where it cannot run here."""
+    """Register a function as a contender; it returns None if it cannot run here."""
 
     def register(function: Callable[[argparse.Namespace], Facts | None]) -> Any:
         CONTENDERS[name] = function
@@ -48,16 +52,19 @@ def contender(
 
 
 def timed(call: Callable[[], Any], *, repeats: int, warm: int = 1) -> Facts:
-    """Seconds of `call`: median, fastest, slowest, after `warm` calls that do not count; its last answer too."""
+    """Measure the seconds of `call`: median, fastest, slowest; return its result too.
+
+    The first `warm` calls do not count.
+    """
     for _ in range(warm):
         call()
-    seconds, answer = [], None
+    seconds, result = [], None
     for _ in range(repeats):
         begun = time.perf_counter()
-        answer = call()
+        result = call()
         seconds.append(time.perf_counter() - begun)
     return {
-        "answer": answer,
+        "answer": result,
         "median": statistics.median(seconds),
         "least": min(seconds),
         "most": max(seconds),
@@ -76,7 +83,7 @@ def memory() -> dict[str, float]:
 
 
 def machine() -> Facts:
-    """Where this ran, and with what."""
+    """Describe the machine and the versions."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -131,7 +138,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> dict[str, Facts] | None:
-    """The facts of each contender, each from a process of its own; None when this is such a process."""
+    """Run each contender in a process of its own; None inside such a process."""
     if options.alone:
         facts = CONTENDERS[options.names[0]](options)
         if facts is not None:
@@ -140,31 +147,32 @@ def run(options: argparse.Namespace) -> dict[str, Facts] | None:
             } | memory()
         print("FACTS " + json.dumps(facts))
         return None
-    about, found = machine(), _earlier(options)
+    about, results = machine(), _earlier(options)
     if options.table:
         print(f"{_processor()}, from {options.json}\n")
-        return {name: found[name] for name in CONTENDERS if name in found}
+        return {name: results[name] for name in CONTENDERS if name in results}
     for name in options.names or CONTENDERS:
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [sys.executable, sys.argv[0], name, "--alone", *_passed_on()]
-        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        reply = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         lines = [
-            line for line in answer.stdout.splitlines() if line.startswith("FACTS ")
+            line for line in reply.stdout.splitlines() if line.startswith("FACTS ")
         ]
-        if answer.returncode or not lines:
-            print(f"{name}: ended with status {answer.returncode}", file=sys.stderr)
+        if reply.returncode or not lines:
+            print(f"{name}: ended with status {reply.returncode}", file=sys.stderr)
             continue
         if facts := json.loads(lines[-1][6:]):
-            found[name] = facts
+            results[name] = facts
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(
-                json.dumps({"machine": about, "contenders": found}, indent=2) + "\n"
+                json.dumps({"machine": about, "contenders": results}, indent=2) + "\n"
             )
     print(
-        f"{about['processor']}, {about['cores']} cores, GPU {about['gpu']}, torch {about['versions']['torch']}\n"
+        f"{about['processor']}, {about['cores']} cores, GPU {about['gpu']}, "
+        f"torch {about['versions']['torch']}\n"
     )
-    return {name: found[name] for name in CONTENDERS if name in found}
+    return {name: results[name] for name in CONTENDERS if name in results}
 
 
 def _earlier(options: argparse.Namespace) -> dict[str, Facts]:

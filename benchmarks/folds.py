@@ -1,4 +1,7 @@
-"""What cross-validation, an ensemble of its folds, and flips and turns add; see `seeds.py`, which runs it."""
+"""Gain of cross-validation, an ensemble of its folds, and test-time augmentation.
+
+`seeds.py` runs it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def cross_validate(
 
 
 def scores_of_folds(result: CrossvalResult) -> dict[str, Any]:
-    """The mean over folds of every figure of the table, and the spread of the mean IoU."""
+    """Return the mean over folds of each figure, and the spread of the mean IoU."""
 
     def mean(score: str) -> Any:
         return np.asarray(result.spread(score)[0]).tolist()

@@ -1,10 +1,10 @@
-"""Writing labels and reading stacks: ours, tifffile's own ways, and numpy's reading of the bare bytes.
+"""Time to write labels and read stacks, compared with tifffile and numpy.
 
     python benchmarks/io.py [NAME]... [--labels FILE] [--json FILE]
 
-Writes 64 label planes of 1024 x 1024 (of the generated sandstone, or those of FILE, repeated) as each of the
-contenders does, on the disk of the temporary folder, and reads them back. Sizes are told as a ratio to zlib's at its
-usual level 6.
+Writes 64 label planes of 1024 x 1024 (of the generated sandstone, or those of FILE,
+repeated) as each of the contenders does, on the disk of the temporary folder, and reads
+them back. Sizes are told as a ratio to zlib's at its usual level 6.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ contender("tifffile, not compressed")(written(tiled(None), ".tif", tifffile.imre
 
 @contender("reading a plain TIFF")
 def plain(options: argparse.Namespace) -> Facts:
-    """Of one stack, in turns: numpy from the bare bytes, and our reader from a TIFF, both into memory."""
+    """Read one stack in turns with numpy (bare bytes) and with our TIFF reader."""
     labels = stack(options)
     with tempfile.TemporaryDirectory() as folder:
         bare, tiff = Path(folder) / "stack.raw", Path(folder) / "stack.tif"
@@ -140,23 +140,25 @@ def main() -> None:
         "--labels", type=Path, help="a label file to take the planes from"
     )
     parser.add_argument("--axes", help="its axes, where it does not say")
-    found = run(parser.parse_args())
-    if not found:
+    results = run(parser.parse_args())
+    if not results:
         return
-    usual = found.get("tifffile, zlib 6, tiles of 256", {}).get("bits")
+    usual = results.get("tifffile, zlib 6, tiles of 256", {}).get("bits")
     rows = []
-    for name, facts in found.items():
+    for name, facts in results.items():
         if "bits" in facts:
             speeds = [facts["voxels"] / facts[key] / 1e6 for key in ("median", "read")]
-            rows.append([name, f"{speeds[0]:.0f}", f"{facts['bits']:.3f}", facts["bits"] / usual if usual else "-",
-                         f"{speeds[1]:.0f}"])  # fmt: skip
+            ratio = facts["bits"] / usual if usual else "-"
+            bits = f"{facts['bits']:.3f}"
+            rows.append([name, f"{speeds[0]:.0f}", bits, ratio, f"{speeds[1]:.0f}"])
     print(
         table(["", "written, Mvox/s", "bits a voxel", "x zlib 6", "read, Mvox/s"], rows)
     )
-    if "reading a plain TIFF" in found:
-        facts = found["reading a plain TIFF"]
+    if "reading a plain TIFF" in results:
+        facts = results["reading a plain TIFF"]
         print(
-            f"\nreading a plain TIFF: {facts['median'] / facts['numpy']:.2f} of np.fromfile's time"
+            f"\nreading a plain TIFF: {facts['median'] / facts['numpy']:.2f} of "
+            "np.fromfile's time"
         )
 
 

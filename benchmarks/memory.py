@@ -1,12 +1,14 @@
-"""Memory of a prediction: flat whatever the number of planes; and a volume of 20 GB, killed half-way and resumed.
+"""Memory of a prediction, which does not depend on the count of planes.
 
     python benchmarks/memory.py [NAME]... [--json FILE]
     python benchmarks/memory.py --huge FOLDER [--gigabytes 20] [--json FILE]
 
-The first predicts stacks of 64 and of 512 planes of 1024 x 1024 from plain TIFF (memory-mapped), compressed tiled TIFF
-and OME-Zarr to TIFF and OME-Zarr, and tells how much anonymous memory each needs at most beyond what the process had
-when the network was ready. The second makes a volume as OME-Zarr, starts the command line on it, kills it with SIGKILL
-when half of the planes are done, starts it again, and compares every plane with what its contents must give.
+The first predicts stacks of 64 and of 512 planes of 1024 x 1024 from plain TIFF
+(memory-mapped), compressed tiled TIFF and OME-Zarr to TIFF and OME-Zarr, and tells how
+much anonymous memory each needs at most beyond what the process had when the network
+was ready. The second makes a volume as OME-Zarr, starts the command line on it, kills
+it with SIGKILL when half of the planes are done, starts it again, and compares every
+plane with what its contents must give.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ PATTERNS = 8
 
 
 class Patterns(LazyArray):
-    """A stack made where it is read: plane z shows pattern z modulo 8, blocks of grey values."""
+    """Stack that is generated when it is read: plane z shows pattern z modulo 8."""
 
     def __init__(self, planes: int, side: int) -> None:
         super().__init__((planes, side, side), np.uint8)
@@ -175,13 +177,13 @@ def huge(options: argparse.Namespace) -> Facts:
     scale = spec.normalization.scale_for(
         read_image(source).samples(), np.dtype(np.uint8)
     )
-    wanted = [
+    expected = [
         spec.classes.decode(ensemble.predict(p[None], [scale])[0])
         for p in volume.patterns
     ]
     labels = ns.read_labels(out)
     same = sum(
-        bool(np.array_equal(labels.data[z], wanted[z % PATTERNS]))
+        bool(np.array_equal(labels.data[z], expected[z % PATTERNS]))
         for z in range(planes)
     )
     return {
@@ -197,7 +199,10 @@ def huge(options: argparse.Namespace) -> Facts:
 
 
 def _watch(command: list[str], *, kill_after: int | None) -> Facts:
-    """Run a prediction; its anonymous memory in MB at most, how many planes it did, and how many it found done."""
+    """Run a prediction.
+
+    Return peak memory in MB, planes done, and planes done before.
+    """
     facts: Facts = {"most": 0.0, "regions": 0, "found": 0}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -244,11 +249,11 @@ def main() -> None:
                 json.dumps({"machine": machine(), "huge": facts}, indent=2) + "\n"
             )
         return
-    found = run(options)
-    if found:
+    results = run(options)
+    if results:
         rows = [
             [name, f"{f['before']:.0f}", f"{f['beyond']:.0f}", f["seconds"]]
-            for name, f in found.items()
+            for name, f in results.items()
         ]
         print(table(["", "MB before", "MB more at most", "seconds"], rows))
 

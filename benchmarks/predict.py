@@ -1,15 +1,16 @@
-"""Prediction of one 2048 x 2048 picture by a U-Net with a ResNet34 encoder: ours, and what else there is.
+"""Time to predict a 2048 x 2048 picture with a U-Net: ours and other programs.
 
     python benchmarks/predict.py [NAME]... [--model RUN] [--json FILE]
 
-Contenders, each in a process of its own, with the same weights: a bare forward pass of the whole picture, MONAI's
-sliding window (overlap .25, Gaussian), nnU-Net's predictor (step .5, Gaussian, no mirroring), ours in float32 and
-bfloat16 and with each backend. All give class indices of the whole picture. Contenders other than ours need
-``pip install -r benchmarks/requirements.txt``; what is not there is left out.
+Contenders, each in a process of its own, with the same weights: a bare forward pass of
+the whole picture, MONAI's sliding window (overlap .25, Gaussian), nnU-Net's predictor
+(step .5, Gaussian, no mirroring), ours in float32 and bfloat16 and with each backend.
+All give class indices of the whole picture. Contenders other than ours need ``pip
+install -r benchmarks/requirements.txt``; what is not there is left out.
 
-Without `--model`, a network is trained for a minute or two on a generated sandstone first, so that its answers are
-those of a network and not of noise (kept in the temporary folder). With names and `--json`, the other figures are those
-of the file.
+Without `--model`, a network is trained for a minute or two on a generated sandstone
+first, so that its answers are those of a network and not of noise (kept in the
+temporary folder). With names and `--json`, the other figures are those of the file.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def answers() -> Path:
-    place = Path(tempfile.gettempdir()) / "napari-strata-benchmark"
-    place.mkdir(exist_ok=True)
-    return place
+    folder = Path(tempfile.gettempdir()) / "napari-strata-benchmark"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def model(options: argparse.Namespace) -> ns.Model:
@@ -88,16 +89,16 @@ def keep(name: str, labels: Any) -> None:
 
 def synchronised(call: Any) -> Any:
     def timed_call() -> Any:
-        answer = call()
+        labels = call()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        return answer
+        return labels
 
     return timed_call
 
 
 def bare(options: argparse.Namespace, name: str, *, precision: str) -> Facts:
-    """One forward pass of the whole picture, channels last, and a running maximum; no labels leave the device."""
+    """Run one forward pass of the whole picture; no labels leave the device."""
     from napari_strata.models.tiled import class_indices
 
     net = network(options, channels_last=True)
@@ -154,7 +155,7 @@ def ours_512_bf16(options: argparse.Namespace) -> Facts:
 
 
 def ours(options: argparse.Namespace, name: str, **keywords: Any) -> Facts:
-    """The whole way as `predict` goes it, from grey values in memory to labels in memory."""
+    """Predict as `predict` does, from grey values in memory to labels in memory."""
     from napari_strata.core.tiling import plan_tiles
     from napari_strata.models.allocator import kept_pages
 
@@ -253,7 +254,7 @@ def monai_bf16(options: argparse.Namespace) -> Facts | None:
 
 @contender("nnU-Net .5, float32")
 def nnunet(options: argparse.Namespace) -> Facts | None:
-    """Its own sliding window around our network; mirroring off, which is eight times the work by default."""
+    """Run its sliding window around our network, without mirroring."""
     os.environ.setdefault("nnUNet_raw", str(answers()))
     os.environ.setdefault("nnUNet_preprocessed", str(answers()))
     os.environ.setdefault("nnUNet_results", str(answers()))
@@ -302,19 +303,19 @@ def main() -> None:
     options = parser.parse_args()
     if not options.alone and not options.table:
         model(options)  # trained before the clock runs
-    found = run(options)
-    if not found:
+    results = run(options)
+    if not results:
         return
     reference = np.load(answers() / "labels reference.npy")
-    slowest = found.get("MONAI .25, float32", {}).get("median")
+    slowest = results.get("MONAI .25, float32", {}).get("median")
     rows = []
-    for name, facts in found.items():
+    for name, facts in results.items():
         path = answers() / f"labels {name}.npy"
         same = (
             float(np.mean(np.load(path) == reference)) * 100 if path.exists() else 100.0
         )
         kind = "bfloat16" if "bfloat16" in name else "float32"
-        floor = found.get(f"bare forward, {kind}", {}).get("median")
+        floor = results.get(f"bare forward, {kind}", {}).get("median")
         rows.append(
             [
                 name,

@@ -1,10 +1,11 @@
-"""How long the viewer's event loop is held up while a network trains and predicts.
+"""Delays of the viewer's event loop while a network trains and predicts.
 
-A real window, the real docks, a stack of 8 x 1024 x 996 pixels, and a 10 ms timer: the time between two of its ticks is
-written down in each phase. Compare with napari-unet-assistant, measured by the same timer: p99 10 ms, worst 216 to
-312 ms.
+A real window, the real docks, a stack of 8 x 1024 x 996 pixels, and a 10 ms timer: the
+time between two of its ticks is written down in each phase. Compare with
+napari-unet-assistant, measured by the same timer: p99 10 ms, worst 216 to 312 ms.
 
-    xvfb-run -s "-screen 0 1280x720x24" python benchmarks/responsiveness.py [--out result.json] [--minutes 2]
+    xvfb-run -s "-screen 0 1280x720x24" \\
+        python benchmarks/responsiveness.py [--out result.json] [--minutes 2]
 """
 
 from __future__ import annotations
@@ -46,23 +47,23 @@ class Pulse:
         self._timer.start()
 
     def enter(self, phase: str) -> None:
-        """What happens from now on counts for `phase`."""
+        """Begin a phase: ticks from here on count for it."""
         self.phase = phase
         self._last = perf_counter()
 
     def _tick(self) -> None:
-        now = perf_counter()
+        time_now = perf_counter()
         if self.phase:
-            self.gaps.setdefault(self.phase, []).append(1000 * (now - self._last))
-        self._last = now
+            self.gaps.setdefault(self.phase, []).append(1000 * (time_now - self._last))
+        self._last = time_now
 
     def table(self) -> dict[str, dict[str, float]]:
         """Milliseconds between two ticks, by phase."""
-        found = {}
+        phases = {}
         for phase, gaps in self.gaps.items():
             values = np.asarray(gaps)
             p50, p99 = np.percentile(values, (50, 99))
-            found[phase] = {
+            phases[phase] = {
                 "ticks": len(values),
                 "median_ms": round(float(p50), 1),
                 "p99_ms": round(float(p99), 1),
@@ -70,7 +71,7 @@ class Pulse:
                 "over_50_ms": int((values > 50).sum()),
                 "over_100_ms": int((values > 100).sum()),
             }
-        return found
+        return phases
 
 
 def wait(seconds: float, until: object = lambda: False) -> None:
@@ -99,8 +100,8 @@ def main() -> None:
     pair = sandstone(SHAPE)
     viewer = napari.Viewer()
     viewer.window.resize(1280, 720)
-    data, given, _ = image_layer(pair.image)
-    layer = viewer.add_image(data, **given)
+    data, arguments, _ = image_layer(pair.image)
+    layer = viewer.add_image(data, **arguments)
     sparse = np.zeros(SHAPE, np.uint8)
     sparse[[0, 3, 6]] = np.asarray(pair.labels.data)[[0, 3, 6]]
     labels_data, attributes, _ = labels_layer(

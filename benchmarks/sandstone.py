@@ -1,10 +1,12 @@
-"""Train `unet-ct` on slices of a sandstone, beside boosted trees on the same slices, and score a held-out slice.
+"""Train `unet-ct` and boosted trees on slices of a sandstone; score another slice.
 
     python benchmarks/sandstone.py FOLDER [--test 0300] [--set KEY=VALUE]... [--out DIR]
 
-FOLDER holds `images/` and `labels/` with one slice a file, such as the seven slices "Sandstone_Versa*.tif" of
-bnsreenu/python_for_microscopists (MIT). The network is validated on the held-out slice and its best epoch is kept, so
-its figure is the best of some thirty looks at that slice; the trees never look. Needs scikit-learn (the extra `test`).
+FOLDER holds `images/` and `labels/` with one slice a file, such as the seven slices
+"Sandstone_Versa*.tif" of bnsreenu/python_for_microscopists (MIT). The network is
+validated on the held-out slice and its best epoch is kept, so its figure is the best of
+some thirty looks at that slice; the trees never look. Needs scikit-learn (the extra
+`test`).
 """
 
 from __future__ import annotations
@@ -63,20 +65,21 @@ def main() -> None:
     trees_seconds = time.perf_counter() - start
 
     print(
-        f"\n{test.name}; {platform.processor() or platform.machine()}; torch and trees on the same cores"
+        f"\n{test.name}; {platform.processor() or platform.machine()}; torch and trees "
+        "on the same cores"
     )
     print(
         f"{'':16}{'mean IoU':>10}"
         + "".join(f"{name:>12}" for name in classes.names)
         + f"{'seconds':>10}"
     )
-    for name, found, seconds in (
+    for name, rows, seconds in (
         ("unet-ct", network, network_seconds),
         ("boosted trees", trees, trees_seconds),
     ):
         print(
-            f"{name:16}{found.mean_iou:10.3f}"
-            + "".join(f"{v:12.3f}" for v in found.iou)
+            f"{name:16}{rows.mean_iou:10.3f}"
+            + "".join(f"{v:12.3f}" for v in rows.iou)
             + f"{seconds:10.0f}"
         )
     error = (1 - network.mean_iou) / (1 - trees.mean_iou)

@@ -1,14 +1,16 @@
-"""The five systems on data of their kind, from scratch, beside what their authors report and two baselines.
+"""Train the five systems from scratch, beside reported figures and two baselines.
 
     python benchmarks/seeds.py DATA --out RESULTS [--only NAME]... [--set KEY=VALUE]...
     python benchmarks/seeds.py DATA --out RESULTS --folds
     python benchmarks/seeds.py DATA --out RESULTS --table
 
-DATA is a folder with rooftop/, water/, sandstone/ and aerial6/ in it. Every row is one run folder under RESULTS; a run
-that was cut short goes on, a finished one is not done again, so the whole can be run in pieces. The trees learn from
-the validation images too, since they do not need any.
-`--table` prints what is there as Markdown and trains nothing. The test images are never looked at in training: the best
-epoch is chosen on the validation images, and the test images are scored once. Needs scikit-learn (the extra `test`).
+DATA is a folder with rooftop/, water/, sandstone/ and aerial6/ in it. Every row is one
+run folder under RESULTS; a run that was cut short goes on, a finished one is not done
+again, so the whole can be run in pieces. The trees learn from the validation images
+too, since they do not need any. `--table` prints what is there as Markdown and trains
+nothing. The test images are never looked at in training: the best epoch is chosen on
+the validation images, and the test images are scored once. Needs scikit-learn (the
+extra `test`).
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def aerial(root: Path) -> Split:
 
 
 def _by_image(pairs: list[AnnotatedImage], classes: ClassMap) -> Split:
-    """A sixth tests, a sixth of the rest validates: drawn as the trainer draws, with rare classes on each side."""
+    """Draw a sixth for tests and a sixth of the rest for validation."""
 
     def draw(
         some: list[AnnotatedImage],
@@ -128,7 +130,7 @@ ROCK = ClassMap(names=("pore", "clay", "quartz", "heavy mineral"), values=(1, 2,
 
 
 def patches(root: Path) -> Split:
-    """Sandstone as the seed has it, patches of 128 x 128 in two stacks; told apart by the slice they were cut from."""
+    """Read the patches of 128 x 128 in two stacks, by the slice they were cut from."""
     folder = root / "sandstone"
     images, masks = (
         tifffile.imread(folder / f"patches_{name}.tif") for name in ("images", "masks")
@@ -208,46 +210,46 @@ FOLDED = [
     Row("unet-classic", "water", "mean IoU .748 (300 images, trained on 2,291)"),
     Row("unet-ct", "sandstone slices"),
 ]
-"""Cross-validated in five folds: water on all its chips, the sandstone on all slices but the one that tests."""
+"""Rows that are cross-validated in five folds."""
 
 
 def run_folds(row: Row, root: Path, out: Path, extra: dict[str, Any]) -> None:
-    """The folds' mean; where there is a specimen none of them saw, their ensemble too, without and with turns."""
-    place = out / f"folds of {row.name}".replace(" ", "_")
+    """Return the mean of the folds, and their ensemble on an unseen specimen."""
+    folder = out / f"folds of {row.name}".replace(" ", "_")
     split = DATA[row.data](root)
     whole = row.data == "water"
     pairs = [*split.training, *split.validation, *(split.test if whole else [])]
     pairs.sort(key=lambda pair: pair.name)
     overrides = row.overrides | extra
     result = cross_validate(
-        row.recipe, pairs, out=place, classes=split.classes, overrides=overrides
+        row.recipe, pairs, out=folder, classes=split.classes, overrides=overrides
     )
     facts: dict[str, Any] = {"split": split.text, "overrides": overrides}
-    write(place / "score.json", facts | scores_of_folds(result))
+    write(folder / "score.json", facts | scores_of_folds(result))
     for name, tta in () if whole else (("ensemble", False), ("ensemble_turned", True)):
-        if not (place / f"{name}.json").exists():
+        if not (folder / f"{name}.json").exists():
             more = {"train_seconds": result.seconds} | scores_of_ensemble(
-                place, split.test, tta=tta
+                folder, split.test, tta=tta
             )
-            write(place / f"{name}.json", facts | more)
+            write(folder / f"{name}.json", facts | more)
 
 
 def _folded_rows(data: str, out: Path) -> list[tuple[str, str, Path]]:
     rows = []
     for row in FOLDED:
         if row.data == data:
-            place = out / f"folds of {row.name}".replace(" ", "_")
+            folder = out / f"folds of {row.name}".replace(" ", "_")
             rows += [
                 (
                     f"{row.recipe}, mean of five folds",
                     row.reported,
-                    place / "score.json",
+                    folder / "score.json",
                 ),
-                (f"{row.recipe}, ensemble of the folds", "", place / "ensemble.json"),
+                (f"{row.recipe}, ensemble of the folds", "", folder / "ensemble.json"),
                 (
                     f"{row.recipe}, ensemble and flips and turns",
                     "",
-                    place / "ensemble_turned.json",
+                    folder / "ensemble_turned.json",
                 ),
             ]
     return rows
@@ -255,17 +257,17 @@ def _folded_rows(data: str, out: Path) -> list[tuple[str, str, Path]]:
 
 def run_row(row: Row, root: Path, out: Path, extra: dict[str, Any]) -> None:
     """Train one recipe, or go on with it, and score its test images."""
-    place = out / row.name.replace(" ", "_")
-    if (place / "score.json").exists():
+    folder = out / row.name.replace(" ", "_")
+    if (folder / "score.json").exists():
         return
     split = DATA[row.data](root)
     overrides = row.overrides | extra
-    started = (place / "recipe.yaml").exists()
+    started = (folder / "recipe.yaml").exists()
     show(
         ns.iter_train(
             row.recipe,
             [*split.training],
-            out=place,
+            out=folder,
             validation=split.validation,
             classes=split.classes,
             # A row that goes on keeps its recipe, but for how long it trains.
@@ -275,7 +277,7 @@ def run_row(row: Row, root: Path, out: Path, extra: dict[str, Any]) -> None:
             resume=started,
         )
     )
-    model = ns.Model.load(place)
+    model = ns.Model.load(folder)
     begun = time.perf_counter()
     confusion = ns.evaluate(model, split.test).confusion
     facts = {
@@ -287,9 +289,10 @@ def run_row(row: Row, root: Path, out: Path, extra: dict[str, Any]) -> None:
             end.seconds for end in model.history if isinstance(end, EpochEnd)
         ),
         "test_seconds": time.perf_counter() - begun,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[2]:.1f}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[2]:.1f}",
     }
-    (place / "score.json").write_text(
+    (folder / "score.json").write_text(
         json.dumps(facts | confusion.as_dict(), indent=2) + "\n"
     )
 
@@ -312,11 +315,18 @@ def run_baselines(data: str, root: Path, out: Path) -> None:
 
 
 def table(out: Path) -> str:
-    """What is there, as Markdown."""
+    """Return the finished rows as Markdown."""
     lines = []
     for data in DATA:
-        found = [(row.recipe, row.reported, out / row.name.replace(" ", "_") / "score.json") for row in ROWS
-                 if row.data == data]  # fmt: skip
+        found = [
+            (
+                row.recipe,
+                row.reported,
+                out / row.name.replace(" ", "_") / "score.json",
+            )
+            for row in ROWS
+            if row.data == data
+        ]
         found += [
             (name, "", out / f"{name}@{data}.json".replace(" ", "_"))
             for name in ("boosted trees", "majority class")

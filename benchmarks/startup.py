@@ -1,4 +1,4 @@
-"""How long it takes until something can be done, each in a process of its own, beside what cannot be avoided.
+"""Time until a command or the worker is ready, beside the unavoidable imports.
 
 python benchmarks/startup.py [NAME]... [--json FILE]
 """
@@ -19,17 +19,16 @@ COMMANDS = {
     "import torch": ["-c", "import torch"],
     "import segmentation_models_pytorch": ["-c", "import segmentation_models_pytorch"],
     "import napari_strata": ["-c", "import napari_strata"],
-    "napari-strata --help": ["-c", "import sys; sys.argv = ['napari-strata', '--help']\n"
-                             "from napari_strata.cli import main\nmain()"],
-    "napari-strata recipes": ["-c", "import sys; sys.argv = ['napari-strata', 'recipes']\n"
-                              "from napari_strata.cli import main\nmain()"],
-    "a wrong option": ["-c", "import sys; sys.argv = ['napari-strata', 'train', '--nothing']\n"
-                       "from napari_strata.cli import main\nmain()"],
+    "napari-strata --help": ["-m", "napari_strata", "--help"],
+    "napari-strata recipes": ["-m", "napari_strata", "recipes"],
+    "a wrong option": ["-m", "napari_strata", "train", "--nothing"],
     "the plugin's manifest": ["-c", "from npe2 import PluginManifest as Manifest\n"
                               "Manifest.from_distribution('napari-strata')"],
     "npe2, which reads it": ["-c", "import npe2"],
     "the plugin's reader": ["-c", "import napari_strata.plugin"],
-    "the worker, ready for a job": ["-c", "import napari_strata.worker.server, napari_strata.inference.predict"],
+    "the worker, ready for a job": [
+        "-c", "import napari_strata.worker.server, napari_strata.inference.predict"
+    ],
 }  # fmt: skip
 
 
@@ -53,10 +52,10 @@ for _name, _words in COMMANDS.items():
 
 
 def main() -> None:
-    found = run(arguments(__doc__).parse_args())
-    if not found:
+    results = run(arguments(__doc__).parse_args())
+    if not results:
         return
-    torchs = found.get("import torch", {}).get("median")
+    torchs = results.get("import torch", {}).get("median")
     rows = [
         [
             name,
@@ -64,7 +63,7 @@ def main() -> None:
             f"{facts['least']:.2f}-{facts['most']:.2f}",
             facts["median"] / torchs if torchs else "-",
         ]
-        for name, facts in found.items()
+        for name, facts in results.items()
     ]
     print(table(["", "seconds", "spread", "x import torch"], rows))
 

@@ -1,16 +1,18 @@
-"""One slice, its neighbours, the volume, or three views of it: the same data and split, each from scratch.
+"""Compare networks that see a slice, its neighbours, a volume, or three views.
 
-    python benchmarks/volumes.py DATA --out RESULTS [--only NAME]... [--set KEY=VALUE]...
+    python benchmarks/volumes.py DATA --out RESULTS [--only NAME] [--set KEY=VALUE]
     python benchmarks/volumes.py DATA --out RESULTS --table
 
-DATA is a folder with nuclei3d/ in it: one light-sheet volume of nuclei, labelled as instances and taken as foreground.
-The volume is cut across X into blocks with gaps between them: one trains, one validates (the best epoch is chosen
-there), one is scored, once. It is done twice, the blocks in their order and in reverse. All 2D networks are one classic
-U-Net with the widths of the 3D one, and all see 30 steps an epoch for 20 epochs. The three views are those of the very
-network that the row "2D" trained.
+DATA is a folder with nuclei3d/ in it: one light-sheet volume of nuclei, labelled as
+instances and taken as foreground. The volume is cut across X into blocks with gaps
+between them: one trains, one validates (the best epoch is chosen there), one is scored,
+once. It is done twice, the blocks in their order and in reverse. All 2D networks are
+one classic U-Net with the widths of the 3D one, and all see 30 steps an epoch for 20
+epochs. The three views are those of the network in row "2D".
 
-Every training and every prediction is a process of its own, whose highest memory (resident set) is told; it is the
-libraries' too, which are some 400 MB of it. What is finished is not done again. `--table` prints what is there.
+Every training and every prediction is a process of its own, whose highest memory
+(resident set) is reported; about 400 MB of it are the libraries. Finished trainings
+are not repeated. `--table` prints the finished rows.
 """
 
 from __future__ import annotations
@@ -139,7 +141,7 @@ def step(
     """One training or prediction in a process of its own, unless it was done before."""
     file = place(options.out, way.name, split, f".{what}.json")
     if not file.exists():
-        words = [
+        arguments = [
             sys.executable,
             __file__,
             str(options.data),
@@ -151,11 +153,11 @@ def step(
             what,
         ]
         subprocess.run(
-            [*words, *(word for item in options.set for word in ("--set", item))],
+            [*arguments, *(word for item in options.set for word in ("--set", item))],
             check=True,
         )
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    scores: dict[str, Any] = json.loads(file.read_text())
+    return scores
 
 
 def do_step(options: argparse.Namespace) -> None:
@@ -169,14 +171,14 @@ def do_step(options: argparse.Namespace) -> None:
         key: parse_value(value)
         for key, _, value in (item.partition("=") for item in options.set)
     }
-    found = (
+    scores = (
         train(way, blocks, run, extra) if what == "train" else test(way, blocks, run)
     )
-    found["memory"] = (
+    scores["memory"] = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )  # bytes, on Linux
     file = place(options.out, way.name, split, f".{what}.json")
-    file.write_text(json.dumps(found, indent=2) + "\n")
+    file.write_text(json.dumps(scores, indent=2) + "\n")
 
 
 def baselines(options: argparse.Namespace, split: str) -> None:
@@ -196,9 +198,11 @@ def baselines(options: argparse.Namespace, split: str) -> None:
 
 
 def table(out: Path) -> str:
-    """What is there, as Markdown: means over both splits, and the two."""
-    head = ("", "mean IoU", "each split", "nuclei", "precision", "recall", "training s", "memory MB", "prediction s",
-            "memory MB")  # fmt: skip
+    """Return the finished rows as Markdown: both splits and their mean."""
+    head = (
+        "", "mean IoU", "each split", "nuclei", "precision", "recall", "training s",
+        "memory MB", "prediction s", "memory MB",
+    )  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in [*(way.name for way in WAYS), "boosted trees", "majority class"]:
         files = [place(out, name, split, ".test.json") for split in SPLITS]
@@ -212,23 +216,25 @@ def table(out: Path) -> str:
             else []
         )
         trainings = [json.loads(file.read_text()) for file in trained]
-        nuclei = [found["per_class"]["nuclei"] for found in tests]
+        nuclei = [results["per_class"]["nuclei"] for results in tests]
         cells = [
             name,
-            _number(np.mean([found["mean_iou"] for found in tests])),
-            ", ".join(_number(found["mean_iou"]) for found in tests),
+            _number(np.mean([results["mean_iou"] for results in tests])),
+            ", ".join(_number(results["mean_iou"]) for results in tests),
             *(
                 _number(np.mean([row[key] or 0.0 for row in nuclei]))
                 for key in ("iou", "precision", "recall")
             ),
-            f"{np.mean([found['train_seconds'] for found in trainings or tests]):.0f}",
-            f"{max(found['memory'] for found in trainings) / 1e6:.0f}"
+            f"{np.mean([run['train_seconds'] for run in trainings or tests]):.0f}",
+            f"{max(results['memory'] for results in trainings) / 1e6:.0f}"
             if trainings
             else "",
-            f"{np.mean([found['test_seconds'] for found in tests]):.1f}"
+            f"{np.mean([results['test_seconds'] for results in tests]):.1f}"
             if trainings
             else "",
-            f"{max(found['memory'] for found in tests) / 1e6:.0f}" if trainings else "",
+            f"{max(results['memory'] for results in tests) / 1e6:.0f}"
+            if trainings
+            else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,10 +1,12 @@
-"""Make the README's pictures: a real napari window, the real demo, every picture after clicks on real buttons.
+"""Make the README's pictures: a real napari window after clicks on real buttons.
 
     python docs/screenshots.py [--out docs/images]
 
-trains the demo's network (minutes on two cores), segments a larger stack that the network has never seen, and compares
-the labels with that stack's truth. Without a display it starts itself again under Xvfb. Your napari settings and runs
-are neither read nor changed. Machine, times and paths in the pictures are those of the computer that runs this.
+It trains the demo's network (minutes on two cores), segments a larger stack that the
+network has never seen, and compares the labels with that stack's truth. Without a
+display it starts itself again under Xvfb. Your napari settings and runs are neither
+read nor changed. Machine, times and paths in the pictures are those of the computer
+that runs this.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ STACK = (48, 512, 512)
 
 
 def main() -> None:
-    """Read the command line, see to a display and a place for runs, and make the pictures."""
+    """Read the command line, prepare display and run folder, make the pictures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,7 +58,8 @@ def start_under_xvfb() -> None:
     starter = shutil.which("xvfb-run")
     if starter is None:
         sys.exit(
-            "There is no display and no xvfb-run: install Xvfb (Debian: apt-get install xvfb) or use a desktop."
+            "There is no display and no xvfb-run: install Xvfb (Debian: apt-get "
+            "install xvfb) or use a desktop."
         )
     screen = "-screen 0 {}x{}x24".format(*WINDOW)
     os.execv(
@@ -107,7 +110,7 @@ def make_pictures(out: Path, runs: Path) -> None:
 
 
 def lay_out(viewer: Any, dock: Any) -> None:
-    """The window and its docks in a good size, and the image fitted into the room that is left."""
+    """Set the size of the window and its docks, and fit the image into it."""
     from qtpy.QtCore import Qt
     from qtpy.QtWidgets import QDockWidget
 
@@ -153,7 +156,7 @@ def train(viewer: Any, dock: Any) -> None:
 
 
 def predict(viewer: Any, dock: Any) -> Any:
-    """A prediction of a new stack, more than half of it done; returns the stack's exact labels."""
+    """Predict more than half of a new stack; return the stack's exact labels."""
     from napari_strata.io.samples import sandstone
     from napari_strata.plugin import image_layer
 
@@ -165,9 +168,9 @@ def predict(viewer: Any, dock: Any) -> Any:
     pair = sandstone(STACK, seed=2)
     viewer.layers.select_all()
     viewer.layers.remove_selected()
-    data, given, _ = image_layer(pair.image)
+    data, attributes, _ = image_layer(pair.image)
     image = viewer.layers.selection.active = viewer.add_image(
-        data, **given | {"name": "new sandstone"}
+        data, **attributes | {"name": "new sandstone"}
     )
     viewer.dims.set_current_step(0, STACK[0] // 3)
     viewer.reset_view()
@@ -189,11 +192,11 @@ def predict(viewer: Any, dock: Any) -> Any:
 
 
 def evaluate(viewer: Any, dock: Any, truth: Any) -> None:
-    """The scores of the prediction against the truth, and the errors as a layer on the image."""
+    """Show the scores of the prediction, and its errors as a layer on the image."""
     from napari_strata.plugin import labels_layer
 
-    data, given, _ = labels_layer(truth)
-    viewer.add_labels(data, **given | {"name": "truth"})
+    data, attributes, _ = labels_layer(truth)
+    viewer.add_labels(data, **attributes | {"name": "truth"})
     dock.come_forward()
     wait(60, lambda: bool(dock.compare_button.enabled), "prediction and truth")
     press(dock, "Compare")
@@ -223,7 +226,7 @@ def press(dock: Any, text: str) -> None:
 def wait(
     seconds: float, until: Callable[[], bool] | None = None, what: str = ""
 ) -> None:
-    """Run the event loop for so long; or until something is so, and give up when it does not become so."""
+    """Run the event loop for some time, or until a condition holds; else give up."""
     from qtpy.QtCore import QEventLoop, QTimer
 
     loop, check = QEventLoop(), QTimer()
@@ -249,7 +252,8 @@ def save(widget: Any, path: Path) -> None:
     buffer.open(QBuffer.OpenModeFlag.WriteOnly)
     widget.grab().save(buffer, "PNG")
     picture = Image.open(BytesIO(bytes(buffer.data().data()))).convert("RGB")
-    # Maximum coverage keeps the small squares of the classes' colours, which a median cut makes grey.
+    # Maximum coverage keeps the small squares of the classes' colours, which a median
+    # cut makes grey.
     few = picture.quantize(
         256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
     )

@@ -1,4 +1,7 @@
-"""The reader, writer and samples that napari.yaml names, without napari: they are plain layer tuples."""
+"""The reader, writer and samples that napari.yaml names, without napari.
+
+They are plain layer tuples.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The command line as a user meets it: through the installed program's own entry point."""
+"""The command line as a user meets it.
+
+Through the installed program's own entry point.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class Console:
         return int(status)
 
     def refuses(self, *words: Any) -> str:
-        """The message of a command that must fail in one or two lines, with status 2 and no traceback."""
+        """Return the message of a command that must fail with status 2."""
         assert self(*words) == 2, self.out + self.err
         assert "Traceback" not in self.err
         assert 1 <= len(self.err.strip().splitlines()) <= 3, self.err
@@ -70,7 +73,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Path:
-    """A folder with images.tif and labels.tif, four planes of two easy classes (values 0 and 255)."""
+    """Folder with images.tif and labels.tif: four planes, values 0 and 255."""
     pair = easy_pair((4, 64, 64))
     write_image(tmp_path / "images.tif", pair.image)
     ns.write_labels(tmp_path / "labels.tif", pair.labels)
@@ -118,8 +121,10 @@ def test_train_predict_evaluate_info(run: Console, stack: Path) -> None:
     assert by_labels["mean_iou"] == by_model["mean_iou"]
     assert "mean IoU" in run.out
     scores = json.loads((stack / "scores" / "metrics.json").read_text())
-    truth, found = ns.read_labels(labels).read(), predicted.read()
-    assert scores["pixel_accuracy"] == pytest.approx(float((truth == found).mean()))
+    truth, predicted_labels = ns.read_labels(labels).read(), predicted.read()
+    assert scores["pixel_accuracy"] == pytest.approx(
+        float((truth == predicted_labels).mean())
+    )
 
     assert run("info", model) == 0
     assert "class 1: pore, value 255" in run.out
@@ -129,18 +134,18 @@ def test_train_predict_evaluate_info(run: Console, stack: Path) -> None:
 
 
 def test_resume_and_extend(run: Console, stack: Path) -> None:
-    words = (
+    arguments = (
         "train",
         stack / "images.tif",
         stack / "labels.tif",
         "--out",
         stack / "run",
     )
-    assert run(*words, *SMALL) == 0
-    assert "exists already" in run.refuses(*words, *SMALL)
-    assert run(*words, "--extend", "1") == 0
+    assert run(*arguments, *SMALL) == 0
+    assert "exists already" in run.refuses(*arguments, *SMALL)
+    assert run(*arguments, "--extend", "1") == 0
     assert "epoch 3/3" in run.out
-    assert run(*words, "--resume") == 0
+    assert run(*arguments, "--resume") == 0
     assert "complete after 3 epochs" in run.out
     assert len(ns.Model.load(stack / "run").history) == 3
 
@@ -232,11 +237,13 @@ def test_class_options(run: Console, stack: Path) -> None:
     tifffile.imwrite(
         stack / "ids.tif", ids, metadata={"axes": "ZYX"}, photometric="minisblack"
     )
-    words = ("train", stack / "images.tif", stack / "ids.tif", *SMALL)
-    assert run(*words, "--out", stack / "a", "--foreground") == 0
+    arguments = ("train", stack / "images.tif", stack / "ids.tif", *SMALL)
+    assert run(*arguments, "--out", stack / "a", "--foreground") == 0
     assert ns.Model.load(stack / "a").spec.classes.names == ("background", "foreground")
     assert (
-        run(*words, "--out", stack / "b", "--unlabelled", "0", "--unlabelled", "100")
+        run(
+            *arguments, "--out", stack / "b", "--unlabelled", "0", "--unlabelled", "100"
+        )
         == 0
     )
     classes = ns.Model.load(stack / "b").spec.classes
@@ -249,9 +256,9 @@ def test_class_options_together(run: Console, stack: Path) -> None:
     tifffile.imwrite(
         stack / "ids.tif", ids, metadata={"axes": "ZYX"}, photometric="minisblack"
     )
-    words = ("train", stack / "images.tif", stack / "ids.tif", *SMALL)
+    arguments = ("train", stack / "images.tif", stack / "ids.tif", *SMALL)
     both = ("--foreground", "--unlabelled", "9", "--class", "1=nucleus")
-    assert run(*words, "--out", stack / "a", *both) == 0
+    assert run(*arguments, "--out", stack / "a", *both) == 0
     classes = ns.Model.load(stack / "a").spec.classes
     assert (classes.names, classes.unlabelled, classes.rest) == (
         ("background", "nucleus"),
@@ -261,10 +268,10 @@ def test_class_options_together(run: Console, stack: Path) -> None:
     record = json.loads((stack / "a" / "data.json").read_text())
     assert record["unlabelled"] == [9]
     assert "stands twice" in run.refuses(
-        *words, "--out", stack / "b", "--class", "3=x", "--class", "5=x"
+        *arguments, "--out", stack / "b", "--class", "3=x", "--class", "5=x"
     )
     assert "leave out" in run.refuses(
-        *words, "--out", stack / "b", "--foreground", "--rgb", "ff0000=roof"
+        *arguments, "--out", stack / "b", "--foreground", "--rgb", "ff0000=roof"
     )
     assert not (stack / "b").exists()
 
@@ -283,7 +290,7 @@ def test_a_class_of_validation_alone_is_named(run: Console, stack: Path) -> None
     tifffile.imwrite(
         stack / "plain.tif", plain, metadata={"axes": "ZYX"}, photometric="minisblack"
     )
-    words = (
+    arguments = (
         "train",
         stack / "images.tif",
         stack / "plain.tif",
@@ -292,12 +299,12 @@ def test_a_class_of_validation_alone_is_named(run: Console, stack: Path) -> None
         stack / "val.tif",
         stack / "seven.tif",
     )
-    assert run(*words, "--out", stack / "a", "--class", "7=clay") == 0
+    assert run(*arguments, "--out", stack / "a", "--class", "7=clay") == 0
     assert (
         "class 'clay' (value 7) has no labelled pixel in training, so it cannot be learnt"
         in run.out
     )
-    assert run(*words, "--out", stack / "b") == 0
+    assert run(*arguments, "--out", stack / "b") == 0
     assert "class 'class 7' (value 7) has no labelled pixel in training" in run.out
 
 
@@ -347,7 +354,7 @@ def test_colour_coded_labels(run: Console, tmp_path: Path) -> None:
     ).astype(np.uint8)
     tifffile.imwrite(tmp_path / "rgb.tif", mask, photometric="rgb")
     tifffile.imwrite(tmp_path / "image.tif", pair.image.read()[0, 0])
-    words = (
+    arguments = (
         "train",
         tmp_path / "image.tif",
         tmp_path / "rgb.tif",
@@ -355,8 +362,8 @@ def test_colour_coded_labels(run: Console, tmp_path: Path) -> None:
         tmp_path / "run",
         *SMALL,
     )
-    assert "name the colours (--rgb" in run.refuses(*words)
-    assert run(*words, "--rgb", "ff0000=roof", "--rgb", "0000ff=ground") == 0
+    assert "name the colours (--rgb" in run.refuses(*arguments)
+    assert run(*arguments, "--rgb", "ff0000=roof", "--rgb", "0000ff=ground") == 0
     assert ns.Model.load(tmp_path / "run").spec.classes.names == ("roof", "ground")
 
 
@@ -372,19 +379,19 @@ def test_folder_prediction_goes_on_past_a_bad_file(
             np.zeros((40, 40), np.uint8) + np.arange(40, dtype=np.uint8),
         )
     (folder / "bad.tif").write_bytes(b"II*\0nothing")
-    words = (
+    arguments = (
         "predict",
         tmp_path / "model.safetensors",
         folder,
         "--out",
         tmp_path / "out",
     )
-    assert run(*words) == 2
+    assert run(*arguments) == 2
     assert "1 of 3 files failed" in run.err
     assert run.out.count("bad.tif") == 1
     assert len(list((tmp_path / "out").glob("*.tif"))) == 2
     assert (tmp_path / "out" / "report.csv").is_file()
-    assert run(*words) == 2
+    assert run(*arguments) == 2
     assert run.out.count("skipped") == 2
 
 
@@ -417,10 +424,10 @@ def test_labels_that_cannot_be_used(
     run: Console, stack: Path, name: str, options: tuple[str, ...], words: str
 ) -> None:
     labels = _bad_labels(stack, name)
-    said = run.refuses(
+    output = run.refuses(
         "train", stack / "images.tif", labels, "--out", stack / "run", *SMALL, *options
     )
-    assert words in said
+    assert words in output
     assert not (stack / "run").exists()
 
 
@@ -443,7 +450,7 @@ def test_labels_that_cannot_be_used(
 def test_options_that_cannot_be_used(
     run: Console, stack: Path, option: str, words: str
 ) -> None:
-    said = run.refuses(
+    output = run.refuses(
         "train",
         stack / "images.tif",
         stack / "labels.tif",
@@ -452,7 +459,7 @@ def test_options_that_cannot_be_used(
         *SMALL,
         option,
     )
-    assert words in said
+    assert words in output
     assert not (stack / "run").exists()
 
 
@@ -523,12 +530,15 @@ def test_ctrl_c_is_said_in_words(
 def test_a_stopped_program_leaves_a_model_and_goes_on(
     run: Console, stack: Path, number: signal.Signals, status: int
 ) -> None:
-    """A real process and a real signal in its second epoch; resumed, it ends as one that was never stopped."""
-    words = ["train", str(stack / "images.tif"), str(stack / "labels.tif"), *SMALL]
+    """A real process and a real signal in its second epoch.
+
+    Resumed, it ends as one that was never stopped.
+    """
+    arguments = ["train", str(stack / "images.tif"), str(stack / "labels.tif"), *SMALL]
     more = ["--set=training.epochs=4"]
     code = f"{signal_in_epoch(2, number)}from napari_strata.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *words, *more, "--out", str(stack / "run")],
+        [sys.executable, "-c", code, *arguments, *more, "--out", str(stack / "run")],
         capture_output=True,
         text=True,
         check=False,
@@ -536,12 +546,14 @@ def test_a_stopped_program_leaves_a_model_and_goes_on(
     assert done.returncode == status
     assert "epoch 1/4" in done.stdout
     assert "epoch 2/4" not in done.stdout
-    said = done.stderr
-    assert said.splitlines() == ([] if number == signal.SIGKILL else [said.strip()])
-    assert ("stopped; what was finished is kept" in said) == (number == signal.SIGINT)
+    output = done.stderr
+    assert output.splitlines() == ([] if number == signal.SIGKILL else [output.strip()])
+    assert ("stopped; what was finished is kept" in output) == (number == signal.SIGINT)
     assert len(ns.Model.load(stack / "run").history) >= 1
-    assert run(*words[:3], "--out", stack / "run", "--resume", "--device", "cpu") == 0
-    assert run(*words, *more, "--out", stack / "whole", "--device", "cpu") == 0
+    assert (
+        run(*arguments[:3], "--out", stack / "run", "--resume", "--device", "cpu") == 0
+    )
+    assert run(*arguments, *more, "--out", stack / "whole", "--device", "cpu") == 0
     assert ns.Model.load(stack / "run").digest == ns.Model.load(stack / "whole").digest
 
 
@@ -563,18 +575,18 @@ def test_doctor_prints_a_check_a_line_and_ends_with_1_on_a_problem(
             f"napari_strata.doctor.{name}",
             lambda: Check("Other", "note", "not looked at", "look"),
         )
-    words = [
+    arguments = [
         "doctor",
         "--folder",
         tmp_path,
         "--worker",
         shlex.join([sys.executable, str(tmp_path / "worker.py")]),
     ]
-    assert run(*words) == 0, run.out
+    assert run(*arguments) == 0, run.out
     assert f"ok      Folder for runs: {tmp_path}" in run.out
     assert "ok      Worker: " in run.out
     assert "          what to do: look" in run.out
-    assert run(*words[:-1], f"{sys.executable} -c 0", "--json") == 1
+    assert run(*arguments[:-1], f"{sys.executable} -c 0", "--json") == 1
     checks = [json.loads(line) for line in run.out.splitlines()]
     assert [check["status"] for check in checks].count("problem") == 1
     assert checks[-1] | {"text": ""} == {
@@ -589,13 +601,13 @@ def test_demo_in_the_viewer_names_what_to_install(
     run: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "napari_strata.widgets.demo", None)
-    said = run.refuses("demo", "--viewer")
-    assert 'pip install "napari-strata[all]"' in said
-    shown: list[str] = []
-    viewer = SimpleNamespace(show_demo=lambda: shown.append("demo"))
+    output = run.refuses("demo", "--viewer")
+    assert 'pip install "napari-strata[all]"' in output
+    columns: list[str] = []
+    viewer = SimpleNamespace(show_demo=lambda: columns.append("demo"))
     monkeypatch.setitem(sys.modules, "napari_strata.widgets.demo", viewer)
     assert run("demo", "--viewer") == 0
-    assert shown == ["demo"]
+    assert columns == ["demo"]
 
 
 def test_an_estimate_writes_nothing(run: Console, stack: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ EVENTS: list[Event] = [
 
 
 def test_plain_lines_say_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
-    kept = console.show(EVENTS)
+    results = console.show(EVENTS)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "grey values: physical",
@@ -68,8 +68,8 @@ def test_plain_lines_say_what_matters(capsys: pytest.CaptureFixture[str]) -> Non
         "stack done in 12 s: labels.tif",
         "failed  a.tif: not a TIFF",
     ]
-    assert [e for e in kept if isinstance(e, (BatchEnd, RegionEnd))] == []
-    assert len(kept) == len(EVENTS) - 2
+    assert [e for e in results if isinstance(e, (BatchEnd, RegionEnd))] == []
+    assert len(results) == len(EVENTS) - 2
 
 
 def test_json_gives_one_parseable_line_an_event(

@@ -40,7 +40,10 @@ def refuses(*words: Any) -> str:
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
-    """A label file with two touching nuclei (in every plane), a speck and a hole; and its image."""
+    """A label file with two touching nuclei (in every plane), a speck and a hole.
+
+    And its image.
+    """
     y, x = np.indices((40, 60))
     nuclei = (np.hypot(y - 20, x - 18) <= 10) | (np.hypot(y - 20, x - 35) <= 10)
     plane = np.where(nuclei, 2, 1).astype(np.uint8)
@@ -63,7 +66,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 def test_all_options_at_once(tmp_path: Path, files: tuple[Path, Path]) -> None:
     labels, image = files
     out, table = tmp_path / "ids.tif", tmp_path / "ids.csv"
-    words = (
+    arguments = (
         labels,
         "--out",
         out,
@@ -75,16 +78,16 @@ def test_all_options_at_once(tmp_path: Path, files: tuple[Path, Path]) -> None:
         "--split",
         5,
     )
-    text = works(*words, "--table", table, "--image", image)
+    text = works(*arguments, "--table", table, "--image", image)
     assert text == f"{out}, {table}: 2 objects\n"
-    found = read_labels(out)
-    assert (found.axes, found.scale, found.units[0], found.classes) == (
+    ids = read_labels(out)
+    assert (ids.axes, ids.scale, ids.units[0], ids.classes) == (
         "ZYX",
         (1.0, 0.4, 0.4),
         "micrometer",
         None,
     )
-    data = np.asarray(found.data)
+    data = np.asarray(ids.data)
     assert data.dtype == np.uint16
     assert sorted(np.unique(data)) == [0, 1, 2]
     assert data[1, 20, 18] == data[1, 20, 12] != data[1, 20, 40]
@@ -99,8 +102,8 @@ def test_all_options_at_once(tmp_path: Path, files: tuple[Path, Path]) -> None:
 
 def test_plane_by_plane(tmp_path: Path, files: tuple[Path, Path]) -> None:
     out, table = tmp_path / "ids.zarr", tmp_path / "ids.csv"
-    words = (files[0], "--out", out, "--of", 2, "--by-plane", "--table", table)
-    assert works(*words).endswith(": 6 objects\n")
+    arguments = (files[0], "--out", out, "--of", 2, "--by-plane", "--table", table)
+    assert works(*arguments).endswith(": 6 objects\n")
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [(row["id"], row["z"]) for row in rows] == [
         (str(i + 1), str(i // 2)) for i in range(6)
@@ -176,7 +179,7 @@ def test_a_table_that_exists_is_kept_and_nothing_is_computed(
 ) -> None:
     table = tmp_path / "t.csv"
     table.write_text("mine")
-    words = (
+    arguments = (
         files[0],
         "--out",
         tmp_path / "ids.tif",
@@ -185,8 +188,8 @@ def test_a_table_that_exists_is_kept_and_nothing_is_computed(
         "--table",
         table,
     )
-    assert "--overwrite" in refuses(*words)
+    assert "--overwrite" in refuses(*arguments)
     assert table.read_text() == "mine"
     assert not (tmp_path / "ids.tif").exists()
-    works(*words, "--overwrite")
+    works(*arguments, "--overwrite")
     assert table.read_text().startswith("id,centroid z (micrometer)")

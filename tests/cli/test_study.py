@@ -89,7 +89,7 @@ def test_crossval_trains_each_fold_and_ends_in_a_table(
 
 
 def test_crossval_by_specimen_as_json(tmp_path: Path, data: tuple[Path, Path]) -> None:
-    words = (
+    arguments = (
         "crossval",
         *data,
         "--out",
@@ -101,7 +101,7 @@ def test_crossval_by_specimen_as_json(tmp_path: Path, data: tuple[Path, Path]) -
         "^([ab])_",
         "--json",
     )
-    rows = [json.loads(line) for line in works(*words, "--foreground").splitlines()]
+    rows = [json.loads(line) for line in works(*arguments, "--foreground").splitlines()]
     assert sorted(row["text"] for row in rows if row["event"] == "FoldStarted") == [
         f"1 of 2 specimens: {name}" for name in "ab"
     ]
@@ -118,7 +118,7 @@ def test_tune_ends_in_a_table_and_a_model(
         "--grid",
         "network.norm=batch,none",
     )
-    words = (
+    arguments = (
         "tune",
         *data,
         "--out",
@@ -130,13 +130,13 @@ def test_tune_ends_in_a_table_and_a_model(
         2,
         *SMALL,
     )
-    out = works(*words)
+    out = works(*arguments)
     result = TuneResult.load(tmp_path / "t")
     assert len(result.trials) == 4
     assert out.rstrip().endswith(result.table())
     assert result.model is not None
     assert "successive halving, one split (" in out
-    rows = [json.loads(line) for line in works(*words, "--json").splitlines()]
+    rows = [json.loads(line) for line in works(*arguments, "--json").splitlines()]
     assert (
         rows[-1]
         | {"event": "TuneEnd", "best": result.best.name, "model": str(result.model)}
@@ -147,7 +147,7 @@ def test_tune_ends_in_a_table_and_a_model(
 def test_tune_without_the_last_training(
     tmp_path: Path, data: tuple[Path, Path]
 ) -> None:
-    words = (
+    arguments = (
         "--grid",
         "recipe=unet-ct,unet-classic",
         "--folds",
@@ -155,7 +155,7 @@ def test_tune_without_the_last_training(
         *SMALL,
         "--no-retrain",
     )
-    works("tune", *data, "--out", tmp_path / "t", *words)
+    works("tune", *data, "--out", tmp_path / "t", *arguments)
     assert sorted(trial.name for trial in TuneResult.load(tmp_path / "t").trials) == [
         "recipe=unet-classic",
         "recipe=unet-ct",
@@ -191,7 +191,7 @@ def test_bad_input_ends_in_words_and_writes_nothing(
 def test_ctrl_c_and_the_same_command_again(
     tmp_path: Path, data: tuple[Path, Path]
 ) -> None:
-    words = [
+    arguments = [
         "crossval",
         *map(str, data),
         "--out",
@@ -200,17 +200,17 @@ def test_ctrl_c_and_the_same_command_again(
         "2",
         *SMALL,
     ]
-    words += ["--set=training.epochs=3"]
+    arguments += ["--set=training.epochs=3"]
     code = "from napari_strata.cli import app; "
     code += signal_in_epoch(2, signal.SIGINT) + "app()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, check=False
+        [sys.executable, "-c", code, *arguments], capture_output=True, check=False
     )
     assert done.returncode != 0
     assert (tmp_path / "cv" / "fold_1" / "last.pt").is_file()
     assert len(CrossvalResult.load(tmp_path / "cv").folds) < 2
-    works(*words)
-    works(*words[:4], str(tmp_path / "whole"), *words[5:])
-    found = [CrossvalResult.load(tmp_path / name) for name in ("cv", "whole")]
-    for one, other in zip(*(result.folds for result in found), strict=True):
-        np.testing.assert_array_equal(one.confusion.counts, other.confusion.counts)
+    works(*arguments)
+    works(*arguments[:4], str(tmp_path / "whole"), *arguments[5:])
+    results = [CrossvalResult.load(tmp_path / name) for name in ("cv", "whole")]
+    for first, second in zip(*(result.folds for result in results), strict=True):
+        np.testing.assert_array_equal(first.confusion.counts, second.confusion.counts)

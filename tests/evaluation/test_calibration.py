@@ -53,18 +53,18 @@ def test_no_temperature_near_it_is_likelier_and_no_label_changes(
 ) -> None:
     logits, labels = honest(400, classes, seed=seed)
     logits = factor * logits
-    found = fit_temperature(logits, labels)
-    assert MIN_TEMPERATURE <= found <= MAX_TEMPERATURE
-    best = negative_log_likelihood(logits, labels, found)
+    temperature = fit_temperature(logits, labels)
+    assert MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE
+    best = negative_log_likelihood(logits, labels, temperature)
     others = [
         t
-        for t in (1.0, found * 0.97, found * 1.03)
+        for t in (1.0, temperature * 0.97, temperature * 1.03)
         if MIN_TEMPERATURE <= t <= MAX_TEMPERATURE
     ]
     assert all(
         best <= negative_log_likelihood(logits, labels, t) + 1e-12 for t in others
     )
-    assert np.array_equal((logits / found).argmax(axis=1), logits.argmax(axis=1))
+    assert np.array_equal((logits / temperature).argmax(axis=1), logits.argmax(axis=1))
 
 
 def test_the_likelihood_is_that_of_the_softmax() -> None:
@@ -76,26 +76,29 @@ def test_the_likelihood_is_that_of_the_softmax() -> None:
 
 
 def test_the_calibration_error_by_hand() -> None:
-    # Confidence .75 (one of two right), .95 (both right), and .5, which belongs to the bin that ends there.
+    # Confidence .75 (one of two right), .95 (both right), and .5, which belongs to the
+    # bin that ends there.
     chances = np.array(
         [[0.75, 0.25], [0.25, 0.75], [0.95, 0.05], [0.05, 0.95], [0.5, 0.5]]
     )
-    found = reliability(np.log(chances), np.array([0, 0, 0, 1, 0]), bins=10)
-    assert [b.count for b in found.bins] == [0, 0, 0, 0, 1, 0, 0, 2, 0, 2]
-    assert found.bins[7].accuracy == 0.5
-    assert found.bins[7].confidence == pytest.approx(0.75)
-    assert found.bins[0].accuracy is None
-    assert found.ece == pytest.approx((1 * 0.5 + 2 * 0.25 + 2 * 0.05) / 5)
+    result = reliability(np.log(chances), np.array([0, 0, 0, 1, 0]), bins=10)
+    assert [b.count for b in result.bins] == [0, 0, 0, 0, 1, 0, 0, 2, 0, 2]
+    assert result.bins[7].accuracy == 0.5
+    assert result.bins[7].confidence == pytest.approx(0.75)
+    assert result.bins[0].accuracy is None
+    assert result.ece == pytest.approx((1 * 0.5 + 2 * 0.25 + 2 * 0.05) / 5)
 
 
 def test_bins_hold_every_pixel_and_their_means_lie_in_them() -> None:
     logits, labels = honest(5000)
-    found = reliability(logits, labels)
-    assert len(found.bins) == 15
-    assert found.pixels == 5000
-    for one in found.bins:
-        assert one.confidence is None or one.low < one.confidence <= one.high + 1e-12
-    share = sum((b.accuracy or 0) * b.count for b in found.bins) / 5000
+    result = reliability(logits, labels)
+    assert len(result.bins) == 15
+    assert result.pixels == 5000
+    for each in result.bins:
+        assert (
+            each.confidence is None or each.low < each.confidence <= each.high + 1e-12
+        )
+    share = sum((b.accuracy or 0) * b.count for b in result.bins) / 5000
     assert share == pytest.approx((logits.argmax(axis=1) == labels).mean())
 
 
@@ -104,9 +107,9 @@ def test_what_cannot_tell_a_temperature_is_said() -> None:
     few = calibrate(logits, labels)
     assert (few.temperature, few.after) == (1.0, few.before)
     assert "found 199 labelled validation pixels, needed are 200" in few.note
-    one = calibrate(np.tile([[2.0, 1.0]], (500, 1)), np.zeros(500, int))
-    assert one.temperature == 1.0
-    assert "of one class" in one.note
+    each = calibrate(np.tile([[2.0, 1.0]], (500, 1)), np.zeros(500, int))
+    assert each.temperature == 1.0
+    assert "of one class" in each.note
     empty = calibrate(np.empty((0, 2)), np.empty(0, int))
     assert math.isnan(empty.before.ece)
     assert (
@@ -128,8 +131,8 @@ def test_logits_that_are_not_finite_are_left_out() -> None:
     spoilt = logits.copy()
     spoilt[::10] = np.nan
     spoilt[1::10, 0] = np.inf
-    kept = np.arange(1000) % 10 > 1
-    assert calibrate(spoilt, labels) == calibrate(logits[kept], labels[kept])
+    expected = np.arange(1000) % 10 > 1
+    assert calibrate(spoilt, labels) == calibrate(logits[expected], labels[expected])
 
 
 @given(st.integers(0, 5000), st.integers(1, 700), st.integers(0, 9))

@@ -17,12 +17,12 @@ ROCK = ClassMap(
 
 
 def test_the_truth_says_what_values_mean_and_the_prediction_adds_its_own():
-    found = ClassMap(
+    classes = ClassMap(
         names=("hole", "grain", "grain 2"),
         values=(1, 2, 7),
         colors=("#aaaaaa", "#bbbbbb", "#cccccc"),
     )
-    joined = join_classes(ROCK, found, {0, 1, 2, 7}, background=True)
+    joined = join_classes(ROCK, classes, {0, 1, 2, 7}, background=True)
     assert joined.names == ("pore", "grain", "grain 2")
     assert joined.colors == ("#112233", "#445566", "#cccccc")
     assert joined.unlabelled == (0,)  # as the truth's classes say, whatever was asked
@@ -38,8 +38,8 @@ def test_without_classes_the_user_says_what_0_means(background, values, unlabell
 
 
 def test_a_name_that_is_taken_is_told_apart_by_its_value():
-    other = ClassMap(names=("grain",), values=(5,))
-    assert join_classes(ROCK, other, {1, 2, 5}, background=False).names == (
+    second = ClassMap(names=("grain",), values=(5,))
+    assert join_classes(ROCK, second, {1, 2, 5}, background=False).names == (
         "pore",
         "grain",
         "grain (5)",
@@ -60,15 +60,15 @@ def test_objects_and_nothing_are_refused_in_words():
 def test_errors_are_the_predicted_values_where_they_are_wrong_and_labelled(monkeypatch):
     monkeypatch.setattr("napari_strata.evaluation.compare.STRIP_PIXELS", 40)
     rng = np.random.default_rng(0)
-    truth, found = rng.integers(0, 3, (5, 3, 17)), rng.integers(1, 3, (5, 3, 17))
-    made = find_errors(LabelImage(found, "YZX"), LabelImage(truth, "YZX"), ROCK)
-    assert np.array_equal(made, np.where((truth != 0) & (truth != found), found, 0))
+    truth, errors = rng.integers(0, 3, (5, 3, 17)), rng.integers(1, 3, (5, 3, 17))
+    made = find_errors(LabelImage(errors, "YZX"), LabelImage(truth, "YZX"), ROCK)
+    assert np.array_equal(made, np.where((truth != 0) & (truth != errors), errors, 0))
     assert made.any()
 
 
 def test_a_wrong_0_is_seen_as_the_next_free_value():
     classes = ClassMap(names=("background", "cell"), values=(0, 3))
-    truth, found = np.array([[0, 3, 3]]), np.array([[3, 0, 3]])
+    truth, errors = np.array([[0, 3, 3]]), np.array([[3, 0, 3]])
     assert error_classes(classes).values == (4, 3)
-    made = find_errors(LabelImage(found, "YX"), LabelImage(truth, "YX"), classes)
+    made = find_errors(LabelImage(errors, "YX"), LabelImage(truth, "YX"), classes)
     assert made.tolist() == [[3, 4, 0]]

@@ -42,13 +42,13 @@ def counts(model: Model, *pairs: AnnotatedImage) -> np.ndarray:
     """The confusion matrix, counted another way."""
     table = np.zeros((2, 2), int)
     for pair in pairs:
-        found, truth = (
+        predicted, truth = (
             np.asarray(predict(model, pair.image, options=OPTIONS).data),
             np.asarray(pair.labels.data),
         )
-        for i, one in enumerate((0, 255)):
-            for j, other in enumerate((0, 255)):
-                table[i, j] += ((truth == one) & (found == other)).sum()
+        for i, first in enumerate((0, 255)):
+            for j, second in enumerate((0, 255)):
+                table[i, j] += ((truth == first) & (predicted == second)).sum()
     return table
 
 
@@ -69,8 +69,8 @@ def test_a_single_pair_and_keywords_will_do(model):
 
 
 def test_the_truth_against_itself_is_perfect(model):
-    found = predict(model, ONE.image, options=OPTIONS)
-    scores = evaluate(model, AnnotatedImage(ONE.image, found), options=OPTIONS)
+    predicted = predict(model, ONE.image, options=OPTIONS)
+    scores = evaluate(model, AnnotatedImage(ONE.image, predicted), options=OPTIONS)
     assert scores.confusion.pixel_accuracy == 1
 
 
@@ -137,10 +137,10 @@ def test_an_image_the_model_cannot_take_stops_before_anything_is_predicted(model
 
 
 def test_other_names_for_the_same_values_are_said(model):
-    theirs = ClassMap(names=("class 0", "gold", "lead"), values=(0, 255, 4))
+    renamed = ClassMap(names=("class 0", "gold", "lead"), values=(0, 255, 4))
     job = iter_evaluate(
         model,
-        relabelled(ONE, np.asarray(ONE.labels.data), classes=theirs),
+        relabelled(ONE, np.asarray(ONE.labels.data), classes=renamed),
         options=OPTIONS,
     )
     (text,) = [e.text for e in job if isinstance(e, Message)]
@@ -157,16 +157,16 @@ def test_other_names_for_the_same_values_are_said(model):
 def test_the_report_is_complete(model, tmp_path):
     out = tmp_path / "deep" / "scores"
     scores = evaluate(model, [ONE, TWO], out=out, options=OPTIONS)
-    found = json.loads((out / "metrics.json").read_text())
-    assert set(found) == {
+    confusion = json.loads((out / "metrics.json").read_text())
+    assert set(confusion) == {
         "mean_iou",
         "pixel_accuracy",
         "mean_dice",
         "per_class",
         "confusion",
     }
-    assert set(found["per_class"]) == {"class 0", "class 255"}
-    assert set(found["per_class"]["class 0"]) == {
+    assert set(confusion["per_class"]) == {"class 0", "class 255"}
+    assert set(confusion["per_class"]["class 0"]) == {
         "value",
         "iou",
         "dice",
@@ -175,8 +175,8 @@ def test_the_report_is_complete(model, tmp_path):
         "f1",
         "support",
     }
-    assert found["confusion"] == counts(model, ONE, TWO).tolist()
-    assert found["mean_iou"] == pytest.approx(scores.confusion.mean_iou)
+    assert confusion["confusion"] == counts(model, ONE, TWO).tolist()
+    assert confusion["mean_iou"] == pytest.approx(scores.confusion.mean_iou)
     with open(out / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == ["rock 3", "rock 2"]
@@ -198,9 +198,9 @@ def test_the_report_is_complete(model, tmp_path):
 def test_of_many_planes_a_few_are_drawn(model, tmp_path):
     many = easy_pair((30, 16, 16))
     scores = evaluate(model, many, out=tmp_path / "scores", options=OPTIONS)
-    shown = [example.name for example in scores.examples]
-    assert len(shown) == 8
-    assert (shown[0], shown[-1]) == ("easy Z=0", "easy Z=29")
+    names = [example.name for example in scores.examples]
+    assert len(names) == 8
+    assert (names[0], names[-1]) == ("easy Z=0", "easy Z=29")
     assert len(list((tmp_path / "scores" / "overlays").iterdir())) == 8
 
 
@@ -277,14 +277,14 @@ def test_several_models_are_scored_as_they_predict(model, tmp_path):
     )
     expected = np.zeros((2, 2), int)
     for pair in (ONE, TWO):
-        found = (
+        predicted = (
             np.asarray(predict(group, pair.image, options=OPTIONS, tta=True).data)
             == 255
         )
         truth = np.asarray(pair.labels.data) == 255
         expected += [
-            [(~truth & ~found).sum(), (~truth & found).sum()],
-            [(truth & ~found).sum(), (truth & found).sum()],
+            [(~truth & ~predicted).sum(), (~truth & predicted).sum()],
+            [(truth & ~predicted).sum(), (truth & predicted).sum()],
         ]
     assert np.array_equal(job.scores.confusion.counts, expected)
     assert not np.array_equal(expected, counts(model, ONE, TWO))
@@ -298,9 +298,9 @@ def test_three_views_are_scored_as_they_are_predicted() -> None:
     classes = model.spec.classes.model_copy(update={"unlabelled": (7,)})
     model = replace(model, spec=model.spec.model_copy(update={"classes": classes}))
     sparse = AnnotatedImage(pair.image, pair.image.labels_like(truth))
-    found = evaluate(model, sparse, device="cpu", ortho=True).confusion
+    predicted = evaluate(model, sparse, device="cpu", ortho=True).confusion
     labels = np.asarray(predict(model, pair.image, device="cpu", ortho=True).data)
     expected = ConfusionMatrix(classes)
     expected.update(classes.encode(truth), classes.encode(labels))
-    np.testing.assert_array_equal(found.counts, expected.counts)
-    assert found.counts.sum() == 2 * 40 * 44
+    np.testing.assert_array_equal(predicted.counts, expected.counts)
+    assert predicted.counts.sum() == 2 * 40 * 44

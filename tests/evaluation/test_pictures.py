@@ -131,7 +131,8 @@ def test_the_confusion_matrix_is_blue_where_right_and_red_where_wrong():
     blue = (drawn[..., 2] - drawn[..., 0]) > 60
     red = (drawn[..., 0] - drawn[..., 2]) > 30
     rows, columns = np.nonzero(blue)
-    # The two full cells touch at the middle: upper left and lower right, and never the other way.
+    # The two full cells touch at the middle: upper left and lower right, and never the
+    # other way.
     middle = (rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2
     assert blue[: middle[0], : middle[1]].sum() > 5000
     assert blue[middle[0] + 3 :, middle[1] + 3 :].sum() > 5000
@@ -176,13 +177,13 @@ def test_long_names_are_cut_to_a_width():
 @pytest.mark.parametrize("shape", [(100, 80), (20, 30), (1500, 720)])
 def test_the_boxes_are_where_the_panels_are(shape: tuple[int, int]) -> None:
     image, truth = halves(*shape)
-    one = example(image, truth, 1 - truth)
-    drawn = draw_example(one)
-    panels = [np.asarray(drawn.crop(box)) for box in panel_boxes(one)]
+    picture = example(image, truth, 1 - truth)
+    drawn = draw_example(picture)
+    panels = [np.asarray(drawn.crop(box)) for box in panel_boxes(picture)]
     assert len({panel.shape for panel in panels}) == 1
     assert not np.any(np.all(panels[1] == 255, axis=-1))
     assert np.array_equal(panels[1], panels[2][:, ::-1])
-    for left, top, right, bottom in panel_boxes(one):
+    for left, top, right, bottom in panel_boxes(picture):
         ring = np.asarray(drawn.crop((left - 1, top - 1, right + 1, bottom + 1)))
         assert np.all(ring[0] == 255)
         assert np.all(ring[-1] == 255)
@@ -198,16 +199,16 @@ def test_of_a_volume_the_plane_with_the_most_labels_is_shown() -> None:
     )
     truth[1, :4], truth[3] = 0, 1
     scores = ConfusionMatrix(ClassMap.from_values([0, 1]))
-    found = Example.of(
+    volume = Example.of(
         "rock", image, truth, prediction=prediction, confusion=scores, first=20
     )
     plane = Example.of(
         "rock Z=23", image[:, 3], truth[3], prediction=prediction[3], confusion=scores
     )
-    assert found.name == plane.name
-    for one, other in (
-        (found.picture, plane.picture),
-        (found.truth, plane.truth),
-        (found.prediction, prediction[3]),
+    assert volume.name == plane.name
+    for actual, expected in (
+        (volume.picture, plane.picture),
+        (volume.truth, plane.truth),
+        (volume.prediction, prediction[3]),
     ):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(actual, expected)

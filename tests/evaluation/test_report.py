@@ -1,4 +1,7 @@
-"""The report on disk: names of pictures, facts beside the scores, and what is left when it cannot be written."""
+"""The report on disk.
+
+Names of pictures, facts beside the scores, and what is left when it cannot be written.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,8 @@ def test_pictures_take_the_names_given_and_facts_stand_beside_the_scores(
         "only.png",
         "worst_01_a_b_c.png",
     ]
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert found == total.as_dict() | {"epoch": 7}
+    names = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert names == total.as_dict() | {"epoch": 7}
 
 
 def test_the_scores_are_written_last(

@@ -1,11 +1,11 @@
-"""What reads a page in a test: its text, its tags, and whether they are balanced."""
+"""Reader of a page for tests: its text and its tags."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 
 EVIL = '<script>alert("x")</script>'
-"""What a person may type as the name of a class."""
+"""Text that a person may type as the name of a class."""
 
 VOID = {"meta", "img"}
 

@@ -1,4 +1,8 @@
-"""The page of a run: it opens alone, says what it knows, escapes what a person typed, and names what is missing."""
+"""The page of a run.
+
+It opens alone, says what it knows, escapes what a person typed, and names what is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -114,26 +118,26 @@ def test_the_figures_are_those_of_the_run(run: Path) -> None:
         json.loads((run / "validation" / "metrics.json").read_text()),
     )
     assert model.calibration is not None
-    words = " ".join(read.text.split())
-    assert f"mean IoU) is {facts['mean_iou']:.3f}" in words
+    text = " ".join(read.text.split())
+    assert f"mean IoU) is {facts['mean_iou']:.3f}" in text
     counts = np.array(facts["confusion"])
-    assert "Of 7,680 labelled pixels held back" in words
+    assert "Of 7,680 labelled pixels held back" in text
     for i, row in enumerate(facts["per_class"].values()):
         accuracy = (
             1 - (counts[i].sum() + counts[:, i].sum() - 2 * counts[i, i]) / counts.sum()
         )
         cells = [row[key] for key in ("iou", "dice", "precision", "recall", "f1")]
-        shown = [
+        expected = [
             *(f"{value:.3f}" for value in cells),
             f"{accuracy:.3f}",
             f"{row['support']:,}",
         ]
-        assert " ".join(shown) in re.sub(r"\s+", " ", _cells(read, i))
-    assert f"{100 * model.calibration.ece_before:.1f} %" in words
-    assert f"{model.temperature:.3f}" in words
-    assert model.fingerprint in words
-    assert f"torch {model.versions['torch']}" in words
-    assert "1 image given: " in words
+        assert " ".join(expected) in re.sub(r"\s+", " ", _cells(read, i))
+    assert f"{100 * model.calibration.ece_before:.1f} %" in text
+    assert f"{model.temperature:.3f}" in text
+    assert model.fingerprint in text
+    assert f"torch {model.versions['torch']}" in text
+    assert "1 image given: " in text
     assert "batch_size: 4" in read.text
 
 
@@ -183,25 +187,25 @@ def test_pictures_are_the_panels_of_the_best_and_the_worst(run: Path) -> None:
 def test_the_command_trains_the_same_again(run: Path, tmp_path: Path) -> None:
     _, read = page(run)
     (line,) = map(unescape, re.findall(r'<pre class="wrap">(.*?)</pre>', read.html))
-    words = shlex.split(line)
-    assert words[2:4] == [
+    arguments = shlex.split(line)
+    assert arguments[2:4] == [
         str(run.parent / "train.tif"),
         str(run.parent / "train_labels.tif"),
     ]
-    assert words[words.index("--recipe") + 1] == str(run / "recipe.yaml")
-    at = words.index("--val")
-    assert words[at + 1 : at + 3] == [
+    assert arguments[arguments.index("--recipe") + 1] == str(run / "recipe.yaml")
+    at = arguments.index("--val")
+    assert arguments[at + 1 : at + 3] == [
         str(run.parent / "test.tif"),
         str(run.parent / "test_labels.tif"),
     ]
-    assert words[words.index("--class") + 1] == f"0={EVIL}"
-    words[words.index("--out") + 1] = str(tmp_path / "again")
+    assert arguments[arguments.index("--class") + 1] == f"0={EVIL}"
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
     done = subprocess.run(
         [
             sys.executable,
             "-c",
             "from napari_strata.cli import main; main()",
-            *words[1:],
+            *arguments[1:],
             "--device",
             "cpu",
         ],
@@ -210,8 +214,8 @@ def test_the_command_trains_the_same_again(run: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    one, other = Model.load(run), Model.load(tmp_path / "again")
-    assert one.digest == other.digest
+    first, second = Model.load(run), Model.load(tmp_path / "again")
+    assert first.digest == second.digest
 
 
 def test_several_images_are_listed_in_a_table(tmp_path: Path) -> None:

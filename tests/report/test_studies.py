@@ -1,4 +1,7 @@
-"""The pages of a cross-validation and of a search: their figures, what is missing, what a person typed, and damage."""
+"""The pages of a cross-validation and of a search.
+
+Their figures, what is missing, what a person typed, and damage.
+"""
 
 from __future__ import annotations
 
@@ -128,10 +131,10 @@ def test_its_figures_are_those_of_the_folds(result: CrossvalResult) -> None:
         ]
     assert overall[1] == f"{result.mean_iou:.3f} ± {result.mean_iou_std:.3f}"
     for fold, row in zip(result.folds, cells(read, "folds"), strict=True):
-        known = [fold.confusion.mean_iou, *fold.confusion.iou]
+        values = [fold.confusion.mean_iou, *fold.confusion.iou]
         assert row[:-1] == [
             fold.run,
-            *(f"{value:.3f}" for value in known),
+            *(f"{value:.3f}" for value in values),
             f"{fold.best_epoch} of 2",
         ]
     counts = result.pooled.counts
@@ -152,17 +155,17 @@ def test_its_command_does_it_again(result: CrossvalResult, tmp_path: Path) -> No
     table = unescape(
         re.findall(r"<pre>(image,label.*?)</pre>", read.html, re.DOTALL)[0]
     )
-    words = shlex.split(line)
+    arguments = shlex.split(line)
     (tmp_path / "pairs.csv").write_text(table, encoding="utf-8")
-    words[words.index("pairs.csv")] = str(tmp_path / "pairs.csv")
-    words[words.index("--out") + 1] = str(tmp_path / "again")
+    arguments[arguments.index("pairs.csv")] = str(tmp_path / "pairs.csv")
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
     code = "from napari_strata.cli import main; main()"
-    command = [sys.executable, "-c", code, *words[1:], "--device", "cpu"]
+    command = [sys.executable, "-c", code, *arguments[1:], "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     again = CrossvalResult.load(tmp_path / "again")
-    for one, other in zip(again.folds, result.folds, strict=True):
-        np.testing.assert_array_equal(one.confusion.counts, other.confusion.counts)
+    for first, second in zip(again.folds, result.folds, strict=True):
+        np.testing.assert_array_equal(first.confusion.counts, second.confusion.counts)
     assert [fold.held_out for fold in again.folds] == [
         fold.held_out for fold in result.folds
     ]
@@ -183,19 +186,19 @@ def test_half_a_cross_validation_and_one_that_has_hardly_begun(tmp_path: Path) -
     assert "1 of 3 folds are done" in read.text
     assert "was trained once, " in read.text
     assert "napari-strata predict" not in read.text
-    shown = [
+    texts = [
         cell
         for section in ("classes", "folds")
         for row in cells(read, section)
         for cell in row
     ]
-    assert not any("nan" in cell for cell in shown)
+    assert not any("nan" in cell for cell in texts)
     assert "Its images came from memory" in read.text
 
 
 @pytest.fixture
 def copied(result: CrossvalResult, tmp_path: Path) -> Path:
-    """A copy of the cross-validation, in a folder whose name a shell would read otherwise."""
+    """Copy of the cross-validation, in a folder whose name needs quotes in a shell."""
     return copytree(result.out, tmp_path / "my folds; x")
 
 
@@ -341,8 +344,8 @@ def test_a_search_under_way(search: TuneResult, tmp_path: Path) -> None:
     for trial in raw["trials"][1:]:
         trial |= {"epochs": {}}
     failed = "failed: no room after 3 batches"
-    known = Score(text=failed.removeprefix("failed: "))
-    raw["trials"][0] |= {"epochs": {"1": known.as_dict()}}
+    scores = Score(text=failed.removeprefix("failed: "))
+    raw["trials"][0] |= {"epochs": {"1": scores.as_dict()}}
     (tmp_path / "trials.json").write_text(json.dumps(raw), encoding="utf-8")
     read = page(tmp_path)
     assert "3 of 4 combinations have not been tried yet" in read.text
