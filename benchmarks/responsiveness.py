@@ -4,8 +4,9 @@ A real window, the real docks, a stack of 8 x 1024 x 996 pixels, and a 10 ms tim
 time between two of its ticks is written down in each phase. Compare with
 napari-unet-assistant, measured by the same timer: p99 10 ms, worst 216 to 312 ms.
 
-    xvfb-run -s "-screen 0 1280x720x24" \\
-        python benchmarks/responsiveness.py [--out result.json] [--minutes 2]
+    python benchmarks/responsiveness.py [--out result.json] [--minutes 2]
+
+Without a display, run it under ``xvfb-run -s "-screen 0 1280x720x24"``.
 """
 
 from __future__ import annotations
