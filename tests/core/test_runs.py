@@ -7,8 +7,20 @@ import torch
 
 from helpers import tiny_recipe
 from napari_strata.core.errors import RunError
-from napari_strata.core.events import BatchEnd, Message
-from napari_strata.core.runs import RunFolder
+from napari_strata.core.events import (
+    BatchEnd,
+    EpochEnd,
+    Message,
+    TrainingEnd,
+    TrainingStarted,
+)
+from napari_strata.core.runs import (
+    CrossvalFolder,
+    EvaluationFolder,
+    RunFolder,
+    RunHistory,
+    SearchFolder,
+)
 
 
 @pytest.fixture
@@ -65,3 +77,91 @@ def test_json_round_trips_and_damage_is_named(run: RunFolder) -> None:
     (run.path / "data.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
         run.read_json("data.json")
+
+
+STARTED = TrainingStarted("run", "CPU", "fp32", 9, 1, 3, 2, ("a",), ("a",), "1 of 4")
+ENDED = TrainingEnd("stopped", 2, 1, 0.5, "model", 3.0)
+
+
+def epoch(number: int, mean_iou: float = 0.5, *, best: bool = False) -> EpochEnd:
+    return EpochEnd(
+        number, 3, 0.4, 0.5, mean_iou, 0.9, (mean_iou,), 1e-3, 2.0, best, best, "raw"
+    )
+
+
+def test_a_repeated_epoch_counts_once_and_the_newer_one() -> None:
+    history = RunHistory((STARTED, epoch(1), epoch(2, 0.6), STARTED, epoch(2, 0.7)))
+    assert history.epochs == [epoch(1), epoch(2, 0.7)]
+
+
+def test_the_best_epoch_is_the_last_one_marked_best() -> None:
+    ends = epoch(1, best=True), epoch(2, 0.7, best=True), epoch(3, 0.6)
+    assert RunHistory((STARTED, *ends)).best == ends[1]
+    assert RunHistory((STARTED, epoch(1), epoch(2))).best == epoch(2)
+    assert RunHistory().best is None
+
+
+def test_a_training_that_started_again_has_no_end() -> None:
+    assert RunHistory((STARTED, ENDED)).ended == ENDED
+    assert RunHistory((STARTED, ENDED, STARTED)).ended is None
+    assert RunHistory((STARTED,)).ended is None
+
+
+def test_the_history_has_no_batches_and_each_warning_once(run: RunFolder) -> None:
+    warning = Message("odd", "warning")
+    for event in (warning, BatchEnd(1, 1, 2, 0.5, 1e-3, 0.1), warning, epoch(1)):
+        run.append_event(event)
+    assert run.history().events == (warning, warning, epoch(1))
+    assert run.history().warnings == ["odd"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+def test_a_damaged_file_reads_as_empty(run: RunFolder, content: bytes) -> None:
+    for path in (
+        run.recipe_path,
+        run.data_path,
+        run.events_path,
+        run.table_path,
+        run.model_path,
+    ):
+        path.write_bytes(content)
+    assert run.raw_recipe() == run.data() == run.classes() == {}
+    assert run.history() == RunHistory()
+    assert run.epoch_rows() == []
+    assert run.exists
+    assert EvaluationFolder(run.path).scores() == {}
+
+
+def test_a_folder_without_files_reads_as_empty(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert not run.exists
+    assert not run.has_begun
+    assert not run.has_model
+    assert run.recipe_text() == ""
+    assert run.newest_preview() is None
+    assert not run.validation.exists
+
+
+@pytest.mark.parametrize("folder_type", [CrossvalFolder, SearchFolder])
+def test_a_study_round_trips_and_another_format_is_refused(
+    tmp_path: Path, folder_type: type[CrossvalFolder] | type[SearchFolder]
+) -> None:
+    study = folder_type(tmp_path)
+    assert not study.exists
+    with pytest.raises(RunError, match="found no"):
+        study.read()
+    study.write({"folds": ["fold_1"]})
+    assert study.exists
+    assert study.read()["folds"] == ["fold_1"]
+    study.file.write_text('{"format": "other"}')
+    with pytest.raises(RunError, match="something else"):
+        study.read()
+    study.file.write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        study.read()
+
+
+def test_a_cross_validation_is_found_by_its_file_too(tmp_path: Path) -> None:
+    study = CrossvalFolder(tmp_path)
+    study.write({"folds": []})
+    assert CrossvalFolder(study.file).path == tmp_path
