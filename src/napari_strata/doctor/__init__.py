@@ -6,13 +6,13 @@ Importing this package does not import torch: the checks that need it import it 
 
 from __future__ import annotations
 
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from napari_strata.core.command import split_command
 from napari_strata.doctor import compute, installed, processes
 from napari_strata.doctor.check import Check, as_text, from_json, last_line
 from napari_strata.doctor.check import as_json as _as_json
@@ -78,7 +78,7 @@ def report(
         Command that starts the worker, as typed in a shell.
     """
     has_problem = False
-    for check in diagnose(shlex.split(worker) if worker else None, folder):
+    for check in diagnose(split_command(worker) if worker else None, folder):
         print(_as_json(check) if as_json else as_text([check]), flush=True)
         has_problem = has_problem or check.status == "problem"
     return has_problem

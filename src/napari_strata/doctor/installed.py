@@ -11,6 +11,8 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
+
 from napari_strata.doctor.check import Check, find_version, format_versions
 
 ENGINE = (
@@ -20,6 +22,7 @@ ENGINE = (
     "timm",
     "numpy",
     "zarr",
+    "zarrs",
     "tifffile",
     "imagecodecs",
 )
@@ -92,14 +95,12 @@ def computer() -> Check:
     cores = os.cpu_count()
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    memory = ""
-    if hasattr(os, "sysconf"):  # Windows has none
-        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        memory = f", {size / 1e9:.0f} GB memory"
-        with suppress(OSError, ValueError):  # a container that may use less
-            limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-            if limit < size:
-                memory += f" (limited to {limit / 1e9:.0f} GB)"
+    size = psutil.virtual_memory().total
+    memory = f", {size / 1e9:.0f} GB memory"
+    with suppress(OSError, ValueError):  # a container that may use less
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        if limit < size:
+            memory += f" (limited to {limit / 1e9:.0f} GB)"
     return Check(
         "Computer",
         "ok",

@@ -86,7 +86,7 @@ def worker(command: Sequence[str]) -> Check:
         "Try the command in a terminal; it is set in napari's Preferences, Plugins, "
         "Strata (empty: this Python)."
     )
-    with tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         try:
             process = subprocess.Popen(
                 list(command),

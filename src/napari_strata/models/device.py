@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import psutil
 import torch
 
 from napari_strata.core.errors import TrainingError
@@ -93,18 +94,10 @@ def channels_last(ndim: int) -> torch.memory_format:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where that cannot be known."""
+    """Return the bytes that are free on a device; None if that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as file:
-            return next(
-                int(line.split()[1]) * 1024
-                for line in file
-                if line.startswith("MemAvailable")
-            )
-    except (OSError, StopIteration, ValueError):
-        return None
+    return int(psutil.virtual_memory().available)
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from napari.settings import get_plugin_settings
 
+from napari_strata.core.command import split_command
 from napari_strata.widgets.work.client import default_command
 
 
@@ -45,7 +45,7 @@ def preferences() -> Any:
 
 def _words(command: str) -> tuple[str, ...]:
     try:
-        return tuple(shlex.split(command))
+        return tuple(split_command(command))
     except (
         ValueError
     ):  # a quote that does not end: the start of the worker will fail, and name it

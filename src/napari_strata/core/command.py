@@ -1,0 +1,25 @@
+"""Commands as a user types them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+
+def split_command(command: str) -> list[str]:
+    r"""Split a command into words, as a shell does.
+
+    On Windows a backslash separates folders (``C:\Python\python.exe``) and quotes
+    nothing.
+
+    Raises
+    ------
+    ValueError
+        if a quotation mark has no end.
+    """
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=False)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    if sys.platform == "win32":
+        lexer.escape = ""
+    return list(lexer)
