@@ -1,4 +1,4 @@
-"""Where pretrained encoder weights come from: the caches on this machine, or the hub after one quick look."""
+"""Pretrained encoder weights from caches on this machine, or from the hub."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from huggingface_hub import (
 )
 
 PROBE_TIMEOUT = 2.0
-"""Seconds to wait for the hub's answer. The hub's own client tries for 23 s before it gives up."""
+"""Seconds to wait for the hub. Its own client tries for 23 s before it gives up."""
 
 PROBE_AGAIN = 60
-"""Seconds that an answer is good for, so that a worker process notices when the network is back."""
+"""Seconds after which the hub is asked again, so that a worker notices its return."""
 
 
 class UnobtainableError(Exception):
@@ -38,19 +38,19 @@ class Pretrained:
 
     encoder: str
     data: str
-    """What it was trained on."""
+    """Name of the data that it was trained on."""
     repo: str
     file: str = "model.safetensors"
     revision: str | None = None
 
 
 def find_pretrained(encoder: str) -> Pretrained:
-    """The weights known for `encoder`: ImageNet's, or what else there is.
+    """Find the weights known for `encoder`: ImageNet's, or else the first ones.
 
     Raises
     ------
     UnobtainableError
-        when none are known.
+        When none are known.
     """
     if encoder.startswith("tu-"):
         card = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
@@ -72,25 +72,26 @@ def find_pretrained(encoder: str) -> Pretrained:
 
 
 def obtain(source: Pretrained, *, timeout: float = PROBE_TIMEOUT) -> Path:
-    """The weights as a local file: from the hub's cache, from torch's, or downloaded.
+    """Return the weights as a local file: from the hub's cache, torch's, or downloaded.
 
-    The last only if the hub answers within `timeout` seconds.
+    They are downloaded only if the hub answers within `timeout` seconds.
 
     Raises
     ------
     UnobtainableError
-        when none of these has it.
+        When there are none.
     """
-    found = try_to_load_from_cache(
+    cached = try_to_load_from_cache(
         source.repo,
         source.file,
         revision=source.revision,
         cache_dir=constants.HF_HUB_CACHE,
     )
-    if isinstance(found, str):
-        return Path(found)
-    if (at_hand := _in_torch_hub(source.encoder)) is not None:
-        return at_hand
+    if isinstance(cached, str):
+        return Path(cached)
+    downloaded = _in_torch_hub(source.encoder)
+    if downloaded is not None:
+        return downloaded
     if constants.HF_HUB_OFFLINE:
         raise UnobtainableError("they are not in the cache, and HF_HUB_OFFLINE is set")
     if reason := probe(
@@ -103,12 +104,15 @@ def obtain(source: Pretrained, *, timeout: float = PROBE_TIMEOUT) -> Path:
                 source.repo, source.file, revision=source.revision, etag_timeout=timeout
             )
         )
-    except Exception as error:  # of the hub, of its HTTP client, of the disk: the weights are not there
+    except Exception as error:  # of the hub, its HTTP client or the disk
         raise UnobtainableError(_first_line(error)) from None
 
 
 def probe(url: str, timeout: float = PROBE_TIMEOUT) -> str:
-    """Why `url` does not answer within `timeout` seconds; empty when it does. Asked at most once a minute."""
+    """Return why `url` does not answer within `timeout` seconds; empty when it does.
+
+    It is asked at most once a minute.
+    """
     return _probe(url, timeout, int(time.monotonic() // PROBE_AGAIN))
 
 
@@ -120,7 +124,7 @@ def _probe(url: str, timeout: float, minute: int) -> str:
         try:
             get_hf_file_metadata(url, timeout=timeout)
             reasons.append("")
-        except Exception as error:  # names, proxies, certificates, statuses: all mean that it cannot be reached
+        except Exception as error:  # names, proxies, certificates, statuses
             reasons.append(_first_line(error))
 
     # In a thread of its own, since looking up a host name heeds no timeout.
@@ -131,7 +135,7 @@ def _probe(url: str, timeout: float, minute: int) -> str:
 
 
 def _in_torch_hub(encoder: str) -> Path | None:
-    """A file such as resnet34-333f7ec4.pth among torch.hub's downloads, as torchvision leaves it."""
+    """Find a file such as resnet34-333f7ec4.pth, which torchvision has downloaded."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     pattern = re.compile(re.escape(encoder) + r"-[0-9a-f]{8}\.pth")
     return next(
@@ -142,9 +146,10 @@ def _in_torch_hub(encoder: str) -> Path | None:
 def timm_state(
     encoder: Any, path: Path, tensors: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Pretrained weights of a ``tu-`` encoder under the names that `encoder` uses.
+    """Return pretrained weights of a ``tu-`` encoder under the names that `encoder` uses.
 
-    timm renames and resizes as it loads, differently for each family, so a twin of the encoder is built to do it.
+    timm renames and resizes when it loads, differently for each family, so a second
+    encoder is built to do that.
     """
     options = {"pretrained_cfg_overlay": {"state_dict": tensors, "file": str(path)}}
     twin = type(encoder)(

@@ -31,7 +31,10 @@ WIDTHS: dict[str, tuple[tuple[str, int], ...]] = {
     "segformer": (("decoder_segmentation_channels", 0),),
     "dpt": (("decoder_intermediate_channels", 4), ("decoder_fusion_channels", 0)),
 }
-"""Arguments that an architecture's decoder widths fill, in order: their name and how many numbers, 0 for a bare one."""
+"""Arguments that the decoder widths of an architecture fill, in order.
+
+Each has its name and its count of numbers; 0 for a single number that is no list.
+"""
 
 DROPOUT = {
     "fpn": "decoder_dropout",
@@ -39,29 +42,30 @@ DROPOUT = {
     "deeplabv3": "decoder_aspp_dropout",
     "deeplabv3plus": "decoder_aspp_dropout",
 }
-"""The argument for dropout, where an architecture has one."""
+"""Argument for dropout, where an architecture has one."""
 
 ATTENTION = ("unet", "unetplusplus")
 UNNORMALISED = ("unet", "unetplusplus", "manet", "linknet", "pspnet")
-"""Architectures with scSE (Roy et al. 2018, https://arxiv.org/abs/1803.02579); those that can go unnormalised."""
+"""Architectures with scSE (Roy et al. 2018, https://arxiv.org/abs/1803.02579), and
+architectures that can do without normalisation."""
 
 SMALLEST = {"pan": 128}
-"""PAN halves its 1/16 features three times more: 128 pixels leave one of them."""
+"""Smallest image; PAN halves its 1/16 features three times more."""
 
 ENCODERS = ("resnet34", "resnet50", "efficientnet-b0", "mobilenet_v2")
 VISION_TRANSFORMERS = ("tu-vit_tiny_patch16_224", "tu-vit_base_patch16_224")
-"""Encoders that work with every architecture but dpt, and with dpt: what messages recommend."""
+"""Encoders that messages recommend, for all architectures but dpt, and for dpt."""
 
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"dynamic_img_size": True},
     {"strict_img_size": False},
 )
-"""What frees transformers of timm from the one image size they were trained at; the first that works is taken."""
+"""Options that let transformers of timm take any image size; the first that works."""
 
 
 def build_smp(spec: ModelSpec, section: Smp) -> AnySize:
-    """The architecture and encoder of `section`; see `build_network`."""
+    """Build the architecture and encoder of `section`; see `build_network`."""
     check_encoder(section.encoder)
     options = (
         _widths(section) | _norm(section) | _attention(section) | _dropout(section)
@@ -98,13 +102,12 @@ def _variants(section: Smp) -> Iterator[dict[str, Any]]:
 
 def _assemble(spec: ModelSpec, section: Smp, options: dict[str, Any]) -> AnySize:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # smp's hints to its own callers: deprecated encoder names and the like
+        # smp's hints to its own callers, such as deprecated encoder names.
+        warnings.simplefilter("ignore")
         network = smp.create_model(section.architecture, section.encoder, **options)
         replace_batch_norms(network)
         if section.norm in ("instance", "group"):
-            # smp has no group norm, and calls instance norm without scale and shift unless asked; ours serve both.
+            # smp has no group norm, and its instance norm has no scale and shift.
             replace_batch_norms(network.decoder, section.norm)
         if section.architecture == "dpt":
             network.segmentation_head.head[3].p = section.dropout
@@ -116,10 +119,10 @@ def _assemble(spec: ModelSpec, section: Smp, options: dict[str, Any]) -> AnySize
 
 
 def _freeze_unreached(network: AnySize, channels: int, classes: int) -> None:
-    """Run once, as a check; parameters that have no way to the logits need no gradient.
+    """Run the network once as a check, and freeze parameters that the logits do not use.
 
-    smp keeps some: the last stages of PSPNet's encoder, EfficientNet's classifier. Unfrozen they stop training on
-    several devices, which waits for the gradient of each.
+    smp keeps some: the last stages of PSPNet's encoder, EfficientNet's classifier.
+    Unfrozen they stop training on several devices, which waits for each gradient.
     """
     training = network.training
     logits = network.eval()(
@@ -134,44 +137,37 @@ def _freeze_unreached(network: AnySize, channels: int, classes: int) -> None:
 
 
 def _leaves(tensor: Tensor) -> set[int]:
-    """Ids of the parameters that `tensor` was computed from."""
-    found, seen, waiting = set(), set(), [tensor.grad_fn]
+    """Return the ids of the parameters that `tensor` was computed from."""
+    leaves, seen, waiting = set(), set(), [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            leaves.add(id(node.variable))
         waiting.extend(parent for parent, _ in node.next_functions)
-    return found
+    return leaves
 
 
 def check_encoder(name: str) -> None:
-    """Raise `RecipeError` with the nearest known name when smp and timm have no encoder `name`."""
-    universal = name.startswith("tu-")
-    if (
-        timm.is_model(name[3:].split(".")[0])
-        if universal
-        else name in smp.encoders.get_encoder_names()
-    ):
+    """Raise `RecipeError` with the nearest name when smp and timm have no such encoder."""
+    if name.startswith("tu-"):
+        is_known = timm.is_model(name[3:].split(".")[0])
+    else:
+        is_known = name in smp.encoders.get_encoder_names()
+    if is_known:
         return
-    known = (
-        [f"tu-{n}" for n in timm.list_models()]
-        if universal
-        else smp.encoders.get_encoder_names()
-    )
+    known = smp.encoders.get_encoder_names()
+    if name.startswith("tu-"):
+        known = [f"tu-{model}" for model in timm.list_models()]
     bare = name.removeprefix("timm-")
-    close = (
-        [f"tu-{bare}"]
-        if timm.is_model(bare)
-        else get_close_matches(name, known, n=1, cutoff=0.5)
-    )
-    hint = (
-        f"did you mean {close[0]!r}?"
-        if close
-        else f"some are {', '.join(ENCODERS)}, vgg11 and mit_b0."
-    )
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    if timm.is_model(bare):
+        close = [f"tu-{bare}"]
+    hint = f"some are {', '.join(ENCODERS)}, vgg11 and mit_b0."
+    if close:
+        hint = f"did you mean {close[0]!r}?"
     raise RecipeError(
         f"network.encoder={name!r} is not an encoder of segmentation-models-pytorch; "
         f"{hint} "

@@ -1,4 +1,4 @@
-"""Where an encoder starts: from ImageNet, from a file, or from random numbers; and saying which."""
+"""Initial weights of an encoder: from ImageNet, from a file, or random."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.build import encoder_of
 
 PREFIXES = ("module.", "network.", "encoder.", "backbone.", "model.")
-"""What wrappers put before the names of an encoder's tensors."""
+"""Prefixes that wrappers put before the names of an encoder's tensors."""
 
 NESTS = ("state_dict", "model_state_dict", "model", "encoder")
 """Keys under which checkpoints keep the tensors."""
@@ -26,22 +26,29 @@ NESTS = ("state_dict", "model_state_dict", "model", "encoder")
 def load_encoder_weights(
     network: nn.Module, spec: ModelSpec, *, probe_timeout: float = 2.0
 ) -> str:
-    """Fill the encoder of `network` as ``spec.network.encoder_weights`` says, and say in words what was done.
+    """Load weights into the encoder as ``spec.network.encoder_weights`` says.
 
-    A first convolution for other than 3 channels is made from the one for 3: summed for one channel, else repeated and
-    scaled, so that the features keep their size.
+    A first convolution for other than 3 channels is made from the one for 3: summed for
+    one channel, else repeated and scaled, so that the features keep their size.
 
     Parameters
     ----------
     probe_timeout
-        seconds to wait for the hub where weights are neither in its cache nor in torch's; asked once a minute at most.
+        Seconds to wait for the hub where weights are neither in its cache nor in
+        torch's. It is asked once a minute at most.
+
+    Returns
+    -------
+    str
+        A sentence about what was loaded.
 
     Raises
     ------
     TrainingError
-        when the recipe demands ImageNet weights and they cannot be had.
+        When the recipe demands ImageNet weights and they cannot be had.
     ModelError
-        when a weights file is missing, damaged, a pickle of other things than tensors, or of another network.
+        When a weights file is missing, damaged, a pickle of other things than tensors,
+        or of another network.
     """
     section = spec.network
     if not isinstance(section, EncoderSection):
@@ -56,7 +63,7 @@ def load_encoder_weights(
     if choice not in ("auto", "imagenet"):
         return f"{start} {fit(encoder, read_tensors(choice), spec.in_channels, source=choice)} loaded from {choice}"
 
-    # smp and timm take seconds to import; whoever loads a file needs them as little as whoever builds a classic U-Net.
+    # Imported only here: smp and timm take seconds to import.
     from napari_strata.networks.hub import UnobtainableError
 
     try:
@@ -94,12 +101,15 @@ def _load_pretrained(
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file or from one that torch.save wrote, on the CPU; pickles are never run.
+    """Read tensors by name from a .safetensors file or one of torch.save, on the CPU.
+
+    Pickles are never run.
 
     Raises
     ------
     ModelError
-        when the file is missing, damaged, of another kind, or holds anything but tensors and plain values.
+        When the file is missing, damaged, of another kind, or holds anything but
+        tensors and plain values.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -109,73 +119,79 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         )
     try:
         if file.suffix == ".safetensors":
-            found: Any = load_file(file)
+            content: Any = load_file(file)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # torch warns of a pickle's protocol before it refuses it
-                found = torch.load(file, map_location="cpu", weights_only=True)
+                # torch warns of a pickle's protocol before it refuses it.
+                warnings.simplefilter("ignore")
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{file}: cannot be read ({_short(error)}); take another copy."
         ) from None
-    except Exception:  # torch.load raises a dozen kinds for what is not a file of tensors, some with unsafe advice
+    # torch.load raises a dozen kinds of errors for other files, some with unsafe advice.
+    except Exception:
         raise ModelError(
             f"{file}: is damaged, or a pickle that holds more than tensors and could "
             "run code (it was not run); needed "
             "is a .safetensors file, or one of torch.save(encoder.state_dict(), ...)."
         ) from None
-    while isinstance(found, dict) and (
-        nest := next((n for n in NESTS if isinstance(found.get(n), dict)), None)
-    ):
-        found = found[nest]
-    tensors = (
-        {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
-        if isinstance(found, dict)
-        else {}
-    )
+    content = _unnest(content)
+    tensors = {}
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if isinstance(value, Tensor):
+                tensors[str(name)] = value
     if not tensors:
         raise ModelError(
-            f"{file}: found {type(found).__name__} without tensors; needed is an "
+            f"{file}: found {type(content).__name__} without tensors; needed is an "
             "encoder's state_dict."
         )
     return tensors
 
 
+def _unnest(content: Any) -> Any:
+    """Return the inner dictionary of a checkpoint that keeps its tensors under a key."""
+    while isinstance(content, dict):
+        nests = [name for name in NESTS if isinstance(content.get(name), dict)]
+        if not nests:
+            break
+        content = content[nests[0]]
+    return content
+
+
 def fit(
     encoder: nn.Module, tensors: dict[str, Tensor], channels: int, *, source: str | Path
 ) -> str:
-    """Load those of `tensors` that `encoder` has, and say how many.
+    """Load the `tensors` that `encoder` has, and say how many.
 
-    Prefixes that wrappers add are seen through; what the encoder has not (a classifier) is left.
+    Prefixes that wrappers add are removed. Other tensors (a classifier) are ignored.
 
     Raises
     ------
     ModelError
-        when fewer than half of the encoder's tensors are found; the encoder is then untouched.
+        When fewer than half of the encoder's tensors are found; the encoder is then
+        unchanged.
     """
     own = encoder.state_dict()
     matched = _match(own, tensors, channels)
     # Counters of old files are missing and do not matter.
-    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-    count = sum(name in matched for name in wanted)
-    if 2 * count < len(wanted):
-        found = next(
-            (name for name in tensors if name not in matched), next(iter(tensors))
-        )
-        needed = next(name for name in wanted if name not in matched)
+    names = [name for name in own if not name.endswith("num_batches_tracked")]
+    count = sum(name in matched for name in names)
+    if 2 * count < len(names):
+        unmatched = [name for name in tensors if name not in matched] or list(tensors)
+        found = unmatched[0]
+        needed = next(name for name in names if name not in matched)
         raise ModelError(
-            f"{source}: {count} of the {len(wanted)} tensors of the encoder found; it "
+            f"{source}: {count} of the {len(names)} tensors of the encoder found; it "
             f"has {found!r} "
             f"{tuple(tensors[found].shape)}, needed is {needed!r} "
             f"{tuple(own[needed].shape)}. Give weights of the same "
             "encoder, or set network.encoder to the one they are of."
         )
-    nn.Module.load_state_dict(
-        encoder, matched, strict=False
-    )  # smp's own versions change the dictionary
-    return f"{count} of {len(wanted)} tensors"
+    # Not smp's own versions, which change the dictionary.
+    nn.Module.load_state_dict(encoder, matched, strict=False)
+    return f"{count} of {len(names)} tensors"
 
 
 def _match(
@@ -184,19 +200,19 @@ def _match(
     matched: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for form in _forms(name):
-            fitting = (
-                adapt(tensor, own[form].shape, channels)
-                if form in own and form not in matched
-                else None
-            )
-            if fitting is not None:
-                matched[form] = fitting
-                break
+            if form in own and form not in matched:
+                adapted = adapt(tensor, own[form].shape, channels)
+                if adapted is not None:
+                    matched[form] = adapted
+                    break
     return matched
 
 
 def adapt(tensor: Tensor, shape: torch.Size, channels: int) -> Tensor | None:
-    """`tensor` as it is when it has `shape`, a first convolution for `channels` made from one for 1 or 3, else None."""
+    """Return `tensor` if it has `shape`; adapt a first convolution for 1 or 3 channels.
+
+    None if it does not fit.
+    """
     if tensor.shape == shape:
         return tensor
     if (
@@ -209,18 +225,20 @@ def adapt(tensor: Tensor, shape: torch.Size, channels: int) -> Tensor | None:
 
 
 def for_channels(kernel: Tensor, channels: int) -> Tensor:
-    """A convolution's kernel (O, given, h, w) as one for (O, channels, h, w): summed for one channel, else repeated.
+    """Turn a convolution's kernel (O, C, h, w) into one for `channels` channels.
 
-    Repeated kernels are scaled, so that the features keep their size.
+    It is summed for one channel, and else repeated and scaled, so that the features
+    keep their size.
     """
-    given = kernel.shape[1]
+    old_channels = kernel.shape[1]
     if channels == 1:
         return kernel.sum(1, keepdim=True)
-    return kernel[:, [i % given for i in range(channels)]] * (given / channels)
+    repeated = kernel[:, [i % old_channels for i in range(channels)]]
+    return repeated * (old_channels / channels)
 
 
 def _forms(name: str) -> list[str]:
-    """`name` as it is, and without each of the prefixes before it; timm's encoders keep theirs below ``model.``."""
+    """Return `name` with and without its prefixes, and as timm's encoders have it."""
     forms = [name]
     while prefix := next((p for p in PREFIXES if forms[-1].startswith(p)), None):
         forms.append(forms[-1].removeprefix(prefix))
