@@ -28,24 +28,24 @@ def parse(axes: str, shape: Sequence[int]) -> str:
         count differs from `len(shape)`.
     """
     letters = axes.strip().upper().replace("S", "C")
-    found = f"found axes {axes!r} for shape {tuple(shape)}"
+    description = f"found axes {axes!r} for shape {tuple(shape)}"
     if unknown := sorted(set(letters) - set(CANONICAL)):
         raise ImageError(
-            f"{found}: {', '.join(unknown)} is not one of T, C, Z, Y, X; name each "
+            f"{description}: {', '.join(unknown)} is not one of T, C, Z, Y, X; name each "
             "dimension with one."
         )
     if len(set(letters)) != len(letters):
         raise ImageError(
-            f"{found}: a letter stands twice; name each dimension once (RGB samples "
+            f"{description}: a letter stands twice; name each dimension once (RGB samples "
             "count as C)."
         )
     if len(letters) != len(shape):
         raise ImageError(
-            f"{found}: {len(shape)} dimensions need {len(shape)} letters, for example "
+            f"{description}: {len(shape)} dimensions need {len(shape)} letters, for example "
             f"{default(shape)!r}."
         )
     if not {"Y", "X"} <= set(letters):
-        raise ImageError(f"{found}: Y and X are both needed.")
+        raise ImageError(f"{description}: Y and X are both needed.")
     return letters
 
 
@@ -56,18 +56,18 @@ def default(shape: Sequence[int]) -> str:
 
 def canonical(axes: str) -> str:
     """Return the letters of `axes` in the order T, C, Z, Y, X."""
-    return "".join(letter for letter in CANONICAL if letter in axes)
+    return "".join(axis for axis in CANONICAL if axis in axes)
 
 
 def to_canonical(array: np.ndarray[Any, Any], axes: str) -> np.ndarray[Any, Any]:
     """Return a view of `array` (with these axes) in the order T, C, Z, Y, X."""
-    return array.transpose([axes.index(letter) for letter in canonical(axes)])
+    return array.transpose([axes.index(axis) for axis in canonical(axes)])
 
 
 def from_canonical(array: np.ndarray[Any, Any], axes: str) -> np.ndarray[Any, Any]:
     """Return a view of `array` (in canonical order) in the order of `axes`."""
     ordered = canonical(axes)
-    return array.transpose([ordered.index(letter) for letter in axes])
+    return array.transpose([ordered.index(axis) for axis in axes])
 
 
 def without(axes: str, letter: str) -> str:

@@ -80,29 +80,31 @@ class ClassMap(BaseModel):
     def _check(self) -> ClassMap:
         count = len(self.names)
         names, values = list(self.names), list(self.values)
-        found = f"class map with names {names} and values {values}"
+        description = f"class map with names {names} and values {values}"
         if not 1 <= count <= IGNORE:
             raise LabelError(
-                f"{found}: found {count} classes; 1 to {IGNORE} are possible."
+                f"{description}: found {count} classes; 1 to {IGNORE} are possible."
             )
         lengths = {len(self.values), len(self.colors)}
         if self.rgb:
             lengths.add(len(self.rgb))
         if lengths != {count}:
             raise LabelError(
-                f"{found}: every class needs one name, one value and one colour."
+                f"{description}: every class needs one name, one value and one colour."
             )
         if len(set(self.names)) != count or len(set(self.values)) != count:
             raise LabelError(
-                f"{found}: a name or a value stands twice; each class needs its own."
+                f"{description}: a name or a value stands twice; each class needs its own."
             )
         if both := sorted(set(self.values) & set(self.unlabelled)):
             raise LabelError(
-                f"{found}: {both} cannot be a class and unlabelled at once; drop it "
+                f"{description}: {both} cannot be a class and unlabelled at once; drop it "
                 "from one of the two."
             )
         if self.rest is not None and self.rest not in self.names:
-            raise LabelError(f"{found}: rest={self.rest!r} is not one of the names.")
+            raise LabelError(
+                f"{description}: rest={self.rest!r} is not one of the names."
+            )
         return self
 
     def __len__(self) -> int:
@@ -133,11 +135,11 @@ class ClassMap(BaseModel):
         LabelError
             When nothing is left to learn, or the values are too many to be classes.
         """
-        found = sorted({int(value) for value in values})
-        labelled = [value for value in found if value not in set(unlabelled)]
+        distinct = sorted({int(value) for value in values})
+        labelled = [value for value in distinct if value not in set(unlabelled)]
         if not labelled:
             raise LabelError(
-                f"found only label values {found}, all unlabelled: nothing to learn "
+                f"found only label values {distinct}, all unlabelled: nothing to learn "
                 "from; paint some pixels of each "
                 "class, or change which values are unlabelled."
             )
@@ -241,15 +243,15 @@ class ClassMap(BaseModel):
         assert self.rgb is not None
         packed = pack_rgb(labels)
         out = np.full(packed.shape, IGNORE, np.uint8)
-        known = np.zeros(packed.shape, bool)
+        is_known = np.zeros(packed.shape, bool)
         for index, color in enumerate(self.rgb):
             hit = packed == (color[0] << 16 | color[1] << 8 | color[2])
             out[hit] = index
-            known |= hit
+            is_known |= hit
         for value in self.unlabelled:  # a packed colour
-            known |= packed == value
-        if not known.all():
-            stray = f"#{int(packed[~known][0]):06x}"
+            is_known |= packed == value
+        if not is_known.all():
+            stray = f"#{int(packed[~is_known][0]):06x}"
             raise LabelError(
                 f"colour {stray} is not in the class map {list(self.colors)}: add it "
                 "as a class."

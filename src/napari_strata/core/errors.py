@@ -44,8 +44,8 @@ class TrainingError(StrataError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint: the known word closest to `word`, or all when none is close."""
-    words = sorted(known)
-    close = get_close_matches(word, words, n=1, cutoff=0.5)
+    choices = sorted(known)
+    close = get_close_matches(word, choices, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(words)}"
+    return f"known: {', '.join(choices)}"

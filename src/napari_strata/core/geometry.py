@@ -1,4 +1,4 @@
-"""How each kind of network looks at a picture: the sizes it needs, and how far it sees. Plain integers only."""
+"""Geometry of networks: the sizes they need and their reach, in plain integers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Geometry(BaseModel):
-    """How a network looks at a picture: sizes it needs, how far it sees, whether it sees the whole tile."""
+    """Sizes that a network needs, its reach, and True if it sees the whole tile."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +23,7 @@ class Geometry(BaseModel):
 
 
 def depth_strides(levels: int, anisotropy: float) -> tuple[int, ...]:
-    """By what Z is divided at each halving of Y and X of a network of `levels` levels.
+    """Divisors of Z at each halving of Y and X in a network of `levels` levels.
 
     Z is halved as soon as a voxel is less than twice as long along Z as along Y and X, as in nnU-Net (Isensee et al.
     2021, https://doi.org/10.1038/s41592-020-01008-z).

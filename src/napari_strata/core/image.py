@@ -219,7 +219,7 @@ class Image:
         size = (
             f"{pixel['X']:g}" if same else " x ".join(f"{v:g}" for v in pixel.values())
         )
-        known = (
+        pixel_text = (
             ""
             if self.pixel_unit == "pixel" and same and pixel["X"] == 1
             else f", {size} {self.pixel_unit}"
@@ -227,10 +227,10 @@ class Image:
         if (
             len(set(units)) > 1
         ):  # a depth that the file does not state, beside a width that it does
-            known = ", " + " x ".join(
+            pixel_text = ", " + " x ".join(
                 f"{v:g} {unit}" for v, unit in zip(pixel.values(), units, strict=True)
             )
-        return f"{self.name}, {sizes} ({self.axes}), {self.dtype}{known}"
+        return f"{self.name}, {sizes} ({self.axes}), {self.dtype}{pixel_text}"
 
     def labels_like(
         self, data: ArrayLike, *, classes: ClassMap | None = None, name: str = ""

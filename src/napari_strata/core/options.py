@@ -14,7 +14,7 @@ from napari_strata.core.errors import RunError
 
 
 class PredictOptions(BaseModel):
-    """How to predict. Every field has a default and is described in `model_fields`."""
+    """Options of a prediction, each with a default and a description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -382,15 +382,15 @@ class Recipe(Section):
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """List the dotted keys, to the second level, at which two recipes differ."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    found = []
+    changed_keys = []
     for section, value in after.items():
         if not isinstance(value, dict):
-            found += [section] if value != before[section] else []
+            changed_keys += [section] if value != before[section] else []
             continue
         keys = sorted(value.keys() | before[section].keys())
-        found += [
+        changed_keys += [
             f"{section}.{key}"
             for key in keys
             if value.get(key) != before[section].get(key)
         ]
-    return found
+    return changed_keys

@@ -60,7 +60,7 @@ class Depth(BaseModel):
 
 
 class ModelSpec(BaseModel):
-    """What a trained network is and expects. Stored in the model file as JSON."""
+    """Facts about a trained network and its input, stored in the model file as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -295,7 +295,7 @@ def _sizes_3d(
 def _anisotropy(
     network: NetworkSection, images: Sequence[Image]
 ) -> tuple[float, str, list[str]]:
-    """How many times longer voxels are along Z than along Y and X.
+    """Length of voxels along Z, in lengths along Y and X.
 
     Returns the ratio, a note about it, and warnings.
     """

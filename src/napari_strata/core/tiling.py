@@ -72,7 +72,7 @@ def plan_tiles(
     """
     axes = len(shape)
     sizes = [shape, each(tile, axes), each(stride, axes), each(halo, axes)]
-    if min(min(given) for given in sizes[:3]) < 1 or min(sizes[3]) < 0:
+    if min(min(lengths) for lengths in sizes[:3]) < 1 or min(sizes[3]) < 0:
         raise ValueError(
             f"shape {shape}, tile {tile} and stride {stride} must be positive, halo {halo} not negative"
         )
@@ -158,7 +158,7 @@ def shared_halo(specs: Sequence[TilingSpec], axis: int = 0) -> int:
 def read_range(
     write: slice, length: int, *, halo: int, stride: int, least: int = 0
 ) -> slice:
-    """What is read along one axis to predict `write`: a halo more on both sides.
+    """Range to read along one axis to predict `write`: a halo more on both sides.
 
     It starts at a multiple of the stride, as tiles do, and ends at one or at the border.
 

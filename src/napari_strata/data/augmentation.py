@@ -104,7 +104,7 @@ def _turned(
         return images, labels
     images, labels = images.clone(), labels.clone()
     for kind in sorted(set(kinds) - {0}):
-        rows = [i for i, other in enumerate(kinds) if other == kind]
+        rows = [i for i, row_kind in enumerate(kinds) if row_kind == kind]
         images[rows] = _symmetry(images[rows], kind)
         labels[rows] = _symmetry(labels[rows], kind)
     return images, labels
@@ -169,11 +169,11 @@ def _matrices(count: int, section: Augmentation, generator: Generator) -> Tensor
     angle, zoom, shear = (
         _sometimes(count, m, section.probability, generator) for m in most
     )
-    one, zero = torch.ones(count), torch.zeros(count)
+    ones, zero = torch.ones(count), torch.zeros(count)
     turn = torch.stack(
         [angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1
     ).reshape(-1, 2, 2)
-    slant = torch.stack([one, zero, shear.tan(), one], 1).reshape(-1, 2, 2)
+    slant = torch.stack([ones, zero, shear.tan(), ones], 1).reshape(-1, 2, 2)
     return turn @ slant * zoom.exp().reshape(-1, 1, 1)
 
 
@@ -320,8 +320,8 @@ def _convolved(images: Tensor, kernels: Tensor, axis: int) -> Tensor:
     """Convolve each sample along one axis with its own kernel (N, taps)."""
     radius, length = kernels.shape[1] // 2, images.shape[axis]
     margins = [
-        radius if other == axis else 0
-        for other in range(images.ndim - 1, 1, -1)
+        radius if dimension == axis else 0
+        for dimension in range(images.ndim - 1, 1, -1)
         for _ in range(2)
     ]
     padded = F.pad(images, margins, mode="replicate")

@@ -188,7 +188,9 @@ def _profiles(region: LabelledRegion, classes: ClassMap) -> list[Array]:
         for k in range(len(classes)):
             of_class = labels == k
             for axis in range(labels.ndim):
-                others = tuple(other for other in range(labels.ndim) if other != axis)
+                others = tuple(
+                    dimension for dimension in range(labels.ndim) if dimension != axis
+                )
                 first = strip.box[axis].start - region.box[axis].start
                 stop = strip.box[axis].stop - region.box[axis].start
                 profiles[axis][k, first:stop] += of_class.sum(axis=others)

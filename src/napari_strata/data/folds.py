@@ -172,18 +172,18 @@ def _describe_shortage(
     noun = units[0].noun
     if len(units) == 1:
         noun = noun.removesuffix("s")
-    found = f"{len(units)} {noun}"
+    unit_text = f"{len(units)} {noun}"
     if group:
         names = join_names([unit.name for unit in units])
-        found += f" ({names}) in {images} images"
+        unit_text += f" ({names}) in {images} images"
     elif units[0].noun != "images":
         plural = "s" if images != 1 else ""
-        found = f"{images} image{plural} with {found} labelled in all"
+        unit_text = f"{images} image{plural} with {unit_text} labelled in all"
     advice = "hold back a part of it instead (train)"
     if len(units) > 1:
         advice = f"use --folds {len(units)}"
     return (
-        f"found {found}, fewer than the {folds} folds asked for; {advice}, or label "
+        f"found {unit_text}, fewer than the {folds} folds asked for; {advice}, or label "
         "more."
     )
 

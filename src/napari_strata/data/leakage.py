@@ -327,7 +327,10 @@ def _find_overlapping(
             common = own[_is_among(own, all_hashes)]
             length = min(trace.region.shape[axis], SIDE)
             if len(common) >= max(SHARED * length, 1):
-                shared = [int(_is_among(common, other).sum()) for other in hashes]
+                shared = [
+                    int(_is_among(common, other_hashes).sum())
+                    for other_hashes in hashes
+                ]
                 pairs[id(trace)] = trace, training[int(np.argmax(shared))]
     return list(pairs.values())
 

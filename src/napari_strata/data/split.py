@@ -328,10 +328,10 @@ def _refuse_shared(
     pairs: Sequence[AnnotatedImage], others: Sequence[AnnotatedImage]
 ) -> None:
     for pair in pairs:
-        for other in others:
-            if _is_same_image(pair.image, other.image):
+        for other_pair in others:
+            if _is_same_image(pair.image, other_pair.image):
                 raise LabelError(
-                    f"{other.name}: found it twice among the images to train and "
+                    f"{other_pair.name}: found it twice among the images to train and "
                     "validate on; a score on an image that was trained on means "
                     "nothing, so give each image once."
                 )
@@ -417,7 +417,7 @@ def _describe_draw(units: Sequence[Unit], draw: _Draw) -> str:
     text = f"{len(names)} of {len(units)} {noun_of(units)}: "
     if not draw.left_out:
         return text + join_names(names)
-    one = len(names) == 1
-    text += names[0] if one else f"{names[0]} to {names[-1]}"
+    is_single = len(names) == 1
+    text += names[0] if is_single else f"{names[0]} to {names[-1]}"
     left_out = join_names([units[i].name for i in draw.left_out])
-    return f"{text}; left out beside {'it' if one else 'them'}: {left_out}"
+    return f"{text}; left out beside {'it' if is_single else 'them'}: {left_out}"

@@ -658,7 +658,7 @@ def inspect_worker(order: Order, token: str) -> WorkerFacts:
 
 def _exists(path: str) -> bool:
     """True when the path exists. A shared folder may show a new file a little later."""
-    if any(letter in path for letter in "*?["):
+    if any(wildcard in path for wildcard in "*?["):
         return True
     for _ in range(10):
         if os.path.exists(path):

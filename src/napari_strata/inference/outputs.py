@@ -267,7 +267,7 @@ def label_stack(planes: Array, image: Image, *, classes: ClassMap) -> LabelImage
     A view, also of a memory map.
     """
     letters = axes.canonical(image.label_axes)
-    shape = [image.size(letter) for letter in letters]
+    shape = [image.size(axis) for axis in letters]
     array = axes.from_canonical(planes.reshape(shape), image.label_axes)
     return image.labels_like(array, classes=classes)
 
@@ -277,16 +277,16 @@ def probability_stack(planes: Array, image: Image, names: tuple[str, ...]) -> Im
 
     T and Z only as the image has them. A view.
     """
-    leading = [letter for letter in "TZ" if letter in image.axes]
+    leading = [axis for axis in "TZ" if axis in image.axes]
     letters = "".join([*leading, "CYX"])
     scale = dict(zip(image.axes, image.scale, strict=True)) | {"C": 1.0}
     units = dict(zip(image.axes, image.units, strict=True)) | {"C": "pixel"}
-    shape = [image.size(letter) for letter in leading] + list(planes.shape[1:])
+    shape = [image.size(axis) for axis in leading] + list(planes.shape[1:])
     return Image(
         planes.reshape(shape),
         letters,
-        scale=tuple(scale[letter] for letter in letters),
-        units=tuple(units[letter] for letter in letters),
+        scale=tuple(scale[axis] for axis in letters),
+        units=tuple(units[axis] for axis in letters),
         name=image.name,
         channel_names=names,
     )

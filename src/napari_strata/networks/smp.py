@@ -84,13 +84,13 @@ def build_smp(spec: ModelSpec, section: Smp) -> AnySize:
                 failure
                 or (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
             )
-    known = ", ".join(
+    encoder_list = ", ".join(
         VISION_TRANSFORMERS if section.architecture == "dpt" else ENCODERS
     )
     raise RecipeError(
         f"network.architecture={section.architecture} does not work with "
         f"network.encoder={section.encoder} "
-        f"({failure}); take another encoder, such as {known}, or another architecture: "
+        f"({failure}); take another encoder, such as {encoder_list}, or another architecture: "
         "unet and fpn go with most "
         "encoders, dpt with vision transformers."
     )
@@ -158,11 +158,11 @@ def check_encoder(name: str) -> None:
         is_known = name in smp.encoders.get_encoder_names()
     if is_known:
         return
-    known = smp.encoders.get_encoder_names()
+    encoder_names = smp.encoders.get_encoder_names()
     if name.startswith("tu-"):
-        known = [f"tu-{model}" for model in timm.list_models()]
+        encoder_names = [f"tu-{model}" for model in timm.list_models()]
     bare = name.removeprefix("timm-")
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    close = get_close_matches(name, encoder_names, n=1, cutoff=0.5)
     if timm.is_model(bare):
         close = [f"tu-{bare}"]
     hint = f"some are {', '.join(ENCODERS)}, vgg11 and mit_b0."

@@ -180,12 +180,12 @@ def fit(
     count = sum(name in matched for name in names)
     if 2 * count < len(names):
         unmatched = [name for name in tensors if name not in matched] or list(tensors)
-        found = unmatched[0]
+        extra_name = unmatched[0]
         needed = next(name for name in names if name not in matched)
         raise ModelError(
             f"{source}: {count} of the {len(names)} tensors of the encoder found; it "
-            f"has {found!r} "
-            f"{tuple(tensors[found].shape)}, needed is {needed!r} "
+            f"has {extra_name!r} "
+            f"{tuple(tensors[extra_name].shape)}, needed is {needed!r} "
             f"{tuple(own[needed].shape)}. Give weights of the same "
             "encoder, or set network.encoder to the one they are of."
         )

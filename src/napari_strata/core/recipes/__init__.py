@@ -143,10 +143,10 @@ def parse_value(text: str) -> Any:
 
 def _bundled() -> dict[str, str]:
     """YAML texts of the recipes in this package by name."""
-    found = [f for f in files(__package__).iterdir() if f.name.endswith(".yaml")]
+    recipe_files = [f for f in files(__package__).iterdir() if f.name.endswith(".yaml")]
     return {
         f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8")
-        for f in sorted(found, key=lambda f: f.name)
+        for f in sorted(recipe_files, key=lambda f: f.name)
     }
 
 
