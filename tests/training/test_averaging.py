@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from napari_strata.training.averaging import AveragedWeights
+from napari_strata.training.averaging import (
+    average_state,
+    build_average,
+    load_average,
+)
 
 
 def small_network() -> nn.Sequential:
@@ -15,7 +19,7 @@ def small_network() -> nn.Sequential:
 
 def test_average_follows_the_formula_for_weights_and_statistics() -> None:
     network = small_network()
-    averaged = AveragedWeights(network, 0.3)
+    averaged = build_average(network, 0.3)
     expected = {
         name: value.clone().double() for name, value in network.state_dict().items()
     }
@@ -24,11 +28,11 @@ def test_average_follows_the_formula_for_weights_and_statistics() -> None:
             for parameter in network.parameters():
                 parameter.add_(torch.randn_like(parameter))
         network(torch.randn(2, 1, 4, 4))
-        averaged.update(network)
+        averaged.update_parameters(network)
         keep = min(0.3, (1 + step) / (10 + step))
         for name, value in network.state_dict().items():
             expected[name] = keep * expected[name] + (1 - keep) * value.double()
-    found = averaged.network.state_dict()
+    found = averaged.module.state_dict()
     assert found.pop("1.num_batches_tracked").item() == 8
     for name, value in found.items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
@@ -36,35 +40,35 @@ def test_average_follows_the_formula_for_weights_and_statistics() -> None:
 
 def test_average_is_a_frozen_copy_in_evaluation_mode() -> None:
     network = small_network().train()
-    averaged = AveragedWeights(network, 0.9)
+    averaged = build_average(network, 0.9)
     assert network.training
-    assert not averaged.network.training
-    assert not any(p.requires_grad for p in averaged.network.parameters())
+    assert not averaged.module.training
+    assert not any(p.requires_grad for p in averaged.module.parameters())
     with torch.no_grad():
         next(network.parameters()).fill_(7.0)
-    assert not (next(averaged.network.parameters()) == 7.0).any()
+    assert not (next(averaged.module.parameters()) == 7.0).any()
 
 
 def test_state_restores_weights_and_the_count_of_updates() -> None:
     network = small_network()
     first, second = (
-        AveragedWeights(network, 0.99),
-        AveragedWeights(small_network(), 0.99),
+        build_average(network, 0.99),
+        build_average(small_network(), 0.99),
     )
     for _ in range(5):
-        first.update(network)
-    second.load_state_dict(first.state_dict())
-    assert second.updates == 5
-    for name, value in first.network.state_dict().items():
-        assert torch.equal(value, second.network.state_dict()[name])
+        first.update_parameters(network)
+    load_average(second, average_state(first))
+    assert average_state(second)["updates"] == 5
+    for name, value in first.module.state_dict().items():
+        assert torch.equal(value, second.module.state_dict()[name])
 
 
 def test_a_decay_of_zero_would_be_the_raw_weights() -> None:
     network = small_network()
-    averaged = AveragedWeights(network, 1e-12)
+    averaged = build_average(network, 1e-12)
     with torch.no_grad():
         next(network.parameters()).fill_(3.0)
-    averaged.update(network)
-    assert next(averaged.network.parameters()).flatten().tolist() == pytest.approx(
+    averaged.update_parameters(network)
+    assert next(averaged.module.parameters()).flatten().tolist() == pytest.approx(
         [3.0, 3.0]
     )

@@ -15,7 +15,7 @@ from napari_strata.core.classes import IGNORE
 from napari_strata.core.errors import RecipeError
 from napari_strata.core.recipe import LossName, Training
 from napari_strata.training import losses
-from napari_strata.training.losses import Loss, build_loss
+from napari_strata.training.losses import LOSSES, Loss, build_loss
 
 NAMES: tuple[LossName, ...] = get_args(LossName)
 
@@ -324,3 +324,23 @@ def test_class_weights_that_do_not_fit_are_refused() -> None:
         loss_of("ce", 3, class_weights=(1.0, 2.0))
     with pytest.raises(RecipeError, match="balanced"):
         loss_of("ce", 3, class_weights="balanced")
+
+
+def test_all_names_of_the_recipe_have_a_loss() -> None:
+    assert set(LOSSES) == set(NAMES)
+
+
+def test_a_loss_can_be_registered_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "LOSSES", dict(LOSSES))
+
+    @losses.register_loss("toy")
+    def toy(logits: Tensor, labels: Tensor, options: losses.LossOptions) -> Tensor:
+        return logits.sum() * 0 + options.training.focal_gamma * len(labels)
+
+    training = Training(focal_gamma=2.0)
+    training = training.model_copy(update={"loss": {"toy": 3.0, "ce": 1.0}})
+    logits, labels = some_batch()
+    labelled = int((labels != IGNORE).sum())
+    expected = 6 * labelled + loss_of("ce")(logits, labels)
+    total = build_loss(training, classes=3)(logits, labels)
+    torch.testing.assert_close(total, expected)

@@ -15,7 +15,6 @@ from napari_strata.core.recipe import Plateau, Training
 from napari_strata.training.optim import (
     Schedule,
     build_optimizer,
-    build_schedule,
     restore_optimizer,
 )
 
@@ -25,7 +24,7 @@ EPOCHS, STEPS = 4, 7
 def setup(**training: Any) -> tuple[torch.optim.Optimizer, Schedule]:
     section = Training(epochs=EPOCHS, learning_rate=0.01, **training)
     optimizer = build_optimizer(section, [nn.Parameter(torch.ones(3))], "cpu")
-    return optimizer, build_schedule(section, optimizer, STEPS)
+    return optimizer, Schedule(section, optimizer, STEPS)
 
 
 def rates(schedule: Schedule, steps: int) -> list[float]:

@@ -12,7 +12,7 @@ import pytest
 from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.spec import find_classes
 from napari_strata.data.folds import fold_pairs
-from napari_strata.training.plan import Job, plan_new
+from napari_strata.training.plan import TrainingJob, plan_new
 
 Scene = Callable[..., AnnotatedImage]
 
@@ -23,7 +23,9 @@ def test_a_split_that_is_given_is_the_split(
     pairs = [scene(i) for i in range(4)]
     splits = fold_pairs(pairs, 4, seed=0, classes=find_classes(pairs))
     plans = [
-        plan_new(Job("default", pairs, Path("run"), overrides=small, split=split))
+        plan_new(
+            TrainingJob("default", pairs, Path("run"), overrides=small, split=split)
+        )
         for split in splits
     ]
     for plan, split in zip(plans, splits, strict=True):
@@ -46,7 +48,7 @@ def test_warnings_of_the_split_become_messages(
     first = Image(np.asarray(known.data)[:1].copy(), "ZYX", name="copy")
     copy = AnnotatedImage(first, first.labels_like(np.asarray(labels.data)[:1]))
     plan = plan_new(
-        Job(
+        TrainingJob(
             "default",
             [scene(0), scene(1)],
             Path("run"),
@@ -66,7 +68,9 @@ def test_by_default_nothing_of_that_is_said(
     scene: Scene, small: dict[str, Any]
 ) -> None:
     plan = plan_new(
-        Job("default", [scene(i) for i in range(5)], Path("run"), overrides=small)
+        TrainingJob(
+            "default", [scene(i) for i in range(5)], Path("run"), overrides=small
+        )
     )
     assert [
         message.text for message in plan.messages if message.level == "warning"
@@ -79,7 +83,7 @@ def test_the_seed_of_the_recipe_draws_the_split(
 ) -> None:
     small |= {"training.seed": seed}
     texts = {
-        plan_new(Job("default", scene(0), Path("run"), overrides=small)).text
+        plan_new(TrainingJob("default", scene(0), Path("run"), overrides=small)).text
         for _ in range(2)
     }
     assert len(texts) == 1

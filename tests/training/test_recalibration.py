@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -62,3 +63,20 @@ def test_statistics_that_no_batch_gives_stay() -> None:
 
 def test_a_network_without_batch_norm_is_not_run() -> None:
     recalibrate(nn.GroupNorm(1, 2), iter(()), device=CPU, precision=Precision("fp32"))
+
+
+def test_statistics_of_a_frozen_part_stay() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.BatchNorm2d(1))
+    images = torch.randn(4, 1, 8, 8) + 5
+    recalibrate(
+        network,
+        [images],
+        device=CPU,
+        precision=Precision("fp32"),
+        frozen=network[0],
+    )
+    assert network[0].running_mean.item() == 0
+    assert network[1].running_mean.item() == pytest.approx(
+        images.mean().item(), rel=1e-4
+    )
+    assert not network[0].training

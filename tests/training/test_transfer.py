@@ -28,7 +28,6 @@ from napari_strata.training.loop import iter_train, train
 from napari_strata.training.transfer import (
     FreezableEncoder,
     fine_tuning_recipe,
-    kept_statistics,
     take_over,
 )
 from networks.network_checks import build, make_spec, noise
@@ -537,19 +536,6 @@ def test_freezing_reaches_the_whole_encoder_and_nothing_else(section: Section) -
     assert {
         name for name, p in network.named_parameters() if not p.requires_grad
     } == never
-
-
-def test_kept_statistics_are_measured_again_outside_the_block() -> None:
-    norm = nn.BatchNorm2d(1)
-    seen = []
-
-    def fail() -> None:
-        seen.append(norm.track_running_stats)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), kept_statistics(nn.Sequential(norm)):
-        fail()
-    assert [*seen, norm.track_running_stats] == [False, True]
 
 
 @pytest.mark.parametrize("batches", [1, 3, 5])

@@ -36,7 +36,7 @@ from napari_strata.data.folds import fold_pairs
 from napari_strata.data.split import Split, distinct_pairs, split_pairs
 from napari_strata.studies.crossval_results import CrossvalResult, FoldScore
 from napari_strata.training.loop import iter_job
-from napari_strata.training.plan import Job, axes_of, data_fingerprint, plan_new
+from napari_strata.training.plan import TrainingJob, axes_of, data_fingerprint, plan_new
 
 Pairs = AnnotatedImage | Sequence[AnnotatedImage]
 
@@ -173,9 +173,9 @@ class Study:
             group,
         )
 
-    def job(self, recipe: Recipe, out: Path, split: Split | None = None) -> Job:
+    def job(self, recipe: Recipe, out: Path, split: Split | None = None) -> TrainingJob:
         """The training of `recipe` on this data; on all of it without a split, if the recipe holds nothing back."""
-        return Job(
+        return TrainingJob(
             recipe,
             self.pairs,
             out,
@@ -296,7 +296,7 @@ def check_same(
         )
 
 
-def train_on(job: Job) -> Generator[Event, None, None]:
+def train_on(job: TrainingJob) -> Generator[Event, None, None]:
     """Train a run to the end of its recipe, as it stands: begin, resume, add epochs, or leave alone.
 
     A run that early stopping ended has had what it needs: it gets no more epochs.

@@ -1,1 +1,1 @@
-"""Training: the loop, the losses, the optimiser and its schedule, averaged weights and validation of whole images."""
+"""Training: loop, losses, optimiser, schedule, averaged weights and validation."""

@@ -1,44 +1,46 @@
-"""Averaged weights: an exponential moving average (EMA) of the network, kept beside the raw one."""
+"""Averaged weights: an exponential moving average (EMA) of the network."""
 
 from __future__ import annotations
 
-from copy import deepcopy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
-class AveragedWeights:
-    """A copy of `network` whose weights follow the raw ones slowly (Polyak and Juditsky 1992).
+def build_average(network: nn.Module, decay: float) -> AveragedModel:
+    """Copy `network` as the start of its average (Polyak and Juditsky 1992).
 
-    After t steps an update keeps ``min(decay, (1 + t) / (10 + t))`` of the average, so that the random start is
-    forgotten within a few steps. Normalisation statistics are averaged like weights; counters are copied.
+    After t steps an update keeps ``min(decay, (1 + t) / (10 + t))`` of the average, so
+    that the random start is forgotten within a few steps. Normalisation statistics are
+    averaged like weights; counters are copied.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.network = deepcopy(network).eval().requires_grad_(False)
-
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move the average towards `network`, by one step."""
-        keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        ours, theirs = self.network.state_dict(), network.state_dict()
-        moving = [name for name, value in ours.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [ours[name] for name in moving], [theirs[name] for name in moving], 1 - keep
-        )
-        for name in ours.keys() - set(moving):
-            ours[name].copy_(theirs[name])
+    def update(average: Tensors, network: Tensors, number: Tensor | int) -> None:
+        if not average[0].is_floating_point():
+            torch._foreach_copy_(average, network)
+            return
+        steps = int(number) - 1
+        keep = min(decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(average, network, 1 - keep)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors only."""
-        return {"updates": self.updates, "weights": self.network.state_dict()}
+    averaged = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    # At 0, AveragedModel would forget the start and copy the network after one step.
+    averaged.n_averaged.fill_(1)
+    return averaged.eval().requires_grad_(False)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        self.updates = int(state["updates"])
-        self.network.load_state_dict(state["weights"])
+
+def average_state(averaged: AveragedModel) -> dict[str, Any]:
+    """Return the state for a checkpoint: plain types and tensors only."""
+    weights = averaged.module.state_dict()
+    return {"updates": int(averaged.n_averaged) - 1, "weights": weights}
+
+
+def load_average(averaged: AveragedModel, state: dict[str, Any]) -> None:
+    """Go on from what `average_state` returned."""
+    averaged.n_averaged.fill_(int(state["updates"]) + 1)
+    averaged.module.load_state_dict(state["weights"])

@@ -25,7 +25,7 @@ from napari_strata.evaluation.report import name_files, write_report
 from napari_strata.models.model import Calibration, Model
 from napari_strata.models.network_predictor import NetworkPredictor
 from napari_strata.models.tiled import TiledPredictor
-from napari_strata.training.checkpoint import Session
+from napari_strata.training.checkpoint import TrainingRun
 from napari_strata.training.learner import seeded
 from napari_strata.training.validation import Predicted, Truth, iter_predicted
 
@@ -40,7 +40,7 @@ CASES = 3
 """Best parts of which there is a picture, and worst ones."""
 
 
-def measure(session: Session, truths: Sequence[Truth]) -> Generator[Event, None, None]:
+def measure(run: TrainingRun, truths: Sequence[Truth]) -> Generator[Event, None, None]:
     """Measure the model of a run whose epochs are over, unless that has been done on the same data.
 
     Yields a `Message`, a `RegionEnd` a part, and what was found as a `Message`. Stopped before its end it has changed
@@ -51,15 +51,15 @@ def measure(session: Session, truths: Sequence[Truth]) -> Generator[Event, None,
     RunError
         when the disk is full.
     """
-    model = Model.load(session.run.model_path)
-    out = session.run.validation.path
-    if not truths or _is_measured(out, model, session.plan.fingerprint):
+    model = Model.load(run.folder.model_path)
+    out = run.folder.validation.path
+    if not truths or _is_measured(out, model, run.plan.fingerprint):
         return
     noun = ("plane" if model.spec.depth is None else "block") + (
         "" if len(truths) == 1 else "s"
     )
     yield Message(f"measuring the best model on {len(truths)} validation {noun}")
-    learner = session.learner
+    learner = run.learner
     with seeded(
         learner.device, 0
     ):  # first weights are drawn at random, and the caller's random numbers are not ours
@@ -83,7 +83,7 @@ def measure(session: Session, truths: Sequence[Truth]) -> Generator[Event, None,
         model,
         calibration=Calibration(fit.temperature, before, after, fit.before.pixels),
     )
-    model.save(session.run.model_path)
+    model.save(run.folder.model_path)
     # The report after the model: what says that both are there is the digest in its metrics.json.
     best = model.best
     facts = {
@@ -91,7 +91,7 @@ def measure(session: Session, truths: Sequence[Truth]) -> Generator[Event, None,
         "calibration": fit.as_dict(),
         "device": str(learner.device),
     }
-    keys = {"model": model.digest, "data": session.plan.fingerprint}
+    keys = {"model": model.digest, "data": run.plan.fingerprint}
     _write(out, tally, keys | facts)
     yield Message(_in_words(fit))
 

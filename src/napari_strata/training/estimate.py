@@ -1,4 +1,4 @@
-"""What a training will need, before it starts."""
+"""Estimate of the memory that a training needs, before it starts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from napari_strata.networks import build_network
 
 
 def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
-    """Bytes that one training step holds: weights, gradients, optimiser, averaged weights, and what the forward pass
-    keeps for the backward pass.
+    """Estimate the bytes that one training step holds.
 
-    The forward pass runs on torch's meta device: nothing is computed and nothing allocated. Images, the libraries
-    themselves and the working memory of single operations come on top.
+    Weights, gradients, optimiser, averaged weights, and the tensors that the forward
+    pass keeps for the backward pass. It runs on torch's meta device: nothing is
+    computed and nothing allocated. Images, the libraries themselves and the working
+    memory of single operations come on top.
     """
     section = recipe.training
     size = recipe.patches.resize or recipe.patches.size

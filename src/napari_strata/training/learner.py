@@ -1,4 +1,4 @@
-"""The state of a training: the learner (everything that a step changes) and its progress (what the epochs gave)."""
+"""State of a training: the learner (all that a step changes) and the progress."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from napari_strata.core.errors import TrainingError
 from napari_strata.core.events import EpochEnd, from_json, to_json
@@ -22,41 +23,46 @@ from napari_strata.data.loader import Batch, PatchSource
 from napari_strata.models.device import Precision, channels_last
 from napari_strata.networks import build_network
 from napari_strata.networks.build import encoder_of
-from napari_strata.training.averaging import AveragedWeights
+from napari_strata.training.averaging import (
+    average_state,
+    build_average,
+    load_average,
+)
 from napari_strata.training.ddp import ProcessGroup
 from napari_strata.training.losses import build_loss
 from napari_strata.training.optim import (
+    Schedule,
     build_optimizer,
-    build_schedule,
     restore_optimizer,
 )
 from napari_strata.training.plan import Plan
 from napari_strata.training.recalibration import recalibrate
-from napari_strata.training.transfer import FreezableEncoder, kept_statistics
+from napari_strata.training.transfer import FreezableEncoder
 
 
 def derived_seed(*key: int) -> int:
-    """A seed of 63 bits that depends on every number of `key`."""
-    return int(
-        np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
-        >> np.uint64(1)
-    )
+    """Return a seed of 63 bits that depends on every number of `key`."""
+    sequence = np.random.SeedSequence((len(key), *key))
+    state = sequence.generate_state(1, np.uint64)[0]
+    return int(state >> np.uint64(1))
 
 
 @contextmanager
 def seeded(device: torch.device, *key: int) -> Iterator[None]:
-    """torch's random numbers as `key` says inside the block; afterwards the caller's go on as if nothing had been."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    """Seed torch's random numbers by `key` inside the block, and restore them after."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derived_seed(*key))
         yield
 
 
 class Learner:
-    """The network and all that a step changes: averaged weights, optimiser, schedule, scaler.
+    """The network and all that a step changes: average, optimiser, schedule, scaler.
 
-    The random numbers of a step (dropout, augmentation) follow from the recipe's seed, the epoch and the batch alone,
-    so that a resumed run draws what an unbroken one would, and a checkpoint has no generator to keep. So does whether
-    the encoder is frozen, from the epoch.
+    The random numbers of a step (dropout, augmentation) follow from the recipe's seed,
+    the epoch and the batch alone. So a resumed run draws what an unbroken one would,
+    and a checkpoint has no generator to keep. Whether the encoder is frozen follows
+    from the epoch.
     """
 
     def __init__(
@@ -79,13 +85,10 @@ class Learner:
         network = network.to(device, memory_format=order)  # type: ignore[call-overload]
         self.network = self.group.synchronize(network, device)
         self.encoder = FreezableEncoder(self.network)
-        self.averaged = (
-            AveragedWeights(self.network, section.averaging)
-            if section.averaging is not None
-            else None
-        )
+        self.averaged: AveragedModel | None = None
+        self.restart_average()
         self.optimizer = build_optimizer(section, self.network.parameters(), device)
-        self.schedule = build_schedule(section, self.optimizer, batches)
+        self.schedule = Schedule(section, self.optimizer, batches)
         self.scaler = precision.scaler(device)
         self.loss = build_loss(
             section, classes=len(plan.spec.classes), class_counts=plan.counts
@@ -96,29 +99,36 @@ class Learner:
         )
 
     def restart_average(self) -> None:
-        """Let the average begin at the weights that the network has now, such as pretrained ones."""
-        if self.averaged is not None:
-            self.averaged = AveragedWeights(self.network, self.averaged.decay)
+        """Start the average at the present weights, such as pretrained ones."""
+        if self.section.averaging is not None:
+            self.averaged = build_average(self.network, self.section.averaging)
 
     def step(self, batch: Batch, *, epoch: int, number: int) -> dict[str, float]:
-        """One step of the optimiser on `batch`; the losses, and their weighted sum under "loss".
+        """Make one step of the optimiser on `batch`.
 
-        Each rank is given the whole batch and computes its share.
+        Each of several ranks is given the whole batch and computes its share.
+
+        Returns
+        -------
+        The single losses, and their weighted sum under "loss".
 
         Raises
         ------
         TrainingError
-            when the loss or a gradient is not finite; the weights are then those of the step before.
+            If the loss or a gradient is not finite; the weights are then those of the
+            step before.
         """
         section = self.section
         with seeded(self.device, section.seed, epoch, number):
-            images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+            images = batch.images.to(self.device)
+            labels = batch.labels.to(self.device)
             images, labels = self.augment(images, labels, torch.default_generator)
             self.network.train()
             self.encoder.hold(epoch <= section.freeze_encoder)
             with self.precision.autocast(self.device):
-                ordered = images.contiguous(memory_format=channels_last(images.ndim))
-                logits = self.group.forward(self.network, ordered)
+                order = channels_last(images.ndim)
+                images = images.contiguous(memory_format=order)
+                logits = self.group.forward(self.network, images)
             terms = self.loss.terms(logits, labels)
             total = self.loss.total(terms)
             self.optimizer.zero_grad(set_to_none=True)
@@ -127,85 +137,85 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(
             self.network.parameters(), section.clip_norm or math.inf
         )
+        # One transfer from the device for all numbers.
         length, *values = torch.stack([norm, total, *terms.values()]).tolist()
-        found = dict(zip(("loss", *terms), values, strict=True))
-        # The scaler meets infinite gradients by lowering its factor; without one they are the end.
-        if not math.isfinite(found["loss"]) or not (
-            math.isfinite(length) or self.scaler.is_enabled()
-        ):
-            raise TrainingError(self._why_not_finite(found["loss"], epoch, number))
+        losses = dict(zip(("loss", *terms), values, strict=True))
+        # The scaler meets infinite gradients by lowering its factor.
+        is_usable = math.isfinite(length) or self.scaler.is_enabled()
+        if not math.isfinite(losses["loss"]) or not is_usable:
+            raise TrainingError(self._explain_not_finite(losses["loss"], epoch, number))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
-            self.averaged.update(self.network)
+            self.averaged.update_parameters(self.network)
         self.schedule.step_batch()
-        return found
+        return losses
 
-    def _why_not_finite(self, loss: float, epoch: int, number: int) -> str:
-        what = "a gradient" if math.isfinite(loss) else "the loss"
-        exact = (
-            ", or set training.precision=fp32"
-            if self.precision.dtype is not None
-            else ""
-        )
-        kept = " The last checkpoint is kept." if epoch > 1 else ""
+    def _explain_not_finite(self, loss: float, epoch: int, number: int) -> str:
+        culprit = "a gradient" if math.isfinite(loss) else "the loss"
+        remedy = "lower training.learning_rate to a third"
+        if self.precision.dtype is not None:
+            remedy += ", or set training.precision=fp32"
+        checkpoint = " The last checkpoint is kept." if epoch > 1 else ""
         return (
-            f"{what} is not a finite number in epoch {epoch}, batch {number} (loss {loss:g}, learning rate "
-            f"{self.schedule.learning_rate:.1e}); lower training.learning_rate to a third{exact}.{kept}"
+            f"{culprit} is not a finite number in epoch {epoch}, batch {number} (loss "
+            f"{loss:g}, learning rate {self.schedule.learning_rate:.1e}); "
+            f"{remedy}.{checkpoint}"
         )
 
     def recalibrate(self, source: PatchSource) -> None:
-        """Measure batch normalisation's statistics on plain patches of `source`, as the recipe says.
+        """Measure batch normalisation's statistics on plain patches, as the recipe says.
 
-        Those of an encoder that the last step found frozen stay.
+        Those of an encoder that is frozen stay.
         """
-        if count := self.section.recalibration:
-            for network in self.networks.values():
-                batches = source.plain(count, batch_size=self.section.batch_size)
-                with (
-                    kept_statistics(encoder_of(network))
-                    if self.encoder.frozen
-                    else nullcontext()
-                ):
-                    recalibrate(
-                        network,
-                        (self.group.split(batch.images) for batch in batches),
-                        device=self.device,
-                        precision=self.precision,
-                    )
+        count = self.section.recalibration
+        if not count:
+            return
+        for network in self.networks.values():
+            batches = source.plain(count, batch_size=self.section.batch_size)
+            recalibrate(
+                network,
+                (self.group.split(batch.images) for batch in batches),
+                device=self.device,
+                precision=self.precision,
+                frozen=encoder_of(network) if self.encoder.frozen else None,
+            )
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that may become the model: "averaged", if any, before "raw"."""
-        averaged = (
-            {"averaged": self.averaged.network} if self.averaged is not None else {}
-        )
-        return averaged | {"raw": self.network}
+        """Networks that may become the model: "averaged", if any, before "raw"."""
+        networks: dict[str, nn.Module] = {}
+        if self.averaged is not None:
+            networks["averaged"] = self.averaged.module
+        networks["raw"] = self.network
+        return networks
 
     def weights(self, kind: str) -> dict[str, Tensor]:
-        """A network's tensors by name, on the CPU."""
-        return {
-            name: value.detach().cpu()
-            for name, value in self.networks[kind].state_dict().items()
-        }
+        """Return a network's tensors by name, on the CPU."""
+        state = self.networks[kind].state_dict()
+        return {name: value.detach().cpu() for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types only, so that ``torch.load(weights_only=True)`` reads it."""
+        """Return the state as tensors and plain types only.
+
+        So ``torch.load(weights_only=True)`` can read it.
+        """
+        averaged = None
+        if self.averaged is not None:
+            averaged = average_state(self.averaged)
         return {
             "network": self.network.state_dict(),
-            "averaged": self.averaged.state_dict()
-            if self.averaged is not None
-            else None,
+            "averaged": averaged,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, on whatever device."""
+        """Go on from what `state_dict` returned, on whatever device."""
         self.network.load_state_dict(state["network"])
         if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
+            load_average(self.averaged, state["averaged"])
         restore_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if state["scaler"]:
@@ -214,9 +224,17 @@ class Learner:
 
 @dataclass
 class Progress:
-    """What the epochs gave: their events, and the rows of ``metrics.csv``.
+    """Results of the epochs so far.
 
-    `since` is the epoch from which early stopping counts: the last one before the run was extended.
+    Parameters
+    ----------
+    history
+        Events of the epochs.
+    rows
+        Rows of ``metrics.csv``.
+    since
+        Epoch from which early stopping counts: the last one before the run was
+        extended.
     """
 
     history: list[EpochEnd] = field(default_factory=list)
@@ -230,62 +248,58 @@ class Progress:
 
     @property
     def best(self) -> EpochEnd | None:
-        """The epoch with the highest mean IoU, the first of equals; the last one where nothing was scored."""
-        marked = [end for end in self.history if end.best_iou]
-        return marked[-1] if marked else self.history[-1] if self.history else None
+        """The epoch with the highest mean IoU, the first of equals.
+
+        The last one if nothing was scored.
+        """
+        for end in reversed(self.history):
+            if end.best_iou:
+                return end
+        return self.history[-1] if self.history else None
 
     def is_best(self, *, iou: float, loss: float) -> tuple[bool, bool]:
-        """Whether a mean IoU and a validation loss are better than all before; NaN never is."""
-        return (
-            iou
-            > max((e.mean_iou for e in self.history if e.best_iou), default=-math.inf),
-            loss
-            < min(
-                (e.validation_loss for e in self.history if e.best_loss),
-                default=math.inf,
-            ),
-        )
+        """Tell if a mean IoU and a validation loss are the best so far; NaN never is."""
+        ious = [end.mean_iou for end in self.history if end.best_iou]
+        losses = [end.validation_loss for end in self.history if end.best_loss]
+        return iou > max(ious, default=-math.inf), loss < min(losses, default=math.inf)
 
     def add(
         self, end: EpochEnd, terms: Mapping[str, float], *, names: Sequence[str]
     ) -> None:
-        """Keep an epoch. `terms` are its single losses, `names` those of the classes."""
-        row = {k: v for k, v in asdict(end).items() if k not in ("epochs", "class_iou")}
-        row |= {
-            f"iou {name}": value
-            for name, value in zip(names, end.class_iou, strict=True)
-        }
+        """Add an epoch with its single losses; `names` are those of the classes."""
+        row = asdict(end)
+        del row["epochs"], row["class_iou"]
+        for name, value in zip(names, end.class_iou, strict=True):
+            row[f"iou {name}"] = value
         self.history.append(end)
         self.rows.append(row | dict(terms))
 
     def is_stuck(self, section: EarlyStopping | None) -> bool:
-        """Whether early stopping ends the training here."""
+        """Tell if early stopping ends the training here."""
         if section is None or all(math.isnan(end.mean_iou) for end in self.history):
             return False
-        improved = [
-            end.epoch
-            for end in self.history
-            if (end.best_iou if section.monitor == "iou" else end.best_loss)
-        ]
-        return self.epoch - max([self.since, *improved]) >= section.patience
+        improved = [self.since]
+        for end in self.history:
+            if end.best_iou if section.monitor == "iou" else end.best_loss:
+                improved.append(end.epoch)
+        return self.epoch - max(improved) >= section.patience
 
     def csv(self) -> str:
-        """``metrics.csv``: a row an epoch, empty where there is no number."""
+        """Return ``metrics.csv``: a row an epoch, empty where there is no number."""
         columns = dict.fromkeys(key for row in self.rows for key in row)
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
-            writer.writerow(
-                {
-                    k: "" if isinstance(v, float) and math.isnan(v) else v
-                    for k, v in row.items()
-                }
-            )
+            cells = dict(row)
+            for key, value in row.items():
+                if isinstance(value, float) and math.isnan(value):
+                    cells[key] = ""
+            writer.writerow(cells)
         return text.getvalue()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types only."""
+        """Return the state as plain types only."""
         return {
             "history": [to_json(end) for end in self.history],
             "rows": self.rows,
@@ -294,10 +308,8 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """What `state_dict` gave."""
-        history = [
-            event
-            for event in map(from_json, state["history"])
-            if isinstance(event, EpochEnd)
-        ]
-        return cls(history, [dict(row) for row in state["rows"]], int(state["since"]))
+        """Build the progress that `state_dict` described."""
+        events = [from_json(text) for text in state["history"]]
+        history = [event for event in events if isinstance(event, EpochEnd)]
+        rows = [dict(row) for row in state["rows"]]
+        return cls(history, rows, int(state["since"]))

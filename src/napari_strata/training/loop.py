@@ -1,8 +1,9 @@
-"""Training, from top to bottom: plan, then for each epoch steps, validation, checkpoint; at the end the best model is
-measured.
+"""The training loop: plan, then epochs of steps, validation and checkpoint.
 
-`iter_train` yields an event after everything that happens. To stop is to stop iterating: what is on disk is valid at
-any moment, and `resume` goes on from the last complete epoch to the very weights that an unbroken run would have had.
+At the end the best model is measured once more. `iter_train` yields an event after
+everything that happens. To stop is to stop iterating: what is on disk is valid at any
+moment, and `resume` goes on from the last complete epoch to the same weights that an
+unbroken run would have had.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,14 @@ from napari_strata.models.model import Model
 from napari_strata.models.network_predictor import NetworkPredictor
 from napari_strata.models.tiled import TiledPredictor, is_out_of_memory
 from napari_strata.training.calibration import measure
-from napari_strata.training.checkpoint import Session, open_session
+from napari_strata.training.checkpoint import TrainingRun, open_run
 from napari_strata.training.ddp import ProcessGroup, process_group
 from napari_strata.training.learner import Learner
-from napari_strata.training.plan import Job, Plan, plan_new, plan_resumed
+from napari_strata.training.plan import Plan, TrainingJob, plan_new, plan_resumed
 from napari_strata.training.validation import Truth, Validation, load_truths, validate
 
 
-def train(  # noqa: PLR0913 (what a user may say, each by its name)
+def train(  # noqa: PLR0913 (options of users, each by its name)
     recipe: str | os.PathLike[str] | Recipe,
     pairs: AnnotatedImage | Sequence[AnnotatedImage],
     *,
@@ -52,19 +53,23 @@ def train(  # noqa: PLR0913 (what a user may say, each by its name)
     resume: bool = False,
     extend: int = 0,
 ) -> Model:
-    """Train to the end and return the model; parameters and errors as in `iter_train`."""
-    options: dict[str, Any] = {
-        "validation": validation,
-        "classes": classes,
-        "unlabelled": unlabelled,
-    }
-    options |= {
-        "overrides": overrides,
-        "device": device,
-        "resume": resume,
-        "extend": extend,
-    }
-    with closing(iter_train(recipe, pairs, out=out, **options)) as events:
+    """Train to the end and return the model.
+
+    Parameters and errors are those of `iter_train`.
+    """
+    events = iter_train(
+        recipe,
+        pairs,
+        out=out,
+        validation=validation,
+        classes=classes,
+        unlabelled=unlabelled,
+        overrides=overrides,
+        device=device,
+        resume=resume,
+        extend=extend,
+    )
+    with closing(events):
         for _ in events:
             pass
     return Model.load(out)
@@ -85,61 +90,65 @@ def iter_train(  # noqa: PLR0913 (as `train`)
 ) -> Generator[Event, None, None]:
     """Train a network and yield an event after each thing that happens.
 
-    In processes that ``torchrun`` has started, each takes its share of every batch, whose size is that of all together
-    (DistributedDataParallel); the first one alone yields events and writes. See `training.distributed`.
+    In processes that ``torchrun`` has started, each takes its share of every batch; the
+    batch size is that of all together. Only the main process yields events and writes.
+    See `training.ddp`.
 
     Parameters
     ----------
     recipe
-        name of a recipe, path of a YAML file, or a `Recipe`.
+        Name of a recipe, path of a YAML file, or a `Recipe`.
     pairs
-        images and their labels.
+        Images and their labels.
     out
-        run folder to make; see `RunFolder` for what it will hold. ``model.safetensors`` in it is the best so far by
-        mean IoU of the validation (the latest where nothing validates), from the end of the first epoch on; a run that
-        is stopped earlier leaves the weights it had. A training that comes to its end also leaves ``validation/``,
-        what `training.final` measured of that model.
+        Run folder to make; see `RunFolder` for its files. Its ``model.safetensors`` is
+        the best model so far by mean IoU of the validation (the latest if nothing
+        validates), from the end of the first epoch on. A run that is stopped earlier
+        leaves the weights it had. A complete training also leaves ``validation/``, the
+        measurements of that model by `training.calibration`.
     validation
-        pairs to validate on; when left out, the recipe's share of `pairs` is held back.
+        Pairs to validate on; when left out, the recipe's share of `pairs` is held back.
     classes, unlabelled
-        what label values mean; see `resolve`.
+        Meaning of label values; see `resolve`.
     overrides
-        dotted keys of the recipe and their values, such as ``{"training.epochs": 5}``.
+        Dotted keys of the recipe and their values, such as ``{"training.epochs": 5}``.
     device
-        "auto", "cpu", "cuda", "cuda:1" or "mps". Of several processes each takes the GPU of its number, with "auto".
+        "auto", "cpu", "cuda", "cuda:1" or "mps". Of several processes each takes the
+        GPU of its number, with "auto".
     resume
-        go on with the run in `out`, with its own recipe, spec and split. Pairs it does not know join the training.
+        Go on with the run in `out`, with its own recipe, spec and split. Pairs it does
+        not know join the training.
     extend
-        train so many epochs more than planned (or than it took until early stopping); implies `resume`. One-cycle and
-        cosine schedules begin again over the epochs that remain.
+        Train so many epochs more than planned (or than it took until early stopping);
+        implies `resume`. One-cycle and cosine schedules begin again over the epochs
+        that remain.
 
     Raises
     ------
     RecipeError, ImageError, LabelError, ModelError, RunError
-        before anything is written, when recipe, data or folder do not make a training.
+        Before anything is written, if recipe, data or folder do not make a training.
     TrainingError
-        when the loss stops being a number, memory runs out, or one of several processes is gone. The last checkpoint
-        is kept.
+        If the loss stops being a number, memory runs out, or one of several processes
+        is gone. The last checkpoint is kept.
     """
-    goes_on = resume or extend > 0
     return iter_job(
-        Job(
-            recipe,
-            pairs,
-            Path(out),
-            validation,
-            classes,
-            unlabelled,
-            overrides,
-            device,
-            goes_on,
-            extend,
+        TrainingJob(
+            recipe=recipe,
+            pairs=pairs,
+            out=Path(out),
+            validation=validation,
+            classes=classes,
+            unlabelled=unlabelled,
+            overrides=overrides,
+            device=device,
+            resume=resume or extend > 0,
+            extend=extend,
         )
     )
 
 
-def iter_job(job: Job) -> Generator[Event, None, None]:
-    """The events of a training that is wholly described; see `iter_train`."""
+def iter_job(job: TrainingJob) -> Generator[Event, None, None]:
+    """Train as `job` describes; see `iter_train`."""
     with process_group() as group:
         events = _train(job, group)
         if group.is_main:
@@ -149,9 +158,9 @@ def iter_job(job: Job) -> Generator[Event, None, None]:
                 pass
 
 
-def _train(job: Job, group: ProcessGroup) -> Generator[Event, None, None]:
+def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None]:
     start = time.perf_counter()
-    # Decide everything; nothing is written before `open_session`.
+    # Decide everything first; nothing is written before `open_run`.
     if job.resume:
         plan = plan_resumed(job, RunFolder.open(job.out))
     else:
@@ -160,185 +169,176 @@ def _train(job: Job, group: ProcessGroup) -> Generator[Event, None, None]:
     device = group.choose_device(job.device)
     precision = choose_precision(plan.recipe.training.precision, device)
     source = PatchSource(plan.training, plan.spec, plan.recipe)
-    group.check_batches(
-        source.patches // len(source), batch_size=plan.recipe.training.batch_size
-    )
+    batches = len(source)
+    batch_size = plan.recipe.training.batch_size
+    group.check_batches(source.patches // batches, batch_size=batch_size)
     truths = load_truths(plan.validation, plan.spec)
     learner = Learner(
-        plan, device=device, precision=precision, batches=len(source), group=group
+        plan, device=device, precision=precision, batches=batches, group=group
     )
     group.check_same(f"{plan.fingerprint} {plan.recipe.model_dump_json()}")
-    session, messages = open_session(job, plan, learner, group)
+    run, messages = open_run(job, plan, learner, group)
+    section = run.plan.recipe.training
     predictors = {
         kind: TiledPredictor(
             NetworkPredictor(network, plan.spec, device=device, precision=precision)
         )
         for kind, network in learner.networks.items()
     }
-    reason, pages = "finished", ExitStack()
-    pages.enter_context(kept_pages(device.type))
+    reason = "finished"
     try:
-        for message in (*plan.messages, *messages):
-            yield session.tell(message)
-        yield session.tell(session.started(len(source)))
-        for epoch in range(
-            session.progress.epoch + 1, session.plan.recipe.training.epochs + 1
-        ):
-            if session.progress.is_stuck(session.plan.recipe.training.early_stopping):
-                reason = "early stopping"
-                break
-            yield from _epoch(
-                epoch, session, source, predictors=predictors, truths=truths
-            )
-        group.check_stop()
-        group.close()
-        if not group.is_main:
-            return
-        session.complete()
-        for event in measure(session, truths):
-            yield session.tell(event)
+        with kept_pages(device.type):
+            for message in (*plan.messages, *messages):
+                yield run.record(message)
+            yield run.record(run.started(batches))
+            for epoch in range(run.progress.epoch + 1, section.epochs + 1):
+                if run.progress.is_stuck(section.early_stopping):
+                    reason = "early stopping"
+                    break
+                yield from _epoch(
+                    epoch, run, source, predictors=predictors, truths=truths
+                )
+            group.check_stop()
+            group.close()  # the rest is the work of the main process
+            if not group.is_main:
+                return
+            run.complete_history()
+            for event in measure(run, truths):
+                yield run.record(event)
     except (GeneratorExit, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, GeneratorExit):
             group.announce_stop()
-        session.leave()
-        session.tell(session.ended("stopped", time.perf_counter() - start))
+        run.save_first_weights()
+        run.record(run.ended("stopped", time.perf_counter() - start))
         raise
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(_why_no_memory(plan, device)) from error
-    finally:
-        pages.close()
-    yield session.tell(session.ended(reason, time.perf_counter() - start))
+        raise TrainingError(_explain_memory(plan, device)) from error
+    yield run.record(run.ended(reason, time.perf_counter() - start))
 
 
 def _epoch(
     epoch: int,
-    session: Session,
+    run: TrainingRun,
     source: PatchSource,
     *,
     predictors: Mapping[str, TiledPredictor],
     truths: Sequence[Truth],
 ) -> Generator[Event, None, None]:
-    """Steps, then validation, then everything on disk, then the event."""
-    learner, start, losses = session.learner, time.perf_counter(), []
+    """Train and validate for one epoch, and write everything to disk."""
+    learner = run.learner
+    group = learner.group
+    start = time.perf_counter()
+    losses: list[dict[str, float]] = []
+    rate = math.nan
     for number, batch in enumerate(source.epoch(epoch), start=1):
-        batch_start, rate = time.perf_counter(), learner.schedule.learning_rate
-        learner.group.check_stop()
+        group.check_stop()
+        step_start = time.perf_counter()
+        rate = learner.schedule.learning_rate
         losses.append(learner.step(batch, epoch=epoch, number=number))
-        seconds = time.perf_counter() - batch_start
-        yield session.tell(
-            BatchEnd(epoch, number, len(source), losses[-1]["loss"], rate, seconds)
+        yield run.record(
+            BatchEnd(
+                epoch=epoch,
+                batch=number,
+                batches=len(source),
+                loss=losses[-1]["loss"],
+                learning_rate=rate,
+                seconds=time.perf_counter() - step_start,
+            )
         )
-    learner.group.check_stop()
-    means = _means(losses)
+    group.check_stop()
+    means = {
+        name: math.fsum(row[name] for row in losses) / len(losses) for name in losses[0]
+    }
     learner.recalibrate(source)
     kind, scores = _validate(learner, predictors, truths)
     learner.schedule.step_epoch(scores.loss if truths else means["loss"])
-    end = _epoch_end(session, kind, scores, train_loss=means["loss"])
-    end = replace(end, learning_rate=rate, seconds=time.perf_counter() - start)
-    session.keep(end, _columns(means, scores))
-    learner.group.epoch = epoch
-    session.draw(end, scores.example)
-    yield session.tell(end)
-
-
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    confusion = scores.confusion
+    best_iou, best_loss = run.progress.is_best(iou=confusion.mean_iou, loss=scores.loss)
+    end = EpochEnd(
+        epoch=epoch,
+        epochs=run.plan.recipe.training.epochs,
+        train_loss=means["loss"],
+        validation_loss=scores.loss,
+        mean_iou=confusion.mean_iou,
+        pixel_accuracy=confusion.pixel_accuracy,
+        class_iou=tuple(map(float, confusion.iou)),
+        learning_rate=rate,
+        seconds=time.perf_counter() - start,
+        best_iou=best_iou,
+        best_loss=best_loss,
+        weights=kind,
+    )
+    run.save_epoch(end, _loss_columns(means, scores))
+    group.epoch = epoch
+    run.save_preview(end, scores.example)
+    yield run.record(end)
 
 
 def _validate(
     learner: Learner, predictors: Mapping[str, TiledPredictor], truths: Sequence[Truth]
 ) -> tuple[str, Validation]:
-    """Which weights validate best by mean IoU, the averaged ones where that does not tell, and their scores."""
+    """Validate raw and averaged weights; return the name and scores of the better ones.
+
+    By mean IoU; the averaged weights where that does not decide.
+    """
     group = learner.group
-    scores = {
-        kind: validate(one, group.share(truths), learner.loss)
-        for kind, one in predictors.items()
-    }
-    shares = group.gather(
-        {
-            kind: (one.loss, one.terms, one.confusion.counts)
-            for kind, one in scores.items()
-        }
-    )
-    if len(shares) > 1:
-        scores = {
-            kind: _merged(one, [share[kind] for share in shares])
-            for kind, one in scores.items()
-        }
-    best = max(scores, key=lambda kind: _or_lowest(scores[kind].confusion.mean_iou))
+    scores: dict[str, Validation] = {}
+    for kind, predictor in predictors.items():
+        own = validate(predictor, group.share(truths), learner.loss)
+        shares = group.gather((own.loss, own.terms, own.confusion.counts))
+        scores[kind] = own if len(shares) == 1 else _merge(own, shares)
+
+    def mean_iou(kind: str) -> float:
+        value = scores[kind].confusion.mean_iou
+        return -math.inf if math.isnan(value) else value
+
+    best = max(scores, key=mean_iou)
     return best, scores[best]
 
 
-def _merged(
+def _merge(
     own: Validation, shares: Sequence[tuple[float, dict[str, float], Any]]
 ) -> Validation:
-    """One validation from the loss, terms and counts that each rank found in its share of the parts."""
-    counts = sum(counts for _, _, counts in shares)
-    total = int(counts.sum())
-    found = [
-        ({"loss": loss} | terms, int(counts.sum()) / total)
-        for loss, terms, counts in shares
-        if counts.any()
-    ]
-    means = {
-        name: math.fsum(row[name] * weight for row, weight in found)
-        for name in (found[0][0] if found else ())
-    }
+    """Combine the loss, single losses and counts that each rank measured."""
+    total_counts = sum(counts for _, _, counts in shares)
+    total = int(total_counts.sum())
+    weighted: dict[str, list[float]] = {}
+    for loss, terms, counts in shares:
+        pixels = int(counts.sum())
+        if pixels:
+            for name, value in {"loss": loss, **terms}.items():
+                weighted.setdefault(name, []).append(value * (pixels / total))
+    means = {name: math.fsum(values) for name, values in weighted.items()}
     loss = means.pop("loss", math.nan)
-    return replace(
-        own,
-        loss=loss,
-        terms=means,
-        confusion=ConfusionMatrix(own.confusion.classes, counts),
-    )
+    confusion = ConfusionMatrix(own.confusion.classes, total_counts)
+    return replace(own, loss=loss, terms=means, confusion=confusion)
 
 
-def _or_lowest(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
+def _loss_columns(
+    training: Mapping[str, float], scores: Validation
+) -> dict[str, float]:
+    """Return the single losses as columns of ``metrics.csv``."""
+    columns = {}
+    for name, value in training.items():
+        if name != "loss":
+            columns[f"train_{name}"] = value
+    for name, value in scores.terms.items():
+        columns[f"validation_{name}"] = value
+    return columns
 
 
-def _epoch_end(
-    session: Session, kind: str, scores: Validation, *, train_loss: float
-) -> EpochEnd:
-    confusion = scores.confusion
-    best_iou, best_loss = session.progress.is_best(
-        iou=confusion.mean_iou, loss=scores.loss
-    )
-    return EpochEnd(
-        epoch=session.progress.epoch + 1,
-        epochs=session.plan.recipe.training.epochs,
-        train_loss=train_loss,
-        validation_loss=scores.loss,
-        mean_iou=confusion.mean_iou,
-        pixel_accuracy=confusion.pixel_accuracy,
-        class_iou=tuple(map(float, confusion.iou)),
-        learning_rate=math.nan,
-        seconds=math.nan,
-        best_iou=best_iou,
-        best_loss=best_loss,
-        weights=kind,
-    )
-
-
-def _columns(training: Mapping[str, float], scores: Validation) -> dict[str, float]:
-    """The single losses as columns of ``metrics.csv``."""
-    train_terms = {
-        f"train_{name}": value for name, value in training.items() if name != "loss"
-    }
-    return train_terms | {
-        f"validation_{name}": value for name, value in scores.terms.items()
-    }
-
-
-def _why_no_memory(plan: Plan, device: torch.device) -> str:
-    batch, spec = plan.recipe.training.batch_size, plan.spec
-    shape = (spec.resize, spec.resize) if spec.resize else spec.patch_shape
-    smaller = (
-        f"training.batch_size={batch // 2}" if batch > 1 else "a smaller patches.size"
-    )
+def _explain_memory(plan: Plan, device: torch.device) -> str:
+    batch = plan.recipe.training.batch_size
+    shape = plan.spec.patch_shape
+    if plan.spec.resize:
+        shape = (plan.spec.resize, plan.spec.resize)
+    remedy = "a smaller patches.size"
+    if batch > 1:
+        remedy = f"training.batch_size={batch // 2}"
     return (
-        f"out of memory on {device}: found that {batch} patches of {' x '.join(map(str, shape))} pixels are too much "
-        f"for one step; use {smaller}, or a smaller network."
+        f"out of memory on {device}: found that {batch} patches of "
+        f"{' x '.join(map(str, shape))} pixels are too much for one step; use "
+        f"{remedy}, or a smaller network."
     )

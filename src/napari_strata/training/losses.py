@@ -1,14 +1,18 @@
-"""Losses: what training minimises, over labelled pixels only.
+"""Losses: functions that training minimises, over labelled pixels only.
 
-Logits and labels are reduced to the labelled pixels before anything is computed, so whatever an unlabelled pixel holds
-cannot reach the loss or a gradient, not by a bit. All arithmetic is float32, under autocast too.
+Logits and labels are reduced to the labelled pixels before anything is computed, so an
+unlabelled pixel cannot change the loss or a gradient. All arithmetic is float32, under
+autocast too.
+
+A new loss is a function with `register_loss` below and one more name in the recipe's
+`LossName`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,13 +23,46 @@ from napari_strata.core.errors import RecipeError
 from napari_strata.core.recipe import LossName, Training
 
 SMOOTH = 0.5
-"""Pixels added above and below the fraction of the overlap losses (1 in the usual way of writing Dice).
+"""Pixels added above and below the fraction of the overlap losses.
 
-With it, a class that occurs nowhere in the batch has the loss 1 - SMOOTH / (alpha FP + SMOOTH): predicting it costs,
-and not predicting it costs nothing. Without it the loss would be 1 however little of it is predicted."""
+In the usual way of writing Dice this is 1. With it, a class that occurs nowhere in the
+batch has the loss 1 - SMOOTH / (alpha FP + SMOOTH): predicting it costs, and not
+predicting it costs nothing. Without it the loss would be 1 however little of it is
+predicted.
+"""
 
-Term = Callable[[Tensor, Tensor], Tensor]
-"""(logits P x K float32, labels P int64) of P > 0 labelled pixels -> scalar."""
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Options that a loss function may use.
+
+    Parameters
+    ----------
+    training
+        The recipe's section, with options such as `focal_gamma`.
+    class_weights
+        Weight of each class (K, float32), None for equal weights.
+    """
+
+    training: Training
+    class_weights: Tensor | None = None
+
+
+LossFunction: TypeAlias = Callable[[Tensor, Tensor, LossOptions], Tensor]
+"""(logits P x K float32, labels P int64, options) of P > 0 labelled pixels -> scalar."""
+
+LOSSES: dict[str, LossFunction] = {}
+"""All losses by their name in the recipe."""
+
+
+def register_loss(name: str) -> Callable[[LossFunction], LossFunction]:
+    """Make the decorated function the loss called `name`."""
+
+    def register(function: LossFunction) -> LossFunction:
+        LOSSES[name] = function
+        return function
+
+    return register
 
 
 @dataclass(frozen=True)
@@ -33,10 +70,12 @@ class Loss:
     """Weighted sum of losses over the labelled pixels of a batch."""
 
     weights: Mapping[LossName, float]
-    functions: Mapping[LossName, Term]
+    options: LossOptions
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss as a float32 scalar; exactly 0, with a graph, when no pixel is labelled.
+        """Compute the loss, a float32 scalar.
+
+        It is exactly 0, with a graph, if no pixel is labelled.
 
         Parameters
         ----------
@@ -48,15 +87,17 @@ class Loss:
         return self.total(self.terms(logits, labels))
 
     def total(self, terms: Mapping[LossName, Tensor]) -> Tensor:
-        """Weighted sum of what `terms` returned."""
-        return torch.stack(
-            [weight * terms[name] for name, weight in self.weights.items()]
-        ).sum()
+        """Add up the weighted results of `terms`."""
+        weighted = [weight * terms[name] for name, weight in self.weights.items()]
+        return torch.stack(weighted).sum()
 
     def terms(
         self, logits: Tensor, labels: Tensor, *, also: Sequence[LossName] = ()
     ) -> dict[LossName, Tensor]:
-        """Each loss by itself, without its weight; those named in `also` too, which are part of no sum."""
+        """Compute each loss by itself, without its weight.
+
+        Losses named in `also` are computed too; they are not part of the sum.
+        """
         names = dict.fromkeys((*self.weights, *also))
         with torch.autocast(logits.device.type, enabled=False):
             labelled = labels != IGNORE
@@ -64,61 +105,52 @@ class Loss:
             if not len(pixels):
                 return dict.fromkeys(names, pixels.sum())
             index = labels[labelled].long()
-            return {name: self.functions[name](pixels, index) for name in names}
+            return {name: LOSSES[name](pixels, index, self.options) for name in names}
 
 
 def build_loss(
     training: Training, *, classes: int, class_counts: Sequence[int] | None = None
 ) -> Loss:
-    """The loss a recipe asks for.
+    """Build the loss that a recipe asks for.
 
     Parameters
     ----------
     classes
         K, the number of classes.
     class_counts
-        labelled pixels of each class in the training data, for balanced class weights.
+        Labelled pixels of each class in the training data, for balanced class weights.
 
     Raises
     ------
     RecipeError
-        when the class weights do not fit the classes.
+        If the class weights do not fit the classes.
     """
     weights = class_weights(training, classes, class_counts)
-    return Loss(
-        weights=dict(training.loss),
-        functions={
-            "ce": partial(cross_entropy, class_weights=weights),
-            "bce": partial(binary_cross_entropy, class_weights=weights),
-            "focal": partial(focal, gamma=training.focal_gamma, class_weights=weights),
-            "dice": dice,
-            "tversky": partial(tversky, alpha=training.tversky_alpha),
-            "lovasz": lovasz,
-        },
-    )
+    return Loss(dict(training.loss), LossOptions(training, weights))
 
 
 def class_weights(
     training: Training, classes: int, class_counts: Sequence[int] | None
 ) -> Tensor | None:
-    """Weight of each class (K, float32), None for equal weights.
+    """Return the weight of each class (K, float32), None for equal weights.
 
-    "balanced" is the inverse frequency, scaled so that the classes that occur have mean 1; a class that does not occur
-    keeps 1.
+    "balanced" is the inverse frequency, scaled so that the classes that occur have
+    mean 1; a class that does not occur keeps 1.
     """
-    wanted = training.class_weights
-    if wanted == "none":
+    section = training.class_weights
+    if section == "none":
         return None
-    if wanted != "balanced":
-        if len(wanted) != classes:
+    if section != "balanced":
+        if len(section) != classes:
             raise RecipeError(
-                f"training.class_weights has {len(wanted)} numbers for {classes} classes; give one number each, "
-                "or 'balanced', or 'none'."
+                f"training.class_weights has {len(section)} numbers for {classes} "
+                "classes; give one number each, or 'balanced', or 'none'."
             )
-        return torch.tensor(wanted)
+        return torch.tensor(section)
     if class_counts is None:
         raise RecipeError(
-            "training.class_weights is 'balanced', but the labels were not counted; give numbers."
+            "training.class_weights is 'balanced', but the labels were not counted; "
+            "give numbers."
         )
     counts = torch.tensor(class_counts, dtype=torch.float64)
     present = counts > 0
@@ -127,67 +159,90 @@ def class_weights(
     return torch.where(present, balanced, 1.0).float()
 
 
-def cross_entropy(
-    logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None
-) -> Tensor:
-    """Categorical cross-entropy, the mean over pixels weighted by their true class (as torch does)."""
-    return _weighted_mean(
-        F.cross_entropy(logits, labels, reduction="none"), labels, class_weights
-    )
+@register_loss("ce")
+def cross_entropy(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+    """Categorical cross-entropy.
+
+    The mean over pixels is weighted by their true class, as torch does it.
+    """
+    per_pixel = F.cross_entropy(logits, labels, reduction="none")
+    return _weighted_mean(per_pixel, labels, options.class_weights)
 
 
+@register_loss("bce")
 def binary_cross_entropy(
-    logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None
+    logits: Tensor, labels: Tensor, options: LossOptions
 ) -> Tensor:
-    """Binary cross-entropy of each class against the rest, the mean over classes, then over pixels.
+    """Binary cross-entropy of each class against the rest.
 
-    The networks end in one logit a class and a softmax; the one-against-rest logit of class k is then its log-odds,
-    ``log(p_k / (1 - p_k)) = logit_k - logsumexp(other logits)``. For two classes that is the difference of the two
-    logits for one class and its negative for the other, so the loss equals the binary cross-entropy of a network with
-    a single logit exactly.
+    The mean is taken over classes, then over pixels. The networks end in one logit a
+    class and a softmax; the one-against-rest logit of class k is then its log-odds,
+    ``log(p_k / (1 - p_k)) = logit_k - logsumexp(other logits)``. For two classes that
+    is the difference of the two logits for one class and its negative for the other,
+    so the loss equals the binary cross-entropy of a network with a single logit.
     """
     target = _one_hot(labels, logits)
-    others = [
-        torch.cat([logits[:, :k], logits[:, k + 1 :]], dim=1)
-        for k in range(logits.shape[1])
-    ]
-    odds = logits - torch.stack([other.logsumexp(dim=1) for other in others], dim=1)
-    per_pixel = F.binary_cross_entropy_with_logits(odds, target, reduction="none").mean(
-        dim=1
-    )
-    return _weighted_mean(per_pixel, labels, class_weights)
+    log_odds = []
+    for k in range(logits.shape[1]):
+        others = torch.cat([logits[:, :k], logits[:, k + 1 :]], dim=1)
+        log_odds.append(others.logsumexp(dim=1))
+    odds = logits - torch.stack(log_odds, dim=1)
+    per_class = F.binary_cross_entropy_with_logits(odds, target, reduction="none")
+    return _weighted_mean(per_class.mean(dim=1), labels, options.class_weights)
 
 
-def focal(
-    logits: Tensor, labels: Tensor, *, gamma: float, class_weights: Tensor | None = None
-) -> Tensor:
+@register_loss("focal")
+def focal(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
     """Focal loss ``-(1 - p)^gamma log p`` of the true class's softmax probability p.
 
-    Lin, Goyal, Girshick, He and Dollar 2017, https://arxiv.org/abs/1708.02002, with softmax in the place of the
-    sigmoid; the two are equal for two classes. With ``gamma=0`` it is cross-entropy.
+    Lin, Goyal, Girshick, He and Dollar 2017, https://arxiv.org/abs/1708.02002, with
+    softmax in the place of the sigmoid; the two are equal for two classes. With
+    ``gamma=0`` it is cross-entropy.
     """
     surprise = F.cross_entropy(logits, labels, reduction="none")
-    # 1 - p from the log keeps its small values; its slope at 0 is not finite for gamma < 1, hence the floor.
+    # 1 - p from the log keeps its small values. Its slope at 0 is not finite for
+    # gamma < 1, hence the floor.
     missed = -torch.expm1(-surprise)
-    return _weighted_mean(
-        missed.clamp(min=1e-12) ** gamma * surprise, labels, class_weights
-    )
+    per_pixel = missed.clamp(min=1e-12) ** options.training.focal_gamma * surprise
+    return _weighted_mean(per_pixel, labels, options.class_weights)
 
 
-def dice(logits: Tensor, labels: Tensor) -> Tensor:
+@register_loss("dice")
+def dice(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
     """Soft Dice loss over the batch, the mean over all classes.
 
-    Milletari, Navab and Ahmadi 2016, https://arxiv.org/abs/1606.04797, with plain sums in the denominator:
-    ``1 - (2 TP + 1) / (2 TP + FP + FN + 1)`` on softmax probabilities. For absent classes see `SMOOTH`.
+    Milletari, Navab and Ahmadi 2016, https://arxiv.org/abs/1606.04797, with plain sums
+    in the denominator: ``1 - (2 TP + 1) / (2 TP + FP + FN + 1)`` on softmax
+    probabilities. For absent classes see `SMOOTH`.
     """
-    return tversky(logits, labels, alpha=0.5)
+    return _overlap_loss(logits, labels, alpha=0.5)
 
 
-def tversky(logits: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
-    """Tversky loss over the batch, the mean over all classes: false positives weigh `alpha`, false negatives the rest.
+@register_loss("tversky")
+def tversky(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+    """Tversky loss over the batch, the mean over all classes.
 
-    Salehi, Erdogmus and Gholipour 2017, https://arxiv.org/abs/1706.05721; ``alpha=0.5`` is Dice.
+    False positives weigh ``tversky_alpha``, false negatives the rest. Salehi, Erdogmus
+    and Gholipour 2017, https://arxiv.org/abs/1706.05721; 0.5 is Dice.
     """
+    return _overlap_loss(logits, labels, alpha=options.training.tversky_alpha)
+
+
+@register_loss("lovasz")
+def lovasz(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+    """Lovasz-softmax over the batch, a convex surrogate of 1 - IoU.
+
+    The mean over the classes that occur in the batch. Berman, Rannen Triki and
+    Blaschko 2018, https://arxiv.org/abs/1705.08790.
+    """
+    probability = logits.softmax(dim=1)
+    counts = labels.bincount(minlength=logits.shape[1])
+    present = counts.nonzero().flatten().tolist()
+    losses = [_lovasz_of_class(probability[:, k], labels == k) for k in present]
+    return torch.stack(losses).mean()
+
+
+def _overlap_loss(logits: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
     probability = logits.softmax(dim=1)
     target = _one_hot(labels, logits)
     hits = (probability * target).sum(dim=0)
@@ -199,32 +254,21 @@ def tversky(logits: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
     return 1 - overlap.mean()
 
 
-def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
-    """Lovasz-softmax over the batch: a convex surrogate of 1 - IoU, the mean over the classes that occur in it.
-
-    Berman, Rannen Triki and Blaschko 2018, https://arxiv.org/abs/1705.08790.
-    """
-    probability = logits.softmax(dim=1)
-    present = labels.bincount(minlength=logits.shape[1]).nonzero().flatten().tolist()
-    return torch.stack(
-        [_lovasz_of_class(probability[:, k], labels == k) for k in present]
-    ).mean()
-
-
 def _lovasz_of_class(probability: Tensor, is_class: Tensor) -> Tensor:
-    errors, order = (
-        (is_class.to(probability.dtype) - probability).abs().sort(descending=True)
-    )
+    distance = (is_class.to(probability.dtype) - probability).abs()
+    errors, order = distance.sort(descending=True)
     truth = is_class[order]
-    kept = truth.sum() - truth.cumsum(0)
+    intersection = truth.sum() - truth.cumsum(0)
     union = truth.sum() + (~truth).cumsum(0)
-    # How much 1 - kept / union grows with each pixel, written out: a difference of numbers near 1 would be rounding.
-    steps = torch.where(truth, 1 / union, kept / (union * (union - 1)).clamp(min=1))
+    # The growth of 1 - intersection / union with each pixel, written out: a difference
+    # of numbers near 1 would be rounding.
+    without = intersection / (union * (union - 1)).clamp(min=1)
+    steps = torch.where(truth, 1 / union, without)
     return errors @ steps
 
 
 def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
-    """P x K of zeros and a one a row, float32: torch's own takes eight bytes a number."""
+    """One-hot rows (P, K) in float32; torch's own takes eight bytes a number."""
     return torch.zeros_like(like).scatter_(1, labels[:, None], 1.0)
 
 

@@ -1,7 +1,7 @@
 """The optimiser, and the schedule that moves its learning rate.
 
-The schedules are closed formulas of the step number, so that a checkpoint holds a few numbers and a resumed run follows
-the very same curve.
+The schedules are closed formulas of the step number. So a checkpoint holds a few
+numbers, and a resumed run follows the same curve.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from torch.nn import Parameter
 from napari_strata.core.recipe import Plateau, Training
 
 MOMENTA = (0.85, 0.95)
-"""Momentum (Adam's first beta) at the top and at the ends of the one-cycle schedule; that of sgd is the recipe's."""
+"""Momentum (Adam's first beta) at the top and at the ends of the one-cycle schedule.
+
+The momentum of sgd is the recipe's.
+"""
 
 Phase = tuple[float, float]
 """Share of the recipe's learning rate, and momentum."""
@@ -25,9 +28,13 @@ Phase = tuple[float, float]
 def build_optimizer(
     training: Training, parameters: Iterable[Parameter], device: torch.device | str
 ) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD over all `parameters`, with weight decay on all; a fused kernel where the device has one."""
+    """Build Adam, AdamW or SGD with weight decay over all `parameters`.
+
+    With a fused kernel if the device has one.
+    """
     fused = torch.device(device).type in ("cpu", "cuda")
-    rate, decay = training.learning_rate, training.weight_decay
+    rate = training.learning_rate
+    decay = training.weight_decay
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -41,19 +48,19 @@ def build_optimizer(
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a checkpoint's state, which may have been written on a device with other kernels."""
-    groups = [
-        group | {"fused": optimizer.defaults["fused"]}
-        for group in state["param_groups"]
-    ]
+    """Load a checkpoint's state, perhaps of a device with other kernels."""
+    fused = optimizer.defaults["fused"]
+    groups = [group | {"fused": fused} for group in state["param_groups"]]
     optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 class Schedule:
-    """Moves the learning rate of an optimiser: call `step_batch` after each step, `step_epoch` after each validation.
+    """Learning rate of an optimiser over the steps of a training.
 
-    `restart` begins the curve again over another number of epochs, which is what extending a finished run does: the
-    end of a one-cycle or cosine curve is too slow to learn anything new at (warm restarts: Loshchilov and Hutter 2017,
+    Call `step_batch` after each step and `step_epoch` after each validation. `restart`
+    begins the curve again over another number of epochs. Extending a finished run does
+    so, because at the end of a one-cycle or cosine curve the rate is too low to learn
+    anything new (warm restarts: Loshchilov and Hutter 2017,
     https://arxiv.org/abs/1608.03983).
     """
 
@@ -70,32 +77,36 @@ class Schedule:
         self.restart(training.epochs)
 
     def restart(self, epochs: int) -> None:
-        """Begin the curve again, over `epochs` epochs; constant and plateau simply go on."""
-        self.epochs, self.step = epochs, 0
+        """Begin the curve again, over `epochs` epochs; constant and plateau go on."""
+        self.epochs = epochs
+        self.step = 0
         self._apply()
 
     def stretch(self, epochs: int) -> None:
-        """Make the curve longer by `epochs` epochs (shorter by negative ones), from where it stands."""
+        """Make the curve longer by `epochs` epochs; negative ones make it shorter."""
         self.epochs = max(self.epochs + epochs, 1)
         self._apply()
 
     def step_batch(self) -> None:
-        """To be called after each step of the optimiser."""
+        """Go to the rate of the next step."""
         self.step += 1
         self._apply()
 
     def step_epoch(self, validation_loss: float) -> None:
-        """To be called after each epoch; NaN counts as no improvement."""
+        """Lower the rate on a plateau of the loss; NaN counts as no improvement."""
         if self.plateau is not None and self.plateau.observe(validation_loss):
             self._apply()
 
     @property
     def learning_rate(self) -> float:
-        """The rate that the next step takes."""
+        """Rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types only, counted in whole epochs: the steps of an epoch change when images are added."""
+        """Return the state as plain types only, counted in whole epochs.
+
+        The number of steps in an epoch changes when images are added.
+        """
         plateau = self.plateau.state_dict() if self.plateau is not None else {}
         return {
             "epochs": self.epochs,
@@ -104,11 +115,9 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave at the end of an epoch."""
-        self.epochs, self.step = (
-            int(state["epochs"]),
-            int(state["done"]) * self.steps_per_epoch,
-        )
+        """Go on from what `state_dict` returned at the end of an epoch."""
+        self.epochs = int(state["epochs"])
+        self.step = int(state["done"]) * self.steps_per_epoch
         if self.plateau is not None:
             self.plateau.load_state_dict(state["plateau"])
         self._apply()
@@ -122,15 +131,8 @@ class Schedule:
             _set(self.optimizer, self.peak * share, momentum)
 
 
-def build_schedule(
-    training: Training, optimizer: torch.optim.Optimizer, steps_per_epoch: int
-) -> Schedule:
-    """The schedule a recipe asks for, set to its first learning rate."""
-    return Schedule(training, optimizer, steps_per_epoch)
-
-
 def cosine(step: int, total: int) -> Phase:
-    """Half a cosine from 1 down to (nearly) 0 over `total` steps."""
+    """Half a cosine from 1 down to nearly 0 over `total` steps."""
     return (1 + math.cos(math.pi * step / total)) / 2, math.nan
 
 
@@ -142,11 +144,13 @@ def one_cycle(
     start: float = 1 / 25,
     end: float = 1e-4,
 ) -> Phase:
-    """Up from `start` over the first `rise` of the steps, then down to ``start * end``; momentum the other way round.
+    """One cycle: up from `start` over the first `rise` of the steps, then down.
 
-    Smith and Topin 2018, https://arxiv.org/abs/1708.07120, with the constants of torch's OneCycleLR.
+    It ends at ``start * end``. Momentum goes the other way round. Smith and Topin 2018,
+    https://arxiv.org/abs/1708.07120, with the constants of torch's OneCycleLR.
     """
-    top, last = rise * total - 1, total - 1
+    top = rise * total - 1
+    last = total - 1
     low, high = MOMENTA
     if step <= top:
         return _blend(start, 1.0, step / top), _blend(high, low, step / top)
@@ -161,15 +165,21 @@ _CURVES: dict[str, Callable[[int, int], Phase]] = {
 
 
 class _PlateauState:
-    """How often the rate was lowered, and for how many epochs the loss has not improved by a ten-thousandth."""
+    """Number of cuts of the rate, and of epochs without a better loss.
+
+    Better is by at least a ten-thousandth.
+    """
 
     def __init__(self, section: Plateau) -> None:
         self.section = section
-        self.best, self.waited, self.cuts = math.inf, 0, 0
+        self.best = math.inf
+        self.waited = 0
+        self.cuts = 0
 
     def observe(self, loss: float) -> bool:
         if loss < self.best * (1 - 1e-4):
-            self.best, self.waited = loss, 0
+            self.best = loss
+            self.waited = 0
             return False
         self.waited += 1
         if self.waited <= self.section.patience:
@@ -186,15 +196,13 @@ class _PlateauState:
         return {"best": self.best, "waited": self.waited, "cuts": self.cuts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.waited, self.cuts = (
-            float(state["best"]),
-            int(state["waited"]),
-            int(state["cuts"]),
-        )
+        self.best = float(state["best"])
+        self.waited = int(state["waited"])
+        self.cuts = int(state["cuts"])
 
 
 def _blend(start: float, end: float, along: float) -> float:
-    """From `start` to `end` by half a cosine."""
+    """Interpolate from `start` to `end` by half a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * along)) / 2
 
 

@@ -42,7 +42,7 @@ BOX = {"Z": "planes", "Y": "rows", "X": "columns"}
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What the user asked for; see `iter_train`.
 
     Parameters
@@ -133,7 +133,7 @@ def axes_of(recipe: Recipe) -> str:
     return recipe.network.axes
 
 
-def plan_new(job: Job) -> Plan:
+def plan_new(job: TrainingJob) -> Plan:
     """Decide what a new run needs.
 
     Raises
@@ -175,7 +175,7 @@ def plan_new(job: Job) -> Plan:
     return _plan(recipe, spec, split, pairs, notes=spec.notes)
 
 
-def plan_resumed(job: Job, run: RunFolder) -> Plan:
+def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
     """Take up what `run` was started with: its recipe, its spec and its split, which never changes.
 
     Pairs that the run does not know are added to training, whole; pairs that are gone are left out and named.

@@ -1,7 +1,11 @@
-"""Measuring batch normalisation's statistics anew before a network is validated and kept.
+"""Measure batch normalisation's statistics again before a network is validated.
 
-The running averages of training follow single batches, drawn to balance the classes. Tried on the sandstone after 600
-steps: the same weights give a mean IoU of .908 with them and .936 with statistics measured on 384 plain patches.
+The running averages of training follow single batches, drawn to balance the classes. On
+the sandstone after 600 steps, the same weights gave a mean IoU of .908 with them and
+.936 with statistics measured on 384 plain patches.
+
+torch's `update_bn` is not used: it leaves dropout at work, which changes the statistics,
+measures a frozen encoder too, and knows no autocast.
 """
 
 from __future__ import annotations
@@ -22,41 +26,45 @@ def recalibrate(
     *,
     device: torch.device,
     precision: Precision,
+    frozen: nn.Module | None = None,
 ) -> None:
-    """Replace the running statistics of each batch normalisation by their means over `batches`.
+    """Replace the running statistics of batch normalisation by their means.
 
-    "Precise batch normalisation" (Wu and Johnson 2021, https://arxiv.org/abs/2105.07576). Leaves the network in
-    evaluation mode. Statistics that no batch could give (one value a channel) stay as they were.
+    "Precise batch normalisation" (Wu and Johnson 2021,
+    https://arxiv.org/abs/2105.07576). Leaves the network in evaluation mode. Statistics
+    that no batch could give (one value a channel) stay as they were.
+
+    Parameters
+    ----------
+    batches
+        Images (N, C, ...) to measure on.
+    frozen
+        Part of the network whose statistics stay, such as a frozen encoder.
     """
     network.eval()
-    norms = [
-        m
-        for m in network.modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats
-    ]
+    skipped = set(frozen.modules()) if frozen is not None else set()
+    norms = []
+    before = []
+    for layer in network.modules():
+        if not isinstance(layer, _BatchNorm) or layer in skipped:
+            continue
+        mean, variance = layer.running_mean, layer.running_var
+        if mean is not None and variance is not None:
+            norms.append(layer)
+            before.append((layer.momentum, mean.clone(), variance.clone()))
     if not norms:
         return
-    before = [(n.momentum, _statistics(n)) for n in norms]
-    for n in norms:
-        n.reset_running_stats()
-        n.momentum = None  # the plain mean of all batches
-        n.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+        norm.train()
     for batch in batches:
         images = batch.to(device, memory_format=channels_last(batch.ndim))
         with precision.autocast(device):
             network(images)
-    for n, (momentum, statistics) in zip(norms, before, strict=True):
-        if not int(n.num_batches_tracked):  # type: ignore[arg-type]
-            for target, value in zip(
-                (n.running_mean, n.running_var), statistics, strict=True
-            ):
-                target.copy_(value)  # type: ignore[union-attr]
-        n.momentum = momentum
-        n.eval()
-
-
-def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-    return mean.clone(), variance.clone()
+    for norm, (momentum, mean, variance) in zip(norms, before, strict=True):
+        if not int(norm.num_batches_tracked):  # type: ignore[arg-type]
+            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(variance)  # type: ignore[union-attr]
+        norm.momentum = momentum
+        norm.eval()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from napari_strata.core.errors import ModelError
 from napari_strata.core.events import Message
@@ -144,23 +142,6 @@ class FreezableEncoder:
             parameter.requires_grad_(not frozen)
         if frozen:
             self.module.eval()
-
-
-@contextmanager
-def kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside the block, `recalibrate` leaves the batch normalisations of `module` alone."""
-    norms = [
-        m
-        for m in module.modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 def _adapted(

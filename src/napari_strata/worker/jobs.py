@@ -53,8 +53,7 @@ from napari_strata.models.model import find_model
 from napari_strata.networks import build_network
 from napari_strata.training.estimate import step_memory
 from napari_strata.training.loop import iter_train
-from napari_strata.training.plan import Job as Training
-from napari_strata.training.plan import plan_new
+from napari_strata.training.plan import TrainingJob, plan_new
 from napari_strata.worker.npy import NpyOutput, check_array
 from napari_strata.worker.orders import (
     EvaluateJob,
@@ -118,7 +117,7 @@ def _(job: TrainJob) -> Events:
 @run.register
 def _(job: PlanJob) -> Events:
     validation = open_pairs(job.validation) if job.validation else None
-    order = Training(
+    order = TrainingJob(
         _recipe(job.recipe),
         open_pairs(job),
         Path(),
