@@ -68,8 +68,8 @@ def check_backend(name: str, device: torch.device, precision: str) -> str:
         return precision
     if device.type != "cpu":
         raise RunError(
-            f"found backend {name!r} on {device}; it computes on the CPU here: leave it "
-            "out, or device=cpu."
+            f"found backend {name!r} on {device}; it computes on the CPU here: leave "
+            "it out, or device=cpu."
         )
     runtime = "onnxruntime" if name == "onnx" else "openvino"
     for module in ("onnxscript", runtime):

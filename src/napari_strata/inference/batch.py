@@ -1,8 +1,8 @@
 """Predict many files with one model, loaded once.
 
-Files that exist are skipped; a bad file is named and the others continue. Labels go to a
-folder as ``<stem>_labels.tif``, with ``report.csv`` beside them: one row a file, updated
-after each.
+Files that exist are skipped; a bad file is named and the others continue. Labels go to
+a folder as ``<stem>_labels.tif``, with ``report.csv`` beside them: one row a file,
+updated after each.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def predict_files(
         a folder, made if needed; or, for a single input file, the file to write (.tif,
         .tiff, .zarr, .png).
     options
-        see `PredictOptions`. Without `overwrite`, a file whose labels exist in the folder
-        is skipped.
+        see `PredictOptions`. Without `overwrite`, a file whose labels exist in the
+        folder is skipped.
     axes
         of the images, where the files do not say; see `read_image`.
     part
@@ -373,8 +373,8 @@ def _plan_targets(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
             conflicts.append(f"{' and '.join(names)} to {target.name}")
     if conflicts:
         raise RunError(
-            f"several inputs would be written to one file ({'; '.join(conflicts[:4])}); "
-            "predict them into separate folders."
+            "several inputs would be written to one file "
+            f"({'; '.join(conflicts[:4])}); predict them into separate folders."
         )
     return targets
 

@@ -93,13 +93,14 @@ def _check_views(spec: ModelSpec, image: Image) -> None:
         obstacle = "resizes every plane to a square"
     if obstacle:
         raise RunError(
-            f"found a model that {obstacle}; needed for XZ and YZ planes (--ortho) is a "
-            "plain 2D model."
+            f"found a model that {obstacle}; needed for XZ and YZ planes (--ortho) is "
+            "a plain 2D model."
         )
     if image.size("Z") < 2:
         raise ImageError(
-            f"{image.name}: found a single plane ({image.axes}), which has no XZ and YZ "
-            "planes; give a stack with an axis Z (check --axes), or leave --ortho out."
+            f"{image.name}: found a single plane ({image.axes}), which has no XZ and "
+            "YZ planes; give a stack with an axis Z (check --axes), or leave --ortho "
+            "out."
         )
 
 
@@ -149,7 +150,8 @@ def _compare_pixel_size(spec: ModelSpec, image: Image) -> Iterator[str]:
         yield (
             f"{image.name}: found pixel size {image_size:g} {image.pixel_unit}{along}; "
             f"the model was trained at {model_size:g}: structures look {factor:.2g} "
-            f"times {comparison} to it. Expect worse labels, or rescale the image first."
+            f"times {comparison} to it. Expect worse labels, or rescale the image "
+            "first."
         )
         return
 
@@ -167,8 +169,8 @@ def _compare_grey_values(
     if str(image.dtype) != spec.dtype:
         yield (
             f"{image.name}: found {image.dtype}; the model was trained on {spec.dtype} "
-            f"and takes grey values as they are ({kind}). Convert the image the way the "
-            "training images were made."
+            f"and takes grey values as they are ({kind}). Convert the image the way "
+            "the training images were made."
         )
     if kind != "physical":
         return
@@ -189,8 +191,8 @@ def _compare_grey_values(
         training_low = (2 * low + high).min() / 3
         training_high = (low + 2 * high).max() / 3
         yield (
-            f"{image.name}: found grey values of {bottom.min():.4g} to {top.max():.4g}; "
-            "those of the training images lay between about "
+            f"{image.name}: found grey values of {bottom.min():.4g} to "
+            f"{top.max():.4g}; those of the training images lay between about "
             f"{training_low:.4g} and {training_high:.4g}. Expect wrong labels; check "
             "that the image is calibrated as they were."
         )

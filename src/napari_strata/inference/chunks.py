@@ -1,4 +1,4 @@
-"""Chunks: parts of an image that are predicted together, each of which gives whole planes.
+"""Chunks: parts of an image that are predicted together and give whole planes.
 
 A 2D model takes plane by plane. A 3D model takes the planes of one row of tiles at a
 time, with the halo that informs them, and so does a fusion of three views. Memory then
@@ -32,7 +32,8 @@ Array = np.ndarray[Any, Any]
 
 VIEW_VALUES = 2**27
 """About how many float32 probabilities a chunk of three views holds (half a gigabyte),
-unless the halo needs more planes; the halo's own come on top. The same on every machine."""
+unless the halo needs more planes; the halo's own come on top. The same on every
+machine."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def describe_invalid(image: Image, invalid: Sequence[InvalidPixels]) -> Message:
     count = sum(plane.count for plane in invalid)
     noun = "pixel that is" if count == 1 else "pixels that are"
     return Message(
-        f"{image.name}: found {count} {noun} not finite (NaN or infinite), the first at "
-        f"{', '.join(position)}; taken as the mean grey value.",
+        f"{image.name}: found {count} {noun} not finite (NaN or infinite), the first "
+        f"at {', '.join(position)}; taken as the mean grey value.",
         "warning",
     )

@@ -1,9 +1,9 @@
 """Predict on the workers of a Dask scheduler, on this machine or on many.
 
 An adapter over the shards of a prediction: each shard is a task. A worker predicts it
-into the folder that all of them fill (see `ledger`) and returns its numbers of pixels. A
-shard whose worker is lost goes to another one, which continues from the planes that are
-there. Everything is named by path.
+into the folder that all of them fill (see `ledger`) and returns its numbers of pixels.
+A shard whose worker is lost goes to another one, which continues from the planes that
+are there. Everything is named by path.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ SHARD_PIXELS = {"cpu": 2**22, "cuda": 2**26, "mps": 2**24}
 CPU (of a GPU it is a guess)."""
 
 SHARDS_PER_WORKER = 4
-"""Shards for each worker at least, so that none is idle long while the last are done."""
+"""Shards for each worker at least, so that none is idle long at the end."""
 
 NO_WORKERS_TIMEOUT = 60.0
 """Seconds without any worker after which a prediction is given up."""
@@ -170,8 +170,8 @@ class Cluster:
                 )
             except (OSError, TimeoutError, ValueError):
                 raise RunError(
-                    f"{self.address}: no scheduler answered in {CONNECT_TIMEOUT:.0f} s; "
-                    "start one with: dask scheduler, and workers with: dask worker "
+                    f"{self.address}: no scheduler answered in {CONNECT_TIMEOUT:.0f} "
+                    "s; start one with: dask scheduler, and workers with: dask worker "
                     f"{self.address} --nthreads 1"
                 ) from None
             self._resources.enter_context(client)
@@ -192,8 +192,8 @@ def _parse_address(address: str) -> int:
     if re.fullmatch(r"(tcp|tls|ws|wss|ucx)://[^/\s]+:\d+/?", address):
         return 0
     raise RunError(
-        f"found scheduler {address!r}; needed is local:N for N workers on this machine, "
-        "or tcp://host:port of a running dask scheduler."
+        f"found scheduler {address!r}; needed is local:N for N workers on this "
+        "machine, or tcp://host:port of a running dask scheduler."
     )
 
 
@@ -295,8 +295,8 @@ class Order:
         if image.source is None:
             raise RunError(
                 f"{image.name}: found an image in memory, and workers open images by "
-                "path; write it to a file in a folder that all of them see and give its "
-                "path."
+                "path; write it to a file in a folder that all of them see and give "
+                "its path."
             )
         return cls(
             models=tuple(paths),
@@ -325,7 +325,7 @@ class WorkerFacts:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """A prediction as a worker sees it: identity and chunks, and its device in words."""
+    """Identity and chunks of a prediction on a worker, and its device in words."""
 
     identity: Mapping[str, Any]
     chunks: Sequence[Chunk]
@@ -526,16 +526,16 @@ class ClusterPrediction:
         except KilledWorker:
             raise RunError(
                 f"{name}: the workers that tried died one after another, for want of "
-                "memory perhaps; give workers more memory or smaller tiles, and run the "
-                "same again, what is finished is kept."
+                "memory perhaps; give workers more memory or smaller tiles, and run "
+                "the same again, what is finished is kept."
             ) from None
         except (CancelledError, OSError, TimeoutError) as error:
             if future.status == "error":
                 # An error of the task itself, which was retried in vain.
                 text = " ".join(str(error).split())[:160]
                 raise RunError(
-                    f"{name}: a worker met {type(error).__name__}: {text}; run the same "
-                    "again when that is mended, what is finished is kept."
+                    f"{name}: a worker met {type(error).__name__}: {text}; run the "
+                    "same again when that is mended, what is finished is kept."
                 ) from None
             raise RunError(
                 f"{self.cluster.address}: lost the scheduler; start it and the same "

@@ -1,5 +1,7 @@
-"""Predictors whose probabilities are averaged: over models, over flips and quarter turns
-(test-time augmentation), and over three views of a volume.
+"""Predictors whose probabilities are averaged.
+
+Over models, over flips and quarter turns (test-time augmentation), and over three views
+of a volume.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class TTATransform:
-    """One of the eight flips and quarter turns of a plane (dihedral group of the square).
+    """One of the eight flips and quarter turns of a plane.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ class TTATransform:
     quarter_turns: int = 0
 
     def apply(self, image: Array) -> Array:
-        """Transform an array (..., H, W); a copy, in the memory order that torch takes."""
+        """Transform an array (..., H, W); a copy in the memory order of torch."""
         if self.mirror:
             image = np.flip(image, -1)
         return np.ascontiguousarray(np.rot90(image, self.quarter_turns, (-2, -1)))

@@ -7,8 +7,8 @@ and options the planes were made. Only planes whose checksum is right count late
 kill, a power cut or a full disk leave no damaged plane that is taken for a good one.
 
 Several processes may fill one folder, on one machine or many. Each has its own ledger
-(``ledger.2of3.jsonl``) and claims the planes that it writes; planes of all ledgers count
-for all.
+(``ledger.2of3.jsonl``) and claims the planes that it writes; planes of all ledgers
+count for all.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class ResumableOutput:
         return set(self._read_records())
 
     def load_finished(self, planes: Sequence[int]) -> None:
-        """Count those of `planes` as finished that a ledger has with the right checksum."""
+        """Count planes as finished that a ledger has with the right checksum."""
         if not planes:
             return
         records = self._read_records()
@@ -334,7 +334,7 @@ class ResumableOutput:
         return self._resources.enter_context(exclusive(self.folder / ASSEMBLY))
 
     def describe_assembly(self, holder: str) -> str:
-        """Say that another process puts the file together, and what to do if it died."""
+        """Say that another process writes the file, and what to do if it died."""
         if not self.folder.exists():
             return f"{self.path} is written"
         return (

@@ -1,5 +1,6 @@
-"""Outputs of a prediction: their names, the room they take, planes in memory, and the
-files that finished planes become. `ledger` has planes in a folder on disk.
+"""Outputs of a prediction: names, disk space, planes in memory, and final files.
+
+Planes in a folder on disk are in `ledger`.
 """
 
 from __future__ import annotations

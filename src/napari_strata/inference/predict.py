@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 PATIENCE = 5.0
-"""Seconds to wait for planes that another process writes, such as a worker that does not
-know yet that it may stop."""
+"""Seconds to wait for planes that another process writes, such as a worker that does
+not know yet that it may stop."""
 
 AnyImage: TypeAlias = Image | Array | str | os.PathLike[str]
 
@@ -287,7 +287,8 @@ def iter_predict(
         cross-validation folder: of several, the mean of their probabilities is taken;
         see `Ensemble`.
     image
-        an `Image` with axes of T, C, Z, Y, X; a 2D array (Y, X); or the path of an image.
+        an `Image` with axes of T, C, Z, Y, X; a 2D array (Y, X); or the path of an
+        image.
     out
         file to write labels to (see `write_labels`), streamed plane by plane; when None
         they stay in memory. Probabilities, if requested, go beside it under
@@ -345,8 +346,8 @@ def predict(
 
     Returns
     -------
-    label values of every pixel, with the image's axes (less C), scale and units, and the
-    model's classes.
+    label values of every pixel, with the image's axes (less C), scale and units, and
+    the model's classes.
     """
     job = iter_predict(model, image, out=out, options=options, **keywords)
     for _ in job:

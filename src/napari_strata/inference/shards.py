@@ -23,7 +23,7 @@ from napari_strata.core.errors import RunError
 Item = TypeVar("Item")
 
 CLAIMS = ".claims.lock"
-"""Lock that a process holds while it looks for the claims of others and adds its own."""
+"""Lock that a process holds while it reads the claims of others and adds its own."""
 
 ANCHOR = ".claims"
 """File that shows that a folder is still the same."""
@@ -107,9 +107,9 @@ def claim_planes(
 
 
 def _try_claim(folder: Path, planes: range) -> BaseFileLock | None:
-    # Opening fails when the folder is gone. The open file shows afterwards whether it is
-    # still the same folder: a lock makes a folder that another process has deleted after
-    # it has put the file together.
+    # Opening fails when the folder is gone. The open file shows afterwards whether it
+    # is still the same folder: a lock makes a folder that another process has deleted
+    # after it has put the file together.
     path = folder / ANCHOR
     with open(path, "ab") as anchor:
         lock = _lock_planes(folder, planes)

@@ -1,8 +1,9 @@
-"""Keeping freed memory at hand while networks compute on a CPU.
+"""Keep freed memory in the process while networks compute on a CPU.
 
-glibc gives large blocks back to the system as soon as they are free and asks for new ones at the next layer, whose
-pages the system must clear first: some 100,000 page faults a batch (measured; docs/performance.md). Inside
-`kept_pages` it keeps them. Linux with glibc only; elsewhere, and with NAPARI_STRATA_KEEP_PAGES=0, nothing changes.
+glibc gives large blocks back to the system as soon as they are free and asks for new
+ones at the next layer, whose pages the system must clear first: some 100,000 page
+faults a batch (measured; docs/performance.md). Inside `kept_pages` it keeps them. Linux
+with glibc only; elsewhere, and with NAPARI_STRATA_KEEP_PAGES=0, nothing changes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ SWITCH = "NAPARI_STRATA_KEEP_PAGES"
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NEVER = 2**31 - 1
 
-# What glibc's own adjustment ends at in a program with large blocks; it is off once anything was set.
+# The values that glibc's own adjustment ends at in a program with large blocks. The
+# adjustment is off once anything was set.
 _AFTERWARDS = {
     _MMAP_MAX: 65536,
     _MMAP_THRESHOLD: 32 * 2**20,
@@ -35,20 +37,23 @@ _inside = 0
 
 @contextmanager
 def kept_pages(device: str = "cpu") -> Iterator[bool]:
-    """Free memory stays with this process inside the block and goes back to the system after it; may be nested.
+    """Keep free memory in this process inside the block; blocks may be nested.
+
+    Afterwards it goes back to the system.
 
     Parameters
     ----------
     device
-        kind of the device that computes; on a GPU ("cuda", "mps") the memory is not glibc's and nothing is done.
+        kind of the device that computes; on a GPU ("cuda", "mps") the memory is not
+        glibc's and nothing is done.
 
     Yields
     ------
-    whether memory is kept here.
+    true when memory is kept.
     """
-    library = (
-        _glibc() if device == "cpu" and os.environ.get(SWITCH, "1") != "0" else None
-    )
+    library = None
+    if device == "cpu" and os.environ.get(SWITCH, "1") != "0":
+        library = _glibc()
     if library is None:
         yield False
         return
@@ -80,7 +85,7 @@ def _leave(library: Any) -> None:
 
 @cache
 def _glibc() -> Any:
-    """The C library, if it is glibc."""
+    """The C library if it is glibc, else None."""
     if not sys.platform.startswith("linux"):
         return None
     try:

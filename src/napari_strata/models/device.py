@@ -1,4 +1,4 @@
-"""Which device computes, and in which number format. Probed, never assumed."""
+"""Device and number format that compute; probed, never assumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from napari_strata.core.errors import TrainingError
 
 @dataclass(frozen=True)
 class Precision:
-    """Number format of the network's arithmetic; `dtype` None means plain float32."""
+    """Number format of a network's arithmetic; `dtype` None means plain float32."""
 
     name: str
     dtype: torch.dtype | None = None
@@ -30,12 +30,15 @@ class Precision:
         )
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Loss scaler: at work for fp16 only, where small gradients would vanish; otherwise it changes nothing."""
+        """Loss scaler for fp16, where small gradients would vanish.
+
+        For other formats it changes nothing.
+        """
         return torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" takes a CUDA GPU, then Apple's, then the CPU.
+    """Choose a device by name; "auto" takes a CUDA GPU, then Apple's, then the CPU.
 
     Raises
     ------
@@ -53,43 +56,48 @@ def choose_device(name: str = "auto") -> torch.device:
         and device.type not in available_devices()
     ):
         raise TrainingError(
-            f"found no device {name!r} here; choose one of: auto, {', '.join(available_devices())}."
+            f"found no device {name!r} here; choose one of: auto, "
+            f"{', '.join(available_devices())}."
         )
     return device
 
 
 def available_devices() -> list[str]:
     """Names of the devices on this machine, the fastest first."""
-    gpus = (
-        [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        if torch.cuda.is_available()
-        else []
-    )
-    apple = ["mps"] if torch.backends.mps.is_available() else []
-    return (["cuda", *gpus] if gpus else []) + apple + ["cpu"]
+    names = []
+    if torch.cuda.is_available() and torch.cuda.device_count():
+        names.append("cuda")
+        names += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, "cpu"]
 
 
 def describe_device(device: torch.device) -> str:
-    """For people: ``GPU: NVIDIA H200, 140 GB`` or ``CPU, 2 cores``."""
+    """Describe a device, as ``GPU: NVIDIA H200, 140 GB`` or ``CPU, 2 cores``."""
     if device.type == "cuda":
-        facts = torch.cuda.get_device_properties(device)
-        return f"GPU: {facts.name}, {facts.total_memory / 1e9:.0f} GB"
+        properties = torch.cuda.get_device_properties(device)
+        return f"GPU: {properties.name}, {properties.total_memory / 1e9:.0f} GB"
     if device.type == "mps":
         return "GPU: Apple Metal"
     return f"CPU, {cores()} cores"
 
 
 def cores() -> int:
-    """How many of the computer's cores this process may use."""
-    return (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    """Number of the computer's cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def channels_last(ndim: int) -> torch.memory_format:
-    """The order in memory in which convolutions are fastest, for tensors of 4 (2D) or 5 (3D) dimensions."""
+    """Memory order in which convolutions are fastest.
+
+    Parameters
+    ----------
+    ndim
+        dimensions of the tensors: 4 for 2D, 5 for 3D.
+    """
     return torch.channels_last_3d if ndim == 5 else torch.channels_last
 
 
@@ -101,7 +109,9 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """The `Precision` called `name`; "auto" takes bf16 where the device is fast at it, float32 elsewhere.
+    """Choose a number format by name.
+
+    "auto" takes bf16 where the device is fast at it, float32 elsewhere.
 
     Raises
     ------
@@ -112,15 +122,15 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         name = "bf16" if _fast_bf16(device.type) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise TrainingError(
-            "found precision fp16 on a CPU, which is slow at it; choose bf16, fp32 or auto."
+            "found precision fp16 on a CPU, which is slow at it; choose bf16, fp32 or "
+            "auto."
         )
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise TrainingError(
             "found precision bf16 on a GPU without it; choose fp16, fp32 or auto."
         )
-    return Precision(
-        name, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[name]
-    )
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+    return Precision(name, dtypes[name])
 
 
 @cache
@@ -128,20 +138,23 @@ def _fast_bf16(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.get_device_capability()[0] >= 8
     if kind == "cpu":
-        # True only with AVX512-BF16 or AMX (or Arm's equivalent): without them bf16 is emulated and slower.
-        ops = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-        flags = _cpu_flags()
-        return bool(ops and ops()) and (
-            "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split()
-        )
+        # True only with AVX512-BF16 or AMX (or Arm's equivalent): without them bf16 is
+        # emulated and slower.
+        is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        if is_supported is None or not is_supported():
+            return False
+        flags = _cpu_flags().split()
+        return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
 
 
 def _cpu_flags() -> str:
+    """Line of the processor's features; empty where it cannot be read."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(
-                (line for line in file if line.startswith(("flags", "Features"))), ""
-            )
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return line
     except OSError:
-        return ""
+        pass
+    return ""

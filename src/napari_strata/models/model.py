@@ -1,4 +1,4 @@
-"""Model: what a person keeps and shares. One safetensors file with a JSON header; no pickle, ever."""
+"""Trained models in one file: safetensors with a JSON header, never a pickle."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ FORMAT = "napari-strata model 1"
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"python": platform.python_version()}
+    """Versions of the libraries that results depend on."""
+    versions = {"python": platform.python_version()}
     for name in (
         "napari-strata",
         "torch",
@@ -41,20 +41,21 @@ def current_versions() -> dict[str, str]:
         "tifffile",
     ):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            versions[name] = "unknown"
+    return versions
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How probabilities were made honest on the validation images; see `training.final`.
+    """Temperature that was fitted on validation images; see `training.calibration`.
 
     Parameters
     ----------
     temperature
-        what logits are divided by before the softmax (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+        divisor of logits before the softmax (Guo et al. 2017,
+        https://arxiv.org/abs/1706.04599).
     ece_before, ece_after
         expected calibration error, 0..1, with temperature 1 and with this one.
     pixels
@@ -69,7 +70,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A trained network and everything prediction needs to know.
+    """A trained predictor and all facts that a prediction needs.
 
     Parameters
     ----------
@@ -98,37 +99,34 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that differ for models that can predict differently."""
+        """Sixteen hexadecimal digits that identify what the model predicts."""
         state = hashlib.sha256(self.spec.model_dump_json().encode())
         if self.calibration is not None:
             state.update(repr(self.temperature).encode())
         for name in sorted(self.weights):
             state.update(name.encode())
-            state.update(
-                self.weights[name]
-                .contiguous()
-                .reshape(-1)
-                .view(torch.uint8)
-                .numpy()
-                .tobytes()
-            )
+            values = self.weights[name].contiguous().reshape(-1)
+            state.update(values.view(torch.uint8).numpy().tobytes())
         return state.hexdigest()[:16]
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before the softmax."""
+        """Divisor of logits before the softmax."""
         return self.calibration.temperature if self.calibration else 1.0
 
     @property
     def best(self) -> EpochEnd | None:
-        """The epoch whose weights these are, as far as the history tells: the last one marked best."""
-        return next(
-            (e for e in reversed(self.history) if e.best_iou),
-            self.history[-1] if self.history else None,
-        )
+        """Epoch of these weights: the last one that the history marks as best.
+
+        The last of all where none is marked; None without a history.
+        """
+        for end in reversed(self.history):
+            if end.best_iou:
+                return end
+        return self.history[-1] if self.history else None
 
     def build(self, device: torch.device | str = "cpu") -> nn.Module:
-        """The network with these weights, in evaluation mode, on `device`.
+        """Build the network with these weights, in evaluation mode, on `device`.
 
         Raises
         ------
@@ -146,28 +144,35 @@ class Model:
         return network.to(device).eval()
 
     def save(self, path: str | Path) -> Path:
-        """Write one file. Raises `RunError` when that cannot be done; an existing file is replaced whole."""
+        """Write one file; an existing one is replaced whole.
+
+        Raises `RunError` when that cannot be done.
+        """
+        calibration = asdict(self.calibration) if self.calibration else None
         header = {
             "format": FORMAT,
             "spec": self.spec.model_dump_json(),
             "recipe": self.recipe.model_dump_json(),
-            "history": "\n".join(to_json(e) for e in self.history),
+            "history": "\n".join(to_json(end) for end in self.history),
             "fingerprint": self.fingerprint,
-            "calibration": json.dumps(
-                asdict(self.calibration) if self.calibration else None
-            ),
+            "calibration": json.dumps(calibration),
             "versions": json.dumps(self.versions),
             "created": self.created,
         }
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.weights.items()}
+        weights = {}
+        for name, values in self.weights.items():
+            weights[name] = values.detach().cpu().contiguous()
         with files.atomic(path) as temporary:
-            # Not save_file: it hides a full disk in an error of its own and makes files that only their owner reads.
+            # Not save_file: it hides a full disk in an error of its own and makes files
+            # that only their owner may read.
             temporary.write_bytes(serialize(weights, metadata=header))
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path | Model) -> Model:
-        """Read a model file, or the best model of a run folder. A `Model` is returned as it is.
+        """Read a model file, or the best model of a run folder.
+
+        A `Model` is returned as it is.
 
         Raises
         ------
@@ -182,24 +187,21 @@ class Model:
                 header = source.metadata() or {}
                 weights = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ModelError(_why_unreadable(file, error)) from None
+            raise ModelError(_describe_unreadable(file, error)) from None
         if header.get("format") != FORMAT:
-            found = header.get("format", "a safetensors file without our header")
+            file_format = header.get("format", "a safetensors file without our header")
             raise ModelError(
-                f"{file}: found {found!r}; needed is a file written by napari-strata ({FORMAT})."
+                f"{file}: found {file_format!r}; needed is a file written by "
+                f"napari-strata ({FORMAT})."
             )
         try:
             return cls(
                 spec=ModelSpec.model_validate_json(header["spec"]),
                 recipe=Recipe.model_validate_json(header["recipe"]),
                 weights=weights,
-                history=tuple(
-                    e
-                    for e in map(from_json, header["history"].splitlines())
-                    if isinstance(e, EpochEnd)
-                ),
+                history=_parse_history(header["history"]),
                 fingerprint=header["fingerprint"],
-                calibration=_calibration(header.get("calibration", "null")),
+                calibration=_parse_calibration(header.get("calibration", "null")),
                 versions=json.loads(header["versions"]),
                 created=header["created"],
             )
@@ -210,36 +212,51 @@ class Model:
             ) from None
 
 
-def _calibration(text: str) -> Calibration | None:
-    """None in models that were written before there was any."""
-    found = json.loads(text)
-    return None if found is None else Calibration(**found)
+def _parse_history(text: str) -> tuple[EpochEnd, ...]:
+    """Epochs among the events of a training, one a line."""
+    events = [from_json(line) for line in text.splitlines()]
+    return tuple(event for event in events if isinstance(event, EpochEnd))
+
+
+def _parse_calibration(text: str) -> Calibration | None:
+    """Parse a calibration; None in models that were written before there was any."""
+    values = json.loads(text)
+    return None if values is None else Calibration(**values)
 
 
 def find_model(path: str | Path) -> Path:
-    """The model file that `path` (a file or a run folder) stands for."""
-    place = Path(path)
-    if place.is_dir():
-        inside = place / MODEL_FILE
-        if inside.is_file():
-            return inside
+    """Find the model file of a run folder; a file is returned as it is."""
+    path = Path(path)
+    if path.is_dir():
+        file = path / MODEL_FILE
+        if file.is_file():
+            return file
         raise ModelError(
-            f"{place}: found no {MODEL_FILE} here; give a run folder whose training got that far."
+            f"{path}: found no {MODEL_FILE} here; give a run folder whose training got "
+            "that far."
         )
-    if not place.is_file():
+    if not path.is_file():
         raise ModelError(
-            f"{place}: there is no such model file or run folder; check the path."
+            f"{path}: there is no such model file or run folder; check the path."
         )
-    return place
+    return path
 
 
-def _why_unreadable(file: Path, error: Exception) -> str:
+def _describe_unreadable(file: Path, error: Exception) -> str:
+    """Say why a file cannot be read as a model, and what to do."""
     head = file.read_bytes()[:512]
     if head[:2] == b"PK" or head[:1] == bytes([pickle.PROTO[0]]):
         return (
-            f"{file}: found a pickle (.pt, .pth), which can run code when opened and is never loaded as a model; "
-            f"give the {MODEL_FILE} of a run, or use network.encoder_weights for encoder weights."
+            f"{file}: found a pickle (.pt, .pth), which can run code when opened and "
+            f"is never loaded as a model; give the {MODEL_FILE} of a run, or use "
+            "network.encoder_weights for encoder weights."
         )
     if len(head) < 8 or head[8:9] != b"{":
-        return f"{file}: found something else than a model; give the {MODEL_FILE} of a run."
-    return f"{file}: the model file is damaged or cut short ({error}); take another copy or train again."
+        return (
+            f"{file}: found something else than a model; give the {MODEL_FILE} of a "
+            "run."
+        )
+    return (
+        f"{file}: the model file is damaged or cut short ({error}); take another copy "
+        "or train again."
+    )

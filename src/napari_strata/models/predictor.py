@@ -1,4 +1,4 @@
-"""The protocol of everything that predicts: a network, a pixel classifier, a session."""
+"""The protocol of everything that predicts, such as a network."""
 
 from __future__ import annotations
 
