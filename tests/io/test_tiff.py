@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
+import re
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import tifffile
 from hypothesis import given, settings
@@ -543,6 +547,76 @@ def test_lazy_indexing_is_numpys(tmp_path: Path) -> None:
             data[wrong]
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_pages_in_many_strips_are_read_by_region(
+    tmp_path: Path, compression: str | None
+) -> None:
+    array = stack((3, 300, 260), "uint8")
+    pages = [PIL.Image.fromarray(plane) for plane in array]
+    path = tmp_path / "a.tif"
+    options: dict[str, Any] = {"save_all": True, "append_images": pages[1:]}
+    pages[0].save(path, compression=compression, strip_size=2000, **options)
+    with tifffile.TiffFile(path) as tif:
+        assert len(tif.pages.first.dataoffsets) > 4
+    lazy = lazily(path)
+    assert isinstance(lazy.data, FileArray)
+    same(lazy, array, "ZYX")
+    np.testing.assert_array_equal(
+        lazy.data[::2, 11:299:7, 250:], array[::2, 11:299:7, 250:]
+    )
+
+
+def test_planar_samples_in_tiles_are_read_by_region(tmp_path: Path) -> None:
+    array = stack((2, 3, 70, 50), "uint8")
+    path = write(
+        tmp_path / "a.tif",
+        array,
+        photometric="rgb",
+        planarconfig="separate",
+        compression="zlib",
+        tile=(32, 32),
+        metadata=None,
+    )
+    lazy = lazily(path)
+    same(lazy, array, "ZCYX")
+    np.testing.assert_array_equal(
+        lazy.data[1, 1:, 30:66:5, 40], array[1, 1:, 30:66:5, 40]
+    )
+
+
+def test_tiles_that_a_sparse_file_leaves_out_are_zero(tmp_path: Path) -> None:
+    tile = np.full((16, 16), 7, np.uint8)
+    tiles = iter([tile, None, None, tile])
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, tiles, shape=(32, 32), dtype="uint8", tile=(16, 16), compression="zlib"
+    )
+    expected = np.kron(np.eye(2, dtype=np.uint8), tile)
+    for image in (read_image(path), lazily(path)):
+        same(image, expected, "YX")
+
+
+def test_regions_of_an_ome_set_of_several_files(tmp_path: Path) -> None:
+    array = stack((2, 20, 24))
+    options: dict[str, Any] = {"compression": "zlib"}
+    path = write(tmp_path / "a.ome.tif", array[0], **options)
+    other = write(tmp_path / "b.ome.tif", array[1], **options)
+    data = [
+        f'<TiffData IFD="0" FirstZ="{z}" PlaneCount="1">'
+        f'<UUID FileName="{file.name}">urn:uuid:{z}</UUID></TiffData>'
+        for z, file in enumerate([path, other])
+    ]
+    for z, file in enumerate([path, other]):
+        xml = tifffile.TiffFile(file).ome_metadata or ""
+        xml = re.sub(r'UUID="urn[^"]*"', f'UUID="urn:uuid:{z}"', xml)
+        xml = re.sub(r"<TiffData.*?(/>|</TiffData>)", "".join(data), xml)
+        tifffile.tiffcomment(file, xml.replace('SizeZ="1"', 'SizeZ="2"'))
+    same(read_image(path), array, "ZYX")
+    lazy = lazily(path)
+    same(lazy, array, "ZYX")
+    np.testing.assert_array_equal(lazy.data[1, 3:9], array[1, 3:9])
+
+
 # -- labels
 
 
@@ -600,6 +674,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
         (b"", "not a TIFF file: it is empty"),
         (b"\x89PNG\r\n\x1a\n....", "it is a PNG; give it its own suffix"),
         (b"II*\0", "truncated or damaged TIFF"),
+        (b"II*\0\0\0\0\0", "without pixels"),
     ],
 )
 def test_not_a_tiff(tmp_path: Path, content: bytes, text: str) -> None:
@@ -644,6 +719,50 @@ def test_truncated_files_are_refused_before_use(
             tiff.load(path, lazy_above=lazy_above, axes="ZYX")
 
 
+def test_damage_is_found_whatever_tifffile_logs(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.tif", stack((6, 64, 64)), metadata=None).read_bytes()
+    path = tmp_path / "cut.tif"
+    path.write_bytes(whole[: len(whole) // 2])
+    logging.disable(logging.CRITICAL)
+    try:
+        with pytest.raises(ImageError, match="truncated or damaged"):
+            read_image(path)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_pages_in_a_loop_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", stack(), compression="zlib", metadata=None)
+    with tifffile.TiffFile(path) as tif:
+        first, third = tif.pages[0].offset, tif.pages[2].offset
+        count = len(tif.pages[2].tags)
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<I", raw, third + 2 + 12 * count, first)
+    path.write_bytes(raw)
+    with pytest.raises(ImageError, match="page 3 leads back to an earlier page"):
+        read_image(path)
+
+
+def test_a_tag_outside_of_the_file_is_damage(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", stack(), compression="zlib", metadata=None)
+    with tifffile.TiffFile(path) as tif:
+        tag = tif.pages[0].tags["XResolution"]
+        raw = bytearray(path.read_bytes())
+        struct.pack_into("<I", raw, tag.offset + 8, 10**8)
+    path.write_bytes(raw)
+    with pytest.raises(ImageError, match="tag 282 of page 0 lies outside"):
+        read_image(path)
+
+
+def test_one_page_that_describes_all_planes(tmp_path: Path) -> None:
+    array = stack()
+    path = write(tmp_path / "a.tif", array, metadata={"axes": "ZYX", "truncated": True})
+    same(read_image(path), array, "ZYX")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ImageError, match="truncated"):
+        read_image(path)
+
+
 def test_damage_inside_is_an_image_error_when_read(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.tif", stack(), compression="zlib", metadata={"axes": "ZYX"}
@@ -683,6 +802,17 @@ def test_missing_companion_of_an_ome_set(tmp_path: Path) -> None:
     with pytest.raises(
         ImageError, match=r"1 of 2 planes are missing: they are in b\.ome\.tif"
     ):
+        read_image(path)
+
+
+def test_an_ome_file_whose_planes_are_all_in_missing_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ome.tif", stack((20, 24)), metadata={"axes": "YX"})
+    with tifffile.TiffFile(path) as tif:
+        xml = tif.ome_metadata or ""
+    uuid = '<UUID FileName="b.ome.tif">urn:uuid:0001</UUID>'
+    planes = f'<TiffData IFD="0" PlaneCount="1">{uuid}</TiffData>'
+    tifffile.tiffcomment(path, re.sub(r"<TiffData[^>]*/>", planes, xml))
+    with pytest.raises(ImageError, match=r"planes are in b\.ome\.tif; put all files"):
         read_image(path)
 
 

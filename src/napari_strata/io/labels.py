@@ -11,8 +11,6 @@ these (int32 with negative values) that holds the values found and those of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ import numpy as np
 from napari_strata.core.classes import check_integers, smallest_dtype
 from napari_strata.core.errors import LabelError, RunError
 from napari_strata.core.image import Image, LabelImage
-from napari_strata.io import raster, tiff_write
 from napari_strata.io.blocks import extremes, planes, read_block
+from napari_strata.io.formats import find_writer
 from napari_strata.io.paths import PathLike, replacing
 from napari_strata.io.record import Record
 
@@ -129,25 +127,8 @@ def _write(
     path: PathLike, image: Image, *, dtype: np.dtype[Any], overwrite: bool
 ) -> Path:
     target = Path(path).expanduser()
-    write = _writer(target)
+    write = find_writer(target)
     with replacing(target, overwrite=overwrite) as temporary:
         # zarrs 0.2.0 writes native byte order only; readers do not notice
         write(temporary, image, Record.of(image), dtype=dtype.newbyteorder("="))
     return target
-
-
-def _writer(path: Path) -> Callable[..., None]:
-    match path.suffix.lower():
-        case ".tif" | ".tiff":
-            return tiff_write.write
-        case ".png":
-            return raster.write
-        case ".zarr":
-            zarr: Callable[..., None] = import_module(
-                "napari_strata.io.zarr"
-            ).write  # zarr takes half a second to load
-            return zarr
-        case suffix:
-            raise RunError(
-                f"{path}: found the suffix {suffix!r}; use .tif, .zarr, or .png for one plane of labels."
-            )

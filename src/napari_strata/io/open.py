@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 import math
-from glob import has_magic
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 
 from napari_strata.core.classes import ClassMap, check_integers
-from napari_strata.core.errors import ImageError, LabelError
+from napari_strata.core.errors import LabelError
 from napari_strata.core.image import ArrayLike, Image, LabelImage
-from napari_strata.io import raster, stack, tiff
+from napari_strata.io.formats import Reader, find_reader
 from napari_strata.io.layout import AxesError
 from napari_strata.io.lazy import LAZY_BYTES, CastArray, LazyArray
-from napari_strata.io.paths import (
-    RASTER_SUFFIXES,
-    TIFF_SUFFIXES,
-    PathLike,
-    existing,
-    is_zarr,
-)
-from napari_strata.io.record import Loaded
+from napari_strata.io.paths import PathLike
 from napari_strata.io.units import PIXEL
-
-
-class Format(Protocol):
-    """What the module of a format offers."""
-
-    def count(self, path: PathLike) -> int: ...
-    def load(
-        self,
-        path: PathLike,
-        *,
-        series: int = ...,
-        axes: str | None = ...,
-        lazy_above: int = ...,
-        labels: bool = ...,
-    ) -> Loaded: ...
-    def storage(self, path: PathLike, *, series: int = ...) -> str: ...
 
 
 def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> Image:
@@ -66,7 +40,7 @@ def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> I
     ImageError
         when the file is missing, of no known format, truncated, empty, or its axes cannot be known.
     """
-    return _format(path).load(path, series=series, axes=axes)[0]
+    return find_reader(path).load(path, series=series, axes=axes)[0]
 
 
 def read_images(
@@ -87,7 +61,7 @@ def read_images(
     ImageError
         As `read_image`.
     """
-    reader = _format(path)
+    reader = find_reader(path)
     return [
         reader.load(path, series=index, axes=axes, lazy_above=lazy_above)[0]
         for index in range(reader.count(path))
@@ -98,9 +72,10 @@ def read_pyramid(
     path: PathLike, *, axes: str | None = None, series: int = 0
 ) -> list[Image]:
     """Every resolution of a series, the full one first; one image where the file has no pyramid."""
-    reader = _format(path)
+    reader = find_reader(path)
     if hasattr(reader, "pyramid"):
-        return cast("list[Image]", reader.pyramid(path, series=series, axes=axes))
+        levels: list[Image] = reader.pyramid(path, series=series, axes=axes)
+        return levels
     return [read_image(path, axes=axes, series=series)]
 
 
@@ -117,7 +92,7 @@ def read_labels(path: PathLike, *, axes: str | None = None) -> LabelImage:
     ImageError
         as `read_image`.
     """
-    image, classes = _format(path).load(path, axes=axes, labels=True)
+    image, classes = find_reader(path).load(path, axes=axes, labels=True)
     if image.dtype.kind not in "uib":
         plane = next(image.planes())
         try:
@@ -143,7 +118,7 @@ def read_classes(path: PathLike) -> ClassMap | None:
 
     Pixels are not read (of a PNG or JPEG, they are).
     """
-    return _format(path).load(path, lazy_above=0, labels=True)[1]
+    return find_reader(path).load(path, lazy_above=0, labels=True)[1]
 
 
 def describe(path: PathLike) -> list[str]:
@@ -156,7 +131,7 @@ def describe(path: PathLike) -> list[str]:
     ImageError
         when the file is missing, of no known format, or damaged.
     """
-    reader = _format(path)
+    reader = find_reader(path)
     number = reader.count(path)
     lines = [f"{path}: {number} series" if number > 1 else f"{path}"]
     for index in range(number):
@@ -166,7 +141,7 @@ def describe(path: PathLike) -> list[str]:
     return lines
 
 
-def _series_lines(reader: Format, path: PathLike, index: int) -> list[str]:
+def _series_lines(reader: Reader, path: PathLike, index: int) -> list[str]:
     storage = f"stored as   {reader.storage(path, series=index)}"
     try:
         image, classes = reader.load(path, series=index, lazy_above=0)
@@ -209,28 +184,6 @@ def _way(image: Image) -> str:
     ):
         return "whole, into memory"
     return "memory-mapped" if mapped else "lazily, piece by piece"
-
-
-def _format(path: PathLike) -> Format:
-    text = str(path)
-    plain = Path(path).expanduser()
-    if has_magic(text) and not plain.exists():
-        return stack
-    found = existing(path)
-    suffix = found.suffix.lower()
-    if found.is_dir():
-        return (
-            cast(Format, import_module("napari_strata.io.zarr"))
-            if is_zarr(found) or suffix == ".zarr"
-            else stack
-        )
-    if suffix in TIFF_SUFFIXES:
-        return tiff
-    if suffix in RASTER_SUFFIXES:
-        return raster
-    raise ImageError(
-        f"{found}: found the suffix {suffix!r}; TIFF, PNG, JPEG and OME-Zarr can be read, and folders of slices."
-    )
 
 
 def _cast(data: ArrayLike, dtype: Any) -> ArrayLike:

@@ -22,6 +22,7 @@ from napari_strata.io.paths import PathLike, existing, stem
 from napari_strata.io.record import Loaded
 from napari_strata.io.tiff_file import check, data_offset, opened, pick
 from napari_strata.io.tiff_segments import SegmentedSeries
+from napari_strata.io.tiff_write import write as write
 from napari_strata.io.units import PIXEL
 
 _ALPHA = (1, 2)

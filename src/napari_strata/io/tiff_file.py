@@ -31,9 +31,6 @@ _LAST_BASELINE_TAG = 400
 _MOST_TAGS = 4096
 """Longer tag lists are taken as damage, by tifffile too."""
 
-_PIXEL_TAGS = (273, 279, 324, 325, 330, 347)
-"""Offsets and byte counts of strips and tiles, SubIFDs, JPEG tables."""
-
 _TYPE_BYTES = np.zeros(65536, np.int64)
 _TYPE_BYTES[1:14] = (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4)
 _TYPE_BYTES[16:19] = 8
@@ -54,15 +51,15 @@ def opened(path: Path) -> Iterator[TiffFile]:
     except Exception as error:
         raise _not_tiff(path, error) from error
     with tif:
+        if not tif.pages:
+            raise _without_pixels(path)
         # ImageJ may keep all pixels behind the first page: then only that one counts.
         if not tif.is_imagej:
             _check_chain(tif, path)
         with reading(path):
             all_series = list(tif.series)
         if not any(series.size for series in all_series):
-            raise ImageError(
-                f"{path}: a TIFF file without pixels; choose another file."
-            )
+            raise _without_pixels(path)
         if tif.is_imagej:
             first = all_series[0]
             behind = first.kind == "imagej" and data_offset(first) is not None
@@ -92,6 +89,10 @@ def _not_tiff(path: Path, error: Exception) -> ImageError:
     return ImageError(
         f"{path}: not a TIFF file: {kind} (a TIFF file starts with 'II*' or 'MM')."
     )
+
+
+def _without_pixels(path: Path) -> ImageError:
+    return ImageError(f"{path}: a TIFF file without pixels; choose another file.")
 
 
 def _damaged(path: Path, problem: str) -> ImageError:
@@ -138,7 +139,7 @@ def _check_chain(tif: TiffFile, path: Path, *, first_only: bool = False) -> None
         if tags is None:
             raise _damaged(path, f"page {number} at byte {offset} of {size} is cut off")
         for code in _misplaced_tags(tif, tags):
-            if code in _PIXEL_TAGS or (number == 0 and code < _LAST_BASELINE_TAG):
+            if code < _LAST_BASELINE_TAG:
                 raise _damaged(
                     path, f"tag {code} of page {number} lies outside of the file"
                 )
@@ -194,6 +195,13 @@ def _check_description(
     first = all_series[0]
     if tif.is_imagej and not tif.is_ome and first.kind in ("uniform", "generic"):
         raise _damaged(path, "its pages are not those of its ImageJ description")
+    if tif.is_ome and first.kind != "ome":
+        names = _missing_files(tif, path)
+        if names:
+            raise ImageError(
+                f"{path}: its planes are in {', '.join(names)}; put all files of the"
+                " set into one folder."
+            )
     metadata = list(tif.shaped_metadata or [])
     if first.kind == "shaped" and len(all_series) == 1 and len(metadata) == 1:
         shape = metadata[0].get("shape", first.shape)
@@ -236,15 +244,24 @@ def _ends_early(path: Path) -> ImageError:
 
 def _incomplete(tif: TiffFile, path: Path, missing: int, total: int) -> ImageError:
     """Error for a series without some of its pages; it names the files that miss."""
-    names = set()
-    if tif.is_ome and tif.ome_metadata:
-        for element in ElementTree.fromstring(tif.ome_metadata).iter():
-            name = element.get("FileName")
-            if name and not (path.parent / name).exists():
-                names.add(name)
+    names = _missing_files(tif, path)
     if names:
         return ImageError(
             f"{path}: {missing} of {total} planes are missing: they are in"
-            f" {', '.join(sorted(names))}; put all files of the set into one folder."
+            f" {', '.join(names)}; put all files of the set into one folder."
         )
     return _damaged(path, f"{missing} of the {total} planes it describes are missing")
+
+
+def _missing_files(tif: TiffFile, path: Path) -> list[str]:
+    """List the files that an OME set names and that are not in its folder."""
+    try:
+        root = ElementTree.fromstring(tif.ome_metadata or "")
+    except ElementTree.ParseError:
+        return []
+    names = {
+        element.get("FileName", "")
+        for element in root.iter()
+        if element.tag.endswith("UUID")
+    }
+    return sorted(name for name in names if name and not (path.parent / name).exists())

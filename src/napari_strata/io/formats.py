@@ -1,0 +1,136 @@
+"""Registry of file formats: which module reads and writes a file.
+
+A format is a module with these functions; `pyramid` and `write` may be missing:
+
+- ``count(path)``: number of images in a file
+- ``load(path, *, series, axes, lazy_above, labels)``: one image and its class map
+- ``storage(path, *, series)``: one line on how the pixels are stored
+- ``pyramid(path, *, series, axes)``: all resolutions of an image
+- ``write(path, image, record, *, dtype)``: write an image with its record
+
+A new format calls `register_format` in its own module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from glob import has_magic
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from napari_strata.core.errors import ImageError, RunError
+from napari_strata.io.paths import TIFF_SUFFIXES, PathLike, existing, is_zarr
+from napari_strata.io.record import Loaded
+
+_STACK_MODULE = "napari_strata.io.stack"
+
+
+class Reader(Protocol):
+    """Functions of a format that reads."""
+
+    def count(self, path: PathLike) -> int: ...
+    def load(
+        self,
+        path: PathLike,
+        *,
+        series: int = ...,
+        axes: str | None = ...,
+        lazy_above: int = ...,
+        labels: bool = ...,
+    ) -> Loaded: ...
+    def storage(self, path: PathLike, *, series: int = ...) -> str: ...
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """A file format and the module that implements it.
+
+    Parameters
+    ----------
+    name
+        Name for messages.
+    suffixes
+        Suffixes of files that are read, in lower case.
+    module
+        Module with the functions of the format; imported on first use.
+    written_suffixes
+        Suffixes of files that are written.
+    is_folder
+        Function that recognizes folders of this format; None for plain files.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    module: str
+    written_suffixes: tuple[str, ...] = ()
+    is_folder: Callable[[Path], bool] | None = None
+
+
+FORMATS: list[FileFormat] = []
+"""All formats, those registered last first."""
+
+
+def register_format(file_format: FileFormat) -> None:
+    """Add a format; it takes precedence over earlier ones with the same suffixes."""
+    FORMATS.insert(0, file_format)
+
+
+register_format(
+    FileFormat(
+        "OME-Zarr", (".zarr",), "napari_strata.io.zarr", (".zarr",), is_folder=is_zarr
+    )
+)
+register_format(FileFormat("JPEG", (".jpg", ".jpeg"), "napari_strata.io.raster"))
+register_format(FileFormat("PNG", (".png",), "napari_strata.io.raster", (".png",)))
+register_format(
+    FileFormat("TIFF", TIFF_SUFFIXES, "napari_strata.io.tiff", (".tif", ".tiff"))
+)
+
+
+def find_reader(path: PathLike) -> Reader:
+    """Find the module that reads a file, a folder or a pattern.
+
+    Raises
+    ------
+    ImageError
+        When nothing is there, or its format is not known.
+    """
+    if has_magic(str(path)) and not Path(path).expanduser().exists():
+        return cast(Reader, import_module(_STACK_MODULE))
+    file = existing(path)
+    suffix = file.suffix.lower()
+    for file_format in FORMATS:
+        if file.is_dir():
+            is_folder = file_format.is_folder
+            if is_folder and (suffix in file_format.suffixes or is_folder(file)):
+                return cast(Reader, import_module(file_format.module))
+        elif suffix in file_format.suffixes and file_format.is_folder is None:
+            return cast(Reader, import_module(file_format.module))
+    if file.is_dir():
+        return cast(Reader, import_module(_STACK_MODULE))
+    *names, last = [file_format.name for file_format in FORMATS]
+    raise ImageError(
+        f"{file}: found the suffix {suffix!r}; {', '.join(names)} and {last} can be"
+        " read, and folders of slices."
+    )
+
+
+def find_writer(path: Path) -> Callable[..., None]:
+    """Find the function that writes files with the suffix of a path.
+
+    Raises
+    ------
+    RunError
+        When no format writes files with this suffix.
+    """
+    suffix = path.suffix.lower()
+    for file_format in FORMATS:
+        if suffix in file_format.written_suffixes:
+            write: Callable[..., None] = import_module(file_format.module).write
+            return write
+    raise RunError(
+        f"{path}: found the suffix {suffix!r}; use .tif, .zarr, or .png for one plane"
+        " of labels."
+    )
