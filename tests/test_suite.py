@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,8 +31,9 @@ def test_coverage_is_measured_over_both_runs() -> None:
     ],
 )
 def test_options_go_to_both_runs_and_paths_to_one(
-    arguments: list[str], runs: list[list[str]]
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], runs: list[list[str]]
 ) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
     assert suite.pytest_arguments(arguments) == runs
 
 

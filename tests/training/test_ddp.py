@@ -32,8 +32,8 @@ from napari_strata.models.model import Model
 from napari_strata.networks import build_network
 from napari_strata.training.ddp import process_group
 from napari_strata.training.loop import train
-from napari_strata.worker.replies import JobEnded, JobFailed
-from worker.client import train_order, worker
+from napari_strata.worker.protocol import JobEnded, JobFailed
+from worker.client import train_request, worker
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -350,11 +350,13 @@ def test_the_viewers_worker_trains_by_torchrun(
     ]
     with worker(command=torchrun) as client:
         client.ready()
-        endless = train_order(tmp_path, scene(), overrides={"training.epochs": 100_000})
+        endless = train_request(
+            tmp_path, scene(), overrides={"training.epochs": 100_000}
+        )
         client.say(endless)
         client.until(lambda _, event: isinstance(event, EpochEnd) and event.epoch == 2)
         client.say({"stop": "t"})
-        assert client.result("t")[-1] == JobEnded("stopped")
+        assert client.result("t")[-1] == JobEnded(reason="stopped")
         small = {
             "job": "r",
             "out": str(tmp_path / "small"),
@@ -428,12 +430,12 @@ def test_a_worker_trains_again_after_one_of_its_processes_left_the_others_in_a_c
     ]
     with worker(command=torchrun, BAD=str(rank), ONCE=str(tmp_path / "once")) as client:
         client.ready()
-        failed = client.do(train_order(tmp_path / "first", scene()))[-1]
+        failed = client.do(train_request(tmp_path / "first", scene()))[-1]
         assert isinstance(failed, JobFailed)
         assert failed.text.startswith(
             "rank 1 of 2: out of memory" if rank else "out of memory"
         )
-        ended = client.do(train_order(tmp_path / "second", scene(), "again"))[-1]
+        ended = client.do(train_request(tmp_path / "second", scene(), "again"))[-1]
         assert isinstance(ended, JobEnded)
         assert ended.reason == "finished"
         client.hang_up()

@@ -17,6 +17,7 @@ from napari_strata.widgets.predict.area import PLANE, WHOLE
 from napari_strata.widgets.train.dock import TrainDock
 from napari_strata.widgets.train.form import RecipeForm
 from napari_strata.widgets.train.plan_summary import in_words
+from napari_strata.worker.protocol import PlanResult
 from widgets.models import rock
 
 TINY = {
@@ -175,7 +176,20 @@ def test_the_form_disables_what_the_network_does_not_know(qtbot: Any) -> None:
 
 
 def test_the_forecast_of_a_3d_training_says_how_many_planes() -> None:
-    plan = {"split": "by halves", "device": "CPU", "memory": 1e6, "free_memory": None}
-    deep = {"spec": {"patch": 64, "depth": {"patch": 1}}}
-    assert in_words(plan | deep)[2:] == ["Patches of 1 plane of 64 x 64 pixels"]
-    assert len(in_words(plan | {"spec": {"patch": 64, "depth": None}})) == 2
+    plan = PlanResult(
+        recipe={},
+        spec={"patch": 64, "depth": {"patch": 1}},
+        split="by halves",
+        training=(),
+        validation=(),
+        classes=(),
+        labelled_pixels=(),
+        device="CPU",
+        precision="fp32",
+        memory=1_000_000,
+        free_memory=None,
+        parameters=1,
+    )
+    assert in_words(plan)[2:] == ["Patches of 1 plane of 64 x 64 pixels"]
+    flat = plan.model_copy(update={"spec": {"patch": 64, "depth": None}})
+    assert len(in_words(flat)) == 2

@@ -18,7 +18,13 @@ import numpy as np
 
 from helpers import TINY
 from napari_strata.core.image import AnnotatedImage, Image
-from napari_strata.worker.replies import JobEnded, JobFailed, Outgoing, Ready, decode
+from napari_strata.worker.protocol import (
+    AnyEvent,
+    JobEnded,
+    JobFailed,
+    Ready,
+    decode_event,
+)
 
 COMMAND = [sys.executable, "-m", "napari_strata.worker"]
 PATIENCE = 300.0
@@ -54,14 +60,16 @@ class Worker:
         assert isinstance(first, Ready), first
         return first
 
-    def say(self, order: dict[str, Any] | str) -> None:
+    def say(self, request: dict[str, Any] | str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(
-            ((order if isinstance(order, str) else json.dumps(order)) + "\n").encode()
+            (
+                (request if isinstance(request, str) else json.dumps(request)) + "\n"
+            ).encode()
         )
         self.process.stdin.flush()
 
-    def next(self, timeout: float = PATIENCE) -> tuple[str | None, Outgoing]:
+    def next(self, timeout: float = PATIENCE) -> tuple[str | None, AnyEvent]:
         """The next reply. Raises `EOFError` when there is none any more."""
         try:
             line = self._said.get(timeout=timeout)
@@ -71,11 +79,11 @@ class Worker:
             ) from None
         if line is None:
             raise EOFError("".join(self.errors[-20:]))
-        return decode(line)
+        return decode_event(line)
 
     def until(
-        self, stop: Callable[[str | None, Outgoing], bool], timeout: float = PATIENCE
-    ) -> list[Outgoing]:
+        self, stop: Callable[[str | None, AnyEvent], bool], timeout: float = PATIENCE
+    ) -> list[AnyEvent]:
         """Replies up to the one that is waited for, that one last."""
         found, end = [], time.monotonic() + timeout
         while True:
@@ -84,16 +92,16 @@ class Worker:
             if stop(job, event):
                 return found
 
-    def result(self, job: str) -> list[Outgoing]:
+    def result(self, job: str) -> list[AnyEvent]:
         """Replies up to the end of a job."""
         return self.until(
             lambda of, event: of == job and isinstance(event, JobEnded | JobFailed)
         )
 
-    def do(self, order: dict[str, Any]) -> list[Outgoing]:
+    def do(self, request: dict[str, Any]) -> list[AnyEvent]:
         """Give a job and wait for its end."""
-        self.say(order)
-        return self.result(order["job"])
+        self.say(request)
+        return self.result(request["job"])
 
     def hang_up(self) -> None:
         assert self.process.stdin is not None
@@ -142,7 +150,7 @@ def layer(path: Path, image: Image) -> dict[str, Any]:
     return {"path": str(path), "axes": image.axes, "name": image.name}
 
 
-def train_order(
+def train_request(
     folder: Path, pair: AnnotatedImage, job: str = "t", **changes: Any
 ) -> dict[str, Any]:
     """A job that trains a tiny network for two epochs, in `folder`."""

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from napari_strata.worker import pipes
+from napari_strata.worker import transport
 
 QUIETLY = "quietly" in sys.argv
 sys.argv = sys.argv[:1]  # the worker knows no such word
@@ -32,7 +32,7 @@ def make_noise() -> None:
         time.sleep(0.05)
 
 
-def take_over(original: Any = pipes.take_over) -> tuple[int, int]:
+def take_over_pipes(original: Any = transport.take_over_pipes) -> tuple[int, int]:
     """As it is, and from then on there is noise."""
     taken: tuple[int, int] = original()
     threading.Thread(target=make_noise, daemon=True).start()
@@ -46,5 +46,5 @@ def _read_nothing(path: object, **_: Any) -> Any:
     return [path] * (1 // 0)
 
 
-pipes.take_over = take_over
+transport.take_over_pipes = take_over_pipes
 runpy.run_module("napari_strata.worker", run_name="__main__")

@@ -36,21 +36,20 @@ from napari_strata.inference.predict import iter_predict
 from napari_strata.io import write_labels
 from napari_strata.networks import build_network
 from napari_strata.worker import jobs
-from napari_strata.worker.orders import parse_order
-from napari_strata.worker.replies import TargetOpened
-from napari_strata.worker.sources import Part, Window
-from worker.client import layer, train_order
+from napari_strata.worker.protocol import TargetOpened, decode_request
+from napari_strata.worker.sources import ArrayView, Window
+from worker.client import layer, train_request
 
 
-def run(order: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def run(request: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Events and result of a job."""
-    events, work = [], jobs.run(parse_order(json.dumps({"job": "j"} | order)))  # type: ignore[arg-type]
+    events, work = [], jobs.run(decode_request(json.dumps({"job": "j"} | request)))  # type: ignore[arg-type]
     while True:
         try:
             events.append(next(work))
         except StopIteration as end:
-            json.dumps(end.value, allow_nan=False)
-            return events, end.value
+            result = end.value.model_dump(exclude_unset=True)
+            return events, json.loads(json.dumps(result, allow_nan=False))
 
 
 def of(events: list[Any], kind: type[Any]) -> list[Any]:
@@ -67,25 +66,25 @@ def model(pair: AnnotatedImage, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return tiny_model(pair).save(tmp_path_factory.mktemp("model") / "model.safetensors")
 
 
-def predict_order(
+def predict_request(
     model: Path, folder: Path, image: Image, **changes: Any
 ) -> dict[str, Any]:
-    order = {
+    request = {
         "kind": "predict",
         "model": str(model),
         "image": layer(folder / "image.npy", image),
         "device": "cpu",
     }
-    return order | {"out": str(folder / "out.npy")} | changes
+    return request | {"out": str(folder / "out.npy")} | changes
 
 
 def test_training_on_layers_is_training_on_arrays(
     tmp_path: Path, pair: AnnotatedImage
 ) -> None:
     known = {"scale": [3.0, 2.0, 2.0], "units": ["micrometer"] * 3}
-    order = train_order(tmp_path, pair)
-    order["images"] |= known
-    events, result = run(order)
+    request = train_request(tmp_path, pair)
+    request["images"] |= known
+    events, result = run(request)
     image = replace(pair.image, scale=(3.0, 2.0, 2.0), units=("micrometer",) * 3)
     labels = image.labels_like(pair.labels.data)
     expected = ns.train(
@@ -98,12 +97,12 @@ def test_training_on_layers_is_training_on_arrays(
     assert found.digest == expected.digest
     assert found.spec.pixel_size == {"Z": 3.0, "Y": 2.0, "X": 2.0}
     assert result == {
-        "run": order["out"],
-        "model": f"{order['out']}/model.safetensors",
+        "run": request["out"],
+        "model": f"{request['out']}/model.safetensors",
         "ended": "finished",
         "epoch": 2,
     }
-    assert ns.RunFolder.open(order["out"]).events() == of(events, Event)
+    assert ns.RunFolder.open(request["out"]).events() == of(events, Event)
 
 
 def test_training_takes_classes_unlabelled_values_overrides_and_validation(
@@ -111,9 +110,9 @@ def test_training_takes_classes_unlabelled_values_overrides_and_validation(
 ) -> None:
     one, other = easy_pair((1, 64, 64)), easy_pair((1, 64, 64), seed=1)
     other = replace(other, image=replace(other.image, name="other"), name="")
-    held = train_order(tmp_path / "held", other)
+    held = train_request(tmp_path / "held", other)
     events, result = run(
-        train_order(
+        train_request(
             tmp_path,
             one,
             classes={"names": ["pore", "grain"], "values": [0, 255], "unlabelled": [7]},
@@ -132,11 +131,11 @@ def test_training_takes_classes_unlabelled_values_overrides_and_validation(
 def test_a_plan_says_what_training_would_do_and_writes_nothing(
     tmp_path: Path, pair: AnnotatedImage
 ) -> None:
-    order = train_order(tmp_path, pair)
-    plan_order = {k: v for k, v in order.items() if k != "out"} | {"kind": "plan"}
-    events, plan = run(plan_order)
+    request = train_request(tmp_path, pair)
+    plan_request = {k: v for k, v in request.items() if k != "out"} | {"kind": "plan"}
+    events, plan = run(plan_request)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["image.npy", "labels.npy"]
-    trained, _ = run(order)
+    trained, _ = run(request)
     started = of(trained, TrainingStarted)[0]
     assert plan["split"] == started.validation_text
     assert plan["parameters"] == started.parameters
@@ -161,8 +160,8 @@ def test_predicting_into_an_array_gives_what_predict_gives(
     model = tiny_model().save(tmp_path / "model.safetensors")
     reference = iter_predict(model, image, device="cpu", probabilities=True)
     list(reference)
-    order = predict_order(model, tmp_path, image, probabilities=True)
-    events, result = run(order)
+    request = predict_request(model, tmp_path, image, probabilities=True)
+    events, result = run(request)
     found, chances = (
         np.load(tmp_path / "out.npy"),
         np.load(tmp_path / "out_probabilities.npy"),
@@ -180,7 +179,7 @@ def test_predicting_into_an_array_gives_what_predict_gives(
     )
     assert opened.probabilities == str(tmp_path / "out_probabilities.npy")
     assert sum(result["pixels"].values()) == found.size
-    assert of(events, PredictionEnd)[0].path == result["out"] == order["out"]
+    assert of(events, PredictionEnd)[0].path == result["out"] == request["out"]
     assert len(of(events, RegionEnd)) == found.size // (40 * 56)
 
 
@@ -189,8 +188,8 @@ def test_the_array_is_there_from_the_start_and_fills_plane_by_plane(
 ) -> None:
     expected = np.asarray(ns.predict(model, pair.image, device="cpu").data)
     assert expected.any(axis=(1, 2)).all()
-    order = predict_order(model, tmp_path, pair.image)
-    work = jobs.run(parse_order(json.dumps({"job": "j"} | order)))  # type: ignore[arg-type]
+    request = predict_request(model, tmp_path, pair.image)
+    work = jobs.run(decode_request(json.dumps({"job": "j"} | request)))  # type: ignore[arg-type]
     opened = next(event for event in work if isinstance(event, TargetOpened))
     shown = np.load(opened.path, mmap_mode="r")  # as the viewer does
     assert shown.shape == pair.image.shape
@@ -226,7 +225,7 @@ def test_a_region_is_predicted_as_in_the_whole_and_leaves_the_rest(
         ns.predict(model, replace(image, data=array[1:2]), device="cpu").data
     )
     assert (alone[0] != expected[1]).mean() > 0.01  # else this test would show nothing
-    events, result = run(predict_order(model, tmp_path, image, region={"Z": 1}))
+    events, result = run(predict_request(model, tmp_path, image, region={"Z": 1}))
     np.testing.assert_array_equal(
         np.load(tmp_path / "out.npy"), expected * (np.arange(3) == 1)[:, None, None]
     )
@@ -235,7 +234,7 @@ def test_a_region_is_predicted_as_in_the_whole_and_leaves_the_rest(
 
     mapped = np.load(tmp_path / "out.npy", mmap_mode="r")
     events, _ = run(
-        predict_order(
+        predict_request(
             model, tmp_path, image, region={"Z": (2, 3), "X": (16, 48)}, overwrite=True
         )
     )
@@ -263,7 +262,7 @@ def test_a_single_plane_is_predicted_with_the_slices_beside_it(tmp_path: Path) -
     )
     assert (flat[0] != expected[1]).any()  # else this test would show nothing
     events, _ = run(
-        predict_order(model, tmp_path, pair.image, region={"Z": 1, "X": (16, 64)})
+        predict_request(model, tmp_path, pair.image, region={"Z": 1, "X": (16, 64)})
     )
     assert not [e for e in events if isinstance(e, Message) and e.level == "warning"]
     found = np.load(tmp_path / "out.npy")
@@ -279,7 +278,9 @@ def test_labels_in_a_mapped_file_may_be_larger_than_the_memory(
     image = Image(np.zeros((2000, 48, 64), np.uint8), "ZYX")
     monkeypatch.setattr(estimate, "free_memory", lambda _: 5_000_000)
     work = jobs.run(
-        parse_order(json.dumps({"job": "j"} | predict_order(model, tmp_path, image)))
+        decode_request(
+            json.dumps({"job": "j"} | predict_request(model, tmp_path, image))
+        )
     )  # type: ignore[arg-type]
     assert any(isinstance(event, RegionEnd) for event in work)
     work.close()
@@ -292,18 +293,20 @@ def test_labels_in_a_mapped_file_may_be_larger_than_the_memory(
 def test_an_array_is_not_replaced_unasked_and_cleared_when_asked(
     tmp_path: Path, pair: AnnotatedImage, model: Path
 ) -> None:
-    order = predict_order(model, tmp_path, pair.image)
+    request = predict_request(model, tmp_path, pair.image)
     np.save(tmp_path / "out.npy", np.full(pair.image.shape, 9, np.uint8))
     with pytest.raises(RunError, match="exists already"):
-        run(order)
+        run(request)
     assert (np.load(tmp_path / "out.npy") == 9).all()
     mapped = np.load(tmp_path / "out.npy", mmap_mode="r")
-    work = jobs.run(parse_order(json.dumps({"job": "j", "overwrite": True} | order)))  # type: ignore[arg-type]
+    work = jobs.run(
+        decode_request(json.dumps({"job": "j", "overwrite": True} | request))
+    )  # type: ignore[arg-type]
     next(event for event in work if isinstance(event, TargetOpened))
     assert not mapped.any()
     work.close()
     np.save(tmp_path / "out.npy", np.zeros((2, 2)))  # of another shape
-    run(order | {"overwrite": True})
+    run(request | {"overwrite": True})
     np.testing.assert_array_equal(
         np.load(tmp_path / "out.npy"), ns.predict(model, pair.image, device="cpu").data
     )
@@ -315,18 +318,18 @@ def test_predicting_into_a_tiff_and_files_into_a_folder(
 ) -> None:
     expected = np.asarray(ns.predict(model, pair.image, device="cpu").data)
     out = tmp_path / "labels.tif"
-    _, result = run(predict_order(model, tmp_path, pair.image, out=str(out)))
+    _, result = run(predict_request(model, tmp_path, pair.image, out=str(out)))
     np.testing.assert_array_equal(ns.read_labels(out).data, expected)
     assert result["out"] == str(out)
     assert sum(result["pixels"].values()) == expected.size
     write_labels(tmp_path / "in" / "grey.tif", pair.image.labels_like(pair.image.data))
-    order = {
+    request = {
         "kind": "predict",
         "model": str(model),
         "inputs": [str(tmp_path / "in")],
         "out": str(tmp_path / "made"),
     }
-    run(order | {"device": "cpu"})
+    run(request | {"device": "cpu"})
     np.testing.assert_array_equal(
         ns.read_labels(tmp_path / "made" / "grey_labels.tif").data, expected
     )
@@ -338,16 +341,16 @@ def test_evaluating_a_model_and_labels(
     expected = ns.evaluate(model, pair, device="cpu").as_dict()
     data = {
         k: v
-        for k, v in train_order(tmp_path, pair).items()
+        for k, v in train_request(tmp_path, pair).items()
         if k in ("images", "labels")
     }
-    order = {
+    request = {
         "kind": "evaluate",
         "model": str(model),
         "device": "cpu",
         "out": str(tmp_path / "report"),
     }
-    events, scores = run(order | data)
+    events, scores = run(request | data)
     assert scores["confusion"] == expected["confusion"]
     assert scores["per_class"] == expected["per_class"]
     assert scores["per_image"]["easy"]["confusion"] == expected["confusion"]
@@ -359,13 +362,13 @@ def test_evaluating_a_model_and_labels(
         {"path": str(tmp_path / name), "axes": "ZYX"}
         for name in ("predicted.npy", "labels.npy")
     ]
-    order = {
+    request = {
         "kind": "evaluate",
         "prediction": layers[0],
         "labels": layers[1],
         "out": str(tmp_path / "second"),
     }
-    events, again = run(order)
+    events, again = run(request)
     assert again["confusion"] == expected["confusion"]
     assert [event.done for event in of(events, RegionEnd)] == [1, 2, 3]
     truth, found = np.asarray(pair.labels.data), np.asarray(predicted.data)
@@ -377,7 +380,7 @@ def test_evaluating_a_model_and_labels(
         )
     assert (tmp_path / "second" / "confusion.png").is_file()
     with pytest.raises(RunError, match="holds something already"):
-        run(order)
+        run(request)
 
 
 def test_info_of_images_models_and_whether_they_fit(
@@ -389,7 +392,7 @@ def test_info_of_images_models_and_whether_they_fit(
     )
     _, facts = run({"kind": "info", "path": str(tmp_path / "a.tif")})
     assert facts["images"][0]["axes"] == "ZYX"
-    assert facts["images"][0]["shape"] == (3, 48, 64)
+    assert facts["images"][0]["shape"] == [3, 48, 64]
     assert any("pore" in line for line in facts["lines"])
     grey = layer(tmp_path / "grey.npy", pair.image)
     _, facts = run({"kind": "info", "path": str(model), "image": grey})
@@ -408,7 +411,7 @@ def test_labels_beside_a_path_and_dataset_folders(
     tmp_path: Path, pair: AnnotatedImage
 ) -> None:
     """Forms that `read_pairs` knows stay what they are; a .npy without axes takes those of its image."""
-    order = train_order(tmp_path, pair)
+    request = train_request(tmp_path, pair)
     for name, image in (("images", pair.image), ("labels", pair.labels)):
         write_labels(
             tmp_path / "set" / name / "a.tif", pair.image.labels_like(image.data)
@@ -420,9 +423,9 @@ def test_labels_beside_a_path_and_dataset_folders(
             "images": str(tmp_path / "set" / "images"),
             "labels": str(tmp_path / "set" / "labels"),
         },
-        {"images": order["images"], "labels": order["labels"]},
+        {"images": request["images"], "labels": request["labels"]},
         {
-            "images": [order["images"]],
+            "images": [request["images"]],
             "labels": [str(tmp_path / "set" / "labels" / "a.tif")],
         },
         {
@@ -468,7 +471,7 @@ def test_what_is_wrong_with_a_layer_is_said(
     error: type[Exception],
     said: str,
 ) -> None:
-    order = train_order(tmp_path, pair)
+    request = train_request(tmp_path, pair)
     (tmp_path / "BROKEN.npy").write_bytes((tmp_path / "image.npy").read_bytes()[:200])
     np.save(tmp_path / "FLOATS.npy", np.asarray(pair.labels.data) / 3)
     np.save(tmp_path / "IMAGE.npy", np.asarray(pair.image.data))
@@ -476,7 +479,7 @@ def test_what_is_wrong_with_a_layer_is_said(
         if value and value["path"].isupper():
             value["path"] = str(tmp_path / f"{value['path']}.npy")
     with pytest.raises(error, match=said):
-        run(order | change)
+        run(request | change)
     assert not (tmp_path / "run").exists()
 
 
@@ -501,7 +504,7 @@ def test_a_part_is_indexed_as_the_array_it_stands_for(
     box: tuple[slice, ...], key: tuple[slice, ...]
 ) -> None:
     array = np.arange(216).reshape(6, 6, 6)
-    part = Part(array, box)
+    part = ArrayView(array, box)
     assert part.shape == array[box].shape
     if all(k.step is None or k.step > 0 for k in key):
         np.testing.assert_array_equal(part[key], array[box][key])
@@ -510,7 +513,7 @@ def test_a_part_is_indexed_as_the_array_it_stands_for(
 def test_a_prediction_in_a_region_starts_with_its_events(
     tmp_path: Path, pair: AnnotatedImage, model: Path
 ) -> None:
-    events, _ = run(predict_order(model, tmp_path, pair.image, region={"Z": (1, 3)}))
+    events, _ = run(predict_request(model, tmp_path, pair.image, region={"Z": (1, 3)}))
     kinds = [type(event) for event in events if not isinstance(event, RegionEnd)]
     assert kinds[-3:] == [TargetOpened, PredictionStarted, PredictionEnd]
     assert [e.region for e in of(events, RegionEnd)] == [{"Z": 1}, {"Z": 2}]
@@ -553,7 +556,7 @@ def test_folds_and_lists_of_models_predict_and_are_scored_as_by_the_api(
     each = [str(folds / "fold_2"), str(folds / "fold_1" / "model.safetensors")]
     for number, group in enumerate((str(folds), each)):
         for name in (f"{number}.npy", f"{number}.tif"):
-            predicting = predict_order(
+            predicting = predict_request(
                 folds, tmp_path, pair.image, out=str(tmp_path / name), tta=True
             )
             run(predicting | {"model": group})
@@ -563,12 +566,12 @@ def test_folds_and_lists_of_models_predict_and_are_scored_as_by_the_api(
         )
         data = {
             k: v
-            for k, v in train_order(tmp_path, pair).items()
+            for k, v in train_request(tmp_path, pair).items()
             if k in ("images", "labels")
         }
-        order = {"kind": "evaluate", "model": group, "device": "cpu", "tta": True}
+        request = {"kind": "evaluate", "model": group, "device": "cpu", "tta": True}
         scores = ns.evaluate(folds, pair, device="cpu", tta=True).as_dict()
-        assert run(order | data)[1]["confusion"] == scores["confusion"]
+        assert run(request | data)[1]["confusion"] == scores["confusion"]
     alone = np.asarray(ns.predict(folds / "fold_1", pair.image, device="cpu").data)
     assert not np.array_equal(alone, expected)
 
@@ -585,7 +588,7 @@ def test_info_of_a_cross_validation(
     )
     assert facts["model"] == str(folds)
     assert facts["mean_iou"] == pytest.approx(0.75)
-    assert facts["class_iou"] == pytest.approx((0.6, 0.8))
+    assert facts["class_iou"] == pytest.approx([0.6, 0.8])
     assert [row["value"] for row in facts["classes"]] == [0, 255]
     _, facts = run(
         {"kind": "info", "path": str(folds / "fold_1" / "model.safetensors")}

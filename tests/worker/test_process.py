@@ -28,19 +28,19 @@ from napari_strata.core.events import (
     TrainingEnd,
     TrainingStarted,
 )
-from napari_strata.worker.pipes import Inbox
-from napari_strata.worker.replies import (
+from napari_strata.worker.protocol import (
     PROTOCOL,
+    AnyEvent,
     JobEnded,
     JobFailed,
     JobQueued,
     JobStarted,
-    Outgoing,
     Refused,
     TargetOpened,
 )
-from napari_strata.worker.server import Interrupted, Server, comes_of_interruption
-from worker.client import COMMAND, PATIENCE, Worker, train_order, worker
+from napari_strata.worker.server import Interrupted, Server, is_from_interruption
+from napari_strata.worker.transport import Inbox, Notice
+from worker.client import COMMAND, PATIENCE, Worker, train_request, worker
 
 STOP = 60.0
 """Seconds for a stop, which takes less than one on a quiet machine."""
@@ -69,7 +69,7 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def names(events: list[Outgoing]) -> list[str]:
+def names(events: list[AnyEvent]) -> list[str]:
     return [type(event).__name__ for event in events]
 
 
@@ -80,12 +80,12 @@ def slow_prediction(folder: Path) -> dict[str, Any]:
         np.random.default_rng(0).integers(0, 255, (2, 1600, 1600), np.uint8),
     )
     model = tiny_model().save(folder / "model.safetensors")
-    order = {
+    request = {
         "kind": "predict",
         "model": str(model),
         "image": {"path": str(folder / "big.npy"), "axes": "ZYX"},
     }
-    return order | {
+    return request | {
         "job": "slow",
         "out": str(folder / "big_out.npy"),
         "tile": 8,
@@ -97,9 +97,9 @@ def slow_prediction(folder: Path) -> dict[str, Any]:
 def test_training_tells_what_happens_line_by_line(
     shared: Worker, tmp_path: Path
 ) -> None:
-    order = train_order(tmp_path, easy_pair())
+    request = train_request(tmp_path, easy_pair())
     start = len(shared.lines)
-    events = shared.do(order)
+    events = shared.do(request)
     assert names(events[:1] + events[-2:]) == ["JobStarted", "TrainingEnd", "JobEnded"]
     assert [e.epoch for e in events if isinstance(e, EpochEnd)] == [1, 2]
     end = events[-1]
@@ -108,9 +108,9 @@ def test_training_tells_what_happens_line_by_line(
     assert [json.loads(line)["job"] for line in shared.lines[start:]] == ["t"] * len(
         events
     )
-    recorded = ns.RunFolder.open(order["out"]).events()
+    recorded = ns.RunFolder.open(request["out"]).events()
     assert recorded == [e for e in events if isinstance(e, Event)]
-    assert ns.Model.load(end.result["model"]).history == tuple(
+    assert ns.Model.load(end.result.model).history == tuple(
         e for e in recorded if isinstance(e, EpochEnd)
     )
 
@@ -118,21 +118,21 @@ def test_training_tells_what_happens_line_by_line(
 def test_stop_in_training_is_answered_at_once_and_resumes(
     shared: Worker, tmp_path: Path
 ) -> None:
-    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
-    shared.say(order)
+    request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
+    shared.say(request)
     until_epoch(shared, 2)
     started = time.monotonic()
     shared.say({"stop": "t"})
     events = shared.result("t")
     assert time.monotonic() - started < STOP
-    assert events[-1] == JobEnded("stopped")
-    recorded = ns.RunFolder.open(order["out"]).events()
+    assert events[-1] == JobEnded(reason="stopped")
+    recorded = ns.RunFolder.open(request["out"]).events()
     assert isinstance(recorded[-1], TrainingEnd)
     assert recorded[-1].reason == "stopped"
     done = recorded[-1].epoch
     assert done >= 2
     again = shared.do(
-        order | {"resume": True, "overrides": {"training.epochs": done + 1}}
+        request | {"resume": True, "overrides": {"training.epochs": done + 1}}
     )
     assert [e.first_epoch for e in again if isinstance(e, TrainingStarted)] == [
         done + 1
@@ -142,28 +142,28 @@ def test_stop_in_training_is_answered_at_once_and_resumes(
 
 
 def test_stop_in_the_middle_of_a_plane(shared: Worker, tmp_path: Path) -> None:
-    order = slow_prediction(tmp_path)
-    shared.say(order)
+    request = slow_prediction(tmp_path)
+    shared.say(request)
     shared.until(lambda _, event: isinstance(event, PredictionStarted))
     time.sleep(0.5)
     started = time.monotonic()
     shared.say({"stop": "slow"})
     events = shared.result("slow")
     assert time.monotonic() - started < STOP
-    assert events == [JobEnded("stopped")]
+    assert events == [JobEnded(reason="stopped")]
     # The engine is as it was: the next job of the same sort works.
-    easy = order | {"job": "next", "tile": None, "batch": None, "overwrite": True}
+    easy = request | {"job": "next", "tile": None, "batch": None, "overwrite": True}
     ended = shared.do(easy)[-1]
     assert isinstance(ended, JobEnded)
     assert ended.reason == "finished"
     expected = ns.predict(
-        order["model"], ns.Image(np.load(tmp_path / "big.npy"), "ZYX"), device="cpu"
+        request["model"], ns.Image(np.load(tmp_path / "big.npy"), "ZYX"), device="cpu"
     )
-    np.testing.assert_array_equal(np.load(order["out"]), expected.data)
+    np.testing.assert_array_equal(np.load(request["out"]), expected.data)
 
 
 @pytest.mark.parametrize(
-    ("order", "said"),
+    ("job", "message"),
     [
         ({"kind": "train", "images": "a.tif"}, "out is missing"),
         (
@@ -183,15 +183,15 @@ def test_stop_in_the_middle_of_a_plane(shared: Worker, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_job_fails_in_words_and_the_worker_lives_on(
-    shared: Worker, order: dict[str, Any], said: str
+    shared: Worker, job: dict[str, Any], message: str
 ) -> None:
-    failed = shared.do(order | {"job": "bad"})[-1]
+    failed = shared.do(job | {"job": "bad"})[-1]
     assert isinstance(failed, JobFailed)
-    assert said in failed.text
+    assert message in failed.text
     assert failed.kind == "StrataError"
 
 
-def test_lines_that_are_no_orders_are_refused(shared: Worker) -> None:
+def test_lines_that_are_no_requests_are_refused(shared: Worker) -> None:
     for line in (
         "garbage",
         "\x00\xff",
@@ -199,26 +199,33 @@ def test_lines_that_are_no_orders_are_refused(shared: Worker) -> None:
         '{"halt": 1}',
         '{"stop": "nobody"}',
         '{"changed": "view", "job": "x"}',
+        '{"changed": "view", "job": "x", "value": {"Z": 1}}',
+        "[" * 100_000,
+        '{"kind": []}',
     ):
         shared.say(line)
         job, reply = shared.next()
         assert isinstance(reply, Refused), reply
         assert job is None
+    shared.say({"kind": [], "job": "a"})
+    job, event = shared.next()
+    assert job == "a"
+    assert isinstance(event, JobFailed)
     shared.say("")  # says nothing, and is not answered
     shared.say({"keep": "nobody"})
     assert shared.next() == (
         None,
         Refused(
-            "there is no job 'nobody', running or waiting; it has ended, or never was."
+            text="there is no job 'nobody', running or waiting; it has ended, or never was."
         ),
     )
 
 
 def test_jobs_wait_in_line_and_questions_do_not(shared: Worker, tmp_path: Path) -> None:
-    first = train_order(tmp_path / "first", easy_pair(), overrides=FOREVER)
+    first = train_request(tmp_path / "first", easy_pair(), overrides=FOREVER)
     shared.say(first)
     until_epoch(shared)
-    second = train_order(tmp_path / "second", easy_pair(), job="u")
+    second = train_request(tmp_path / "second", easy_pair(), job="u")
     shared.say(second)
     assert isinstance(shared.until(lambda job, _: job == "u")[-1], JobQueued)
     info = {"job": "i", "kind": "info", "path": first["out"]}
@@ -230,7 +237,7 @@ def test_jobs_wait_in_line_and_questions_do_not(shared: Worker, tmp_path: Path) 
     assert "there is a job 'u' already" in refusal.text
     for news in (
         {"changed": "view", "job": "t", "value": {"Z": 1}},
-        {"changed": "labels", "job": "t"},
+        {"changed": "labels", "job": "t", "value": {"path": "labels.npy"}},
         {"keep": "u"},
     ):
         shared.say(news)
@@ -238,14 +245,14 @@ def test_jobs_wait_in_line_and_questions_do_not(shared: Worker, tmp_path: Path) 
     waited = shared.until(
         lambda job, event: job in ("u", None) or isinstance(event, JobEnded)
     )
-    assert waited[-1] == JobEnded("stopped")
+    assert waited[-1] == JobEnded(reason="stopped")
     assert not (tmp_path / "second" / "run").exists()
-    third = train_order(tmp_path / "third", easy_pair(), job="v")
+    third = train_request(tmp_path / "third", easy_pair(), job="v")
     shared.say(third)
     shared.say({"stop": "t"})
-    assert shared.result("t")[-1] == JobEnded("stopped")
+    assert shared.result("t")[-1] == JobEnded(reason="stopped")
     events = shared.result("v")
-    assert events[0] == JobStarted("train")
+    assert events[0] == JobStarted(kind="train")
     assert isinstance(events[-1], JobEnded)
     assert events[-1].reason == "finished"
 
@@ -260,8 +267,8 @@ def test_a_new_process_is_ready_first_and_ends_on_sigterm(tmp_path: Path) -> Non
         )
         assert torch.__version__.startswith(ready.versions["torch"])
         assert ready.devices["cpu"].startswith("CPU, ")
-        order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
-        client.say(order)
+        request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
+        client.say(request)
         until_epoch(client, 2)
         client.process.send_signal(
             signal.SIGINT
@@ -270,11 +277,11 @@ def test_a_new_process_is_ready_first_and_ends_on_sigterm(tmp_path: Path) -> Non
         until_epoch(client, 6)
         started = time.monotonic()
         client.process.terminate()
-        assert client.result("t")[-1] == JobEnded("stopped")
+        assert client.result("t")[-1] == JobEnded(reason="stopped")
         assert client.end() == 0
         assert time.monotonic() - started < STOP
         assert client.errors == []
-    run = ns.RunFolder.open(order["out"])
+    run = ns.RunFolder.open(request["out"])
     assert run.events()[-1].reason == "stopped"  # type: ignore[attr-defined]
     assert run.load_checkpoint("last.pt")["progress"]
     assert len(ns.Model.load(run.path).history) >= 1
@@ -299,21 +306,21 @@ def test_a_command_may_be_a_shell_that_changes_folder_and_environment(
 
 
 def test_a_viewer_that_goes_takes_the_training_along(tmp_path: Path) -> None:
-    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
     with worker() as client:
-        client.say(order)
-        client.say(order | {"job": "waiting", "out": str(tmp_path / "never")})
+        client.say(request)
+        client.say(request | {"job": "waiting", "out": str(tmp_path / "never")})
         until_epoch(client, 2)
         client.hang_up()
         assert client.end() == 0
         rest = client.until(
             lambda job, event: job == "t" and isinstance(event, JobEnded)
         )
-        assert rest[-1] == JobEnded("stopped")
-        assert rest.count(JobEnded("stopped")) == 2
+        assert rest[-1] == JobEnded(reason="stopped")
+        assert rest.count(JobEnded(reason="stopped")) == 2
     assert not (tmp_path / "never").exists()
     assert not (tmp_path / "run" / "running.json").exists()
-    run = ns.RunFolder.open(order["out"])
+    run = ns.RunFolder.open(request["out"])
     ended = run.events()[-1]
     assert isinstance(ended, TrainingEnd)
     assert ended.reason == "stopped"
@@ -323,14 +330,14 @@ def test_a_viewer_that_goes_takes_the_training_along(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_training_that_is_kept_goes_on_without_a_viewer(tmp_path: Path) -> None:
-    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
     command = [sys.executable, str(Path(__file__).with_name("noisy.py")), "quietly"]
-    run, note = Path(order["out"]), Path(order["out"]) / "running.json"
+    run, note = Path(request["out"]), Path(request["out"]) / "running.json"
     with worker(command=command) as client:
-        client.say(order)
+        client.say(request)
         until_epoch(client, 1)
         client.say({"keep": "t"})
-        client.say({"job": "next", "kind": "info", "path": order["out"]})
+        client.say({"job": "next", "kind": "info", "path": request["out"]})
         client.result("next")
         client.hang_up()
         wait_until(note.exists)
@@ -352,15 +359,15 @@ def test_a_training_that_is_kept_goes_on_without_a_viewer(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_trainings_that_are_kept_end_without_a_viewer(tmp_path: Path) -> None:
-    order = train_order(tmp_path, easy_pair(), keep=True)
-    following = order | {"job": "next", "out": str(tmp_path / "next")}
+    request = train_request(tmp_path, easy_pair(), keep=True)
+    following = request | {"job": "next", "out": str(tmp_path / "next")}
     with worker() as client:
-        client.say(order)
+        client.say(request)
         client.say(following)
         # The viewer goes at once, and with it everything that reads.
         client.hang_up()
         assert client.end() == 0
-    for run in (order["out"], following["out"]):
+    for run in (request["out"], following["out"]):
         end = ns.RunFolder.open(run).events()[-1]
         assert isinstance(end, TrainingEnd)
         assert (end.reason, end.epoch) == ("finished", 2)
@@ -373,32 +380,32 @@ def test_a_kill_leaves_a_checkpoint_that_goes_on_to_the_same_weights(
     tmp_path: Path,
 ) -> None:
     pair = easy_pair()
-    order = train_order(tmp_path, pair, overrides=FOREVER)
+    request = train_request(tmp_path, pair, overrides=FOREVER)
     with worker() as client:
-        client.say(order)
+        client.say(request)
         until_epoch(client, 3)
         os.kill(client.process.pid, signal.SIGKILL)
         assert client.end() == -signal.SIGKILL
-    done = ns.RunFolder.open(order["out"]).load_checkpoint("last.pt")
+    done = ns.RunFolder.open(request["out"]).load_checkpoint("last.pt")
     assert len(done["progress"]["history"]) >= 3
     epochs = len(done["progress"]["history"]) + 1
     goes_on = ns.iter_train(
-        "default", pair, out=order["out"], resume=True, device="cpu"
+        "default", pair, out=request["out"], resume=True, device="cpu"
     )
-    recipe = ns.Recipe.parse(TINY).with_overrides(order["overrides"])
+    recipe = ns.Recipe.parse(TINY).with_overrides(request["overrides"])
     whole = ns.iter_train(recipe, pair, out=tmp_path / "whole", device="cpu")
     for events in (goes_on, whole):
         next(e for e in events if isinstance(e, EpochEnd) and e.epoch == epochs)
         events.close()  # type: ignore[attr-defined]
     states = [
         ns.RunFolder.open(path).load_checkpoint("last.pt")
-        for path in (order["out"], tmp_path / "whole")
+        for path in (request["out"], tmp_path / "whole")
     ]
     for name, value in states[1]["learner"]["network"].items():
         assert torch.equal(value, states[0]["learner"]["network"][name]), name
 
 
-def test_nothing_but_replies_reaches_the_viewer(tmp_path: Path) -> None:
+def test_nothing_but_events_reaches_the_viewer(tmp_path: Path) -> None:
     """Libraries, C code and child processes print all the time, one job dies of a bug, and the next one works."""
     command = [sys.executable, str(Path(__file__).with_name("noisy.py"))]
     with worker(command=command) as client:
@@ -407,7 +414,7 @@ def test_nothing_but_replies_reaches_the_viewer(tmp_path: Path) -> None:
         assert isinstance(failed, JobFailed)
         assert failed.kind == "ZeroDivisionError"
         assert failed.text.startswith("unexpected ZeroDivisionError: ")
-        events = client.do(train_order(tmp_path, easy_pair()))
+        events = client.do(train_request(tmp_path, easy_pair()))
         assert isinstance(events[-1], JobEnded)
         client.hang_up()
         assert client.end() == 0
@@ -424,9 +431,9 @@ def test_nothing_but_replies_reaches_the_viewer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_whose_replies_nobody_reads_ends(tmp_path: Path) -> None:
+def test_a_worker_whose_events_nobody_reads_ends(tmp_path: Path) -> None:
     read, write = os.pipe()
-    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         COMMAND,
@@ -437,7 +444,7 @@ def test_a_worker_whose_replies_nobody_reads_ends(tmp_path: Path) -> None:
     )
     os.close(write)
     assert process.stdin is not None
-    process.stdin.write((json.dumps(order) + "\n").encode())
+    process.stdin.write((json.dumps(request) + "\n").encode())
     process.stdin.flush()
     with open(read, "rb", buffering=0) as replies:
         assert b"Ready" in replies.read(2**16)
@@ -451,12 +458,14 @@ def test_predictions_fill_the_array_that_is_mapped(
     pair = easy_pair((4, 64, 64))
     np.save(tmp_path / "a.npy", pair.image.data)
     model = tiny_model().save(tmp_path / "model.safetensors")
-    order = {
+    request = {
         "kind": "predict",
         "model": str(model),
         "image": {"path": str(tmp_path / "a.npy"), "axes": "ZYX"},
     }
-    shared.say(order | {"job": "p", "out": str(tmp_path / "out.npy"), "device": "cpu"})
+    shared.say(
+        request | {"job": "p", "out": str(tmp_path / "out.npy"), "device": "cpu"}
+    )
     opened = shared.until(lambda _, event: isinstance(event, TargetOpened))[-1]
     assert isinstance(opened, TargetOpened)
     mapped = np.load(opened.path, mmap_mode="r")
@@ -472,7 +481,7 @@ def test_predictions_fill_the_array_that_is_mapped(
 
 def test_the_first_step_of_a_stop_is_polite(shared: Worker, tmp_path: Path) -> None:
     """Batches end before the job does: a stop never costs a step that would have been over soon."""
-    shared.say(train_order(tmp_path, easy_pair(), overrides=FOREVER))
+    shared.say(train_request(tmp_path, easy_pair(), overrides=FOREVER))
     until_epoch(shared)
     shared.say({"stop": "t"})
     shared.result("t")
@@ -483,22 +492,25 @@ def test_the_first_step_of_a_stop_is_polite(shared: Worker, tmp_path: Path) -> N
     assert told[-2]["epoch"] == last.epoch
 
 
-def test_news_of_the_viewer_are_kept_for_the_job() -> None:
-    said: list[Outgoing] = []
+def test_a_request_that_breaks_the_parser_costs_only_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[AnyEvent] = []
 
     class Recorder:
-        def tell(self, event: Outgoing, job: str | None = None) -> None:
-            said.append(event)
+        def send(self, event: AnyEvent, job: str | None = None) -> None:
+            sent.append(event)
 
-    server = Server(Inbox(), Recorder())  # type: ignore[arg-type]
-    server._take(b'{"job": "t", "kind": "train", "images": "a", "out": "b"}')
-    for z in (1, 2):
-        server._take(
-            json.dumps({"changed": "view", "job": "t", "value": {"Z": z}}).encode()
-        )
-    server._take(b'{"changed": "labels", "job": "t", "value": {"path": "c.npy"}}')
-    assert server._waiting[0].latest == {"view": {"Z": 2}, "labels": {"path": "c.npy"}}
-    assert said == []
+    def broken(line: bytes) -> Any:
+        raise ZeroDivisionError("a mistake of ours")
+
+    inbox = Inbox()
+    inbox.put(b'{"job": "t", "kind": "train"}')
+    inbox.put(Notice.TERMINATE)
+    monkeypatch.setattr("napari_strata.worker.server.decode_request", broken)
+    assert Server(inbox, Recorder())._next_job() is None  # type: ignore[arg-type]
+    text = "unexpected ZeroDivisionError: a mistake of ours"
+    assert sent == [Refused(text=text)]
 
 
 def test_an_error_on_the_way_out_of_an_interruption_is_told_from_others() -> None:
@@ -511,7 +523,7 @@ def test_an_error_on_the_way_out_of_an_interruption_is_told_from_others() -> Non
     for first, stopped in ((Interrupted(), True), (ValueError(), False)):
         with pytest.raises(RuntimeError) as caught:
             raise_on_the_way_out(first)
-        assert comes_of_interruption(caught.value) is stopped
+        assert is_from_interruption(caught.value) is stopped
 
 
 def test_predictions_aside_leave_the_training_as_it_is(
@@ -519,17 +531,17 @@ def test_predictions_aside_leave_the_training_as_it_is(
 ) -> None:
     changes = {"overrides": {"training.epochs": 4, "training.seed": 3}}
     plain, watched = tmp_path / "plain", tmp_path / "watched"
-    shared.do(train_order(plain, easy_pair(), "plain", **changes))
-    order = train_order(watched, easy_pair(), "watched", **changes)
-    shared.say(order)
+    shared.do(train_request(plain, easy_pair(), "plain", **changes))
+    request = train_request(watched, easy_pair(), "watched", **changes)
+    shared.say(request)
     answered = []
     for epoch in (1, 2):
         until_epoch(shared, epoch)
         look = {
             "job": f"look {epoch}",
             "kind": "predict",
-            "model": order["out"],
-            "image": order["images"],
+            "model": request["out"],
+            "image": request["images"],
             "out": str(watched / "look.npy"),
             "region": {"Z": 0},
             "overwrite": True,
@@ -554,9 +566,9 @@ def test_predictions_aside_leave_the_training_as_it_is(
 def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_training(
     shared: Worker, tmp_path: Path
 ) -> None:
-    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
+    request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
     look = slow_prediction(tmp_path) | {"aside": True, "overwrite": True}
-    shared.say(order)
+    shared.say(request)
     until_epoch(shared)
     shared.say(look)
     shared.until(
@@ -566,7 +578,7 @@ def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_traini
     shared.say({"stop": "slow"})
     events = shared.result("slow")
     assert time.monotonic() - started < STOP
-    assert events[-1] == JobEnded("stopped")
+    assert events[-1] == JobEnded(reason="stopped")
     assert "RegionEnd" not in names(events), "the plane was finished first"
     shared.until(lambda job, event: job == "t" and isinstance(event, EpochEnd))
     for pause in (
@@ -584,9 +596,9 @@ def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_traini
             lambda job, event: job == "t" and isinstance(event, JobEnded)
         )
         assert time.monotonic() - started < STOP
-        assert ended.count(JobEnded("stopped")) == 2
+        assert ended.count(JobEnded(reason="stopped")) == 2
         assert "RegionEnd" not in names(ended), "the plane was finished first"
-        shared.say(order | {"resume": True})
+        shared.say(request | {"resume": True})
         until_epoch(shared)
     shared.say({"stop": "t"})
     shared.result("t")
@@ -595,11 +607,11 @@ def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_traini
 def test_what_fails_aside_does_not_disturb_the_training(
     shared: Worker, tmp_path: Path
 ) -> None:
-    order = train_order(tmp_path, easy_pair(), overrides=FOREVER)
-    shared.say(order)
+    request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
+    shared.say(request)
     until_epoch(shared)
     shared.say(
-        {"job": "x", "kind": "predict", "model": str(tmp_path / "nothing"), "image": order["images"],
+        {"job": "x", "kind": "predict", "model": str(tmp_path / "nothing"), "image": request["images"],
          "out": str(tmp_path / "x.npy"), "aside": True}
     )  # fmt: skip
     failed = shared.until(
@@ -610,7 +622,7 @@ def test_what_fails_aside_does_not_disturb_the_training(
     until_epoch(shared, 3)
     shared.say({"stop": "t"})
     end = shared.result("t")[-1]
-    assert end == JobEnded("stopped")
+    assert end == JobEnded(reason="stopped")
 
 
 def test_a_worker_can_be_nice(tmp_path: Path) -> None:

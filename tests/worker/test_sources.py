@@ -19,7 +19,7 @@ from napari_strata.core.spec import ModelSpec, resolve
 from napari_strata.inference.predict import iter_predict
 from napari_strata.networks import build_network
 from napari_strata.worker.sources import Window, planes_around
-from worker.test_jobs import of, predict_order, run
+from worker.test_jobs import of, predict_request, run
 
 VOLUMES = {"network": {"kind": "unet3d", "widths": [4, 8]}, "patches": {"size": 16}}
 
@@ -58,7 +58,7 @@ def test_a_plane_of_a_volume_is_what_the_whole_volume_says(
     flat = whole(model, Image(np.asarray(pair.image.data)[plane : plane + 1], "ZYX"))
     assert (flat[0] != expected[plane]).any()  # else this test would show nothing
     events, result = run(
-        predict_order(model, tmp_path, pair.image, region={"Z": plane})
+        predict_request(model, tmp_path, pair.image, region={"Z": plane})
     )
     found = np.load(tmp_path / "out.npy")
     np.testing.assert_array_equal(found[plane], expected[plane])
@@ -79,7 +79,7 @@ def test_planes_in_a_box_and_a_time_point(tmp_path: Path, pair: AnnotatedImage) 
     expected = np.asarray(reference.labels.data)
     region = {"T": 1, "Z": (10, 13), "X": (0, 40)}
     events, _ = run(
-        predict_order(model, tmp_path, image, region=region, probabilities=True)
+        predict_request(model, tmp_path, image, region=region, probabilities=True)
     )
     found, chances = (
         np.load(tmp_path / "out.npy"),
@@ -107,7 +107,7 @@ def test_what_is_around_a_plane_in_the_file_stays(
     expected = whole(model, pair.image)
     for plane in (20, 21):
         run(
-            predict_order(
+            predict_request(
                 model, tmp_path, pair.image, region={"Z": plane}, overwrite=True
             )
         )
@@ -121,7 +121,7 @@ def test_a_network_that_looks_at_its_whole_tile_is_given_one(
     expected = whole(model, pair.image)
     for plane in (0, 22, 44):
         run(
-            predict_order(
+            predict_request(
                 model, tmp_path, pair.image, region={"Z": plane}, overwrite=True
             )
         )
@@ -166,7 +166,7 @@ def test_2d_models_and_whole_volumes_see_what_they_saw(
     one, rows, every = (
         Window.of(pair.image, region) for region in ({"Z": 3}, {"Y": (0, 8)}, None)
     )
-    assert one.widened([flat]) is one
-    assert one.widened([deep]) is not one
-    assert rows.widened([deep]) is rows
-    assert every.widened([deep]) is every
+    assert one.with_context([flat]) is one
+    assert one.with_context([deep]) is not one
+    assert rows.with_context([deep]) is rows
+    assert every.with_context([deep]) is every

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from napari_strata.doctor.check import Check, find_version, format_versions, last_line
 from napari_strata.doctor.installed import BINDINGS
-from napari_strata.worker.replies import PROTOCOL, Ready, decode
+from napari_strata.worker.protocol import PROTOCOL, Ready, decode_event
 
 TIMEOUT = 60.0
 """Seconds in which a worker or a window must start."""
@@ -146,10 +146,10 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> Ready | None:
 
 def _as_ready(line: str) -> Ready | None:
     try:
-        _, reply = decode(line)
+        _, event = decode_event(line)
     except ValueError:  # such as the greeting of a login shell
         return None
-    return reply if isinstance(reply, Ready) else None
+    return event if isinstance(event, Ready) else None
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -20,7 +20,7 @@ from napari_strata.widgets.settings import Settings, preferences
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, WorkerClient
 from napari_strata.widgets.work.gc_pause import QuietMemory
-from napari_strata.worker.orders import Job
+from napari_strata.worker.protocol import Job
 
 SCRATCH = ".session-"
 NOTE = "session.json"

@@ -1,6 +1,6 @@
-"""The viewer's worker process, ``python -m napari_strata.worker``: jobs come in and events go out, as JSON lines.
+"""Worker process of the viewer, ``python -m napari_strata.worker``.
 
-The viewer imports `orders` (what it may send) and `replies` (what comes back), which need neither torch nor Qt. The
-rest runs in the process: `pipes`, `server`, `jobs`, and what jobs read and write, `sources` and `npy`; and `crew`, for
-a worker of several processes.
+Jobs come in and events go out as lines of JSON. The viewer imports `protocol`, which
+needs neither torch nor Qt. `transport`, `server`, `jobs`, `sources` and `npy` run in the
+process.
 """

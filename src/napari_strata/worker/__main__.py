@@ -1,4 +1,4 @@
-"""``python -m napari_strata.worker``: the pipes first, before anything can print; then the engine; then orders."""
+"""Train, predict and evaluate for another program: requests in, events out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from time import perf_counter
 
-from napari_strata.worker.pipes import Inbox, Outbox, take_over
+from napari_strata.worker.transport import Inbox, Outbox, take_over_pipes
 
 
 def main() -> None:
@@ -28,29 +28,29 @@ def main() -> None:
     niceness = parser.parse_args().nice
     if hasattr(os, "nice"):
         os.nice(niceness)
-    faulthandler.enable()  # a crash says where, on stderr
-    orders, replies = take_over()
+    faulthandler.enable()  # a crash writes its place to stderr
+    # Before any import that may print.
+    requests, events = take_over_pipes()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(
             target=_end_with, args=(os.getppid(),), name="parent-watch", daemon=True
         ).start()
-    # Of several processes that torchrun has started the pipes are the first one's.
-    if (
-        int(os.environ.get("WORLD_SIZE", "1")) > 1
-        and os.environ.get("RANK", "0") != "0"
-    ):
-        os.close(orders)
-        os.close(replies)
+    is_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_several and os.environ.get("RANK", "0") != "0":
+        # Only the main process of several talks to the client.
+        os.close(requests)
+        os.close(events)
         from napari_strata.worker.ddp import follow
 
         follow()
         return
     inbox = Inbox()
-    outbox = Outbox(replies, inbox)
+    outbox = Outbox(events, inbox)
+    # These import torch, which takes seconds.
     from napari_strata.worker.ddp import end_followers
-    from napari_strata.worker.server import Server  # the engine and torch: seconds
+    from napari_strata.worker.server import Server
 
-    inbox.start(orders)
+    inbox.start(requests)
     try:
         Server(inbox, outbox).serve(started)
     finally:
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End when torchrun is gone: a viewer that kills its worker reaches no further."""
+    """End when torchrun has ended: a client that kills it does not reach this process."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -72,5 +72,5 @@ if __name__ == "__main__":
         status = int(end.code or 0)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Libraries take their time to leave, and nothing is left to be done.
+    # Libraries need time to clean up, and nothing is left to do.
     os._exit(status)

@@ -19,7 +19,7 @@ from itertools import count
 from napari_strata.core.errors import StrataError
 from napari_strata.training.ddp import is_distributed, named_store, process_group
 from napari_strata.worker import jobs
-from napari_strata.worker.orders import TrainJob, parse_order
+from napari_strata.worker.protocol import TrainJob, decode_request, encode_request
 
 PAUSE = 0.05
 """Seconds between two looks into the store."""
@@ -41,7 +41,7 @@ def all_processes(job: TrainJob) -> Iterator[None]:
         return
     number = next(_numbers)
     store = named_store("worker")
-    store.set(f"job {number}", job.model_dump_json())
+    store.set(f"job {number}", encode_request(job))
     try:
         with process_group(f"job {number}"):
             yield
@@ -76,7 +76,7 @@ def follow() -> None:
 
 
 def _take_part(number: int, message: str) -> None:
-    job = parse_order(message)
+    job = decode_request(message)
     assert isinstance(job, TrainJob)
     try:
         with process_group(f"job {number}"):

@@ -1,6 +1,6 @@
-"""Jobs: what each kind of order does. Each is a generator of events that returns its result, as plain data.
+"""Jobs: generators of events that return a result.
 
-Nothing is added here to what the Python API can do, except where results go.
+A job does what the Python API does; only the place of its results differs.
 """
 
 from __future__ import annotations
@@ -55,28 +55,38 @@ from napari_strata.training.estimate import step_memory
 from napari_strata.training.loop import iter_train
 from napari_strata.training.plan import TrainingJob, plan_new
 from napari_strata.worker.npy import NpyOutput, check_array
-from napari_strata.worker.orders import (
+from napari_strata.worker.protocol import (
+    AnyEvent,
+    Case,
     EvaluateJob,
+    EvaluateResult,
+    ImageFacts,
+    ImageInfo,
     InfoJob,
     Job,
+    JobResult,
+    ModelInfo,
     Pairs,
     PlanJob,
+    PlanResult,
     PredictJob,
+    PredictResult,
     TrainJob,
+    TrainResult,
 )
-from napari_strata.worker.replies import Outgoing
 from napari_strata.worker.sources import Window, open_image, open_labels, open_pairs
 
-Result: TypeAlias = dict[str, Any]
-Events: TypeAlias = Generator[Outgoing, None, Result]
+Events: TypeAlias = Generator[AnyEvent, None, JobResult | None]
 
 CASES = 4
-"""Planes that a comparison of labels names as the worst, and as the best."""
+"""Number of the worst planes, and of the best planes, that a comparison names."""
 
 
 @singledispatch
 def run(job: Job) -> Events:
-    """Do a job. It is stopped by closing the generator, or by a KeyboardInterrupt at any moment.
+    """Run a job.
+
+    Closing the generator stops it, and so does a KeyboardInterrupt at any moment.
 
     Raises
     ------
@@ -100,16 +110,16 @@ def _(job: TrainJob) -> Events:
         resume=job.resume,
         extend=job.extend,
     )
-    result: Result = {}
+    result = None
     with closing(events):
         for event in events:
             if isinstance(event, TrainingEnd):
-                result = {
-                    "run": job.out,
-                    "model": event.model,
-                    "ended": event.reason,
-                    "epoch": event.epoch,
-                }
+                result = TrainResult(
+                    run=job.out,
+                    model=event.model,
+                    ended=event.reason,
+                    epoch=event.epoch,
+                )
             yield event
     return result
 
@@ -130,20 +140,20 @@ def _(job: PlanJob) -> Events:
     device = choose_device(job.device)
     precision = choose_precision(plan.recipe.training.precision, device)
     yield from plan.messages
-    return {
-        "recipe": plan.recipe.model_dump(mode="json"),
-        "spec": plan.spec.model_dump(mode="json"),
-        "split": plan.text,
-        "training": [part.name for part in plan.training],
-        "validation": [part.name for part in plan.validation],
-        "classes": plan.spec.classes.table(),
-        "labelled_pixels": list(plan.counts),
-        "device": describe_device(device),
-        "precision": precision.name,
-        "memory": step_memory(plan.spec, plan.recipe, precision),
-        "free_memory": free_memory(device),
-        "parameters": sum(p.numel() for p in build_network(plan.spec).parameters()),
-    }
+    return PlanResult(
+        recipe=plan.recipe.model_dump(mode="json"),
+        spec=plan.spec.model_dump(mode="json"),
+        split=plan.text,
+        training=tuple(part.name for part in plan.training),
+        validation=tuple(part.name for part in plan.validation),
+        classes=tuple(plan.spec.classes.table()),
+        labelled_pixels=tuple(map(int, plan.counts)),
+        device=describe_device(device),
+        precision=precision.name,
+        memory=step_memory(plan.spec, plan.recipe, precision),
+        free_memory=free_memory(device),
+        parameters=sum(p.numel() for p in build_network(plan.spec).parameters()),
+    )
 
 
 @run.register
@@ -153,18 +163,16 @@ def _(job: PredictJob) -> Events:
         yield from predict_files(
             job.model, job.inputs, job.out, options=options, axes=job.axes
         )
-        return {"out": job.out}
-    image, out = open_image(job.image, axes=job.axes), Path(job.out).expanduser()
+        return PredictResult(out=job.out)
+    image = open_image(job.image, axes=job.axes)
+    out = Path(job.out).expanduser()
     models = load_models(job.model)
     if job.is_array:
-        return (
-            yield from _into_array(
-                models, Window.of(image, job.region), out, options=options
-            )
-        )
+        window = Window.of(image, job.region)
+        return (yield from _predict_array(models, window, out, options=options))
     with closing(Prediction(models, image, out=out, options=options)) as events:
         yield from events
-        return {"out": str(out)} | _pixels(events)
+        return PredictResult(out=str(out), pixels=_count_pixels(events))
 
 
 @run.register
@@ -174,11 +182,9 @@ def _(job: EvaluateJob) -> Events:
         pairs = open_pairs(Pairs(images=job.images, labels=job.labels, axes=job.axes))
         events = iter_evaluate(job.model, pairs, out=out, options=_options(job))
         yield from events
-        rows = events.scores.per_image
-        return events.scores.as_dict() | {
-            "per_image": {name: one.as_dict() for name, one in rows},
-            "out": job.out,
-        }
+        scores = events.scores
+        per_image = {name: matrix.as_dict() for name, matrix in scores.per_image}
+        return EvaluateResult(**scores.as_dict(), per_image=per_image, out=job.out)
     return (yield from _compare(job, out))
 
 
@@ -191,86 +197,85 @@ def _(job: InfoJob) -> Events:
         and not RunFolder(path).exists
         and not is_crossval(path)
     ):
-        images = [_facts(image) for image in read_images(path, axes=job.axes)]
-        return {"what": "image", "lines": describe(path), "images": images}
+        images = tuple(
+            _image_facts(image) for image in read_images(path, axes=job.axes)
+        )
+        return ImageInfo(what="image", lines=tuple(describe(path)), images=images)
     models = load_models(path)
-    fit = (
-        {} if job.image is None else _fit(models, open_image(job.image, axes=job.axes))
-    )
-    return (
-        fit
-        | _about(models)
-        | {"model": str(path if models.folds else find_model(path))}
-    )
+    fit = {}
+    if job.image is not None:
+        fit = _check_fit(models, open_image(job.image, axes=job.axes))
+    model_path = path if models.folds else find_model(path)
+    return _model_info(models, model_path, fit)
 
 
 def give_back_memory() -> None:
-    """Let other programs have what a job has used."""
+    """Return the memory that a job used to the system."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 
-def _about(models: Ensemble) -> Result:
-    """What models are; of several, what the first one is, and the mean of their scores."""
-    model, best = models.models[0], [one.best for one in models.models]
-    scored = [end for end in best if end is not None]
-    whole = len(scored) == len(models)
-    return {
-        "what": "model",
-        "models": models.describe(),
-        "created": model.created,
-        "versions": model.versions,
-        "recipe": model.recipe.model_dump(mode="json"),
-        "spec": model.spec.model_dump(mode="json"),
-        "classes": model.spec.classes.table(),
-        "epochs": len(model.history),
-        "mean_iou": fmean(end.mean_iou for end in scored) if whole else None,
-        "class_iou": tuple(
-            map(fmean, zip(*(end.class_iou for end in scored), strict=True))
-        )
-        if whole
-        else (),
-    }
+def _model_info(models: Ensemble, path: Path, fit: dict[str, Any]) -> ModelInfo:
+    """Describe models: facts of the first one, and the mean of their scores."""
+    model = models.models[0]
+    best_epochs = [model.best for model in models.models if model.best is not None]
+    mean_iou: float | None = None
+    class_iou: tuple[float, ...] = ()
+    if len(best_epochs) == len(models):
+        mean_iou = fmean(epoch.mean_iou for epoch in best_epochs)
+        columns = zip(*(epoch.class_iou for epoch in best_epochs), strict=True)
+        class_iou = tuple(fmean(column) for column in columns)
+    return ModelInfo(
+        what="model",
+        model=str(path),
+        models=models.describe(),
+        created=model.created,
+        versions=model.versions,
+        recipe=model.recipe.model_dump(mode="json"),
+        spec=model.spec.model_dump(mode="json"),
+        classes=tuple(model.spec.classes.table()),
+        epochs=len(model.history),
+        mean_iou=mean_iou,
+        class_iou=class_iou,
+        **fit,
+    )
 
 
-def _into_array(
+def _predict_array(
     models: Ensemble, window: Window, out: Path, *, options: PredictOptions
 ) -> Events:
-    """Predict a window into a .npy file; regions in the events are those of the whole image."""
+    """Predict a window into a .npy file; events name regions of the whole image."""
     check_array(out, probabilities=options.probabilities, overwrite=options.overwrite)
-    window = window.widened([model.spec for model in models.models])
-    opened: list[NpyOutput] = []
-    beside = len(window.informing)
+    window = window.with_context([model.spec for model in models.models])
+    context = len(window.context_planes)
+    outputs: list[NpyOutput] = []
 
-    def target(spec: OutputSpec) -> NpyOutput:
-        opened.append(NpyOutput(out, spec, window=window, classes=models.spec.classes))
-        return opened[0]
+    def make_output(spec: OutputSpec) -> NpyOutput:
+        output = NpyOutput(out, spec, window=window, classes=models.spec.classes)
+        outputs.append(output)
+        return output
 
-    with closing(
-        Prediction(models, window.image, options=options, make_output=target)
-    ) as events:
+    prediction = Prediction(
+        models, window.image, options=options, make_output=make_output
+    )
+    with closing(prediction) as events:
         for event in events:
             if isinstance(event, PredictionStarted):
-                yield opened[0].announce()
+                yield outputs[0].target_opened()
             if isinstance(event, (PredictionStarted, RegionEnd)):
-                event = replace(
-                    event, done=event.done - beside, regions=event.regions - beside
-                )
+                done, regions = event.done - context, event.regions - context
+                event = replace(event, done=done, regions=regions)
             if isinstance(event, RegionEnd):
-                yield replace(event, region=window.told(event.region))
-            else:
-                yield (
-                    replace(event, path=str(out))
-                    if isinstance(event, PredictionEnd)
-                    else event
-                )
-        return {"out": str(out)} | _pixels(events)
+                event = replace(event, region=window.region_of(event.region))
+            elif isinstance(event, PredictionEnd):
+                event = replace(event, path=str(out))
+            yield event
+        return PredictResult(out=str(out), pixels=_count_pixels(events))
 
 
 def _compare(job: EvaluateJob, out: Path | None) -> Events:
-    """Scores of labels that are there already; `most` names the plane with most pixels of each cell of the matrix, and
-    `cases` the worst and the best planes."""
+    """Score a label file against the truth."""
     assert job.prediction is not None
     assert job.labels is not None
     if out is not None:
@@ -281,29 +286,33 @@ def _compare(job: EvaluateJob, out: Path | None) -> Events:
     most: list[list[dict[str, Any] | None]] = [
         [None] * len(classes) for _ in classes.names
     ]
-    planes: list[dict[str, Any]] = []
+    planes: list[tuple[float, Case]] = []
     started = perf_counter()
-    for number, (part, total, here) in enumerate(
+    for number, (region, total, matrix) in enumerate(
         iter_score_labels(prediction, truth, classes), 1
     ):
-        confusion += here
-        planes.append({"index": dict(part.index), "mean_iou": here.mean_iou})
-        for i, j in np.argwhere(here.counts > fullest.counts):
-            most[i][j] = dict(part.index)
-        fullest.counts = np.maximum(fullest.counts, here.counts)
-        yield RegionEnd(dict(part.index), number, total, perf_counter() - started)
+        confusion += matrix
+        index, mean_iou = dict(region.index), matrix.mean_iou
+        if not np.isnan(mean_iou):
+            planes.append((mean_iou, Case(index=index, mean_iou=mean_iou)))
+        for i, j in np.argwhere(matrix.counts > fullest.counts):
+            most[i][j] = index
+        fullest.counts = np.maximum(fullest.counts, matrix.counts)
+        yield RegionEnd(index, number, total, perf_counter() - started)
         started = perf_counter()
     if out is not None:
         write_report(confusion, [(prediction.name, confusion)], out)
+    ranked = [case for _, case in sorted(planes, key=lambda plane: plane[0])]
+    if len(ranked) > 2 * CASES:
+        ranked = ranked[:CASES] + ranked[-CASES:]
     scores = confusion.as_dict()
-    ranked = sorted(planes, key=lambda plane: plane["mean_iou"])
-    cases = ranked if len(ranked) <= 2 * CASES else ranked[:CASES] + ranked[-CASES:]
-    return scores | {
-        "per_image": {prediction.name: scores},
-        "most": most,
-        "cases": cases,
-        "out": job.out,
-    }
+    return EvaluateResult(
+        **scores,
+        per_image={prediction.name: scores},
+        out=job.out,
+        most=tuple(map(tuple, most)),
+        cases=tuple(ranked),
+    )
 
 
 def _recipe(given: str | dict[str, Any]) -> str | Recipe:
@@ -315,27 +324,33 @@ def _options(job: PredictJob | EvaluateJob) -> PredictOptions:
     return PredictOptions(**{name: getattr(job, name) for name in names})
 
 
-def _pixels(prediction: Prediction) -> Result:
-    """Predicted pixels of each class, by name."""
-    names = prediction.labels.classes.names if prediction.labels.classes else ()
-    return {"pixels": dict(zip(names, map(int, prediction.pixels), strict=True))}
+def _count_pixels(prediction: Prediction) -> dict[str, int]:
+    """Count the predicted pixels of each class, by name."""
+    classes = prediction.labels.classes
+    names = classes.names if classes else ()
+    return dict(zip(names, map(int, prediction.pixels), strict=True))
 
 
-def _facts(image: Image) -> Result:
-    known = {
-        k: getattr(image, k)
-        for k in ("name", "axes", "shape", "scale", "units", "channel_names", "notes")
-    }
-    return known | {"dtype": str(image.dtype)}
+def _image_facts(image: Image) -> ImageFacts:
+    return ImageFacts(
+        name=image.name,
+        axes=image.axes,
+        shape=image.shape,
+        scale=image.scale,
+        units=image.units,
+        channel_names=image.channel_names,
+        notes=image.notes,
+        dtype=str(image.dtype),
+    )
 
 
-def _fit(models: Ensemble, image: Image) -> Result:
-    """Whether models take an image, and what there is to say about it."""
+def _check_fit(models: Ensemble, image: Image) -> dict[str, Any]:
+    """Check if models take an image, and say why not or what to expect."""
     try:
         image = with_neighbours(image, models.spec.neighbours)
         warnings = check_image(
             [model.spec for model in models.models], image, image.samples()
         )
     except ImageError as error:
-        return {"fits": False, "fit": [str(error)]}
-    return {"fits": True, "fit": warnings}
+        return {"fits": False, "fit": (str(error),)}
+    return {"fits": True, "fit": tuple(warnings)}

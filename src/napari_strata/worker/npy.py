@@ -1,9 +1,9 @@
-"""Predictions into ``.npy`` files that the viewer maps while they fill: the labels layer shows what is done."""
+"""Predictions into ``.npy`` files, which the viewer maps while they fill."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -15,32 +15,35 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RunError
 from napari_strata.core.image import Array
 from napari_strata.inference.outputs import OutputSpec, check_space
-from napari_strata.worker.replies import TargetOpened
+from napari_strata.worker.protocol import TargetOpened
 from napari_strata.worker.sources import Window
 
 FLUSH = 1.0
-"""Seconds after which what is written is pushed to the disk, for a viewer on another machine."""
+"""Seconds after which the planes are pushed to the disk, for a viewer elsewhere."""
 
 
-def probabilities_beside(out: Path) -> Path:
-    """Where the probabilities that belong to the labels `out` go."""
+def probabilities_path(out: Path) -> Path:
+    """Path of the probabilities that belong to the labels `out`."""
     return out.with_name(f"{out.stem}_probabilities.npy")
 
 
 class NpyOutput:
     """Planes in arrays on disk; see `inference.outputs.Output`.
 
-    Labels have the axes of the whole image, less C, and its size also when a window of it is predicted. What is not
-    written yet is 0; outside of a window an existing file keeps its values. Probabilities have the axes T and Z (as the
-    image has them), C, Y, X.
+    Labels have the axes of the whole image (without C) and its size, also if only a
+    window of it is predicted. Planes that are not written yet are 0; outside the window
+    an existing file keeps its values. Probabilities have the axes T and Z (as far as
+    the image has them), C, Y, X.
 
     Parameters
     ----------
     out
-        the file. One of the same shape and dtype is written into in place, so that who has mapped it sees the new
-        labels; any other is replaced. Whether that is allowed is for `check_array` to say, before.
+        the file. If it exists with the same shape and dtype it is changed in place, so
+        that others who have mapped it see the new labels; any other file is replaced.
+        `check_array` says if that is allowed.
     window
-        what is predicted. Its planes that only inform others count as done, of no pixels, and are not written.
+        the part of the image that is predicted. Its context planes count as done,
+        without pixels, and are not written.
 
     Raises
     ------
@@ -53,124 +56,129 @@ class NpyOutput:
     ) -> None:
         self.spec = spec
         self.location = str(out)
-        self.pixels: dict[int, tuple[int, ...]] = dict.fromkeys(
-            window.informing, (0,) * len(classes)
-        )
+        no_pixels = (0,) * len(classes)
+        self.pixels = dict.fromkeys(window.context_planes, no_pixels)
         self.discarded: tuple[str, ...] = ()
-        self._window, self._classes, whole = window, classes, window.whole
+        self._window, self._classes = window, classes
         self._regions = window.regions()
-        self._letters = whole.label_axes
-        self._probability_letters = "".join(a for a in "TZ" if a in whole.axes) + "CYX"
+        whole = window.whole
+        self._axes = whole.label_axes
+        self._probability_axes = "".join(a for a in "TZ" if a in whole.axes) + "CYX"
         check_space(out.parent, spec)
-        self.labels = _open(out, whole.label_shape, spec.dtype)
-        sizes = tuple(
-            spec.classes if a == "C" else whole.size(a)
-            for a in self._probability_letters
-        )
-        self.probabilities = (
-            _open(probabilities_beside(out), sizes, np.dtype(np.float16))
-            if spec.classes
-            else None
-        )
+        self.labels = _open_array(out, whole.label_shape, spec.dtype)
+        self.probabilities: np.memmap[Any, Any] | None = None
+        if spec.classes:
+            shape = tuple(
+                spec.classes if axis == "C" else whole.size(axis)
+                for axis in self._probability_axes
+            )
+            dtype = np.dtype(np.float16)
+            self.probabilities = _open_array(probabilities_path(out), shape, dtype)
         if window.image is whole:
-            for array in self._written():
+            for array in self._arrays_on_disk():
                 array[...] = 0
         self._flushed = monotonic()
 
-    def announce(self) -> TargetOpened:
-        """What the viewer needs to show the files."""
-        chances = (
-            str(probabilities_beside(Path(self.location))) if self.spec.classes else ""
-        )
-        rows = tuple(self._classes.table())
+    def target_opened(self) -> TargetOpened:
+        """Return the event that tells the viewer how to show the files."""
+        probabilities = ""
+        if self.probabilities is not None:
+            probabilities = str(probabilities_path(Path(self.location)))
         return TargetOpened(
-            self.location,
-            self._letters,
-            self.labels.shape,
-            str(self.labels.dtype),
-            rows,
-            chances,
+            path=self.location,
+            axes=self._axes,
+            shape=self.labels.shape,
+            dtype=str(self.labels.dtype),
+            classes=tuple(self._classes.table()),
+            probabilities=probabilities,
         )
 
     def write(self, plane: int, arrays: Sequence[Array], pixels: Sequence[int]) -> None:
-        """Keep one plane: its labels (H, W) and, if wanted, its probabilities (K, H, W)."""
+        """Write labels (H, W) and, if predicted, probabilities (K, H, W) of a plane."""
         region = self._regions[plane]
-        labels, *chances = arrays
-        ones = (1,) * (len(self._letters) - 2)
-        shaped = axes.from_canonical(labels.reshape(ones + labels.shape), self._letters)
-        self.labels[tuple(region[a] for a in self._letters)] = shaped
+        labels, *probabilities = arrays
+        ones = (1,) * (len(self._axes) - 2)
+        shaped = axes.from_canonical(labels.reshape(ones + labels.shape), self._axes)
+        self.labels[_index(region, self._axes)] = shaped
         if self.probabilities is not None:
-            self.probabilities[
-                tuple(region.get(a, slice(None)) for a in self._probability_letters)
-            ] = chances[0]
+            index = _index(region, self._probability_axes)
+            self.probabilities[index] = probabilities[0]
         if monotonic() - self._flushed > FLUSH:
             self.close()
         self.pixels[plane] = tuple(pixels)
 
     def arrays(self) -> list[Array]:
-        """The planes of the window: labels (planes, H, W) and, if wanted, probabilities (planes, K, H, W)."""
-        size = {
-            a: slice(i, i + self._window.image.size(a))
-            for a, i in self._window.start.items()
+        """Return labels (planes, H, W) and probabilities (planes, K, H, W) if any."""
+        window, spec = self._window, self.spec
+        region = {
+            axis: slice(first, first + window.image.size(axis))
+            for axis, first in window.start.items()
         }
-        labels = axes.to_canonical(
-            self.labels[tuple(size[a] for a in self._letters)], self._letters
-        )
-        found: list[Array] = [labels.reshape(self.spec.planes, *self.spec.shape)]
+        labels = self.labels[_index(region, self._axes)]
+        labels = axes.to_canonical(labels, self._axes)
+        arrays: list[Array] = [labels.reshape(spec.planes, *spec.shape)]
         if self.probabilities is not None:
-            part = self.probabilities[
-                tuple(size.get(a, slice(None)) for a in self._probability_letters)
-            ]
-            found.append(
-                part.reshape(self.spec.planes, self.spec.classes, *self.spec.shape)
-            )
-        return found
+            index = _index(region, self._probability_axes)
+            shape = (spec.planes, spec.classes, *spec.shape)
+            arrays.append(self.probabilities[index].reshape(shape))
+        return arrays
 
     def close(self) -> None:
-        """Push to the disk what is written; it stays."""
-        for array in self._written():
+        """Push the written planes to the disk."""
+        for array in self._arrays_on_disk():
             array.flush()
         self._flushed = monotonic()
 
     def remove(self) -> None:
-        """Nothing to remove: the file is the result."""
+        """Do nothing: the file is the result."""
 
-    def _written(self) -> list[np.memmap[Any, Any]]:
-        return (
-            [self.labels]
-            if self.probabilities is None
-            else [self.labels, self.probabilities]
-        )
+    def _arrays_on_disk(self) -> list[np.memmap[Any, Any]]:
+        if self.probabilities is None:
+            return [self.labels]
+        return [self.labels, self.probabilities]
+
+
+def _index(region: Mapping[str, slice], axes: str) -> tuple[slice, ...]:
+    """Index of a region in an array; axes that it does not name are whole."""
+    return tuple(region.get(axis, slice(None)) for axis in axes)
 
 
 def check_array(out: Path, *, probabilities: bool, overwrite: bool) -> None:
-    """Raise `RunError` when a file is in the way at `out`, or where the probabilities are to go."""
-    for path in (out, probabilities_beside(out))[: 1 + probabilities]:
+    """Check that the arrays may be written.
+
+    Raises
+    ------
+    RunError
+        when there is a file that may not be replaced, or a folder.
+    """
+    paths = [out, probabilities_path(out)] if probabilities else [out]
+    for path in paths:
         if path.exists() and (not overwrite or path.is_dir()):
             raise RunError(
-                f"{path}: exists already; choose another name, or allow it to be replaced (overwrite)."
+                f"{path}: exists already; choose another name, or allow it to be "
+                "replaced (overwrite)."
             )
 
 
-def _open(
+def _open_array(
     path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> np.memmap[Any, Any]:
     try:
-        found = np.lib.format.open_memmap(path, mode="r+")
-        if (found.shape, found.dtype, found.flags.c_contiguous) == (shape, dtype, True):
-            return found
-        del found
-    except (OSError, ValueError, EOFError):  # not there, or not an array
+        array = np.lib.format.open_memmap(path, mode="r+")
+        is_same = array.shape == shape and array.dtype == dtype
+        if is_same and array.flags.c_contiguous:
+            return array
+        del array
+    except (OSError, ValueError, EOFError):  # no such file, or not an array
         pass
     with files.atomic(path) as temporary:
-        _make(temporary, shape, dtype)
+        _create_array(temporary, shape, dtype)
     return np.lib.format.open_memmap(path, mode="r+")
 
 
-def _make(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(
-        os, "posix_fallocate"
-    ):  # writing to a mapped page for which the disk has no room kills the process
+    # Writing to a mapped page for which the disk has no room kills the process.
+    if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

@@ -1,7 +1,8 @@
-"""Server: takes orders, runs jobs one after another, and listens while they run.
+"""Server: takes requests and runs jobs one after another.
 
-Everything happens in the main thread. Between two events of a job the inbox is looked at; when a step takes long, the
-inbox interrupts it to be looked at (see `Inbox`), so that Stop is answered in the middle of a plane or a validation.
+Jobs run in the main thread. The server reads the inbox between two events of a job. If
+a step takes long, the inbox interrupts it (see `Inbox`), so that a stop is answered in
+the middle of a plane or of a validation.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ import socket
 import sys
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from queue import Empty
 from time import perf_counter
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -31,293 +31,319 @@ from napari_strata.core.runs import RunFolder
 from napari_strata.models.device import available_devices, describe_device
 from napari_strata.models.model import current_versions
 from napari_strata.worker import ddp, jobs
-from napari_strata.worker.orders import (
-    Changed,
+from napari_strata.worker.protocol import (
+    PROTOCOL,
+    AnyEvent,
     InfoJob,
     Job,
-    Keep,
-    Order,
-    OrderError,
-    Stop,
-    TrainJob,
-    is_aside,
-    parse_order,
-)
-from napari_strata.worker.pipes import END, TERMINATE, Inbox, Item, Outbox, redirect
-from napari_strata.worker.replies import (
-    PROTOCOL,
     JobEnded,
     JobFailed,
     JobQueued,
     JobStarted,
-    Outgoing,
+    Keep,
+    LabelsChanged,
     Ready,
     Refused,
+    Request,
+    RequestError,
+    Stop,
+    TrainJob,
+    ViewChanged,
+    decode_request,
+)
+from napari_strata.worker.transport import (
+    Inbox,
+    Item,
+    Notice,
+    Outbox,
+    redirect_output,
 )
 
-QUIET = 1.0
-"""Seconds without an order after which the process gets ready for trainings: a dock that opens asks things first."""
-
-"""In the folder of a run that goes on without a viewer: which process it is, for the next viewer to find."""
+IDLE = 1.0
+"""Seconds without a request before late imports are done: a new dock asks first."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised inside a step of a job that is to stop; the engine leaves as it does on Ctrl-C."""
+    """Ends a step of a job that is to stop; the engine leaves as it does on Ctrl-C."""
 
 
 @dataclass
-class Running:
-    """A job, waiting or under way."""
+class ActiveJob:
+    """A job that waits or runs."""
 
-    order: Job
+    request: Job
     keep: bool
-    """Whether it goes on when the viewer is gone."""
+    """Finish the job also if the client ends."""
     stop: bool = False
-    latest: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The latest news of each sort ("labels", "view"), for a training that listens to them."""
 
 
 class Server:
-    """A worker process. `serve` returns when the viewer is gone or the process is told to end."""
+    """Worker process. `serve` returns when the client has ended, or on SIGTERM."""
 
     def __init__(self, inbox: Inbox, outbox: Outbox) -> None:
         self._inbox, self._outbox = inbox, outbox
-        self._waiting: deque[Running] = deque()
-        self._running: list[
-            Running
-        ] = []  # a job that is done aside may stand above another
-        self._alone = False  # the viewer is gone
+        self._waiting: deque[ActiveJob] = deque()
+        # A second job is a preview or a question, between two events of the first.
+        self._running: list[ActiveJob] = []
+        self._client_gone = False
         self._terminated = False
         self._in_step = False
-        self._imports = [_import_optimizers, _import_networks]
+        self._late_imports: list[Callable[[], None]] = [
+            _import_optimizers,
+            _import_networks,
+        ]
 
     def serve(self, started: float) -> None:
-        """Work until there is nobody to work for. `started` is when the process began, by `perf_counter`."""
-        signal.signal(signal.SIGINT, self._on_nudge)
+        """Work until the client has ended.
+
+        Parameters
+        ----------
+        started
+            when the process began, by `perf_counter`.
+        """
+        signal.signal(signal.SIGINT, self._on_interrupt)
         signal.signal(signal.SIGTERM, self._on_terminate)
-        if hasattr(
-            signal, "SIGHUP"
-        ):  # a terminal was closed: whether the viewer went with it, its pipe tells
+        if hasattr(signal, "SIGHUP"):
+            # A terminal was closed. Stdin tells if the client has ended with it.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self._outbox.tell(_ready(perf_counter() - started))
-        while (job := self._next()) is not None:
+        self._outbox.send(_ready(perf_counter() - started))
+        while (job := self._next_job()) is not None:
             self._run(job)
 
-    def _next(self) -> Running | None:
-        """The next job, or None at the end. What jobs import late is imported while nothing is asked for."""
+    def _next_job(self) -> ActiveJob | None:
+        """Wait for the next job; None at the end. Late imports use the time."""
         while True:
-            for item in self._inbox.drain():
-                self._take(item)
+            self._read_inbox()
             if self._waiting:
                 return self._waiting.popleft()
-            if self._alone or self._terminated:
+            if self._client_gone or self._terminated:
                 return None
             try:
-                self._take(self._inbox.wait(QUIET if self._imports else None))
+                self._take(self._inbox.wait(IDLE if self._late_imports else None))
             except Empty:
-                self._imports.pop(0)()
+                self._late_imports.pop(0)()
 
-    def _run(self, job: Running) -> None:
-        quick = isinstance(job.order, InfoJob)
-        while (
-            self._imports and not quick
-        ):  # not within the job: one that is interrupted may not be possible again
-            self._imports.pop(0)()
+    def _run(self, job: ActiveJob) -> None:
+        is_short = isinstance(job.request, InfoJob)
+        if not is_short:
+            # Not within the job: a module whose import is interrupted may fail later.
+            while self._late_imports:
+                self._late_imports.pop(0)()
         self._running.append(job)
-        note = _Note(job.order)
+        note = _RunningNote(job.request)
         try:
-            self._tell(job, JobStarted(job.order.kind))
-            with _own_random_numbers(len(self._running) > 1):
-                end = self._drain(job, note)
-            self._tell(job, end)
+            self._send(job, JobStarted(kind=job.request.kind))
+            with _separate_random_numbers(len(self._running) > 1):
+                end = self._send_events(job, note)
+            self._send(job, end)
         except Interrupted:
-            self._tell(job, JobEnded("stopped"))
+            self._send(job, JobEnded(reason="stopped"))
         except StrataError as error:
             self._fail(job, str(error), "StrataError")
         except (Exception, SystemExit) as error:
-            if comes_of_interruption(error):
-                self._tell(job, JobEnded("stopped"))
+            if is_from_interruption(error):
+                self._send(job, JobEnded(reason="stopped"))
             else:
                 traceback.print_exc()
-                self._fail(
-                    job,
-                    f"unexpected {type(error).__name__}: {error}",
-                    type(error).__name__,
-                )
+                kind = type(error).__name__
+                self._fail(job, f"unexpected {kind}: {error}", kind)
         finally:
             note.remove()
             self._running.pop()
-        if not quick:
+        if not is_short:
             jobs.give_back_memory()
 
-    def _drain(self, job: Running, note: _Note) -> JobEnded:
-        """Tell the events of a job until it ends or is to stop."""
-        work = _work(job.order)
+    def _send_events(self, job: ActiveJob, note: _RunningNote) -> JobEnded:
+        """Send the events of a job until it ends or is to stop."""
+        events = _run_on_all_ranks(job.request)
         while True:
             try:
-                event = self._step(work)
+                event = self._step(events)
             except StopIteration as end:
-                return JobEnded("finished", end.value)
-            self._tell(job, event)
-            self._look()
-            if any(
-                one.stop for one in self._running
-            ):  # what is done aside ends with the job below it
-                work.close()
-                return JobEnded("stopped")
-            if self._alone:
+                return JobEnded(reason="finished", result=end.value)
+            self._send(job, event)
+            self._look_after_event()
+            # A preview ends with the job that it interrupted.
+            if any(running.stop for running in self._running):
+                events.close()
+                return JobEnded(reason="stopped")
+            if self._client_gone:
                 note.write()
 
-    def _step(self, work: jobs.Events) -> Outgoing:
+    def _step(self, events: jobs.Events) -> AnyEvent:
         self._in_step = True
         try:
-            return next(work)
+            return next(events)
         finally:
             self._in_step = False
 
-    def _look(self) -> None:
-        """Take what is in the inbox, and answer at once what need not wait for the job under way."""
-        for item in self._inbox.drain():
-            self._take(item)
-        if len(self._running) > 1:  # one aside at a time
+    def _look_after_event(self) -> None:
+        """Read the inbox, and run the jobs that need not wait for the running job."""
+        self._read_inbox()
+        if len(self._running) > 1:
             return
-        while (
-            aside := next((job for job in self._waiting if is_aside(job.order)), None)
-        ) is not None:
-            self._waiting.remove(aside)
-            self._run(aside)
+        while True:
+            job = next(
+                (j for j in self._waiting if j.request.runs_between_events), None
+            )
+            if job is None:
+                return
+            self._waiting.remove(job)
+            self._run(job)
 
-    def _on_nudge(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
-        """SIGINT: something has been in the inbox for a while (or someone pressed Ctrl-C, which is not for us)."""
+    def _on_interrupt(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Read the inbox in the middle of a step.
+
+        SIGINT comes from the inbox; Ctrl-C in a terminal is not meant for the worker.
+        """
         if not self._in_step:
             return
-        for item in self._inbox.drain():
-            self._take(item)
-        if any(
-            job.stop for job in self._running
-        ):  # who stops a training does not wait for what is done aside of it
+        self._read_inbox()
+        # A stop of a training does not wait for the preview that interrupted it.
+        if any(job.stop for job in self._running):
             self._in_step = False
             raise Interrupted
 
     def _on_terminate(self, _signal: int, _frame: FrameType | None) -> None:
-        """SIGTERM: stop what is running, then end."""
-        self._inbox.put(TERMINATE)
+        """Stop the running job, then end (SIGTERM)."""
+        self._inbox.put(Notice.TERMINATE)
         if not self._running:
-            raise SystemExit(
-                0
-            )  # it is lost where Python is just tidying up; then the inbox remembers
-        self._on_nudge()
+            # The exception is lost while Python cleans up; then the inbox remembers.
+            raise SystemExit(0)
+        self._on_interrupt()
+
+    def _read_inbox(self) -> None:
+        for item in self._inbox.drain():
+            self._take(item)
 
     def _take(self, item: Item) -> None:
-        if isinstance(item, bytes):
-            try:
-                self._obey(parse_order(item))
-            except OrderError as error:
-                self._outbox.tell(
-                    JobFailed(str(error), "StrataError")
-                    if error.job
-                    else Refused(str(error)),
-                    error.job,
-                )
-        elif item is TERMINATE:
+        if item is Notice.TERMINATE:
             self._terminated = True
             self._stop([*self._running, *self._waiting])
-        elif item is END and not self._alone:
-            self._alone = True
-            everything = [*self._running, *self._waiting]
-            self._stop([job for job in everything if not job.keep])
-            if any(job.keep for job in everything):
-                self._outbox.close()
-                redirect(os.devnull)
+        elif item is Notice.CLIENT_GONE:
+            self._continue_without_client()
+        elif isinstance(item, bytes):
+            self._take_line(item)
 
-    def _obey(self, order: Order) -> None:
-        known = {job.order.job: job for job in (*self._running, *self._waiting)}
-        name = (
-            order.stop
-            if isinstance(order, Stop)
-            else order.keep
-            if isinstance(order, Keep)
-            else order.job
-        )
-        if isinstance(order, Stop | Keep | Changed):
-            if name not in known:
-                raise OrderError(
-                    f"there is no job {name!r}, running or waiting; it has ended, or never was."
-                )
-            if isinstance(order, Stop):
-                self._stop([known[name]])
-            elif isinstance(order, Keep):
-                known[name].keep = order.on
+    def _take_line(self, line: bytes) -> None:
+        """Do what a line requests. A line that cannot be used costs only itself."""
+        try:
+            self._handle(decode_request(line))
+        except RequestError as error:
+            if error.job:
+                failed = JobFailed(text=str(error), kind="StrataError")
+                self._outbox.send(failed, error.job)
             else:
-                known[name].latest[order.changed] = order.value
-        elif name in known:
-            raise OrderError(
-                f"there is a job {name!r} already, running or waiting; needed is another id."
-            )
-        else:
-            job = Running(order, order.keep)
-            if known:
-                self._tell(job, JobQueued())
-            self._waiting.append(job)
+                self._outbox.send(Refused(text=str(error)))
+        except Exception as error:
+            text = f"unexpected {type(error).__name__}: {error}"
+            self._outbox.send(Refused(text=text))
 
-    def _stop(self, unwanted: list[Running]) -> None:
-        """Mark jobs to be stopped; those that wait are over at once."""
-        for job in unwanted:
+    def _continue_without_client(self) -> None:
+        if self._client_gone:
+            return
+        self._client_gone = True
+        active = [*self._running, *self._waiting]
+        self._stop([job for job in active if not job.keep])
+        if any(job.keep for job in active):
+            self._outbox.close()
+            redirect_output(os.devnull)
+
+    def _handle(self, request: Request) -> None:
+        if isinstance(request, Stop):
+            self._stop([self._find(request.stop)])
+        elif isinstance(request, Keep):
+            self._find(request.keep).keep = request.on
+        elif isinstance(request, LabelsChanged | ViewChanged):
+            self._find(request.job)
+        else:
+            self._add(request)
+
+    def _active(self) -> dict[str, ActiveJob]:
+        return {job.request.job: job for job in (*self._running, *self._waiting)}
+
+    def _find(self, name: str) -> ActiveJob:
+        job = self._active().get(name)
+        if job is None:
+            raise RequestError(
+                f"there is no job {name!r}, running or waiting; "
+                "it has ended, or never was."
+            )
+        return job
+
+    def _add(self, request: Job) -> None:
+        active = self._active()
+        if request.job in active:
+            raise RequestError(
+                f"there is a job {request.job!r} already, running or waiting; "
+                "needed is another id."
+            )
+        job = ActiveJob(request, request.keep)
+        if active:
+            self._send(job, JobQueued())
+        self._waiting.append(job)
+
+    def _stop(self, stopped: list[ActiveJob]) -> None:
+        """Mark jobs to be stopped; a waiting job ends at once."""
+        for job in stopped:
             job.stop = True
             if job in self._waiting:
                 self._waiting.remove(job)
-                self._tell(job, JobEnded("stopped"))
+                self._send(job, JobEnded(reason="stopped"))
 
-    def _tell(self, job: Running, event: Outgoing) -> None:
-        self._outbox.tell(event, job.order.job)
+    def _send(self, job: ActiveJob, event: AnyEvent) -> None:
+        self._outbox.send(event, job.request.job)
 
-    def _fail(self, job: Running, text: str, kind: str) -> None:
-        self._tell(job, JobFailed(text, kind))
-        if self._alone:  # into the log of the run
-            print(f"job {job.order.job}: {text}", file=sys.stderr)
-
-
-def _work(order: Job) -> jobs.Events:
-    """A job, and the same one in the other processes of this worker, if there are any and it is theirs too."""
-    with ddp.all_processes(order) if isinstance(order, TrainJob) else nullcontext():
-        return (yield from jobs.run(order))
+    def _fail(self, job: ActiveJob, text: str, kind: str) -> None:
+        self._send(job, JobFailed(text=text, kind=kind))
+        if self._client_gone:
+            # Into the log of the run.
+            print(f"job {job.request.job}: {text}", file=sys.stderr)
 
 
-class _Note:
-    """Where a training that goes on without a viewer says so: ``running.json`` in its run, as long as it runs, and
-    ``log.txt`` for what is printed."""
+def _run_on_all_ranks(request: Job) -> jobs.Events:
+    """Run a job, and a training also in the other processes of this worker."""
+    with ddp.all_processes(request) if isinstance(request, TrainJob) else nullcontext():
+        return (yield from jobs.run(request))
 
-    def __init__(self, order: Job) -> None:
-        self._order = order
+
+class _RunningNote:
+    """Note in the run folder of a training that goes on without a client.
+
+    ``running.json`` names the process as long as the training runs; ``log.txt`` gets
+    what is printed.
+    """
+
+    def __init__(self, request: Job) -> None:
+        self._request = request
         self._path: Path | None = None
 
     def write(self) -> None:
         """Write the note, once, as soon as there is a run folder."""
-        if (
-            self._path
-            or not isinstance(self._order, TrainJob)
-            or not RunFolder(self._order.out).exists
-        ):
+        if self._path or not isinstance(self._request, TrainJob):
             return
-        run = RunFolder(self._order.out)
+        run = RunFolder(self._request.out)
+        if not run.exists:
+            return
         self._path = run.running_path
         facts = {
-            "job": self._order.job,
+            "job": self._request.job,
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
         with suppress(StrataError, OSError):  # the training matters more
             files.write_text(self._path, json.dumps(facts) + "\n")
-            redirect(run.log_path)
+            redirect_output(run.log_path)
 
     def remove(self) -> None:
+        """Remove the note, if there is one."""
         if self._path:
             with suppress(OSError):
                 self._path.unlink()
 
 
-def comes_of_interruption(error: BaseException | None) -> bool:
-    """Whether it was raised on the way out, as torch does when writing a file is broken off."""
+def is_from_interruption(error: BaseException | None) -> bool:
+    """Check if an error followed an interruption, as torch raises on a broken write."""
     while error is not None and not isinstance(error, Interrupted):
         error = error.__context__
     return error is not None
@@ -328,26 +354,26 @@ def _ready(seconds: float) -> Ready:
         name: describe_device(torch.device(name)) for name in available_devices()
     }
     return Ready(
-        PROTOCOL,
-        os.getpid(),
-        socket.gethostname(),
-        current_versions(),
-        devices,
-        round(seconds, 2),
+        protocol=PROTOCOL,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        versions=current_versions(),
+        devices=devices,
+        seconds=round(seconds, 2),
     )
 
 
 @contextmanager
-def _own_random_numbers(aside: bool) -> Iterator[None]:
-    """A training goes on with the same random numbers, whatever is done aside of it."""
+def _separate_random_numbers(enabled: bool) -> Iterator[None]:
+    """Let a training go on with its own random numbers after a preview."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=list(devices), enabled=aside):
+    with torch.random.fork_rng(devices=list(devices), enabled=enabled):
         yield
 
 
 def _import_optimizers() -> None:
-    """The first optimiser of a process takes seconds to make: it imports the compiler."""
-    with suppress(Exception):  # a job that needs it will tell
+    """Build an optimiser: the first one of a process imports the compiler (seconds)."""
+    with suppress(Exception):  # a job that needs it will report the error
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 

@@ -1,9 +1,10 @@
-"""Sources: the layers and files that jobs name, opened; and parts of them, still lazy."""
+"""Images and labels that requests name, opened lazily, and parts of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -12,248 +13,305 @@ import numpy as np
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import AnnotatedImage, Array, ArrayLike, Image, LabelImage
 from napari_strata.core.spec import ModelSpec
-from napari_strata.core.tiling import read_range, shared_stride
 from napari_strata.data.neighbours import with_neighbours
 from napari_strata.io import read_image, read_labels, read_pairs
 from napari_strata.io.paths import existing
-from napari_strata.worker.orders import Layer, Pairs, Range
+from napari_strata.worker.protocol import Layer, Pairs, Range
 
 
 def open_image(layer: Layer, *, axes: str | None = None) -> Image:
-    """The image of a layer; `axes` count where the layer names none.
+    """Open the image of a layer.
+
+    Parameters
+    ----------
+    axes
+        axes of the image, if the layer does not name them.
 
     Raises
     ------
     ImageError
         when it cannot be read, or axes or scale do not fit it.
     """
-    letters = layer.axes or axes
-    if layer.path.lower().endswith(".npy"):
-        array = memory_map(layer.path)
+    image_axes = layer.axes or axes
+    if _is_npy(layer):
         image = Image(
-            array,
-            letters or "",
+            memory_map(layer.path),
+            image_axes or "",
             name=layer.name or Path(layer.path).stem,
             source=layer.path,
         )
     else:
-        image = read_image(layer.path, axes=letters, series=layer.series)
-    known = {
-        k: getattr(layer, k)
-        for k in ("scale", "units", "name", "channel_names")
-        if getattr(layer, k)
-    }
-    return replace(image, **known)
+        image = read_image(layer.path, axes=image_axes, series=layer.series)
+    stated: dict[str, Any] = {}
+    for key in ("scale", "units", "name", "channel_names"):
+        if value := getattr(layer, key):
+            stated[key] = value
+    return replace(image, **stated)
 
 
 def open_labels(layer: Layer) -> LabelImage:
-    """The labels of a layer, with the classes that its file names, if any. Raises `ImageError` and `LabelError`."""
-    if not layer.path.lower().endswith(".npy"):
+    """Open the labels of a layer, with the classes that its file names, if any.
+
+    Raises
+    ------
+    ImageError, LabelError
+        when they cannot be read, or axes or scale do not fit them.
+    """
+    if not _is_npy(layer):
         labels = read_labels(layer.path, axes=layer.axes)
         return replace(labels, name=layer.name or labels.name)
-    array, name = memory_map(layer.path), layer.name or Path(layer.path).stem
     return LabelImage(
-        array,
+        memory_map(layer.path),
         layer.axes or "",
         scale=layer.scale,
         units=layer.units,
-        name=name,
+        name=layer.name or Path(layer.path).stem,
         source=layer.path,
     )
 
 
-def open_pairs(data: Pairs) -> list[AnnotatedImage]:
-    """Images with their labels. Raises `ImageError` and `LabelError`."""
-    layers, labels = data.images, data.labels
-    if (
-        len(layers) == 1
-        and all(layer.is_path for layer in (*layers, *(labels or ())))
-        and len(labels or ".") == 1
-    ):
-        return read_pairs(
-            layers[0].path, labels[0].path if labels else None, axes=data.axes
-        )
-    images = [open_image(layer, axes=data.axes) for layer in layers]
+def open_pairs(pairs: Pairs) -> list[AnnotatedImage]:
+    """Open images with their labels.
+
+    Raises
+    ------
+    ImageError, LabelError
+        when they cannot be read, or do not belong together.
+    """
+    images, labels = pairs.images, pairs.labels or ()
+    is_one_path = len(images) == 1 and len(labels) <= 1
+    if is_one_path and all(layer.is_path for layer in (*images, *labels)):
+        # It may be a folder or a table of many pairs.
+        label_path = labels[0].path if labels else None
+        return read_pairs(images[0].path, label_path, axes=pairs.axes)
     return read_pairs(
-        images,
-        [_labels_or_file(layer) for layer in labels] if labels else None,
-        axes=data.axes,
+        [open_image(layer, axes=pairs.axes) for layer in images],
+        [_labels_or_file(layer) for layer in labels] or None,
+        axes=pairs.axes,
     )
 
 
 def _labels_or_file(layer: Layer) -> LabelImage | Array | str:
-    """Labels whose axes are given; else what `read_pairs` can give those of the image."""
+    """Open labels whose axes are stated; `read_pairs` gives others those of the image."""
     if layer.axes is not None:
         return open_labels(layer)
-    return memory_map(layer.path) if layer.path.lower().endswith(".npy") else layer.path
+    return memory_map(layer.path) if _is_npy(layer) else layer.path
+
+
+def _is_npy(layer: Layer) -> bool:
+    return layer.path.lower().endswith(".npy")
 
 
 def memory_map(path: str) -> Array:
-    """The array of a ``.npy`` file, read from disk as it is needed. Raises `ImageError`."""
-    found = existing(path)
+    """Map the array of a ``.npy`` file, which is then read as it is needed.
+
+    Raises
+    ------
+    ImageError
+        when there is no such file, or no array in it that can be mapped.
+    """
+    file = existing(path)
     try:
-        return np.lib.format.open_memmap(found, mode="r")
+        return np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise ImageError(
-            f"{found}: no array that can be mapped ({reason}); save it again with numpy.save."
+            f"{file}: no array that can be mapped ({reason}); "
+            "save it again with numpy.save."
         ) from None
 
 
-class Part:
-    """A rectangular part of an array of any kind, read only when it is asked for; see `ArrayLike`."""
+class ArrayView:
+    """Box of an array of any kind, read only when it is indexed; see `ArrayLike`."""
 
     def __init__(self, data: ArrayLike, box: tuple[slice, ...]) -> None:
         self._data, self._box = data, box
-        self.shape = tuple(part.stop - part.start for part in box)
+        self.shape = tuple(bounds.stop - bounds.start for bounds in box)
         self.dtype = data.dtype
 
     def __getitem__(self, key: Any) -> Any:
         keys = key if isinstance(key, tuple) else (key,)
         keys += (slice(None),) * (len(self._box) - len(keys))
-        ranges = [
-            range(part.start, part.stop)[k]
-            for part, k in zip(self._box, keys, strict=True)
-        ]
-        return self._data[
-            tuple(
-                r if isinstance(r, int) else slice(r.start, r.stop, r.step)
-                for r in ranges
-            )
-        ]
+        indices: list[int | slice] = []
+        for bounds, axis_key in zip(self._box, keys, strict=True):
+            selected = range(bounds.start, bounds.stop)[axis_key]
+            if isinstance(selected, range):
+                indices.append(slice(selected.start, selected.stop, selected.step))
+            else:
+                indices.append(selected)
+        return self._data[tuple(indices)]
 
 
 @dataclass(frozen=True, eq=False)
-class PartImage(Image):
-    """Part of `whole`. Its samples are those of the whole, so that it is normalised as the whole would be."""
+class ImageView(Image):
+    """Box of the image `whole`.
+
+    Its samples are those of the whole, so that both are normalised in the same way.
+    """
 
     whole: Image | None = None
     box: Mapping[str, slice] = field(default_factory=dict)
 
     @classmethod
-    def cut(cls, whole: Image, box: Mapping[str, slice]) -> PartImage:
-        """The part of `whole` inside `box` (axis -> first and last index + 1); axes it does not name are kept whole."""
-        bounds = tuple(
-            box.get(a, slice(0, n))
-            for a, n in zip(whole.axes, whole.shape, strict=True)
-        )
-        known = {
-            k: getattr(whole, k)
-            for k in ("axes", "scale", "units", "name", "channel_names")
-        }
-        return cls(Part(whole.data, bounds), **known, whole=whole, box=box)
+    def cut(cls, whole: Image, box: Mapping[str, slice]) -> ImageView:
+        """Cut a box (axis -> first and last index + 1) out of `whole`.
 
-    def with_neighbours(self, count: int) -> PartImage:
-        """The same part of the whole with neighbours: slices beside the part are seen; see `data.neighbours`."""
+        Axes that the box does not name are kept whole.
+        """
+        bounds = tuple(
+            box.get(axis, slice(0, size))
+            for axis, size in zip(whole.axes, whole.shape, strict=True)
+        )
+        return cls(
+            ArrayView(whole.data, bounds),
+            axes=whole.axes,
+            scale=whole.scale,
+            units=whole.units,
+            name=whole.name,
+            channel_names=whole.channel_names,
+            whole=whole,
+            box=box,
+        )
+
+    def with_neighbours(self, count: int) -> ImageView:
+        """Cut the same box out of the whole with neighbours; see `data.neighbours`."""
         assert self.whole is not None
-        box = {a: bounds for a, bounds in self.box.items() if a != "C"}
-        return PartImage.cut(with_neighbours(self.whole, count), box)
+        box = {axis: bounds for axis, bounds in self.box.items() if axis != "C"}
+        return ImageView.cut(with_neighbours(self.whole, count), box)
 
     def samples(
         self, *, planes: int = 8, side: int = 256, blocks: int = 4
     ) -> list[Array]:
+        """Return samples of the whole image."""
         assert self.whole is not None
         return self.whole.samples(planes=planes, side=side, blocks=blocks)
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """What a prediction covers: `image`, at `start` (an index an axis of T, Z, Y, X) of `whole`.
+    """Part of an image that a prediction covers.
 
-    Of its planes those in `kept` (first and last Z of `whole` + 1) are wanted, all when None; the others inform them.
+    Attributes
+    ----------
+    whole
+        the whole image.
+    image
+        the part that is read, which begins at `start` (an index for each axis of
+        T, Z, Y, X) of `whole`.
+    output
+        planes (first and last Z of `whole` + 1) that are predicted; all if None. The
+        other planes of `image` are context for 3D models.
     """
 
     whole: Image
     image: Image
     start: Mapping[str, int]
-    kept: slice | None = None
+    output: slice | None = None
 
     @classmethod
     def of(cls, whole: Image, region: Mapping[Any, Range] | None) -> Window:
-        """The part of an image that `region` (axis -> index or (first, last + 1)) names; all of it when None.
+        """Return the window of a region (axis -> index or (first, last + 1)).
+
+        The window is the whole image if the region is None.
 
         Raises
         ------
         ImageError
-            when the region has an axis that the image has not, or reaches beyond it.
+            when the image lacks an axis of the region, or the region is too large.
         """
         if region is None:
             return cls(whole, whole, dict.fromkeys(whole.label_axes, 0))
-        box = {a: slice(0, n) for a, n in zip(whole.axes, whole.shape, strict=True)}
-        for letter, given in region.items():
-            first, stop = (given, given + 1) if isinstance(given, int) else given
-            if letter not in box or not 0 <= first < stop <= box[letter].stop:
+        box = {
+            axis: slice(0, size)
+            for axis, size in zip(whole.axes, whole.shape, strict=True)
+        }
+        for axis, bounds in region.items():
+            first, stop = (bounds, bounds + 1) if isinstance(bounds, int) else bounds
+            if axis not in box or not 0 <= first < stop <= box[axis].stop:
                 sizes = ", ".join(f"{a} of {whole.size(a)}" for a in whole.label_axes)
                 raise ImageError(
-                    f"{whole.name}: found region {letter}={given}; the image has {sizes}."
+                    f"{whole.name}: found region {axis}={bounds}; "
+                    f"the image has {sizes}."
                 )
-            box[letter] = slice(first, stop)
-        image = PartImage.cut(whole, box)
-        return cls(whole, image, {a: box[a].start for a in whole.label_axes})
+            box[axis] = slice(first, stop)
+        image = ImageView.cut(whole, box)
+        return cls(whole, image, {axis: box[axis].start for axis in whole.label_axes})
 
-    def widened(self, specs: Sequence[ModelSpec]) -> Window:
-        """The same with the planes above and below that 3D models see, so that they say what they say of the whole
-        volume; itself for 2D models, whose neighbours come by `PartImage.with_neighbours`."""
+    def with_context(self, specs: Sequence[ModelSpec]) -> Window:
+        """Add the planes above and below that 3D models need.
+
+        They then predict what they predict in the whole volume. 2D models get their
+        neighbours from `ImageView.with_neighbours`.
+        """
         depth = self.whole.size("Z")
         if (
-            not isinstance(self.image, PartImage)
+            not isinstance(self.image, ImageView)
             or specs[0].depth is None
             or self.image.size("Z") == depth
         ):
             return self
-        kept = slice(self.start["Z"], self.start["Z"] + self.image.size("Z"))
-        around = planes_around(kept, depth, specs)
-        box = {**self.image.box, "Z": around}
-        return Window(
-            self.whole,
-            PartImage.cut(self.whole, box),
-            {**self.start, "Z": around.start},
-            kept,
-        )
+        first = self.start["Z"]
+        output = slice(first, first + self.image.size("Z"))
+        planes = planes_around(output, depth, specs)
+        image = ImageView.cut(self.whole, {**self.image.box, "Z": planes})
+        start = {**self.start, "Z": planes.start}
+        return Window(self.whole, image, start, output)
 
     @property
-    def informing(self) -> list[int]:
-        """Numbers of the planes of `image`, as `Image.planes` counts them, that are not wanted themselves."""
-        if self.kept is None:
+    def context_planes(self) -> list[int]:
+        """Numbers of the planes, as `Image.planes` counts them, that are context."""
+        if self.output is None:
             return []
-        wanted = range(self.kept.start, self.kept.stop)
+        predicted = range(self.output.start, self.output.stop)
         return [
-            i
-            for i, plane in enumerate(self.image.planes())
-            if self._moved(plane)["Z"] not in wanted
+            number
+            for number, plane in enumerate(self.image.planes())
+            if self._in_whole(plane)["Z"] not in predicted
         ]
 
     def regions(self) -> list[dict[str, slice]]:
-        """Where in `whole` each plane of `image` lies."""
-        whole = {
-            a: slice(first, first + self.image.size(a))
-            for a, first in self.start.items()
-        }
-        places = [self._moved(plane) for plane in self.image.planes()]
-        return [
-            whole | {a: slice(index, index + 1) for a, index in place.items()}
-            for place in places
-        ]
+        """Return the region of `whole` that each plane of `image` covers."""
+        regions = []
+        for plane in self.image.planes():
+            region = {
+                axis: slice(first, first + self.image.size(axis))
+                for axis, first in self.start.items()
+            }
+            for axis, index in self._in_whole(plane).items():
+                region[axis] = slice(index, index + 1)
+            regions.append(region)
+        return regions
 
-    def told(self, plane: Mapping[str, Any]) -> dict[str, Any]:
-        """A plane of `image` as a region of `whole`, for an event; Y and X are named where they are cut."""
-        cut = [a for a in "YX" if self.image.size(a) < self.whole.size(a)]
-        return self._moved(plane) | {
-            a: (self.start[a], self.start[a] + self.image.size(a)) for a in cut
-        }
+    def region_of(self, plane: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the region of `whole` of a plane of `image`, as events name it.
 
-    def _moved(self, plane: Mapping[str, Any]) -> dict[str, int]:
-        return {a: index + self.start[a] for a, index in plane.items()}
+        Y and X are named if they are cut.
+        """
+        region: dict[str, Any] = dict(self._in_whole(plane))
+        for axis in "YX":
+            size = self.image.size(axis)
+            if size < self.whole.size(axis):
+                region[axis] = (self.start[axis], self.start[axis] + size)
+        return region
+
+    def _in_whole(self, plane: Mapping[str, Any]) -> dict[str, int]:
+        return {axis: index + self.start[axis] for axis, index in plane.items()}
 
 
-def planes_around(kept: slice, depth: int, specs: Sequence[ModelSpec]) -> slice:
-    """Planes that 3D models must see of a volume for those in `kept`.
+def planes_around(output: slice, depth: int, specs: Sequence[ModelSpec]) -> slice:
+    """Return the planes of a volume that 3D models need to predict those of `output`.
 
-    A halo on both sides; about a whole tile where models look at all of it.
+    They are a halo on both sides, or about a whole tile for models that see their whole
+    tile. The first plane is one where a prediction of the volume may start a tile; see
+    `plan_tiles`.
     """
-    halo = max(spec.halo_shape[0] for spec in specs)
-    least = 0
+    stride = lcm(*(spec.stride_shape[0] for spec in specs))
+    tile = 0
     if any(spec.blend for spec in specs):
-        least = max(spec.tile_shape[0] for spec in specs)
-    stride = shared_stride(specs)
-    return read_range(kept, depth, halo=halo, stride=stride, least=least)
+        tile = max(spec.tile_shape[0] for spec in specs)
+    halo = max(spec.halo_shape[0] for spec in specs)
+    halo = max(halo, (tile - (output.stop - output.start)) // 2)
+    # Beside the first or the last plane a tile lies on one side.
+    first = max(0, min(output.start - halo, depth - tile))
+    stop = max(output.stop + halo, first + tile)
+    return slice(first // stride * stride, min(depth, -(-stop // stride) * stride))

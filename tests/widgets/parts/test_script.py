@@ -8,7 +8,13 @@ import pytest
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.widgets.parts.script import as_command, as_python
-from napari_strata.worker.orders import EvaluateJob, Layer, Pairs, PredictJob, TrainJob
+from napari_strata.worker.protocol import (
+    EvaluateJob,
+    Layer,
+    Pairs,
+    PredictJob,
+    TrainJob,
+)
 
 TRAIN = TrainJob(
     job="1",

@@ -13,7 +13,7 @@ from qtpy.QtCore import QObject, Signal
 from napari_strata.widgets.layers.convert import image_of
 from napari_strata.widgets.train import live_preview
 from napari_strata.widgets.train.live_preview import SHARE, LivePreview
-from napari_strata.worker.orders import PredictJob, TrainJob
+from napari_strata.worker.protocol import PredictJob, TrainJob
 
 
 class Handle(QObject):

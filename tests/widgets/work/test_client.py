@@ -20,7 +20,7 @@ from napari_strata.core.image import Image
 from napari_strata.io import write_image
 from napari_strata.widgets.work.client import Outcome, WorkerClient
 from napari_strata.widgets.work.process import explain
-from napari_strata.worker.orders import InfoJob, TrainJob
+from napari_strata.worker.protocol import InfoJob, PredictResult, TrainJob
 
 COMMAND = [sys.executable, "-m", "napari_strata.worker", "--nice", "5"]
 READY = '{"event": "Ready", "protocol": 1, "pid": 1, "host": "h", "versions": {}, "devices": {}, "seconds": 0, "job": null}'
@@ -103,7 +103,7 @@ def test_a_training_comes_as_signals_and_the_process_stays_warm(
     handle.ended.connect(ended.append)
     outcome = _end(qtbot, handle)
     assert outcome.status == "finished", outcome
-    assert outcome.result["epoch"] == 2
+    assert outcome.result.epoch == 2
     assert ended == [outcome]
     kinds = [type(event) for event in events]
     assert kinds.count(EpochEnd) == 2
@@ -117,7 +117,7 @@ def test_a_training_comes_as_signals_and_the_process_stays_warm(
     assert client.ready is not None
     pid = client._process.pid
     again = client.submit(InfoJob(job=client.new_id(), path=str(tmp_path / "run")))
-    assert _end(qtbot, again).result["what"] == "model"
+    assert _end(qtbot, again).result.what == "model"
     assert client._process.pid == pid
 
 
@@ -247,11 +247,11 @@ def test_greetings_and_chatter_do_no_harm(make: Any, program: Any, qtbot: Any) -
         print('Last login: Monday', flush=True)
         job = json.loads(sys.stdin.readline())['job']
         print('\\x00\\xff not json', flush=True)
-        print(json.dumps({'event': 'JobEnded', 'reason': 'finished', 'result': {'a': 1}, 'job': job}), flush=True)
+        print(json.dumps({'event': 'JobEnded', 'reason': 'finished', 'result': {'out': 'x'}, 'job': job}), flush=True)
         sys.stdin.read()
     """
     outcome = _end(qtbot, make(program(body)).submit(InfoJob(job="1", path="x")))
-    assert outcome == Outcome("finished", result={"a": 1})
+    assert outcome == Outcome("finished", result=PredictResult(out="x"))
 
 
 def test_a_flood_of_steps_does_not_hold_up_the_viewer(

@@ -15,7 +15,7 @@ from napari_strata.core.image import Image
 from napari_strata.widgets.layers.live import LiveLabels
 from napari_strata.widgets.train.data_box import FILES, DataBox
 from napari_strata.widgets.work.gc_pause import QuietMemory
-from napari_strata.worker.replies import TargetOpened
+from napari_strata.worker.protocol import TargetOpened
 
 
 @pytest.fixture
@@ -71,7 +71,11 @@ def target(tmp_path: Any) -> TargetOpened:
         {"name": "pore", "value": 1, "color": "#ff0000"},
     ]
     return TargetOpened(
-        str(tmp_path / "a.npy"), "ZYX", (3, 20, 30), "uint8", tuple(classes)
+        path=str(tmp_path / "a.npy"),
+        axes="ZYX",
+        shape=(3, 20, 30),
+        dtype="uint8",
+        classes=tuple(classes),
     )
 
 

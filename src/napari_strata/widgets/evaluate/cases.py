@@ -25,6 +25,7 @@ from napari_strata.io import read_labels
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.parts.preview import PANELS, Preview, arrow
 from napari_strata.widgets.work import threads
+from napari_strata.worker.protocol import Case
 
 
 class Cases(Preview):
@@ -50,7 +51,7 @@ class Cases(Preview):
         self.add_button(self.go)
 
     def draw(
-        self, written: Written, cases: Sequence[Mapping[str, Any]], viewer: ViewerModel
+        self, written: Written, cases: Sequence[Case], viewer: ViewerModel
     ) -> None:
         """Draw planes of a comparison, the worst first, in a thread.
 
@@ -72,9 +73,9 @@ class Cases(Preview):
         # prediction.
         self._cases = tuple(
             {
-                **case,
+                **case.model_dump(),
                 "at": {
-                    axis: only.get(axis, index) for axis, index in case["index"].items()
+                    axis: only.get(axis, index) for axis, index in case.index.items()
                 },
             }
             for case in cases

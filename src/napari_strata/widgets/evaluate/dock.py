@@ -40,7 +40,7 @@ from napari_strata.widgets.parts.dock import Dock, Progress, draw
 from napari_strata.widgets.parts.report_page import free_folder, page_of
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
-from napari_strata.worker.orders import EvaluateJob, Layer
+from napari_strata.worker.protocol import EvaluateJob, EvaluateResult, Layer
 
 WHOLE, PLANE = "whole stack", "plane in sight"
 
@@ -59,7 +59,7 @@ class EvaluateDock(Dock):
         self.written: Written | None = None
         self._activity = ""
         self._transform: dict[str, Any] = {}  # of the layer that was compared
-        self._most: list[list[dict[str, int] | None]] = []
+        self._most: tuple[tuple[dict[str, int] | None, ...], ...] = ()
         self._errors: LabelsLayer | None = None
         self._zeros: weakref.WeakKeyDictionary[LabelsLayer, bool] = (
             weakref.WeakKeyDictionary()
@@ -317,7 +317,7 @@ class EvaluateDock(Dock):
 
         threads.run(work, over, failed, owner=self)
 
-    def _run(self, order: EvaluateJob, done: Callable[[dict[str, Any]], None]) -> None:
+    def _run(self, order: EvaluateJob, done: Callable[[EvaluateResult], None]) -> None:
         """An order for the worker, with the dock saying how far it is."""
         self._wait("Comparing ...")
         handle = self.handle = self.session.submit(order)
@@ -325,7 +325,7 @@ class EvaluateDock(Dock):
         def ended(outcome: Outcome) -> None:
             self.handle = None
             self._rest()
-            if outcome.status == "finished":
+            if isinstance(outcome.result, EvaluateResult):
                 done(outcome.result)
             elif outcome.status == "stopped":
                 self.notice.say("Stopped: nothing was compared.")
@@ -358,10 +358,12 @@ class EvaluateDock(Dock):
             self._order(written), lambda result: self._show_result(written, result)
         )
 
-    def _show_result(self, written: Written, result: dict[str, Any]) -> None:
-        self.written, self._most = written, result["most"]
-        self.scores.show_result(result, written.classes, written.comparison.describe())
-        self.scores.cases.draw(written, result["cases"], self.viewer)
+    def _show_result(self, written: Written, result: EvaluateResult) -> None:
+        self.written, self._most = written, result.most
+        self.scores.show_result(
+            result.model_dump(), written.classes, written.comparison.describe()
+        )
+        self.scores.cases.draw(written, result.cases, self.viewer)
         self.hint.hide()
         self.scores.show()
         self._soon.start(0)  # once it is laid out

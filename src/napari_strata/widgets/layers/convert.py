@@ -29,7 +29,7 @@ from napari_strata.plugin import (
     labels_of_layer,
     named_axes,
 )
-from napari_strata.worker.orders import Layer
+from napari_strata.worker.protocol import Layer
 
 _COPYING = threading.Lock()
 COPIED = 4 * 2**30

@@ -22,7 +22,7 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.image import Image
 from napari_strata.plugin import labels_layer
 from napari_strata.widgets.work import threads
-from napari_strata.worker.replies import TargetOpened
+from napari_strata.worker.protocol import TargetOpened
 
 REFRESH = 250
 """Milliseconds between two refreshes at least."""

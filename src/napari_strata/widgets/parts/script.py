@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from napari_strata.core.classes import ClassMap
-from napari_strata.worker.orders import EvaluateJob, Layer, PredictJob, TrainJob
+from napari_strata.worker.protocol import EvaluateJob, Layer, PredictJob, TrainJob
 
 
 def as_python(order: TrainJob | PredictJob | EvaluateJob) -> str:

@@ -19,7 +19,7 @@ from napari_strata.core.errors import StrataError
 from napari_strata.core.image import Image
 from napari_strata.widgets.layers.choice import ImageChoice
 from napari_strata.widgets.layers.live import current_plane
-from napari_strata.worker.orders import Axis, Range
+from napari_strata.worker.protocol import Axis, Range
 
 WHOLE, PLANE, VIEW, RECTANGLE = "whole", "plane", "view", "rectangle"
 DELAY = 80

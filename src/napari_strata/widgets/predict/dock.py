@@ -30,7 +30,7 @@ from napari_strata.widgets.predict.running import LivePrediction, PredictionOpti
 from napari_strata.widgets.predict.state import PredictState, resolve
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import Outcome
-from napari_strata.worker.orders import PredictJob
+from napari_strata.worker.protocol import PredictJob
 
 FORMATS = {
     "OME-TIFF (*.ome.tif *.ome.tiff *.tif *.tiff)": "ome.tif",

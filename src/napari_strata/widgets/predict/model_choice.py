@@ -25,7 +25,7 @@ from napari_strata.widgets.parts.recent import RunList
 from napari_strata.widgets.session import Session
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
-from napari_strata.worker.orders import InfoJob, Layer
+from napari_strata.worker.protocol import InfoJob, Layer, ModelInfo
 
 REST = 150
 """Milliseconds of rest before the worker is asked."""
@@ -266,27 +266,27 @@ class ModelChoice(QWidget):
             # another one.
             self.problem = outcome.text if outcome.status == "failed" else ""
             self.text.setText(escape(outcome.text))
-        elif outcome.result.get("what") != "model":
+        elif not isinstance(outcome.result, ModelInfo):
             self.problem = (
                 f"{self.path} is an image, no model: open a .safetensors file or a run"
                 " folder."
             )
             self.text.setText(escape(self.problem))
         else:
-            self.spec = outcome.result["spec"]
+            self.spec = outcome.result.spec
             self.text.setText(
                 f"{_class_words(outcome.result)}<br>{escape(_facts_words(outcome.result))}"
             )
             self._show_fit(outcome.result)
         self.changed.emit()
 
-    def _show_fit(self, result: dict[str, Any]) -> None:
-        if "fits" not in result:
+    def _show_fit(self, result: ModelInfo) -> None:
+        if result.fits is None:
             return
         name = self._subject[1].name if self._subject[1] is not None else ""
-        lines = [_without(name, str(line)) for line in result["fit"]]
-        scaling = _SCALING.get(result["spec"]["normalization"]["kind"], "")
-        if not result["fits"]:
+        lines = [_without(name, str(line)) for line in result.fit]
+        scaling = _SCALING.get(result.spec["normalization"]["kind"], "")
+        if not result.fits:
             self.problem = " ".join(lines)
             text = "\n".join(["The image does not fit this model.", *lines])
         elif lines:
@@ -308,31 +308,30 @@ def _facts(image: Image | None) -> object:
     )
 
 
-def _class_words(result: dict[str, Any]) -> str:
+def _class_words(result: ModelInfo) -> str:
     """Rich text: a square of each class's colour, and its name."""
     squares = (
-        f'<span style="color:{escape(row["color"])}">■</span>'
-        for row in result["classes"]
+        f'<span style="color:{escape(row["color"])}">■</span>' for row in result.classes
     )
-    names = (escape(row["name"]).replace(" ", "&nbsp;") for row in result["classes"])
+    names = (escape(row["name"]).replace(" ", "&nbsp;") for row in result.classes)
     return "&nbsp; ".join(
         f"{square}&nbsp;{name}" for square, name in zip(squares, names, strict=True)
     )
 
 
-def _facts_words(result: dict[str, Any]) -> str:
+def _facts_words(result: ModelInfo) -> str:
     """``Recipe unet-resnet34, 30 epochs, mean IoU 0.872, trained 2026-11-21 14:05``.
 
     Of a cross-validation how many models it is, and the mean of their scores.
     """
     epochs, score, group = (
-        result["epochs"],
-        result["mean_iou"],
-        result.get("models", "1 model"),
+        result.epochs,
+        result.mean_iou,
+        result.models,
     )
-    spec = result["spec"]
+    spec = result.spec
     facts = [
-        f"Recipe {result['recipe']['name']}",
+        f"Recipe {result.recipe['name']}",
         *(["sees volumes"] if spec["depth"] is not None else []),
     ]
     facts += (
@@ -348,7 +347,7 @@ def _facts_words(result: dict[str, Any]) -> str:
     with suppress(ValueError):
         facts.append(
             "trained"
-            f" {datetime.fromisoformat(result['created']).astimezone():%Y-%m-%d %H:%M}"
+            f" {datetime.fromisoformat(result.created).astimezone():%Y-%m-%d %H:%M}"
         )
     return ", ".join(facts)
 

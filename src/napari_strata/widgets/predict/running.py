@@ -37,8 +37,13 @@ from napari_strata.widgets.predict import results
 from napari_strata.widgets.session import Session
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
-from napari_strata.worker.orders import Layer, PredictJob
-from napari_strata.worker.replies import JobQueued, TargetOpened
+from napari_strata.worker.protocol import (
+    JobQueued,
+    Layer,
+    PredictJob,
+    PredictResult,
+    TargetOpened,
+)
 
 
 @dataclass(frozen=True)
@@ -390,7 +395,8 @@ def _origin(
 
 def _shares(outcome: Outcome) -> str:
     """``; pore 12.3 %, quartz 87.7 %``: of the pixels that were predicted."""
-    pixels: Mapping[str, int] = outcome.result.get("pixels", {})
+    result = outcome.result
+    pixels = result.pixels if isinstance(result, PredictResult) else {}
     total = sum(pixels.values())
     return (
         "; "

@@ -35,7 +35,7 @@ from napari_strata.widgets.train.run_row import RunRow
 from napari_strata.widgets.train.state import TrainState, resolve
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
-from napari_strata.worker.orders import TrainJob
+from napari_strata.worker.protocol import LabelsChanged, Layer, TrainJob
 
 SETUP, PROGRESS = 0, 1
 
@@ -358,7 +358,9 @@ class TrainDock(Dock):
 
     def _labels_saved(self, path: Path) -> None:
         if self.handle is not None:
-            self.handle.tell("labels", {"path": str(path)})
+            layer = Layer(path=str(path))
+            change = LabelsChanged(job=self.handle.order.job, value=layer)
+            self.handle.send_change(change)
 
     def open_run(self, run: Path) -> None:
         """Show a run on disk and make it the one to go on with."""

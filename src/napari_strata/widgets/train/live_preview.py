@@ -14,8 +14,12 @@ from napari_strata.widgets.layers.live import LiveLabels, current_plane
 from napari_strata.widgets.session import Session
 from napari_strata.widgets.train.prepare import LayerData
 from napari_strata.widgets.work.client import JobHandle
-from napari_strata.worker.orders import PredictJob, TrainJob
-from napari_strata.worker.replies import TargetOpened
+from napari_strata.worker.protocol import (
+    PredictJob,
+    TargetOpened,
+    TrainJob,
+    ViewChanged,
+)
 
 REST = 400
 """Milliseconds that the view must be at rest before the worker is told of it."""
@@ -117,7 +121,7 @@ class LivePreview(QObject):
             region=plane or None,
             overwrite=True,
             device=order.device,
-            aside=True,
+            preview=True,
         )
         self._asked = monotonic()
         self._job = self._session.submit(job)
@@ -153,10 +157,7 @@ class LivePreview(QObject):
             or self._data.layer not in self._session.viewer.layers
         ):
             return
-        self._training.tell(
-            "view",
-            dict(
-                current_plane(self._session.viewer, self._data.layer, self._data.image)
-            ),
-        )
+        plane = current_plane(self._session.viewer, self._data.layer, self._data.image)
+        change = ViewChanged(job=self._training.order.job, value=dict(plane))
+        self._training.send_change(change)
         self._ask()

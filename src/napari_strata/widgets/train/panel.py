@@ -26,7 +26,7 @@ from napari_strata.widgets.parts.dock import Progress
 from napari_strata.widgets.parts.preview import Preview
 from napari_strata.widgets.train.curves import Curves
 from napari_strata.widgets.work.client import JobHandle, Outcome
-from napari_strata.worker.replies import JobQueued
+from napari_strata.worker.protocol import JobQueued
 
 REST = 1500
 """Milliseconds between two looks at the steps of a training."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
@@ -15,7 +14,7 @@ from napari_strata.widgets.session import Session
 from napari_strata.widgets.train.prepare import Wanted
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
-from napari_strata.worker.orders import PlanJob
+from napari_strata.worker.protocol import PlanJob, PlanResult
 
 REST = 1200
 """Milliseconds without a change before the worker is asked."""
@@ -99,7 +98,7 @@ class Forecast(QWidget):
         if number != self._number:
             return
         self._handle = None
-        if outcome.status == "finished":
+        if isinstance(outcome.result, PlanResult):
             self.text.setText(
                 "\n".join(
                     [
@@ -116,20 +115,20 @@ class Forecast(QWidget):
             self.text.setText(f"⚠ {text}")
 
 
-def in_words(plan: dict[str, Any]) -> list[str]:
+def in_words(plan: PlanResult) -> list[str]:
     """The lines of a forecast."""
-    free = plan["free_memory"]
-    needs = f"about {_bytes(plan['memory'])} of memory" + (
+    free = plan.free_memory
+    needs = f"about {_bytes(plan.memory)} of memory" + (
         f", {_bytes(free)} free" if free else ""
     )
-    lines = [f"Validation: {plan['split']}", f"{plan['device']}, {needs}"]
-    if (depth := plan["spec"]["depth"]) is not None:
-        side, planes = plan["spec"]["patch"], depth["patch"]
+    lines = [f"Validation: {plan.split}", f"{plan.device}, {needs}"]
+    if (depth := plan.spec["depth"]) is not None:
+        side, planes = plan.spec["patch"], depth["patch"]
         lines.append(
             f"Patches of {planes} plane{'' if planes == 1 else 's'} of {side} x {side}"
             " pixels"
         )
-    if free and plan["memory"] > 0.9 * free:
+    if free and plan.memory > 0.9 * free:
         lines.append(
             "⚠ That is more than there is: take smaller patches or fewer of them per"
             " step."

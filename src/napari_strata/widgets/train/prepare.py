@@ -18,7 +18,7 @@ from napari_strata.core.files import LAYERS
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.layers.convert import source_of_image, source_of_labels
-from napari_strata.worker.orders import Layer, Pairs, PlanJob, TrainJob
+from napari_strata.worker.protocol import Layer, Pairs, PlanJob, TrainJob
 
 _WRITING = threading.Lock()
 """A forecast and a start may want to write the same layers at the same time."""

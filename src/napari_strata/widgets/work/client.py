@@ -7,9 +7,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
@@ -19,24 +19,24 @@ from napari_strata.widgets.work.process import (
     explain,
     is_out_of_memory,
 )
-from napari_strata.worker.orders import (
-    Changed,
-    Job,
-    Keep,
-    PredictJob,
-    Stop,
-    TrainJob,
-    is_aside,
-)
-from napari_strata.worker.replies import (
+from napari_strata.worker.protocol import (
     PROTOCOL,
+    AnyEvent,
+    Change,
+    Job,
     JobEnded,
     JobFailed,
+    JobResult,
     JobStarted,
-    Outgoing,
+    Keep,
+    PredictJob,
     Ready,
     Refused,
-    decode,
+    Request,
+    Stop,
+    TrainJob,
+    decode_event,
+    encode_request,
 )
 
 __all__ = ["JobHandle", "Outcome", "WorkerClient", "default_command"]
@@ -57,7 +57,7 @@ class Outcome:
 
     status: Literal["finished", "stopped", "failed", "died"]
     text: str = ""
-    result: dict[str, Any] = field(default_factory=dict)
+    result: JobResult | None = None
 
 
 class JobHandle(QObject):
@@ -75,7 +75,7 @@ class JobHandle(QObject):
         self.stopping = False
         self.started = False
         self.kept = order.keep
-        self.news: dict[str, Changed] = {}
+        self.changes: dict[str, Change] = {}
         self._client = client
 
     def stop(self) -> None:
@@ -90,13 +90,11 @@ class JobHandle(QObject):
             self.kept = on
             self._client._tell(Keep(keep=self.order.job, on=on))
 
-    def tell(self, changed: Literal["labels", "view"], value: dict[str, Any]) -> None:
-        """News for the job while it runs."""
+    def send_change(self, change: Change) -> None:
+        """Send new labels or a new view to the job while it runs."""
         if self.outcome is None:
-            self.news[changed] = news = Changed(
-                changed=changed, job=self.order.job, value=value
-            )
-            self._client._tell(news)
+            self.changes[change.changed] = change
+            self._client._tell(change)
 
     def _end(self, outcome: Outcome) -> None:
         if self.outcome is None:
@@ -203,18 +201,18 @@ class WorkerClient(QObject):
             self._process is not None and self.ready is not None and not self._condemned
         )
 
-    def _tell(self, message: Stop | Keep | Changed) -> None:
+    def _tell(self, message: Request) -> None:
         if self._process is not None and self._listens:
-            self._process.write(message.model_dump_json())
+            self._process.write(encode_request(message))
 
     def _send(self, handle: JobHandle) -> None:
         """The order as it stands, and the news that came since it was given."""
         assert self._process is not None
         for message in (
             handle.order.model_copy(update={"keep": handle.kept}),
-            *handle.news.values(),
+            *handle.changes.values(),
         ):
-            self._process.write(message.model_dump_json())
+            self._process.write(encode_request(message))
 
     def _stop(self, handle: JobHandle) -> None:
         if not self._listens:  # it has not been given to the process that is to do it
@@ -250,7 +248,7 @@ class WorkerClient(QObject):
         at_work = (
             handle
             for handle in self._handles.values()
-            if handle.started and not is_aside(handle.order)
+            if handle.started and not handle.order.runs_between_events
         )
         return next(at_work, next(iter(self._handles.values()), None))
 
@@ -307,7 +305,7 @@ class WorkerClient(QObject):
             if follower is process and STEP in (newer or b""):
                 return  # a newer step of the same job: only one job at a time has steps
         try:
-            job, event = decode(line)
+            job, event = decode_event(line)
         except ValueError:  # the greeting of a login shell
             process.note(line)
             return
@@ -335,7 +333,7 @@ class WorkerClient(QObject):
         ]:
             self._send(handle)
 
-    def _deliver(self, handle: JobHandle, event: Outgoing) -> None:
+    def _deliver(self, handle: JobHandle, event: AnyEvent) -> None:
         if isinstance(event, JobEnded):
             if event.reason == "finished":
                 self._finish(handle, Outcome("finished", result=event.result))

@@ -1,4 +1,4 @@
-"""What a worker may be told, and what it answers to anything else."""
+"""Requests and events survive the way through a line; other lines are refused."""
 
 from __future__ import annotations
 
@@ -11,26 +11,35 @@ import pytest
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.events import BatchEnd, EpochEnd, Message, RegionEnd
-from napari_strata.worker.orders import (
-    Changed,
-    Keep,
-    Layer,
-    OrderError,
-    PredictJob,
-    Stop,
-    TrainJob,
-    parse_order,
-)
-from napari_strata.worker.replies import (
+from napari_strata.worker.protocol import (
+    Case,
+    EvaluateResult,
+    ImageFacts,
+    ImageInfo,
     JobEnded,
     JobFailed,
     JobQueued,
+    JobResult,
     JobStarted,
+    Keep,
+    LabelsChanged,
+    Layer,
+    ModelInfo,
+    PlanResult,
+    PredictJob,
+    PredictResult,
     Ready,
     Refused,
+    RequestError,
+    Stop,
     TargetOpened,
-    decode,
-    encode,
+    TrainJob,
+    TrainResult,
+    ViewChanged,
+    decode_event,
+    decode_request,
+    encode_event,
+    encode_request,
 )
 
 TRAIN = {
@@ -42,14 +51,16 @@ TRAIN = {
 }
 
 
-def refused(order: Any) -> OrderError:
-    with pytest.raises(OrderError) as caught:
-        parse_order(order if isinstance(order, (str, bytes)) else json.dumps(order))
+def refused(request: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        decode_request(
+            request if isinstance(request, (str, bytes)) else json.dumps(request)
+        )
     return caught.value
 
 
 def test_a_job_has_the_words_and_defaults_of_the_api() -> None:
-    job = parse_order(json.dumps(TRAIN))
+    job = decode_request(json.dumps(TRAIN))
     assert isinstance(job, TrainJob)
     assert job.images == (Layer(path="stack.tif"),)
     assert job.labels == (Layer(path="labels.tif"),)
@@ -90,14 +101,18 @@ def test_a_job_that_a_client_makes_arrives_as_it_was() -> None:
         out="run",
         keep=True,
     )
-    assert parse_order(job.model_dump_json()) == job
+    assert decode_request(encode_request(job)) == job
 
 
 def test_messages() -> None:
-    assert parse_order('{"stop": "a"}') == Stop(stop="a")
-    assert parse_order('{"keep": "a"}') == Keep(keep="a", on=True)
-    view = Changed(changed="view", job="a", value={"Z": 3, "Y": [0, 200]})
-    assert parse_order(view.model_dump_json()) == view
+    assert decode_request('{"stop": "a"}') == Stop(stop="a")
+    assert decode_request('{"keep": "a"}') == Keep(keep="a", on=True)
+    view = ViewChanged(job="a", value={"Z": 3, "Y": (0, 200)})
+    assert decode_request(encode_request(view)) == view
+    labels = LabelsChanged(job="a", value=Layer(path="labels.npy"))
+    assert decode_request(encode_request(labels)) == labels
+    line = '{"changed": "labels", "job": "a", "value": {"path": "labels.npy"}}'
+    assert decode_request(line) == labels
 
 
 @pytest.mark.parametrize(
@@ -114,6 +129,12 @@ def test_messages() -> None:
         ('{"stop": "a", "now": true}', "unknown key 'now'"),
         ('{"kind": "train", "images": "a"}', "a train job without an id"),
         ('{"kind": "train", "job": 7}', "a train job without an id"),
+        ('{"kind": ["train"]}', "a ['train'] job without an id"),
+        ('{"stop": {"stop": "a"}}', "stop is {'stop': 'a'}"),
+        ('{"changed": "view", "job": "a"}', "value is missing"),
+        ('{"changed": ["view"], "job": "a"}', "changed (labels or view)"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"stop": ' + "[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_line_about_no_job_is_refused_with_what_would_do(
@@ -127,6 +148,9 @@ def test_a_line_about_no_job_is_refused_with_what_would_do(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"kind": []}, "there is no kind '[]'; known: "),
+        ({"kind": {"kind": "train"}}, "there is no kind "),
+        ({"kind": None}, "there is no kind 'None'"),
         ({"kind": "trian"}, "there is no kind 'trian'; did you mean 'train'?"),
         ({"out": None}, "train job: out is None: input should be a valid string"),
         ({"epochs": 5}, "train job: unknown key 'epochs', "),
@@ -174,7 +198,7 @@ PREDICT = {
 
 
 def test_region_and_inputs_of_a_prediction() -> None:
-    job = parse_order(json.dumps(PREDICT | {"region": {"Z": 3, "Y": [0, 10]}}))
+    job = decode_request(json.dumps(PREDICT | {"region": {"Z": 3, "Y": [0, 10]}}))
     assert isinstance(job, PredictJob)
     assert job.region == {"Z": 3, "Y": (0, 10)}
     assert "into a .npy file only" in str(
@@ -203,52 +227,153 @@ def test_an_evaluation_is_of_a_model_or_of_labels(given: dict[str, Any]) -> None
     )
 
 
-REPLIES = [
-    Ready(1, 42, "here", {"torch": "2"}, {"cpu": "CPU, 2 cores"}, 1.5),
-    Refused("no"),
-    JobQueued(),
-    JobStarted("train"),
-    TargetOpened(
-        "a.npy", "ZYX", (2, 3, 4), "uint8", ({"index": 0, "name": "pore"},), ""
+EVENTS = [
+    Ready(
+        protocol=1,
+        pid=42,
+        host="here",
+        versions={"torch": "2"},
+        devices={"cpu": "CPU, 2 cores"},
+        seconds=1.5,
     ),
-    JobEnded("finished", {"mean_iou": 0.5, "pixels": {"pore": 3}}),
-    JobFailed("a\nb", "StrataError"),
+    Refused(text="no"),
+    JobQueued(),
+    JobStarted(kind="train"),
+    TargetOpened(
+        path="a.npy",
+        axes="ZYX",
+        shape=(2, 3, 4),
+        dtype="uint8",
+        classes=({"index": 0, "name": "pore"},),
+    ),
+    JobEnded(reason="stopped"),
+    JobFailed(text="a\nb", kind="StrataError"),
     Message("µm", "warning"),
     BatchEnd(1, 2, 3, 0.5, 1e-4, 0.1),
     RegionEnd({"Z": 3, "Y": (0, 10)}, 1, 2, 0.5),
 ]
 
 
-@pytest.mark.parametrize("event", REPLIES, ids=lambda e: type(e).__name__)
-def test_replies_go_out_and_come_in_as_they_were(event: Any) -> None:
-    line = encode(event, "a")
+@pytest.mark.parametrize("event", EVENTS, ids=lambda e: type(e).__name__)
+def test_events_go_out_and_come_in_as_they_were(event: Any) -> None:
+    line = encode_event(event, "a")
     assert "\n" not in line
     assert json.loads(line) == json.loads(line, parse_constant=pytest.fail)
     assert json.loads(line)["job"] == "a"
-    assert decode(line) == ("a", event)
+    assert decode_event(line) == ("a", event)
 
 
 def test_scores_that_are_no_numbers_are_null_in_the_line() -> None:
     nan = float("nan")
     end = EpochEnd(1, 2, 0.5, nan, nan, 0.5, (0.5, nan), 1e-3, 1.0, True, False, "raw")
-    raw = json.loads(encode(end, "a"))
+    raw = json.loads(encode_event(end, "a"))
     assert (raw["validation_loss"], raw["class_iou"]) == (None, [0.5, None])
-    assert json.loads(encode(JobEnded("finished", {"mean_iou": nan}), "a"))[
-        "result"
-    ] == {"mean_iou": None}
+    scores = SCORES.model_copy(update={"per_class": {"pore": {"iou": nan}}})
+    raw = json.loads(encode_event(JobEnded(reason="finished", result=scores), "a"))
+    assert raw["result"]["per_class"] == {"pore": {"iou": None}}
+
+
+SCORES = EvaluateResult(
+    mean_iou=0.5,
+    mean_dice=None,
+    pixel_accuracy=0.75,
+    per_class={"pore": {"value": 1, "iou": 0.5}},
+    confusion=((1, 0), (2, 3)),
+    per_image={"sand": {"mean_iou": 0.5}},
+    out=None,
+    most=((None, {"Z": 1}), ({}, None)),
+    cases=(Case(index={"Z": 1}, mean_iou=0.5),),
+)
+RESULTS: list[JobResult] = [
+    TrainResult(run="run", model="run/model", ended="finished", epoch=2),
+    PlanResult(
+        recipe={"name": "default"},
+        spec={"patch": 64},
+        split="by halves",
+        training=("left",),
+        validation=("right",),
+        classes=({"index": 0, "name": "pore"},),
+        labelled_pixels=(3, 4),
+        device="CPU",
+        precision="fp32",
+        memory=10,
+        free_memory=None,
+        parameters=5,
+    ),
+    PredictResult(out="a.npy", pixels={"pore": 3}),
+    PredictResult(out="folder"),
+    SCORES,
+    ImageInfo(
+        what="image",
+        lines=("sand.tif",),
+        images=(
+            ImageFacts(
+                name="sand",
+                axes="YX",
+                shape=(2, 3),
+                scale=(1.0, 1.0),
+                units=("pixel", "pixel"),
+                channel_names=(),
+                notes=(),
+                dtype="uint8",
+            ),
+        ),
+    ),
+    ModelInfo(
+        what="model",
+        model="run",
+        models="1 model",
+        created="2026-11-30",
+        versions={"torch": "2"},
+        recipe={},
+        spec={},
+        classes=(),
+        epochs=2,
+        mean_iou=None,
+        class_iou=(),
+        fits=False,
+        fit=("no",),
+    ),
+]
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda r: type(r).__name__)
+def test_a_result_arrives_as_the_type_that_it_was(result: JobResult) -> None:
+    ended = JobEnded(reason="finished", result=result)
+    line = encode_event(ended, "a")
+    assert decode_event(line) == ("a", ended)
+    newer = json.loads(line)
+    newer["result"]["some_new_fact"] = 1
+    assert decode_event(json.dumps(newer)) == ("a", ended)
+
+
+def test_facts_that_a_result_does_not_state_are_absent_in_the_line() -> None:
+    ended = JobEnded(reason="finished", result=PredictResult(out="folder"))
+    assert json.loads(encode_event(ended, "a"))["result"] == {"out": "folder"}
+    stopped = JobEnded(reason="stopped")
+    assert json.loads(encode_event(stopped, "a"))["result"] == {}
+
+
+def test_a_preview_is_called_aside_in_the_line() -> None:
+    request = PREDICT | {"aside": True}
+    job = decode_request(json.dumps(request))
+    assert isinstance(job, PredictJob)
+    assert job.preview
+    assert json.loads(encode_request(job))["aside"] is True
+    assert decode_request(encode_request(job)) == job
 
 
 @pytest.mark.parametrize(
     "line",
     ["Last login", "[]", "3", "{}", '{"event": "Ready"}', '{"event": "No", "job": 1}'],
 )
-def test_other_lines_are_no_replies(line: str) -> None:
+def test_other_lines_are_no_events(line: str) -> None:
     with pytest.raises(ValueError):
-        decode(line)
+        decode_event(line)
 
 
 def test_a_client_needs_no_torch() -> None:
-    code = "import sys, napari_strata.worker.orders, napari_strata.worker.replies; print('torch' in sys.modules)"
+    code = "import sys, napari_strata.worker.protocol; print('torch' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -257,15 +382,15 @@ def test_a_client_needs_no_torch() -> None:
     )
 
 
-def test_models_are_one_or_several_and_old_orders_mean_what_they_meant() -> None:
+def test_models_are_one_or_several_and_old_requests_mean_what_they_meant() -> None:
     predict = {"job": "a", "kind": "predict", "image": "i.tif", "out": "o.tif"}
-    job = parse_order(json.dumps(predict | {"model": "runs/one"}))
+    job = decode_request(json.dumps(predict | {"model": "runs/one"}))
     assert isinstance(job, PredictJob)
     assert (job.model, job.tta) == ("runs/one", False)
-    job = parse_order(json.dumps(predict | {"model": ["a", "b"], "tta": True}))
+    job = decode_request(json.dumps(predict | {"model": ["a", "b"], "tta": True}))
     assert isinstance(job, PredictJob)
     assert (job.model, job.tta) == (("a", "b"), True)
-    assert parse_order(job.model_dump_json()) == job
+    assert decode_request(encode_request(job)) == job
     evaluate = {
         "job": "a",
         "kind": "evaluate",
@@ -274,8 +399,8 @@ def test_models_are_one_or_several_and_old_orders_mean_what_they_meant() -> None
         "model": ["a", "b"],
         "tta": True,
     }
-    job = parse_order(json.dumps(evaluate))
-    assert parse_order(job.model_dump_json()) == job
+    job = decode_request(json.dumps(evaluate))
+    assert decode_request(encode_request(job)) == job
     for model in ([], [3], 3, {}):
         assert "model" in str(refused(predict | {"model": model}))
     assert "tta" in str(refused(predict | {"model": "a", "tta": "twice"}))

@@ -1,0 +1,712 @@
+"""Messages between a client and its worker: requests go in, events come out.
+
+Each message is one line of JSON. Nothing here imports torch or Qt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, Union
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import StrataError, nearest
+from napari_strata.core.events import Event, from_json, to_json
+
+PROTOCOL = 1
+"""Version of the messages. It changes when an older client could not follow."""
+
+
+class RequestError(StrataError):
+    """A line that is not a request; `job` is the id that it names, if it can be read."""
+
+    def __init__(self, text: str, job: str | None = None) -> None:
+        super().__init__(text)
+        self.job = job
+
+
+def _union(members: Mapping[str, Any], find_tag: Callable[[Any], str | None]) -> Any:
+    """Build a discriminated union of the members, which are named by their tags."""
+    tagged = tuple(Annotated[kind, Tag(tag)] for tag, kind in members.items())
+    return Annotated[Union[tagged], Discriminator(find_tag)]  # noqa: UP007
+
+
+# Requests
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Layer(_Request):
+    """File of an image or of labels, and what the client knows about it.
+
+    ``.npy`` files are memory-mapped. They need `axes` unless they are 2D. For other
+    files, `axes`, `scale` (one number for each dimension), `units`, `name` and
+    `channel_names` replace what the file says.
+    """
+
+    path: str
+    axes: str | None = None
+    scale: tuple[float, ...] = ()
+    units: tuple[str, ...] = ()
+    name: str = ""
+    channel_names: tuple[str, ...] = ()
+    series: int = 0
+
+    @property
+    def is_path(self) -> bool:
+        """True if only a path is given, of a file that `read_pairs` can read."""
+        is_array = self.path.lower().endswith(".npy")
+        return self == Layer(path=self.path) and not is_array
+
+
+def _as_layer(value: Any) -> Any:
+    if isinstance(value, (str, os.PathLike)):
+        return {"path": os.fspath(value)}
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    if value is None or isinstance(value, (list, tuple)):
+        return value
+    return (value,)
+
+
+Source = Annotated[Layer, BeforeValidator(_as_layer)]
+"""A path, or a `Layer`."""
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_tuple)]
+"""One source or several."""
+Models = Annotated[str | tuple[str, ...], Field(min_length=1)]
+"""Model file, run folder or cross-validation folder, or several of them.
+
+The probabilities of several models are averaged.
+"""
+Range: TypeAlias = int | tuple[int, int]
+"""An index, or the first index and the last index + 1."""
+Axis = Literal["T", "Z", "Y", "X"]
+
+
+class Pairs(_Request):
+    """Images and labels, as `read_pairs` takes them."""
+
+    images: Sources = Field(min_length=1)
+    labels: Sources | None = None
+    axes: str | None = None
+
+
+class _Job(_Request):
+    job: str = Field(min_length=1)
+    """Id of the job, chosen by the client."""
+    keep: bool = False
+    """Finish the job also if the client ends."""
+
+    @property
+    def runs_between_events(self) -> bool:
+        """True if the job need not wait for the running job to end."""
+        return False
+
+
+class _Training(_Job, Pairs):
+    recipe: str | dict[str, Any] = "default"
+    validation: Pairs | None = None
+    classes: ClassMap | None = None
+    unlabelled: tuple[int, ...] = ()
+    overrides: dict[str, Any] = {}
+    device: str = "auto"
+
+
+class TrainJob(_Training):
+    """Train a network; see `iter_train`."""
+
+    kind: Literal["train"] = "train"
+    out: str
+    resume: bool = False
+    extend: int = Field(0, ge=0)
+
+
+class PlanJob(_Training):
+    """Describe a training without starting it: split, classes, device and memory."""
+
+    kind: Literal["plan"] = "plan"
+
+
+class _Prediction(_Job):
+    device: str = "auto"
+    overwrite: bool = False
+    batch: int | None = Field(None, ge=1)
+    precision: str = "auto"
+    tile: int | None = Field(None, ge=1)
+    tta: bool = False
+    """Average over the eight flips and quarter turns of each plane."""
+
+
+class PredictJob(_Prediction):
+    """Predict one `image` or several files (`inputs`: files, folders, patterns).
+
+    See `iter_predict` and `predict_files`. If `out` ends in ``.npy``, the label values
+    go into an array with the axes of the image (without C), which others may map while
+    it fills. Probabilities go into ``<stem>_probabilities.npy``. Only such an array can
+    be limited to a `region`; with `overwrite`, the array outside the region is kept.
+    """
+
+    kind: Literal["predict"] = "predict"
+    model: Models
+    out: str
+    image: Source | None = None
+    inputs: tuple[str, ...] = ()
+    axes: str | None = None
+    probabilities: bool = False
+    ortho: bool = False
+    """Average over the XY, XZ and YZ planes of a volume."""
+    region: dict[Axis, Range] | None = None
+    preview: bool = Field(
+        False,
+        validation_alias=AliasChoices("preview", "aside"),
+        serialization_alias="aside",
+    )
+    """Predict between the events of a running job."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PredictJob:
+        if (self.image is None) == (not self.inputs):
+            raise RequestError(
+                "predict job: needed is either image, or inputs with one or more paths.",
+                self.job,
+            )
+        if self.region is not None and (self.inputs or not self.is_array):
+            raise RequestError(
+                "predict job: a region can be predicted of one image into a .npy file only.",
+                self.job,
+            )
+        return self
+
+    @property
+    def is_array(self) -> bool:
+        """True if the labels go into a ``.npy`` file."""
+        return self.out.lower().endswith(".npy")
+
+    @property
+    def runs_between_events(self) -> bool:
+        """True for a preview."""
+        return self.preview
+
+
+class EvaluateJob(_Prediction):
+    """Score a model on labelled images, or a label file against the truth.
+
+    See `iter_evaluate` (`model`, `images`) and `score_labels` (`prediction`, `labels`).
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    model: Models | None = None
+    prediction: Source | None = None
+    images: Sources | None = None
+    labels: Sources | None = None
+    axes: str | None = None
+    classes: ClassMap | None = None
+    unlabelled: tuple[int, ...] = ()
+    out: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateJob:
+        if self.prediction is None:
+            is_complete = self.model is not None and bool(self.images)
+        else:
+            has_truth = self.labels is not None and len(self.labels) == 1
+            is_complete = has_truth and self.model is None and not self.images
+        if not is_complete:
+            raise RequestError(
+                "evaluate job: needed are model and images, or prediction and labels.",
+                self.job,
+            )
+        return self
+
+
+class InfoJob(_Job):
+    """Describe a file, model or run folder; with `image`, also if that fits the model."""
+
+    kind: Literal["info"] = "info"
+    path: str
+    axes: str | None = None
+    image: Source | None = None
+
+    @property
+    def runs_between_events(self) -> bool:
+        """True: the answer takes little time."""
+        return True
+
+
+class Stop(_Request):
+    """Stop a running or waiting job; the worker answers with its `JobEnded`."""
+
+    stop: str
+
+
+class Keep(_Request):
+    """Finish a job (or not) if the client ends."""
+
+    keep: str
+    on: bool = True
+
+
+class LabelsChanged(_Request):
+    """New labels of a running job, for live segmentation. No job reads them yet."""
+
+    changed: Literal["labels"] = "labels"
+    job: str
+    value: Source
+
+
+class ViewChanged(_Request):
+    """Region that the viewer shows, for live segmentation. No job reads it yet."""
+
+    changed: Literal["view"] = "view"
+    job: str
+    value: dict[Axis, Range]
+
+
+Job: TypeAlias = TrainJob | PlanJob | PredictJob | EvaluateJob | InfoJob
+Change: TypeAlias = LabelsChanged | ViewChanged
+Request: TypeAlias = Job | Stop | Keep | Change
+
+_JOBS: dict[str, type[Job]] = {
+    "train": TrainJob,
+    "plan": PlanJob,
+    "predict": PredictJob,
+    "evaluate": EvaluateJob,
+    "info": InfoJob,
+}
+_MESSAGES: dict[str, type[Stop | Keep | Change]] = {
+    "stop": Stop,
+    "keep": Keep,
+    "labels": LabelsChanged,
+    "view": ViewChanged,
+}
+_REQUESTS: dict[str, type[Request]] = {**_JOBS, **_MESSAGES}
+
+
+def _request_tag(raw: Mapping[str, Any]) -> str | None:
+    """Name the kind of a request; None if it is unknown."""
+    if "kind" in raw:
+        tag, tags = raw["kind"], list(_JOBS)
+    elif "stop" in raw:
+        tag, tags = "stop", ["stop"]
+    elif "keep" in raw and "job" not in raw:
+        tag, tags = "keep", ["keep"]
+    else:
+        tag, tags = raw.get("changed"), ["labels", "view"]
+    return tag if tag in tags else None
+
+
+REQUESTS: TypeAdapter[Request] = TypeAdapter(_union(_REQUESTS, _request_tag))
+
+
+def encode_request(request: Request) -> str:
+    """Write a request as one line, without the line break."""
+    return request.model_dump_json(by_alias=True)
+
+
+def decode_request(line: bytes | str) -> Request:
+    """Read the request that a line holds.
+
+    Raises
+    ------
+    RequestError
+        if the line is not a request; the error says what is wrong and what is needed.
+    """
+    job = None
+    try:
+        raw = _read_json(line)
+        job = _job_id(raw)
+        return REQUESTS.validate_python(raw)
+    except ValidationError as error:
+        raise RequestError(_describe(raw, error), job) from None
+    except RecursionError:
+        text = f"found JSON that is nested too deeply ({_shorten(line)})."
+        raise RequestError(text, job) from None
+    except RequestError:
+        raise
+    except StrataError as error:  # from a class map
+        raise RequestError(str(error), job) from None
+
+
+def _read_json(line: bytes | str) -> dict[str, Any]:
+    try:
+        raw = json.loads(line)
+    except ValueError:
+        raise RequestError(
+            f"found a line that is not JSON ({_shorten(line)}); "
+            "needed is one JSON object a line."
+        ) from None
+    if not isinstance(raw, dict):
+        raise RequestError(
+            f"found a line that is not a JSON object ({_shorten(line)}); "
+            "needed is a job or a message."
+        )
+    return raw
+
+
+def _job_id(raw: Mapping[str, Any]) -> str | None:
+    """Id of the job that a request starts, if it can be read."""
+    job = raw.get("job")
+    if "kind" not in raw and any(key in raw for key in ("stop", "changed")):
+        return None
+    return job if isinstance(job, str) and job else None
+
+
+def _describe(raw: Mapping[str, Any], error: ValidationError) -> str:
+    """Say what is wrong with a request."""
+    job, tag = _job_id(raw), _request_tag(raw)
+    kind = _shorten(str(raw.get("kind")))
+    if "kind" in raw and job is None:
+        return f"found a {kind} job without an id; needed is job, a text of your own."
+    if tag is None:
+        return _describe_unknown(raw, job)
+    subject = f"message {tag!r}"
+    if tag in _JOBS:
+        subject = f"{kind} job"
+    problems: dict[str, str] = {}
+    for problem in error.errors():
+        # The first part of the location is the tag.
+        key = str(problem["loc"][1])
+        problems.setdefault(key, _explain(_REQUESTS[tag], problem))
+    return f"{subject}: {'; '.join(problems.values())}."
+
+
+def _describe_unknown(raw: Mapping[str, Any], job: str | None) -> str:
+    """Say what is wrong with a request of no known kind."""
+    if job is None:
+        return (
+            f"found a message with {_shorten(str(list(raw)))}; "
+            "known: a job (job, kind), stop, keep, changed (labels or view)."
+        )
+    if "kind" not in raw:
+        return f"job {job!r}: kind is missing; needed is one of {', '.join(_JOBS)}."
+    kind = _shorten(str(raw["kind"]))
+    return f"job {job!r}: there is no kind {kind!r}; {nearest(kind, _JOBS)}"
+
+
+def _explain(request: type[BaseModel], problem: Any) -> str:
+    """Describe one problem. Its location also holds the names of union members."""
+    location = problem["loc"][1:]
+    names = []
+    for part in location:
+        is_name = isinstance(part, int) or part.isidentifier()
+        if is_name and part not in ("str", "int", "dict"):
+            names.append(str(part))
+    key = ".".join(names)
+    if problem["type"] == "extra_forbidden":
+        fields = (request if len(location) == 1 else Layer).model_fields
+        return f"unknown key {key!r}, {nearest(str(location[-1]), fields)}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    reason = problem["msg"]
+    return (
+        f"{key} is {_shorten(repr(problem['input']))}: {reason[0].lower()}{reason[1:]}"
+    )
+
+
+def _shorten(line: bytes | str) -> str:
+    text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+# Results
+
+
+class _Result(BaseModel):
+    # A newer worker may say more than this client knows.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class TrainResult(_Result):
+    """Run folder and model of a training, why it ended and after which epoch."""
+
+    run: str
+    model: str
+    ended: str
+    epoch: int
+
+
+class PlanResult(_Result):
+    """Facts about a training that has not started.
+
+    `split` is a text; `training` and `validation` name the regions; `classes` has a row
+    for each class (index, name, value, color); memory is in bytes.
+    """
+
+    recipe: dict[str, Any]
+    spec: dict[str, Any]
+    split: str
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    classes: tuple[dict[str, Any], ...]
+    labelled_pixels: tuple[int, ...]
+    device: str
+    precision: str
+    memory: int
+    free_memory: int | None
+    parameters: int
+
+
+class PredictResult(_Result):
+    """Path of the labels, and the number of predicted pixels of each class."""
+
+    out: str
+    pixels: dict[str, int] = {}
+
+
+class Case(_Result):
+    """A plane of a comparison and its score, None if there is nothing to score."""
+
+    index: dict[str, int]
+    mean_iou: float | None
+
+
+class EvaluateResult(_Result):
+    """Scores, in all and for each image; see `ConfusionMatrix.as_dict`.
+
+    A comparison of label files also has `most`, the plane with most pixels of each cell
+    of the confusion matrix, and `cases`, the worst and the best planes.
+    """
+
+    mean_iou: float | None
+    mean_dice: float | None
+    pixel_accuracy: float | None
+    per_class: dict[str, dict[str, Any]]
+    confusion: tuple[tuple[int, ...], ...]
+    per_image: dict[str, dict[str, Any]]
+    out: str | None = None
+    most: tuple[tuple[dict[str, int] | None, ...], ...] = ()
+    cases: tuple[Case, ...] = ()
+
+
+class ImageFacts(_Result):
+    """Metadata of an image."""
+
+    name: str
+    axes: str
+    shape: tuple[int, ...]
+    scale: tuple[float, ...] | None
+    units: tuple[str, ...] | None
+    channel_names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+    dtype: str
+
+
+class ImageInfo(_Result):
+    """Images of a file: a description in lines, and the metadata of each image."""
+
+    what: Literal["image"]
+    lines: tuple[str, ...]
+    images: tuple[ImageFacts, ...]
+
+
+class ModelInfo(_Result):
+    """Facts about a model, or about the first one of several.
+
+    `models` counts them in words; `mean_iou` and `class_iou` are means over the models.
+    If the request named an image, `fits` says if the models take it, and `fit` why not
+    or what to expect.
+    """
+
+    what: Literal["model"]
+    model: str
+    models: str = "1 model"
+    created: str
+    versions: dict[str, str]
+    recipe: dict[str, Any]
+    spec: dict[str, Any]
+    classes: tuple[dict[str, Any], ...]
+    epochs: int
+    mean_iou: float | None
+    class_iou: tuple[float | None, ...]
+    fits: bool | None = None
+    fit: tuple[str, ...] = ()
+
+
+JobResult: TypeAlias = (
+    TrainResult | PlanResult | PredictResult | EvaluateResult | ImageInfo | ModelInfo
+)
+
+_RESULTS: dict[str, type[JobResult]] = {
+    "TrainResult": TrainResult,
+    "PlanResult": PlanResult,
+    "EvaluateResult": EvaluateResult,
+    "ImageInfo": ImageInfo,
+    "ModelInfo": ModelInfo,
+    "PredictResult": PredictResult,
+}
+
+
+def _result_tag(value: Any) -> str | None:
+    """Name the kind of a result by a key that no other kind has."""
+    if not isinstance(value, dict):
+        return type(value).__name__
+    if "what" in value:
+        return "ModelInfo" if value["what"] == "model" else "ImageInfo"
+    if "ended" in value:
+        return "TrainResult"
+    if "split" in value:
+        return "PlanResult"
+    if "confusion" in value:
+        return "EvaluateResult"
+    return "PredictResult" if "out" in value else None
+
+
+RESULTS: TypeAdapter[JobResult] = TypeAdapter(_union(_RESULTS, _result_tag))
+
+
+# Events
+
+
+class WorkerEvent(BaseModel):
+    """Base of the events that come from the worker itself, not from the engine."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Ready(WorkerEvent):
+    """The worker has started.
+
+    `devices` maps the names that jobs may use to descriptions, the fastest first.
+    """
+
+    event: Literal["Ready"] = "Ready"
+    protocol: int
+    pid: int
+    host: str
+    versions: dict[str, str]
+    devices: dict[str, str]
+    seconds: float
+
+
+class Refused(WorkerEvent):
+    """A line was not a request, or named a job that does not exist."""
+
+    event: Literal["Refused"] = "Refused"
+    text: str
+
+
+class JobQueued(WorkerEvent):
+    """The job waits for the jobs before it."""
+
+    event: Literal["JobQueued"] = "JobQueued"
+
+
+class JobStarted(WorkerEvent):
+    """The job begins."""
+
+    event: Literal["JobStarted"] = "JobStarted"
+    kind: str
+
+
+class TargetOpened(WorkerEvent):
+    """The array of a prediction exists at full size and will fill.
+
+    `classes` has a row for each class: index, name, value, color. `probabilities` is
+    the path of their array (axes T and Z, as far as the image has them, C, Y, X), or
+    empty.
+    """
+
+    event: Literal["TargetOpened"] = "TargetOpened"
+    path: str
+    axes: str
+    shape: tuple[int, ...]
+    dtype: str
+    classes: tuple[dict[str, Any], ...]
+    probabilities: str = ""
+
+
+def _read_result(value: Any) -> JobResult | None:
+    return RESULTS.validate_python(value) if value else None
+
+
+def _write_result(result: JobResult | None) -> dict[str, Any]:
+    return {} if result is None else result.model_dump(exclude_unset=True)
+
+
+class JobEnded(WorkerEvent):
+    """The job has ended. `reason` is "finished" or "stopped"."""
+
+    event: Literal["JobEnded"] = "JobEnded"
+    reason: Literal["finished", "stopped"]
+    result: Annotated[
+        JobResult | None, PlainValidator(_read_result), PlainSerializer(_write_result)
+    ] = None
+
+
+class JobFailed(WorkerEvent):
+    """The job has ended without a result.
+
+    `kind` is "StrataError" if the user can correct the cause, else the error's type.
+    """
+
+    event: Literal["JobFailed"] = "JobFailed"
+    text: str
+    kind: str
+
+
+AnyEvent: TypeAlias = Event | WorkerEvent
+
+
+def _read_engine_event(value: Any) -> Event:
+    return value if isinstance(value, Event) else from_json(json.dumps(value))
+
+
+_EVENTS: dict[str, Any] = {
+    kind.__name__: kind for kind in WorkerEvent.__subclasses__()
+} | {
+    "engine": Annotated[
+        Event,
+        PlainValidator(_read_engine_event),
+        PlainSerializer(lambda event: json.loads(to_json(event))),
+    ]
+}
+
+
+def _event_tag(value: Any) -> str:
+    name = value["event"] if isinstance(value, dict) else type(value).__name__
+    return name if name in _EVENTS else "engine"
+
+
+EVENTS: TypeAdapter[AnyEvent] = TypeAdapter(_union(_EVENTS, _event_tag))
+
+
+def encode_event(event: AnyEvent, job: str | None) -> str:
+    """Write an event of a job as one line, without the line break."""
+    raw = json.loads(EVENTS.dump_json(event))
+    return json.dumps(raw | {"job": job})
+
+
+def decode_event(line: str | bytes) -> tuple[str | None, AnyEvent]:
+    """Read the job and the event of a line that `encode_event` wrote.
+
+    Raises
+    ------
+    ValueError
+        if the line is anything else, such as the greeting of a login shell.
+    """
+    try:
+        raw = json.loads(line)
+        job = raw.pop("job")
+        return job, EVENTS.validate_python(raw)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an event of a worker: {line!r}") from error

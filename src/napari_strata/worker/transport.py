@@ -1,0 +1,160 @@
+"""Transport of messages: lines come in on stdin, lines go out on stdout.
+
+Only events reach the client, whatever a library prints.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TypeAlias
+
+from napari_strata.worker.protocol import AnyEvent, encode_event
+
+GRACE = 0.2
+"""Seconds, once or twice, before the main thread is interrupted to read a line."""
+
+
+class Notice(Enum):
+    """An item of the inbox that is not a line."""
+
+    CLIENT_GONE = 1
+    TERMINATE = 2
+
+
+Item: TypeAlias = bytes | Notice
+
+
+def take_over_pipes() -> tuple[int, int]:
+    """Return private copies of stdin and stdout.
+
+    From then on, stdout leads to stderr, also for C code and child processes, and
+    nothing else can read stdin.
+    """
+    requests, events = os.dup(0), os.dup(1)
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    _open_as(os.devnull, os.O_RDONLY, 0)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    return requests, events
+
+
+def redirect_output(path: Path | str) -> None:
+    """Append to a file what is printed from now on: nobody reads stderr any more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _open_as(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
+
+
+def _open_as(path: Path | str, flags: int, *descriptors: int) -> None:
+    opened = os.open(path, flags, 0o666)
+    for descriptor in descriptors:
+        os.dup2(opened, descriptor)
+    os.close(opened)
+
+
+class Outbox:
+    """Events, each written at once as a line.
+
+    When nobody reads them any more, the inbox gets a notice and events are dropped.
+    """
+
+    def __init__(self, descriptor: int, inbox: Inbox) -> None:
+        # The file stays open as long as the process runs.
+        self._file = open(descriptor, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
+        self._inbox = inbox
+        self._is_open = True
+
+    def send(self, event: AnyEvent, job: str | None = None) -> None:
+        """Send an event of a job."""
+        if not self._is_open:
+            return
+        try:
+            self._file.write(encode_event(event, job) + "\n")
+            self._file.flush()
+        except OSError:
+            self.close()
+            self._inbox.put(Notice.CLIENT_GONE)
+
+    def close(self) -> None:
+        """Drop all further events."""
+        if self._is_open:
+            self._is_open = False
+            # Closing would write the rest of a failed write, and fail again.
+            _open_as(os.devnull, os.O_WRONLY, self._file.fileno())
+
+
+class Inbox:
+    """Lines that a thread reads, kept until the main thread takes them.
+
+    If the main thread takes none for a while, it gets SIGINT, and the handler takes
+    them. This is how a request reaches a job in the middle of a long step.
+    """
+
+    def __init__(self) -> None:
+        # A signal handler may use no other queue.
+        self._items: SimpleQueue[Item] = SimpleQueue()
+
+    def start(self, descriptor: int) -> None:
+        """Begin to read lines from `descriptor`."""
+        threading.Thread(
+            target=self._read, args=(descriptor,), name="requests", daemon=True
+        ).start()
+        threading.Thread(target=self._watch, name="requests-watch", daemon=True).start()
+
+    def put(self, item: Item) -> None:
+        """Add an item."""
+        self._items.put(item)
+
+    def wait(self, seconds: float | None) -> Item:
+        """Return the next item; raise `queue.Empty` if there is none in time."""
+        return self._items.get(timeout=seconds)
+
+    def drain(self) -> Iterator[Item]:
+        """Yield the items that are present."""
+        while True:
+            try:
+                yield self._items.get_nowait()
+            except Empty:
+                return
+
+    def _read(self, descriptor: int) -> None:
+        # Not a file object: a thread that waits in one holds a lock, and then the
+        # interpreter aborts at its exit.
+        rest = b""
+        try:
+            while chunk := os.read(descriptor, 2**16):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if line.strip():
+                        self.put(line)
+        except OSError:
+            pass
+        self.put(Notice.CLIENT_GONE)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(GRACE)
+            if not self._items.empty():
+                time.sleep(GRACE)
+                if not self._items.empty():
+                    _interrupt_main_thread()
+
+
+def _interrupt_main_thread() -> None:
+    """Send SIGINT to the main thread, which also ends its waiting for a lock.
+
+    On Windows the signal is handled after the waiting.
+    """
+    if sys.platform == "win32":
+        _thread.interrupt_main()
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
