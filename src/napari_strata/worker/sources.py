@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import AnnotatedImage, Array, ArrayLike, Image, LabelImage
 from napari_strata.core.spec import ModelSpec
+from napari_strata.core.tiling import read_range, shared_stride
 from napari_strata.data.neighbours import with_neighbours
 from napari_strata.io import read_image, read_labels, read_pairs
 from napari_strata.io.paths import existing
@@ -302,16 +302,11 @@ def planes_around(output: slice, depth: int, specs: Sequence[ModelSpec]) -> slic
     """Return the planes of a volume that 3D models need to predict those of `output`.
 
     They are a halo on both sides, or about a whole tile for models that see their whole
-    tile. The first plane is one where a prediction of the volume may start a tile; see
-    `plan_tiles`.
+    tile.
     """
-    stride = lcm(*(spec.stride_shape[0] for spec in specs))
-    tile = 0
-    if any(spec.blend for spec in specs):
-        tile = max(spec.tile_shape[0] for spec in specs)
     halo = max(spec.halo_shape[0] for spec in specs)
-    halo = max(halo, (tile - (output.stop - output.start)) // 2)
-    # Beside the first or the last plane a tile lies on one side.
-    first = max(0, min(output.start - halo, depth - tile))
-    stop = max(output.stop + halo, first + tile)
-    return slice(first // stride * stride, min(depth, -(-stop // stride) * stride))
+    least = 0
+    if any(spec.blend for spec in specs):
+        least = max(spec.tile_shape[0] for spec in specs)
+    stride = shared_stride(specs)
+    return read_range(output, depth, halo=halo, stride=stride, least=least)
