@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End when torchrun has ended: a client that kills it does not reach this process."""
+    """End when torchrun has ended: a client that kills it reaches no further."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

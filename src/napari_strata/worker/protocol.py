@@ -34,7 +34,7 @@ PROTOCOL = 1
 
 
 class RequestError(StrataError):
-    """A line that is not a request; `job` is the id that it names, if it can be read."""
+    """A line that is not a request; `job` is the id that it names, if any."""
 
     def __init__(self, text: str, job: str | None = None) -> None:
         super().__init__(text)
@@ -187,12 +187,14 @@ class PredictJob(_Prediction):
     def _check(self) -> PredictJob:
         if (self.image is None) == (not self.inputs):
             raise RequestError(
-                "predict job: needed is either image, or inputs with one or more paths.",
+                "predict job: needed is either image, or inputs with one or more "
+                "paths.",
                 self.job,
             )
         if self.region is not None and (self.inputs or not self.is_array):
             raise RequestError(
-                "predict job: a region can be predicted of one image into a .npy file only.",
+                "predict job: a region can be predicted of one image into a .npy "
+                "file only.",
                 self.job,
             )
         return self
@@ -240,7 +242,7 @@ class EvaluateJob(_Prediction):
 
 
 class InfoJob(_Job):
-    """Describe a file, model or run folder; with `image`, also if that fits the model."""
+    """Describe a file, model or run; with `image`, also if that fits the model."""
 
     kind: Literal["info"] = "info"
     path: str

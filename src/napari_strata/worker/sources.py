@@ -92,7 +92,7 @@ def open_pairs(pairs: Pairs) -> list[AnnotatedImage]:
 
 
 def _labels_or_file(layer: Layer) -> LabelImage | Array | str:
-    """Open labels whose axes are stated; `read_pairs` gives others those of the image."""
+    """Open labels with stated axes; `read_pairs` gives others those of the image."""
     if layer.axes is not None:
         return open_labels(layer)
     return memory_map(layer.path) if _is_npy(layer) else layer.path
