@@ -19,7 +19,6 @@ from widgets.models import make_run
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NAPARI_CONFIG", "")  # no settings are read or saved
-os.environ.setdefault("QT_API", "pyqt6")
 
 
 @pytest.fixture(autouse=True)

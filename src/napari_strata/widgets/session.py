@@ -10,7 +10,7 @@ from pathlib import Path
 
 from napari.utils.task_status import Status
 from napari.viewer import Viewer
-from qtpy.QtCore import QEvent, QObject, QTimer, Signal
+from qtpy.QtCore import QEvent, QObject, Signal
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_strata.core import files
@@ -154,17 +154,13 @@ class Session(QObject):
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
         if event is not None and event.type() == QEvent.Type.Close:
-            self._quiet.look()  # now: whoever closes the window may ask for its memory before the loop turns again
-            QTimer.singleShot(0, self._close_if_gone)
+            # Now: whoever closes the window may collect garbage before the loop turns.
+            self._quiet.look()
+        elif event is not None and event.type() == QEvent.Type.DeferredDelete:
+            # The window is closed, and it and its docks are still there. Later,
+            # signals would reach Python wrappers of objects that Qt has deleted.
+            self.close()
         return super().eventFilter(watched, event)
-
-    def _close_if_gone(self) -> None:
-        with suppress(
-            RuntimeError
-        ):  # the window is gone altogether, and so has been closed
-            if self._window.isVisible():  # type: ignore[attr-defined]
-                return  # napari asked "are you sure" and was told no
-        self.close()
 
 
 def _sweep(runs: Path) -> None:

@@ -287,7 +287,7 @@ def test_a_wrong_entry_is_said_and_does_not_count(
     assert "border" in field.native.styleSheet()
     assert words in field.native.toolTip().replace("&#x27;", "'")
     assert any(words in note for note in notes(form))
-    assert form._sections[path.split(".")[0]].native.text().endswith("⚠"), (
+    assert form._sections[path.split(".")[0]].native.button.text().endswith("⚠"), (
         "a closed group says so too"
     )
     field.type(
@@ -295,7 +295,8 @@ def test_a_wrong_entry_is_said_and_does_not_count(
     )
     assert form.problem == ""
     assert notes(form) == []
-    assert not any("⚠" in section.native.text() for section in form._sections.values())
+    folds = [section.native for section in form._sections.values()]
+    assert not any("⚠" in fold.button.text() for fold in folds)
     assert field.native.styleSheet() == ""
     assert form.value() == before
 
@@ -399,10 +400,10 @@ def test_a_group_opens_as_high_as_what_it_holds(form: RecipeForm, qtbot: QtBot) 
     form.native.show()
     training = form._sections["training"]
     assert training.group.isHidden() or not training.group.isVisible()
-    training.native.toggleButton().click()
+    training.native.button.click()
     assert training.group.isVisible()
     inner = training.group.parts["plateau"]
     before = training.native.sizeHint().height()
-    inner.native.toggleButton().click()
+    inner.native.button.click()
     assert inner.group.isVisible()
     assert training.native.sizeHint().height() > before

@@ -52,8 +52,8 @@ def edits(box: RecipeBox) -> list[Recipe]:
 
 
 def opened(box: RecipeBox) -> RecipeForm:
-    if not box.fold.isExpanded():
-        box.fold.toggleButton().click()
+    if not box.fold.is_open:
+        box.fold.button.click()
     assert box.form is not None
     return box.form
 
@@ -325,11 +325,11 @@ def test_it_fits_into_a_narrow_dock(make_napari_viewer: Callable[..., Viewer]) -
     viewer.window.add_dock_widget(box, name="Train", area="right")
     form = opened(box)
     for section in form._sections.values():
-        section.native.toggleButton().click()
+        section.native.button.click()
     for name in NAMES:
         box.set_recipe(name)
         assert box.minimumSizeHint().width() <= 264, name
-    box.fold.toggleButton().click()
+    box.fold.button.click()
     for name in NAMES:
         box.set_recipe(name)
         assert box.layout().heightForWidth(290) <= 180 + 40 * bool(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import singledispatchmethod
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -186,22 +185,31 @@ class LivePrediction(QObject):
         self._handle.ended.connect(self._job_ended)
         session.register_task(f"segmenting {self._image.name}", self._handle)
 
-    @singledispatchmethod
     def _take(self, event: object) -> None:
-        """Events that say nothing to people pass by."""
+        """Follow one event; events without news for people are ignored."""
+        match event:
+            case JobQueued():
+                self._show_queued(event)
+            case Message():
+                self._show_message(event)
+            case TargetOpened():
+                self._open_layer(event)
+            case PredictionStarted():
+                self._show_start(event)
+            case RegionEnd():
+                self._show_region(event)
+            case PredictionEnd():
+                self._seconds = event.seconds
 
-    @_take.register
-    def _(self, event: JobQueued) -> None:
+    def _show_queued(self, event: JobQueued) -> None:
         self.words = "Waiting for the job before it ..."
         self.progress.emit(0, 0)
 
-    @_take.register
-    def _(self, event: Message) -> None:
+    def _show_message(self, event: Message) -> None:
         if event.level == "warning":
             self.message.emit(event.text, event.level)
 
-    @_take.register
-    def _(self, event: TargetOpened) -> None:
+    def _open_layer(self, event: TargetOpened) -> None:
         under = self._layer if self._layer in self._session.viewer.layers else None
         try:
             name = f"{self._image.name} segmented"
@@ -218,15 +226,13 @@ class LivePrediction(QObject):
         assert self._made is not None
         self._made.adopt(self.labels_layer)
 
-    @_take.register
-    def _(self, event: PredictionStarted) -> None:
+    def _show_start(self, event: PredictionStarted) -> None:
         self._total = event.regions
         self._begun = perf_counter()
         self.words = f"The first of {_planes(event.regions)}, on {event.device}"
         self.progress.emit(0, event.regions)
 
-    @_take.register
-    def _(self, event: RegionEnd) -> None:
+    def _show_region(self, event: RegionEnd) -> None:
         self._done, self._total = event.done, event.regions
         self._live.region_done(event.region)
         left = (perf_counter() - self._begun) / self._done * (self._total - self._done)
@@ -241,10 +247,6 @@ class LivePrediction(QObject):
                 f" {_planes(self._total)}{f', {about}' if self._done < self._total else ''}"
             )
         self.progress.emit(self._done, self._total)
-
-    @_take.register
-    def _(self, event: PredictionEnd) -> None:
-        self._seconds = event.seconds
 
     def _job_ended(self, outcome: Outcome) -> None:
         if self._over:

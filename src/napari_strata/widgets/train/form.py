@@ -7,65 +7,79 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from magicgui.widgets import CheckBox, Container
 from pydantic.fields import FieldInfo
-from qtpy.QtGui import QIcon
-from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
-from superqt import QCollapsible
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QGridLayout,
+    QLabel,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_strata.core.network_sections import NetworkSection, network_kinds
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.sections import Section, section_of
 from napari_strata.widgets.train.fields import Field, check, in_words, wrapped
 
-UNLIMITED = 16_777_215  # Qt's QWIDGETSIZE_MAX
 OF_VOLUMES = {"patches.depth", "augmentation.flip_depth"}
 """Settings that count for networks that see volumes only."""
 OF_PLANES = {"patches.neighbours", "patches.resize"}
 """Settings that go with networks that see single planes only."""
 
 
-class Fold(QCollapsible):
-    """A group that opens under its title, at once, and is then as high as what it holds."""
+class Fold(QWidget):
+    """A group that opens under its title, and is then as high as its content."""
+
+    toggled = Signal(bool)
 
     def __init__(self, title: str, tooltip: str = "") -> None:
-        super().__init__("", expandedIcon=QIcon(), collapsedIcon=QIcon())
+        super().__init__()
         self._title, self._mark = title, ""
-        button = self.toggleButton()
-        button.setStyleSheet(
-            "text-align: left; border: none; outline: none; background: transparent; padding: 2px 0;"
+        self.button = QPushButton()
+        self.button.setCheckable(True)
+        self.button.setStyleSheet(
+            "text-align: left; border: none; outline: none;"
+            " background: transparent; padding: 2px 0;"
         )
-        button.setToolTip(wrapped(tooltip))
-        self.layout().setContentsMargins(0, 0, 0, 0)
-        self.layout().setSpacing(2)
-        self.content().layout().setContentsMargins(8, 0, 0, 4)
-        self.content().layout().setSpacing(3)
-        self.setFrameShape(QCollapsible.Shape.NoFrame)
+        self.button.setToolTip(wrapped(tooltip))
+        self._content = QWidget()
+        self._content.hide()
+        self._rows = QVBoxLayout(self._content)
+        self._rows.setContentsMargins(8, 0, 0, 4)
+        self._rows.setSpacing(3)
+        column = QVBoxLayout(self)
+        column.setAlignment(Qt.AlignmentFlag.AlignTop)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(2)
+        column.addWidget(self.button)
+        column.addWidget(self._content)
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
-        self.toggled.connect(self._on_toggled)
-        self._on_toggled(False)
+        self.button.toggled.connect(self._on_toggled)
+        self._show_title()
 
-    def expand(self, animate: bool = False) -> None:
-        super().expand(animate)
-
-    def collapse(self, animate: bool = False) -> None:
-        super().collapse(animate)
+    @property
+    def is_open(self) -> bool:
+        """True while the content is shown."""
+        return self.button.isChecked()
 
     def fill(self, widget: QWidget) -> None:
         """Put a widget into the group."""
-        self.content().layout().addWidget(widget)
+        self._rows.addWidget(widget)
 
     def mark(self, wrong: bool) -> None:
-        """Say in the title whether something in the group is wrong."""
+        """Show in the title that something in the group is wrong."""
         self._mark = " ⚠" if wrong else ""
-        self._show_title(self.isExpanded())
+        self._show_title()
 
     def _on_toggled(self, opened: bool) -> None:
-        # superqt measures the height once: what is folded inside could not open any more.
-        self.content().setMaximumHeight(UNLIMITED if opened else 0)
-        self.content().setVisible(opened)
-        self._show_title(opened)
+        self._content.setVisible(opened)
+        self._show_title()
+        self.toggled.emit(opened)
 
-    def _show_title(self, opened: bool) -> None:
-        self.setText(f"{'▾' if opened else '▸'} {self._title}{self._mark}")
+    def _show_title(self) -> None:
+        arrow = "▾" if self.is_open else "▸"
+        self.button.setText(f"{arrow} {self._title}{self._mark}")
 
 
 class _Group(QWidget):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import singledispatchmethod
 from pathlib import Path
 
 from qtpy.QtCore import QTimer, Signal
@@ -81,7 +80,7 @@ class TrainingPanel(QWidget):
         `past` is what its run went through before.
         """
         self.prepare(run, colors, past=past)
-        handle.replied.connect(self._on_event)
+        handle.replied.connect(self.take)
         handle.ended.connect(self._over)
         self.bar.show_step(0, 0, "Starting ...")
 
@@ -100,26 +99,32 @@ class TrainingPanel(QWidget):
         self.curves.show()
         self.preview.show()
 
-    def _on_event(self, event: object) -> None:
-        self.take(event)
-
-    @singledispatchmethod
     def take(self, event: object) -> None:
-        """Show one event; those that say nothing to people pass by."""
+        """Show one event; events without news for people are ignored."""
+        match event:
+            case JobQueued():
+                self._show_queued(event)
+            case Message():
+                self._show_message(event)
+            case TrainingStarted():
+                self._show_start(event)
+            case BatchEnd():
+                self._add_step(event)
+            case EpochEnd():
+                self._add_epoch(event)
+            case TrainingEnd():
+                self.preview.refresh()
 
-    @take.register
-    def _(self, event: JobQueued) -> None:
+    def _show_queued(self, event: JobQueued) -> None:
         self.bar.show_step(0, 0, "Waiting for the job before it ...")
 
-    @take.register
-    def _(self, event: Message) -> None:
+    def _show_message(self, event: Message) -> None:
         if event.level == "warning":
             self.warned.emit(event.text)
         elif self._started is None:
             self.bar.show_step(0, 0, event.text)
 
-    @take.register
-    def _(self, event: TrainingStarted) -> None:
+    def _show_start(self, event: TrainingStarted) -> None:
         self._started = event
         self.curves.start(event, self._colors)
         self.headline.setText(
@@ -129,8 +134,7 @@ class TrainingPanel(QWidget):
         )
         self.bar.show_step(0, 0, "The first step ...")
 
-    @take.register
-    def _(self, event: BatchEnd) -> None:
+    def _add_step(self, event: BatchEnd) -> None:
         self._steps.append(event)
         if not self._rest.isActive():
             self._show_steps()
@@ -155,8 +159,7 @@ class TrainingPanel(QWidget):
         text = f"Epoch {last.epoch} of {total}, {step_text}{self._left(last, total)}"
         self.bar.show_step(done, total * last.batches, text)
 
-    @take.register
-    def _(self, event: EpochEnd) -> None:
+    def _add_epoch(self, event: EpochEnd) -> None:
         self._show_steps()
         self.curves.add_epoch(event)
         self._epoch_seconds.append(event.seconds)
@@ -164,10 +167,6 @@ class TrainingPanel(QWidget):
             self.best = event
         self.preview.refresh()
         self.epoch_ended.emit(event)
-
-    @take.register
-    def _(self, event: TrainingEnd) -> None:
-        self.preview.refresh()
 
     def score(self) -> str:
         """The best epoch so far, in words."""

@@ -2,51 +2,81 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
 from qtpy.compat import isalive
-from qtpy.QtCore import QObject, QRunnable, Qt, QThreadPool, Signal, Slot
+from qtpy.QtCore import QObject, Qt, Signal, Slot
 
 T = TypeVar("T")
 
+THREADS = 4
+"""Threads that work at the same time; most of them wait for a disk."""
 
-class _Post(QObject):
-    """Carries results from threads to the main thread, in which it is made; it outlives every owner.
 
-    A messenger that went with its owner would be emitted, or be called by an event still queued, after its end.
+@dataclass
+class _Task:
+    work: Callable[[], Any]
+    done: Callable[[Any], Any]
+    failed: Callable[[Exception], Any]
+    owner: QObject
+    result: Any = None
+    error: Exception | None = None
+
+    def compute(self) -> None:
+        try:
+            self.result = self.work()
+        except Exception as error:  # delivered to `failed`
+            self.error = error.with_traceback(None)  # its frames hold widgets
+
+    def deliver(self) -> None:
+        if not isalive(self.owner):  # type: ignore[no-untyped-call]
+            return
+        if self.error is None:
+            self.done(self.result)
+        else:
+            self.failed(self.error)
+
+
+class _Tasks(QObject):
+    """All tasks under way; lives as long as the program.
+
+    A thread knows the number of its task only. The tasks are held and released in the
+    main thread, because they refer to widgets: Qt crashes when the last reference to
+    a widget is released in another thread. For the same reason the threads are
+    Python's: PySide6 does not always release a QRunnable and what it refers to.
     """
 
-    arrived = Signal(object)
+    _computed = Signal(int)
 
     def __init__(self) -> None:
         super().__init__()
-        self.arrived.connect(self._deliver, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
+        self._tasks: dict[int, _Task] = {}
+        self._numbers = itertools.count()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="strata")
+        self._computed.connect(self._deliver, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
 
-    @Slot(object)
-    def _deliver(self, letter: Callable[[], None]) -> None:
-        letter()
+    def start(self, task: _Task) -> None:
+        number = next(self._numbers)
+        self._tasks[number] = task
+        self._threads.submit(self._run, number)
+
+    def _run(self, number: int) -> None:
+        self._tasks[number].compute()
+        self._computed.emit(number)
+
+    @Slot(int)
+    def _deliver(self, number: int) -> None:
+        self._tasks.pop(number).deliver()
 
 
 @cache
-def _post() -> _Post:
-    return _Post()
-
-
-class _Task(QRunnable):
-    def __init__(
-        self, work: Callable[[], Any], send: Callable[[bool, Any], None]
-    ) -> None:
-        super().__init__()
-        self._work, self._send = work, send
-
-    def run(self) -> None:
-        try:
-            result: tuple[bool, Any] = (True, self._work())
-        except Exception as error:  # delivered to `failed`
-            result = (False, error)
-        self._send(*result)
+def _tasks() -> _Tasks:
+    return _Tasks()
 
 
 def run(
@@ -56,19 +86,10 @@ def run(
     *,
     owner: QObject,
 ) -> None:
-    """Call `work` in a thread, then `done` with its result, or `failed` with its error, in the main thread.
+    """Call `work` in a thread, then `done` or `failed` in the main thread.
 
-    Neither is called after `owner` is destroyed. Must be called in the main thread.
+    `done` gets the result, `failed` the error. Neither is called after `owner` is
+    destroyed. Must be called in the main thread. Python does not exit before the work
+    is done: it may write somebody's labels.
     """
-    post = _post()
-
-    def send(fine: bool, value: Any) -> None:
-        def deliver() -> None:
-            if isalive(owner):  # type: ignore[no-untyped-call]
-                (done if fine else failed)(value)
-
-        post.arrived.emit(deliver)
-
-    pool = QThreadPool.globalInstance()
-    assert pool is not None
-    pool.start(_Task(work, send))
+    _tasks().start(_Task(work, done, failed, owner))
