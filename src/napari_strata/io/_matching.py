@@ -32,14 +32,14 @@ Pair = tuple[Path, Path]
 
 @dataclass(frozen=True)
 class Matches:
-    """What belongs together (image, labels), and a line for each that has no partner or too many."""
+    """Match images with labels, and describe each file without one partner."""
 
     pairs: tuple[tuple[Any, Any], ...]
     problems: tuple[str, ...] = ()
 
 
 def is_data(path: Path) -> bool:
-    """Whether a path holds one image: a file, or a folder that is a zarr store."""
+    """Return True for a path with one image: a file, or a folder with a zarr store."""
     return path.is_file() or (
         path.is_dir() and (path.suffix.lower() == ".zarr" or is_zarr(path))
     )
@@ -93,15 +93,15 @@ def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
             problems.append(f"label without an image: {path}")
     pairs = []
     for path in images:
-        found = owners[stem(path)]
-        if not found:
+        owned = owners[stem(path)]
+        if not owned:
             problems.append(f"image without a label: {path}")
-        elif len(found) > 1:
+        elif len(owned) > 1:
             problems.append(
-                f"ambiguous: {path} has {len(found)} labels ({', '.join(p.name for p in found)})"
+                f"ambiguous: {path} has {len(owned)} labels ({', '.join(p.name for p in owned)})"
             )
         elif count[stem(path)] == 1:
-            pairs.append((path, found[0]))
+            pairs.append((path, owned[0]))
     return Matches(tuple(pairs), tuple(problems))
 
 
@@ -122,13 +122,13 @@ def _looks_like_data(path: Path) -> bool:
 
 
 def _one_of(folder: Path, entries: Iterable[Path], names: Sequence[str]) -> Path | None:
-    found = sorted(_named(entries, names))
-    if len(found) > 1:
-        shown = ", ".join(p.name for p in found)
+    candidates = sorted(_named(entries, names))
+    if len(candidates) > 1:
+        names_text = ", ".join(p.name for p in candidates)
         raise ImageError(
-            f"{folder}: ambiguous, found {shown}; name the images and the labels one by one."
+            f"{folder}: ambiguous, found {names_text}; name the images and the labels one by one."
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def _named(entries: Iterable[Path], names: Sequence[str]) -> Iterator[Path]:

@@ -66,7 +66,7 @@ def _read(path: Path) -> list[Row]:
 
 
 def _columns(row: Sequence[str], folder: Path) -> tuple[int, int] | None:
-    """Where the images and labels are, when the row is a header: when it names no file."""
+    """Return the columns of images and labels if the row is a header, which names no file."""
     if any(
         Path(cell).suffix.lower() in SUFFIXES or (folder / cell).is_file()
         for cell in row

@@ -38,8 +38,8 @@ def read_block(
         region["C"] = slice(
             plane[stacked(image).index("C")], plane[stacked(image).index("C")] + 1
         )
-    found: Region = region | {"Y": rows, "X": columns}
-    array = image.read(found)
+    band: Region = region | {"Y": rows, "X": columns}
+    array = image.read(band)
     return array.reshape(array.shape[-2:])
 
 
@@ -59,8 +59,8 @@ def bands(image: Image, *, multiple: int, itemsize: int) -> Iterator[Array]:
 
 def extremes(image: Image) -> tuple[int, int]:
     """Smallest and largest value of an integer image, read band by band."""
-    found: list[tuple[Any, Any]] = [
+    extremes: list[tuple[Any, Any]] = [
         (band.min(), band.max())
         for band in bands(image, multiple=1, itemsize=image.dtype.itemsize)
     ]
-    return int(min(low for low, _ in found)), int(max(high for _, high in found))
+    return int(min(low for low, _ in extremes)), int(max(high for _, high in extremes))

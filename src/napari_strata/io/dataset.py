@@ -66,34 +66,34 @@ def read_pairs(
         naming everything that is wrong at once: an image without a label, a label without an image, an ambiguous name,
         shapes that differ, a file that cannot be read.
     """
-    given = [images] if isinstance(images, AnnotatedImage) else images
+    sources = [images] if isinstance(images, AnnotatedImage) else images
     if (
-        isinstance(given, (list, tuple))
-        and given
-        and all(isinstance(g, AnnotatedImage) for g in given)
+        isinstance(sources, (list, tuple))
+        and sources
+        and all(isinstance(g, AnnotatedImage) for g in sources)
     ):
-        return cast("list[AnnotatedImage]", list(given))
-    found = _find(cast(Source, given), labels)
+        return cast("list[AnnotatedImage]", list(sources))
+    dataset = _find(cast(Source, sources), labels)
     pairs, errors = [], []
-    for number, (image, label) in enumerate(found.pairs, 1):
+    for number, (image, label) in enumerate(dataset.pairs, 1):
         try:
             opened = _as_image(
                 image,
                 axes=axes,
-                name=f"image {number}" if len(found.pairs) > 1 else "image",
+                name=f"image {number}" if len(dataset.pairs) > 1 else "image",
             )
             pairs.append(AnnotatedImage(opened, _as_labels(label, opened, axes=axes)))
         except StrataError as error:
             errors.append(error)
-    if errors and len(found.pairs) == 1 and not found.problems:
+    if errors and len(dataset.pairs) == 1 and not dataset.problems:
         raise errors[0]
-    if problems := [*found.problems, *map(str, errors)]:
+    if problems := [*dataset.problems, *map(str, errors)]:
         raise ImageError(_report(problems))
     return pairs
 
 
 def _find(images: Source, labels: Source | None) -> Matches:
-    """What belongs together, still closed."""
+    """Pairs of paths, not opened yet."""
     if labels is None and isinstance(images, (str, os.PathLike)):
         return _find_inside(existing(images))
     if labels is None:
@@ -144,7 +144,7 @@ def _find_files(images: PathLike, labels: PathLike) -> Matches:
 
 
 def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
-    """What to open, and the files in it when it is a folder or a pattern.
+    """Return the path to open, and the files of a folder or a pattern.
 
     Raises
     ------
@@ -160,10 +160,10 @@ def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
         if not files:
             raise ImageError(f"nothing matches {str(path)!r}; check the pattern.")
         return path, sorted(files, key=natural)
-    found = existing(path)
-    if _matching.is_data(found):
-        return found, []
-    folder = _matching.descend(found)
+    folder_path = existing(path)
+    if _matching.is_data(folder_path):
+        return folder_path, []
+    folder = _matching.descend(folder_path)
     if files := _matching.data_files(folder):
         return folder, files
     raise ImageError(
@@ -185,8 +185,8 @@ def _as_labels(labels: One, image: Image, *, axes: str | None) -> LabelImage:
     if isinstance(labels, LabelImage):
         return labels
     if isinstance(labels, Image):
-        known = {f.name: getattr(labels, f.name) for f in fields(Image)}
-        return LabelImage(**known)
+        values = {f.name: getattr(labels, f.name) for f in fields(Image)}
+        return LabelImage(**values)
     array = _as_array(labels, f"labels of {image.name}")
     if isinstance(array, np.ndarray):
         try:
@@ -242,7 +242,7 @@ def _retry(
 
 
 def _report(problems: Sequence[str]) -> str:
-    shown = [f"  {p}" for p in problems[:SHOWN]]
+    lines = [f"  {p}" for p in problems[:SHOWN]]
     more = [f"  and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     hint = (
         [f"Needed: {_matching.NEEDED}."]
@@ -253,7 +253,7 @@ def _report(problems: Sequence[str]) -> str:
     return "\n".join(
         [
             f"found {count} with the pairs of images and labels; nothing was started:",
-            *shown,
+            *lines,
             *more,
             *hint,
         ]

@@ -1,4 +1,4 @@
-"""Which axes a TIFF series has: what the file says, what may be concluded, and what only the user can say."""
+"""Axes of a TIFF series: stated by the file, concluded, or named by the user."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def resolve(
         named = [n for a, n in full if a in letters or a in axes.upper()]
         return _given(axes, [shape, tuple(named), tuple(n for _, n in full)], source)
     letters, shape = _drop_idle(letters, shape)
-    unknown = [letter for letter in letters if letter not in _KNOWN]
+    unknown = [axis for axis in letters if axis not in _KNOWN]
     if (
         len(unknown) == 1
         and letters[0] == unknown[0]
@@ -93,9 +93,9 @@ def _given(axes: str, shapes: list[tuple[int, ...]], source: str) -> Layout:
 
 def _drop_idle(letters: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """Without unknown axes of length 1, when there is more than one unknown axis: they say nothing."""
-    if sum(letter not in _KNOWN for letter in letters) < 2:
+    if sum(axis not in _KNOWN for axis in letters) < 2:
         return letters, shape
-    kept = [
+    dimensions = [
         (a, n) for a, n in zip(letters, shape, strict=True) if a in _KNOWN or n != 1
     ]
-    return "".join(a for a, _ in kept), tuple(n for _, n in kept)
+    return "".join(a for a, _ in dimensions), tuple(n for _, n in dimensions)

@@ -18,7 +18,7 @@ LAZY_BYTES = 64 * 2**20
 
 
 class Opener(Protocol):
-    """What a `FileArray` needs: a picklable callable that opens the file and says how to close it."""
+    """Picklable callable that opens a file, and returns its array and a closing call."""
 
     @property
     def path(self) -> str: ...
@@ -48,8 +48,8 @@ class LazyArray:
             _slice(part, n) for part, n in zip(parts, self.shape, strict=True)
         )
         lengths = tuple(len(range(s.start, s.stop, s.step)) for s in region)
-        found = self._fetch(region) if all(lengths) else np.empty(lengths, self.dtype)
-        array = np.asarray(found, self.dtype).reshape(lengths)
+        pixels = self._fetch(region) if all(lengths) else np.empty(lengths, self.dtype)
+        array = np.asarray(pixels, self.dtype).reshape(lengths)
         return array[
             tuple(
                 0 if isinstance(part, (int, np.integer)) else slice(None)
@@ -164,18 +164,18 @@ def _slice(part: Any, length: int) -> slice:
 
 
 def _matching(shape: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
-    """Which dimensions of `shape` are those of `stored`; the others have length 1."""
-    kept: list[int] = []
+    """Return the dimensions of `shape` that `stored` has; the others have length 1."""
+    dimensions: list[int] = []
     for i, n in enumerate(shape):
-        if len(kept) < len(stored) and n == stored[len(kept)]:
-            kept.append(i)
+        if len(dimensions) < len(stored) and n == stored[len(dimensions)]:
+            dimensions.append(i)
         elif n != 1:
             raise ValueError(
                 f"shape {shape} is not {stored} with axes of length 1 added"
             )
-    if len(kept) != len(stored):
+    if len(dimensions) != len(stored):
         raise ValueError(f"shape {shape} is not {stored} with axes of length 1 added")
-    return tuple(kept)
+    return tuple(dimensions)
 
 
 def _file_array(

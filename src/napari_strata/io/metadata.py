@@ -32,7 +32,7 @@ class Calibration:
 
 
 def of_series(tif: TiffFile, series: TiffPageSeries, index: int) -> Calibration:
-    """What a file says about one of its series."""
+    """Read the pixel sizes and channel names of one series."""
     if series.kind == "ome" and tif.ome_metadata:
         return from_ome(
             tif.ome_metadata, index, count=len(tif.series), name=series.name
@@ -97,8 +97,8 @@ def from_shaped(
     metadata: Mapping[str, Any], tags: tuple[float, float, int]
 ) -> Calibration:
     """Calibration of tifffile's shaped files, whose writers use ImageJ's or OME's words, and of our own."""
-    found = from_imagej({k: v for k, v in metadata.items() if k != "Labels"}, tags)
-    pixel = dict(found.pixel)
+    calibration = from_imagej({k: v for k, v in metadata.items() if k != "Labels"}, tags)
+    pixel = dict(calibration.pixel)
     for axis in "XYZ":
         if size := _positive(metadata.get(f"PhysicalSize{axis}")):
             pixel[axis] = (

@@ -28,23 +28,23 @@ def existing(path: PathLike) -> Path:
     ImageError
         when there is nothing; the message names the nearest file of that folder.
     """
-    wanted = Path(path).expanduser()
-    if wanted.exists():
-        return wanted
-    parent = wanted.parent
+    target = Path(path).expanduser()
+    if target.exists():
+        return target
+    parent = target.parent
     if not parent.is_dir():
         raise ImageError(
-            f"{wanted}: no such file, and no folder {str(parent)!r}; check the path."
+            f"{target}: no such file, and no folder {str(parent)!r}; check the path."
         )
     close = get_close_matches(
-        wanted.name, [p.name for p in parent.iterdir()], n=1, cutoff=0.6
+        target.name, [p.name for p in parent.iterdir()], n=1, cutoff=0.6
     )
     hint = (
         f"did you mean {close[0]!r}?"
         if close
         else f"check the name against what {str(parent)!r} holds."
     )
-    raise ImageError(f"{wanted}: no such file; {hint}")
+    raise ImageError(f"{target}: no such file; {hint}")
 
 
 def stem(path: Path) -> str:
@@ -61,7 +61,7 @@ def natural(path: Path) -> list[tuple[int, int | str]]:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a folder is the root of a zarr array or group."""
+    """Return True if a folder is the root of a zarr array or group."""
     return any((path / name).is_file() for name in ZARR_FILES)
 
 

@@ -66,25 +66,25 @@ def load(
     LabelError
         for a JPEG of labels.
     """
-    found = existing(path)
+    file_path = existing(path)
     if series:
         raise ImageError(
-            f"{found}: found 1 series, numbered from 0; there is no series {series}."
+            f"{file_path}: found 1 series, numbered from 0; there is no series {series}."
         )
-    with _opened(found, labels=labels) as picture, reading(found):
+    with _opened(file_path, labels=labels) as picture, reading(file_path):
         record = Record.read(getattr(picture, "text", {}).get(KEY, ""))
-        array, notes = _pixels(picture, found, labels=labels)
+        array, notes = _pixels(picture, file_path, labels=labels)
     if record and not axes and record.fits(array.shape):
         return record.image(
-            array.reshape(record.shape), source=str(found)
+            array.reshape(record.shape), source=str(file_path)
         ), record.classes
-    layout = resolve("YXS"[: array.ndim], array.shape, axes=axes, source=str(found))
-    image = Image(array, layout.axes, name=stem(found), source=str(found), notes=notes)
+    layout = resolve("YXS"[: array.ndim], array.shape, axes=axes, source=str(file_path))
+    image = Image(array, layout.axes, name=stem(file_path), source=str(file_path), notes=notes)
     return image, record.classes if record else None
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
-    """How the picture is stored: ``PNG, mode L``."""
+    """Describe the storage of a picture: ``PNG, mode L``."""
     with _opened(existing(path)) as picture:
         return f"{picture.format}, mode {picture.mode}"
 
@@ -109,12 +109,12 @@ def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> 
     LabelError
         for more than one plane, or values above 65535.
     """
-    every = list(planes(image))
-    if len(every) != 1 or dtype not in (np.uint8, np.uint16):
+    all_planes = list(planes(image))
+    if len(all_planes) != 1 or dtype not in (np.uint8, np.uint16):
         raise LabelError(
-            f"{image.name}: found {len(every)} planes of {dtype}; PNG holds one plane of uint8 or uint16: use .tif."
+            f"{image.name}: found {len(all_planes)} planes of {dtype}; PNG holds one plane of uint8 or uint16: use .tif."
         )
-    array = read_block(image, every[0], slice(None), slice(None)).astype(dtype)
+    array = read_block(image, all_planes[0], slice(None), slice(None)).astype(dtype)
     text = PngInfo()
     text.add_text(KEY, record.text(), zip=True)
     PIL.Image.fromarray(array).save(path, format="PNG", pnginfo=text)

@@ -67,7 +67,7 @@ class Record(BaseModel):
             return None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of `shape` is the one recorded, axes of length 1 aside."""
+        """Return True if `shape` is the recorded one, apart from axes of length 1."""
         return [n for n in shape if n != 1] == [n for n in self.shape if n != 1]
 
     def image(self, data: ArrayLike, *, source: str) -> Image:

@@ -167,7 +167,7 @@ def _rock(rng: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
 
 
 def _flecks(rng: np.random.Generator, shape: Shape) -> Array:
-    """Where heavy minerals are: small irregular bodies, a few in every plane."""
+    """Place heavy minerals: small irregular bodies, a few in every plane."""
     near, _ = _nearest(
         _warped(rng, shape, length=6, by=1.2), _scattered(rng, shape, spacing=28)
     )

@@ -77,18 +77,18 @@ def slices(path: PathLike) -> list[Path]:
         when there are none, or they are of two kinds.
     """
     if has_magic(str(path)) and not Path(path).exists():
-        found = [Path(p) for p in glob(str(Path(path).expanduser()))]
+        entries = [Path(p) for p in glob(str(Path(path).expanduser()))]
         where = f"nothing matches {str(path)!r}"
     else:
         folder = existing(path)
-        found = list(folder.iterdir())
+        entries = list(folder.iterdir())
         inside = sorted(
-            p.name for p in found if p.is_dir() and not p.name.startswith(".")
+            p.name for p in entries if p.is_dir() and not p.name.startswith(".")
         )
         where = f"{folder}: no images in this folder{f' but the folders {inside[:_SHOWN]}' if inside else ''}"
     files = [
         p
-        for p in found
+        for p in entries
         if p.suffix.lower() in TIFF_SUFFIXES + RASTER_SUFFIXES
         and not p.name.startswith(".")
     ]
@@ -98,9 +98,9 @@ def slices(path: PathLike) -> list[Path]:
         "TIFF" if p.suffix.lower() in TIFF_SUFFIXES else p.suffix.lower() for p in files
     }
     if len(kinds) > 1:
-        shown = ", ".join(sorted(kinds))
+        kinds_text = ", ".join(sorted(kinds))
         raise ImageError(
-            f"{path}: found files of several kinds ({shown}); name those meant by a pattern like '*.png'."
+            f"{path}: found files of several kinds ({kinds_text}); name those meant by a pattern like '*.png'."
         )
     return sorted(files, key=natural)
 
@@ -171,7 +171,7 @@ def load(
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
-    """How the slices are stored: ``120 files: TIFF, plain pages, not compressed, strips``."""
+    """Describe the storage: ``120 files: TIFF, plain pages, not compressed, strips``."""
     paths = slices(path)
     return f"{len(paths)} files: {_reader(paths[0]).storage(paths[0])}"
 
@@ -185,12 +185,12 @@ def _header(path: Path, *, labels: bool) -> tuple[str, tuple[int, ...], np.dtype
     if _reader(path) is raster:
         return raster.header(path, labels=labels)
     image, _ = tiff.load(path, lazy_above=0)
-    kept = [
+    dimensions = [
         (a, n)
         for a, n in zip(image.axes, image.shape, strict=True)
         if a in "YXC" or n != 1
     ]
-    return "".join(a for a, _ in kept), tuple(n for _, n in kept), image.dtype
+    return "".join(a for a, _ in dimensions), tuple(n for _, n in dimensions), image.dtype
 
 
 def _check_alike(

@@ -30,7 +30,7 @@ _ALPHA = (1, 2)
 
 
 def count(path: PathLike) -> int:
-    """How many image series a TIFF file holds."""
+    """Count the image series of a TIFF file."""
     with opened(existing(path)) as tif:
         return len(tif.series)
 
@@ -68,9 +68,9 @@ def load(
     ImageError
         when the file is missing, not a TIFF, truncated, or its axes cannot be known.
     """
-    found = existing(path)
-    with opened(found) as tif:
-        return _load(tif, found, _Choice(series, axes, lazy_above))
+    file_path = existing(path)
+    with opened(file_path) as tif:
+        return _load(tif, file_path, _Choice(series, axes, lazy_above))
 
 
 def pyramid(
@@ -81,20 +81,20 @@ def pyramid(
     lazy_above: int = LAZY_BYTES,
 ) -> list[Image]:
     """Every resolution of a series, the full one first; pixel sizes grow as the levels shrink."""
-    found = existing(path)
-    with opened(found) as tif:
-        levels = range(len(pick(tif, found, series).levels))
+    file_path = existing(path)
+    with opened(file_path) as tif:
+        levels = range(len(pick(tif, file_path, series).levels))
         return [
-            _load(tif, found, _Choice(series, axes, lazy_above, level))[0]
+            _load(tif, file_path, _Choice(series, axes, lazy_above, level))[0]
             for level in levels
         ]
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
-    """How a series is stored: ``OME, zlib, tiles 256 x 256, 3 resolutions``."""
-    found = existing(path)
-    with opened(found) as tif:
-        picked = pick(tif, found, series)
+    """Describe the storage: ``OME, zlib, tiles 256 x 256, 3 resolutions``."""
+    file_path = existing(path)
+    with opened(file_path) as tif:
+        picked = pick(tif, file_path, series)
         page = picked.keyframe
         tiles = (
             f"tiles {page.tilelength} x {page.tilewidth}" if page.is_tiled else "strips"
@@ -160,9 +160,9 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
     base = pick(tif, path, choice.series)
     series = base.levels[choice.level]
     check(tif, series, path)
-    found = of_series(tif, base, choice.series)
+    calibration = of_series(tif, base, choice.series)
     stored, notes = _without_alpha(series)
-    record = found.record if choice.level == 0 and not choice.axes else None
+    record = calibration.record if choice.level == 0 and not choice.axes else None
     if record and record.fits(stored):
         data = _data(series, path, choice, stored=stored, shape=record.shape)
         return record.image(data, source=str(path)), record.classes
@@ -182,14 +182,14 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
     image = calibrated(
         data,
         Layout(layout.axes, layout.shape, layout.notes + notes),
-        found,
+        calibration,
         name=name,
         source=path,
     )
     shrink = {
         a: b / s for a, b, s in zip(base.axes, base.shape, series.shape, strict=True)
     }
-    return _coarser(image, shrink), found.record.classes if found.record else None
+    return _coarser(image, shrink), calibration.record.classes if calibration.record else None
 
 
 def calibrated(

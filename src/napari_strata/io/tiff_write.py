@@ -89,7 +89,7 @@ def _zlib(tile: Array) -> bytes:
 
 
 def _ome(record: Record) -> dict[str, Any]:
-    found: dict[str, Any] = {"axes": record.axes, "Name": _xml(record.name)}
+    metadata: dict[str, Any] = {"axes": record.axes, "Name": _xml(record.name)}
     for axis, size, unit in zip(record.axes, record.scale, record.units, strict=True):
         key = "TimeIncrement" if axis == "T" else f"PhysicalSize{axis}"
         symbol = ome_symbol(unit, time=axis == "T")
@@ -100,19 +100,19 @@ def _ome(record: Record) -> dict[str, Any]:
             and math.isfinite(size)
             and (size, symbol) != (1, "pixel")
         ):
-            found |= {key: size, f"{key}Unit": symbol}
+            metadata |= {key: size, f"{key}Unit": symbol}
     channels = (
         record.shape[_axes.canonical(record.axes).index("C")]
         if "C" in record.axes
         else 0
     )
     if channels and len(record.channel_names) == channels:
-        found["Channel"] = {"Name": [_xml(name) for name in record.channel_names]}
+        metadata["Channel"] = {"Name": [_xml(name) for name in record.channel_names]}
     table = record.classes.table() if record.classes else []
     entries = {
         f"class {row['value']}": _xml(f"{row['name']} {row['color']}") for row in table
     }
-    return found | {
+    return metadata | {
         "MapAnnotation": {"Namespace": NAMESPACE, KEY: record.text(), **entries}
     }
 

@@ -71,7 +71,7 @@ class _Level:
 
 
 def count(path: PathLike) -> int:
-    """How many multiscale images a store holds."""
+    """Count the multiscale images of a store."""
     return len(_images(existing(path)))
 
 
@@ -103,8 +103,8 @@ def load(
     ImageError
         when the folder is missing or no zarr store, or its axes cannot be known.
     """
-    found = existing(path)
-    return _load(found, _pick(found, series)[0], axes, lazy_above)
+    store_path = existing(path)
+    return _load(store_path, _pick(store_path, series)[0], axes, lazy_above)
 
 
 def pyramid(
@@ -115,12 +115,12 @@ def pyramid(
     lazy_above: int = LAZY_BYTES,
 ) -> list[Image]:
     """Every resolution of an image, the full one first."""
-    found = existing(path)
-    return [_load(found, level, axes, lazy_above)[0] for level in _pick(found, series)]
+    store_path = existing(path)
+    return [_load(store_path, level, axes, lazy_above)[0] for level in _pick(store_path, series)]
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
-    """How an image is stored: ``zarr 3, chunks 1 x 256 x 256, 2 resolutions``."""
+    """Describe the storage: ``zarr 3, chunks 1 x 256 x 256, 2 resolutions``."""
     levels = _pick(existing(path), series)
     array = _array(existing(path), levels[0].inner)
     more = f", {len(levels)} resolutions" if len(levels) > 1 else ""
@@ -191,9 +191,9 @@ def _system_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if (found := re.search(r"os error (\d+)", str(error))) is None:
+        if (match := re.search(r"os error (\d+)", str(error))) is None:
             raise
-        number = int(found[1])
+        number = int(match[1])
         raise OSError(number, os.strerror(number)) from error
 
 
@@ -211,11 +211,11 @@ def _pipeline() -> dict[str, str]:
 
 def _ome(record: Record, resolutions: int) -> dict[str, Any]:
     axes = []
-    for letter, unit in zip(record.axes, record.units, strict=True):
-        axis = {"name": letter.lower(), "type": _KINDS.get(letter, "space")}
+    for axis_letter, unit in zip(record.axes, record.units, strict=True):
+        axis = {"name": axis_letter.lower(), "type": _KINDS.get(axis_letter, "space")}
         axes.append(
             axis
-            if letter == "C" or unit_name(unit) == PIXEL
+            if axis_letter == "C" or unit_name(unit) == PIXEL
             else axis | {"unit": unit_name(unit)}
         )
     scale = [s if math.isfinite(s) and s > 0 else 1.0 for s in record.scale]
@@ -380,11 +380,11 @@ def _multiscales(group: Any, prefix: str) -> list[list[_Level]]:
 
 def _axes_of(axes: Any) -> tuple[str, tuple[str, ...]]:
     """Letters and units of a multiscale's axes: dicts since 0.4, names in 0.3."""
-    found = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in axes]
-    letters = "".join(str(axis["name"])[:1].upper() for axis in found)
+    axis_list = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in axes]
+    letters = "".join(str(axis["name"])[:1].upper() for axis in axis_list)
     units = tuple(
         unit_name(axis.get("unit")) if a != "C" else PIXEL
-        for a, axis in zip(letters, found, strict=True)
+        for a, axis in zip(letters, axis_list, strict=True)
     )
     return letters, units
 

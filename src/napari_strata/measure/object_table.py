@@ -170,8 +170,8 @@ def _measure_regions(ids: Array, spacing: Sequence[float]) -> list[tuple[int, An
 def _geometry_columns(measured: Any, letters: str, unit: str) -> Row:
     """Columns of position, size and shape of one object."""
     row: Row = {}
-    for letter, center in zip(letters, measured.centroid, strict=True):
-        row[f"centroid {letter.lower()} ({unit})"] = float(center)
+    for axis, center in zip(letters, measured.centroid, strict=True):
+        row[f"centroid {axis.lower()} ({unit})"] = float(center)
     size, power = ("area", 2) if len(letters) == 2 else ("volume", 3)
     row[f"{size} ({unit}^{power})"] = float(measured.area)
     row[f"{size} (pixels)"] = int(measured.num_pixels)
@@ -183,9 +183,9 @@ def _geometry_columns(measured: Any, letters: str, unit: str) -> Row:
         # regionprops knows no perimeter of pixels that are not square.
         with suppress(NotImplementedError):
             row[f"perimeter ({unit})"] = float(measured.perimeter)
-    for letter, part in zip(letters, measured.slice, strict=True):
-        row[f"box {letter.lower()} from (pixel)"] = part.start
-        row[f"box {letter.lower()} to (pixel)"] = part.stop
+    for axis, part in zip(letters, measured.slice, strict=True):
+        row[f"box {axis.lower()} from (pixel)"] = part.start
+        row[f"box {axis.lower()} to (pixel)"] = part.stop
     return row
 
 
@@ -198,9 +198,9 @@ def _add_grey_values(
     """
     whole = any(len(measured.slice) == 3 for measured in regions)
     part = {}
-    for letter in "T" if whole else "TZ":
-        if letter in image.axes:
-            part[letter] = region.get(letter, 0)
+    for axis in "T" if whole else "TZ":
+        if axis in image.axes:
+            part[axis] = region.get(axis, 0)
     for channel in range(image.channels):
         if "C" in image.axes:
             part["C"] = channel

@@ -107,7 +107,7 @@ def find_objects(
             # Before the mask of the next time point is made.
             del mask
         letters = _axes.canonical(labels.label_axes)
-        data = store.array(tuple(labels.size(letter) for letter in letters))
+        data = store.array(tuple(labels.size(axis) for axis in letters))
     return labels.labels_like(_axes.from_canonical(data, labels.label_axes))
 
 
@@ -133,13 +133,13 @@ def pixel_size(image: Image, letters: str, *, needed: bool = True) -> tuple[floa
 
     Raises `ImageError` when it is `needed` and not positive, or in several units.
     """
-    sizes = tuple(image.pixel_size[letter] for letter in letters)
-    units = [image.units[image.axes.index(letter)] for letter in letters]
+    sizes = tuple(image.pixel_size[axis] for axis in letters)
+    units = [image.units[image.axes.index(axis)] for axis in letters]
     if not needed:
         return sizes
     parts = []
-    for letter, size, unit in zip(letters, sizes, units, strict=True):
-        parts.append(f"{letter} {size:g} {unit}")
+    for axis, size, unit in zip(letters, sizes, units, strict=True):
+        parts.append(f"{axis} {size:g} {unit}")
     text = ", ".join(parts)
     if any(not math.isfinite(size) or size <= 0 for size in sizes):
         raise ImageError(

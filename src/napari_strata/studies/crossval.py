@@ -144,7 +144,7 @@ class Study:
     ) -> Study:
         """Draw the folds; of one fold, the split that a single training would have. Errors as in `fold_pairs`."""
         ones, section, axes = distinct_pairs(pairs), recipe.training, axes_of(recipe)
-        known = (
+        class_map = (
             classes.with_unlabelled(unlabelled)
             if classes
             else find_classes(ones, unlabelled)
@@ -153,12 +153,12 @@ class Study:
             share = section.validation or Training().validation
             splits = [
                 split_pairs(
-                    ones, fraction=share, seed=section.seed, classes=known, axes=axes
+                    ones, fraction=share, seed=section.seed, classes=class_map, axes=axes
                 )
             ]
         else:
             splits = fold_pairs(
-                ones, folds, seed=section.seed, classes=known, group=group, axes=axes
+                ones, folds, seed=section.seed, classes=class_map, group=group, axes=axes
             )
         if not all(split.validation for split in splits):
             raise LabelError(
@@ -166,9 +166,9 @@ class Study:
             )
         return cls(
             ones,
-            known,
+            class_map,
             splits,
-            [data_fingerprint(split, ones, known) for split in splits],
+            [data_fingerprint(split, ones, class_map) for split in splits],
             device,
             group,
         )
@@ -205,25 +205,25 @@ class Crossval:
         """Train and score fold by fold; see `iter_crossval`."""
         self.check()
         # Scores after fewer epochs than are asked for now do not count.
-        wanted = self.recipe.training.epochs
+        epochs = self.recipe.training.epochs
         scores = {
             name: score
             for name, score in self._known().items()
-            if score.epochs == wanted
+            if score.epochs == epochs
         }
         study, count = self.study, len(self.study.splits)
         self._save(scores)
-        said: set[Event] = set()
+        repeated: set[Event] = set()
         for number, split in enumerate(study.splits):
             run = self.out / f"fold_{number + 1}"
             yield FoldStarted(number + 1, count, str(run), split.text)
             if run.name not in scores or not is_finished(run):
-                yield from unsaid(train_on(study.job(self.recipe, run, split)), said)
-                scores[run.name] = _score(run, split, study.classes, epochs=wanted)
+                yield from unsaid(train_on(study.job(self.recipe, run, split)), repeated)
+                scores[run.name] = _score(run, split, study.classes, epochs=epochs)
                 self._save(scores)
             score = scores[run.name]
-            found = score.confusion
-            scored = found.mean_iou, found.pixel_accuracy, tuple(map(float, found.iou))
+            confusion = score.confusion
+            scored = confusion.mean_iou, confusion.pixel_accuracy, tuple(map(float, confusion.iou))
             yield FoldEnd(
                 number + 1, count, str(run), *scored, study.classes.names, score.seconds
             )
@@ -301,24 +301,24 @@ def train_on(job: TrainingJob) -> Generator[Event, None, None]:
 
     A run that early stopping ended has had what it needs: it gets no more epochs.
     """
-    run, wanted = RunFolder(job.out), job.recipe.training.epochs
+    run, epochs = RunFolder(job.out), job.recipe.training.epochs
     if not run.has_begun:
         _clear(run)
         yield from iter_job(job)
         return
     planned = run.recipe.training.epochs
     ended = _ended(run)
-    if ended == "finished" and planned < wanted:
-        yield from iter_job(replace(job, resume=True, extend=wanted - planned))
+    if ended == "finished" and planned < epochs:
+        yield from iter_job(replace(job, resume=True, extend=epochs - planned))
     elif ended is None or not (job.split is None or is_finished(run.path)):
         # Epochs that were to be added come with the next turn: a schedule begins anew for them.
         yield from iter_job(replace(job, resume=True))
-        if planned < wanted and _ended(run) == "finished":
-            yield from iter_job(replace(job, resume=True, extend=wanted - planned))
+        if planned < epochs and _ended(run) == "finished":
+            yield from iter_job(replace(job, resume=True, extend=epochs - planned))
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a run's training came to its end and its model was measured."""
+    """Return True if the training of a run has ended and its model was measured."""
     folder = RunFolder(run)
     return _ended(folder) is not None and folder.validation.exists
 
@@ -334,7 +334,7 @@ def unsaid(events: Iterable[Event], said: set[Event]) -> Generator[Event, None, 
 
 
 def _ended(run: RunFolder) -> str | None:
-    """How the training of a run ended: "finished" or "early stopping"; None when it has not."""
+    """Return how a training ended, "finished" or "early stopping"; None before its end."""
     if not run.exists:
         return None
     history = run.history()
@@ -356,7 +356,7 @@ def _clear(run: RunFolder) -> None:
 
 
 def _score(run: Path, split: Split, classes: ClassMap, *, epochs: int) -> FoldScore:
-    """What the best model of a run scored on what validated, as its training measured it."""
+    """Read the score of the best model of a run on its validation data."""
     folder = RunFolder(run)
     ends = folder.history().epochs
     counts = folder.validation.scores().get("confusion")

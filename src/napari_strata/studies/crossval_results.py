@@ -68,7 +68,7 @@ class FoldScore:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], classes: ClassMap) -> FoldScore:
-        """What `as_dict` gave."""
+        """Rebuild the value from the result of `as_dict`."""
         confusion = ConfusionMatrix(classes, np.array(raw["confusion"]))
         return cls(
             raw["run"],
@@ -136,7 +136,7 @@ class CrossvalResult:
 
     @property
     def seconds(self) -> float:
-        """Of training, all folds together."""
+        """Training time of all folds together."""
         return math.fsum(fold.seconds for fold in self.folds)
 
     def spread(self, score: str) -> tuple[Any, Any]:
@@ -200,9 +200,9 @@ class CrossvalResult:
 
     def table(self) -> str:
         """For people: each class with the mean and the spread of its scores, then all of it in a line."""
-        shown = ("iou", "dice", "precision", "recall")
+        score_names = ("iou", "dice", "precision", "recall")
         rows = [["class", *("IoU", "Dice", "precision", "recall")]]
-        spreads = [self.spread(score) for score in shown]
+        spreads = [self.spread(score) for score in score_names]
         for k, name in enumerate(self.classes.names):
             rows.append(
                 [

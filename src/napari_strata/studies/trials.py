@@ -32,7 +32,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Score:
-    """What the cross-validation of a trial gave: means over folds and their standard deviations.
+    """Scores of a trial: means over folds and their standard deviations.
 
     `seconds` of training, all folds together and from the start; `text` says why there is no score.
     """
@@ -65,7 +65,7 @@ class Score:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Score:
-        """What `as_dict` gave."""
+        """Rebuild the value from the result of `as_dict`."""
         mean, deviation = (
             tuple(map(_float, raw[key])) for key in ("class_iou", "class_iou_std")
         )
@@ -162,8 +162,8 @@ class TuneResult:
             | {"recipe": trial.recipe.model_dump(mode="json")}
             | {
                 "epochs": {
-                    str(epochs): one.as_dict()
-                    for epochs, one in self.scores.get(trial.name, {}).items()
+                    str(epochs): epoch_score.as_dict()
+                    for epochs, epoch_score in self.scores.get(trial.name, {}).items()
                 }
             }
             for rank, trial in enumerate(self.trials, 1)
@@ -181,7 +181,7 @@ class TuneResult:
         }.get(stage, stage)
 
     def stage(self, trial: Trial) -> Stage:
-        """How far a trial is; one that "goes on" may do so in the next round."""
+        """Return the state of a trial; one that "goes on" may do so in the next round."""
         epochs, score = self.latest(trial)
         if score is None:
             return "waiting"
@@ -193,7 +193,7 @@ class TuneResult:
 
     @property
     def is_finished(self) -> bool:
-        """Whether no trial is to be trained any more; the best may still be, on all data."""
+        """True when all trials are judged; the best may still be trained on all data."""
         return not any(
             self.stage(trial) in ("waiting", "goes on") for trial in self.trials
         )
@@ -223,8 +223,8 @@ class TuneResult:
         """A row a trial, best first."""
         rows = []
         for rank, trial in enumerate(self.trials, 1):
-            epochs, found = self.latest(trial)
-            score = found or Score()
+            epochs, latest_score = self.latest(trial)
+            score = latest_score or Score()
             row: dict[str, Any] = {
                 "rank": rank,
                 "trial": trial.name,
@@ -289,9 +289,9 @@ def in_order(trials: Sequence[Trial], scores: Scores) -> list[Trial]:
 
 def _latest(trial: Trial, scores: Scores) -> tuple[int, Score | None]:
     """Epochs and the score after them; without a score 0 and None."""
-    known = scores.get(trial.name, {})
-    epochs = max(known, default=0)
-    return epochs, known.get(epochs)
+    trial_scores = scores.get(trial.name, {})
+    epochs = max(trial_scores, default=0)
+    return epochs, trial_scores.get(epochs)
 
 
 def _float(value: float | None) -> float:

@@ -109,18 +109,18 @@ def iter_tune(
         if "recipe" in grid
         else load_recipe(recipe).with_overrides(overrides)
     )
-    told: dict[str, Any] = {
+    crossval_options: dict[str, Any] = {
         "group": chosen.group,
         "classes": classes,
         "unlabelled": unlabelled,
     }
-    study = Study.of(pairs, chosen.folds, recipe=base, device=chosen.device, **told)
+    study = Study.of(pairs, chosen.folds, recipe=base, device=chosen.device, **crossval_options)
     return Search(Path(out).expanduser(), trials, study, chosen, base).run()
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How to search.
+    """Options of a search.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ class Search:
             )
 
     def rounds(self) -> list[tuple[int, int]]:
-        """How many trials train in each round, and the divisor of their epochs: ``[(9, 9), (3, 3), (1, 1)]``."""
+        """Trials in each round, with the divisor of their epochs: ``[(9, 9), (3, 3), (1, 1)]``."""
         counts, eta = [len(self.trials)], self.options.halving
         while eta and counts[-1] >= eta:
             counts.append(counts[-1] // eta)
@@ -208,22 +208,22 @@ class Search:
         """Round by round; see `iter_tune`."""
         self.check()
         self._save()
-        said: set[Event] = set()
+        repeated: set[Event] = set()
         yield Message(self._plan_in_words())
         alive = self.trials
         for count, divisor in self.rounds():
             epochs = {trial.name: epochs_of(trial, divisor) for trial in alive[:count]}
             for number, trial in enumerate(alive[:count], 1):
-                place = number, count, trial.name
-                yield TrialStarted(*place, epochs[trial.name], len(self.study.splits))
-                yield from unsaid(self._judge(trial, epochs[trial.name]), said)
-                found = self.scores[trial.name][epochs[trial.name]]
+                position = number, count, trial.name
+                yield TrialStarted(*position, epochs[trial.name], len(self.study.splits))
+                yield from unsaid(self._judge(trial, epochs[trial.name]), repeated)
+                trial_score = self.scores[trial.name][epochs[trial.name]]
                 yield TrialEnd(
-                    *place,
-                    found.mean_iou,
-                    found.mean_iou_std,
-                    found.seconds,
-                    found.text,
+                    *position,
+                    trial_score.mean_iou,
+                    trial_score.mean_iou_std,
+                    trial_score.seconds,
+                    trial_score.text,
                 )
             # By the scores of this round, also where a stopped search has later ones.
             now = {name: {one: self.scores[name][one]} for name, one in epochs.items()}
@@ -238,33 +238,33 @@ class Search:
         files.write_text(folder.best_recipe_path, dump_recipe(best.recipe))
         model = ""
         if self.options.retrain:
-            yield from unsaid(self._retrain(best), said)
+            yield from unsaid(self._retrain(best), repeated)
             model = str(folder.final.model_path)
-        told = score.mean_iou, score.mean_iou_std
+        best_scores = score.mean_iou, score.mean_iou_std
         yield TuneEnd(
-            str(self.out), best.name, *told, str(folder.best_recipe_path), model
+            str(self.out), best.name, *best_scores, str(folder.best_recipe_path), model
         )
 
     def latest(self, trial: Trial) -> Score | None:
         """The score after the most epochs."""
-        known = self.scores.get(trial.name, {})
-        return known[max(known)] if known else None
+        trial_scores = self.scores.get(trial.name, {})
+        return trial_scores[max(trial_scores)] if trial_scores else None
 
     def _judge(self, trial: Trial, epochs: int) -> Generator[Event, None, None]:
         """Cross-validate one trial for so many epochs, unless that is known."""
-        known = self.scores.setdefault(trial.name, {})
-        if epochs in known and not known[epochs].text:
+        trial_scores = self.scores.setdefault(trial.name, {})
+        if epochs in trial_scores and not trial_scores[epochs].text:
             return
-        place = SearchFolder(self.out).trial(trial.name).path
+        trial_path = SearchFolder(self.out).trial(trial.name).path
         try:
             yield from Crossval(
-                place,
+                trial_path,
                 trial.recipe.with_overrides({"training.epochs": epochs}),
                 self.study,
             ).run()
-            known[epochs] = Score.of(CrossvalResult.load(place))
+            trial_scores[epochs] = Score.of(CrossvalResult.load(trial_path))
         except TrainingError as error:
-            known[epochs] = Score(text=str(error))
+            trial_scores[epochs] = Score(text=str(error))
         self._save()
 
     def _retrain(self, best: Trial) -> Generator[Event, None, None]:
@@ -281,10 +281,10 @@ class Search:
         run = folder.final
         job = self.study.job(best.recipe.with_overrides(changed), run.path)
         if run.has_begun:
-            known = [run.read_json("data.json")["fingerprint"]]
+            fingerprints = [run.read_json("data.json")["fingerprint"]]
             record = {
                 "recipe": run.recipe.model_dump(mode="json"),
-                "fingerprints": known,
+                "fingerprints": fingerprints,
             }
             check_same(run.path, record, job.recipe, [plan_new(job).fingerprint])
         yield Message(f"training {best.name} on all {len(self.study.pairs)} images")
@@ -329,7 +329,7 @@ class Search:
         record = {
             "folds": len(self.study.splits),
             "fingerprints": self.study.fingerprints,
-            "rounds": [list(one) for one in result.rounds],
+            "rounds": [list(round_sizes) for round_sizes in result.rounds],
             "splits": list(result.splits),
             "class_names": list(self.study.classes.names),
             "trials": result.rows(),
@@ -363,7 +363,7 @@ def _read_scores(
         raise RunError(
             f"{out}: was begun with other images, labels or folds; give the same again, or choose another --out."
         )
-    if record.get("rounds") != [list(one) for one in rounds]:
+    if record.get("rounds") != [list(round_sizes) for round_sizes in rounds]:
         raise RunError(
             f"{out}: was begun with another --halving, or another number of trials; choose another --out."
         )
@@ -375,5 +375,5 @@ def _read_scores(
             raise RunError(
                 f"{out}: trial {trial.name} was begun with other values of {', '.join(wrong)}; choose another --out."
             )
-    known = {trial.name for trial in trials}
-    return {name: dict(found) for name, found in before.scores.items() if name in known}
+    trial_names = {trial.name for trial in trials}
+    return {name: dict(trial_scores) for name, trial_scores in before.scores.items() if name in trial_names}

@@ -71,10 +71,10 @@ def measure(run: TrainingRun, truths: Sequence[Truth]) -> Generator[Event, None,
     )
     tally = Tally.of(truths, model.spec.classes, seed=model.recipe.training.seed)
     start = time.perf_counter()
-    for number, found in enumerate(iter_predicted(predictor, truths), 1):
-        tally.add(found)
+    for number, predicted in enumerate(iter_predicted(predictor, truths), 1):
+        tally.add(predicted)
         yield RegionEnd(
-            _place(found.truth), number, len(truths), time.perf_counter() - start
+            _place(predicted.truth), number, len(truths), time.perf_counter() - start
         )
         start = time.perf_counter()
     fit = tally.fit()
@@ -98,7 +98,7 @@ def measure(run: TrainingRun, truths: Sequence[Truth]) -> Generator[Event, None,
 
 @dataclass
 class Tally:
-    """What comes together while parts are predicted one by one.
+    """Sums over regions that are predicted one by one.
 
     Parameters
     ----------
@@ -140,11 +140,11 @@ class Tally:
         self.per_part.append((found.truth.part.name, found.confusion))
         example: Example | None = None
         for kind, rank in (("best", -score), ("worst", score)):
-            known = self.ranked[kind]
-            if len(known) < CASES or rank < known[-1][0]:
+            examples = self.ranked[kind]
+            if len(examples) < CASES or rank < examples[-1][0]:
                 example = example or found.example()
-                insort(known, (rank, number, example), key=lambda entry: entry[:2])
-                del known[CASES:]
+                insort(examples, (rank, number, example), key=lambda entry: entry[:2])
+                del examples[CASES:]
 
     def fit(self) -> Fit:
         """The temperature for the pixels kept."""
@@ -153,16 +153,16 @@ class Tally:
     def cases(self) -> dict[str, Example]:
         """The best and the worst parts by mean IoU, by the names of their pictures; none is both."""
         count = len(self.per_part)
-        shown = {
+        counts = {
             "best": max(1, min(CASES, count // 2)),
             "worst": min(CASES, count // 2),
         }
-        found: dict[str, Example] = {}
-        for kind, most in shown.items():
-            found |= name_files(
+        files_by_name: dict[str, Example] = {}
+        for kind, most in counts.items():
+            files_by_name |= name_files(
                 (example for _, _, example in self.ranked[kind][:most]), f"{kind}_"
             )
-        return found
+        return files_by_name
 
 
 def _write(out: Path, tally: Tally, facts: Mapping[str, Any]) -> None:
@@ -185,13 +185,13 @@ def _write(out: Path, tally: Tally, facts: Mapping[str, Any]) -> None:
 
 
 def _is_measured(out: Path, model: Model, fingerprint: str) -> bool:
-    """Whether `out` holds what this very model did on this very data."""
+    """Return True if `out` holds the result of this model on this data."""
     scores = EvaluationFolder(out).scores()
     return (scores.get("model"), scores.get("data")) == (model.digest, fingerprint)
 
 
 def _place(truth: Truth) -> dict[str, Any]:
-    """Which plane or volume, or which block of it, as plain data."""
+    """Position of a plane, a volume or a block of it, as plain data."""
     part = truth.part
     index = {
         axis: at if isinstance(at, int) else (at.start, at.stop)

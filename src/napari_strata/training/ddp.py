@@ -151,14 +151,14 @@ class ProcessGroup:
         """Return the device of this process; see `device.choose_device`."""
         if self.size == 1:
             return choose_device(name)
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if name == "auto":
             name = "cuda" if gpus else "cpu"
-        if name.startswith("cuda") and gpus and (name != "cuda" or gpus < here):
+        if name.startswith("cuda") and gpus and (name != "cuda" or gpus < local_ranks):
             available = f"{gpus} GPUs" if name == "cuda" else f"the one GPU {name}"
             raise TrainingError(
-                f"found {here} processes for {available}; each needs a GPU of its own: "
+                f"found {local_ranks} processes for {available}; each needs a GPU of its own: "
                 f"start as many as there are GPUs (--nproc-per-node {gpus}) with "
                 "--device auto."
             )
@@ -173,7 +173,7 @@ class ProcessGroup:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         elif os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun's default
-            torch.set_num_threads(max(1, cores() // here))
+            torch.set_num_threads(max(1, cores() // local_ranks))
         return device
 
     def check_batches(self, smallest: int, *, batch_size: int) -> None:

@@ -31,12 +31,12 @@ def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
         2 + (1 if section.optimizer == "sgd" else 2) + (section.averaging is not None)
     )
     owned = {p.untyped_storage()._cdata for p in network.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
         if storage._cdata not in owned:
-            kept[storage._cdata] = (
+            storages[storage._cdata] = (
                 storage  # held, so that no other storage takes its place
             )
         return tensor
@@ -50,4 +50,4 @@ def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
             logits, logits.new_empty(logits[:, 0].shape, dtype=torch.long)
         )
     half = 2 if precision.dtype is not None else 1
-    return copies * weights + sum(storage.nbytes() for storage in kept.values()) // half
+    return copies * weights + sum(storage.nbytes() for storage in storages.values()) // half

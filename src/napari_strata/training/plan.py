@@ -43,7 +43,7 @@ BOX = {"Z": "planes", "Y": "rows", "X": "columns"}
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What the user asked for; see `iter_train`.
+    """Arguments of a training; see `iter_train`.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run trains on, and with what.
+    """Data, spec and split of a run.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class Plan:
     messages: tuple[Message, ...] = ()
 
     def with_epochs(self, epochs: int) -> Plan:
-        """The same plan for so many epochs in all."""
+        """Return the plan with another number of epochs."""
         return replace(
             self, recipe=self.recipe.with_overrides({"training.epochs": epochs})
         )
@@ -199,8 +199,8 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
     spec = ModelSpec.model_validate(record["spec"])
     held = pairs_with_neighbours(as_pairs(job.validation or []), spec.neighbours)
     pairs = pairs_with_neighbours(as_pairs(job.pairs), spec.neighbours)
-    known, added = _recognise(record["pairs"], [*pairs, *held])
-    if not known:
+    known_pairs, added = _recognise(record["pairs"], [*pairs, *held])
+    if not known_pairs:
         raise RunError(
             f"{run.path}: none of the images given belongs to this run; give those it was started with."
         )
@@ -209,17 +209,17 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
             f"{run.path}: {join_names(stray)} was not validated on before; a run keeps its validation images."
         )
     split = Split(
-        training=_parts(record["training"], known, spec)
+        training=_parts(record["training"], known_pairs, spec)
         + (labelled_regions(added, spec.classes, spec.axes) if added else []),
-        validation=_parts(record["validation"], known, spec),
+        validation=_parts(record["validation"], known_pairs, spec),
         text=record["split"],
-        warnings=tuple(_gone(record["pairs"], known)),
+        warnings=tuple(_gone(record["pairs"], known_pairs)),
     )
     if record["validation"] and not split.validation:
         raise RunError(
             f"{run.path}: the validation images of this run are missing; give them again (--val)."
         )
-    plan = _plan(recipe, spec, split, [*known.values(), *added], notes=_news(added))
+    plan = _plan(recipe, spec, split, [*known_pairs.values(), *added], notes=_news(added))
     if plan.fingerprint != record["fingerprint"]:
         note = f"the training data changed: fingerprint {record['fingerprint']} -> {plan.fingerprint}"
         plan = replace(plan, messages=(*plan.messages, Message(note)))
@@ -335,18 +335,18 @@ def _recognise(
 ) -> tuple[dict[int, AnnotatedImage], list[AnnotatedImage]]:
     """Pairs that the run knows, by their number in it, and those it does not. Equal ones count in their order."""
     open_rows = dict(enumerate(rows))
-    known, added = {}, []
+    known_pairs, added = {}, []
     for pair in pairs:
-        mine = {"name": pair.name} | _form(pair)
+        pair_row = {"name": pair.name} | _form(pair)
         number = next(
-            (n for n, row in open_rows.items() if mine.items() <= row.items()), None
+            (n for n, row in open_rows.items() if pair_row.items() <= row.items()), None
         )
         if number is None:
             added.append(pair)
         else:
-            known[number] = pair
+            known_pairs[number] = pair
             del open_rows[number]
-    return dict(sorted(known.items())), added
+    return dict(sorted(known_pairs.items())), added
 
 
 def _parts(

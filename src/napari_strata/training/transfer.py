@@ -1,4 +1,4 @@
-"""Where a training starts: random numbers, pretrained encoder weights or a model of ours; and what is frozen there."""
+"""Start of a training: random, pretrained or earlier weights, and frozen layers."""
 
 from __future__ import annotations
 
@@ -89,31 +89,31 @@ def take_over(network: nn.Module, spec: ModelSpec, start: Model, *, source: str)
         when the networks are not of one kind; `network` is then untouched.
     """
     own, head = network.state_dict(), f"{head_of(network)}."
-    given = {name: tensor for name, tensor in start.weights.items() if name in own}
+    start_tensors = {name: tensor for name, tensor in start.weights.items() if name in own}
     taken = {
         n: t
-        for n, t in given.items()
+        for n, t in start_tensors.items()
         if t.shape == own[n].shape and not n.startswith(head)
     }
-    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-    count = sum(name in taken for name in wanted)
-    if _identity(spec) != _identity(start.spec) or 2 * count < len(wanted):
+    counted = [name for name in own if not name.endswith("num_batches_tracked")]
+    count = sum(name in taken for name in counted)
+    if _identity(spec) != _identity(start.spec) or 2 * count < len(counted):
         raise ModelError(
             _why_other(
-                spec, start, source, f"{count} of its {len(wanted)} tensors are there"
+                spec, start, source, f"{count} of its {len(counted)} tensors are there"
             )
         )
     channels = start.spec.in_channels, spec.in_channels
-    adapted = _adapted(own, given, channels) if channels[0] != channels[1] else {}
-    rows, kept = _rows(
-        own, given, (start.spec.classes.names, spec.classes.names), head=head
+    adapted = _adapted(own, start_tensors, channels) if channels[0] != channels[1] else {}
+    rows, kept_rows = _rows(
+        own, start_tensors, (start.spec.classes.names, spec.classes.names), head=head
     )
-    count += len(rows) if len(kept) == len(spec.classes) else 0
+    count += len(rows) if len(kept_rows) == len(spec.classes) else 0
     nn.Module.load_state_dict(network, taken | adapted | rows, strict=False)
-    news = [name for name in spec.classes.names if name not in kept]
+    news = [name for name in spec.classes.names if name not in kept_rows]
     parts = [
-        f"starts from {source}: {count} of {len(wanted)} tensors",
-        f"head: {_head_in_words(kept, news)}",
+        f"starts from {source}: {count} of {len(counted)} tensors",
+        f"head: {_head_in_words(kept_rows, news)}",
     ]
     if adapted:
         parts.append(
@@ -149,7 +149,7 @@ def _adapted(
 ) -> dict[str, Tensor]:
     """Kernels of the convolutions that see the image: of the first, and of those that see it beside features."""
     before, after = channels
-    found = {}
+    adapted = {}
     for name, kernel in given.items():
         features = kernel.shape[1] - before if kernel.ndim in (4, 5) else -1
         if features >= 0 and own[name].shape == (
@@ -159,8 +159,8 @@ def _adapted(
         ):
             # The image stands behind the features in every concatenation of ours.
             parts = [kernel[:, :features], for_channels(kernel[:, features:], after)]
-            found[name] = torch.cat(parts, dim=1)
-    return found
+            adapted[name] = torch.cat(parts, dim=1)
+    return adapted
 
 
 def _rows(
@@ -172,7 +172,7 @@ def _rows(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The head's tensors with the rows of the classes that both models have, and the names of these."""
     before, after = names
-    kept = [name for name in after if name in before]
+    common = [name for name in after if name in before]
     fitting = {
         n: t
         for n, t in given.items()
@@ -181,10 +181,10 @@ def _rows(
     rows = {}
     for name, tensor in fitting.items():
         rows[name] = own[name].detach().clone()
-        rows[name][[after.index(c) for c in kept]] = tensor[
-            [before.index(c) for c in kept]
+        rows[name][[after.index(c) for c in common]] = tensor[
+            [before.index(c) for c in common]
         ].to(rows[name])
-    return rows, kept if fitting else []
+    return rows, common if fitting else []
 
 
 def _head_in_words(kept: list[str], news: list[str]) -> str:
@@ -196,28 +196,28 @@ def _head_in_words(kept: list[str], news: list[str]) -> str:
 
 
 def _identity(spec: ModelSpec) -> dict[str, object]:
-    found = {
+    identity = {
         key: getattr(spec.network, key)
         for key in ("kind", *IDENTITY)
         if hasattr(spec.network, key)
     }
-    return found | ({STRIDES: spec.depth.strides} if spec.depth else {})
+    return identity | ({STRIDES: spec.depth.strides} if spec.depth else {})
 
 
 def _why_other(spec: ModelSpec, start: Model, source: str, found: str) -> str:
-    ours, theirs = (_network_in_words(each) for each in (spec, start.spec))
+    own_text, start_text = (_network_in_words(each) for each in (spec, start.spec))
     strides = start.spec.depth.strides if start.spec.depth else ()
-    if ours == theirs:
-        ours += f", with other options: {found}"
+    if own_text == start_text:
+        own_text += f", with other options: {found}"
     elif _identity(spec) | {STRIDES: strides} == _identity(start.spec):
         # Voxels of another shape: a power of two gives the strides of the model.
         cure = f"--set network.anisotropy={2 ** strides.count(1)}"
-        return f"training.start={source}: its network is {theirs}; for these voxels it would be {ours}. Add {cure}."
+        return f"training.start={source}: its network is {start_text}; for these voxels it would be {own_text}. Add {cure}."
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     run = RunFolder(folder)
     own = f"--recipe {run.recipe_path}" if run.exists else "--start without --recipe"
     return (
-        f"training.start={source}: its network is {theirs}; the recipe's is {ours}. Only the same network can start "
+        f"training.start={source}: its network is {start_text}; the recipe's is {own_text}. Only the same network can start "
         f"from it: train with its own recipe ({own})."
     )
 
@@ -225,8 +225,8 @@ def _why_other(spec: ModelSpec, start: Model, source: str, found: str) -> str:
 def _network_in_words(spec: ModelSpec) -> str:
     """For example ``smp (architecture unet, encoder resnet34, norm batch)``."""
     kind, *keys = _identity(spec).items()
-    shown = (
+    options = (
         (key, ", ".join(map(str, value)) if isinstance(value, tuple) else value)
         for key, value in keys
     )
-    return f"{kind[1]} ({', '.join(f'{key} {value}' for key, value in shown)})"
+    return f"{kind[1]} ({', '.join(f'{key} {value}' for key, value in options)})"

@@ -47,7 +47,7 @@ class Truth(NamedTuple):
 
     @property
     def keep(self) -> tuple[slice, ...]:
-        """Where the part lies in what the network is shown."""
+        """Position of the region in the input of the network."""
         starts = [outer.start for outer in self.around.box]
         return tuple(
             slice(p.start - start, p.stop - start)
@@ -99,16 +99,16 @@ def _strips(
     whole = [slice(0, length) for length in plane]
     halo, stride = shared_halo([spec]), shared_stride([spec])
     thick = max(1, STRIP // math.prod(plane) // stride) * stride
-    found = []
+    strips = []
     for begin in range(0, depth, thick):
         write = slice(begin, min(begin + thick, depth))
         read = read_range(write, depth, halo=halo, stride=stride)
         first = part.box[0].start
         name = f"{part.name} planes {first + write.start} to {first + write.stop - 1}"
-        found.append(
+        strips.append(
             (part.block((write, *whole), name=name), part.block((read, *whole)))
         )
-    return found
+    return strips
 
 
 class Predicted(NamedTuple):
@@ -171,14 +171,14 @@ def validate(
     confusion = ConfusionMatrix(predictor.spec.classes)
     sums: dict[str, float] = {}
     total, example = 0, None
-    for found in iter_predicted(predictor, truths):
-        confusion += found.confusion
-        example = example or found.example()
+    for predicted in iter_predicted(predictor, truths):
+        confusion += predicted.confusion
+        example = example or predicted.example()
         logits, labels = (
-            torch.from_numpy(found.logits)[None],
-            torch.from_numpy(found.truth.labels)[None],
+            torch.from_numpy(predicted.logits)[None],
+            torch.from_numpy(predicted.truth.labels)[None],
         )
-        pixels = int((found.truth.labels != IGNORE).sum())
+        pixels = int((predicted.truth.labels != IGNORE).sum())
         terms = loss.terms(
             logits.to(predictor.device), labels.to(predictor.device), also=ALSO
         )
