@@ -56,6 +56,13 @@ def test_train_allows_only_stop_while_a_training_runs() -> None:
     assert not view.predict.visible
 
 
+def test_train_starts_once_while_the_layers_are_written() -> None:
+    view = train.resolve(TrainState(is_starting=True, can_continue=True))
+    assert not view.problem_text
+    for control in (view.train, view.resume, view.extend, view.open_run):
+        assert control.tooltip == "A training is starting."
+
+
 def test_train_continues_and_predicts_what_is_there() -> None:
     nothing = train.resolve(TrainState())
     assert nothing.resume.tooltip == "Train, or open a run, first."

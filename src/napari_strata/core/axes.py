@@ -31,18 +31,18 @@ def parse(axes: str, shape: Sequence[int]) -> str:
     description = f"found axes {axes!r} for shape {tuple(shape)}"
     if unknown := sorted(set(letters) - set(CANONICAL)):
         raise ImageError(
-            f"{description}: {', '.join(unknown)} is not one of T, C, Z, Y, X; name each "
-            "dimension with one."
+            f"{description}: {', '.join(unknown)} is not one of T, C, Z, Y, X; name"
+            " each dimension with one."
         )
     if len(set(letters)) != len(letters):
         raise ImageError(
-            f"{description}: a letter stands twice; name each dimension once (RGB samples "
-            "count as C)."
+            f"{description}: a letter stands twice; name each dimension once (RGB"
+            " samples count as C)."
         )
     if len(letters) != len(shape):
         raise ImageError(
-            f"{description}: {len(shape)} dimensions need {len(shape)} letters, for example "
-            f"{default(shape)!r}."
+            f"{description}: {len(shape)} dimensions need {len(shape)} letters, for"
+            f" example {default(shape)!r}."
         )
     if not {"Y", "X"} <= set(letters):
         raise ImageError(f"{description}: Y and X are both needed.")

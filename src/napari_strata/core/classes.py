@@ -94,12 +94,13 @@ class ClassMap(BaseModel):
             )
         if len(set(self.names)) != count or len(set(self.values)) != count:
             raise LabelError(
-                f"{description}: a name or a value stands twice; each class needs its own."
+                f"{description}: a name or a value stands twice; each class needs its"
+                " own."
             )
         if both := sorted(set(self.values) & set(self.unlabelled)):
             raise LabelError(
-                f"{description}: {both} cannot be a class and unlabelled at once; drop it "
-                "from one of the two."
+                f"{description}: {both} cannot be a class and unlabelled at once; drop"
+                " it from one of the two."
             )
         if self.rest is not None and self.rest not in self.names:
             raise LabelError(

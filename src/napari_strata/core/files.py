@@ -15,7 +15,10 @@ from pathlib import Path
 from napari_strata.core.errors import RunError
 
 LAYERS = "layers"
-"""Folder of a run for the layers to train on; a viewer writes it before the run starts."""
+"""Folder of a run for the layers to train on.
+
+A viewer writes it before the run starts.
+"""
 
 
 @contextmanager

@@ -25,8 +25,8 @@ class Geometry(BaseModel):
 def depth_strides(levels: int, anisotropy: float) -> tuple[int, ...]:
     """Divisors of Z at each halving of Y and X in a network of `levels` levels.
 
-    Z is halved as soon as a voxel is less than twice as long along Z as along Y and X, as in nnU-Net (Isensee et al.
-    2021, https://doi.org/10.1038/s41592-020-01008-z).
+    Z is halved as soon as a voxel is less than twice as long along Z as along Y and X,
+    as in nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
     """
     return tuple(
         2 if anisotropy < 2 ** (level + 1) else 1 for level in range(levels - 1)
@@ -34,7 +34,9 @@ def depth_strides(levels: int, anisotropy: float) -> tuple[int, ...]:
 
 
 def depth_kernels(strides: Sequence[int]) -> tuple[int, ...]:
-    """Kernel along Z at each level, 3 or 1: none looks up or down before Z is halved, as in nnU-Net.
+    """Kernel along Z at each level, 3 or 1.
+
+    None looks up or down before Z is halved, as in nnU-Net.
 
     The deepest level always does, or a network would be 2D where voxels are very long.
     """
@@ -42,10 +44,11 @@ def depth_kernels(strides: Sequence[int]) -> tuple[int, ...]:
 
 
 def reach_3d(strides: Sequence[int], kernels: Sequence[int]) -> int:
-    """Radius of the receptive field of the residual 3D U-Net along an axis with these strides and kernels.
+    """Radius of the receptive field of the residual 3D U-Net along one axis.
 
-    Two convolutions at each level on the way down and, save at the deepest, on the way up. A voxel of the deepest level
-    covers as many of the first as the strides' product; growing back by nearest neighbours adds nothing to that.
+    Two convolutions at each level on the way down and, save at the deepest, on the way
+    up. A voxel of the deepest level covers as many of the first as the strides'
+    product; growing back by nearest neighbours adds nothing to that.
     """
     steps = list(accumulate(strides, mul, initial=1))
     sides = sum(

@@ -35,10 +35,12 @@ Architecture: TypeAlias = Literal[
 EncoderWeights: TypeAlias = Annotated[
     Name,
     Field(
-        description="Where the encoder starts: 'auto' takes ImageNet weights when they "
-        "can be had and says which it did, 'imagenet' refuses to start without them, "
-        "'none' starts from random numbers, anything else is the path of a weights "
-        "file.",
+        description=(
+            "Where the encoder starts: 'auto' takes ImageNet weights when they can be"
+            " had and says which it did, 'imagenet' refuses to start without them,"
+            " 'none' starts from random numbers, anything else is the path of a weights"
+            " file."
+        ),
     ),
 ]
 
@@ -118,7 +120,10 @@ def network_kinds() -> Mapping[str, type[NetworkSection]]:
 
 @register_network
 class UNet(NetworkSection):
-    """The classic U-Net (Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597)."""
+    """The classic U-Net.
+
+    Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597.
+    """
 
     builder: ClassVar[str] = "napari_strata.networks.unet:build_unet"
     widest_halo: ClassVar[int] = 64
@@ -138,8 +143,10 @@ class UNet(NetworkSection):
     )
     upsampling: Literal["transpose", "nearest", "bilinear"] = Field(
         "transpose",
-        description="How the decoder doubles the size: a learned transposed "
-        "convolution or interpolation.",
+        description=(
+            "How the decoder doubles the size: a learned transposed "
+            "convolution or interpolation."
+        ),
     )
     transpose_kernel: Literal[2, 3] = Field(
         2, description="Kernel of the transposed convolution."
@@ -147,8 +154,10 @@ class UNet(NetworkSection):
     head_width: int | None = Field(
         None,
         ge=1,
-        description="Channels of one more 3 x 3 convolution before the last one; none "
-        "when empty.",
+        description=(
+            "Channels of one more 3 x 3 convolution before the last one; none "
+            "when empty."
+        ),
     )
 
     def geometry(self, strides: Sequence[int] = ()) -> Geometry:
@@ -198,8 +207,9 @@ class AtrousUNet(NetworkSection):
     encoder_weights: EncoderWeights = "auto"
     atrous_at: Literal["skip", "decoder"] = Field(
         "skip",
-        description="Where the atrous blocks sit: on the skip connections or in the "
-        "decoder.",
+        description=(
+            "Where the atrous blocks sit: on the skip connections or in the decoder."
+        ),
     )
     kernels: tuple[Literal[1, 3, 5, 7], ...] = Field(
         (1, 3, 3, 3), description="Kernel of each parallel convolution."
@@ -233,7 +243,10 @@ class AtrousUNet(NetworkSection):
 
 @register_network
 class Smp(NetworkSection):
-    """Any architecture and encoder of segmentation-models-pytorch (https://smp.readthedocs.io)."""
+    """Any architecture and encoder of segmentation-models-pytorch.
+
+    See https://smp.readthedocs.io.
+    """
 
     builder: ClassVar[str] = "napari_strata.networks.smp:build_smp"
     widest_halo: ClassVar[int] = ENCODER_HALO
@@ -244,15 +257,18 @@ class Smp(NetworkSection):
     )
     encoder: Name = Field(
         "resnet34",
-        description="The encoder: resnet34, resnet101, vgg11, efficientnet-b0 and "
-        "hundreds more. Transformers: mit_b0 with segformer, unet or fpn; "
-        "tu-vit_base_patch16_224 with dpt.",
+        description=(
+            "The encoder: resnet34, resnet101, vgg11, efficientnet-b0 and "
+            "hundreds more. Transformers: mit_b0 with segformer, unet or fpn; "
+            "tu-vit_base_patch16_224 with dpt."
+        ),
     )
     encoder_weights: EncoderWeights = "auto"
     decoder_widths: tuple[Positive, ...] | None = Field(
         None,
-        description="Channels of the decoder, deepest first; the architecture's own "
-        "when empty.",
+        description=(
+            "Channels of the decoder, deepest first; the architecture's own when empty."
+        ),
     )
     attention: Literal["scse"] | None = Field(
         None, description="Attention in the decoder of unet, unetplusplus: scSE."
@@ -335,8 +351,10 @@ class UNet3d(NetworkSection):
         None,
         gt=0,
         le=100,
-        description="How many times larger a voxel is along Z than along Y and X; from "
-        "the data's pixel size when empty.",
+        description=(
+            "How many times larger a voxel is along Z than along Y and X; from "
+            "the data's pixel size when empty."
+        ),
     )
 
     def geometry(self, strides: Sequence[int] = ()) -> Geometry:

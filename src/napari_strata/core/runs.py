@@ -414,7 +414,10 @@ class CrossvalFolder:
 
 
 class SearchFolder:
-    """A search on disk: a cross-validation for each trial, the best recipe and model."""
+    """A search on disk.
+
+    A cross-validation for each trial, the best recipe and model.
+    """
 
     FORMAT = "napari-strata tune 1"
 

@@ -401,10 +401,14 @@ def _thin(samples: Any, count: int) -> Any:
 def _judge_grey_values(samples: Sequence[Any], channels: int) -> tuple[norm.Kind, str]:
     shift = norm.shift(samples) if channels == 1 else float("nan")
     if shift <= norm.AGREEMENT:
-        return "physical", (
-            f"grey values: physical (training planes agree within {shift:.0%} of "
-            "their range), so one scale serves all images and intensity is not augmented; set "
-            "normalization.grey_values=relative where exposure varies"
+        return (
+            "physical",
+            (
+                f"grey values: physical (training planes agree within {shift:.0%} of"
+                " their range), so one scale serves all images and intensity is not"
+                " augmented; set normalization.grey_values=relative where exposure"
+                " varies"
+            ),
         )
     if channels > 1:
         reason = "several channels"
@@ -414,10 +418,13 @@ def _judge_grey_values(samples: Sequence[Any], channels: int) -> tuple[norm.Kind
         reason = "one plane only"
     else:
         reason = "no contrast"
-    return "relative", (
-        f"grey values: relative ({reason}), so each image is scaled by its own "
-        "percentiles; set normalization.grey_values=physical for calibrated data such "
-        "as CT"
+    return (
+        "relative",
+        (
+            f"grey values: relative ({reason}), so each image is scaled by its own"
+            " percentiles; set normalization.grey_values=physical for calibrated data"
+            " such as CT"
+        ),
     )
 
 

@@ -1,11 +1,15 @@
-"""Tiling: which parts of a picture go through the network, and which of their pixels are kept. Plain integers only.
+"""Tiling.
 
-A picture is a plane (rows, columns) or a volume (planes, rows, columns); sizes are one number for all of its axes or
-one for each.
+Which parts of a picture go through the network, and which of their pixels are kept.
+Plain integers only.
 
-Two plans. `plan_tiles` crops a halo, so that every output pixel comes from one tile and equals the prediction of the
-whole plane. `plan_overlap` is for networks that look at their whole tile, where no halo helps: equal tiles overlap and
-their probabilities are blended with `blend_weights`.
+A picture is a plane (rows, columns) or a volume (planes, rows, columns); sizes are one
+number for all of its axes or one for each.
+
+Two plans. `plan_tiles` crops a halo, so that every output pixel comes from one tile and
+equals the prediction of the whole plane. `plan_overlap` is for networks that look at
+their whole tile, where no halo helps: equal tiles overlap and their probabilities are
+blended with `blend_weights`.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ class Tile:
     crop
         the part of the network's answer that is kept, counted from the start of `read`.
     write
-        where that part belongs in the picture. The writes of a plan cover every pixel exactly once.
+        where that part belongs in the picture. The writes of a plan cover every pixel
+        exactly once.
     """
 
     read: Box
@@ -49,17 +54,19 @@ def plan_tiles(
 ) -> list[Tile]:
     """Tiles for a picture of `shape`, row by row (plane by plane).
 
-    Reads start at multiples of `stride`, because a network that halves its picture sees another picture when it starts
-    between (tried: 13 pixels off changed 1.2 % of the labels). Every read reaches `halo` pixels (rounded up to the
-    stride) beyond what it writes, or to the border of the plane. Sizes are spread evenly: at most two lengths along an
-    axis, and the last one, which is cut at the border.
+    Reads start at multiples of `stride`, because a network that halves its picture sees
+    another picture when it starts between (tried: 13 pixels off changed 1.2 % of the
+    labels). Every read reaches `halo` pixels (rounded up to the stride) beyond what it
+    writes, or to the border of the plane. Sizes are spread evenly: at most two lengths
+    along an axis, and the last one, which is cut at the border.
 
     Parameters
     ----------
     tile
-        wished side of a tile in pixels. A read may exceed it by two halos on either side, where one tile less along
-        an axis saves more than the halos cost: 2048 x 2048 pixels with tile 512 are forwarded 1.20 times with halo 32
-        and 1.27 times with halo 64. A plane no longer than that is read in one piece.
+        wished side of a tile in pixels. A read may exceed it by two halos on either
+        side, where one tile less along an axis saves more than the halos cost: 2048 x
+        2048 pixels with tile 512 are forwarded 1.20 times with halo 32 and 1.27 times
+        with halo 64. A plane no longer than that is read in one piece.
     halo
         pixels around a tile that inform it and are cropped away.
     stride
@@ -74,7 +81,8 @@ def plan_tiles(
     sizes = [shape, each(tile, axes), each(stride, axes), each(halo, axes)]
     if min(min(lengths) for lengths in sizes[:3]) < 1 or min(sizes[3]) < 0:
         raise ValueError(
-            f"shape {shape}, tile {tile} and stride {stride} must be positive, halo {halo} not negative"
+            f"shape {shape}, tile {tile} and stride {stride} must be positive, halo"
+            f" {halo} not negative"
         )
     plans = (
         plan_axis(n, tile=t, halo=h, stride=s)
@@ -91,14 +99,18 @@ def each(size: Sizes, axes: int) -> tuple[int, ...]:
 def plan_axis(
     length: int, *, tile: int, halo: int, stride: int
 ) -> list[tuple[slice, slice, slice]]:
-    """Read, crop and write along one axis. Counted in strides, of which the last may be cut by the border."""
+    """Read, crop and write along one axis.
+
+    Counted in strides, of which the last may be cut by the border.
+    """
     margin = -(-halo // stride)
     longest = max(1, tile // stride) + 4 * margin
     total = -(-length // stride)
     if total <= longest:
         return [(slice(0, length),) * 3]
     count = -(-(total - 2 * margin) // (longest - 2 * margin))
-    # All reads together are the axis and two halos at each of the seams, however it is cut.
+    # All reads together are the axis and two halos at each of the seams, however it is
+    # cut.
     base, extra = divmod(total + 2 * margin * (count - 1), count)
     cuts, start = [0], 0
     for i in range(count - 1):
@@ -117,7 +129,10 @@ def plan_axis(
 
 
 class TilingSpec(Protocol):
-    """The fields of a `ModelSpec` that say how images are cut; one size for each axis."""
+    """The fields of a `ModelSpec` that say how images are cut.
+
+    One size for each axis.
+    """
 
     @property
     def blend(self) -> bool:
@@ -160,7 +175,8 @@ def read_range(
 ) -> slice:
     """Range to read along one axis to predict `write`: a halo more on both sides.
 
-    It starts at a multiple of the stride, as tiles do, and ends at one or at the border.
+    It starts at a multiple of the stride, as tiles do, and ends at one or at the
+    border.
 
     Parameters
     ----------
@@ -181,10 +197,11 @@ def read_range(
 def plan_overlap(
     length: int, *, tile: int, stride: int, overlap: float = 0.25
 ) -> list[int]:
-    """First pixels of tiles of exactly `tile` pixels along one axis, evenly spread, multiples of `stride`.
+    """First pixels of evenly spread tiles of `tile` pixels, multiples of `stride`.
 
-    Neighbours share at least the `overlap` share of a tile, and at least one stride of it. `length` must be at least
-    `tile`, and both multiples of `stride`: the plane is padded first, see `padded_length`.
+    Neighbours share at least the `overlap` share of a tile, and at least one stride of
+    it. `length` must be at least `tile`, and both multiples of `stride`: the plane is
+    padded first, see `padded_length`.
     """
     shared = max(1, round(tile * overlap / stride))
     total, side = length // stride, tile // stride
@@ -201,11 +218,14 @@ def padded_length(length: int, *, tile: int, stride: int) -> int:
 def blend_weights(
     starts: list[int], *, tile: int, length: int
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Weights (tiles, tile) float32 of the tiles starting at `starts`; over each of `length` pixels they sum to one.
+    """Weights (tiles, tile) float32 of the tiles starting at `starts`.
 
-    A Gaussian of a standard deviation of an eighth of the tile, as in nnU-Net (Isensee et al. 2021,
-    https://doi.org/10.1038/s41592-020-01008-z), divided by the sum over all tiles. The weight of a pixel is the
-    product of its row's and its column's, so nothing of the size of the plane is needed to divide by.
+    Over each of `length` pixels they sum to one.
+
+    A Gaussian of a standard deviation of an eighth of the tile, as in nnU-Net (Isensee
+    et al. 2021, https://doi.org/10.1038/s41592-020-01008-z), divided by the sum over
+    all tiles. The weight of a pixel is the product of its row's and its column's, so
+    nothing of the size of the plane is needed to divide by.
     """
     position = np.arange(tile) - (tile - 1) / 2
     gaussian = np.maximum(np.exp(-0.5 * (position / (tile / 8)) ** 2), 1e-3)

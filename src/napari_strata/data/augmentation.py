@@ -257,7 +257,10 @@ def _recoloured(images: Tensor, section: Augmentation, generator: Generator) -> 
 
 
 def _stretched(images: Tensor, stretch: Tensor, shift: Tensor) -> Tensor:
-    """Multiply contrast by `stretch` (N,) about each channel's mean; add `shift` (N,)."""
+    """Multiply contrast by `stretch` (N,) about each channel's mean.
+
+    Add `shift` (N,).
+    """
     factor, offset = _beside(stretch, images), _beside(shift, images)
     mean = (
         images.flatten(2).mean(2).reshape(images.shape[:2] + (1,) * (images.ndim - 2))
@@ -343,7 +346,7 @@ def _within(shape: Sequence[int], most: float, generator: Generator) -> Tensor:
 def _sometimes(
     count: int, most: float, probability: float, generator: Generator
 ) -> Tensor:
-    """Draw numbers from -`most` to `most` for a share of the samples, 0 for the others."""
+    """Draw numbers from -`most` to `most` for a share of the samples, else 0."""
     if not most:
         return torch.zeros(count)
     return _within((count,), most, generator) * _chosen(count, probability, generator)
@@ -368,6 +371,9 @@ def _changed(
 
 
 def _chunks(rows: list[int], device: torch.device) -> list[list[int]]:
-    """Split samples into chunks: few for a CPU's cache (half the time), all for a GPU."""
+    """Split samples into chunks.
+
+    Few for a CPU's cache (half the time), all for a GPU.
+    """
     size = torch.get_num_threads() if device.type == "cpu" else len(rows)
     return [rows[i : i + size] for i in range(0, len(rows), size)]

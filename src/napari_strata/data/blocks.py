@@ -1,4 +1,4 @@
-"""Strips of every slice or volume, for validation where too few can be held back whole."""
+"""Strips for validation, where too few slices or volumes can be held back whole."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def best_cut(
 def fold_cuts(
     regions: Sequence[LabelledRegion], classes: ClassMap, folds: int
 ) -> list[Cut]:
-    """Cut every region `folds` times across one axis, so that each place validates once.
+    """Cut every region `folds` times across one axis: each block validates once.
 
     There are no cuts where labels are too few. The axis has the most classes in both
     halves of its worst fold, then of all folds, then the widest gap, then the most even
@@ -163,7 +163,10 @@ def fold_cuts(
 
 
 def gap_for(length: int) -> int:
-    """Pixels left out beside a strip along an axis: `GAP`, or a quarter of a short axis."""
+    """Pixels left out beside a strip along an axis.
+
+    `GAP`, or a quarter of a short axis.
+    """
     return min(GAP, length // 4)
 
 
@@ -250,7 +253,10 @@ def _block(
 def _describe(
     regions: Sequence[LabelledRegion], strip: _Strip | _FoldStrip, gap: int
 ) -> str:
-    """Describe a strip: ``the right 20 % of the only labelled slice, 16 pixels apart``."""
+    """Describe a strip.
+
+    ``the right 20 % of the only labelled slice, 16 pixels apart``.
+    """
     lines, start, end = AXIS_WORDS[regions[0].axes[strip.axis]]
     if isinstance(strip, _Strip) and strip.at_edge:
         edge = end if strip.position else start

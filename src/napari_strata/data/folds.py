@@ -183,8 +183,8 @@ def _describe_shortage(
     if len(units) > 1:
         advice = f"use --folds {len(units)}"
     return (
-        f"found {unit_text}, fewer than the {folds} folds asked for; {advice}, or label "
-        "more."
+        f"found {unit_text}, fewer than the {folds} folds asked for; {advice}, or label"
+        " more."
     )
 
 

@@ -124,7 +124,10 @@ class Traces:
         self._step = max(1, -(-pixels // PIXELS_READ))
 
     def of(self, regions: Sequence[LabelledRegion]) -> list[_Trace]:
-        """Traces of planes of `regions`; of evenly chosen ones where they are too large."""
+        """Traces of planes of `regions`.
+
+        Of evenly chosen ones where they are too large.
+        """
         return [self._trace(plane) for plane in _planes(regions)[:: self._step]]
 
     def _trace(self, plane: LabelledRegion) -> _Trace:
@@ -268,7 +271,10 @@ def _trace(plane: LabelledRegion) -> _Trace:
 
 
 def _hash_rows(image: Array) -> Array:
-    """Hash each row of (C, H, W) that has detail, uint64; equal rows have equal hashes."""
+    """Hash each row of (C, H, W) that has detail, uint64.
+
+    Equal rows have equal hashes.
+    """
     image = np.ascontiguousarray(image)
     changes = (np.diff(image, axis=2) != 0).any(axis=0).sum(axis=1)
     integers = image
@@ -283,7 +289,10 @@ def _hash_rows(image: Array) -> Array:
 
 
 def _edge_detail(line: Array) -> Array:
-    """Detail of an edge (less its local mean), of length 1; zeros where there is none."""
+    """Detail of an edge (less its local mean), of length 1.
+
+    Zeros where there is none.
+    """
     if np.count_nonzero(np.diff(line)) < DETAILED:
         return np.zeros_like(line)
     detail = line - uniform_filter1d(line, 9)
@@ -317,7 +326,7 @@ def _block_start(share: float, length: int) -> int:
 def _find_overlapping(
     training: Sequence[_Trace], validation: Sequence[_Trace]
 ) -> _Pairs:
-    """Find validation planes with at least `SHARED` of their rows or columns in training."""
+    """Find validation planes that share `SHARED` of their rows or columns."""
     pairs = {}
     for lines, axis in (("rows", 0), ("columns", 1)):
         hashes = [getattr(trace, lines) for trace in training]

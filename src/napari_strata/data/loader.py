@@ -199,7 +199,7 @@ def pad(image: Array, labels: Array, shape: Sequence[int]) -> tuple[Array, Array
 
 
 def resize(image: Array, labels: Array, side: int) -> tuple[Tensor, Tensor]:
-    """Resize image float32 (C, H, W) and labels uint8 (H, W) to tensors of `side` x `side`.
+    """Resize image float32 (C, H, W) and labels uint8 (H, W) to `side` x `side`.
 
     The image is interpolated as in prediction, linearly and smoothed against aliasing;
     of the labels the nearest one is taken, so that no class appears between two others.

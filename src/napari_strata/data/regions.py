@@ -75,7 +75,7 @@ class LabelledRegion:
         return tuple(part.stop - part.start for part in self.box)
 
     def read_image(self) -> Array:
-        """Read grey values (C, *shape) in the file's dtype, NaN and infinities included."""
+        """Read grey values (C, *shape) in the dtype of the file, with NaN and inf."""
         image = self.pair.image.read(self._selection())
         return image.reshape(len(image), *self.shape)
 
@@ -96,7 +96,7 @@ class LabelledRegion:
         return self._encode(classes)
 
     def read(self, classes: ClassMap) -> tuple[Array, Array]:
-        """Read image and labels as `read_image` and `read_labels` do, each only once."""
+        """Read image and labels as `read_image` and `read_labels` do, each once."""
         image = self.read_image()
         return image, self.read_labels_of(image, classes)
 

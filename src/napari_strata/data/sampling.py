@@ -170,6 +170,9 @@ def sample_positions(
 
 
 def _clamp(start: int, size: int, length: int) -> slice:
-    """Return `size` pixels from `start`, moved into `length`; all where it is shorter."""
+    """Return `size` pixels from `start`, moved into `length`.
+
+    All where it is shorter.
+    """
     first = min(max(start, 0), max(length - size, 0))
     return slice(first, min(first + size, length))

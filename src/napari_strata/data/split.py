@@ -338,7 +338,7 @@ def _refuse_shared(
 
 
 def _is_same_image(image: Image, other: Image) -> bool:
-    """Test whether two images have one file, name, shape and content, or share memory."""
+    """Return True for images of one file, name, shape and content, or one memory."""
     origin = (image.source, image.name, image.shape)
     if image.source is not None and origin == (other.source, other.name, other.shape):
         first = image.read(next(image.planes()))

@@ -21,7 +21,10 @@ def gpu() -> Check:
     try:
         torch = import_module("torch")
     except (ImportError, OSError) as error:
-        cure = "Install torch and torchvision again, both of one build: see https://pytorch.org/get-started/locally."
+        cure = (
+            "Install torch and torchvision again, both of one build: see "
+            "https://pytorch.org/get-started/locally."
+        )
         return Check(
             "GPU", "problem", f"torch cannot be loaded: {last_line(str(error))}", cure
         )

@@ -1,4 +1,7 @@
-"""Reading images and labels, writing labels: the only part of the project that knows file formats."""
+"""Reading images and labels, writing labels.
+
+The only part of the project that knows file formats.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,10 @@ IMAGE_NAMES = ("images", "image", "imgs", "img")
 LABEL_NAMES = ("labels", "label", "masks", "mask", "annotations", "annotation")
 """Names of the folders (or stacks) of a dataset, in lower case."""
 
-NEEDED = "a label file has its image's name, or that name with _label, _labels, _mask, _masks or _seg"
+NEEDED = (
+    "a label file has its image's name, or that name with _label, _labels, _mask,"
+    " _masks or _seg"
+)
 
 _ENDING = re.compile(r"_(labels?|masks?|seg)$", re.IGNORECASE)
 SUFFIXES = (*TIFF_SUFFIXES, *RASTER_SUFFIXES, ".zarr")
@@ -46,18 +49,24 @@ def is_data(path: Path) -> bool:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The image files of a folder, slice2 before slice10; hidden files and other kinds are passed over."""
+    """The image files of a folder, slice2 before slice10.
+
+    Hidden files and other kinds are passed over.
+    """
     return sorted((p for p in folder.iterdir() if _looks_like_data(p)), key=natural)
 
 
 def descend(folder: Path) -> Path:
-    """The folder that holds the files, where a folder holds nothing but one other folder (``images/images``)."""
+    """The folder that holds the files, where a folder holds nothing but one other
+    folder (``images/images``).
+    """
     inside = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
     return descend(inside[0]) if len(inside) == 1 and not data_files(folder) else folder
 
 
 def dataset_parts(folder: Path) -> Pair | None:
-    """The images and the labels (folders or stacks named so) inside a dataset folder; None when it has no such two.
+    """The images and the labels (folders or stacks named so) inside a dataset
+    folder; None when it has no such two.
 
     Raises
     ------
@@ -76,7 +85,9 @@ def dataset_parts(folder: Path) -> Pair | None:
 
 
 def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
-    """Pair label files with image files of the same name, or of that name with ``_label``, ``_mask`` or ``_seg``."""
+    """Pair label files with image files of the same name, or of that name with
+    ``_label``, ``_mask`` or ``_seg``.
+    """
     count = Counter(map(stem, images))
     owners: dict[str, list[Path]] = {name: [] for name in count}
     problems = [
@@ -98,7 +109,8 @@ def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
             problems.append(f"image without a label: {path}")
         elif len(owned) > 1:
             problems.append(
-                f"ambiguous: {path} has {len(owned)} labels ({', '.join(p.name for p in owned)})"
+                f"ambiguous: {path} has {len(owned)} labels"
+                f" ({', '.join(p.name for p in owned)})"
             )
         elif count[stem(path)] == 1:
             pairs.append((path, owned[0]))
@@ -106,7 +118,10 @@ def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
 
 
 def match_folder(folder: Path) -> Matches:
-    """Pair the images and labels that lie in one folder: ``a.tif`` and ``a_label.tif``."""
+    """Pair the images and labels that lie in one folder.
+
+    ``a.tif`` and ``a_label.tif``.
+    """
     files = data_files(folder)
     bases = {_ENDING.sub("", stem(p)) for p in files if _ENDING.search(stem(p))}
     labels = [p for p in files if _ENDING.search(stem(p)) and stem(p) not in bases]
@@ -126,7 +141,8 @@ def _one_of(folder: Path, entries: Iterable[Path], names: Sequence[str]) -> Path
     if len(candidates) > 1:
         names_text = ", ".join(p.name for p in candidates)
         raise ImageError(
-            f"{folder}: ambiguous, found {names_text}; name the images and the labels one by one."
+            f"{folder}: ambiguous, found {names_text}; name the images and the labels"
+            " one by one."
         )
     return candidates[0] if candidates else None
 

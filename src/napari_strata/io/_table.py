@@ -15,9 +15,12 @@ Row = tuple[int, list[str]]
 
 
 def match_table(path: Path) -> Matches:
-    """Pair the files that a CSV names: two columns, images and labels, relative to the CSV; a header is optional.
+    """Pair the files that a CSV names.
 
-    Comma, semicolon and tab separate. With more than two columns a header must name the two ("image", "label").
+    Two columns, images and labels, relative to the CSV; a header is optional.
+
+    Comma, semicolon and tab separate. With more than two columns a header must name the
+    two ("image", "label").
 
     Raises
     ------
@@ -29,14 +32,16 @@ def match_table(path: Path) -> Matches:
     rows = rows[1:] if columns else rows
     if not rows:
         raise ImageError(
-            f"{path}: a table without rows; needed are two columns, image files and label files."
+            f"{path}: a table without rows; needed are two columns, image files and"
+            " label files."
         )
     pairs, problems = [], []
     for number, row in rows:
         named = [row[i] for i in columns or range(len(row)) if i < len(row) and row[i]]
         if len(named) != 2:
             problems.append(
-                f"{path}, line {number}: found {len(named)} entries; needed: an image and a label file"
+                f"{path}, line {number}: found {len(named)} entries; needed: an image"
+                " and a label file"
             )
             continue
         image, label = (path.parent / Path(name).expanduser() for name in named)
@@ -66,7 +71,9 @@ def _read(path: Path) -> list[Row]:
 
 
 def _columns(row: Sequence[str], folder: Path) -> tuple[int, int] | None:
-    """Return the columns of images and labels if the row is a header, which names no file."""
+    """Return the columns of images and labels if the row is a header, which names
+    no file.
+    """
     if any(
         Path(cell).suffix.lower() in SUFFIXES or (folder / cell).is_file()
         for cell in row

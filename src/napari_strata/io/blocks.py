@@ -25,7 +25,9 @@ def canonical_shape(image: Image) -> tuple[int, ...]:
 
 
 def planes(image: Image) -> Iterator[tuple[int, ...]]:
-    """Index of every YX plane along the axes above it, in canonical order, the last fastest."""
+    """Index of every YX plane along the axes above it, in canonical order, the last
+    fastest.
+    """
     yield from np.ndindex(*canonical_shape(image)[:-2])
 
 
@@ -44,7 +46,8 @@ def read_block(
 
 
 def bands(image: Image, *, multiple: int, itemsize: int) -> Iterator[Array]:
-    """Whole planes in canonical order, each as 2D bands of full width whose height is a multiple of `multiple`.
+    """Whole planes in canonical order, each as 2D bands of full width whose height
+    is a multiple of `multiple`.
 
     A plane that is small enough is one band.
     """

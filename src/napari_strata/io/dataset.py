@@ -42,29 +42,37 @@ def read_pairs(
     images, labels
         one of these forms:
 
-        - two files (stacks or single pictures; a ``.zarr`` folder counts as a file), or a stack and a folder of slices;
-        - two folders or patterns such as ``"scan/*.tif"``, whose files pair by name: ``a.tif`` with ``a.tif``,
-          ``a_label``, ``a_labels``, ``a_mask``, ``a_masks`` or ``a_seg``, of any image suffix;
-        - one dataset folder that holds ``images`` beside ``labels``, ``label``, ``masks``, ``mask`` or ``annotations``
-          (folders, also nested once more, or stacks), or images and labels side by side, told apart by their endings;
+        - two files (stacks or single pictures; a ``.zarr`` folder counts as a file), or
+        a stack and a folder of slices;
+        - two folders or patterns such as ``"scan/*.tif"``, whose files pair by name:
+        ``a.tif`` with ``a.tif``,
+          ``a_label``, ``a_labels``, ``a_mask``, ``a_masks`` or ``a_seg``, of any image
+          suffix;
+        - one dataset folder that holds ``images`` beside ``labels``, ``label``,
+        ``masks``, ``mask`` or ``annotations``
+          (folders, also nested once more, or stacks), or images and labels side by
+          side, told apart by their endings;
         - a CSV file with two columns, paths relative to it;
-        - arrays or `Image` objects, or sequences of arrays, `Image` objects and paths, paired in order. Label arrays
+        - arrays or `Image` objects, or sequences of arrays, `Image` objects and paths,
+        paired in order. Label arrays
           have the shape of the image less its channels;
         - `AnnotatedImage` objects, which come back as they are.
     axes
-        one letter of T, C, Z, Y, X a dimension of the images, where files do not say and for arrays of more than two
-        dimensions; labels have the same, less C.
+        one letter of T, C, Z, Y, X a dimension of the images, where files do not say
+        and for arrays of more than two dimensions; labels have the same, less C.
 
     Returns
     -------
     list of AnnotatedImage
-        in the order of the files' names, slice2 before slice10; large files are read lazily.
+        in the order of the files' names, slice2 before slice10; large files are read
+        lazily.
 
     Raises
     ------
     ImageError
-        naming everything that is wrong at once: an image without a label, a label without an image, an ambiguous name,
-        shapes that differ, a file that cannot be read.
+        naming everything that is wrong at once: an image without a label, a label
+        without an image, an ambiguous name, shapes that differ, a file that cannot be
+        read.
     """
     sources = [images] if isinstance(images, AnnotatedImage) else images
     if (
@@ -109,7 +117,8 @@ def _find(images: Source, labels: Source | None) -> Matches:
     )
     if len(ones) != len(others) or not ones:
         raise ImageError(
-            f"found {len(ones)} images and {len(others)} labels; give one label image for each image."
+            f"found {len(ones)} images and {len(others)} labels; give one label image"
+            " for each image."
         )
     return Matches(tuple(zip(ones, others, strict=True)))
 
@@ -120,15 +129,16 @@ def _find_inside(path: Path) -> Matches:
         return match_table(path)
     if _matching.is_data(path):
         raise ImageError(
-            f"{path}: found one file and no labels; give the labels as well, or a dataset folder or a CSV."
+            f"{path}: found one file and no labels; give the labels as well, or a"
+            " dataset folder or a CSV."
         )
     folder = _matching.descend(path)
     if parts := _matching.dataset_parts(folder):
         return _find_files(*parts)
     if not _matching.data_files(folder):
         raise ImageError(
-            f"{folder}: found no images in this folder; needed are folders images and labels (or masks), or images "
-            "and labels side by side."
+            f"{folder}: found no images in this folder; needed are folders images and"
+            " labels (or masks), or images and labels side by side."
         )
     return _matching.match_folder(folder)
 
@@ -138,7 +148,8 @@ def _find_files(images: PathLike, labels: PathLike) -> Matches:
     (image, ones), (label, others) = _expand(images), _expand(labels)
     if ones and others:
         return _matching.match(ones, others)
-    # A stack and a folder: its partner in there when one has the name, else the folder is a stack of slices itself.
+    # A stack and a folder: its partner in there when one has the name, else the folder
+    # is a stack of slices itself.
     partner = _matching.match(ones or [Path(image)], others or [Path(label)]).pairs
     return Matches(partner if len(partner) == 1 else ((image, label),))
 
@@ -167,7 +178,8 @@ def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
     if files := _matching.data_files(folder):
         return folder, files
     raise ImageError(
-        f"{folder}: no images in this folder; TIFF, PNG, JPEG and OME-Zarr files can be read."
+        f"{folder}: no images in this folder; TIFF, PNG, JPEG and OME-Zarr files can be"
+        " read."
     )
 
 
@@ -211,7 +223,8 @@ def _as_array(value: object, name: str) -> ArrayLike:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return cast(ArrayLike, value)
     raise ImageError(
-        f"{name}: found {type(value).__name__}; needed is an array, an Image or the path of a file."
+        f"{name}: found {type(value).__name__}; needed is an array, an Image or the"
+        " path of a file."
     )
 
 

@@ -1,12 +1,17 @@
-"""Writing labels and probabilities so that they read back as they were: pixels, dtype, axes, scale, units, classes.
+"""Writing labels and probabilities so that they read back as they were.
 
-- ``.tif``, ``.tiff``: OME-TIFF, zlib, tiles, streamed (`tiff_write`); float16 probabilities in tifffile's shaped form.
+Pixels, dtype, axes, scale, units, classes.
+
+- ``.tif``, ``.tiff``: OME-TIFF, zlib, tiles, streamed (`tiff_write`); float16
+probabilities in tifffile's shaped form.
 - ``.zarr``: OME-Zarr 0.5, sharded, streamed (`zarr`).
 - ``.png``: one plane of uint8 or uint16 labels (`raster`).
 
-Files are in canonical axis order (T, C, Z, Y, X), which the formats ask for: an image whose axes are in another order
-reads back in this one. Labels of dtype uint8, uint16 or uint32 keep it; any other integer dtype becomes the smallest of
-these (int32 with negative values) that holds the values found and those of the class map; bool becomes uint8.
+Files are in canonical axis order (T, C, Z, Y, X), which the formats ask for: an image
+whose axes are in another order reads back in this one. Labels of dtype uint8, uint16 or
+uint32 keep it; any other integer dtype becomes the smallest of these (int32 with
+negative values) that holds the values found and those of the class map; bool becomes
+uint8.
 """
 
 from __future__ import annotations
@@ -30,12 +35,14 @@ _KEPT = (np.uint8, np.uint16, np.uint32)
 def write_labels(
     path: PathLike, labels: LabelImage, *, overwrite: bool = False
 ) -> Path:
-    """Write labels, with their axes, scale, units and class map, in the format of the suffix.
+    """Write labels, with their axes, scale, units and class map, in the format of
+    the suffix.
 
     Parameters
     ----------
     path
-        ``.tif``/``.tiff`` (always OME inside), ``.zarr``, or ``.png`` for a single plane. The folder is made.
+        ``.tif``/``.tiff`` (always OME inside), ``.zarr``, or ``.png`` for a single
+        plane. The folder is made.
     labels
         integers of any array kind, read plane by plane; no channel axis longer than 1.
     overwrite
@@ -49,27 +56,33 @@ def write_labels(
     Raises
     ------
     LabelError
-        for labels that are not integers, values that no 32-bit dtype holds, or a channel axis.
+        for labels that are not integers, values that no 32-bit dtype holds, or a
+        channel axis.
     RunError
         when `path` exists, has an unknown suffix, or cannot be written (disk full).
     """
     if labels.channels > 1:
         raise LabelError(
-            f"{labels.name}: found {labels.channels} channels ({labels.axes}); a label file has one value a pixel: "
-            "encode colours with ClassMap.from_rgb first."
+            f"{labels.name}: found {labels.channels} channels ({labels.axes}); a label"
+            " file has one value a pixel: encode colours with ClassMap.from_rgb first."
         )
     return _write(path, labels, dtype=label_dtype(labels), overwrite=overwrite)
 
 
 def write_image(path: PathLike, image: Image, *, overwrite: bool = False) -> Path:
-    """Write an image in its own dtype, with axes, scale, units and channel names; else as `write_labels`."""
+    """Write an image in its own dtype, with axes, scale, units and channel names.
+
+    Else as `write_labels`.
+    """
     return _write(path, image, dtype=image.dtype, overwrite=overwrite)
 
 
 def write_probabilities(
     path: PathLike, image: Image, *, overwrite: bool = False, dtype: str = "float16"
 ) -> Path:
-    """Write class probabilities: an image with the classes along C and their names as channel names.
+    """Write class probabilities.
+
+    An image with the classes along C and their names as channel names.
 
     Parameters
     ----------
@@ -85,11 +98,13 @@ def write_probabilities(
     Raises
     ------
     RunError
-        when `path` exists, has an unknown suffix, cannot be written, or `dtype` is another.
+        when `path` exists, has an unknown suffix, cannot be written, or `dtype` is
+        another.
     """
     if dtype not in ("float16", "float32"):
         raise RunError(
-            f"found dtype {dtype!r} for probabilities; float16 and float32 are possible."
+            f"found dtype {dtype!r} for probabilities; float16 and float32 are"
+            " possible."
         )
     if Path(path).suffix.lower() == ".png":
         raise RunError(f"{path}: PNG holds no probabilities; use .tif or .zarr.")
@@ -97,7 +112,9 @@ def write_probabilities(
 
 
 def label_dtype(labels: LabelImage) -> np.dtype[Any]:
-    """The dtype that labels are written in; only dtypes that are not kept cost a pass over the pixels.
+    """The dtype that labels are written in.
+
+    Only dtypes that are not kept cost a pass over the pixels.
 
     Raises
     ------

@@ -17,7 +17,9 @@ class AxesError(ImageError):
 
 @dataclass(frozen=True)
 class Layout:
-    """Axes and shape of an image, and what the user should know about how they were found."""
+    """Axes and shape of an image, and what the user should know about how they were
+    found.
+    """
 
     axes: str
     shape: tuple[int, ...]
@@ -32,14 +34,17 @@ def resolve(
     axes: str | None = None,
     source: str = "",
 ) -> Layout:
-    """Axes of an array whose file names its dimensions `letters` (tifffile's codes; Q and I are "some axis").
+    """Axes of an array whose file names its dimensions `letters` (tifffile's codes.
+
+    Q and I are "some axis").
 
     Parameters
     ----------
     letters, shape
         as the file has them, dimensions of length 1 mostly left out.
     full
-        letter and length of every dimension, those of length 1 too, when the file has some; `axes` may name those.
+        letter and length of every dimension, those of length 1 too, when the file has
+        some; `axes` may name those.
     axes
         the user's axes: they win.
     source
@@ -62,19 +67,21 @@ def resolve(
         and letters[1:] in ("YX", "YXS", "SYX")
     ):
         note = (
-            f"the file does not name its axis of {shape[0]} pages; it is taken as Z (name the axes to change it, "
-            f"for example --axes {('T' + letters[1:]).replace('S', 'C')})"
+            f"the file does not name its axis of {shape[0]} pages; it is taken as Z"
+            " (name the axes to change it, for example --axes"
+            f" {('T' + letters[1:]).replace('S', 'C')})"
         )
         return Layout("Z" + letters[1:], shape, (note,))
     if unknown or "Y" not in letters or "X" not in letters:
         raise AxesError(
-            f"{source}: found shape {shape} and a file that does not say which axes these are; name them, for example "
-            f"--axes {_axes.default(shape)} (axes={_axes.default(shape)!r})."
+            f"{source}: found shape {shape} and a file that does not say which axes"
+            f" these are; name them, for example --axes {_axes.default(shape)}"
+            f" (axes={_axes.default(shape)!r})."
         )
     if "S" in letters and "C" in letters:
         raise AxesError(
-            f"{source}: found shape {shape} with channels and RGB samples at once ({letters}); save one image per "
-            "channel, or the samples as channels."
+            f"{source}: found shape {shape} with channels and RGB samples at once"
+            f" ({letters}); save one image per channel, or the samples as channels."
         )
     return Layout(letters, shape)
 
@@ -92,7 +99,10 @@ def _given(axes: str, shapes: list[tuple[int, ...]], source: str) -> Layout:
 
 
 def _drop_idle(letters: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """Without unknown axes of length 1, when there is more than one unknown axis: they say nothing."""
+    """Without unknown axes of length 1, when there is more than one unknown axis.
+
+    They say nothing.
+    """
     if sum(axis not in _KNOWN for axis in letters) < 2:
         return letters, shape
     dimensions = [

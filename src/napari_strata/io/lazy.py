@@ -1,4 +1,7 @@
-"""Arrays that stay in their file: opened by path on first use, so that they pickle, and read region by region."""
+"""Arrays that stay in their file.
+
+Opened by path on first use, so that they pickle, and read region by region.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ LAZY_BYTES = 64 * 2**20
 
 
 class Opener(Protocol):
-    """Picklable callable that opens a file, and returns its array and a closing call."""
+    """Picklable callable that opens a file, and returns its array and a closing
+    call.
+    """
 
     @property
     def path(self) -> str: ...
@@ -26,7 +31,10 @@ class Opener(Protocol):
 
 
 class LazyArray:
-    """Base: numpy-like indexing by integers, slices of positive step and ``...``; a subclass fetches slices."""
+    """Base: numpy-like indexing by integers, slices of positive step and ``...``.
+
+    A subclass fetches slices.
+    """
 
     def __init__(self, shape: Sequence[int], dtype: Any) -> None:
         self.shape = tuple(int(n) for n in shape)
@@ -58,7 +66,9 @@ class LazyArray:
         ]
 
     def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
-        """The pixels of slices that are within the shape and not empty, in C order (length-1 axes may be missing)."""
+        """The pixels of slices that are within the shape and not empty, in C order
+        (length-1 axes may be missing).
+        """
         raise NotImplementedError
 
 
@@ -70,7 +80,8 @@ class FileArray(LazyArray):
     opener
         opens the stored array; called once per process.
     stored
-        how much of the stored array counts: at most its shape (an alpha channel is cut off so).
+        how much of the stored array counts: at most its shape (an alpha channel is cut
+        off so).
     shape
         `stored` with axes of length 1 added.
     dtype
@@ -126,7 +137,8 @@ class reading:  # noqa: N801 - a context manager, used like a function
         ):
             text = " ".join(str(error).split())[:160] or type(error).__name__
             raise ImageError(
-                f"{self.path}: the pixels cannot be read ({text}); the file is truncated or damaged: copy it again."
+                f"{self.path}: the pixels cannot be read ({text}); the file is"
+                " truncated or damaged: copy it again."
             ) from error
 
 

@@ -1,4 +1,7 @@
-"""Pixel sizes, units and channel names as TIFF files state them: OME, ImageJ, tifffile's own, and plain tags."""
+"""Pixel sizes, units and channel names as TIFF files state them.
+
+OME, ImageJ, tifffile's own, and plain tags.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ _TAG_UNITS = {2: 25400.0, 3: 10000.0}
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pixel size and unit per axis letter (those that are known), channel names, and our record in our own files."""
+    """Pixel size and unit per axis letter (those that are known), channel names,
+    and our record in our own files.
+    """
 
     pixel: dict[str, Size] = field(default_factory=dict)
     channel_names: tuple[str, ...] = ()
@@ -47,7 +52,9 @@ def of_series(tif: TiffFile, series: TiffPageSeries, index: int) -> Calibration:
 
 
 def from_ome(xml: str, index: int, *, count: int = 1, name: str = "") -> Calibration:
-    """Calibration of the image number `index` in OME-XML (by its `name`, where images without pixels are left out)."""
+    """Calibration of the image number `index` in OME-XML (by its `name`, where
+    images without pixels are left out).
+    """
     root = ElementTree.fromstring(xml)
     images = [e for e in root if _tag(e) == "Image"]
     image = (
@@ -71,7 +78,10 @@ def from_ome(xml: str, index: int, *, count: int = 1, name: str = "") -> Calibra
 def from_imagej(
     metadata: Mapping[str, Any], tags: tuple[float, float, int]
 ) -> Calibration:
-    """Calibration by ImageJ's rules: resolution in pixels per `unit`, depth 1 `unit` unless `spacing` says else."""
+    """Calibration by ImageJ's rules.
+
+    Resolution in pixels per `unit`, depth 1 `unit` unless `spacing` says else.
+    """
     unit = unit_name(str(metadata.get("unit", "")))
     spacing = _positive(metadata.get("spacing"))
     if unit != PIXEL:
@@ -96,8 +106,12 @@ def from_imagej(
 def from_shaped(
     metadata: Mapping[str, Any], tags: tuple[float, float, int]
 ) -> Calibration:
-    """Calibration of tifffile's shaped files, whose writers use ImageJ's or OME's words, and of our own."""
-    calibration = from_imagej({k: v for k, v in metadata.items() if k != "Labels"}, tags)
+    """Calibration of tifffile's shaped files, whose writers use ImageJ's or OME's
+    words, and of our own.
+    """
+    calibration = from_imagej(
+        {k: v for k, v in metadata.items() if k != "Labels"}, tags
+    )
     pixel = dict(calibration.pixel)
     for axis in "XYZ":
         if size := _positive(metadata.get(f"PhysicalSize{axis}")):
@@ -139,7 +153,9 @@ def _tag(element: ElementTree.Element) -> str:
 
 
 def _resolution(series: TiffPageSeries) -> tuple[float, float, int]:
-    """Pixels per unit along X and Y (0 when absent), and the ResolutionUnit tag (2 inch, 3 centimetre)."""
+    """Pixels per unit along X and Y (0 when absent), and the ResolutionUnit tag (2
+    inch, 3 centimetre).
+    """
     tags = series.keyframe.tags
     per = [_ratio(tags.valueof(code)) for code in (282, 283)]
     return per[0], per[1], int(tags.valueof(296, 2))
@@ -158,7 +174,10 @@ def _per_unit(tags: tuple[float, float, int], unit: str) -> dict[str, Size]:
 
 
 def _from_tags(tags: tuple[float, float, int]) -> dict[str, Size]:
-    """Pixel size by the plain resolution tags, in micrometres; nothing where they hold a program's default."""
+    """Pixel size by the plain resolution tags, in micrometres.
+
+    Nothing where they hold a program's default.
+    """
     x, y, unit = tags
     if unit not in _TAG_UNITS or min(x, y) <= 0:
         return {}

@@ -1,4 +1,7 @@
-"""Reading any image or label file: which format it is, and what `napari-strata info` says about it."""
+"""Reading any image or label file.
+
+Which format it is, and what `napari-strata info` says about it.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +21,31 @@ from napari_strata.io.units import PIXEL
 
 
 def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> Image:
-    """Read an image: TIFF, PNG, JPEG, OME-Zarr, or a folder or pattern of single slices.
+    """Read an image.
+
+    TIFF, PNG, JPEG, OME-Zarr, or a folder or pattern of single slices.
 
     Parameters
     ----------
     path
         file, folder, or pattern such as ``"scan/*.tif"``.
     axes
-        one letter of T, C, Z, Y, X a dimension, when the file does not say or says it wrongly.
+        one letter of T, C, Z, Y, X a dimension, when the file does not say or says it
+        wrongly.
     series
         which image of a file that holds several.
 
     Returns
     -------
     Image
-        in the file's dtype; read at once up to 64 MB of pixels, memory-mapped or read on demand above. `notes` say
-        what had to be concluded.
+        in the file's dtype; read at once up to 64 MB of pixels, memory-mapped or read
+        on demand above. `notes` say what had to be concluded.
 
     Raises
     ------
     ImageError
-        when the file is missing, of no known format, truncated, empty, or its axes cannot be known.
+        when the file is missing, of no known format, truncated, empty, or its axes
+        cannot be known.
     """
     return find_reader(path).load(path, series=series, axes=axes)[0]
 
@@ -71,7 +78,10 @@ def read_images(
 def read_pyramid(
     path: PathLike, *, axes: str | None = None, series: int = 0
 ) -> list[Image]:
-    """Every resolution of a series, the full one first; one image where the file has no pyramid."""
+    """Every resolution of a series, the full one first.
+
+    One image where the file has no pyramid.
+    """
     reader = find_reader(path)
     if hasattr(reader, "pyramid"):
         levels: list[Image] = reader.pyramid(path, series=series, axes=axes)
@@ -80,10 +90,13 @@ def read_pyramid(
 
 
 def read_labels(path: PathLike, *, axes: str | None = None) -> LabelImage:
-    """Read labels from anything `read_image` reads; the class map comes along when the file holds one.
+    """Read labels from anything `read_image` reads.
 
-    Integers stay as they are, bool becomes uint8 0 and 1, palette PNGs give their indices. A colour-coded mask comes
-    back with its colours along C (axes YXC): `ClassMap.from_rgb` gives them a meaning.
+    The class map comes along when the file holds one.
+
+    Integers stay as they are, bool becomes uint8 0 and 1, palette PNGs give their
+    indices. A colour-coded mask comes back with its colours along C (axes YXC):
+    `ClassMap.from_rgb` gives them a meaning.
 
     Raises
     ------
@@ -122,9 +135,12 @@ def read_classes(path: PathLike) -> ClassMap | None:
 
 
 def describe(path: PathLike) -> list[str]:
-    """Lines for `napari-strata info`: name, shape, axes, dtype, pixel size, channels, storage, classes, a series each.
+    """Lines for `napari-strata info`.
 
-    A series whose axes cannot be known is described by that message; pixels are not read.
+    Name, shape, axes, dtype, pixel size, channels, storage, classes, a series each.
+
+    A series whose axes cannot be known is described by that message; pixels are not
+    read.
 
     Raises
     ------

@@ -1,4 +1,7 @@
-"""Paths: what is there, what is missing, and how an output takes its place only when it is whole."""
+"""Paths.
+
+What is there, what is missing, and how an output takes its place only when it is whole.
+"""
 
 from __future__ import annotations
 
@@ -67,13 +70,14 @@ def is_zarr(path: Path) -> bool:
 
 @contextmanager
 def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary path (file or folder) that becomes `path` when the block ends without an error, and goes when not.
+    """A temporary path (file or folder) that becomes `path` when the block ends
+    without an error, and goes when not.
 
     Raises
     ------
     RunError
-        when `path` exists and `overwrite` is false, when an existing folder there is not a zarr store, when the disk is
-        full, or when the folder cannot be written.
+        when `path` exists and `overwrite` is false, when an existing folder there is
+        not a zarr store, when the disk is full, or when the folder cannot be written.
     """
     target = Path(path).expanduser()
     _check_free(target, overwrite=overwrite)
@@ -101,11 +105,13 @@ def _check_free(target: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise RunError(
-            f"{target}: exists already; choose another name, or allow it to be replaced (--overwrite)."
+            f"{target}: exists already; choose another name, or allow it to be replaced"
+            " (--overwrite)."
         )
     if target.is_dir() and not is_zarr(target):
         raise RunError(
-            f"{target}: is a folder and not a zarr store, so it is not replaced; choose another name."
+            f"{target}: is a folder and not a zarr store, so it is not replaced; choose"
+            " another name."
         )
 
 

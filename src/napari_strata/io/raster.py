@@ -1,4 +1,7 @@
-"""PNG and JPEG: single pictures. Palette PNGs are indices when they are labels and colours when they are images."""
+"""PNG and JPEG: single pictures.
+
+Palette PNGs are indices when they are labels and colours when they are images.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,8 @@ def load(
     lazy_above
         no difference here.
     labels
-        palette indices instead of colours; a JPEG is then refused, since its values are not those that were painted.
+        palette indices instead of colours; a JPEG is then refused, since its values are
+        not those that were painted.
 
     Raises
     ------
@@ -69,17 +73,21 @@ def load(
     file_path = existing(path)
     if series:
         raise ImageError(
-            f"{file_path}: found 1 series, numbered from 0; there is no series {series}."
+            f"{file_path}: found 1 series, numbered from 0; there is no series"
+            f" {series}."
         )
     with _opened(file_path, labels=labels) as picture, reading(file_path):
         record = Record.read(getattr(picture, "text", {}).get(KEY, ""))
         array, notes = _pixels(picture, file_path, labels=labels)
     if record and not axes and record.fits(array.shape):
-        return record.image(
-            array.reshape(record.shape), source=str(file_path)
-        ), record.classes
+        return (
+            record.image(array.reshape(record.shape), source=str(file_path)),
+            record.classes,
+        )
     layout = resolve("YXS"[: array.ndim], array.shape, axes=axes, source=str(file_path))
-    image = Image(array, layout.axes, name=stem(file_path), source=str(file_path), notes=notes)
+    image = Image(
+        array, layout.axes, name=stem(file_path), source=str(file_path), notes=notes
+    )
     return image, record.classes if record else None
 
 
@@ -102,7 +110,8 @@ def header(
 
 
 def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
-    """Write one plane of labels as a grey PNG of 8 or 16 bits, its record in a text chunk.
+    """Write one plane of labels as a grey PNG of 8 or 16 bits, its record in a text
+    chunk.
 
     Raises
     ------
@@ -112,7 +121,8 @@ def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> 
     all_planes = list(planes(image))
     if len(all_planes) != 1 or dtype not in (np.uint8, np.uint16):
         raise LabelError(
-            f"{image.name}: found {len(all_planes)} planes of {dtype}; PNG holds one plane of uint8 or uint16: use .tif."
+            f"{image.name}: found {len(all_planes)} planes of {dtype}; PNG holds one"
+            " plane of uint8 or uint16: use .tif."
         )
     array = read_block(image, all_planes[0], slice(None), slice(None)).astype(dtype)
     text = PngInfo()
@@ -122,19 +132,22 @@ def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> 
 
 @contextmanager
 def _opened(path: Path, *, labels: bool = False) -> Iterator[PIL.Image.Image]:
-    # Pillow refuses large pictures as an attack on web servers; these are the user's own.
+    # Pillow refuses large pictures as an attack on web servers; these are the user's
+    # own.
     limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
     try:
         try:
             picture = PIL.Image.open(path, formats=_FORMATS)
         except (OSError, SyntaxError, ValueError) as error:
             raise ImageError(
-                f"{path}: not a PNG or JPEG image, or damaged; copy it again from its source."
+                f"{path}: not a PNG or JPEG image, or damaged; copy it again from its"
+                " source."
             ) from error
         with picture:
             if labels and picture.format == "JPEG":
                 raise LabelError(
-                    f"{path}: JPEG changes label values; save the labels as PNG or TIFF."
+                    f"{path}: JPEG changes label values; save the labels as PNG or"
+                    " TIFF."
                 )
             yield picture
     finally:

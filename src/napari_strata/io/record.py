@@ -1,7 +1,10 @@
-"""The record that our own files carry: what is needed to read an image back exactly as it was written.
+"""The record that our own files carry.
 
-It is JSON in plain ASCII, kept where each format has room for it: in an OME annotation, in tifffile's shaped metadata,
-in a PNG text chunk, in zarr attributes. Other programs see the standard metadata beside it.
+What is needed to read an image back exactly as it was written.
+
+It is JSON in plain ASCII, kept where each format has room for it: in an OME annotation,
+in tifffile's shaped metadata, in a PNG text chunk, in zarr attributes. Other programs
+see the standard metadata beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ Loaded: TypeAlias = tuple[Image, ClassMap | None]
 
 
 class Record(BaseModel):
-    """Geometry, names and class map of an image in canonical axis order (T, C, Z, Y, X)."""
+    """Geometry, names and class map of an image in canonical axis order (T, C, Z,
+    Y, X).
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,7 +65,9 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, text: object) -> Record | None:
-        """The record in `text`, or None when it is not one (an edited or a foreign file)."""
+        """The record in `text`, or None when it is not one (an edited or a foreign
+        file).
+        """
         try:
             return cls.model_validate(json.loads(str(text)))
         except (ValueError, TypeError, LabelError):

@@ -1,10 +1,12 @@
-"""Generated stacks with exact truth, for the demo, the tests and first steps. numpy and scipy only.
+"""Generated stacks with exact truth, for the demo, the tests and first steps. numpy
+and scipy only.
 
-Both are made the way such pictures come about: materials are laid out in space first (that is the truth), then given
-grey values, then seen through an instrument that blurs, shades and adds noise. Grey values of the classes overlap, so
-a threshold does not solve them: on seed 0 at the default shapes the best thresholds in grey value reach a mean IoU of
-.69 (sandstone; clay alone .36) and .61 (cells). Boosted trees on multiscale features, trained on seed 0, reach .79 and
-.87 on seed 1.
+Both are made the way such pictures come about: materials are laid out in space first
+(that is the truth), then given grey values, then seen through an instrument that blurs,
+shades and adds noise. Grey values of the classes overlap, so a threshold does not solve
+them: on seed 0 at the default shapes the best thresholds in grey value reach a mean IoU
+of .69 (sandstone; clay alone .36) and .61 (cells). Boosted trees on multiscale
+features, trained on seed 0, reach .79 and .87 on seed 1.
 """
 
 from __future__ import annotations
@@ -44,37 +46,43 @@ DEMO_OVERRIDES: Mapping[str, Any] = MappingProxyType(
         "patches.per_epoch": 256,
     }
 )
-"""What the demos train on the sandstone: a smaller network than the recipe's, so that two cores finish within the four
-minutes that the README promises."""
+"""What the demos train on the sandstone.
+
+A smaller network than the recipe's, so that two cores finish within the four minutes
+that the README promises.
+"""
 
 
 def sandstone(shape: Shape = (8, 192, 192), *, seed: int = 0) -> AnnotatedImage:
-    """Micro-CT of a sandstone: quartz grains, pores between them, clay in the throats, bright heavy minerals.
+    """Micro-CT of a sandstone.
+
+    Quartz grains, pores between them, clay in the throats, bright heavy minerals.
 
     Parameters
     ----------
     shape
-        planes, rows, columns. The rock is continuous along Z; slices are not independent pictures.
+        planes, rows, columns. The rock is continuous along Z; slices are not
+        independent pictures.
     seed
-        start of the random numbers; the same seed gives the same stack, another one another piece of the same rock,
-        with the same grey values.
+        start of the random numbers; the same seed gives the same stack, another one
+        another piece of the same rock, with the same grey values.
 
     Returns
     -------
     AnnotatedImage
-        image uint16, axes ZYX, 2.1 micrometer voxels; labels uint8 of the same shape: 1 pore, 2 clay, 3 quartz,
-        4 heavy mineral (`SANDSTONE`), every voxel labelled.
+        image uint16, axes ZYX, 2.1 micrometer voxels; labels uint8 of the same shape: 1
+        pore, 2 clay, 3 quartz, 4 heavy mineral (`SANDSTONE`), every voxel labelled.
 
     Raises
     ------
     ImageError
         when `shape` is not three positive numbers.
 
-    Notes
-    -----
-    Grains are cells of a warped Voronoi diagram; a voxel is pore space where it is far from its grain's centre or close
-    to the next grain. Clay fills part of that space and is microporous, so its grey values run from pore to quartz and
-    only its texture tells it from a blurred grain edge. Then come partial volume, noise, cupping and rings.
+    Notes ----- Grains are cells of a warped Voronoi diagram; a voxel is pore space
+    where it is far from its grain's centre or close to the next grain. Clay fills part
+    of that space and is microporous, so its grey values run from pore to quartz and
+    only its texture tells it from a blurred grain edge. Then come partial volume,
+    noise, cupping and rings.
     """
     _check(shape)
     rng = np.random.default_rng(seed)
@@ -94,31 +102,35 @@ def sandstone(shape: Shape = (8, 192, 192), *, seed: int = 0) -> AnnotatedImage:
 
 
 def cells(shape: Shape = (6, 192, 192), *, seed: int = 0) -> AnnotatedImage:
-    """Widefield fluorescence of a layer of cells: nuclei in cytoplasm over a dark background.
+    """Widefield fluorescence of a layer of cells.
+
+    Nuclei in cytoplasm over a dark background.
 
     Parameters
     ----------
     shape
-        planes, rows, columns; the first plane is at the coverslip, the last above the cells.
+        planes, rows, columns; the first plane is at the coverslip, the last above the
+        cells.
     seed
-        start of the random numbers; another seed gives another field of view, with its own exposure.
+        start of the random numbers; another seed gives another field of view, with its
+        own exposure.
 
     Returns
     -------
     AnnotatedImage
-        image uint16, axes ZYX, voxels of 1 x 0.4 x 0.4 micrometer; labels uint8 of the same shape: 0 background,
-        1 cytoplasm, 2 nucleus (`CELLS`), every voxel labelled.
+        image uint16, axes ZYX, voxels of 1 x 0.4 x 0.4 micrometer; labels uint8 of the
+        same shape: 0 background, 1 cytoplasm, 2 nucleus (`CELLS`), every voxel
+        labelled.
 
     Raises
     ------
     ImageError
         when `shape` is not three positive numbers.
 
-    Notes
-    -----
-    Cells take up the stain unequally, the lamp lights the field unevenly, the dye bleaches from plane to plane, planes
-    out of focus add haze, photons arrive as a Poisson process. Grey values are relative: the same number means another
-    thing in another plane or corner.
+    Notes ----- Cells take up the stain unequally, the lamp lights the field unevenly,
+    the dye bleaches from plane to plane, planes out of focus add haze, photons arrive
+    as a Poisson process. Grey values are relative: the same number means another thing
+    in another plane or corner.
     """
     _check(shape)
     rng = np.random.default_rng(seed)
@@ -146,8 +158,9 @@ def _rock(rng: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
         _warped(rng, shape, length=18, by=3.5), _scattered(rng, shape, spacing=38)
     )
     gap = near[..., 1] - near[..., 0]
-    # Far from both grains' centres lie the pores; where grains touch, throats that the noise closes here and there.
-    # The gap is rounded off near 0, or throats thinner than a voxel would be true and yet invisible.
+    # Far from both grains' centres lie the pores; where grains touch, throats that the
+    # noise closes here and there. The gap is rounded off near 0, or throats thinner
+    # than a voxel would be true and yet invisible.
     opened = (
         0.6 * (near[..., 0] - 24)
         - 0.5 * np.sqrt(gap**2 + 9)
@@ -193,7 +206,10 @@ def _layer(rng: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
 def _nuclei(
     rng: np.random.Generator, offset: Array, cell: Array, height: Array
 ) -> Array:
-    """Which voxels lie in the ellipsoid of their cell's nucleus; `offset` is the way from the cell's centre in Y, X."""
+    """Which voxels lie in the ellipsoid of their cell's nucleus.
+
+    `offset` is the way from the cell's centre in Y, X.
+    """
     count = cell.max() + 1
     offset = offset - rng.normal(0, 2.0, (count, 2))[cell]
     y, x = offset[..., 0], offset[..., 1]
@@ -212,7 +228,9 @@ def _scattered(
     spacing: float,
     jitter: float = 0.4,
 ) -> Array:
-    """Points (points x dimensions, in pixels), one in each cube of side `spacing` in and around the volume."""
+    """Points (points x dimensions, in pixels), one in each cube of side `spacing`
+    in and around the volume.
+    """
     cubes = np.indices([int(np.ceil(n / spacing)) + 4 for n in shape])
     corners = cubes.reshape(len(shape), -1).T - 2
     points: Array = (
@@ -222,7 +240,9 @@ def _scattered(
 
 
 def _nearest(points: Array, centers: Array) -> tuple[Array, Array]:
-    """Distance to the two nearest centres (points x 2), and the number of the nearest one."""
+    """Distance to the two nearest centres (points x 2), and the number of the
+    nearest one.
+    """
     distance, index = cKDTree(centers).query(points, k=2, workers=-1)
     return distance.astype(np.float32), index[..., 0]
 
@@ -230,7 +250,9 @@ def _nearest(points: Array, centers: Array) -> tuple[Array, Array]:
 def _warped(
     rng: np.random.Generator, shape: Shape, *, length: float, by: float
 ) -> Array:
-    """Voxel coordinates (Z, Y, X, 3), pushed about smoothly so that what is laid out in them is irregular."""
+    """Voxel coordinates (Z, Y, X, 3), pushed about smoothly so that what is laid
+    out in them is irregular.
+    """
     return np.stack(
         [
             axis + by * _noise(rng, shape, length)
@@ -241,7 +263,9 @@ def _warped(
 
 
 def _noise(rng: np.random.Generator, shape: Shape, length: float) -> Array:
-    """Smooth random field of mean 0 and standard deviation 1 everywhere, that changes over `length` pixels."""
+    """Smooth random field of mean 0 and standard deviation 1 everywhere, that
+    changes over `length` pixels.
+    """
     splines = [_spline(rng, n, length) for n in shape]
     field = rng.standard_normal([s.shape[1] for s in splines], np.float32)
     for spline in splines:  # each turn takes the first axis and puts its finer one last
@@ -250,7 +274,9 @@ def _noise(rng: np.random.Generator, shape: Shape, length: float) -> Array:
 
 
 def _spline(rng: np.random.Generator, count: int, length: float) -> Array:
-    """Weights (count, random numbers) that turn independent random numbers into a cubic B-spline of unit variance."""
+    """Weights (count, random numbers) that turn independent random numbers into a
+    cubic B-spline of unit variance.
+    """
     position = rng.random() + np.arange(count) / length
     knots = np.arange(int(position[-1]) + 4)
     away = np.abs(position[:, None] + 1 - knots)
@@ -262,7 +288,9 @@ def _spline(rng: np.random.Generator, count: int, length: float) -> Array:
 
 
 def _rings(rng: np.random.Generator, shape: Shape) -> Array:
-    """Ring artefacts around the rotation axis, other ones in each detector row, and cupping; in grey levels."""
+    """Ring artefacts around the rotation axis, other ones in each detector row, and
+    cupping; in grey levels.
+    """
     rows, columns = np.indices(shape[1:], np.float32)
     radius = np.hypot(rows - 0.46 * shape[1], columns - 0.53 * shape[2])
     bins = int(radius.max()) + 2
@@ -281,7 +309,10 @@ def _rings(rng: np.random.Generator, shape: Shape) -> Array:
 
 
 def _lamp(rng: np.random.Generator, shape: Shape) -> Array:
-    """Light per voxel: uneven over the field, fading with each plane that was exposed before."""
+    """Light per voxel.
+
+    Uneven over the field, fading with each plane that was exposed before.
+    """
     rows, columns = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape[1:])
     y, x = rng.uniform(-0.4, 0.4, 2)
     field = np.exp(-((rows[:, None] - y) ** 2 + (columns - x) ** 2) / 1.6)
@@ -306,5 +337,6 @@ def _pair(
 def _check(shape: Shape) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise ImageError(
-            f"found sample shape {tuple(shape)}; needed are three sizes, for example (8, 192, 192)."
+            f"found sample shape {tuple(shape)}; needed are three sizes, for example"
+            " (8, 192, 192)."
         )

@@ -27,7 +27,10 @@ _SHOWN = 5
 
 
 class StackArray(LazyArray):
-    """Files of one shape as one array, the files along the first axis. The plane read last is kept."""
+    """Files of one shape as one array, the files along the first axis.
+
+    The plane read last is kept.
+    """
 
     def __init__(
         self, paths: Sequence[str], plane: Sequence[int], dtype: Any, *, labels: bool
@@ -69,7 +72,8 @@ class StackArray(LazyArray):
 
 
 def slices(path: PathLike) -> list[Path]:
-    """The image files of a folder, or those that a pattern such as ``scan/*.tif`` names, slice2 before slice10.
+    """The image files of a folder, or those that a pattern such as ``scan/*.tif``
+    names, slice2 before slice10.
 
     Raises
     ------
@@ -85,7 +89,10 @@ def slices(path: PathLike) -> list[Path]:
         inside = sorted(
             p.name for p in entries if p.is_dir() and not p.name.startswith(".")
         )
-        where = f"{folder}: no images in this folder{f' but the folders {inside[:_SHOWN]}' if inside else ''}"
+        where = (
+            f"{folder}: no images in this"
+            f" folder{f' but the folders {inside[:_SHOWN]}' if inside else ''}"
+        )
     files = [
         p
         for p in entries
@@ -100,7 +107,8 @@ def slices(path: PathLike) -> list[Path]:
     if len(kinds) > 1:
         kinds_text = ", ".join(sorted(kinds))
         raise ImageError(
-            f"{path}: found files of several kinds ({kinds_text}); name those meant by a pattern like '*.png'."
+            f"{path}: found files of several kinds ({kinds_text}); name those meant by"
+            " a pattern like '*.png'."
         )
     return sorted(files, key=natural)
 
@@ -119,7 +127,8 @@ def load(
     lazy_above: int = LAZY_BYTES,
     labels: bool = False,
 ) -> Loaded:
-    """A folder or pattern of single-slice files as one image, axes ZYX (ZYXC for colour).
+    """A folder or pattern of single-slice files as one image, axes ZYX (ZYXC for
+    colour).
 
     Parameters
     ----------
@@ -137,7 +146,8 @@ def load(
     Raises
     ------
     ImageError
-        when there are no files, or one of them differs in shape or dtype or is not a single slice: all are named.
+        when there are no files, or one of them differs in shape or dtype or is not a
+        single slice: all are named.
     """
     paths = slices(path)
     if series:
@@ -154,7 +164,10 @@ def load(
     sizes = dict(
         zip(first.axes, zip(first.scale, first.units, strict=True), strict=True)
     )
-    note = f"{len(paths)} files as one stack along Z, in the order {paths[0].name} ... {paths[-1].name}"
+    note = (
+        f"{len(paths)} files as one stack along Z, in the order {paths[0].name} ..."
+        f" {paths[-1].name}"
+    )
     image = Image(
         data,
         axes or named,
@@ -171,7 +184,10 @@ def load(
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
-    """Describe the storage: ``120 files: TIFF, plain pages, not compressed, strips``."""
+    """Describe the storage: ``120 files.
+
+    TIFF, plain pages, not compressed, strips``.
+    """
     paths = slices(path)
     return f"{len(paths)} files: {_reader(paths[0]).storage(paths[0])}"
 
@@ -190,7 +206,11 @@ def _header(path: Path, *, labels: bool) -> tuple[str, tuple[int, ...], np.dtype
         for a, n in zip(image.axes, image.shape, strict=True)
         if a in "YXC" or n != 1
     ]
-    return "".join(a for a, _ in dimensions), tuple(n for _, n in dimensions), image.dtype
+    return (
+        "".join(a for a, _ in dimensions),
+        tuple(n for _, n in dimensions),
+        image.dtype,
+    )
 
 
 def _check_alike(
@@ -199,8 +219,8 @@ def _check_alike(
     letters, plane, dtype = headers[0]
     if set(letters) & set("TZ"):
         raise ImageError(
-            f"{paths[0]}: found shape {plane} ({letters}); a folder is read as a stack of single slices: give the path "
-            "of a file to read that file."
+            f"{paths[0]}: found shape {plane} ({letters}); a folder is read as a stack"
+            " of single slices: give the path of a file to read that file."
         )
     odd = [
         f"{p.name} {h[1]} {h[2]}"
@@ -210,8 +230,9 @@ def _check_alike(
     if odd:
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         raise ImageError(
-            f"{paths[0].parent}: {paths[0].name} has shape {plane} {dtype}, but {', '.join(odd[:_SHOWN])}{more}: the "
-            "slices of a stack must be alike; move the others away, or name those meant with a pattern."
+            f"{paths[0].parent}: {paths[0].name} has shape {plane} {dtype}, but"
+            f" {', '.join(odd[:_SHOWN])}{more}: the slices of a stack must be alike;"
+            " move the others away, or name those meant with a pattern."
         )
 
 

@@ -1,7 +1,10 @@
-"""Reading TIFF: ImageJ hyperstacks, OME, tifffile's shaped files, plain pages; whole, memory-mapped or in chunks.
+"""Reading TIFF: ImageJ hyperstacks, OME, tifffile's shaped files, plain pages.
 
-Everything goes through tifffile's series (a page index can fail on files that tifffile itself wrote). An image larger
-than `LAZY_BYTES` is memory-mapped where its pixels lie in one piece, not compressed, and read in chunks where not.
+Whole, memory-mapped or in chunks.
+
+Everything goes through tifffile's series (a page index can fail on files that tifffile
+itself wrote). An image larger than `LAZY_BYTES` is memory-mapped where its pixels lie
+in one piece, not compressed, and read in chunks where not.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ from napari_strata.io.tiff_write import write as write
 from napari_strata.io.units import PIXEL
 
 _ALPHA = (1, 2)
-"""ExtraSamples: associated and unassociated alpha. Anything else (infrared, ...) is a channel and stays."""
+"""ExtraSamples: associated and unassociated alpha.
+
+Anything else (infrared, ...) is a channel and stays.
+"""
 
 
 def count(path: PathLike) -> int:
@@ -50,18 +56,21 @@ def load(
     path
         the file.
     series
-        which of its images; of a pyramid, the full resolution (`pyramid` reads the others).
+        which of its images; of a pyramid, the full resolution (`pyramid` reads the
+        others).
     axes
         the user's axes, one letter a dimension; they win over the file's.
     lazy_above
         images of more bytes than this are not read at once.
     labels
-        no difference here: palette indices and values are kept as they are in both cases.
+        no difference here: palette indices and values are kept as they are in both
+        cases.
 
     Returns
     -------
     tuple[Image, ClassMap | None]
-        the image in the file's dtype (native byte order), and the class map of one of our own label files.
+        the image in the file's dtype (native byte order), and the class map of one of
+        our own label files.
 
     Raises
     ------
@@ -80,7 +89,10 @@ def pyramid(
     axes: str | None = None,
     lazy_above: int = LAZY_BYTES,
 ) -> list[Image]:
-    """Every resolution of a series, the full one first; pixel sizes grow as the levels shrink."""
+    """Every resolution of a series, the full one first.
+
+    Pixel sizes grow as the levels shrink.
+    """
     file_path = existing(path)
     with opened(file_path) as tif:
         levels = range(len(pick(tif, file_path, series).levels))
@@ -107,7 +119,10 @@ def storage(path: PathLike, *, series: int = 0) -> str:
             page.compression.name, page.compression.name
         )
         levels = f", {len(picked.levels)} resolutions" if len(picked.levels) > 1 else ""
-        return f"TIFF, {kind}, {packed.lower() if packed.isupper() else packed}, {tiles}{levels}"
+        return (
+            f"TIFF, {kind}, {packed.lower() if packed.isupper() else packed},"
+            f" {tiles}{levels}"
+        )
 
 
 @dataclass(frozen=True)
@@ -189,13 +204,17 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
     shrink = {
         a: b / s for a, b, s in zip(base.axes, base.shape, series.shape, strict=True)
     }
-    return _coarser(image, shrink), calibration.record.classes if calibration.record else None
+    return _coarser(image, shrink), (
+        calibration.record.classes if calibration.record else None
+    )
 
 
 def calibrated(
     data: ArrayLike, layout: Layout, found: Calibration, *, name: str, source: Path
 ) -> Image:
-    """An image of `data` under a layout, with the pixel sizes and channel names that its file states."""
+    """An image of `data` under a layout, with the pixel sizes and channel names
+    that its file states.
+    """
     letters = layout.axes.replace("S", "C")
     sizes = [found.pixel.get(a, (1.0, PIXEL)) for a in letters]
     channels = layout.shape[letters.index("C")] if "C" in letters else 0
@@ -205,9 +224,9 @@ def calibrated(
         scale=tuple(size for size, _ in sizes),
         units=tuple(unit for _, unit in sizes),
         name=name,
-        channel_names=found.channel_names
-        if len(found.channel_names) == channels
-        else (),
+        channel_names=(
+            found.channel_names if len(found.channel_names) == channels else ()
+        ),
         source=str(source),
         notes=layout.notes,
     )

@@ -1,8 +1,8 @@
 """Opening a TIFF file: missing, foreign, truncated and damaged files are refused.
 
 tifffile reads on where it can: of a chain of pages that breaks off it gives the first
-pages. That would silently be half an image, so the structure of the file is checked here
-before a pixel is used. Only page headers are read.
+pages. That would silently be half an image, so the structure of the file is checked
+here before a pixel is used. Only page headers are read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Writing TIFF: tiled, compressed, streamed; OME where OME has the dtype, tifffile's shaped form where not (float16).
+"""Writing TIFF: tiled, compressed, streamed.
 
-The record of `record.py` goes into an OME MapAnnotation (namespace `NAMESPACE`, key `KEY`), with one entry a class for
-people and other programs; the file stays valid OME-XML 2016-06. In a shaped file it is a key of the JSON description.
+OME where OME has the dtype, tifffile's shaped form where not (float16).
+
+The record of `record.py` goes into an OME MapAnnotation (namespace `NAMESPACE`, key
+`KEY`), with one entry a class for people and other programs; the file stays valid
+OME-XML 2016-06. In a shaped file it is a key of the JSON description.
 """
 
 from __future__ import annotations
@@ -28,17 +31,25 @@ from napari_strata.io.units import ome_symbol
 TILE = 512
 
 LEVEL = 4
-"""Of zlib's 1 to 9. On label planes twice as fast as the usual 6 for a quarter more bytes; see docs/performance.md."""
+"""Of zlib's 1 to 9.
+
+On label planes twice as fast as the usual 6 for a quarter more bytes; see
+docs/performance.md.
+"""
 
 CLASSIC_BYTES = 2**32 - 2**27
-"""More pixels than this, before compression, make a BigTIFF: offsets of a classic TIFF have 32 bits."""
+"""More pixels than this, before compression, make a BigTIFF.
+
+Offsets of a classic TIFF have 32 bits.
+"""
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
-    """Write `image` to `path` as `dtype`, in canonical axis order, zlib, tiles of 512 x 512, one band at a time;
-    tiles are compressed on several threads."""
+    """Write `image` to `path` as `dtype`, in canonical axis order, zlib, tiles of
+    512 x 512, one band at a time; tiles are compressed on several threads.
+    """
     shape = canonical_shape(image)
     ome = dtype != np.float16
     big = math.prod(shape) * dtype.itemsize > CLASSIC_BYTES

@@ -1,4 +1,7 @@
-"""Unit names: what files call a micrometre, and the one name that the project uses for it."""
+"""Unit names.
+
+What files call a micrometre, and the one name that the project uses for it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ _KNOWN = {
     "day": ("d",),
     PIXEL: ("pixel", "px", "voxel", "none", "null"),
 }
-"""Name -> what files write for it, the OME symbol first. Plurals and the British spelling are dealt with below."""
+"""Name -> what files write for it, the OME symbol first.
+
+Plurals and the British spelling are dealt with below.
+"""
 
 _NAMES = {
     symbol: name for name, symbols in _KNOWN.items() for symbol in (*symbols, name)
@@ -35,9 +41,12 @@ _TIMES = {"second", "millisecond", "microsecond", "nanosecond", "minute", "hour"
 
 
 def unit_name(text: str | None) -> str:
-    """The project's name for a unit as a file gives it: "µm", "um", "micron", ``\\u00B5m`` -> "micrometer".
+    """The project's name for a unit as a file gives it.
 
-    Nothing, or one of the words for nothing, is "pixel". A unit that is not known is returned as it stands.
+    "µm", "um", "micron", ``\\u00B5m`` -> "micrometer".
+
+    Nothing, or one of the words for nothing, is "pixel". A unit that is not known is
+    returned as it stands.
     """
     plain = re.sub(
         r"\\u00b5|\u03bc", "µ", (text or "").strip(), flags=re.IGNORECASE
@@ -51,7 +60,9 @@ def unit_name(text: str | None) -> str:
 
 
 def ome_symbol(unit: str, *, time: bool = False) -> str | None:
-    """OME's symbol for a unit, or None when OME has none for a length (or for a time, when `time`)."""
+    """OME's symbol for a unit, or None when OME has none for a length (or for a
+    time, when `time`).
+    """
     name = unit_name(unit)
     if name not in _KNOWN or (name in _TIMES) != time:
         return None

@@ -1,7 +1,10 @@
-"""OME-Zarr: reading 0.4 and 0.5 (and older axes lists), writing labels and probabilities as 0.5.
+"""OME-Zarr.
 
-https://ngff.openmicroscopy.org/0.5: metadata under the attribute ``ome`` (0.4: at the top), one group a multiscale
-image. Bio-Formats' layout of several images in numbered groups is read as several series.
+Reading 0.4 and 0.5 (and older axes lists), writing labels and probabilities as 0.5.
+
+https://ngff.openmicroscopy.org/0.5: metadata under the attribute ``ome`` (0.4: at the
+top), one group a multiscale image. Bio-Formats' layout of several images in numbered
+groups is read as several series.
 """
 
 from __future__ import annotations
@@ -34,10 +37,15 @@ SHARD = 4096
 """A shard is written by one hand only, whole: a block of one plane."""
 
 LONGEST = 1024
-"""Smaller resolutions are added until the smallest is no longer than this, or its shards no larger than a chunk."""
+"""Smaller resolutions are added until the smallest is no longer than this, or its
+shards no larger than a chunk.
+"""
 
 FAST = "zarrs.ZarrsCodecPipeline"
-"""Codecs in Rust, from the package zarrs: several times as fast as zarr's own, see docs/performance.md."""
+"""Codecs in Rust, from the package zarrs.
+
+Several times as fast as zarr's own, see docs/performance.md.
+"""
 
 _KINDS = {"T": "time", "C": "channel"}
 
@@ -116,7 +124,10 @@ def pyramid(
 ) -> list[Image]:
     """Every resolution of an image, the full one first."""
     store_path = existing(path)
-    return [_load(store_path, level, axes, lazy_above)[0] for level in _pick(store_path, series)]
+    return [
+        _load(store_path, level, axes, lazy_above)[0]
+        for level in _pick(store_path, series)
+    ]
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
@@ -125,14 +136,20 @@ def storage(path: PathLike, *, series: int = 0) -> str:
     array = _array(existing(path), levels[0].inner)
     more = f", {len(levels)} resolutions" if len(levels) > 1 else ""
     chunks = " x ".join(map(str, array.chunks))
-    return f"{'OME-Zarr' if levels[0].axes else 'zarr'}, format {array.metadata.zarr_format}, chunks {chunks}{more}"
+    return (
+        f"{'OME-Zarr' if levels[0].axes else 'zarr'}, format"
+        f" {array.metadata.zarr_format}, chunks {chunks}{more}"
+    )
 
 
 def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
-    """Write `image` as OME-Zarr 0.5, shard by shard; labels have ``image-label`` colours and names.
+    """Write `image` as OME-Zarr 0.5, shard by shard.
 
-    Of large planes there are smaller resolutions too, each with every other pixel of the one before (labels cannot be
-    averaged), so that pixel i of it lies where pixel 2 i of that one does.
+    Labels have ``image-label`` colours and names.
+
+    Of large planes there are smaller resolutions too, each with every other pixel of
+    the one before (labels cannot be averaged), so that pixel i of it lies where pixel 2
+    i of that one does.
     """
     group = zarr.open_group(path, mode="w", zarr_format=3)
     height, width = record.shape[-2:]
@@ -168,8 +185,11 @@ def _resolutions(height: int, width: int) -> int:
 
 
 def _level(group: Any, k: int, record: Record, *, dtype: np.dtype[Any]) -> Any:
-    """The array of resolution `k`. Its shards cover the same part of the picture as those of the full one, so that a
-    block belongs to one shard of each."""
+    """The array of resolution `k`.
+
+    Its shards cover the same part of the picture as those of the full one, so that a
+    block belongs to one shard of each.
+    """
     lead = (1,) * (len(record.shape) - 2)
     sides = [-(-n // 2**k) for n in record.shape[-2:]]
     shards = [min(SHARD >> k, -(-n // CHUNK) * CHUNK) for n in sides]
@@ -257,7 +277,8 @@ def _load(path: Path, level: _Level, axes: str | None, lazy_above: int) -> Loade
     dtype = np.dtype(array.dtype).newbyteorder("=")
     if dtype.kind not in "uifb":
         raise ImageError(
-            f"{path}: found pixels of dtype {dtype}; integers, floats and bool can be read."
+            f"{path}: found pixels of dtype {dtype}; integers, floats and bool can be"
+            " read."
         )
     shape = tuple(array.shape)
     data: ArrayLike = FileArray(
@@ -293,7 +314,8 @@ def _pick(path: Path, index: int) -> list[_Level]:
     images = _images(path)
     if not 0 <= index < len(images):
         raise ImageError(
-            f"{path}: found {len(images)} series, numbered from 0; there is no series {index}."
+            f"{path}: found {len(images)} series, numbered from 0; there is no series"
+            f" {index}."
         )
     return images[index]
 
@@ -342,7 +364,8 @@ def _images(path: Path) -> list[list[_Level]]:
         ]
     if not images:
         raise ImageError(
-            f"{path}: a zarr group without OME-Zarr multiscales; give the path of an image in it."
+            f"{path}: a zarr group without OME-Zarr multiscales; give the path of an"
+            " image in it."
         )
     return images
 

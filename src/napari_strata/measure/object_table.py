@@ -27,12 +27,13 @@ moments, in float64."""
 def region_table(
     objects: LabelImage, image: Image | None = None, *, by_plane: bool = False
 ) -> list[Row]:
-    """Measure every object (scikit-image's regionprops, with the pixel size as spacing).
+    """Measure every object with scikit-image's regionprops, in physical units.
 
     Parameters
     ----------
     objects
-        ids as `find_objects` gives them, axes of T, Z, Y, X in any order; 0 is no object.
+        ids as `find_objects` gives them, axes of T, Z, Y, X in any order; 0 is no
+        object.
     image
         image of the same sizes along T, Z, Y and X, for grey values.
     by_plane
@@ -42,13 +43,15 @@ def region_table(
     Returns
     -------
     list of dict
-        one row for each object, by time point, plane and id. Columns, with their units in
-        their names:
+        one row for each object, by time point, plane and id. Columns, with their units
+        in their names:
 
-        - ``id``; ``t``, if there is a time axis, and ``z``, if planes are measured one by
+        - ``id``; ``t``, if there is a time axis, and ``z``, if planes are measured one
+        by
           one: numbers from 0;
         - ``centroid z (micrometer)`` and so on: the first pixel's middle is at 0;
-        - ``volume (micrometer^3)`` and ``volume (pixels)``, or ``area (micrometer^2)`` and
+        - ``volume (micrometer^3)`` and ``volume (pixels)``, or ``area (micrometer^2)``
+        and
           ``area (pixels)``;
         - ``equivalent diameter``: of the ball, or disc, of that size;
         - ``major axis`` and ``minor axis``: of the ellipsoid, or ellipse, with the same
@@ -158,8 +161,8 @@ def _measure_regions(ids: Array, spacing: Sequence[float]) -> list[tuple[int, An
     present = ids > 0
     if not present.any():
         return []
-    # Numbered from 1, because scipy makes a list as long as the highest number, which is
-    # high in the last plane of many.
+    # Numbered from 1, because scipy makes a list as long as the highest number, which
+    # is high in the last plane of many.
     offset = int(ids.min(where=present, initial=ids.max())) - 1
     local = np.zeros(ids.shape, np.int32)
     np.subtract(ids, offset, out=local, where=present, casting="unsafe")
@@ -225,8 +228,10 @@ def _check_boxes(objects: LabelImage, regions: Sequence[Any]) -> None:
         largest = max(largest, math.prod(sides))
     check_memory(
         largest * BOX_BYTES,
-        what=f"{objects.name}: measuring the largest object, in a box of {largest} "
-        "pixels,",
+        what=(
+            f"{objects.name}: measuring the largest object, in a box of {largest} "
+            "pixels,"
+        ),
         instead="find smaller ones (--split, --by-plane), crop the labels",
     )
 

@@ -44,23 +44,24 @@ def find_objects(
     """Number the connected objects of one class.
 
     Pixels are connected by their faces. Time points are always separate; planes are
-    connected unless `by_plane`. Holes are closed first, then touching objects are split,
-    then small ones are dropped: `smallest` holds for the results.
+    connected unless `by_plane`. Holes are closed first, then touching objects are
+    split, then small ones are dropped: `smallest` holds for the results.
 
     Parameters
     ----------
     labels
         label values, axes of T, Z, Y, X in any order, read plane by plane.
     of
-        name of the class whose pixels become objects, or its label value as text. May be
-        left out when there are exactly two classes: it is then the second one. Without a
-        class map each label value is a class.
+        name of the class whose pixels become objects, or its label value as text. May
+        be left out when there are exactly two classes: it is then the second one.
+        Without a class map each label value is a class.
     smallest
-        least volume of an object in the cube of the pixel size's unit; least area in its
-        square with `by_plane`, or when there is one plane only.
+        least volume of an object in the cube of the pixel size's unit; least area in
+        its square with `by_plane`, or when there is one plane only.
     fill_holes
-        close holes that lie entirely inside one object, whatever class they are of. In a
-        volume a hole that is open to its first or last plane, or any other face, is none.
+        close holes that lie entirely inside one object, whatever class they are of. In
+        a volume a hole that is open to its first or last plane, or any other face, is
+        none.
     split
         cut objects that touch where they are narrow, by a watershed on the distance to
         their edge; this is the least distance between the centres of two parts, in the
@@ -72,9 +73,9 @@ def find_objects(
     -------
     LabelImage
         ids 1..N, 0 elsewhere; uint16, or uint32 when there are more than 65535. Axes
-        (less C), scale, units and name of `labels`, no classes. `data` is a copy-on-write
-        map of a temporary file (in the folder that TMPDIR names), which is deleted with
-        the array.
+        (less C), scale, units and name of `labels`, no classes. `data` is a
+        copy-on-write map of a temporary file (in the folder that TMPDIR names), which
+        is deleted with the array.
 
     Raises
     ------
@@ -148,15 +149,15 @@ def pixel_size(image: Image, letters: str, *, needed: bool = True) -> tuple[floa
         )
     if len(set(units)) > 1:
         raise ImageError(
-            f"{image.name}: found the pixel size {text}; volumes and distances need one "
-            "unit along all axes: give the file its pixel size along Z, or work plane by "
-            "plane (--by-plane)."
+            f"{image.name}: found the pixel size {text}; volumes and distances need one"
+            " unit along all axes: give the file its pixel size along Z, or work plane"
+            " by plane (--by-plane)."
         )
     return sizes
 
 
 def check_volume(image: Image, bytes_a_pixel: int, *, whole: bool, what: str) -> None:
-    """Raise `RunError` when a plane, or all planes of a time point, exceed the memory."""
+    """Raise `RunError` if a plane or the planes of a time point exceed the memory."""
     height, width = image.size("Y"), image.size("X")
     planes, instead = 1, "crop the labels"
     if whole:
@@ -171,7 +172,8 @@ def check_volume(image: Image, bytes_a_pixel: int, *, whole: bool, what: str) ->
 
 def check_memory(needed: int, *, what: str, instead: str) -> None:
     """Raise `RunError` when `needed` bytes are more than are free."""
-    # Imported here, because torch takes seconds and nothing else in this module needs it.
+    # Imported here, because torch takes seconds and nothing else in this module needs
+    # it.
     import torch
 
     from napari_strata.models import device
@@ -204,9 +206,9 @@ def _find_class(labels: LabelImage, of: str | None) -> tuple[ClassMap, int]:
         return classes, 1
     if of is None:
         raise LabelError(
-            f"{labels.name}: found the classes {', '.join(classes.names)}; needed is the "
-            "one whose pixels become objects: name it, for example "
-            f"of={classes.names[-1]!r} (--of {classes.names[-1]!r})."
+            f"{labels.name}: found the classes {', '.join(classes.names)}; needed is"
+            " the one whose pixels become objects: name it, for example"
+            f" of={classes.names[-1]!r} (--of {classes.names[-1]!r})."
         )
     if of in classes.names:
         return classes, classes.names.index(of)
@@ -225,9 +227,9 @@ def _infer_classes(labels: LabelImage) -> ClassMap:
         values.update(np.unique(check_integers(labels.read(plane))).tolist())
         if len(values) > MAX_INFERRED:
             raise LabelError(
-                f"{labels.name}: found more than {MAX_INFERRED} label values and no class "
-                "map; needed are classes: if these are ids already, measure them with "
-                "region_table, else write the labels with a class map."
+                f"{labels.name}: found more than {MAX_INFERRED} label values and no"
+                " class map; needed are classes: if these are ids already, measure"
+                " them with region_table, else write the labels with a class map."
             )
     return ClassMap.from_values(values)
 
@@ -235,7 +237,10 @@ def _infer_classes(labels: LabelImage) -> ClassMap:
 def _read_mask(
     labels: LabelImage, group: Sequence[Region], classes: ClassMap, index: int
 ) -> Array:
-    """Pixels of the class in the planes of a group (Z, Y, X); of a single plane, Y, X."""
+    """Pixels of the class in the planes of a group (Z, Y, X).
+
+    Of a single plane, Y, X.
+    """
     mask = np.empty((len(group), labels.size("Y"), labels.size("X")), bool)
     for plane, region in zip(mask, group, strict=True):
         plane[:] = classes.encode(check_integers(labels.read(region)[0])) == index
@@ -344,8 +349,8 @@ def _find_centers(height: Array, distance: float, sampling: Sequence[float]) -> 
 
     Of peaks that are nearer the higher one counts. skimage's peak_local_max measures in
     pixels, and takes every pixel of a ridge of even height for a peak of its own, so
-    that a bar would be cut into many; here a level top is one peak, at its pixel next to
-    the middle.
+    that a bar would be cut into many; here a level top is one peak, at its pixel next
+    to the middle.
     """
     from scipy import ndimage
     from scipy.spatial import cKDTree
@@ -444,6 +449,6 @@ def _explain_temporary(error: OSError) -> RunError:
     """Explain an error of the temporary file."""
     problem = files.explain(error, tempfile.gettempdir())
     return RunError(
-        f"{problem} The ids are kept there for a while; the variable TMPDIR names another "
-        "folder."
+        f"{problem} The ids are kept there for a while; the variable TMPDIR names"
+        " another folder."
     )

@@ -31,7 +31,8 @@ def build_atrous_unet(spec: ModelSpec, section: AtrousUNet) -> AnySize:
 
 
 class AtrousResUNet(nn.Module):
-    """ResNet down to 1/32, two convolutions as a bridge, five decoder levels up to full size.
+    """ResNet down to 1/32, two convolutions as a bridge, five decoder levels up to
+    full size.
 
     Takes (N, C, H, W) with H and W multiples of 32; `AnySize` sees to that.
     """
@@ -61,9 +62,11 @@ class AtrousResUNet(nn.Module):
             [*skips[:4], 0] if at_skips else [*widths[:3], 0, widths[4]]
         )
         blocks = nn.ModuleList(
-            AtrousBlock(c, kernels=section.kernels, dilations=section.dilations)
-            if c
-            else nn.Identity()
+            (
+                AtrousBlock(c, kernels=section.kernels, dilations=section.dilations)
+                if c
+                else nn.Identity()
+            )
             for c in channels
         )
         plain = nn.ModuleList(nn.Identity() for _ in channels)
@@ -86,7 +89,9 @@ class AtrousResUNet(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """Transposed convolution to twice the size, the skip beside it, two convolutions."""
+    """Transposed convolution to twice the size, the skip beside it, two
+    convolutions.
+    """
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()

@@ -233,8 +233,8 @@ def he_initialise(module: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         elif isinstance(layer, nn.ConvTranspose2d):
-            # With stride 2 a quarter of the kernel meets each pixel. No ReLU follows, so
-            # the gain is 1.
+            # With stride 2 a quarter of the kernel meets each pixel. No ReLU follows,
+            # so the gain is 1.
             fan = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] / 4
             nn.init.normal_(layer.weight, std=max(fan, 1.0) ** -0.5)
         else:

@@ -36,7 +36,10 @@ def build_network(spec: ModelSpec) -> nn.Module:
 
 
 def encoder_of(network: nn.Module) -> nn.Module:
-    """Return the encoder of a network of `build_network`; a U-Net's contracting path."""
+    """Return the encoder of a network of `build_network`.
+
+    A U-Net's contracting path.
+    """
     inner: Any = getattr(network, "network", network)
     encoder: nn.Module = inner.encoder
     return encoder

@@ -146,7 +146,8 @@ def _in_torch_hub(encoder: str) -> Path | None:
 def timm_state(
     encoder: Any, path: Path, tensors: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Return pretrained weights of a ``tu-`` encoder under the names that `encoder` uses.
+    """Return pretrained weights of a ``tu-`` encoder under the names that `encoder`
+    uses.
 
     timm renames and resizes when it loads, differently for each family, so a second
     encoder is built to do that.

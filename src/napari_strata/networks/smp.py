@@ -1,4 +1,6 @@
-"""Every architecture and encoder of segmentation-models-pytorch 0.6 (https://smp.readthedocs.io)."""
+"""Every architecture and encoder of segmentation-models-pytorch 0.6
+(https://smp.readthedocs.io).
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,8 @@ def build_smp(spec: ModelSpec, section: Smp) -> AnySize:
     for variant in _variants(section):
         try:
             return _assemble(spec, section, options | variant)
-        except Exception as error:  # whatever smp or timm raises, it means that these two do not go together
+        # whatever smp or timm raises, it means that these two do not go together
+        except Exception as error:
             failure = (
                 failure
                 or (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
@@ -88,11 +91,10 @@ def build_smp(spec: ModelSpec, section: Smp) -> AnySize:
         VISION_TRANSFORMERS if section.architecture == "dpt" else ENCODERS
     )
     raise RecipeError(
-        f"network.architecture={section.architecture} does not work with "
-        f"network.encoder={section.encoder} "
-        f"({failure}); take another encoder, such as {encoder_list}, or another architecture: "
-        "unet and fpn go with most "
-        "encoders, dpt with vision transformers."
+        f"network.architecture={section.architecture} does not work with"
+        f" network.encoder={section.encoder} ({failure}); take another encoder, such as"
+        f" {encoder_list}, or another architecture: unet and fpn go with most encoders,"
+        " dpt with vision transformers."
     )
 
 
@@ -119,7 +121,8 @@ def _assemble(spec: ModelSpec, section: Smp, options: dict[str, Any]) -> AnySize
 
 
 def _freeze_unreached(network: AnySize, channels: int, classes: int) -> None:
-    """Run the network once as a check, and freeze parameters that the logits do not use.
+    """Run the network once as a check, and freeze parameters that the logits do not
+    use.
 
     smp keeps some: the last stages of PSPNet's encoder, EfficientNet's classifier.
     Unfrozen they stop training on several devices, which waits for each gradient.
@@ -151,7 +154,9 @@ def _leaves(tensor: Tensor) -> set[int]:
 
 
 def check_encoder(name: str) -> None:
-    """Raise `RecipeError` with the nearest name when smp and timm have no such encoder."""
+    """Raise `RecipeError` with the nearest name when smp and timm have no such
+    encoder.
+    """
     if name.startswith("tu-"):
         is_known = timm.is_model(name[3:].split(".")[0])
     else:

@@ -1,4 +1,6 @@
-"""The classic U-Net (Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597)."""
+"""The classic U-Net (Ronneberger, Fischer and Brox 2015,
+https://arxiv.org/abs/1505.04597).
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,12 @@ def build_unet(spec: ModelSpec, section: UNet) -> AnySize:
 
 
 class ClassicUNet(nn.Module):
-    """Classic U-Net: two convolutions a level, max-pooling, skip connections, upsampling.
+    """Classic U-Net.
 
-    Takes (N, C, H, W) with H and W multiples of ``2 ** (levels - 1)``; `AnySize` sees to that.
+    Two convolutions a level, max-pooling, skip connections, upsampling.
+
+    Takes (N, C, H, W) with H and W multiples of ``2 ** (levels - 1)``; `AnySize` sees
+    to that.
     """
 
     def __init__(self, section: UNet, *, inputs: int, outputs: int) -> None:

@@ -20,7 +20,10 @@ from napari_strata.networks.blocks import AnySize, convolution, he_initialise
 
 
 def build_unet3d(spec: ModelSpec, section: UNet3d) -> AnySize:
-    """Build the residual 3D U-Net with the options of `section`; see `build_network`."""
+    """Build the residual 3D U-Net with the options of `section`.
+
+    See `build_network`.
+    """
     assert spec.depth is not None
     network = ResidualUNet3d(
         section,
@@ -39,7 +42,9 @@ def build_unet3d(spec: ModelSpec, section: UNet3d) -> AnySize:
 
 
 class ResidualUNet3d(nn.Module):
-    """Residual 3D U-Net: a residual block a level, max-pooling, summed skip connections.
+    """Residual 3D U-Net.
+
+    A residual block a level, max-pooling, summed skip connections.
 
     Takes (N, C, D, H, W) with D, H and W multiples of the strides' products; `AnySize`
     pads other sizes.

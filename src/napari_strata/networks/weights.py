@@ -61,16 +61,26 @@ def load_encoder_weights(
         return f"{start} starts from random weights, as the recipe says"
     encoder = encoder_of(network)
     if choice not in ("auto", "imagenet"):
-        return f"{start} {fit(encoder, read_tensors(choice), spec.in_channels, source=choice)} loaded from {choice}"
+        return (
+            f"{start}"
+            f" {fit(encoder, read_tensors(choice), spec.in_channels, source=choice)}"
+            f" loaded from {choice}"
+        )
 
     # Imported only here: smp and timm take seconds to import.
     from napari_strata.networks.hub import UnobtainableError
 
     try:
-        return f"{start} {_load_pretrained(encoder, section.encoder, spec.in_channels, timeout=probe_timeout)}"
+        return (
+            f"{start}"
+            f" {_load_pretrained(encoder, section.encoder, spec.in_channels, timeout=probe_timeout)}"
+        )
     except UnobtainableError as error:
         if choice == "auto":
-            return f"{start} starts from random weights (ImageNet weights could not be reached: {error})"
+            return (
+                f"{start} starts from random weights (ImageNet weights could not be"
+                f" reached: {error})"
+            )
         raise TrainingError(
             f"{start} ImageNet weights could not be reached ({error}), and the recipe "
             "demands them. Connect this "
@@ -129,7 +139,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ModelError(
             f"{file}: cannot be read ({_short(error)}); take another copy."
         ) from None
-    # torch.load raises a dozen kinds of errors for other files, some with unsafe advice.
+    # torch.load raises a dozen kinds of errors for other files, some with unsafe
+    # advice.
     except Exception:
         raise ModelError(
             f"{file}: is damaged, or a pickle that holds more than tensors and could "
@@ -151,7 +162,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _unnest(content: Any) -> Any:
-    """Return the inner dictionary of a checkpoint that keeps its tensors under a key."""
+    """Return the inner dictionary of a checkpoint that keeps its tensors under a
+    key.
+    """
     while isinstance(content, dict):
         nests = [name for name in NESTS if isinstance(content.get(name), dict)]
         if not nests:

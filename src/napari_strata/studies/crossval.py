@@ -1,7 +1,11 @@
-"""Cross-validation: every labelled image (or slice, or specimen) validates once, each fold a run folder of its own.
+"""Cross-validation.
 
-To stop is to stop iterating; the same call goes on: finished folds are left alone, a half-trained one is resumed. Other
-data than it began with, or another recipe, is refused.
+Every labelled image (or slice, or specimen) validates once, each fold a run folder of
+its own.
+
+To stop is to stop iterating; the same call goes on: finished folds are left alone, a
+half-trained one is resumed. Other data than it began with, or another recipe, is
+refused.
 """
 
 from __future__ import annotations
@@ -53,7 +57,10 @@ def crossval(
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
 ) -> CrossvalResult:
-    """Cross-validate to the end and return the scores; parameters and errors as in `iter_crossval`."""
+    """Cross-validate to the end and return the scores.
+
+    Parameters and errors as in `iter_crossval`.
+    """
     options: dict[str, Any] = {
         "folds": folds,
         "group": group,
@@ -82,27 +89,34 @@ def iter_crossval(
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
 ) -> Generator[Event, None, None]:
-    """Train once for each fold on the rest, score the fold, and yield an event after each thing that happens.
+    """Train once for each fold on the rest, score the fold, and yield an event
+    after each thing that happens.
 
-    The model of a fold is its best epoch by mean IoU on the fold itself, as in any training, and that is the part it is
-    then scored on: the scores are a little better than on images that had no part in the choice.
+    The model of a fold is its best epoch by mean IoU on the fold itself, as in any
+    training, and that is the part it is then scored on: the scores are a little better
+    than on images that had no part in the choice.
 
     Parameters
     ----------
     recipe, pairs, classes, unlabelled, overrides, device
-        as in `iter_train`. The recipe's seed draws the folds; its share for validation is not used.
+        as in `iter_train`. The recipe's seed draws the folds; its share for validation
+        is not used.
     out
-        folder for ``fold_1`` ... ``fold_K``, which are run folders, and ``crossval.json`` and ``crossval.csv``, renewed
-        after each fold. It stands for the ensemble of the folds' models wherever a model is asked for. A second call
-        goes on where the first one stopped; with more epochs than before, it adds them to each fold.
+        folder for ``fold_1`` ... ``fold_K``, which are run folders, and
+        ``crossval.json`` and ``crossval.csv``, renewed after each fold. It stands for
+        the ensemble of the folds' models wherever a model is asked for. A second call
+        goes on where the first one stopped; with more epochs than before, it adds them
+        to each fold.
     folds, group
-        how many, and the specimen in the images' names that keeps them together; see `fold_pairs`.
+        how many, and the specimen in the images' names that keeps them together; see
+        `fold_pairs`.
 
     Raises
     ------
     RecipeError, ImageError, LabelError, RunError
-        before anything is written: when there are fewer images (or slices, or specimens) than folds, recipe and data
-        do not make a training, or `out` holds something else, or a cross-validation of other data or by another recipe.
+        before anything is written: when there are fewer images (or slices, or
+        specimens) than folds, recipe and data do not make a training, or `out` holds
+        something else, or a cross-validation of other data or by another recipe.
     TrainingError
         as in `iter_train`.
     """
@@ -121,7 +135,10 @@ def iter_crossval(
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """The data of a cross-validation, or of a search with one inside: what all its trainings have in common."""
+    """The data of a cross-validation, or of a search with one inside.
+
+    What all its trainings have in common.
+    """
 
     pairs: list[AnnotatedImage]
     classes: ClassMap
@@ -142,7 +159,10 @@ class Study:
         unlabelled: Sequence[int] = (),
         device: str = "auto",
     ) -> Study:
-        """Draw the folds; of one fold, the split that a single training would have. Errors as in `fold_pairs`."""
+        """Draw the folds; of one fold, the split that a single training would have.
+
+        Errors as in `fold_pairs`.
+        """
         ones, section, axes = distinct_pairs(pairs), recipe.training, axes_of(recipe)
         class_map = (
             classes.with_unlabelled(unlabelled)
@@ -153,16 +173,26 @@ class Study:
             share = section.validation or Training().validation
             splits = [
                 split_pairs(
-                    ones, fraction=share, seed=section.seed, classes=class_map, axes=axes
+                    ones,
+                    fraction=share,
+                    seed=section.seed,
+                    classes=class_map,
+                    axes=axes,
                 )
             ]
         else:
             splits = fold_pairs(
-                ones, folds, seed=section.seed, classes=class_map, group=group, axes=axes
+                ones,
+                folds,
+                seed=section.seed,
+                classes=class_map,
+                group=group,
+                axes=axes,
             )
         if not all(split.validation for split in splits):
             raise LabelError(
-                f"found nothing to score a model on ({splits[0].text}); label more images or slices."
+                f"found nothing to score a model on ({splits[0].text}); label more"
+                " images or slices."
             )
         return cls(
             ones,
@@ -174,7 +204,10 @@ class Study:
         )
 
     def job(self, recipe: Recipe, out: Path, split: Split | None = None) -> TrainingJob:
-        """The training of `recipe` on this data; on all of it without a split, if the recipe holds nothing back."""
+        """The training of `recipe` on this data.
+
+        On all of it without a split, if the recipe holds nothing back.
+        """
         return TrainingJob(
             recipe,
             self.pairs,
@@ -218,25 +251,35 @@ class Crossval:
             run = self.out / f"fold_{number + 1}"
             yield FoldStarted(number + 1, count, str(run), split.text)
             if run.name not in scores or not is_finished(run):
-                yield from unsaid(train_on(study.job(self.recipe, run, split)), repeated)
+                yield from unsaid(
+                    train_on(study.job(self.recipe, run, split)), repeated
+                )
                 scores[run.name] = _score(run, split, study.classes, epochs=epochs)
                 self._save(scores)
             score = scores[run.name]
             confusion = score.confusion
-            scored = confusion.mean_iou, confusion.pixel_accuracy, tuple(map(float, confusion.iou))
+            scored = (
+                confusion.mean_iou,
+                confusion.pixel_accuracy,
+                tuple(map(float, confusion.iou)),
+            )
             yield FoldEnd(
                 number + 1, count, str(run), *scored, study.classes.names, score.seconds
             )
         yield self._end(CrossvalResult.load(self.out))
 
     def _known(self) -> dict[str, FoldScore]:
-        """Scores of folds that an earlier call left. Raises `RunError` when it had other data or another recipe."""
+        """Scores of folds that an earlier call left.
+
+        Raises `RunError` when it had other data or another recipe.
+        """
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return {}
         folder = CrossvalFolder(self.out)
         if not folder.exists:
             raise RunError(
-                f"{self.out}: found something here that is no cross-validation; choose another --out."
+                f"{self.out}: found something here that is no cross-validation; choose"
+                " another --out."
             )
         check_same(self.out, folder.read(), self.recipe, self.study.fingerprints)
         return {fold.run: fold for fold in CrossvalResult.load(self.out).folds}
@@ -270,7 +313,10 @@ class Crossval:
 def check_same(
     out: Path, known: Mapping[str, Any], recipe: Recipe, fingerprints: Sequence[str]
 ) -> None:
-    """Raise `RunError` when `out` was begun on other data or by another recipe; more epochs may be asked for."""
+    """Raise `RunError` when `out` was begun on other data or by another recipe.
+
+    More epochs may be asked for.
+    """
     if (found := known.get("fingerprints", [])) != list(fingerprints):
         what = (
             "other images, labels or groups"
@@ -278,7 +324,8 @@ def check_same(
             else f"{len(found)} folds"
         )
         raise RunError(
-            f"{out}: was begun with {what}; give the same again, or choose another --out."
+            f"{out}: was begun with {what}; give the same again, or choose another"
+            " --out."
         )
     before = Recipe.parse(known.get("recipe"), source=str(out))
     keys = differences(before, recipe)
@@ -287,17 +334,21 @@ def check_same(
         key for key in keys if key not in ("name", "description", "training.epochs")
     ]:
         raise RunError(
-            f"{out}: was begun with other values of {', '.join(wrong)}; choose another --out."
+            f"{out}: was begun with other values of {', '.join(wrong)}; choose another"
+            " --out."
         )
     if fewer:
         raise RunError(
-            f"{out}: was trained for {before.training.epochs} epochs already, and {recipe.training.epochs} are asked "
-            "for; ask for as many or more, or choose another --out."
+            f"{out}: was trained for {before.training.epochs} epochs already, and"
+            f" {recipe.training.epochs} are asked for; ask for as many or more, or"
+            " choose another --out."
         )
 
 
 def train_on(job: TrainingJob) -> Generator[Event, None, None]:
-    """Train a run to the end of its recipe, as it stands: begin, resume, add epochs, or leave alone.
+    """Train a run to the end of its recipe, as it stands.
+
+    Begin, resume, add epochs, or leave alone.
 
     A run that early stopping ended has had what it needs: it gets no more epochs.
     """
@@ -311,7 +362,8 @@ def train_on(job: TrainingJob) -> Generator[Event, None, None]:
     if ended == "finished" and planned < epochs:
         yield from iter_job(replace(job, resume=True, extend=epochs - planned))
     elif ended is None or not (job.split is None or is_finished(run.path)):
-        # Epochs that were to be added come with the next turn: a schedule begins anew for them.
+        # Epochs that were to be added come with the next turn: a schedule begins anew
+        # for them.
         yield from iter_job(replace(job, resume=True))
         if planned < epochs and _ended(run) == "finished":
             yield from iter_job(replace(job, resume=True, extend=epochs - planned))
@@ -324,7 +376,10 @@ def is_finished(run: Path) -> bool:
 
 
 def unsaid(events: Iterable[Event], said: set[Event]) -> Generator[Event, None, None]:
-    """The events, less messages that are in `said` already: folds see the same images."""
+    """The events, less messages that are in `said` already.
+
+    Folds see the same images.
+    """
     for event in events:
         if not isinstance(event, Message):
             yield event
@@ -334,7 +389,10 @@ def unsaid(events: Iterable[Event], said: set[Event]) -> Generator[Event, None, 
 
 
 def _ended(run: RunFolder) -> str | None:
-    """Return how a training ended, "finished" or "early stopping"; None before its end."""
+    """Return how a training ended, "finished" or "early stopping".
+
+    None before its end.
+    """
     if not run.exists:
         return None
     history = run.history()

@@ -1,4 +1,8 @@
-"""Study: what a cross-validation leaves behind, as a value, a table for programs and a table for people."""
+"""Study.
+
+What a cross-validation leaves behind, as a value, a table for programs and a table for
+people.
+"""
 
 from __future__ import annotations
 
@@ -84,14 +88,17 @@ class FoldScore:
 class CrossvalResult:
     """Scores of a cross-validation, those folds that are done.
 
-    Means and standard deviations (of a sample, with n - 1; NaN for one fold) are over folds; a fold without a class is
-    left out of that class's mean. `pooled` counts every held-out pixel once. The best epoch of each fold was chosen on
-    the part that the fold is scored on, so all of these are a little better than on images that had no part in it.
+    Means and standard deviations (of a sample, with n - 1; NaN for one fold) are over
+    folds; a fold without a class is left out of that class's mean. `pooled` counts
+    every held-out pixel once. The best epoch of each fold was chosen on the part that
+    the fold is scored on, so all of these are a little better than on images that had
+    no part in it.
 
     Parameters
     ----------
     out
-        the folder. It stands for the ensemble of the folds' models wherever a model is asked for.
+        the folder. It stands for the ensemble of the folds' models wherever a model is
+        asked for.
     planned
         how many folds there are to be.
     """
@@ -115,7 +122,8 @@ class CrossvalResult:
             return cls(out, classes, folds, len(raw["folds"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
-                f"{CrossvalFolder(out).file}: cannot be read ({error}); cross-validate anew."
+                f"{CrossvalFolder(out).file}: cannot be read ({error}); cross-validate"
+                " anew."
             ) from None
 
     @property
@@ -140,7 +148,9 @@ class CrossvalResult:
         return math.fsum(fold.seconds for fold in self.folds)
 
     def spread(self, score: str) -> tuple[Any, Any]:
-        """Mean and standard deviation over folds of one of `SCORES` (floats) or `CLASS_SCORES` (float64 (K,))."""
+        """Mean and standard deviation over folds of one of `SCORES` (floats) or
+        `CLASS_SCORES` (float64 (K,)).
+        """
         rows = np.array(
             [getattr(fold.confusion, score) for fold in self.folds], np.float64
         )
@@ -159,7 +169,10 @@ class CrossvalResult:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, NaN as None: scores of each fold, mean and std over folds, pooled counts."""
+        """Plain data, NaN as None.
+
+        Scores of each fold, mean and std over folds, pooled counts.
+        """
         sides = {"mean": 0, "std": 1}
         out: dict[str, Any] = {"scores": [fold.as_dict() for fold in self.folds]}
         for name, side in sides.items():
@@ -177,7 +190,9 @@ class CrossvalResult:
         return out | {"pooled": self.pooled.as_dict(), "note": OPTIMISM}
 
     def csv(self) -> str:
-        """A row a fold, then their mean and standard deviation, then all held-out pixels pooled."""
+        """A row a fold, then their mean and standard deviation, then all held-out
+        pixels pooled.
+        """
         sides = [
             {score: self.spread(score)[side] for score in (*SCORES, *CLASS_SCORES)}
             for side in (0, 1)
@@ -199,7 +214,10 @@ class CrossvalResult:
         )
 
     def table(self) -> str:
-        """For people: each class with the mean and the spread of its scores, then all of it in a line."""
+        """For people.
+
+        Each class with the mean and the spread of its scores, then all of it in a line.
+        """
         score_names = ("iou", "dice", "precision", "recall")
         rows = [["class", *("IoU", "Dice", "precision", "recall")]]
         spreads = [self.spread(score) for score in score_names]
@@ -222,8 +240,8 @@ class CrossvalResult:
             else "mean over folds"
         )
         last = (
-            f"{done}; pixel accuracy {mean_std(*self.spread('pixel_accuracy'))}; mean IoU over all held-out pixels "
-            f"together {self.pooled.mean_iou:.3f}"
+            f"{done}; pixel accuracy {mean_std(*self.spread('pixel_accuracy'))}; mean"
+            f" IoU over all held-out pixels together {self.pooled.mean_iou:.3f}"
         )
         return "\n".join([columns(rows), last, OPTIMISM])
 

@@ -1,4 +1,8 @@
-"""Grid: the combinations that a search tries, spelled on the command line, and a recipe and a name for each."""
+"""Grid.
+
+The combinations that a search tries, spelled on the command line, and a recipe and a
+name for each.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,9 @@ Grid: TypeAlias = Mapping[str, Sequence[Any]]
 
 
 def parse_grid(items: Sequence[str]) -> dict[str, list[Any]]:
-    """The grid that ``KEY=V1,V2`` items spell; values are YAML, lists in brackets: ``network.widths=[16,32],[32,64]``.
+    """The grid that ``KEY=V1,V2`` items spell.
+
+    Values are YAML, lists in brackets: ``network.widths=[16,32],[32,64]``.
 
     Raises
     ------
@@ -33,11 +39,13 @@ def parse_grid(items: Sequence[str]) -> dict[str, list[Any]]:
         key, equals, text = item.partition("=")
         if not (key := key.strip()) or not equals or not text.strip():
             raise RecipeError(
-                f"--grid {item!r}: needed is KEY=V1,V2, for example training.learning_rate=1e-2,1e-3."
+                f"--grid {item!r}: needed is KEY=V1,V2, for example"
+                " training.learning_rate=1e-2,1e-3."
             )
         if key in grid:
             raise RecipeError(
-                f"--grid {key}: stands twice; give all its values in one, separated by commas."
+                f"--grid {key}: stands twice; give all its values in one, separated by"
+                " commas."
             )
         grid[key] = parse_value(f"[{text}]")
         if any(value in grid[key][:i] for i, value in enumerate(grid[key])):
@@ -51,10 +59,14 @@ def build_trials(
     *,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Trial]:
-    """A trial for each combination of the grid, the last key fastest. Raises `RecipeError` as `iter_tune` does."""
+    """A trial for each combination of the grid, the last key fastest.
+
+    Raises `RecipeError` as `iter_tune` does.
+    """
     if not grid or not all(grid.values()):
         raise RecipeError(
-            "found nothing to search over; give --grid KEY=V1,V2, for example network.encoder=a,b."
+            "found nothing to search over; give --grid KEY=V1,V2, for example"
+            " network.encoder=a,b."
         )
     trials, names = [], set[str]()
     for values in product(*grid.values()):

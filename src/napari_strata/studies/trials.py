@@ -1,4 +1,7 @@
-"""Trials: what a search tries, what it found of each, and the table of it, best first."""
+"""Trials.
+
+What a search tries, what it found of each, and the table of it, best first.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,11 @@ from napari_strata.studies.crossval_results import (
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One combination: the name of its folder under ``trials/``, what it changes, and the recipe that this makes."""
+    """One combination.
+
+    The name of its folder under ``trials/``, what it changes, and the recipe that this
+    makes.
+    """
 
     name: str
     values: Mapping[str, Any]
@@ -34,7 +41,8 @@ class Trial:
 class Score:
     """Scores of a trial: means over folds and their standard deviations.
 
-    `seconds` of training, all folds together and from the start; `text` says why there is no score.
+    `seconds` of training, all folds together and from the start; `text` says why there
+    is no score.
     """
 
     mean_iou: float = math.nan
@@ -81,12 +89,15 @@ Scores = Mapping[str, Mapping[int, Score]]
 
 @dataclass(frozen=True, eq=False)
 class TuneResult:
-    """Trials, best first: those that trained longest before those that were given up, then by mean IoU.
+    """Trials, best first.
+
+    Those that trained longest before those that were given up, then by mean IoU.
 
     Parameters
     ----------
     rounds
-        of successive halving: how many trials train in each, and the divisor of their epochs; empty without it.
+        of successive halving: how many trials train in each, and the divisor of their
+        epochs; empty without it.
     splits
         what each fold holds back, in words.
     """
@@ -132,7 +143,8 @@ class TuneResult:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
-                f"{SearchFolder(out).file}: cannot be read ({error}); move it away and begin anew."
+                f"{SearchFolder(out).file}: cannot be read ({error}); move it away and"
+                " begin anew."
             ) from None
 
     @property
@@ -151,7 +163,10 @@ class TuneResult:
         return run.model_path if run.has_model else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """For ``trials.json``: everything of each trial, with its scores after each number of epochs."""
+        """For ``trials.json``.
+
+        Everything of each trial, with its scores after each number of epochs.
+        """
         return [
             {
                 "rank": rank,
@@ -170,7 +185,10 @@ class TuneResult:
         ]
 
     def state(self, trial: Trial) -> str:
-        """``finished``, ``given up after epoch 3``, ``at epoch 3``, ``failed: ...`` or ``waiting``."""
+        """``finished``, ``given up after epoch 3``, ``at epoch 3``, ``failed.
+
+        ...`` or ``waiting``.
+        """
         epochs, score = self.latest(trial)
         stage = self.stage(trial)
         if stage == "failed" and score is not None:
@@ -181,7 +199,10 @@ class TuneResult:
         }.get(stage, stage)
 
     def stage(self, trial: Trial) -> Stage:
-        """Return the state of a trial; one that "goes on" may do so in the next round."""
+        """Return the state of a trial.
+
+        One that "goes on" may do so in the next round.
+        """
         epochs, score = self.latest(trial)
         if score is None:
             return "waiting"
@@ -193,7 +214,10 @@ class TuneResult:
 
     @property
     def is_finished(self) -> bool:
-        """True when all trials are judged; the best may still be trained on all data."""
+        """True when all trials are judged.
+
+        The best may still be trained on all data.
+        """
         return not any(
             self.stage(trial) in ("waiting", "goes on") for trial in self.trials
         )
@@ -203,7 +227,10 @@ class TuneResult:
         return _latest(trial, self.scores)
 
     def _given_up(self) -> set[str]:
-        """Trials that a round of successive halving left behind; of a round under way nobody knows yet."""
+        """Trials that a round of successive halving left behind.
+
+        Of a round under way nobody knows yet.
+        """
         alive, out = list(self.trials), set()
         for count, divisor in self.rounds:
             out |= {trial.name for trial in alive[count:]}
@@ -276,7 +303,10 @@ class TuneResult:
 
 
 def in_order(trials: Sequence[Trial], scores: Scores) -> list[Trial]:
-    """Trials from the best: those that got furthest first, then by mean IoU; those without a score last."""
+    """Trials from the best: those that got furthest first, then by mean IoU.
+
+    Those without a score last.
+    """
 
     def key(trial: Trial) -> tuple[float, float]:
         epochs, score = _latest(trial, scores)
@@ -299,5 +329,8 @@ def _float(value: float | None) -> float:
 
 
 def epochs_of(trial: Trial, divisor: int) -> int:
-    """Epochs of one round of successive halving: a share of those that the trial's recipe has, at least one."""
+    """Epochs of one round of successive halving.
+
+    A share of those that the trial's recipe has, at least one.
+    """
     return math.ceil(trial.recipe.training.epochs / divisor)

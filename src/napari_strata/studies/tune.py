@@ -1,11 +1,16 @@
-"""Tune: judge all combinations of a grid over a recipe's keys by cross-validation, and train the best on all data.
+"""Tune.
 
-Networks, encoders and whole recipes (the key ``recipe``) are keys like any other, so this is the sweep as well. Each
-trial is a cross-validation of its own under ``trials/``, named by what it changes: the same call goes on after a stop,
-and a larger grid in the same folder trains only what is new.
+Judge all combinations of a grid over a recipe's keys by cross-validation, and train the
+best on all data.
 
-A library for the search (Optuna) was considered: what is needed of it here, a product and a ranking, is ten lines, and
-its resumable study would be a database beside the folders that already say what is done.
+Networks, encoders and whole recipes (the key ``recipe``) are keys like any other, so
+this is the sweep as well. Each trial is a cross-validation of its own under
+``trials/``, named by what it changes: the same call goes on after a stop, and a larger
+grid in the same folder trains only what is new.
+
+A library for the search (Optuna) was considered: what is needed of it here, a product
+and a ranking, is ten lines, and its resumable study would be a database beside the
+folders that already say what is done.
 """
 
 from __future__ import annotations
@@ -56,7 +61,10 @@ def tune(
     out: str | Path,
     **options: Any,
 ) -> TuneResult:
-    """Search to the end and return the result; parameters and errors as in `iter_tune`."""
+    """Search to the end and return the result.
+
+    Parameters and errors as in `iter_tune`.
+    """
     with closing(iter_tune(recipe, pairs, grid, out=out, **options)) as events:
         for _ in events:
             pass
@@ -75,28 +83,31 @@ def iter_tune(
     overrides: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> Generator[Event, None, None]:
-    """Judge every combination of `grid` by cross-validation, and train the best one on all data.
+    """Judge every combination of `grid` by cross-validation, and train the best one
+    on all data.
 
-    The score of the best of many trials is too good by the choice itself, besides what `iter_crossval` says: report a
-    score on images that took no part.
+    The score of the best of many trials is too good by the choice itself, besides what
+    `iter_crossval` says: report a score on images that took no part.
 
     Parameters
     ----------
     recipe, pairs, classes, unlabelled, overrides
         as in `iter_train`; what every trial has in common.
     grid
-        dotted keys of a recipe and the values of each to try; the key ``recipe`` takes names or paths of recipes.
+        dotted keys of a recipe and the values of each to try; the key ``recipe`` takes
+        names or paths of recipes.
     out
-        folder for ``trials/``, ``trials.csv`` and ``trials.json`` (best first), ``best.yaml`` and ``final/``, the run
-        that is trained on all data. A second call goes on where the first one stopped.
+        folder for ``trials/``, ``trials.csv`` and ``trials.json`` (best first),
+        ``best.yaml`` and ``final/``, the run that is trained on all data. A second call
+        goes on where the first one stopped.
     options, keywords
         see `SearchOptions`; its fields may be given as keywords.
 
     Raises
     ------
     RecipeError
-        before anything is trained, for a key that no recipe has (naming the nearest) and for each combination that
-        makes no recipe or no network.
+        before anything is trained, for a key that no recipe has (naming the nearest)
+        and for each combination that makes no recipe or no network.
     ImageError, LabelError, RunError
         as in `iter_crossval`.
     TrainingError
@@ -114,7 +125,9 @@ def iter_tune(
         "classes": classes,
         "unlabelled": unlabelled,
     }
-    study = Study.of(pairs, chosen.folds, recipe=base, device=chosen.device, **crossval_options)
+    study = Study.of(
+        pairs, chosen.folds, recipe=base, device=chosen.device, **crossval_options
+    )
     return Search(Path(out).expanduser(), trials, study, chosen, base).run()
 
 
@@ -129,8 +142,9 @@ class SearchOptions:
     group
         see `fold_pairs`.
     halving
-        share of the trials that goes on after each round of successive halving (Jamieson and Talwalkar 2016,
-        https://arxiv.org/abs/1502.07943): 3 lets the best third train on. None trains all of them to the end.
+        share of the trials that goes on after each round of successive halving
+        (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943): 3 lets the best
+        third train on. None trains all of them to the end.
     retrain
         whether the best recipe is trained on all data at the end.
     device
@@ -146,7 +160,8 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.halving is not None and self.halving < 2:
             raise RecipeError(
-                f"--halving {self.halving}: needed is 2 or more; 3 lets the best third go on."
+                f"--halving {self.halving}: needed is 2 or more; 3 lets the best third"
+                " go on."
             )
 
 
@@ -166,8 +181,9 @@ class Search:
         built = set()
         if len({axes_of(trial.recipe) for trial in self.trials}) > 1:
             raise RecipeError(
-                "found 2D and 3D networks in one search; they are split otherwise (slices, blocks) and cannot be "
-                "compared fold by fold: search each by itself."
+                "found 2D and 3D networks in one search; they are split otherwise"
+                " (slices, blocks) and cannot be compared fold by fold: search each by"
+                " itself."
             )
         for trial in self.trials:
             try:
@@ -184,7 +200,8 @@ class Search:
             "training.epochs" in trial.values for trial in self.trials
         ):
             raise RecipeError(
-                "training.epochs cannot be in a grid with halving, which sets it; leave out one of both."
+                "training.epochs cannot be in a grid with halving, which sets it; leave"
+                " out one of both."
             )
         if self.out.exists() and not (
             self.out.is_dir() and not any(self.out.iterdir())
@@ -195,7 +212,10 @@ class Search:
             )
 
     def rounds(self) -> list[tuple[int, int]]:
-        """Trials in each round, with the divisor of their epochs: ``[(9, 9), (3, 3), (1, 1)]``."""
+        """Trials in each round, with the divisor of their epochs.
+
+        ``[(9, 9), (3, 3), (1, 1)]``.
+        """
         counts, eta = [len(self.trials)], self.options.halving
         while eta and counts[-1] >= eta:
             counts.append(counts[-1] // eta)
@@ -215,7 +235,9 @@ class Search:
             epochs = {trial.name: epochs_of(trial, divisor) for trial in alive[:count]}
             for number, trial in enumerate(alive[:count], 1):
                 position = number, count, trial.name
-                yield TrialStarted(*position, epochs[trial.name], len(self.study.splits))
+                yield TrialStarted(
+                    *position, epochs[trial.name], len(self.study.splits)
+                )
                 yield from unsaid(self._judge(trial, epochs[trial.name]), repeated)
                 trial_score = self.scores[trial.name][epochs[trial.name]]
                 yield TrialEnd(
@@ -232,7 +254,8 @@ class Search:
         score = self.latest(best)
         if score is None or math.isnan(score.mean_iou):
             raise TrainingError(
-                f"no trial of {len(self.trials)} has a score; the first says: {self._why_none()}"
+                f"no trial of {len(self.trials)} has a score; the first says:"
+                f" {self._why_none()}"
             )
         folder = SearchFolder(self.out)
         files.write_text(folder.best_recipe_path, dump_recipe(best.recipe))
@@ -268,7 +291,9 @@ class Search:
         self._save()
 
     def _retrain(self, best: Trial) -> Generator[Event, None, None]:
-        """Train the best recipe on everything, as long as it took to be best where early stopping may decide."""
+        """Train the best recipe on everything, as long as it took to be best where
+        early stopping may decide.
+        """
         folder = SearchFolder(self.out)
         changed: dict[str, Any] = {"training.validation": 0.0}
         if best.recipe.training.early_stopping is not None:
@@ -276,7 +301,8 @@ class Search:
             epochs = max(1, round(sum(fold.best_epoch for fold in folds) / len(folds)))
             changed |= {"training.early_stopping": None, "training.epochs": epochs}
             yield Message(
-                f"nothing is held back now to stop early: {epochs} epochs, the mean of the folds' best"
+                f"nothing is held back now to stop early: {epochs} epochs, the mean of"
+                " the folds' best"
             )
         run = folder.final
         job = self.study.job(best.recipe.with_overrides(changed), run.path)
@@ -346,12 +372,15 @@ def _read_scores(
     *,
     rounds: Sequence[tuple[int, int]],
 ) -> dict[str, dict[int, Score]]:
-    """What an earlier search in `out` found of these trials. `rounds` are those of successive halving, if any.
+    """What an earlier search in `out` found of these trials.
+
+    `rounds` are those of successive halving, if any.
 
     Raises
     ------
     RunError
-        when `out` holds something else, or a search on other data, in other rounds or with other recipes.
+        when `out` holds something else, or a search on other data, in other rounds or
+        with other recipes.
     """
     folder = SearchFolder(out)
     if not folder.exists:
@@ -361,11 +390,13 @@ def _read_scores(
     record = folder.read()
     if record.get("fingerprints") != list(fingerprints):
         raise RunError(
-            f"{out}: was begun with other images, labels or folds; give the same again, or choose another --out."
+            f"{out}: was begun with other images, labels or folds; give the same again,"
+            " or choose another --out."
         )
     if record.get("rounds") != [list(round_sizes) for round_sizes in rounds]:
         raise RunError(
-            f"{out}: was begun with another --halving, or another number of trials; choose another --out."
+            f"{out}: was begun with another --halving, or another number of trials;"
+            " choose another --out."
         )
     before = TuneResult.load(out)
     recipes = {trial.name: trial.recipe for trial in before.trials}
@@ -373,7 +404,12 @@ def _read_scores(
         keys = differences(recipes.get(trial.name, trial.recipe), trial.recipe)
         if wrong := [key for key in keys if key not in ("name", "description")]:
             raise RunError(
-                f"{out}: trial {trial.name} was begun with other values of {', '.join(wrong)}; choose another --out."
+                f"{out}: trial {trial.name} was begun with other values of"
+                f" {', '.join(wrong)}; choose another --out."
             )
     trial_names = {trial.name for trial in trials}
-    return {name: dict(trial_scores) for name, trial_scores in before.scores.items() if name in trial_names}
+    return {
+        name: dict(trial_scores)
+        for name, trial_scores in before.scores.items()
+        if name in trial_names
+    }

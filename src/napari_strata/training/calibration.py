@@ -1,7 +1,11 @@
-"""Final: the best model is measured once more on the validation images, and its probabilities are made honest.
+"""Final.
 
-What is found goes into ``validation/`` of the run, in the form of every evaluation, and the calibration into the model.
-Nothing here is random but which pixels are looked at, and that depends on the recipe's seed alone.
+The best model is measured once more on the validation images, and its probabilities are
+made honest.
+
+What is found goes into ``validation/`` of the run, in the form of every evaluation, and
+the calibration into the model. Nothing here is random but which pixels are looked at,
+and that depends on the recipe's seed alone.
 """
 
 from __future__ import annotations
@@ -31,7 +35,6 @@ from napari_strata.training.validation import Predicted, Truth, iter_predicted
 
 Array = np.ndarray[Any, Any]
 
-"""Folder of a run for what is measured here."""
 
 PIXELS, VALUES = 200_000, 4_000_000
 """Labelled pixels that the temperature is fitted on at most, and logits of theirs."""
@@ -41,10 +44,12 @@ CASES = 3
 
 
 def measure(run: TrainingRun, truths: Sequence[Truth]) -> Generator[Event, None, None]:
-    """Measure the model of a run whose epochs are over, unless that has been done on the same data.
+    """Measure the model of a run whose epochs are over, unless that has been done
+    on the same data.
 
-    Yields a `Message`, a `RegionEnd` a part, and what was found as a `Message`. Stopped before its end it has changed
-    nothing. Temperature divides logits and so changes no label. Without validation parts there is nothing to do.
+    Yields a `Message`, a `RegionEnd` a part, and what was found as a `Message`. Stopped
+    before its end it has changed nothing. Temperature divides logits and so changes no
+    label. Without validation parts there is nothing to do.
 
     Raises
     ------
@@ -60,9 +65,8 @@ def measure(run: TrainingRun, truths: Sequence[Truth]) -> Generator[Event, None,
     )
     yield Message(f"measuring the best model on {len(truths)} validation {noun}")
     learner = run.learner
-    with seeded(
-        learner.device, 0
-    ):  # first weights are drawn at random, and the caller's random numbers are not ours
+    # The first weights are drawn at random; leave the caller's random numbers alone.
+    with seeded(learner.device, 0):
         network = model.build(learner.device)
     predictor = TiledPredictor(
         NetworkPredictor(
@@ -84,7 +88,8 @@ def measure(run: TrainingRun, truths: Sequence[Truth]) -> Generator[Event, None,
         calibration=Calibration(fit.temperature, before, after, fit.before.pixels),
     )
     model.save(run.folder.model_path)
-    # The report after the model: what says that both are there is the digest in its metrics.json.
+    # The report after the model: what says that both are there is the digest in its
+    # metrics.json.
     best = model.best
     facts = {
         "epoch": best.epoch if best else None,
@@ -103,7 +108,8 @@ class Tally:
     Parameters
     ----------
     picks
-        which of all labelled pixels, counted through the parts, the calibration looks at.
+        which of all labelled pixels, counted through the parts, the calibration looks
+        at.
     """
 
     classes: ClassMap
@@ -126,7 +132,9 @@ class Tally:
         )
 
     def add(self, found: Predicted) -> None:
-        """Count a part, keep some of its pixels, and its picture if it is among the best or the worst so far."""
+        """Count a part, keep some of its pixels, and its picture if it is among the
+        best or the worst so far.
+        """
         labels = found.truth.labels.ravel()
         labelled = np.flatnonzero(labels != IGNORE)
         start, stop = np.searchsorted(
@@ -151,7 +159,10 @@ class Tally:
         return calibrate(np.concatenate(self.logits), np.concatenate(self.labels))
 
     def cases(self) -> dict[str, Example]:
-        """The best and the worst parts by mean IoU, by the names of their pictures; none is both."""
+        """The best and the worst parts by mean IoU, by the names of their pictures.
+
+        None is both.
+        """
         count = len(self.per_part)
         counts = {
             "best": max(1, min(CASES, count // 2)),
@@ -207,6 +218,7 @@ def _in_words(fit: Fit) -> str:
     if fit.note:
         return fit.note
     return (
-        f"confidence is off by {100 * fit.before.ece:.1f} % on average (expected calibration error), and by "
-        f"{100 * fit.after.ece:.1f} % with the temperature {fit.temperature:.2f}, which the model now holds"
+        f"confidence is off by {100 * fit.before.ece:.1f} % on average (expected"
+        f" calibration error), and by {100 * fit.after.ece:.1f} % with the temperature"
+        f" {fit.temperature:.2f}, which the model now holds"
     )

@@ -158,9 +158,9 @@ class ProcessGroup:
         if name.startswith("cuda") and gpus and (name != "cuda" or gpus < local_ranks):
             available = f"{gpus} GPUs" if name == "cuda" else f"the one GPU {name}"
             raise TrainingError(
-                f"found {local_ranks} processes for {available}; each needs a GPU of its own: "
-                f"start as many as there are GPUs (--nproc-per-node {gpus}) with "
-                "--device auto."
+                f"found {local_ranks} processes for {available}; each needs a GPU of"
+                f" its own: start as many as there are GPUs (--nproc-per-node {gpus})"
+                " with --device auto."
             )
         if name == "cuda" and gpus:
             name = f"cuda:{os.environ.get('LOCAL_RANK', self.rank)}"

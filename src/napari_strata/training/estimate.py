@@ -50,4 +50,7 @@ def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
             logits, logits.new_empty(logits[:, 0].shape, dtype=torch.long)
         )
     half = 2 if precision.dtype is not None else 1
-    return copies * weights + sum(storage.nbytes() for storage in storages.values()) // half
+    return (
+        copies * weights
+        + sum(storage.nbytes() for storage in storages.values()) // half
+    )

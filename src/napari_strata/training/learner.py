@@ -164,7 +164,8 @@ class Learner:
         )
 
     def recalibrate(self, source: PatchSource) -> None:
-        """Measure batch normalisation's statistics on plain patches, as the recipe says.
+        """Measure batch normalisation's statistics on plain patches, as the recipe
+        says.
 
         Those of an encoder that is frozen stay.
         """
@@ -258,7 +259,10 @@ class Progress:
         return self.history[-1] if self.history else None
 
     def is_best(self, *, iou: float, loss: float) -> tuple[bool, bool]:
-        """Tell if a mean IoU and a validation loss are the best so far; NaN never is."""
+        """Tell if a mean IoU and a validation loss are the best so far.
+
+        NaN never is.
+        """
         ious = [end.mean_iou for end in self.history if end.best_iou]
         losses = [end.validation_loss for end in self.history if end.best_loss]
         return iou > max(ious, default=-math.inf), loss < min(losses, default=math.inf)

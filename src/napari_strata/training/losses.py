@@ -49,7 +49,9 @@ class LossOptions:
 
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor, LossOptions], Tensor]
-"""(logits P x K float32, labels P int64, options) of P > 0 labelled pixels -> scalar."""
+"""(logits P x K float32, labels P int64, options) of P > 0 labelled pixels ->
+scalar.
+"""
 
 LOSSES: dict[str, LossFunction] = {}
 """All losses by their name in the recipe."""

@@ -1,4 +1,8 @@
-"""Plan: everything that is decided before the first step, for a new run and for one that goes on. Writes nothing."""
+"""Plan.
+
+Everything that is decided before the first step, for a new run and for one that goes
+on. Writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,10 @@ MAY_CHANGE = (
 
 
 BOX = {"Z": "planes", "Y": "rows", "X": "columns"}
-"""Names of the sides of a part's box in ``data.json``; planes of a 3D network's only."""
+"""Names of the sides of a part's box in ``data.json``.
+
+Planes of a 3D network's only.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,9 @@ class TrainingJob:
     Parameters
     ----------
     split
-        what trains and what validates, where that is decided already, as in cross-validation; its parts are parts of
-        `pairs`, counted by `classes`. A run that goes on keeps the split that it has.
+        what trains and what validates, where that is decided already, as in
+        cross-validation; its parts are parts of `pairs`, counted by `classes`. A run
+        that goes on keeps the split that it has.
     """
 
     recipe: Any
@@ -94,7 +102,10 @@ class Plan:
         )
 
     def record(self) -> dict[str, Any]:
-        """For ``data.json``: sources, split, classes, spec and fingerprint, as plain data."""
+        """For ``data.json``.
+
+        Sources, split, classes, spec and fingerprint, as plain data.
+        """
         numbers = {id(pair): i for i, pair in enumerate(self.pairs)}
 
         def row(part: LabelledRegion) -> dict[str, Any]:
@@ -129,7 +140,10 @@ class Plan:
 
 
 def axes_of(recipe: Recipe) -> str:
-    """The axes of what a recipe's network sees at a time: ``YX``, or ``ZYX`` where it is 3D."""
+    """The axes of what a recipe's network sees at a time.
+
+    ``YX``, or ``ZYX`` where it is 3D.
+    """
     return recipe.network.axes
 
 
@@ -146,13 +160,15 @@ def plan_new(job: TrainingJob) -> Plan:
     held = pairs_with_neighbours(
         as_pairs(job.validation or []), recipe.patches.neighbours
     )
-    # Validation labels count: a value that stands there alone is a class that training lacks, and is named as such.
+    # Validation labels count: a value that stands there alone is a class that training
+    # lacks, and is named as such.
     classes = job.classes or find_classes([*pairs, *held], job.unlabelled)
     spec = resolve(recipe, pairs, classes=classes, unlabelled=job.unlabelled)
     if len(spec.classes) < 2:
         raise LabelError(
-            f"found one class only, {spec.classes.names[0]!r}; a network learns to tell classes apart: label at least "
-            "two, or take a value out of those that are unlabelled."
+            f"found one class only, {spec.classes.names[0]!r}; a network learns to tell"
+            " classes apart: label at least two, or take a value out of those that are"
+            " unlabelled."
         )
     if job.split is not None:
         split = (
@@ -176,9 +192,12 @@ def plan_new(job: TrainingJob) -> Plan:
 
 
 def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
-    """Take up what `run` was started with: its recipe, its spec and its split, which never changes.
+    """Take up what `run` was started with.
 
-    Pairs that the run does not know are added to training, whole; pairs that are gone are left out and named.
+    Its recipe, its spec and its split, which never changes.
+
+    Pairs that the run does not know are added to training, whole; pairs that are gone
+    are left out and named.
 
     Raises
     ------
@@ -193,8 +212,8 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
         key for key in differences(stored, recipe) if not key.startswith(MAY_CHANGE)
     ]:
         raise RecipeError(
-            f"{', '.join(forbidden)} cannot change when a run goes on; start a new run, or change only "
-            f"{', '.join(MAY_CHANGE)}."
+            f"{', '.join(forbidden)} cannot change when a run goes on; start a new run,"
+            f" or change only {', '.join(MAY_CHANGE)}."
         )
     spec = ModelSpec.model_validate(record["spec"])
     held = pairs_with_neighbours(as_pairs(job.validation or []), spec.neighbours)
@@ -202,11 +221,13 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
     known_pairs, added = _recognise(record["pairs"], [*pairs, *held])
     if not known_pairs:
         raise RunError(
-            f"{run.path}: none of the images given belongs to this run; give those it was started with."
+            f"{run.path}: none of the images given belongs to this run; give those it"
+            " was started with."
         )
     if stray := [pair.name for pair in held if pair in added]:
         raise RunError(
-            f"{run.path}: {join_names(stray)} was not validated on before; a run keeps its validation images."
+            f"{run.path}: {join_names(stray)} was not validated on before; a run keeps"
+            " its validation images."
         )
     split = Split(
         training=_parts(record["training"], known_pairs, spec)
@@ -217,14 +238,23 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
     )
     if record["validation"] and not split.validation:
         raise RunError(
-            f"{run.path}: the validation images of this run are missing; give them again (--val)."
+            f"{run.path}: the validation images of this run are missing; give them"
+            " again (--val)."
         )
-    plan = _plan(recipe, spec, split, [*known_pairs.values(), *added], notes=_news(added))
+    plan = _plan(
+        recipe, spec, split, [*known_pairs.values(), *added], notes=_news(added)
+    )
     if plan.fingerprint != record["fingerprint"]:
-        note = f"the training data changed: fingerprint {record['fingerprint']} -> {plan.fingerprint}"
+        note = (
+            f"the training data changed: fingerprint {record['fingerprint']} ->"
+            f" {plan.fingerprint}"
+        )
         plan = replace(plan, messages=(*plan.messages, Message(note)))
     if isinstance(job.recipe, str) and job.recipe not in ("default", stored.name):
-        note = f"the run goes on with its own recipe, {stored.name!r}; {job.recipe!r} is not used"
+        note = (
+            f"the run goes on with its own recipe, {stored.name!r}; {job.recipe!r} is"
+            " not used"
+        )
         plan = replace(plan, messages=(*plan.messages, Message(note, "warning")))
     return plan
 
@@ -262,7 +292,9 @@ def _plan(
 def _of_pairs(
     split: Split, plain: Sequence[AnnotatedImage], pairs: Sequence[AnnotatedImage]
 ) -> Split:
-    """A split of the pairs `plain` as one of `pairs`, which are those with their neighbours."""
+    """A split of the pairs `plain` as one of `pairs`, which are those with their
+    neighbours.
+    """
     dressed = {id(old): new for old, new in zip(plain, pairs, strict=True)}
     training, validation = (
         [replace(part, pair=dressed[id(part.pair)]) for part in side]
@@ -272,7 +304,10 @@ def _of_pairs(
 
 
 def _described(pairs: Sequence[AnnotatedImage]) -> list[str]:
-    """What was read, in words, so that axes taken for others are seen: the first image of each kind, and each note."""
+    """What was read, in words, so that axes taken for others are seen.
+
+    The first image of each kind, and each note.
+    """
     kinds = {
         (pair.image.axes, str(pair.image.dtype), pair.image.notes): pair.image
         for pair in reversed(pairs)
@@ -284,7 +319,8 @@ def _described(pairs: Sequence[AnnotatedImage]) -> list[str]:
     ]
     more = len(pairs) - len(kinds)
     alike = [
-        f"and {more} more image{'' if more == 1 else 's'} like {'this' if len(kinds) == 1 else 'these'}"
+        f"and {more} more image{'' if more == 1 else 's'} like"
+        f" {'this' if len(kinds) == 1 else 'these'}"
     ]
     return [*dict.fromkeys(lines), *(alike if more else [])]
 
@@ -298,7 +334,8 @@ def _flat(pairs: Sequence[AnnotatedImage]) -> list[str]:
     ]
     return (
         [
-            f"found one grey value only, from which nothing can be learnt, in: {join_names(names)}"
+            "found one grey value only, from which nothing can be learnt, in:"
+            f" {join_names(names)}"
         ]
         if names
         else []
@@ -318,7 +355,9 @@ def _form(pair: AnnotatedImage) -> dict[str, Any]:
 def data_fingerprint(
     split: Split, pairs: Sequence[AnnotatedImage], classes: ClassMap
 ) -> str:
-    """Sixteen hexadecimal digits of sampled grey values, of every part's class counts and of where the parts lie."""
+    """Sixteen hexadecimal digits of sampled grey values, of every part's class
+    counts and of where the parts lie.
+    """
     state = hashlib.sha256()
     for pair in pairs:
         state.update(repr(_form(pair)).encode())
@@ -333,7 +372,10 @@ def data_fingerprint(
 def _recognise(
     rows: Sequence[Mapping[str, Any]], pairs: Sequence[AnnotatedImage]
 ) -> tuple[dict[int, AnnotatedImage], list[AnnotatedImage]]:
-    """Pairs that the run knows, by their number in it, and those it does not. Equal ones count in their order."""
+    """Pairs that the run knows, by their number in it, and those it does not.
+
+    Equal ones count in their order.
+    """
     open_rows = dict(enumerate(rows))
     known_pairs, added = {}, []
     for pair in pairs:

@@ -20,16 +20,23 @@ from napari_strata.networks.build import encoder_of, head_of
 from napari_strata.networks.weights import for_channels, load_encoder_weights
 
 IDENTITY = ("architecture", "encoder", "widths", "norm")
-"""Keys of a network that must be the same, beside its kind, for one to start from the other."""
+"""Keys of a network that must be the same, beside its kind, for one to start from
+the other.
+"""
 
 STRIDES = "strides along Z"
-"""What must be the same of 3D networks too: the kernels have other shapes where it is not."""
+"""What must be the same of 3D networks too.
+
+The kernels have other shapes where it is not.
+"""
 
 
 def fine_tuning_recipe(
     start: str | os.PathLike[str], recipe: str | os.PathLike[str] | Recipe | None = None
 ) -> Recipe:
-    """The recipe of a training that starts from the model or run `start`: the model's own where none is given.
+    """The recipe of a training that starts from the model or run `start`.
+
+    The model's own where none is given.
 
     Raises
     ------
@@ -43,7 +50,10 @@ def fine_tuning_recipe(
 
 
 def load_model(start: str | os.PathLike[str]) -> Model:
-    """The model to start from. Raises `ModelError` when there is none, or it is damaged."""
+    """The model to start from.
+
+    Raises `ModelError` when there is none, or it is damaged.
+    """
     try:
         return Model.load(Path(start).expanduser())
     except ModelError as error:
@@ -51,12 +61,14 @@ def load_model(start: str | os.PathLike[str]) -> Model:
 
 
 def initialise(network: nn.Module, recipe: Recipe, spec: ModelSpec) -> list[Message]:
-    """Give a new network the weights that the recipe starts from, and say in words which.
+    """Give a new network the weights that the recipe starts from, and say in words
+    which.
 
     Raises
     ------
     ModelError
-        when ``training.start`` is no model of ours, or one of another network; the network is then untouched.
+        when ``training.start`` is no model of ours, or one of another network; the
+        network is then untouched.
     TrainingError
         when the recipe demands ImageNet weights and they cannot be had.
     """
@@ -72,16 +84,21 @@ def initialise(network: nn.Module, recipe: Recipe, spec: ModelSpec) -> list[Mess
     )
     messages = [Message(note), Message(f"the encoder stays as it is for {epochs}")]
     if section.start is None and "random weights" in note:
-        text = "a frozen encoder of random numbers learns nothing: set training.start, or training.freeze_encoder=0"
+        text = (
+            "a frozen encoder of random numbers learns nothing: set training.start, or"
+            " training.freeze_encoder=0"
+        )
         messages.append(Message(text, "warning"))
     return messages
 
 
 def take_over(network: nn.Module, spec: ModelSpec, start: Model, *, source: str) -> str:
-    """Copy every tensor of `start` whose name and shape agree into `network`, and say in words what was taken.
+    """Copy every tensor of `start` whose name and shape agree into `network`, and
+    say in words what was taken.
 
-    The head takes the rows of the classes that have the same name; the others stay as they are. Convolutions that see
-    the image are adapted to another number of channels; see `for_channels`.
+    The head takes the rows of the classes that have the same name; the others stay as
+    they are. Convolutions that see the image are adapted to another number of channels;
+    see `for_channels`.
 
     Raises
     ------
@@ -89,7 +106,9 @@ def take_over(network: nn.Module, spec: ModelSpec, start: Model, *, source: str)
         when the networks are not of one kind; `network` is then untouched.
     """
     own, head = network.state_dict(), f"{head_of(network)}."
-    start_tensors = {name: tensor for name, tensor in start.weights.items() if name in own}
+    start_tensors = {
+        name: tensor for name, tensor in start.weights.items() if name in own
+    }
     taken = {
         n: t
         for n, t in start_tensors.items()
@@ -104,7 +123,9 @@ def take_over(network: nn.Module, spec: ModelSpec, start: Model, *, source: str)
             )
         )
     channels = start.spec.in_channels, spec.in_channels
-    adapted = _adapted(own, start_tensors, channels) if channels[0] != channels[1] else {}
+    adapted = (
+        _adapted(own, start_tensors, channels) if channels[0] != channels[1] else {}
+    )
     rows, kept_rows = _rows(
         own, start_tensors, (start.spec.classes.names, spec.classes.names), head=head
     )
@@ -123,7 +144,10 @@ def take_over(network: nn.Module, spec: ModelSpec, start: Model, *, source: str)
 
 
 class FreezableEncoder:
-    """The encoder of `network`, which can be held as it is: no gradients, and normalisation by its own statistics."""
+    """The encoder of `network`, which can be held as it is.
+
+    No gradients, and normalisation by its own statistics.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.module = encoder_of(network)
@@ -136,7 +160,10 @@ class FreezableEncoder:
         self.frozen = False
 
     def hold(self, frozen: bool) -> None:
-        """Freeze it or let it learn; to be called after ``network.train()``, which would wake its normalisation."""
+        """Freeze it or let it learn.
+
+        To be called after ``network.train()``, which would wake its normalisation.
+        """
         self.frozen = frozen
         for parameter in self.learning:
             parameter.requires_grad_(not frozen)
@@ -147,7 +174,10 @@ class FreezableEncoder:
 def _adapted(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], channels: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Kernels of the convolutions that see the image: of the first, and of those that see it beside features."""
+    """Kernels of the convolutions that see the image.
+
+    Of the first, and of those that see it beside features.
+    """
     before, after = channels
     adapted = {}
     for name, kernel in given.items():
@@ -170,7 +200,9 @@ def _rows(
     *,
     head: str,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The head's tensors with the rows of the classes that both models have, and the names of these."""
+    """The head's tensors with the rows of the classes that both models have, and
+    the names of these.
+    """
     before, after = names
     common = [name for name in after if name in before]
     fitting = {
@@ -212,13 +244,17 @@ def _why_other(spec: ModelSpec, start: Model, source: str, found: str) -> str:
     elif _identity(spec) | {STRIDES: strides} == _identity(start.spec):
         # Voxels of another shape: a power of two gives the strides of the model.
         cure = f"--set network.anisotropy={2 ** strides.count(1)}"
-        return f"training.start={source}: its network is {start_text}; for these voxels it would be {own_text}. Add {cure}."
+        return (
+            f"training.start={source}: its network is {start_text}; for these voxels it"
+            f" would be {own_text}. Add {cure}."
+        )
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     run = RunFolder(folder)
     own = f"--recipe {run.recipe_path}" if run.exists else "--start without --recipe"
     return (
-        f"training.start={source}: its network is {start_text}; the recipe's is {own_text}. Only the same network can start "
-        f"from it: train with its own recipe ({own})."
+        f"training.start={source}: its network is {start_text}; the recipe's is"
+        f" {own_text}. Only the same network can start from it: train with its own"
+        f" recipe ({own})."
     )
 
 

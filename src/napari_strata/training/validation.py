@@ -1,6 +1,10 @@
-"""Validation: whole images through the same tiles as prediction, scored by one global confusion matrix.
+"""Validation.
 
-A large volume goes through in strips along Z, each with the planes that inform it, so that memory holds one of them.
+Whole images through the same tiles as prediction, scored by one global confusion
+matrix.
+
+A large volume goes through in strips along Z, each with the planes that inform it, so
+that memory holds one of them.
 """
 
 from __future__ import annotations
@@ -26,18 +30,24 @@ from napari_strata.models.tiled import TiledPredictor, class_indices
 from napari_strata.training.losses import Loss
 
 ALSO: tuple[LossName, ...] = ("bce", "dice")
-"""Losses that are reported of every validation, whatever the recipe minimises, so that runs can be compared."""
+"""Losses that are reported of every validation, whatever the recipe minimises, so
+that runs can be compared.
+"""
 
 
 STRIP = 2**24
-"""Voxels of a volume that are predicted at a time, about; a smaller one is predicted whole."""
+"""Voxels of a volume that are predicted at a time, about.
+
+A smaller one is predicted whole.
+"""
 
 
 class Truth(NamedTuple):
     """A part to validate on, with what does not change between epochs.
 
-    `labels` class indices uint8 of its shape, `scale` of its grey values; `around` is what the network is shown: the
-    part itself, or of a strip more planes, which do not count.
+    `labels` class indices uint8 of its shape, `scale` of its grey values; `around` is
+    what the network is shown: the part itself, or of a strip more planes, which do not
+    count.
     """
 
     part: LabelledRegion
@@ -59,8 +69,8 @@ class Truth(NamedTuple):
 class Validation:
     """Scores of one network on all validation parts.
 
-    `loss` and `terms` (each loss by itself) are means over parts, weighted by their labelled pixels; NaN without any.
-    `example` is the first part, for a picture.
+    `loss` and `terms` (each loss by itself) are means over parts, weighted by their
+    labelled pixels; NaN without any. `example` is the first part, for a picture.
     """
 
     loss: float
@@ -70,7 +80,10 @@ class Validation:
 
 
 def load_truths(parts: Sequence[LabelledRegion], spec: ModelSpec) -> list[Truth]:
-    """Read the labels of each part and measure the scale of each image, once. Parts without labels are left out."""
+    """Read the labels of each part and measure the scale of each image, once.
+
+    Parts without labels are left out.
+    """
     scales: dict[int, Scale] = {}
     truths = []
     for part in parts:
@@ -88,10 +101,13 @@ def load_truths(parts: Sequence[LabelledRegion], spec: ModelSpec) -> list[Truth]
 def _strips(
     part: LabelledRegion, spec: ModelSpec
 ) -> list[tuple[LabelledRegion, LabelledRegion]]:
-    """A part, or strips of a large volume along Z; each with what the network is to see for it.
+    """A part, or strips of a large volume along Z.
 
-    They begin at multiples of the network's stride, as tiles do, and are seen with its halo, which comes on top.
-    (Where a network blends its tiles, scores depend a little on where strips are cut.)
+    Each with what the network is to see for it.
+
+    They begin at multiples of the network's stride, as tiles do, and are seen with its
+    halo, which comes on top. (Where a network blends its tiles, scores depend a little
+    on where strips are cut.)
     """
     if spec.depth is None or math.prod(part.shape) <= STRIP:
         return [(part, part)]
@@ -114,8 +130,9 @@ def _strips(
 class Predicted(NamedTuple):
     """A part as a network sees it.
 
-    `image` grey values (C, H, W), `logits` float32 (K, H, W), `indices` of the classes uint8 (H, W), or (D, H, W) each
-    of a volume; `confusion` of this part alone; `neighbours` as in the spec.
+    `image` grey values (C, H, W), `logits` float32 (K, H, W), `indices` of the classes
+    uint8 (H, W), or (D, H, W) each of a volume; `confusion` of this part alone;
+    `neighbours` as in the spec.
     """
 
     truth: Truth
@@ -166,7 +183,8 @@ def validate(
 ) -> Validation:
     """Predict every part whole and score it on its labelled pixels.
 
-    Overlap losses (Dice, Tversky, Lovasz) are taken over each part as a whole; memory holds one part's logits.
+    Overlap losses (Dice, Tversky, Lovasz) are taken over each part as a whole; memory
+    holds one part's logits.
     """
     confusion = ConfusionMatrix(predictor.spec.classes)
     sums: dict[str, float] = {}

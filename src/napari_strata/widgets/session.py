@@ -1,4 +1,7 @@
-"""Session: what the docks of one viewer share: the worker, the folder, the newest model, and the end of it all."""
+"""Session: what the docks of one viewer share.
+
+The worker, the folder, the newest model, and the end of it all.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ NOTE = "session.json"
 
 
 class Session(QObject):
-    """One for each viewer; `Session.of` gives it. The worker starts when the first dock asks for the session."""
+    """One for each viewer; `Session.of` gives it.
+
+    The worker starts when the first dock asks for the session.
+    """
 
     model_ready = Signal(object)  # Path of the run whose model is new or better
     runs_changed = Signal()
@@ -77,7 +83,10 @@ class Session(QObject):
         self._reload()
 
     def _reload(self) -> None:
-        """Take up what was changed in Preferences, once no job runs; another command means another worker."""
+        """Take up what was changed in Preferences, once no job runs.
+
+        Another command means another worker.
+        """
         if not self._stale or self.client.current_state == "busy":
             return
         self._stale = False
@@ -89,7 +98,10 @@ class Session(QObject):
         self.settings = settings
 
     def new_run(self, image: str) -> Path:
-        """A run folder that does not exist yet, named for people. Raises `StrataError` when none can be made."""
+        """A run folder that does not exist yet, named for people.
+
+        Raises `StrataError` when none can be made.
+        """
         stem = f"{date.today():%Y-%m-%d}-{slug(image)}"
         number = 1
         while (
@@ -103,7 +115,10 @@ class Session(QObject):
         return path
 
     def scratch(self) -> Path:
-        """A folder for arrays that only this viewer needs, beside the runs: a worker elsewhere must reach it."""
+        """A folder for arrays that only this viewer needs, beside the runs.
+
+        A worker elsewhere must reach it.
+        """
         if self._scratch is None:
             number = 1
             while (
@@ -121,7 +136,9 @@ class Session(QObject):
         return self._closed
 
     def register_task(self, description: str, handle: JobHandle) -> None:
-        """Let napari ask before it closes while this job runs, in its own words and ours."""
+        """Let napari ask before it closes while this job runs, in its own words and
+        ours.
+        """
         window = self.viewer.window
         number = window._register_task_status("Strata", Status.BUSY, description)
         handle.ended.connect(
@@ -135,7 +152,11 @@ class Session(QObject):
         self.runs_changed.emit()
 
     def close(self) -> None:
-        """The viewer is gone: the worker ends (a kept training goes on), what only this viewer needed is removed."""
+        """The viewer is gone.
+
+        The worker ends (a kept training goes on), what only this viewer needed is
+        removed.
+        """
         if self._closed:
             return
         self._closed = True

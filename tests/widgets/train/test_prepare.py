@@ -15,7 +15,7 @@ from napari_strata.io import read_labels
 from napari_strata.widgets.train.prepare import (
     FolderData,
     LayerData,
-    Wanted,
+    TrainRequest,
     order_of_run,
 )
 
@@ -34,7 +34,7 @@ def _data() -> LayerData:
 
 
 def test_a_training_and_its_plan_have_the_same_words(tmp_path: Path) -> None:
-    wanted = Wanted(_data(), "unet-ct", {"training.epochs": 3}, "cpu", keep=True)
+    wanted = TrainRequest(_data(), "unet-ct", {"training.epochs": 3}, "cpu", keep=True)
     train, plan = (
         wanted.train_order("1", tmp_path / "run"),
         wanted.plan_order("2", tmp_path / "run"),
@@ -53,7 +53,7 @@ def test_a_training_and_its_plan_have_the_same_words(tmp_path: Path) -> None:
 
 
 def test_folders_are_passed_on_as_they_stand(tmp_path: Path) -> None:
-    wanted = Wanted(FolderData("images", "masks", "YX", (0,)), "default")
+    wanted = TrainRequest(FolderData("images", "masks", "YX", (0,)), "default")
     order = wanted.train_order("1", tmp_path)
     assert (order.images[0].path, order.axes, order.unlabelled) == (
         "images",
@@ -64,7 +64,7 @@ def test_folders_are_passed_on_as_they_stand(tmp_path: Path) -> None:
     assert order.labels[0].path == "masks"
     assert not list(tmp_path.iterdir())
     assert (
-        Wanted(FolderData("dataset"), "default").train_order("1", tmp_path).labels
+        TrainRequest(FolderData("dataset"), "default").train_order("1", tmp_path).labels
         is None
     )
 

@@ -1,4 +1,7 @@
-"""Dock: what the three docks have in common: a scrolling page, and a foot that is always in sight."""
+"""Dock: what the three docks have in common.
+
+A scrolling page, and a foot that is always in sight.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +33,27 @@ from napari_strata.widgets.session import Session
 from napari_strata.widgets.work import threads
 
 REST = 2500
-"""Milliseconds between two looks of a progress bar. In a window with an OpenGL canvas every change, however small, has
-the whole window drawn again: 15 ms without a graphics card."""
+"""Milliseconds between two looks of a progress bar.
+
+In a window with an OpenGL canvas every change, however small, has the whole window
+drawn again: 15 ms without a graphics card.
+"""
 WIDTH = 330
 """Pixels that a dock asks for; it works from 300."""
 
 
 class Dock(QWidget):
-    """Base of the docks. Subclasses fill the page with `add` and the foot with `add_to_foot`."""
+    """Base of the docks.
+
+    Subclasses fill the page with `add` and the foot with `add_to_foot`.
+    """
 
     @classmethod
     def of(cls, viewer: Viewer | None) -> Self:
-        """The dock of a viewer (None: of the one in use), as it was when it was closed; a new one the first time."""
+        """The dock of a viewer (None.
+
+        Of the one in use), as it was when it was closed; a new one the first time.
+        """
         whole = viewer or current_viewer()
         if whole is None:
             raise RunError("found no viewer; open napari first.")
@@ -100,7 +112,10 @@ class Dock(QWidget):
             QTimer.singleShot(0, self._join)
 
     def _join(self) -> None:
-        """Become a tab beside the other docks of ours: napari's menus put a new dock below what is there."""
+        """Become a tab beside the other docks of ours.
+
+        Napari's menus put a new dock below what is there.
+        """
         try:
             window, own_frame = self.window(), _frame(self)
         except RuntimeError:  # closed before it was shown
@@ -140,7 +155,10 @@ class Dock(QWidget):
     def row(
         self, *widgets: QWidget | MagicWidget, stretch: int | None = None
     ) -> QWidget:
-        """Widgets beside each other; the one numbered `stretch` takes the room that is left."""
+        """Widgets beside each other.
+
+        The one numbered `stretch` takes the room that is left.
+        """
         holder = QWidget()
         layout = QHBoxLayout(holder)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -174,7 +192,10 @@ class Dock(QWidget):
         self.notice.say(f"{what} is on the clipboard.")
 
     def copy_later(self, make: Callable[[], str], what: str) -> None:
-        """Put the text that `make`, called in a thread, gives on the clipboard; it may write layers first."""
+        """Put the text that `make`, called in a thread, gives on the clipboard.
+
+        It may write layers first.
+        """
         threads.run(
             make,
             lambda text: self.copy(text, what),
@@ -210,7 +231,10 @@ def _frame(widget: QWidget) -> QDockWidget | None:
 
 
 class Notice(QLabel):
-    """One message for the user, until the next: what went wrong and what to do, or what was done."""
+    """One message for the user, until the next.
+
+    What went wrong and what to do, or what was done.
+    """
 
     MARKS = {"info": "", "warning": "⚠ ", "error": "✗ "}
 
@@ -254,7 +278,10 @@ class Progress(QWidget):
         self.hide()
 
     def show_step(self, done: int, total: int, text: str) -> None:
-        """So much of so much; a total of 0 means that it cannot be known yet. Steps show at most once in `REST`."""
+        """So much of so much; a total of 0 means that it cannot be known yet.
+
+        Steps show at most once in `REST`.
+        """
         self._next = (done, total, text)
         if not self._rest.isActive() or not self.isVisible():
             self._flush()
@@ -269,7 +296,8 @@ class Progress(QWidget):
             return
         done, total, text = self._next
         self._next = None
-        # Not Qt's moving bar where the total is not known: it would have the window drawn thirty times a second.
+        # Not Qt's moving bar where the total is not known: it would have the window
+        # drawn thirty times a second.
         total = total or 1
         self._rest.start()
         self.setUpdatesEnabled(

@@ -239,7 +239,9 @@ class LivePrediction(QObject):
         about = (
             "a few seconds left"
             if left < 5
-            else f"about {format_duration(left) if left >= 10 else f'{left:.0f} s'} left"
+            else (
+                f"about {format_duration(left) if left >= 10 else f'{left:.0f} s'} left"
+            )
         )
         if not self._stopped:
             self.words = (

@@ -1,4 +1,7 @@
-"""The Train dock: from the selected image and painted labels to a model, in one click."""
+"""The Train dock.
+
+From the selected image and painted labels to a model, in one click.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from napari_strata.widgets.train.panel import TrainingPanel
 from napari_strata.widgets.train.plan_summary import Forecast
 from napari_strata.widgets.train.prepare import (
     LayerData,
-    Wanted,
+    TrainRequest,
     class_colors,
     order_of_run,
 )
@@ -54,7 +57,8 @@ class TrainDock(Dock):
         self.handle: JobHandle | None = None
         self.run: Path | None = None
         self._draft: Path | None = None
-        self._order: TrainJob | None = None
+        self._job: TrainJob | None = None
+        self._is_starting = False
         self._trained: LayerData | None = None
         self._followed: RunSummary | None = None
         self._warnings: list[str] = []
@@ -82,7 +86,7 @@ class TrainDock(Dock):
         self.left_behind.follow.connect(self._follow_run)
         self._changed()
 
-    # ------------------------------------------------------------------ what stands where
+    # ---- what stands where
 
     def _build_pages(self) -> None:
         self.tabs = QTabWidget()
@@ -90,11 +94,17 @@ class TrainDock(Dock):
         self.preview_box = CheckBox(
             text="Preview after each epoch",
             value=True,
-            tooltip="Segments the plane in sight with the newest weights, as a layer of its own.",
+            tooltip=(
+                "Segments the plane in sight with the newest weights, as a layer of its"
+                " own."
+            ),
         )
         self.keep_box = CheckBox(
             text="Keep training when napari closes",
-            tooltip="The training goes on by itself, and this dock finds it again next time.",
+            tooltip=(
+                "The training goes on by itself, and this dock finds it again next"
+                " time."
+            ),
         )
         self.preview_box.changed.connect(self.live.switch)
         self.keep_box.changed.connect(self._keep)
@@ -139,7 +149,10 @@ class TrainDock(Dock):
         self.then_box = CheckBox(
             text="Then predict the whole stack",
             value=True,
-            tooltip="When the training is complete, segment the image with the new model at once.",
+            tooltip=(
+                "When the training is complete, segment the image with the new model at"
+                " once."
+            ),
         )
         self.add_to_foot(self.then_box)
         self.why = QLabel()
@@ -148,15 +161,15 @@ class TrainDock(Dock):
         self.add_to_foot(self.row(self.start_button, self.stop_button, stretch=0))
         self.add_to_foot(self.predict_button)
 
-    # ------------------------------------------------------------------ what is wanted
+    # ---- State
 
-    def wanted(self) -> Wanted | None:
+    def request(self) -> TrainRequest | None:
         """The training that the dock shows; None while something is missing."""
         data = self.data_box.data()
         if data is None or self.recipe_box.problem():
             return None
         box, device = self.recipe_box, self.session.settings.device
-        return Wanted(
+        return TrainRequest(
             data, box.base(), dict(box.overrides()), device, bool(self.keep_box.value)
         )
 
@@ -166,9 +179,10 @@ class TrainDock(Dock):
         return TrainState(
             data_problem=self.data_box.problem(),
             recipe_problem=self.recipe_box.problem(),
+            is_starting=self._is_starting,
             is_running=self.handle is not None or self._followed is not None,
             has_model=run is not None and RunFolder(run).has_model,
-            can_continue=self._order is not None,
+            can_continue=self._job is not None,
         )
 
     def _changed(self) -> None:
@@ -182,7 +196,7 @@ class TrainDock(Dock):
         self.runs.show_view(view)
         if self.data_box.uses_layers:
             self.autosave.watch(self.data_box.labels.layer, self.data_box.images.image)
-        request = None if view.problem else self.wanted()
+        request = None if view.problem else self.request()
         self.forecast.ask(request, why="", folder=self._reserve)
 
     def _reserve(self) -> Path:
@@ -209,12 +223,12 @@ class TrainDock(Dock):
             else self._reserve()
         ) / LAYERS
 
-    # ------------------------------------------------------------------ what is done
+    # ---- Actions
 
     def start(self) -> None:
-        """Train: write the layers in a thread, then give the order."""
-        request = self.wanted()
-        if request is None or self.handle is not None:
+        """Train: write the layers in a thread, then send the request to the worker."""
+        request = self.request()
+        if request is None or self.handle is not None or self._is_starting:
             return
         self._trained = request.data if isinstance(request.data, LayerData) else None
         self._begin(
@@ -238,7 +252,10 @@ class TrainDock(Dock):
             self.left_behind.end(self._followed)
 
     def predict(self) -> None:
-        """Segment the image that was trained on (of a run from disk: the one that is chosen), in the Predict dock."""
+        """Segment the image that was trained on, in the Predict dock.
+
+        For a run from disk, it is the image that is chosen.
+        """
         from napari_strata.widgets.predict.dock import PredictDock
 
         layer = (
@@ -250,7 +267,8 @@ class TrainDock(Dock):
             return
         if layer is None or layer not in self.viewer.layers:
             self.notice.say(
-                "The image that was trained on is gone. Open the Predict dock and choose another one."
+                "The image that was trained on is gone. Open the Predict dock and"
+                " choose another one."
             )
             return
         _, dock = self.viewer.window.add_plugin_dock_widget(
@@ -262,14 +280,14 @@ class TrainDock(Dock):
             dock.predict_with(self.run, layer)
 
     def _go_on(self, change: dict[str, Any]) -> None:
-        order = self._order
-        if order is None or self.handle is not None:
+        job = self._job
+        if job is None or self.handle is not None or self._is_starting:
             return
         changes = {
             "job": self.session.client.new_id(),
             "keep": bool(self.keep_box.value),
         }
-        self._begin(lambda _run: order.model_copy(update=change | changes), new=False)
+        self._begin(lambda _run: job.model_copy(update=change | changes), new=False)
 
     def _begin(self, prepare: Any, *, new: bool) -> None:
         try:
@@ -281,22 +299,24 @@ class TrainDock(Dock):
         self.notice.clear()
         self._warnings = []
         self.forecast.pause()
-        self.start_button.enabled = False
+        self._is_starting = True
+        self._changed()
         self.panel.bar.show_step(0, 0, "Writing the layers for the training ...")
         threads.run(
             lambda: (prepare(run), [] if new else last_events(run)),
-            lambda found: self._submit(run, *found),
+            lambda prepared: self._submit(run, *prepared),
             self._not_begun,
             owner=self,
         )
 
-    def _submit(self, run: Path, order: TrainJob, past: list[Event]) -> None:
+    def _submit(self, run: Path, job: TrainJob, past: list[Event]) -> None:
+        self._is_starting = False
         self.run, self._draft = run, None
-        self._order = order
-        self.handle = self.session.submit(order)
+        self._job = job
+        self.handle = self.session.submit(job)
         self.panel.follow(self.handle, run, self.data_box.colors(), past=past)
         self.live.start(
-            self.handle, order, self._trained, on=bool(self.preview_box.value)
+            self.handle, job, self._trained, on=bool(self.preview_box.value)
         )
         self.session.register_task(f"training {run.name}", self.handle)
         self.tabs.setCurrentIndex(PROGRESS)
@@ -308,6 +328,7 @@ class TrainDock(Dock):
         self.notice.say("\n".join(self._warnings), "warning")
 
     def _not_begun(self, error: Exception) -> None:
+        self._is_starting = False
         self.panel.bar.hide()
         self.notice.say(f"The training could not start: {error}", "error")
         self._changed()
@@ -325,7 +346,7 @@ class TrainDock(Dock):
         if not RunFolder(
             run
         ).exists:  # refused before it began: the folder can serve the next try
-            self._draft, self.run, self._order = run, None, None
+            self._draft, self.run, self._job = run, None, None
             self.tabs.setCurrentIndex(SETUP)
         has_model = RunFolder(run).has_model
         if outcome.status in ("finished", "stopped"):
@@ -350,7 +371,7 @@ class TrainDock(Dock):
         ):
             self.predict()
 
-    # ------------------------------------------------------------------ the rest
+    # ---- Runs on disk, copies, the end
 
     def _keep(self, on: bool) -> None:
         if self.handle is not None:
@@ -371,22 +392,23 @@ class TrainDock(Dock):
                 class_colors(run),
                 last_events(run),
             ),
-            lambda found: self._show_run(run, *found),
+            lambda stored: self._show_run(run, *stored),
             lambda error: self.notice.say(str(error), "error"),
             owner=self,
         )
 
     def _show_run(
-        self, run: Path, order: TrainJob, colors: tuple[str, ...], past: list[Event]
+        self, run: Path, job: TrainJob, colors: tuple[str, ...], past: list[Event]
     ) -> None:
         if self.handle is not None:
             return
-        self.run, self._order, self._trained = run, order, None
+        self.run, self._job, self._trained = run, job, None
         self.panel.prepare(run, colors, past=past)
         self.panel.bar.hide()
         self.tabs.setCurrentIndex(PROGRESS)
         self.notice.say(
-            f"{run.name} has ended: resume it where it stopped, or extend it. Its folder is {run}."
+            f"{run.name} has ended: resume it where it stopped, or extend it. Its"
+            f" folder is {run}."
         )
         self._changed()
 
@@ -406,7 +428,7 @@ class TrainDock(Dock):
         self._changed()
 
     def _copy(self, form: Any, what: str) -> None:
-        request = self.wanted()
+        request = self.request()
         if request is None:
             self.notice.say(
                 f"Nothing to copy yet. {resolve(self.state()).problem}", "warning"

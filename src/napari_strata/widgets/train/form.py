@@ -1,4 +1,7 @@
-"""RecipeForm: every setting of a recipe in a form that is made from the recipe's own fields."""
+"""RecipeForm.
+
+Every setting of a recipe in a form that is made from the recipe's own fields.
+"""
 
 from __future__ import annotations
 
@@ -244,7 +247,10 @@ class _Optional(_Plain):
 
 
 class _Variant(_Plain):
-    """A section of one of several kinds: a choice swaps the group, and each kind keeps its values meanwhile."""
+    """A section of one of several kinds.
+
+    A choice swaps the group, and each kind keeps its values meanwhile.
+    """
 
     def __init__(
         self,
@@ -310,7 +316,10 @@ _Part: TypeAlias = Field | _Plain
 
 
 class RecipeForm(Container[Any]):
-    """All settings of a recipe. `changed` is emitted once an edit; a wrong entry is marked and does not count."""
+    """All settings of a recipe.
+
+    `changed` is emitted once an edit; a wrong entry is marked and does not count.
+    """
 
     def __init__(self) -> None:
         super().__init__(labels=False)
@@ -328,7 +337,10 @@ class RecipeForm(Container[Any]):
         self.set_value(self._recipe)
 
     def value(self) -> Recipe:
-        """The recipe that stands in the form; while there is a `problem`, the last that was right."""
+        """The recipe that stands in the form.
+
+        While there is a `problem`, the last that was right.
+        """
         return self._recipe
 
     def set_value(self, recipe: Recipe) -> None:
@@ -345,7 +357,10 @@ class RecipeForm(Container[Any]):
         return next(field for field in self.fields() if field.path == path)
 
     def fields(self) -> Iterator[Field]:
-        """The fields that count now: those of the chosen network and of the sections that are switched on."""
+        """The fields that count now.
+
+        Those of the chosen network and of the sections that are switched on.
+        """
         for section in self._sections.values():
             yield from section.fields()
 
@@ -370,7 +385,8 @@ class RecipeForm(Container[Any]):
         if network_kinds()[kind].axes == "ZYX":
             why = dict.fromkeys(
                 OF_PLANES,
-                "unet3d sees the planes above and below by itself; for networks of planes.",
+                "unet3d sees the planes above and below by itself; for networks of"
+                " planes.",
             )
         for field in self.fields():
             if (

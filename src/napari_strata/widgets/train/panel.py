@@ -183,7 +183,10 @@ class TrainingPanel(QWidget):
         # not known.
         epoch = self._epoch_seconds[-1] if self._epoch_seconds else step * event.batches
         left = epoch * (epochs - event.epoch) + step * (event.batches - event.batch)
-        return f"\n{format_duration(epoch)} an epoch, about {format_duration(max(left, 1))} left"
+        return (
+            f"\n{format_duration(epoch)} an epoch, about"
+            f" {format_duration(max(left, 1))} left"
+        )
 
     def _over(self, outcome: Outcome) -> None:
         self._rest.stop()

@@ -9,9 +9,10 @@ from time import monotonic
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
+from napari_strata.core.errors import StrataError
 from napari_strata.core.events import Message
 from napari_strata.widgets.session import Session
-from napari_strata.widgets.train.prepare import Wanted
+from napari_strata.widgets.train.prepare import TrainRequest
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import PlanJob, PlanResult
@@ -33,7 +34,7 @@ class Forecast(QWidget):
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
         rows.addWidget(self.text)
-        self._wanted: Wanted | None = None
+        self._request: TrainRequest | None = None
         self._folder: Callable[[], Path] | None = None
         self._number = 0
         self._took = 0.0
@@ -45,15 +46,15 @@ class Forecast(QWidget):
         self._timer.timeout.connect(self._prepare)
 
     def ask(
-        self, wanted: Wanted | None, *, why: str, folder: Callable[[], Path]
+        self, request: TrainRequest | None, *, why: str, folder: Callable[[], Path]
     ) -> None:
         """Forecast this training once things are at rest.
 
         None: say `why` there is nothing to forecast.
         """
         self.pause()
-        self._wanted, self._folder = wanted, folder
-        if wanted is None:
+        self._request, self._folder = request, folder
+        if request is None:
             self.text.setText(why)
             return
         self.text.setText("Working out validation and memory ...")
@@ -69,13 +70,18 @@ class Forecast(QWidget):
         self._handle = None
 
     def _prepare(self) -> None:
-        request, folder, number = self._wanted, self._folder, self._number
+        request, folder, number = self._request, self._folder, self._number
         if request is None or folder is None:
             return
         self._asked = monotonic()
         name = self._session.client.new_id()
+        try:
+            run = folder()
+        except StrataError as error:
+            self._fail(str(error), number)
+            return
         threads.run(
-            lambda: request.plan_order(name, folder()),
+            lambda: request.plan_order(name, run),
             lambda order: self._send(order, number),
             lambda error: self._fail(str(error), number),
             owner=self,

@@ -69,7 +69,7 @@ class FolderData:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TrainRequest:
     """Everything that the dock says about a training, at one moment."""
 
     data: LayerData | FolderData

@@ -16,6 +16,8 @@ class TrainState:
     data_problem, recipe_problem
         Reasons why these layers or files, and this recipe, cannot be trained on. Empty:
         they can.
+    is_starting
+        True while the layers are written for a training that was asked for.
     is_running
         True while a training runs, of this dock or of an earlier napari.
     has_model
@@ -26,6 +28,7 @@ class TrainState:
 
     data_problem: str = ""
     recipe_problem: str = ""
+    is_starting: bool = False
     is_running: bool = False
     has_model: bool = False
     can_continue: bool = False
@@ -52,6 +55,8 @@ def resolve(state: TrainState) -> TrainView:
     busy = ""
     if state.is_running:
         busy = "A training is running: stop it first."
+    elif state.is_starting:
+        busy = "A training is starting."
     problem = busy or state.data_problem or state.recipe_problem
     no_run = busy
     if not busy and not state.can_continue:
@@ -59,11 +64,11 @@ def resolve(state: TrainState) -> TrainView:
     no_model = ""
     if not state.has_model:
         no_model = "There is no model yet: train one."
-    elif state.is_running:
+    elif state.is_running or state.is_starting:
         no_model = "Stop the training first."
     return TrainView(
         problem=problem,
-        problem_text="" if state.is_running else problem,
+        problem_text="" if busy else problem,
         train=Control(
             purpose="Train a network on this image and these labels.",
             why_not=problem,

@@ -1,4 +1,7 @@
-"""The viewer's side of the worker: orders go out, and each job's events come back as signals in the main thread."""
+"""The viewer's side of the worker.
+
+Orders go out, and each job's events come back as signals in the main thread.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ TURN = 0.004
 FLOOD = 50
 """Steps waiting to be shown beyond which only the newest of a row is."""
 STARTUP = 120
-"""Seconds within which a worker must say that it is ready; a server's file system may be slow."""
+"""Seconds within which a worker must say that it is ready.
+
+A server's file system may be slow.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,10 @@ class Outcome:
 
 
 class JobHandle(QObject):
-    """One order given to the worker. It goes when `ended` was delivered; its `outcome` can still be read then."""
+    """One order given to the worker.
+
+    It goes when `ended` was delivered; its `outcome` can still be read then.
+    """
 
     replied = Signal(object)
     """Every event and reply of the job. (`event` would hide a method of QObject.)"""
@@ -104,9 +113,12 @@ class JobHandle(QObject):
 
 
 class WorkerClient(QObject):
-    """One worker process, started when it is first needed and again after it died. Call `close` in the end.
+    """One worker process, started when it is first needed and again after it died.
 
-    Orders are sent when the worker says that it is ready, so that one which dies or is stopped before has done nothing.
+    Call `close` in the end.
+
+    Orders are sent when the worker says that it is ready, so that one which dies or is
+    stopped before has done nothing.
     """
 
     state = Signal(str)
@@ -139,7 +151,9 @@ class WorkerClient(QObject):
         self._patience.timeout.connect(self._give_up)
 
     def new_id(self) -> str:
-        """A name for a job that no other has, also among viewers that share a worker's machine."""
+        """A name for a job that no other has, also among viewers that share a
+        worker's machine.
+        """
         return f"{os.getpid()}-{next(self._numbers)}"
 
     def warm(self) -> None:
@@ -228,8 +242,11 @@ class WorkerClient(QObject):
         self._after(KILL, lambda: self._force(handle))
 
     def _press(self, handle: JobHandle) -> None:
-        """It has not answered: tell the process to end. Not for a job behind or beside another, which would be lost
-        with it: the worker drops that as soon as it looks."""
+        """It has not answered: tell the process to end.
+
+        Not for a job behind or beside another, which would be lost with it: the worker
+        drops that as soon as it looks.
+        """
         if handle.outcome is not None or self._process is None:
             return
         if handle is not self._foremost():
@@ -319,10 +336,14 @@ class WorkerClient(QObject):
     def _welcome(self, ready: Ready) -> None:
         self._patience.stop()
         if ready.protocol != PROTOCOL:
-            versions = f"{ready.versions.get('napari-strata', 'another version')} on {ready.host}"
+            versions = (
+                f"{ready.versions.get('napari-strata', 'another version')} on"
+                f" {ready.host}"
+            )
             text = (
-                f"The worker is of a napari-strata that does not fit this one ({versions}): install the same version "
-                f"there and here, or mend the worker command in Preferences > Strata ({' '.join(self.command)})."
+                "The worker is of a napari-strata that does not fit this one"
+                f" ({versions}): install the same version there and here, or mend the"
+                f" worker command in Preferences > Strata ({' '.join(self.command)})."
             )
             self._abandon(Outcome("failed", text))
             return
@@ -342,7 +363,8 @@ class WorkerClient(QObject):
             ):  # else it was stopped with another, and is done anew
                 self._finish(handle, Outcome("stopped", result=event.result))
         elif isinstance(event, JobFailed):
-            # After an error that is nobody's mistake, such as one of the GPU, a process may be good for nothing.
+            # After an error that is nobody's mistake, such as one of the GPU, a process
+            # may be good for nothing.
             is_fault = event.kind != "StrataError"
             self._poisoned = self._poisoned or is_fault
             cure = (
@@ -370,8 +392,9 @@ class WorkerClient(QObject):
         lines = self._process.last_lines() if self._process is not None else []
         last = f" Its last words: {' | '.join(lines[-3:])}" if lines else ""
         text = (
-            f"The worker did not get ready within {STARTUP} s ({' '.join(self.command)}). Try the command in a "
-            f"terminal, or mend it in Preferences > Strata.{last}"
+            f"The worker did not get ready within {STARTUP} s"
+            f" ({' '.join(self.command)}). Try the command in a terminal, or mend it in"
+            f" Preferences > Strata.{last}"
         )
         self._abandon(Outcome("died", text))
 
@@ -417,6 +440,9 @@ class WorkerClient(QObject):
 STEP = b'"event": "BatchEnd"'
 BROKEN_OFF = Outcome("stopped", "Stopped; the step under way was broken off.")
 KEPT: dict[type, str] = {
-    TrainJob: "Everything up to the last complete epoch is on disk: press Resume to go on from there.",
+    TrainJob: (
+        "Everything up to the last complete epoch is on disk: press Resume to go on"
+        " from there."
+    ),
     PredictJob: "The planes that were done are kept.",
 }

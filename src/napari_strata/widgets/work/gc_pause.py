@@ -11,12 +11,14 @@ REST = 60_000
 
 
 class QuietMemory(QObject):
-    """Leaves the objects that exist already out of Python's garbage collections while there are jobs.
+    """Leaves the objects that exist already out of Python's garbage collections
+    while there are jobs.
 
-    Python now and then looks through every object for cycles to free, and stops everything else meanwhile: 160 to
-    180 ms for the 320,000 objects of a napari with one dock, measured on two cores. Most of them are modules and the
-    window, which live as long as the program. What is made during a job is collected as ever, and as soon as a layer is
-    removed, which may hold gigabytes, everything is looked at again.
+    Python now and then looks through every object for cycles to free, and stops
+    everything else meanwhile: 160 to 180 ms for the 320,000 objects of a napari with
+    one dock, measured on two cores. Most of them are modules and the window, which live
+    as long as the program. What is made during a job is collected as ever, and as soon
+    as a layer is removed, which may hold gigabytes, everything is looked at again.
     """
 
     def __init__(self, parent: QObject) -> None:
@@ -37,7 +39,10 @@ class QuietMemory(QObject):
             self._frozen = True
 
     def end(self) -> None:
-        """A job is over; what it brought is about to be shown. Others may go on: a preview ends within a training."""
+        """A job is over; what it brought is about to be shown.
+
+        Others may go on: a preview ends within a training.
+        """
         self._jobs -= 1
         if not self._jobs:
             self._timer.start()

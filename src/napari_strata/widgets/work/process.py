@@ -1,4 +1,7 @@
-"""A worker's process and its pipes, without Qt: started, read and written in threads, so that nobody waits for it."""
+"""A worker's process and its pipes, without Qt.
+
+Started, read and written in threads, so that nobody waits for it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from queue import SimpleQueue
 KEPT = 30
 """Lines of stderr that are kept to explain a death."""
 LEAVE = 2.0
-"""Seconds for a process to end by itself, and as many again after it was told to; nobody waits for it."""
+"""Seconds for a process to end by itself, and as many again after it was told to.
+
+Nobody waits for it.
+"""
 
 CRASHES = (4, 6, 7, 8, 11)
 """Signals that a program gets for a mistake in its machine code."""
@@ -24,12 +30,17 @@ ACCESS_VIOLATION = 0xC0000005
 
 
 def default_command() -> list[str]:
-    """A worker of this Python, on this computer, that leaves the processor to the viewer when both want it."""
+    """A worker of this Python, on this computer, that leaves the processor to the
+    viewer when both want it.
+    """
     return [sys.executable, "-m", "napari_strata.worker", "--nice", "10"]
 
 
 class Process:
-    """One process. `said` is called with each line of its output, `ended` once when it is over; both in a thread.
+    """One process.
+
+    `said` is called with each line of its output, `ended` once when it is over; both in
+    a thread.
 
     Signals reach the children too: a command may be a shell script around the worker.
     """
@@ -52,7 +63,10 @@ class Process:
         self._over = threading.Event()
 
     def start(self) -> None:
-        """Start it, without waiting. Not at once when it is made: `said` and `ended` may need to know it."""
+        """Start it, without waiting.
+
+        Not at once when it is made: `said` and `ended` may need to know it.
+        """
         threading.Thread(target=self._live, name="strata-worker", daemon=True).start()
 
     def write(self, line: str) -> None:
@@ -60,10 +74,12 @@ class Process:
         self._orders.put(line.encode() + b"\n")
 
     def close(self, *, insist: bool = True) -> None:
-        """End its input: it stops what it does, unless that is to be kept, and exits. Never waits.
+        """End its input.
 
-        With `insist` it is told to end, then forced, when it does not exit by itself; by a thread, for there may be no
-        event loop any more.
+        It stops what it does, unless that is to be kept, and exits. Never waits.
+
+        With `insist` it is told to end, then forced, when it does not exit by itself;
+        by a thread, for there may be no event loop any more.
         """
         self._orders.put(None)
         if insist:
@@ -114,7 +130,8 @@ class Process:
         """Start the child and read it to its end."""
         try:
             pipe = subprocess.PIPE
-            # A session of its own: Ctrl-C in napari's terminal is not for it, a kept training outlives the terminal.
+            # A session of its own: Ctrl-C in napari's terminal is not for it, a kept
+            # training outlives the terminal.
             child = subprocess.Popen(
                 self.command,
                 stdin=pipe,
@@ -201,27 +218,33 @@ def explain(
     command_text = " ".join(command)
     if problem:
         return (
-            f"The worker could not be started: {problem} ({command_text}). Mend the worker command in Preferences > Strata, "
-            "or leave it empty."
+            f"The worker could not be started: {problem} ({command_text}). Mend the"
+            " worker command in Preferences > Strata, or leave it empty."
         )
     last = f"\nIts last words: {' | '.join(lines[-3:])}" if lines else ""
     # A shell gives 128 + the signal that ended what it ran.
     number = -status if status is not None and status < 0 else (status or 0) - 128
     if number == 9:
         return (
-            "The worker was killed, most often because the computer ran out of memory: take smaller patches or fewer "
-            f"patches per step.{last}"
+            "The worker was killed, most often because the computer ran out of memory:"
+            f" take smaller patches or fewer patches per step.{last}"
         )
     if is_out_of_memory("\n".join(lines)):
-        return f"The worker ran out of memory: take smaller patches or fewer patches per step.{last}"
+        return (
+            "The worker ran out of memory: take smaller patches or fewer patches per"
+            f" step.{last}"
+        )
     if number in CRASHES or status == ACCESS_VIOLATION:
         word = "segmentation fault" if number == 11 else f"status {status}"
-        return f"The worker crashed ({word}). Press Check computer and send what it says to us.{last}"
+        return (
+            f"The worker crashed ({word}). Press Check this computer and send what it says"
+            f" to us.{last}"
+        )
     if number == 15:
         return f"The worker was told to end by another program.{last}"
     how = "stopped talking" if status is None else f"ended by itself (status {status})"
     return (
-        f"The worker {how}: {command_text}. Press Check computer to see what is wrong, "
+        f"The worker {how}: {command_text}. Press Check this computer to see what is wrong, "
         f"or correct the worker command in Preferences > Strata.{last}"
     )
 
