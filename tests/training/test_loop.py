@@ -34,6 +34,7 @@ from napari_strata.core.runs import RunFolder
 from napari_strata.data.regions import labelled_regions
 from napari_strata.models.device import Precision
 from napari_strata.models.model import Model
+from napari_strata.models.network_predictor import NetworkPredictor
 from napari_strata.models.tiled import TiledPredictor
 from napari_strata.training import loop
 from napari_strata.training.learner import Learner
@@ -348,12 +349,9 @@ class Script:
         self.seen: list[dict[str, torch.Tensor]] = []
 
     def __call__(self, predictor: TiledPredictor, truths: Any, loss: Any) -> Validation:
-        self.seen.append(
-            {
-                name: value.clone()
-                for name, value in predictor.network.state_dict().items()
-            }
-        )
+        assert isinstance(predictor.predictor, NetworkPredictor)
+        state = predictor.predictor.network.state_dict()
+        self.seen.append({name: value.clone() for name, value in state.items()})
         # Of class 0 some pixels are taken as class 1, which never occurs: mean IoU is half the share of hits.
         hits = round(1000 * self.scores.pop(0))
         confusion = ConfusionMatrix(
@@ -679,8 +677,10 @@ def test_pages_are_kept_while_it_trains_and_given_back_when_it_is_stopped(
     def watched(device: str) -> Iterator[bool]:
         assert device == "cpu"
         inside[0] += 1
-        yield True
-        inside[0] -= 1
+        try:
+            yield True
+        finally:
+            inside[0] -= 1
 
     monkeypatch.setattr(loop, "kept_pages", watched)
     events = iter_train(
