@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import PureWindowsPath
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -226,7 +226,7 @@ class Training(Section):
         min_length=1,
         description="Losses and their weights; they are added: bce 0.5 and dice 0.5 is "
         "w x BCE + (1 - w) x Dice with a "
-        "bce_weight w of 0.5. There are ce, bce, dice, focal, tversky and lovasz.",
+        "bce_weight w of 0.5. There are " + ", ".join(get_args(LossName)) + ".",
     )
     class_weights: Literal["none", "balanced"] | tuple[Rate, ...] = Field(
         "none",

@@ -100,7 +100,7 @@ class PatchSource:
         return self._batches
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch, counted from 0."""
+        """Iterate over the batches of an epoch; `iter_train` counts epochs from 1."""
         rng = np.random.default_rng([self.seed, 3, epoch])
         locations = self._draw(self.patches, rng, balance=self.balance)
         bounds = [round(i * len(locations) / len(self)) for i in range(len(self) + 1)]

@@ -58,7 +58,7 @@ def read_pairs(
           have the shape of the image less its channels;
         - `AnnotatedImage` objects, which come back as they are.
     axes
-        one letter of T, C, Z, Y, X a dimension of the images, where files do not say
+        one letter of T, C, Z, Y, X per dimension of the images, where files do not say
         and for arrays of more than two dimensions; labels have the same, less C.
 
     Returns

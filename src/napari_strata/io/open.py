@@ -30,7 +30,7 @@ def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> I
     path
         file, folder, or pattern such as ``"scan/*.tif"``.
     axes
-        one letter of T, C, Z, Y, X a dimension, when the file does not say or says it
+        one letter of T, C, Z, Y, X per dimension, when the file does not say or says it
         wrongly.
     series
         which image of a file that holds several.
@@ -137,7 +137,7 @@ def read_classes(path: PathLike) -> ClassMap | None:
 def describe(path: PathLike) -> list[str]:
     """Lines for `napari-strata info`.
 
-    Name, shape, axes, dtype, pixel size, channels, storage, classes, a series each.
+    Name, shape, axes, dtype, pixel size, channels, storage and classes of each series.
 
     A series whose axes cannot be known is described by that message; pixels are not
     read.

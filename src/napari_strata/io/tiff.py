@@ -59,7 +59,7 @@ def load(
         which of its images; of a pyramid, the full resolution (`pyramid` reads the
         others).
     axes
-        the user's axes, one letter a dimension; they win over the file's.
+        the user's axes, one letter per dimension; they win over the file's.
     lazy_above
         images of more bytes than this are not read at once.
     labels

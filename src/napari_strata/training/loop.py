@@ -109,7 +109,7 @@ def iter_train(  # noqa: PLR0913 (as `train`)
     validation
         Pairs to validate on; when left out, the recipe's share of `pairs` is held back.
     classes, unlabelled
-        Meaning of label values; see `resolve`.
+        Meaning of label values; see `core.spec.resolve`.
     overrides
         Dotted keys of the recipe and their values, such as ``{"training.epochs": 5}``.
     device
@@ -171,7 +171,8 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
     source = PatchSource(plan.training, plan.spec, plan.recipe)
     batches = len(source)
     batch_size = plan.recipe.training.batch_size
-    group.check_batches(source.patches // batches, batch_size=batch_size)
+    smallest_batch = source.patches // batches
+    group.check_batches(smallest_batch, batch_size=batch_size)
     truths = load_truths(plan.validation, plan.spec)
     learner = Learner(
         plan, device=device, precision=precision, batches=batches, group=group

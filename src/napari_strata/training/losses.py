@@ -184,12 +184,12 @@ def binary_cross_entropy(
     so the loss equals the binary cross-entropy of a network with a single logit.
     """
     target = _one_hot(labels, logits)
-    log_odds = []
+    log_sums = []
     for k in range(logits.shape[1]):
         others = torch.cat([logits[:, :k], logits[:, k + 1 :]], dim=1)
-        log_odds.append(others.logsumexp(dim=1))
-    odds = logits - torch.stack(log_odds, dim=1)
-    per_class = F.binary_cross_entropy_with_logits(odds, target, reduction="none")
+        log_sums.append(others.logsumexp(dim=1))
+    log_odds = logits - torch.stack(log_sums, dim=1)
+    per_class = F.binary_cross_entropy_with_logits(log_odds, target, reduction="none")
     return _weighted_mean(per_class.mean(dim=1), labels, options.class_weights)
 
 

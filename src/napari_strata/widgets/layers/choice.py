@@ -134,7 +134,7 @@ class ImageChoice(LayerChoice):
     def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
         self.axes = LineEdit(
             tooltip=(
-                "One letter a dimension: T time, Z depth, C channel, Y row, X column."
+                "One letter per dimension: T time, Z depth, C channel, Y row, X column."
             )
         )
         super().__init__(viewer, "Image", parent)
