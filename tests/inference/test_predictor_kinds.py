@@ -26,7 +26,7 @@ from napari_strata.core.network_sections import (
 )
 from napari_strata.core.options import PredictOptions
 from napari_strata.core.spec import resolve
-from napari_strata.data.regions import whole
+from napari_strata.data.regions import labelled_regions
 from napari_strata.inference import build
 from napari_strata.inference.build import build_predictor, register_predictor
 from napari_strata.inference.predict import iter_predict
@@ -177,7 +177,7 @@ def test_the_command_line_estimates_and_predicts(
 
 
 def test_it_is_validated(model: Model):
-    truths = load_truths(whole([PAIR], model.spec.classes), model.spec)
+    truths = load_truths(labelled_regions([PAIR], model.spec.classes), model.spec)
     loss = build_loss(model.recipe.training, classes=2)
     predictor = build_predictor(model, OPTIONS)
     scores = validate(predictor, truths, loss)
