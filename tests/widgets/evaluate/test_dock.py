@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def make(
     make_napari_viewer: Any, qtbot: Any, runs: Path
-) -> Callable[..., EvaluateDock]:
+) -> Iterator[Callable[..., EvaluateDock]]:
+    sessions = []
+
     def build(
         found: Any = FOUND,
         truth: Any = TRUTH,
@@ -66,9 +68,13 @@ def make(
         dock = EvaluateDock(viewer)
         viewer.window.add_dock_widget(dock, name="Evaluate", area="right")
         qtbot.waitUntil(lambda: not dock._counter.busy)
+        sessions.append(dock.session)
         return dock
 
-    return build
+    yield build
+    # A window that was never shown does not tell its session that it closes.
+    while sessions:
+        sessions.pop().close()
 
 
 def _click(qtbot: Any, button: Any) -> None:
