@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import napari
@@ -99,9 +99,11 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with ExitStack() as stack:
-        if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
-            from pyvirtualdisplay.display import Display
+    if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
+        from pyvirtualdisplay.display import Display
 
-            stack.enter_context(Display(size=(1600, 1100)))
-        main(Path(sys.argv[1]))
+        # In a process of its own: Qt must end before its display does.
+        with Display(size=(1600, 1100)):
+            done = subprocess.run([sys.executable, *sys.argv], check=False)
+        sys.exit(done.returncode)
+    main(Path(sys.argv[1]))

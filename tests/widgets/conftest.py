@@ -7,10 +7,12 @@ display where there is none.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 
@@ -27,6 +29,25 @@ def _no_torch() -> Iterator[None]:
     assert "torch" not in sys.modules, (
         "a widget has imported torch into the viewer's process"
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_work_left() -> Iterator[None]:
+    """Let the work in threads end with its test: until then it holds its viewer."""
+    yield
+    from qtpy.QtCore import QEvent
+    from qtpy.QtWidgets import QApplication
+
+    from napari_strata.widgets.work import threads
+
+    if QApplication.instance() is None:
+        return
+    end = monotonic() + 30
+    while threads.pending() and monotonic() < end:
+        QApplication.processEvents()
+        sleep(0.01)
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    gc.collect()
 
 
 @pytest.fixture

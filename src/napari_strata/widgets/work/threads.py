@@ -60,6 +60,9 @@ class _Tasks(QObject):
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="strata")
         self._computed.connect(self._deliver, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
 
+    def count(self) -> int:
+        return len(self._tasks)
+
     def start(self, task: _Task) -> None:
         number = next(self._numbers)
         self._tasks[number] = task
@@ -77,6 +80,13 @@ class _Tasks(QObject):
 @cache
 def _tasks() -> _Tasks:
     return _Tasks()
+
+
+def pending() -> int:
+    """Count the tasks whose result has not been delivered yet."""
+    if not _tasks.cache_info().currsize:
+        return 0
+    return _tasks().count()
 
 
 def run(
