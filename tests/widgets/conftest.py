@@ -23,6 +23,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NAPARI_CONFIG", "")  # no settings are read or saved
 
 
+def pytest_runtest_setup() -> None:
+    """Free the viewers of the test before; pytest has held its fixtures until now.
+
+    napari then fails the test if one is still alive.
+    """
+    module = sys.modules.get("napari._qt.qt_viewer")
+    if module is not None and len(module.QtViewer._instances):
+        gc.collect()
+        gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _no_torch() -> Iterator[None]:
     yield
@@ -47,7 +58,6 @@ def _no_work_left() -> Iterator[None]:
         QApplication.processEvents()
         sleep(0.01)
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
-    gc.collect()
 
 
 @pytest.fixture
