@@ -235,7 +235,7 @@ class Image:
     def labels_like(
         self, data: ArrayLike, *, classes: ClassMap | None = None, name: str = ""
     ) -> LabelImage:
-        """Make labels of `data` with the axes (less C), scale and name of this image."""
+        """Make labels of `data` with axes (less C), scale and name of this image."""
         keep = [i for i, a in enumerate(self.axes) if a != "C"]
         return LabelImage(
             data,

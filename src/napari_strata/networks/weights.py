@@ -71,10 +71,10 @@ def load_encoder_weights(
     from napari_strata.networks.hub import UnobtainableError
 
     try:
-        return (
-            f"{start}"
-            f" {_load_pretrained(encoder, section.encoder, spec.in_channels, timeout=probe_timeout)}"
+        origin = _load_pretrained(
+            encoder, section.encoder, spec.in_channels, timeout=probe_timeout
         )
+        return f"{start} {origin}"
     except UnobtainableError as error:
         if choice == "auto":
             return (

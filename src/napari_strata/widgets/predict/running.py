@@ -244,10 +244,9 @@ class LivePrediction(QObject):
             )
         )
         if not self._stopped:
-            self.words = (
-                f"{self._done} of"
-                f" {_planes(self._total)}{f', {about}' if self._done < self._total else ''}"
-            )
+            self.words = f"{self._done} of {_planes(self._total)}"
+            if self._done < self._total:
+                self.words += f", {about}"
         self.progress.emit(self._done, self._total)
 
     def _job_ended(self, outcome: Outcome) -> None:

@@ -237,15 +237,15 @@ def explain(
     if number in CRASHES or status == ACCESS_VIOLATION:
         word = "segmentation fault" if number == 11 else f"status {status}"
         return (
-            f"The worker crashed ({word}). Press Check this computer and send what it says"
-            f" to us.{last}"
+            f"The worker crashed ({word}). Press Check this computer and send us what it "
+            f"says.{last}"
         )
     if number == 15:
         return f"The worker was told to end by another program.{last}"
     how = "stopped talking" if status is None else f"ended by itself (status {status})"
     return (
-        f"The worker {how}: {command_text}. Press Check this computer to see what is wrong, "
-        f"or correct the worker command in Preferences > Strata.{last}"
+        f"The worker {how}: {command_text}. Press Check this computer to see what is "
+        f"wrong, or correct the worker command in Preferences > Strata.{last}"
     )
 
 
