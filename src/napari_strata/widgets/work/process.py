@@ -237,8 +237,8 @@ def explain(
     if number in CRASHES or status == ACCESS_VIOLATION:
         word = "segmentation fault" if number == 11 else f"status {status}"
         return (
-            f"The worker crashed ({word}). Press Check this computer and send us what it "
-            f"says.{last}"
+            f"The worker crashed ({word}). Press Check this computer and send us "
+            f"what it says.{last}"
         )
     if number == 15:
         return f"The worker was told to end by another program.{last}"
