@@ -118,7 +118,7 @@ def main() -> None:
     wait(
         15,
         lambda: (
-            bool(dock.forecast.text.text())
+            bool(dock.plan_summary.text.text())
             and dock.session.client.current_state == "ready"
         ),
     )

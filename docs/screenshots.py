@@ -91,7 +91,7 @@ def make_pictures(out: Path, runs: Path) -> None:
     }
     lay_out(viewer, docks["Train"])
     wait(
-        90, lambda: "Validation" in docks["Train"].forecast.text.text(), "the forecast"
+        90, lambda: "Validation" in docks["Train"].plan_summary.text.text(), "the plan"
     )
     save(window, out / "setup.png")
     dialog = check_computer(docks["Train"])

@@ -97,8 +97,8 @@ def test_from_the_sample_to_a_saved_prediction(
 ) -> None:
     viewer = dock.viewer
     image = viewer.layers[0]
-    qtbot.waitUntil(lambda: "Validation" in dock.forecast.text.text(), timeout=PATIENCE)
-    assert "B of memory" in dock.forecast.text.text()
+    qtbot.waitUntil(lambda: "Validation" in dock.plan_summary.text.text(), timeout=PATIENCE)
+    assert "B of memory" in dock.plan_summary.text.text()
     dock.then_box.value = True
     _train(dock, qtbot)
     assert dock.notice.level == "info", dock.notice.text()
@@ -261,9 +261,9 @@ def test_what_was_painted_is_offered_back(
     (note,) = (tmp_path / "runs").glob("*/layers/autosave.json")
     # The napari that wrote it is gone:
     note.write_text(note.read_text().replace('"pid": ', '"pid": 9'))
-    from napari_strata.widgets.train.recovery import LeftBehind
+    from napari_strata.widgets.train.recovery import Recovery
 
-    again = LeftBehind(dock.session, dock)
+    again = Recovery(dock.session, dock)
     qtbot.addWidget(again)
     qtbot.waitUntil(lambda: bool(again.buttons()), timeout=PATIENCE)
     count = len(dock.viewer.layers)
@@ -311,14 +311,14 @@ def test_a_kept_training_is_found_again_and_can_be_stopped(
 
     second = make_napari_viewer(show=True)
     _, found = second.window.add_plugin_dock_widget("napari-strata", "Train")
-    _wait_buttons(found.left_behind, qtbot)
-    assert "goes on without napari" in found.left_behind.text()
+    _wait_buttons(found.recovery, qtbot)
+    assert "goes on without napari" in found.recovery.text()
     next(
-        button for button in found.left_behind.buttons() if button.text() == "Follow"
+        button for button in found.recovery.buttons() if button.text() == "Follow"
     ).click()
     _wait_epochs(found.panel.curves, 2, qtbot)
     next(
-        button for button in found.left_behind.buttons() if button.text() == "Stop"
+        button for button in found.recovery.buttons() if button.text() == "Stop"
     ).click()
     qtbot.waitUntil(lambda: not (run / "running.json").exists(), timeout=PATIENCE)
     _wait_text(found.notice, "has ended", qtbot)

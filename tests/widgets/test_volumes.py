@@ -82,8 +82,8 @@ def test_a_3d_model_from_sparse_slices_to_one_plane_and_the_whole_volume(
     dock: Any, qtbot: Any
 ) -> None:
     viewer = dock.viewer
-    qtbot.waitUntil(lambda: "Validation" in dock.forecast.text.text(), timeout=PATIENCE)
-    assert "Patches of 24 planes of 32 x 32 pixels" in dock.forecast.text.text()
+    qtbot.waitUntil(lambda: "Validation" in dock.plan_summary.text.text(), timeout=PATIENCE)
+    assert "Patches of 24 planes of 32 x 32 pixels" in dock.plan_summary.text.text()
     viewer.dims.set_current_step(0, 7)
     click(dock.start_button)
     preview: list[Any] = []
@@ -131,7 +131,7 @@ def test_a_layer_without_z_is_refused_in_the_forecast_and_by_train(
     viewer.add_labels(np.asarray(truth.data)[0], name="painted")
     viewer.layers.selection = {layer}
     qtbot.waitUntil(
-        lambda: "single plane" in dock.forecast.text.text(), timeout=PATIENCE
+        lambda: "single plane" in dock.plan_summary.text.text(), timeout=PATIENCE
     )
     click(dock.start_button)
     qtbot.waitUntil(lambda: dock.notice.level == "error", timeout=PATIENCE)

@@ -1,6 +1,5 @@
-"""Tiling.
+"""Tiles of a picture for the network, and the pixels of each that are kept.
 
-Which parts of a picture go through the network, and which of their pixels are kept.
 Plain integers only.
 
 A picture is a plane (rows, columns) or a volume (planes, rows, columns); sizes are one

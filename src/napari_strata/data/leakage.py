@@ -124,9 +124,9 @@ class Traces:
         self._step = max(1, -(-pixels // PIXELS_READ))
 
     def of(self, regions: Sequence[LabelledRegion]) -> list[_Trace]:
-        """Traces of planes of `regions`.
+        """Compute the traces of the planes of `regions`.
 
-        Of evenly chosen ones where they are too large.
+        Of too many planes, evenly spaced ones are taken.
         """
         return [self._trace(plane) for plane in _planes(regions)[:: self._step]]
 

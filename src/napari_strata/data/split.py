@@ -408,10 +408,9 @@ def _draw_run(
 
 
 def _describe_draw(units: Sequence[Unit], draw: _Draw) -> str:
-    """Describe a draw.
+    """Describe a draw, such as ``2 of 8 slices: 3, 7``.
 
-    Such as ``2 of 8 slices: 3, 7`` or ``4 of 40 slices: 12 to 15; left out beside
-    them: 11, 16``.
+    With a gap: ``4 of 40 slices: 12 to 15; left out beside them: 11, 16``.
     """
     names = [units[i].name for i in draw.held_back]
     text = f"{len(names)} of {len(units)} {noun_of(units)}: "

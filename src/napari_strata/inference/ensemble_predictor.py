@@ -1,8 +1,4 @@
-"""Predictors whose probabilities are averaged.
-
-Over models, over flips and quarter turns (test-time augmentation), and over three views
-of a volume.
-"""
+"""Mean of probabilities over models, flips and turns, and views of a volume."""
 
 from __future__ import annotations
 

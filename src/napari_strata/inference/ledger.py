@@ -367,7 +367,7 @@ class ResumableOutput:
 def _create_once(path: Path, create: Callable[[Path], object]) -> None:
     """Create a file unless it exists.
 
-    Of several processes that do so at the same time one wins; none replaces the file.
+    If several processes try at the same time, one creates it and none replaces it.
     """
     if path.exists():
         return

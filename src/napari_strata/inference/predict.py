@@ -106,9 +106,10 @@ class Prediction(Iterator[Event]):
 
     @property
     def complete(self) -> bool:
-        """True when there are labels.
+        """True when the labels are complete.
 
-        That is at the end, but not at the end of a shard while others are to come.
+        That is so at the end, but not at the end of a shard while other shards are
+        missing.
         """
         return self._results is not None
 

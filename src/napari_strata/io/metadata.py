@@ -78,9 +78,9 @@ def from_ome(xml: str, index: int, *, count: int = 1, name: str = "") -> Calibra
 def from_imagej(
     metadata: Mapping[str, Any], tags: tuple[float, float, int]
 ) -> Calibration:
-    """Calibration by ImageJ's rules.
+    """Read pixel sizes by ImageJ's rules.
 
-    Resolution in pixels per `unit`, depth 1 `unit` unless `spacing` says else.
+    The resolution is in pixels per `unit`; the depth is 1 `unit` without `spacing`.
     """
     unit = unit_name(str(metadata.get("unit", "")))
     spacing = _positive(metadata.get("spacing"))

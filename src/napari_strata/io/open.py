@@ -1,7 +1,4 @@
-"""Reading any image or label file.
-
-Which format it is, and what `napari-strata info` says about it.
-"""
+"""Reading of images and labels; description of files for `napari-strata info`."""
 
 from __future__ import annotations
 

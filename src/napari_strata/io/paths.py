@@ -1,7 +1,4 @@
-"""Paths.
-
-What is there, what is missing, and how an output takes its place only when it is whole.
-"""
+"""Checks of paths, and outputs that appear under their name only when complete."""
 
 from __future__ import annotations
 

@@ -309,10 +309,7 @@ def _rings(rng: np.random.Generator, shape: Shape) -> Array:
 
 
 def _lamp(rng: np.random.Generator, shape: Shape) -> Array:
-    """Light per voxel.
-
-    Uneven over the field, fading with each plane that was exposed before.
-    """
+    """Compute the light of each voxel: uneven in the field, fading along Z."""
     rows, columns = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape[1:])
     y, x = rng.uniform(-0.4, 0.4, 2)
     field = np.exp(-((rows[:, None] - y) ** 2 + (columns - x) ** 2) / 1.6)

@@ -1,7 +1,4 @@
-"""Unit names.
-
-What files call a micrometre, and the one name that the project uses for it.
-"""
+"""Unit names of file formats, translated to one name for each unit."""
 
 from __future__ import annotations
 

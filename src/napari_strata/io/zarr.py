@@ -1,11 +1,4 @@
-"""OME-Zarr.
-
-Reading 0.4 and 0.5 (and older axes lists), writing labels and probabilities as 0.5.
-
-https://ngff.openmicroscopy.org/0.5: metadata under the attribute ``ome`` (0.4: at the
-top), one group a multiscale image. Bio-Formats' layout of several images in numbered
-groups is read as several series.
-"""
+"""OME-Zarr: reading of 0.4, 0.5 and older axes lists, writing of 0.5."""
 
 from __future__ import annotations
 

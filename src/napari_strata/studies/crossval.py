@@ -1,7 +1,6 @@
-"""Cross-validation.
+"""Cross-validation: one training for each fold, in a run folder of its own.
 
-Every labelled image (or slice, or specimen) validates once, each fold a run folder of
-its own.
+Every labelled image, slice or specimen validates once.
 
 To stop is to stop iterating; the same call goes on: finished folds are left alone, a
 half-trained one is resumed. Other data than it began with, or another recipe, is

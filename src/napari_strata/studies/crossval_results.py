@@ -1,8 +1,4 @@
-"""Study.
-
-What a cross-validation leaves behind, as a value, a table for programs and a table for
-people.
-"""
+"""Results of a cross-validation: a value, a table for programs, a table for people."""
 
 from __future__ import annotations
 
@@ -214,10 +210,7 @@ class CrossvalResult:
         )
 
     def table(self) -> str:
-        """For people.
-
-        Each class with the mean and the spread of its scores, then all of it in a line.
-        """
+        """Format the scores as text: one line for each class, then one for all."""
         score_names = ("iou", "dice", "precision", "recall")
         rows = [["class", *("IoU", "Dice", "precision", "recall")]]
         spreads = [self.spread(score) for score in score_names]

@@ -1,8 +1,4 @@
-"""Grid.
-
-The combinations that a search tries, spelled on the command line, and a recipe and a
-name for each.
-"""
+"""Combinations of recipe keys for a search, from options of the command line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Trials.
-
-What a search tries, what it found of each, and the table of it, best first.
-"""
+"""Trials of a search, their scores, and their table with the best first."""
 
 from __future__ import annotations
 
@@ -26,11 +23,7 @@ from napari_strata.studies.crossval_results import (
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One combination.
-
-    The name of its folder under ``trials/``, what it changes, and the recipe that this
-    makes.
-    """
+    """One combination of settings: folder name, changed keys and recipe."""
 
     name: str
     values: Mapping[str, Any]
@@ -89,9 +82,9 @@ Scores = Mapping[str, Mapping[int, Score]]
 
 @dataclass(frozen=True, eq=False)
 class TuneResult:
-    """Trials, best first.
+    """Trials of a search with their scores, the best first.
 
-    Those that trained longest before those that were given up, then by mean IoU.
+    Longer training ranks before trials that were given up; then the mean IoU decides.
 
     Parameters
     ----------
@@ -163,9 +156,9 @@ class TuneResult:
         return run.model_path if run.has_model else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """For ``trials.json``.
+        """Build the rows of ``trials.json``.
 
-        Everything of each trial, with its scores after each number of epochs.
+        Each trial has its scores after each number of epochs.
         """
         return [
             {

@@ -1,7 +1,4 @@
-"""Tune.
-
-Judge all combinations of a grid over a recipe's keys by cross-validation, and train the
-best on all data.
+"""Search over recipe keys: cross-validate all combinations and train the best.
 
 Networks, encoders and whole recipes (the key ``recipe``) are keys like any other, so
 this is the sweep as well. Each trial is a cross-validation of its own under

@@ -1,7 +1,7 @@
-"""Final.
+"""Measurement of the best model at the end of a training, and its calibration.
 
-The best model is measured once more on the validation images, and its probabilities are
-made honest.
+The model is scored once more on the validation images, and a temperature is fitted to
+its logits.
 
 What is found goes into ``validation/`` of the run, in the form of every evaluation, and
 the calibration into the model. Nothing here is random but which pixels are looked at,

@@ -1,7 +1,6 @@
-"""Plan.
+"""Plan of a training: all decisions before the first step. Writes nothing.
 
-Everything that is decided before the first step, for a new run and for one that goes
-on. Writes nothing.
+The plan is for a new run, or for one that continues.
 """
 
 from __future__ import annotations
@@ -102,9 +101,9 @@ class Plan:
         )
 
     def record(self) -> dict[str, Any]:
-        """For ``data.json``.
+        """Build the content of ``data.json``.
 
-        Sources, split, classes, spec and fingerprint, as plain data.
+        It has sources, split, classes, spec and fingerprint, as plain data.
         """
         numbers = {id(pair): i for i, pair in enumerate(self.pairs)}
 

@@ -160,9 +160,9 @@ class FreezableEncoder:
         self.frozen = False
 
     def hold(self, frozen: bool) -> None:
-        """Freeze it or let it learn.
+        """Freeze the encoder, or let it learn.
 
-        To be called after ``network.train()``, which would wake its normalisation.
+        Call this after ``network.train()``, which would switch its normalisation on.
         """
         self.frozen = frozen
         for parameter in self.learning:

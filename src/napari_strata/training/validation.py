@@ -1,7 +1,6 @@
-"""Validation.
+"""Validation: prediction of whole images, scored by one global confusion matrix.
 
-Whole images through the same tiles as prediction, scored by one global confusion
-matrix.
+The tiles are those of a prediction.
 
 A large volume goes through in strips along Z, each with the planes that inform it, so
 that memory holds one of them.

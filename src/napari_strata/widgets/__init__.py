@@ -1,4 +1,1 @@
-"""The docks: faces of the engine inside napari.
-
-The only room that knows Qt; it never imports torch.
-"""
+"""Docks of the plugin. The only package that imports Qt; it never imports torch."""

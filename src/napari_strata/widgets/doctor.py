@@ -1,7 +1,4 @@
-"""The doctor's dialog.
-
-The checks of ``napari-strata doctor`` as they come, for reading and for a bug report.
-"""
+"""Dialog with the checks of ``napari-strata doctor``, for reading and bug reports."""
 
 from __future__ import annotations
 

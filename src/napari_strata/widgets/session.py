@@ -1,7 +1,4 @@
-"""Session: what the docks of one viewer share.
-
-The worker, the folder, the newest model, and the end of it all.
-"""
+"""State that the docks of one viewer share: worker, run folder, newest model."""
 
 from __future__ import annotations
 
@@ -22,15 +19,15 @@ from napari_strata.widgets.layers.convert import slug
 from napari_strata.widgets.settings import Settings, preferences
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, WorkerClient
-from napari_strata.widgets.work.gc_pause import QuietMemory
+from napari_strata.widgets.work.gc_pause import GcPause
 from napari_strata.worker.protocol import Job
 
 SCRATCH = ".session-"
 NOTE = "session.json"
 
 
-class Session(QObject):
-    """One for each viewer; `Session.of` gives it.
+class ViewerSession(QObject):
+    """One for each viewer; `ViewerSession.of` gives it.
 
     The worker starts when the first dock asks for the session.
     """
@@ -40,12 +37,12 @@ class Session(QObject):
     closing = Signal()
 
     @classmethod
-    def of(cls, viewer: Viewer) -> Session:
+    def of(cls, viewer: Viewer) -> ViewerSession:
         """The session of a viewer, made at the first call."""
         # Docks are given a proxy that hides what is private, and the window is.
         whole = getattr(viewer, "__wrapped__", viewer)
         window = whole.window._qt_window
-        session: Session | None = window.findChild(cls)
+        session: ViewerSession | None = window.findChild(cls)
         return session or cls(whole, window)
 
     def __init__(self, viewer: Viewer, window: QObject) -> None:
@@ -60,8 +57,8 @@ class Session(QObject):
         self._scratch: Path | None = None
         self._closed = False
         self._stale = False
-        self._quiet = QuietMemory(self)
-        viewer.layers.events.removed.connect(self._quiet.look)
+        self._gc_pause = GcPause(self)
+        viewer.layers.events.removed.connect(self._gc_pause.look)
         self._preferences = preferences()
         self._preferences.events.connect(self._settings_changed)
         window.installEventFilter(self)
@@ -74,8 +71,8 @@ class Session(QObject):
         self._reload()
         handle = self.client.submit(order)
         if handle.outcome is None:
-            self._quiet.begin()
-            handle.ended.connect(lambda _outcome: self._quiet.end())
+            self._gc_pause.begin()
+            handle.ended.connect(lambda _outcome: self._gc_pause.end())
         return handle
 
     def _settings_changed(self, _event: object = None) -> None:
@@ -152,18 +149,18 @@ class Session(QObject):
         self.runs_changed.emit()
 
     def close(self) -> None:
-        """The viewer is gone.
+        """End the session when its viewer closes.
 
-        The worker ends (a kept training goes on), what only this viewer needed is
-        removed.
+        The worker ends (a kept training continues), and temporary files of this viewer
+        are removed.
         """
         if self._closed:
             return
         self._closed = True
         self._preferences.events.disconnect(self._settings_changed)
         with suppress(RuntimeError):  # the window may be half gone
-            self._quiet.look()
-            self.viewer.layers.events.removed.disconnect(self._quiet.look)
+            self._gc_pause.look()
+            self.viewer.layers.events.removed.disconnect(self._gc_pause.look)
             self.closing.emit()
             for dock in self.docks.values():
                 if dock.parent() is None:  # closed before: it belongs to no window
@@ -176,7 +173,7 @@ class Session(QObject):
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
         if event is not None and event.type() == QEvent.Type.Close:
             # Now: whoever closes the window may collect garbage before the loop turns.
-            self._quiet.look()
+            self._gc_pause.look()
         elif event is not None and event.type() == QEvent.Type.DeferredDelete:
             # The window is closed, and it and its docks are still there. Later,
             # signals would reach Python wrappers of objects that Qt has deleted.

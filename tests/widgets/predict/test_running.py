@@ -19,7 +19,7 @@ from napari.viewer import Viewer
 from napari_strata.plugin import image_layer
 from napari_strata.widgets.layers.convert import image_of
 from napari_strata.widgets.predict.running import LivePrediction, PredictionOptions
-from napari_strata.widgets.session import Session
+from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.work.client import Outcome
 from widgets.models import rock
 
@@ -29,12 +29,12 @@ PATIENCE = 60_000
 @pytest.fixture
 def begin(
     make_napari_viewer: Callable[..., Viewer], runs: Path, qtbot: Any
-) -> Iterator[Callable[[], Session]]:
+) -> Iterator[Callable[[], ViewerSession]]:
     """Makes the session of a new viewer; as a fixture of its own it would be held, and napari calls that a leak."""
     made: list[Any] = []
 
-    def start() -> Session:
-        session = Session.of(make_napari_viewer())
+    def start() -> ViewerSession:
+        session = ViewerSession.of(make_napari_viewer())
         made.append(ref(session))
         return session
 
@@ -45,7 +45,7 @@ def begin(
 
 
 def _add(
-    session: Session, shape: tuple[int, ...] = (4, 96, 96), *, seed: int = 1
+    session: ViewerSession, shape: tuple[int, ...] = (4, 96, 96), *, seed: int = 1
 ) -> tuple[ImageLayer, np.ndarray]:
     image, truth = rock(shape, seed=seed)
     data, given, _ = image_layer(image)
@@ -53,7 +53,7 @@ def _add(
 
 
 def _make(
-    session: Session, layer: ImageLayer, runs: Path, **options: Any
+    session: ViewerSession, layer: ImageLayer, runs: Path, **options: Any
 ) -> LivePrediction:
     model = next(runs.glob("*rock-1"))
     return LivePrediction(
@@ -80,7 +80,7 @@ def _until_planes(prediction: LivePrediction, count: int, qtbot: Any) -> None:
 
 
 def test_labels_appear_with_classes_and_place_and_are_the_users_at_the_end(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, truth = _add(session)
@@ -110,7 +110,7 @@ def test_labels_appear_with_classes_and_place_and_are_the_users_at_the_end(
 
 
 def test_probabilities_and_confidence_agree_with_the_labels(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session)
@@ -142,7 +142,7 @@ def test_probabilities_and_confidence_agree_with_the_labels(
 
 
 def test_planes_add_up_in_one_layer_until_somebody_edits_it(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session)
@@ -178,7 +178,7 @@ def test_planes_add_up_in_one_layer_until_somebody_edits_it(
 
 
 def test_another_model_gets_another_layer(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session)
@@ -192,7 +192,7 @@ def test_another_model_gets_another_layer(
 
 
 def test_stopping_a_second_time_round_keeps_what_was_there(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session, (40, 256, 256))
@@ -209,7 +209,7 @@ def test_stopping_a_second_time_round_keeps_what_was_there(
 
 
 def test_stop_keeps_the_planes_that_are_done(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, truth = _add(session, (800, 256, 256))
@@ -227,7 +227,7 @@ def test_stop_keeps_the_planes_that_are_done(
 
 
 def test_a_stop_at_any_moment_ends_it_once(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session, (30, 256, 256))
@@ -252,7 +252,7 @@ def test_a_stop_at_any_moment_ends_it_once(
 
 
 def test_a_worker_that_is_killed_leaves_the_layer_and_the_next_prediction_works(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session, (200, 256, 256))
@@ -271,7 +271,7 @@ def test_a_worker_that_is_killed_leaves_the_layer_and_the_next_prediction_works(
 
 
 def test_deleting_the_labels_layer_stops_and_deleting_the_image_does_not(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session, (200, 256, 256))
@@ -294,7 +294,7 @@ def test_deleting_the_labels_layer_stops_and_deleting_the_image_does_not(
 
 
 def test_layers_may_be_renamed_and_moved_meanwhile(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session, (30, 256, 256))
@@ -313,7 +313,7 @@ def test_layers_may_be_renamed_and_moved_meanwhile(
 
 
 def test_what_the_worker_refuses_is_said_and_leaves_no_layer(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session)
@@ -326,7 +326,7 @@ def test_what_the_worker_refuses_is_said_and_leaves_no_layer(
 
 
 def test_closing_the_viewer_in_the_middle_breaks_nothing(
-    begin: Callable[[], Session], runs: Path, qtbot: Any
+    begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
     layer, _ = _add(session, (200, 256, 256))

@@ -14,18 +14,18 @@ from qtpy.QtWidgets import QFileDialog
 from napari_strata.core.image import Image
 from napari_strata.widgets.layers.live import LiveLabels
 from napari_strata.widgets.train.data_box import FILES, DataBox
-from napari_strata.widgets.work.gc_pause import QuietMemory
+from napari_strata.widgets.work.gc_pause import GcPause
 from napari_strata.worker.protocol import TargetOpened
 
 
 @pytest.fixture
 def quiet(qtbot: Any) -> Any:
     owner = QObject()
-    yield QuietMemory(owner)
+    yield GcPause(owner)
     gc.unfreeze()
 
 
-def test_what_exists_is_left_out_while_there_are_jobs(quiet: QuietMemory) -> None:
+def test_what_exists_is_left_out_while_there_are_jobs(quiet: GcPause) -> None:
     quiet.begin()
     frozen = gc.get_freeze_count()
     assert frozen > 1000
@@ -38,7 +38,7 @@ def test_what_exists_is_left_out_while_there_are_jobs(quiet: QuietMemory) -> Non
 
 
 def test_everything_is_looked_at_again_when_jobs_have_long_been_over(
-    quiet: QuietMemory, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    quiet: GcPause, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet._timer.setInterval(20)
     quiet.begin()
@@ -47,7 +47,7 @@ def test_everything_is_looked_at_again_when_jobs_have_long_been_over(
 
 
 def test_a_job_that_ends_beside_another_changes_nothing(
-    quiet: QuietMemory, qtbot: Any
+    quiet: GcPause, qtbot: Any
 ) -> None:
     quiet._timer.setInterval(20)
     quiet.begin()  # a training

@@ -183,10 +183,7 @@ def draw_cases(
 
 
 def image_below(viewer: ViewerModel, labels: LabelImage) -> Image | None:
-    """The image that labels belong to.
-
-    Of their size, and the one that they are named after if there are several.
-    """
+    """Find the image of labels by its size, and by its name if there are several."""
     candidates = []
     for layer in viewer.layers:
         try:

@@ -1,7 +1,4 @@
-"""The confusion picture.
-
-What each class of the truth was called, drawn in the theme's own colours.
-"""
+"""Picture of a confusion matrix, in the colours of napari's theme."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from napari_strata.widgets.evaluate.state import (
 )
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.counts import PixelCounter
-from napari_strata.widgets.layers.label_classes import ClassBook
+from napari_strata.widgets.layers.label_classes import LabelClasses
 from napari_strata.widgets.layers.live import PREDICTED, add_quietly, current_plane
 from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.class_rows import ZeroChoice
@@ -158,7 +158,7 @@ class EvaluateDock(Dock):
         counts = self._counter.counts
         suggested = False
         if counts is not None:
-            suggested = ClassBook.of(truth).is_background(counts)
+            suggested = LabelClasses.of(truth).is_background(counts)
         return ZeroMeaning(truth.name, stored, self._zeros.get(truth), suggested)
 
     def comparison(self) -> Comparison:

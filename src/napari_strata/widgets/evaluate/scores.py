@@ -142,9 +142,9 @@ class PredictionChoice(_LabelsChoice):
 
 
 class TruthChoice(_LabelsChoice):
-    """The truth.
+    """Choice of the truth.
 
-    The only other labels of the prediction's size, or those picked here.
+    Proposed are the only other labels of the prediction's size.
     """
 
     def __init__(self, viewer: Viewer, prediction: PredictionChoice) -> None:
@@ -185,10 +185,7 @@ class TruthChoice(_LabelsChoice):
 
 
 class ScoreTable(QTableWidget):
-    """Scores of each class.
-
-    A score that does not exist, of a class that is nowhere, is a dash.
-    """
+    """Table of the scores of each class; a dash stands for a missing score."""
 
     copied = Signal()
 

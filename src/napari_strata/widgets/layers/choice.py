@@ -22,11 +22,7 @@ LIST_EVENTS = ("inserted", "removed", "reordered", "renamed")
 
 
 class LayerChoice(QWidget):
-    """Base.
-
-    A combo box of layers that follows the list and the selection, and a line of text
-    under it.
-    """
+    """Base of combo boxes that follow the layer list, with a line of text."""
 
     changed = Signal()
 

@@ -62,7 +62,7 @@ def means_background(counts: Counts | None, *, given: bool) -> bool:
 
 
 @dataclass
-class ClassBook:
+class LabelClasses:
     """Classes of one layer, kept in its metadata.
 
     Parameters
@@ -88,7 +88,7 @@ class ClassBook:
     given: bool = False
 
     @classmethod
-    def of(cls, layer: LabelsLayer) -> ClassBook:
+    def of(cls, layer: LabelsLayer) -> LabelClasses:
         """Read the classes of a layer from its metadata.
 
         Its class map wins over our notes.
@@ -258,10 +258,7 @@ class ClassBook:
         return plain if plain not in taken else f"{plain} ({value})"
 
     def color(self, layer: LabelsLayer, value: int) -> str:
-        """``#rrggbb`` of a value.
-
-        The layer's, or where that shows nothing, the one kept for it.
-        """
+        """Return the ``#rrggbb`` of a value in the layer, else the stored one."""
         if (color := shown_color(layer, value)) is not None:
             return color
         return self.colors.get(value) or (
@@ -358,10 +355,7 @@ def set_colors(
 
 
 def _percent(part: float) -> str:
-    """``61 %``.
-
-    Near none and near all with a digit more, and never rounded to either.
-    """
+    """Format a share as ``61 %``; never round to 0 or 100 %."""
     if part < 0.001:
         return "under 0.1 %"
     if part == 1:

@@ -29,7 +29,7 @@ from qtpy.QtWidgets import (
 
 from napari_strata.core.errors import RunError
 from napari_strata.widgets.parts.control import Control
-from napari_strata.widgets.session import Session
+from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.work import threads
 
 REST = 2500
@@ -50,14 +50,15 @@ class Dock(QWidget):
 
     @classmethod
     def of(cls, viewer: Viewer | None) -> Self:
-        """The dock of a viewer (None.
+        """Return the dock of a viewer, or make it.
 
-        Of the one in use), as it was when it was closed; a new one the first time.
+        None stands for the current viewer. A dock that was closed is there again as it
+        was.
         """
         whole = viewer or current_viewer()
         if whole is None:
             raise RunError("found no viewer; open napari first.")
-        dock = Session.of(whole).docks.get(cls)
+        dock = ViewerSession.of(whole).docks.get(cls)
         return dock if isinstance(dock, cls) else cls(whole)
 
     name = ""
@@ -65,7 +66,7 @@ class Dock(QWidget):
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
-        self.session = Session.of(viewer)
+        self.session = ViewerSession.of(viewer)
         self.session.docks[type(self)] = (
             self  # napari drops a dock that is closed; what runs in it goes on
         )
@@ -155,10 +156,7 @@ class Dock(QWidget):
     def row(
         self, *widgets: QWidget | MagicWidget, stretch: int | None = None
     ) -> QWidget:
-        """Widgets beside each other.
-
-        The one numbered `stretch` takes the room that is left.
-        """
+        """Put widgets in a row; number `stretch` takes the remaining width."""
         holder = QWidget()
         layout = QHBoxLayout(holder)
         layout.setContentsMargins(0, 0, 0, 0)

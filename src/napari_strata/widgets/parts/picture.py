@@ -1,7 +1,4 @@
-"""Pictures in a widget.
-
-Scaled in the background to its width and to the screen's density; and panels cut out.
-"""
+"""Pictures in a widget, scaled in the background; panels cut out of a picture."""
 
 from __future__ import annotations
 
@@ -112,10 +109,7 @@ class Picture(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, upright)
 
     def set_images(self, images: Sequence[QImage], captions: Sequence[str]) -> None:
-        """Show these.
-
-        They are scaled in the background, and what was shown before stays until then.
-        """
+        """Show images; the old ones stay until these are scaled in the background."""
         self._images, self._captions = tuple(images), tuple(captions)
         if not self._images:
             self._scaled = ()

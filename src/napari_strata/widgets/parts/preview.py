@@ -1,7 +1,6 @@
-"""Preview.
+"""Newest validation picture of a training: image, truth and prediction.
 
-The newest picture of a training, as image, truth and prediction beside each other;
-larger on a click.
+A click shows it larger.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""RunList.
-
-The recent runs, each with a picture, its classes, date and score, to choose a model
-from.
-"""
+"""List of recent runs, with picture, classes, date and score, to choose a model."""
 
 from __future__ import annotations
 

@@ -6,10 +6,7 @@ from pathlib import Path
 
 
 def page_of(run: Path) -> Path:
-    """`write_page`, imported when it is called.
-
-    In a thread, which may take the time for the template engine.
-    """
+    """Write the report page of a run. Call it in a thread: it is slow."""
     from napari_strata.report.write import write_page
 
     return write_page(run)

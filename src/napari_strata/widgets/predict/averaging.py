@@ -21,10 +21,10 @@ THREE = (
 
 
 class Averaging:
-    """Two check boxes.
+    """Check boxes for averaging over flips and turns, and over three directions.
 
-    The one for three directions is off, and says why, where it cannot be had; a tick
-    comes back when it can again.
+    The latter is disabled with a reason where it cannot be used; its tick comes back
+    when it can.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,4 @@
-"""The Predict dock.
-
-Labels for the selected image from a trained model, seen while they are made.
-"""
+"""Predict dock: labels of the selected image from a trained model."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from napari_strata.core.image import Image
 from napari_strata.core.runs import CROSSVAL_FILE, RunFolder
 from napari_strata.widgets.layers.convert import source_of_image
 from napari_strata.widgets.parts.recent import RunList
-from napari_strata.widgets.session import Session
+from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import InfoJob, Layer, ModelInfo
@@ -50,7 +50,7 @@ class ModelQuestion(QObject):
 
     answered = Signal(object)  # Outcome of an InfoJob
 
-    def __init__(self, session: Session, parent: QObject) -> None:
+    def __init__(self, session: ViewerSession, parent: QObject) -> None:
         super().__init__(parent)
         self._session = session
         self._number = 0
@@ -144,7 +144,7 @@ class ModelChoice(QWidget):
 
     changed = Signal()
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: ViewerSession) -> None:
         super().__init__()
         self._session = session
         self.path: Path | None = None

@@ -138,10 +138,7 @@ def find(viewer: ViewerModel, origin: Origin) -> Made | None:
 
 
 def newest(viewer: ViewerModel) -> LabelsLayer | None:
-    """The labels to save.
-
-    Those selected, if a prediction made them, else the newest in this viewer.
-    """
+    """Return the labels to save: selected ones, else the newest prediction."""
     made_layers = [layer for layer in list(_MADE) if layer in viewer.layers]
     selected = [layer for layer in made_layers if layer in viewer.layers.selection]
     return (

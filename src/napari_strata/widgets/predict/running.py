@@ -1,7 +1,4 @@
-"""A running prediction.
-
-Writes the image for the worker, shows the labels while they come, and leaves them
-whole.
+"""A running prediction, from the image file for the worker to the finished layers.
 
 A second prediction of the same image with the same model goes into the same layer, so
 that plane after plane can be predicted; a layer that was edited, or made by another
@@ -33,7 +30,7 @@ from napari_strata.core.text import format_duration
 from napari_strata.widgets.layers.convert import slug, source_of_image
 from napari_strata.widgets.layers.live import LiveLabels, class_map
 from napari_strata.widgets.predict import results
-from napari_strata.widgets.session import Session
+from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import (
@@ -83,7 +80,7 @@ class LivePrediction(QObject):
 
     def __init__(
         self,
-        session: Session,
+        session: ViewerSession,
         layer: ImageLayer,
         *,
         image: Image,

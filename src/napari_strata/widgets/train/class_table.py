@@ -24,7 +24,7 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.widgets.layers import label_classes as class_book
 from napari_strata.widgets.layers.convert import array_of
 from napari_strata.widgets.layers.counts import LayerLinks, PixelCounter
-from napari_strata.widgets.layers.label_classes import ClassBook
+from napari_strata.widgets.layers.label_classes import LabelClasses
 from napari_strata.widgets.parts.class_rows import ClassRows, Row, ZeroChoice
 
 
@@ -52,7 +52,7 @@ class ClassTable(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._layer_ref: weakref.ref[LabelsLayer] | None = None
-        self._book = ClassBook()
+        self._book = LabelClasses()
         self._decided: weakref.WeakKeyDictionary[LabelsLayer, bool] = (
             weakref.WeakKeyDictionary()
         )
@@ -108,15 +108,12 @@ class ClassTable(QWidget):
         column.addWidget(self._status)
 
     def set_labels(self, layer: LabelsLayer | None) -> None:
-        """Show this layer's classes.
-
-        The same layer again: read anew what its metadata say.
-        """
+        """Show the classes of a layer; read the same layer's metadata again."""
         self._rows.finish()
         self._error = self._refused = ""
         new = layer is None or layer is not self._layer
         self._layer_ref = weakref.ref(layer) if layer is not None else None
-        self._book = ClassBook.of(layer) if layer is not None else ClassBook()
+        self._book = LabelClasses.of(layer) if layer is not None else LabelClasses()
         if layer is not None and self._book.background is None:
             self._book.background = self._decided.get(layer)
         if new:
@@ -131,9 +128,9 @@ class ClassTable(QWidget):
         self._show()
 
     def classes(self) -> ClassMap | None:
-        """The classes in use.
+        """Return the classes in use.
 
-        Values that are not, and 0 where it is unlabelled, are `ClassMap.unlabelled`.
+        Unused values, and 0 where it is unlabelled, are in `ClassMap.unlabelled`.
         """
         layer = self._layer
         return (

@@ -1,7 +1,4 @@
-"""The Train dock.
-
-From the selected image and painted labels to a model, in one click.
-"""
+"""Train dock: from the selected image and painted labels to a model."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ from napari_strata.widgets.parts.recent import RunSummary, last_events
 from napari_strata.widgets.train.data_box import DataBox
 from napari_strata.widgets.train.live_preview import LivePreview
 from napari_strata.widgets.train.panel import TrainingPanel
-from napari_strata.widgets.train.plan_summary import Forecast
+from napari_strata.widgets.train.plan_summary import PlanSummary
 from napari_strata.widgets.train.prepare import (
     LayerData,
     TrainRequest,
@@ -33,7 +30,7 @@ from napari_strata.widgets.train.prepare import (
     order_of_run,
 )
 from napari_strata.widgets.train.recipe_box import RecipeBox
-from napari_strata.widgets.train.recovery import LeftBehind
+from napari_strata.widgets.train.recovery import Recovery
 from napari_strata.widgets.train.run_row import RunRow
 from napari_strata.widgets.train.state import TrainState, resolve
 from napari_strata.widgets.work import threads
@@ -71,9 +68,9 @@ class TrainDock(Dock):
         self.batch_size = fields["training.batch_size"].widget
         self.panel = TrainingPanel()
         self.autosave = Autosave(self._layers_folder, self)
-        self.forecast = Forecast(self.session)
+        self.plan_summary = PlanSummary(self.session)
         self.live = LivePreview(self.session, self)
-        self.left_behind = LeftBehind(self.session, self)
+        self.recovery = Recovery(self.session, self)
         self._build_pages()
         self._build_foot()
         self.data_box.changed.connect(self._changed)
@@ -83,7 +80,7 @@ class TrainDock(Dock):
         self.panel.ended.connect(self._ended)
         self.autosave.failed.connect(lambda text: self.notice.say(text, "error"))
         self.autosave.saved.connect(self._labels_saved)
-        self.left_behind.follow.connect(self._follow_run)
+        self.recovery.follow.connect(self._follow_run)
         self._changed()
 
     # ---- what stands where
@@ -108,7 +105,12 @@ class TrainDock(Dock):
         )
         self.preview_box.changed.connect(self.live.switch)
         self.keep_box.changed.connect(self._keep)
-        for widget in (self.left_behind, self.data_box, self.recipe_box, self.forecast):
+        for widget in (
+            self.recovery,
+            self.data_box,
+            self.recipe_box,
+            self.plan_summary,
+        ):
             setup.addWidget(widget)
         setup.addWidget(self._links())
         check = "Versions, GPU, worker and disk; for a bug report too."
@@ -197,7 +199,7 @@ class TrainDock(Dock):
         if self.data_box.uses_layers:
             self.autosave.watch(self.data_box.labels.layer, self.data_box.images.image)
         request = None if view.problem else self.request()
-        self.forecast.ask(request, why="", folder=self._reserve)
+        self.plan_summary.ask(request, why="", folder=self._reserve)
 
     def _reserve(self) -> Path:
         """The folder of the run to come."""
@@ -249,7 +251,7 @@ class TrainDock(Dock):
             self.notice.say("Stopping ...")
             self.handle.stop()
         elif self._followed is not None:
-            self.left_behind.end(self._followed)
+            self.recovery.end(self._followed)
 
     def predict(self) -> None:
         """Segment the image that was trained on, in the Predict dock.
@@ -298,7 +300,7 @@ class TrainDock(Dock):
         assert run is not None
         self.notice.clear()
         self._warnings = []
-        self.forecast.pause()
+        self.plan_summary.pause()
         self._is_starting = True
         self._changed()
         self.panel.bar.show_step(0, 0, "Writing the layers for the training ...")
@@ -449,7 +451,7 @@ class TrainDock(Dock):
         self.autosave.save_at_once()
         self.autosave.watch(None, None)
         self.data_box.leave()
-        self.left_behind.stop()
+        self.recovery.stop()
 
 
 def train_dock(napari_viewer: Viewer | None = None) -> TrainDock:

@@ -1,7 +1,4 @@
-"""RecipeForm.
-
-Every setting of a recipe in a form that is made from the recipe's own fields.
-"""
+"""Form with every setting of a recipe, built from the fields of the recipe."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""History.
-
-What a training has said so far of its loss and its scores, in the form that the curves
-need. No Qt.
-"""
+"""Loss and scores of a training so far, as its curves need them. No Qt."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from qtpy.QtCore import QObject, QTimer
 from napari_strata.core.events import EpochEnd, RegionEnd
 from napari_strata.widgets.layers.convert import slug
 from napari_strata.widgets.layers.live import LiveLabels, current_plane
-from napari_strata.widgets.session import Session
+from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.prepare import LayerData
 from napari_strata.widgets.work.client import JobHandle
 from napari_strata.worker.protocol import (
@@ -34,7 +34,7 @@ class LivePreview(QObject):
     shows.
     """
 
-    def __init__(self, session: Session, parent: QObject) -> None:
+    def __init__(self, session: ViewerSession, parent: QObject) -> None:
         super().__init__(parent)
         self._session = session
         self._on = True

@@ -140,9 +140,9 @@ class TrainingPanel(QWidget):
             self._show_steps()
 
     def _show_steps(self) -> None:
-        """Bar and curves at once.
+        """Draw bar and curves together.
 
-        In a window with an OpenGL canvas each change has the whole window drawn again.
+        In a window with an OpenGL canvas, each change draws the whole window again.
         """
         steps, self._steps = self._steps, []
         for step in steps:

@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_strata.core.errors import StrataError
 from napari_strata.core.events import Message
-from napari_strata.widgets.session import Session
+from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.prepare import TrainRequest
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
@@ -21,12 +21,12 @@ REST = 1200
 """Milliseconds without a change before the worker is asked."""
 
 
-class Forecast(QWidget):
+class PlanSummary(QWidget):
     """Says where validation comes from, which device computes, and how much memory it
     takes.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: ViewerSession) -> None:
         super().__init__()
         self._session = session
         self.text = QLabel()
@@ -48,9 +48,9 @@ class Forecast(QWidget):
     def ask(
         self, request: TrainRequest | None, *, why: str, folder: Callable[[], Path]
     ) -> None:
-        """Forecast this training once things are at rest.
+        """PlanSummary this training once things are at rest.
 
-        None: say `why` there is nothing to forecast.
+        With None, show `why` there is nothing to plan.
         """
         self.pause()
         self._request, self._folder = request, folder
@@ -122,7 +122,7 @@ class Forecast(QWidget):
 
 
 def in_words(plan: PlanResult) -> list[str]:
-    """The lines of a forecast."""
+    """Format a plan as lines of text."""
     free = plan.free_memory
     needs = f"about {_bytes(plan.memory)} of memory" + (
         f", {_bytes(free)} free" if free else ""

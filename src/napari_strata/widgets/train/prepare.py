@@ -21,7 +21,7 @@ from napari_strata.widgets.layers.convert import source_of_image, source_of_labe
 from napari_strata.worker.protocol import Layer, Pairs, PlanJob, TrainJob
 
 _WRITING = threading.Lock()
-"""A forecast and a start may want to write the same layers at the same time."""
+"""The plan and the start of a training may write the same layers at the same time."""
 
 
 @dataclass(frozen=True, eq=False)

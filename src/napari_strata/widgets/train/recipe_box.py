@@ -1,7 +1,4 @@
-"""RecipeBox: the recipe of a training.
-
-Which one, the four settings that matter most, and all others folded.
-"""
+"""Choice of a recipe: four main settings, and all others in a group that opens."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from napari_strata.plugin import labels_layer
 from napari_strata.widgets.layers.autosave import Kept, kept
 from napari_strata.widgets.parts.dock import Dock
 from napari_strata.widgets.parts.recent import RunSummary, last_events, list_runs
-from napari_strata.widgets.session import Session
+from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.prepare import class_colors
 from napari_strata.widgets.work import threads
 
@@ -28,14 +28,14 @@ MOST = 2
 """Lines of each sort."""
 
 
-class LeftBehind(QWidget):
+class Recovery(QWidget):
     """Offers, one line each; empty and out of sight when there is nothing."""
 
     follow = Signal(
         object, object, object, bool
     )  # RunSummary, its colours, its events, whether it still runs
 
-    def __init__(self, session: Session, dock: Dock) -> None:
+    def __init__(self, session: ViewerSession, dock: Dock) -> None:
         super().__init__()
         self._session, self._dock = session, dock
         self._rows = QVBoxLayout(self)

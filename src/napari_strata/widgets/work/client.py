@@ -67,9 +67,9 @@ class Outcome:
 
 
 class JobHandle(QObject):
-    """One order given to the worker.
+    """A job that was given to the worker.
 
-    It goes when `ended` was delivered; its `outcome` can still be read then.
+    The handle is deleted after `ended`; its `outcome` can still be read.
     """
 
     replied = Signal(object)

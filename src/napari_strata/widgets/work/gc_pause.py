@@ -10,7 +10,7 @@ REST = 60_000
 """Milliseconds without a job after which everything is looked at again."""
 
 
-class QuietMemory(QObject):
+class GcPause(QObject):
     """Leaves the objects that exist already out of Python's garbage collections
     while there are jobs.
 

@@ -37,9 +37,9 @@ def default_command() -> list[str]:
 
 
 class Process:
-    """One process.
+    """Process of a worker, with its pipes.
 
-    `said` is called with each line of its output, `ended` once when it is over; both in
+    `said` is called with each line of its output, and `ended` once at its end; both in
     a thread.
 
     Signals reach the children too: a command may be a shell script around the worker.
@@ -63,9 +63,10 @@ class Process:
         self._over = threading.Event()
 
     def start(self) -> None:
-        """Start it, without waiting.
+        """Start the process without waiting.
 
-        Not at once when it is made: `said` and `ended` may need to know it.
+        The constructor does not start it, because `said` and `ended` may need this
+        object.
         """
         threading.Thread(target=self._live, name="strata-worker", daemon=True).start()
 
@@ -74,9 +75,9 @@ class Process:
         self._orders.put(line.encode() + b"\n")
 
     def close(self, *, insist: bool = True) -> None:
-        """End its input.
+        """Close the input, so that the process stops its work and exits. Never waits.
 
-        It stops what it does, unless that is to be kept, and exits. Never waits.
+        A job that is to be kept goes on.
 
         With `insist` it is told to end, then forced, when it does not exit by itself;
         by a thread, for there may be no event loop any more.
