@@ -97,7 +97,9 @@ def test_from_the_sample_to_a_saved_prediction(
 ) -> None:
     viewer = dock.viewer
     image = viewer.layers[0]
-    qtbot.waitUntil(lambda: "Validation" in dock.plan_summary.text.text(), timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: "Validation" in dock.plan_summary.text.text(), timeout=PATIENCE
+    )
     assert "B of memory" in dock.plan_summary.text.text()
     dock.then_box.value = True
     _train(dock, qtbot)

@@ -82,7 +82,9 @@ def test_a_3d_model_from_sparse_slices_to_one_plane_and_the_whole_volume(
     dock: Any, qtbot: Any
 ) -> None:
     viewer = dock.viewer
-    qtbot.waitUntil(lambda: "Validation" in dock.plan_summary.text.text(), timeout=PATIENCE)
+    qtbot.waitUntil(
+        lambda: "Validation" in dock.plan_summary.text.text(), timeout=PATIENCE
+    )
     assert "Patches of 24 planes of 32 x 32 pixels" in dock.plan_summary.text.text()
     viewer.dims.set_current_step(0, 7)
     click(dock.start_button)

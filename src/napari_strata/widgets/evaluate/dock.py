@@ -34,7 +34,6 @@ from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.counts import PixelCounter
 from napari_strata.widgets.layers.label_classes import LabelClasses
 from napari_strata.widgets.layers.live import PREDICTED, add_quietly, current_plane
-from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.class_rows import ZeroChoice
 from napari_strata.widgets.parts.dock import Dock, Progress, draw
 from napari_strata.widgets.parts.report_page import free_folder, page_of
@@ -101,13 +100,7 @@ class EvaluateDock(Dock):
         self.scores.cases.wanted.connect(self._look_at)
         self.scores.hide()
         self.add(self.scores)
-        python = self.button(
-            "Copy as Python", lambda: self._copy(script.as_python, "The Python script")
-        )
-        command = self.button(
-            "Copy as command", lambda: self._copy(script.as_command, "The command")
-        )
-        self.add(self.row(python, command))
+        self.add(self.copy_buttons(self._copy))
 
     def _build_foot(self) -> None:
         self.progress = Progress()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from napari_strata.widgets.parts.control import Control
 
@@ -96,19 +96,19 @@ class EvaluateView:
     """Reason why the two layers cannot be compared; empty when they can."""
     truth_text: str | None
     """Text under the truth; None leaves the description of the layer."""
-    compare: Control = field(default_factory=Control)
-    stop: Control = field(default_factory=Control)
-    errors: Control = field(default_factory=Control)
-    export: Control = field(default_factory=Control)
-    scope: Control = field(default_factory=Control)
-    zero_is_background: bool = False
-    zero_text: str = ""
-    zero_can_change: bool = True
+    compare: Control
+    stop: Control
+    errors: Control
+    export: Control
+    scope: Control
+    zero_is_background: bool
+    zero_text: str
+    zero_can_change: bool
 
 
 def resolve(state: EvaluateState) -> EvaluateView:
     """Decide what the dock shows and what can be pressed."""
-    problem = find_problem(state)
+    problem = _find_problem(state)
     no_scores = state.activity
     if not no_scores and not state.has_scores:
         no_scores = "Compare first."
@@ -149,7 +149,7 @@ def resolve(state: EvaluateState) -> EvaluateView:
     )
 
 
-def find_problem(state: EvaluateState) -> str:
+def _find_problem(state: EvaluateState) -> str:
     """Explain why the chosen layers cannot be compared; empty when they can."""
     if state.choice_problem:
         return state.choice_problem

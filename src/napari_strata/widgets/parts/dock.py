@@ -28,6 +28,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_strata.core.errors import RunError
+from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.control import Control
 from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.work import threads
@@ -173,6 +174,16 @@ class Dock(QWidget):
         button.changed.connect(lambda _: action())
         self._kept.append(button)
         return button
+
+    def copy_buttons(self, copy: Callable[[Callable[[Any], str], str], Any]) -> QWidget:
+        """Make *Copy as Python* and *Copy as command*, which call `copy`."""
+        python = self.button(
+            "Copy as Python", lambda: copy(script.as_python, "The Python script")
+        )
+        command = self.button(
+            "Copy as command", lambda: copy(script.as_command, "The command")
+        )
+        return self.row(python, command)
 
     def title(self, text: str) -> QLabel:
         """A heading on the page."""

@@ -18,7 +18,7 @@ from napari_strata.widgets.work import threads
 Array = np.ndarray[Any, Any]
 
 GAP = 16
-"""Pixels between the panels of a picture, as `pictures.draw_example` leaves them."""
+"""Pixels between the panels of a picture, as `draw_example` leaves them."""
 SPACE = 4
 """Pixels between the panels in the widget."""
 REST = 60
@@ -51,7 +51,7 @@ def to_image(pixels: Array) -> QImage:
 
 
 def find_panels(pixels: Array) -> tuple[Array, ...]:
-    """The three panels of a picture that `pictures.draw_example` drew.
+    """The three panels of a picture that `draw_example` drew.
 
     None when it looks otherwise.
 

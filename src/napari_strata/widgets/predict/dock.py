@@ -8,7 +8,7 @@ from pathlib import Path
 from magicgui.widgets import CheckBox
 from napari.layers import Image as ImageLayer
 from napari.viewer import Viewer
-from qtpy.QtWidgets import QFileDialog, QWidget
+from qtpy.QtWidgets import QFileDialog
 
 from napari_strata.core.errors import StrataError
 from napari_strata.core.files import LAYERS
@@ -17,7 +17,6 @@ from napari_strata.io import read_image, write_labels
 from napari_strata.plugin import METADATA
 from napari_strata.widgets.layers.choice import ImageChoice
 from napari_strata.widgets.layers.convert import labels_of, slug, source_of_image
-from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.dock import Dock, Progress, draw
 from napari_strata.widgets.predict import results
 from napari_strata.widgets.predict.area import WHOLE, AreaChoice, AreaError
@@ -78,7 +77,7 @@ class PredictDock(Dock):
         self.add(self.row(self.probabilities, self.confidence, stretch=1))
         self.add(self.averaging.turns)
         self.add(self.averaging.directions)
-        self.add(self._links())
+        self.add(self.copy_buttons(self._copy))
         self.predict_button = self.button("Predict", self.predict)
         self.stop_button = self.button("Stop", self.stop)
         self.save_button = self.button("Save ...", self.save)
@@ -91,15 +90,6 @@ class PredictDock(Dock):
         self.model.changed.connect(self._changed)
         self.area.changed.connect(self._changed)
         self._image_changed()
-
-    def _links(self) -> QWidget:
-        python = self.button(
-            "Copy as Python", lambda: self._copy(script.as_python, "The Python script")
-        )
-        command = self.button(
-            "Copy as command", lambda: self._copy(script.as_command, "The command")
-        )
-        return self.row(python, command)
 
     # ---- what can be done
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from magicgui.widgets import CheckBox
 from napari.viewer import Viewer
-from qtpy.QtWidgets import QLabel, QTabWidget, QWidget
+from qtpy.QtWidgets import QLabel, QTabWidget
 
 from napari_strata.core.errors import StrataError
 from napari_strata.core.events import EpochEnd, Event
@@ -16,7 +16,6 @@ from napari_strata.core.files import LAYERS
 from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.doctor import show_doctor
 from napari_strata.widgets.layers.autosave import Autosave
-from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.dock import Dock, draw, new_page
 from napari_strata.widgets.parts.recent import RunSummary, last_events
 from napari_strata.widgets.train.data_box import DataBox
@@ -112,7 +111,7 @@ class TrainDock(Dock):
             self.plan_summary,
         ):
             setup.addWidget(widget)
-        setup.addWidget(self._links())
+        setup.addWidget(self.copy_buttons(self._copy))
         check = "Versions, GPU, worker and disk; for a bug report too."
         doctor = partial(
             show_doctor,
@@ -133,15 +132,6 @@ class TrainDock(Dock):
         self.tabs.addTab(setup_page, "Set up")
         self.tabs.addTab(progress_page, "Progress")
         self.add(self.tabs)
-
-    def _links(self) -> QWidget:
-        python = self.button(
-            "Copy as Python", lambda: self._copy(script.as_python, "The Python script")
-        )
-        command = self.button(
-            "Copy as command", lambda: self._copy(script.as_command, "The command")
-        )
-        return self.row(python, command)
 
     def _build_foot(self) -> None:
         self.start_button = self.button("Train", self.start)
