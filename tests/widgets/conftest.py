@@ -42,11 +42,14 @@ def _no_torch() -> Iterator[None]:
     )
 
 
-@pytest.fixture(autouse=True)
-def _no_work_left() -> Iterator[None]:
-    """Let the work in threads end with its test: until then it holds its viewer."""
-    yield
-    from qtpy.QtCore import QEvent
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """Let the work in threads end: until then it holds its viewer.
+
+    napari's fixture fails the test if a viewer is alive after it was closed.
+    """
+    if "qtpy.QtWidgets" not in sys.modules:
+        return
     from qtpy.QtWidgets import QApplication
 
     from napari_strata.widgets.work import threads
@@ -57,7 +60,17 @@ def _no_work_left() -> Iterator[None]:
     while threads.pending() and monotonic() < end:
         QApplication.processEvents()
         sleep(0.01)
-    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+
+
+@pytest.fixture(autouse=True)
+def _windows_deleted() -> Iterator[None]:
+    """Delete the closed windows, as the event loop of a program would."""
+    yield
+    from qtpy.QtCore import QEvent
+    from qtpy.QtWidgets import QApplication
+
+    if QApplication.instance() is not None:
+        QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from napari_strata.widgets.layers.convert import slug
 from napari_strata.widgets.settings import Settings, preferences
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, WorkerClient
-from napari_strata.widgets.work.gc_pause import GcPause
+from napari_strata.widgets.work.gc_pause import gc_pause
 from napari_strata.worker.protocol import Job
 
 SCRATCH = ".session-"
@@ -57,8 +57,7 @@ class ViewerSession(QObject):
         self._scratch: Path | None = None
         self._closed = False
         self._stale = False
-        self._gc_pause = GcPause(self)
-        viewer.layers.events.removed.connect(self._gc_pause.look)
+        viewer.layers.events.removed.connect(gc_pause().unfreeze)
         self._preferences = preferences()
         self._preferences.events.connect(self._settings_changed)
         window.installEventFilter(self)
@@ -70,9 +69,8 @@ class ViewerSession(QObject):
         """Give an order to the worker."""
         self._reload()
         handle = self.client.submit(order)
-        if handle.outcome is None:
-            self._gc_pause.begin()
-            handle.ended.connect(lambda _outcome: self._gc_pause.end())
+        gc_pause().begin_job()
+        handle.ended.connect(lambda _outcome: gc_pause().end_job())
         return handle
 
     def _settings_changed(self, _event: object = None) -> None:
@@ -159,21 +157,21 @@ class ViewerSession(QObject):
         self._closed = True
         self._preferences.events.disconnect(self._settings_changed)
         with suppress(RuntimeError):  # the window may be half gone
-            self._gc_pause.look()
-            self.viewer.layers.events.removed.disconnect(self._gc_pause.look)
+            self.viewer.layers.events.removed.disconnect(gc_pause().unfreeze)
             self.closing.emit()
             for dock in self.docks.values():
                 if dock.parent() is None:  # closed before: it belongs to no window
                     dock.deleteLater()
         self.docks.clear()
         self.client.close()
+        gc_pause().unfreeze()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
         if event is not None and event.type() == QEvent.Type.Close:
             # Now: whoever closes the window may collect garbage before the loop turns.
-            self._gc_pause.look()
+            gc_pause().unfreeze()
         elif event is not None and event.type() == QEvent.Type.DeferredDelete:
             # The window is closed, and it and its docks are still there. Later,
             # signals would reach Python wrappers of objects that Qt has deleted.

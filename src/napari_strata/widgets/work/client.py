@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
-from qtpy.QtCore import QObject, Qt, QTimer, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.process import (
     Process,
     default_command,
@@ -123,7 +124,6 @@ class WorkerClient(QObject):
 
     state = Signal(str)
     """ "off", "starting", "ready" or "busy"."""
-    _woken = Signal()
 
     def __init__(self, command: Sequence[str], parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -135,7 +135,6 @@ class WorkerClient(QObject):
         self._inbox: deque[tuple[Process, bytes | None]] = (
             deque()
         )  # None: the process is over
-        self._awake = False
         self._poisoned = (
             False  # a new process is wanted as soon as this one has nothing to do
         )
@@ -144,7 +143,11 @@ class WorkerClient(QObject):
         )
         self._closed = False
         self._numbers = itertools.count(1)
-        self._woken.connect(self._drain, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
+        self._doorbell = threads.Doorbell(self._drain)
+        self._drain_timer = QTimer(self)
+        self._drain_timer.setSingleShot(True)
+        self._drain_timer.setInterval(1)
+        self._drain_timer.timeout.connect(self._drain)
         self._patience = QTimer(self)
         self._patience.setSingleShot(True)
         self._patience.setInterval(STARTUP * 1000)
@@ -161,11 +164,16 @@ class WorkerClient(QObject):
         if self._process is not None or self._closed:
             return
         self._set_state("starting")
-        self._process = process = Process(
-            self.command,
-            lambda line: self._hear(process, line),
-            lambda: self._hear(process, None),
-        )
+        inbox, doorbell = self._inbox, self._doorbell
+
+        # Called in threads of the process, so it must not refer to this object: Qt
+        # crashes when its last reference is released in a thread.
+        def receive(line: bytes | None) -> None:
+            inbox.append((process, line))
+            doorbell.ring()
+
+        process = Process(self.command, receive, lambda: receive(None))
+        self._process = process
         process.start()
         self._patience.start()
 
@@ -295,25 +303,17 @@ class WorkerClient(QObject):
         timer.timeout.connect(timer.deleteLater)
         timer.start(milliseconds)
 
-    def _hear(self, process: Process, line: bytes | None) -> None:
-        """Called in the threads of the process."""
-        self._inbox.append((process, line))
-        if not self._awake:
-            self._awake = True
-            with suppress(RuntimeError):  # the client is gone
-                self._woken.emit()
-
     def _drain(self) -> None:
         """Deliver what was said, a little in each turn of the event loop."""
-        self._awake = False
+        if self._drain_timer.isActive():
+            return
         until = perf_counter() + TURN
         while self._inbox:
             process, line = self._inbox.popleft()
             if process is self._process:
                 self._over(process) if line is None else self._take(process, line)
             if perf_counter() > until and self._inbox:
-                self._awake = True
-                self._after(1, self._drain)
+                self._drain_timer.start()
                 return
 
     def _take(self, process: Process, line: bytes) -> None:

@@ -1,53 +1,97 @@
-"""No long garbage collections while a job runs."""
+"""Garbage collection while threads work: in the main thread only, and short."""
 
 from __future__ import annotations
 
 import gc
+from functools import cache
 
 from qtpy.QtCore import QObject, QTimer
 
-REST = 60_000
-"""Milliseconds without a job after which everything is looked at again."""
+REST_MS = 60_000
+"""Milliseconds without a job after which everything is collected again."""
+INTERVAL_MS = 2_000
+"""Milliseconds between two collections while threads work."""
 
 
 class GcPause(QObject):
-    """Leaves the objects that exist already out of Python's garbage collections
-    while there are jobs.
+    """Control of Python's garbage collections, one for the whole program.
 
-    Python now and then looks through every object for cycles to free, and stops
-    everything else meanwhile: 160 to 180 ms for the 320,000 objects of a napari with
-    one dock, measured on two cores. Most of them are modules and the window, which live
-    as long as the program. What is made during a job is collected as ever, and as soon
-    as a layer is removed, which may hold gigabytes, everything is looked at again.
+    Python collects in the thread that happens to create an object. A thread that reads
+    a file or the messages of a worker could so delete widgets, which Qt allows in the
+    main thread only. While such threads work, Python's automatic collections are
+    therefore off, and a timer collects in the main thread.
+
+    A collection also stops everything: 160 to 180 ms for the 320,000 objects of a
+    napari with one dock, measured on two cores. Most of them are modules and the
+    window, which live as long as the program. While a job runs, what existed before it
+    is left out. When a layer is removed, which may hold gigabytes, everything is
+    collected once.
     """
 
-    def __init__(self, parent: QObject) -> None:
+    def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._frozen = False
         self._jobs = 0
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(REST)
-        self._timer.timeout.connect(self.look)
+        self._threads = 0
+        self._frozen = False
+        self._rest_timer = QTimer(self)
+        self._rest_timer.setSingleShot(True)
+        self._rest_timer.setInterval(REST_MS)
+        self._rest_timer.timeout.connect(self.unfreeze)
+        self._collect_timer = QTimer(self)
+        self._collect_timer.setInterval(INTERVAL_MS)
+        self._collect_timer.timeout.connect(self._collect)
 
-    def begin(self) -> None:
-        """A job starts."""
+    def begin_thread(self) -> None:
+        """Collect in the main thread only, until `end_thread`."""
+        self._threads += 1
+        if self._threads == 1:
+            gc.disable()
+            self._collect_timer.start()
+
+    def end_thread(self) -> None:
+        """Let Python collect by itself again, if no other thread works."""
+        self._threads -= 1
+        if self._threads == 0:
+            self._collect_timer.stop()
+            gc.enable()
+
+    def begin_job(self) -> None:
+        """Leave out what exists now, until the job is over; a thread listens to it."""
+        self.begin_thread()
         self._jobs += 1
-        self._timer.stop()
-        if not self._frozen:  # not asked of gc, which would count them one by one
+        self._rest_timer.stop()
+        self._freeze()
+
+    def end_job(self) -> None:
+        """Include everything again in a while, unless another job runs.
+
+        Not at once, because the result of the job is about to be shown.
+        """
+        self.end_thread()
+        self._jobs -= 1
+        if self._jobs == 0:
+            self._rest_timer.start()
+
+    def unfreeze(self, _event: object = None) -> None:
+        """Include everything in the next collection."""
+        gc.unfreeze()
+        self._frozen = False
+
+    def _freeze(self) -> None:
+        # The flag, because gc.get_freeze_count() counts the objects one by one.
+        if not self._frozen:
             gc.freeze()
             self._frozen = True
 
-    def end(self) -> None:
-        """A job is over; what it brought is about to be shown.
+    def _collect(self) -> None:
+        if self._jobs:
+            gc.collect()
+            self._freeze()
+        else:
+            gc.collect(1)  # young objects; all of them would take long
 
-        Others may go on: a preview ends within a training.
-        """
-        self._jobs -= 1
-        if not self._jobs:
-            self._timer.start()
 
-    def look(self, _event: object = None) -> None:
-        """Let the collector look at everything again, in its own time."""
-        gc.unfreeze()
-        self._frozen = False
+@cache
+def gc_pause() -> GcPause:
+    """Return the one of this program. Call it in the main thread."""
+    return GcPause()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 
 from qtpy.compat import isalive
 from qtpy.QtCore import QObject, Qt, Signal, Slot
+
+from napari_strata.widgets.work.gc_pause import gc_pause
 
 T = TypeVar("T")
 
@@ -52,13 +55,16 @@ class _Tasks(QObject):
     """
 
     _computed = Signal(int)
+    _rung = Signal(object)
 
     def __init__(self) -> None:
         super().__init__()
         self._tasks: dict[int, _Task] = {}
         self._numbers = itertools.count()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="strata")
-        self._computed.connect(self._deliver, Qt.ConnectionType.QueuedConnection)  # type: ignore[call-arg]
+        queued = Qt.ConnectionType.QueuedConnection
+        self._computed.connect(self._deliver, queued)  # type: ignore[call-arg]
+        self._rung.connect(self._answer, queued)  # type: ignore[call-arg]
 
     def count(self) -> int:
         return len(self._tasks)
@@ -66,7 +72,11 @@ class _Tasks(QObject):
     def start(self, task: _Task) -> None:
         number = next(self._numbers)
         self._tasks[number] = task
+        gc_pause().begin_thread()
         self._threads.submit(self._run, number)
+
+    def ring(self, bell: Doorbell) -> None:
+        self._rung.emit(bell)
 
     def _run(self, number: int) -> None:
         self._tasks[number].compute()
@@ -74,7 +84,44 @@ class _Tasks(QObject):
 
     @Slot(int)
     def _deliver(self, number: int) -> None:
+        gc_pause().end_thread()
         self._tasks.pop(number).deliver()
+
+    @Slot(object)
+    def _answer(self, bell: Doorbell) -> None:
+        bell.answer()
+
+
+class Doorbell:
+    """A way for threads to have a method called in the main thread.
+
+    It does not keep the object of the method alive, so that the object cannot be
+    released in a thread. After the object is gone, ringing does nothing.
+
+    Parameters
+    ----------
+    act
+        The method, of a QObject. Make the bell in the main thread.
+    """
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self._act: weakref.WeakMethod[Any] = weakref.WeakMethod(act)
+        self._tasks = _tasks()
+        self._rings = False
+
+    def ring(self) -> None:
+        """Have the method called soon, once. Any thread may ring."""
+        if not self._rings:
+            self._rings = True
+            self._tasks.ring(self)
+
+    def answer(self) -> None:
+        """Call the method; for the main thread."""
+        self._rings = False
+        act = self._act()
+        # Python's half of an object may outlive Qt's.
+        if act is not None and isalive(act.__self__):  # type: ignore[no-untyped-call]
+            act()
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import numpy as np
@@ -14,49 +13,7 @@ from qtpy.QtWidgets import QFileDialog
 from napari_strata.core.image import Image
 from napari_strata.widgets.layers.live import LiveLabels
 from napari_strata.widgets.train.data_box import FILES, DataBox
-from napari_strata.widgets.work.gc_pause import GcPause
 from napari_strata.worker.protocol import TargetOpened
-
-
-@pytest.fixture
-def quiet(qtbot: Any) -> Any:
-    owner = QObject()
-    yield GcPause(owner)
-    gc.unfreeze()
-
-
-def test_what_exists_is_left_out_while_there_are_jobs(quiet: GcPause) -> None:
-    quiet.begin()
-    frozen = gc.get_freeze_count()
-    assert frozen > 1000
-    quiet.begin()
-    assert gc.get_freeze_count() <= frozen, "a second job freezes nothing more"
-    quiet.look()
-    assert gc.get_freeze_count() == 0
-    quiet.begin()
-    assert gc.get_freeze_count() > 1000
-
-
-def test_everything_is_looked_at_again_when_jobs_have_long_been_over(
-    quiet: GcPause, qtbot: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quiet._timer.setInterval(20)
-    quiet.begin()
-    quiet.end()
-    qtbot.waitUntil(lambda: gc.get_freeze_count() == 0)
-
-
-def test_a_job_that_ends_beside_another_changes_nothing(
-    quiet: GcPause, qtbot: Any
-) -> None:
-    quiet._timer.setInterval(20)
-    quiet.begin()  # a training
-    quiet.begin()  # a preview within it
-    quiet.end()
-    qtbot.wait(100)
-    assert gc.get_freeze_count() > 1000
-    quiet.end()
-    qtbot.waitUntil(lambda: gc.get_freeze_count() == 0)
 
 
 @pytest.fixture
