@@ -184,7 +184,7 @@ class _Hub:
         )
         self.hf_hub_url = lambda *_, **__: "https://hub"
         self.probe = lambda _: reason
-        self._in_torch_hub = lambda _: None
+        self.find_in_torch_cache = lambda _: None
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_the_number_of_chips_that_seed_1_validated_on_can_be_said() -> None:
 
 
 def test_every_option_of_the_seeds_can_be_said() -> None:
-    """The words of the five projects beside the keys that say the same; `test_seed_options` builds the networks."""
+    """Settings of five other programs and the recipe keys for them; `test_options` builds the networks."""
     recipe = load_recipe(
         "atrous-resnet50"
     ).with_overrides(

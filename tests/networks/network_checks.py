@@ -1,4 +1,4 @@
-"""Checks that every network passes; a test class inherits them and names its section of a recipe."""
+"""Checks that every network passes. A test class inherits them and sets its section of a recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Network = UNet | AtrousUNet | Smp | UNet3d
 def make_spec(
     section: Network, *, channels: int = 2, classes: int = CLASSES
 ) -> ModelSpec:
-    """A spec for `section`, as `resolve` would make it."""
+    """Build a spec for `section`, as `resolve` does."""
     scale = normalization.fixed("dtype", "uint8", channels)
     depth = None
     if isinstance(section, UNet3d):
@@ -53,7 +53,7 @@ def make_spec(
 
 
 def build(section: Network, *, channels: int = 2, seed: int = 0) -> nn.Module:
-    """A network whose random weights depend on `seed` alone."""
+    """Build a network whose random weights depend on `seed` only."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_network(make_spec(section, channels=channels))
@@ -69,14 +69,14 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 class NetworkChecks:
-    """Inherit, and set `section`; of a 3D network the number of planes too."""
+    """Checks to inherit. Set `section`, and the number of planes for a 3D network."""
 
     section: ClassVar[Network]
     planes: ClassVar[tuple[int, ...]] = ()
 
     @pytest.fixture
     def network(self) -> nn.Module:
-        """The same one for all tests of a class that only look at it."""
+        """A network for all tests of a class that do not change it."""
         return shared(self.section)
 
     @pytest.mark.parametrize("size", [(1, 1), (5, 80), ODD, (64, 64)], ids=str)
@@ -89,7 +89,7 @@ class NetworkChecks:
         assert logits.isfinite().all()
 
     @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-    def test_every_channel_is_seen(self, channels: int) -> None:
+    def test_every_channel_matters(self, channels: int) -> None:
         network = build(self.section, channels=channels).double().eval()
         image = noise(1, channels, *self.planes, *ODD).double()
         changed = torch.cat([image] * channels)

@@ -26,7 +26,7 @@ class TestDecoder(NetworkChecks):
 
 
 @pytest.mark.parametrize("where", ["skip", "decoder"])
-def test_seed_has_its_parameters(where: str) -> None:
+def test_number_of_parameters(where: str) -> None:
     section = AtrousUNet.model_validate({"encoder": "resnet50", "atrous_at": where})
     with torch.device("meta"):
         network = AtrousResUNet(section, inputs=3, outputs=2)
@@ -54,7 +54,7 @@ def test_blocks_take_the_widths_of_the_encoder(encoder: str) -> None:
     assert logits.shape == (1, 2, 64, 96)
 
 
-def test_blocks_in_the_decoder_sit_at_its_widths_but_the_fourth() -> None:
+def test_blocks_in_the_decoder_skip_the_fourth_level() -> None:
     with torch.device("meta"):
         network = AtrousResUNet(AtrousUNet(atrous_at="decoder"), inputs=3, outputs=2)
     assert [block_channels(b) for b in network.on_levels] == [1024, 512, 256, None, 64]

@@ -72,7 +72,7 @@ def test_any_volume_pads_each_axis_to_its_stride_and_crops_back(
     assert torch.equal(inner.seen[..., :planes, :rows, :columns], volume)
 
 
-def test_any_size_leaves_two_strides_at_least() -> None:
+def test_any_size_pads_to_at_least_two_strides() -> None:
     inner = Recorder()
     AnySize(inner, 16)(torch.zeros(1, 1, 1, 40))
     assert inner.seen.shape == (1, 1, 32, 48)
@@ -99,7 +99,7 @@ def test_padding_carries_gradients() -> None:
     assert image.grad.sum() == 8 * 7
 
 
-def test_batch_norm_of_one_value_takes_its_running_statistics() -> None:
+def test_batch_norm_of_one_value_uses_running_statistics() -> None:
     norm = BatchNorm(2).train()
     with torch.no_grad():
         norm.running_mean.copy_(torch.tensor([1.0, 2.0]))  # type: ignore[union-attr]
@@ -111,7 +111,7 @@ def test_batch_norm_of_one_value_takes_its_running_statistics() -> None:
         nn.BatchNorm2d(2).train()(torch.zeros(1, 2, 1, 1))
 
 
-def test_batch_norm_of_volumes_bears_one_value_and_is_torch_s_otherwise() -> None:
+def test_batch_norm_of_volumes_handles_one_value_and_otherwise_equals_torch() -> None:
     ours, theirs = norm_layer("batch", 3, dims=3).train(), nn.BatchNorm3d(3).train()
     assert type(ours) is BatchNorm3d
     single = torch.randn(1, 3, 1, 1, 1)
@@ -121,7 +121,7 @@ def test_batch_norm_of_volumes_bears_one_value_and_is_torch_s_otherwise() -> Non
     assert torch.equal(ours.running_var, theirs.running_var)
 
 
-def test_batch_norm_of_more_values_is_torch_s() -> None:
+def test_batch_norm_of_more_values_equals_torch() -> None:
     ours, theirs = BatchNorm(3).train(), nn.BatchNorm2d(3).train()
     images = torch.randn(2, 3, 1, 1)
     assert torch.equal(ours(images), theirs(images))
@@ -129,7 +129,7 @@ def test_batch_norm_of_more_values_is_torch_s() -> None:
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
-def test_instance_norm_is_torch_s_and_keeps_a_single_value() -> None:
+def test_instance_norm_equals_torch_and_keeps_a_single_value() -> None:
     ours, theirs = norm_layer("instance", 4), nn.InstanceNorm2d(4, affine=True)
     images = torch.randn(2, 4, 5, 6)
     torch.testing.assert_close(ours(images), theirs(images))

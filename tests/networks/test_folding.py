@@ -1,4 +1,4 @@
-"""Folded batch normalisation: the same answers from fewer layers, or the network as it was."""
+"""Folded batch normalisation gives the same logits from fewer layers, or leaves the network unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def norms(network: nn.Module) -> list[nn.Module]:
 
 
 def trained(network: nn.Module) -> nn.Module:
-    """Statistics and factors that are not those of a new layer."""
+    """Set statistics and factors that differ from those of a new layer."""
     for norm in norms(network):
         assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d)
         for tensor in (norm.running_mean, norm.bias.data):
@@ -69,7 +69,7 @@ def trained(network: nn.Module) -> nn.Module:
         "long voxels",
     ],
 )
-def test_the_answers_are_the_same(
+def test_logits_are_the_same(
     section: UNet | Smp | AtrousUNet | UNet3d, left: int
 ) -> None:
     spec = make_spec(section, channels=2, classes=3)
@@ -92,7 +92,7 @@ def test_the_answers_are_the_same(
 
 
 class Shared(nn.Module):
-    """One convolution whose answer is also used without its normalisation."""
+    """A convolution whose output is also used without its normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Shared(nn.Module):
 
 
 class Twice(nn.Module):
-    """One pair of layers that the image goes through twice."""
+    """A pair of layers that is applied twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,12 +116,12 @@ class Twice(nn.Module):
         return self.block(self.block(self.start(images)))
 
 
-def test_an_answer_used_elsewhere_is_noticed() -> None:
+def test_an_output_that_is_used_twice_prevents_folding() -> None:
     network = trained(Shared())
     assert fold_batch_norms(network, channels=1) is network
 
 
-def test_layers_used_twice_stay() -> None:
+def test_layers_used_twice_are_not_folded() -> None:
     network = trained(Twice())
     folded = fold_batch_norms(network, channels=1)
     assert len(norms(folded)) == 1

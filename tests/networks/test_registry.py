@@ -71,7 +71,7 @@ def test_an_unregistered_kind_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("toy_kind")
-def test_a_registered_kind_stands_in_recipes() -> None:
+def test_a_registered_kind_is_allowed_in_recipes() -> None:
     recipe = toy_recipe(width=6)
     assert recipe.network == ToySection(width=6)
     assert Recipe.parse(recipe.model_dump(mode="json")) == recipe

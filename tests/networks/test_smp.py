@@ -159,7 +159,7 @@ def test_recommended_encoders_work_with_every_architecture(architecture: str) ->
         assert network(noise(1, 2, 32, 32)).shape == (1, 3, 32, 32)
 
 
-def test_decoder_widths_arrive() -> None:
+def test_decoder_widths_reach_the_network() -> None:
     decoder = build(section(decoder_widths=(48, 40, 32, 24, 16))).network.decoder
     assert [b.conv2[0].out_channels for b in decoder.blocks] == [48, 40, 32, 24, 16]
     decoder = build(
@@ -190,7 +190,7 @@ def test_wrong_number_of_decoder_widths(
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "instance", "group"])
-def test_norm_arrives_in_the_decoder_and_nowhere_else(norm: str) -> None:
+def test_norm_changes_the_decoder_only(norm: str) -> None:
     network = build(section(norm=norm)).network
     inside = {
         type(m)
@@ -206,7 +206,7 @@ def test_norm_arrives_in_the_decoder_and_nowhere_else(norm: str) -> None:
     assert not any(isinstance(m, nn.GroupNorm) for m in network.encoder.modules())
 
 
-def test_dropout_arrives_and_none_is_none() -> None:
+def test_dropout_reaches_the_network() -> None:
     for architecture, share in (
         ("fpn", 0.0),
         ("pspnet", 0.3),
@@ -228,14 +228,14 @@ def test_dropout_arrives_and_none_is_none() -> None:
     ] == [0.3]
 
 
-def test_attention_arrives() -> None:
+def test_attention_reaches_the_network() -> None:
     network = build(section(attention="scse")).network
     assert (
         sum(type(m).__name__ == "SCSEModule" for m in network.decoder.modules()) == 10
     )
 
 
-def test_what_an_architecture_cannot_do_is_said_with_those_that_can() -> None:
+def test_unsupported_options_name_the_architectures_that_support_them() -> None:
     assert "network.attention=scse" in error(architecture="fpn", attention="scse")
     assert "unet, unetplusplus" in error(architecture="fpn", attention="scse")
     assert "network.dropout=0.2" in error(architecture="unet", dropout=0.2)
@@ -264,7 +264,7 @@ def test_what_an_architecture_cannot_do_is_said_with_those_that_can() -> None:
         ("dpt", "tu-vit_small_patch14_dinov2", "tu-vit_tiny_patch16_224"),
     ],
 )
-def test_what_does_not_go_together_is_said_with_what_does(
+def test_impossible_combinations_name_possible_ones(
     architecture: str, encoder: str, working: str
 ) -> None:
     message = error(architecture=architecture, encoder=encoder)
@@ -283,17 +283,17 @@ def test_what_does_not_go_together_is_said_with_what_does(
         ("efficientnet_b0", "did you mean 'tu-efficientnet_b0'"),
         ("timm-resnest14d", "did you mean 'tu-resnest14d'"),
         ("tu-resnet18x", "did you mean 'tu-resnet18"),
-        ("###", "some are resnet34, resnet50"),
+        ("###", "examples are resnet34, resnet50"),
     ],
 )
-def test_unknown_encoder_is_answered_with_the_nearest(name: str, hint: str) -> None:
+def test_unknown_encoders_name_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(RecipeError, match="is not an encoder") as caught:
         check_encoder(name)
     assert hint in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
-def test_parameters_without_a_way_to_the_logits_are_frozen() -> None:
+def test_parameters_that_the_logits_do_not_use_are_frozen() -> None:
     network = build(Smp(architecture="pspnet", encoder="resnet18")).network
     frozen = {
         n.split(".")[1] for n, p in network.named_parameters() if not p.requires_grad
@@ -362,7 +362,7 @@ WHOLE = [
         else None
     ),
 )
-def test_whole_tile_says_whether_far_pixels_matter(
+def test_whole_tile_is_true_where_distant_pixels_matter(
     network: Smp | AtrousUNet, whole: bool
 ) -> None:
     built = build(network, channels=1).double().eval()

@@ -16,7 +16,7 @@ class TestDefault(NetworkChecks):
     section = UNet()
 
 
-class TestSeed(NetworkChecks):
+class TestTransposeKernel3(NetworkChecks):
     section = UNet(
         widths=(8, 16, 24, 32, 40), norm="none", transpose_kernel=3, head_width=8
     )
@@ -38,7 +38,7 @@ class TestTwoLevels(NetworkChecks):
     section = UNet(widths=(1, 3), transpose_kernel=3)
 
 
-def test_seed_has_its_parameters() -> None:
+def test_number_of_parameters() -> None:
     section = UNet(
         widths=(32, 64, 128, 256, 512), norm="none", transpose_kernel=3, head_width=32
     )
@@ -47,7 +47,7 @@ def test_seed_has_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "instance", "group"])
-def test_bias_only_where_the_norm_does_not_take_it_out(norm: str) -> None:
+def test_bias_only_where_the_norm_does_not_remove_it(norm: str) -> None:
     network = ClassicUNet(
         UNet.model_validate({"widths": (16, 32), "norm": norm}), inputs=1, outputs=2
     )
@@ -65,7 +65,7 @@ def test_bias_only_where_the_norm_does_not_take_it_out(norm: str) -> None:
     }.get(norm, [])
 
 
-def test_signal_keeps_its_size_through_the_deep_network() -> None:
+def test_signal_keeps_its_magnitude_through_the_network() -> None:
     # What He's initialisation is for: without norms, the logits are neither lost nor exploded.
     spread = build(UNet(norm="none")).eval()(noise(1, 2, 64, 64)).std()
     assert 0.05 < spread < 20
@@ -84,7 +84,7 @@ def test_dropout_drops_in_training_only() -> None:
     [("transpose", 2), ("transpose", 3), ("nearest", 2), ("bilinear", 2)],
     ids=str,
 )
-def test_upsampling_keeps_things_where_they_are(how: str, kernel: int) -> None:
+def test_upsampling_does_not_shift_the_image(how: str, kernel: int) -> None:
     up = upsampling(1, 1, how=how, kernel=kernel)  # type: ignore[arg-type]
     weights = next(
         m for m in up.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)
@@ -123,7 +123,7 @@ def test_reach_is_the_radius_of_the_receptive_field(
 
 
 def measured_reach(section: UNet, stride: int) -> int:
-    """Largest distance at which any pixel of the input moves a pixel of the output, over all positions in a stride."""
+    """Return the largest distance at which an input pixel changes an output pixel, over all positions in a stride."""
     network = build(section).double().eval()
     assert isinstance(network, AnySize)
     network.network.pool = nn.AvgPool2d(
@@ -145,7 +145,7 @@ def measured_reach(section: UNet, stride: int) -> int:
     return max(distances)
 
 
-def test_unet_with_batch_norm_sees_no_further_than_its_reach() -> None:
+def test_unet_with_batch_norm_depends_on_pixels_within_its_reach_only() -> None:
     section = UNet(widths=(4, 8, 8))
     network, reach = build(section).double().eval(), section.geometry().reach
     image = noise(1, 2, 12, 160).double()
@@ -156,7 +156,7 @@ def test_unet_with_batch_norm_sees_no_further_than_its_reach() -> None:
         assert not torch.equal(network(far)[..., :100], network(image)[..., :100])
 
 
-def test_unet_with_instance_norm_sees_the_whole_tile() -> None:
+def test_unet_with_instance_norm_depends_on_the_whole_tile() -> None:
     section = UNet(widths=(4, 8), norm="instance")
     network = build(section).double().eval()
     image = noise(1, 2, 8, 200).double()

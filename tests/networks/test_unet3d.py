@@ -1,4 +1,4 @@
-"""The residual 3D U-Net: any size, how far it sees along each axis, and that single slices are its 2D."""
+"""The residual 3D U-Net: sizes, receptive field along each axis, independent slices."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_strides_and_kernels_along_z_are_those_of_the_spec() -> None:
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "group"])
-def test_signal_keeps_its_size_through_the_deep_network(norm: Any) -> None:
+def test_signal_keeps_its_magnitude_through_the_network(norm: Any) -> None:
     network = build(UNet3d(widths=(8, 16, 32, 64, 128), norm=norm)).train()
     assert 0.05 < network(noise(2, 2, 16, 32, 32)).std() < 30
 
@@ -119,7 +119,7 @@ def test_reach_is_the_radius_of_the_receptive_field_along_each_axis(
 
 
 def measured_reach(section: UNet3d, axis: int) -> int:
-    """Largest distance at which any voxel of the input moves one of the output, over all positions in a stride."""
+    """Return the largest distance at which an input voxel changes an output voxel, over all positions in a stride."""
     network = build(section).double().eval()
     strides = make_spec(section).stride_shape
     # A maximum lets one voxel of eight through; all of them may be it.
@@ -150,7 +150,7 @@ def measured_reach(section: UNet3d, axis: int) -> int:
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=15)
-def test_nothing_beyond_the_reach_is_seen(
+def test_voxels_beyond_the_reach_have_no_influence(
     axis: int, ratio: float, levels: int, position: int, seed: int
 ) -> None:
     section = UNet3d(widths=(3,) * levels, anisotropy=ratio)
@@ -176,7 +176,7 @@ def test_nothing_beyond_the_reach_is_seen(
 
 
 @pytest.mark.parametrize("norm", ["instance", "group"])
-def test_norms_of_the_whole_volume_see_all_of_it(norm: Any) -> None:
+def test_norms_of_the_whole_volume_depend_on_all_voxels(norm: Any) -> None:
     section = UNet3d(widths=(4, 8), norm=norm)
     network = build(section).double().eval()
     volume = noise(1, 2, 60, 8, 8).double()
@@ -192,7 +192,7 @@ def test_norms_of_the_whole_volume_see_all_of_it(norm: Any) -> None:
 
 
 def flat_network(kernels: tuple[int, ...]) -> AnySize:
-    """A network that never divides Z."""
+    """Build a network without strides along Z."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         inner = ResidualUNet3d(
@@ -212,7 +212,7 @@ def flat_network(kernels: tuple[int, ...]) -> AnySize:
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=20)
-def test_without_kernels_along_z_what_a_slice_gives_depends_on_no_other(
+def test_without_kernels_along_z_slices_are_independent(
     planes: int, rows: int, columns: int, seed: int
 ) -> None:
     network, volume = (
@@ -227,7 +227,7 @@ def test_without_kernels_along_z_what_a_slice_gives_depends_on_no_other(
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
 
 
-def test_without_kernels_along_z_it_is_a_2d_network_of_the_same_weights() -> None:
+def test_without_kernels_along_z_it_equals_a_2d_network_with_the_same_weights() -> None:
     network, image = flat_network((1, 1, 1)), noise(1, 2, 16, 24).double()
     with torch.no_grad():
         torch.testing.assert_close(
@@ -236,7 +236,7 @@ def test_without_kernels_along_z_it_is_a_2d_network_of_the_same_weights() -> Non
 
 
 def in_2d(network: Any, image: Tensor) -> Tensor:
-    """What the layers of `network` give when each is replaced by its 2D namesake."""
+    """Compute the logits of `network` with each layer replaced by its 2D counterpart."""
 
     def convolve(layer: nn.Conv3d, features: Tensor) -> Tensor:
         return nn.functional.conv2d(
@@ -272,7 +272,7 @@ def in_2d(network: Any, image: Tensor) -> Tensor:
     return convolve(network.head, features)
 
 
-def test_with_kernels_along_z_other_slices_are_seen() -> None:
+def test_with_kernels_along_z_slices_depend_on_others() -> None:
     network, volume = flat_network(depth_kernels((1, 1))), noise(1, 2, 3, 8, 8).double()
     with torch.no_grad():
         assert not torch.allclose(
@@ -283,7 +283,7 @@ def test_with_kernels_along_z_other_slices_are_seen() -> None:
 # What others ask of a network
 
 
-def test_its_parts_are_found() -> None:
+def test_encoder_and_head_are_found() -> None:
     spec = make_spec(UNet3d(widths=SMALL))
     network = build(UNet3d(widths=SMALL))
     assert encoder_of(network) is network.network.down

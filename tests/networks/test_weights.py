@@ -38,14 +38,14 @@ def section(weights: str, **options: Any) -> Smp:
 def load(
     chosen: Smp | AtrousUNet | UNet, *, channels: int = 3, **options: Any
 ) -> tuple[nn.Module, str]:
-    """A network with the encoder weights that its section asks for, and what was said of them."""
+    """Build a network, load its encoder weights and return the message too."""
     spec = make_spec(chosen, channels=channels)
     network = build_network(spec)
     return network, load_encoder_weights(network, spec, **options)
 
 
 def imagenet_like(seed: int = 7) -> dict[str, Tensor]:
-    """Tensors as the hub has them for resnet18, with numbers of our own."""
+    """Random tensors with the names and shapes of the hub's resnet18."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return dict(smp.encoders.get_encoder("resnet18", weights=None).state_dict())
@@ -53,7 +53,7 @@ def imagenet_like(seed: int = 7) -> dict[str, Tensor]:
 
 @pytest.fixture
 def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache and a torch cache with nothing in them, and no memory of earlier probes."""
+    """Empty caches of the hub and of torch, and no results of earlier probes."""
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -78,7 +78,7 @@ def unreachable(empty_caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def put_in_hub_cache(
     folder: Path, repo: str, revision: str, tensors: dict[str, Tensor]
 ) -> None:
-    """As huggingface_hub lays out its cache."""
+    """Write a file to the cache in the layout of huggingface_hub."""
     place = folder / "hub" / f"models--{repo.replace('/', '--')}"
     (place / "snapshots" / revision).mkdir(parents=True)
     (place / "refs").mkdir()
@@ -104,7 +104,7 @@ def test_none_leaves_the_random_weights() -> None:
 # Offline
 
 
-def test_auto_goes_on_and_says_so_when_the_hub_cannot_be_reached(
+def test_auto_starts_from_random_weights_when_the_hub_cannot_be_reached(
     unreachable: Path,
 ) -> None:
     said = load(section("auto"))[1]
@@ -119,7 +119,7 @@ def test_auto_goes_on_and_says_so_when_the_hub_cannot_be_reached(
     "chosen",
     [section("imagenet"), AtrousUNet(encoder="resnet18", encoder_weights="imagenet")],
 )
-def test_imagenet_refuses_and_names_three_ways_on(
+def test_imagenet_refuses_and_names_three_remedies(
     unreachable: Path, chosen: Smp | AtrousUNet
 ) -> None:
     with pytest.raises(TrainingError) as caught:
@@ -154,7 +154,7 @@ def test_a_silent_hub_costs_the_timeout_once(
     assert len(asked) == 2  # a minute later it is asked again: the network may be back
 
 
-def test_offline_by_order_is_not_even_probed(
+def test_an_offline_setting_prevents_the_probe(
     empty_caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
@@ -164,7 +164,7 @@ def test_offline_by_order_is_not_even_probed(
     assert "HF_HUB_OFFLINE is set" in load(section("auto"))[1]
 
 
-def test_a_download_that_breaks_off_is_reported(
+def test_an_interrupted_download_is_reported(
     empty_caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_off(*_: Any, **__: Any) -> None:
@@ -175,7 +175,7 @@ def test_a_download_that_breaks_off_is_reported(
     assert load(section("auto"))[1].endswith("could not be reached: connection reset)")
 
 
-def test_a_reachable_hub_is_downloaded_from(
+def test_weights_are_downloaded_from_a_reachable_hub(
     empty_caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors = imagenet_like()
@@ -262,7 +262,7 @@ def test_vision_transformers_load_from_the_cache(unreachable: Path) -> None:
     assert own["model.patch_embed.proj.weight"].shape[1] == 2
 
 
-def test_torchvision_s_download_is_found(unreachable: Path) -> None:
+def test_weights_that_torchvision_downloaded_are_found(unreachable: Path) -> None:
     folder = unreachable / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     tensors = imagenet_like()
@@ -276,7 +276,7 @@ def test_torchvision_s_download_is_found(unreachable: Path) -> None:
     )
 
 
-def test_other_pretraining_is_called_by_its_name() -> None:
+def test_other_pretraining_data_is_named() -> None:
     assert hub.find_pretrained("resnext101_32x16d").data == "instagram"
     with pytest.raises(hub.UnobtainableError, match="no weights"):
         hub.find_pretrained("tu-nothing")
@@ -304,7 +304,7 @@ def test_a_file_fills_the_encoder(tmp_path: Path, prefix: str, suffix: str) -> N
     assert all(torch.equal(own[name], tensor) for name, tensor in tensors.items())
 
 
-def test_a_model_of_ours_is_a_file_of_encoder_weights_too(tmp_path: Path) -> None:
+def test_a_saved_model_is_a_file_of_encoder_weights(tmp_path: Path) -> None:
     first = build_network(make_spec(section("none"), channels=1))
     save_file(first.state_dict(), tmp_path / "model.safetensors")
     second, _ = load(section(str(tmp_path / "model.safetensors")), channels=1)
@@ -320,7 +320,7 @@ def test_a_model_of_ours_is_a_file_of_encoder_weights_too(tmp_path: Path) -> Non
     )
 
 
-def test_a_file_for_three_channels_serves_one(tmp_path: Path) -> None:
+def test_a_file_for_three_channels_is_adapted_to_one(tmp_path: Path) -> None:
     tensors = imagenet_like()
     save_file(tensors, tmp_path / "w.safetensors")
     network, _ = load(section(str(tmp_path / "w.safetensors")), channels=1)
@@ -330,7 +330,7 @@ def test_a_file_for_three_channels_serves_one(tmp_path: Path) -> None:
     )
 
 
-def test_part_of_the_tensors_is_said(tmp_path: Path) -> None:
+def test_the_message_counts_the_tensors(tmp_path: Path) -> None:
     tensors = {k: v for k, v in imagenet_like().items() if not k.startswith("layer4")}
     save_file(tensors, tmp_path / "w.safetensors")
     assert (
@@ -381,7 +381,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, writer: str) -> None:
     assert not place.exists()
 
 
-def test_a_refused_pickle_leaves_no_line_of_torch_s(
+def test_a_refused_pickle_shows_no_warning_of_torch(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     warnings.simplefilter("always")
@@ -394,7 +394,7 @@ def test_a_refused_pickle_leaves_no_line_of_torch_s(
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("missing.pt", None, "no such file"),
+        ("missing.pt", None, "does not exist"),
         ("cut.safetensors", b"\x10\x00\x00", "cannot be read"),
         ("cut.pth", b"PK\x03\x04", "damaged"),
         ("text.pt", b"hello", "damaged"),
@@ -418,7 +418,7 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path, content: Any) -> None
         load(section(str(tmp_path / "w.pt")))
 
 
-def test_adapted_first_convolution_keeps_the_size_of_the_features() -> None:
+def test_adapted_first_convolution_keeps_the_magnitude_of_the_features() -> None:
     kernel = torch.rand(4, 3, 7, 7, dtype=torch.float64)
     grey = torch.rand(1, 1, 20, 20, dtype=torch.float64)
     expected = nn.functional.conv2d(grey.expand(1, 3, 20, 20), kernel)

@@ -203,4 +203,6 @@ def _is_at_hand(hub: Any, source: Any) -> bool:
         revision=source.revision,
         cache_dir=hub.constants.HF_HUB_CACHE,
     )
-    return isinstance(cached, str) or hub._in_torch_hub(source.encoder) is not None
+    return (
+        isinstance(cached, str) or hub.find_in_torch_cache(source.encoder) is not None
+    )

@@ -1,7 +1,7 @@
 """U-Net with a ResNet encoder, a bridge and atrous blocks.
 
-It is the seed's "U-Net with ResNet50 encoder and atrous convolutions". Parallel atrous
-convolutions are those of DeepLab (Chen et al. 2017, https://arxiv.org/abs/1606.00915).
+The parallel atrous convolutions are those of DeepLab (Chen et al. 2017,
+https://arxiv.org/abs/1606.00915).
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def build_atrous_unet(spec: ModelSpec, section: AtrousUNet) -> AnySize:
 
 
 class AtrousResUNet(nn.Module):
-    """ResNet down to 1/32, two convolutions as a bridge, five decoder levels up to
-    full size.
+    """U-Net with a ResNet encoder and atrous blocks.
 
-    Takes (N, C, H, W) with H and W multiples of 32; `AnySize` sees to that.
+    The encoder goes down to 1/32 of the size, a bridge of two convolutions follows, and
+    five decoder levels go up to the full size. It takes images (N, C, H, W) with H and
+    W multiples of 32; `AnySize` pads other sizes.
     """
 
     def __init__(self, section: AtrousUNet, *, inputs: int, outputs: int) -> None:
@@ -53,24 +54,26 @@ class AtrousResUNet(nn.Module):
                 (deepest, *widths), skips, widths, strict=False
             )
         )
-        # The seed counts four blocks at 1024, 512, 256 and 64 channels. On the skips
-        # these are all but the raw image. In the decoder, whose widths are 1024, 512,
-        # 256, 128 and 64, they are all levels but the fourth, and a block follows the
-        # level's convolutions, before the next upsampling, as in the seed's diagram.
+        # There are four blocks, at 1024, 512, 256 and 64 channels for ResNet-50. On the
+        # skips these are all but the raw image. In the decoder, whose widths are 1024,
+        # 512, 256, 128 and 64, these are all levels but the fourth; a block follows the
+        # level's convolutions and precedes the next upsampling.
         at_skips = section.atrous_at == "skip"
         channels: Sequence[int] = (
             [*skips[:4], 0] if at_skips else [*widths[:3], 0, widths[4]]
         )
         blocks = nn.ModuleList(
             (
-                AtrousBlock(c, kernels=section.kernels, dilations=section.dilations)
-                if c
+                AtrousBlock(width, kernels=section.kernels, dilations=section.dilations)
+                if width
                 else nn.Identity()
             )
-            for c in channels
+            for width in channels
         )
-        plain = nn.ModuleList(nn.Identity() for _ in channels)
-        self.on_skips, self.on_levels = (blocks, plain) if at_skips else (plain, blocks)
+        identities = nn.ModuleList(nn.Identity() for _ in channels)
+        self.on_skips, self.on_levels = (
+            (blocks, identities) if at_skips else (identities, blocks)
+        )
         self.head = nn.Conv2d(widths[-1], outputs, 1)
         for part in (self.bridge, self.levels, blocks, self.head):
             he_initialise(part)
@@ -79,19 +82,17 @@ class AtrousResUNet(nn.Module):
         """Compute logits (N, K, H, W) of images (N, C, H, W)."""
         *skips, features = self.encoder(images)
         features = self.bridge(features)
-        parts = zip(
+        levels = zip(
             self.levels, reversed(skips), self.on_skips, self.on_levels, strict=True
         )
-        for level, skip, on_skip, on_level in parts:
+        for level, skip, on_skip, on_level in levels:
             features = on_level(level(features, on_skip(skip)))
         logits: Tensor = self.head(features)
         return logits
 
 
 class DecoderLevel(nn.Module):
-    """Transposed convolution to twice the size, the skip beside it, two
-    convolutions.
-    """
+    """Decoder level: upsampling, concatenation with the skip, two convolutions."""
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
@@ -117,25 +118,28 @@ class AtrousBlock(nn.Module):
         super().__init__()
         half = max(1, channels // 2)
         self.branches = nn.ModuleList(
-            # No bias: the concatenation goes straight into batch normalisation.
-            nn.Conv2d(channels, half, k, padding=d * (k // 2), dilation=d, bias=False)
-            for k, d in zip(kernels, dilations, strict=True)
+            # No bias: batch normalisation follows directly.
+            nn.Conv2d(
+                channels,
+                half,
+                kernel,
+                padding=dilation * (kernel // 2),
+                dilation=dilation,
+                bias=False,
+            )
+            for kernel, dilation in zip(kernels, dilations, strict=True)
         )
         self.pool = nn.MaxPool2d(3, stride=1, padding=1)
-        together = channels + half * len(self.branches)
+        concatenated = channels + half * len(self.branches)
         self.fuse = nn.Sequential(
-            BatchNorm(together),
-            nn.Conv2d(together, channels, 1, bias=False),
+            BatchNorm(concatenated),
+            nn.Conv2d(concatenated, channels, 1, bias=False),
             BatchNorm(channels),
             nn.ReLU(inplace=True),
         )
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (N, C, H, W) to the same shape."""
-        fused: Tensor = self.fuse(
-            cat(
-                [*(branch(features) for branch in self.branches), self.pool(features)],
-                dim=1,
-            )
-        )
+        branches = [branch(features) for branch in self.branches]
+        fused: Tensor = self.fuse(cat([*branches, self.pool(features)], dim=1))
         return fused

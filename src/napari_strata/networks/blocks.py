@@ -16,21 +16,22 @@ from napari_strata.core.network_sections import Norm
 
 
 class AnySize(nn.Module):
-    """Network for images of any size, from one that needs multiples of `stride`.
+    """Wrapper that makes a network accept images of any size.
 
-    It takes images (N, C, H, W) or volumes (N, C, D, H, W). The image is padded at the
-    end of each axis (so that the grid of strides stays in place), mirrored where it is
-    large enough and its last value repeated where it is not; the logits are cropped.
+    The wrapped network needs sizes that are multiples of `stride`. The wrapper takes
+    images (N, C, H, W) or volumes (N, C, D, H, W), pads them at the end of each axis,
+    so that the grid of strides stays in place, and crops the logits. The padding
+    mirrors the image; where the image is too small for that, it repeats the last value.
 
     Parameters
     ----------
     stride
-        The padded height and width are multiples of it, in pixels. For volumes, a
-        stride for each of the three axes.
+        The padded height and width are multiples of this number of pixels. For
+        volumes, one stride for each of the three axes.
     smallest
-        The padded height and width are at least this. Two strides when left out, since
-        normalisation over the one pixel that is left at the deepest level fails in
-        training. For volumes, a number for each axis.
+        Smallest padded height and width in pixels; for volumes, one number for each
+        axis. The default is two strides: with one stride, the deepest level has one
+        pixel, and normalising over one pixel fails in training.
     """
 
     def __init__(
@@ -45,55 +46,60 @@ class AnySize(nn.Module):
         self.stride = stride
         if isinstance(stride, int):
             assert smallest is None or isinstance(smallest, int)
-            self.smallest: Any = _multiple(smallest or 2 * stride, stride)
+            self.smallest: Any = _round_up(smallest or 2 * stride, stride)
         else:
             if not isinstance(smallest, tuple):
                 smallest = tuple(smallest or 2 * step for step in stride)
-            self.smallest = tuple(map(_multiple, smallest, stride))
+            self.smallest = tuple(map(_round_up, smallest, stride))
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits (N, K, H, W) of images (N, C, H, W), or of volumes."""
         shape = images.shape[2:]
-        missing = self._missing(shape)
-        logits: Tensor = self.network(extend(images, *missing))
-        if not any(missing):
+        padding = self._padding(shape)
+        logits: Tensor = self.network(extend(images, *padding))
+        if not any(padding):
             return logits
         inside: tuple[Any, ...] = (..., *(slice(length) for length in shape))
         return logits[inside]
 
-    def _missing(self, shape: Sequence[int]) -> list[int]:
-        """Pixels to add along each axis."""
+    def _padding(self, shape: Sequence[int]) -> list[int]:
+        """Return the number of pixels to add along each axis."""
         strides, smallest = (
-            v if isinstance(v, tuple) else (v,) * len(shape)
-            for v in (self.stride, self.smallest)
+            value if isinstance(value, tuple) else (value,) * len(shape)
+            for value in (self.stride, self.smallest)
         )
         return [
-            max(-n % step, least - n)
-            for n, step, least in zip(shape, strides, smallest, strict=True)
+            max(-length % stride, minimum - length)
+            for length, stride, minimum in zip(shape, strides, smallest, strict=True)
         ]
 
 
-def extend(images: Tensor, *more: int) -> Tensor:
-    """Pad images (N, C, H, W) by so many rows below and columns at the right.
+def extend(images: Tensor, *padding: int) -> Tensor:
+    """Pad images (N, C, H, W) or volumes (N, C, D, H, W) at the end of each axis.
 
-    Volumes (N, C, D, H, W) are padded by planes, rows and columns. The image is
-    mirrored, or its last value is repeated where it is too small.
+    The padding mirrors the image; where the image is too small for that, it repeats the
+    last value.
+
+    Parameters
+    ----------
+    padding
+        Number of pixels to add along each spatial axis, such as rows and columns.
     """
-    for axis in reversed(range(len(more))):
-        if more[axis]:
-            margins = [0, 0] * len(more)
+    for axis in reversed(range(len(padding))):
+        if padding[axis]:
+            margins = [0, 0] * len(padding)
             # F.pad counts axes from the last.
-            margins[2 * (len(more) - axis) - 1] = more[axis]
-            mode = "reflect" if more[axis] < images.shape[2 + axis] else "replicate"
+            margins[2 * (len(padding) - axis) - 1] = padding[axis]
+            mode = "reflect" if padding[axis] < images.shape[2 + axis] else "replicate"
             images = F.pad(images, margins, mode=mode)
     return images
 
 
 class _SingleValueNorm(_BatchNorm):
-    """Batch normalisation by running statistics where a channel has one value only.
+    """Batch normalisation that also trains when a channel has only one value.
 
-    That is so for a batch of one after global pooling (DeepLab, PAN), where torch
-    refuses to train.
+    It then uses the running statistics. torch raises an error instead, for example for
+    a batch of one image after global pooling (DeepLab, PAN).
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -135,10 +141,10 @@ class GroupNorm(nn.GroupNorm):
 
 
 def norm_layer(kind: Norm, channels: int, *, dims: int = 2) -> nn.Module:
-    """Make a normalisation of `channels` features.
+    """Build a normalisation of `channels` features.
 
-    Groups have 16 channels where that divides: Wu and He 2018
-    (https://arxiv.org/abs/1803.08494) found it as good as 32 groups, and it suits
+    Groups have 16 channels where `channels` is a multiple of 16: according to Wu and He
+    2018 (https://arxiv.org/abs/1803.08494) this is as good as 32 groups, and it suits
     narrow networks. Instance normalisation is group normalisation with one channel per
     group.
 
@@ -164,17 +170,17 @@ def convolution(
     kernel: int | tuple[int, ...] = 3,
     active: bool = True,
 ) -> nn.Sequential:
-    """Make a 'same' convolution, a normalisation and, if `active`, a ReLU.
+    """Build a 'same' convolution, a normalisation and, if `active`, a ReLU.
 
-    It is for volumes where `kernel` has three numbers. There is no bias before a
-    normalisation that would remove it.
+    The convolution is 3D if `kernel` has three numbers. It has no bias if the
+    normalisation would remove it.
     """
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    kind: Any = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
-    biased = norm in ("none", "group")
+    layer_type: Any = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
+    has_bias = norm in ("none", "group")
     padding = tuple(length // 2 for length in kernel)
     layers = [
-        kind(inputs, outputs, kernel, padding=padding, bias=biased),
+        layer_type(inputs, outputs, kernel, padding=padding, bias=has_bias),
         norm_layer(norm, outputs, dims=len(kernel)),
     ]
     if active:
@@ -183,7 +189,7 @@ def convolution(
 
 
 def double_convolution(inputs: int, outputs: int, *, norm: Norm) -> nn.Sequential:
-    """Make two 3 x 3 convolutions with normalisation and ReLU."""
+    """Build two 3 x 3 convolutions with normalisation and ReLU."""
     return nn.Sequential(
         convolution(inputs, outputs, norm=norm),
         convolution(outputs, outputs, norm=norm),
@@ -191,10 +197,7 @@ def double_convolution(inputs: int, outputs: int, *, norm: Norm) -> nn.Sequentia
 
 
 def without_weights(module: nn.Module) -> nn.Module:
-    """Copy `module` to torch's meta device, where nothing is computed or held.
-
-    Its weights are not copied.
-    """
+    """Copy `module` to torch's meta device, without copying its weights."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(p.to("meta"), requires_grad=False)
         for p in module.parameters()
@@ -204,12 +207,12 @@ def without_weights(module: nn.Module) -> nn.Module:
 
 
 def replace_batch_norms(module: nn.Module, kind: Norm = "batch") -> None:
-    """Replace every plain `BatchNorm2d` below `module` by a normalisation of ours.
+    """Replace every plain `BatchNorm2d` below `module` by a layer of this module.
 
-    Weights are kept for kind "batch".
+    The weights are kept if `kind` is "batch".
     """
     for name, child in module.named_children():
-        # Not timm's, which derive from torch's and do more.
+        # timm's subclasses of BatchNorm2d do more and stay as they are.
         if not isinstance(child, nn.BatchNorm2d) or type(child) not in (
             nn.BatchNorm2d,
             BatchNorm,
@@ -225,7 +228,7 @@ def replace_batch_norms(module: nn.Module, kind: Norm = "batch") -> None:
 
 @torch.no_grad()
 def he_initialise(module: nn.Module) -> None:
-    """Initialise all convolutions of `module` by He et al. 2015, biases by zero.
+    """Initialise the convolutions of `module` after He et al. 2015, biases with zero.
 
     See https://arxiv.org/abs/1502.01852.
     """
@@ -233,15 +236,16 @@ def he_initialise(module: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         elif isinstance(layer, nn.ConvTranspose2d):
-            # With stride 2 a quarter of the kernel meets each pixel. No ReLU follows,
+            # With stride 2 a quarter of the kernel acts on each pixel. No ReLU follows,
             # so the gain is 1.
-            fan = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] / 4
-            nn.init.normal_(layer.weight, std=max(fan, 1.0) ** -0.5)
+            fan_in = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] / 4
+            nn.init.normal_(layer.weight, std=max(fan_in, 1.0) ** -0.5)
         else:
             continue
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 
 
-def _multiple(length: int, stride: int) -> int:
+def _round_up(length: int, stride: int) -> int:
+    """Round `length` up to a multiple of `stride`."""
     return -(-length // stride) * stride

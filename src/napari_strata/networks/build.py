@@ -1,4 +1,4 @@
-"""Build the network of a model, and find its encoder and its head."""
+"""Build the network of a model; find its encoder and its head."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from napari_strata.core.spec import ModelSpec
 def build_network(spec: ModelSpec) -> nn.Module:
     """Build the network that `spec` describes, with random weights.
 
-    It stands on the current default device. Its forward takes float images
-    (N, C, H, W), C = ``spec.in_channels``, of any height and width from 1, and returns
-    logits (N, K, H, W), K = ``len(spec.classes)``. That of a 3D model takes volumes
-    (N, C, D, H, W) of any size, and returns (N, K, D, H, W). Nothing is downloaded; see
-    `weights.load_encoder_weights`.
+    Nothing is downloaded; see `weights.load_encoder_weights`.
+
+    Returns
+    -------
+    nn.Module
+        A network on torch's current default device. A 2D network maps float images
+        (N, C, H, W) of any height and width to logits (N, K, H, W), where C is
+        ``spec.in_channels`` and K is ``len(spec.classes)``. A 3D network maps volumes
+        (N, C, D, H, W) to (N, K, D, H, W).
 
     Raises
     ------
     RecipeError
-        When architecture, encoder and options do not go together; it names what does.
+        When architecture, encoder and options cannot be combined. The message names
+        values that can.
     """
     # Imported only here: segmentation-models-pytorch takes seconds to import.
     module, function = spec.network.builder.split(":")
@@ -36,10 +41,7 @@ def build_network(spec: ModelSpec) -> nn.Module:
 
 
 def encoder_of(network: nn.Module) -> nn.Module:
-    """Return the encoder of a network of `build_network`.
-
-    A U-Net's contracting path.
-    """
+    """Return the encoder of a network that `build_network` made."""
     inner: Any = getattr(network, "network", network)
     encoder: nn.Module = inner.encoder
     return encoder
@@ -48,9 +50,9 @@ def encoder_of(network: nn.Module) -> nn.Module:
 def head_of(network: nn.Module) -> str:
     """Return the name of the convolution whose outputs are the logits."""
     heads = {"head", "segmentation_head"}
-    names: list[str] = []
+    convolution_names: list[str] = []
     for name, layer in network.named_modules():
         in_head = not heads.isdisjoint(name.split("."))
         if in_head and isinstance(layer, nn.Conv2d | nn.Conv3d):
-            names.append(name)
-    return names[-1]
+            convolution_names.append(name)
+    return convolution_names[-1]

@@ -1,7 +1,7 @@
 """Fold batch normalisation into the convolution before it.
 
-The logits stay the same, with one pass over memory less. For prediction only: training
-and validation keep the layers separate.
+The logits stay the same, and one pass over the memory is saved. This is for prediction
+only: training and validation keep the layers separate.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from napari_strata.networks.blocks import BatchNorm, BatchNorm3d
 
 TOLERANCE = 1e-3
-"""Largest difference of logits, as a share of the largest logit.
+"""Largest difference of logits, as a fraction of the largest logit.
 
-A larger one is not rounding: a layer is used in a way that was not noticed.
+A larger difference is more than rounding: a layer is used in a way that `_find_pairs`
+does not recognise.
 """
 
 Convolution: TypeAlias = nn.Conv2d | nn.Conv3d
 Norm: TypeAlias = nn.BatchNorm2d | nn.BatchNorm3d
 Pair: TypeAlias = tuple[Convolution, Norm]
 
-PLAIN = (nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm, BatchNorm3d)
-"""Normalisations that can be folded; some of timm's hold an activation too."""
+FOLDABLE = (nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm, BatchNorm3d)
+"""Normalisations that can be folded; some of timm's also contain an activation."""
 
 
 @torch.no_grad()
@@ -35,16 +36,17 @@ def fold_batch_norms(
 ) -> nn.Module:
     """Return a copy of `network` with folded batch normalisations, in evaluation mode.
 
-    One small image shows which layers follow each other, whatever the code between
-    them. Where the folded copy would give other logits, `network` itself is returned,
-    in evaluation mode too.
+    A forward pass of one small image shows which layers follow each other. If the
+    folded copy gives other logits, `network` itself is returned, in evaluation mode
+    too.
 
     Parameters
     ----------
     network
-        Takes float32 (N, C, H, W), or (N, C, D, H, W), with C = `channels`.
+        A network for float32 (N, C, H, W) or (N, C, D, H, W) with C = `channels`.
     side
-        Side of the square image, or its size along each axis; the network must take it.
+        Side of the square image in pixels, or its size along each axis. The network
+        must accept this size.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -69,30 +71,35 @@ def fold_batch_norms(
 
 
 def _find_pairs(network: nn.Module, image: Tensor) -> tuple[list[Pair], Tensor]:
-    """Find convolutions whose output goes straight into a batch normalisation.
+    """Find convolutions whose only output goes directly into a batch normalisation.
 
-    Each is used once. Also returns the logits of `image`.
+    Returns
+    -------
+    pairs
+        Convolutions and their normalisations; each layer is used once.
+    logits
+        The logits of `image`.
     """
-    # By id of their outputs, which are kept alive so that no other tensor has that id.
+    # By id of the output tensors, which are kept so that no other tensor gets the id.
     outputs: dict[int, tuple[Convolution, Tensor]] = {}
     pairs: list[Pair] = []
     calls: dict[int, int] = {}
 
-    def note_call(module: nn.Module, _: Any, output: Tensor) -> None:
+    def record_call(module: nn.Module, _: Any, output: Tensor) -> None:
         calls[id(module)] = calls.get(id(module), 0) + 1
         if isinstance(module, Convolution):
             outputs[id(output)] = (module, output)
 
-    def note_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def record_pair(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if isinstance(module, Norm) and id(inputs[0]) in outputs:
             convolution, _ = outputs[id(inputs[0])]
             pairs.append((convolution, module))
 
     handles = []
     for module in network.modules():
-        if isinstance(module, Convolution) or type(module) in PLAIN:
-            handles.append(module.register_forward_hook(note_call))
-            handles.append(module.register_forward_pre_hook(note_input))
+        if isinstance(module, Convolution) or type(module) in FOLDABLE:
+            handles.append(module.register_forward_hook(record_call))
+            handles.append(module.register_forward_pre_hook(record_pair))
     logits: Tensor = network(image)
     for handle in handles:
         handle.remove()

@@ -21,36 +21,36 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 
-PROBE_TIMEOUT = 2.0
+PROBE_TIMEOUT_S = 2.0
 """Seconds to wait for the hub. Its own client tries for 23 s before it gives up."""
 
-PROBE_AGAIN = 60
-"""Seconds after which the hub is asked again, so that a worker notices its return."""
+PROBE_INTERVAL_S = 60
+"""Seconds between two requests to a hub that did not answer."""
 
 
 class UnobtainableError(Exception):
-    """Pretrained weights cannot be had; the message says why."""
+    """Pretrained weights are not available; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """One file on the hub."""
+    """A file of pretrained weights on the hub."""
 
     encoder: str
     data: str
-    """Name of the data that it was trained on."""
+    """Name of the data that the encoder was trained on."""
     repo: str
     file: str = "model.safetensors"
     revision: str | None = None
 
 
 def find_pretrained(encoder: str) -> Pretrained:
-    """Find the weights known for `encoder`: ImageNet's, or else the first ones.
+    """Find the pretrained weights of `encoder`, those of ImageNet if there are any.
 
     Raises
     ------
     UnobtainableError
-        When none are known.
+        When no pretrained weights are known.
     """
     if encoder.startswith("tu-"):
         card = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
@@ -71,15 +71,20 @@ def find_pretrained(encoder: str) -> Pretrained:
     )
 
 
-def obtain(source: Pretrained, *, timeout: float = PROBE_TIMEOUT) -> Path:
-    """Return the weights as a local file: from the hub's cache, torch's, or downloaded.
+def obtain(source: Pretrained, *, timeout: float = PROBE_TIMEOUT_S) -> Path:
+    """Return the path of a local file with the weights; download it if necessary.
 
-    They are downloaded only if the hub answers within `timeout` seconds.
+    The caches of the hub and of torch are searched first.
+
+    Parameters
+    ----------
+    timeout
+        Seconds within which the hub must answer before a download begins.
 
     Raises
     ------
     UnobtainableError
-        When there are none.
+        When the file is in no cache and cannot be downloaded.
     """
     cached = try_to_load_from_cache(
         source.repo,
@@ -89,14 +94,13 @@ def obtain(source: Pretrained, *, timeout: float = PROBE_TIMEOUT) -> Path:
     )
     if isinstance(cached, str):
         return Path(cached)
-    downloaded = _in_torch_hub(source.encoder)
-    if downloaded is not None:
-        return downloaded
+    torch_file = find_in_torch_cache(source.encoder)
+    if torch_file is not None:
+        return torch_file
     if constants.HF_HUB_OFFLINE:
         raise UnobtainableError("they are not in the cache, and HF_HUB_OFFLINE is set")
-    if reason := probe(
-        hf_hub_url(source.repo, source.file, revision=source.revision), timeout
-    ):
+    url = hf_hub_url(source.repo, source.file, revision=source.revision)
+    if reason := probe(url, timeout):
         raise UnobtainableError(reason)
     try:
         return Path(
@@ -108,33 +112,33 @@ def obtain(source: Pretrained, *, timeout: float = PROBE_TIMEOUT) -> Path:
         raise UnobtainableError(_first_line(error)) from None
 
 
-def probe(url: str, timeout: float = PROBE_TIMEOUT) -> str:
-    """Return why `url` does not answer within `timeout` seconds; empty when it does.
+def probe(url: str, timeout: float = PROBE_TIMEOUT_S) -> str:
+    """Return why `url` does not answer within `timeout` seconds; "" if it answers.
 
-    It is asked at most once a minute.
+    Requests are sent at most once a minute; in between, the result is repeated.
     """
-    return _probe(url, timeout, int(time.monotonic() // PROBE_AGAIN))
+    return _probe(url, timeout, int(time.monotonic() // PROBE_INTERVAL_S))
 
 
 @lru_cache(maxsize=64)
 def _probe(url: str, timeout: float, minute: int) -> str:
     reasons = [f"no answer within {timeout:g} s"]
 
-    def ask() -> None:
+    def request() -> None:
         try:
             get_hf_file_metadata(url, timeout=timeout)
             reasons.append("")
-        except Exception as error:  # names, proxies, certificates, statuses
+        except Exception as error:  # host names, proxies, certificates, HTTP statuses
             reasons.append(_first_line(error))
 
-    # In a thread of its own, since looking up a host name heeds no timeout.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(timeout)
+    # In a separate thread, because the look-up of a host name has no timeout.
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(timeout)
     return reasons[-1]
 
 
-def _in_torch_hub(encoder: str) -> Path | None:
+def find_in_torch_cache(encoder: str) -> Path | None:
     """Find a file such as resnet34-333f7ec4.pth, which torchvision has downloaded."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     pattern = re.compile(re.escape(encoder) + r"-[0-9a-f]{8}\.pth")
@@ -146,17 +150,16 @@ def _in_torch_hub(encoder: str) -> Path | None:
 def timm_state(
     encoder: Any, path: Path, tensors: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Return pretrained weights of a ``tu-`` encoder under the names that `encoder`
-    uses.
+    """Return pretrained weights of a ``tu-`` encoder with the names in `encoder`.
 
-    timm renames and resizes when it loads, differently for each family, so a second
-    encoder is built to do that.
+    timm renames and resizes tensors when it loads them, differently for each family of
+    encoders. Therefore a second encoder is built, which loads them.
     """
     options = {"pretrained_cfg_overlay": {"state_dict": tensors, "file": str(path)}}
-    twin = type(encoder)(
+    loaded_encoder = type(encoder)(
         name=encoder.name, pretrained=True, **_shape_of(encoder), **options
     )
-    state: dict[str, torch.Tensor] = twin.state_dict()
+    state: dict[str, torch.Tensor] = loaded_encoder.state_dict()
     return state
 
 

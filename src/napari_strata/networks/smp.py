@@ -1,5 +1,6 @@
-"""Every architecture and encoder of segmentation-models-pytorch 0.6
-(https://smp.readthedocs.io).
+"""Architectures and encoders of segmentation-models-pytorch 0.6.
+
+See https://smp.readthedocs.io.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ WIDTHS: dict[str, tuple[tuple[str, int], ...]] = {
     "segformer": (("decoder_segmentation_channels", 0),),
     "dpt": (("decoder_intermediate_channels", 4), ("decoder_fusion_channels", 0)),
 }
-"""Arguments that the decoder widths of an architecture fill, in order.
+"""Arguments of smp for the decoder widths of each architecture, in order.
 
-Each has its name and its count of numbers; 0 for a single number that is no list.
+Each has its name and the length of its list; 0 means a single number, not a list.
 """
 
 DROPOUT = {
@@ -44,26 +45,29 @@ DROPOUT = {
     "deeplabv3": "decoder_aspp_dropout",
     "deeplabv3plus": "decoder_aspp_dropout",
 }
-"""Argument for dropout, where an architecture has one."""
+"""Argument of smp for dropout, for each architecture that has one."""
 
 ATTENTION = ("unet", "unetplusplus")
+"""Architectures with scSE (Roy et al. 2018, https://arxiv.org/abs/1803.02579)."""
+
 UNNORMALISED = ("unet", "unetplusplus", "manet", "linknet", "pspnet")
-"""Architectures with scSE (Roy et al. 2018, https://arxiv.org/abs/1803.02579), and
-architectures that can do without normalisation."""
+"""Architectures that can be built without normalisation."""
 
 SMALLEST = {"pan": 128}
-"""Smallest image; PAN halves its 1/16 features three times more."""
+"""Smallest image side in pixels; PAN halves its 1/16 features three times more."""
 
 ENCODERS = ("resnet34", "resnet50", "efficientnet-b0", "mobilenet_v2")
-VISION_TRANSFORMERS = ("tu-vit_tiny_patch16_224", "tu-vit_base_patch16_224")
-"""Encoders that messages recommend, for all architectures but dpt, and for dpt."""
+"""Encoders that messages recommend for all architectures but dpt."""
 
-VARIANTS: tuple[dict[str, Any], ...] = (
+VISION_TRANSFORMERS = ("tu-vit_tiny_patch16_224", "tu-vit_base_patch16_224")
+"""Encoders that messages recommend for dpt."""
+
+ANY_SIZE_OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"dynamic_img_size": True},
     {"strict_img_size": False},
 )
-"""Options that let transformers of timm take any image size; the first that works."""
+"""Options that let timm's transformers accept any image size; the first that works."""
 
 
 def build_smp(spec: ModelSpec, section: Smp) -> AnySize:
@@ -81,30 +85,30 @@ def build_smp(spec: ModelSpec, section: Smp) -> AnySize:
     for variant in _variants(section):
         try:
             return _assemble(spec, section, options | variant)
-        # whatever smp or timm raises, it means that these two do not go together
+        # Any error of smp or timm means that the two cannot be combined.
         except Exception as error:
-            failure = (
-                failure
-                or (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            )
-    encoder_list = ", ".join(
-        VISION_TRANSFORMERS if section.architecture == "dpt" else ENCODERS
-    )
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            failure = failure or lines[0][:120]
+    encoders = VISION_TRANSFORMERS if section.architecture == "dpt" else ENCODERS
     raise RecipeError(
         f"network.architecture={section.architecture} does not work with"
         f" network.encoder={section.encoder} ({failure}); take another encoder, such as"
-        f" {encoder_list}, or another architecture: unet and fpn go with most encoders,"
-        " dpt with vision transformers."
+        f" {', '.join(encoders)}, or another architecture: unet and fpn work with most"
+        " encoders, dpt with vision transformers."
     )
 
 
 def _variants(section: Smp) -> Iterator[dict[str, Any]]:
-    yield from VARIANTS if section.encoder.startswith("tu-") else VARIANTS[:1]
+    """Iterate over the additional options to try."""
+    if section.encoder.startswith("tu-"):
+        yield from ANY_SIZE_OPTIONS
+    else:
+        yield ANY_SIZE_OPTIONS[0]
 
 
 def _assemble(spec: ModelSpec, section: Smp, options: dict[str, Any]) -> AnySize:
     with warnings.catch_warnings():
-        # smp's hints to its own callers, such as deprecated encoder names.
+        # smp warns of deprecated encoder names, for example.
         warnings.simplefilter("ignore")
         network = smp.create_model(section.architecture, section.encoder, **options)
         replace_batch_norms(network)
@@ -121,11 +125,11 @@ def _assemble(spec: ModelSpec, section: Smp, options: dict[str, Any]) -> AnySize
 
 
 def _freeze_unreached(network: AnySize, channels: int, classes: int) -> None:
-    """Run the network once as a check, and freeze parameters that the logits do not
-    use.
+    """Run the network once as a check; freeze parameters that the logits do not use.
 
-    smp keeps some: the last stages of PSPNet's encoder, EfficientNet's classifier.
-    Unfrozen they stop training on several devices, which waits for each gradient.
+    smp keeps some of these: the last stages of PSPNet's encoder and EfficientNet's
+    classifier. If they were not frozen, training on several devices would wait for
+    their gradients forever.
     """
     training = network.training
     logits = network.eval()(
@@ -134,29 +138,27 @@ def _freeze_unreached(network: AnySize, channels: int, classes: int) -> None:
     network.train(training)
     if logits.shape != (1, classes, network.smallest, network.smallest):
         raise ValueError(f"logits have the shape {tuple(logits.shape)}")
-    reached = _leaves(logits)
+    used = _parameter_ids(logits)
     for parameter in network.parameters():
-        parameter.requires_grad_(id(parameter) in reached)
+        parameter.requires_grad_(id(parameter) in used)
 
 
-def _leaves(tensor: Tensor) -> set[int]:
+def _parameter_ids(tensor: Tensor) -> set[int]:
     """Return the ids of the parameters that `tensor` was computed from."""
-    leaves, seen, waiting = set(), set(), [tensor.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
+    parameter_ids, visited, pending = set(), set(), [tensor.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
-        waiting.extend(parent for parent, _ in node.next_functions)
-    return leaves
+            parameter_ids.add(id(node.variable))
+        pending.extend(parent for parent, _ in node.next_functions)
+    return parameter_ids
 
 
 def check_encoder(name: str) -> None:
-    """Raise `RecipeError` with the nearest name when smp and timm have no such
-    encoder.
-    """
+    """Raise `RecipeError` if neither smp nor timm has this encoder."""
     if name.startswith("tu-"):
         is_known = timm.is_model(name[3:].split(".")[0])
     else:
@@ -170,7 +172,7 @@ def check_encoder(name: str) -> None:
     close = get_close_matches(name, encoder_names, n=1, cutoff=0.5)
     if timm.is_model(bare):
         close = [f"tu-{bare}"]
-    hint = f"some are {', '.join(ENCODERS)}, vgg11 and mit_b0."
+    hint = f"examples are {', '.join(ENCODERS)}, vgg11 and mit_b0."
     if close:
         hint = f"did you mean {close[0]!r}?"
     raise RecipeError(
@@ -181,10 +183,11 @@ def check_encoder(name: str) -> None:
 
 
 def _widths(section: Smp) -> dict[str, Any]:
-    widths, slots = section.decoder_widths, WIDTHS[section.architecture]
+    """Return smp's arguments for the decoder widths."""
+    widths, arguments = section.decoder_widths, WIDTHS[section.architecture]
     if widths is None:
         return {}
-    needed = sum(max(1, count) for _, count in slots)
+    needed = sum(max(1, count) for _, count in arguments)
     if len(widths) != needed:
         need = (
             f"{section.architecture} takes {needed}, deepest first"
@@ -193,7 +196,7 @@ def _widths(section: Smp) -> dict[str, Any]:
         )
         raise RecipeError(
             f"network.decoder_widths has {len(widths)} numbers; {need}. Empty means "
-            "the usual ones."
+            "the default widths."
         )
     if section.architecture == "fpn" and widths[1] % 32:
         raise RecipeError(
@@ -203,11 +206,12 @@ def _widths(section: Smp) -> dict[str, Any]:
     numbers = iter(widths)
     return {
         name: [next(numbers) for _ in range(count)] if count else next(numbers)
-        for name, count in slots
+        for name, count in arguments
     }
 
 
 def _norm(section: Smp) -> dict[str, Any]:
+    """Return smp's arguments for the normalisation."""
     if section.architecture == "fpn" and section.norm in ("none", "instance"):
         raise RecipeError(
             f"network.norm={section.norm}: fpn always has group normalisation; leave "
@@ -221,13 +225,14 @@ def _norm(section: Smp) -> dict[str, Any]:
 
 
 def _attention(section: Smp) -> dict[str, Any]:
+    """Return smp's arguments for attention."""
     if section.attention is None:
         return {}
     if section.architecture not in ATTENTION:
         raise _unsupported(section, f"attention={section.attention}", ATTENTION)
     if section.decoder_widths and min(section.decoder_widths) < 16:
         raise RecipeError(
-            "network.attention=scse squeezes to a sixteenth of the channels, but "
+            "network.attention=scse reduces the channels to a sixteenth, but "
             "network.decoder_widths goes down to "
             f"{min(section.decoder_widths)}; give at least 16 a level."
         )
@@ -235,6 +240,7 @@ def _attention(section: Smp) -> dict[str, Any]:
 
 
 def _dropout(section: Smp) -> dict[str, Any]:
+    """Return smp's arguments for dropout."""
     if section.architecture in DROPOUT:
         return {DROPOUT[section.architecture]: section.dropout}
     if section.dropout and section.architecture != "dpt":
@@ -247,6 +253,6 @@ def _unsupported(
 ) -> RecipeError:
     return RecipeError(
         f"network.{option} is not possible with "
-        f"network.architecture={section.architecture}; it is with "
+        f"network.architecture={section.architecture}; it is possible with "
         f"{', '.join(architectures)}."
     )

@@ -1,5 +1,6 @@
-"""The classic U-Net (Ronneberger, Fischer and Brox 2015,
-https://arxiv.org/abs/1505.04597).
+"""The classic U-Net.
+
+After Ronneberger, Fischer and Brox 2015 (https://arxiv.org/abs/1505.04597).
 """
 
 from __future__ import annotations
@@ -29,10 +30,9 @@ def build_unet(spec: ModelSpec, section: UNet) -> AnySize:
 class ClassicUNet(nn.Module):
     """Classic U-Net.
 
-    Two convolutions a level, max-pooling, skip connections, upsampling.
-
-    Takes (N, C, H, W) with H and W multiples of ``2 ** (levels - 1)``; `AnySize` sees
-    to that.
+    Each level has two convolutions; max-pooling, skip connections and upsampling
+    connect the levels. It takes images (N, C, H, W) with H and W multiples of
+    ``2 ** (levels - 1)``; `AnySize` pads other sizes.
     """
 
     def __init__(self, section: UNet, *, inputs: int, outputs: int) -> None:
@@ -44,15 +44,16 @@ class ClassicUNet(nn.Module):
         )
         self.pool = nn.MaxPool2d(2)
         self.dropout = nn.Dropout2d(section.dropout)
-        rising = list(zip(widths[::-1], widths[-2::-1], strict=False))
+        decoder_widths = list(zip(widths[::-1], widths[-2::-1], strict=False))
         self.up = nn.ModuleList(
             upsampling(
                 deep, shallow, how=section.upsampling, kernel=section.transpose_kernel
             )
-            for deep, shallow in rising
+            for deep, shallow in decoder_widths
         )
         self.merge = nn.ModuleList(
-            double_convolution(2 * shallow, shallow, norm=norm) for _, shallow in rising
+            double_convolution(2 * shallow, shallow, norm=norm)
+            for _, shallow in decoder_widths
         )
         width = section.head_width or widths[0]
         extra = (
@@ -88,12 +89,12 @@ def upsampling(
     how: Literal["transpose", "nearest", "bilinear"],
     kernel: int = 2,
 ) -> nn.Module:
-    """Make a layer that doubles height and width exactly.
+    """Build a layer that doubles height and width exactly.
 
     It is a transposed convolution, or interpolation and a 3 x 3 convolution.
-    Interpolation avoids the checkerboard of transposed convolutions (Odena et al. 2016,
-    https://doi.org/10.23915/distill.00003). A transposed kernel of 3 is padded as
-    Keras' 'same' does.
+    Interpolation avoids the checkerboard patterns of transposed convolutions (Odena et
+    al. 2016, https://doi.org/10.23915/distill.00003). A transposed convolution with a
+    kernel of 3 is padded like Keras' 'same'.
     """
     if how == "transpose":
         margin = kernel - 2

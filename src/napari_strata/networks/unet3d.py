@@ -32,8 +32,8 @@ def build_unet3d(spec: ModelSpec, section: UNet3d) -> AnySize:
         strides=spec.depth.strides,
         kernels=depth_kernels(spec.depth.strides),
     )
-    # Two strides along Y and X leave enough at the deepest level for any normalisation.
-    # One along Z, because stacks may be thin.
+    # Two strides along Y and X leave enough pixels at the deepest level for any
+    # normalisation. One stride along Z, because stacks may be thin.
     return AnySize(
         network,
         spec.stride_shape,
@@ -44,10 +44,9 @@ def build_unet3d(spec: ModelSpec, section: UNet3d) -> AnySize:
 class ResidualUNet3d(nn.Module):
     """Residual 3D U-Net.
 
-    A residual block a level, max-pooling, summed skip connections.
-
-    Takes (N, C, D, H, W) with D, H and W multiples of the strides' products; `AnySize`
-    pads other sizes.
+    Each level has a residual block; max-pooling and summed skip connections connect the
+    levels. It takes volumes (N, C, D, H, W) with D, H and W multiples of the strides'
+    products; `AnySize` pads other sizes.
 
     Parameters
     ----------
@@ -76,17 +75,21 @@ class ResidualUNet3d(nn.Module):
         )
         self.pools = nn.ModuleList(nn.MaxPool3d((stride, 2, 2)) for stride in strides)
         self.dropout = nn.Dropout3d(section.dropout)
-        rising = list(zip(widths[::-1], widths[-2::-1], strides[::-1], strict=False))
-        # Narrowed before they grow, where there are fewer voxels.
+        decoder_levels = list(
+            zip(widths[::-1], widths[-2::-1], strides[::-1], strict=False)
+        )
+        # Channels are reduced before the upsampling, where there are fewer voxels.
         self.narrow = nn.ModuleList(
-            nn.Conv3d(deep, shallow, 1) for deep, shallow, _ in rising
+            nn.Conv3d(deep, shallow, 1) for deep, shallow, _ in decoder_levels
         )
         self.grow = nn.ModuleList(
-            nn.Upsample(scale_factor=(stride, 2, 2)) for _, _, stride in rising
+            nn.Upsample(scale_factor=(stride, 2, 2)) for _, _, stride in decoder_levels
         )
         self.merge = nn.ModuleList(
             ResidualBlock(shallow, shallow, norm=norm, depth=kernel)
-            for (_, shallow, _), kernel in zip(rising, kernels[-2::-1], strict=True)
+            for (_, shallow, _), kernel in zip(
+                decoder_levels, kernels[-2::-1], strict=True
+            )
         )
         self.head = nn.Conv3d(widths[0], outputs, 1)
         he_initialise(self)

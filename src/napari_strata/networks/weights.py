@@ -19,8 +19,8 @@ from napari_strata.networks.build import encoder_of
 PREFIXES = ("module.", "network.", "encoder.", "backbone.", "model.")
 """Prefixes that wrappers put before the names of an encoder's tensors."""
 
-NESTS = ("state_dict", "model_state_dict", "model", "encoder")
-"""Keys under which checkpoints keep the tensors."""
+STATE_KEYS = ("state_dict", "model_state_dict", "model", "encoder")
+"""Keys under which checkpoints store the dictionary of tensors."""
 
 
 def load_encoder_weights(
@@ -28,27 +28,27 @@ def load_encoder_weights(
 ) -> str:
     """Load weights into the encoder as ``spec.network.encoder_weights`` says.
 
-    A first convolution for other than 3 channels is made from the one for 3: summed for
-    one channel, else repeated and scaled, so that the features keep their size.
+    For images that do not have 3 channels, the first convolution is adapted from the
+    one for 3 channels; see `for_channels`.
 
     Parameters
     ----------
     probe_timeout
-        Seconds to wait for the hub where weights are neither in its cache nor in
-        torch's. It is asked once a minute at most.
+        Seconds to wait for the hub if no cache has the weights. At most one request is
+        sent in a minute.
 
     Returns
     -------
     str
-        A sentence about what was loaded.
+        A sentence that says what was loaded.
 
     Raises
     ------
     TrainingError
-        When the recipe demands ImageNet weights and they cannot be had.
+        When the recipe demands ImageNet weights and they are not available.
     ModelError
-        When a weights file is missing, damaged, a pickle of other things than tensors,
-        or of another network.
+        When the file of weights is missing, is damaged, contains anything but tensors,
+        or belongs to another network.
     """
     section = spec.network
     if not isinstance(section, EncoderSection):
@@ -111,20 +111,20 @@ def _load_pretrained(
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read tensors by name from a .safetensors file or one of torch.save, on the CPU.
+    """Read tensors by name from a file of safetensors or torch.save, on the CPU.
 
-    Pickles are never run.
+    Code in pickles is never run.
 
     Raises
     ------
     ModelError
-        When the file is missing, damaged, of another kind, or holds anything but
-        tensors and plain values.
+        When the file is missing, is damaged, has another format, or contains anything
+        but tensors and plain values.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise ModelError(
-            f"{file}: there is no such file of encoder weights; check "
+            f"{file}: this file of encoder weights does not exist; check "
             "network.encoder_weights."
         )
     try:
@@ -137,15 +137,15 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{file}: cannot be read ({_short(error)}); take another copy."
+            f"{file}: cannot be read ({_first_line(error)}); take another copy."
         ) from None
-    # torch.load raises a dozen kinds of errors for other files, some with unsafe
-    # advice.
+    # For other files, torch.load raises many kinds of errors; some advise to load the
+    # file unsafely.
     except Exception:
         raise ModelError(
-            f"{file}: is damaged, or a pickle that holds more than tensors and could "
-            "run code (it was not run); needed "
-            "is a .safetensors file, or one of torch.save(encoder.state_dict(), ...)."
+            f"{file}: is damaged, or a pickle that contains more than tensors and "
+            "could run code (it was not run); needed is a .safetensors file, or a file "
+            "written by torch.save(encoder.state_dict(), ...)."
         ) from None
     content = _unnest(content)
     tensors = {}
@@ -162,33 +162,32 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _unnest(content: Any) -> Any:
-    """Return the inner dictionary of a checkpoint that keeps its tensors under a
-    key.
-    """
+    """Return the dictionary of tensors inside a checkpoint."""
     while isinstance(content, dict):
-        nests = [name for name in NESTS if isinstance(content.get(name), dict)]
-        if not nests:
+        keys = [key for key in STATE_KEYS if isinstance(content.get(key), dict)]
+        if not keys:
             break
-        content = content[nests[0]]
+        content = content[keys[0]]
     return content
 
 
 def fit(
     encoder: nn.Module, tensors: dict[str, Tensor], channels: int, *, source: str | Path
 ) -> str:
-    """Load the `tensors` that `encoder` has, and say how many.
+    """Load those `tensors` that `encoder` has, and return a text with their number.
 
-    Prefixes that wrappers add are removed. Other tensors (a classifier) are ignored.
+    Prefixes that wrappers add are removed. Other tensors, such as those of a
+    classifier, are ignored.
 
     Raises
     ------
     ModelError
-        When fewer than half of the encoder's tensors are found; the encoder is then
+        When `tensors` has fewer than half of the encoder's tensors. The encoder is then
         unchanged.
     """
     own = encoder.state_dict()
     matched = _match(own, tensors, channels)
-    # Counters of old files are missing and do not matter.
+    # Old files lack these counters, which have no effect.
     names = [name for name in own if not name.endswith("num_batches_tracked")]
     count = sum(name in matched for name in names)
     if 2 * count < len(names):
@@ -197,12 +196,11 @@ def fit(
         needed = next(name for name in names if name not in matched)
         raise ModelError(
             f"{source}: {count} of the {len(names)} tensors of the encoder found; it "
-            f"has {extra_name!r} "
-            f"{tuple(tensors[extra_name].shape)}, needed is {needed!r} "
-            f"{tuple(own[needed].shape)}. Give weights of the same "
-            "encoder, or set network.encoder to the one they are of."
+            f"has {extra_name!r} {tuple(tensors[extra_name].shape)}, needed is "
+            f"{needed!r} {tuple(own[needed].shape)}. Give weights of the same encoder, "
+            "or set network.encoder to the encoder that they belong to."
         )
-    # Not smp's own versions, which change the dictionary.
+    # smp's own versions of this method change the dictionary.
     nn.Module.load_state_dict(encoder, matched, strict=False)
     return f"{count} of {len(names)} tensors"
 
@@ -210,21 +208,23 @@ def fit(
 def _match(
     own: dict[str, Tensor], tensors: dict[str, Tensor], channels: int
 ) -> dict[str, Tensor]:
+    """Return the tensors that fit, adapted, by their names in the encoder."""
     matched: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for form in _forms(name):
-            if form in own and form not in matched:
-                adapted = adapt(tensor, own[form].shape, channels)
+    for file_name, tensor in tensors.items():
+        for name in _possible_names(file_name):
+            if name in own and name not in matched:
+                adapted = adapt(tensor, own[name].shape, channels)
                 if adapted is not None:
-                    matched[form] = adapted
+                    matched[name] = adapted
                     break
     return matched
 
 
 def adapt(tensor: Tensor, shape: torch.Size, channels: int) -> Tensor | None:
-    """Return `tensor` if it has `shape`; adapt a first convolution for 1 or 3 channels.
+    """Return `tensor` if it has `shape`, or adapted if it is a first convolution.
 
-    None if it does not fit.
+    A first convolution for 1 or 3 channels is adapted to `channels`. None if the tensor
+    does not fit.
     """
     if tensor.shape == shape:
         return tensor
@@ -240,8 +240,8 @@ def adapt(tensor: Tensor, shape: torch.Size, channels: int) -> Tensor | None:
 def for_channels(kernel: Tensor, channels: int) -> Tensor:
     """Turn a convolution's kernel (O, C, h, w) into one for `channels` channels.
 
-    It is summed for one channel, and else repeated and scaled, so that the features
-    keep their size.
+    For one channel the kernel is summed over its channels. Otherwise it is repeated and
+    scaled, so that the features keep their magnitude.
     """
     old_channels = kernel.shape[1]
     if channels == 1:
@@ -250,13 +250,13 @@ def for_channels(kernel: Tensor, channels: int) -> Tensor:
     return repeated * (old_channels / channels)
 
 
-def _forms(name: str) -> list[str]:
-    """Return `name` with and without its prefixes, and as timm's encoders have it."""
-    forms = [name]
-    while prefix := next((p for p in PREFIXES if forms[-1].startswith(p)), None):
-        forms.append(forms[-1].removeprefix(prefix))
-    return [*forms, f"model.{forms[-1]}"]
+def _possible_names(name: str) -> list[str]:
+    """Return `name` with and without its prefixes, and as timm's encoders use it."""
+    names = [name]
+    while prefix := next((p for p in PREFIXES if names[-1].startswith(p)), None):
+        names.append(names[-1].removeprefix(prefix))
+    return [*names, f"model.{names[-1]}"]
 
 
-def _short(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

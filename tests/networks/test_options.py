@@ -1,4 +1,4 @@
-"""Every network, encoder and option that the five systems use or name: it is built, it looks, and it takes a step."""
+"""Networks, encoders and options that other programs use: each is built, checked and trained for one step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ NARROW = (32, 24, 16, 16, 16)
 LIGHT: dict[str, Any] = {"encoder": "resnet18", "decoder_widths": NARROW}
 
 OPTIONS: dict[str, tuple[Section, str, int]] = {
-    # What to build, and how many layers of a kind tell that it is the one: in the encoder, or ("...") in the whole.
-    # Seed 0, and its wish for attention.
+    # Section, a layer type in the encoder or ("...") in the whole network, and how many of these are expected.
     "atrous on the skips": (AtrousUNet(**LIGHT), "...AtrousBlock", 4),
     "atrous in the decoder": (
         AtrousUNet(**LIGHT, atrous_at="decoder"),
@@ -36,16 +35,15 @@ OPTIONS: dict[str, tuple[Section, str, int]] = {
         104,
     ),
     "scse": (Smp(**LIGHT, attention="scse"), "...SCSEModule", 10),
-    # Seed 1, and its wish for the VGG11 of TernausNet.
+    # The classic U-Net, and TernausNet with VGG11.
     "classic": (
         UNet(widths=(8, 16), norm="none", transpose_kernel=3, head_width=8),
         "Conv2d",
         4,
     ),
     "vgg11": (Smp(encoder="vgg11", decoder_widths=NARROW), "Conv2d", 8),
-    # Seed 2.
     "resnet34": (Smp(encoder="resnet34", decoder_widths=NARROW), "Conv2d", 36),
-    # Seed 3, with the three encoders that it names.
+    # DeepLab with three encoders.
     "deeplab resnet50": (
         Smp(architecture="deeplabv3plus", encoder="resnet50"),
         "Conv2d",
@@ -61,7 +59,7 @@ OPTIONS: dict[str, tuple[Section, str, int]] = {
         "Conv2d",
         81,
     ),
-    # Seed 4: depth and widths are to be tuned.
+    # More levels.
     "deeper": (UNet(widths=(4, 6, 8, 10, 12, 14), norm="none"), "Conv2d", 12),
     # Vision transformers.
     "segformer mit_b0": (
@@ -90,7 +88,7 @@ def is_a(module: nn.Module, layer: str) -> bool:
 
 
 def take_a_step(network: nn.Module) -> list[str]:
-    """Names of the encoder's and the decoder's kernels that a step of Adam on BCE and Dice moves."""
+    """Return the names of the kernels that a step of Adam on BCE and Dice changes."""
     training = Training(
         optimizer="adam",
         learning_rate=1e-3,
@@ -116,7 +114,7 @@ def take_a_step(network: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_the_option_is_built_looks_and_takes_a_step(option: str) -> None:
+def test_the_option_is_built_and_takes_a_step(option: str) -> None:
     section, layer, count = OPTIONS[option]
     network = build(section)
     part = network if layer.startswith("...") else encoder_of(network)
@@ -144,7 +142,7 @@ def test_the_vision_transformer_of_common_size_takes_a_step() -> None:
 @pytest.mark.parametrize(
     ("kernels", "rates"), [((1, 3, 3, 3), (1, 6, 12, 18)), ((3, 5, 7), (2, 3, 1))]
 )
-def test_atrous_kernels_rates_and_place_arrive(
+def test_atrous_kernels_rates_and_position_reach_the_network(
     where: str, kernels: tuple[int, ...], rates: tuple[int, ...]
 ) -> None:
     options = LIGHT | {"atrous_at": where, "kernels": kernels, "dilations": rates}
@@ -160,7 +158,7 @@ def test_atrous_kernels_rates_and_place_arrive(
 
 
 @pytest.mark.parametrize("side", [16, 33, 224, 250])
-def test_vision_transformers_take_pictures_of_any_size(side: int) -> None:
+def test_vision_transformers_take_images_of_any_size(side: int) -> None:
     network = build(
         Smp(
             architecture="dpt", encoder="tu-vit_tiny_patch16_224", decoder_widths=NARROW
