@@ -45,7 +45,7 @@ def works(*words: Any) -> str:
 
 
 def refuses(*words: Any) -> str:
-    """Return the short message of a user's mistake."""
+    """Run the command and return its error message."""
     result = call(*words)
     assert isinstance(result.exception, StrataError), result.output
     assert len(str(result.exception).splitlines()) <= 3
@@ -54,7 +54,7 @@ def refuses(*words: Any) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[Path, Path]:
-    """Folders of four images and their labels, of two specimens."""
+    """Folders with four images of two specimens, and their labels."""
     folders = tmp_path / "images", tmp_path / "labels"
     for folder in folders:
         folder.mkdir()
@@ -163,7 +163,7 @@ def test_tune_without_the_last_training(
     assert not (tmp_path / "t" / "final").exists()
 
 
-def test_bad_input_ends_in_words_and_writes_nothing(
+def test_bad_input_ends_in_a_message_and_writes_nothing(
     tmp_path: Path, data: tuple[Path, Path]
 ) -> None:
     out = ("--out", tmp_path / "out")

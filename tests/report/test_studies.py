@@ -145,7 +145,7 @@ def test_its_figures_are_those_of_the_folds(result: CrossvalResult) -> None:
         assert f"<title>{fold.run}: {fold.confusion.iou[0]:.3f}</title>" in strip
 
 
-def test_its_command_does_it_again(result: CrossvalResult, tmp_path: Path) -> None:
+def test_its_command_repeats_it(result: CrossvalResult, tmp_path: Path) -> None:
     read = page(result.out)
     line = unescape(
         re.findall(r'<pre class="wrap">(napari-strata crossval .*?)</pre>', read.html)[
@@ -171,7 +171,7 @@ def test_its_command_does_it_again(result: CrossvalResult, tmp_path: Path) -> No
     ]
 
 
-def test_half_a_cross_validation_and_one_that_has_hardly_begun(tmp_path: Path) -> None:
+def test_unfinished_cross_validations(tmp_path: Path) -> None:
     pairs = [easy_pair((1, 48, 40), seed=number) for number in range(3)]
     with closing(
         iter_crossval(RECIPE, pairs, out=tmp_path / "half", folds=3, device="cpu")
@@ -227,7 +227,7 @@ def test_the_short_commands_can_be_pasted(copied: Path) -> None:
     ]
 
 
-def test_a_fold_that_is_gone_is_named(copied: Path) -> None:
+def test_a_missing_fold_is_named(copied: Path) -> None:
     rmtree(copied / "fold_2")
     read = page(copied)
     assert "The folders fold_2 are not here" in read.text
@@ -266,7 +266,7 @@ def test_one_picture_a_fold_is_its_worst(copied: Path) -> None:
     assert read.text.index("In fold_2: ") < read.text.index("In fold_1: ")
 
 
-def test_a_class_that_a_fold_has_not_is_told(copied: Path) -> None:
+def test_a_class_missing_in_a_fold_is_reported(copied: Path) -> None:
     raw = json.loads((copied / "crossval.json").read_text(encoding="utf-8"))
     raw["scores"][0]["confusion"] = [[0, 0], [0, 9]]
     change(copied / "crossval.json", scores=raw["scores"])
@@ -302,7 +302,7 @@ def test_the_epochs_are_those_that_were_trained(copied: Path) -> None:
     ]
 
 
-def test_no_command_that_would_do_something_else(copied: Path) -> None:
+def test_commands_that_would_do_something_else_are_left_out(copied: Path) -> None:
     change(copied / "crossval.json", group=None)
     read = page(copied)
     assert "does not record how the specimens were identified" in read.text
@@ -339,7 +339,7 @@ def test_a_search_on_one_page(search: TuneResult) -> None:
     assert f"learning_rate: {search.best.values['training.learning_rate']}" in read.text
 
 
-def test_a_search_under_way(search: TuneResult, tmp_path: Path) -> None:
+def test_an_unfinished_search(search: TuneResult, tmp_path: Path) -> None:
     raw = json.loads((search.out / "trials.json").read_text(encoding="utf-8"))
     for trial in raw["trials"][1:]:
         trial |= {"epochs": {}}
@@ -366,11 +366,11 @@ def test_between_two_rounds_nothing_is_given_up_too_early(
     assert "The best so far is" in read.text
     assert "best" not in read.ids()
     states = [row[-1] for row in cells(read, "trials")]
-    assert sorted(states) == ["given up", "given up", "goes on", "goes on"]
+    assert sorted(states) == ["active", "active", "given up", "given up"]
     # The two that the second round trains, and no others.
     scores = [trial["epochs"]["1"]["mean_iou"] for trial in raw["trials"]]
     assert {
-        s for s, state in zip(scores, states, strict=True) if state == "goes on"
+        s for s, state in zip(scores, states, strict=True) if state == "active"
     } == set(sorted(scores)[2:])
 
 
@@ -395,7 +395,7 @@ def test_a_model_of_another_recipe_is_not_shown_as_the_best(
 @pytest.mark.parametrize(
     ("cut", "message"), [("{", "cannot be read"), ("{}", "found something else than")]
 )
-def test_damage_is_told(tmp_path: Path, name: str, cut: str, message: str) -> None:
+def test_damage_is_reported(tmp_path: Path, name: str, cut: str, message: str) -> None:
     (tmp_path / name).write_text(cut, encoding="utf-8")
     with pytest.raises(RunError, match=message):
         write_page(tmp_path)
@@ -420,7 +420,7 @@ NEEDED_IN_A_ROW = {
 
 
 @pytest.mark.parametrize("name", list(NEEDED))
-def test_a_file_that_lacks_something_is_told(
+def test_incomplete_files_are_reported(
     result: CrossvalResult, search: TuneResult, tmp_path: Path, name: str
 ) -> None:
     folder, rows = (

@@ -1,4 +1,4 @@
-"""The small pictures and the small recipe of the tests of training."""
+"""Small images and a small recipe, shared with the tests of training."""
 
 from __future__ import annotations
 

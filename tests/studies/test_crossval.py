@@ -1,4 +1,4 @@
-"""Each fold a run; scores, means and tables; goes on after a stop; refuses what does not fit."""
+"""Cross-validation: runs of folds, scores and tables, continuing after a stop, refused input."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Scene = Callable[..., AnnotatedImage]
 
 @pytest.fixture
 def options(small: dict[str, Any]) -> dict[str, Any]:
-    """What all cross-validations here have in common."""
+    """Options that all cross-validations of these tests share."""
     small |= {"training.epochs": 2, "patches.per_epoch": 8, "training.recalibration": 0}
     return {"folds": 3, "overrides": small, "device": "cpu"}
 
@@ -56,7 +56,7 @@ def pairs(scene: Scene) -> list[AnnotatedImage]:
 
 
 def stop_after(events: Iterator[Event], kind: type[Event], count: int) -> list[Event]:
-    """Take events until the `count`-th of a kind, then stop as Ctrl-C does."""
+    """Iterate to the `count`-th event of a type, then stop as Ctrl-C does."""
     seen: list[Event] = []
     for event in events:
         seen.append(event)
@@ -83,7 +83,7 @@ def done(
     pairs: list[AnnotatedImage],
     options: dict[str, Any],
 ) -> CrossvalResult:
-    """A finished cross-validation in ``cv``: a copy of one that is made once."""
+    """A finished cross-validation in ``cv``, copied from one that is trained once."""
     if not _MADE:
         made = tmp_path_factory.mktemp("crossval") / "cv"
         crossval("default", pairs, out=made, **options)
@@ -115,7 +115,7 @@ def test_each_fold_is_a_run_and_its_score_is_that_of_its_model(
     assert sorted(held) == [pair.name for pair in pairs]
 
 
-def test_means_and_spreads_are_over_folds_and_the_pool_counts_every_pixel_once(
+def test_means_and_deviations_are_over_folds_and_pooled_counts_every_pixel_once(
     done: CrossvalResult,
 ) -> None:
     each = np.array([fold.confusion.mean_iou for fold in done.folds])
@@ -128,7 +128,7 @@ def test_means_and_spreads_are_over_folds_and_the_pool_counts_every_pixel_once(
     assert done.pooled.counts.sum() == 4 * 64 * 64
 
 
-def test_the_files_say_the_same(done: CrossvalResult) -> None:
+def test_the_files_have_the_same_scores(done: CrossvalResult) -> None:
     raw = json.loads((done.out / "crossval.json").read_text())
     assert raw["format"] == "napari-strata crossval 1"
     assert raw["folds"] == ["fold_1", "fold_2", "fold_3"]
@@ -158,7 +158,7 @@ def test_the_files_say_the_same(done: CrossvalResult) -> None:
     } | {"seconds"}
 
 
-def test_the_table_for_people(done: CrossvalResult) -> None:
+def test_the_text_table(done: CrossvalResult) -> None:
     lines = done.table().splitlines()
     assert lines[0].split() == ["class", "IoU", "Dice", "precision", "recall"]
     assert lines[1].startswith("class 0")
@@ -193,7 +193,7 @@ def test_events_name_fold_and_scores(
     assert len(texts) == len(set(texts)), "what is the same in all folds is said once"
 
 
-def test_the_folder_says_what_is_planned_before_the_first_step(
+def test_the_folder_contains_the_plan_before_the_first_step(
     tmp_path: Path, pairs: list[AnnotatedImage], options: dict[str, Any]
 ) -> None:
     stop_after(
@@ -217,7 +217,7 @@ def test_the_folder_says_what_is_planned_before_the_first_step(
     ("kind", "count"),
     [(FoldStarted, 1), (BatchEnd, 1), (EpochEnd, 3), (TrainingEnd, 2), (FoldEnd, 2)],
 )
-def test_after_a_stop_the_same_call_gives_what_an_unbroken_one_gives(
+def test_after_a_stop_the_same_call_gives_the_same_result_as_an_uninterrupted_one(
     tmp_path: Path,
     pairs: list[AnnotatedImage],
     options: dict[str, Any],
@@ -235,7 +235,7 @@ def test_after_a_stop_the_same_call_gives_what_an_unbroken_one_gives(
         assert weights[0] == weights[1]
 
 
-def test_a_finished_one_is_left_alone(
+def test_a_finished_cross_validation_is_unchanged(
     tmp_path: Path,
     pairs: list[AnnotatedImage],
     options: dict[str, Any],
@@ -258,7 +258,7 @@ def test_a_finished_one_is_left_alone(
     assert CrossvalResult.load(done.out).as_dict() == done.as_dict()
 
 
-def test_what_a_kill_left_of_a_fold_that_had_not_begun_is_taken_away(
+def test_files_of_a_fold_that_was_killed_before_it_began_are_removed(
     pairs: list[AnnotatedImage], options: dict[str, Any], done: CrossvalResult
 ) -> None:
     fold = done.out / "fold_2"
@@ -272,7 +272,7 @@ def test_what_a_kill_left_of_a_fold_that_had_not_begun_is_taken_away(
     )
 
 
-def test_a_foreign_fold_folder_is_not_taken_away(
+def test_a_folder_with_other_files_is_not_removed(
     pairs: list[AnnotatedImage], options: dict[str, Any], done: CrossvalResult
 ) -> None:
     shutil.rmtree(done.out / "fold_2")
@@ -302,7 +302,7 @@ def test_more_epochs_are_added_to_each_fold(
     )
 
 
-def test_a_kill_between_the_new_number_of_epochs_and_their_first_step_loses_none(
+def test_a_kill_before_the_first_additional_step_loses_no_epochs(
     pairs: list[AnnotatedImage], options: dict[str, Any], done: CrossvalResult
 ) -> None:
     run = RunFolder.open(done.out / "fold_1")
@@ -340,7 +340,7 @@ def test_a_fold_that_early_stopping_ended_gets_no_more_epochs(
     } == history
 
 
-def test_what_differs_from_the_beginning_is_named_and_nothing_changes(
+def test_differences_from_the_first_call_are_named_and_nothing_changes(
     pairs: list[AnnotatedImage],
     options: dict[str, Any],
     done: CrossvalResult,
@@ -390,8 +390,8 @@ def test_bad_input_is_refused_before_anything_is_written(
         ),
         (LabelError, {"unlabelled": (0,)}, "one class only"),
         (RecipeError, {"overrides": {"training.epoch": 3}}, "did you mean 'epochs'"),
-        (RunError, {"out": tmp_path / "file"}, "no cross-validation"),
-        (RunError, {"out": tmp_path / "full"}, "no cross-validation"),
+        (RunError, {"out": tmp_path / "file"}, "not a cross-validation"),
+        (RunError, {"out": tmp_path / "full"}, "not a cross-validation"),
     ]
     for kind, changed, words in cases:
         with pytest.raises(kind, match=words):
@@ -420,7 +420,7 @@ def test_a_damaged_record_is_named(done: CrossvalResult) -> None:
         CrossvalResult.load(done.out)
 
 
-def test_a_class_that_a_fold_lacks_is_left_out_of_its_mean() -> None:
+def test_a_class_missing_in_a_fold_is_left_out_of_its_mean() -> None:
     classes = ClassMap(names=("a", "b"), values=(0, 1))
     with_b, without_b = np.array([[6, 2], [0, 8]]), np.array([[9, 0], [0, 0]])
 

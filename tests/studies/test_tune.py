@@ -1,4 +1,4 @@
-"""All combinations, judged alike; the best first, and trained on all data; goes on after a stop."""
+"""Search: grids, ranking, training on all data, continuing after a stop, refused input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from napari_strata.core.runs import RunFolder
 from napari_strata.models.model import Model
 from napari_strata.studies.crossval import crossval
 from napari_strata.studies.grid import build_trials, parse_grid
-from napari_strata.studies.trials import Score, Trial, TuneResult, in_order
+from napari_strata.studies.trials import Score, Trial, TuneResult, rank_trials
 from napari_strata.studies.tune import iter_tune, tune
 from napari_strata.training.learner import Learner
 
@@ -50,7 +50,7 @@ NAMES = [
 
 @pytest.fixture
 def options(small: dict[str, Any]) -> dict[str, Any]:
-    """What all searches here have in common."""
+    """Options that all searches of these tests share."""
     small |= {"training.epochs": 2, "patches.per_epoch": 8, "training.recalibration": 0}
     return {"folds": 2, "overrides": small, "device": "cpu"}
 
@@ -97,7 +97,7 @@ def scores(result: TuneResult) -> dict[str, list[float]]:
         ),
     ],
 )
-def test_a_grid_as_it_is_spelled(items: list[str], grid: dict[str, Any]) -> None:
+def test_grids_are_parsed(items: list[str], grid: dict[str, Any]) -> None:
     assert parse_grid(items) == grid
 
 
@@ -107,17 +107,17 @@ def test_a_grid_as_it_is_spelled(items: list[str], grid: dict[str, Any]) -> None
         (["training.epochs"], "KEY=V1,V2"),
         (["=1,2"], "KEY=V1,V2"),
         (["training.epochs="], "KEY=V1,V2"),
-        (["training.epochs=1", "training.epochs=2"], "stands twice"),
-        (["training.epochs=1,1"], "stands twice"),
+        (["training.epochs=1", "training.epochs=2"], "occurs twice"),
+        (["training.epochs=1,1"], "occurs twice"),
         (["training.epochs=[1"], "not valid YAML"),
     ],
 )
-def test_a_grid_that_is_none_is_refused(items: list[str], words: str) -> None:
+def test_invalid_grids_are_refused(items: list[str], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         parse_grid(items)
 
 
-def test_trials_are_all_combinations_and_their_names_can_be_read() -> None:
+def test_trials_are_all_combinations_with_readable_names() -> None:
     trials = build_trials("unet-ct", GRID)
     assert [trial.name for trial in trials] == NAMES
     assert [trial.recipe.training.learning_rate for trial in trials] == [
@@ -150,7 +150,7 @@ def test_recipes_and_networks_are_keys_like_any_other() -> None:
     assert {trial.recipe.training.epochs for trial in trials} == {3}
 
 
-def test_names_differ_where_short_ones_would_not() -> None:
+def test_names_differ_where_short_names_are_equal() -> None:
     names = [
         t.name
         for t in build_trials(
@@ -255,7 +255,7 @@ def test_the_tables(
     ("kind", "count"),
     [(TrialStarted, 1), (EpochEnd, 3), (FoldEnd, 3), (TrialEnd, 2), (EpochEnd, 9)],
 )
-def test_after_a_stop_the_same_call_goes_on(
+def test_after_a_stop_the_same_call_continues(
     tmp_path: Path,
     pairs: list[AnnotatedImage],
     options: dict[str, Any],
@@ -306,7 +306,7 @@ def test_a_larger_grid_trains_only_what_is_new(
     assert len(TuneResult.load(tmp_path / "out").trials) == 3
 
 
-def test_successive_halving_trains_the_best_on(
+def test_successive_halving_continues_with_the_best(
     tmp_path: Path, pairs: list[AnnotatedImage], options: dict[str, Any]
 ) -> None:
     options["overrides"] |= {"training.epochs": 4}
@@ -360,7 +360,7 @@ def test_successive_halving_trains_the_best_on(
         )
 
 
-def test_halving_stopped_in_its_second_round_goes_on_to_the_same_end(
+def test_halving_stopped_in_its_second_round_continues_to_the_same_result(
     tmp_path: Path, pairs: list[AnnotatedImage], options: dict[str, Any]
 ) -> None:
     options["overrides"] |= {"training.epochs": 4}
@@ -374,7 +374,7 @@ def test_halving_stopped_in_its_second_round_goes_on_to_the_same_end(
     ) == scores(whole)
 
 
-def test_a_trial_that_fails_is_told_and_the_search_goes_on(
+def test_a_failed_trial_is_reported_and_the_search_continues(
     tmp_path: Path,
     pairs: list[AnnotatedImage],
     options: dict[str, Any],
@@ -400,7 +400,7 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(
         assert "failed: the loss" in result.csv()
         with pytest.raises(
             TrainingError,
-            match="no trial of 1 has a score; the first says: the loss is not",
+            match="none of 1 trials has a score; reason of the first: the loss is not",
         ):
             tune(
                 "default",
@@ -481,8 +481,8 @@ def test_bad_input_is_refused_before_anything_is_written(
             {"grid": {"recipe": ["unet-ct", "unet3d"]}, "overrides": {}},
             "2D and 3D networks in one search",
         ),
-        (RecipeError, {"grid": {}}, "nothing to search over"),
-        (RecipeError, {"grid": {"training.seed": []}}, "nothing to search over"),
+        (RecipeError, {"grid": {}}, "the grid is empty"),
+        (RecipeError, {"grid": {"training.seed": []}}, "the grid is empty"),
         (RecipeError, {"halving": 1}, "2 or more"),
         (
             RecipeError,
@@ -490,8 +490,8 @@ def test_bad_input_is_refused_before_anything_is_written(
             "cannot be in a grid with halving",
         ),
         (LabelError, {"folds": 4}, "found 3 images"),
-        (RunError, {"out": tmp_path / "file"}, "is no search"),
-        (RunError, {"out": tmp_path}, "is no search"),
+        (RunError, {"out": tmp_path / "file"}, "is not a search"),
+        (RunError, {"out": tmp_path}, "is not a search"),
     ]
     for kind, changed, words in cases:
         given = {"grid": GRID, "out": tmp_path / "out"} | options | changed
@@ -515,7 +515,7 @@ def test_other_data_or_another_base_is_refused(
         tune("default", pairs, grid, out=tmp_path / "out", **options)
 
 
-def test_a_final_run_of_another_recipe_is_not_passed_off_as_the_best(
+def test_a_final_run_of_another_recipe_is_not_used_as_the_best(
     tmp_path: Path, pairs: list[AnnotatedImage], options: dict[str, Any]
 ) -> None:
     tune(
@@ -538,7 +538,7 @@ def test_a_final_run_of_another_recipe_is_not_passed_off_as_the_best(
     assert load_recipe(tmp_path / "out" / "best.yaml").training.learning_rate == 1e-2
 
 
-def test_the_furthest_then_the_best_and_those_without_a_score_last() -> None:
+def test_trials_are_ranked_by_epochs_then_score_and_last_without_a_score() -> None:
     trials = [
         Trial(name, {}, Recipe.parse({"training": {"epochs": 4}})) for name in "abcde"
     ]
@@ -548,7 +548,7 @@ def test_the_furthest_then_the_best_and_those_without_a_score_last() -> None:
         "c": {4: Score(math.nan, text="failed")},
         "e": {1: Score(0.7), 4: Score(0.8)},
     }
-    assert [trial.name for trial in in_order(trials, found)] == [
+    assert [trial.name for trial in rank_trials(trials, found)] == [
         "e",
         "b",
         "a",

@@ -156,7 +156,7 @@ def _missing(result: TuneResult) -> list[str]:
     if result.is_finished:
         return []
     stages = [result.stage(trial) for trial in result.trials]
-    waiting, unfinished = stages.count("waiting"), stages.count("goes on")
+    waiting, unfinished = stages.count("waiting"), stages.count("active")
     sentences = []
     if waiting:
         sentences.append(

@@ -1,10 +1,10 @@
-"""Cross-validation: one training for each fold, in a run folder of its own.
+"""Cross-validation: one training for each fold, each in its own run folder.
 
 Every labelled image, slice or specimen validates once.
 
-To stop is to stop iterating; the same call goes on: finished folds are left alone, a
-half-trained one is resumed. Other data than it began with, or another recipe, is
-refused.
+To stop a cross-validation, stop iterating. The same call continues it: finished folds
+stay as they are, and an unfinished fold is resumed. A call with other data or another
+recipe is refused.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def crossval(
 ) -> CrossvalResult:
     """Cross-validate to the end and return the scores.
 
-    Parameters and errors as in `iter_crossval`.
+    Parameters and errors are those of `iter_crossval`.
     """
     options: dict[str, Any] = {
         "folds": folds,
@@ -88,56 +88,55 @@ def iter_crossval(
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
 ) -> Generator[Event, None, None]:
-    """Train once for each fold on the rest, score the fold, and yield an event
-    after each thing that happens.
+    """Train without each fold in turn, score the model on the fold, and yield events.
 
-    The model of a fold is its best epoch by mean IoU on the fold itself, as in any
-    training, and that is the part it is then scored on: the scores are a little better
-    than on images that had no part in the choice.
+    As in any training, the model of a fold is from the epoch with the best mean IoU on
+    the validation data, which is the fold. The scores on the same fold are therefore
+    slightly better than on images that had no influence on this choice.
 
     Parameters
     ----------
     recipe, pairs, classes, unlabelled, overrides, device
-        as in `iter_train`. The recipe's seed draws the folds; its share for validation
-        is not used.
+        As in `iter_train`. The folds are drawn with the recipe's seed; its fraction of
+        validation data is not used.
     out
-        folder for ``fold_1`` ... ``fold_K``, which are run folders, and
-        ``crossval.json`` and ``crossval.csv``, renewed after each fold. It stands for
-        the ensemble of the folds' models wherever a model is asked for. A second call
-        goes on where the first one stopped; with more epochs than before, it adds them
-        to each fold.
-    folds, group
-        how many, and the specimen in the images' names that keeps them together; see
-        `fold_pairs`.
+        Folder for the run folders ``fold_1`` ... ``fold_K``, and for ``crossval.json``
+        and ``crossval.csv``, which are written again after each fold. The folder can be
+        given wherever a model is needed; it then means the ensemble of the folds'
+        models. A second call continues the first. If the recipe has more epochs than
+        before, each fold is trained for the additional epochs.
+    folds
+        Number of folds.
+    group
+        Pattern for the specimen in the images' names. Images of one specimen stay in
+        one fold; see `fold_pairs`.
 
     Raises
     ------
     RecipeError, ImageError, LabelError, RunError
-        before anything is written: when there are fewer images (or slices, or
-        specimens) than folds, recipe and data do not make a training, or `out` holds
-        something else, or a cross-validation of other data or by another recipe.
+        Before anything is written: when there are fewer images (or slices, or
+        specimens) than folds, when the recipe does not suit the data, or when `out`
+        contains anything else, including a cross-validation with other data or another
+        recipe.
     TrainingError
-        as in `iter_train`.
+        As in `iter_train`.
     """
-    chosen = load_recipe(recipe).with_overrides(overrides)
+    resolved = load_recipe(recipe).with_overrides(overrides)
     study = Study.of(
         pairs,
         folds,
-        recipe=chosen,
+        recipe=resolved,
         group=group,
         classes=classes,
         unlabelled=unlabelled,
         device=device,
     )
-    return Crossval(Path(out).expanduser(), chosen, study).run()
+    return Crossval(Path(out).expanduser(), resolved, study).run()
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """The data of a cross-validation, or of a search with one inside.
-
-    What all its trainings have in common.
-    """
+    """The data that all trainings of a cross-validation or a search have in common."""
 
     pairs: list[AnnotatedImage]
     classes: ClassMap
@@ -158,22 +157,24 @@ class Study:
         unlabelled: Sequence[int] = (),
         device: str = "auto",
     ) -> Study:
-        """Draw the folds; of one fold, the split that a single training would have.
+        """Draw the folds. For one fold, use the split of an ordinary training.
 
         Errors as in `fold_pairs`.
         """
-        ones, section, axes = distinct_pairs(pairs), recipe.training, axes_of(recipe)
+        images = distinct_pairs(pairs)
+        section = recipe.training
+        axes = axes_of(recipe)
         class_map = (
             classes.with_unlabelled(unlabelled)
             if classes
-            else find_classes(ones, unlabelled)
+            else find_classes(images, unlabelled)
         )
         if folds == 1:
-            share = section.validation or Training().validation
+            fraction = section.validation or Training().validation
             splits = [
                 split_pairs(
-                    ones,
-                    fraction=share,
+                    images,
+                    fraction=fraction,
                     seed=section.seed,
                     classes=class_map,
                     axes=axes,
@@ -181,7 +182,7 @@ class Study:
             ]
         else:
             splits = fold_pairs(
-                ones,
+                images,
                 folds,
                 seed=section.seed,
                 classes=class_map,
@@ -190,22 +191,22 @@ class Study:
             )
         if not all(split.validation for split in splits):
             raise LabelError(
-                f"found nothing to score a model on ({splits[0].text}); label more"
-                " images or slices."
+                f"found no validation data to score a model on ({splits[0].text});"
+                " label more images or slices."
             )
         return cls(
-            ones,
+            images,
             class_map,
             splits,
-            [data_fingerprint(split, ones, class_map) for split in splits],
+            [data_fingerprint(split, images, class_map) for split in splits],
             device,
             group,
         )
 
     def job(self, recipe: Recipe, out: Path, split: Split | None = None) -> TrainingJob:
-        """The training of `recipe` on this data.
+        """Return the training of `recipe` on this data.
 
-        On all of it without a split, if the recipe holds nothing back.
+        Without `split` the recipe decides which data validate, if any.
         """
         return TrainingJob(
             recipe,
@@ -226,58 +227,61 @@ class Crossval:
     study: Study
 
     def check(self) -> None:
-        """Raise whatever speaks against it, without writing anything."""
-        for split in self.study.splits[
-            :1
-        ]:  # the others differ in what trains and what validates only
-            plan_new(self.study.job(self.recipe, self.out, split))
-        self._known()
+        """Raise an error if the cross-validation cannot run. Nothing is written."""
+        # The other splits contain the same data and would raise the same errors.
+        plan_new(self.study.job(self.recipe, self.out, self.study.splits[0]))
+        self._read_scores()
 
     def run(self) -> Generator[Event, None, None]:
         """Train and score fold by fold; see `iter_crossval`."""
         self.check()
-        # Scores after fewer epochs than are asked for now do not count.
+        # Scores after fewer epochs than the recipe has now are ignored.
         epochs = self.recipe.training.epochs
         scores = {
             name: score
-            for name, score in self._known().items()
+            for name, score in self._read_scores().items()
             if score.epochs == epochs
         }
         study, count = self.study, len(self.study.splits)
         self._save(scores)
-        repeated: set[Event] = set()
+        sent_messages: set[Message] = set()
         for number, split in enumerate(study.splits):
             run = self.out / f"fold_{number + 1}"
             yield FoldStarted(number + 1, count, str(run), split.text)
             if run.name not in scores or not is_finished(run):
-                yield from unsaid(
-                    train_on(study.job(self.recipe, run, split)), repeated
+                yield from skip_repeated_messages(
+                    train_to_end(study.job(self.recipe, run, split)), sent_messages
                 )
                 scores[run.name] = _score(run, split, study.classes, epochs=epochs)
                 self._save(scores)
             score = scores[run.name]
             confusion = score.confusion
-            scored = (
+            scores_of_fold = (
                 confusion.mean_iou,
                 confusion.pixel_accuracy,
                 tuple(map(float, confusion.iou)),
             )
             yield FoldEnd(
-                number + 1, count, str(run), *scored, study.classes.names, score.seconds
+                number + 1,
+                count,
+                str(run),
+                *scores_of_fold,
+                study.classes.names,
+                score.seconds,
             )
         yield self._end(CrossvalResult.load(self.out))
 
-    def _known(self) -> dict[str, FoldScore]:
-        """Scores of folds that an earlier call left.
+    def _read_scores(self) -> dict[str, FoldScore]:
+        """Read the scores of the folds that an earlier call finished.
 
-        Raises `RunError` when it had other data or another recipe.
+        Raises `RunError` if it had other data or another recipe.
         """
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return {}
         folder = CrossvalFolder(self.out)
         if not folder.exists:
             raise RunError(
-                f"{self.out}: found something here that is no cross-validation; choose"
+                f"{self.out}: contains something that is not a cross-validation; choose"
                 " another --out."
             )
         check_same(self.out, folder.read(), self.recipe, self.study.fingerprints)
@@ -297,59 +301,58 @@ class Crossval:
             "class_map": self.study.classes.model_dump(mode="json"),
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        # The table first: a crossval.json that names a score has its table beside it.
+        # The table first, so that every score in crossval.json is also in the table.
         folder = CrossvalFolder(self.out)
         files.write_text(folder.table_path, result.csv())
         folder.write(record | result.as_dict())
 
     def _end(self, result: CrossvalResult) -> CrossvalEnd:
         (mean, deviation), names = result.spread("iou"), result.classes.names
-        each = tuple(map(float, mean)), tuple(map(float, deviation))
+        class_ious = tuple(map(float, mean)), tuple(map(float, deviation))
         overall = result.mean_iou, result.mean_iou_std
-        return CrossvalEnd(str(self.out), len(result.folds), *overall, *each, names)
+        return CrossvalEnd(
+            str(self.out), len(result.folds), *overall, *class_ious, names
+        )
 
 
 def check_same(
     out: Path, known: Mapping[str, Any], recipe: Recipe, fingerprints: Sequence[str]
 ) -> None:
-    """Raise `RunError` when `out` was begun on other data or by another recipe.
+    """Raise `RunError` if `out` was begun with other data or another recipe.
 
-    More epochs may be asked for.
+    More epochs than before are allowed.
     """
-    if (found := known.get("fingerprints", [])) != list(fingerprints):
-        what = (
+    known_fingerprints = known.get("fingerprints", [])
+    if known_fingerprints != list(fingerprints):
+        difference = (
             "other images, labels or groups"
-            if len(found) == len(fingerprints)
-            else f"{len(found)} folds"
+            if len(known_fingerprints) == len(fingerprints)
+            else f"{len(known_fingerprints)} folds"
         )
         raise RunError(
-            f"{out}: was begun with {what}; give the same again, or choose another"
-            " --out."
+            f"{out}: was begun with {difference}; give the same again, or choose"
+            " another --out."
         )
     before = Recipe.parse(known.get("recipe"), source=str(out))
-    keys = differences(before, recipe)
-    fewer = recipe.training.epochs < before.training.epochs
-    if wrong := [
-        key for key in keys if key not in ("name", "description", "training.epochs")
-    ]:
+    may_differ = ("name", "description", "training.epochs")
+    changed_keys = [key for key in differences(before, recipe) if key not in may_differ]
+    if changed_keys:
         raise RunError(
-            f"{out}: was begun with other values of {', '.join(wrong)}; choose another"
-            " --out."
+            f"{out}: was begun with other values of {', '.join(changed_keys)}; choose"
+            " another --out."
         )
-    if fewer:
+    if recipe.training.epochs < before.training.epochs:
         raise RunError(
             f"{out}: was trained for {before.training.epochs} epochs already, and"
-            f" {recipe.training.epochs} are asked for; ask for as many or more, or"
+            f" {recipe.training.epochs} are requested; request as many or more, or"
             " choose another --out."
         )
 
 
-def train_on(job: TrainingJob) -> Generator[Event, None, None]:
-    """Train a run to the end of its recipe, as it stands.
+def train_to_end(job: TrainingJob) -> Generator[Event, None, None]:
+    """Train a run to the end of its recipe: begin, resume or extend it.
 
-    Begin, resume, add epochs, or leave alone.
-
-    A run that early stopping ended has had what it needs: it gets no more epochs.
+    A finished run stays as it is. A run that early stopping ended gets no more epochs.
     """
     run, epochs = RunFolder(job.out), job.recipe.training.epochs
     if not run.has_begun:
@@ -357,47 +360,46 @@ def train_on(job: TrainingJob) -> Generator[Event, None, None]:
         yield from iter_job(job)
         return
     planned = run.recipe.training.epochs
-    ended = _ended(run)
-    if ended == "finished" and planned < epochs:
+    end = _end_reason(run)
+    if end == "finished" and planned < epochs:
         yield from iter_job(replace(job, resume=True, extend=epochs - planned))
-    elif ended is None or not (job.split is None or is_finished(run.path)):
-        # Epochs that were to be added come with the next turn: a schedule begins anew
-        # for them.
+    elif end is None or not (job.split is None or is_finished(run.path)):
+        # Additional epochs are trained afterwards: the schedule restarts for them.
         yield from iter_job(replace(job, resume=True))
-        if planned < epochs and _ended(run) == "finished":
+        if planned < epochs and _end_reason(run) == "finished":
             yield from iter_job(replace(job, resume=True, extend=epochs - planned))
 
 
 def is_finished(run: Path) -> bool:
-    """Return True if the training of a run has ended and its model was measured."""
+    """Return True if the training of a run has ended and its model has scores."""
     folder = RunFolder(run)
-    return _ended(folder) is not None and folder.validation.exists
+    return _end_reason(folder) is not None and folder.validation.exists
 
 
-def unsaid(events: Iterable[Event], said: set[Event]) -> Generator[Event, None, None]:
-    """The events, less messages that are in `said` already.
+def skip_repeated_messages(
+    events: Iterable[Event], sent: set[Message]
+) -> Generator[Event, None, None]:
+    """Iterate over `events` without messages that are in `sent`; add new ones to it.
 
-    Folds see the same images.
+    The trainings of all folds send the same messages about the same images.
     """
     for event in events:
         if not isinstance(event, Message):
             yield event
-        elif event not in said:
-            said.add(event)
+        elif event not in sent:
+            sent.add(event)
             yield event
 
 
-def _ended(run: RunFolder) -> str | None:
-    """Return how a training ended, "finished" or "early stopping".
-
-    None before its end.
-    """
+def _end_reason(run: RunFolder) -> str | None:
+    """Return how a training ended: "finished", "early stopping" or None (not yet)."""
     if not run.exists:
         return None
     history = run.history()
     if history.ended is None or history.ended.reason == "stopped":
         return None
-    # A kill can come between a recipe with more epochs and the event of their start.
+    # The process may have been killed after it wrote a recipe with more epochs and
+    # before these began.
     trained = history.epochs[-1].epoch if history.epochs else 0
     if history.ended.reason == "finished" and trained < run.recipe.training.epochs:
         return None
@@ -405,7 +407,7 @@ def _ended(run: RunFolder) -> str | None:
 
 
 def _clear(run: RunFolder) -> None:
-    """Take away what a kill left of a run that had not begun, and nothing else."""
+    """Remove the files of a run that was killed before it began, and no others."""
     if not run.path.is_dir():
         return
     if set(run.path.iterdir()) <= {run.previews, run.recipe_path}:

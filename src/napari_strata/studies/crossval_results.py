@@ -1,4 +1,4 @@
-"""Results of a cross-validation: a value, a table for programs, a table for people."""
+"""Results of a cross-validation, as a value, as CSV and as text."""
 
 from __future__ import annotations
 
@@ -33,20 +33,22 @@ OPTIMISM = (
 
 @dataclass(frozen=True, eq=False)
 class FoldScore:
-    """One fold, scored on what it held back.
+    """Score of a fold on its validation data.
 
     Parameters
     ----------
     run
-        name of its run folder, as ``fold_1``.
+        Name of its run folder, such as ``fold_1``.
     held_out
-        what validated, in words.
+        Description of the validation data.
     confusion
-        of its best model on that, over all labelled pixels.
-    epochs, best_epoch
-        how many were asked for, and the one whose weights were kept.
+        Confusion matrix of the best model over all labelled pixels of these data.
+    epochs
+        Number of epochs in the recipe.
+    best_epoch
+        Epoch of the best model.
     seconds
-        of training.
+        Time of the training.
     """
 
     run: str
@@ -57,7 +59,7 @@ class FoldScore:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; see `ConfusionMatrix.as_dict`."""
+        """Return plain data; see `ConfusionMatrix.as_dict`."""
         facts = {
             "run": self.run,
             "held_out": self.held_out,
@@ -82,21 +84,21 @@ class FoldScore:
 
 @dataclass(frozen=True, eq=False)
 class CrossvalResult:
-    """Scores of a cross-validation, those folds that are done.
+    """Scores of the finished folds of a cross-validation.
 
-    Means and standard deviations (of a sample, with n - 1; NaN for one fold) are over
-    folds; a fold without a class is left out of that class's mean. `pooled` counts
-    every held-out pixel once. The best epoch of each fold was chosen on the part that
-    the fold is scored on, so all of these are a little better than on images that had
-    no part in it.
+    Means and standard deviations are over folds. The deviation is that of a sample
+    (n - 1), NaN for one fold. A fold without a class is left out of the mean of that
+    class. `pooled` counts every validation pixel once. The best epoch of each fold was
+    chosen on the data that the fold is scored on. Therefore all scores are slightly
+    better than on images that had no influence on this choice.
 
     Parameters
     ----------
     out
-        the folder. It stands for the ensemble of the folds' models wherever a model is
-        asked for.
+        The folder. It can be given wherever a model is needed, and then means the
+        ensemble of the folds' models.
     planned
-        how many folds there are to be.
+        Number of folds when the cross-validation is complete.
     """
 
     out: Path
@@ -111,27 +113,27 @@ class CrossvalResult:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], out: Path) -> CrossvalResult:
-        """From what ``crossval.json`` of `out` holds; raises as `load`."""
+        """Parse the content of ``crossval.json``; raises like `load`."""
         try:
             classes = ClassMap.model_validate(raw["class_map"])
             folds = tuple(FoldScore.from_dict(row, classes) for row in raw["scores"])
             return cls(out, classes, folds, len(raw["folds"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
-                f"{CrossvalFolder(out).file}: cannot be read ({error}); cross-validate"
-                " anew."
+                f"{CrossvalFolder(out).file}: cannot be read ({error}); run the"
+                " cross-validation again."
             ) from None
 
     @property
     def pooled(self) -> ConfusionMatrix:
-        """Counts over the held-out pixels of all folds."""
+        """Confusion matrix over the validation pixels of all folds."""
         return sum(
             (fold.confusion for fold in self.folds), ConfusionMatrix(self.classes)
         )
 
     @property
     def mean_iou(self) -> float:
-        """Mean over folds of their mean IoU; NaN without a fold."""
+        """Mean over folds of the mean IoU; NaN without folds."""
         return float(self.spread("mean_iou")[0])
 
     @property
@@ -140,12 +142,17 @@ class CrossvalResult:
 
     @property
     def seconds(self) -> float:
-        """Training time of all folds together."""
+        """Training time of all folds together, in seconds."""
         return math.fsum(fold.seconds for fold in self.folds)
 
     def spread(self, score: str) -> tuple[Any, Any]:
-        """Mean and standard deviation over folds of one of `SCORES` (floats) or
-        `CLASS_SCORES` (float64 (K,)).
+        """Return mean and standard deviation of a score over folds.
+
+        Parameters
+        ----------
+        score
+            One of `SCORES`, for two floats, or one of `CLASS_SCORES`, for two float64
+            arrays (K,).
         """
         rows = np.array(
             [getattr(fold.confusion, score) for fold in self.folds], np.float64
@@ -155,19 +162,20 @@ class CrossvalResult:
                 (1, len(self.classes)) if score in CLASS_SCORES else (1,), np.nan
             )
         count = (~np.isnan(rows)).sum(axis=0)
-        nothing = np.full(rows.shape[1:], np.nan)
+        all_nan = np.full(rows.shape[1:], np.nan)
         mean = np.divide(
-            np.nansum(rows, axis=0), count, out=nothing.copy(), where=count > 0
+            np.nansum(rows, axis=0), count, out=all_nan.copy(), where=count > 0
         )
         squares = np.nansum((rows - mean) ** 2, axis=0)
         return mean, np.sqrt(
-            np.divide(squares, count - 1, out=nothing.copy(), where=count > 1)
+            np.divide(squares, count - 1, out=all_nan.copy(), where=count > 1)
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, NaN as None.
+        """Return plain data, with None instead of NaN.
 
-        Scores of each fold, mean and std over folds, pooled counts.
+        They are the scores of each fold, their mean and standard deviation over folds,
+        and the pooled counts.
         """
         sides = {"mean": 0, "std": 1}
         out: dict[str, Any] = {"scores": [fold.as_dict() for fold in self.folds]}
@@ -186,25 +194,27 @@ class CrossvalResult:
         return out | {"pooled": self.pooled.as_dict(), "note": OPTIMISM}
 
     def csv(self) -> str:
-        """A row a fold, then their mean and standard deviation, then all held-out
-        pixels pooled.
+        """Format the scores as CSV.
+
+        It has one row for each fold, and rows for the mean, the standard deviation and
+        the pooled validation pixels.
         """
-        sides = [
+        spreads = [
             {score: self.spread(score)[side] for score in (*SCORES, *CLASS_SCORES)}
             for side in (0, 1)
         ]
         rows = [
-            _flat(fold.run, fold.confusion, self.classes) | _facts(fold)
+            _score_row(fold.run, fold.confusion, self.classes) | _training_row(fold)
             for fold in self.folds
         ]
         rows += [
-            _flat(name, side, self.classes)
-            for name, side in zip(("mean", "std"), sides, strict=True)
+            _score_row(name, spread, self.classes)
+            for name, spread in zip(("mean", "std"), spreads, strict=True)
         ]
         return as_csv(
             [
                 *rows,
-                _flat("pooled", self.pooled, self.classes)
+                _score_row("pooled", self.pooled, self.classes)
                 | {"seconds": f"{self.seconds:.1f}"},
             ]
         )
@@ -240,7 +250,7 @@ class CrossvalResult:
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV with a header; a column that a row has not is empty."""
+    """Format rows as CSV with a header. Missing columns of a row are empty."""
     rows = list(rows)
     text = io.StringIO()
     writer = csv.DictWriter(
@@ -254,7 +264,7 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Text in columns, the first flush left and the others flush right."""
+    """Format rows in columns, the first aligned left, the others aligned right."""
     count = max(map(len, rows))
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(count)]
     return "\n".join(
@@ -267,19 +277,19 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def mean_std(mean: float, deviation: float) -> str:
-    """``0.742 +- 0.031``; a dash for what is not known."""
+    """Format ``0.742 +- 0.031``, or a dash if the mean is NaN."""
     if math.isnan(mean):
         return "-"
     return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} +- {deviation:.3f}"
 
 
 def number(value: float) -> str:
-    """For CSV: empty where there is no number."""
+    """Format a number for CSV; NaN is empty."""
     return "" if math.isnan(value) else f"{value:.6f}"
 
 
-def _flat(name: str, scores: Any, classes: ClassMap) -> dict[str, str]:
-    """One row of the CSV from a confusion matrix, or from a mapping of scores."""
+def _score_row(name: str, scores: Any, classes: ClassMap) -> dict[str, str]:
+    """Return a row of the CSV from a confusion matrix or a mapping of scores."""
     get = (
         scores.__getitem__
         if isinstance(scores, dict)
@@ -294,7 +304,8 @@ def _flat(name: str, scores: Any, classes: ClassMap) -> dict[str, str]:
     return row
 
 
-def _facts(fold: FoldScore) -> dict[str, Any]:
+def _training_row(fold: FoldScore) -> dict[str, Any]:
+    """Return the columns of the CSV about the training of a fold."""
     facts = {
         "epochs": fold.epochs,
         "best_epoch": fold.best_epoch,

@@ -1,4 +1,4 @@
-"""Combinations of recipe keys for a search, from options of the command line."""
+"""Combinations of values of recipe keys for a search."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from napari_strata.core.recipes import load_recipe, parse_value
 from napari_strata.studies.trials import Trial
 
 Grid: TypeAlias = Mapping[str, Sequence[Any]]
-"""Dotted keys of a recipe (or ``recipe`` itself) and the values of each to try."""
+"""Values to try for each dotted key of a recipe, or for ``recipe`` itself."""
 
 
 def parse_grid(items: Sequence[str]) -> dict[str, list[Any]]:
-    """The grid that ``KEY=V1,V2`` items spell.
+    """Parse the items ``KEY=V1,V2`` of a grid.
 
-    Values are YAML, lists in brackets: ``network.widths=[16,32],[32,64]``.
+    Values are YAML, with lists in brackets: ``network.widths=[16,32],[32,64]``.
 
     Raises
     ------
     RecipeError
-        when an item is not of that form, or a key or a value of one key stands twice.
+        When an item has another form, or a key or a value occurs twice.
     """
     grid: dict[str, list[Any]] = {}
     for item in items:
@@ -40,12 +40,12 @@ def parse_grid(items: Sequence[str]) -> dict[str, list[Any]]:
             )
         if key in grid:
             raise RecipeError(
-                f"--grid {key}: stands twice; give all its values in one, separated by"
-                " commas."
+                f"--grid {key}: occurs twice; give all its values in one --grid,"
+                " separated by commas."
             )
         grid[key] = parse_value(f"[{text}]")
         if any(value in grid[key][:i] for i, value in enumerate(grid[key])):
-            raise RecipeError(f"--grid {item!r}: a value stands twice; give each once.")
+            raise RecipeError(f"--grid {item!r}: a value occurs twice; give each once.")
     return grid
 
 
@@ -55,70 +55,69 @@ def build_trials(
     *,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Trial]:
-    """A trial for each combination of the grid, the last key fastest.
+    """Build a trial for each combination of the grid; the last key varies fastest.
 
-    Raises `RecipeError` as `iter_tune` does.
+    Raises `RecipeError` like `iter_tune`.
     """
     if not grid or not all(grid.values()):
         raise RecipeError(
-            "found nothing to search over; give --grid KEY=V1,V2, for example"
-            " network.encoder=a,b."
+            "the grid is empty; give --grid KEY=V1,V2, for example network.encoder=a,b."
         )
     trials, names = [], set[str]()
     for values in product(*grid.values()):
-        chosen = dict(zip(grid, values, strict=True))
-        start = load_recipe(str(chosen["recipe"]) if "recipe" in chosen else recipe)
+        combination = dict(zip(grid, values, strict=True))
+        base = load_recipe(
+            str(combination["recipe"]) if "recipe" in combination else recipe
+        )
         changed = {
             **(overrides or {}),
-            **{key: value for key, value in chosen.items() if key != "recipe"},
+            **{key: value for key, value in combination.items() if key != "recipe"},
         }
         try:
-            built = start.with_overrides(changed)
+            trial_recipe = base.with_overrides(changed)
         except RecipeError as error:
-            raise RecipeError(f"{in_words(chosen)}: {error}") from None
-        name = _folder(chosen)
+            raise RecipeError(f"{describe(combination)}: {error}") from None
+        name = _folder_name(combination)
         trials.append(
             Trial(
-                name if name not in names else f"{name}_{_digest(chosen)}",
-                chosen,
-                built,
+                name if name not in names else f"{name}_{_digest(combination)}",
+                combination,
+                trial_recipe,
             )
         )
         names.add(name)
     return trials
 
 
-def _folder(values: Mapping[str, Any]) -> str:
-    """A name for people and file systems: ``learning_rate=0.001,widths=16-32``."""
-    short = [key.rpartition(".")[2] for key in values]
+def _folder_name(values: Mapping[str, Any]) -> str:
+    """Return a readable name of a folder: ``learning_rate=0.001,widths=16-32``."""
+    short_names = [key.rpartition(".")[2] for key in values]
     keys = [
-        name if short.count(name) == 1 else key
-        for name, key in zip(short, values, strict=True)
+        name if short_names.count(name) == 1 else key
+        for name, key in zip(short_names, values, strict=True)
     ]
     text = ",".join(
-        f"{key}={_shown(value)}"
+        f"{key}={_format_value(value)}"
         for key, value in zip(keys, values.values(), strict=True)
     )
     safe = re.sub(r"[^\w.=,+-]+", "-", text).strip("-. ")
     return safe if len(safe) <= 100 else f"{safe[:90]}_{_digest(values)}"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return "-".join(map(_shown, value))
+        return "-".join(map(_format_value, value))
     if isinstance(value, dict):
-        return "+".join(f"{k}-{_shown(v)}" for k, v in value.items())
-    return (
-        "none"
-        if value is None
-        else Path(value).stem
-        if isinstance(value, str) and "/" in value
-        else str(value)
-    )
+        return "+".join(f"{key}-{_format_value(v)}" for key, v in value.items())
+    if value is None:
+        return "none"
+    if isinstance(value, str) and "/" in value:
+        return Path(value).stem
+    return str(value)
 
 
-def in_words(values: Mapping[str, Any]) -> str:
-    """``training.epochs=5, network.norm=batch``"""
+def describe(values: Mapping[str, Any]) -> str:
+    """Format values as ``training.epochs=5, network.norm=batch``."""
     return ", ".join(f"{key}={value}" for key, value in values.items())
 
 

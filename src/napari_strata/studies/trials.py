@@ -1,4 +1,4 @@
-"""Trials of a search, their scores, and their table with the best first."""
+"""Trials of a search, their scores, and their table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from napari_strata.studies.crossval_results import (
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One combination of settings: folder name, changed keys and recipe."""
+    """Combination of settings: folder name, changed keys and recipe."""
 
     name: str
     values: Mapping[str, Any]
@@ -34,8 +34,14 @@ class Trial:
 class Score:
     """Scores of a trial: means over folds and their standard deviations.
 
-    `seconds` of training, all folds together and from the start; `text` says why there
-    is no score.
+    Parameters
+    ----------
+    class_iou, class_iou_std
+        One number for each class.
+    seconds
+        Time of training from the start, all folds together.
+    text
+        The reason if there is no score.
     """
 
     mean_iou: float = math.nan
@@ -47,14 +53,14 @@ class Score:
 
     @classmethod
     def of(cls, result: CrossvalResult) -> Score:
-        """The score in a cross-validation."""
+        """Return the score of a cross-validation."""
         mean, deviation = (tuple(map(float, values)) for values in result.spread("iou"))
         return cls(
             result.mean_iou, result.mean_iou_std, mean, deviation, result.seconds
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, NaN as None."""
+        """Return the score as plain data, with None instead of NaN."""
         return {
             "mean_iou": none_if_nan(self.mean_iou),
             "mean_iou_std": none_if_nan(self.mean_iou_std),
@@ -74,25 +80,26 @@ class Score:
         return cls(*overall, mean, deviation, float(raw["seconds"]), raw["text"])
 
 
-Stage = Literal["waiting", "goes on", "given up", "failed", "finished"]
+Stage = Literal["waiting", "active", "given up", "failed", "finished"]
 
 Scores = Mapping[str, Mapping[int, Score]]
-"""Name of a trial -> epochs -> its score after them."""
+"""Scores of trials by name of the trial and number of epochs."""
 
 
 @dataclass(frozen=True, eq=False)
 class TuneResult:
     """Trials of a search with their scores, the best first.
 
-    Longer training ranks before trials that were given up; then the mean IoU decides.
+    Trials that trained for longer rank before trials that were given up. Among equally
+    long trainings the mean IoU decides.
 
     Parameters
     ----------
     rounds
-        of successive halving: how many trials train in each, and the divisor of their
-        epochs; empty without it.
+        Rounds of successive halving: the number of trials in each, and the divisor of
+        their epochs. Empty without successive halving.
     splits
-        what each fold holds back, in words.
+        Description of the validation data of each fold.
     """
 
     out: Path
@@ -110,7 +117,7 @@ class TuneResult:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], out: Path) -> TuneResult:
-        """From what ``trials.json`` of `out` holds; raises as `load`."""
+        """Parse the content of ``trials.json``; raises like `load`."""
         try:
             rows = list(raw["trials"])
             trials = tuple(
@@ -151,7 +158,7 @@ class TuneResult:
 
     @property
     def model(self) -> Path | None:
-        """The model of it that was trained on all data, if there is one."""
+        """Path of the best recipe's model that was trained on all data, or None."""
         run = SearchFolder(self.out).final
         return run.model_path if run.has_model else None
 
@@ -178,9 +185,10 @@ class TuneResult:
         ]
 
     def state(self, trial: Trial) -> str:
-        """``finished``, ``given up after epoch 3``, ``at epoch 3``, ``failed.
+        """Return the state of a trial as text.
 
-        ...`` or ``waiting``.
+        For example ``finished``, ``given up after epoch 3``, ``at epoch 3``,
+        ``failed: REASON`` or ``waiting``.
         """
         epochs, score = self.latest(trial)
         stage = self.stage(trial)
@@ -188,13 +196,13 @@ class TuneResult:
             return f"failed: {score.text}"
         return {
             "given up": f"given up after epoch {epochs}",
-            "goes on": f"at epoch {epochs}",
+            "active": f"at epoch {epochs}",
         }.get(stage, stage)
 
     def stage(self, trial: Trial) -> Stage:
-        """Return the state of a trial.
+        """Return the stage of a trial.
 
-        One that "goes on" may do so in the next round.
+        A trial that is "active" may train for more epochs in the next round.
         """
         epochs, score = self.latest(trial)
         if score is None:
@@ -203,44 +211,47 @@ class TuneResult:
             return "failed"
         if epochs >= trial.recipe.training.epochs:
             return "finished"
-        return "given up" if trial.name in self._given_up() else "goes on"
+        return "given up" if trial.name in self._given_up() else "active"
 
     @property
     def is_finished(self) -> bool:
-        """True when all trials are judged.
+        """True if all trials have their final score.
 
-        The best may still be trained on all data.
+        The best one may still be trained on all data.
         """
         return not any(
-            self.stage(trial) in ("waiting", "goes on") for trial in self.trials
+            self.stage(trial) in ("waiting", "active") for trial in self.trials
         )
 
     def latest(self, trial: Trial) -> tuple[int, Score | None]:
-        """Epochs and the score after them; without a score 0 and None."""
+        """Return the largest number of epochs and the score, or 0 and None."""
         return _latest(trial, self.scores)
 
     def _given_up(self) -> set[str]:
-        """Trials that a round of successive halving left behind.
+        """Return the names of trials that successive halving does not train further.
 
-        Of a round under way nobody knows yet.
+        A round that is not finished gives up no trial.
         """
-        alive, out = list(self.trials), set()
+        remaining, given_up = list(self.trials), set()
         for count, divisor in self.rounds:
-            out |= {trial.name for trial in alive[count:]}
-            epochs = {trial.name: epochs_of(trial, divisor) for trial in alive[:count]}
+            given_up |= {trial.name for trial in remaining[count:]}
+            epochs = {
+                trial.name: epochs_of(trial, divisor) for trial in remaining[:count]
+            }
             if any(
-                after not in self.scores.get(name, {}) for name, after in epochs.items()
+                number not in self.scores.get(name, {})
+                for name, number in epochs.items()
             ):
                 break
-            now = {
-                name: {after: self.scores[name][after]}
-                for name, after in epochs.items()
+            round_scores = {
+                name: {number: self.scores[name][number]}
+                for name, number in epochs.items()
             }
-            alive = in_order(alive[:count], now)
-        return out
+            remaining = rank_trials(remaining[:count], round_scores)
+        return given_up
 
     def csv(self) -> str:
-        """A row a trial, best first."""
+        """Format the trials as CSV, one row for each, the best first."""
         rows = []
         for rank, trial in enumerate(self.trials, 1):
             epochs, latest_score = self.latest(trial)
@@ -254,13 +265,13 @@ class TuneResult:
                 "mean_iou": number(score.mean_iou),
                 "mean_iou_std": number(score.mean_iou_std),
             }
-            for what, values in (
+            for column, values in (
                 ("iou", score.class_iou),
                 ("iou std", score.class_iou_std),
             ):
                 padded = values or (math.nan,) * len(self.class_names)
                 row |= {
-                    f"{what} {name}": number(v)
+                    f"{column} {name}": number(v)
                     for name, v in zip(self.class_names, padded, strict=True)
                 }
             rows.append(
@@ -274,20 +285,20 @@ class TuneResult:
         return as_csv(rows)
 
     def table(self) -> str:
-        """For people: rank, trial, scores, seconds, state."""
+        """Format the trials as text: rank, scores, seconds and state."""
         rows = [["trial", "rank", "mean IoU", *self.class_names, "seconds", "state"]]
         for rank, trial in enumerate(self.trials, 1):
             score = self.latest(trial)[1] or Score()
-            each = [mean_std(value, math.nan) for value in score.class_iou] or [
-                "-"
-            ] * len(self.class_names)
+            class_ious = [mean_std(value, math.nan) for value in score.class_iou]
+            if not class_ious:
+                class_ious = ["-"] * len(self.class_names)
             overall = mean_std(score.mean_iou, score.mean_iou_std)
             rows.append(
                 [
                     trial.name,
                     str(rank),
                     overall,
-                    *each,
+                    *class_ious,
                     f"{score.seconds:.0f}",
                     self.state(trial),
                 ]
@@ -295,10 +306,10 @@ class TuneResult:
         return columns(rows)
 
 
-def in_order(trials: Sequence[Trial], scores: Scores) -> list[Trial]:
-    """Trials from the best: those that got furthest first, then by mean IoU.
+def rank_trials(trials: Sequence[Trial], scores: Scores) -> list[Trial]:
+    """Sort trials by the fraction of their epochs that they trained, then by mean IoU.
 
-    Those without a score last.
+    The best comes first; trials without a score come last.
     """
 
     def key(trial: Trial) -> tuple[float, float]:
@@ -311,7 +322,7 @@ def in_order(trials: Sequence[Trial], scores: Scores) -> list[Trial]:
 
 
 def _latest(trial: Trial, scores: Scores) -> tuple[int, Score | None]:
-    """Epochs and the score after them; without a score 0 and None."""
+    """Return the largest number of epochs and the score, or 0 and None."""
     trial_scores = scores.get(trial.name, {})
     epochs = max(trial_scores, default=0)
     return epochs, trial_scores.get(epochs)
@@ -322,8 +333,5 @@ def _float(value: float | None) -> float:
 
 
 def epochs_of(trial: Trial, divisor: int) -> int:
-    """Epochs of one round of successive halving.
-
-    A share of those that the trial's recipe has, at least one.
-    """
+    """Return the epochs of a trial in a round of successive halving, at least 1."""
     return math.ceil(trial.recipe.training.epochs / divisor)

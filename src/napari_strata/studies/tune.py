@@ -1,13 +1,12 @@
 """Search over recipe keys: cross-validate all combinations and train the best.
 
-Networks, encoders and whole recipes (the key ``recipe``) are keys like any other, so
-this is the sweep as well. Each trial is a cross-validation of its own under
-``trials/``, named by what it changes: the same call goes on after a stop, and a larger
-grid in the same folder trains only what is new.
+Networks, encoders and whole recipes (the key ``recipe``) are keys like any other. Each
+trial is a cross-validation in a folder under ``trials/``, which is named after its
+values. The same call continues a search that was stopped, and a larger grid in the same
+folder trains only the new trials.
 
-A library for the search (Optuna) was considered: what is needed of it here, a product
-and a ranking, is ten lines, and its resumable study would be a database beside the
-folders that already say what is done.
+No library for the search (such as Optuna) is used: a product and a ranking are ten
+lines, and a database would repeat what the folders of the trials already contain.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ from napari_strata.studies.crossval import (
     Pairs,
     Study,
     check_same,
-    train_on,
-    unsaid,
+    skip_repeated_messages,
+    train_to_end,
 )
 from napari_strata.studies.crossval_results import CrossvalResult
-from napari_strata.studies.grid import Grid, build_trials, in_words
+from napari_strata.studies.grid import Grid, build_trials, describe
 from napari_strata.studies.trials import (
     Score,
     Trial,
     TuneResult,
     epochs_of,
-    in_order,
+    rank_trials,
 )
 from napari_strata.training.plan import axes_of, plan_new
 
@@ -60,7 +59,7 @@ def tune(
 ) -> TuneResult:
     """Search to the end and return the result.
 
-    Parameters and errors as in `iter_tune`.
+    Parameters and errors are those of `iter_tune`.
     """
     with closing(iter_tune(recipe, pairs, grid, out=out, **options)) as events:
         for _ in events:
@@ -80,37 +79,38 @@ def iter_tune(
     overrides: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> Generator[Event, None, None]:
-    """Judge every combination of `grid` by cross-validation, and train the best one
-    on all data.
+    """Cross-validate every combination of `grid`, and train the best on all data.
 
-    The score of the best of many trials is too good by the choice itself, besides what
-    `iter_crossval` says: report a score on images that took no part.
+    The score of the best of many trials is too good because it was selected, in
+    addition to the reason that `iter_crossval` gives. Report a score on images that
+    were not used in the search.
 
     Parameters
     ----------
     recipe, pairs, classes, unlabelled, overrides
-        as in `iter_train`; what every trial has in common.
+        As in `iter_train`, for all trials.
     grid
-        dotted keys of a recipe and the values of each to try; the key ``recipe`` takes
+        Dotted keys of a recipe and the values to try for each. The key ``recipe`` takes
         names or paths of recipes.
     out
-        folder for ``trials/``, ``trials.csv`` and ``trials.json`` (best first),
-        ``best.yaml`` and ``final/``, the run that is trained on all data. A second call
-        goes on where the first one stopped.
+        Folder for ``trials/``, ``trials.csv`` and ``trials.json`` (best first),
+        ``best.yaml``, and ``final/``, the run that is trained on all data. A second
+        call continues the first.
     options, keywords
-        see `SearchOptions`; its fields may be given as keywords.
+        See `SearchOptions`; its fields may be given as keywords.
 
     Raises
     ------
     RecipeError
-        before anything is trained, for a key that no recipe has (naming the nearest)
-        and for each combination that makes no recipe or no network.
+        Before anything is trained, for an unknown key (the message names the nearest),
+        and for a combination that gives no valid recipe or network.
     ImageError, LabelError, RunError
-        as in `iter_crossval`.
+        As in `iter_crossval`.
     TrainingError
-        when every trial failed; one that fails is noted, and the search goes on.
+        When every trial failed. A single failed trial is recorded, and the search
+        continues.
     """
-    chosen = options or SearchOptions(**keywords)
+    search_options = options or SearchOptions(**keywords)
     trials = build_trials(recipe, grid, overrides=overrides)
     base = (
         trials[0].recipe
@@ -118,14 +118,18 @@ def iter_tune(
         else load_recipe(recipe).with_overrides(overrides)
     )
     crossval_options: dict[str, Any] = {
-        "group": chosen.group,
+        "group": search_options.group,
         "classes": classes,
         "unlabelled": unlabelled,
     }
     study = Study.of(
-        pairs, chosen.folds, recipe=base, device=chosen.device, **crossval_options
+        pairs,
+        search_options.folds,
+        recipe=base,
+        device=search_options.device,
+        **crossval_options,
     )
-    return Search(Path(out).expanduser(), trials, study, chosen, base).run()
+    return Search(Path(out).expanduser(), trials, study, search_options, base).run()
 
 
 @dataclass(frozen=True)
@@ -135,15 +139,15 @@ class SearchOptions:
     Parameters
     ----------
     folds
-        of the cross-validation of each trial; 1 for the one split that a training has.
+        Number of folds of each trial; 1 uses the split of an ordinary training.
     group
-        see `fold_pairs`.
+        See `fold_pairs`.
     halving
-        share of the trials that goes on after each round of successive halving
-        (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943): 3 lets the best
-        third train on. None trains all of them to the end.
+        Divisor of the number of trials after each round of successive halving (Jamieson
+        and Talwalkar 2016, https://arxiv.org/abs/1502.07943): with 3, the best third
+        continues. None trains all trials to the end.
     retrain
-        whether the best recipe is trained on all data at the end.
+        Whether the best recipe is trained on all data at the end.
     device
         "auto", "cpu", "cuda", "cuda:1" or "mps".
     """
@@ -157,14 +161,14 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.halving is not None and self.halving < 2:
             raise RecipeError(
-                f"--halving {self.halving}: needed is 2 or more; 3 lets the best third"
-                " go on."
+                f"--halving {self.halving}: needed is 2 or more; with 3, the best third"
+                " continues."
             )
 
 
 @dataclass(eq=False)
 class Search:
-    """One search: its trials, the data, and what is known of each trial so far."""
+    """A search: its trials, the data, and the scores of the trials so far."""
 
     out: Path
     trials: list[Trial]
@@ -174,13 +178,13 @@ class Search:
     scores: dict[str, dict[int, Score]] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise whatever speaks against any trial, without writing anything."""
+        """Raise an error if a trial cannot run. Nothing is written."""
         built = set()
         if len({axes_of(trial.recipe) for trial in self.trials}) > 1:
             raise RecipeError(
-                "found 2D and 3D networks in one search; they are split otherwise"
-                " (slices, blocks) and cannot be compared fold by fold: search each by"
-                " itself."
+                "found 2D and 3D networks in one search; their data are split"
+                " differently (slices, blocks), so the folds cannot be compared: search"
+                " each separately."
             )
         for trial in self.trials:
             try:
@@ -192,13 +196,13 @@ class Search:
                         build_network(plan.spec)
                 built.add(plan.spec.network)
             except StrataError as error:
-                raise type(error)(f"{in_words(trial.values)}: {error}") from None
+                raise type(error)(f"{describe(trial.values)}: {error}") from None
         if self.options.halving and any(
             "training.epochs" in trial.values for trial in self.trials
         ):
             raise RecipeError(
                 "training.epochs cannot be in a grid with halving, which sets it; leave"
-                " out one of both."
+                " out one of the two."
             )
         if self.out.exists() and not (
             self.out.is_dir() and not any(self.out.iterdir())
@@ -209,9 +213,9 @@ class Search:
             )
 
     def rounds(self) -> list[tuple[int, int]]:
-        """Trials in each round, with the divisor of their epochs.
+        """Return the number of trials in each round and the divisor of their epochs.
 
-        ``[(9, 9), (3, 3), (1, 1)]``.
+        For example ``[(9, 9), (3, 3), (1, 1)]``.
         """
         counts, eta = [len(self.trials)], self.options.halving
         while eta and counts[-1] >= eta:
@@ -222,20 +226,24 @@ class Search:
         ]
 
     def run(self) -> Generator[Event, None, None]:
-        """Round by round; see `iter_tune`."""
+        """Run the rounds and yield events; see `iter_tune`."""
         self.check()
         self._save()
-        repeated: set[Event] = set()
-        yield Message(self._plan_in_words())
-        alive = self.trials
+        sent_messages: set[Message] = set()
+        yield Message(self._describe_plan())
+        remaining = self.trials
         for count, divisor in self.rounds():
-            epochs = {trial.name: epochs_of(trial, divisor) for trial in alive[:count]}
-            for number, trial in enumerate(alive[:count], 1):
+            epochs = {
+                trial.name: epochs_of(trial, divisor) for trial in remaining[:count]
+            }
+            for number, trial in enumerate(remaining[:count], 1):
                 position = number, count, trial.name
                 yield TrialStarted(
                     *position, epochs[trial.name], len(self.study.splits)
                 )
-                yield from unsaid(self._judge(trial, epochs[trial.name]), repeated)
+                yield from skip_repeated_messages(
+                    self._crossval(trial, epochs[trial.name]), sent_messages
+                )
                 trial_score = self.scores[trial.name][epochs[trial.name]]
                 yield TrialEnd(
                     *position,
@@ -244,21 +252,25 @@ class Search:
                     trial_score.seconds,
                     trial_score.text,
                 )
-            # By the scores of this round, also where a stopped search has later ones.
-            now = {name: {one: self.scores[name][one]} for name, one in epochs.items()}
-            alive = in_order(alive[:count], now)
-        best = in_order(self.trials, self.scores)[0]
+            # Rank by the scores of this round, although a search that was stopped may
+            # have later scores too.
+            round_scores = {
+                name: {trained: self.scores[name][trained]}
+                for name, trained in epochs.items()
+            }
+            remaining = rank_trials(remaining[:count], round_scores)
+        best = rank_trials(self.trials, self.scores)[0]
         score = self.latest(best)
         if score is None or math.isnan(score.mean_iou):
             raise TrainingError(
-                f"no trial of {len(self.trials)} has a score; the first says:"
-                f" {self._why_none()}"
+                f"none of {len(self.trials)} trials has a score; reason of the first:"
+                f" {self._missing_score_reason()}"
             )
         folder = SearchFolder(self.out)
         files.write_text(folder.best_recipe_path, dump_recipe(best.recipe))
         model = ""
         if self.options.retrain:
-            yield from unsaid(self._retrain(best), repeated)
+            yield from skip_repeated_messages(self._retrain(best), sent_messages)
             model = str(folder.final.model_path)
         best_scores = score.mean_iou, score.mean_iou_std
         yield TuneEnd(
@@ -266,12 +278,12 @@ class Search:
         )
 
     def latest(self, trial: Trial) -> Score | None:
-        """The score after the most epochs."""
+        """Return the score of a trial after the most epochs."""
         trial_scores = self.scores.get(trial.name, {})
         return trial_scores[max(trial_scores)] if trial_scores else None
 
-    def _judge(self, trial: Trial, epochs: int) -> Generator[Event, None, None]:
-        """Cross-validate one trial for so many epochs, unless that is known."""
+    def _crossval(self, trial: Trial, epochs: int) -> Generator[Event, None, None]:
+        """Cross-validate a trial for `epochs`, unless it has that score already."""
         trial_scores = self.scores.setdefault(trial.name, {})
         if epochs in trial_scores and not trial_scores[epochs].text:
             return
@@ -288,8 +300,10 @@ class Search:
         self._save()
 
     def _retrain(self, best: Trial) -> Generator[Event, None, None]:
-        """Train the best recipe on everything, as long as it took to be best where
-        early stopping may decide.
+        """Train the best recipe on all data.
+
+        With early stopping there is no validation data to decide by. The number of
+        epochs is then the mean of the folds' best epochs.
         """
         folder = SearchFolder(self.out)
         changed: dict[str, Any] = {"training.validation": 0.0}
@@ -298,8 +312,8 @@ class Search:
             epochs = max(1, round(sum(fold.best_epoch for fold in folds) / len(folds)))
             changed |= {"training.early_stopping": None, "training.epochs": epochs}
             yield Message(
-                f"nothing is held back now to stop early: {epochs} epochs, the mean of"
-                " the folds' best"
+                f"no validation data for early stopping: {epochs} epochs, the mean of"
+                " the folds' best epochs"
             )
         run = folder.final
         job = self.study.job(best.recipe.with_overrides(changed), run.path)
@@ -311,39 +325,41 @@ class Search:
             }
             check_same(run.path, record, job.recipe, [plan_new(job).fingerprint])
         yield Message(f"training {best.name} on all {len(self.study.pairs)} images")
-        yield from train_on(job)
+        yield from train_to_end(job)
 
-    def _plan_in_words(self) -> str:
+    def _describe_plan(self) -> str:
+        """Return the number of trials and epochs in each round as text."""
         folds = len(self.study.splits)
-        each = (
+        folds_text = (
             f"{folds} folds each"
             if folds > 1
             else f"one split ({self.study.splits[0].text})"
         )
         if len(self.rounds()) == 1:
-            return f"{len(self.trials)} trials, {each}"
+            return f"{len(self.trials)} trials, {folds_text}"
         steps: list[str] = []
         for count, divisor in self.rounds():
             epochs = sorted({epochs_of(trial, divisor) for trial in self.trials})
-            who = (
-                f"all {count}"
-                if not steps
-                else "the best"
-                if count == 1
-                else f"the best {count}"
-            )
-            steps.append(f"{who} to epoch {' or '.join(map(str, epochs))}")
-        return f"successive halving, {each}: train {', '.join(steps)}"
+            if not steps:
+                trials = f"all {count}"
+            elif count == 1:
+                trials = "the best"
+            else:
+                trials = f"the best {count}"
+            steps.append(f"{trials} to epoch {' or '.join(map(str, epochs))}")
+        return f"successive halving, {folds_text}: train {', '.join(steps)}"
 
-    def _why_none(self) -> str:
+    def _missing_score_reason(self) -> str:
         first = self.latest(self.trials[0])
-        return first.text or "nothing validated" if first else "nothing was trained"
+        if first is None:
+            return "nothing was trained"
+        return first.text or "nothing was validated"
 
     def _save(self) -> None:
-        """``trials.csv`` and ``trials.json``, best first."""
+        """Write ``trials.csv`` and ``trials.json``, the best trial first."""
         result = TuneResult(
             self.out,
-            tuple(in_order(self.trials, self.scores)),
+            tuple(rank_trials(self.trials, self.scores)),
             self.scores,
             self.study.classes.names,
             rounds=tuple(self.rounds()) if self.options.halving else (),
@@ -369,20 +385,23 @@ def _read_scores(
     *,
     rounds: Sequence[tuple[int, int]],
 ) -> dict[str, dict[int, Score]]:
-    """What an earlier search in `out` found of these trials.
+    """Read the scores of `trials` that an earlier search in `out` left.
 
-    `rounds` are those of successive halving, if any.
+    Parameters
+    ----------
+    rounds
+        Rounds of successive halving, if any.
 
     Raises
     ------
     RunError
-        when `out` holds something else, or a search on other data, in other rounds or
-        with other recipes.
+        When `out` contains anything but a search with the same data, rounds and
+        recipes.
     """
     folder = SearchFolder(out)
     if not folder.exists:
         raise RunError(
-            f"{out}: found something here that is no search; choose another --out."
+            f"{out}: contains something that is not a search; choose another --out."
         )
     record = folder.read()
     if record.get("fingerprints") != list(fingerprints):
@@ -399,10 +418,11 @@ def _read_scores(
     recipes = {trial.name: trial.recipe for trial in before.trials}
     for trial in trials:
         keys = differences(recipes.get(trial.name, trial.recipe), trial.recipe)
-        if wrong := [key for key in keys if key not in ("name", "description")]:
+        changed_keys = [key for key in keys if key not in ("name", "description")]
+        if changed_keys:
             raise RunError(
                 f"{out}: trial {trial.name} was begun with other values of"
-                f" {', '.join(wrong)}; choose another --out."
+                f" {', '.join(changed_keys)}; choose another --out."
             )
     trial_names = {trial.name for trial in trials}
     return {
