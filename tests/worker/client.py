@@ -1,4 +1,4 @@
-"""A client of the real process, for tests."""
+"""Client of the real worker process, for tests."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from napari_strata.worker.protocol import (
 )
 
 COMMAND = [sys.executable, "-m", "napari_strata.worker"]
-PATIENCE = 300.0
-"""Seconds for anything: a limit for tests that fail, since the machine may be busy."""
+TIMEOUT_S = 300.0
+"""Seconds to wait for an event, long enough for a busy machine."""
 
 
 class Worker:
-    """A worker process, and what it has said so far."""
+    """A worker process, and the lines that it has sent so far."""
 
     def __init__(self, *, command: list[str] = COMMAND, **environment: str) -> None:
         pipe = subprocess.PIPE
@@ -47,10 +47,10 @@ class Worker:
         )
         self.lines: list[str] = []
         self.errors: list[str] = []
-        self._said: Queue[str | None] = Queue()
+        self._received: Queue[str | None] = Queue()
         self._threads = [
-            threading.Thread(target=self._listen, daemon=True),
-            threading.Thread(target=self._overhear, daemon=True),
+            threading.Thread(target=self._read_events, daemon=True),
+            threading.Thread(target=self._read_errors, daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -60,7 +60,7 @@ class Worker:
         assert isinstance(first, Ready), first
         return first
 
-    def say(self, request: dict[str, Any] | str) -> None:
+    def send(self, request: dict[str, Any] | str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(
             (
@@ -69,68 +69,68 @@ class Worker:
         )
         self.process.stdin.flush()
 
-    def next(self, timeout: float = PATIENCE) -> tuple[str | None, AnyEvent]:
-        """The next reply. Raises `EOFError` when there is none any more."""
+    def next(self, timeout: float = TIMEOUT_S) -> tuple[str | None, AnyEvent]:
+        """Wait for the next event. Raises `EOFError` when the worker has ended."""
         try:
-            line = self._said.get(timeout=timeout)
+            line = self._received.get(timeout=timeout)
         except Empty:
             raise TimeoutError(
-                f"nothing said for {timeout} s; stderr: {''.join(self.errors[-20:])}"
+                f"no event for {timeout} s; stderr: {''.join(self.errors[-20:])}"
             ) from None
         if line is None:
             raise EOFError("".join(self.errors[-20:]))
         return decode_event(line)
 
-    def until(
-        self, stop: Callable[[str | None, AnyEvent], bool], timeout: float = PATIENCE
+    def receive_until(
+        self, stop: Callable[[str | None, AnyEvent], bool], timeout: float = TIMEOUT_S
     ) -> list[AnyEvent]:
-        """Replies up to the one that is waited for, that one last."""
-        found, end = [], time.monotonic() + timeout
+        """Wait for the event that `stop` accepts; return all events up to it."""
+        events, end = [], time.monotonic() + timeout
         while True:
             job, event = self.next(max(end - time.monotonic(), 0.01))
-            found.append(event)
+            events.append(event)
             if stop(job, event):
-                return found
+                return events
 
-    def result(self, job: str) -> list[AnyEvent]:
-        """Replies up to the end of a job."""
-        return self.until(
+    def receive_result(self, job: str) -> list[AnyEvent]:
+        """Wait for the end of a job and return the events up to it."""
+        return self.receive_until(
             lambda of, event: of == job and isinstance(event, JobEnded | JobFailed)
         )
 
-    def do(self, request: dict[str, Any]) -> list[AnyEvent]:
-        """Give a job and wait for its end."""
-        self.say(request)
-        return self.result(request["job"])
+    def run_job(self, request: dict[str, Any]) -> list[AnyEvent]:
+        """Send a job and wait for its end."""
+        self.send(request)
+        return self.receive_result(request["job"])
 
-    def hang_up(self) -> None:
+    def close_stdin(self) -> None:
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.close()
 
-    def end(self, timeout: float = PATIENCE) -> int:
-        """Wait for the process to exit by itself; its status."""
+    def end(self, timeout: float = TIMEOUT_S) -> int:
+        """Wait for the process to exit by itself and return its status."""
         status = self.process.wait(timeout)
         for thread in self._threads:
             thread.join(60)
         return status
 
     def close(self) -> None:
-        self.hang_up()
+        self.close_stdin()
         self.process.kill()
         self.end()
         for pipe in (self.process.stdout, self.process.stderr):
             assert pipe is not None
             pipe.close()
 
-    def _listen(self) -> None:
+    def _read_events(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.decode())
-            self._said.put(line.decode())
-        self._said.put(None)
+            self._received.put(line.decode())
+        self._received.put(None)
 
-    def _overhear(self) -> None:
+    def _read_errors(self) -> None:
         assert self.process.stderr is not None
         self.errors += map(bytes.decode, iter(self.process.stderr.readline, b""))
 
@@ -145,7 +145,7 @@ def worker(**keywords: Any) -> Iterator[Worker]:
 
 
 def layer(path: Path, image: Image) -> dict[str, Any]:
-    """What the viewer says of a layer, its array saved at `path`."""
+    """Save the array at `path` and return the layer as in a request."""
     np.save(path, np.asarray(image.data))
     return {"path": str(path), "axes": image.axes, "name": image.name}
 
@@ -153,7 +153,7 @@ def layer(path: Path, image: Image) -> dict[str, Any]:
 def train_request(
     folder: Path, pair: AnnotatedImage, job: str = "t", **changes: Any
 ) -> dict[str, Any]:
-    """A job that trains a tiny network for two epochs, in `folder`."""
+    """Return a request to train a tiny network for two epochs, in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     return {
         "job": job,

@@ -1,4 +1,4 @@
-"""A worker among libraries that print: on stdout from Python, from C and from a child, for as long as it runs.
+"""A worker among libraries that print on stdout all the time: from Python, from C and from a child process.
 
 With the word "quietly" the noise is Python's alone. A job for the path BUG meets a bug of ours.
 """
@@ -33,7 +33,7 @@ def make_noise() -> None:
 
 
 def take_over_pipes(original: Any = transport.take_over_pipes) -> tuple[int, int]:
-    """As it is, and from then on there is noise."""
+    """Call the original and start to print."""
     taken: tuple[int, int] = original()
     threading.Thread(target=make_noise, daemon=True).start()
     from napari_strata.worker import jobs

@@ -1,4 +1,4 @@
-"""Jobs do what the Python API does, on layers handed over as files."""
+"""Jobs on layers that are given as files do the same as the Python API."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from worker.client import layer, train_request
 
 
 def run(request: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Events and result of a job."""
+    """Run a job; return its events and its result."""
     events, work = [], jobs.run(decode_request(json.dumps({"job": "j"} | request)))  # type: ignore[arg-type]
     while True:
         try:
@@ -78,7 +78,7 @@ def predict_request(
     return request | {"out": str(folder / "out.npy")} | changes
 
 
-def test_training_on_layers_is_training_on_arrays(
+def test_training_on_layers_equals_training_on_arrays(
     tmp_path: Path, pair: AnnotatedImage
 ) -> None:
     known = {"scale": [3.0, 2.0, 2.0], "units": ["micrometer"] * 3}
@@ -128,7 +128,7 @@ def test_training_takes_classes_unlabelled_values_overrides_and_validation(
     assert ns.Model.load(result["model"]).spec.classes.unlabelled == (7,)
 
 
-def test_a_plan_says_what_training_would_do_and_writes_nothing(
+def test_a_plan_describes_the_training_and_writes_nothing(
     tmp_path: Path, pair: AnnotatedImage
 ) -> None:
     request = train_request(tmp_path, pair)
@@ -149,9 +149,7 @@ def test_a_plan_says_what_training_would_do_and_writes_nothing(
 
 
 @pytest.mark.parametrize("axes", ["ZYX", "YXZ", "ZTYX", "TCZYX", "YX"])
-def test_predicting_into_an_array_gives_what_predict_gives(
-    tmp_path: Path, axes: str
-) -> None:
+def test_predicting_into_an_array_equals_predict(tmp_path: Path, axes: str) -> None:
     letters = dict(zip("TCZYX", (2, 1, 3, 40, 56), strict=True))
     array = np.random.default_rng(0).integers(
         0, 255, [letters[a] for a in axes], np.uint8
@@ -183,7 +181,7 @@ def test_predicting_into_an_array_gives_what_predict_gives(
     assert len(of(events, RegionEnd)) == found.size // (40 * 56)
 
 
-def test_the_array_is_there_from_the_start_and_fills_plane_by_plane(
+def test_the_array_exists_from_the_start_and_is_filled_plane_by_plane(
     tmp_path: Path, pair: AnnotatedImage, model: Path
 ) -> None:
     expected = np.asarray(ns.predict(model, pair.image, device="cpu").data)
@@ -207,7 +205,7 @@ def test_the_array_is_there_from_the_start_and_fills_plane_by_plane(
     np.testing.assert_array_equal(np.load(opened.path)[:2], expected[:2])
 
 
-def test_a_region_is_predicted_as_in_the_whole_and_leaves_the_rest(
+def test_a_region_is_predicted_as_in_the_whole_image_and_the_rest_is_unchanged(
     tmp_path: Path, model: Path
 ) -> None:
     # The middle plane is darker, so that its own percentiles would scale it otherwise than the stack's.
@@ -245,7 +243,9 @@ def test_a_region_is_predicted_as_in_the_whole_and_leaves_the_rest(
     assert [e.region for e in of(events, RegionEnd)] == [{"Z": 2, "X": (16, 48)}]
 
 
-def test_a_single_plane_is_predicted_with_the_slices_beside_it(tmp_path: Path) -> None:
+def test_a_single_plane_is_predicted_with_its_neighbouring_slices(
+    tmp_path: Path,
+) -> None:
     pair = easy_pair((3, 48, 64))
     recipe = tiny_recipe(patches__neighbours=1)
     spec = resolve(recipe, pairs_with_neighbours([pair], 1))
@@ -290,7 +290,7 @@ def test_labels_in_a_mapped_file_may_be_larger_than_the_memory(
         ns.predict(model, image, device="cpu")
 
 
-def test_an_array_is_not_replaced_unasked_and_cleared_when_asked(
+def test_an_array_is_replaced_only_with_overwrite(
     tmp_path: Path, pair: AnnotatedImage, model: Path
 ) -> None:
     request = predict_request(model, tmp_path, pair.image)
@@ -383,7 +383,7 @@ def test_evaluating_a_model_and_labels(
         run(request)
 
 
-def test_info_of_images_models_and_whether_they_fit(
+def test_info_of_images_and_models_and_if_they_fit(
     tmp_path: Path, pair: AnnotatedImage, model: Path
 ) -> None:
     named = ClassMap(names=("pore", "grain"), values=(0, 255))
@@ -410,7 +410,7 @@ def test_info_of_images_models_and_whether_they_fit(
 def test_labels_beside_a_path_and_dataset_folders(
     tmp_path: Path, pair: AnnotatedImage
 ) -> None:
-    """Forms that `read_pairs` knows stay what they are; a .npy without axes takes those of its image."""
+    """Paths are read as by `read_pairs`; a .npy file without axes gets the axes of its image."""
     request = train_request(tmp_path, pair)
     for name, image in (("images", pair.image), ("labels", pair.labels)):
         write_labels(
@@ -464,7 +464,7 @@ def test_labels_beside_a_path_and_dataset_folders(
         ({"labels": {"path": "FLOATS"}}, LabelError, "labels must be integers"),
     ],
 )
-def test_what_is_wrong_with_a_layer_is_said(
+def test_errors_of_a_layer_are_reported(
     tmp_path: Path,
     pair: AnnotatedImage,
     change: dict[str, Any],
@@ -500,7 +500,7 @@ keys = st.one_of(st.slices(6), st.just(slice(None)))
 
 
 @given(box=st.tuples(spans, spans, spans), key=st.lists(keys, max_size=3).map(tuple))
-def test_a_part_is_indexed_as_the_array_it_stands_for(
+def test_an_array_view_is_indexed_like_an_array(
     box: tuple[slice, ...], key: tuple[slice, ...]
 ) -> None:
     array = np.arange(216).reshape(6, 6, 6)

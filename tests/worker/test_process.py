@@ -1,4 +1,4 @@
-"""The real process: warm, clean pipes, stoppable at any moment, outliving its jobs and never its viewer."""
+"""The real worker process: clean pipes, stopping at any moment, and the end of the viewer."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from napari_strata.worker.protocol import (
 )
 from napari_strata.worker.server import Interrupted, Server, is_from_interruption
 from napari_strata.worker.transport import Inbox, Notice
-from worker.client import COMMAND, PATIENCE, Worker, train_request, worker
+from worker.client import COMMAND, TIMEOUT_S, Worker, train_request, worker
 
 STOP = 60.0
-"""Seconds for a stop, which takes less than one on a quiet machine."""
+"""Seconds for a stop, which takes less than a second on an idle machine."""
 FOREVER = {"training.epochs": 100_000}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Worker]:
-    """One process for every test that leaves it alive, which each of them must."""
+    """A process for all tests that do not end it."""
     with worker() as client:
         client.ready()
         yield client
@@ -59,11 +59,13 @@ def shared() -> Iterator[Worker]:
 
 
 def until_epoch(client: Worker, epoch: int = 1) -> None:
-    client.until(lambda _, event: isinstance(event, EpochEnd) and event.epoch >= epoch)
+    client.receive_until(
+        lambda _, event: isinstance(event, EpochEnd) and event.epoch >= epoch
+    )
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT_S
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -74,7 +76,7 @@ def names(events: list[AnyEvent]) -> list[str]:
 
 
 def slow_prediction(folder: Path) -> dict[str, Any]:
-    """A job whose one plane takes minutes: a million pixels in tiles of 8 x 8."""
+    """A job whose only plane takes minutes: a million pixels in tiles of 8 x 8."""
     np.save(
         folder / "big.npy",
         np.random.default_rng(0).integers(0, 255, (2, 1600, 1600), np.uint8),
@@ -94,12 +96,12 @@ def slow_prediction(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_training_tells_what_happens_line_by_line(
+def test_a_training_sends_its_events_line_by_line(
     shared: Worker, tmp_path: Path
 ) -> None:
     request = train_request(tmp_path, easy_pair())
     start = len(shared.lines)
-    events = shared.do(request)
+    events = shared.run_job(request)
     assert names(events[:1] + events[-2:]) == ["JobStarted", "TrainingEnd", "JobEnded"]
     assert [e.epoch for e in events if isinstance(e, EpochEnd)] == [1, 2]
     end = events[-1]
@@ -115,15 +117,13 @@ def test_training_tells_what_happens_line_by_line(
     )
 
 
-def test_stop_in_training_is_answered_at_once_and_resumes(
-    shared: Worker, tmp_path: Path
-) -> None:
+def test_a_training_stops_at_once_and_resumes(shared: Worker, tmp_path: Path) -> None:
     request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
-    shared.say(request)
+    shared.send(request)
     until_epoch(shared, 2)
     started = time.monotonic()
-    shared.say({"stop": "t"})
-    events = shared.result("t")
+    shared.send({"stop": "t"})
+    events = shared.receive_result("t")
     assert time.monotonic() - started < STOP
     assert events[-1] == JobEnded(reason="stopped")
     recorded = ns.RunFolder.open(request["out"]).events()
@@ -131,7 +131,7 @@ def test_stop_in_training_is_answered_at_once_and_resumes(
     assert recorded[-1].reason == "stopped"
     done = recorded[-1].epoch
     assert done >= 2
-    again = shared.do(
+    again = shared.run_job(
         request | {"resume": True, "overrides": {"training.epochs": done + 1}}
     )
     assert [e.first_epoch for e in again if isinstance(e, TrainingStarted)] == [
@@ -143,17 +143,17 @@ def test_stop_in_training_is_answered_at_once_and_resumes(
 
 def test_stop_in_the_middle_of_a_plane(shared: Worker, tmp_path: Path) -> None:
     request = slow_prediction(tmp_path)
-    shared.say(request)
-    shared.until(lambda _, event: isinstance(event, PredictionStarted))
+    shared.send(request)
+    shared.receive_until(lambda _, event: isinstance(event, PredictionStarted))
     time.sleep(0.5)
     started = time.monotonic()
-    shared.say({"stop": "slow"})
-    events = shared.result("slow")
+    shared.send({"stop": "slow"})
+    events = shared.receive_result("slow")
     assert time.monotonic() - started < STOP
     assert events == [JobEnded(reason="stopped")]
     # The engine is as it was: the next job of the same sort works.
     easy = request | {"job": "next", "tile": None, "batch": None, "overwrite": True}
-    ended = shared.do(easy)[-1]
+    ended = shared.run_job(easy)[-1]
     assert isinstance(ended, JobEnded)
     assert ended.reason == "finished"
     expected = ns.predict(
@@ -182,16 +182,16 @@ def test_stop_in_the_middle_of_a_plane(shared: Worker, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_job_fails_in_words_and_the_worker_lives_on(
+def test_a_wrong_job_fails_with_a_message_and_the_worker_continues(
     shared: Worker, job: dict[str, Any], message: str
 ) -> None:
-    failed = shared.do(job | {"job": "bad"})[-1]
+    failed = shared.run_job(job | {"job": "bad"})[-1]
     assert isinstance(failed, JobFailed)
     assert message in failed.text
     assert failed.kind == "StrataError"
 
 
-def test_lines_that_are_no_requests_are_refused(shared: Worker) -> None:
+def test_lines_that_are_not_requests_are_refused(shared: Worker) -> None:
     for line in (
         "garbage",
         "\x00\xff",
@@ -203,55 +203,57 @@ def test_lines_that_are_no_requests_are_refused(shared: Worker) -> None:
         "[" * 100_000,
         '{"kind": []}',
     ):
-        shared.say(line)
+        shared.send(line)
         job, reply = shared.next()
         assert isinstance(reply, Refused), reply
         assert job is None
-    shared.say({"kind": [], "job": "a"})
+    shared.send({"kind": [], "job": "a"})
     job, event = shared.next()
     assert job == "a"
     assert isinstance(event, JobFailed)
-    shared.say("")  # says nothing, and is not answered
-    shared.say({"keep": "nobody"})
+    shared.send("")  # says nothing, and is not answered
+    shared.send({"keep": "nobody"})
     assert shared.next() == (
         None,
         Refused(
-            text="there is no job 'nobody', running or waiting; it has ended, or never was."
+            text="no job 'nobody' is running or waiting; it has ended, or never existed."
         ),
     )
 
 
-def test_jobs_wait_in_line_and_questions_do_not(shared: Worker, tmp_path: Path) -> None:
+def test_jobs_wait_for_earlier_jobs_and_info_jobs_do_not(
+    shared: Worker, tmp_path: Path
+) -> None:
     first = train_request(tmp_path / "first", easy_pair(), overrides=FOREVER)
-    shared.say(first)
+    shared.send(first)
     until_epoch(shared)
     second = train_request(tmp_path / "second", easy_pair(), job="u")
-    shared.say(second)
-    assert isinstance(shared.until(lambda job, _: job == "u")[-1], JobQueued)
+    shared.send(second)
+    assert isinstance(shared.receive_until(lambda job, _: job == "u")[-1], JobQueued)
     info = {"job": "i", "kind": "info", "path": first["out"]}
-    shared.say(info)
-    shared.until(lambda job, event: job == "i" and isinstance(event, JobEnded))
-    shared.say(second)
-    refusal = shared.until(lambda job, _: job is None)[-1]
+    shared.send(info)
+    shared.receive_until(lambda job, event: job == "i" and isinstance(event, JobEnded))
+    shared.send(second)
+    refusal = shared.receive_until(lambda job, _: job is None)[-1]
     assert isinstance(refusal, Refused)
-    assert "there is a job 'u' already" in refusal.text
+    assert "a job 'u' is already" in refusal.text
     for news in (
         {"changed": "view", "job": "t", "value": {"Z": 1}},
         {"changed": "labels", "job": "t", "value": {"path": "labels.npy"}},
         {"keep": "u"},
     ):
-        shared.say(news)
-    shared.say({"stop": "u"})
-    waited = shared.until(
+        shared.send(news)
+    shared.send({"stop": "u"})
+    waited = shared.receive_until(
         lambda job, event: job in ("u", None) or isinstance(event, JobEnded)
     )
     assert waited[-1] == JobEnded(reason="stopped")
     assert not (tmp_path / "second" / "run").exists()
     third = train_request(tmp_path / "third", easy_pair(), job="v")
-    shared.say(third)
-    shared.say({"stop": "t"})
-    assert shared.result("t")[-1] == JobEnded(reason="stopped")
-    events = shared.result("v")
+    shared.send(third)
+    shared.send({"stop": "t"})
+    assert shared.receive_result("t")[-1] == JobEnded(reason="stopped")
+    events = shared.receive_result("v")
     assert events[0] == JobStarted(kind="train")
     assert isinstance(events[-1], JobEnded)
     assert events[-1].reason == "finished"
@@ -268,7 +270,7 @@ def test_a_new_process_is_ready_first_and_ends_on_sigterm(tmp_path: Path) -> Non
         assert torch.__version__.startswith(ready.versions["torch"])
         assert ready.devices["cpu"].startswith("CPU, ")
         request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
-        client.say(request)
+        client.send(request)
         until_epoch(client, 2)
         client.process.send_signal(
             signal.SIGINT
@@ -277,7 +279,7 @@ def test_a_new_process_is_ready_first_and_ends_on_sigterm(tmp_path: Path) -> Non
         until_epoch(client, 6)
         started = time.monotonic()
         client.process.terminate()
-        assert client.result("t")[-1] == JobEnded(reason="stopped")
+        assert client.receive_result("t")[-1] == JobEnded(reason="stopped")
         assert client.end() == 0
         assert time.monotonic() - started < STOP
         assert client.errors == []
@@ -290,14 +292,14 @@ def test_a_new_process_is_ready_first_and_ends_on_sigterm(tmp_path: Path) -> Non
 def test_a_command_may_be_a_shell_that_changes_folder_and_environment(
     tmp_path: Path,
 ) -> None:
-    """As ``ssh host python -m napari_strata.worker`` would be."""
+    """Like ``ssh host python -m napari_strata.worker``."""
     script = f"echo Welcome; cd {tmp_path} && HOME=/nowhere LC_ALL=C exec {' '.join(COMMAND)}"
     with worker(command=["sh", "-c", script]) as client:
         with pytest.raises(ValueError):  # the greeting
             client.next()
         assert client.ready().pid == client.process.pid
         np.save(tmp_path / "µ.npy", np.zeros((4, 5), np.uint8))
-        ended = client.do({"job": "i", "kind": "info", "path": "µ.npy"})[-1]
+        ended = client.run_job({"job": "i", "kind": "info", "path": "µ.npy"})[-1]
         assert isinstance(ended, JobFailed)
         assert "µ.npy" in ended.text
         client.process.terminate()  # idle, or still importing
@@ -305,15 +307,15 @@ def test_a_command_may_be_a_shell_that_changes_folder_and_environment(
         assert client.errors == []
 
 
-def test_a_viewer_that_goes_takes_the_training_along(tmp_path: Path) -> None:
+def test_a_training_ends_with_its_viewer(tmp_path: Path) -> None:
     request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
     with worker() as client:
-        client.say(request)
-        client.say(request | {"job": "waiting", "out": str(tmp_path / "never")})
+        client.send(request)
+        client.send(request | {"job": "waiting", "out": str(tmp_path / "never")})
         until_epoch(client, 2)
-        client.hang_up()
+        client.close_stdin()
         assert client.end() == 0
-        rest = client.until(
+        rest = client.receive_until(
             lambda job, event: job == "t" and isinstance(event, JobEnded)
         )
         assert rest[-1] == JobEnded(reason="stopped")
@@ -329,17 +331,17 @@ def test_a_viewer_that_goes_takes_the_training_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_is_kept_goes_on_without_a_viewer(tmp_path: Path) -> None:
+def test_a_training_that_is_kept_continues_without_a_viewer(tmp_path: Path) -> None:
     request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
     command = [sys.executable, str(Path(__file__).with_name("noisy.py")), "quietly"]
     run, note = Path(request["out"]), Path(request["out"]) / "running.json"
     with worker(command=command) as client:
-        client.say(request)
+        client.send(request)
         until_epoch(client, 1)
-        client.say({"keep": "t"})
-        client.say({"job": "next", "kind": "info", "path": request["out"]})
-        client.result("next")
-        client.hang_up()
+        client.send({"keep": "t"})
+        client.send({"job": "next", "kind": "info", "path": request["out"]})
+        client.receive_result("next")
+        client.close_stdin()
         wait_until(note.exists)
         assert json.loads(note.read_text()) == {
             "job": "t",
@@ -362,10 +364,10 @@ def test_trainings_that_are_kept_end_without_a_viewer(tmp_path: Path) -> None:
     request = train_request(tmp_path, easy_pair(), keep=True)
     following = request | {"job": "next", "out": str(tmp_path / "next")}
     with worker() as client:
-        client.say(request)
-        client.say(following)
+        client.send(request)
+        client.send(following)
         # The viewer goes at once, and with it everything that reads.
-        client.hang_up()
+        client.close_stdin()
         assert client.end() == 0
     for run in (request["out"], following["out"]):
         end = ns.RunFolder.open(run).events()[-1]
@@ -376,13 +378,13 @@ def test_trainings_that_are_kept_end_without_a_viewer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_kill_leaves_a_checkpoint_that_goes_on_to_the_same_weights(
+def test_a_killed_training_resumes_to_the_same_weights(
     tmp_path: Path,
 ) -> None:
     pair = easy_pair()
     request = train_request(tmp_path, pair, overrides=FOREVER)
     with worker() as client:
-        client.say(request)
+        client.send(request)
         until_epoch(client, 3)
         os.kill(client.process.pid, signal.SIGKILL)
         assert client.end() == -signal.SIGKILL
@@ -406,17 +408,17 @@ def test_a_kill_leaves_a_checkpoint_that_goes_on_to_the_same_weights(
 
 
 def test_nothing_but_events_reaches_the_viewer(tmp_path: Path) -> None:
-    """Libraries, C code and child processes print all the time, one job dies of a bug, and the next one works."""
+    """Libraries, C code and child processes print all the time; a job fails because of a bug, and the next one works."""
     command = [sys.executable, str(Path(__file__).with_name("noisy.py"))]
     with worker(command=command) as client:
         client.ready()
-        failed = client.do({"job": "bug", "kind": "info", "path": "BUG"})[-1]
+        failed = client.run_job({"job": "bug", "kind": "info", "path": "BUG"})[-1]
         assert isinstance(failed, JobFailed)
         assert failed.kind == "ZeroDivisionError"
         assert failed.text.startswith("unexpected ZeroDivisionError: ")
-        events = client.do(train_request(tmp_path, easy_pair()))
+        events = client.run_job(train_request(tmp_path, easy_pair()))
         assert isinstance(events[-1], JobEnded)
-        client.hang_up()
+        client.close_stdin()
         assert client.end() == 0
         assert all(json.loads(line)["event"] for line in client.lines)
         heard = "".join(client.errors)
@@ -431,7 +433,7 @@ def test_nothing_but_events_reaches_the_viewer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_whose_events_nobody_reads_ends(tmp_path: Path) -> None:
+def test_a_worker_ends_when_nobody_reads_its_events(tmp_path: Path) -> None:
     read, write = os.pipe()
     request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -449,7 +451,7 @@ def test_a_worker_whose_events_nobody_reads_ends(tmp_path: Path) -> None:
     with open(read, "rb", buffering=0) as replies:
         assert b"Ready" in replies.read(2**16)
     with process:
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(TIMEOUT_S) == 0
 
 
 def test_predictions_fill_the_array_that_is_mapped(
@@ -463,13 +465,13 @@ def test_predictions_fill_the_array_that_is_mapped(
         "model": str(model),
         "image": {"path": str(tmp_path / "a.npy"), "axes": "ZYX"},
     }
-    shared.say(
+    shared.send(
         request | {"job": "p", "out": str(tmp_path / "out.npy"), "device": "cpu"}
     )
-    opened = shared.until(lambda _, event: isinstance(event, TargetOpened))[-1]
+    opened = shared.receive_until(lambda _, event: isinstance(event, TargetOpened))[-1]
     assert isinstance(opened, TargetOpened)
     mapped = np.load(opened.path, mmap_mode="r")
-    events = shared.result("p")
+    events = shared.receive_result("p")
     assert [e.region for e in events if isinstance(e, RegionEnd)] == [
         {"Z": z} for z in range(4)
     ]
@@ -479,12 +481,12 @@ def test_predictions_fill_the_array_that_is_mapped(
     assert mapped.any()
 
 
-def test_the_first_step_of_a_stop_is_polite(shared: Worker, tmp_path: Path) -> None:
-    """Batches end before the job does: a stop never costs a step that would have been over soon."""
-    shared.say(train_request(tmp_path, easy_pair(), overrides=FOREVER))
+def test_a_stop_waits_for_the_current_batch(shared: Worker, tmp_path: Path) -> None:
+    """The current batch is finished before the job stops."""
+    shared.send(train_request(tmp_path, easy_pair(), overrides=FOREVER))
     until_epoch(shared)
-    shared.say({"stop": "t"})
-    shared.result("t")
+    shared.send({"stop": "t"})
+    shared.receive_result("t")
     told = [json.loads(line) for line in shared.lines]
     events = ns.RunFolder.open(tmp_path / "run").events()
     last = [e for e in events if isinstance(e, (BatchEnd, EpochEnd))][-1]
@@ -492,7 +494,7 @@ def test_the_first_step_of_a_stop_is_polite(shared: Worker, tmp_path: Path) -> N
     assert told[-2]["epoch"] == last.epoch
 
 
-def test_a_request_that_breaks_the_parser_costs_only_itself(
+def test_a_request_that_breaks_the_parser_has_no_other_effect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sent: list[AnyEvent] = []
@@ -513,7 +515,7 @@ def test_a_request_that_breaks_the_parser_costs_only_itself(
     assert sent == [Refused(text=text)]
 
 
-def test_an_error_on_the_way_out_of_an_interruption_is_told_from_others() -> None:
+def test_errors_that_follow_an_interruption_are_recognised() -> None:
     def raise_on_the_way_out(first: BaseException) -> None:
         try:
             raise first
@@ -526,14 +528,12 @@ def test_an_error_on_the_way_out_of_an_interruption_is_told_from_others() -> Non
         assert is_from_interruption(caught.value) is stopped
 
 
-def test_predictions_aside_leave_the_training_as_it_is(
-    shared: Worker, tmp_path: Path
-) -> None:
+def test_previews_do_not_change_the_training(shared: Worker, tmp_path: Path) -> None:
     changes = {"overrides": {"training.epochs": 4, "training.seed": 3}}
     plain, watched = tmp_path / "plain", tmp_path / "watched"
-    shared.do(train_request(plain, easy_pair(), "plain", **changes))
+    shared.run_job(train_request(plain, easy_pair(), "plain", **changes))
     request = train_request(watched, easy_pair(), "watched", **changes)
-    shared.say(request)
+    shared.send(request)
     answered = []
     for epoch in (1, 2):
         until_epoch(shared, epoch)
@@ -548,10 +548,10 @@ def test_predictions_aside_leave_the_training_as_it_is(
             "device": "cpu",
             "aside": True,
         }
-        shared.say(look)
-        events = shared.until(lambda job, event: isinstance(event, JobEnded))
+        shared.send(look)
+        events = shared.receive_until(lambda job, event: isinstance(event, JobEnded))
         answered.append(events[-1])
-    shared.result("watched")
+    shared.receive_result("watched")
     assert [end.reason for end in answered if isinstance(end, JobEnded)] == [
         "finished",
         "finished",
@@ -563,69 +563,69 @@ def test_predictions_aside_leave_the_training_as_it_is(
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
-def test_what_is_done_aside_can_be_stopped_and_never_delays_a_stop_of_the_training(
+def test_previews_can_be_stopped_and_do_not_delay_a_stop_of_the_training(
     shared: Worker, tmp_path: Path
 ) -> None:
     request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
     look = slow_prediction(tmp_path) | {"aside": True, "overwrite": True}
-    shared.say(request)
+    shared.send(request)
     until_epoch(shared)
-    shared.say(look)
-    shared.until(
+    shared.send(look)
+    shared.receive_until(
         lambda job, event: job == "slow" and isinstance(event, PredictionStarted)
     )
     started = time.monotonic()
-    shared.say({"stop": "slow"})
-    events = shared.result("slow")
+    shared.send({"stop": "slow"})
+    events = shared.receive_result("slow")
     assert time.monotonic() - started < STOP
     assert events[-1] == JobEnded(reason="stopped")
     assert "RegionEnd" not in names(events), "the plane was finished first"
-    shared.until(lambda job, event: job == "t" and isinstance(event, EpochEnd))
+    shared.receive_until(lambda job, event: job == "t" and isinstance(event, EpochEnd))
     for pause in (
         0.0,
         0.5,
     ):  # between two events of what is done aside, and in the middle of its step
-        shared.say(look | {"job": "again"})
-        shared.until(
+        shared.send(look | {"job": "again"})
+        shared.receive_until(
             lambda job, event: job == "again" and isinstance(event, PredictionStarted)
         )
         time.sleep(pause)
         started = time.monotonic()
-        shared.say({"stop": "t"})
-        ended = shared.until(
+        shared.send({"stop": "t"})
+        ended = shared.receive_until(
             lambda job, event: job == "t" and isinstance(event, JobEnded)
         )
         assert time.monotonic() - started < STOP
         assert ended.count(JobEnded(reason="stopped")) == 2
         assert "RegionEnd" not in names(ended), "the plane was finished first"
-        shared.say(request | {"resume": True})
+        shared.send(request | {"resume": True})
         until_epoch(shared)
-    shared.say({"stop": "t"})
-    shared.result("t")
+    shared.send({"stop": "t"})
+    shared.receive_result("t")
 
 
-def test_what_fails_aside_does_not_disturb_the_training(
+def test_failed_previews_do_not_disturb_the_training(
     shared: Worker, tmp_path: Path
 ) -> None:
     request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
-    shared.say(request)
+    shared.send(request)
     until_epoch(shared)
-    shared.say(
+    shared.send(
         {"job": "x", "kind": "predict", "model": str(tmp_path / "nothing"), "image": request["images"],
          "out": str(tmp_path / "x.npy"), "aside": True}
     )  # fmt: skip
-    failed = shared.until(
+    failed = shared.receive_until(
         lambda job, event: job == "x" and isinstance(event, JobFailed)
     )[-1]
     assert isinstance(failed, JobFailed)
     assert failed.kind == "StrataError"
     until_epoch(shared, 3)
-    shared.say({"stop": "t"})
-    end = shared.result("t")[-1]
+    shared.send({"stop": "t"})
+    end = shared.receive_result("t")[-1]
     assert end == JobEnded(reason="stopped")
 
 
-def test_a_worker_can_be_nice(tmp_path: Path) -> None:
+def test_a_worker_can_have_a_low_priority(tmp_path: Path) -> None:
     with worker(command=[*COMMAND, "--nice", "7"]) as client:
         client.ready()
         niceness = os.getpriority(os.PRIO_PROCESS, client.process.pid)

@@ -1,4 +1,4 @@
-"""Requests and events survive the way through a line; other lines are refused."""
+"""Requests and events are unchanged by the transport; invalid lines are refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def refused(request: Any) -> RequestError:
     return caught.value
 
 
-def test_a_job_has_the_words_and_defaults_of_the_api() -> None:
+def test_a_job_has_the_names_and_defaults_of_the_api() -> None:
     job = decode_request(json.dumps(TRAIN))
     assert isinstance(job, TrainJob)
     assert job.images == (Layer(path="stack.tif"),)
@@ -81,7 +81,7 @@ def test_a_job_has_the_words_and_defaults_of_the_api() -> None:
     )
 
 
-def test_a_job_that_a_client_makes_arrives_as_it_was() -> None:
+def test_requests_are_unchanged_by_the_transport() -> None:
     job = TrainJob(
         job="a",
         recipe={"training": {"epochs": 3}},
@@ -137,7 +137,7 @@ def test_messages() -> None:
         ('{"stop": ' + "[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_line_about_no_job_is_refused_with_what_would_do(
+def test_an_invalid_line_without_a_job_is_refused_with_what_is_needed(
     line: str | bytes, said: str
 ) -> None:
     error = refused(line)
@@ -169,7 +169,7 @@ def test_a_line_about_no_job_is_refused_with_what_would_do(
         ),
     ],
 )
-def test_a_wrong_job_is_refused_by_its_id_with_what_is_wrong(
+def test_an_invalid_job_is_refused_with_its_id_and_errors(
     change: dict[str, Any], said: str
 ) -> None:
     error = refused(TRAIN | change)
@@ -255,7 +255,7 @@ EVENTS = [
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda e: type(e).__name__)
-def test_events_go_out_and_come_in_as_they_were(event: Any) -> None:
+def test_events_are_unchanged_by_the_transport(event: Any) -> None:
     line = encode_event(event, "a")
     assert "\n" not in line
     assert json.loads(line) == json.loads(line, parse_constant=pytest.fail)
@@ -263,7 +263,7 @@ def test_events_go_out_and_come_in_as_they_were(event: Any) -> None:
     assert decode_event(line) == ("a", event)
 
 
-def test_scores_that_are_no_numbers_are_null_in_the_line() -> None:
+def test_scores_that_are_nan_are_null_in_the_line() -> None:
     nan = float("nan")
     end = EpochEnd(1, 2, 0.5, nan, nan, 0.5, (0.5, nan), 1e-3, 1.0, True, False, "raw")
     raw = json.loads(encode_event(end, "a"))
@@ -338,7 +338,7 @@ RESULTS: list[JobResult] = [
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda r: type(r).__name__)
-def test_a_result_arrives_as_the_type_that_it_was(result: JobResult) -> None:
+def test_results_keep_their_type(result: JobResult) -> None:
     ended = JobEnded(reason="finished", result=result)
     line = encode_event(ended, "a")
     assert decode_event(line) == ("a", ended)
@@ -347,7 +347,7 @@ def test_a_result_arrives_as_the_type_that_it_was(result: JobResult) -> None:
     assert decode_event(json.dumps(newer)) == ("a", ended)
 
 
-def test_facts_that_a_result_does_not_state_are_absent_in_the_line() -> None:
+def test_unset_facts_of_a_result_are_absent_in_the_line() -> None:
     ended = JobEnded(reason="finished", result=PredictResult(out="folder"))
     assert json.loads(encode_event(ended, "a"))["result"] == {"out": "folder"}
     stopped = JobEnded(reason="stopped")
@@ -367,7 +367,7 @@ def test_a_preview_is_called_aside_in_the_line() -> None:
     "line",
     ["Last login", "[]", "3", "{}", '{"event": "Ready"}', '{"event": "No", "job": 1}'],
 )
-def test_other_lines_are_no_events(line: str) -> None:
+def test_other_lines_are_not_events(line: str) -> None:
     with pytest.raises(ValueError):
         decode_event(line)
 
@@ -382,7 +382,7 @@ def test_a_client_needs_no_torch() -> None:
     )
 
 
-def test_models_are_one_or_several_and_old_requests_mean_what_they_meant() -> None:
+def test_models_are_one_or_several_and_old_requests_keep_their_meaning() -> None:
     predict = {"job": "a", "kind": "predict", "image": "i.tif", "out": "o.tif"}
     job = decode_request(json.dumps(predict | {"model": "runs/one"}))
     assert isinstance(job, PredictJob)

@@ -1,4 +1,4 @@
-"""One plane of a volume by a 3D model: through the worker, it is what a prediction of the whole volume says of it."""
+"""A plane of a volume is predicted by a 3D model as in the whole volume."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def whole(model: Path, image: Image, **options: Any) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("plane", [0, 1, 17, 44])
 @pytest.mark.parametrize("tile", [16, 512])
-def test_a_plane_of_a_volume_is_what_the_whole_volume_says(
+def test_a_plane_of_a_volume_equals_that_of_the_whole_volume(
     tmp_path: Path, pair: AnnotatedImage, plane: int, tile: int
 ) -> None:
     model = make(pair, tmp_path, tile=tile)
@@ -100,7 +100,7 @@ def test_planes_in_a_box_and_a_time_point(tmp_path: Path, pair: AnnotatedImage) 
     assert [e.done for e in of(events, RegionEnd)] == [1, 2, 3]
 
 
-def test_what_is_around_a_plane_in_the_file_stays(
+def test_pixels_around_a_plane_in_the_file_are_unchanged(
     tmp_path: Path, pair: AnnotatedImage
 ) -> None:
     model = make(pair, tmp_path, tile=16)
@@ -114,7 +114,7 @@ def test_what_is_around_a_plane_in_the_file_stays(
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[20:22], expected[20:22])
 
 
-def test_a_network_that_looks_at_its_whole_tile_is_given_one(
+def test_a_network_that_depends_on_the_whole_tile_gets_one(
     tmp_path: Path, pair: AnnotatedImage
 ) -> None:
     model = make(pair, tmp_path, tile=16, norm="instance")
@@ -129,7 +129,7 @@ def test_a_network_that_looks_at_its_whole_tile_is_given_one(
 
 
 @given(st.data(), st.sampled_from([(2,), (1,)]), st.booleans())
-def test_what_is_seen_holds_what_is_wanted_and_a_halo(
+def test_planes_that_are_read_include_the_output_and_a_halo(
     data: st.DataObject, strides: tuple[int, ...], blend: bool
 ) -> None:
     depth = data.draw(st.integers(1, 60))
@@ -156,7 +156,7 @@ def test_what_is_seen_holds_what_is_wanted_and_a_halo(
 SMALL = easy_pair((4, 16, 16))
 
 
-def test_2d_models_and_whole_volumes_see_what_they_saw(
+def test_2d_models_and_whole_volumes_need_no_context(
     pair: AnnotatedImage, tmp_path: Path
 ) -> None:
     flat = resolve(

@@ -1,4 +1,4 @@
-"""Train, predict and evaluate for another program: requests in, events out."""
+"""Train, predict and evaluate for another program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from napari_strata.worker.transport import Inbox, Outbox, take_over_pipes
 
 
 def main() -> None:
-    """Run a worker on stdin and stdout until stdin ends, or SIGTERM."""
+    """Run a worker on stdin and stdout until stdin ends or SIGTERM comes."""
     started = perf_counter()
     parser = argparse.ArgumentParser(
         prog="python -m napari_strata.worker", description=__doc__
@@ -23,21 +23,24 @@ def main() -> None:
         "--nice",
         type=int,
         default=0,
-        help="leave the processor to others: 0 (never) to 19 (always)",
+        help="give way to other processes: from 0 (never) to 19 (always)",
     )
     niceness = parser.parse_args().nice
     if hasattr(os, "nice"):
         os.nice(niceness)
-    faulthandler.enable()  # a crash writes its place to stderr
+    faulthandler.enable()  # a crash writes a traceback to stderr
     # Before any import that may print.
     requests, events = take_over_pipes()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(
-            target=_end_with, args=(os.getppid(),), name="parent-watch", daemon=True
+            target=_exit_with_parent,
+            args=(os.getppid(),),
+            name="parent-watch",
+            daemon=True,
         ).start()
-    is_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if is_several and os.environ.get("RANK", "0") != "0":
-        # Only the main process of several talks to the client.
+    is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_distributed and os.environ.get("RANK", "0") != "0":
+        # Only the main process communicates with the client.
         os.close(requests)
         os.close(events)
         from napari_strata.worker.ddp import follow
@@ -57,8 +60,8 @@ def main() -> None:
         end_followers()
 
 
-def _end_with(parent: int) -> None:
-    """End when torchrun has ended: a client that kills it reaches no further."""
+def _exit_with_parent(parent: int) -> None:
+    """Exit when torchrun has ended; a client can kill only torchrun itself."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -72,5 +75,5 @@ if __name__ == "__main__":
         status = int(end.code or 0)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Libraries need time to clean up, and nothing is left to do.
+    # Without the clean-up of libraries, which takes time and has no use here.
     os._exit(status)

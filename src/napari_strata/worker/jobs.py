@@ -1,6 +1,7 @@
 """Jobs: generators of events that return a result.
 
-A job does what the Python API does; only the place of its results differs.
+A job does the same as the function of the Python API; only the results are stored in
+another place.
 """
 
 from __future__ import annotations
@@ -79,19 +80,19 @@ from napari_strata.worker.sources import Window, open_image, open_labels, open_p
 Events: TypeAlias = Generator[AnyEvent, None, JobResult | None]
 
 CASES = 4
-"""Number of the worst planes, and of the best planes, that a comparison names."""
+"""Number of the worst planes, and of the best planes, in a comparison."""
 
 
 @singledispatch
 def run(job: Job) -> Events:
     """Run a job.
 
-    Closing the generator stops it, and so does a KeyboardInterrupt at any moment.
+    To stop it, close the generator, or raise KeyboardInterrupt at any moment.
 
     Raises
     ------
     StrataError
-        as the function of the API that does the same.
+        As the corresponding function of the API.
     """
     raise NotImplementedError(type(job).__name__)
 
@@ -127,7 +128,7 @@ def _(job: TrainJob) -> Events:
 @run.register
 def _(job: PlanJob) -> Events:
     validation = open_pairs(job.validation) if job.validation else None
-    order = TrainingJob(
+    training_job = TrainingJob(
         _recipe(job.recipe),
         open_pairs(job),
         Path(),
@@ -136,7 +137,7 @@ def _(job: PlanJob) -> Events:
         job.unlabelled,
         job.overrides,
     )
-    plan = plan_new(order)
+    plan = plan_new(training_job)
     device = choose_device(job.device)
     precision = choose_precision(plan.recipe.training.precision, device)
     yield from plan.messages
@@ -144,8 +145,8 @@ def _(job: PlanJob) -> Events:
         recipe=plan.recipe.model_dump(mode="json"),
         spec=plan.spec.model_dump(mode="json"),
         split=plan.text,
-        training=tuple(part.name for part in plan.training),
-        validation=tuple(part.name for part in plan.validation),
+        training=tuple(region.name for region in plan.training),
+        validation=tuple(region.name for region in plan.validation),
         classes=tuple(plan.spec.classes.table()),
         labelled_pixels=tuple(map(int, plan.counts)),
         device=describe_device(device),
@@ -209,15 +210,15 @@ def _(job: InfoJob) -> Events:
     return _model_info(models, model_path, fit)
 
 
-def give_back_memory() -> None:
-    """Return the memory that a job used to the system."""
+def release_memory() -> None:
+    """Release the memory that a job used."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 
 def _model_info(models: Ensemble, path: Path, fit: dict[str, Any]) -> ModelInfo:
-    """Describe models: facts of the first one, and the mean of their scores."""
+    """Describe models by facts of the first, and the means of their scores."""
     model = models.models[0]
     best_epochs = [model.best for model in models.models if model.best is not None]
     mean_iou: float | None = None
@@ -275,7 +276,7 @@ def _predict_array(
 
 
 def _compare(job: EvaluateJob, out: Path | None) -> Events:
-    """Score a label file against the truth."""
+    """Score a label file against reference labels."""
     assert job.prediction is not None
     assert job.labels is not None
     if out is not None:
@@ -315,8 +316,8 @@ def _compare(job: EvaluateJob, out: Path | None) -> Events:
     )
 
 
-def _recipe(given: str | dict[str, Any]) -> str | Recipe:
-    return given if isinstance(given, str) else Recipe.parse(given)
+def _recipe(value: str | dict[str, Any]) -> str | Recipe:
+    return value if isinstance(value, str) else Recipe.parse(value)
 
 
 def _options(job: PredictJob | EvaluateJob) -> PredictOptions:
@@ -345,7 +346,7 @@ def _image_facts(image: Image) -> ImageFacts:
 
 
 def _check_fit(models: Ensemble, image: Image) -> dict[str, Any]:
-    """Check if models take an image, and say why not or what to expect."""
+    """Check whether models accept an image; collect warnings or the reason."""
     try:
         image = with_neighbours(image, models.spec.neighbours)
         warnings = check_image(

@@ -1,4 +1,4 @@
-"""Predictions into ``.npy`` files, which the viewer maps while they fill."""
+"""Predictions in ``.npy`` files, which the viewer maps while they are filled."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from napari_strata.inference.outputs import OutputSpec, check_space
 from napari_strata.worker.protocol import TargetOpened
 from napari_strata.worker.sources import Window
 
-FLUSH = 1.0
-"""Seconds after which the planes are pushed to the disk, for a viewer elsewhere."""
+FLUSH_INTERVAL_S = 1.0
+"""Seconds after which planes are flushed to the disk, for a viewer elsewhere."""
 
 
 def probabilities_path(out: Path) -> Path:
-    """Path of the probabilities that belong to the labels `out`."""
+    """Return the path of the probabilities for the labels `out`."""
     return out.with_name(f"{out.stem}_probabilities.npy")
 
 
 class NpyOutput:
-    """Planes in arrays on disk; see `inference.outputs.Output`.
+    """Output that writes planes to arrays on disk; see `inference.outputs.Output`.
 
-    Labels have the axes of the whole image (without C) and its size, also if only a
+    Labels have the axes (without C) and the size of the whole image, even if only a
     window of it is predicted. Planes that are not written yet are 0; outside the window
-    an existing file keeps its values. Probabilities have the axes T and Z (as far as
-    the image has them), C, Y, X.
+    an existing file keeps its values. Probabilities have the axes T and Z (if the image
+    has them), C, Y and X.
 
     Parameters
     ----------
     out
-        the file. If it exists with the same shape and dtype it is changed in place, so
-        that others who have mapped it see the new labels; any other file is replaced.
-        `check_array` says if that is allowed.
+        The file. A file with the same shape and dtype is changed in place, so that
+        processes that have mapped it see the new labels. Any other file is replaced;
+        `check_array` checks whether this is allowed.
     window
-        the part of the image that is predicted. Its context planes count as done,
+        The region of the image that is predicted. Its context planes count as done,
         without pixels, and are not written.
 
     Raises
     ------
     RunError
-        when the disk is full or cannot be written.
+        When the disk is full or cannot be written to.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class NpyOutput:
         self._flushed = monotonic()
 
     def target_opened(self) -> TargetOpened:
-        """Return the event that tells the viewer how to show the files."""
+        """Return the event from which the viewer learns how to show the files."""
         probabilities = ""
         if self.probabilities is not None:
             probabilities = str(probabilities_path(Path(self.location)))
@@ -103,12 +103,12 @@ class NpyOutput:
         if self.probabilities is not None:
             index = _index(region, self._probability_axes)
             self.probabilities[index] = probabilities[0]
-        if monotonic() - self._flushed > FLUSH:
+        if monotonic() - self._flushed > FLUSH_INTERVAL_S:
             self.close()
         self.pixels[plane] = tuple(pixels)
 
     def arrays(self) -> list[Array]:
-        """Return labels (planes, H, W) and probabilities (planes, K, H, W) if any."""
+        """Return labels (planes, H, W) and any probabilities (planes, K, H, W)."""
         window, spec = self._window, self.spec
         region = {
             axis: slice(first, first + window.image.size(axis))
@@ -124,7 +124,7 @@ class NpyOutput:
         return arrays
 
     def close(self) -> None:
-        """Push the written planes to the disk."""
+        """Flush the written planes to the disk."""
         for array in self._arrays_on_disk():
             array.flush()
         self._flushed = monotonic()
@@ -139,7 +139,7 @@ class NpyOutput:
 
 
 def _index(region: Mapping[str, slice], axes: str) -> tuple[slice, ...]:
-    """Index of a region in an array; axes that it does not name are whole."""
+    """Return the index of a region in an array; missing axes are not cut."""
     return tuple(region.get(axis, slice(None)) for axis in axes)
 
 
@@ -149,7 +149,7 @@ def check_array(out: Path, *, probabilities: bool, overwrite: bool) -> None:
     Raises
     ------
     RunError
-        when there is a file that may not be replaced, or a folder.
+        When a path is a folder, or a file that may not be replaced.
     """
     paths = [out, probabilities_path(out)] if probabilities else [out]
     for path in paths:
@@ -169,7 +169,7 @@ def _open_array(
         if is_same and array.flags.c_contiguous:
             return array
         del array
-    except (OSError, ValueError, EOFError):  # no such file, or not an array
+    except (OSError, ValueError, EOFError):  # the file is missing or not an array
         pass
     with files.atomic(path) as temporary:
         _create_array(temporary, shape, dtype)
@@ -178,7 +178,7 @@ def _open_array(
 
 def _create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    # Writing to a mapped page for which the disk has no room kills the process.
+    # Without reserved space, writing to a mapped page on a full disk kills the process.
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

@@ -30,11 +30,14 @@ from napari_strata.core.errors import StrataError, nearest
 from napari_strata.core.events import Event, from_json, to_json
 
 PROTOCOL = 1
-"""Version of the messages. It changes when an older client could not follow."""
+"""Version of the messages. It changes if older clients could not understand them."""
 
 
 class RequestError(StrataError):
-    """A line that is not a request; `job` is the id that it names, if any."""
+    """A line is not a valid request.
+
+    `job` is the id of the job that the line names, if any.
+    """
 
     def __init__(self, text: str, job: str | None = None) -> None:
         super().__init__(text)
@@ -42,7 +45,7 @@ class RequestError(StrataError):
 
 
 def _union(members: Mapping[str, Any], find_tag: Callable[[Any], str | None]) -> Any:
-    """Build a discriminated union of the members, which are named by their tags."""
+    """Build a discriminated union of `members`, a mapping from tags to types."""
     tagged = tuple(Annotated[kind, Tag(tag)] for tag, kind in members.items())
     return Annotated[Union[tagged], Discriminator(find_tag)]  # noqa: UP007
 
@@ -55,11 +58,11 @@ class _Request(BaseModel):
 
 
 class Layer(_Request):
-    """File of an image or of labels, and what the client knows about it.
+    """File of an image or of labels, and metadata that the client provides.
 
     ``.npy`` files are memory-mapped. They need `axes` unless they are 2D. For other
     files, `axes`, `scale` (one number for each dimension), `units`, `name` and
-    `channel_names` replace what the file says.
+    `channel_names` replace the file's metadata.
     """
 
     path: str
@@ -72,7 +75,7 @@ class Layer(_Request):
 
     @property
     def is_path(self) -> bool:
-        """True if only a path is given, of a file that `read_pairs` can read."""
+        """True if only a path is given and `read_pairs` can read the file."""
         is_array = self.path.lower().endswith(".npy")
         return self == Layer(path=self.path) and not is_array
 
@@ -99,12 +102,12 @@ Models = Annotated[str | tuple[str, ...], Field(min_length=1)]
 The probabilities of several models are averaged.
 """
 Range: TypeAlias = int | tuple[int, int]
-"""An index, or the first index and the last index + 1."""
+"""Index, or first index and last index + 1, along an axis."""
 Axis = Literal["T", "Z", "Y", "X"]
 
 
 class Pairs(_Request):
-    """Images and labels, as `read_pairs` takes them."""
+    """Images and labels, as in `read_pairs`."""
 
     images: Sources = Field(min_length=1)
     labels: Sources | None = None
@@ -115,11 +118,11 @@ class _Job(_Request):
     job: str = Field(min_length=1)
     """Id of the job, chosen by the client."""
     keep: bool = False
-    """Finish the job also if the client ends."""
+    """Finish the job even if the client ends."""
 
     @property
     def runs_between_events(self) -> bool:
-        """True if the job need not wait for the running job to end."""
+        """True if the job may run before the running job has ended."""
         return False
 
 
@@ -161,9 +164,10 @@ class PredictJob(_Prediction):
     """Predict one `image` or several files (`inputs`: files, folders, patterns).
 
     See `iter_predict` and `predict_files`. If `out` ends in ``.npy``, the label values
-    go into an array with the axes of the image (without C), which others may map while
-    it fills. Probabilities go into ``<stem>_probabilities.npy``. Only such an array can
-    be limited to a `region`; with `overwrite`, the array outside the region is kept.
+    go into an array with the axes of the image (without C), which other processes may
+    map while it is being filled. Probabilities go into ``<stem>_probabilities.npy``.
+    Only such an array can be limited to a `region`; with `overwrite`, the array outside
+    the region is kept.
     """
 
     kind: Literal["predict"] = "predict"
@@ -187,14 +191,14 @@ class PredictJob(_Prediction):
     def _check(self) -> PredictJob:
         if (self.image is None) == (not self.inputs):
             raise RequestError(
-                "predict job: needed is either image, or inputs with one or more "
-                "paths.",
+                "predict job: needed is either image, or inputs with at least one "
+                "path.",
                 self.job,
             )
         if self.region is not None and (self.inputs or not self.is_array):
             raise RequestError(
-                "predict job: a region can be predicted of one image into a .npy "
-                "file only.",
+                "predict job: a region can be given only for one image and a .npy "
+                "file as output.",
                 self.job,
             )
         return self
@@ -211,7 +215,7 @@ class PredictJob(_Prediction):
 
 
 class EvaluateJob(_Prediction):
-    """Score a model on labelled images, or a label file against the truth.
+    """Score a model on labelled images, or a label file against reference labels.
 
     See `iter_evaluate` (`model`, `images`) and `score_labels` (`prediction`, `labels`).
     """
@@ -242,7 +246,10 @@ class EvaluateJob(_Prediction):
 
 
 class InfoJob(_Job):
-    """Describe a file, model or run; with `image`, also if that fits the model."""
+    """Describe a file, a model or a run.
+
+    With `image`, also check whether the image fits the model.
+    """
 
     kind: Literal["info"] = "info"
     path: str
@@ -251,25 +258,25 @@ class InfoJob(_Job):
 
     @property
     def runs_between_events(self) -> bool:
-        """True: the answer takes little time."""
+        """True, because the job takes little time."""
         return True
 
 
 class Stop(_Request):
-    """Stop a running or waiting job; the worker answers with its `JobEnded`."""
+    """Stop a running or waiting job; the worker then sends its `JobEnded`."""
 
     stop: str
 
 
 class Keep(_Request):
-    """Finish a job (or not) if the client ends."""
+    """Set whether a job is finished if the client ends."""
 
     keep: str
     on: bool = True
 
 
 class LabelsChanged(_Request):
-    """New labels of a running job, for live segmentation. No job reads them yet."""
+    """New labels of a running job, for live segmentation. No job uses them yet."""
 
     changed: Literal["labels"] = "labels"
     job: str
@@ -277,7 +284,7 @@ class LabelsChanged(_Request):
 
 
 class ViewChanged(_Request):
-    """Region that the viewer shows, for live segmentation. No job reads it yet."""
+    """Region that the viewer shows, for live segmentation. No job uses it yet."""
 
     changed: Literal["view"] = "view"
     job: str
@@ -305,7 +312,7 @@ _REQUESTS: dict[str, type[Request]] = {**_JOBS, **_MESSAGES}
 
 
 def _request_tag(raw: Mapping[str, Any]) -> str | None:
-    """Name the kind of a request; None if it is unknown."""
+    """Return the tag of a request; None if it is unknown."""
     if "kind" in raw:
         tag, tags = raw["kind"], list(_JOBS)
     elif "stop" in raw:
@@ -321,17 +328,17 @@ REQUESTS: TypeAdapter[Request] = TypeAdapter(_union(_REQUESTS, _request_tag))
 
 
 def encode_request(request: Request) -> str:
-    """Write a request as one line, without the line break."""
+    """Format a request as one line, without the line break."""
     return request.model_dump_json(by_alias=True)
 
 
 def decode_request(line: bytes | str) -> Request:
-    """Read the request that a line holds.
+    """Parse a line as a request.
 
     Raises
     ------
     RequestError
-        if the line is not a request; the error says what is wrong and what is needed.
+        When the line is not a valid request.
     """
     job = None
     try:
@@ -355,7 +362,7 @@ def _read_json(line: bytes | str) -> dict[str, Any]:
     except ValueError:
         raise RequestError(
             f"found a line that is not JSON ({_shorten(line)}); "
-            "needed is one JSON object a line."
+            "needed is one JSON object per line."
         ) from None
     if not isinstance(raw, dict):
         raise RequestError(
@@ -366,7 +373,7 @@ def _read_json(line: bytes | str) -> dict[str, Any]:
 
 
 def _job_id(raw: Mapping[str, Any]) -> str | None:
-    """Id of the job that a request starts, if it can be read."""
+    """Return the id of the job that a request starts, if it has one."""
     job = raw.get("job")
     if "kind" not in raw and any(key in raw for key in ("stop", "changed")):
         return None
@@ -374,11 +381,13 @@ def _job_id(raw: Mapping[str, Any]) -> str | None:
 
 
 def _describe(raw: Mapping[str, Any], error: ValidationError) -> str:
-    """Say what is wrong with a request."""
+    """Describe the errors of a request."""
     job, tag = _job_id(raw), _request_tag(raw)
     kind = _shorten(str(raw.get("kind")))
     if "kind" in raw and job is None:
-        return f"found a {kind} job without an id; needed is job, a text of your own."
+        return (
+            f"found a {kind} job without an id; needed is job, a text of your choice."
+        )
     if tag is None:
         return _describe_unknown(raw, job)
     subject = f"message {tag!r}"
@@ -393,7 +402,7 @@ def _describe(raw: Mapping[str, Any], error: ValidationError) -> str:
 
 
 def _describe_unknown(raw: Mapping[str, Any], job: str | None) -> str:
-    """Say what is wrong with a request of no known kind."""
+    """Describe the error of a request of unknown kind."""
     if job is None:
         return (
             f"found a message with {_shorten(str(list(raw)))}; "
@@ -406,7 +415,10 @@ def _describe_unknown(raw: Mapping[str, Any], job: str | None) -> str:
 
 
 def _explain(request: type[BaseModel], problem: Any) -> str:
-    """Describe one problem. Its location also holds the names of union members."""
+    """Describe one error of pydantic.
+
+    Its location also contains the names of union members.
+    """
     location = problem["loc"][1:]
     names = []
     for part in location:
@@ -434,7 +446,7 @@ def _shorten(line: bytes | str) -> str:
 
 
 class _Result(BaseModel):
-    # A newer worker may say more than this client knows.
+    # A newer worker may send keys that this client does not know.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -450,8 +462,9 @@ class TrainResult(_Result):
 class PlanResult(_Result):
     """Facts about a training that has not started.
 
-    `split` is a text; `training` and `validation` name the regions; `classes` has a row
-    for each class (index, name, value, color); memory is in bytes.
+    `split` is a description; `training` and `validation` are the names of the regions;
+    `classes` has a row for each class (index, name, value, color); `memory` and
+    `free_memory` are in bytes.
     """
 
     recipe: dict[str, Any]
@@ -476,17 +489,17 @@ class PredictResult(_Result):
 
 
 class Case(_Result):
-    """A plane of a comparison and its score, None if there is nothing to score."""
+    """Plane of a comparison, and its score, or None if no pixel can be scored."""
 
     index: dict[str, int]
     mean_iou: float | None
 
 
 class EvaluateResult(_Result):
-    """Scores, in all and for each image; see `ConfusionMatrix.as_dict`.
+    """Scores over all images and for each image; see `ConfusionMatrix.as_dict`.
 
-    A comparison of label files also has `most`, the plane with most pixels of each cell
-    of the confusion matrix, and `cases`, the worst and the best planes.
+    A comparison of label files also has `most`, which is the plane with the most pixels
+    of each cell of the confusion matrix, and `cases`, the worst and the best planes.
     """
 
     mean_iou: float | None
@@ -514,7 +527,7 @@ class ImageFacts(_Result):
 
 
 class ImageInfo(_Result):
-    """Images of a file: a description in lines, and the metadata of each image."""
+    """Description of a file in lines of text, and the metadata of its images."""
 
     what: Literal["image"]
     lines: tuple[str, ...]
@@ -522,11 +535,11 @@ class ImageInfo(_Result):
 
 
 class ModelInfo(_Result):
-    """Facts about a model, or about the first one of several.
+    """Facts about a model, or about the first of several models.
 
-    `models` counts them in words; `mean_iou` and `class_iou` are means over the models.
-    If the request named an image, `fits` says if the models take it, and `fit` why not
-    or what to expect.
+    `models` is their number as text; `mean_iou` and `class_iou` are means over the
+    models. If the request has an image, `fits` is True if the models accept it, and
+    `fit` contains the warnings or the reason.
     """
 
     what: Literal["model"]
@@ -559,7 +572,7 @@ _RESULTS: dict[str, type[JobResult]] = {
 
 
 def _result_tag(value: Any) -> str | None:
-    """Name the kind of a result by a key that no other kind has."""
+    """Return the tag of a result, from a key that only this type has."""
     if not isinstance(value, dict):
         return type(value).__name__
     if "what" in value:
@@ -580,7 +593,7 @@ RESULTS: TypeAdapter[JobResult] = TypeAdapter(_union(_RESULTS, _result_tag))
 
 
 class WorkerEvent(BaseModel):
-    """Base of the events that come from the worker itself, not from the engine."""
+    """Base class of the events that the worker sends, not the engine."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -588,7 +601,8 @@ class WorkerEvent(BaseModel):
 class Ready(WorkerEvent):
     """The worker has started.
 
-    `devices` maps the names that jobs may use to descriptions, the fastest first.
+    `devices` maps names of devices to descriptions, the fastest first. `seconds` is the
+    time that the start took.
     """
 
     event: Literal["Ready"] = "Ready"
@@ -601,31 +615,31 @@ class Ready(WorkerEvent):
 
 
 class Refused(WorkerEvent):
-    """A line was not a request, or named a job that does not exist."""
+    """A line was not a valid request, or named a job that does not exist."""
 
     event: Literal["Refused"] = "Refused"
     text: str
 
 
 class JobQueued(WorkerEvent):
-    """The job waits for the jobs before it."""
+    """The job waits for earlier jobs."""
 
     event: Literal["JobQueued"] = "JobQueued"
 
 
 class JobStarted(WorkerEvent):
-    """The job begins."""
+    """The job has started."""
 
     event: Literal["JobStarted"] = "JobStarted"
     kind: str
 
 
 class TargetOpened(WorkerEvent):
-    """The array of a prediction exists at full size and will fill.
+    """The array of a prediction exists at full size; planes follow.
 
     `classes` has a row for each class: index, name, value, color. `probabilities` is
-    the path of their array (axes T and Z, as far as the image has them, C, Y, X), or
-    empty.
+    the path of the array of probabilities, or empty. Its axes are T and Z, if the image
+    has them, C, Y and X.
     """
 
     event: Literal["TargetOpened"] = "TargetOpened"
@@ -658,7 +672,8 @@ class JobEnded(WorkerEvent):
 class JobFailed(WorkerEvent):
     """The job has ended without a result.
 
-    `kind` is "StrataError" if the user can correct the cause, else the error's type.
+    `kind` is "StrataError" if the user can correct the cause, and otherwise the name of
+    the error's type.
     """
 
     event: Literal["JobFailed"] = "JobFailed"
@@ -693,18 +708,18 @@ EVENTS: TypeAdapter[AnyEvent] = TypeAdapter(_union(_EVENTS, _event_tag))
 
 
 def encode_event(event: AnyEvent, job: str | None) -> str:
-    """Write an event of a job as one line, without the line break."""
+    """Format an event of a job as one line, without the line break."""
     raw = json.loads(EVENTS.dump_json(event))
     return json.dumps(raw | {"job": job})
 
 
 def decode_event(line: str | bytes) -> tuple[str | None, AnyEvent]:
-    """Read the job and the event of a line that `encode_event` wrote.
+    """Parse the job id and the event of a line that `encode_event` wrote.
 
     Raises
     ------
     ValueError
-        if the line is anything else, such as the greeting of a login shell.
+        When the line is anything else, such as the greeting of a login shell.
     """
     try:
         raw = json.loads(line)

@@ -1,7 +1,7 @@
-"""Server: takes requests and runs jobs one after another.
+"""Server that receives requests and runs jobs one after another.
 
 Jobs run in the main thread. The server reads the inbox between two events of a job. If
-a step takes long, the inbox interrupts it (see `Inbox`), so that a stop is answered in
+a step takes long, the inbox interrupts it (see `Inbox`), so that a stop takes effect in
 the middle of a plane or of a validation.
 """
 
@@ -59,21 +59,21 @@ from napari_strata.worker.transport import (
     redirect_output,
 )
 
-IDLE = 1.0
-"""Seconds without a request before late imports are done: a new dock asks first."""
+IDLE_BEFORE_IMPORTS_S = 1.0
+"""Seconds without a request before late imports, because a new dock sends one first."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ends a step of a job that is to stop; the engine leaves as it does on Ctrl-C."""
+    """Raised in a step of a job to stop it; the engine reacts as to Ctrl-C."""
 
 
 @dataclass
 class ActiveJob:
-    """A job that waits or runs."""
+    """Waiting or running job."""
 
     request: Job
     keep: bool
-    """Finish the job also if the client ends."""
+    """Finish the job even if the client ends."""
     stop: bool = False
 
 
@@ -83,7 +83,7 @@ class Server:
     def __init__(self, inbox: Inbox, outbox: Outbox) -> None:
         self._inbox, self._outbox = inbox, outbox
         self._waiting: deque[ActiveJob] = deque()
-        # A second job is a preview or a question, between two events of the first.
+        # A second job runs between two events of the first: a preview or an InfoJob.
         self._running: list[ActiveJob] = []
         self._client_gone = False
         self._terminated = False
@@ -94,24 +94,24 @@ class Server:
         ]
 
     def serve(self, started: float) -> None:
-        """Work until the client has ended.
+        """Handle requests until the client has ended.
 
         Parameters
         ----------
         started
-            when the process began, by `perf_counter`.
+            Time of `perf_counter` at which the process started, in seconds.
         """
         signal.signal(signal.SIGINT, self._on_interrupt)
         signal.signal(signal.SIGTERM, self._on_terminate)
         if hasattr(signal, "SIGHUP"):
-            # A terminal was closed. Stdin tells if the client has ended with it.
+            # A terminal was closed. If the client has ended too, stdin ends.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._outbox.send(_ready(perf_counter() - started))
         while (job := self._next_job()) is not None:
             self._run(job)
 
     def _next_job(self) -> ActiveJob | None:
-        """Wait for the next job; None at the end. Late imports use the time."""
+        """Wait for the next job; None at the end. Late imports run while it waits."""
         while True:
             self._read_inbox()
             if self._waiting:
@@ -119,14 +119,15 @@ class Server:
             if self._client_gone or self._terminated:
                 return None
             try:
-                self._take(self._inbox.wait(IDLE if self._late_imports else None))
+                timeout = IDLE_BEFORE_IMPORTS_S if self._late_imports else None
+                self._handle_item(self._inbox.wait(timeout))
             except Empty:
                 self._late_imports.pop(0)()
 
     def _run(self, job: ActiveJob) -> None:
         is_short = isinstance(job.request, InfoJob)
         if not is_short:
-            # Not within the job: a module whose import is interrupted may fail later.
+            # Not within the job: an interrupted import can make a module unusable.
             while self._late_imports:
                 self._late_imports.pop(0)()
         self._running.append(job)
@@ -151,7 +152,7 @@ class Server:
             note.remove()
             self._running.pop()
         if not is_short:
-            jobs.give_back_memory()
+            jobs.release_memory()
 
     def _send_events(self, job: ActiveJob, note: _RunningNote) -> JobEnded:
         """Send the events of a job until it ends or is to stop."""
@@ -162,7 +163,7 @@ class Server:
             except StopIteration as end:
                 return JobEnded(reason="finished", result=end.value)
             self._send(job, event)
-            self._look_after_event()
+            self._run_jobs_between_events()
             # A preview ends with the job that it interrupted.
             if any(running.stop for running in self._running):
                 events.close()
@@ -177,8 +178,8 @@ class Server:
         finally:
             self._in_step = False
 
-    def _look_after_event(self) -> None:
-        """Read the inbox, and run the jobs that need not wait for the running job."""
+    def _run_jobs_between_events(self) -> None:
+        """Read the inbox, and run jobs that do not wait for the running job."""
         self._read_inbox()
         if len(self._running) > 1:
             return
@@ -199,7 +200,7 @@ class Server:
         if not self._in_step:
             return
         self._read_inbox()
-        # A stop of a training does not wait for the preview that interrupted it.
+        # A stop of a training also ends the preview that runs between its events.
         if any(job.stop for job in self._running):
             self._in_step = False
             raise Interrupted
@@ -208,25 +209,25 @@ class Server:
         """Stop the running job, then end (SIGTERM)."""
         self._inbox.put(Notice.TERMINATE)
         if not self._running:
-            # The exception is lost while Python cleans up; then the inbox remembers.
+            # If Python drops the exception during a clean-up, the inbox has the notice.
             raise SystemExit(0)
         self._on_interrupt()
 
     def _read_inbox(self) -> None:
         for item in self._inbox.drain():
-            self._take(item)
+            self._handle_item(item)
 
-    def _take(self, item: Item) -> None:
+    def _handle_item(self, item: Item) -> None:
         if item is Notice.TERMINATE:
             self._terminated = True
             self._stop([*self._running, *self._waiting])
         elif item is Notice.CLIENT_GONE:
             self._continue_without_client()
         elif isinstance(item, bytes):
-            self._take_line(item)
+            self._handle_line(item)
 
-    def _take_line(self, line: bytes) -> None:
-        """Do what a line requests. A line that cannot be used costs only itself."""
+    def _handle_line(self, line: bytes) -> None:
+        """Handle the request in a line. An invalid line has no other effect."""
         try:
             self._handle(decode_request(line))
         except RequestError as error:
@@ -266,8 +267,8 @@ class Server:
         job = self._active().get(name)
         if job is None:
             raise RequestError(
-                f"there is no job {name!r}, running or waiting; "
-                "it has ended, or never was."
+                f"no job {name!r} is running or waiting; "
+                "it has ended, or never existed."
             )
         return job
 
@@ -275,7 +276,7 @@ class Server:
         active = self._active()
         if request.job in active:
             raise RequestError(
-                f"there is a job {request.job!r} already, running or waiting; "
+                f"a job {request.job!r} is already running or waiting; "
                 "needed is another id."
             )
         job = ActiveJob(request, request.keep)
@@ -297,21 +298,21 @@ class Server:
     def _fail(self, job: ActiveJob, text: str, kind: str) -> None:
         self._send(job, JobFailed(text=text, kind=kind))
         if self._client_gone:
-            # Into the log of the run.
+            # This goes to the log of the run.
             print(f"job {job.request.job}: {text}", file=sys.stderr)
 
 
 def _run_on_all_ranks(request: Job) -> jobs.Events:
-    """Run a job, and a training also in the other processes of this worker."""
+    """Run a job; run a training in the other processes of this worker too."""
     with ddp.all_processes(request) if isinstance(request, TrainJob) else nullcontext():
         return (yield from jobs.run(request))
 
 
 class _RunningNote:
-    """Note in the run folder of a training that goes on without a client.
+    """Note in the run folder of a training that continues without a client.
 
-    ``running.json`` names the process as long as the training runs; ``log.txt`` gets
-    what is printed.
+    ``running.json`` contains the process id while the training runs; ``log.txt``
+    receives the printed output.
     """
 
     def __init__(self, request: Job) -> None:
@@ -319,7 +320,7 @@ class _RunningNote:
         self._path: Path | None = None
 
     def write(self) -> None:
-        """Write the note, once, as soon as there is a run folder."""
+        """Write the note once, when the run folder exists."""
         if self._path or not isinstance(self._request, TrainJob):
             return
         run = RunFolder(self._request.out)
@@ -331,7 +332,7 @@ class _RunningNote:
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
-        with suppress(StrataError, OSError):  # the training matters more
+        with suppress(StrataError, OSError):  # the training continues without it
             files.write_text(self._path, json.dumps(facts) + "\n")
             redirect_output(run.log_path)
 
@@ -343,7 +344,7 @@ class _RunningNote:
 
 
 def is_from_interruption(error: BaseException | None) -> bool:
-    """Check if an error followed an interruption, as torch raises on a broken write."""
+    """Check whether an error followed an interruption, such as a failed write."""
     while error is not None and not isinstance(error, Interrupted):
         error = error.__context__
     return error is not None
@@ -365,14 +366,14 @@ def _ready(seconds: float) -> Ready:
 
 @contextmanager
 def _separate_random_numbers(enabled: bool) -> Iterator[None]:
-    """Let a training go on with its own random numbers after a preview."""
+    """Keep the random numbers of a training unchanged by a preview."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=list(devices), enabled=enabled):
         yield
 
 
 def _import_optimizers() -> None:
-    """Build an optimiser: the first one of a process imports the compiler (seconds)."""
+    """Build an optimiser; the first in a process imports the compiler (seconds)."""
     with suppress(Exception):  # a job that needs it will report the error
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 

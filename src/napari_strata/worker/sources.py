@@ -1,4 +1,4 @@
-"""Images and labels that requests name, opened lazily, and parts of them."""
+"""Images and labels of requests, opened lazily, and regions of them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def open_image(layer: Layer, *, axes: str | None = None) -> Image:
     Parameters
     ----------
     axes
-        axes of the image, if the layer does not name them.
+        Axes of the image, if the layer has none.
 
     Raises
     ------
     ImageError
-        when it cannot be read, or axes or scale do not fit it.
+        When it cannot be read, or axes or scale do not fit it.
     """
     image_axes = layer.axes or axes
     if _is_npy(layer):
@@ -42,20 +42,20 @@ def open_image(layer: Layer, *, axes: str | None = None) -> Image:
         )
     else:
         image = read_image(layer.path, axes=image_axes, series=layer.series)
-    stated: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for key in ("scale", "units", "name", "channel_names"):
         if value := getattr(layer, key):
-            stated[key] = value
-    return replace(image, **stated)
+            metadata[key] = value
+    return replace(image, **metadata)
 
 
 def open_labels(layer: Layer) -> LabelImage:
-    """Open the labels of a layer, with the classes that its file names, if any.
+    """Open the labels of a layer, with the classes in its file, if any.
 
     Raises
     ------
     ImageError, LabelError
-        when they cannot be read, or axes or scale do not fit them.
+        When they cannot be read, or axes or scale do not fit them.
     """
     if not _is_npy(layer):
         labels = read_labels(layer.path, axes=layer.axes)
@@ -76,12 +76,12 @@ def open_pairs(pairs: Pairs) -> list[AnnotatedImage]:
     Raises
     ------
     ImageError, LabelError
-        when they cannot be read, or do not belong together.
+        When they cannot be read, or do not belong together.
     """
     images, labels = pairs.images, pairs.labels or ()
     is_one_path = len(images) == 1 and len(labels) <= 1
     if is_one_path and all(layer.is_path for layer in (*images, *labels)):
-        # It may be a folder or a table of many pairs.
+        # The path may be a folder or a table with many pairs.
         label_path = labels[0].path if labels else None
         return read_pairs(images[0].path, label_path, axes=pairs.axes)
     return read_pairs(
@@ -92,7 +92,7 @@ def open_pairs(pairs: Pairs) -> list[AnnotatedImage]:
 
 
 def _labels_or_file(layer: Layer) -> LabelImage | Array | str:
-    """Open labels with stated axes; `read_pairs` gives others those of the image."""
+    """Open labels that have axes; the others get the image's axes in `read_pairs`."""
     if layer.axes is not None:
         return open_labels(layer)
     return memory_map(layer.path) if _is_npy(layer) else layer.path
@@ -103,12 +103,12 @@ def _is_npy(layer: Layer) -> bool:
 
 
 def memory_map(path: str) -> Array:
-    """Map the array of a ``.npy`` file, which is then read as it is needed.
+    """Map the array of a ``.npy`` file into memory.
 
     Raises
     ------
     ImageError
-        when there is no such file, or no array in it that can be mapped.
+        When the file does not exist, or contains no array that can be mapped.
     """
     file = existing(path)
     try:
@@ -116,13 +116,13 @@ def memory_map(path: str) -> Array:
     except (OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise ImageError(
-            f"{file}: no array that can be mapped ({reason}); "
+            f"{file}: contains no array that can be mapped ({reason}); "
             "save it again with numpy.save."
         ) from None
 
 
 class ArrayView:
-    """Box of an array of any kind, read only when it is indexed; see `ArrayLike`."""
+    """Box of an array; pixels are read only when it is indexed. See `ArrayLike`."""
 
     def __init__(self, data: ArrayLike, box: tuple[slice, ...]) -> None:
         self._data, self._box = data, box
@@ -146,7 +146,7 @@ class ArrayView:
 class ImageView(Image):
     """Box of the image `whole`.
 
-    Its samples are those of the whole, so that both are normalised in the same way.
+    Samples are taken from the whole image, so that both are normalised in the same way.
     """
 
     whole: Image | None = None
@@ -154,9 +154,12 @@ class ImageView(Image):
 
     @classmethod
     def cut(cls, whole: Image, box: Mapping[str, slice]) -> ImageView:
-        """Cut a box (axis -> first and last index + 1) out of `whole`.
+        """Cut a box out of `whole`.
 
-        Axes that the box does not name are kept whole.
+        Parameters
+        ----------
+        box
+            Slice (first index, last index + 1) for each axis that is cut.
         """
         bounds = tuple(
             box.get(axis, slice(0, size))
@@ -174,7 +177,10 @@ class ImageView(Image):
         )
 
     def with_neighbours(self, count: int) -> ImageView:
-        """Cut the same box out of the whole with neighbours; see `data.neighbours`."""
+        """Cut the same box out of the whole image with neighbouring planes.
+
+        See `data.neighbours`.
+        """
         assert self.whole is not None
         box = {axis: bounds for axis, bounds in self.box.items() if axis != "C"}
         return ImageView.cut(with_neighbours(self.whole, count), box)
@@ -189,18 +195,19 @@ class ImageView(Image):
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Part of an image that a prediction covers.
+    """Region of an image that a prediction covers.
 
     Attributes
     ----------
     whole
-        the whole image.
+        The whole image.
     image
-        the part that is read, which begins at `start` (an index for each axis of
-        T, Z, Y, X) of `whole`.
+        The part that is read.
+    start
+        Index in `whole`, for each axis of TZYX, at which `image` begins.
     output
-        planes (first and last Z of `whole` + 1) that are predicted; all if None. The
-        other planes of `image` are context for 3D models.
+        Planes along Z of `whole` that are predicted; all if None. The other planes of
+        `image` are context for 3D models.
     """
 
     whole: Image
@@ -210,14 +217,18 @@ class Window:
 
     @classmethod
     def of(cls, whole: Image, region: Mapping[Any, Range] | None) -> Window:
-        """Return the window of a region (axis -> index or (first, last + 1)).
+        """Return the window of a region of `whole`.
 
-        The window is the whole image if the region is None.
+        Parameters
+        ----------
+        region
+            An index, or first index and last index + 1, for each axis that is cut.
+            None means the whole image.
 
         Raises
         ------
         ImageError
-            when the image lacks an axis of the region, or the region is too large.
+            When the image lacks an axis of the region, or the region is too large.
         """
         if region is None:
             return cls(whole, whole, dict.fromkeys(whole.label_axes, 0))
@@ -240,8 +251,8 @@ class Window:
     def with_context(self, specs: Sequence[ModelSpec]) -> Window:
         """Add the planes above and below that 3D models need.
 
-        They then predict what they predict in the whole volume. 2D models get their
-        neighbours from `ImageView.with_neighbours`.
+        The prediction is then the same as in the whole volume. 2D models get their
+        neighbouring planes from `ImageView.with_neighbours`.
         """
         depth = self.whole.size("Z")
         if (
@@ -259,7 +270,7 @@ class Window:
 
     @property
     def context_planes(self) -> list[int]:
-        """Numbers of the planes, as `Image.planes` counts them, that are context."""
+        """Numbers of the context planes, in the order of `Image.planes`."""
         if self.output is None:
             return []
         predicted = range(self.output.start, self.output.stop)
@@ -270,7 +281,7 @@ class Window:
         ]
 
     def regions(self) -> list[dict[str, slice]]:
-        """Return the region of `whole` that each plane of `image` covers."""
+        """Return the region of `whole` for each plane of `image`."""
         regions = []
         for plane in self.image.planes():
             region = {
@@ -283,9 +294,9 @@ class Window:
         return regions
 
     def region_of(self, plane: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the region of `whole` of a plane of `image`, as events name it.
+        """Return the region of `whole` for a plane of `image`, as events contain it.
 
-        Y and X are named if they are cut.
+        It has Y and X only if these are cut.
         """
         region: dict[str, Any] = dict(self._in_whole(plane))
         for axis in "YX":
@@ -301,12 +312,12 @@ class Window:
 def planes_around(output: slice, depth: int, specs: Sequence[ModelSpec]) -> slice:
     """Return the planes of a volume that 3D models need to predict those of `output`.
 
-    They are a halo on both sides, or about a whole tile for models that see their whole
-    tile.
+    These are a halo on both sides, or about a whole tile for models whose output
+    depends on the whole tile.
     """
     halo = max(spec.halo_shape[0] for spec in specs)
-    least = 0
+    minimum = 0
     if any(spec.blend for spec in specs):
-        least = max(spec.tile_shape[0] for spec in specs)
+        minimum = max(spec.tile_shape[0] for spec in specs)
     stride = shared_stride(specs)
-    return read_range(output, depth, halo=halo, stride=stride, least=least)
+    return read_range(output, depth, halo=halo, stride=stride, least=minimum)

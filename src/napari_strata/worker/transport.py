@@ -1,6 +1,6 @@
-"""Transport of messages: lines come in on stdin, lines go out on stdout.
+"""Transport of messages: requests are read from stdin, events are written to stdout.
 
-Only events reach the client, whatever a library prints.
+Output that a library prints does not reach the client.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import TypeAlias
 
 from napari_strata.worker.protocol import AnyEvent, encode_event
 
-GRACE = 0.2
-"""Seconds, once or twice, before the main thread is interrupted to read a line."""
+CHECK_INTERVAL_S = 0.2
+"""Seconds between two checks of the inbox.
+
+If two checks in succession find unread lines, the main thread is interrupted.
+"""
 
 
 class Notice(Enum):
-    """An item of the inbox that is not a line."""
+    """Item of the inbox that is not a line."""
 
     CLIENT_GONE = 1
     TERMINATE = 2
@@ -36,8 +39,8 @@ Item: TypeAlias = bytes | Notice
 def take_over_pipes() -> tuple[int, int]:
     """Return private copies of stdin and stdout.
 
-    From then on, stdout leads to stderr, also for C code and child processes, and
-    nothing else can read stdin.
+    From then on, stdout is redirected to stderr, also for C code and child processes,
+    and nothing else can read stdin.
     """
     requests, events = os.dup(0), os.dup(1)
     sys.stdout.flush()
@@ -48,13 +51,14 @@ def take_over_pipes() -> tuple[int, int]:
 
 
 def redirect_output(path: Path | str) -> None:
-    """Append to a file what is printed from now on: nobody reads stderr any more."""
+    """Redirect stdout and stderr to a file, to which they append."""
     sys.stdout.flush()
     sys.stderr.flush()
     _open_as(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
 
 
 def _open_as(path: Path | str, flags: int, *descriptors: int) -> None:
+    """Open a file under the given file descriptors."""
     opened = os.open(path, flags, 0o666)
     for descriptor in descriptors:
         os.dup2(opened, descriptor)
@@ -62,9 +66,10 @@ def _open_as(path: Path | str, flags: int, *descriptors: int) -> None:
 
 
 class Outbox:
-    """Events, each written at once as a line.
+    """Writer of events, one line each, without buffering.
 
-    When nobody reads them any more, the inbox gets a notice and events are dropped.
+    When the client has closed the pipe, the inbox gets a notice, and further events are
+    dropped.
     """
 
     def __init__(self, descriptor: int, inbox: Inbox) -> None:
@@ -88,23 +93,24 @@ class Outbox:
         """Drop all further events."""
         if self._is_open:
             self._is_open = False
-            # Closing would write the rest of a failed write, and fail again.
+            # Closing the file would write the rest of a failed write and fail again.
             _open_as(os.devnull, os.O_WRONLY, self._file.fileno())
 
 
 class Inbox:
-    """Lines that a thread reads, kept until the main thread takes them.
+    """Queue of lines that a thread reads and the main thread handles.
 
-    If the main thread takes none for a while, it gets SIGINT, and the handler takes
-    them. This is how a request reaches a job in the middle of a long step.
+    If the main thread does not read the queue for a while, it gets SIGINT, and the
+    signal handler reads it. In this way a request is handled in the middle of a long
+    step.
     """
 
     def __init__(self) -> None:
-        # A signal handler may use no other queue.
+        # The only queue that a signal handler may use.
         self._items: SimpleQueue[Item] = SimpleQueue()
 
     def start(self, descriptor: int) -> None:
-        """Begin to read lines from `descriptor`."""
+        """Start to read lines from a file descriptor."""
         threading.Thread(
             target=self._read, args=(descriptor,), name="requests", daemon=True
         ).start()
@@ -115,11 +121,11 @@ class Inbox:
         self._items.put(item)
 
     def wait(self, seconds: float | None) -> Item:
-        """Return the next item; raise `queue.Empty` if there is none in time."""
+        """Return the next item; raise `queue.Empty` after `seconds` without one."""
         return self._items.get(timeout=seconds)
 
     def drain(self) -> Iterator[Item]:
-        """Yield the items that are present."""
+        """Remove and yield all items in the queue."""
         while True:
             try:
                 yield self._items.get_nowait()
@@ -127,8 +133,8 @@ class Inbox:
                 return
 
     def _read(self, descriptor: int) -> None:
-        # Not a file object: a thread that waits in one holds a lock, and then the
-        # interpreter aborts at its exit.
+        # Not a file object: a thread that waits in it holds a lock, and the interpreter
+        # then aborts when it exits.
         rest = b""
         try:
             while chunk := os.read(descriptor, 2**16):
@@ -142,17 +148,17 @@ class Inbox:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(GRACE)
+            time.sleep(CHECK_INTERVAL_S)
             if not self._items.empty():
-                time.sleep(GRACE)
+                time.sleep(CHECK_INTERVAL_S)
                 if not self._items.empty():
                     _interrupt_main_thread()
 
 
 def _interrupt_main_thread() -> None:
-    """Send SIGINT to the main thread, which also ends its waiting for a lock.
+    """Send SIGINT to the main thread, even while it waits for a lock.
 
-    On Windows the signal is handled after the waiting.
+    On Windows the signal is handled after the main thread has got the lock.
     """
     if sys.platform == "win32":
         _thread.interrupt_main()
