@@ -1,4 +1,4 @@
-"""What is written reads back identical: pixels, dtype, axes, scale, units, names, class map; or nothing is written."""
+"""Files of every format read back identical: pixels, dtype, axes, scale, units, names, class map."""
 
 from __future__ import annotations
 
@@ -267,13 +267,15 @@ def test_another_program_sees_pixel_size_and_pixels(tmp_path: Path) -> None:
     assert (found.name, found.classes) == ("a", None)
 
 
-def test_the_users_axes_win_and_the_classes_stay(tmp_path: Path) -> None:
+def test_the_users_axes_override_and_the_classes_are_kept(tmp_path: Path) -> None:
     found = read_labels(write_labels(tmp_path / "a.tif", labels()), axes="TYX")
     assert (found.axes, found.classes) == ("TYX", CLASSES)
     assert found.scale[1:] == labels().scale[1:]
 
 
-def test_a_record_that_does_not_fit_gives_its_classes_only(tmp_path: Path) -> None:
+def test_only_the_classes_of_a_record_that_does_not_fit_are_used(
+    tmp_path: Path,
+) -> None:
     path = write_labels(tmp_path / "a.tif", labels())
     with tifffile.TiffFile(path) as tif:
         xml = (tif.ome_metadata or "").encode()
@@ -305,7 +307,7 @@ def test_large_files_are_bigtiff(
     + [(d, 256, "uint16") for d in ("int16", "int32", "int64", "uint64")]
     + [(d, 2**32 - 1, "uint32") for d in ("int64", "uint64")],
 )
-def test_other_integers_become_the_smallest_that_holds_them(
+def test_other_integers_become_the_smallest_dtype_that_fits(
     tmp_path: Path, dtype: str, high: int, expected: str
 ) -> None:
     array = np.zeros((2, 30, 30), dtype)
@@ -360,7 +362,7 @@ def test_floats_and_colours_are_refused(tmp_path: Path) -> None:
 
 
 class Generated:
-    """A volume that is made as it is read, and remembers the largest piece asked for."""
+    """A volume that is computed when it is read, and records the largest region read."""
 
     def __init__(
         self,
@@ -446,7 +448,7 @@ def test_memory_is_bounded_by_a_plane(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr", ".png"])
-def test_an_existing_file_is_never_replaced_unasked(
+def test_an_existing_file_is_replaced_only_with_overwrite(
     tmp_path: Path, suffix: str
 ) -> None:
     old, new = labels((40, 52), axes="YX"), labels((8, 8), axes="YX", name="new")
@@ -459,7 +461,7 @@ def test_an_existing_file_is_never_replaced_unasked(
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_folder_that_is_no_store_is_never_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "diary.txt").write_text("dear")
     with pytest.raises(RunError, match="is a folder and not a zarr store"):
@@ -469,7 +471,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
 @pytest.mark.parametrize("there", [False, True])
-def test_a_failure_on_the_way_leaves_what_was_there(
+def test_a_failed_write_leaves_the_existing_file(
     tmp_path: Path, suffix: str, there: bool
 ) -> None:
     path = tmp_path / f"a{suffix}"
@@ -496,7 +498,7 @@ def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _small_files() -> Iterator[None]:
-    """The system refuses files above 100 kB, as a full disk refuses them in the middle."""
+    """Limit files to 100 kB, so that writing fails in the middle as on a full disk."""
     import resource
     import signal
 
@@ -510,7 +512,7 @@ def _small_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_small_files")
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
-def test_a_write_that_the_system_stops_midway(tmp_path: Path, suffix: str) -> None:
+def test_an_interrupted_write(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 2**31, (2, 300, 300)).astype(np.uint32)
     with pytest.raises(RunError, match=rf"a\{suffix}: cannot be written"):
         write_labels(tmp_path / f"a{suffix}", LabelImage(noise, "ZYX"))
@@ -572,7 +574,7 @@ def test_probabilities_with_the_classes_last_become_canonical(tmp_path: Path) ->
 def test_probabilities_refuse_other_dtypes_and_png(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="float16 and float32"):
         write_floats(tmp_path / "p.tif", floats(), dtype="float64")
-    with pytest.raises(RunError, match="PNG holds no probabilities"):
+    with pytest.raises(RunError, match="PNG cannot store probabilities"):
         write_floats(tmp_path / "p.png", floats())
 
 
@@ -590,7 +592,7 @@ def test_describe_shows_the_class_table(tmp_path: Path) -> None:
     )
 
 
-def test_a_store_that_cannot_be_replaced_stays(
+def test_a_store_that_cannot_be_replaced_is_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = labels()

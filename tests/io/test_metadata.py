@@ -1,4 +1,4 @@
-"""What OME-XML, ImageJ text and resolution tags say, on the metadata alone."""
+"""Metadata in OME-XML, ImageJ text and resolution tags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def ome(*images: str) -> str:
     return f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">{"".join(images)}</OME>'
 
 
-def test_ome_ignores_sizes_that_are_none_and_fills_in_names() -> None:
+def test_ome_ignores_invalid_sizes_and_adds_names() -> None:
     found = from_ome(ome(IMAGE.format(name="a", size="0.5")), 0)
     assert found.pixel == {"X": (0.5, "micrometer"), "T": (2.0, "minute")}
     assert found.channel_names == ("channel 0", "GFP")
@@ -56,11 +56,11 @@ def test_imagej_interval_and_unit() -> None:
     "tags",
     [NO_TAGS, (1.0, 1.0, 2), (0.0, 300.0, 2), (72.0, 96.0, 2), (300.0, 300.0, 1)],
 )
-def test_tags_that_say_nothing(tags: tuple[float, float, int]) -> None:
+def test_resolution_tags_with_default_values(tags: tuple[float, float, int]) -> None:
     assert from_imagej({}, tags).pixel == {}
 
 
-def test_inches_that_were_scanned() -> None:
+def test_resolutions_of_scanners_in_inches() -> None:
     found = from_imagej({"spacing": 0.001}, (2540.0, 5080.0, 2)).pixel
     assert found["X"] == (pytest.approx(10.0), "micrometer")
     assert found["Y"] == (pytest.approx(5.0), "micrometer")
@@ -78,11 +78,11 @@ def test_shaped_metadata_of_every_kind() -> None:
 @pytest.mark.parametrize(
     "text", [None, "", "{", "[]", "3", '{"axes": "YX"}', '{"classes": {"names": []}}']
 )
-def test_a_record_that_is_none(text: str | None) -> None:
+def test_invalid_records(text: str | None) -> None:
     assert Record.read(text) is None
 
 
-def test_a_class_map_that_contradicts_itself_is_no_record() -> None:
+def test_a_record_with_an_inconsistent_class_map_is_invalid() -> None:
     record = Record(
         axes="YX", shape=(2, 2), scale=(1, 1), units=("pixel", "pixel"), name="a"
     )

@@ -1,4 +1,4 @@
-"""PNG and JPEG: single pictures, colours or label indices."""
+"""PNG and JPEG files as colours or label indices."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_bad_files(tmp_path: Path) -> None:
         read_image(save(path, noise((3, 3))), series=1)
 
 
-def test_pictures_larger_than_pillow_allows(
+def test_images_larger_than_pillow_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)

@@ -22,7 +22,7 @@ def _arrays(pair: AnnotatedImage) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _best_thresholds(pair: AnnotatedImage, bins: int = 36) -> tuple[float, np.ndarray]:
-    """The highest mean IoU that thresholds in grey value can reach (all sets of thresholds tried), and it by class.
+    """Return the highest mean IoU of all sets of thresholds in grey value, and it by class.
 
     Classes take grey values in the order of their label values, as their mean grey values do.
     """
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_stack_and_another_seed_another(
         (cells, CELLS, (6, 192, 192), (1.0, 0.4, 0.4)),
     ],
 )
-def test_what_comes_with_the_pixels(
+def test_metadata_of_the_samples(
     sample: Sample, classes: object, shape: tuple[int, ...], scale: tuple[float, ...]
 ) -> None:
     pair = sample()
@@ -92,7 +92,7 @@ def test_class_names() -> None:
     [(sandstone, (0.05, 0.04, 0.5, 0.003)), (cells, (0.2, 0.2, 0.05))],
 )
 @pytest.mark.parametrize("seed", range(4))
-def test_every_class_is_there_and_in_every_plane(
+def test_every_class_occurs_in_every_plane(
     sample: Sample, least: tuple[float, ...], seed: int
 ) -> None:
     pair = sample(seed=seed)
@@ -127,8 +127,8 @@ def test_thresholds_do_not_solve_cells(seed: int) -> None:
     assert 0.5 < best < 0.68  # measured: .61, .59, .62, .60 on seeds 0 to 3
 
 
-def test_neighbourhoods_do_tell_the_classes_apart() -> None:
-    """The truth is in the picture: local mean and deviation separate clay from quartz, where grey values overlap."""
+def test_neighbourhoods_distinguish_the_classes() -> None:
+    """Local mean and deviation separate clay from quartz, where grey values overlap."""
     from scipy.ndimage import binary_erosion, uniform_filter
 
     grey, truth = _arrays(sandstone())

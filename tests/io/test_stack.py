@@ -1,4 +1,4 @@
-"""A folder or pattern of slices is one stack; slices that do not fit are all named before anything starts."""
+"""Folders and patterns of slices as stacks; slices that do not fit are all named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def slices(
     shape: tuple[int, ...] = (30, 20),
     dtype: str = "uint16",
 ) -> Any:
-    """`count` TIFF slices named s0.tif ... s11.tif, and the volume that they are."""
+    """`count` TIFF slices named s0.tif ... s11.tif, and their volume."""
     folder.mkdir(exist_ok=True)
     volume = np.random.default_rng(0).integers(0, 60000, (count, *shape)).astype(dtype)
     for i, plane in enumerate(volume):
@@ -124,7 +124,7 @@ def test_one_slice_is_a_stack_of_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path).data, volume)
 
 
-def test_slices_of_our_own_labels_keep_their_classes(tmp_path: Path) -> None:
+def test_slices_of_written_labels_keep_their_classes(tmp_path: Path) -> None:
     classes = ClassMap(names=("a", "b"), values=(0, 3))
     planes = np.random.default_rng(0).choice(np.array([0, 3], np.uint8), (4, 1, 30, 20))
     for i, plane in enumerate(planes):
@@ -149,7 +149,7 @@ def test_bool_slices_as_labels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(lazy[1], mask[1])
 
 
-def test_odd_slices_are_all_named(tmp_path: Path) -> None:
+def test_slices_that_differ_are_all_named(tmp_path: Path) -> None:
     slices(tmp_path)
     tifffile.imwrite(tmp_path / "s3.tif", np.zeros((31, 20), np.uint16))
     tifffile.imwrite(tmp_path / "s7.tif", np.zeros((30, 20), np.uint8))
@@ -188,7 +188,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
         read_image(tmp_path / "*.tif")
 
 
-def test_folders_of_two_kinds(tmp_path: Path) -> None:
+def test_folders_with_two_formats(tmp_path: Path) -> None:
     slices(tmp_path, 2)
     PIL.Image.fromarray(np.zeros((30, 20), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"several kinds \(\.png, TIFF\)"):
@@ -202,7 +202,7 @@ def test_a_folder_is_one_series(tmp_path: Path) -> None:
         read_image(tmp_path, series=1)
 
 
-def test_a_slice_that_changes_meanwhile(tmp_path: Path) -> None:
+def test_a_slice_that_changes_during_reading(tmp_path: Path) -> None:
     slices(tmp_path)
     data: Any = stack.load(tmp_path, lazy_above=0)[0].data
     tifffile.imwrite(tmp_path / "s3.tif", np.zeros((31, 20), np.uint16))

@@ -35,7 +35,7 @@ def test_names(text: str | None, name: str) -> None:
     assert unit_name(text) == name
 
 
-def test_ome_symbols_know_length_from_time() -> None:
+def test_ome_symbols_of_length_and_time() -> None:
     assert ome_symbol("micrometer") == "µm"
     assert ome_symbol("second", time=True) == "s"
     assert ome_symbol("second") is None

@@ -1,4 +1,4 @@
-"""OME-Zarr 0.4 and 0.5 read alike; what is written is OME-Zarr 0.5 that others can read."""
+"""OME-Zarr 0.4 and 0.5 are read; OME-Zarr 0.5 is written for other programs too."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_damaged_chunk_is_an_image_error(tmp_path: Path) -> None:
         image.read({"Z": 2})
 
 
-def test_what_is_written_is_ome_zarr(tmp_path: Path) -> None:
+def test_written_stores_are_ome_zarr(tmp_path: Path) -> None:
     classes = ClassMap(
         names=("pore", "clay"), values=(1, 4), colors=("#102030", "#ffee00")
     )
@@ -258,7 +258,7 @@ def test_no_shard_is_written_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zarr, "SHARD", 1024)
-    monkeypatch.setattr(zarr, "LONGEST", 100)
+    monkeypatch.setattr(zarr, "SMALLEST_RESOLUTION", 100)
     written: list[str] = []
     put = LocalStore.set
 
@@ -275,7 +275,9 @@ def test_no_shard_is_written_twice(
     np.testing.assert_array_equal(read_pyramid(path)[1].data, data[:, ::2, ::2])
 
 
-def test_scales_that_json_cannot_hold_do_not_spoil_the_metadata(tmp_path: Path) -> None:
+def test_scales_that_json_cannot_represent_keep_the_metadata_valid(
+    tmp_path: Path,
+) -> None:
     labels = LabelImage(array((30, 30), "uint8"), "YX", (float("nan"), float("inf")))
     path = write_labels(tmp_path / "a.zarr", labels)
     text = (path / "zarr.json").read_text()
@@ -284,7 +286,7 @@ def test_scales_that_json_cannot_hold_do_not_spoil_the_metadata(tmp_path: Path) 
     np.testing.assert_array_equal(found.scale, labels.scale)
 
 
-def test_the_users_axes_win_over_the_record(tmp_path: Path) -> None:
+def test_the_users_axes_override_the_record(tmp_path: Path) -> None:
     labels = LabelImage(
         array((2, 30, 30), "uint8"), "ZYX", (5.0, 0.5, 0.5), name="rock"
     )

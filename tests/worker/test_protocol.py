@@ -201,7 +201,7 @@ def test_region_and_inputs_of_a_prediction() -> None:
     job = decode_request(json.dumps(PREDICT | {"region": {"Z": 3, "Y": [0, 10]}}))
     assert isinstance(job, PredictJob)
     assert job.region == {"Z": 3, "Y": (0, 10)}
-    assert "into a .npy file only" in str(
+    assert "only for one image and a .npy file" in str(
         refused(PREDICT | {"region": {"Z": 3}, "out": "b.tif"})
     )
     assert "region.C" in str(refused(PREDICT | {"region": {"C": 0}}))

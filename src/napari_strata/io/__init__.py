@@ -1,6 +1,6 @@
-"""Reading images and labels, writing labels.
+"""Reading of images and labels, and writing of labels.
 
-The only part of the project that knows file formats.
+No other package knows file formats.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if (
-        name == "read_pairs"
-    ):  # `dataset` is built on the names above, so it comes after them
+    if name == "read_pairs":
+        # `dataset` imports the names above, so it is imported later.
         from napari_strata.io.dataset import read_pairs
 
         return read_pairs

@@ -1,4 +1,4 @@
-"""Which label file belongs to which image file, by name. Nothing is opened here."""
+"""Matching of label files with image files by name. No file is opened."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from napari_strata.io.paths import (
 )
 
 IMAGE_NAMES = ("images", "image", "imgs", "img")
-LABEL_NAMES = ("labels", "label", "masks", "mask", "annotations", "annotation")
-"""Names of the folders (or stacks) of a dataset, in lower case."""
+"""Names of folders or stacks with the images of a dataset, in lower case."""
 
-NEEDED = (
+LABEL_NAMES = ("labels", "label", "masks", "mask", "annotations", "annotation")
+"""Names of folders or stacks with the labels of a dataset, in lower case."""
+
+NAMING_RULE = (
     "a label file has its image's name, or that name with _label, _labels, _mask,"
     " _masks or _seg"
 )
 
-_ENDING = re.compile(r"_(labels?|masks?|seg)$", re.IGNORECASE)
+_LABEL_SUFFIX = re.compile(r"_(labels?|masks?|seg)$", re.IGNORECASE)
 SUFFIXES = (*TIFF_SUFFIXES, *RASTER_SUFFIXES, ".zarr")
 
 Pair = tuple[Path, Path]
@@ -35,61 +37,66 @@ Pair = tuple[Path, Path]
 
 @dataclass(frozen=True)
 class Matches:
-    """Match images with labels, and describe each file without one partner."""
+    """Matched images and labels, and a description of each file without a partner."""
 
     pairs: tuple[tuple[Any, Any], ...]
     problems: tuple[str, ...] = ()
 
 
 def is_data(path: Path) -> bool:
-    """Return True for a path with one image: a file, or a folder with a zarr store."""
+    """Return True if a path is an image: a file, or a folder with a zarr store."""
     return path.is_file() or (
         path.is_dir() and (path.suffix.lower() == ".zarr" or is_zarr(path))
     )
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The image files of a folder, slice2 before slice10.
+    """Return the image files of a folder, slice2 before slice10.
 
-    Hidden files and other kinds are passed over.
+    Hidden files and files with other suffixes are skipped.
     """
-    return sorted((p for p in folder.iterdir() if _looks_like_data(p)), key=natural)
+    return sorted((p for p in folder.iterdir() if _has_image_name(p)), key=natural)
 
 
 def descend(folder: Path) -> Path:
-    """The folder that holds the files, where a folder holds nothing but one other
-    folder (``images/images``).
-    """
-    inside = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return descend(inside[0]) if len(inside) == 1 and not data_files(folder) else folder
+    """Return the innermost folder of nested folders such as ``images/images``."""
+    subfolders = [
+        p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")
+    ]
+    if len(subfolders) == 1 and not data_files(folder):
+        return descend(subfolders[0])
+    return folder
 
 
 def dataset_parts(folder: Path) -> Pair | None:
-    """The images and the labels (folders or stacks named so) inside a dataset
-    folder; None when it has no such two.
+    """Find the folders (or stacks) of images and of labels inside a dataset folder.
+
+    Returns None if the folder does not have both.
 
     Raises
     ------
     ImageError
-        when several things in it could be the images, or the labels.
+        When several names in it could be the images or the labels.
     """
     entries = [
         p
         for p in folder.iterdir()
-        if not p.name.startswith(".") and (p.is_dir() or _looks_like_data(p))
+        if not p.name.startswith(".") and (p.is_dir() or _has_image_name(p))
     ]
     images, labels = (
-        _one_of(folder, entries, names) for names in (IMAGE_NAMES, LABEL_NAMES)
+        _find_named(folder, entries, names) for names in (IMAGE_NAMES, LABEL_NAMES)
     )
     return (images, labels) if images and labels else None
 
 
 def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
-    """Pair label files with image files of the same name, or of that name with
-    ``_label``, ``_mask`` or ``_seg``.
+    """Pair label files with image files.
+
+    A label file has the name of its image, or this name with ``_label``, ``_mask`` or
+    ``_seg``.
     """
     count = Counter(map(stem, images))
-    owners: dict[str, list[Path]] = {name: [] for name in count}
+    labels_of: dict[str, list[Path]] = {name: [] for name in count}
     problems = [
         f"ambiguous name: {n} images are called {name!r}"
         for name, n in count.items()
@@ -97,38 +104,39 @@ def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
     ]
     for path in labels:
         name = stem(path)
-        owner = name if name in owners else _ENDING.sub("", name)
-        if owner in owners:
-            owners[owner].append(path)
+        image_name = name if name in labels_of else _LABEL_SUFFIX.sub("", name)
+        if image_name in labels_of:
+            labels_of[image_name].append(path)
         else:
             problems.append(f"label without an image: {path}")
     pairs = []
     for path in images:
-        owned = owners[stem(path)]
-        if not owned:
+        label_paths = labels_of[stem(path)]
+        if not label_paths:
             problems.append(f"image without a label: {path}")
-        elif len(owned) > 1:
+        elif len(label_paths) > 1:
             problems.append(
-                f"ambiguous: {path} has {len(owned)} labels"
-                f" ({', '.join(p.name for p in owned)})"
+                f"ambiguous: {path} has {len(label_paths)} labels"
+                f" ({', '.join(p.name for p in label_paths)})"
             )
         elif count[stem(path)] == 1:
-            pairs.append((path, owned[0]))
+            pairs.append((path, label_paths[0]))
     return Matches(tuple(pairs), tuple(problems))
 
 
 def match_folder(folder: Path) -> Matches:
-    """Pair the images and labels that lie in one folder.
-
-    ``a.tif`` and ``a_label.tif``.
-    """
+    """Pair images and labels in one folder, such as ``a.tif`` and ``a_label.tif``."""
     files = data_files(folder)
-    bases = {_ENDING.sub("", stem(p)) for p in files if _ENDING.search(stem(p))}
-    labels = [p for p in files if _ENDING.search(stem(p)) and stem(p) not in bases]
+    bases = {
+        _LABEL_SUFFIX.sub("", stem(p)) for p in files if _LABEL_SUFFIX.search(stem(p))
+    }
+    labels = [
+        p for p in files if _LABEL_SUFFIX.search(stem(p)) and stem(p) not in bases
+    ]
     return match([p for p in files if p not in labels], labels)
 
 
-def _looks_like_data(path: Path) -> bool:
+def _has_image_name(path: Path) -> bool:
     return (
         path.suffix.lower() in SUFFIXES
         and not path.name.startswith(".")
@@ -136,7 +144,9 @@ def _looks_like_data(path: Path) -> bool:
     )
 
 
-def _one_of(folder: Path, entries: Iterable[Path], names: Sequence[str]) -> Path | None:
+def _find_named(
+    folder: Path, entries: Iterable[Path], names: Sequence[str]
+) -> Path | None:
     candidates = sorted(_named(entries, names))
     if len(candidates) > 1:
         names_text = ", ".join(p.name for p in candidates)

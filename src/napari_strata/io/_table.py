@@ -15,17 +15,16 @@ Row = tuple[int, list[str]]
 
 
 def match_table(path: Path) -> Matches:
-    """Pair the files that a CSV names.
+    """Pair the files that a CSV lists.
 
-    Two columns, images and labels, relative to the CSV; a header is optional.
-
-    Comma, semicolon and tab separate. With more than two columns a header must name the
-    two ("image", "label").
+    The CSV has two columns, images and labels, with paths relative to the CSV. Columns
+    are separated by comma, semicolon or tab. A header is optional; with more than two
+    columns it must name the two columns ("image", "label").
 
     Raises
     ------
     ImageError
-        when the file is not a text table, or a table without rows.
+        When the file is not a text table, or has no rows.
     """
     rows = _read(path)
     columns = _columns(rows[0][1], path.parent) if rows else None
@@ -37,25 +36,25 @@ def match_table(path: Path) -> Matches:
         )
     pairs, problems = [], []
     for number, row in rows:
-        named = [row[i] for i in columns or range(len(row)) if i < len(row) and row[i]]
-        if len(named) != 2:
+        names = [row[i] for i in columns or range(len(row)) if i < len(row) and row[i]]
+        if len(names) != 2:
             problems.append(
-                f"{path}, line {number}: found {len(named)} entries; needed: an image"
+                f"{path}, line {number}: found {len(names)} entries; needed: an image"
                 " and a label file"
             )
             continue
-        image, label = (path.parent / Path(name).expanduser() for name in named)
+        image, label = (path.parent / Path(name).expanduser() for name in names)
         missing = [p for p in (image, label) if not p.exists()]
         problems += [f"{path}, line {number}: no such file: {p}" for p in missing]
         if not missing:
             pairs.append((image, label))
-    twice = [p for p, n in Counter(image for image, _ in pairs).items() if n > 1]
-    problems += [f"ambiguous: {p} stands in {path} more than once" for p in twice]
+    duplicates = [p for p, n in Counter(image for image, _ in pairs).items() if n > 1]
+    problems += [f"ambiguous: {p} occurs more than once in {path}" for p in duplicates]
     return Matches(tuple(pairs), tuple(problems))
 
 
 def _read(path: Path) -> list[Row]:
-    """The rows that are not empty, each cell without the blanks around it."""
+    """Read the rows that are not empty; remove blanks around the cells."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -64,15 +63,16 @@ def _read(path: Path) -> list[Row]:
         ) from None
     separator = max(",;\t", key=lines[0].count) if lines else ","
     rows = [
-        (n, [c.strip() for c in row])
-        for n, row in enumerate(csv.reader(lines, delimiter=separator), 1)
+        (number, [cell.strip() for cell in row])
+        for number, row in enumerate(csv.reader(lines, delimiter=separator), 1)
     ]
-    return [(n, row) for n, row in rows if any(row)]
+    return [(number, row) for number, row in rows if any(row)]
 
 
 def _columns(row: Sequence[str], folder: Path) -> tuple[int, int] | None:
-    """Return the columns of images and labels if the row is a header, which names
-    no file.
+    """Return the columns of images and labels if the row is a header.
+
+    A row that contains a file name is not a header.
     """
     if any(
         Path(cell).suffix.lower() in SUFFIXES or (folder / cell).is_file()
@@ -80,11 +80,11 @@ def _columns(row: Sequence[str], folder: Path) -> tuple[int, int] | None:
         if cell
     ):
         return None
-    image, label = (_first(row, names) for names in (IMAGE_NAMES, LABEL_NAMES))
+    image, label = (_find_column(row, names) for names in (IMAGE_NAMES, LABEL_NAMES))
     return (0, 1) if image is None or label is None else (image, label)
 
 
-def _first(row: Sequence[str], names: tuple[str, ...]) -> int | None:
+def _find_column(row: Sequence[str], names: tuple[str, ...]) -> int | None:
     return next(
         (i for i, cell in enumerate(row) if cell.lower().startswith(names)), None
     )

@@ -1,4 +1,4 @@
-"""Walking over an image block by block, so that writing it never needs it whole."""
+"""Iteration over an image block by block, to write it without reading all of it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from napari_strata.core import axes as _axes
 from napari_strata.core.image import Array, Image, Region
 
 BAND_BYTES = 64 * 2**20
-"""No more pixels than this are held at once when an image is written."""
+"""Largest number of bytes of pixels in memory while an image is written."""
 
 
 def stacked(image: Image) -> str:
-    """The axes above Y and X, in canonical order."""
+    """Return the axes other than Y and X, in canonical order."""
     return _axes.canonical(image.axes)[:-2]
 
 
 def canonical_shape(image: Image) -> tuple[int, ...]:
-    """Shape in the order T, C, Z, Y, X, of the axes the image has."""
+    """Return the shape in the order T, C, Z, Y, X, for the axes of the image."""
     return tuple(image.size(a) for a in _axes.canonical(image.axes))
 
 
 def planes(image: Image) -> Iterator[tuple[int, ...]]:
-    """Index of every YX plane along the axes above it, in canonical order, the last
-    fastest.
+    """Iterate over the indices of all YX planes along the other axes.
+
+    The axes are in canonical order; the last index varies fastest.
     """
     yield from np.ndindex(*canonical_shape(image)[:-2])
 
@@ -34,7 +35,7 @@ def planes(image: Image) -> Iterator[tuple[int, ...]]:
 def read_block(
     image: Image, plane: tuple[int, ...], rows: slice, columns: slice
 ) -> Array:
-    """Rows and columns of one plane, as a 2D array in the image's dtype."""
+    """Read rows and columns of a plane as a 2D array of the image's dtype."""
     region: dict[str, int | slice] = dict(zip(stacked(image), plane, strict=True))
     if "C" in region:  # `Image.read` keeps C as a dimension
         region["C"] = slice(
@@ -46,10 +47,15 @@ def read_block(
 
 
 def bands(image: Image, *, multiple: int, itemsize: int) -> Iterator[Array]:
-    """Whole planes in canonical order, each as 2D bands of full width whose height
-    is a multiple of `multiple`.
+    """Iterate over the planes in canonical order, in 2D bands of full width.
 
-    A plane that is small enough is one band.
+    Parameters
+    ----------
+    multiple
+        The height of a band is a multiple of this number of pixels, except at the end
+        of a plane.
+    itemsize
+        Bytes per pixel. A band has at most about `BAND_BYTES`.
     """
     height, width = image.size("Y"), image.size("X")
     rows = max(1, BAND_BYTES // (width * itemsize * multiple)) * multiple
@@ -61,9 +67,9 @@ def bands(image: Image, *, multiple: int, itemsize: int) -> Iterator[Array]:
 
 
 def extremes(image: Image) -> tuple[int, int]:
-    """Smallest and largest value of an integer image, read band by band."""
-    extremes: list[tuple[Any, Any]] = [
+    """Return the smallest and the largest value of an integer image."""
+    limits: list[tuple[Any, Any]] = [
         (band.min(), band.max())
         for band in bands(image, multiple=1, itemsize=image.dtype.itemsize)
     ]
-    return int(min(low for low, _ in extremes)), int(max(high for _, high in extremes))
+    return int(min(low for low, _ in limits)), int(max(high for _, high in limits))

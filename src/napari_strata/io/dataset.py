@@ -1,4 +1,4 @@
-"""Pairs of images and labels, from whatever form a dataset has."""
+"""Pairs of images and labels from datasets of many forms."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from napari_strata.io.layout import AxesError
 from napari_strata.io.open import read_image, read_labels
 from napari_strata.io.paths import PathLike, existing, natural
 
-SHOWN = 20
-"""Problems listed before "and N more"."""
+LISTED_PROBLEMS = 20
+"""Number of problems that a message lists."""
 
-One: TypeAlias = str | os.PathLike[str] | ArrayLike | Image
-Source: TypeAlias = One | Sequence[One]
+Single: TypeAlias = str | os.PathLike[str] | ArrayLike | Image
+Source: TypeAlias = Single | Sequence[Single]
 
 
 def read_pairs(
@@ -40,57 +40,53 @@ def read_pairs(
     Parameters
     ----------
     images, labels
-        one of these forms:
+        One of these forms:
 
-        - two files (stacks or single pictures; a ``.zarr`` folder counts as a file), or
-        a stack and a folder of slices;
-        - two folders or patterns such as ``"scan/*.tif"``, whose files pair by name:
-        ``a.tif`` with ``a.tif``,
-          ``a_label``, ``a_labels``, ``a_mask``, ``a_masks`` or ``a_seg``, of any image
-          suffix;
-        - one dataset folder that holds ``images`` beside ``labels``, ``label``,
-        ``masks``, ``mask`` or ``annotations``
-          (folders, also nested once more, or stacks), or images and labels side by
-          side, told apart by their endings;
-        - a CSV file with two columns, paths relative to it;
-        - arrays or `Image` objects, or sequences of arrays, `Image` objects and paths,
-        paired in order. Label arrays
-          have the shape of the image less its channels;
-        - `AnnotatedImage` objects, which come back as they are.
+        - Two files (stacks or single planes; a ``.zarr`` folder counts as a file), or a
+          stack and a folder of slices.
+        - Two folders, or patterns such as ``"scan/*.tif"``, whose files are paired by
+          name: ``a.tif`` with ``a.tif``, ``a_label``, ``a_labels``, ``a_mask``,
+          ``a_masks`` or ``a_seg`` with any image suffix.
+        - A dataset folder with ``images`` and one of ``labels``, ``label``, ``masks``,
+          ``mask`` or ``annotations``, as folders (which may be nested) or stacks; or a
+          folder with both images and labels, which differ by the endings of their
+          names.
+        - A CSV file with two columns of paths relative to it.
+        - Arrays or `Image` objects, or sequences of arrays, `Image` objects and paths,
+          paired in order. Label arrays have the shape of the image without its
+          channels.
+        - `AnnotatedImage` objects, which are returned unchanged.
     axes
-        one letter of T, C, Z, Y, X per dimension of the images, where files do not say
-        and for arrays of more than two dimensions; labels have the same, less C.
+        One letter of TCZYX for each dimension of the images, for files without axes and
+        for arrays with more than two dimensions. Labels have the same axes without C.
 
     Returns
     -------
     list of AnnotatedImage
-        in the order of the files' names, slice2 before slice10; large files are read
-        lazily.
+        The pairs in the order of the file names, slice2 before slice10. Large files are
+        read lazily.
 
     Raises
     ------
     ImageError
-        naming everything that is wrong at once: an image without a label, a label
-        without an image, an ambiguous name, shapes that differ, a file that cannot be
-        read.
+        When an image has no label or a label has no image, a name is ambiguous, shapes
+        differ, or a file cannot be read. The message lists all problems.
     """
     sources = [images] if isinstance(images, AnnotatedImage) else images
     if (
         isinstance(sources, (list, tuple))
         and sources
-        and all(isinstance(g, AnnotatedImage) for g in sources)
+        and all(isinstance(source, AnnotatedImage) for source in sources)
     ):
         return cast("list[AnnotatedImage]", list(sources))
     dataset = _find(cast(Source, sources), labels)
     pairs, errors = [], []
-    for number, (image, label) in enumerate(dataset.pairs, 1):
+    for number, (image_source, label_source) in enumerate(dataset.pairs, 1):
+        name = f"image {number}" if len(dataset.pairs) > 1 else "image"
         try:
-            opened = _as_image(
-                image,
-                axes=axes,
-                name=f"image {number}" if len(dataset.pairs) > 1 else "image",
-            )
-            pairs.append(AnnotatedImage(opened, _as_labels(label, opened, axes=axes)))
+            image = _as_image(image_source, axes=axes, name=name)
+            annotation = _as_labels(label_source, image, axes=axes)
+            pairs.append(AnnotatedImage(image, annotation))
         except StrataError as error:
             errors.append(error)
     if errors and len(dataset.pairs) == 1 and not dataset.problems:
@@ -101,7 +97,7 @@ def read_pairs(
 
 
 def _find(images: Source, labels: Source | None) -> Matches:
-    """Pairs of paths, not opened yet."""
+    """Find pairs of sources, without opening them."""
     if labels is None and isinstance(images, (str, os.PathLike)):
         return _find_inside(existing(images))
     if labels is None:
@@ -112,25 +108,26 @@ def _find(images: Source, labels: Source | None) -> Matches:
         labels, (str, os.PathLike)
     ):
         return _find_files(images, labels)
-    ones, others = (
-        list(s) if isinstance(s, (list, tuple)) else [s] for s in (images, labels)
+    image_list, label_list = (
+        list(source) if isinstance(source, (list, tuple)) else [source]
+        for source in (images, labels)
     )
-    if len(ones) != len(others) or not ones:
+    if len(image_list) != len(label_list) or not image_list:
         raise ImageError(
-            f"found {len(ones)} images and {len(others)} labels; give one label image"
-            " for each image."
+            f"found {len(image_list)} images and {len(label_list)} labels; give one"
+            " label image for each image."
         )
-    return Matches(tuple(zip(ones, others, strict=True)))
+    return Matches(tuple(zip(image_list, label_list, strict=True)))
 
 
 def _find_inside(path: Path) -> Matches:
-    """Pairs of a dataset folder or a table."""
+    """Find the pairs in a dataset folder or a table."""
     if path.suffix.lower() in (".csv", ".tsv", ".txt"):
         return match_table(path)
     if _matching.is_data(path):
         raise ImageError(
-            f"{path}: found one file and no labels; give the labels as well, or a"
-            " dataset folder or a CSV."
+            f"{path}: found one file and no labels; give the labels too, or a dataset"
+            " folder or a CSV."
         )
     folder = _matching.descend(path)
     if parts := _matching.dataset_parts(folder):
@@ -144,14 +141,17 @@ def _find_inside(path: Path) -> Matches:
 
 
 def _find_files(images: PathLike, labels: PathLike) -> Matches:
-    """Pairs of two files, of two folders (or patterns), or of a file and a folder."""
-    (image, ones), (label, others) = _expand(images), _expand(labels)
-    if ones and others:
-        return _matching.match(ones, others)
-    # A stack and a folder: its partner in there when one has the name, else the folder
-    # is a stack of slices itself.
-    partner = _matching.match(ones or [Path(image)], others or [Path(label)]).pairs
-    return Matches(partner if len(partner) == 1 else ((image, label),))
+    """Find pairs in two files, two folders (or patterns), or a file and a folder."""
+    image_path, image_files = _expand(images)
+    label_path, label_files = _expand(labels)
+    if image_files and label_files:
+        return _matching.match(image_files, label_files)
+    # A file and a folder: if the folder has a file with a matching name, it is the
+    # partner. Otherwise the folder is a stack of slices.
+    pairs = _matching.match(
+        image_files or [Path(image_path)], label_files or [Path(label_path)]
+    ).pairs
+    return Matches(pairs if len(pairs) == 1 else ((image_path, label_path),))
 
 
 def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
@@ -160,7 +160,7 @@ def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
     Raises
     ------
     ImageError
-        when there is nothing.
+        When no file is found.
     """
     if has_magic(str(path)) and not Path(path).exists():
         files = [
@@ -183,7 +183,7 @@ def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
     )
 
 
-def _as_image(image: One, *, axes: str | None, name: str) -> Image:
+def _as_image(image: Single, *, axes: str | None, name: str) -> Image:
     if isinstance(image, (str, os.PathLike)):
         return read_image(image, axes=axes)
     if isinstance(image, Image):
@@ -191,13 +191,13 @@ def _as_image(image: One, *, axes: str | None, name: str) -> Image:
     return Image(_as_array(image, name), axes or "", name=name)
 
 
-def _as_labels(labels: One, image: Image, *, axes: str | None) -> LabelImage:
+def _as_labels(labels: Single, image: Image, *, axes: str | None) -> LabelImage:
     if isinstance(labels, (str, os.PathLike)):
         return _read_labels(labels, image, axes=axes)
     if isinstance(labels, LabelImage):
         return labels
     if isinstance(labels, Image):
-        values = {f.name: getattr(labels, f.name) for f in fields(Image)}
+        values = {field.name: getattr(labels, field.name) for field in fields(Image)}
         return LabelImage(**values)
     array = _as_array(labels, f"labels of {image.name}")
     if isinstance(array, np.ndarray):
@@ -211,7 +211,7 @@ def _as_labels(labels: One, image: Image, *, axes: str | None) -> LabelImage:
             raise LabelError(f"{image.name}: {error}") from None
     if len(array.shape) == len(image.label_axes):
         return image.labels_like(array)
-    # As many dimensions as the image with its channels: colours that code for classes.
+    # As many dimensions as the image with its channels: colours that stand for classes.
     return LabelImage(
         array,
         image.axes if len(array.shape) == len(image.axes) else "",
@@ -229,45 +229,41 @@ def _as_array(value: object, name: str) -> ArrayLike:
 
 
 def _read_labels(path: PathLike, image: Image, *, axes: str | None) -> LabelImage:
-    """Labels from a file, under the image's axes where the file leaves its own open."""
-    first, *more = (
+    """Read labels from a file; use the axes of the image if the file has none."""
+    first, *alternatives = (
         (image.label_axes, image.axes, None) if axes else (None, image.label_axes)
     )
     try:
         labels = read_labels(path, axes=first)
     except AxesError as error:
-        labels = _retry(path, more, error)
-    concluded = (
+        labels = _retry(path, alternatives, error)
+    has_guessed_axes = (
         labels.notes
         and labels.shape == image.label_shape
         and labels.axes != image.label_axes
     )
-    return replace(labels, axes=image.label_axes, notes=()) if concluded else labels
+    if has_guessed_axes:
+        return replace(labels, axes=image.label_axes, notes=())
+    return labels
 
 
 def _retry(
-    path: PathLike, choices: Sequence[str | None], error: AxesError
+    path: PathLike, alternatives: Sequence[str | None], error: AxesError
 ) -> LabelImage:
-    for axes in choices:
+    """Read labels with other axes; raise `error` if none fit."""
+    for axes in alternatives:
         with suppress(AxesError):
             return read_labels(path, axes=axes)
     raise error
 
 
 def _report(problems: Sequence[str]) -> str:
-    lines = [f"  {p}" for p in problems[:SHOWN]]
-    more = [f"  and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    hint = (
-        [f"Needed: {_matching.NEEDED}."]
-        if any("without a" in p or "ambiguous" in p for p in problems)
-        else []
-    )
+    """Format all problems as one message."""
     count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-    return "\n".join(
-        [
-            f"found {count} with the pairs of images and labels; nothing was started:",
-            *lines,
-            *more,
-            *hint,
-        ]
-    )
+    lines = [f"found {count} with the pairs of images and labels; nothing was started:"]
+    lines += [f"  {problem}" for problem in problems[:LISTED_PROBLEMS]]
+    if len(problems) > LISTED_PROBLEMS:
+        lines.append(f"  and {len(problems) - LISTED_PROBLEMS} more")
+    if any("without a" in problem or "ambiguous" in problem for problem in problems):
+        lines.append(f"Needed: {_matching.NAMING_RULE}.")
+    return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""Registry of file formats: which module reads and writes a file.
+"""Registry of file formats, which maps a file to the module that handles it.
 
 A format is a module with these functions; `pyramid` and `write` may be missing:
 
 - ``count(path)``: number of images in a file
-- ``load(path, *, series, axes, lazy_above, labels)``: one image and its class map
-- ``storage(path, *, series)``: one line on how the pixels are stored
+- ``load(path, *, series, axes, lazy_above, labels)``: an image and its class map
+- ``storage(path, *, series)``: description of how the pixels are stored, one line
 - ``pyramid(path, *, series, axes)``: all resolutions of an image
 - ``write(path, image, record, *, dtype)``: write an image with its record
 
@@ -28,7 +28,7 @@ _STACK_MODULE = "napari_strata.io.stack"
 
 
 class Reader(Protocol):
-    """Functions of a format that reads."""
+    """Functions of a format to read files."""
 
     def count(self, path: PathLike) -> int: ...
     def load(
@@ -58,7 +58,7 @@ class FileFormat:
     written_suffixes
         Suffixes of files that are written.
     is_folder
-        Function that recognizes folders of this format; None for plain files.
+        Function that returns True for folders of this format; None if it has files.
     """
 
     name: str
@@ -69,7 +69,7 @@ class FileFormat:
 
 
 FORMATS: list[FileFormat] = []
-"""All formats, those registered last first."""
+"""All formats; the last registered comes first."""
 
 
 def register_format(file_format: FileFormat) -> None:
@@ -95,7 +95,7 @@ def find_reader(path: PathLike) -> Reader:
     Raises
     ------
     ImageError
-        When nothing is there, or its format is not known.
+        When the path does not exist, or its format is unknown.
     """
     if has_magic(str(path)) and not Path(path).expanduser().exists():
         return cast(Reader, import_module(_STACK_MODULE))

@@ -1,17 +1,16 @@
-"""Writing labels and probabilities so that they read back as they were.
+"""Writing of labels and probabilities without loss.
 
-Pixels, dtype, axes, scale, units, classes.
+Pixels, dtype, axes, scale, units and classes are kept.
 
-- ``.tif``, ``.tiff``: OME-TIFF, zlib, tiles, streamed (`tiff_write`); float16
-probabilities in tifffile's shaped form.
-- ``.zarr``: OME-Zarr 0.5, sharded, streamed (`zarr`).
+- ``.tif``, ``.tiff``: OME-TIFF with tiles and zlib, streamed (`tiff_write`); float16
+  probabilities in tifffile's shaped format.
+- ``.zarr``: OME-Zarr 0.5 with shards, streamed (`zarr`).
 - ``.png``: one plane of uint8 or uint16 labels (`raster`).
 
-Files are in canonical axis order (T, C, Z, Y, X), which the formats ask for: an image
-whose axes are in another order reads back in this one. Labels of dtype uint8, uint16 or
-uint32 keep it; any other integer dtype becomes the smallest of these (int32 with
-negative values) that holds the values found and those of the class map; bool becomes
-uint8.
+The axes are written in canonical order (T, C, Z, Y, X), which the formats require.
+Labels keep the dtypes uint8, uint16 and uint32. Any other integer dtype becomes the
+smallest of these (or int32, for negative values) that can represent the values in the
+image and in the class map; bool becomes uint8.
 """
 
 from __future__ import annotations
@@ -29,42 +28,41 @@ from napari_strata.io.formats import find_writer
 from napari_strata.io.paths import PathLike, replacing
 from napari_strata.io.record import Record
 
-_KEPT = (np.uint8, np.uint16, np.uint32)
+_WRITTEN_DTYPES = (np.uint8, np.uint16, np.uint32)
 
 
 def write_labels(
     path: PathLike, labels: LabelImage, *, overwrite: bool = False
 ) -> Path:
-    """Write labels, with their axes, scale, units and class map, in the format of
-    the suffix.
+    """Write labels with their axes, scale, units and class map.
 
     Parameters
     ----------
     path
-        ``.tif``/``.tiff`` (always OME inside), ``.zarr``, or ``.png`` for a single
-        plane. The folder is made.
+        File; the suffix is ``.tif``, ``.tiff`` (both OME-TIFF) or ``.zarr``, or
+        ``.png`` for a single plane. Missing folders are created.
     labels
-        integers of any array kind, read plane by plane; no channel axis longer than 1.
+        Integers, which are read plane by plane. At most one channel.
     overwrite
-        replace a file that exists.
+        Replace an existing file.
 
     Returns
     -------
     Path
-        `path`; a file appears there only when it is whole.
+        `path`. The file exists only when it is complete.
 
     Raises
     ------
     LabelError
-        for labels that are not integers, values that no 32-bit dtype holds, or a
-        channel axis.
+        When labels are not integers, do not fit into 32 bits, or have channels.
     RunError
-        when `path` exists, has an unknown suffix, or cannot be written (disk full).
+        When `path` exists, has an unknown suffix, or cannot be written to.
     """
     if labels.channels > 1:
         raise LabelError(
             f"{labels.name}: found {labels.channels} channels ({labels.axes}); a label"
-            " file has one value a pixel: encode colours with ClassMap.from_rgb first."
+            " file has one value per pixel: encode colours with ClassMap.from_rgb"
+            " first."
         )
     return _write(path, labels, dtype=label_dtype(labels), overwrite=overwrite)
 
@@ -72,7 +70,7 @@ def write_labels(
 def write_image(path: PathLike, image: Image, *, overwrite: bool = False) -> Path:
     """Write an image in its own dtype, with axes, scale, units and channel names.
 
-    Else as `write_labels`.
+    Parameters and errors are those of `write_labels`.
     """
     return _write(path, image, dtype=image.dtype, overwrite=overwrite)
 
@@ -82,24 +80,23 @@ def write_probabilities(
 ) -> Path:
     """Write class probabilities.
 
-    An image with the classes along C and their names as channel names.
-
     Parameters
     ----------
     path
-        ``.tif``/``.tiff`` or ``.zarr``.
+        File with the suffix ``.tif``, ``.tiff`` or ``.zarr``.
     image
-        floats, read plane by plane.
+        Floats with the classes along C and their names as channel names. It is read
+        plane by plane.
     overwrite
-        replace a file that exists.
+        Replace an existing file.
     dtype
         "float16" or "float32".
 
     Raises
     ------
     RunError
-        when `path` exists, has an unknown suffix, cannot be written, or `dtype` is
-        another.
+        When `path` exists, has an unknown suffix or cannot be written to, or when
+        `dtype` is not one of these.
     """
     if dtype not in ("float16", "float32"):
         raise RunError(
@@ -107,19 +104,19 @@ def write_probabilities(
             " possible."
         )
     if Path(path).suffix.lower() == ".png":
-        raise RunError(f"{path}: PNG holds no probabilities; use .tif or .zarr.")
+        raise RunError(f"{path}: PNG cannot store probabilities; use .tif or .zarr.")
     return _write(path, image, dtype=np.dtype(dtype), overwrite=overwrite)
 
 
 def label_dtype(labels: LabelImage) -> np.dtype[Any]:
-    """The dtype that labels are written in.
+    """Return the dtype in which labels are written.
 
-    Only dtypes that are not kept cost a pass over the pixels.
+    If it differs from the dtype of the labels, all pixels are read.
 
     Raises
     ------
     LabelError
-        for labels that are not integers, or that no 32-bit dtype holds.
+        When labels are not integers or do not fit into 32 bits.
     """
     dtype = labels.dtype
     if dtype.kind == "b":
@@ -127,7 +124,7 @@ def label_dtype(labels: LabelImage) -> np.dtype[Any]:
     if dtype.kind not in "ui":
         first = read_block(labels, next(planes(labels)), slice(0, 256), slice(0, 256))
         check_integers(first)
-    if dtype in _KEPT or dtype.newbyteorder("=") in _KEPT:
+    if dtype in _WRITTEN_DTYPES or dtype.newbyteorder("=") in _WRITTEN_DTYPES:
         return dtype.newbyteorder("=")
     low, high = extremes(labels)
     values = (
@@ -146,6 +143,6 @@ def _write(
     target = Path(path).expanduser()
     write = find_writer(target)
     with replacing(target, overwrite=overwrite) as temporary:
-        # zarrs 0.2.0 writes native byte order only; readers do not notice
+        # zarrs 0.2.0 writes native byte order only, which readers do not notice.
         write(temporary, image, Record.of(image), dtype=dtype.newbyteorder("="))
     return target

@@ -1,4 +1,4 @@
-"""Axes of a TIFF series: stated by the file, concluded, or named by the user."""
+"""Axes of a TIFF series: from the file, concluded, or named by the user."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ _KNOWN = set("TCZYXS")
 
 
 class AxesError(ImageError):
-    """The axes cannot be known from the file: the user must name them."""
+    """The file does not contain the axes; the user must name them."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Axes and shape of an image, and what the user should know about how they were
-    found.
-    """
+    """Axes and shape of an image, and notes for the user on how they were found."""
 
     axes: str
     shape: tuple[int, ...]
@@ -34,32 +32,36 @@ def resolve(
     axes: str | None = None,
     source: str = "",
 ) -> Layout:
-    """Axes of an array whose file names its dimensions `letters` (tifffile's codes.
-
-    Q and I are "some axis").
+    """Determine the axes of an array.
 
     Parameters
     ----------
     letters, shape
-        as the file has them, dimensions of length 1 mostly left out.
+        Axes and shape in the file, mostly without dimensions of length 1. The letters
+        are tifffile's codes; Q and I mean an unknown axis.
     full
-        letter and length of every dimension, those of length 1 too, when the file has
-        some; `axes` may name those.
+        Letter and length of every dimension, including those of length 1, which `axes`
+        may name.
     axes
-        the user's axes: they win.
+        Axes from the user; they override those of the file.
     source
-        for messages.
+        Name of the file, for messages.
 
     Raises
     ------
     AxesError
-        when the axes cannot be known, or the user's do not fit.
+        When the axes are unknown, or those of the user do not fit.
     """
     shape = tuple(shape)
     if axes:
-        named = [n for a, n in full if a in letters or a in axes.upper()]
-        return _given(axes, [shape, tuple(named), tuple(n for _, n in full)], source)
-    letters, shape = _drop_idle(letters, shape)
+        named_lengths = tuple(
+            length
+            for letter, length in full
+            if letter in letters or letter in axes.upper()
+        )
+        all_lengths = tuple(length for _, length in full)
+        return _apply_axes(axes, [shape, named_lengths, all_lengths], source)
+    letters, shape = _drop_unknown_axes(letters, shape)
     unknown = [axis for axis in letters if axis not in _KNOWN]
     if (
         len(unknown) == 1
@@ -74,19 +76,20 @@ def resolve(
         return Layout("Z" + letters[1:], shape, (note,))
     if unknown or "Y" not in letters or "X" not in letters:
         raise AxesError(
-            f"{source}: found shape {shape} and a file that does not say which axes"
-            f" these are; name them, for example --axes {_axes.default(shape)}"
+            f"{source}: found shape {shape}, but the file does not name its axes;"
+            f" name them, for example --axes {_axes.default(shape)}"
             f" (axes={_axes.default(shape)!r})."
         )
     if "S" in letters and "C" in letters:
         raise AxesError(
-            f"{source}: found shape {shape} with channels and RGB samples at once"
+            f"{source}: found shape {shape} with both channels and RGB samples"
             f" ({letters}); save one image per channel, or the samples as channels."
         )
     return Layout(letters, shape)
 
 
-def _given(axes: str, shapes: list[tuple[int, ...]], source: str) -> Layout:
+def _apply_axes(axes: str, shapes: list[tuple[int, ...]], source: str) -> Layout:
+    """Apply the axes to the first shape with as many dimensions."""
     for shape in shapes:
         if len(axes.strip()) == len(shape):
             break
@@ -98,11 +101,10 @@ def _given(axes: str, shapes: list[tuple[int, ...]], source: str) -> Layout:
         raise AxesError(f"{source}: {error}") from None
 
 
-def _drop_idle(letters: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """Without unknown axes of length 1, when there is more than one unknown axis.
-
-    They say nothing.
-    """
+def _drop_unknown_axes(
+    letters: str, shape: tuple[int, ...]
+) -> tuple[str, tuple[int, ...]]:
+    """Remove unknown axes of length 1 if there are several unknown axes."""
     if sum(axis not in _KNOWN for axis in letters) < 2:
         return letters, shape
     dimensions = [

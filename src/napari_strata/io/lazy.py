@@ -1,6 +1,6 @@
-"""Arrays that stay in their file.
+"""Arrays that are read from a file region by region.
 
-Opened by path on first use, so that they pickle, and read region by region.
+The file is opened on first use, so that the arrays can be pickled.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from napari_strata.core.errors import ImageError, StrataError
 from napari_strata.core.image import Array, ArrayLike
 
 LAZY_BYTES = 64 * 2**20
-"""Images with more bytes of pixels than this are not read before they are asked for."""
+"""Images with more bytes of pixels than this are read lazily."""
 
 
 class Opener(Protocol):
-    """Picklable callable that opens a file, and returns its array and a closing
-    call.
+    """Picklable callable that opens a file.
+
+    It returns the array and a function that closes the file.
     """
 
     @property
@@ -31,9 +32,9 @@ class Opener(Protocol):
 
 
 class LazyArray:
-    """Base: numpy-like indexing by integers, slices of positive step and ``...``.
+    """Base class of arrays that are indexed by integers, slices and ``...``.
 
-    A subclass fetches slices.
+    Slices have positive steps. Subclasses implement `_fetch`.
     """
 
     def __init__(self, shape: Sequence[int], dtype: Any) -> None:
@@ -66,8 +67,9 @@ class LazyArray:
         ]
 
     def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
-        """The pixels of slices that are within the shape and not empty, in C order
-        (length-1 axes may be missing).
+        """Return the pixels of a region in C order; axes of length 1 may be missing.
+
+        The slices are within the shape and not empty.
         """
         raise NotImplementedError
 
@@ -78,14 +80,13 @@ class FileArray(LazyArray):
     Parameters
     ----------
     opener
-        opens the stored array; called once per process.
+        Function that opens the stored array; called once per process.
     stored
-        how much of the stored array counts: at most its shape (an alpha channel is cut
-        off so).
+        Shape of the stored array, or less, to leave out an alpha channel.
     shape
-        `stored` with axes of length 1 added.
+        `stored` with additional axes of length 1.
     dtype
-        dtype of the answers.
+        dtype of the pixels that are returned.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class FileArray(LazyArray):
         super().__init__(shape, dtype)
         self.opener = opener
         self.stored = tuple(stored)
-        self._kept = _matching(self.shape, self.stored)
+        self._stored_axes = _matching_axes(self.shape, self.stored)
         self._lock = threading.Lock()
         self._open: ArrayLike | None = None
 
@@ -107,11 +108,11 @@ class FileArray(LazyArray):
                 if self._open is None:
                     self._open, close = self.opener()
                     weakref.finalize(self, close)
-            return np.asarray(self._open[tuple(region[i] for i in self._kept)])
+            return np.asarray(self._open[tuple(region[i] for i in self._stored_axes)])
 
 
 class CastArray(LazyArray):
-    """A lazy array under another dtype."""
+    """Lazy array that is converted to another dtype."""
 
     def __init__(self, base: LazyArray, dtype: Any) -> None:
         super().__init__(base.shape, dtype)
@@ -122,7 +123,7 @@ class CastArray(LazyArray):
 
 
 class reading:  # noqa: N801 - a context manager, used like a function
-    """Turns whatever a decoder raises into an `ImageError` that names the file."""
+    """Context manager that turns errors of a decoder into an `ImageError`."""
 
     def __init__(self, path: Any) -> None:
         self.path = path
@@ -143,14 +144,14 @@ class reading:  # noqa: N801 - a context manager, used like a function
 
 
 def full_key(key: Any, ndim: int) -> tuple[Any, ...]:
-    """An index as one integer or slice per dimension, ``...`` filled in."""
+    """Return an index as one integer or slice per dimension, without ``...``."""
     parts = key if isinstance(key, tuple) else (key,)
     if any(part is Ellipsis for part in parts):
-        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        position = next(i for i, part in enumerate(parts) if part is Ellipsis)
         parts = (
-            *parts[:at],
+            *parts[:position],
             *[slice(None)] * (ndim - len(parts) + 1),
-            *parts[at + 1 :],
+            *parts[position + 1 :],
         )
     if len(parts) > ndim:
         raise IndexError(f"too many indices: {len(parts)} for {ndim} dimensions")
@@ -175,7 +176,7 @@ def _slice(part: Any, length: int) -> slice:
     return slice(start, max(start, stop), step)
 
 
-def _matching(shape: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
+def _matching_axes(shape: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
     """Return the dimensions of `shape` that `stored` has; the others have length 1."""
     dimensions: list[int] = []
     for i, n in enumerate(shape):

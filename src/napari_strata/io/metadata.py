@@ -1,6 +1,6 @@
-"""Pixel sizes, units and channel names as TIFF files state them.
+"""Pixel sizes, units and channel names of TIFF files.
 
-OME, ImageJ, tifffile's own, and plain tags.
+They come from OME-XML, ImageJ's or tifffile's metadata, or plain tags.
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ from napari_strata.io.units import PIXEL, unit_name
 Size = tuple[float, str]
 
 _SCREEN_DPI = {72, 96}
-"""Resolutions that programs write when they know none; 1 and 0 are such too."""
+"""Resolutions that programs write when they do not know any, besides 0 and 1."""
 
 _TAG_UNITS = {2: 25400.0, 3: 10000.0}
-"""ResolutionUnit -> micrometres: inch, centimetre."""
+"""Micrometres for each value of the tag ResolutionUnit: inch and centimetre."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pixel size and unit per axis letter (those that are known), channel names,
-    and our record in our own files.
+    """Metadata of a TIFF series.
+
+    Parameters
+    ----------
+    pixel
+        Pixel size and unit of each axis for which they are known.
+    channel_names
+        Names of the channels, or empty.
+    record
+        Record of files that this project wrote.
     """
 
     pixel: dict[str, Size] = field(default_factory=dict)
@@ -52,8 +60,15 @@ def of_series(tif: TiffFile, series: TiffPageSeries, index: int) -> Calibration:
 
 
 def from_ome(xml: str, index: int, *, count: int = 1, name: str = "") -> Calibration:
-    """Calibration of the image number `index` in OME-XML (by its `name`, where
-    images without pixels are left out).
+    """Read the metadata of an image in OME-XML.
+
+    Parameters
+    ----------
+    index, count
+        Number of the image, and the number of images in the file.
+    name
+        Name of the image. It is used if the XML has another number of images than the
+        file.
     """
     root = ElementTree.fromstring(xml)
     images = [e for e in root if _tag(e) == "Image"]
@@ -106,8 +121,9 @@ def from_imagej(
 def from_shaped(
     metadata: Mapping[str, Any], tags: tuple[float, float, int]
 ) -> Calibration:
-    """Calibration of tifffile's shaped files, whose writers use ImageJ's or OME's
-    words, and of our own.
+    """Read the metadata of tifffile's shaped files.
+
+    They have keys of ImageJ or OME, and the record if this project wrote them.
     """
     calibration = from_imagej(
         {k: v for k, v in metadata.items() if k != "Labels"}, tags
@@ -143,9 +159,11 @@ def _ome_record(root: ElementTree.Element) -> Record | None:
     return None
 
 
-def _names(found: Any) -> tuple[str, ...]:
-    names = list(found)
-    return tuple(n or f"channel {i}" for i, n in enumerate(names)) if any(names) else ()
+def _names(values: Any) -> tuple[str, ...]:
+    names = list(values)
+    if not any(names):
+        return ()
+    return tuple(name or f"channel {i}" for i, name in enumerate(names))
 
 
 def _tag(element: ElementTree.Element) -> str:
@@ -153,18 +171,23 @@ def _tag(element: ElementTree.Element) -> str:
 
 
 def _resolution(series: TiffPageSeries) -> tuple[float, float, int]:
-    """Pixels per unit along X and Y (0 when absent), and the ResolutionUnit tag (2
-    inch, 3 centimetre).
+    """Read the resolution tags of a series.
+
+    Returns
+    -------
+    tuple[float, float, int]
+        Pixels per unit along X and Y (0 if unknown), and the tag ResolutionUnit (2 for
+        inch, 3 for centimetre).
     """
     tags = series.keyframe.tags
-    per = [_ratio(tags.valueof(code)) for code in (282, 283)]
-    return per[0], per[1], int(tags.valueof(296, 2))
+    per_x, per_y = [_ratio(tags.valueof(code)) for code in (282, 283)]
+    return per_x, per_y, int(tags.valueof(296, 2))
 
 
 def _ratio(value: Any) -> float:
     try:
-        above, below = value
-        return float(above) / float(below)
+        numerator, denominator = value
+        return float(numerator) / float(denominator)
     except (TypeError, ValueError, ZeroDivisionError):
         return 0.0
 
@@ -174,9 +197,9 @@ def _per_unit(tags: tuple[float, float, int], unit: str) -> dict[str, Size]:
 
 
 def _from_tags(tags: tuple[float, float, int]) -> dict[str, Size]:
-    """Pixel size by the plain resolution tags, in micrometres.
+    """Return the pixel size from the resolution tags, in micrometres.
 
-    Nothing where they hold a program's default.
+    The result is empty if the tags have the default values of a program.
     """
     x, y, unit = tags
     if unit not in _TAG_UNITS or min(x, y) <= 0:

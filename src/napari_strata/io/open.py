@@ -1,4 +1,4 @@
-"""Reading of images and labels; description of files for `napari-strata info`."""
+"""Reading of images and labels, and description of files for `napari-strata info`."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from napari_strata.io.units import PIXEL
 def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> Image:
     """Read an image.
 
-    TIFF, PNG, JPEG, OME-Zarr, or a folder or pattern of single slices.
-
     Parameters
     ----------
     path
-        file, folder, or pattern such as ``"scan/*.tif"``.
+        TIFF, PNG or JPEG file, OME-Zarr folder, folder of single slices, or pattern
+        such as ``"scan/*.tif"``.
     axes
-        one letter of T, C, Z, Y, X per dimension, when the file does not say or says it
-        wrongly.
+        One letter of TCZYX for each dimension. They override those of the file and are
+        needed if the file has none.
     series
-        which image of a file that holds several.
+        Index of the image in a file with several.
 
     Returns
     -------
     Image
-        in the file's dtype; read at once up to 64 MB of pixels, memory-mapped or read
-        on demand above. `notes` say what had to be concluded.
+        The image in the file's dtype. Up to 64 MB of pixels are read at once; larger
+        images are memory-mapped or read on demand. `notes` has the conclusions about
+        missing metadata.
 
     Raises
     ------
     ImageError
-        when the file is missing, of no known format, truncated, empty, or its axes
-        cannot be known.
+        When the file is missing, truncated or empty, its format is unknown, or its axes
+        are unknown.
     """
     return find_reader(path).load(path, series=series, axes=axes)[0]
 
@@ -50,15 +50,14 @@ def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> I
 def read_images(
     path: PathLike, *, axes: str | None = None, lazy_above: int = LAZY_BYTES
 ) -> list[Image]:
-    """Read every series of a file, as `read_image` reads one.
+    """Read every series of a file; see `read_image`.
 
     Parameters
     ----------
     path, axes
-        As for `read_image`.
+        As in `read_image`.
     lazy_above
-        Images with more bytes of pixels stay in the file until they are asked for; 0
-        reads no pixels.
+        Images with more bytes of pixels are read on demand; with 0 no pixels are read.
 
     Raises
     ------
@@ -75,9 +74,9 @@ def read_images(
 def read_pyramid(
     path: PathLike, *, axes: str | None = None, series: int = 0
 ) -> list[Image]:
-    """Every resolution of a series, the full one first.
+    """Read every resolution of a series, the full resolution first.
 
-    One image where the file has no pyramid.
+    If the file has no pyramid, the result is one image.
     """
     reader = find_reader(path)
     if hasattr(reader, "pyramid"):
@@ -87,20 +86,18 @@ def read_pyramid(
 
 
 def read_labels(path: PathLike, *, axes: str | None = None) -> LabelImage:
-    """Read labels from anything `read_image` reads.
+    """Read labels, with their class map if the file has one.
 
-    The class map comes along when the file holds one.
-
-    Integers stay as they are, bool becomes uint8 0 and 1, palette PNGs give their
-    indices. A colour-coded mask comes back with its colours along C (axes YXC):
-    `ClassMap.from_rgb` gives them a meaning.
+    All files of `read_image` can be read, except JPEG. Integers are unchanged, bool
+    becomes uint8 0 and 1, and PNG files with a palette give their indices. A mask of
+    colours has its colours along C (axes YXC); `ClassMap.from_rgb` translates them.
 
     Raises
     ------
     LabelError
-        for floats (they are never cut to integers) and JPEG.
+        For floats, which are never rounded to integers, and for JPEG.
     ImageError
-        as `read_image`.
+        As `read_image`.
     """
     image, classes = find_reader(path).load(path, axes=axes, labels=True)
     if image.dtype.kind not in "uib":
@@ -124,31 +121,30 @@ def read_labels(path: PathLike, *, axes: str | None = None) -> LabelImage:
 
 
 def read_classes(path: PathLike) -> ClassMap | None:
-    """Read the class map inside a label file of ours; None for every other file.
+    """Read the class map of a label file that this project wrote, or return None.
 
-    Pixels are not read (of a PNG or JPEG, they are).
+    Pixels are read only from PNG and JPEG.
     """
     return find_reader(path).load(path, lazy_above=0, labels=True)[1]
 
 
 def describe(path: PathLike) -> list[str]:
-    """Lines for `napari-strata info`.
+    """Describe a file in lines of text, for `napari-strata info`.
 
-    Name, shape, axes, dtype, pixel size, channels, storage and classes of each series.
-
-    A series whose axes cannot be known is described by that message; pixels are not
+    The lines have name, shape, axes, dtype, pixel size, channels, storage and classes
+    of each series. If the axes of a series are unknown, a line says so. Pixels are not
     read.
 
     Raises
     ------
     ImageError
-        when the file is missing, of no known format, or damaged.
+        When the file is missing or damaged, or its format is unknown.
     """
     reader = find_reader(path)
-    number = reader.count(path)
-    lines = [f"{path}: {number} series" if number > 1 else f"{path}"]
-    for index in range(number):
-        if number > 1:
+    count = reader.count(path)
+    lines = [f"{path}: {count} series" if count > 1 else f"{path}"]
+    for index in range(count):
+        if count > 1:
             lines.append(f"series {index}")
         lines += [f"  {line}" for line in _series_lines(reader, path, index)]
     return lines
@@ -174,7 +170,7 @@ def _series_lines(reader: Reader, path: PathLike, index: int) -> list[str]:
     ]
     if image.channel_names:
         lines.append(f"channels    {', '.join(image.channel_names)}")
-    lines += [storage, f"read        {_way(image)}"]
+    lines += [storage, f"read        {_access(image)}"]
     return (
         lines + [f"note        {note}" for note in image.notes] + _class_lines(classes)
     )
@@ -190,7 +186,8 @@ def _class_lines(classes: ClassMap | None) -> list[str]:
     return lines + [f"unlabelled  {value}" for value in classes.unlabelled]
 
 
-def _way(image: Image) -> str:
+def _access(image: Image) -> str:
+    """Describe how the pixels of an image are read."""
     mapped = isinstance(image.data, np.memmap)
     if image.dtype.itemsize * math.prod(image.shape) <= LAZY_BYTES or not (
         mapped or isinstance(image.data, LazyArray)
@@ -200,6 +197,7 @@ def _way(image: Image) -> str:
 
 
 def _cast(data: ArrayLike, dtype: Any) -> ArrayLike:
+    """Convert an array to another dtype, lazily if the array is lazy."""
     return (
         CastArray(data, dtype)
         if isinstance(data, LazyArray)

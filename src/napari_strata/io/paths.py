@@ -1,4 +1,4 @@
-"""Checks of paths, and outputs that appear under their name only when complete."""
+"""Checks of paths, and outputs that get their name only when they are complete."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PathLike = str | os.PathLike[str]
 
 
 def existing(path: PathLike) -> Path:
-    """`path` with ``~`` expanded.
+    """Return `path` with ``~`` expanded, after checking that it exists.
 
     Raises
     ------
     ImageError
-        when there is nothing; the message names the nearest file of that folder.
+        When it does not exist. The message has the nearest name in its folder.
     """
     target = Path(path).expanduser()
     if target.exists():
@@ -42,18 +42,18 @@ def existing(path: PathLike) -> Path:
     hint = (
         f"did you mean {close[0]!r}?"
         if close
-        else f"check the name against what {str(parent)!r} holds."
+        else f"check the name against the content of {str(parent)!r}."
     )
     raise ImageError(f"{target}: no such file; {hint}")
 
 
 def stem(path: Path) -> str:
-    """File name less its suffix; ``.ome.tif`` and ``.ome.zarr`` count as one suffix."""
+    """Return a file name without suffix; ``.ome.tif`` counts as one suffix."""
     return re.sub(r"(\.ome)?\.[^.]+$", "", path.name) or path.name
 
 
 def natural(path: Path) -> list[tuple[int, int | str]]:
-    """Sort key that puts slice2 before slice10."""
+    """Return a sort key with which slice2 comes before slice10."""
     return [
         (0, int(part)) if part.isdigit() else (1, part)
         for part in re.findall(r"\d+|\D+", path.name.lower())
@@ -67,14 +67,15 @@ def is_zarr(path: Path) -> bool:
 
 @contextmanager
 def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary path (file or folder) that becomes `path` when the block ends
-    without an error, and goes when not.
+    """Provide a temporary path, which is renamed to `path` at the end of the block.
+
+    If the block raises an error, the temporary file or folder is removed.
 
     Raises
     ------
     RunError
-        when `path` exists and `overwrite` is false, when an existing folder there is
-        not a zarr store, when the disk is full, or when the folder cannot be written.
+        When `path` exists and `overwrite` is False, `path` is a folder but not a zarr
+        store, the disk is full, or the folder cannot be written to.
     """
     target = Path(path).expanduser()
     _check_free(target, overwrite=overwrite)
@@ -85,7 +86,7 @@ def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if target.is_dir():  # a folder that is not empty cannot be replaced in one step
+        if target.is_dir():  # a folder that is not empty cannot be replaced
             os.replace(target, old)
         os.replace(temporary, target)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""PNG and JPEG: single pictures.
+"""PNG and JPEG files, which contain a single plane.
 
-Palette PNGs are indices when they are labels and colours when they are images.
+A PNG file with a palette is read as indices for labels and as colours for images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ALPHA = {
 
 
 def count(path: PathLike) -> int:
-    """Always one: these formats hold one picture."""
+    """Return 1: these formats have a single image."""
     existing(path)
     return 1
 
@@ -47,28 +47,28 @@ def load(
     lazy_above: int = LAZY_BYTES,
     labels: bool = False,
 ) -> Loaded:
-    """A PNG or JPEG as an image with axes YX or YXC, always read whole.
+    """Read a PNG or JPEG file as an image with axes YX or YXC.
 
     Parameters
     ----------
     path
-        the file.
+        The file.
     series
-        0; these formats hold one picture.
+        0, because these formats have a single image.
     axes
-        the user's axes.
+        Axes from the user.
     lazy_above
-        no difference here.
+        Not used; the pixels are always read.
     labels
-        palette indices instead of colours; a JPEG is then refused, since its values are
-        not those that were painted.
+        Read palette indices instead of colours. JPEG is then refused, because its
+        compression changes values.
 
     Raises
     ------
     ImageError
-        when the file is missing, not a PNG or JPEG, or truncated.
+        When the file is missing or truncated, or is not PNG or JPEG.
     LabelError
-        for a JPEG of labels.
+        When labels are in a JPEG file.
     """
     file_path = existing(path)
     if series:
@@ -92,7 +92,7 @@ def load(
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
-    """Describe the storage of a picture: ``PNG, mode L``."""
+    """Describe the storage, for example ``PNG, mode L``."""
     with _opened(existing(path)) as picture:
         return f"{picture.format}, mode {picture.mode}"
 
@@ -100,23 +100,29 @@ def storage(path: PathLike, *, series: int = 0) -> str:
 def header(
     path: PathLike, *, labels: bool = False
 ) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
-    """Axes, shape and dtype, without decoding the pixels."""
+    """Read axes, shape and dtype without decoding the pixels."""
     with _opened(existing(path), labels=labels) as picture:
         mode = _mode(picture, labels=labels)
-        deep = _bits(Path(path)) == 16 if picture.format == "PNG" else False
-        dtype = np.dtype(bool if mode == "1" else np.uint16 if deep else np.uint8)
+        dtype: np.dtype[Any]
+        if mode == "1":
+            dtype = np.dtype(bool)
+        elif picture.format == "PNG" and _bits(Path(path)) == 16:
+            dtype = np.dtype(np.uint16)
+        else:
+            dtype = np.dtype(np.uint8)
         plane = (picture.height, picture.width)
         return ("YXC", (*plane, 3), dtype) if mode == "RGB" else ("YX", plane, dtype)
 
 
 def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
-    """Write one plane of labels as a grey PNG of 8 or 16 bits, its record in a text
-    chunk.
+    """Write a plane of labels as a grey PNG with 8 or 16 bits.
+
+    The record is stored in a text chunk.
 
     Raises
     ------
     LabelError
-        for more than one plane, or values above 65535.
+        For more than one plane, or values above 65535.
     """
     all_planes = list(planes(image))
     if len(all_planes) != 1 or dtype not in (np.uint8, np.uint16):
@@ -132,8 +138,7 @@ def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> 
 
 @contextmanager
 def _opened(path: Path, *, labels: bool = False) -> Iterator[PIL.Image.Image]:
-    # Pillow refuses large pictures as an attack on web servers; these are the user's
-    # own.
+    # Pillow refuses large images to protect web servers; here they are the user's.
     limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
     try:
         try:
@@ -163,9 +168,8 @@ def _pixels(
     )
     if picture.mode == "P" and not labels:
         notes = (*notes, "palette colours are taken as RGB")
-    if (
-        mode == "RGB" and picture.format == "PNG" and _bits(path) == 16
-    ):  # Pillow would cut them to 8 bits
+    if mode == "RGB" and picture.format == "PNG" and _bits(path) == 16:
+        # Pillow would reduce them to 8 bits.
         import imagecodecs
 
         return np.asarray(imagecodecs.png_decode(path.read_bytes()))[..., :3], notes
@@ -174,7 +178,7 @@ def _pixels(
 
 
 def _mode(picture: PIL.Image.Image, *, labels: bool) -> str:
-    """The Pillow mode that the pixels are read in."""
+    """Return the Pillow mode in which the pixels are read."""
     if picture.mode == "P" and not labels:
         return "RGB"
     if picture.mode in ("CMYK", "YCbCr"):
@@ -187,6 +191,6 @@ def _has_alpha(picture: PIL.Image.Image) -> bool:
 
 
 def _bits(path: Path) -> int:
-    """Bits per sample, from the header of a PNG."""
+    """Return the bits per sample from the header of a PNG file."""
     with path.open("rb") as file:
         return file.read(25)[24]

@@ -1,10 +1,8 @@
-"""The record that our own files carry.
+"""Record in the files that this project writes, to read them without loss.
 
-What is needed to read an image back exactly as it was written.
-
-It is JSON in plain ASCII, kept where each format has room for it: in an OME annotation,
-in tifffile's shaped metadata, in a PNG text chunk, in zarr attributes. Other programs
-see the standard metadata beside it.
+It is JSON in plain ASCII, stored where each format allows it: in an OME annotation, in
+tifffile's shaped metadata, in a PNG text chunk, in zarr attributes. The files also have
+the standard metadata for other programs.
 """
 
 from __future__ import annotations
@@ -23,16 +21,14 @@ KEY = "napari_strata"
 """Key of the record in every format."""
 
 NAMESPACE = "napari-strata/record/1"
-"""Namespace of the OME annotation that holds it."""
+"""Namespace of the OME annotation with the record."""
 
 Loaded: TypeAlias = tuple[Image, ClassMap | None]
-"""What a format reads: the image, and the class map that the file holds."""
+"""Image of a file, and its class map if it has one."""
 
 
 class Record(BaseModel):
-    """Geometry, names and class map of an image in canonical axis order (T, C, Z,
-    Y, X).
-    """
+    """Geometry, names and class map of an image, in the axis order TCZYX."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,7 +42,7 @@ class Record(BaseModel):
 
     @classmethod
     def of(cls, image: Image) -> Record:
-        """The record of an image as it will lie in a file: in canonical order."""
+        """Return the record of an image, in the axis order of files."""
         axes = canonical(image.axes)
         order = [image.axes.index(a) for a in axes]
         return cls(
@@ -60,14 +56,12 @@ class Record(BaseModel):
         )
 
     def text(self) -> str:
-        """The record as one line of ASCII; `read` takes it back."""
+        """Format the record as one line of ASCII, for `read`."""
         return json.dumps(self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, text: object) -> Record | None:
-        """The record in `text`, or None when it is not one (an edited or a foreign
-        file).
-        """
+        """Parse a record; None if `text` is not a valid record."""
         try:
             return cls.model_validate(json.loads(str(text)))
         except (ValueError, TypeError, LabelError):
@@ -78,7 +72,7 @@ class Record(BaseModel):
         return [n for n in shape if n != 1] == [n for n in self.shape if n != 1]
 
     def image(self, data: ArrayLike, *, source: str) -> Image:
-        """The image recorded, around `data` of the recorded shape."""
+        """Return the image with the recorded metadata and `data` of that shape."""
         return Image(
             data,
             self.axes,

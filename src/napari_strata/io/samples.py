@@ -1,12 +1,11 @@
-"""Generated stacks with exact truth, for the demo, the tests and first steps. numpy
-and scipy only.
+"""Synthetic stacks with exact labels, for the demo, tests and first steps.
 
-Both are made the way such pictures come about: materials are laid out in space first
-(that is the truth), then given grey values, then seen through an instrument that blurs,
-shades and adds noise. Grey values of the classes overlap, so a threshold does not solve
-them: on seed 0 at the default shapes the best thresholds in grey value reach a mean IoU
-of .69 (sandstone; clay alone .36) and .61 (cells). Boosted trees on multiscale
-features, trained on seed 0, reach .79 and .87 on seed 1.
+Both imitate how such images are formed: materials are placed in space (these are the
+labels), get grey values, and are seen through an instrument that blurs, shades and adds
+noise. The grey values of the classes overlap, so that a threshold is not enough: for
+seed 0 and the default shapes the best thresholds reach a mean IoU of .69 (sandstone;
+clay .36) and .61 (cells). Boosted trees on multiscale features, trained on seed 0,
+reach .79 and .87 on seed 1.
 """
 
 from __future__ import annotations
@@ -46,43 +45,47 @@ DEMO_OVERRIDES: Mapping[str, Any] = MappingProxyType(
         "patches.per_epoch": 256,
     }
 )
-"""What the demos train on the sandstone.
+"""Overrides of `DEMO_RECIPE` in the demos on the sandstone.
 
-A smaller network than the recipe's, so that two cores finish within the four minutes
-that the README promises.
+The network is smaller than the recipe's, so that two cores finish within the four
+minutes that the README promises.
 """
 
 
 def sandstone(shape: Shape = (8, 192, 192), *, seed: int = 0) -> AnnotatedImage:
-    """Micro-CT of a sandstone.
+    """Create a micro-CT image of a sandstone.
 
-    Quartz grains, pores between them, clay in the throats, bright heavy minerals.
+    It has quartz grains, pores between them, clay in the throats, and bright heavy
+    minerals.
 
     Parameters
     ----------
     shape
-        planes, rows, columns. The rock is continuous along Z; slices are not
-        independent pictures.
+        Planes, rows and columns. The rock is continuous along Z; slices are not
+        independent.
     seed
-        start of the random numbers; the same seed gives the same stack, another one
-        another piece of the same rock, with the same grey values.
+        Seed of the random numbers. The same seed gives the same stack; another seed
+        gives another piece of the same rock with the same grey values.
 
     Returns
     -------
     AnnotatedImage
-        image uint16, axes ZYX, 2.1 micrometer voxels; labels uint8 of the same shape: 1
-        pore, 2 clay, 3 quartz, 4 heavy mineral (`SANDSTONE`), every voxel labelled.
+        The image is uint16 with axes ZYX and voxels of 2.1 micrometer. The labels are
+        uint8 with the same shape: 1 pore, 2 clay, 3 quartz, 4 heavy mineral
+        (`SANDSTONE`). Every voxel is labelled.
 
     Raises
     ------
     ImageError
-        when `shape` is not three positive numbers.
+        When `shape` is not three positive numbers.
 
-    Notes ----- Grains are cells of a warped Voronoi diagram; a voxel is pore space
-    where it is far from its grain's centre or close to the next grain. Clay fills part
-    of that space and is microporous, so its grey values run from pore to quartz and
-    only its texture tells it from a blurred grain edge. Then come partial volume,
-    noise, cupping and rings.
+    Notes
+    -----
+    Grains are cells of a warped Voronoi diagram. A voxel is pore space if it is far
+    from the centre of its grain or close to the next grain. Clay fills part of that
+    space. It is microporous, so its grey values range from pore to quartz, and only its
+    texture distinguishes it from a blurred grain edge. Partial volume, noise, cupping
+    and rings are added.
     """
     _check(shape)
     rng = np.random.default_rng(seed)
@@ -102,35 +105,37 @@ def sandstone(shape: Shape = (8, 192, 192), *, seed: int = 0) -> AnnotatedImage:
 
 
 def cells(shape: Shape = (6, 192, 192), *, seed: int = 0) -> AnnotatedImage:
-    """Widefield fluorescence of a layer of cells.
+    """Create a widefield fluorescence image of a layer of cells.
 
-    Nuclei in cytoplasm over a dark background.
+    It has nuclei in cytoplasm over a dark background.
 
     Parameters
     ----------
     shape
-        planes, rows, columns; the first plane is at the coverslip, the last above the
-        cells.
+        Planes, rows and columns. The first plane is at the coverslip, the last above
+        the cells.
     seed
-        start of the random numbers; another seed gives another field of view, with its
-        own exposure.
+        Seed of the random numbers. Another seed gives another field of view with
+        another exposure.
 
     Returns
     -------
     AnnotatedImage
-        image uint16, axes ZYX, voxels of 1 x 0.4 x 0.4 micrometer; labels uint8 of the
-        same shape: 0 background, 1 cytoplasm, 2 nucleus (`CELLS`), every voxel
-        labelled.
+        The image is uint16 with axes ZYX and voxels of 1 x 0.4 x 0.4 micrometer. The
+        labels are uint8 with the same shape: 0 background, 1 cytoplasm, 2 nucleus
+        (`CELLS`). Every voxel is labelled.
 
     Raises
     ------
     ImageError
-        when `shape` is not three positive numbers.
+        When `shape` is not three positive numbers.
 
-    Notes ----- Cells take up the stain unequally, the lamp lights the field unevenly,
-    the dye bleaches from plane to plane, planes out of focus add haze, photons arrive
-    as a Poisson process. Grey values are relative: the same number means another thing
-    in another plane or corner.
+    Notes
+    -----
+    The stain differs between cells, the illumination is uneven, the dye bleaches from
+    plane to plane, planes out of focus add haze, and photons are counted with Poisson
+    noise. Grey values are relative: the same value has another meaning in another plane
+    or corner.
     """
     _check(shape)
     rng = np.random.default_rng(seed)
@@ -153,52 +158,53 @@ def cells(shape: Shape = (6, 192, 192), *, seed: int = 0) -> AnnotatedImage:
 
 
 def _rock(rng: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
-    """Label values and the number of each voxel's grain."""
-    near, grain = _nearest(
+    """Return label values and the number of the grain of each voxel."""
+    distances, grain = _nearest(
         _warped(rng, shape, length=18, by=3.5), _scattered(rng, shape, spacing=38)
     )
-    gap = near[..., 1] - near[..., 0]
-    # Far from both grains' centres lie the pores; where grains touch, throats that the
-    # noise closes here and there. The gap is rounded off near 0, or throats thinner
-    # than a voxel would be true and yet invisible.
-    opened = (
-        0.6 * (near[..., 0] - 24)
+    gap = distances[..., 1] - distances[..., 0]
+    # Pores are far from the centres of both grains. Where grains touch there are
+    # throats, some of which the noise closes. The gap is rounded off near 0, because
+    # throats thinner than a voxel would be labelled but invisible.
+    pore_space = (
+        0.6 * (distances[..., 0] - 24)
         - 0.5 * np.sqrt(gap**2 + 9)
         + 1.9
         + 1.5 * _noise(rng, shape, 22)
     )
-    opened = ndimage.gaussian_filter(opened, 1)
+    pore_space = ndimage.gaussian_filter(pore_space, 1)
     clay = (
         ndimage.gaussian_filter(_noise(rng, shape, 26) + 0.4 * _noise(rng, shape, 8), 1)
         > 0.3
     )
     labels = np.full(shape, 3, np.uint8)
-    labels[opened > 0] = 1
-    labels[clay & (opened > -1.2)] = 2
+    labels[pore_space > 0] = 1
+    labels[clay & (pore_space > -1.2)] = 2
     labels[_flecks(rng, shape)] = 4
     return labels, grain
 
 
 def _flecks(rng: np.random.Generator, shape: Shape) -> Array:
     """Place heavy minerals: small irregular bodies, a few in every plane."""
-    near, _ = _nearest(
+    distances, _ = _nearest(
         _warped(rng, shape, length=6, by=1.2), _scattered(rng, shape, spacing=28)
     )
     size: Array = 4.0 + 1.6 * _noise(rng, shape, 30)
-    return near[..., 0] < size
+    return distances[..., 0] < size
 
 
 def _layer(rng: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
-    """Label values and the number of each voxel's cell."""
+    """Return label values and the number of the cell of each voxel."""
     points = _warped(rng, shape, length=20, by=2.8)[..., 1:]
     centers = _scattered(rng, shape[1:], spacing=36, jitter=0.36)
     centers = centers[rng.random(len(centers)) < 0.75]
-    near, cell = _nearest(points, centers)
+    distances, cell = _nearest(points, centers)
     height = (np.arange(shape[0], dtype=np.float32) / max(shape[0] - 1, 1))[
         :, None, None
     ]
     reach = rng.uniform(16, 26, len(centers))[cell] * np.sqrt(1.05 - 0.6 * height)
-    body = (near[..., 0] < reach) & (near[..., 1] - near[..., 0] > 2.5)
+    gap = distances[..., 1] - distances[..., 0]
+    body = (distances[..., 0] < reach) & (gap > 2.5)
     nucleus = body & _nuclei(rng, points - centers[cell], cell, height)
     return body.astype(np.uint8) + nucleus, cell
 
@@ -206,9 +212,14 @@ def _layer(rng: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
 def _nuclei(
     rng: np.random.Generator, offset: Array, cell: Array, height: Array
 ) -> Array:
-    """Which voxels lie in the ellipsoid of their cell's nucleus.
+    """Return a mask of the voxels in the ellipsoid of their cell's nucleus.
 
-    `offset` is the way from the cell's centre in Y, X.
+    Parameters
+    ----------
+    offset
+        Distance of each voxel from the centre of its cell along Y and X.
+    height
+        Position along Z, from 0 to 1.
     """
     count = cell.max() + 1
     offset = offset - rng.normal(0, 2.0, (count, 2))[cell]
@@ -228,8 +239,14 @@ def _scattered(
     spacing: float,
     jitter: float = 0.4,
 ) -> Array:
-    """Points (points x dimensions, in pixels), one in each cube of side `spacing`
-    in and around the volume.
+    """Return random points, one in each cube of side `spacing`.
+
+    The cubes cover the volume and its surroundings.
+
+    Returns
+    -------
+    Array
+        Coordinates in pixels, (points, dimensions).
     """
     cubes = np.indices([int(np.ceil(n / spacing)) + 4 for n in shape])
     corners = cubes.reshape(len(shape), -1).T - 2
@@ -240,8 +257,9 @@ def _scattered(
 
 
 def _nearest(points: Array, centers: Array) -> tuple[Array, Array]:
-    """Distance to the two nearest centres (points x 2), and the number of the
-    nearest one.
+    """Return the distances (points, 2) to the two nearest centres, and the nearest.
+
+    The nearest centre is given by its number.
     """
     distance, index = cKDTree(centers).query(points, k=2, workers=-1)
     return distance.astype(np.float32), index[..., 0]
@@ -250,9 +268,7 @@ def _nearest(points: Array, centers: Array) -> tuple[Array, Array]:
 def _warped(
     rng: np.random.Generator, shape: Shape, *, length: float, by: float
 ) -> Array:
-    """Voxel coordinates (Z, Y, X, 3), pushed about smoothly so that what is laid
-    out in them is irregular.
-    """
+    """Return smoothly distorted coordinates (Z, Y, X, 3) of the voxels."""
     return np.stack(
         [
             axis + by * _noise(rng, shape, length)
@@ -263,24 +279,28 @@ def _warped(
 
 
 def _noise(rng: np.random.Generator, shape: Shape, length: float) -> Array:
-    """Smooth random field of mean 0 and standard deviation 1 everywhere, that
-    changes over `length` pixels.
+    """Return a smooth random field that changes over `length` pixels.
+
+    It has mean 0 and standard deviation 1 at every voxel.
     """
     splines = [_spline(rng, n, length) for n in shape]
     field = rng.standard_normal([s.shape[1] for s in splines], np.float32)
-    for spline in splines:  # each turn takes the first axis and puts its finer one last
+    for spline in splines:  # each step replaces the first axis by a finer last axis
         field = np.tensordot(field, spline, axes=(0, 1))
     return field
 
 
 def _spline(rng: np.random.Generator, count: int, length: float) -> Array:
-    """Weights (count, random numbers) that turn independent random numbers into a
-    cubic B-spline of unit variance.
+    """Return weights (count, knots) of a cubic B-spline with unit variance.
+
+    The coefficients of the spline are independent random numbers.
     """
     position = rng.random() + np.arange(count) / length
     knots = np.arange(int(position[-1]) + 4)
-    away = np.abs(position[:, None] + 1 - knots)
-    weights = np.clip(2 - away, 0, None) ** 3 - 4 * np.clip(1 - away, 0, None) ** 3
+    distance = np.abs(position[:, None] + 1 - knots)
+    weights = (
+        np.clip(2 - distance, 0, None) ** 3 - 4 * np.clip(1 - distance, 0, None) ** 3
+    )
     out: Array = (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(
         np.float32
     )
@@ -288,8 +308,9 @@ def _spline(rng: np.random.Generator, count: int, length: float) -> Array:
 
 
 def _rings(rng: np.random.Generator, shape: Shape) -> Array:
-    """Ring artefacts around the rotation axis, other ones in each detector row, and
-    cupping; in grey levels.
+    """Return ring artefacts and cupping in grey levels.
+
+    The rings are around the rotation axis and differ between detector rows.
     """
     rows, columns = np.indices(shape[1:], np.float32)
     radius = np.hypot(rows - 0.46 * shape[1], columns - 0.53 * shape[2])
@@ -309,7 +330,7 @@ def _rings(rng: np.random.Generator, shape: Shape) -> Array:
 
 
 def _lamp(rng: np.random.Generator, shape: Shape) -> Array:
-    """Compute the light of each voxel: uneven in the field, fading along Z."""
+    """Return the illumination of each voxel, uneven in XY and fading along Z."""
     rows, columns = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape[1:])
     y, x = rng.uniform(-0.4, 0.4, 2)
     field = np.exp(-((rows[:, None] - y) ** 2 + (columns - x) ** 2) / 1.6)

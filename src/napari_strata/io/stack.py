@@ -1,4 +1,4 @@
-"""A folder, or a glob, of single-slice files as one stack along Z."""
+"""Stacks along Z from a folder or a pattern of single-slice files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from napari_strata.io.paths import (
 )
 from napari_strata.io.record import Loaded
 
-_SHOWN = 5
+_LISTED_NAMES = 5
+"""Number of names in a message."""
 
 
 class StackArray(LazyArray):
-    """Files of one shape as one array, the files along the first axis.
+    """Array of several files with the same shape, with the files along the first axis.
 
-    The plane read last is kept.
+    The last plane is cached.
     """
 
     def __init__(
@@ -72,26 +73,25 @@ class StackArray(LazyArray):
 
 
 def slices(path: PathLike) -> list[Path]:
-    """The image files of a folder, or those that a pattern such as ``scan/*.tif``
-    names, slice2 before slice10.
+    """Return the image files of a folder or a pattern, slice2 before slice10.
 
     Raises
     ------
     ImageError
-        when there are none, or they are of two kinds.
+        When there are no files, or files of different formats.
     """
     if has_magic(str(path)) and not Path(path).exists():
         entries = [Path(p) for p in glob(str(Path(path).expanduser()))]
-        where = f"nothing matches {str(path)!r}"
+        problem = f"nothing matches {str(path)!r}"
     else:
         folder = existing(path)
         entries = list(folder.iterdir())
         inside = sorted(
             p.name for p in entries if p.is_dir() and not p.name.startswith(".")
         )
-        where = (
+        problem = (
             f"{folder}: no images in this"
-            f" folder{f' but the folders {inside[:_SHOWN]}' if inside else ''}"
+            f" folder{f' but the folders {inside[:_LISTED_NAMES]}' if inside else ''}"
         )
     files = [
         p
@@ -100,21 +100,21 @@ def slices(path: PathLike) -> list[Path]:
         and not p.name.startswith(".")
     ]
     if not files:
-        raise ImageError(f"{where}; TIFF, PNG and JPEG files can be read.")
+        raise ImageError(f"{problem}; TIFF, PNG and JPEG files can be read.")
     kinds = {
         "TIFF" if p.suffix.lower() in TIFF_SUFFIXES else p.suffix.lower() for p in files
     }
     if len(kinds) > 1:
         kinds_text = ", ".join(sorted(kinds))
         raise ImageError(
-            f"{path}: found files of several kinds ({kinds_text}); name those meant by"
-            " a pattern like '*.png'."
+            f"{path}: found files of several formats ({kinds_text}); select some by a"
+            " pattern such as '*.png'."
         )
     return sorted(files, key=natural)
 
 
 def count(path: PathLike) -> int:
-    """Always one: the stack."""
+    """Return 1: all files are one stack."""
     slices(path)
     return 1
 
@@ -127,27 +127,26 @@ def load(
     lazy_above: int = LAZY_BYTES,
     labels: bool = False,
 ) -> Loaded:
-    """A folder or pattern of single-slice files as one image, axes ZYX (ZYXC for
-    colour).
+    """Read single-slice files as one image with axes ZYX (ZYXC for colour).
 
     Parameters
     ----------
     path
-        folder, or pattern with ``*`` or ``?``.
+        Folder, or pattern with ``*`` or ``?``.
     series
-        0.
+        0, because there is a single image.
     axes
-        the user's axes of the stack, the files along the first.
+        Axes of the stack from the user, with the files along the first.
     lazy_above
-        stacks of more bytes than this are read slice by slice, on demand.
+        Stacks with more bytes of pixels are read slice by slice on demand.
     labels
-        the files hold labels: palette indices are values, JPEG is refused.
+        The files contain labels: palette indices are values, and JPEG is refused.
 
     Raises
     ------
     ImageError
-        when there are no files, or one of them differs in shape or dtype or is not a
-        single slice: all are named.
+        When there are no files, or files that differ in shape or dtype or have more
+        than one slice. The message names the files.
     """
     paths = slices(path)
     if series:
@@ -160,7 +159,7 @@ def load(
     letters, plane, dtype = headers[0]
     stack = StackArray([str(p) for p in paths], plane, dtype, labels=labels)
     data: ArrayLike = np.asarray(stack) if stack.nbytes <= lazy_above else stack
-    named = "Z" + letters
+    stack_axes = "Z" + letters
     sizes = dict(
         zip(first.axes, zip(first.scale, first.units, strict=True), strict=True)
     )
@@ -170,9 +169,9 @@ def load(
     )
     image = Image(
         data,
-        axes or named,
-        scale=tuple(sizes[a][0] if a in sizes else 1.0 for a in named),
-        units=tuple(sizes[a][1] if a in sizes else "pixel" for a in named),
+        axes or stack_axes,
+        scale=tuple(sizes[a][0] if a in sizes else 1.0 for a in stack_axes),
+        units=tuple(sizes[a][1] if a in sizes else "pixel" for a in stack_axes),
         name=(
             paths[0].parent if has_magic(str(path)) else existing(path).resolve()
         ).name,
@@ -184,10 +183,7 @@ def load(
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
-    """Describe the storage: ``120 files.
-
-    TIFF, plain pages, not compressed, strips``.
-    """
+    """Describe the storage, for example ``120 files: TIFF, plain pages, strips``."""
     paths = slices(path)
     return f"{len(paths)} files: {_reader(paths[0]).storage(paths[0])}"
 
@@ -197,7 +193,7 @@ def _reader(path: Path) -> Any:
 
 
 def _header(path: Path, *, labels: bool) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
-    """Axes, shape and dtype of one slice, axes T and Z of length 1 left out."""
+    """Read axes, shape and dtype of a slice, without axes T and Z of length 1."""
     if _reader(path) is raster:
         return raster.header(path, labels=labels)
     image, _ = tiff.load(path, lazy_above=0)
@@ -222,17 +218,22 @@ def _check_alike(
             f"{paths[0]}: found shape {plane} ({letters}); a folder is read as a stack"
             " of single slices: give the path of a file to read that file."
         )
-    odd = [
+    different = [
         f"{p.name} {h[1]} {h[2]}"
         for p, h in zip(paths, headers, strict=True)
         if h != headers[0]
     ]
-    if odd:
-        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+    if different:
+        more = (
+            f" and {len(different) - _LISTED_NAMES} more"
+            if len(different) > _LISTED_NAMES
+            else ""
+        )
         raise ImageError(
             f"{paths[0].parent}: {paths[0].name} has shape {plane} {dtype}, but"
-            f" {', '.join(odd[:_SHOWN])}{more}: the slices of a stack must be alike;"
-            " move the others away, or name those meant with a pattern."
+            f" {', '.join(different[:_LISTED_NAMES])}{more}: the slices of a"
+            " stack must have the same shape and dtype; move the others away, or select"
+            " files by a pattern."
         )
 
 

@@ -1,10 +1,9 @@
-"""Reading TIFF: ImageJ hyperstacks, OME, tifffile's shaped files, plain pages.
+"""Reading of TIFF: ImageJ hyperstacks, OME, tifffile's shaped files, plain pages.
 
-Whole, memory-mapped or in chunks.
-
-Everything goes through tifffile's series (a page index can fail on files that tifffile
-itself wrote). An image larger than `LAZY_BYTES` is memory-mapped where its pixels lie
-in one piece, not compressed, and read in chunks where not.
+All files are read through tifffile's series, because access by page index can fail for
+files that tifffile wrote. An image larger than `LAZY_BYTES` is memory-mapped if its
+pixels are contiguous and not compressed. Otherwise its strips or tiles are read on
+demand.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from napari_strata.io.tiff_write import write as write
 from napari_strata.io.units import PIXEL
 
 _ALPHA = (1, 2)
-"""ExtraSamples: associated and unassociated alpha.
+"""Values of the tag ExtraSamples for associated and unassociated alpha.
 
-Anything else (infrared, ...) is a channel and stays.
+Other extra samples, such as infrared, are channels.
 """
 
 
@@ -49,33 +48,32 @@ def load(
     lazy_above: int = LAZY_BYTES,
     labels: bool = False,
 ) -> Loaded:
-    """One series of a TIFF file.
+    """Read a series of a TIFF file.
 
     Parameters
     ----------
     path
-        the file.
+        The file.
     series
-        which of its images; of a pyramid, the full resolution (`pyramid` reads the
-        others).
+        Index of the series. The full resolution of a pyramid is read; see `pyramid`.
     axes
-        the user's axes, one letter per dimension; they win over the file's.
+        Axes from the user, one letter for each dimension. They override those of the
+        file.
     lazy_above
-        images of more bytes than this are not read at once.
+        Images with more bytes of pixels are read on demand.
     labels
-        no difference here: palette indices and values are kept as they are in both
-        cases.
+        Not used: values and palette indices are always kept.
 
     Returns
     -------
     tuple[Image, ClassMap | None]
-        the image in the file's dtype (native byte order), and the class map of one of
-        our own label files.
+        The image in the file's dtype with native byte order, and the class map if this
+        project wrote the file.
 
     Raises
     ------
     ImageError
-        when the file is missing, not a TIFF, truncated, or its axes cannot be known.
+        When the file is missing, truncated or not TIFF, or its axes are unknown.
     """
     file_path = existing(path)
     with opened(file_path) as tif:
@@ -89,9 +87,9 @@ def pyramid(
     axes: str | None = None,
     lazy_above: int = LAZY_BYTES,
 ) -> list[Image]:
-    """Every resolution of a series, the full one first.
+    """Read every resolution of a series, the full resolution first.
 
-    Pixel sizes grow as the levels shrink.
+    Each level has its own pixel size.
     """
     file_path = existing(path)
     with opened(file_path) as tif:
@@ -103,7 +101,7 @@ def pyramid(
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
-    """Describe the storage: ``OME, zlib, tiles 256 x 256, 3 resolutions``."""
+    """Describe the storage, for example ``TIFF, OME, zlib, tiles 256 x 256``."""
     file_path = existing(path)
     with opened(file_path) as tif:
         picked = pick(tif, file_path, series)
@@ -115,12 +113,13 @@ def storage(path: PathLike, *, series: int = 0) -> str:
         kind = names.get(picked.kind, "plain pages") + (
             ", BigTIFF" if tif.is_bigtiff else ""
         )
-        packed = {"NONE": "not compressed", "ADOBE_DEFLATE": "zlib"}.get(
+        compression = {"NONE": "not compressed", "ADOBE_DEFLATE": "zlib"}.get(
             page.compression.name, page.compression.name
         )
         levels = f", {len(picked.levels)} resolutions" if len(picked.levels) > 1 else ""
         return (
-            f"TIFF, {kind}, {packed.lower() if packed.isupper() else packed},"
+            f"TIFF, {kind},"
+            f" {compression.lower() if compression.isupper() else compression},"
             f" {tiles}{levels}"
         )
 
@@ -135,7 +134,7 @@ class _Choice:
 
 @dataclass(frozen=True)
 class TiffOpener:
-    """Open one level of one series as an array that reads regions; picklable."""
+    """Picklable function that opens a level of a series as an array."""
 
     path: str
     series: int
@@ -158,8 +157,10 @@ class TiffOpener:
 
 @dataclass(frozen=True)
 class MappedOpener:
-    """Map pixels that are stored in one piece, in a byte order or at a place that
-    torch does not take."""
+    """Picklable function that memory-maps contiguous pixels.
+
+    It is for pixels whose byte order or alignment torch does not accept.
+    """
 
     path: str
     dtype: str
@@ -210,13 +211,16 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
 
 
 def calibrated(
-    data: ArrayLike, layout: Layout, found: Calibration, *, name: str, source: Path
+    data: ArrayLike,
+    layout: Layout,
+    calibration: Calibration,
+    *,
+    name: str,
+    source: Path,
 ) -> Image:
-    """An image of `data` under a layout, with the pixel sizes and channel names
-    that its file states.
-    """
+    """Build an image with the pixel sizes and channel names of its file."""
     letters = layout.axes.replace("S", "C")
-    sizes = [found.pixel.get(a, (1.0, PIXEL)) for a in letters]
+    sizes = [calibration.pixel.get(axis, (1.0, PIXEL)) for axis in letters]
     channels = layout.shape[letters.index("C")] if "C" in letters else 0
     return Image(
         data,
@@ -225,7 +229,9 @@ def calibrated(
         units=tuple(unit for _, unit in sizes),
         name=name,
         channel_names=(
-            found.channel_names if len(found.channel_names) == channels else ()
+            calibration.channel_names
+            if len(calibration.channel_names) == channels
+            else ()
         ),
         source=str(source),
         notes=layout.notes,
@@ -233,6 +239,7 @@ def calibrated(
 
 
 def _coarser(image: Image, factors: dict[str, float]) -> Image:
+    """Multiply the pixel sizes of an image by factors along Z, Y and X."""
     scale = tuple(
         s * factors.get(a, 1.0) if a in "ZYX" else s
         for a, s in zip(image.axes, image.scale, strict=True)
@@ -276,7 +283,7 @@ def _data(
 
 
 def _native(series: TiffPageSeries) -> bool:
-    # torch takes no swapped bytes
+    """Return True if the pixels have native byte order, which torch requires."""
     native = "<" if sys.byteorder == "little" else ">"
     return bool(
         series.dtype.itemsize == 1 or series.keyframe.parent.byteorder == native
@@ -284,24 +291,24 @@ def _native(series: TiffPageSeries) -> bool:
 
 
 def _without_alpha(series: TiffPageSeries) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Shape less an alpha channel, with the notes on how values are meant."""
+    """Return the shape without an alpha channel, and notes on the values."""
     page, shape = series.keyframe, tuple(series.shape)
     notes: tuple[str, ...] = ()
     if page.photometric.name in ("PALETTE", "MINISWHITE"):
-        what = (
+        feature = (
             "a colour table that is not applied"
             if page.photometric.name == "PALETTE"
             else "0 as white"
         )
-        notes = (f"the file has {what}; values are kept as they are stored",)
+        notes = (f"the file has {feature}; values are kept as they are stored",)
     if (
         "S" not in series.axes
         or len(page.extrasamples) != 1
         or page.extrasamples[0] not in _ALPHA
     ):
         return shape, notes
-    at = series.axes.index("S")
-    return (*shape[:at], shape[at] - 1, *shape[at + 1 :]), (
+    samples = series.axes.index("S")
+    return (*shape[:samples], shape[samples] - 1, *shape[samples + 1 :]), (
         *notes,
         "the alpha (transparency) channel is left out",
     )
@@ -310,7 +317,7 @@ def _without_alpha(series: TiffPageSeries) -> tuple[tuple[int, ...], tuple[str, 
 def _full(
     tif: TiffFile, base: TiffPageSeries, choice: _Choice, stored: tuple[int, ...]
 ) -> list[tuple[str, int]]:
-    """Letter and length of all dimensions, also those of length 1 that are left out."""
+    """Return letter and length of all dimensions, including those of length 1."""
     series = base.levels[choice.level]
     lengths = dict(zip(series.axes, stored, strict=True))
     all_axes, all_lengths = _unsqueezed(tif, base, choice)
@@ -325,7 +332,7 @@ def _full(
 def _unsqueezed(
     tif: TiffFile, base: TiffPageSeries, choice: _Choice
 ) -> tuple[str, tuple[int, ...]]:
-    """Axes and shape of a series with all dimensions of length 1.
+    """Return axes and shape of a series, including dimensions of length 1.
 
     tifffile 2026.5.2 removed `TiffPageSeries.get_axes` and made the series callable.
     """

@@ -1,8 +1,8 @@
-"""Opening a TIFF file: missing, foreign, truncated and damaged files are refused.
+"""Opening of TIFF files; truncated, damaged and other files are refused.
 
-tifffile reads on where it can: of a chain of pages that breaks off it gives the first
-pages. That would silently be half an image, so the structure of the file is checked
-here before a pixel is used. Only page headers are read.
+tifffile reads as much as it can: if the chain of pages is interrupted, it returns the
+first pages. This would silently be an incomplete image. Therefore the structure of the
+file is checked here before pixels are used. Only page headers are read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tifffile import TiffFile, TiffPageSeries
 from napari_strata.core.errors import ImageError
 from napari_strata.io.lazy import reading
 
-# Damage is found by the checks below; tifffile's messages stay off the terminal.
+# The checks below find damage, so tifffile's messages are not shown.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _LAST_BASELINE_TAG = 400
-"""A private tag that points nowhere harms nothing."""
+"""Largest code of the tags that are checked; private tags may be invalid."""
 
 _MOST_TAGS = 4096
-"""Longer tag lists are taken as damage, by tifffile too."""
+"""Longer lists of tags count as damage, as in tifffile."""
 
 _TYPE_BYTES = np.zeros(65536, np.int64)
 _TYPE_BYTES[1:14] = (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4)
@@ -53,7 +53,7 @@ def opened(path: Path) -> Iterator[TiffFile]:
     with tif:
         if not tif.pages:
             raise _without_pixels(path)
-        # ImageJ may keep all pixels behind the first page: then only that one counts.
+        # ImageJ may store all pixels after the first page; then only that page counts.
         if not tif.is_imagej:
             _check_chain(tif, path)
         with reading(path):
@@ -62,8 +62,8 @@ def opened(path: Path) -> Iterator[TiffFile]:
             raise _without_pixels(path)
         if tif.is_imagej:
             first = all_series[0]
-            behind = first.kind == "imagej" and data_offset(first) is not None
-            _check_chain(tif, path, first_only=behind)
+            is_contiguous = first.kind == "imagej" and data_offset(first) is not None
+            _check_chain(tif, path, first_only=is_contiguous)
         _check_description(tif, all_series, path)
         yield tif
 
@@ -92,18 +92,18 @@ def _not_tiff(path: Path, error: Exception) -> ImageError:
 
 
 def _without_pixels(path: Path) -> ImageError:
-    return ImageError(f"{path}: a TIFF file without pixels; choose another file.")
+    return ImageError(f"{path}: is a TIFF file without pixels; choose another file.")
 
 
 def _damaged(path: Path, problem: str) -> ImageError:
     return ImageError(
-        f"{path}: a truncated or damaged TIFF file ({problem}); copy it again from its"
-        " source."
+        f"{path}: is a truncated or damaged TIFF file ({problem}); copy it again from"
+        " its source."
     )
 
 
 def data_offset(series: TiffPageSeries) -> int | None:
-    """Position of the pixels of a series that lie in one piece in the opened file."""
+    """Return the position of contiguous pixels of a series in the file, or None."""
     if series.keyframe.parent is not series.parent or series.is_multifile:
         return None
     offset: int | None = series.dataoffset
@@ -111,7 +111,7 @@ def data_offset(series: TiffPageSeries) -> int | None:
 
 
 def pick(tif: TiffFile, path: Path, index: int) -> TiffPageSeries:
-    """Get the series number `index`, or raise an error that says how many there are."""
+    """Return the series `index`, or raise an error with the number of series."""
     count = len(tif.series)
     if not 0 <= index < count:
         raise ImageError(
@@ -122,11 +122,11 @@ def pick(tif: TiffFile, path: Path, index: int) -> TiffPageSeries:
 
 
 def _check_chain(tif: TiffFile, path: Path, *, first_only: bool = False) -> None:
-    """Follow the chain of pages; each page and its tags must lie in the file."""
+    """Check that all pages of the chain and their tags are inside the file."""
     if tif.is_ndpi:  # its offsets have 64 bits in a classic TIFF
         return
     if tif.is_mmstack or tif.is_ndtiff or tif.is_scanimage:
-        first_only = True  # these find their pages by other means
+        first_only = True  # these formats have other lists of their pages
     size = tif.filehandle.size
     seen: set[int] = set()
     offset = tif.pages.first.offset
@@ -140,16 +140,17 @@ def _check_chain(tif: TiffFile, path: Path, *, first_only: bool = False) -> None
             raise _damaged(path, f"page {number} at byte {offset} of {size} is cut off")
         for code in _misplaced_tags(tif, tags):
             if code < _LAST_BASELINE_TAG:
-                raise _damaged(
-                    path, f"tag {code} of page {number} lies outside of the file"
-                )
+                raise _damaged(path, f"tag {code} of page {number} is outside the file")
         if first_only:
             return
         offset = following
 
 
 def _read_ifd(tif: TiffFile, offset: int) -> tuple[np.ndarray[Any, Any] | None, int]:
-    """Read the tags of a page and the offset of the next page; None where cut off."""
+    """Read the tags of a page and the offset of the next page.
+
+    The tags are None if the file is truncated.
+    """
     order = tif.byteorder
     offset_format, count_format = "I", "H"
     if tif.is_bigtiff:
@@ -179,7 +180,7 @@ def _read_ifd(tif: TiffFile, offset: int) -> tuple[np.ndarray[Any, Any] | None, 
 
 
 def _misplaced_tags(tif: TiffFile, tags: np.ndarray[Any, Any]) -> list[int]:
-    """List the codes of tags whose values begin or end outside of the file."""
+    """Return the codes of tags whose values begin or end outside the file."""
     inline = tags.dtype["value"].itemsize
     lengths = _TYPE_BYTES[tags["type"]].astype(float) * tags["count"]
     begins = tags["value"].astype(float)
@@ -191,10 +192,10 @@ def _misplaced_tags(tif: TiffFile, tags: np.ndarray[Any, Any]) -> list[int]:
 def _check_description(
     tif: TiffFile, all_series: list[TiffPageSeries], path: Path
 ) -> None:
-    """Refuse files whose pages are not those that their metadata describe."""
+    """Refuse files whose pages do not agree with their metadata."""
     first = all_series[0]
     if tif.is_imagej and not tif.is_ome and first.kind in ("uniform", "generic"):
-        raise _damaged(path, "its pages are not those of its ImageJ description")
+        raise _damaged(path, "its pages do not agree with its ImageJ description")
     if tif.is_ome and first.kind != "ome":
         names = _missing_files(tif, path)
         if names:
@@ -210,7 +211,7 @@ def _check_description(
 
 
 def check(tif: TiffFile, series: TiffPageSeries, path: Path) -> None:
-    """Refuse dtypes that are no pixels, and a file that ends before its pixels do."""
+    """Refuse other dtypes than numbers and bool, and truncated files."""
     if series.dtype.kind not in "uifb":
         raise ImageError(
             f"{path}: found pixels of dtype {series.dtype}; integers, floats and bool"
@@ -237,13 +238,13 @@ def check(tif: TiffFile, series: TiffPageSeries, path: Path) -> None:
 
 def _ends_early(path: Path) -> ImageError:
     return ImageError(
-        f"{path}: a truncated TIFF file: it ends before its pixels do; copy it again"
+        f"{path}: is a truncated TIFF file that ends before its pixels; copy it again"
         " from its source."
     )
 
 
 def _incomplete(tif: TiffFile, path: Path, missing: int, total: int) -> ImageError:
-    """Error for a series without some of its pages; it names the files that miss."""
+    """Return the error for a series with missing pages; it names missing files."""
     names = _missing_files(tif, path)
     if names:
         return ImageError(
@@ -254,7 +255,7 @@ def _incomplete(tif: TiffFile, path: Path, missing: int, total: int) -> ImageErr
 
 
 def _missing_files(tif: TiffFile, path: Path) -> list[str]:
-    """List the files that an OME set names and that are not in its folder."""
+    """Return the files of an OME set that are not in its folder."""
     try:
         root = ElementTree.fromstring(tif.ome_metadata or "")
     except ElementTree.ParseError:

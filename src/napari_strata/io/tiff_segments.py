@@ -1,4 +1,4 @@
-"""Reading regions of a TIFF series: only the strips or tiles of a region are decoded.
+"""Reading of regions of a TIFF series, which decodes only the necessary segments.
 
 tifffile's zarr stores do the same, but each version of tifffile needs certain versions
 of zarr. This module uses what tifffile documents for single segments:
@@ -22,11 +22,11 @@ from napari_strata.core.image import Array
 from napari_strata.io.lazy import LazyArray
 
 _THREADED_SEGMENTS = 4
-"""From this number of segments on, a page is decoded in several threads."""
+"""Pages with at least this number of segments are decoded in several threads."""
 
 
 class SegmentedSeries(LazyArray):
-    """Array over the pages of an open TIFF series.
+    """Array of the pages of an open TIFF series.
 
     Parameters
     ----------
@@ -132,8 +132,8 @@ class SegmentedSeries(LazyArray):
 class _SegmentGrid:
     """Positions of the strips or tiles of a page.
 
-    Dimensions are those of `TiffPage.shaped`: separate samples, depth, length, width,
-    samples of a pixel.
+    The dimensions are those of `TiffPage.shaped`: separate samples, depth, length,
+    width, and contiguous samples.
     """
 
     def __init__(self, page: Any) -> None:
@@ -164,7 +164,7 @@ def _flat_index(index: tuple[int, ...], shape: list[int]) -> int:
 def _paste(
     result: Array, box: list[slice], segment: Array, position: tuple[int, ...]
 ) -> None:
-    """Copy the part of a segment that lies in a box to the array of the box."""
+    """Copy the part of a segment inside a box to the array of the box."""
     source, target = [], []
     for part, start, length in zip(box[1:], position[1:], segment.shape, strict=True):
         first = max(part.start, start)

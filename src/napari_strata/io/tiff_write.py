@@ -1,10 +1,10 @@
-"""Writing TIFF: tiled, compressed, streamed.
+"""Writing of TIFF with tiles and compression, as a stream.
 
-OME where OME has the dtype, tifffile's shaped form where not (float16).
+Files are OME-TIFF. Since OME has no float16, such files have tifffile's shaped format.
 
-The record of `record.py` goes into an OME MapAnnotation (namespace `NAMESPACE`, key
-`KEY`), with one entry a class for people and other programs; the file stays valid
-OME-XML 2016-06. In a shaped file it is a key of the JSON description.
+The record of `record.py` is stored in an OME MapAnnotation (namespace `NAMESPACE`, key
+`KEY`), which also has an entry for each class, for people and other programs. The files
+are valid OME-XML 2016-06. In a shaped file the record is a key of the JSON description.
 """
 
 from __future__ import annotations
@@ -29,26 +29,28 @@ from napari_strata.io.record import KEY, NAMESPACE, Record
 from napari_strata.io.units import ome_symbol
 
 TILE = 512
+"""Side of a tile in pixels."""
 
-LEVEL = 4
-"""Of zlib's 1 to 9.
+ZLIB_LEVEL = 4
+"""Level of compression from 1 to 9.
 
-On label planes twice as fast as the usual 6 for a quarter more bytes; see
+On labels it is twice as fast as the usual 6, for a quarter more bytes; see
 docs/performance.md.
 """
 
 CLASSIC_BYTES = 2**32 - 2**27
-"""More pixels than this, before compression, make a BigTIFF.
+"""Images with more bytes before compression are written as BigTIFF.
 
-Offsets of a classic TIFF have 32 bits.
+A classic TIFF has offsets of 32 bits.
 """
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
-    """Write `image` to `path` as `dtype`, in canonical axis order, zlib, tiles of
-    512 x 512, one band at a time; tiles are compressed on several threads.
+    """Write an image as `dtype`, in canonical axis order.
+
+    It is read in bands, and its tiles are compressed in several threads.
     """
     shape = canonical_shape(image)
     ome = dtype != np.float16
@@ -71,14 +73,14 @@ def _tiles(image: Image, dtype: np.dtype[Any]) -> Iterator[Array]:
     for band in bands(image, multiple=TILE, itemsize=image.dtype.itemsize):
         for top in range(0, band.shape[0], TILE):
             for left in range(0, band.shape[1], TILE):
-                part = band[top : top + TILE, left : left + TILE]
-                missing = [(0, TILE - n) for n in part.shape]
-                whole = part if part.shape == (TILE, TILE) else np.pad(part, missing)
-                yield np.ascontiguousarray(whole, dtype)
+                tile = band[top : top + TILE, left : left + TILE]
+                if tile.shape != (TILE, TILE):
+                    tile = np.pad(tile, [(0, TILE - n) for n in tile.shape])
+                yield np.ascontiguousarray(tile, dtype)
 
 
 def _compressed(tiles: Iterator[Array]) -> Iterator[bytes]:
-    """Each tile as a zlib stream, in order; a few are being compressed ahead."""
+    """Iterate over the compressed tiles, in order; a few are compressed ahead."""
     threads = os.cpu_count() or 1
     pending: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(threads, "compress") as pool:
@@ -96,10 +98,11 @@ def _zlib(tile: Array) -> bytes:
         if imagecodecs.ZLIBNG.available
         else imagecodecs.zlib_encode
     )
-    return bytes(encode(tile, level=LEVEL))
+    return bytes(encode(tile, level=ZLIB_LEVEL))
 
 
 def _ome(record: Record) -> dict[str, Any]:
+    """Return the OME metadata in the form that tifffile expects."""
     metadata: dict[str, Any] = {"axes": record.axes, "Name": _xml(record.name)}
     for axis, size, unit in zip(record.axes, record.scale, record.units, strict=True):
         key = "TimeIncrement" if axis == "T" else f"PhysicalSize{axis}"
@@ -129,5 +132,5 @@ def _ome(record: Record) -> dict[str, Any]:
 
 
 def _xml(text: str) -> str:
-    """`text` without the characters that XML cannot hold; the record keeps them."""
+    """Replace the characters that XML does not allow; the record keeps them."""
     return _NOT_XML.sub("?", text)

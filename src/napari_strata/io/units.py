@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 PIXEL = "pixel"
-"""The unit where none is known."""
+"""Unit if none is known."""
 
 _KNOWN = {
     "kilometer": ("km",),
@@ -26,9 +26,9 @@ _KNOWN = {
     "day": ("d",),
     PIXEL: ("pixel", "px", "voxel", "none", "null"),
 }
-"""Name -> what files write for it, the OME symbol first.
+"""Symbols and names in files for each unit, the OME symbol first.
 
-Plurals and the British spelling are dealt with below.
+`unit_name` handles plurals and British spelling.
 """
 
 _NAMES = {
@@ -38,13 +38,12 @@ _TIMES = {"second", "millisecond", "microsecond", "nanosecond", "minute", "hour"
 
 
 def unit_name(text: str | None) -> str:
-    """The project's name for a unit as a file gives it.
+    """Return the name of a unit in a file.
 
-    "µm", "um", "micron", ``\\u00B5m`` -> "micrometer".
-
-    Nothing, or one of the words for nothing, is "pixel". A unit that is not known is
-    returned as it stands.
+    For example "µm", "um", "micron" and "micrometres" become "micrometer". An empty
+    text is "pixel". An unknown unit is returned unchanged.
     """
+    # ImageJ writes the micro sign as an escape sequence.
     plain = re.sub(
         r"\\u00b5|\u03bc", "µ", (text or "").strip(), flags=re.IGNORECASE
     ).replace("\u212b", "Å")
@@ -57,8 +56,9 @@ def unit_name(text: str | None) -> str:
 
 
 def ome_symbol(unit: str, *, time: bool = False) -> str | None:
-    """OME's symbol for a unit, or None when OME has none for a length (or for a
-    time, when `time`).
+    """Return OME's symbol for a unit of length, or None if it has none.
+
+    With `time`, the unit must be one of time.
     """
     name = unit_name(unit)
     if name not in _KNOWN or (name in _TIMES) != time:

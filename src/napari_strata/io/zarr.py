@@ -1,4 +1,4 @@
-"""OME-Zarr: reading of 0.4, 0.5 and older axes lists, writing of 0.5."""
+"""Reading of OME-Zarr up to 0.5, and writing of 0.5."""
 
 from __future__ import annotations
 
@@ -26,18 +26,21 @@ from napari_strata.io.record import KEY, Loaded, Record
 from napari_strata.io.units import PIXEL, unit_name
 
 CHUNK = 512
-SHARD = 4096
-"""A shard is written by one hand only, whole: a block of one plane."""
+"""Side of a chunk in pixels."""
 
-LONGEST = 1024
-"""Smaller resolutions are added until the smallest is no longer than this, or its
-shards no larger than a chunk.
+SHARD = 4096
+"""Side of a shard in pixels. Each shard is written once, as a block of one plane."""
+
+SMALLEST_RESOLUTION = 1024
+"""Lower resolutions are added until height and width are at most this many pixels.
+
+They also end when a shard is no larger than a chunk.
 """
 
-FAST = "zarrs.ZarrsCodecPipeline"
-"""Codecs in Rust, from the package zarrs.
+FAST_PIPELINE = "zarrs.ZarrsCodecPipeline"
+"""Codecs in Rust from the package zarrs.
 
-Several times as fast as zarr's own, see docs/performance.md.
+They are several times as fast as zarr's; see docs/performance.md.
 """
 
 _KINDS = {"T": "time", "C": "channel"}
@@ -45,14 +48,14 @@ _KINDS = {"T": "time", "C": "channel"}
 
 @dataclass(frozen=True)
 class ZarrOpener:
-    """Opens one array of a store; picklable."""
+    """Picklable function that opens an array of a store."""
 
     path: str
     inner: str
 
     def __call__(self) -> tuple[ArrayLike, Callable[[], None]]:
         array: Any = zarr.open_array(self.path, path=self.inner, mode="r")
-        if array.metadata.zarr_format == 3:  # zarrs does not read all of format 2
+        if array.metadata.zarr_format == 3:  # zarrs cannot read all arrays of format 2
             with zarr.config.set(_pipeline()):
                 array = zarr.open_array(self.path, path=self.inner, mode="r")
         return array, lambda: None
@@ -60,7 +63,7 @@ class ZarrOpener:
 
 @dataclass(frozen=True)
 class _Level:
-    """One array of the store, with its axes, pixel sizes and names."""
+    """Array of a store, with its axes, pixel sizes and names."""
 
     inner: str
     axes: str
@@ -84,25 +87,25 @@ def load(
     lazy_above: int = LAZY_BYTES,
     labels: bool = False,
 ) -> Loaded:
-    """The full resolution of one image of an OME-Zarr store, or a plain zarr array.
+    """Read the full resolution of an image of an OME-Zarr store, or a zarr array.
 
     Parameters
     ----------
     path
-        the folder of the store, or of a group inside.
+        Folder of the store, or of a group in it.
     series
-        which of its images.
+        Index of the image.
     axes
-        the user's axes; a plain array without dimension names needs them.
+        Axes from the user; needed for an array without dimension names.
     lazy_above
-        arrays of more bytes than this are read on demand.
+        Arrays with more bytes are read on demand.
     labels
-        no difference here.
+        Not used.
 
     Raises
     ------
     ImageError
-        when the folder is missing or no zarr store, or its axes cannot be known.
+        When the folder is missing or is not a zarr store, or its axes are unknown.
     """
     store_path = existing(path)
     return _load(store_path, _pick(store_path, series)[0], axes, lazy_above)
@@ -115,7 +118,7 @@ def pyramid(
     axes: str | None = None,
     lazy_above: int = LAZY_BYTES,
 ) -> list[Image]:
-    """Every resolution of an image, the full one first."""
+    """Read every resolution of an image, the full resolution first."""
     store_path = existing(path)
     return [
         _load(store_path, level, axes, lazy_above)[0]
@@ -124,7 +127,7 @@ def pyramid(
 
 
 def storage(path: PathLike, *, series: int = 0) -> str:
-    """Describe the storage: ``zarr 3, chunks 1 x 256 x 256, 2 resolutions``."""
+    """Describe the storage, such as ``OME-Zarr, format 3, chunks 1 x 256 x 256``."""
     levels = _pick(existing(path), series)
     array = _array(existing(path), levels[0].inner)
     more = f", {len(levels)} resolutions" if len(levels) > 1 else ""
@@ -136,18 +139,16 @@ def storage(path: PathLike, *, series: int = 0) -> str:
 
 
 def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
-    """Write `image` as OME-Zarr 0.5, shard by shard.
+    """Write an image as OME-Zarr 0.5, shard by shard.
 
-    Labels have ``image-label`` colours and names.
-
-    Of large planes there are smaller resolutions too, each with every other pixel of
-    the one before (labels cannot be averaged), so that pixel i of it lies where pixel 2
-    i of that one does.
+    Colours and names of labels are in ``image-label``. Large planes have several
+    resolutions. Each contains every second pixel of the one before, because labels
+    cannot be averaged.
     """
     group = zarr.open_group(path, mode="w", zarr_format=3)
     height, width = record.shape[-2:]
     levels = [
-        _level(group, k, record, dtype=dtype)
+        _create_level(group, k, record, dtype=dtype)
         for k in range(_resolutions(height, width))
     ]
     sides = tuple(min(SHARD, n) for n in (height, width))
@@ -161,27 +162,30 @@ def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> 
                 block = read_block(image, plane, rows, columns).astype(dtype)
                 for k, level in enumerate(levels):
                     small = np.ascontiguousarray(block[:: 2**k, :: 2**k])
-                    at = [
+                    position = [
                         slice(n >> k, (n >> k) + size)
                         for n, size in zip((top, left), small.shape, strict=True)
                     ]
                     with _system_errors():
-                        level[(*plane, *at)] = small
+                        level[(*plane, *position)] = small
     group.attrs.update({"ome": _ome(record, len(levels)), KEY: record.text()})
 
 
 def _resolutions(height: int, width: int) -> int:
     count = 1
-    while max(height, width) > LONGEST * 2 ** (count - 1) and SHARD >> count >= CHUNK:
+    while (
+        max(height, width) > SMALLEST_RESOLUTION * 2 ** (count - 1)
+        and SHARD >> count >= CHUNK
+    ):
         count += 1
     return count
 
 
-def _level(group: Any, k: int, record: Record, *, dtype: np.dtype[Any]) -> Any:
-    """The array of resolution `k`.
+def _create_level(group: Any, k: int, record: Record, *, dtype: np.dtype[Any]) -> Any:
+    """Create the array of resolution `k`.
 
-    Its shards cover the same part of the picture as those of the full one, so that a
-    block belongs to one shard of each.
+    Its shards cover the same area as those of the full resolution, so that a block
+    belongs to a single shard of each level.
     """
     lead = (1,) * (len(record.shape) - 2)
     sides = [-(-n // 2**k) for n in record.shape[-2:]]
@@ -200,7 +204,7 @@ def _level(group: Any, k: int, record: Record, *, dtype: np.dtype[Any]) -> Any:
 
 @contextmanager
 def _system_errors() -> Iterator[None]:
-    """A full disk is an `OSError`, also where zarrs says it in words only."""
+    """Turn errors of zarrs about a full disk, for example, into `OSError`."""
     try:
         yield
     except RuntimeError as error:
@@ -211,15 +215,15 @@ def _system_errors() -> Iterator[None]:
 
 
 def _pipeline() -> dict[str, str]:
-    """Build zarr's setting for the fast codecs, where zarrs is installed.
+    """Return zarr's setting for the fast codecs if zarrs is installed.
 
-    An array keeps the codecs that it was opened with.
+    It takes effect when an array is opened.
     """
     try:
         import zarrs  # noqa: F401 - zarrs 0.2.0 registers its codecs when imported
     except ImportError:
         return {}
-    return {"codec_pipeline.path": FAST}
+    return {"codec_pipeline.path": FAST_PIPELINE}
 
 
 def _ome(record: Record, resolutions: int) -> dict[str, Any]:
@@ -284,15 +288,15 @@ def _load(path: Path, level: _Level, axes: str | None, lazy_above: int) -> Loade
         return record.image(data, source=str(path)), record.classes
     letters = level.axes or {2: "YX"}.get(len(shape), "Q" * len(shape))
     layout = resolve(letters, shape, axes=axes, source=str(path))
-    named = layout.axes.replace("S", "C")
+    image_axes = layout.axes.replace("S", "C")
     sizes = dict(
         zip(level.axes, zip(level.scale, level.units, strict=True), strict=True)
     )
-    calibration = [sizes.get(a, (1.0, PIXEL)) for a in named]
-    channels = shape[named.index("C")] if "C" in named else 0
+    calibration = [sizes.get(a, (1.0, PIXEL)) for a in image_axes]
+    channels = shape[image_axes.index("C")] if "C" in image_axes else 0
     image = Image(
         data,
-        named,
+        image_axes,
         scale=tuple(s for s, _ in calibration),
         units=tuple(u for _, u in calibration),
         name=level.title or stem(path),
@@ -319,13 +323,13 @@ def _array(path: Path, inner: str) -> Any:
 
 
 def _images(path: Path) -> list[list[_Level]]:
-    """The levels of every image of a store."""
+    """Return the levels of every image of a store."""
     try:
         node: Any = zarr.open(path, mode="r")
-    except Exception as error:  # zarr raises its own, json's and the operating system's
+    except Exception as error:  # errors of zarr, json or the operating system
         text = " ".join(str(error).split())[:120]
         raise ImageError(
-            f"{path}: not a zarr store that can be read ({text})."
+            f"{path}: is not a zarr store that can be read ({text})."
         ) from error
     if isinstance(node, zarr.Array):
         attributes: Any = node.attrs
@@ -357,7 +361,7 @@ def _images(path: Path) -> list[list[_Level]]:
         ]
     if not images:
         raise ImageError(
-            f"{path}: a zarr group without OME-Zarr multiscales; give the path of an"
+            f"{path}: is a zarr group without OME-Zarr multiscales; give the path of an"
             " image in it."
         )
     return images
@@ -373,7 +377,7 @@ def _multiscales(group: Any, prefix: str) -> list[list[_Level]]:
     images = []
     for scales in ome.get("multiscales", ()):
         axes, units = _axes_of(scales.get("axes", ("t", "c", "z", "y", "x")))
-        whole = _scale(scales, len(axes))
+        common_scale = _scale(scales, len(axes))
         images.append(
             [
                 _Level(
@@ -381,7 +385,9 @@ def _multiscales(group: Any, prefix: str) -> list[list[_Level]]:
                     axes,
                     tuple(
                         a * b
-                        for a, b in zip(_scale(data, len(axes)), whole, strict=True)
+                        for a, b in zip(
+                            _scale(data, len(axes)), common_scale, strict=True
+                        )
                     ),
                     units,
                     names,
@@ -395,7 +401,7 @@ def _multiscales(group: Any, prefix: str) -> list[list[_Level]]:
 
 
 def _axes_of(axes: Any) -> tuple[str, tuple[str, ...]]:
-    """Letters and units of a multiscale's axes: dicts since 0.4, names in 0.3."""
+    """Return letters and units of axes, which are dicts since 0.4 and names in 0.3."""
     axis_list = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in axes]
     letters = "".join(str(axis["name"])[:1].upper() for axis in axis_list)
     units = tuple(
