@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from napari_strata.core.command import split_command
+from napari_strata.core.command import join_command, split_command
 
 
 @pytest.mark.parametrize("platform", ["linux", "win32"])
@@ -24,3 +24,15 @@ def test_a_backslash_separates_folders_on_windows(
     assert split_command(command) == [r"C:\Program Files\python.exe", r"C:\worker.py"]
     monkeypatch.setattr("sys.platform", "linux")
     assert split_command(r"a\ b") == ["a b"]
+
+
+@pytest.mark.parametrize("platform", ["linux", "win32"])
+def test_a_joined_command_is_split_into_the_same_words(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    words = ["napari-strata", "train", r"C:\My images\a.tif", "--set", "a=b"]
+    line = join_command(words)
+    assert split_command(line) == words
+    if platform == "win32":
+        assert '"C:\\My images\\a.tif"' in line, "cmd.exe knows double quotes only"

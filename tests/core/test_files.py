@@ -3,11 +3,13 @@ from __future__ import annotations
 import errno
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from napari_strata.core import files
 from napari_strata.core.errors import RunError
-from napari_strata.core.files import atomic, write_text
+from napari_strata.core.files import atomic, replace, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -73,3 +75,37 @@ def test_two_threads_write_one_file_without_harm(tmp_path: Path) -> None:
     assert failed == []
     assert target.read_text() in ("a" * 10_000, "b" * 10_000)
     assert list(tmp_path.iterdir()) == [target]
+
+
+class BusyFile:
+    """A rename that is refused at first, as on Windows while somebody reads."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+
+    def __call__(self, source: Path, target: Path) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise PermissionError(errno.EACCES, "used by another process")
+        source.rename(target)
+
+
+def test_windows_replaces_a_file_when_its_readers_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = SimpleNamespace(name="nt", replace=BusyFile(3))
+    monkeypatch.setattr(files, "os", windows)
+    (tmp_path / "new").write_text("new")
+    replace(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "new"
+
+
+@pytest.mark.parametrize("system", ["nt", "posix"])
+def test_a_file_that_stays_in_use_is_an_error(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "REPLACE_PATIENCE_S", 0.2)
+    busy = SimpleNamespace(name=system, replace=BusyFile(1000))
+    monkeypatch.setattr(files, "os", busy)
+    with pytest.raises(PermissionError):
+        replace(tmp_path / "new", tmp_path / "old")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
+from collections.abc import Sequence
 
 
 def split_command(command: str) -> list[str]:
@@ -23,3 +25,10 @@ def split_command(command: str) -> list[str]:
     if sys.platform == "win32":
         lexer.escape = ""
     return list(lexer)
+
+
+def join_command(words: Sequence[str]) -> str:
+    """Join words to a command that can be pasted into this system's shell."""
+    if sys.platform == "win32":
+        return subprocess.list2cmdline(words)
+    return shlex.join(words)

@@ -11,8 +11,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic, sleep
 
 from napari_strata.core.errors import RunError
+
+REPLACE_PATIENCE_S = 2.0
+"""Seconds to wait for readers of a file that is to be replaced, on Windows."""
 
 LAYERS = "layers"
 """Folder of a run for the layers to train on.
@@ -38,12 +42,29 @@ def atomic(path: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, target)
+        replace(temporary, target)
     except OSError as error:
         raise explain(error, target) from error
     finally:
         with suppress(OSError):  # an error of the block is the one to report
             temporary.unlink(missing_ok=True)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file or folder, replacing what has the new name.
+
+    Windows refuses while another program reads the target, such as a virus scanner or
+    a dock that looks at a run. Such readers are soon done, so try again for a while.
+    """
+    end = monotonic() + REPLACE_PATIENCE_S
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if os.name != "nt" or monotonic() > end:
+                raise
+        sleep(0.05)
 
 
 def explain(error: OSError, path: str | Path) -> RunError:

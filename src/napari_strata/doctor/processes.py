@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from napari_strata.core.command import join_command
 from napari_strata.doctor.check import Check, find_version, format_versions, last_line
 from napari_strata.doctor.installed import BINDINGS
 from napari_strata.worker.protocol import PROTOCOL, Ready, decode_event
@@ -81,7 +81,7 @@ def opengl() -> Check:
 
 def worker(command: Sequence[str]) -> Check:
     """Start a worker, wait for its first message, and stop it."""
-    start, line = time.perf_counter(), shlex.join(command)
+    start, line = time.perf_counter(), join_command(command)
     cure = (
         "Try the command in a terminal; it is set in napari's Preferences, Plugins, "
         "Strata (empty: this Python)."

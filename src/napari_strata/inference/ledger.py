@@ -352,7 +352,7 @@ class ResumableOutput:
         trash = self.folder.with_name(f".{uuid4().hex}.{self.folder.name}")
         try:
             # Moved at once, so that no process that starts now finds half of it.
-            os.replace(self.folder, trash)
+            files.replace(self.folder, trash)
         except OSError:
             # Windows does not move what is open.
             trash = self.folder
@@ -381,7 +381,7 @@ def _create_once(path: Path, create: Callable[[Path], object]) -> None:
         except OSError:
             # This file system has no hard links.
             if not path.exists():
-                os.replace(temporary, path)
+                files.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

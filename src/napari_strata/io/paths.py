@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from napari_strata.core.errors import ImageError, RunError
-from napari_strata.core.files import explain
+from napari_strata.core.files import explain, replace
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -87,13 +87,13 @@ def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if target.is_dir():  # a folder that is not empty cannot be replaced
-            os.replace(target, old)
-        os.replace(temporary, target)
+            replace(target, old)
+        replace(temporary, target)
     except OSError as error:
         raise explain(error, target) from error
     finally:
         if old.exists() and not target.exists():
-            os.replace(old, target)
+            replace(old, target)
         _remove(temporary)
         _remove(old)
 

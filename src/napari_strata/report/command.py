@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from napari_strata.core.command import join_command
 from napari_strata.core.errors import StrataError
 from napari_strata.core.recipe import Recipe, differences
 from napari_strata.core.runs import RunFolder
@@ -123,7 +123,7 @@ def _build_repeat(
     if len(rows) > 1:
         table = _as_csv([("image", "label"), *rows])
         data = ["pairs.csv"]
-    line = shlex.join(["napari-strata", command, *data, *arguments])
+    line = join_command(["napari-strata", command, *data, *arguments])
     return Repeat(line, table, note)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from napari_strata.core.classes import default_colors
+from napari_strata.core.command import join_command
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import dump_recipe
 from napari_strata.core.runs import CrossvalFolder, ModelHeader, RunHistory
@@ -137,7 +137,7 @@ def _report_command(folder: Path, scored: Sequence[Record]) -> str:
     if not scored:
         return ""
     fold = folder.resolve() / scored[0].path.name
-    return shlex.join(["napari-strata", "report", str(fold)])
+    return join_command(["napari-strata", "report", str(fold)])
 
 
 def _predict_command(study: CrossvalFolder, names: Sequence[str]) -> str:
@@ -146,7 +146,7 @@ def _predict_command(study: CrossvalFolder, names: Sequence[str]) -> str:
     if not has_models or len(names) < 2:
         return ""
     folder = str(study.path.resolve())
-    return shlex.join(
+    return join_command(
         ["napari-strata", "predict", folder, "IMAGE", "--out", "LABELS.tif"]
     )
 

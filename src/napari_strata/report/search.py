@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from napari_strata.core.command import join_command
 from napari_strata.core.errors import StrataError
 from napari_strata.core.recipe import Recipe, differences
 from napari_strata.core.recipes import dump_recipe
@@ -93,7 +93,7 @@ def render(folder: Path) -> str:
         context["best"] = _describe_best(search, best, has_model=has_model)
     if has_model:
         model = str(folder.resolve() / search.final.path.name)
-        context["predict"] = shlex.join(
+        context["predict"] = join_command(
             ["napari-strata", "predict", model, "IMAGE", "--out", "LABELS.tif"]
         )
     return html.render("search.html", **context)

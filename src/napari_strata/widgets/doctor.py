@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_strata.core.command import join_command
 from napari_strata.doctor import Check, as_text, from_json
 
 ORDER = ("problem", "note", "ok")
@@ -98,7 +98,13 @@ class DoctorDialog(QDialog):
 
     def start(self, *, command: Sequence[str], folder: Path) -> None:
         """Begin to look; lines are added as they come."""
-        arguments = ["--json", "--folder", str(folder), "--worker", shlex.join(command)]
+        arguments = [
+            "--json",
+            "--folder",
+            str(folder),
+            "--worker",
+            join_command(command),
+        ]
         drawn = _drawn_by()
         if drawn is not None:
             self._add(drawn)

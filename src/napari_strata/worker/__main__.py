@@ -10,6 +10,8 @@ import threading
 import time
 from time import perf_counter
 
+import psutil
+
 from napari_strata.worker.transport import Inbox, Outbox, take_over_pipes
 
 
@@ -25,9 +27,7 @@ def main() -> None:
         default=0,
         help="give way to other processes: from 0 (never) to 19 (always)",
     )
-    niceness = parser.parse_args().nice
-    if hasattr(os, "nice"):
-        os.nice(niceness)
+    _give_way(parser.parse_args().nice)
     faulthandler.enable()  # a crash writes a traceback to stderr
     # Before any import that may print.
     requests, events = take_over_pipes()
@@ -58,6 +58,14 @@ def main() -> None:
         Server(inbox, outbox).serve(started)
     finally:
         end_followers()
+
+
+def _give_way(niceness: int) -> None:
+    """Let other processes go first."""
+    if sys.platform != "win32":
+        os.nice(niceness)
+    elif niceness > 0:
+        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
 
 
 def _exit_with_parent(parent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from queue import Queue
 
 import pytest
 
-from napari_strata.widgets.work.process import Process
+from napari_strata.widgets.work.process import Process, end_process_tree
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -96,3 +97,25 @@ def test_who_forgot_it_hears_nothing_more() -> None:
     wait_until(lambda: process.status == 0)
     assert said.empty()
     assert over.empty()
+
+
+def test_a_process_tree_is_ended_without_a_process_group() -> None:
+    """As on Windows, where the worker's children are in no group of their own."""
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys, time\n"
+            "own = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+            "print(own.pid, flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    grandchild = int(child.stdout.readline())
+    end_process_tree(child.pid)
+    child.wait(timeout=10)
+    wait_until(lambda: is_gone(grandchild))
+    child.stdout.close()
+    end_process_tree(child.pid)  # gone already: nothing happens

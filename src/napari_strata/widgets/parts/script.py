@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from napari_strata.core.classes import ClassMap
+from napari_strata.core.command import join_command
 from napari_strata.worker.protocol import EvaluateJob, Layer, PredictJob, TrainJob
 
 
@@ -39,7 +39,7 @@ def as_command(order: TrainJob | PredictJob | EvaluateJob) -> str:
             if isinstance(order, PredictJob)
             else _evaluate_words(order)
         )
-    return shlex.join(["napari-strata", *arguments])
+    return join_command(["napari-strata", *arguments])
 
 
 def _train_lines(order: TrainJob) -> list[str]:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 
+import psutil
+
 KEPT = 30
 """Lines of stderr that are kept to explain a death."""
 LEAVE = 2.0
@@ -132,13 +134,14 @@ class Process:
         try:
             pipe = subprocess.PIPE
             # A session of its own: Ctrl-C in napari's terminal is not for it, a kept
-            # training outlives the terminal.
+            # training outlives the terminal. The flag is Windows' name for it.
             child = subprocess.Popen(
                 self.command,
                 stdin=pipe,
                 stdout=pipe,
                 stderr=pipe,
-                start_new_session=os.name == "posix",
+                start_new_session=sys.platform != "win32",
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
         except OSError as error:
             self.problem = f"{error.strerror or error}"
@@ -192,12 +195,21 @@ class Process:
 
 
 def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To a process and its children: it leads a group of its own."""
+    """Send a signal to a process and its children: it leads a group of its own."""
+    if sys.platform == "win32":
+        end_process_tree(child.pid)
+        return
     with suppress(OSError):
-        if sys.platform == "win32":
-            child.send_signal(number)
-        else:
-            os.killpg(child.pid, number)
+        os.killpg(child.pid, number)
+
+
+def end_process_tree(pid: int) -> None:
+    """End a process and its children, which Windows does not count as one group."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in [*process.children(recursive=True), process]:
+            with suppress(psutil.Error):
+                each.kill()
 
 
 def _ignore(_line: bytes) -> None:
