@@ -80,6 +80,26 @@ def stack(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_strokes_train_in_seconds_and_are_not_given_an_iou(
+    run: Console, stack: Path
+) -> None:
+    images, strokes, model = stack / "images.tif", stack / "strokes.tif", stack / "run"
+    truth = ns.read_labels(stack / "labels.tif").read()[0]
+    painted = np.where(truth > 0, 2, 1).astype(np.uint8)
+    painted[:, :, 6:] = 0  # a band of both classes in each plane
+    tifffile.imwrite(strokes, painted, photometric="minisblack")
+    train = ("train", images, strokes, "--recipe", "instant", "--unlabelled", "0")
+    assert run(*train, "--out", model) == 0
+    assert f"of {4 * 64 * 6:,} held-out stroke pixels" in run.out
+    assert "IoU" not in run.out
+    assert run("predict", model, images, "--out", stack / "p.tif") == 0
+    predicted = ns.read_labels(stack / "p.tif").read()[0]
+    assert (predicted == np.where(truth > 0, 2, 1)).mean() > 0.95
+    assert run("info", model) == 0
+    assert "pixels" in run.out
+    assert "fitted anew" in run.refuses(*train, "--out", stack / "b", "--start", model)
+
+
 def test_train_predict_evaluate_info(run: Console, stack: Path) -> None:
     images, labels, model = stack / "images.tif", stack / "labels.tif", stack / "run"
     assert (

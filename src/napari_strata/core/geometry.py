@@ -56,3 +56,20 @@ def reach_3d(strides: Sequence[int], kernels: Sequence[int]) -> int:
         for kernel, step in zip(kernels[:-1], steps[:-1], strict=True)
     )
     return sides + 2 * (kernels[-1] // 2) * steps[-1] + steps[-1] - 1
+
+
+GAUSSIANS = ((1.0, 3), (1.5, 4))
+"""Standard deviations and radii of the pixel classifier's Gaussians, in pixels."""
+
+
+def octave_reach(levels: int) -> int:
+    """How far the features of the pixel classifier see, in pixels.
+
+    Going down to the deepest level takes a radius of 2 at each one. There, a Gaussian
+    and the differences beside it see pixels of that level; growing back, a pixel takes
+    part of the next one of that level.
+    """
+    deepest_stride = 1 << (levels - 1)
+    down = 2 * (deepest_stride - 1)
+    radius = max(radius for _, radius in GAUSSIANS) + 1
+    return down + radius * deepest_stride + deepest_stride - 1

@@ -24,7 +24,13 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from napari_strata.core.errors import RecipeError
-from napari_strata.core.geometry import Geometry, depth_kernels, depth_strides, reach_3d
+from napari_strata.core.geometry import (
+    Geometry,
+    depth_kernels,
+    depth_strides,
+    octave_reach,
+    reach_3d,
+)
 from napari_strata.core.sections import Name, Positive, Section, Share
 
 Norm: TypeAlias = Literal["none", "batch", "instance", "group"]
@@ -64,6 +70,11 @@ class NetworkSection(Section, ABC):
     """Largest halo of a prediction tile along Y and X, in pixels."""
     axes: ClassVar[Literal["YX", "ZYX"]] = "YX"
     """Axes of what the network sees at a time: a plane or a volume."""
+    is_fitted: ClassVar[bool] = False
+    """True for a kind that is fitted at once instead of trained in epochs.
+
+    It has a fit in `training.fit` and a predictor, but no builder.
+    """
 
     @abstractmethod
     def geometry(self, strides: Sequence[int] = ()) -> Geometry:
@@ -378,6 +389,66 @@ class UNet3d(NetworkSection):
     def depth_strides(self, anisotropy: float) -> tuple[int, ...]:
         return depth_strides(len(self.widths), anisotropy)
 
+
+@register_network
+class Pixels(NetworkSection):
+    """A classifier of single pixels: trees on fixed features of the image.
+
+    The features and the trees are those of `models.pixels`. It takes seconds to fit, on
+    a CPU, and is made for strokes.
+    """
+
+    builder: ClassVar[str] = ""
+    widest_halo: ClassVar[int] = 512  # as far as it sees, at most
+    is_fitted: ClassVar[bool] = True
+
+    kind: Literal["pixels"] = "pixels"
+    levels: int | None = Field(
+        None,
+        ge=1,
+        le=6,
+        description="Octave levels of the features, from fine to coarse; when empty,"
+        " 2, 3 or 5, whichever tells held-out strokes best.",
+    )
+    trees: Positive = Field(100, description="Number of trees.")
+    depth: int = Field(
+        10, ge=1, le=14, description="Questions that a tree asks before it answers."
+    )
+    tests: Positive = Field(
+        16, description="Random questions among which each one is chosen."
+    )
+    pixels: Positive = Field(
+        50_000,
+        description="Labelled pixels that it is fitted on at most, evenly drawn.",
+    )
+    filter_radius: int = Field(
+        4,
+        ge=0,
+        le=32,
+        description="Radius of the guided filter that moves probabilities to the"
+        " edges of the image, in pixels; 0: none. 2 where small windows were painted"
+        " up to their edges.",
+    )
+
+    @property
+    def resolved_levels(self) -> int:
+        """The levels, or the most that are tried where they are not chosen yet."""
+        return self.levels or max(LEVELS)
+
+    def geometry(self, strides: Sequence[int] = ()) -> Geometry:
+        levels = self.resolved_levels
+        return Geometry(
+            stride=2 ** (levels - 1),
+            reach=octave_reach(levels) + 2 * self.filter_radius,
+            whole_tile=False,
+        )
+
+    def describe(self) -> str:
+        return f"a pixel classifier of {self.trees} trees of depth {self.depth}"
+
+
+LEVELS = (2, 3, 5)
+"""Numbers of octave levels among which the pixel classifier chooses."""
 
 DEFAULT_KIND = "smp"
 """Network kind of a recipe that does not name one."""

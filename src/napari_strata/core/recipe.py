@@ -309,6 +309,8 @@ class Recipe(Section):
                     "single planes; leave it empty (patches.depth=null), or set "
                     "network.kind=unet3d."
                 )
+            if self.network.is_fitted:
+                self._check_fitted()
             return self
         if patches.neighbours:
             raise RecipeError(
@@ -322,6 +324,20 @@ class Recipe(Section):
                 "or take a 2D network."
             )
         return self
+
+    def _check_fitted(self) -> None:
+        """Refuse keys that have no meaning where nothing is trained step by step."""
+        kind = self.network.kind
+        if self.patches.resize is not None:
+            raise RecipeError(
+                f"patches.resize is {self.patches.resize}, but network.kind {kind} "
+                "takes images as they are; leave it empty (patches.resize=null)."
+            )
+        if self.training.start is not None:
+            raise RecipeError(
+                f"training.start is {self.training.start}, but network.kind {kind} is "
+                "fitted anew in seconds; leave it empty (train without --start)."
+            )
 
     @classmethod
     def parse(cls, raw: Any, *, source: str = "recipe") -> Recipe:

@@ -172,6 +172,12 @@ def resolve(
     )
 
 
+def with_network(spec: ModelSpec, recipe: Recipe, network: NetworkSection) -> ModelSpec:
+    """Return the spec of a 2D model whose network was resolved further in training."""
+    sizes = _sizes(recipe.model_copy(update={"network": network}))
+    return spec.model_copy(update={"network": network, **sizes})
+
+
 def resolve_classes(
     pairs: Sequence[AnnotatedImage],
     classes: ClassMap | None,

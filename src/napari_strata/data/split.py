@@ -26,6 +26,7 @@ from napari_strata.data.regions import (
     label_counts,
     labelled_regions,
 )
+from napari_strata.data.strokes import are_strokes
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +35,10 @@ DRAWS = 64
 
 LONG_RUN = 8
 """More labelled slices in a row than this are a stack whose neighbours look alike."""
+
+
+STROKES_TEXT = "whole strokes, held back in turn; all of them train the model"
+"""Description of a split that leaves it to the fit to hold strokes back."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ def split_pairs(
     seed: int,
     classes: ClassMap,
     axes: str = "YX",
+    strokes_train: bool = False,
 ) -> Split:
     """Hold back about `fraction` of the labelled pixels for validation.
 
@@ -104,6 +110,9 @@ def split_pairs(
     are held back, else a strip of every volume across the best of Z, Y and X. Single
     slices of what trains are never held back.
 
+    With `strokes_train` nothing is held back where there are strokes only: a fit holds
+    whole strokes back in turn, and then takes them all.
+
     Raises
     ------
     LabelError
@@ -113,6 +122,8 @@ def split_pairs(
     pairs = distinct_pairs(pairs)
     regions = labelled_regions(pairs, classes, axes)
     warnings = warn_empty_images(pairs, regions)
+    if fraction and strokes_train and are_strokes(regions):
+        return Split(regions, [], STROKES_TEXT, tuple(warnings))
     if fraction:
         rng = np.random.default_rng([seed, 1])
         split = _draw_split(regions, fraction, classes, rng)

@@ -21,13 +21,20 @@ from napari_strata.models.device import choose_device, choose_precision
 from napari_strata.models.ensemble import Ensemble
 from napari_strata.models.model import Model
 from napari_strata.models.network_predictor import NetworkPredictor
+from napari_strata.models.pixels.predictor import PixelPredictor
 from napari_strata.models.predictor import Predictor
 from napari_strata.models.tiled import TiledPredictor
 from napari_strata.networks.folding import fold_batch_norms
 
 PredictorBuilder: TypeAlias = Callable[[Model, PredictOptions], Predictor]
 
-_BUILDERS: dict[str, PredictorBuilder] = {}
+
+def _build_pixel_predictor(model: Model, options: PredictOptions) -> PixelPredictor:
+    # Backend, precision and compile are options of networks: of those in an ensemble.
+    return PixelPredictor.of(model, choose_device(options.device))
+
+
+_BUILDERS: dict[str, PredictorBuilder] = {"pixels": _build_pixel_predictor}
 """Builders of predictors that are no torch networks, by kind."""
 
 

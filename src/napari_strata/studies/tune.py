@@ -191,10 +191,11 @@ class Search:
                 plan = plan_new(
                     self.study.job(trial.recipe, self.out, self.study.splits[0])
                 )
-                if plan.spec.network not in built:
+                network = plan.spec.network
+                if not network.is_fitted and network not in built:
                     with torch.random.fork_rng(devices=[]):
                         build_network(plan.spec)
-                built.add(plan.spec.network)
+                built.add(network)
             except StrataError as error:
                 raise type(error)(f"{describe(trial.values)}: {error}") from None
         if self.options.halving and any(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,13 @@ import numpy as np
 from napari_strata.core.classes import IGNORE, ClassMap
 from napari_strata.core.events import Event, Message, RegionEnd
 from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
-from napari_strata.core.runs import EvaluationFolder
+from napari_strata.core.runs import EvaluationFolder, RunFolder
 from napari_strata.evaluation.calibration import Fit, calibrate, sample_evenly
 from napari_strata.evaluation.pictures import Example, panel_boxes
 from napari_strata.evaluation.report import name_files, write_report
 from napari_strata.models.model import Calibration, Model
-from napari_strata.models.network_predictor import NetworkPredictor
+from napari_strata.models.predictor import Predictor
 from napari_strata.models.tiled import TiledPredictor
-from napari_strata.training.checkpoint import TrainingRun
-from napari_strata.training.learner import seeded
 from napari_strata.training.validation import Predicted, Truth, iter_predicted
 
 Array = np.ndarray[Any, Any]
@@ -43,9 +41,22 @@ CASES = 3
 """Best parts of which there is a picture, and worst ones."""
 
 
-def measure(run: TrainingRun, truths: Sequence[Truth]) -> Generator[Event, None, None]:
+def measure(
+    folder: RunFolder,
+    truths: Sequence[Truth],
+    *,
+    fingerprint: str,
+    build: Callable[[Model], Predictor],
+) -> Generator[Event, None, None]:
     """Measure the model of a run whose epochs are over, unless that has been done
     on the same data.
+
+    Parameters
+    ----------
+    fingerprint
+        digest of the training data; see `plan.data_fingerprint`.
+    build
+        gives the predictor of a model on the device of the training.
 
     Yields a `Message`, a `RegionEnd` a part, and what was found as a `Message`. Stopped
     before its end it has changed nothing. Temperature divides logits and so changes no
@@ -56,23 +67,15 @@ def measure(run: TrainingRun, truths: Sequence[Truth]) -> Generator[Event, None,
     RunError
         when the disk is full.
     """
-    model = Model.load(run.folder.model_path)
-    out = run.folder.validation.path
-    if not truths or _is_measured(out, model, run.plan.fingerprint):
+    model = Model.load(folder.model_path)
+    out = folder.validation.path
+    if not truths or _is_measured(out, model, fingerprint):
         return
     noun = ("plane" if model.spec.depth is None else "block") + (
         "" if len(truths) == 1 else "s"
     )
     yield Message(f"measuring the best model on {len(truths)} validation {noun}")
-    learner = run.learner
-    # The first weights are drawn at random; leave the caller's random numbers alone.
-    with seeded(learner.device, 0):
-        network = model.build(learner.device)
-    predictor = TiledPredictor(
-        NetworkPredictor(
-            network, model.spec, device=learner.device, precision=learner.precision
-        )
-    )
+    predictor = TiledPredictor(build(model))
     tally = Tally.of(truths, model.spec.classes, seed=model.recipe.training.seed)
     start = time.perf_counter()
     for number, predicted in enumerate(iter_predicted(predictor, truths), 1):
@@ -87,16 +90,16 @@ def measure(run: TrainingRun, truths: Sequence[Truth]) -> Generator[Event, None,
         model,
         calibration=Calibration(fit.temperature, before, after, fit.before.pixels),
     )
-    model.save(run.folder.model_path)
+    model.save(folder.model_path)
     # The report after the model: what says that both are there is the digest in its
     # metrics.json.
     best = model.best
     facts = {
         "epoch": best.epoch if best else None,
         "calibration": fit.as_dict(),
-        "device": str(learner.device),
+        "device": str(predictor.device),
     }
-    keys = {"model": model.digest, "data": run.plan.fingerprint}
+    keys = {"model": model.digest, "data": fingerprint}
     _write(out, tally, keys | facts)
     yield Message(_in_words(fit))
 

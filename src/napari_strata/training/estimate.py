@@ -1,4 +1,4 @@
-"""Estimate of the memory that a training needs, before it starts."""
+"""Estimates of what a training needs, before it starts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 
+from napari_strata.core.network_sections import Pixels
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.spec import ModelSpec
 from napari_strata.models.device import Precision
+from napari_strata.models.pixels.features import TILE, count_features
 from napari_strata.networks import build_network
+from napari_strata.training.plan import Plan
 
 
 def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
@@ -54,3 +57,23 @@ def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
         copies * weights
         + sum(storage.nbytes() for storage in storages.values()) // half
     )
+
+
+def training_memory(plan: Plan, precision: Precision) -> int:
+    """Estimate the bytes that a training holds, in a step or in a fit."""
+    section = plan.spec.network
+    if not isinstance(section, Pixels):
+        return step_memory(plan.spec, plan.recipe, precision)
+    features = count_features(plan.spec.in_channels, section.resolved_levels)
+    pixels = min(section.pixels, sum(plan.counts))
+    # Features of all pixels, twice while some of them are chosen, and those of a tile.
+    return 4 * features * (2 * pixels + (TILE + 4 * plan.spec.halo) ** 2)
+
+
+def count_parameters(spec: ModelSpec) -> int:
+    """Count the numbers that a training finds."""
+    section = spec.network
+    if isinstance(section, Pixels):
+        leaves = (1 << section.depth) * len(spec.classes)
+        return section.trees * (2 * section.depth + leaves) + 1
+    return sum(p.numel() for p in build_network(spec).parameters())

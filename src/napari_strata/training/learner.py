@@ -21,6 +21,8 @@ from napari_strata.core.recipe import EarlyStopping
 from napari_strata.data.augmentation import Augmenter
 from napari_strata.data.loader import Batch, PatchSource
 from napari_strata.models.device import Precision, channels_last
+from napari_strata.models.model import Model
+from napari_strata.models.network_predictor import NetworkPredictor
 from napari_strata.networks import build_network
 from napari_strata.networks.build import encoder_of
 from napari_strata.training.averaging import (
@@ -195,6 +197,16 @@ class Learner:
         """Return a network's tensors by name, on the CPU."""
         state = self.networks[kind].state_dict()
         return {name: value.detach().cpu() for name, value in state.items()}
+
+    def predictor(self, model: Model) -> NetworkPredictor:
+        """Build the predictor of a model on this learner's device."""
+        # The first weights are drawn at random; leave the caller's random numbers
+        # alone.
+        with seeded(self.device, 0):
+            network = model.build(self.device)
+        return NetworkPredictor(
+            network, model.spec, device=self.device, precision=self.precision
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain types only.

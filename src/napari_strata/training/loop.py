@@ -35,6 +35,7 @@ from napari_strata.models.tiled import TiledPredictor, is_out_of_memory
 from napari_strata.training.calibration import measure
 from napari_strata.training.checkpoint import TrainingRun, open_run
 from napari_strata.training.ddp import ProcessGroup, process_group
+from napari_strata.training.fit import iter_fit
 from napari_strata.training.learner import Learner
 from napari_strata.training.plan import Plan, TrainingJob, plan_new, plan_resumed
 from napari_strata.training.validation import Truth, Validation, load_truths, validate
@@ -166,6 +167,9 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
     else:
         check_free(job.out)
         plan = plan_new(job)
+    if plan.recipe.network.is_fitted:
+        yield from iter_fit(job, plan, group)
+        return
     device = group.choose_device(job.device)
     precision = choose_precision(plan.recipe.training.precision, device)
     source = PatchSource(plan.training, plan.spec, plan.recipe)
@@ -204,7 +208,12 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
             if not group.is_main:
                 return
             run.complete_history()
-            for event in measure(run, truths):
+            for event in measure(
+                run.folder,
+                truths,
+                fingerprint=plan.fingerprint,
+                build=learner.predictor,
+            ):
                 yield run.record(event)
     except (GeneratorExit, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, GeneratorExit):

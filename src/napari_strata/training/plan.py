@@ -183,6 +183,7 @@ def plan_new(job: TrainingJob) -> Plan:
             seed=section.seed,
             classes=spec.classes,
             axes=spec.axes,
+            strokes_train=recipe.network.is_fitted,
         )
     else:
         split = split_given(pairs, held, spec.classes, spec.axes)

@@ -51,8 +51,7 @@ from napari_strata.models.device import (
 )
 from napari_strata.models.ensemble import Ensemble, is_crossval, load_models
 from napari_strata.models.model import find_model
-from napari_strata.networks import build_network
-from napari_strata.training.estimate import step_memory
+from napari_strata.training.estimate import count_parameters, training_memory
 from napari_strata.training.loop import iter_train
 from napari_strata.training.plan import TrainingJob, plan_new
 from napari_strata.worker.npy import NpyOutput, check_array
@@ -151,9 +150,9 @@ def _(job: PlanJob) -> Events:
         labelled_pixels=tuple(map(int, plan.counts)),
         device=describe_device(device),
         precision=precision.name,
-        memory=step_memory(plan.spec, plan.recipe, precision),
+        memory=training_memory(plan, precision),
         free_memory=free_memory(device),
-        parameters=sum(p.numel() for p in build_network(plan.spec).parameters()),
+        parameters=count_parameters(plan.spec),
     )
 
 

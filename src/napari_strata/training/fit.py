@@ -1,0 +1,453 @@
+"""Training of a pixel classifier, which is fitted at once.
+
+Its events and its run folder are those of every training, with a single epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from napari_strata.core import files
+from napari_strata.core.classes import IGNORE
+from napari_strata.core.events import (
+    BatchEnd,
+    EpochEnd,
+    Event,
+    Message,
+    TrainingEnd,
+    TrainingStarted,
+)
+from napari_strata.core.network_sections import LEVELS, Pixels
+from napari_strata.core.normalization import Scale
+from napari_strata.core.runs import RunFolder
+from napari_strata.core.spec import with_network
+from napari_strata.data.regions import LabelledRegion
+from napari_strata.data.strokes import draw_folds, number_strokes
+from napari_strata.evaluation.calibration import sample_evenly
+from napari_strata.evaluation.pictures import draw_example
+from napari_strata.models.device import describe_device
+from napari_strata.models.model import Model
+from napari_strata.models.pixels.classifier import (
+    PixelClassifier,
+    guide_of,
+    iter_trees,
+)
+from napari_strata.models.pixels.features import count_features, features_at
+from napari_strata.models.pixels.guided_filter import estimate_noise
+from napari_strata.models.pixels.predictor import PixelPredictor
+from napari_strata.models.pixels.trees import Tree, stack_trees
+from napari_strata.models.tiled import TiledPredictor
+from napari_strata.training.calibration import measure
+from napari_strata.training.ddp import ProcessGroup
+from napari_strata.training.estimate import count_parameters
+from napari_strata.training.learner import Progress
+from napari_strata.training.losses import build_loss
+from napari_strata.training.plan import Plan, TrainingJob
+from napari_strata.training.validation import load_truths, validate
+
+Array = np.ndarray[Any, Any]
+
+STEP_TREES = 10
+"""Trees from one event to the next."""
+
+FOLDS = 5
+"""Times that a part of the strokes is held back to measure a fit."""
+
+CHOICE_FOLDS, CHOICE_TREES, CHOICE_PIXELS = 3, 30, 10_000
+"""A smaller fit is enough to choose the levels."""
+
+
+@dataclass(frozen=True)
+class LabelledPixels:
+    """What a pixel classifier is fitted on.
+
+    Parameters
+    ----------
+    features
+        float32 (n, F).
+    labels
+        class indices (n,).
+    strokes
+        number of the stroke of each pixel (n,).
+    noise
+        standard deviation of the noise of the scaled images.
+    """
+
+    features: Array
+    labels: Array
+    strokes: Array
+    noise: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, chosen: Array, levels: int, channels: int) -> LabelledPixels:
+        """Return some of the pixels, with the features of fewer levels."""
+        features = self.features[chosen, : count_features(channels, levels)]
+        return LabelledPixels(
+            features, self.labels[chosen], self.strokes[chosen], self.noise
+        )
+
+
+def iter_fit(
+    job: TrainingJob, plan: Plan, group: ProcessGroup
+) -> Generator[Event, None, None]:
+    """Fit the classifier of a plan, and write a run folder; see `loop.iter_train`.
+
+    A run that goes on is fitted anew where it was stopped, or its labels have changed.
+    """
+    if not group.is_main:
+        return  # there is no work to share
+    fit = _Fit.open(job, plan, group.choose_device(job.device))
+    try:
+        for event in fit.run():
+            fit.folder.append_event(event)
+            yield event
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        fit.folder.append_event(fit.ended("stopped"))
+        raise
+
+
+class _Fit:
+    """A fit under way, with the folder that it writes to."""
+
+    def __init__(self, folder: RunFolder, plan: Plan, device: torch.device) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.device = device
+        self.progress = Progress()
+        self.start = time.perf_counter()
+        section = plan.recipe.network
+        assert isinstance(section, Pixels)
+        self.section = section
+
+    @classmethod
+    def open(cls, job: TrainingJob, plan: Plan, device: torch.device) -> _Fit:
+        """Begin a run, or open one that goes on."""
+        plan = plan.with_epochs(1)
+        if not job.resume:
+            folder = RunFolder.create(job.out, plan.recipe)
+            folder.write_json("data.json", plan.record())
+            return cls(folder, plan, device)
+        folder = RunFolder.open(job.out)
+        folder.save_recipe(plan.recipe)
+        return cls(folder, plan, device)
+
+    def run(self) -> Generator[Event, None, None]:
+        """Fit and measure, event by event."""
+        yield from self.plan.messages
+        yield self.started()
+        model = self.known_model()
+        if model is None:
+            model = yield from self.fit()
+        else:
+            self.progress.history.extend(model.history)
+            yield Message(
+                "the run is complete: its model was fitted at once, on these labels"
+            )
+        yield from measure(
+            self.folder,
+            load_truths(self.plan.validation, model.spec),
+            fingerprint=self.plan.fingerprint,
+            build=self.build,
+        )
+        yield self.ended("finished")
+
+    def known_model(self) -> Model | None:
+        """Return the model that an earlier call fitted on the same data, if any."""
+        if not self.folder.has_model:
+            return None
+        model = Model.load(self.folder.model_path)
+        return model if model.fingerprint == self.plan.fingerprint else None
+
+    def build(self, model: Model) -> PixelPredictor:
+        """Build the predictor of a model on the device of this training."""
+        return PixelPredictor.of(model, self.device)
+
+    def fit(self) -> Generator[Event, None, Model]:
+        """Collect pixels, choose the levels, grow trees and score them."""
+        section, plan = self.section, self.plan
+        pixels = collect_pixels(plan, section, self.device)
+        levels = section.levels
+        if levels is None:
+            levels, text = choose_levels(pixels, plan, section)
+            yield Message(text)
+        network = section.model_copy(update={"levels": levels})
+        self.plan = replace(plan, spec=with_network(plan.spec, plan.recipe, network))
+        self.folder.write_json("data.json", self.plan.record())
+        channels = plan.spec.in_channels
+        pixels = pixels.subset(np.arange(len(pixels)), levels, channels)
+        trees: list[Tree] = []
+        losses: list[float] = []
+        started = time.perf_counter()
+        for tree in _grow(pixels, plan, section):
+            trees.append(tree)
+            if len(trees) % STEP_TREES and len(trees) < section.trees:
+                continue
+            losses.append(_training_loss(trees, pixels))
+            yield BatchEnd(
+                epoch=1,
+                batch=len(losses),
+                batches=_count_steps(section),
+                loss=losses[-1],
+                learning_rate=math.nan,
+                seconds=time.perf_counter() - started,
+            )
+            started = time.perf_counter()
+        classifier = PixelClassifier(
+            stack_trees(trees), levels, section.filter_radius, pixels.noise
+        )
+        model = Model(
+            self.plan.spec,
+            plan.recipe,
+            classifier.weights(),
+            fingerprint=plan.fingerprint,
+        )
+        end, terms = yield from self.score(model, pixels, train_loss=losses[-1])
+        self.progress.add(end, terms, names=plan.spec.classes.names)
+        model = replace(model, history=(end,))
+        model.save(self.folder.model_path)
+        files.write_text(self.folder.table_path, self.progress.csv())
+        yield end
+        return model
+
+    def score(
+        self, model: Model, pixels: LabelledPixels, *, train_loss: float
+    ) -> Generator[Event, None, tuple[EpochEnd, dict[str, float]]]:
+        """Score a model on the validation regions, or on strokes that are held back.
+
+        Strokes say nothing of an intersection over union: they keep away from edges.
+        """
+        plan = self.plan
+        truths = load_truths(plan.validation, model.spec)
+        loss = build_loss(
+            plan.recipe.training,
+            classes=len(plan.spec.classes),
+            class_counts=plan.counts,
+        )
+        scores = validate(TiledPredictor(self.build(model)), truths, loss)
+        accuracy = scores.confusion.pixel_accuracy
+        if not truths and plan.recipe.training.validation:
+            agreement = measure_agreement(pixels, plan, self.section)
+            accuracy = agreement.share
+            yield agreement.message()
+        if scores.example is not None:
+            with files.atomic(self.folder.preview_path(1)) as temporary:
+                draw_example(scores.example).save(temporary)
+        end = EpochEnd(
+            epoch=1,
+            epochs=1,
+            train_loss=train_loss,
+            validation_loss=scores.loss,
+            mean_iou=scores.confusion.mean_iou,
+            pixel_accuracy=accuracy,
+            class_iou=tuple(map(float, scores.confusion.iou)),
+            learning_rate=math.nan,
+            seconds=time.perf_counter() - self.start,
+            best_iou=not math.isnan(scores.confusion.mean_iou),
+            best_loss=not math.isnan(scores.loss),
+            weights="raw",
+        )
+        terms = {f"validation_{name}": value for name, value in scores.terms.items()}
+        return end, terms
+
+    def started(self) -> TrainingStarted:
+        """Build the event that opens the training."""
+        plan, section = self.plan, self.section
+        return TrainingStarted(
+            run=str(self.folder.path),
+            device=describe_device(self.device),
+            precision=PixelPredictor.precision.name,
+            parameters=count_parameters(plan.spec),
+            first_epoch=1,
+            epochs=1,
+            batches=_count_steps(section),
+            training_images=tuple(_names(plan.training)),
+            validation_images=tuple(_names(plan.validation)),
+            validation_text=plan.text,
+            class_names=plan.spec.classes.names,
+        )
+
+    def ended(self, reason: str) -> TrainingEnd:
+        """Build the event that closes the training."""
+        best = self.progress.best
+        path = self.folder.model_path
+        return TrainingEnd(
+            reason=reason,
+            epoch=self.progress.epoch,
+            best_epoch=best.epoch if best else 0,
+            mean_iou=best.mean_iou if best else math.nan,
+            model=str(path) if path.exists() else "",
+            seconds=time.perf_counter() - self.start,
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Share of the pixels of held-out strokes that are predicted as painted.
+
+    NaN where no stroke could be held out.
+    """
+
+    share: float
+    pixels: int
+
+    def message(self) -> Message:
+        """Say it in words."""
+        if not self.pixels:
+            return Message(
+                "found one stroke of each class at most, so none can be held back to "
+                "measure on: paint a second one of each class",
+                "warning",
+            )
+        # Rounded down, because 100 % means all of them.
+        percent = math.floor(100 * self.share)
+        return Message(
+            f"agrees with {percent} % of {self.pixels:,} held-out stroke pixels"
+        )
+
+
+def collect_pixels(plan: Plan, section: Pixels, device: torch.device) -> LabelledPixels:
+    """Compute the features of the labelled pixels of a plan, at most `section.pixels`.
+
+    They are those of `section.resolved_levels`, and end at the border of a region:
+    validation next to it is not looked at.
+    """
+    spec, levels = plan.spec, section.resolved_levels
+    total = sum(plan.counts)
+    picks = sample_evenly(total, section.pixels, seed=plan.recipe.training.seed)
+    features, labels, strokes, noise = [], [], [], []
+    scales: dict[int, Scale] = {}
+    seen = 0
+    last_stroke = 0
+    for region in plan.training:
+        image = region.pair.image
+        if id(image) not in scales:
+            samples = np.concatenate(image.samples(), axis=1)
+            scales[id(image)] = spec.normalization.scale_for(samples, image.dtype)
+        grey, truth = region.read(spec.classes)
+        labelled = np.flatnonzero(truth != IGNORE)
+        first, stop = np.searchsorted(picks, (seen, seen + len(labelled)))
+        chosen = labelled[picks[first:stop] - seen]
+        seen += len(labelled)
+        if not len(chosen):
+            continue
+        scaled = torch.from_numpy(scales[id(image)].apply(grey))
+        features.append(features_at(scaled, chosen, levels, device=device))
+        noise.append(estimate_noise(guide_of(scaled, spec.neighbours).numpy()))
+        labels.append(truth.ravel()[chosen])
+        numbers = number_strokes(truth).ravel()[chosen]
+        strokes.append(numbers + last_stroke)
+        last_stroke += int(numbers.max())
+    return LabelledPixels(
+        np.concatenate(features),
+        np.concatenate(labels).astype(np.int64),
+        np.concatenate(strokes),
+        float(np.median(noise)),
+    )
+
+
+def choose_levels(
+    pixels: LabelledPixels, plan: Plan, section: Pixels
+) -> tuple[int, str]:
+    """Choose the number of octave levels, and say in words why.
+
+    By the likelihood of held-out strokes, in a cross-validation with fewer trees. Its
+    value means little, because strokes keep away from edges, but it ranks well.
+    """
+    seed, channels = plan.recipe.training.seed, plan.spec.in_channels
+    chosen = sample_evenly(len(pixels), CHOICE_PIXELS, seed=seed)
+    small = section.model_copy(update={"trees": min(section.trees, CHOICE_TREES)})
+    losses = {}
+    for levels in LEVELS:
+        subset = pixels.subset(chosen, levels, channels)
+        labels, chances = _held_out(subset, plan, small, folds=CHOICE_FOLDS)
+        if not len(labels):
+            return LEVELS[0], (
+                f"features of {LEVELS[0]} octave levels: too few strokes to choose by"
+            )
+        losses[levels] = _cross_entropy(chances, labels)
+    best = min(losses, key=losses.__getitem__)
+    tried = ", ".join(f"{levels}: {loss:.3f}" for levels, loss in losses.items())
+    return best, (
+        f"features of {best} octave levels, by the cross-entropy of held-out strokes"
+        f" ({tried})"
+    )
+
+
+def measure_agreement(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Agreement:
+    """Measure how many pixels of held-out strokes are predicted as painted.
+
+    Each stroke is held out once, and predicted by trees of the others, unfiltered.
+    """
+    labels, chances = _held_out(pixels, plan, section, folds=FOLDS)
+    if not len(labels):
+        return Agreement(math.nan, 0)
+    return Agreement(float((chances.argmax(1) == labels).mean()), len(labels))
+
+
+def _held_out(
+    pixels: LabelledPixels, plan: Plan, section: Pixels, *, folds: int
+) -> tuple[Array, Array]:
+    """Labels (m,) and probabilities (m, K) of all pixels that a fold holds back."""
+    seed = plan.recipe.training.seed
+    fold = draw_folds(pixels.strokes, pixels.labels, folds=folds, seed=seed)
+    labels, chances = [], [np.empty((0, len(plan.spec.classes)))]
+    for number in range(folds):
+        out = np.flatnonzero(fold == number)
+        if not len(out):
+            continue
+        rest = np.flatnonzero(fold != number)
+        trees = stack_trees(
+            list(
+                iter_trees(
+                    pixels.features[rest],
+                    pixels.labels[rest],
+                    len(plan.spec.classes),
+                    section=section,
+                    seed=seed,
+                )
+            )
+        )
+        values = torch.from_numpy(np.ascontiguousarray(pixels.features[out].T))
+        labels.append(pixels.labels[out])
+        chances.append(trees.sums(values).numpy().T)
+    return np.concatenate([*labels, np.empty(0, np.int64)]), np.concatenate(chances)
+
+
+def _grow(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Iterator[Tree]:
+    return iter_trees(
+        pixels.features,
+        pixels.labels,
+        len(plan.spec.classes),
+        section=section,
+        seed=plan.recipe.training.seed,
+    )
+
+
+def _training_loss(trees: Sequence[Tree], pixels: LabelledPixels) -> float:
+    """Cross-entropy of some trees on the pixels that they were grown on."""
+    chances = sum(tree.leaves[tree.leaf_of_pixel] for tree in trees)
+    assert isinstance(chances, np.ndarray)
+    return _cross_entropy(chances / chances.sum(1, keepdims=True), pixels.labels)
+
+
+def _cross_entropy(chances: Array, labels: Array) -> float:
+    likely = chances[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(likely, 1e-7)).mean())
+
+
+def _count_steps(section: Pixels) -> int:
+    return -(-section.trees // STEP_TREES)
+
+
+def _names(regions: Sequence[LabelledRegion]) -> list[str]:
+    """Name of each image that regions come from, once."""
+    return list(dict.fromkeys(region.pair.name for region in regions))
