@@ -191,7 +191,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
 def test_folders_with_two_formats(tmp_path: Path) -> None:
     slices(tmp_path, 2)
     PIL.Image.fromarray(np.zeros((30, 20), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"several kinds \(\.png, TIFF\)"):
+    with pytest.raises(ImageError, match=r"several formats \(\.png, TIFF\)"):
         read_image(tmp_path)
     assert read_image(tmp_path / "*.png").shape == (1, 30, 20)
 
