@@ -752,7 +752,7 @@ def test_a_tag_outside_the_file_is_damage(tmp_path: Path) -> None:
         raw = bytearray(path.read_bytes())
         struct.pack_into("<I", raw, tag.offset + 8, 10**8)
     path.write_bytes(raw)
-    with pytest.raises(ImageError, match="tag 282 of page 0 lies outside"):
+    with pytest.raises(ImageError, match="tag 282 of page 0 is outside"):
         read_image(path)
 
 
