@@ -222,7 +222,7 @@ def test_json_round_trip_and_models_saved_before() -> None:
 @pytest.mark.parametrize(
     ("axes", "shape"), [("YX", (16, 16)), ("ZYX", (1, 16, 16)), ("TYX", (3, 16, 16))]
 )
-def test_a_single_plane_is_refused_with_the_cure(
+def test_a_single_plane_is_refused_with_a_remedy(
     axes: str, shape: tuple[int, ...]
 ) -> None:
     image = Image(np.zeros(shape, np.uint8), axes, name="flat")

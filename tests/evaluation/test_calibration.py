@@ -29,7 +29,9 @@ def softmax(logits: Array) -> Array:
     return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
-def honest(count: int, classes: int = 3, *, seed: int = 0) -> tuple[Array, Array]:
+def calibrated_logits(
+    count: int, classes: int = 3, *, seed: int = 0
+) -> tuple[Array, Array]:
     """Logits, and labels drawn with just their probabilities."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (count, classes))
@@ -38,7 +40,7 @@ def honest(count: int, classes: int = 3, *, seed: int = 0) -> tuple[Array, Array
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 1.7, 4.0])
 def test_the_temperature_that_made_logits_overconfident_is_found(true: float) -> None:
-    logits, labels = honest(60_000)
+    logits, labels = calibrated_logits(60_000)
     assert fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.03)
     fit = calibrate(logits * true, labels)
     assert fit.temperature == fit_temperature(logits * true, labels)
@@ -51,7 +53,7 @@ def test_the_temperature_that_made_logits_overconfident_is_found(true: float) ->
 def test_no_temperature_near_it_is_likelier_and_no_label_changes(
     seed: int, factor: float, classes: int
 ) -> None:
-    logits, labels = honest(400, classes, seed=seed)
+    logits, labels = calibrated_logits(400, classes, seed=seed)
     logits = factor * logits
     temperature = fit_temperature(logits, labels)
     assert MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE
@@ -68,7 +70,7 @@ def test_no_temperature_near_it_is_likelier_and_no_label_changes(
 
 
 def test_the_likelihood_is_that_of_the_softmax() -> None:
-    logits, labels = honest(50)
+    logits, labels = calibrated_logits(50)
     chances = softmax(logits / 1.3)[np.arange(50), labels]
     assert negative_log_likelihood(logits, labels, 1.3) == pytest.approx(
         -np.log(chances).mean()
@@ -90,7 +92,7 @@ def test_the_calibration_error_by_hand() -> None:
 
 
 def test_bins_hold_every_pixel_and_their_means_lie_in_them() -> None:
-    logits, labels = honest(5000)
+    logits, labels = calibrated_logits(5000)
     result = reliability(logits, labels)
     assert len(result.bins) == 15
     assert result.pixels == 5000
@@ -103,7 +105,7 @@ def test_bins_hold_every_pixel_and_their_means_lie_in_them() -> None:
 
 
 def test_what_cannot_tell_a_temperature_is_said() -> None:
-    logits, labels = honest(199)
+    logits, labels = calibrated_logits(199)
     few = calibrate(logits, labels)
     assert (few.temperature, few.after) == (1.0, few.before)
     assert "found 199 labelled validation pixels, needed are 200" in few.note
@@ -127,7 +129,7 @@ def test_a_network_without_a_mistake_meets_the_limit() -> None:
 
 
 def test_logits_that_are_not_finite_are_left_out() -> None:
-    logits, labels = honest(1000)
+    logits, labels = calibrated_logits(1000)
     spoilt = logits.copy()
     spoilt[::10] = np.nan
     spoilt[1::10, 0] = np.inf

@@ -1,4 +1,4 @@
-"""Small pictures with exact truth, and a recipe so small that a training takes a moment."""
+"""Small images with exact labels, and a recipe for trainings of a few seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best model measured at the end of a training: what is written, when, and that it changes no label."""
+"""Measurement and calibration of the best model at the end of a training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Scene = Callable[..., AnnotatedImage]
 
 @pytest.fixture
 def started(tmp_path: Path, scene: Scene, small: dict[str, Any]) -> Callable[..., Any]:
-    """A training of two epochs on one scene, validated on another, to iterate over."""
+    """Iterate over a training of two epochs on one scene, validated on another."""
 
     def build(name: str = "run", **options: Any) -> Any:
         overrides = small | {"training.epochs": 2} | options.pop("overrides", {})
@@ -72,7 +72,7 @@ def part_rows(run: Path) -> list[dict[str, str]]:
 def logits_and_labels(
     model: Model, pair: AnnotatedImage
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Of every pixel, by a predictor made here."""
+    """Return the logits and labels of every pixel."""
     predictor = tiled(
         model.build(),
         model.spec,
@@ -91,7 +91,7 @@ def logits_and_labels(
     return logits, np.concatenate([one.truth.labels.ravel() for one in found])
 
 
-def test_the_best_model_is_measured_and_its_temperature_is_that_of_its_own_logits(
+def test_the_best_model_is_measured_and_its_temperature_fits_its_own_logits(
     tmp_path: Path, scene: Scene, started: Callable[..., Any]
 ) -> None:
     events = list(started())
@@ -134,7 +134,7 @@ def test_the_best_model_is_measured_and_its_temperature_is_that_of_its_own_logit
     assert RunFolder.open(run).events() == events
 
 
-def test_pictures_are_of_the_best_and_the_worst_parts(
+def test_pictures_show_the_best_and_the_worst_regions(
     tmp_path: Path, started: Callable[..., Any]
 ) -> None:
     list(started())
@@ -207,7 +207,7 @@ def test_a_stop_while_measuring_changes_nothing_and_resuming_measures(
     assert Model.load(run).digest == Model.load(tmp_path / "whole").digest
 
 
-def test_what_is_measured_is_not_measured_again_but_what_changed_is(
+def test_only_a_changed_model_is_measured_again(
     tmp_path: Path, scene: Scene, started: Callable[..., Any]
 ) -> None:
     list(started())
@@ -236,7 +236,7 @@ def test_what_is_measured_is_not_measured_again_but_what_changed_is(
     assert len(model.history) == 6
 
 
-def test_nothing_is_measured_where_nothing_validates_or_the_training_is_stopped(
+def test_nothing_is_measured_without_validation_data_or_after_a_stop(
     tmp_path: Path, started: Callable[..., Any]
 ) -> None:
     list(started("bare", validation=None, overrides={"training.validation": 0.0}))
@@ -270,10 +270,10 @@ def test_too_few_pixels_give_the_temperature_one_and_a_reason(
     assert names == ["best_01_scene_9.png"]
 
 
-def test_of_very_many_pixels_some_of_every_part_are_looked_at(
+def test_a_sample_of_pixels_covers_every_region(
     tmp_path: Path, started: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(final, "PIXELS", 1000)
+    monkeypatch.setattr(final, "MAX_PIXELS", 1000)
     tallies: list[final.Tally] = []
     fit = final.Tally.fit
     monkeypatch.setattr(

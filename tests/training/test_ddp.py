@@ -1,4 +1,4 @@
-"""Several processes train what one would: by gloo, on this computer's CPU, as torchrun starts them."""
+"""Several processes give the same training as one. They use gloo on the CPU and are started as by torchrun."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ TOLERANCE = 2e-5
 rank's own statistics, or gradients of another length, losses differ by 1e-4 to 6e-2 (tried)."""
 
 LIMIT = 300
-"""Seconds for anything: the machine may be busy."""
+"""Seconds to wait, long enough for a busy machine."""
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that the system gives to clients.
+    """Return a free port, below the range that the system gives to clients.
 
     The search starts at another place in each test process.
     """
@@ -80,12 +80,12 @@ def free_port() -> int:
 
 @dataclass
 class Ranks:
-    """Processes that were started as torchrun does."""
+    """Processes that are started as by torchrun."""
 
     processes: list[subprocess.Popen[str]]
 
     def wait(self) -> tuple[list[int], list[str], list[str]]:
-        """Their statuses, what they said, and what they complained of."""
+        """Wait for their end; return their exit statuses, stdout and stderr."""
         said = [process.communicate(timeout=LIMIT) for process in self.processes]
         return (
             [p.returncode for p in self.processes],
@@ -165,7 +165,7 @@ def folder(tmp_path: Path, scene: Callable[..., AnnotatedImage]) -> Path:
 
 
 def alone(folder: Path, out: str, *, settings: dict[str, Any], **options: Any) -> Path:
-    """The same training in this process."""
+    """Run the same training in this process."""
     pairs = read_pairs(folder / "images.tif", folder / "labels.tif")
     train(
         "default", pairs, out=folder / out, overrides=settings, device="cpu", **options
@@ -174,7 +174,7 @@ def alone(folder: Path, out: str, *, settings: dict[str, Any], **options: Any) -
 
 
 def assert_same_curve(one: Path, other: Path, *, tolerance: float = TOLERANCE) -> None:
-    """Losses of every step, of every validation, weights and normalisation statistics."""
+    """Return the losses of all steps and validations, weights and normalisation statistics."""
     first, second = (RunFolder.open(path).events() for path in (one, other))
     for kind, names in (
         (BatchEnd, ("loss",)),
@@ -203,7 +203,7 @@ def assert_same_curve(one: Path, other: Path, *, tolerance: float = TOLERANCE) -
     )  # pixels between two classes
 
 
-def test_two_processes_train_to_the_curve_of_one(
+def test_two_processes_have_the_curve_of_one(
     folder: Path, start: Callable[..., Ranks]
 ) -> None:
     """Batch normalisation, uneven shares, cross-entropy, Dice and Lovasz over the whole batch, averaged weights."""
@@ -234,7 +234,7 @@ def test_two_processes_train_to_the_curve_of_one(
     ],
     ids=["frozen encoder, adamw, one-cycle", "bf16"],
 )
-def test_it_is_so_for_other_recipes(
+def test_two_processes_have_the_curve_of_one_for_other_recipes(
     folder: Path, start: Callable[..., Ranks], changes: dict[str, Any], tolerance: float
 ) -> None:
     settings = PLAIN | changes
@@ -246,10 +246,10 @@ def test_it_is_so_for_other_recipes(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_a_run_resumes_with_another_number_of_processes(
     folder: Path, start: Callable[..., Ranks]
 ) -> None:
-    """One, then two, then one again, against one all the time."""
+    """Compare one, then two, then one process with a single process."""
     settings = PLAIN | BARE | {"training.epochs": 1}
     alone(folder, "one", settings=settings)
     alone(folder, "two", settings=settings)
@@ -281,13 +281,13 @@ def test_too_small_a_batch_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("rank", "number", "line"),
     [
-        (1, signal.SIGKILL, "another of the 2 processes is gone"),
-        (0, signal.SIGKILL, "another of the 2 processes is gone"),
+        (1, signal.SIGKILL, "another of the 2 processes has ended"),
+        (0, signal.SIGKILL, "another of the 2 processes has ended"),
         (1, signal.SIGTERM, "error: stopped"),
         (0, signal.SIGINT, "error: stopped"),
     ],
 )
-def test_a_rank_that_is_killed_or_stopped_ends_all_with_a_line_and_the_run_resumes(
+def test_a_killed_or_stopped_rank_ends_all_with_a_message_and_the_run_resumes(
     folder: Path,
     start: Callable[..., Ranks],
     rank: int,
@@ -301,27 +301,27 @@ def test_a_rank_that_is_killed_or_stopped_ends_all_with_a_line_and_the_run_resum
     ranks.processes[rank].send_signal(number)
     statuses, _, complaints = ranks.wait()
     assert all(statuses)
-    told = [
+    errors = [
         text for text in "".join(complaints).splitlines() if text.startswith("error: ")
     ]
-    assert len(told) == 1
-    assert line in told[0]
+    assert len(errors) == 1
+    assert line in errors[0]
     done = RunFolder.open(folder / "run").load_checkpoint("last.pt")["progress"][
         "history"
     ]
     if "gone" in line:
         assert (
-            f"epoch {len(done)}, is kept" in told[0]
-            or f"epoch {len(done) - 1}, is kept" in told[0]
+            f"epoch {len(done)}, is kept" in errors[0]
+            or f"epoch {len(done) - 1}, is kept" in errors[0]
         )
-        assert "--resume" in told[0]
+        assert "--resume" in errors[0]
     run = alone(folder, "run", settings={"training.epochs": len(done) + 1}, resume=True)
     epochs = [e.epoch for e in RunFolder.open(run).events() if isinstance(e, EpochEnd)]
     assert epochs == list(range(1, len(done) + 2))
 
 
 @pytest.mark.slow
-def test_a_mistake_that_all_ranks_meet_is_told_once(
+def test_an_error_of_all_ranks_is_reported_once(
     folder: Path, start: Callable[..., Ranks]
 ) -> None:
     ranks = start(folder / "run", "--device", "no such", settings=PLAIN)
@@ -335,10 +335,10 @@ def test_a_mistake_that_all_ranks_meet_is_told_once(
 
 
 @pytest.mark.slow
-def test_the_viewers_worker_trains_by_torchrun(
+def test_the_worker_trains_by_torchrun(
     tmp_path: Path, scene: Callable[..., AnnotatedImage]
 ) -> None:
-    """The real protocol: two trainings, one of them stopped and resumed, predictions between; and it exits."""
+    """Two trainings, of which one is stopped and resumed, with predictions between them."""
     torchrun = [
         sys.executable,
         "-m",
@@ -353,22 +353,24 @@ def test_the_viewers_worker_trains_by_torchrun(
         endless = train_request(
             tmp_path, scene(), overrides={"training.epochs": 100_000}
         )
-        client.say(endless)
-        client.until(lambda _, event: isinstance(event, EpochEnd) and event.epoch == 2)
-        client.say({"stop": "t"})
-        assert client.result("t")[-1] == JobEnded(reason="stopped")
+        client.send(endless)
+        client.receive_until(
+            lambda _, event: isinstance(event, EpochEnd) and event.epoch == 2
+        )
+        client.send({"stop": "t"})
+        assert client.receive_result("t")[-1] == JobEnded(reason="stopped")
         small = {
             "job": "r",
             "out": str(tmp_path / "small"),
             "overrides": {"training.batch_size": 1},
         }
-        refused = client.do(endless | small)[-1]
+        refused = client.run_job(endless | small)[-1]
         assert isinstance(refused, JobFailed)
         assert "found batches of 1 for 2 processes" in refused.text
         epochs = RunFolder.open(tmp_path / "run").load_checkpoint("last.pt")[
             "progress"
         ]["history"]
-        again = client.do(
+        again = client.run_job(
             endless
             | {
                 "job": "g",
@@ -382,7 +384,7 @@ def test_the_viewers_worker_trains_by_torchrun(
             "image": {"path": str(tmp_path / "image.npy"), "axes": "ZYX"},
             "out": str(tmp_path / "out.npy"),
         }
-        ended = client.do(
+        ended = client.run_job(
             {
                 "job": "p",
                 "kind": "predict",
@@ -392,7 +394,7 @@ def test_the_viewers_worker_trains_by_torchrun(
             | where
         )[-1]
         assert isinstance(ended, JobEnded)
-        client.hang_up()
+        client.close_stdin()
         assert client.end() == 0
 
 
@@ -416,7 +418,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_worker_trains_again_after_one_of_its_processes_left_the_others_in_a_collective(
+def test_a_worker_trains_again_after_a_process_left_a_collective_operation(
     tmp_path: Path, scene: Callable[..., AnnotatedImage], rank: int
 ) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
@@ -430,15 +432,15 @@ def test_a_worker_trains_again_after_one_of_its_processes_left_the_others_in_a_c
     ]
     with worker(command=torchrun, BAD=str(rank), ONCE=str(tmp_path / "once")) as client:
         client.ready()
-        failed = client.do(train_request(tmp_path / "first", scene()))[-1]
+        failed = client.run_job(train_request(tmp_path / "first", scene()))[-1]
         assert isinstance(failed, JobFailed)
         assert failed.text.startswith(
             "rank 1 of 2: out of memory" if rank else "out of memory"
         )
-        ended = client.do(train_request(tmp_path / "second", scene(), "again"))[-1]
+        ended = client.run_job(train_request(tmp_path / "second", scene(), "again"))[-1]
         assert isinstance(ended, JobEnded)
         assert ended.reason == "finished"
-        client.hang_up()
+        client.close_stdin()
         client.end(LIMIT)
 
 
@@ -509,7 +511,7 @@ def test_two_processes_compute_logits_and_gradients_of_the_whole_batch() -> None
     torch.multiprocessing.spawn(_compare_with_one_process, (free_port(),), nprocs=2)
 
 
-def test_one_process_is_a_group_that_changes_nothing(
+def test_a_group_of_one_process_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

@@ -18,7 +18,7 @@ def _memory(**overrides: object) -> int:
     )
 
 
-def test_what_the_forward_pass_keeps_grows_with_batch_and_patch() -> None:
+def test_memory_of_the_forward_pass_grows_with_batch_and_patch() -> None:
     one, two, large = (
         _memory(training__batch_size=b, patches__size=s)
         for b, s in ((2, 32), (4, 32), (2, 64))
@@ -32,7 +32,7 @@ def test_what_the_forward_pass_keeps_grows_with_batch_and_patch() -> None:
     assert 3.9 < (large - fixed) / (one - fixed) < 4.1
 
 
-def test_averaged_weights_and_sgd_count() -> None:
+def test_averaged_weights_and_optimizer_are_included() -> None:
     assert (
         _memory(training__averaging=0.9)
         > _memory()
@@ -40,7 +40,7 @@ def test_averaged_weights_and_sgd_count() -> None:
     )
 
 
-def test_it_is_what_autograd_saves() -> None:
+def test_the_estimate_equals_what_autograd_saves() -> None:
     recipe = tiny_recipe()
     spec = resolve(recipe, easy_pair())
     network, kept = build_network(spec).train(), {}

@@ -1,4 +1,4 @@
-"""Training on a GPU, in each number format, and going on elsewhere. Run with ``-m gpu``."""
+"""Training on a GPU in each number format, and resuming on the CPU. Run with ``-m gpu``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_learns_in_every_format_and_goes_on_on_the_cpu(
+def test_learns_in_every_number_format_and_resumes_on_the_cpu(
     tmp_path: Path, scene: Scene, small: dict[str, Any], precision: str
 ) -> None:
     small |= {

@@ -38,7 +38,7 @@ def progress_of(scores: list[tuple[float, float]], *, since: int = 0) -> Progres
 SCORES = [(0.5, 1.0), (0.7, 1.2), (0.6, 0.9), (0.7, 0.95)]
 
 
-def test_the_best_is_the_first_of_the_highest() -> None:
+def test_the_best_epoch_is_the_first_of_the_highest() -> None:
     progress = progress_of(SCORES)
     assert [end.best_iou for end in progress.history] == [True, True, False, False]
     assert [end.best_loss for end in progress.history] == [True, False, True, False]
@@ -74,7 +74,7 @@ def test_early_stopping_counts_epochs_without_improvement(
     assert not progress_of(SCORES).is_stuck(None)
 
 
-def test_table_has_a_row_an_epoch_and_nothing_where_there_is_no_number() -> None:
+def test_table_has_a_row_for_each_epoch_and_empty_cells_for_nan() -> None:
     lines = progress_of([(0.5, math.nan)]).csv().splitlines()
     row = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
     assert row["epoch"] == "1"
@@ -83,7 +83,7 @@ def test_table_has_a_row_an_epoch_and_nothing_where_there_is_no_number() -> None
     assert row["train_ce"] == "0.5"
 
 
-def test_state_is_plain_and_comes_back() -> None:
+def test_state_is_plain_and_is_restored() -> None:
     progress = progress_of([*SCORES, (math.nan, 2.0)], since=2)
     again = Progress.from_state(progress.state_dict())
     assert again.csv() == progress.csv()

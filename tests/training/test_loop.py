@@ -1,4 +1,4 @@
-"""Training end to end: what it learns, what it yields, and what it leaves on disk."""
+"""Training from start to end: results, events and files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def timeless(history: tuple[EpochEnd, ...]) -> list[str]:
     return [to_json(replace(end, seconds=0.0, epochs=0)) for end in history]
 
 
-def test_learns_an_easy_picture_and_the_model_scores_what_was_said(
+def test_learns_an_easy_image_and_the_model_has_the_reported_scores(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     small |= {"training.epochs": 8, "patches.per_epoch": 48}
@@ -96,7 +96,7 @@ def test_learns_an_easy_picture_and_the_model_scores_what_was_said(
     assert scores.confusion.support.sum() == 4 * 48 * 48
 
 
-def test_events_tell_the_story_and_the_run_records_it(
+def test_events_are_complete_and_the_run_records_them(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     events = list(
@@ -186,7 +186,7 @@ def with_labels(pair: AnnotatedImage, labels: np.ndarray[Any, Any]) -> Annotated
     return AnnotatedImage(pair.image, pair.image.labels_like(labels))
 
 
-def test_what_unlabelled_pixels_hold_changes_no_loss_bit_and_no_weight_bit(
+def test_values_of_unlabelled_pixels_change_no_loss_and_no_weight(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     classes = ClassMap(names=("ground", "disc"), values=(0, 1), unlabelled=(7, 9))
@@ -213,7 +213,7 @@ def test_what_unlabelled_pixels_hold_changes_no_loss_bit_and_no_weight_bit(
     assert same_weights(found[0][1], found[1][1])
 
 
-def test_pixels_that_are_not_finite_are_named_and_taken_as_unlabelled(
+def test_pixels_that_are_not_finite_are_named_and_unlabelled(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     pair = scene()
@@ -247,7 +247,7 @@ def test_pixels_that_are_not_finite_are_named_and_taken_as_unlabelled(
 
 @pytest.mark.parametrize("loss", ["ce", "bce", "dice", "focal", "tversky", "lovasz"])
 @pytest.mark.parametrize(("optimizer", "rate"), [("adam", 0.01), ("sgd", 0.1)])
-def test_every_loss_lowers_itself_in_training(
+def test_training_lowers_every_loss(
     tmp_path: Path,
     scene: Scene,
     small: dict[str, Any],
@@ -285,23 +285,23 @@ def test_every_schedule_trains_at_its_rates(
     assert expected.get(schedule, rates[-1] < rates[0])
 
 
-def test_random_numbers_of_the_caller_and_of_the_training_do_not_meet(
+def test_random_numbers_of_caller_and_training_are_independent(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     small |= {"network.dropout": 0.3, "augmentation.noise": 0.2, "training.epochs": 2}
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    quiet = train(
-        "default", scene(), out=tmp_path / "quiet", overrides=small, device="cpu"
+    first = train(
+        "default", scene(), out=tmp_path / "first", overrides=small, device="cpu"
     )
     assert torch.equal(torch.rand(3), expected)
     for _ in iter_train(
-        "default", scene(), out=tmp_path / "loud", overrides=small, device="cpu"
+        "default", scene(), out=tmp_path / "second", overrides=small, device="cpu"
     ):
         torch.manual_seed(1)
         torch.rand(17)
-    assert same_weights(quiet, Model.load(tmp_path / "loud"))
+    assert same_weights(first, Model.load(tmp_path / "second"))
     other = train(
         "default",
         scene(),
@@ -309,10 +309,10 @@ def test_random_numbers_of_the_caller_and_of_the_training_do_not_meet(
         overrides=small | {"training.seed": 1},
         device="cpu",
     )
-    assert not same_weights(quiet, other)
+    assert not same_weights(first, other)
 
 
-def test_nothing_held_back_keeps_the_latest_weights(
+def test_without_validation_data_the_latest_weights_are_kept(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     small |= {"training.validation": 0.0, "training.early_stopping.patience": 1}
@@ -342,7 +342,7 @@ def test_nothing_held_back_keeps_the_latest_weights(
 
 
 class Script:
-    """Stands for `validate`: hands out mean IoUs in turn, and notes the weights that it was shown."""
+    """Replacement of `validate` that returns given mean IoUs and records the weights."""
 
     def __init__(self, *scores: float) -> None:
         self.scores = list(scores)
@@ -446,7 +446,7 @@ def test_plateau_follows_the_validation_loss(
     ]
 
 
-def test_plateau_follows_the_training_loss_where_nothing_validates(
+def test_plateau_follows_the_training_loss_without_validation_data(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     small |= {
@@ -469,7 +469,7 @@ def test_plateau_follows_the_training_loss_where_nothing_validates(
 
 
 def poisoned(epoch: int, batch: int) -> Callable[..., dict[str, float]]:
-    """`Learner.step`, but the network meets a NaN at one batch."""
+    """`Learner.step` with a NaN in one batch."""
     step = Learner.step
 
     def poison(
@@ -483,7 +483,7 @@ def poisoned(epoch: int, batch: int) -> Callable[..., dict[str, float]]:
     return poison
 
 
-def test_a_loss_that_is_no_number_stops_and_says_where(
+def test_a_loss_that_is_nan_stops_with_its_batch(
     tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -511,7 +511,7 @@ def test_a_loss_that_is_no_number_stops_and_says_where(
     assert len(resumed.history) == 4
 
 
-def test_a_gradient_that_is_no_number_stops_before_it_is_taken(
+def test_a_gradient_that_is_nan_stops_before_the_step(
     tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -565,7 +565,7 @@ def test_gradients_are_clipped_to_the_recipes_length(
     assert moved == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_out_of_memory_is_said_in_words(
+def test_out_of_memory_is_reported(
     tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -618,7 +618,7 @@ def test_a_class_that_validation_lacks_is_named(
     assert math.isfinite(end.mean_iou)
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_unsuitable_input_is_refused_before_anything_is_written(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     def attempt(**options: Any) -> None:
@@ -644,7 +644,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_that_exists_is_refused_untouched(
+def test_an_existing_run_folder_is_refused_and_unchanged(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     (tmp_path / "run").mkdir()
@@ -668,7 +668,7 @@ def test_recipe_may_be_a_value_and_is_kept_with_the_run(
     assert record["spec"]["network"]["widths"] == [4, 8]
 
 
-def test_pages_are_kept_while_it_trains_and_given_back_when_it_is_stopped(
+def test_memory_pages_are_kept_during_training_and_released_after_a_stop(
     scene: Scene, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside = [0]

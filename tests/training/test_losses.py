@@ -35,7 +35,7 @@ def loss_of(name: LossName, classes: int = 3, **training: Any) -> Loss:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_unlabelled_pixels_reach_neither_loss_nor_gradient(name: LossName) -> None:
+def test_unlabelled_pixels_influence_neither_loss_nor_gradient(name: LossName) -> None:
     loss = loss_of(name)
     logits, labels = some_batch()
     changed = logits.detach().clone()
@@ -92,7 +92,7 @@ def test_losses_are_float32_under_autocast(name: LossName) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sure_and_right_network_has_no_loss_and_a_wrong_one_has(
+def test_a_certain_and_correct_network_has_no_loss_and_a_wrong_one_has(
     name: LossName,
 ) -> None:
     labels = torch.arange(64).reshape(1, 8, 8) % 3
@@ -234,8 +234,8 @@ SOME = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_loss_by_hand_beside_pixels_that_are_not_labelled(name: LossName) -> None:
-    """The unlabelled pixels would change each of them: they are sure, and of either class."""
+def test_every_loss_by_hand_with_unlabelled_pixels(name: LossName) -> None:
+    """The unlabelled pixels would change each loss: they are certain, and of both classes."""
     ones = torch.tensor([[0.75, 0.99, 0.5], [0.2, 0.01, 0.5]], dtype=torch.float64)
     labels = torch.tensor([[[1, IGNORE, 1], [0, IGNORE, IGNORE]]], dtype=torch.uint8)
     logits = torch.stack([1 - ones, ones]).log()[None].float()
@@ -274,8 +274,8 @@ def test_lovasz_and_focal_equal_smp_on_labelled_pixels() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.2])
-def test_bce_weight_of_the_seeds_is_two_weights_here(weight: float) -> None:
-    """W x BCE + (1 - w) x Dice."""
+def test_a_weighted_sum_of_bce_and_dice_equals_two_weights(weight: float) -> None:
+    """Check w x BCE + (1 - w) x Dice."""
     logits, labels = some_batch(2)
     both = build_loss(Training(loss={"bce": weight, "dice": 1 - weight}), classes=2)(
         logits, labels
@@ -294,7 +294,7 @@ def test_dice_equals_smp_where_every_class_occurs() -> None:
     torch.testing.assert_close(loss_of("dice")(logits, labels), expected)
 
 
-def test_sums_are_weighted_and_terms_are_reachable() -> None:
+def test_the_total_is_the_weighted_sum_of_the_terms() -> None:
     logits, labels = some_batch()
     loss = build_loss(Training(loss={"ce": 0.6, "dice": 0.4}), classes=3)
     terms = loss.terms(logits, labels, also=("bce", "ce"))

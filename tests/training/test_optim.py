@@ -1,4 +1,4 @@
-"""Schedules against torch's own, and the state they leave."""
+"""Schedules compared with those of torch, and their state."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_cosine_equals_torch() -> None:
     )
 
 
-def test_constant_stays() -> None:
+def test_constant_schedule() -> None:
     _, schedule = setup(schedule="constant")
     schedule.step_epoch(math.nan)
     assert set(rates(schedule, 2 * EPOCHS * STEPS)) == {0.01}
@@ -146,7 +146,7 @@ def test_state_continues_the_curve(kind: Any) -> None:
     assert begun + curve(second, range(2, 4)) == whole
 
 
-def test_restart_begins_the_curve_again() -> None:
+def test_restart_starts_the_curve_again() -> None:
     _, schedule = setup(schedule="one_cycle")
     first = rates(schedule, EPOCHS * STEPS)
     assert schedule.learning_rate == pytest.approx(0.01 / 25 * 1e-4)

@@ -1,4 +1,4 @@
-"""A run may be given its split."""
+"""Runs with a given split."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from napari_strata.training.plan import TrainingJob, plan_new
 Scene = Callable[..., AnnotatedImage]
 
 
-def test_a_split_that_is_given_is_the_split(
-    scene: Scene, small: dict[str, Any]
-) -> None:
+def test_a_given_split_is_used(scene: Scene, small: dict[str, Any]) -> None:
     pairs = [scene(i) for i in range(4)]
     splits = fold_pairs(pairs, 4, seed=0, classes=find_classes(pairs))
     plans = [
@@ -64,7 +62,7 @@ def test_warnings_of_the_split_become_messages(
     assert any("2304 labelled pixels in all, too few" in text for text in texts)
 
 
-def test_by_default_nothing_of_that_is_said(
+def test_by_default_there_are_no_messages_about_the_split(
     scene: Scene, small: dict[str, Any]
 ) -> None:
     plan = plan_new(

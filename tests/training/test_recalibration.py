@@ -52,7 +52,7 @@ def test_nothing_else_changes_and_it_repeats() -> None:
     )
 
 
-def test_statistics_that_no_batch_gives_stay() -> None:
+def test_statistics_that_no_batch_gives_are_unchanged() -> None:
     norm = BatchNorm(2)
     norm.running_mean.fill_(7.0)  # type: ignore[union-attr]
     single = [torch.ones(1, 2, 1, 1)]
@@ -65,7 +65,7 @@ def test_a_network_without_batch_norm_is_not_run() -> None:
     recalibrate(nn.GroupNorm(1, 2), iter(()), device=CPU, precision=Precision("fp32"))
 
 
-def test_statistics_of_a_frozen_part_stay() -> None:
+def test_statistics_of_a_frozen_part_are_unchanged() -> None:
     network = nn.Sequential(nn.BatchNorm2d(1), nn.BatchNorm2d(1))
     images = torch.randn(4, 1, 8, 8) + 5
     recalibrate(

@@ -1,4 +1,4 @@
-"""Stopping, going on and extending: the same weights as an unbroken run, bit for bit."""
+"""Stopping, resuming and extending give the same weights as an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ RANDOM = {
     "augmentation.noise": 0.3,
     "augmentation.rotation": 20.0,
 }
-"""Everything that draws random numbers."""
+"""Settings with random numbers."""
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Equal weights (model, raw and averaged), optimiser state, history and table."""
+    """Check that weights (model, raw and averaged), optimiser, history and table are equal."""
     first, second = (
         RunFolder.open(path).load_checkpoint("last.pt") for path in (one, other)
     )
@@ -71,7 +71,7 @@ def assert_equal(one: Any, other: Any) -> None:
 
 
 def stop_after(events: Any, *, batches: int) -> None:
-    """Break off after so many batches, as a user would."""
+    """Stop after some batches, as a user does."""
     seen = 0
     for event in events:
         seen += isinstance(event, BatchEnd)
@@ -106,7 +106,7 @@ def epochs_of(path: Path) -> list[int]:
     ],
     ids=["adamw one-cycle", "sgd plateau", "adam cosine", "bf16"],
 )
-def test_ten_epochs_equal_five_a_kill_and_five(
+def test_ten_epochs_equal_five_and_five_after_a_kill(
     tmp_path: Path, scene: Scene, small: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     small |= RANDOM | settings | {"training.epochs": 10}
@@ -127,7 +127,7 @@ def test_ten_epochs_equal_five_a_kill_and_five(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_stop_within_the_first_epoch_leaves_a_model_and_resume_begins_anew(
+def test_a_stop_in_the_first_epoch_leaves_a_model_and_resume_starts_again(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     train("default", scene(), out=tmp_path / "whole", overrides=small, device="cpu")
@@ -150,7 +150,7 @@ def test_a_stop_within_the_first_epoch_leaves_a_model_and_resume_begins_anew(
     events = list(
         iter_train("default", scene(), out=tmp_path / "run", device="cpu", resume=True)
     )
-    assert any("begins anew" in e.text for e in events if isinstance(e, Message))
+    assert any("starts again" in e.text for e in events if isinstance(e, Message))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -186,7 +186,7 @@ def test_a_later_stop_keeps_the_best_of_the_complete_epochs(
     assert model.history == tuple(ends[: best.epoch])
 
 
-def test_ctrl_c_in_a_step_leaves_a_model_and_goes_on_up(
+def test_ctrl_c_in_a_step_leaves_a_model_and_is_raised(
     tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Learner.step
@@ -204,7 +204,7 @@ def test_ctrl_c_in_a_step_leaves_a_model_and_goes_on_up(
     assert Model.load(tmp_path / "run").build() is not None
 
 
-def test_an_event_lost_between_checkpoint_and_record_is_mended(
+def test_an_event_lost_after_its_checkpoint_is_recorded_on_resuming(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     stop_after(
@@ -226,7 +226,7 @@ def test_an_event_lost_between_checkpoint_and_record_is_mended(
     assert epochs_of(tmp_path / "run") == [1, 2, 3, 4]
 
 
-def test_extending_trains_more_and_begins_the_schedule_again(
+def test_extending_trains_more_and_restarts_the_schedule(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     first = list(
@@ -280,7 +280,7 @@ def test_extending_an_unfinished_run_adds_to_its_plan(
     assert len(model.history) == 6
 
 
-def test_extending_counts_patience_anew(
+def test_extending_restarts_the_patience(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     small |= {
@@ -303,7 +303,7 @@ def test_extending_counts_patience_anew(
     assert len(more.history) >= stopped + 2
 
 
-def test_resuming_a_complete_run_says_so_and_changes_no_weight(
+def test_resuming_a_complete_run_sends_a_message_and_changes_no_weight(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     before = train(
@@ -339,7 +339,7 @@ def test_the_number_of_epochs_may_change_on_resuming(
     assert 0.005 > rates[0] > rates[-1] > 0
 
 
-def test_pairs_can_be_added_and_the_validation_stays(
+def test_pairs_can_be_added_and_the_validation_is_unchanged(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     stop_after(
@@ -385,7 +385,7 @@ def test_pairs_can_be_added_and_the_validation_stays(
     assert not any("new to this run" in e.text for e in again if isinstance(e, Message))
 
 
-def test_images_that_are_gone_are_named(
+def test_missing_images_are_named(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     small |= {"training.epochs": 2}
@@ -408,10 +408,10 @@ def test_images_that_are_gone_are_named(
         )
     )
     texts = [e.text for e in events if isinstance(e, Message) and e.level == "warning"]
-    assert any("gone, and train no more: scene 0" in text for text in texts)
+    assert any("missing and are left out: scene 0" in text for text in texts)
 
 
-def test_labels_painted_since_are_trained_on(
+def test_labels_painted_after_a_stop_are_used(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     pair = scene()
@@ -428,7 +428,7 @@ def test_labels_painted_since_are_trained_on(
     )
 
 
-def test_what_does_not_fit_the_run_is_refused(
+def test_data_that_do_not_fit_the_run_are_refused(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     small |= {"training.epochs": 1}
@@ -468,7 +468,7 @@ def test_what_does_not_fit_the_run_is_refused(
         resume(scene(7))
     with pytest.raises(RunError, match="validation images of this run are missing"):
         resume(scene(0))
-    with pytest.raises(RunError, match="scene 8 was not validated on before"):
+    with pytest.raises(RunError, match="scene 8 did not validate before"):
         resume(scene(0), validation=scene(8))
     with pytest.raises(RunError, match="found no run here"):
         list(

@@ -1,4 +1,4 @@
-"""The loss scaler of fp16, which no CPU trains in: tried in float32, where scaling by powers of two changes nothing."""
+"""The loss scaler of fp16, tested in float32, where scaling by powers of two changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Scene = Callable[..., AnnotatedImage]
 
 @dataclass(frozen=True)
 class Scaled(Precision):
-    """float32 with a scaler at work."""
+    """float32 with a scaler."""
 
     start: float = 2.0**10
 

@@ -1,4 +1,4 @@
-"""Starting from a model of ours, and freezing the encoder: what is taken, what is refused, what stays."""
+"""Trainings that start from a model, and frozen encoders."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from napari_strata.networks.build import head_of
 from napari_strata.training.loop import iter_train, train
 from napari_strata.training.transfer import (
     FreezableEncoder,
+    copy_weights,
     fine_tuning_recipe,
-    take_over,
 )
 from networks.network_checks import build, make_spec, noise
 from training.test_resume import assert_same_run, stop_after
@@ -57,7 +57,7 @@ def names(*classes: str) -> ClassMap:
 def model_of(
     section: Section, *classes: str, channels: int = 1, seed: int = 7
 ) -> Model:
-    """A model of random weights, its normalisation statistics too."""
+    """Build a model with random weights and normalisation statistics."""
     network = build(section, channels=channels, seed=seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -74,21 +74,21 @@ def model_of(
 def start_from(
     model: Model, section: Section, *classes: str, channels: int = 1
 ) -> tuple[nn.Module, str]:
-    """A new network for these classes that starts from `model`, and what was said of it."""
+    """Build a network that starts from `model`; return it and the message."""
     spec = make_spec(section, channels=channels, classes=len(classes)).model_copy(
         update={"classes": names(*classes)}
     )
     with torch.random.fork_rng():
         torch.manual_seed(1)
         network = build_network(spec)
-    return network, take_over(network, spec, model, source="START")
+    return network, copy_weights(network, spec, model, source="START")
 
 
 # What is taken
 
 
 @pytest.mark.parametrize("section", NETWORKS, ids=IDS)
-def test_the_same_task_starts_as_the_very_network(section: Section) -> None:
+def test_the_same_task_starts_with_the_same_network(section: Section) -> None:
     model = model_of(section, "pore", "clay", "quartz")
     network, said = start_from(model, section, "pore", "clay", "quartz")
     for name, tensor in network.state_dict().items():
@@ -96,16 +96,16 @@ def test_the_same_task_starts_as_the_very_network(section: Section) -> None:
     count = sum(not name.endswith("num_batches_tracked") for name in model.weights)
     assert (
         said
-        == f"starts from START: {count} of {count} tensors; head: pore, clay, quartz taken"
+        == f"starts from START: {count} of {count} tensors; head: pore, clay, quartz copied"
     )
 
 
 @pytest.mark.parametrize("section", NETWORKS, ids=IDS)
 def test_classes_are_found_by_their_names(section: Section) -> None:
-    """Each class of the same name has the logits it had, wherever it stands; the rest of the network is taken."""
+    """Each class with the same name has the same logits at any index."""
     model = model_of(section, "pore", "clay", "quartz")
     network, said = start_from(model, section, "rutile", "quartz", "pore", "air")
-    assert said.endswith("; head: quartz, pore taken, rutile, air new")
+    assert said.endswith("; head: quartz, pore copied, rutile, air new")
     image = noise(1, 1, 64, 64)
     with torch.no_grad():
         old, new = model.build()(image), network.eval()(image)
@@ -119,7 +119,7 @@ def test_classes_are_found_by_their_names(section: Section) -> None:
         )
 
 
-def test_no_class_in_common_leaves_the_head_new() -> None:
+def test_without_common_classes_the_head_is_new() -> None:
     model = model_of(CLASSIC, "pore", "clay", "quartz")
     network, said = start_from(model, CLASSIC, "cell", "ground", "rim")
     head = f"{head_of(network)}.weight"
@@ -128,7 +128,7 @@ def test_no_class_in_common_leaves_the_head_new() -> None:
 
 
 @pytest.mark.parametrize("section", NETWORKS, ids=IDS)
-def test_a_grey_network_sees_a_grey_picture_in_colour_as_it_did(
+def test_a_grey_network_adapted_to_colour_gives_the_same_logits_for_grey_images(
     section: Section,
 ) -> None:
     model = model_of(section, "a", "b", "c")
@@ -141,7 +141,7 @@ def test_a_grey_network_sees_a_grey_picture_in_colour_as_it_did(
 
 
 @pytest.mark.parametrize("section", NETWORKS, ids=IDS)
-def test_a_colour_network_sees_a_grey_picture_as_it_did_in_colour(
+def test_a_colour_network_adapted_to_grey_gives_the_same_logits_for_grey_images(
     section: Section,
 ) -> None:
     model = model_of(section, "a", "b", "c", channels=3)
@@ -153,8 +153,8 @@ def test_a_colour_network_sees_a_grey_picture_as_it_did_in_colour(
     torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3 * float(old.std()))
 
 
-def test_what_was_taken_is_counted() -> None:
-    """A first layer that was adapted and a head of which a part is new are not whole tensors."""
+def test_copied_tensors_are_counted() -> None:
+    """An adapted first layer and a partly new head do not count as copied tensors."""
     model = model_of(CLASSIC, "a", "b")
     count = sum(not name.endswith("num_batches_tracked") for name in model.weights)
     assert (
@@ -164,7 +164,7 @@ def test_what_was_taken_is_counted() -> None:
     assert f" {count} of {count} tensors" in start_from(model, CLASSIC, "b", "a")[1]
 
 
-def test_options_that_leave_the_network_what_it_is_may_differ() -> None:
+def test_options_that_do_not_change_the_weights_may_differ() -> None:
     model = model_of(SMP, "a", "b")
     _, said = start_from(
         model,
@@ -189,7 +189,7 @@ VOLUME = UNet3d(widths=(4, 8, 8), anisotropy=3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_3d_network_starts_as_it_was(channels: int) -> None:
+def test_a_3d_network_starts_with_the_same_weights(channels: int) -> None:
     model = model_of(VOLUME, "pore", "clay", "quartz")
     network, said = start_from(
         model, VOLUME, "quartz", "clay", "pore", channels=channels
@@ -208,7 +208,7 @@ def test_a_3d_network_starts_as_it_was(channels: int) -> None:
 
 
 @pytest.mark.parametrize(("ratio", "cure"), [(1.0, 1), (3.0, 2), (7.0, 4)])
-def test_a_3d_network_for_voxels_of_another_shape_is_refused_with_the_cure(
+def test_a_3d_network_for_other_voxels_is_refused_with_a_remedy(
     ratio: float, cure: int
 ) -> None:
     model = model_of(VOLUME.model_copy(update={"anisotropy": ratio}), "a", "b", "c")
@@ -250,7 +250,7 @@ def test_the_encoder_of_a_3d_network_is_frozen() -> None:
         (UNet(widths=(4, 8, 8), norm="none"), "unet (widths 4, 8, 8, norm none)"),
     ],
 )
-def test_another_network_is_refused_with_both_names_and_left_alone(
+def test_another_network_is_refused_with_both_names_and_unchanged(
     section: Section, shown: str
 ) -> None:
     model = model_of(CLASSIC, "a", "b")
@@ -258,7 +258,7 @@ def test_another_network_is_refused_with_both_names_and_left_alone(
     network = build_network(spec)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(ModelError) as caught:
-        take_over(network, spec, model, source="START")
+        copy_weights(network, spec, model, source="START")
     message = str(caught.value)
     assert (
         f"training.start=START: its network is unet (widths 4, 8, 8, norm batch); the recipe's is {shown}"
@@ -271,8 +271,8 @@ def test_another_network_is_refused_with_both_names_and_left_alone(
     )
 
 
-def test_encoders_of_one_family_are_not_taken_for_each_other() -> None:
-    """All of a ResNet18's tensors have a name and a shape in a ResNet34."""
+def test_encoders_of_one_family_are_distinguished() -> None:
+    """A ResNet34 has all names and shapes of a ResNet18."""
     model = model_of(Smp(encoder="resnet34", decoder_widths=NARROW), "a", "b")
     with pytest.raises(
         ModelError,
@@ -288,7 +288,7 @@ def test_the_same_network_with_weights_of_another_is_refused() -> None:
         weights={name: t for name, t in model.weights.items() if ".down." not in name},
     )
     with pytest.raises(
-        ModelError, match=r"with other options: \d+ of its \d+ tensors are there"
+        ModelError, match=r"with other options: \d+ of its \d+ tensors agree"
     ):
         start_from(lost, CLASSIC, "a", "b")
 
@@ -296,7 +296,7 @@ def test_the_same_network_with_weights_of_another_is_refused() -> None:
 @pytest.mark.parametrize(
     "fault", ["missing", "empty folder", "damaged", "pickle", "another network"]
 )
-def test_nothing_is_written_where_the_start_is_wrong(
+def test_nothing_is_written_if_the_start_is_wrong(
     tmp_path: Path, scene: Scene, small: dict[str, Any], fault: str
 ) -> None:
     place = tmp_path / "start"
@@ -325,7 +325,7 @@ def test_nothing_is_written_where_the_start_is_wrong(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_s_own_recipe_is_the_cure(
+def test_the_message_recommends_the_recipe_of_the_run(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     small |= {"training.epochs": 1}
@@ -345,7 +345,7 @@ def test_a_run_folder_s_own_recipe_is_the_cure(
 # The recipe to train with
 
 
-def test_the_start_s_own_recipe_is_used_where_none_is_named(tmp_path: Path) -> None:
+def test_the_recipe_of_the_start_is_the_default(tmp_path: Path) -> None:
     model = model_of(CLASSIC, "a", "b")
     model = replace(
         model,
@@ -397,7 +397,7 @@ def test_a_relative_path_is_kept_as_an_absolute_one(
 # Training
 
 
-def test_a_start_is_where_the_training_begins(
+def test_the_training_begins_with_the_weights_of_the_start(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     first = train(
@@ -460,7 +460,7 @@ def test_a_start_in_grey_helps_a_task_in_colour_with_another_class(
         e.text for e in events if isinstance(e, Message) and "starts from" in e.text
     ]
     assert said.endswith(
-        "; head: class 0, class 1 taken, class 2 new; first layer adapted from 1 to 3 channels"
+        "; head: class 0, class 1 copied, class 2 new; first layer adapted from 1 to 3 channels"
     )
     assert Model.load(tmp_path / "run").spec.in_channels == 3
 
@@ -474,10 +474,10 @@ FROZEN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", ["raw", "averaged"])
-def test_a_frozen_encoder_stays_to_the_bit_and_learns_from_the_next_epoch_on(
+def test_a_frozen_encoder_is_unchanged_and_trained_afterwards(
     tmp_path: Path, scene: Scene, small: dict[str, Any], kind: str
 ) -> None:
-    """Its weights under weight decay, and its normalisation's statistics, which are measured anew at each epoch."""
+    """Weight decay and the statistics measured at each epoch do not change it either."""
     section = UNet(widths=(4, 8), dropout=0.3)
     start = model_of(section, "class 0", "class 1")
     start.save(tmp_path / "start.safetensors")
@@ -539,10 +539,10 @@ def test_freezing_reaches_the_whole_encoder_and_nothing_else(section: Section) -
 
 
 @pytest.mark.parametrize("batches", [1, 3, 5])
-def test_a_stop_and_an_extension_with_a_frozen_encoder_equal_an_unbroken_run(
+def test_a_stop_and_an_extension_with_a_frozen_encoder_equal_an_uninterrupted_run(
     tmp_path: Path, scene: Scene, small: dict[str, Any], batches: int
 ) -> None:
-    """Stopped in the first epoch, in the second and in the third, which is the first that learns; two batches each."""
+    """Stop in the first, the second and the third epoch, which is the first that trains; two batches each."""
     small |= FROZEN | {
         "training.schedule": "constant",
         "training.start": str(tmp_path / "start.safetensors"),
@@ -565,10 +565,10 @@ def test_a_stop_and_an_extension_with_a_frozen_encoder_equal_an_unbroken_run(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_an_extension_goes_on_counting_frozen_epochs(
+def test_an_extension_continues_to_count_frozen_epochs(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
-    """One epoch of three frozen ones, extended by three, equals four epochs, of which the fourth learns."""
+    """One epoch of three frozen ones, extended by three, equals four epochs, of which the fourth is trained."""
     small |= FROZEN | {"training.freeze_encoder": 3, "training.schedule": "constant"}
     train(
         "default",
@@ -593,7 +593,7 @@ def test_an_extension_goes_on_counting_frozen_epochs(
         assert torch.equal(tensor, second["network"][name]), name
 
 
-def test_a_frozen_encoder_of_random_numbers_is_warned_of(
+def test_a_frozen_random_encoder_gives_a_warning(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     def said(name: str, **overrides: Any) -> list[tuple[str, str]]:
@@ -609,7 +609,7 @@ def test_a_frozen_encoder_of_random_numbers_is_warned_of(
             if isinstance(e, Message) and "encoder" in e.text
         ]
 
-    assert ("info", "the encoder stays as it is for 1 epoch") in said("a")
+    assert ("info", "the encoder is frozen for 1 epoch") in said("a")
     assert any(
         level == "warning" and "random numbers learns nothing" in text
         for level, text in said("b")
@@ -620,7 +620,7 @@ def test_a_frozen_encoder_of_random_numbers_is_warned_of(
     )
 
 
-def test_a_start_that_is_gone_is_missed_only_before_the_first_epoch(
+def test_a_missing_start_matters_only_before_the_first_epoch(
     tmp_path: Path, scene: Scene, small: dict[str, Any]
 ) -> None:
     train(

@@ -1,4 +1,4 @@
-"""Validation against sums done by hand, on a network whose answers are known."""
+"""Validation compared with sums by hand, for a network with known logits."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_scores_equal_those_of_the_whole_planes_by_hand(
     assert set(found.terms) == {"ce", "bce", "dice"}
 
 
-def test_parts_without_a_label_are_left_out(
+def test_regions_without_labels_are_left_out(
     scene: Scene, small: dict[str, Any]
 ) -> None:
     pair = partly_labelled(scene())
@@ -108,14 +108,14 @@ def test_parts_without_a_label_are_left_out(
         for z in range(4)
     ]
     truths = load_truths(parts, spec)
-    assert [truth.part.name for truth in truths] == ["0", "2", "3"]
+    assert [truth.region.name for truth in truths] == ["0", "2", "3"]
     none = validate(predictor_of(spec), [], build_loss(Training(), classes=2))
     assert math.isnan(none.loss)
     assert math.isnan(none.confusion.mean_iou)
     assert none.terms == {}
 
 
-def test_each_image_is_scaled_by_itself_where_grey_values_are_relative(
+def test_each_image_has_its_own_scale_if_grey_values_are_relative(
     scene: Scene, small: dict[str, Any]
 ) -> None:
     bright = scene(1)

@@ -1,4 +1,4 @@
-"""A 3D network learns volumes by the loop that serves planes: blocks, sparse slices, strips, resuming, scores."""
+"""Training of 3D networks: blocks, sparse slices, strips, resuming, scores."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def predictor(model: Model) -> TiledPredictor:
     return tiled(model.build(), model.spec, device=CPU, precision=Precision("fp32"))
 
 
-def test_a_sparse_volume_teaches_all_of_it(trained: Path) -> None:
+def test_a_sparsely_labelled_volume_is_learned(trained: Path) -> None:
     model = Model.load(trained)
     assert (model.spec.axes, model.spec.patch_shape) == ("ZYX", (16, 16, 16))
     other = balls(1)
@@ -123,7 +123,7 @@ def test_unlabelled_slices_never_count(trained: Path) -> None:
     )
 
 
-def test_scores_of_a_sparse_volume_are_those_of_its_annotated_slices(
+def test_scores_of_a_sparsely_labelled_volume_are_those_of_its_labelled_slices(
     trained: Path,
 ) -> None:
     model, full, sparse = Model.load(trained), balls(1), balls(1, every=5)
@@ -142,7 +142,7 @@ def test_scores_of_a_sparse_volume_are_those_of_its_annotated_slices(
     np.testing.assert_array_equal(job.scores.confusion.counts, expected.counts)
 
 
-def test_a_stopped_run_goes_on_to_the_weights_of_an_unbroken_one(
+def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(
     tmp_path: Path,
 ) -> None:
     pairs = [balls(0, every=3), balls(2, (9, 24, 20))]
@@ -171,7 +171,7 @@ def test_a_stopped_run_goes_on_to_the_weights_of_an_unbroken_one(
     )
 
 
-def test_the_page_of_a_run_speaks_of_volumes(trained: Path) -> None:
+def test_the_report_of_a_run_describes_volumes(trained: Path) -> None:
     text = write_page(trained).read_text(encoding="utf-8")
     for words in (
         "A 3D U-Net of widths 4, 8 was trained for 4 epochs on",
@@ -182,18 +182,18 @@ def test_the_page_of_a_run_speaks_of_volumes(trained: Path) -> None:
     assert text.count("voxels are") == 1
 
 
-def test_strips_of_a_large_volume_are_predicted_as_the_whole(
+def test_strips_of_a_large_volume_equal_the_whole(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, one = Model.load(trained), balls(3, (61, 20, 20), every=2)
     parts = labelled_regions(one, model.spec.classes, "ZYX")
     (at_once,) = iter_predicted(predictor(model), load_truths(parts, model.spec))
-    monkeypatch.setattr(validation, "STRIP", 20 * 20 * 8)
+    monkeypatch.setattr(validation, "STRIP_VOXELS", 20 * 20 * 8)
     truths = load_truths(parts, model.spec)
     strips = list(iter_predicted(predictor(model), truths))
     assert len(strips) > 1
     most = 8 + 2 * model.spec.depth.halo + model.spec.depth.stride
-    assert max(truth.around.shape[0] for truth in truths) <= most
+    assert max(truth.network_input.shape[0] for truth in truths) <= most
     np.testing.assert_array_equal(
         np.concatenate([t.labels for t in truths]), at_once.truth.labels
     )
@@ -224,7 +224,7 @@ def test_folds_of_a_single_volume_are_blocks(tmp_path: Path) -> None:
     assert sum(fold.confusion.counts.sum() for fold in found.folds) == 24**3
 
 
-def test_a_single_plane_is_refused_with_the_cure(trained: Path, tmp_path: Path) -> None:
+def test_a_single_plane_is_refused_with_a_remedy(trained: Path, tmp_path: Path) -> None:
     flat = balls(0, (24, 24))
     for volumes, held in ((flat, None), (balls(0), flat)):
         with pytest.raises(

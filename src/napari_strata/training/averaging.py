@@ -12,10 +12,11 @@ Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_average(network: nn.Module, decay: float) -> AveragedModel:
-    """Copy `network` as the start of its average (Polyak and Juditsky 1992).
+    """Build the average of a network's weights (Polyak and Juditsky 1992).
 
-    After t steps an update keeps ``min(decay, (1 + t) / (10 + t))`` of the average, so
-    that the random start is forgotten within a few steps. Normalisation statistics are
+    The average starts as a copy of `network`. After t steps an update keeps
+    ``min(decay, (1 + t) / (10 + t))`` of the average, so that the random initial
+    weights lose their influence within a few steps. Normalisation statistics are
     averaged like weights; counters are copied.
     """
 
@@ -29,7 +30,7 @@ def build_average(network: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(average, network, 1 - keep)
 
     averaged = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
-    # At 0, AveragedModel would forget the start and copy the network after one step.
+    # With 0, AveragedModel would replace the start by the network after one step.
     averaged.n_averaged.fill_(1)
     return averaged.eval().requires_grad_(False)
 
@@ -41,6 +42,6 @@ def average_state(averaged: AveragedModel) -> dict[str, Any]:
 
 
 def load_average(averaged: AveragedModel, state: dict[str, Any]) -> None:
-    """Go on from what `average_state` returned."""
+    """Restore the state that `average_state` returned."""
     averaged.n_averaged.fill_(int(state["updates"]) + 1)
     averaged.module.load_state_dict(state["weights"])

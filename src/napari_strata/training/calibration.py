@@ -1,11 +1,9 @@
 """Measurement of the best model at the end of a training, and its calibration.
 
 The model is scored once more on the validation images, and a temperature is fitted to
-its logits.
-
-What is found goes into ``validation/`` of the run, in the form of every evaluation, and
-the calibration into the model. Nothing here is random but which pixels are looked at,
-and that depends on the recipe's seed alone.
+its logits. The scores are written to ``validation/`` in the run folder, with the same
+files as any evaluation, and the temperature is stored in the model. The only random
+choice is the sample of pixels for the fit, which depends on the recipe's seed.
 """
 
 from __future__ import annotations
@@ -34,11 +32,14 @@ from napari_strata.training.validation import Predicted, Truth, iter_predicted
 Array = np.ndarray[Any, Any]
 
 
-PIXELS, VALUES = 200_000, 4_000_000
-"""Labelled pixels that the temperature is fitted on at most, and logits of theirs."""
+MAX_PIXELS = 200_000
+"""Largest number of labelled pixels to fit the temperature."""
+
+MAX_LOGITS = 4_000_000
+"""Largest number of logits of these pixels."""
 
 CASES = 3
-"""Best parts of which there is a picture, and worst ones."""
+"""Number of the best regions, and of the worst regions, that are drawn."""
 
 
 def measure(
@@ -48,24 +49,28 @@ def measure(
     fingerprint: str,
     build: Callable[[Model], Predictor],
 ) -> Generator[Event, None, None]:
-    """Measure the model of a run whose epochs are over, unless that has been done
-    on the same data.
+    """Measure the model of a run after its last epoch, and calibrate it.
+
+    This is skipped without validation regions, or if the model has been measured on the
+    same data. If it is stopped, nothing has changed. A temperature divides the logits,
+    so no predicted label changes.
 
     Parameters
     ----------
     fingerprint
-        digest of the training data; see `plan.data_fingerprint`.
+        Digest of the training data; see `plan.data_fingerprint`.
     build
-        gives the predictor of a model on the device of the training.
+        Function that builds the predictor of a model on the device of the training.
 
-    Yields a `Message`, a `RegionEnd` a part, and what was found as a `Message`. Stopped
-    before its end it has changed nothing. Temperature divides logits and so changes no
-    label. Without validation parts there is nothing to do.
+    Yields
+    ------
+    Event
+        A `Message`, a `RegionEnd` for each region, and a `Message` with the result.
 
     Raises
     ------
     RunError
-        when the disk is full.
+        When the disk is full.
     """
     model = Model.load(folder.model_path)
     out = folder.validation.path
@@ -81,7 +86,10 @@ def measure(
     for number, predicted in enumerate(iter_predicted(predictor, truths), 1):
         tally.add(predicted)
         yield RegionEnd(
-            _place(predicted.truth), number, len(truths), time.perf_counter() - start
+            _region_index(predicted.truth),
+            number,
+            len(truths),
+            time.perf_counter() - start,
         )
         start = time.perf_counter()
     fit = tally.fit()
@@ -91,8 +99,8 @@ def measure(
         calibration=Calibration(fit.temperature, before, after, fit.before.pixels),
     )
     model.save(folder.model_path)
-    # The report after the model: what says that both are there is the digest in its
-    # metrics.json.
+    # The report is written after the model. The digest in its metrics.json shows that
+    # both are complete.
     best = model.best
     facts = {
         "epoch": best.epoch if best else None,
@@ -101,72 +109,75 @@ def measure(
     }
     keys = {"model": model.digest, "data": fingerprint}
     _write(out, tally, keys | facts)
-    yield Message(_in_words(fit))
+    yield Message(_describe_fit(fit))
 
 
 @dataclass
 class Tally:
-    """Sums over regions that are predicted one by one.
+    """Results of regions that are predicted one by one.
 
     Parameters
     ----------
-    picks
-        which of all labelled pixels, counted through the parts, the calibration looks
-        at.
+    sample
+        Numbers of the labelled pixels, counted over all regions, that are used for the
+        calibration.
+    pixels
+        Number of labelled pixels so far.
     """
 
     classes: ClassMap
-    picks: Array
-    seen: int = 0
+    sample: Array
+    pixels: int = 0
     logits: list[Array] = field(default_factory=list)
     labels: list[Array] = field(default_factory=list)
-    per_part: list[tuple[str, ConfusionMatrix]] = field(default_factory=list)
+    per_region: list[tuple[str, ConfusionMatrix]] = field(default_factory=list)
     ranked: dict[str, list[tuple[float, int, Example]]] = field(
         default_factory=lambda: {"best": [], "worst": []}
     )
 
     @classmethod
     def of(cls, truths: Sequence[Truth], classes: ClassMap, *, seed: int) -> Tally:
-        """An empty one for these parts."""
+        """Build an empty tally for these regions."""
         total = sum(int((truth.labels != IGNORE).sum()) for truth in truths)
         return cls(
             classes,
-            sample_evenly(total, min(PIXELS, VALUES // len(classes)), seed=seed),
+            sample_evenly(
+                total, min(MAX_PIXELS, MAX_LOGITS // len(classes)), seed=seed
+            ),
         )
 
-    def add(self, found: Predicted) -> None:
-        """Count a part, keep some of its pixels, and its picture if it is among the
-        best or the worst so far.
-        """
-        labels = found.truth.labels.ravel()
+    def add(self, predicted: Predicted) -> None:
+        """Add a region: its counts, its sampled pixels, and its picture if needed."""
+        labels = predicted.truth.labels.ravel()
         labelled = np.flatnonzero(labels != IGNORE)
         start, stop = np.searchsorted(
-            self.picks, (self.seen, self.seen + len(labelled))
+            self.sample, (self.pixels, self.pixels + len(labelled))
         )
-        taken = labelled[self.picks[start:stop] - self.seen]
-        self.seen += len(labelled)
-        self.logits.append(found.logits.reshape(len(self.classes), -1)[:, taken].T)
-        self.labels.append(labels[taken])
-        number, score = len(self.per_part), found.confusion.mean_iou
-        self.per_part.append((found.truth.part.name, found.confusion))
+        sampled = labelled[self.sample[start:stop] - self.pixels]
+        self.pixels += len(labelled)
+        logits = predicted.logits.reshape(len(self.classes), -1)
+        self.logits.append(logits[:, sampled].T)
+        self.labels.append(labels[sampled])
+        number, score = len(self.per_region), predicted.confusion.mean_iou
+        self.per_region.append((predicted.truth.region.name, predicted.confusion))
         example: Example | None = None
         for kind, rank in (("best", -score), ("worst", score)):
             examples = self.ranked[kind]
             if len(examples) < CASES or rank < examples[-1][0]:
-                example = example or found.example()
+                example = example or predicted.example()
                 insort(examples, (rank, number, example), key=lambda entry: entry[:2])
                 del examples[CASES:]
 
     def fit(self) -> Fit:
-        """The temperature for the pixels kept."""
+        """Fit the temperature to the sampled pixels."""
         return calibrate(np.concatenate(self.logits), np.concatenate(self.labels))
 
     def cases(self) -> dict[str, Example]:
-        """The best and the worst parts by mean IoU, by the names of their pictures.
+        """Return the best and the worst regions by mean IoU.
 
-        None is both.
+        The keys are names of pictures. No region is both.
         """
-        count = len(self.per_part)
+        count = len(self.per_region)
         counts = {
             "best": max(1, min(CASES, count // 2)),
             "worst": min(CASES, count // 2),
@@ -192,36 +203,36 @@ def _write(out: Path, tally: Tally, facts: Mapping[str, Any]) -> None:
         for name, example in cases.items()
     ]
     total = sum(
-        (confusion for _, confusion in tally.per_part), ConfusionMatrix(tally.classes)
+        (confusion for _, confusion in tally.per_region), ConfusionMatrix(tally.classes)
     )
-    facts = {**facts, "parts": len(tally.per_part), "pictures": pictures}
-    write_report(total, tally.per_part, out, examples=cases, facts=facts)
+    facts = {**facts, "parts": len(tally.per_region), "pictures": pictures}
+    write_report(total, tally.per_region, out, examples=cases, facts=facts)
 
 
 def _is_measured(out: Path, model: Model, fingerprint: str) -> bool:
-    """Return True if `out` holds the result of this model on this data."""
+    """Return True if `out` has the result of this model on this data."""
     scores = EvaluationFolder(out).scores()
     return (scores.get("model"), scores.get("data")) == (model.digest, fingerprint)
 
 
-def _place(truth: Truth) -> dict[str, Any]:
-    """Position of a plane, a volume or a block of it, as plain data."""
-    part = truth.part
+def _region_index(truth: Truth) -> dict[str, Any]:
+    """Return the position of a region (plane, volume or block) as plain data."""
+    region = truth.region
     index = {
-        axis: at if isinstance(at, int) else (at.start, at.stop)
-        for axis, at in part.index.items()
+        axis: position if isinstance(position, int) else (position.start, position.stop)
+        for axis, position in region.index.items()
     }
     return index | {
-        axis: (along.start, along.stop)
-        for axis, along in zip(part.axes, part.box, strict=True)
+        axis: (bounds.start, bounds.stop)
+        for axis, bounds in zip(region.axes, region.box, strict=True)
     }
 
 
-def _in_words(fit: Fit) -> str:
+def _describe_fit(fit: Fit) -> str:
     if fit.note:
         return fit.note
     return (
         f"confidence is off by {100 * fit.before.ece:.1f} % on average (expected"
         f" calibration error), and by {100 * fit.after.ece:.1f} % with the temperature"
-        f" {fit.temperature:.2f}, which the model now holds"
+        f" {fit.temperature:.2f}, which is now stored in the model"
     )

@@ -29,9 +29,9 @@ CHECKPOINT = "last.pt"
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training under way, with the folder that it writes to.
+    """A running training and its folder.
 
-    Of several processes only the main one writes.
+    Only the main process writes files.
     """
 
     folder: RunFolder
@@ -50,11 +50,11 @@ class TrainingRun:
         return event
 
     def started(self, batches: int) -> TrainingStarted:
-        """Build the event that opens a training of `batches` steps an epoch."""
+        """Build the first event of a training with `batches` steps per epoch."""
         plan = self.plan
         learner = self.learner
-        training = dict.fromkeys(part.pair.name for part in plan.training)
-        validation = dict.fromkeys(part.pair.name for part in plan.validation)
+        training = dict.fromkeys(region.pair.name for region in plan.training)
+        validation = dict.fromkeys(region.pair.name for region in plan.validation)
         return TrainingStarted(
             run=str(self.folder.path),
             device=learner.group.describe(describe_device(learner.device)),
@@ -70,7 +70,7 @@ class TrainingRun:
         )
 
     def ended(self, reason: str, seconds: float) -> TrainingEnd:
-        """Build the event that closes a training."""
+        """Build the last event of a training."""
         best = self.progress.best
         model_path = self.folder.model_path
         return TrainingEnd(
@@ -83,13 +83,13 @@ class TrainingRun:
         )
 
     def save_epoch(self, end: EpochEnd, terms: Mapping[str, float]) -> None:
-        """Save a complete epoch: models that it improved, checkpoint, table."""
+        """Save the results of an epoch: best models, checkpoint and table."""
         self.progress.add(end, terms, names=self.plan.spec.classes.names)
         if not self._writes:
             return
         model = self._model(end.weights)
         is_unscored = not any(e.best_iou for e in self.progress.history)
-        # The model first: if a kill leaves one file only, it is this one.
+        # The model first: if the process is killed, this file matters most.
         if end.best_iou or is_unscored:
             model.save(self.folder.model_path)
         if end.best_iou:
@@ -100,7 +100,7 @@ class TrainingRun:
         files.write_text(self.folder.path / "metrics.csv", self.progress.csv())
 
     def save_preview(self, end: EpochEnd, example: Example | None) -> None:
-        """Draw the first validation part with its prediction."""
+        """Draw the first validation region with its prediction."""
         if example is not None and self._writes:
             path = self.folder.previews / f"epoch_{end.epoch:04d}.png"
             with files.atomic(path) as temporary:
@@ -118,7 +118,7 @@ class TrainingRun:
         }
 
     def save_first_weights(self) -> None:
-        """Save the weights of a run that is stopped within its first epoch."""
+        """Save the weights of a run that is stopped during its first epoch."""
         if not self._writes or self.folder.model_path.exists():
             return
         if self.learner.schedule.step > 0:
@@ -165,7 +165,7 @@ def open_run(
 def start_run(
     job: TrainingJob, plan: Plan, learner: Learner
 ) -> tuple[TrainingRun, list[Message]]:
-    """Start a run. Its folder is made after everything that can fail was tried."""
+    """Start a run. Its folder is created last, after all steps that can fail."""
     messages = initialise(learner.network, plan.recipe, plan.spec)
     learner.restart_average()
     folder = RunFolder.create(job.out, plan.recipe)
@@ -187,7 +187,7 @@ def resume_run(
     else:
         progress = Progress()
         text = (
-            "the run was stopped before its first epoch was complete, and begins anew"
+            "the run was stopped before its first epoch was complete, and starts again"
         )
         messages.append(Message(text))
         messages += initialise(learner.network, plan.recipe, plan.spec)
@@ -202,8 +202,8 @@ def resume_run(
         messages.append(Message(text))
     run = TrainingRun(folder, plan.with_epochs(epochs), learner, progress)
     if progress.history:
-        # Before the recipe: a kill between the two must not leave more epochs than the
-        # schedule knows of.
+        # Before the recipe: if the process is killed in between, the recipe must not
+        # have more epochs than the schedule.
         run.save_checkpoint()
     folder.save_recipe(run.plan.recipe)
     folder.write_json("data.json", run.plan.record())
@@ -213,7 +213,7 @@ def resume_run(
 def _plan_epochs(
     job: TrainingJob, plan: Plan, learner: Learner, progress: Progress, *, before: int
 ) -> int:
-    """Return the epochs of the whole run; adapt schedule and early stopping to them."""
+    """Return the epochs of the whole run; adapt schedule and early stopping."""
     section = plan.recipe.training
     if progress.history:
         learner.schedule.stretch(section.epochs - before)
@@ -230,7 +230,7 @@ def _plan_epochs(
 
 
 def _add_missing_events(folder: RunFolder, progress: Progress) -> None:
-    """Record the epoch whose event is missing after a kill behind its checkpoint."""
+    """Record epochs whose event is missing because the process was killed."""
     recorded = {event.epoch for event in folder.events() if isinstance(event, EpochEnd)}
     for end in progress.history:
         if end.epoch not in recorded:

@@ -1,14 +1,14 @@
 """Training in several processes: torchrun, DistributedDataParallel, SyncBatchNorm.
 
 Each process (rank) computes its share of every batch. The logits of all ranks are then
-gathered, and each rank computes the loss of the whole batch. So all losses, Dice and
-Lovasz too, and all weights are those of one process with the whole batch, up to the
-rounding of sums. Augmentation is drawn for the whole batch on every rank; only dropout
-draws other numbers. Validation images are shared out and their counts are added up.
+gathered, and each rank computes the loss of the whole batch. Therefore all losses,
+including Dice and Lovasz, and all weights equal those of one process with the whole
+batch, except for rounding. Augmentation is drawn for the whole batch on every rank;
+only dropout differs. Validation images are distributed and their counts are added.
 
-The ranks stop together: a signal waits for `ProcessGroup.check_stop`, where all ranks
-learn whether one of them was asked to stop. If a rank is killed, the others leave with
-an error: at once with gloo, at the latest after `TIME_OUT` with NCCL.
+All ranks stop together: a signal is kept until `ProcessGroup.check_stop`, where the
+ranks exchange whether one of them is to stop. If a rank is killed, the others end with
+an error, immediately with gloo and after at most `TIMEOUT` with NCCL.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ distributed: Any = _distributed  # much of it has no types
 
 T = TypeVar("T")
 
-TIME_OUT = timedelta(minutes=30)
-"""Longest wait for another rank. The others wait while the main one writes files."""
+TIMEOUT = timedelta(minutes=30)
+"""Longest wait for another rank, for example while the main process writes files."""
 
-REPLY = timedelta(seconds=3)
-"""Wait for the main process before another one reports an error in its place."""
+REPORT_TIMEOUT = timedelta(seconds=3)
+"""Longest wait for the main process before rank 1 reports an error instead."""
 
 
 def is_distributed() -> bool:
-    """Tell if torchrun has started this process as one of several."""
+    """Return True if torchrun started this process as one of several."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     size = os.environ.get("WORLD_SIZE", "")
     described = all(os.environ.get(name) for name in names)
@@ -55,27 +55,29 @@ def is_distributed() -> bool:
 
 @contextmanager
 def process_group(name: str = "") -> Iterator[ProcessGroup]:
-    """Join the process group that torchrun describes; without torchrun a group of one.
+    """Join the process group of torchrun, or a group of one process without torchrun.
 
-    Inside another `process_group` the block uses that one.
+    Inside another `process_group` the block uses that group.
 
     Parameters
     ----------
     name
-        The same on all ranks and new for each group; counted when left out.
+        Name of the group, equal on all ranks and unique. By default, groups are
+        numbered.
 
     Raises
     ------
     TrainingError
-        If not all processes come.
+        When not all processes join in time.
     SystemExit
-        On other ranks than the main one, which reports errors and stops.
+        On all ranks but the main one, after an error or a stop. The main process
+        reports it.
     """
     global _current
     if _current is not None or not is_distributed():
         yield _current or ProcessGroup()
         return
-    group = ProcessGroup.join(name or f"training {next(_numbers)}")
+    group = ProcessGroup.join(name or f"training {next(_group_numbers)}")
     _current = group
     try:
         yield group
@@ -94,49 +96,49 @@ def process_group(name: str = "") -> Iterator[ProcessGroup]:
 
 
 _current: ProcessGroup | None = None
-_numbers = count(1)
+_group_numbers = count(1)
 
 
 class ProcessGroup:
-    """The processes that train one network together; by default one process."""
+    """Processes that train a network together; by default a single process."""
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
         self.rank = rank
         self.size = size
         self.epoch = 0
-        """The last epoch on disk, for error messages."""
+        """Last epoch on disk, for error messages."""
         self._store = store
         self._parallel: nn.Module | None = None
-        self._learning: list[int] = []
+        self._trained_parameters: list[int] = []
         self._threads = torch.get_num_threads()
         self._handlers: dict[int, Any] = {}
         self._pending: list[int] = []
 
     @classmethod
     def join(cls, name: str) -> ProcessGroup:
-        """Wait for the other ranks, and keep signals until `check_stop` from now on."""
+        """Wait for the other ranks. From then on, keep signals until `check_stop`."""
         if distributed.is_initialized():
             raise TrainingError(
-                "torch.distributed is set up already in this process; leave that to "
-                "napari-strata."
+                "torch.distributed is already initialised in this process; leave this "
+                "to napari-strata."
             )
         rank = int(os.environ["RANK"])
         size = int(os.environ["WORLD_SIZE"])
-        gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+        has_nccl = torch.cuda.is_available() and distributed.is_nccl_available()
         try:
             store = distributed.PrefixStore(name, _store())
             distributed.init_process_group(
-                "cpu:gloo,cuda:nccl" if gpus else "gloo",
+                "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
                 store=store,
                 rank=rank,
                 world_size=size,
-                timeout=TIME_OUT,
+                timeout=TIMEOUT,
             )
         except RuntimeError as error:
             raise TrainingError(
-                f"not all {size} processes came within {_minutes(TIME_OUT)} "
-                f"({_first_line(error)}); start {size} that reach each other "
-                "(torchrun does)."
+                f"not all {size} processes joined within {_minutes(TIMEOUT)} "
+                f"({_first_line(error)}); start {size} processes that can connect to "
+                "each other, for example by torchrun."
             ) from error
         group = cls(rank, size, store)
         group._keep_signals()
@@ -158,8 +160,8 @@ class ProcessGroup:
         if name.startswith("cuda") and gpus and (name != "cuda" or gpus < local_ranks):
             available = f"{gpus} GPUs" if name == "cuda" else f"the one GPU {name}"
             raise TrainingError(
-                f"found {local_ranks} processes for {available}; each needs a GPU of"
-                f" its own: start as many as there are GPUs (--nproc-per-node {gpus})"
+                f"found {local_ranks} processes for {available}; each needs its own"
+                f" GPU: start as many as there are GPUs (--nproc-per-node {gpus})"
                 " with --device auto."
             )
         if name == "cuda" and gpus:
@@ -167,8 +169,8 @@ class ProcessGroup:
         device = choose_device(name)
         if device.type not in ("cpu", "cuda"):
             raise TrainingError(
-                f"found device {name!r} for {self.size} processes, which it cannot "
-                "serve; start one."
+                f"found device {name!r} for {self.size} processes; it supports only "
+                "one: start one."
             )
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -177,15 +179,15 @@ class ProcessGroup:
         return device
 
     def check_batches(self, smallest: int, *, batch_size: int) -> None:
-        """Raise `TrainingError` if the smallest batch has no patch for some rank."""
+        """Raise `TrainingError` if the smallest batch has fewer patches than ranks."""
         if smallest >= self.size:
             return
         remedy = f"patches.per_epoch={2 * batch_size}"
         if batch_size < self.size:
             remedy = f"training.batch_size={self.size}"
         raise TrainingError(
-            f"found batches of {smallest} for {self.size} processes; each needs a "
-            f"patch of its own: set {remedy} or more, or start fewer processes."
+            f"found batches of {smallest} for {self.size} processes; each needs at "
+            f"least one patch: set {remedy} or more, or start fewer processes."
         )
 
     def check_same(self, facts: str) -> None:
@@ -195,11 +197,11 @@ class ProcessGroup:
                 raise TrainingError(
                     f"rank {rank} of {self.size} found other data, or another recipe, "
                     f"than rank {self.rank}; needed are the same files for all: give "
-                    "a path that every machine sees."
+                    "a path that all machines can read."
                 )
 
     def broadcast(self, state: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Send tensors and plain data of the main process to all, on the CPU."""
+        """Send tensors and plain data from the main process to all ranks."""
         buffer = io.BytesIO()
         if self.is_main:
             torch.save(state, buffer)
@@ -212,7 +214,7 @@ class ProcessGroup:
         return received
 
     def gather(self, value: T) -> list[T]:
-        """Return the plain data of each rank."""
+        """Collect plain data from all ranks, in their order."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -220,11 +222,11 @@ class ProcessGroup:
         return values
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return the items that this rank processes; the main one has the first."""
+        """Return the items that this rank processes."""
         return items[self.rank :: self.size]
 
     def split(self, batch: Tensor) -> Tensor:
-        """Return this rank's patches of a batch, all of them if there are too few."""
+        """Return this rank's patches of a batch, or all if there are too few."""
         if len(batch) < self.size:
             return batch
         return batch.tensor_split(self.size)[self.rank]
@@ -232,12 +234,12 @@ class ProcessGroup:
     def forward(self, network: nn.Module, batch: Tensor) -> Tensor:
         """Compute the logits (N, K, ...) of a batch (N, C, ...) on all ranks.
 
-        Gradients of the parameters are added up during the backward pass.
+        The gradients of all ranks are added during the backward pass.
         """
         if self.size == 1:
             logits: Tensor = network(batch)
             return logits
-        if not self.is_main:  # the main process draws as a single one would
+        if not self.is_main:  # rank 0 has the random numbers of a single process
             torch.manual_seed(torch.initial_seed() + self.rank)
         own = self._wrap(network)(self.split(batch))
         # DistributedDataParallel divides the sum of all gradients by the size.
@@ -253,14 +255,14 @@ class ProcessGroup:
         return torch.cat(parts)
 
     def check_stop(self) -> None:
-        """Stop all ranks if one of them was asked to stop.
+        """Stop all ranks if one of them is to stop.
 
-        To be called by all ranks before they work together, after each `yield`.
+        All ranks call this before each collective operation that follows a `yield`.
 
         Raises
         ------
         KeyboardInterrupt
-            If a rank got SIGINT or SIGTERM, or called `announce_stop`.
+            When a rank received SIGINT or SIGTERM, or called `announce_stop`.
         """
         if self.size == 1:
             return
@@ -269,58 +271,60 @@ class ProcessGroup:
             self._deliver_signals()
         except KeyboardInterrupt as error:
             stop = error
-        if self._is_true_somewhere(stop is not None):
+        if self._is_true_on_any_rank(stop is not None):
             raise stop or KeyboardInterrupt
 
     def announce_stop(self) -> None:
         """Stop the other ranks at their next `check_stop`."""
         if self.size > 1:
             with suppress(RuntimeError):
-                self._is_true_somewhere(True)
+                self._is_true_on_any_rank(True)
 
     def report(self, error: BaseException) -> bool:
-        """Tell the other ranks that this one leaves because of `error`.
+        """Inform the other ranks that this one ends because of `error`.
 
         Returns
         -------
-        True if this rank shows the error to the user. That is the main process, or the
-        next one if the main process is gone. An unexpected error is always shown.
+        bool
+            True if this rank shows the error to the user. This is the main process, or
+            rank 1 if the main process has ended. Unexpected errors are always shown.
         """
-        lost = isinstance(error, LostRankError)
-        stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
+        is_lost = isinstance(error, LostRankError)
+        is_stop = isinstance(error, (KeyboardInterrupt, GeneratorExit))
         with suppress(RuntimeError):
-            if not lost and not stopped:
+            if not is_lost and not is_stop:
                 self._store.set("error", f"{self.rank} {_one_line(error)}")
             self._store.set(f"left/{self.rank}", "")
         if self.is_main:
             return True
-        if lost and self.rank == 1:
+        if is_lost and self.rank == 1:
             try:
-                self._store.wait(["left/0"], REPLY)
+                self._store.wait(["left/0"], REPORT_TIMEOUT)
             except RuntimeError:
                 return True
-        return not stopped and not isinstance(error, StrataError)
+        return not is_stop and not isinstance(error, StrataError)
 
     def explain(self, error: BaseException) -> TrainingError | None:
-        """Return what has become of another rank, if `error` came up because of it."""
+        """Return an error about another rank if that rank caused `error`."""
         if self.size == 1 or not isinstance(error, RuntimeError):
             return None
         with suppress(RuntimeError):
             if self._store.check(["error"]):
                 rank, _, text = self._store.get("error").decode().partition(" ")
                 return LostRankError(f"rank {rank} of {self.size}: {text}")
-        if not _is_of_connection(error):
+        if not _is_connection_error(error):
             return None
         checkpoint = "no epoch was complete yet"
         if self.epoch:
             checkpoint = f"the last checkpoint, epoch {self.epoch}, is kept"
         return LostRankError(
-            f"another of the {self.size} processes is gone (killed, or out of memory, "
-            f"or its machine is off); {checkpoint}: run the same with --resume."
+            f"another of the {self.size} processes has ended (killed, or out of "
+            f"memory, or its machine is off); {checkpoint}: repeat the command with "
+            "--resume."
         )
 
     def close(self) -> None:
-        """Leave the group; what follows is the work of this process alone."""
+        """Leave the group; afterwards this process works alone."""
         if self.size == 1:
             return
         self.size = 1
@@ -334,17 +338,17 @@ class ProcessGroup:
         self._deliver_signals()
 
     def describe(self, device: str) -> str:
-        """Describe what computes, for people."""
+        """Describe the device and the number of processes."""
         if self.size == 1:
             return device
         return f"{self.size} processes, each on {device}"
 
     def synchronize(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """Let batch normalisation use the patches of all ranks."""
+        """Make batch normalisation use the patches of all ranks."""
         if self.size == 1:
             return network
         if device.type == "cuda":
-            # timm knows its own layers, which join normalisation and activation.
+            # timm also converts its layers of normalisation and activation.
             from timm.layers import convert_sync_batchnorm
 
             converted: nn.Module = convert_sync_batchnorm(network)
@@ -355,18 +359,18 @@ class ProcessGroup:
         return network
 
     def _wrap(self, network: nn.Module) -> nn.Module:
-        """Wrap the network, anew if other parameters learn (a frozen encoder)."""
+        """Wrap the network, again if other parameters are trained (frozen encoder)."""
         from torch.nn.parallel import DistributedDataParallel
 
-        learning = [id(p) for p in network.parameters() if p.requires_grad]
-        if self._parallel is None or learning != self._learning:
+        trained = [id(p) for p in network.parameters() if p.requires_grad]
+        if self._parallel is None or trained != self._trained_parameters:
             self._parallel = None
-            gc.collect()  # removes the hooks of the one before
+            gc.collect()  # removes the hooks of the previous wrapper
             self._parallel = DistributedDataParallel(network)
-            self._learning = learning
+            self._trained_parameters = trained
         return self._parallel
 
-    def _is_true_somewhere(self, value: bool) -> bool:
+    def _is_true_on_any_rank(self, value: bool) -> bool:
         flag = torch.tensor(int(value))
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
         return bool(flag)
@@ -382,7 +386,7 @@ class ProcessGroup:
             self._handlers[number] = signal.signal(number, keep)
 
     def _deliver_signals(self) -> None:
-        """Call the handlers of the signals that came, which may raise."""
+        """Call the handlers of the received signals, which may raise."""
         numbers = list(self._pending)
         self._pending.clear()
         for number in numbers:
@@ -412,7 +416,10 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def _batch_norm(layer: Any, features: Tensor) -> Tensor:
-    """Normalise by the patches of all ranks on CPUs, where SyncBatchNorm refuses."""
+    """Normalise with the patches of all ranks on CPUs.
+
+    SyncBatchNorm works on GPUs only.
+    """
     if not layer.training or not layer.track_running_stats:
         plain: Tensor = type(layer).forward(layer, features)
         return plain
@@ -441,17 +448,17 @@ def _batch_norm(layer: Any, features: Tensor) -> Tensor:
 
 @cache
 def _store() -> Any:
-    """Open the store of torchrun, or of rank 0 where there is no torchrun."""
-    store, _, _ = next(distributed.rendezvous("env://", timeout=TIME_OUT))
+    """Open the store of torchrun, or of rank 0 without torchrun."""
+    store, _, _ = next(distributed.rendezvous("env://", timeout=TIMEOUT))
     return store
 
 
 def named_store(name: str) -> Any:
-    """Return the part with this name of the store that all ranks see."""
+    """Return a store with this name that all ranks share."""
     return distributed.PrefixStore(name, _store())
 
 
-def _is_of_connection(error: RuntimeError) -> bool:
+def _is_connection_error(error: RuntimeError) -> bool:
     if isinstance(error, distributed.DistError):
         return True
     text = str(error).lower()

@@ -16,12 +16,12 @@ from napari_strata.training.plan import Plan
 
 
 def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
-    """Estimate the bytes that one training step holds.
+    """Estimate the memory of a training step in bytes.
 
-    Weights, gradients, optimiser, averaged weights, and the tensors that the forward
-    pass keeps for the backward pass. It runs on torch's meta device: nothing is
-    computed and nothing allocated. Images, the libraries themselves and the working
-    memory of single operations come on top.
+    It includes weights, gradients, optimiser, averaged weights, and the tensors that
+    the forward pass keeps for the backward pass. It does not include images, the
+    libraries, and the working memory of single operations. The network runs on torch's
+    meta device, where nothing is computed or allocated.
     """
     section = recipe.training
     size = recipe.patches.resize or recipe.patches.size
@@ -33,15 +33,14 @@ def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
     copies = (
         2 + (1 if section.optimizer == "sgd" else 2) + (section.averaging is not None)
     )
-    owned = {p.untyped_storage()._cdata for p in network.parameters()}
+    weight_storages = {p.untyped_storage()._cdata for p in network.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
-        if storage._cdata not in owned:
-            storages[storage._cdata] = (
-                storage  # held, so that no other storage takes its place
-            )
+        if storage._cdata not in weight_storages:
+            # Kept alive, so that no other storage gets its address.
+            storages[storage._cdata] = storage
         return tensor
 
     with (
@@ -52,10 +51,10 @@ def step_memory(spec: ModelSpec, recipe: Recipe, precision: Precision) -> int:
         torch.nn.functional.cross_entropy(
             logits, logits.new_empty(logits[:, 0].shape, dtype=torch.long)
         )
-    half = 2 if precision.dtype is not None else 1
+    divisor = 2 if precision.dtype is not None else 1
     return (
         copies * weights
-        + sum(storage.nbytes() for storage in storages.values()) // half
+        + sum(storage.nbytes() for storage in storages.values()) // divisor
     )
 
 

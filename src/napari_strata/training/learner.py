@@ -1,4 +1,4 @@
-"""State of a training: the learner (all that a step changes) and the progress."""
+"""State of a training: learner and progress."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from napari_strata.training.transfer import FreezableEncoder
 
 
 def derived_seed(*key: int) -> int:
-    """Return a seed of 63 bits that depends on every number of `key`."""
+    """Return a seed of 63 bits that depends on all numbers of `key`."""
     sequence = np.random.SeedSequence((len(key), *key))
     state = sequence.generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))
@@ -51,7 +51,7 @@ def derived_seed(*key: int) -> int:
 
 @contextmanager
 def seeded(device: torch.device, *key: int) -> Iterator[None]:
-    """Seed torch's random numbers by `key` inside the block, and restore them after."""
+    """Seed torch's random numbers by `key` in the block; restore them afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derived_seed(*key))
@@ -59,12 +59,12 @@ def seeded(device: torch.device, *key: int) -> Iterator[None]:
 
 
 class Learner:
-    """The network and all that a step changes: average, optimiser, schedule, scaler.
+    """Network, averaged weights, optimiser, schedule and gradient scaler.
 
-    The random numbers of a step (dropout, augmentation) follow from the recipe's seed,
-    the epoch and the batch alone. So a resumed run draws what an unbroken one would,
-    and a checkpoint has no generator to keep. Whether the encoder is frozen follows
-    from the epoch.
+    The random numbers of a step (dropout, augmentation) depend only on the recipe's
+    seed, the epoch and the batch. Therefore a resumed run has the same random numbers
+    as an uninterrupted one, and a checkpoint does not store a generator. The epoch
+    determines whether the encoder is frozen.
     """
 
     def __init__(
@@ -101,24 +101,24 @@ class Learner:
         )
 
     def restart_average(self) -> None:
-        """Start the average at the present weights, such as pretrained ones."""
+        """Start the average with the current weights, such as pretrained weights."""
         if self.section.averaging is not None:
             self.averaged = build_average(self.network, self.section.averaging)
 
     def step(self, batch: Batch, *, epoch: int, number: int) -> dict[str, float]:
         """Make one step of the optimiser on `batch`.
 
-        Each of several ranks is given the whole batch and computes its share.
+        In a group of processes, each rank gets the whole batch and computes its share.
 
         Returns
         -------
-        The single losses, and their weighted sum under "loss".
+        dict[str, float]
+            Each loss by its name, and their weighted sum as "loss".
 
         Raises
         ------
         TrainingError
-            If the loss or a gradient is not finite; the weights are then those of the
-            step before.
+            When the loss or a gradient is not finite. The weights are then unchanged.
         """
         section = self.section
         with seeded(self.device, section.seed, epoch, number):
@@ -142,7 +142,7 @@ class Learner:
         # One transfer from the device for all numbers.
         length, *values = torch.stack([norm, total, *terms.values()]).tolist()
         losses = dict(zip(("loss", *terms), values, strict=True))
-        # The scaler meets infinite gradients by lowering its factor.
+        # After infinite gradients, the scaler skips the step and lowers its factor.
         is_usable = math.isfinite(length) or self.scaler.is_enabled()
         if not math.isfinite(losses["loss"]) or not is_usable:
             raise TrainingError(self._explain_not_finite(losses["loss"], epoch, number))
@@ -166,10 +166,9 @@ class Learner:
         )
 
     def recalibrate(self, source: PatchSource) -> None:
-        """Measure batch normalisation's statistics on plain patches, as the recipe
-        says.
+        """Measure the statistics of batch normalisation on plain patches.
 
-        Those of an encoder that is frozen stay.
+        The recipe has the number of patches. A frozen encoder is not changed.
         """
         count = self.section.recalibration
         if not count:
@@ -186,7 +185,7 @@ class Learner:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """Networks that may become the model: "averaged", if any, before "raw"."""
+        """Networks to validate: "averaged", if there is one, then "raw"."""
         networks: dict[str, nn.Module] = {}
         if self.averaged is not None:
             networks["averaged"] = self.averaged.module
@@ -194,7 +193,7 @@ class Learner:
         return networks
 
     def weights(self, kind: str) -> dict[str, Tensor]:
-        """Return a network's tensors by name, on the CPU."""
+        """Return the tensors of a network by name, on the CPU."""
         state = self.networks[kind].state_dict()
         return {name: value.detach().cpu() for name, value in state.items()}
 
@@ -209,9 +208,9 @@ class Learner:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain types only.
+        """Return the state as tensors and plain types.
 
-        So ``torch.load(weights_only=True)`` can read it.
+        It can be read by ``torch.load(weights_only=True)``.
         """
         averaged = None
         if self.averaged is not None:
@@ -225,7 +224,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned, on whatever device."""
+        """Restore the state that `state_dict` returned, on any device."""
         self.network.load_state_dict(state["network"])
         if self.averaged is not None:
             load_average(self.averaged, state["averaged"])
@@ -246,7 +245,7 @@ class Progress:
     rows
         Rows of ``metrics.csv``.
     since
-        Epoch from which early stopping counts: the last one before the run was
+        Epoch from which early stopping counts: the last epoch before the run was
         extended.
     """
 
@@ -256,14 +255,14 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """The last epoch that is complete; 0 before the first."""
+        """Last complete epoch; 0 before the first."""
         return self.history[-1].epoch if self.history else 0
 
     @property
     def best(self) -> EpochEnd | None:
-        """The epoch with the highest mean IoU, the first of equals.
+        """Epoch with the highest mean IoU; the first among equal ones.
 
-        The last one if nothing was scored.
+        If nothing was scored, it is the last epoch.
         """
         for end in reversed(self.history):
             if end.best_iou:
@@ -271,9 +270,9 @@ class Progress:
         return self.history[-1] if self.history else None
 
     def is_best(self, *, iou: float, loss: float) -> tuple[bool, bool]:
-        """Tell if a mean IoU and a validation loss are the best so far.
+        """Return whether a mean IoU and a validation loss are the best so far.
 
-        NaN never is.
+        NaN is never the best.
         """
         ious = [end.mean_iou for end in self.history if end.best_iou]
         losses = [end.validation_loss for end in self.history if end.best_loss]
@@ -282,7 +281,7 @@ class Progress:
     def add(
         self, end: EpochEnd, terms: Mapping[str, float], *, names: Sequence[str]
     ) -> None:
-        """Add an epoch with its single losses; `names` are those of the classes."""
+        """Add an epoch with each of its losses; `names` are those of the classes."""
         row = asdict(end)
         del row["epochs"], row["class_iou"]
         for name, value in zip(names, end.class_iou, strict=True):
@@ -291,7 +290,7 @@ class Progress:
         self.rows.append(row | dict(terms))
 
     def is_stuck(self, section: EarlyStopping | None) -> bool:
-        """Tell if early stopping ends the training here."""
+        """Return True if early stopping ends the training now."""
         if section is None or all(math.isnan(end.mean_iou) for end in self.history):
             return False
         improved = [self.since]

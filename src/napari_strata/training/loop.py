@@ -1,9 +1,9 @@
-"""The training loop: plan, then epochs of steps, validation and checkpoint.
+"""The training loop: plan, then epochs with steps, validation and checkpoint.
 
-At the end the best model is measured once more. `iter_train` yields an event after
-everything that happens. To stop is to stop iterating: what is on disk is valid at any
-moment, and `resume` goes on from the last complete epoch to the same weights that an
-unbroken run would have had.
+At the end the best model is measured once more. `iter_train` yields an event for each
+step. To stop a training, stop iterating. The files on disk are valid at any moment, and
+`resume` continues from the last complete epoch, with the same weights in the end as an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from napari_strata.training.plan import Plan, TrainingJob, plan_new, plan_resume
 from napari_strata.training.validation import Truth, Validation, load_truths, validate
 
 
-def train(  # noqa: PLR0913 (options of users, each by its name)
+def train(  # noqa: PLR0913 (keyword options)
     recipe: str | os.PathLike[str] | Recipe,
     pairs: AnnotatedImage | Sequence[AnnotatedImage],
     *,
@@ -89,11 +89,11 @@ def iter_train(  # noqa: PLR0913 (as `train`)
     resume: bool = False,
     extend: int = 0,
 ) -> Generator[Event, None, None]:
-    """Train a network and yield an event after each thing that happens.
+    """Train a network and yield events.
 
-    In processes that ``torchrun`` has started, each takes its share of every batch; the
-    batch size is that of all together. Only the main process yields events and writes.
-    See `training.ddp`.
+    Several processes that ``torchrun`` started train together: each computes its share
+    of every batch, and only the main process yields events and writes files. See
+    `training.ddp`.
 
     Parameters
     ----------
@@ -102,35 +102,34 @@ def iter_train(  # noqa: PLR0913 (as `train`)
     pairs
         Images and their labels.
     out
-        Run folder to make; see `RunFolder` for its files. Its ``model.safetensors`` is
-        the best model so far by mean IoU of the validation (the latest if nothing
-        validates), from the end of the first epoch on. A run that is stopped earlier
-        leaves the weights it had. A complete training also leaves ``validation/``, the
-        measurements of that model by `training.calibration`.
+        Run folder to create; see `RunFolder` for its files. From the end of the first
+        epoch, ``model.safetensors`` is the model with the best mean IoU on the
+        validation data so far, or the latest model without validation data. A run that
+        is stopped earlier saves its current weights. A complete training also has
+        ``validation/``, the measurements by `training.calibration`.
     validation
-        Pairs to validate on; when left out, the recipe's share of `pairs` is held back.
+        Pairs to validate on. By default, the recipe's fraction of `pairs` is used.
     classes, unlabelled
         Meaning of label values; see `core.spec.resolve`.
     overrides
         Dotted keys of the recipe and their values, such as ``{"training.epochs": 5}``.
     device
-        "auto", "cpu", "cuda", "cuda:1" or "mps". Of several processes each takes the
-        GPU of its number, with "auto".
+        "auto", "cpu", "cuda", "cuda:1" or "mps". With "auto", each of several processes
+        uses its own GPU.
     resume
-        Go on with the run in `out`, with its own recipe, spec and split. Pairs it does
-        not know join the training.
+        Continue the run in `out` with its own recipe, spec and split. New pairs are
+        added to the training data.
     extend
-        Train so many epochs more than planned (or than it took until early stopping);
-        implies `resume`. One-cycle and cosine schedules begin again over the epochs
-        that remain.
+        Number of epochs to add after the planned ones, or after early stopping; implies
+        `resume`. One-cycle and cosine schedules restart over the remaining epochs.
 
     Raises
     ------
     RecipeError, ImageError, LabelError, ModelError, RunError
-        Before anything is written, if recipe, data or folder do not make a training.
+        Before anything is written, when recipe, data or folder are not suitable.
     TrainingError
-        If the loss stops being a number, memory runs out, or one of several processes
-        is gone. The last checkpoint is kept.
+        When the loss is not finite, memory runs out, or one of several processes has
+        ended. The last checkpoint is kept.
     """
     return iter_job(
         TrainingJob(
@@ -149,7 +148,7 @@ def iter_train(  # noqa: PLR0913 (as `train`)
 
 
 def iter_job(job: TrainingJob) -> Generator[Event, None, None]:
-    """Train as `job` describes; see `iter_train`."""
+    """Run a training job; see `iter_train`."""
     with process_group() as group:
         events = _train(job, group)
         if group.is_main:
@@ -204,7 +203,7 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
                     epoch, run, source, predictors=predictors, truths=truths
                 )
             group.check_stop()
-            group.close()  # the rest is the work of the main process
+            group.close()  # the main process does the rest
             if not group.is_main:
                 return
             run.complete_history()
@@ -236,7 +235,7 @@ def _epoch(
     predictors: Mapping[str, TiledPredictor],
     truths: Sequence[Truth],
 ) -> Generator[Event, None, None]:
-    """Train and validate for one epoch, and write everything to disk."""
+    """Train for one epoch, validate, and write the results to disk."""
     learner = run.learner
     group = learner.group
     start = time.perf_counter()
@@ -289,9 +288,9 @@ def _epoch(
 def _validate(
     learner: Learner, predictors: Mapping[str, TiledPredictor], truths: Sequence[Truth]
 ) -> tuple[str, Validation]:
-    """Validate raw and averaged weights; return the name and scores of the better ones.
+    """Validate raw and averaged weights; return the name and scores of the better.
 
-    By mean IoU; the averaged weights where that does not decide.
+    The mean IoU decides; if it is equal or NaN, the averaged weights are chosen.
     """
     group = learner.group
     scores: dict[str, Validation] = {}
@@ -311,7 +310,7 @@ def _validate(
 def _merge(
     own: Validation, shares: Sequence[tuple[float, dict[str, float], Any]]
 ) -> Validation:
-    """Combine the loss, single losses and counts that each rank measured."""
+    """Combine the loss, its terms and the counts of all ranks."""
     total_counts = sum(counts for _, _, counts in shares)
     total = int(total_counts.sum())
     weighted: dict[str, list[float]] = {}
@@ -329,7 +328,7 @@ def _merge(
 def _loss_columns(
     training: Mapping[str, float], scores: Validation
 ) -> dict[str, float]:
-    """Return the single losses as columns of ``metrics.csv``."""
+    """Return the terms of the loss as columns of ``metrics.csv``."""
     columns = {}
     for name, value in training.items():
         if name != "loss":

@@ -1,11 +1,11 @@
-"""Losses: functions that training minimises, over labelled pixels only.
+"""Losses over labelled pixels.
 
-Logits and labels are reduced to the labelled pixels before anything is computed, so an
-unlabelled pixel cannot change the loss or a gradient. All arithmetic is float32, under
-autocast too.
+Logits and labels are first reduced to the labelled pixels, so that unlabelled pixels
+have no influence on the loss or its gradient. All arithmetic is float32, also under
+autocast.
 
-A new loss is a function with `register_loss` below and one more name in the recipe's
-`LossName`.
+To add a loss, write a function with `register_loss` and add its name to `LossName` in
+the recipe.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from napari_strata.core.errors import RecipeError
 from napari_strata.core.recipe import LossName, Training
 
 SMOOTH = 0.5
-"""Pixels added above and below the fraction of the overlap losses.
+"""Number of pixels added to numerator and denominator of the overlap losses.
 
-In the usual way of writing Dice this is 1. With it, a class that occurs nowhere in the
-batch has the loss 1 - SMOOTH / (alpha FP + SMOOTH): predicting it costs, and not
-predicting it costs nothing. Without it the loss would be 1 however little of it is
-predicted.
+In the usual formula of Dice, with 2 TP, it corresponds to 1. A class that does not
+occur in the batch has the loss 1 - SMOOTH / (alpha FP + SMOOTH), which is 0 if the
+class is not predicted. Without SMOOTH the loss would be 1 for any prediction.
 """
 
 
@@ -49,16 +48,17 @@ class LossOptions:
 
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor, LossOptions], Tensor]
-"""(logits P x K float32, labels P int64, options) of P > 0 labelled pixels ->
-scalar.
+"""Function of logits (P, K) float32, labels (P,) int64 and options; returns a scalar.
+
+P is the number of labelled pixels, at least 1.
 """
 
 LOSSES: dict[str, LossFunction] = {}
-"""All losses by their name in the recipe."""
+"""Loss functions by their name in the recipe."""
 
 
 def register_loss(name: str) -> Callable[[LossFunction], LossFunction]:
-    """Make the decorated function the loss called `name`."""
+    """Register the decorated function as the loss `name`."""
 
     def register(function: LossFunction) -> LossFunction:
         LOSSES[name] = function
@@ -75,9 +75,9 @@ class Loss:
     options: LossOptions
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss, a float32 scalar.
+        """Compute the loss as a float32 scalar.
 
-        It is exactly 0, with a graph, if no pixel is labelled.
+        If no pixel is labelled, it is exactly 0 and has a gradient of 0.
 
         Parameters
         ----------
@@ -89,16 +89,19 @@ class Loss:
         return self.total(self.terms(logits, labels))
 
     def total(self, terms: Mapping[LossName, Tensor]) -> Tensor:
-        """Add up the weighted results of `terms`."""
+        """Return the weighted sum of the result of `terms`."""
         weighted = [weight * terms[name] for name, weight in self.weights.items()]
         return torch.stack(weighted).sum()
 
     def terms(
         self, logits: Tensor, labels: Tensor, *, also: Sequence[LossName] = ()
     ) -> dict[LossName, Tensor]:
-        """Compute each loss by itself, without its weight.
+        """Compute each loss without its weight.
 
-        Losses named in `also` are computed too; they are not part of the sum.
+        Parameters
+        ----------
+        also
+            Names of further losses, which are not part of the sum.
         """
         names = dict.fromkeys((*self.weights, *also))
         with torch.autocast(logits.device.type, enabled=False):
@@ -113,7 +116,7 @@ class Loss:
 def build_loss(
     training: Training, *, classes: int, class_counts: Sequence[int] | None = None
 ) -> Loss:
-    """Build the loss that a recipe asks for.
+    """Build the loss of a recipe.
 
     Parameters
     ----------
@@ -125,7 +128,7 @@ def build_loss(
     Raises
     ------
     RecipeError
-        If the class weights do not fit the classes.
+        When the class weights do not fit the classes.
     """
     weights = class_weights(training, classes, class_counts)
     return Loss(dict(training.loss), LossOptions(training, weights))
@@ -136,8 +139,8 @@ def class_weights(
 ) -> Tensor | None:
     """Return the weight of each class (K, float32), None for equal weights.
 
-    "balanced" is the inverse frequency, scaled so that the classes that occur have
-    mean 1; a class that does not occur keeps 1.
+    "balanced" weights are inverse frequencies, scaled so that their mean over the
+    classes that occur is 1. A class that does not occur has weight 1.
     """
     section = training.class_weights
     if section == "none":
@@ -146,7 +149,7 @@ def class_weights(
         if len(section) != classes:
             raise RecipeError(
                 f"training.class_weights has {len(section)} numbers for {classes} "
-                "classes; give one number each, or 'balanced', or 'none'."
+                "classes; give one number for each, or 'balanced', or 'none'."
             )
         return torch.tensor(section)
     if class_counts is None:
@@ -165,7 +168,7 @@ def class_weights(
 def cross_entropy(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
     """Categorical cross-entropy.
 
-    The mean over pixels is weighted by their true class, as torch does it.
+    The mean over pixels is weighted by their true class, as in torch.
     """
     per_pixel = F.cross_entropy(logits, labels, reduction="none")
     return _weighted_mean(per_pixel, labels, options.class_weights)
@@ -177,11 +180,11 @@ def binary_cross_entropy(
 ) -> Tensor:
     """Binary cross-entropy of each class against the rest.
 
-    The mean is taken over classes, then over pixels. The networks end in one logit a
-    class and a softmax; the one-against-rest logit of class k is then its log-odds,
-    ``log(p_k / (1 - p_k)) = logit_k - logsumexp(other logits)``. For two classes that
-    is the difference of the two logits for one class and its negative for the other,
-    so the loss equals the binary cross-entropy of a network with a single logit.
+    The mean is taken over classes, then over pixels. The networks have one logit for
+    each class and a softmax; the one-against-rest logit of class k is its log-odds,
+    ``log(p_k / (1 - p_k)) = logit_k - logsumexp(other logits)``. For two classes this
+    is the difference of the two logits or its negative, so that the loss equals the
+    binary cross-entropy of a network with a single logit.
     """
     target = _one_hot(labels, logits)
     log_sums = []
@@ -198,14 +201,14 @@ def focal(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
     """Focal loss ``-(1 - p)^gamma log p`` of the true class's softmax probability p.
 
     Lin, Goyal, Girshick, He and Dollar 2017, https://arxiv.org/abs/1708.02002, with
-    softmax in the place of the sigmoid; the two are equal for two classes. With
-    ``gamma=0`` it is cross-entropy.
+    softmax instead of the sigmoid; for two classes both are equal. With ``gamma=0`` it
+    is cross-entropy.
     """
-    surprise = F.cross_entropy(logits, labels, reduction="none")
-    # 1 - p from the log keeps its small values. Its slope at 0 is not finite for
-    # gamma < 1, hence the floor.
-    missed = -torch.expm1(-surprise)
-    per_pixel = missed.clamp(min=1e-12) ** options.training.focal_gamma * surprise
+    negative_log = F.cross_entropy(logits, labels, reduction="none")
+    # expm1 keeps small values of 1 - p exact. The derivative at 0 is not finite for
+    # gamma < 1, so 1 - p is at least 1e-12.
+    miss = -torch.expm1(-negative_log)
+    per_pixel = miss.clamp(min=1e-12) ** options.training.focal_gamma * negative_log
     return _weighted_mean(per_pixel, labels, options.class_weights)
 
 
@@ -224,7 +227,8 @@ def dice(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
 def tversky(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
     """Tversky loss over the batch, the mean over all classes.
 
-    False positives weigh ``tversky_alpha``, false negatives the rest. Salehi, Erdogmus
+    False positives have the weight ``tversky_alpha``, false negatives ``1 -
+    tversky_alpha``. Salehi, Erdogmus
     and Gholipour 2017, https://arxiv.org/abs/1706.05721; 0.5 is Dice.
     """
     return _overlap_loss(logits, labels, alpha=options.training.tversky_alpha)
@@ -232,9 +236,9 @@ def tversky(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
 
 @register_loss("lovasz")
 def lovasz(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
-    """Lovasz-softmax over the batch, a convex surrogate of 1 - IoU.
+    """Lovasz-softmax loss over the batch, a convex surrogate of 1 - IoU.
 
-    The mean over the classes that occur in the batch. Berman, Rannen Triki and
+    It is the mean over the classes that occur in the batch. Berman, Rannen Triki and
     Blaschko 2018, https://arxiv.org/abs/1705.08790.
     """
     probability = logits.softmax(dim=1)
@@ -262,15 +266,15 @@ def _lovasz_of_class(probability: Tensor, is_class: Tensor) -> Tensor:
     truth = is_class[order]
     intersection = truth.sum() - truth.cumsum(0)
     union = truth.sum() + (~truth).cumsum(0)
-    # The growth of 1 - intersection / union with each pixel, written out: a difference
-    # of numbers near 1 would be rounding.
-    without = intersection / (union * (union - 1)).clamp(min=1)
-    steps = torch.where(truth, 1 / union, without)
+    # Increase of 1 - intersection / union with each pixel, in closed form: a difference
+    # of numbers near 1 would lose precision.
+    increase = intersection / (union * (union - 1)).clamp(min=1)
+    steps = torch.where(truth, 1 / union, increase)
     return errors @ steps
 
 
 def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
-    """One-hot rows (P, K) in float32; torch's own takes eight bytes a number."""
+    """Return one-hot rows (P, K) in float32; torch's function returns int64."""
     return torch.zeros_like(like).scatter_(1, labels[:, None], 1.0)
 
 

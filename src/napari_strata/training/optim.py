@@ -1,7 +1,7 @@
-"""The optimiser, and the schedule that moves its learning rate.
+"""Optimisers, and schedules of the learning rate.
 
-The schedules are closed formulas of the step number. So a checkpoint holds a few
-numbers, and a resumed run follows the same curve.
+The schedules are closed formulas of the step number. Therefore a checkpoint stores only
+a few numbers, and a resumed run follows the same curve.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.nn import Parameter
 from napari_strata.core.recipe import Plateau, Training
 
 MOMENTA = (0.85, 0.95)
-"""Momentum (Adam's first beta) at the top and at the ends of the one-cycle schedule.
+"""Momentum (Adam's first beta) at the maximum and the ends of the one-cycle schedule.
 
-The momentum of sgd is the recipe's.
+SGD has the momentum of the recipe.
 """
 
 Phase = tuple[float, float]
-"""Share of the recipe's learning rate, and momentum."""
+"""Factor of the recipe's learning rate, and momentum (NaN if unchanged)."""
 
 
 def build_optimizer(
@@ -30,7 +30,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build Adam, AdamW or SGD with weight decay over all `parameters`.
 
-    With a fused kernel if the device has one.
+    A fused kernel is used if the device has one.
     """
     fused = torch.device(device).type in ("cpu", "cuda")
     rate = training.learning_rate
@@ -48,7 +48,7 @@ def build_optimizer(
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a checkpoint's state, perhaps of a device with other kernels."""
+    """Load the state of a checkpoint, possibly from a device with other kernels."""
     fused = optimizer.defaults["fused"]
     groups = [group | {"fused": fused} for group in state["param_groups"]]
     optimizer.load_state_dict(state | {"param_groups": groups})
@@ -58,10 +58,9 @@ class Schedule:
     """Learning rate of an optimiser over the steps of a training.
 
     Call `step_batch` after each step and `step_epoch` after each validation. `restart`
-    begins the curve again over another number of epochs. Extending a finished run does
-    so, because at the end of a one-cycle or cosine curve the rate is too low to learn
-    anything new (warm restarts: Loshchilov and Hutter 2017,
-    https://arxiv.org/abs/1608.03983).
+    starts the curve again over another number of epochs, to extend a finished run: at
+    the end of a one-cycle or cosine curve the rate is too low to learn (warm restarts:
+    Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
     """
 
     def __init__(
@@ -77,18 +76,18 @@ class Schedule:
         self.restart(training.epochs)
 
     def restart(self, epochs: int) -> None:
-        """Begin the curve again, over `epochs` epochs; constant and plateau go on."""
+        """Start the curve again over `epochs`; constant and plateau are unchanged."""
         self.epochs = epochs
         self.step = 0
         self._apply()
 
     def stretch(self, epochs: int) -> None:
-        """Make the curve longer by `epochs` epochs; negative ones make it shorter."""
+        """Extend the curve by `epochs`, or shorten it if they are negative."""
         self.epochs = max(self.epochs + epochs, 1)
         self._apply()
 
     def step_batch(self) -> None:
-        """Go to the rate of the next step."""
+        """Set the rate of the next step."""
         self.step += 1
         self._apply()
 
@@ -103,9 +102,10 @@ class Schedule:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain types only, counted in whole epochs.
+        """Return the state as plain types.
 
-        The number of steps in an epoch changes when images are added.
+        It counts whole epochs, because images that are added change the number of steps
+        per epoch.
         """
         plateau = self.plateau.state_dict() if self.plateau is not None else {}
         return {
@@ -115,7 +115,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned at the end of an epoch."""
+        """Restore the state that `state_dict` returned at the end of an epoch."""
         self.epochs = int(state["epochs"])
         self.step = int(state["done"]) * self.steps_per_epoch
         if self.plateau is not None:
@@ -124,15 +124,15 @@ class Schedule:
 
     def _apply(self) -> None:
         if self.plateau is not None:
-            _set(self.optimizer, self.peak * self.plateau.share(self.peak))
+            _set(self.optimizer, self.peak * self.plateau.factor(self.peak))
         elif self.curve is not None:
             total = self.epochs * self.steps_per_epoch
-            share, momentum = self.curve(min(self.step, total - 1), total)
-            _set(self.optimizer, self.peak * share, momentum)
+            factor, momentum = self.curve(min(self.step, total - 1), total)
+            _set(self.optimizer, self.peak * factor, momentum)
 
 
 def cosine(step: int, total: int) -> Phase:
-    """Half a cosine from 1 down to nearly 0 over `total` steps."""
+    """Return half a cosine from 1 to nearly 0 over `total` steps."""
     return (1 + math.cos(math.pi * step / total)) / 2, math.nan
 
 
@@ -144,18 +144,21 @@ def one_cycle(
     start: float = 1 / 25,
     end: float = 1e-4,
 ) -> Phase:
-    """One cycle: up from `start` over the first `rise` of the steps, then down.
+    """Return the phase of the one-cycle schedule.
 
-    It ends at ``start * end``. Momentum goes the other way round. Smith and Topin 2018,
-    https://arxiv.org/abs/1708.07120, with the constants of torch's OneCycleLR.
+    The rate increases from `start` to 1 over the fraction `rise` of the steps, and then
+    decreases to ``start * end``. Momentum changes in the opposite direction. Smith and
+    Topin 2018, https://arxiv.org/abs/1708.07120, with the constants of torch's
+    OneCycleLR.
     """
-    top = rise * total - 1
+    peak_step = rise * total - 1
     last = total - 1
     low, high = MOMENTA
-    if step <= top:
-        return _blend(start, 1.0, step / top), _blend(high, low, step / top)
-    along = (step - top) / (last - top) if last > top else 1.0
-    return _blend(1.0, start * end, along), _blend(low, high, along)
+    if step <= peak_step:
+        fraction = step / peak_step
+        return _blend(start, 1.0, fraction), _blend(high, low, fraction)
+    fraction = (step - peak_step) / (last - peak_step) if last > peak_step else 1.0
+    return _blend(1.0, start * end, fraction), _blend(low, high, fraction)
 
 
 _CURVES: dict[str, Callable[[int, int], Phase]] = {
@@ -165,9 +168,9 @@ _CURVES: dict[str, Callable[[int, int], Phase]] = {
 
 
 class _PlateauState:
-    """Number of cuts of the rate, and of epochs without a better loss.
+    """Number of reductions of the rate, and of epochs without improvement.
 
-    Better is by at least a ten-thousandth.
+    A loss that is lower by at least a ten-thousandth is an improvement.
     """
 
     def __init__(self, section: Plateau) -> None:
@@ -188,7 +191,7 @@ class _PlateauState:
         self.cuts += 1
         return True
 
-    def share(self, peak: float) -> float:
+    def factor(self, peak: float) -> float:
         floor = min(self.section.min_rate / peak, 1.0)
         return max(self.section.factor**self.cuts, floor)
 
@@ -201,9 +204,9 @@ class _PlateauState:
         self.cuts = int(state["cuts"])
 
 
-def _blend(start: float, end: float, along: float) -> float:
+def _blend(start: float, end: float, fraction: float) -> float:
     """Interpolate from `start` to `end` by half a cosine."""
-    return end + (start - end) * (1 + math.cos(math.pi * along)) / 2
+    return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
 
 
 def _set(

@@ -1,6 +1,6 @@
-"""Plan of a training: all decisions before the first step. Writes nothing.
+"""Plan of a training: all decisions before the first step.
 
-The plan is for a new run, or for one that continues.
+A plan is for a new or a resumed run. Nothing is written.
 """
 
 from __future__ import annotations
@@ -37,14 +37,11 @@ MAY_CHANGE = (
     "training.precision",
     "training.batch_size",
 )
-"""What may differ from the recipe that a run was started with when it goes on."""
+"""Keys of the recipe that may change when a run is resumed."""
 
 
-BOX = {"Z": "planes", "Y": "rows", "X": "columns"}
-"""Names of the sides of a part's box in ``data.json``.
-
-Planes of a 3D network's only.
-"""
+BOX_KEYS = {"Z": "planes", "Y": "rows", "X": "columns"}
+"""Keys in ``data.json`` of the box of a region; only 3D networks have planes."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,8 @@ class TrainingJob:
     Parameters
     ----------
     split
-        what trains and what validates, where that is decided already, as in
-        cross-validation; its parts are parts of `pairs`, counted by `classes`. A run
-        that goes on keeps the split that it has.
+        Split into training and validation data, for cross-validation. Its regions are
+        regions of `pairs`, counted by `classes`. A resumed run keeps its own split.
     """
 
     recipe: Any
@@ -79,9 +75,9 @@ class Plan:
     Parameters
     ----------
     counts
-        labelled training pixels of each class.
+        Labelled training pixels of each class.
     fingerprint
-        digest of images, labels and split.
+        Digest of images, labels and split.
     """
 
     recipe: Recipe
@@ -107,15 +103,15 @@ class Plan:
         """
         numbers = {id(pair): i for i, pair in enumerate(self.pairs)}
 
-        def row(part: LabelledRegion) -> dict[str, Any]:
+        def row(region: LabelledRegion) -> dict[str, Any]:
             box = {
-                BOX[a]: [along.start, along.stop]
-                for a, along in zip(part.axes, part.box, strict=True)
+                BOX_KEYS[axis]: [bounds.start, bounds.stop]
+                for axis, bounds in zip(region.axes, region.box, strict=True)
             }
             return {
-                "name": part.name,
-                "pair": numbers[id(part.pair)],
-                "index": dict(part.index),
+                "name": region.name,
+                "pair": numbers[id(region.pair)],
+                "index": dict(region.index),
             } | box
 
         return {
@@ -128,50 +124,47 @@ class Plan:
                     "images": pair.image.source,
                     "labels": pair.labels.source,
                 }
-                | _form(pair)
+                | _image_facts(pair)
                 for pair in self.pairs
             ],
             "split": self.text,
-            "training": [row(part) for part in self.training],
-            "validation": [row(part) for part in self.validation],
+            "training": [row(region) for region in self.training],
+            "validation": [row(region) for region in self.validation],
             "spec": self.spec.model_dump(mode="json"),
         }
 
 
 def axes_of(recipe: Recipe) -> str:
-    """The axes of what a recipe's network sees at a time.
-
-    ``YX``, or ``ZYX`` where it is 3D.
-    """
+    """Return the spatial axes of a recipe's network, ``YX`` or ``ZYX``."""
     return recipe.network.axes
 
 
 def plan_new(job: TrainingJob) -> Plan:
-    """Decide what a new run needs.
+    """Plan a new run.
 
     Raises
     ------
     RecipeError, ImageError, LabelError
-        when recipe and data do not make a training.
+        When recipe and data are not suitable for a training.
     """
     recipe = load_recipe(job.recipe).with_overrides(job.overrides)
     pairs = pairs_with_neighbours(as_pairs(job.pairs), recipe.patches.neighbours)
-    held = pairs_with_neighbours(
+    validation_pairs = pairs_with_neighbours(
         as_pairs(job.validation or []), recipe.patches.neighbours
     )
-    # Validation labels count: a value that stands there alone is a class that training
-    # lacks, and is named as such.
-    classes = job.classes or find_classes([*pairs, *held], job.unlabelled)
+    # Values that occur only in the validation labels are also classes, so that a
+    # warning can name classes that the training data lack.
+    classes = job.classes or find_classes([*pairs, *validation_pairs], job.unlabelled)
     spec = resolve(recipe, pairs, classes=classes, unlabelled=job.unlabelled)
     if len(spec.classes) < 2:
         raise LabelError(
-            f"found one class only, {spec.classes.names[0]!r}; a network learns to tell"
-            " classes apart: label at least two, or take a value out of those that are"
+            f"found one class only, {spec.classes.names[0]!r}; a network needs at least"
+            " two: label another class, or remove a value from those that mean"
             " unlabelled."
         )
     if job.split is not None:
         split = (
-            _of_pairs(job.split, as_pairs(job.pairs), pairs)
+            _replace_pairs(job.split, as_pairs(job.pairs), pairs)
             if recipe.patches.neighbours
             else job.split
         )
@@ -186,25 +179,23 @@ def plan_new(job: TrainingJob) -> Plan:
             strokes_train=recipe.network.is_fitted,
         )
     else:
-        split = split_given(pairs, held, spec.classes, spec.axes)
-        pairs = [*pairs, *held]
+        split = split_given(pairs, validation_pairs, spec.classes, spec.axes)
+        pairs = [*pairs, *validation_pairs]
     return _plan(recipe, spec, split, pairs, notes=spec.notes)
 
 
 def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
-    """Take up what `run` was started with.
+    """Plan to resume a run, with its own recipe, spec and split.
 
-    Its recipe, its spec and its split, which never changes.
-
-    Pairs that the run does not know are added to training, whole; pairs that are gone
-    are left out and named.
+    New pairs are added to the training data as a whole. Missing pairs are left out, and
+    a warning names them.
 
     Raises
     ------
     RecipeError
-        when an override changes more than `MAY_CHANGE`.
+        When an override changes other keys than `MAY_CHANGE`.
     RunError
-        when none of the images is known to the run, or its ``data.json`` is damaged.
+        When the run contains none of the images, or its ``data.json`` is damaged.
     """
     stored, record = run.recipe, run.read_json("data.json")
     recipe = stored.with_overrides(job.overrides)
@@ -212,29 +203,32 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
         key for key in differences(stored, recipe) if not key.startswith(MAY_CHANGE)
     ]:
         raise RecipeError(
-            f"{', '.join(forbidden)} cannot change when a run goes on; start a new run,"
+            f"{', '.join(forbidden)} cannot change in a resumed run; start a new run,"
             f" or change only {', '.join(MAY_CHANGE)}."
         )
     spec = ModelSpec.model_validate(record["spec"])
-    held = pairs_with_neighbours(as_pairs(job.validation or []), spec.neighbours)
+    validation_pairs = pairs_with_neighbours(
+        as_pairs(job.validation or []), spec.neighbours
+    )
     pairs = pairs_with_neighbours(as_pairs(job.pairs), spec.neighbours)
-    known_pairs, added = _recognise(record["pairs"], [*pairs, *held])
+    known_pairs, added = _recognise(record["pairs"], [*pairs, *validation_pairs])
     if not known_pairs:
         raise RunError(
-            f"{run.path}: none of the images given belongs to this run; give those it"
-            " was started with."
+            f"{run.path}: none of the given images belongs to this run; give the images"
+            " that it was started with."
         )
-    if stray := [pair.name for pair in held if pair in added]:
+    new_names = [pair.name for pair in validation_pairs if pair in added]
+    if new_names:
         raise RunError(
-            f"{run.path}: {join_names(stray)} was not validated on before; a run keeps"
+            f"{run.path}: {join_names(new_names)} did not validate before; a run keeps"
             " its validation images."
         )
     split = Split(
-        training=_parts(record["training"], known_pairs, spec)
+        training=_regions(record["training"], known_pairs, spec)
         + (labelled_regions(added, spec.classes, spec.axes) if added else []),
-        validation=_parts(record["validation"], known_pairs, spec),
+        validation=_regions(record["validation"], known_pairs, spec),
         text=record["split"],
-        warnings=tuple(_gone(record["pairs"], known_pairs)),
+        warnings=tuple(_describe_missing(record["pairs"], known_pairs)),
     )
     if record["validation"] and not split.validation:
         raise RunError(
@@ -242,7 +236,11 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
             " again (--val)."
         )
     plan = _plan(
-        recipe, spec, split, [*known_pairs.values(), *added], notes=_news(added)
+        recipe,
+        spec,
+        split,
+        [*known_pairs.values(), *added],
+        notes=_describe_added(added),
     )
     if plan.fingerprint != record["fingerprint"]:
         note = (
@@ -252,7 +250,7 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
         plan = replace(plan, messages=(*plan.messages, Message(note)))
     if isinstance(job.recipe, str) and job.recipe not in ("default", stored.name):
         note = (
-            f"the run goes on with its own recipe, {stored.name!r}; {job.recipe!r} is"
+            f"the run continues with its own recipe, {stored.name!r}; {job.recipe!r} is"
             " not used"
         )
         plan = replace(plan, messages=(*plan.messages, Message(note, "warning")))
@@ -267,10 +265,14 @@ def _plan(
     *,
     notes: Sequence[str],
 ) -> Plan:
-    warnings = [*find_nonfinite(pairs), *_flat(pairs), *split.warnings]
+    warnings = [
+        *find_nonfinite(pairs),
+        *_warn_of_constant_images(pairs),
+        *split.warnings,
+    ]
     if recipe.training.early_stopping is not None and not split.validation:
         warnings.append(
-            "early stopping needs validation images and is off: nothing is held back"
+            "early stopping needs validation data and is off: there are none"
         )
     counts = label_counts(split.training, spec.classes).sum(axis=0)
     return Plan(
@@ -283,31 +285,26 @@ def _plan(
         fingerprint=data_fingerprint(split, pairs, spec.classes),
         pairs=pairs,
         messages=(
-            *map(Message, (*_described(pairs), *notes)),
+            *map(Message, (*_describe_images(pairs), *notes)),
             *(Message(text, "warning") for text in warnings),
         ),
     )
 
 
-def _of_pairs(
-    split: Split, plain: Sequence[AnnotatedImage], pairs: Sequence[AnnotatedImage]
+def _replace_pairs(
+    split: Split, old_pairs: Sequence[AnnotatedImage], pairs: Sequence[AnnotatedImage]
 ) -> Split:
-    """A split of the pairs `plain` as one of `pairs`, which are those with their
-    neighbours.
-    """
-    dressed = {id(old): new for old, new in zip(plain, pairs, strict=True)}
+    """Replace the pairs of a split, for example by those with neighbouring planes."""
+    new_pairs = {id(old): new for old, new in zip(old_pairs, pairs, strict=True)}
     training, validation = (
-        [replace(part, pair=dressed[id(part.pair)]) for part in side]
-        for side in (split.training, split.validation)
+        [replace(region, pair=new_pairs[id(region.pair)]) for region in regions]
+        for regions in (split.training, split.validation)
     )
     return replace(split, training=training, validation=validation)
 
 
-def _described(pairs: Sequence[AnnotatedImage]) -> list[str]:
-    """What was read, in words, so that axes taken for others are seen.
-
-    The first image of each kind, and each note.
-    """
+def _describe_images(pairs: Sequence[AnnotatedImage]) -> list[str]:
+    """Describe the first image of each kind, so that the user notices wrong axes."""
     kinds = {
         (pair.image.axes, str(pair.image.dtype), pair.image.notes): pair.image
         for pair in reversed(pairs)
@@ -317,20 +314,21 @@ def _described(pairs: Sequence[AnnotatedImage]) -> list[str]:
         for image in reversed(kinds.values())
         for line in (image.describe(), *image.notes)
     ]
-    more = len(pairs) - len(kinds)
-    alike = [
-        f"and {more} more image{'' if more == 1 else 's'} like"
-        f" {'this' if len(kinds) == 1 else 'these'}"
-    ]
-    return [*dict.fromkeys(lines), *(alike if more else [])]
+    others = len(pairs) - len(kinds)
+    if others:
+        lines.append(
+            f"and {others} more image{'' if others == 1 else 's'} like"
+            f" {'this' if len(kinds) == 1 else 'these'}"
+        )
+    return list(dict.fromkeys(lines))
 
 
-def _flat(pairs: Sequence[AnnotatedImage]) -> list[str]:
-    """A warning for images of one grey value, from which nothing is learnt."""
+def _warn_of_constant_images(pairs: Sequence[AnnotatedImage]) -> list[str]:
+    """Return a warning for images with a single grey value."""
     names = [
         pair.name
         for pair in pairs
-        if not any(_contrast(samples) for samples in pair.image.samples())
+        if not any(_has_contrast(samples) for samples in pair.image.samples())
     ]
     return (
         [
@@ -342,12 +340,13 @@ def _flat(pairs: Sequence[AnnotatedImage]) -> list[str]:
     )
 
 
-def _contrast(samples: Any) -> bool:
+def _has_contrast(samples: Any) -> bool:
     finite = samples[np.isfinite(samples)]
     return bool(finite.size and finite.min() != finite.max())
 
 
-def _form(pair: AnnotatedImage) -> dict[str, Any]:
+def _image_facts(pair: AnnotatedImage) -> dict[str, Any]:
+    """Return the facts by which a resumed run recognises an image."""
     image = pair.image
     return {"axes": image.axes, "shape": list(image.shape), "dtype": str(image.dtype)}
 
@@ -355,72 +354,79 @@ def _form(pair: AnnotatedImage) -> dict[str, Any]:
 def data_fingerprint(
     split: Split, pairs: Sequence[AnnotatedImage], classes: ClassMap
 ) -> str:
-    """Sixteen hexadecimal digits of sampled grey values, of every part's class
-    counts and of where the parts lie.
+    """Return a digest of the data of a training, as 16 hexadecimal digits.
+
+    It depends on sampled grey values, and on position and class counts of each region.
     """
     state = hashlib.sha256()
     for pair in pairs:
-        state.update(repr(_form(pair)).encode())
+        state.update(repr(_image_facts(pair)).encode())
         for samples in (*pair.image.samples(), *pair.labels.samples()):
             state.update(samples.tobytes())
-    for parts in (split.training, split.validation):
-        for part, counts in zip(parts, label_counts(parts, classes), strict=True):
-            state.update(repr((dict(part.index), *part.box, counts.tolist())).encode())
+    for regions in (split.training, split.validation):
+        for region, counts in zip(regions, label_counts(regions, classes), strict=True):
+            facts = (dict(region.index), *region.box, counts.tolist())
+            state.update(repr(facts).encode())
     return state.hexdigest()[:16]
 
 
 def _recognise(
     rows: Sequence[Mapping[str, Any]], pairs: Sequence[AnnotatedImage]
 ) -> tuple[dict[int, AnnotatedImage], list[AnnotatedImage]]:
-    """Pairs that the run knows, by their number in it, and those it does not.
+    """Separate the pairs of a run, by their number, from new pairs.
 
-    Equal ones count in their order.
+    Equal pairs are numbered in their order.
     """
-    open_rows = dict(enumerate(rows))
+    unmatched_rows = dict(enumerate(rows))
     known_pairs, added = {}, []
     for pair in pairs:
-        pair_row = {"name": pair.name} | _form(pair)
+        pair_row = {"name": pair.name} | _image_facts(pair)
         number = next(
-            (n for n, row in open_rows.items() if pair_row.items() <= row.items()), None
+            (
+                number
+                for number, row in unmatched_rows.items()
+                if pair_row.items() <= row.items()
+            ),
+            None,
         )
         if number is None:
             added.append(pair)
         else:
             known_pairs[number] = pair
-            del open_rows[number]
+            del unmatched_rows[number]
     return dict(sorted(known_pairs.items())), added
 
 
-def _parts(
+def _regions(
     rows: Sequence[Mapping[str, Any]],
     known: Mapping[int, AnnotatedImage],
     spec: ModelSpec,
 ) -> list[LabelledRegion]:
-    parts = [
+    regions = [
         LabelledRegion(
             known[row["pair"]],
             row["index"],
-            tuple(slice(*row[BOX[a]]) for a in spec.axes),
+            tuple(slice(*row[BOX_KEYS[axis]]) for axis in spec.axes),
             row["name"],
         )
         for row in rows
         if row["pair"] in known
     ]
-    return [count_labels(part, spec.classes) for part in parts]
+    return [count_labels(region, spec.classes) for region in regions]
 
 
-def _gone(
+def _describe_missing(
     rows: Sequence[Mapping[str, Any]], known: Mapping[int, AnnotatedImage]
 ) -> list[str]:
     names = [row["name"] for number, row in enumerate(rows) if number not in known]
     return (
-        [f"images of this run that are gone, and train no more: {join_names(names)}"]
+        [f"images of this run that are missing and are left out: {join_names(names)}"]
         if names
         else []
     )
 
 
-def _news(added: Sequence[AnnotatedImage]) -> list[str]:
+def _describe_added(added: Sequence[AnnotatedImage]) -> list[str]:
     names = [pair.name for pair in added]
     return (
         [f"images that are new to this run, added to training: {join_names(names)}"]

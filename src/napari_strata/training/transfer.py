@@ -1,4 +1,4 @@
-"""Start of a training: random, pretrained or earlier weights, and frozen layers."""
+"""Initial weights of a training (random, pretrained or trained), frozen encoders."""
 
 from __future__ import annotations
 
@@ -19,40 +19,38 @@ from napari_strata.models.model import Model
 from napari_strata.networks.build import encoder_of, head_of
 from napari_strata.networks.weights import for_channels, load_encoder_weights
 
-IDENTITY = ("architecture", "encoder", "widths", "norm")
-"""Keys of a network that must be the same, beside its kind, for one to start from
-the other.
-"""
+IDENTITY_KEYS = ("architecture", "encoder", "widths", "norm")
+"""Keys that must be equal, besides `kind`, to start from the weights of a network."""
 
 STRIDES = "strides along Z"
-"""What must be the same of 3D networks too.
+"""Name of a property that must be equal for 3D networks too.
 
-The kernels have other shapes where it is not.
+Networks with other strides have kernels of other shapes.
 """
 
 
 def fine_tuning_recipe(
     start: str | os.PathLike[str], recipe: str | os.PathLike[str] | Recipe | None = None
 ) -> Recipe:
-    """The recipe of a training that starts from the model or run `start`.
+    """Return the recipe of a training that starts from the model or run `start`.
 
-    The model's own where none is given.
+    By default it is the recipe of that model.
 
     Raises
     ------
     ModelError
-        when there is no model, or it is damaged.
+        When the model is missing or damaged.
     RecipeError
-        when there is no such recipe.
+        When the recipe does not exist.
     """
-    chosen = load_model(start).recipe if recipe is None else load_recipe(recipe)
-    return chosen.with_overrides({"training.start": os.fspath(start)})
+    base = load_model(start).recipe if recipe is None else load_recipe(recipe)
+    return base.with_overrides({"training.start": os.fspath(start)})
 
 
 def load_model(start: str | os.PathLike[str]) -> Model:
-    """The model to start from.
+    """Load the model to start from.
 
-    Raises `ModelError` when there is none, or it is damaged.
+    Raises `ModelError` if it is missing or damaged.
     """
     try:
         return Model.load(Path(start).expanduser())
@@ -61,28 +59,29 @@ def load_model(start: str | os.PathLike[str]) -> Model:
 
 
 def initialise(network: nn.Module, recipe: Recipe, spec: ModelSpec) -> list[Message]:
-    """Give a new network the weights that the recipe starts from, and say in words
-    which.
+    """Load the initial weights of a recipe into a new network; describe them.
 
     Raises
     ------
     ModelError
-        when ``training.start`` is no model of ours, or one of another network; the
-        network is then untouched.
+        When ``training.start`` is not a model of this project, or has another network.
+        The network is then unchanged.
     TrainingError
-        when the recipe demands ImageNet weights and they cannot be had.
+        When the recipe demands ImageNet weights and they are not available.
     """
     section = recipe.training
     if section.start is None:
         note = load_encoder_weights(network, spec)
     else:
-        note = take_over(network, spec, load_model(section.start), source=section.start)
+        note = copy_weights(
+            network, spec, load_model(section.start), source=section.start
+        )
     if not section.freeze_encoder:
         return [Message(note)]
     epochs = (
         "1 epoch" if section.freeze_encoder == 1 else f"{section.freeze_encoder} epochs"
     )
-    messages = [Message(note), Message(f"the encoder stays as it is for {epochs}")]
+    messages = [Message(note), Message(f"the encoder is frozen for {epochs}")]
     if section.start is None and "random weights" in note:
         text = (
             "a frozen encoder of random numbers learns nothing: set training.start, or"
@@ -92,67 +91,75 @@ def initialise(network: nn.Module, recipe: Recipe, spec: ModelSpec) -> list[Mess
     return messages
 
 
-def take_over(network: nn.Module, spec: ModelSpec, start: Model, *, source: str) -> str:
-    """Copy every tensor of `start` whose name and shape agree into `network`, and
-    say in words what was taken.
+def copy_weights(
+    network: nn.Module, spec: ModelSpec, start: Model, *, source: str
+) -> str:
+    """Copy the tensors of `start` whose name and shape agree into `network`.
 
-    The head takes the rows of the classes that have the same name; the others stay as
-    they are. Convolutions that see the image are adapted to another number of channels;
-    see `for_channels`.
+    The head gets the rows of classes with the same name; its other rows are unchanged.
+    Convolutions whose input is the image are adapted to another number of channels; see
+    `for_channels`.
+
+    Returns
+    -------
+    str
+        Description of the copied tensors.
 
     Raises
     ------
     ModelError
-        when the networks are not of one kind; `network` is then untouched.
+        When the networks differ; `network` is then unchanged.
     """
     own, head = network.state_dict(), f"{head_of(network)}."
     start_tensors = {
         name: tensor for name, tensor in start.weights.items() if name in own
     }
-    taken = {
-        n: t
-        for n, t in start_tensors.items()
-        if t.shape == own[n].shape and not n.startswith(head)
+    matching = {
+        name: tensor
+        for name, tensor in start_tensors.items()
+        if tensor.shape == own[name].shape and not name.startswith(head)
     }
     counted = [name for name in own if not name.endswith("num_batches_tracked")]
-    count = sum(name in taken for name in counted)
+    count = sum(name in matching for name in counted)
     if _identity(spec) != _identity(start.spec) or 2 * count < len(counted):
         raise ModelError(
-            _why_other(
-                spec, start, source, f"{count} of its {len(counted)} tensors are there"
+            _explain_difference(
+                spec, start, source, f"{count} of its {len(counted)} tensors agree"
             )
         )
     channels = start.spec.in_channels, spec.in_channels
     adapted = (
-        _adapted(own, start_tensors, channels) if channels[0] != channels[1] else {}
+        _adapt_kernels(own, start_tensors, channels)
+        if channels[0] != channels[1]
+        else {}
     )
-    rows, kept_rows = _rows(
+    rows, copied_classes = _head_rows(
         own, start_tensors, (start.spec.classes.names, spec.classes.names), head=head
     )
-    count += len(rows) if len(kept_rows) == len(spec.classes) else 0
-    nn.Module.load_state_dict(network, taken | adapted | rows, strict=False)
-    news = [name for name in spec.classes.names if name not in kept_rows]
-    parts = [
+    count += len(rows) if len(copied_classes) == len(spec.classes) else 0
+    nn.Module.load_state_dict(network, matching | adapted | rows, strict=False)
+    new_classes = [name for name in spec.classes.names if name not in copied_classes]
+    notes = [
         f"starts from {source}: {count} of {len(counted)} tensors",
-        f"head: {_head_in_words(kept_rows, news)}",
+        f"head: {_describe_head(copied_classes, new_classes)}",
     ]
     if adapted:
-        parts.append(
+        notes.append(
             f"first layer adapted from {channels[0]} to {channels[1]} channels"
         )
-    return "; ".join(parts)
+    return "; ".join(notes)
 
 
 class FreezableEncoder:
-    """The encoder of `network`, which can be held as it is.
+    """Encoder of a network that can be frozen.
 
-    No gradients, and normalisation by its own statistics.
+    A frozen encoder has no gradients, and its normalisation uses running statistics.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.module = encoder_of(network)
-        # Not those that never learn, such as a stage that the decoder does not look at.
-        self.learning = [
+        # Without parameters that are never trained, such as those of unused stages.
+        self.trained_parameters = [
             parameter
             for parameter in self.module.parameters()
             if parameter.requires_grad
@@ -160,55 +167,56 @@ class FreezableEncoder:
         self.frozen = False
 
     def hold(self, frozen: bool) -> None:
-        """Freeze the encoder, or let it learn.
+        """Freeze the encoder, or train it.
 
-        Call this after ``network.train()``, which would switch its normalisation on.
+        Call this after ``network.train()``, which affects its normalisation.
         """
         self.frozen = frozen
-        for parameter in self.learning:
+        for parameter in self.trained_parameters:
             parameter.requires_grad_(not frozen)
         if frozen:
             self.module.eval()
 
 
-def _adapted(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], channels: tuple[int, int]
+def _adapt_kernels(
+    own: Mapping[str, Tensor], start: Mapping[str, Tensor], channels: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Kernels of the convolutions that see the image.
+    """Adapt the kernels of convolutions whose input contains the image.
 
-    Of the first, and of those that see it beside features.
+    These are the first convolution and those that get the image and features.
     """
     before, after = channels
     adapted = {}
-    for name, kernel in given.items():
+    for name, kernel in start.items():
         features = kernel.shape[1] - before if kernel.ndim in (4, 5) else -1
         if features >= 0 and own[name].shape == (
             kernel.shape[0],
             features + after,
             *kernel.shape[2:],
         ):
-            # The image stands behind the features in every concatenation of ours.
-            parts = [kernel[:, :features], for_channels(kernel[:, features:], after)]
-            adapted[name] = torch.cat(parts, dim=1)
+            # The networks concatenate features first, then the image.
+            image_kernel = for_channels(kernel[:, features:], after)
+            adapted[name] = torch.cat([kernel[:, :features], image_kernel], dim=1)
     return adapted
 
 
-def _rows(
+def _head_rows(
     own: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
     names: tuple[tuple[str, ...], tuple[str, ...]],
     *,
     head: str,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The head's tensors with the rows of the classes that both models have, and
-    the names of these.
+    """Return the tensors of the head with copied rows, and the names of their classes.
+
+    Rows are copied for classes that both models have.
     """
     before, after = names
     common = [name for name in after if name in before]
     fitting = {
-        n: t
-        for n, t in given.items()
-        if n.startswith(head) and t.shape[1:] == own[n].shape[1:]
+        name: tensor
+        for name, tensor in start.items()
+        if name.startswith(head) and tensor.shape[1:] == own[name].shape[1:]
     }
     rows = {}
     for name, tensor in fitting.items():
@@ -219,47 +227,50 @@ def _rows(
     return rows, common if fitting else []
 
 
-def _head_in_words(kept: list[str], news: list[str]) -> str:
+def _describe_head(copied: list[str], new: list[str]) -> str:
     return ", ".join(
-        f"{', '.join(names)} {word}"
-        for names, word in ((kept, "taken"), (news, "new"))
+        f"{', '.join(names)} {state}"
+        for names, state in ((copied, "copied"), (new, "new"))
         if names
     )
 
 
 def _identity(spec: ModelSpec) -> dict[str, object]:
+    """Return the properties that must be equal to start from a network."""
     identity = {
         key: getattr(spec.network, key)
-        for key in ("kind", *IDENTITY)
+        for key in ("kind", *IDENTITY_KEYS)
         if hasattr(spec.network, key)
     }
     return identity | ({STRIDES: spec.depth.strides} if spec.depth else {})
 
 
-def _why_other(spec: ModelSpec, start: Model, source: str, found: str) -> str:
-    own_text, start_text = (_network_in_words(each) for each in (spec, start.spec))
+def _explain_difference(
+    spec: ModelSpec, start: Model, source: str, agreement: str
+) -> str:
+    own_text, start_text = (_describe_network(s) for s in (spec, start.spec))
     strides = start.spec.depth.strides if start.spec.depth else ()
     if own_text == start_text:
-        own_text += f", with other options: {found}"
+        own_text += f", with other options: {agreement}"
     elif _identity(spec) | {STRIDES: strides} == _identity(start.spec):
-        # Voxels of another shape: a power of two gives the strides of the model.
-        cure = f"--set network.anisotropy={2 ** strides.count(1)}"
+        # Voxels of another shape; this anisotropy gives the strides of the model.
+        remedy = f"--set network.anisotropy={2 ** strides.count(1)}"
         return (
             f"training.start={source}: its network is {start_text}; for these voxels it"
-            f" would be {own_text}. Add {cure}."
+            f" would be {own_text}. Add {remedy}."
         )
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     run = RunFolder(folder)
-    own = f"--recipe {run.recipe_path}" if run.exists else "--start without --recipe"
+    option = f"--recipe {run.recipe_path}" if run.exists else "--start without --recipe"
     return (
         f"training.start={source}: its network is {start_text}; the recipe's is"
         f" {own_text}. Only the same network can start from it: train with its own"
-        f" recipe ({own})."
+        f" recipe ({option})."
     )
 
 
-def _network_in_words(spec: ModelSpec) -> str:
-    """For example ``smp (architecture unet, encoder resnet34, norm batch)``."""
+def _describe_network(spec: ModelSpec) -> str:
+    """Describe a network, for example ``smp (architecture unet, norm batch)``."""
     kind, *keys = _identity(spec).items()
     options = (
         (key, ", ".join(map(str, value)) if isinstance(value, tuple) else value)

@@ -1,9 +1,7 @@
-"""Validation: prediction of whole images, scored by one global confusion matrix.
+"""Validation: prediction of whole regions, scored by one confusion matrix.
 
-The tiles are those of a prediction.
-
-A large volume goes through in strips along Z, each with the planes that inform it, so
-that memory holds one of them.
+The tiles are those of a prediction. A large volume is predicted in strips along Z, each
+with a halo, so that only one strip is in memory.
 """
 
 from __future__ import annotations
@@ -28,48 +26,58 @@ from napari_strata.evaluation.pictures import Example
 from napari_strata.models.tiled import TiledPredictor, class_indices
 from napari_strata.training.losses import Loss
 
-ALSO: tuple[LossName, ...] = ("bce", "dice")
-"""Losses that are reported of every validation, whatever the recipe minimises, so
-that runs can be compared.
-"""
+REPORTED_LOSSES: tuple[LossName, ...] = ("bce", "dice")
+"""Losses that every validation reports, so that runs can be compared."""
 
-
-STRIP = 2**24
-"""Voxels of a volume that are predicted at a time, about.
-
-A smaller one is predicted whole.
-"""
+STRIP_VOXELS = 2**24
+"""Approximate number of voxels of a strip; smaller volumes are predicted whole."""
 
 
 class Truth(NamedTuple):
-    """A part to validate on, with what does not change between epochs.
+    """Region to validate on, and data of it that do not change between epochs.
 
-    `labels` class indices uint8 of its shape, `scale` of its grey values; `around` is
-    what the network is shown: the part itself, or of a strip more planes, which do not
-    count.
+    Attributes
+    ----------
+    region
+        The region that is scored.
+    labels
+        Class indices, uint8, of its shape.
+    scale
+        Scale of the grey values of its image.
+    network_input
+        Region that the network gets: `region`, or a strip with additional planes, which
+        are not scored.
     """
 
-    part: LabelledRegion
+    region: LabelledRegion
     labels: np.ndarray[Any, Any]
     scale: Scale
-    around: LabelledRegion
+    network_input: LabelledRegion
 
     @property
     def keep(self) -> tuple[slice, ...]:
         """Position of the region in the input of the network."""
-        starts = [outer.start for outer in self.around.box]
+        starts = [bounds.start for bounds in self.network_input.box]
         return tuple(
-            slice(p.start - start, p.stop - start)
-            for p, start in zip(self.part.box, starts, strict=True)
+            slice(bounds.start - start, bounds.stop - start)
+            for bounds, start in zip(self.region.box, starts, strict=True)
         )
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores of one network on all validation parts.
+    """Scores of a network on all validation regions.
 
-    `loss` and `terms` (each loss by itself) are means over parts, weighted by their
-    labelled pixels; NaN without any. `example` is the first part, for a picture.
+    Attributes
+    ----------
+    loss
+        Mean over regions, weighted by their labelled pixels; NaN without regions.
+    terms
+        The same mean for each loss.
+    confusion
+        Confusion matrix over all regions.
+    example
+        The first region, to draw a picture.
     """
 
     loss: float
@@ -78,60 +86,69 @@ class Validation:
     example: Example | None = None
 
 
-def load_truths(parts: Sequence[LabelledRegion], spec: ModelSpec) -> list[Truth]:
-    """Read the labels of each part and measure the scale of each image, once.
+def load_truths(regions: Sequence[LabelledRegion], spec: ModelSpec) -> list[Truth]:
+    """Read the labels of each region and measure the scale of each image.
 
-    Parts without labels are left out.
+    Regions without labels are left out.
     """
     scales: dict[int, Scale] = {}
     truths = []
-    for part in parts:
-        image = part.pair.image
+    for region in regions:
+        image = region.pair.image
         if id(image) not in scales:
             samples = np.concatenate(image.samples(), axis=1)
             scales[id(image)] = spec.normalization.scale_for(samples, image.dtype)
-        for strip, around in _strips(part, spec):
+        for strip, network_input in _strips(region, spec):
             labels = strip.read_labels(spec.classes)
             if (labels != IGNORE).any():
-                truths.append(Truth(strip, labels, scales[id(image)], around))
+                truths.append(Truth(strip, labels, scales[id(image)], network_input))
     return truths
 
 
 def _strips(
-    part: LabelledRegion, spec: ModelSpec
+    region: LabelledRegion, spec: ModelSpec
 ) -> list[tuple[LabelledRegion, LabelledRegion]]:
-    """A part, or strips of a large volume along Z.
+    """Cut a large volume into strips along Z; return each with its network input.
 
-    Each with what the network is to see for it.
-
-    They begin at multiples of the network's stride, as tiles do, and are seen with its
-    halo, which comes on top. (Where a network blends its tiles, scores depend a little
-    on where strips are cut.)
+    A strip begins at a multiple of the network's stride, like a tile. The network input
+    also has the halo. If a network blends its tiles, scores depend slightly on the
+    positions of the strips.
     """
-    if spec.depth is None or math.prod(part.shape) <= STRIP:
-        return [(part, part)]
-    depth, *plane = part.shape
+    if spec.depth is None or math.prod(region.shape) <= STRIP_VOXELS:
+        return [(region, region)]
+    depth, *plane = region.shape
     whole = [slice(0, length) for length in plane]
     halo, stride = shared_halo([spec]), shared_stride([spec])
-    thick = max(1, STRIP // math.prod(plane) // stride) * stride
+    thickness = max(1, STRIP_VOXELS // math.prod(plane) // stride) * stride
     strips = []
-    for begin in range(0, depth, thick):
-        write = slice(begin, min(begin + thick, depth))
+    for begin in range(0, depth, thickness):
+        write = slice(begin, min(begin + thickness, depth))
         read = read_range(write, depth, halo=halo, stride=stride)
-        first = part.box[0].start
-        name = f"{part.name} planes {first + write.start} to {first + write.stop - 1}"
+        first = region.box[0].start
+        name = f"{region.name} planes {first + write.start} to {first + write.stop - 1}"
         strips.append(
-            (part.block((write, *whole), name=name), part.block((read, *whole)))
+            (region.block((write, *whole), name=name), region.block((read, *whole)))
         )
     return strips
 
 
 class Predicted(NamedTuple):
-    """A part as a network sees it.
+    """Prediction of a region.
 
-    `image` grey values (C, H, W), `logits` float32 (K, H, W), `indices` of the classes
-    uint8 (H, W), or (D, H, W) each of a volume; `confusion` of this part alone;
-    `neighbours` as in the spec.
+    Attributes
+    ----------
+    truth
+        The region and its labels.
+    image
+        Grey values (C, H, W), or (C, D, H, W) of a volume.
+    logits
+        float32 (K, H, W), or (K, D, H, W).
+    indices
+        Predicted class indices, uint8 (H, W), or (D, H, W).
+    confusion
+        Confusion matrix of this region.
+    neighbours
+        As in the spec.
     """
 
     truth: Truth
@@ -142,28 +159,26 @@ class Predicted(NamedTuple):
     neighbours: int = 0
 
     def example(self) -> Example:
-        """For a picture."""
-        truth = self.truth
-        image = own_channels(self.image, self.neighbours)
-        part, indices, first = truth.part, self.indices, truth.part.box[0].start
+        """Return the data for a picture."""
+        region = self.truth.region
         return Example.of(
-            part.name,
-            image,
-            truth.labels,
-            prediction=indices,
+            region.name,
+            own_channels(self.image, self.neighbours),
+            self.truth.labels,
+            prediction=self.indices,
             confusion=self.confusion,
-            first=first,
+            first=region.box[0].start,
         )
 
 
 def iter_predicted(
     predictor: TiledPredictor, truths: Sequence[Truth]
 ) -> Iterator[Predicted]:
-    """Predict every part whole, tile by tile; memory holds one part's logits."""
+    """Predict the regions one by one, so that only one region is in memory."""
     for truth in truths:
-        image = truth.around.read_image()
+        image = truth.network_input.read_image()
         logits = predictor.predict_logits(image, truth.scale)
-        if truth.around is not truth.part:
+        if truth.network_input is not truth.region:
             image, logits = (
                 image[:, *truth.keep],
                 np.ascontiguousarray(logits[:, *truth.keep]),
@@ -180,10 +195,9 @@ def iter_predicted(
 def validate(
     predictor: TiledPredictor, truths: Sequence[Truth], loss: Loss
 ) -> Validation:
-    """Predict every part whole and score it on its labelled pixels.
+    """Predict every region and score it on its labelled pixels.
 
-    Overlap losses (Dice, Tversky, Lovasz) are taken over each part as a whole; memory
-    holds one part's logits.
+    Overlap losses (Dice, Tversky, Lovasz) are computed over each whole region.
     """
     confusion = ConfusionMatrix(predictor.spec.classes)
     sums: dict[str, float] = {}
@@ -197,7 +211,9 @@ def validate(
         )
         pixels = int((predicted.truth.labels != IGNORE).sum())
         terms = loss.terms(
-            logits.to(predictor.device), labels.to(predictor.device), also=ALSO
+            logits.to(predictor.device),
+            labels.to(predictor.device),
+            also=REPORTED_LOSSES,
         )
         for name, value in (("loss", loss.total(terms)), *terms.items()):
             sums[name] = sums.get(name, 0.0) + value.item() * pixels
