@@ -464,7 +464,7 @@ def test_data_that_do_not_fit_the_run_are_refused(
             validation=scene(1),
             overrides={"network.widths": (4, 9), "training.loss": {"ce": 1}},
         )
-    with pytest.raises(RunError, match="none of the images"):
+    with pytest.raises(RunError, match="none of the given images"):
         resume(scene(7))
     with pytest.raises(RunError, match="validation images of this run are missing"):
         resume(scene(0))

@@ -194,7 +194,7 @@ def test_a_3d_network_starts_with_the_same_weights(channels: int) -> None:
     network, said = start_from(
         model, VOLUME, "quartz", "clay", "pore", channels=channels
     )
-    assert "head: quartz, clay, pore taken" in said
+    assert "head: quartz, clay, pore copied" in said
     assert ("first layer adapted from 1 to 3 channels" in said) == (channels == 3)
     volume = noise(1, 1, 5, 16, 16)
     with torch.no_grad():
@@ -422,7 +422,7 @@ def test_the_training_begins_with_the_weights_of_the_start(
     (said,) = [
         e.text for e in events if isinstance(e, Message) and "starts from" in e.text
     ]
-    assert said.endswith("head: class 0, class 1 taken")
+    assert said.endswith("head: class 0, class 1 copied")
     learner = RunFolder.open(tmp_path / "run").load_checkpoint("last.pt")["learner"]
     for name, tensor in first.weights.items():
         for weights in (learner["network"], learner["averaged"]["weights"]):
