@@ -209,10 +209,10 @@ def test_strips_of_a_large_volume_equal_the_whole(
         ).counts.sum()
         == (at_once.truth.labels != IGNORE).sum()
     )
-    first = truths[1].part.box[0].start
-    assert truths[1].part.name.startswith(f"balls 3 planes {first} to ")
+    first = truths[1].region.box[0].start
+    assert truths[1].region.name.startswith(f"balls 3 planes {first} to ")
     assert int(strips[1].example().name.rsplit("Z=", 1)[1]) in range(
-        first, truths[1].part.box[0].stop
+        first, truths[1].region.box[0].stop
     )
 
 
