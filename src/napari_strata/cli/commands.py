@@ -637,7 +637,9 @@ def _describe_model(path: Path) -> list[str]:
             f"  class {row['index']}: {row['name']}, value {row['value']}, "
             f"{row['color']}"
         )
-    if best:
+    if best and best.agreement:
+        lines.append(f"  validation: {best.agreement}")
+    elif best:
         lines.append(
             f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"
         )

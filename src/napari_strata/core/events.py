@@ -78,6 +78,19 @@ class EpochEnd(Event):
     weights: str
     """The weights that validated better, which are kept: "raw" or "averaged"."""
 
+    @property
+    def agreement(self) -> str:
+        """How well strokes that were held out are predicted, in words.
+
+        Empty where whole regions validated, which have a mean IoU, or nothing did.
+        Strokes keep away from edges, so that an IoU of theirs would mislead.
+        """
+        if math.isnan(self.pixel_accuracy) or not math.isnan(self.mean_iou):
+            return ""
+        # Rounded down, because 100 % means all of them.
+        percent = math.floor(100 * self.pixel_accuracy)
+        return f"agrees with {percent} % of the pixels of held-out strokes"
+
 
 @dataclass(frozen=True)
 class TrainingEnd(Event):

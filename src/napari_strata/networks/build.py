@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from napari_strata.core.errors import ModelError
 from napari_strata.core.spec import ModelSpec
 
 
@@ -29,7 +30,14 @@ def build_network(spec: ModelSpec) -> nn.Module:
     RecipeError
         When architecture, encoder and options cannot be combined. The message names
         values that can.
+    ModelError
+        When the model is not a torch network.
     """
+    if spec.network.is_fitted:
+        raise ModelError(
+            f"found network.kind {spec.network.kind}, which is no torch network; "
+            "predict() and evaluate() take such a model."
+        )
     # Imported only here: segmentation-models-pytorch takes seconds to import.
     module, function = spec.network.builder.split(":")
     build = getattr(import_module(module), function)

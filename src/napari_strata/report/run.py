@@ -62,6 +62,8 @@ def _summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
             "Its best mean IoU on images held back from training was "
             f"{best.mean_iou:.3f}, in epoch {best.epoch}."
         )
+    elif best is not None and best.agreement:
+        sentences.append(f"It {best.agreement}.")
     if scores is not None:
         iou = {row.name: row.iou for row in scores.rows}
         sentences += sections.describe_extremes(iou)
@@ -106,10 +108,11 @@ def _missing(record: Record) -> list[str]:
         sentences.append("No epoch is complete, so there are no curves and no scores.")
     best, scored_epoch = history.best, record.scores.get("epoch")
     if not record.data.get("validation"):
-        sentences.append(
-            "Nothing was held back for validation, so nothing is known of images that "
-            "it was not trained on."
-        )
+        if best is None or not best.agreement:
+            sentences.append(
+                "Nothing was held back for validation, so nothing is known of images "
+                "that it was not trained on."
+            )
     elif not record.scores:
         sentences.append(
             "The best model has not been measured on the validation images: that comes "

@@ -377,7 +377,7 @@ def choose_levels(
     best = min(losses, key=losses.__getitem__)
     tried = ", ".join(f"{levels}: {loss:.3f}" for levels, loss in losses.items())
     return best, (
-        f"features of {best} octave levels, by the cross-entropy of held-out strokes"
+        f"features of {best} octave levels, by the cross-entropy of held-out labels"
         f" ({tried})"
     )
 

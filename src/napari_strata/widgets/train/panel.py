@@ -171,7 +171,7 @@ class TrainingPanel(QWidget):
     def score(self) -> str:
         """The best epoch so far, in words."""
         if self.best is None or math.isnan(self.best.mean_iou):
-            return ""
+            return self.best.agreement if self.best is not None else ""
         return f"best mean IoU {self.best.mean_iou:.3f} in epoch {self.best.epoch}"
 
     def _left(self, event: BatchEnd, epochs: int) -> str:
