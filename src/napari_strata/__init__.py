@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from napari_strata.core.spec import resolve as resolve
     from napari_strata.evaluation.evaluate import evaluate as evaluate
     from napari_strata.evaluation.evaluate import score_labels as score_labels
+    from napari_strata.export.registry import export_model as export_model
     from napari_strata.inference.predict import (
         estimate_prediction as estimate_prediction,
     )
@@ -64,6 +65,7 @@ _MODULES = {
     "crossval": "studies.crossval",
     "estimate_prediction": "inference.predict",
     "evaluate": "evaluation.evaluate",
+    "export_model": "export.registry",
     "find_objects": "measure.objects",
     "fine_tuning_recipe": "training.transfer",
     "iter_crossval": "studies.crossval",

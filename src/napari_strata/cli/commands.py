@@ -283,6 +283,27 @@ def evaluate(  # noqa: PLR0913 (one parameter for each option)
 
 
 @app.command()
+def export(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.")
+    ],
+    *,
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="What to write, such as onnx.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model as a file for other programs."""
+    from napari_strata.export.registry import export_model
+
+    exported = export_model(model, to, out, overwrite=overwrite)
+    print(exported.path)
+    for note in exported.notes:
+        print(f"  {note}")
+
+
+@app.command()
 def report(
     run: Annotated[
         Path,

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -19,9 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from napari_strata.core import files
 from napari_strata.core.errors import RunError
+from napari_strata.core.spec import ModelSpec
 from napari_strata.models.device import Precision
 from napari_strata.networks.blocks import AnySize, without_weights
+from napari_strata.networks.onnx_graph import (
+    check_packages,
+    without_padding,
+    write_onnx_graph,
+)
 
 Backend: TypeAlias = Literal["torch", "onnx", "openvino"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -72,14 +77,7 @@ def check_backend(name: str, device: torch.device, precision: str) -> str:
             "it out, or device=cpu."
         )
     runtime = "onnxruntime" if name == "onnx" else "openvino"
-    for module in ("onnxscript", runtime):
-        try:
-            import_module(module)
-        except ImportError:
-            raise RunError(
-                f"backend {name!r} needs the package {module}; pip install "
-                f"'napari-strata[{name}]'."
-            ) from None
+    check_packages(f"backend {name!r}", runtime, extra=name)
     precisions = ["auto", "fp32"]
     if name == "openvino":
         precisions.append("bf16")
@@ -92,79 +90,43 @@ def check_backend(name: str, device: torch.device, precision: str) -> str:
 
 
 def with_backend(
-    name: str, network: nn.Module, *, channels: int, precision: Precision
+    name: str, network: nn.Module, spec: ModelSpec, *, precision: Precision
 ) -> nn.Module:
     """Let backend `name` compute a network; see `check_backend` for what is possible.
 
     Raises
     ------
     RunError
-        when the network cannot be made into an ONNX graph.
+        when the network cannot be made into an ONNX graph, or there is no space for it.
     """
     if name == "torch":
         return network
+    graph, multiples = without_padding(network, spec.axes)
+    with tempfile.TemporaryDirectory(prefix="napari-strata-") as folder:
+        path = Path(folder) / "network.onnx"
+        try:
+            write_onnx_graph(
+                graph, path, channels=spec.in_channels, multiples=multiples
+            )
+        except OSError as error:
+            raise files.explain(error, path) from error
+        if name == "onnx":
+            session = onnx_session(path)
+        else:
+            session = _openvino_session(path, precision)
+    return with_session(network, session)
+
+
+def with_session(network: nn.Module, session: Session) -> nn.Module:
+    """Let a session compute a network, with the padding of an `AnySize`."""
     if not isinstance(network, AnySize):
-        session = _make_session(name, network, channels, (1, 1), precision)
         return SessionNetwork(session, network)
-    strides = network.stride
-    if isinstance(strides, int):
-        strides = (strides, strides)
-    session = _make_session(name, network.network, channels, strides, precision)
     inner = SessionNetwork(session, network.network)
     return AnySize(inner, network.stride, smallest=network.smallest)
 
 
-def _make_session(
-    name: str,
-    network: nn.Module,
-    channels: int,
-    strides: Sequence[int],
-    precision: Precision,
-) -> Session:
-    with tempfile.TemporaryDirectory(prefix="napari-strata-") as folder:
-        path = Path(folder) / "network.onnx"
-        _export(network, path, channels=channels, strides=strides)
-        if name == "onnx":
-            return _onnx_session(path)
-        return _openvino_session(path, precision)
-
-
-def _export(
-    network: nn.Module, path: Path, *, channels: int, strides: Sequence[int]
-) -> None:
-    names = ("planes", "rows", "columns")[-len(strides) :]
-    # Of different lengths, so that none is taken for another.
-    lengths = (5, 4, 3)[-len(strides) :]
-    example_shape = [2, channels]
-    dynamic_axes: dict[int, Any] = {0: torch.export.Dim("tiles", min=1, max=4096)}
-    for axis, (name, length, stride) in enumerate(
-        zip(names, lengths, strides, strict=True), start=2
-    ):
-        example_shape.append(length * stride)
-        dynamic_axes[axis] = stride * torch.export.Dim(name, min=2, max=1024)
-    try:
-        with warnings.catch_warnings():
-            # The exporter warns of its own parts.
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                network.to(memory_format=torch.contiguous_format),
-                (torch.zeros(example_shape),),
-                dynamo=True,
-                dynamic_shapes=(dynamic_axes,),
-                input_names=["images"],
-                output_names=["logits"],
-                verbose=False,
-            )
-        assert program is not None
-        program.save(str(path))
-    except Exception as error:  # the exporter's own, many kinds
-        text = " ".join(str(error).split())[:160] or type(error).__name__
-        raise RunError(
-            f"this network cannot be exported to ONNX ({text}); leave the backend out."
-        ) from error
-
-
-def _onnx_session(path: Path) -> Session:
+def onnx_session(path: Path) -> Session:
+    """Open an ONNX graph with ONNX Runtime, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

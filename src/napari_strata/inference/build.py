@@ -79,9 +79,7 @@ def _build_network_predictor(model: Model, options: PredictOptions) -> NetworkPr
     )
     if options.compile:
         network = torch.compile(network)  # type: ignore[assignment]
-    network = with_backend(
-        options.backend, network, channels=spec.in_channels, precision=precision
-    )
+    network = with_backend(options.backend, network, spec, precision=precision)
     return NetworkPredictor(network, spec, device=device, precision=precision)
 
 

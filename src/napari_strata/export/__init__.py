@@ -1,0 +1,1 @@
+"""Exporters: models as files for other programs."""
