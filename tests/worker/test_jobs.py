@@ -36,7 +36,12 @@ from napari_strata.inference.predict import iter_predict
 from napari_strata.io import write_labels
 from napari_strata.networks import build_network
 from napari_strata.worker import jobs
-from napari_strata.worker.protocol import TargetOpened, decode_request
+from napari_strata.worker.protocol import (
+    MaskPart,
+    RequestError,
+    TargetOpened,
+    decode_request,
+)
 from napari_strata.worker.sources import ArrayView, Window
 from worker.client import layer, train_request
 
@@ -599,3 +604,62 @@ def test_info_of_a_cross_validation(
     )
     with pytest.raises(ModelError, match="found no model in fold_1"):
         run({"kind": "info", "path": str(tmp_path)})
+
+
+def segment_request(folder: Path, version: int = 1, **changes: Any) -> dict[str, Any]:
+    request = {
+        "kind": "segment",
+        "image": {"path": str(folder / "image.npy"), "axes": "ZYX"},
+        "labels": str(folder / "labels.npy"),
+        "planes": [{"index": {"Z": 1}, "version": version}],
+        "classes": {"names": ["a", "b"], "values": [1, 2], "unlabelled": [0]},
+        "overrides": {"network.trees": 5, "network.depth": 3},
+        "plane": {"Z": 2},
+        "out": str(folder / "mask.npy"),
+        "device": "cpu",
+    }
+    return request | changes
+
+
+def test_strokes_are_segmented_and_later_ones_count(tmp_path: Path) -> None:
+    image = np.zeros((3, 40, 60), np.uint8)
+    image[:, 20:] = 200
+    labels = np.zeros_like(image)
+    labels[1, 5, 5:20] = 1
+    labels[1, 30, 5:20] = 2
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "labels.npy", labels)
+    events, result = run(segment_request(tmp_path))
+    assert of(events, TargetOpened)[0].shape == (3, 40, 60)
+    assert [part.stage for part in of(events, MaskPart)] == ["coarse", "full"]
+    assert (result["strokes"], result["labelled_pixels"]) == (2, 30)
+    mask = np.load(tmp_path / "mask.npy")
+    assert (mask[2, :18] == 1).all()
+    assert (mask[2, 22:] == 2).all()
+    assert not mask[0].any(), "another plane is not touched"
+    swapped = np.lib.format.open_memmap(tmp_path / "labels.npy", mode="r+")
+    swapped[1, 5, 5:20], swapped[1, 30, 5:20] = 2, 1
+    swapped.flush()
+    run(segment_request(tmp_path, version=2, plane={"Z": 0}))
+    assert (np.load(tmp_path / "mask.npy")[0, :18] == 2).all()
+
+
+def test_planes_that_are_no_longer_named_are_forgotten(tmp_path: Path) -> None:
+    image = np.zeros((3, 40, 60), np.uint8)
+    image[:, 20:] = 200
+    labels = np.zeros_like(image)
+    labels[0, 5, 5:20], labels[1, 30, 5:20] = 1, 2
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "labels.npy", labels)
+    planes = [{"index": {"Z": z}, "version": 1} for z in (0, 1)]
+    _, result = run(segment_request(tmp_path, planes=planes))
+    assert result["strokes"] == 2
+    with pytest.raises(LabelError, match="paint two classes"):
+        run(segment_request(tmp_path, planes=planes[:1]))
+
+
+def test_a_network_is_no_recipe_for_a_live_mask(tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", np.zeros((3, 40, 60), np.uint8))
+    np.save(tmp_path / "labels.npy", np.ones((3, 40, 60), np.uint8))
+    with pytest.raises(RequestError, match="needed is one of the kind 'pixels'"):
+        run(segment_request(tmp_path, recipe="default", overrides={}))

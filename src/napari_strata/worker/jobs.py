@@ -54,6 +54,7 @@ from napari_strata.models.model import find_model
 from napari_strata.training.estimate import count_parameters, training_memory
 from napari_strata.training.loop import iter_train
 from napari_strata.training.plan import TrainingJob, plan_new
+from napari_strata.worker.live import run_segment
 from napari_strata.worker.npy import NpyOutput, check_array
 from napari_strata.worker.protocol import (
     AnyEvent,
@@ -71,6 +72,7 @@ from napari_strata.worker.protocol import (
     PlanResult,
     PredictJob,
     PredictResult,
+    SegmentJob,
     TrainJob,
     TrainResult,
 )
@@ -207,6 +209,11 @@ def _(job: InfoJob) -> Events:
         fit = _check_fit(models, open_image(job.image, axes=job.axes))
     model_path = path if models.folds else find_model(path)
     return _model_info(models, model_path, fit)
+
+
+@run.register
+def _(job: SegmentJob) -> Events:
+    return (yield from run_segment(job))
 
 
 def release_memory() -> None:

@@ -65,7 +65,7 @@ class NpyOutput:
         self._axes = whole.label_axes
         self._probability_axes = "".join(a for a in "TZ" if a in whole.axes) + "CYX"
         check_space(out.parent, spec)
-        self.labels = _open_array(out, whole.label_shape, spec.dtype)
+        self.labels = open_array(out, whole.label_shape, spec.dtype)
         self.probabilities: np.memmap[Any, Any] | None = None
         if spec.classes:
             shape = tuple(
@@ -73,7 +73,7 @@ class NpyOutput:
                 for axis in self._probability_axes
             )
             dtype = np.dtype(np.float16)
-            self.probabilities = _open_array(probabilities_path(out), shape, dtype)
+            self.probabilities = open_array(probabilities_path(out), shape, dtype)
         if window.image is whole:
             for array in self._arrays_on_disk():
                 array[...] = 0
@@ -160,9 +160,10 @@ def check_array(out: Path, *, probabilities: bool, overwrite: bool) -> None:
             )
 
 
-def _open_array(
+def open_array(
     path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> np.memmap[Any, Any]:
+    """Map the array of a file for writing; make the file unless it fits already."""
     try:
         array = np.lib.format.open_memmap(path, mode="r+")
         is_same = array.shape == shape and array.dtype == dtype

@@ -262,6 +262,41 @@ class InfoJob(_Job):
         return True
 
 
+class LabelledPlane(_Request):
+    """Plane with labels. Another `version` means that its labels have changed."""
+
+    index: dict[str, int] = {}
+    version: int
+
+
+class SegmentJob(_Job):
+    """Fit a pixel classifier on strokes, and segment the plane in view.
+
+    The labels are a ``.npy`` array with the axes of the image (without C), which the
+    client changes while somebody paints. The label values of the mask go into another
+    such array, `out`. What a worker computed for earlier jobs on the same image is
+    used again.
+    """
+
+    kind: Literal["segment"] = "segment"
+    image: Source
+    axes: str | None = None
+    labels: Source
+    planes: tuple[LabelledPlane, ...]
+    """All planes with labels."""
+    classes: ClassMap
+    recipe: str | dict[str, Any] = "instant"
+    overrides: dict[str, Any] = {}
+    plane: dict[str, int] = {}
+    """T and Z of the plane in view, those that the image has."""
+    visible: tuple[tuple[int, int], tuple[int, int]] | None = None
+    """Rows and columns in view, first and last + 1; they are segmented first."""
+    out: str
+    device: str = "auto"
+    threads: int = Field(0, ge=0)
+    """Threads on a CPU; 0: as many as torch uses."""
+
+
 class Stop(_Request):
     """Stop a running or waiting job; the worker then sends its `JobEnded`."""
 
@@ -291,7 +326,7 @@ class ViewChanged(_Request):
     value: dict[Axis, Range]
 
 
-Job: TypeAlias = TrainJob | PlanJob | PredictJob | EvaluateJob | InfoJob
+Job: TypeAlias = TrainJob | PlanJob | PredictJob | EvaluateJob | InfoJob | SegmentJob
 Change: TypeAlias = LabelsChanged | ViewChanged
 Request: TypeAlias = Job | Stop | Keep | Change
 
@@ -301,6 +336,7 @@ _JOBS: dict[str, type[Job]] = {
     "predict": PredictJob,
     "evaluate": EvaluateJob,
     "info": InfoJob,
+    "segment": SegmentJob,
 }
 _MESSAGES: dict[str, type[Stop | Keep | Change]] = {
     "stop": Stop,
@@ -557,8 +593,27 @@ class ModelInfo(_Result):
     fit: tuple[str, ...] = ()
 
 
+class SegmentResult(_Result):
+    """Path of the mask, and what the classifier of a segment job was fitted on.
+
+    `levels` is the number of octave levels of the features; `seconds` the whole time.
+    """
+
+    mask: str
+    strokes: int
+    labelled_pixels: int
+    levels: int
+    seconds: float
+
+
 JobResult: TypeAlias = (
-    TrainResult | PlanResult | PredictResult | EvaluateResult | ImageInfo | ModelInfo
+    TrainResult
+    | PlanResult
+    | PredictResult
+    | EvaluateResult
+    | ImageInfo
+    | ModelInfo
+    | SegmentResult
 )
 
 _RESULTS: dict[str, type[JobResult]] = {
@@ -568,6 +623,7 @@ _RESULTS: dict[str, type[JobResult]] = {
     "ImageInfo": ImageInfo,
     "ModelInfo": ModelInfo,
     "PredictResult": PredictResult,
+    "SegmentResult": SegmentResult,
 }
 
 
@@ -583,6 +639,8 @@ def _result_tag(value: Any) -> str | None:
         return "PlanResult"
     if "confusion" in value:
         return "EvaluateResult"
+    if "mask" in value:
+        return "SegmentResult"
     return "PredictResult" if "out" in value else None
 
 
@@ -649,6 +707,18 @@ class TargetOpened(WorkerEvent):
     dtype: str
     classes: tuple[dict[str, Any], ...]
     probabilities: str = ""
+
+
+class MaskPart(WorkerEvent):
+    """Rows and columns of the plane in view are in the mask, first and last + 1.
+
+    The stage "coarse" has half the resolution; "full" is final.
+    """
+
+    event: Literal["MaskPart"] = "MaskPart"
+    stage: Literal["coarse", "full"]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
 
 
 def _read_result(value: Any) -> JobResult | None:

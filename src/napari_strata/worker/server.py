@@ -46,6 +46,7 @@ from napari_strata.worker.protocol import (
     Refused,
     Request,
     RequestError,
+    SegmentJob,
     Stop,
     TrainJob,
     ViewChanged,
@@ -125,7 +126,10 @@ class Server:
                 self._late_imports.pop(0)()
 
     def _run(self, job: ActiveJob) -> None:
-        is_short = isinstance(job.request, InfoJob)
+        is_short = isinstance(job.request, InfoJob | SegmentJob)
+        if isinstance(job.request, SegmentJob):
+            # A worker for live masks trains no network, and its user waits.
+            self._late_imports.clear()
         if not is_short:
             # Not within the job: an interrupted import can make a module unusable.
             while self._late_imports:

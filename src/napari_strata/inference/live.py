@@ -1,0 +1,414 @@
+"""Live segmentation: a pixel classifier that is fitted again after each stroke."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_strata.core.classes import IGNORE, ClassMap
+from napari_strata.core.errors import LabelError
+from napari_strata.core.geometry import octave_reach
+from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.network_sections import LEVELS, Pixels
+from napari_strata.core.normalization import Scale
+from napari_strata.core.recipe import Recipe
+from napari_strata.core.spec import ModelSpec, resolve
+from napari_strata.core.tiling import Box, Tile, plan_tiles
+from napari_strata.data.strokes import number_strokes
+from napari_strata.models.pixels.classifier import PixelClassifier, guide_of
+from napari_strata.models.pixels.features import compute_features, features_at
+from napari_strata.models.pixels.guided_filter import estimate_noise
+
+Array = np.ndarray[Any, Any]
+Plane: TypeAlias = tuple[tuple[str, int], ...]
+"""Index of a plane as sorted pairs, such as ``(("Z", 3),)``; empty for a 2D image."""
+
+TILE = 512
+"""Side of the tiles of a plane, in pixels."""
+CACHE_BYTES = 2**30
+"""Memory for features: of about eight planes of 1024 x 1024 pixels and 3 levels."""
+PLANES_KEPT = 2
+"""Scaled planes that are kept: the one in view, and the one before it."""
+COARSE_STEP = 2
+"""The coarse mask is computed for every second pixel along Y and X."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPart:
+    """Label values of a part of a plane.
+
+    Parameters
+    ----------
+    box
+        rows and columns in the plane.
+    labels
+        label values (h, w).
+    stage
+        "coarse": half the resolution, without filter; "full": the final labels.
+    """
+
+    box: Box
+    labels: Array
+    stage: Literal["coarse", "full"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Strokes:
+    """Labelled pixels of a plane: flat indices, class indices and features (n, F)."""
+
+    positions: Array
+    labels: Array
+    features: Array
+    count: int
+    noise: float
+
+
+class LiveSegmentation:
+    """A pixel classifier of the strokes on one image.
+
+    Call `set_labels` for each plane whose labels have changed, then `fit`, then
+    `iter_mask` for the plane in view. Features of strokes and of planes in view are
+    kept, so that a second stroke costs little.
+
+    Parameters
+    ----------
+    image
+        image of any size; planes are read when they are needed.
+    classes
+        meaning of the label values.
+    recipe
+        a recipe of the kind ``pixels``. Where it leaves the number of octave levels
+        open, the smallest is taken, because there is no time to compare them.
+    device
+        that computes.
+
+    Raises
+    ------
+    LabelError, ImageError
+        As `core.spec.resolve`.
+    """
+
+    def __init__(
+        self, image: Image, classes: ClassMap, recipe: Recipe, *, device: torch.device
+    ) -> None:
+        section = recipe.network
+        assert isinstance(section, Pixels)
+        if section.levels is None:
+            section = section.model_copy(update={"levels": min(LEVELS)})
+            recipe = recipe.model_copy(update={"network": section})
+        self.image = image
+        self.section = section
+        self.device = device
+        self.seed = recipe.training.seed
+        nothing = np.broadcast_to(np.uint8(0), image.label_shape)
+        pair = AnnotatedImage(image, image.labels_like(nothing, classes=classes))
+        self.spec: ModelSpec = resolve(recipe, pair, classes=classes)
+        samples = np.concatenate(image.samples(), axis=1)
+        self._scale: Scale = self.spec.normalization.scale_for(samples, image.dtype)
+        self._strokes: dict[Plane, _Strokes] = {}
+        self._planes: OrderedDict[Plane, Tensor] = OrderedDict()
+        self._features: OrderedDict[tuple[Plane, int], Tensor] = OrderedDict()
+        self._classifier: PixelClassifier | None = None
+
+    @property
+    def stroke_count(self) -> int:
+        """Number of strokes on all planes."""
+        return sum(strokes.count for strokes in self._strokes.values())
+
+    @property
+    def pixel_count(self) -> int:
+        """Number of labelled pixels on all planes."""
+        return sum(len(strokes.labels) for strokes in self._strokes.values())
+
+    def set_labels(self, index: Mapping[str, int], labels: Array) -> None:
+        """Take up the labels of a plane.
+
+        Features are computed for the pixels that were not labelled before.
+
+        Parameters
+        ----------
+        index
+            T and Z of the plane, those that the image has.
+        labels
+            label values (H, W).
+        """
+        plane = _key(index)
+        positions, class_indices = self._labelled_pixels(labels)
+        if not len(positions):
+            self.forget_labels(index)
+            return
+        before = self._strokes.get(plane)
+        is_same = before is not None and np.array_equal(before.positions, positions)
+        if before is not None and is_same:
+            if np.array_equal(before.labels, class_indices):
+                return
+            features, noise = before.features, before.noise
+        else:
+            features, noise = self._stroke_features(plane, positions, before)
+        count = _count_strokes(positions, class_indices, labels.shape)
+        self._strokes[plane] = _Strokes(
+            positions, class_indices, features, count, noise
+        )
+        self._classifier = None
+
+    def _labelled_pixels(self, labels: Array) -> tuple[Array, Array]:
+        """Flat indices and class indices of the labelled pixels of a plane."""
+        classes, values = self.spec.classes, labels.ravel()
+        if 0 in classes.unlabelled:  # few pixels are left, which is fast
+            positions = np.flatnonzero(values)
+        else:
+            positions = np.arange(values.size)
+        class_indices = classes.encode(values[positions])
+        is_labelled = class_indices != IGNORE
+        return positions[is_labelled], class_indices[is_labelled].astype(np.int64)
+
+    def forget_labels(self, index: Mapping[str, int]) -> None:
+        """Forget the labels of a plane."""
+        if self._strokes.pop(_key(index), None) is not None:
+            self._classifier = None
+
+    def _stroke_features(
+        self, plane: Plane, positions: Array, before: _Strokes | None
+    ) -> tuple[Array, float]:
+        """Features (n, F) of labelled pixels, and the noise of their plane."""
+        scaled = self._scaled(plane)
+        if before is None:
+            noise = estimate_noise(guide_of(scaled).numpy())
+            return self._features_at(scaled, positions), noise
+        is_known = np.isin(positions, before.positions)
+        features = np.empty((len(positions), before.features.shape[1]), np.float32)
+        rows = np.searchsorted(before.positions, positions[is_known])
+        features[is_known] = before.features[rows]
+        if not is_known.all():
+            features[~is_known] = self._features_at(scaled, positions[~is_known])
+        return features, before.noise
+
+    def _features_at(self, scaled: Tensor, positions: Array) -> Array:
+        with _single_threaded():
+            return features_at(
+                scaled, positions, self.section.resolved_levels, device=self.device
+            )
+
+    def fit(self) -> PixelClassifier:
+        """Fit the classifier, unless no label has changed since the last fit.
+
+        Raises
+        ------
+        LabelError
+            when fewer than two classes are labelled.
+        """
+        if self._classifier is not None:
+            return self._classifier
+        strokes = list(self._strokes.values())
+        labels = np.concatenate([each.labels for each in strokes] or [np.empty(0, int)])
+        found = np.unique(labels)
+        if len(found) < 2:
+            names = [self.spec.classes.names[index] for index in found]
+            raise LabelError(
+                f"found strokes of {len(found)} classes ({', '.join(names) or 'none'});"
+                " paint two classes at least."
+            )
+        features = np.concatenate([each.features for each in strokes])
+        if len(labels) > self.section.pixels:
+            rng = np.random.default_rng(self.seed)
+            chosen = np.sort(
+                rng.choice(len(labels), self.section.pixels, replace=False)
+            )
+            features, labels = features[chosen], labels[chosen]
+        self._classifier = PixelClassifier.fit(
+            features,
+            labels,
+            classes=len(self.spec.classes),
+            section=self.section,
+            levels=self.section.resolved_levels,
+            noise=float(np.median([each.noise for each in strokes])),
+            seed=self.seed,
+        )
+        return self._classifier
+
+    def iter_mask(
+        self,
+        index: Mapping[str, int],
+        visible: Box | None = None,
+        *,
+        coarse: bool = True,
+        threads: int = 1,
+    ) -> Generator[MaskPart, None, None]:
+        """Segment a plane, what is visible first.
+
+        Close the generator when the view or the strokes change.
+
+        Parameters
+        ----------
+        index
+            T and Z of the plane.
+        visible
+            rows and columns in view; None for the whole plane.
+        coarse
+            whether a coarse mask of what is visible comes first.
+        threads
+            number of threads on a CPU.
+
+        Yields
+        ------
+        Parts of the mask. Each pixel of the plane is in one part of the stage "full".
+        """
+        classifier = self.fit()
+        plane = _key(index)
+        self._scaled(plane)
+        height, width = self.image.size("Y"), self.image.size("X")
+        tiles = plan_tiles(
+            (height, width),
+            tile=TILE,
+            halo=2 * self.section.filter_radius,
+            stride=self.spec.stride,
+        )
+        near, far = _order(tiles, visible)
+        work = [(tile, number, "full") for tile, number in near + far]
+        if coarse:
+            work = [(tile, number, "coarse") for tile, number in near] + work
+        if self.device.type != "cpu":
+            for tile, number, stage in work:
+                yield self._part(classifier, plane, tile, number, stage)
+            return
+        with _single_threaded(), ThreadPoolExecutor(threads, "live") as pool:
+            # One after another for each thread, so that little is done in vain.
+            for start in range(0, len(work), threads):
+                parts = [
+                    pool.submit(self._part, classifier, plane, tile, number, stage)
+                    for tile, number, stage in work[start : start + threads]
+                ]
+                for part in parts:
+                    yield part.result()
+
+    def _part(
+        self,
+        classifier: PixelClassifier,
+        plane: Plane,
+        tile: Tile,
+        number: int,
+        stage: Any,
+    ) -> MaskPart:
+        """Segment a tile."""
+        with torch.inference_mode():
+            features = self._tile_features(plane, tile, number)
+            if stage == "coarse":
+                chosen = features[:, *tile.crop][:, ::COARSE_STEP, ::COARSE_STEP]
+                sums = classifier.trees.sums(chosen.flatten(1))
+                indices = sums.argmax(0).reshape(chosen.shape[1:]).cpu().numpy()
+                indices = indices.repeat(COARSE_STEP, 0).repeat(COARSE_STEP, 1)
+                down, across = (part.stop - part.start for part in tile.write)
+                indices = indices[:down, :across]
+            else:
+                guide = guide_of(
+                    self._scaled(plane)[:, *tile.read].to(self.device),
+                    self.spec.neighbours,
+                )
+                chances = classifier.probabilities(features, guide)
+                indices = chances[:, *tile.crop].argmax(0).cpu().numpy()
+        return MaskPart(tile.write, self.spec.classes.decode(indices), stage)
+
+    def _tile_features(self, plane: Plane, tile: Tile, number: int) -> Tensor:
+        """Features (F, h, w) of what a tile reads, from the cache if they are there."""
+        key = (plane, number)
+        features = self._features.get(key)
+        if features is None:
+            scaled = self._scaled(plane)
+            reach = octave_reach(self.section.resolved_levels)
+            reach = math.ceil(reach / self.spec.stride) * self.spec.stride
+            outer = [
+                slice(max(part.start - reach, 0), min(part.stop + reach, length))
+                for part, length in zip(tile.read, scaled.shape[1:], strict=True)
+            ]
+            inner = [
+                slice(part.start - around.start, part.stop - around.start)
+                for part, around in zip(tile.read, outer, strict=True)
+            ]
+            image = scaled[:, *outer].to(self.device)
+            whole = compute_features(image, self.section.resolved_levels)
+            features = whole[:, *inner].clone()
+            self._features[key] = features
+            self._drop_oldest()
+        else:
+            self._features.move_to_end(key)
+        return features
+
+    def _drop_oldest(self) -> None:
+        used = sum(each.nbytes for each in list(self._features.values()))
+        while used > CACHE_BYTES and len(self._features) > 1:
+            _, oldest = self._features.popitem(last=False)
+            used -= oldest.nbytes
+
+    def _scaled(self, plane: Plane) -> Tensor:
+        """Scaled grey values float32 (C, H, W) of a plane, on the CPU."""
+        scaled = self._planes.get(plane)
+        if scaled is None:
+            grey = self.image.read(dict(plane))
+            scaled = torch.from_numpy(self._scale.apply(grey))
+            self._planes[plane] = scaled
+            while len(self._planes) > PLANES_KEPT:
+                self._planes.popitem(last=False)
+        return scaled
+
+
+def _key(index: Mapping[str, int]) -> Plane:
+    return tuple(sorted(index.items()))
+
+
+def _count_strokes(positions: Array, labels: Array, shape: tuple[int, ...]) -> int:
+    """Count the strokes of a plane, looking only at the box around them."""
+    rows, columns = np.divmod(positions, shape[1])
+    top, left = rows.min(), columns.min()
+    box = np.full((rows.max() - top + 1, columns.max() - left + 1), IGNORE, np.uint8)
+    box[rows - top, columns - left] = labels
+    return int(number_strokes(box).max())
+
+
+def _order(
+    tiles: Sequence[Tile], visible: Box | None
+) -> tuple[list[tuple[Tile, int]], list[tuple[Tile, int]]]:
+    """Tiles and their numbers: those in view from its centre outwards, then others."""
+    numbered = [(tile, number) for number, tile in enumerate(tiles)]
+    if visible is None:
+        return numbered, []
+    centre = [(part.start + part.stop) / 2 for part in visible]
+
+    def distance(entry: tuple[Tile, int]) -> float:
+        return math.hypot(
+            *(
+                (part.start + part.stop) / 2 - middle
+                for part, middle in zip(entry[0].write, centre, strict=True)
+            )
+        )
+
+    numbered.sort(key=distance)
+    near = [entry for entry in numbered if _overlaps(entry[0].write, visible)]
+    far = [entry for entry in numbered if not _overlaps(entry[0].write, visible)]
+    return near, far
+
+
+def _overlaps(box: Box, other: Box) -> bool:
+    return all(
+        one.start < two.stop and two.start < one.stop
+        for one, two in zip(box, other, strict=True)
+    )
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Let torch use one thread; several would wait for each other at small steps."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,136 @@
+"""The live segmentation gives what the same classifier gives as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import napari_strata as ns
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError
+from napari_strata.core.image import Image
+from napari_strata.core.recipes import load_recipe
+from napari_strata.inference.live import LiveSegmentation, MaskPart
+from napari_strata.models.model import Model
+
+CLASSES = ClassMap(names=("dark", "bright"), values=(1, 3), unlabelled=(0,))
+CPU = torch.device("cpu")
+QUICK = {"network.trees": 10, "network.depth": 4}
+
+
+def striped_stack(shape: tuple[int, int, int] = (3, 700, 90)) -> Image:
+    """Dark and bright stripes with noise; longer than a tile."""
+    rng = np.random.default_rng(0)
+    stripes = np.arange(shape[1])[:, None] // 20 % 2 * 80
+    stack = stripes + rng.normal(60, 8, shape)
+    return Image(stack.clip(0, 255).astype(np.uint8), "ZYX", name="stripes")
+
+
+def strokes_of(image: Image) -> np.ndarray[Any, Any]:
+    labels = np.zeros(image.shape[1:], np.uint8)
+    labels[5:12, 10:60] = 1
+    labels[26:32, 10:60] = 3
+    return labels
+
+
+def open_live(image: Image, **overrides: Any) -> LiveSegmentation:
+    recipe = load_recipe("instant").with_overrides(QUICK | overrides)
+    return LiveSegmentation(image, CLASSES, recipe, device=CPU)
+
+
+def paste(parts: Iterable[MaskPart], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Put the parts of the final mask together; every pixel comes once."""
+    mask = np.zeros(shape, np.uint8)
+    times = np.zeros(shape, np.uint8)
+    for part in parts:
+        if part.stage == "full":
+            mask[part.box] = part.labels
+            times[part.box] += 1
+    assert (times == 1).all()
+    return mask
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_the_mask_is_the_prediction_of_the_same_classifier(levels: int | None) -> None:
+    image = striped_stack()
+    live = open_live(image, **{"network.levels": levels})
+    live.set_labels({"Z": 1}, strokes_of(image))
+    classifier = live.fit()
+    mask = paste(live.iter_mask({"Z": 2}, threads=2), image.shape[1:])
+    recipe = load_recipe("instant").with_overrides(
+        QUICK | {"network.levels": live.section.levels}
+    )
+    model = Model(live.spec, recipe, classifier.weights())
+    plane = Image(image.data[2], "YX")
+    np.testing.assert_array_equal(mask, np.asarray(ns.predict(model, plane).data))
+    expected = np.arange(700) // 20 % 2 * 2 + 1
+    assert (mask == expected[:, None]).mean() > 0.97
+
+
+def test_what_is_in_view_comes_first_and_coarse() -> None:
+    image = striped_stack()
+    live = open_live(image)
+    live.set_labels({"Z": 0}, strokes_of(image))
+    view = (slice(600, 690), slice(0, 90))
+    parts = list(live.iter_mask({"Z": 0}, view))
+    stages = [part.stage for part in parts]
+    assert stages == ["coarse", "full", "full"]
+    first, second, last = (part.box[0] for part in parts)
+    assert first == second
+    assert first.start <= 600
+    assert last.stop == first.start
+    coarse, full = parts[0].labels, parts[1].labels
+    assert coarse.shape == full.shape
+    assert (coarse == full).mean() > 0.9
+
+
+def test_new_strokes_and_removed_ones_count() -> None:
+    image = striped_stack()
+    live = open_live(image)
+    labels = strokes_of(image)
+    live.set_labels({"Z": 0}, labels)
+    before = live.fit()
+    assert live.fit() is before, "nothing has changed"
+    assert (live.stroke_count, live.pixel_count) == (2, 7 * 50 + 6 * 50)
+    labels[45:50, 10:60] = 1
+    live.set_labels({"Z": 0}, labels)
+    assert live.fit() is not before
+    assert live.stroke_count == 3
+    fresh = open_live(image)
+    fresh.set_labels({"Z": 0}, labels)
+    for tensor, other in zip(
+        live.fit().weights().values(), fresh.fit().weights().values(), strict=True
+    ):
+        np.testing.assert_array_equal(tensor.numpy(), other.numpy())
+    labels[45:50] = 0
+    live.set_labels({"Z": 0}, labels)
+    assert live.pixel_count == 7 * 50 + 6 * 50
+    live.set_labels({"Z": 0}, np.zeros_like(labels))
+    assert live.pixel_count == 0
+
+
+def test_a_stroke_that_changes_its_class_counts() -> None:
+    image = striped_stack()
+    live = open_live(image)
+    labels = strokes_of(image)
+    live.set_labels({"Z": 0}, labels)
+    mask = paste(live.iter_mask({"Z": 0}), labels.shape)
+    turned = np.where(labels == 0, 0, 4 - labels).astype(np.uint8)
+    live.set_labels({"Z": 0}, turned)
+    swapped = paste(live.iter_mask({"Z": 0}), labels.shape)
+    assert (mask + swapped == 4).mean() > 0.95
+
+
+@pytest.mark.parametrize("values", [(), (3,)])
+def test_one_class_is_not_enough(values: tuple[int, ...]) -> None:
+    image = striped_stack()
+    live = open_live(image)
+    labels = strokes_of(image)
+    labels[~np.isin(labels, values)] = 0
+    live.set_labels({"Z": 0}, labels)
+    with pytest.raises(LabelError, match="two classes at least"):
+        live.fit()
