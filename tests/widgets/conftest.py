@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,16 @@ def pytest_runtest_teardown() -> None:
 
     napari's fixture fails the test if a viewer is alive after it was closed.
     """
+    _wait_for_threads()
+
+
+def pytest_fixture_post_finalizer(fixturedef: Any) -> None:
+    """Wait for what a dock does when its fixture closes its viewer, as above."""
+    if fixturedef.argname == "dock":
+        _wait_for_threads()
+
+
+def _wait_for_threads() -> None:
     if "qtpy.QtWidgets" not in sys.modules:
         return
     from qtpy.QtWidgets import QApplication

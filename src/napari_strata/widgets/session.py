@@ -69,8 +69,7 @@ class ViewerSession(QObject):
         """Give an order to the worker."""
         self._reload()
         handle = self.client.submit(order)
-        gc_pause().begin_job()
-        handle.ended.connect(lambda _outcome: gc_pause().end_job())
+        gc_pause().add_job(handle)
         return handle
 
     def _settings_changed(self, _event: object = None) -> None:

@@ -5,6 +5,7 @@ There at once, refreshed when a shown plane is done.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from math import prod
@@ -112,8 +113,9 @@ class LiveLabels(QObject):
             viewer = self._viewer
             _draw(viewer, False)
             # Not a timer of this object: it may be gone before, and the window must
-            # never stay undrawn.
-            QTimer.singleShot(APART, lambda: _draw(viewer, True))
+            # never stay undrawn. The timer does not keep a closed viewer alive.
+            reference = weakref.ref(viewer)
+            QTimer.singleShot(APART, lambda: _draw(reference(), True))
             add_quietly(viewer, layer, below=below)
 
     def leave(self) -> None:
@@ -213,7 +215,7 @@ def add_quietly(
             viewer.layers.selection.active = active
 
 
-def _draw(viewer: ViewerModel, drawn: bool) -> None:
+def _draw(viewer: ViewerModel | None, drawn: bool) -> None:
     """Let the window draw itself, or not."""
     with suppress(RuntimeError):  # the window may be gone
         if (

@@ -55,18 +55,19 @@ class GcPause(QObject):
             self._collect_timer.stop()
             gc.enable()
 
-    def begin_job(self) -> None:
-        """Leave out what exists now, until the job is over; a thread listens to it."""
+    def add_job(self, job: QObject) -> None:
+        """Leave out what exists now, until the job is deleted; a thread listens to it.
+
+        Everything is included again a while after the last job. Not at once, because
+        its result is about to be shown.
+        """
         self.begin_thread()
         self._jobs += 1
         self._rest_timer.stop()
         self._freeze()
+        job.destroyed.connect(self._end_job)
 
-    def end_job(self) -> None:
-        """Include everything again in a while, unless another job runs.
-
-        Not at once, because the result of the job is about to be shown.
-        """
+    def _end_job(self, _job: object = None) -> None:
         self.end_thread()
         self._jobs -= 1
         if self._jobs == 0:
