@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,16 @@ def model() -> ns.Model:
 
 
 @pytest.fixture
-def toy_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_EXPORTERS", dict(registry._EXPORTERS))
-
+def toy_exporter() -> Iterator[None]:
     @register_exporter("toy")
     def export_toy(models: Ensemble, path: Path, *, indent: int = 0) -> list[str]:
         path.write_text(json.dumps(models.spec.classes.values, indent=indent or None))
         if indent < 0:
             raise RunError("found a negative indent.")
         return [f"{len(models)} model"]
+
+    yield
+    del registry._EXPORTERS["toy"]
 
 
 def refuses(error: type[Exception], model: object, out: Path, to: str = "toy") -> str:
