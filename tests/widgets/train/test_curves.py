@@ -10,23 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from qtpy.QtCore import QEvent, QObject, QPointF
-from qtpy.QtGui import QColor, QFont, QImage
+from qtpy.QtGui import QImage, QTextDocument
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QToolTip
 
 from napari_strata.core.events import BatchEnd, EpochEnd, Event, TrainingStarted
-from napari_strata.widgets.parts.plot import flow, number, ticks, whole_ticks
-from napari_strata.widgets.train.curves import FIRST, NO_SCORES, Curves
+from napari_strata.widgets.parts.plot import Plot
+from napari_strata.widgets.train.curves import FIRST, NO_SCORES, NONE, Curves
 from napari_strata.widgets.train.history import POINTS, History, loss_range
 
 NAMES = ("pore", "grain")
 COLORS = ("#ff0000", "#00a000")
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten paintings a second, so that the tests need not wait."""
-    monkeypatch.setattr("napari_strata.widgets.train.curves.REST", 100)
 
 
 def started(
@@ -74,6 +68,14 @@ def curves(qtbot: Any) -> Curves:
     return widget
 
 
+def pixel_of(curves: Curves, plot: Plot, epoch: float, share: float) -> QPointF:
+    """Where an epoch is drawn, at a share of the plot's height from its top."""
+    area = plot.area()
+    unit = area.width() / (plot.x_at(area.right()) - plot.x_at(area.left()))
+    x = area.left() + (epoch - plot.x_at(area.left())) * unit
+    return QPointF(plot.mapTo(curves, QPointF(x, area.top() + share * area.height())))
+
+
 def pixels(widget: Curves) -> np.ndarray[Any, Any]:
     """What the widget looks like once it has drawn the last change, int (H, W, 3)."""
     QTest.qWait(150)
@@ -104,10 +106,10 @@ def test_a_class_is_drawn_in_its_colour_with_a_gap_where_it_has_no_score(
     for n in range(1, 31):
         curves.add_epoch(epoch(n, iou=(math.nan if 10 < n < 20 else 0.9, 0.3)))
     picture = pixels(curves)
-    _, lower, _ = curves._places()
-    xs = {n: lower.left() + n / 30 * lower.width() for n in (5, 10, 20, 25)}
-    red = columns_of(picture, 0, above=lower.bottom())
-    green = columns_of(picture, 1, above=lower.bottom())
+    xs = {n: pixel_of(curves, curves.iou, n, 0.5).x() for n in (5, 10, 20, 25)}
+    bottom = pixel_of(curves, curves.iou, 1, 1.0).y()
+    red = columns_of(picture, 0, above=bottom)
+    green = columns_of(picture, 1, above=bottom)
     assert {round(xs[5]), round(xs[25])} <= red
     assert not {x for x in red if xs[10] + 3 < x < xs[20] - 3}
     assert round((xs[10] + xs[20]) / 2) in green
@@ -163,17 +165,22 @@ def test_the_batches_kept_are_few_and_span_the_training() -> None:
     assert np.ptp(np.diff(xs)) < 1e-6
 
 
+def notes(curves: Curves) -> tuple[str, str]:
+    QTest.qWait(150)
+    return curves.loss.note.text(), curves.iou.note.text()
+
+
 def test_what_is_said_before_there_are_curves(curves: Curves) -> None:
+    assert notes(curves) == (NONE, "")
     curves.start(started(), COLORS)
-    assert curves._loss_chart().note == FIRST
     curves.add_batch(batch(1, 1))
-    assert (curves._loss_chart().note, curves._iou_chart().note) == ("", FIRST)
+    assert notes(curves) == ("", FIRST)
     curves.add_epoch(epoch(1))
-    assert (curves._loss_chart().note, curves._iou_chart().note) == ("", "")
+    assert notes(curves) == ("", "")
     curves.clear()
     curves.start(started(), COLORS)
     curves.add_epoch(epoch(1, iou=(math.nan, math.nan)))
-    assert curves._iou_chart().note == NO_SCORES
+    assert notes(curves) == ("", NO_SCORES)
 
 
 def test_the_mouse_over_an_epoch_tells_its_figures(curves: Curves, qtbot: Any) -> None:
@@ -181,9 +188,8 @@ def test_the_mouse_over_an_epoch_tells_its_figures(curves: Curves, qtbot: Any) -
     for n in range(1, 16):
         curves.add_epoch(epoch(n, iou=(0.5 + n / 100, 0.25), best=n <= 12))
     QTest.qWait(150)
-    _, lower, _ = curves._places()
-    at = lower.left() + 12 / 30 * lower.width()
-    qtbot.mouseMove(curves, QPointF(at + 2, lower.center().y()).toPoint())
+    over = pixel_of(curves, curves.iou, 12, 0.5) + QPointF(2, 0)
+    qtbot.mouseMove(curves.window(), curves.mapTo(curves.window(), over.toPoint()))
     qtbot.waitUntil(lambda: QToolTip.isVisible())
     words = QToolTip.text()
     for part in (
@@ -193,15 +199,25 @@ def test_the_mouse_over_an_epoch_tells_its_figures(curves: Curves, qtbot: Any) -
         "grain 0.250",
     ):
         assert part in words
-    far = lower.left() + 25 / 30 * lower.width()
-    assert curves.epoch_at(QPointF(far, lower.center().y())) is None
-    assert curves.epoch_at(QPointF(at, lower.bottom() + 30)) is None
+    assert curves.epoch_at(pixel_of(curves, curves.loss, 12, 0.5)) == curves.epochs[11]
+    assert curves.epoch_at(pixel_of(curves, curves.iou, 25, 0.5)) is None
+    below = pixel_of(curves, curves.iou, 12, 1.0) + QPointF(0, 30)
+    assert curves.epoch_at(below) is None
 
 
 def test_the_best_epoch_is_the_last_one_marked(curves: Curves) -> None:
-    for n, best in ((1, True), (2, True), (3, False)):
-        curves.add_epoch(epoch(n, best=best))
-    assert curves._iou_chart().best == curves._loss_chart().best == 2
+    curves.start(started(), COLORS)
+    for n, best in ((1, True), (20, True), (30, False)):
+        curves.add_epoch(epoch(n, iou=(0.3, 0.3), best=best))
+    picture = pixels(curves)
+    dark = (picture < 150).all(axis=-1)  # darker than the grid
+    for plot in (curves.loss, curves.iou):
+        # below all lines
+        top = round(pixel_of(curves, plot, 1, 0.82).y())
+        bottom = round(pixel_of(curves, plot, 1, 0.88).y())
+        xs = {n: round(pixel_of(curves, plot, n, 0).x()) for n in (1, 10, 20, 30)}
+        marked = [n for n, x in xs.items() if dark[top:bottom, x - 2 : x + 3].any()]
+        assert marked == [20]
 
 
 class _Paints(QObject):
@@ -216,7 +232,7 @@ def test_fast_events_are_painted_at_most_ten_times_a_second(curves: Curves) -> N
     curves.start(started(), COLORS)
     QTest.qWait(250)
     paints = _Paints()
-    curves.installEventFilter(paints)
+    curves.loss.viewport().installEventFilter(paints)
     begin, added = time.perf_counter(), 0
     while time.perf_counter() - begin < 1.0:
         curves.add_batch(batch(1, 1 + added % 10))
@@ -232,21 +248,22 @@ def test_thousands_of_events_cost_little(curves: Curves) -> None:
     names = tuple(f"class {i}" for i in range(12))
     rng = np.random.default_rng(0)
     curves.start(started(epochs=200, names=names), ())
-    begin = time.perf_counter()
+    begin = time.thread_time()
     for i in range(5000):
         curves.add_batch(batch(1 + i // 25, 1 + i % 25, float(rng.random()), 25))
-    per_batch = (time.perf_counter() - begin) / 5000
-    begin = time.perf_counter()
+    per_batch = (time.thread_time() - begin) / 5000
+    begin = time.thread_time()
     for n in range(1, 201):
         curves.add_epoch(epoch(n, iou=tuple(rng.random(12)), epochs=200))
-    per_epoch = (time.perf_counter() - begin) / 200
+    per_epoch = (time.thread_time() - begin) / 200
     curves.resize(420, 480)
     seconds = []
     for _ in range(10):
-        curves._renew()
-        begin = time.perf_counter()
+        QTest.qWait(110)
+        begin = time.thread_time()
+        curves.add_epoch(curves.epochs[-1])
         curves.grab()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.thread_time() - begin)
     paint = sorted(seconds)[5]
     print(
         f"\n{1e6 * per_batch:.1f} us a batch, {1e6 * per_epoch:.1f} us an epoch, {1e3 * paint:.2f} ms a painting"
@@ -258,68 +275,47 @@ def test_thousands_of_events_cost_little(curves: Curves) -> None:
 
 def test_the_legend_gets_the_height_it_needs(curves: Curves) -> None:
     curves.start(started(), COLORS)
+    QTest.qWait(150)
     few = curves.minimumHeight()
     curves.start(started(names=tuple(f"a rather long name {i}" for i in range(10))), ())
+    QTest.qWait(150)
     assert curves.minimumHeight() > few
     curves.resize(300, curves.minimumHeight())
-    _, lower, legend = curves._places()
-    assert lower.height() > 40
-    assert legend + curves._legend()[-1].place.bottom() <= curves.height()
+    QTest.qWait(50)
+    assert curves.iou.area().height() > 40
+    assert curves.legend.height() >= curves.legend.heightForWidth(curves.legend.width())
+    assert curves.legend.geometry().bottom() <= curves.height()
 
 
-def test_a_legend_too_long_counts_what_it_leaves_out(qapp: Any) -> None:
-    words = [("mean", QColor("black"), "0.50")] + [
-        (f"class {i}", QColor("red"), "0.50") for i in range(60)
-    ]
-    entries = flow(words, QFont(), 280, rows=3)
-    assert entries[-1].text == f"and {len(words) - len(entries) + 1} more"
-    assert all(entry.place.right() <= 280.5 for entry in entries)
-    assert len({entry.place.top() for entry in entries}) == 3
-    assert len(flow(words[:3], QFont(), 280, rows=3)) == 3
+def legend_words(curves: Curves) -> str:
+    QTest.qWait(150)
+    document = QTextDocument()
+    document.setHtml(curves.legend.text())
+    return " ".join(document.toPlainText().split())
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "most", "expected"),
-    [
-        (0, 1, 5, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (0, 1, 2, [0, 0.5, 1]),
-        (0, 1.9, 4, [0, 0.5, 1, 1.5]),
-        (0, 0.0031, 3, [0, 0.0020]),
-        (0, 730, 3, [0, 250, 500]),
-        (-0.5, 0.5, 2, [-0.5, 0, 0.5]),
-        (0, math.nan, 3, [0]),
-    ],
-)
-def test_ticks_are_round(
-    low: float, high: float, most: int, expected: list[float]
-) -> None:
-    assert ticks(low, high, most) == pytest.approx(expected)
+def test_the_legend_has_the_newest_score_of_each_class(curves: Curves) -> None:
+    curves.start(started(names=("pore", "a < b & c")), COLORS)
+    curves.add_epoch(epoch(1, iou=(0.9, math.nan)))
+    curves.add_epoch(epoch(2, iou=(0.8, 0.6)))
+    assert legend_words(curves) == "━ mean 0.70 ■ pore 0.80 ■ a < b & c 0.60"
 
 
-@pytest.mark.parametrize(
-    ("last", "most", "expected"),
-    [
-        (1, 9, [1]),
-        (3, 9, [1, 2, 3]),
-        (30, 9, [5, 10, 15, 20, 25, 30]),
-        (200, 5, [50, 100, 150, 200]),
-        (1000, 1, [1000]),
-    ],
-)
-def test_epochs_are_numbered_in_whole_steps(
-    last: int, most: int, expected: list[int]
-) -> None:
-    assert whole_ticks(last, most) == expected
+def test_a_legend_too_long_counts_what_it_leaves_out(curves: Curves) -> None:
+    curves.start(started(names=tuple(f"class {i}" for i in range(60))), ())
+    words = legend_words(curves)
+    shown = words.count("class")
+    assert 5 < shown < 60
+    assert words.endswith(f"and {60 - shown} more")
 
 
-@pytest.mark.parametrize(
-    ("value", "step", "expected"),
-    [(0.5, 0.25, "0.50"), (2, 1, "2"), (0.002, 0.001, "0.002"), (1e6, 1e5, "1e+06")],
-)
-def test_a_tick_has_the_decimals_of_its_step(
-    value: float, step: float, expected: str
-) -> None:
-    assert number(value, step) == expected
+def test_a_long_name_is_elided(curves: Curves) -> None:
+    curves.start(started(names=("first " + "very " * 30 + "last", "x")), COLORS)
+    words = legend_words(curves)
+    assert "first" in words
+    assert "last" in words
+    assert "…" in words
+    assert curves.legend.minimumSizeHint().width() <= 280
 
 
 def test_a_single_high_loss_does_not_flatten_the_others() -> None:
@@ -334,13 +330,32 @@ def test_the_text_follows_the_theme(make_napari_viewer: Any) -> None:
     viewer = make_napari_viewer(show=True)
     curves = Curves()
     viewer.window.add_dock_widget(curves, area="right")
-    lightness = {}
+    brightest, darkest = {}, {}
     for theme in ("dark", "light"):
         viewer.theme = theme
-        QTest.qWait(50)
-        lightness[theme] = curves._ink().lightness()
-    assert lightness["dark"] > 180
-    assert lightness["light"] < 80
+        picture = pixels(curves)
+        axis = round(pixel_of(curves, curves.iou, 0, 0).x())
+        plot = curves.iou.geometry()
+        numbers = picture[plot.top() : plot.bottom(), : axis - 4]
+        brightest[theme], darkest[theme] = numbers.max(), numbers.min()
+    assert brightest["dark"] > 150
+    assert darkest["dark"] < 60
+    assert brightest["light"] > 200
+    assert darkest["light"] < 120
+
+
+def test_the_epochs_are_whole_numbers(curves: Curves) -> None:
+    curves.start(started(epochs=2), COLORS)
+    QTest.qWait(150)
+    axis = curves.iou.getAxis("bottom")
+    (spacing, values), *_ = axis.tickValues(*axis.range, curves.iou.area().width())
+    assert axis.tickStrings(values, 1.0, spacing) == ["epoch", "1", "2"]
+
+
+def test_the_wheel_reaches_what_holds_the_curves(curves: Curves, qtbot: Any) -> None:
+    """A dock scrolls when the wheel turns over a plot."""
+    over = pixel_of(curves, curves.iou, 1, 0.5).toPoint()
+    assert curves.childAt(over) is None
 
 
 def test_events_of_no_interest_pass_by(curves: Curves) -> None:

@@ -12,7 +12,7 @@ from qtpy.QtCore import QRectF, QSize, Qt, QTimer, Signal
 from qtpy.QtGui import QImage, QMouseEvent, QPainter, QPaintEvent, QResizeEvent
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
-from napari_strata.widgets.parts.plot import faded
+from napari_strata.widgets.parts.colors import faded
 from napari_strata.widgets.work import threads
 
 Array = np.ndarray[Any, Any]

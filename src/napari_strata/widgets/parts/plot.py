@@ -1,42 +1,54 @@
-"""One small chart, drawn with QPainter.
+"""Plot of lines over epochs, drawn with pyqtgraph.
 
-Axes with sensible numbers, lines with gaps, a mark for the best epoch.
+Importing pyqtgraph takes about half a second beside an open viewer, so only modules
+that draw plots import this one. It takes the Qt binding that is loaded already.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from qtpy.QtCore import QLineF, QPointF, QRectF, Qt
-from qtpy.QtGui import QColor, QFont, QFontMetricsF, QPainter, QPen
+import pyqtgraph as pg
+from qtpy.QtCore import QPointF, QRectF, QSize, Qt
+from qtpy.QtGui import QColor, QFont, QFontMetricsF, QPen
+from qtpy.QtWidgets import QLabel, QVBoxLayout
 
-STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
-GAP = 5.0
-"""Pixels between an axis and its numbers."""
+from napari_strata.widgets.parts.colors import faded
+
+MAX_POINTS = 400
+"""Points of a line that are drawn; a line with more is thinned."""
+MAX_DOTS = 50
+"""Points of a line up to which each one gets a dot, if dots are asked for."""
+GRID_ALPHA = 40
+"""Opacity of the grid, of 255."""
+OVERHANG = 15.0
+"""Pixels by which the number of a tick may leave the axis."""
 
 Values: TypeAlias = Sequence[float] | np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points in rising order of x; NaN in `ys` leaves a gap."""
+    """Points in rising order of x; NaN in `ys` leaves a gap.
+
+    Qt draws a line of width 1 several times as fast as a wider one.
+    """
 
     xs: Values
     ys: Values
     color: QColor
-    width: float = 1.3
+    width: float = 1.0
     dots: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Ranges of a chart: x from 0 to `last`, y from `low` to `high`; lines are clipped.
+    """Lines and their ranges: x from 0 to `last`, y from `low` to `high`.
 
-    `best` is the x of the mark, None without one. `note` stands in the middle.
+    `best` is the x of a dotted mark, None without one. `note` stands in the middle.
     """
 
     lines: Sequence[Line]
@@ -46,243 +58,164 @@ class Chart:
     best: float | None = None
     note: str = ""
 
-    def at(self, place: QRectF, x: float, y: float) -> QPointF:
-        """The point of `place`, the room of the lines, where a value lies."""
-        across = x / self.last * place.width()
-        up = (y - self.low) / (self.high - self.low) * place.height()
-        return QPointF(place.left() + across, place.bottom() - up)
+
+class _ValueAxis(pg.AxisItem):  # type: ignore[misc]  # pyqtgraph is untyped
+    """Axis with horizontal grid lines whose outermost numbers are not left out."""
+
+    def __init__(self) -> None:
+        super().__init__("left")
+        self.setGrid(255)
+        self.setStyle(maxTickLevel=0, tickAlpha=GRID_ALPHA)
+        self.setTickDensity(2.5)
+
+    def boundingRect(self) -> QRectF:  # noqa: N802 (Qt's name)
+        return QRectF(super().boundingRect()).adjusted(0, -OVERHANG, 0, OVERHANG)
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` + 1 round numbers from `low` to `high`, in equal steps."""
-    if not (math.isfinite(high - low) and high > low):
-        return [low]
-    rough = (high - low) / max(most, 1)
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = size * next(
-        factor for factor in STEPS if factor * size >= rough * (1 - 1e-9)
-    )
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [number * step for number in range(first, last + 1)]
+class _EpochAxis(pg.AxisItem):  # type: ignore[misc]
+    """Axis with whole numbers; 0, where no epoch is, has the axis's name."""
+
+    def __init__(self, *, numbers: bool) -> None:
+        super().__init__("bottom", showValues=numbers)
+        self.setStyle(maxTickLevel=0, tickLength=3, tickAlpha=128)
+        self.setTickDensity(1.7)
+
+    def tickSpacing(  # noqa: N802 (pyqtgraph's name)
+        self, low: float, high: float, size: float
+    ) -> list[tuple[float, float]]:
+        levels = super().tickSpacing(low, high, size)
+        return [(max(spacing, 1.0), offset) for spacing, offset in levels]
+
+    def tickStrings(  # noqa: N802
+        self, values: Sequence[float], scale: float, spacing: float
+    ) -> list[str]:
+        strings = super().tickStrings(values, scale, spacing)
+        return [
+            text if value else "epoch"
+            for value, text in zip(values, strings, strict=True)
+        ]
 
 
-def whole_ticks(last: float, most: int) -> list[int]:
-    """At most `most` whole numbers from 1 to `last`, in equal steps of 1, 2, 5, 10, 20,
-    ...
+class Plot(pg.PlotWidget):  # type: ignore[misc]
+    """Plot that shows a chart. Neither the mouse nor the keyboard changes it.
+
+    `numbers` writes the epochs below it. `note` is the label in its middle.
     """
-    step, size = 1, 1
-    while last / step > max(most, 1):
-        step, size = next(
-            (factor * size, size) for factor in (1, 2, 5, 10) if factor * size > step
-        )
-        size = size * 10 if step == 10 * size else size
-    return list(range(step, int(last) + 1, step))
 
+    def __init__(self, *, numbers: bool = True) -> None:
+        axes = {"left": _ValueAxis(), "bottom": _EpochAxis(numbers=numbers)}
+        super().__init__(background=None, axisItems=axes, enableMenu=False)
+        # Events of the mouse go to the widget that holds the plot.
+        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.setCacheMode(self.CacheModeFlag.CacheNone)  # the theme may change
+        # Drawn once a change: in a window with an OpenGL canvas, each painting of a
+        # part draws the whole window again, and a scene asks for several.
+        self.setViewportUpdateMode(self.ViewportUpdateMode.NoViewportUpdate)
+        self.setMinimumHeight(80)
+        # Room for the half of a number beyond the ends of an axis.
+        self.getPlotItem().layout.setContentsMargins(0, 6, 16, 0 if numbers else 6)
+        self.hideButtons()
+        self.disableAutoRange()
+        self._lines: list[pg.PlotCurveItem] = []
+        self._dots = pg.ScatterPlotItem(pen=None, antialias=True)
+        self._dots.setZValue(1)
+        self._best, self._pointer = pg.InfiniteLine(), pg.InfiniteLine()
+        for item in (self._dots, self._best, self._pointer):
+            self.addItem(item, ignoreBounds=True)
+        self._pointer.hide()
+        self.note = QLabel()
+        self.note.setWordWrap(True)
+        self.note.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        QVBoxLayout(self.viewport()).addWidget(self.note)
 
-def number(value: float, step: float) -> str:
-    """A tick's number, with as many decimals as the step asks for."""
-    if value and (abs(value) >= 1e5 or step < 1e-4):
-        return f"{value:.2g}"
-    decimals = next(
-        (d for d in range(5) if abs(round(step, d) - step) < 1e-9 + step * 1e-6), 5
-    )
-    return f"{value:.{decimals}f}"
+    def sizeHint(self) -> QSize:  # noqa: N802
+        return QSize(280, 120)
 
+    def set_theme(self, ink: QColor, font: QFont) -> None:
+        """Draw axes, marks and numbers in a colour and a font."""
+        metrics = QFontMetricsF(font)
+        for name in ("left", "bottom"):
+            axis = self.getAxis(name)
+            axis.setPen(faded(ink, 0.5))
+            axis.setTickPen(ink)
+            axis.setTextPen(faded(ink, 0.75))
+            axis.setTickFont(font)
+        # The same for each plot, so that the epochs of two plots lie over each other.
+        width = round(metrics.horizontalAdvance("0.000") + 8)
+        self.getAxis("left").setWidth(width)
+        self.viewport().layout().setContentsMargins(width + 8, 0, 20, 0)
+        bottom = self.getAxis("bottom")
+        if bottom.style["showValues"]:
+            bottom.setHeight(round(metrics.height() + 6))
+            # "epoch" stands below the left end of the axis, and beyond it.
+            overhang = round(0.5 * metrics.horizontalAdvance("epoch") + 4)
+            bottom.setStyle(hideOverlappingLabels=overhang)
+        dotted = QPen(faded(ink, 0.55), 1, Qt.PenStyle.DotLine)
+        dotted.setCosmetic(True)
+        self._best.setPen(dotted)
+        self._pointer.setPen(faded(ink, 0.6))
+        self.note.setFont(font)
+        self.viewport().update()
 
-def y_labels(
-    chart: Chart, height: float, metrics: QFontMetricsF
-) -> list[tuple[float, str]]:
-    """Values and their words for the y axis of a chart of that height in pixels."""
-    values = ticks(chart.low, chart.high, int(height / (1.3 * metrics.height())))
-    step = values[1] - values[0] if len(values) > 1 else 1.0
-    return [(value, number(value, step)) for value in values]
-
-
-def draw(
-    painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, numbers: bool
-) -> None:
-    """Draw a chart whose lines fill `place`.
-
-    Numbers of the y axis stand left of it, those of x below.
-    """
-    _draw_axes(painter, place, chart, ink=ink, numbers=numbers)
-    painter.save()
-    painter.setClipRect(place.adjusted(-1, -2, 3, 2))
-    if chart.best is not None:
-        painter.setPen(QPen(faded(ink, 0.55), 1, Qt.PenStyle.DotLine))
-        painter.drawLine(
-            chart.at(place, chart.best, chart.low),
-            chart.at(place, chart.best, chart.high),
-        )
-    for line in chart.lines:
-        _draw_line(painter, place, chart, line)
-    painter.restore()
-    if chart.note:
-        painter.setPen(faded(ink, 0.8))
-        flags = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
-        painter.drawText(place.adjusted(8, 0, -8, 0), int(flags), chart.note)
-
-
-class Entry(NamedTuple):
-    """One word of a legend, and where it stands."""
-
-    place: QRectF
-    text: str
-    color: QColor | None
-    bold: bool
-
-
-def flow(
-    words: Sequence[tuple[str, QColor, str]], font: QFont, width: float, *, rows: int
-) -> list[Entry]:
-    """Names, colours and values as entries in rows of that width, from (0, 0).
-
-    The first one is bold.
-
-    What does not fit into so many rows is counted. Places do not depend on the values,
-    so that nothing jumps.
-    """
-    thick = QFont(font)
-    thick.setBold(True)
-    metrics, wider = QFontMetricsF(font), QFontMetricsF(thick)
-    row, edge = metrics.height() + 2, 0.5 * metrics.height() + 5
-    more = metrics.horizontalAdvance("and 99 more")
-    entries: list[Entry] = []
-    x = y = 0.0
-    for number, (name, color, value) in enumerate(words):
-        used = metrics if number else wider
-        label = used.elidedText(name, Qt.TextElideMode.ElideMiddle, width * 0.6)
-        wide = edge + used.horizontalAdvance(f"{label} 0.00")
-        last = y >= (rows - 1) * row
-        if entries and x + wide > width and not last:
-            x, y = 0.0, y + row
-            last = y >= (rows - 1) * row
-        if (
-            entries
-            and last
-            and x + wide + (more if number < len(words) - 1 else 0.0) > width
-        ):
-            entries.append(
-                Entry(
-                    QRectF(x, y, width - x, row),
-                    f"and {len(words) - number} more",
-                    None,
-                    False,
+    def set_chart(self, chart: Chart) -> None:
+        """Show a chart in place of the one before."""
+        self.setXRange(0, chart.last, padding=0.01)
+        self.setYRange(chart.low, chart.high, padding=0.02)
+        while len(self._lines) < len(chart.lines):
+            item = pg.PlotCurveItem(connect="finite", antialias=True)
+            # Segment by segment: Qt needs longer for one long path.
+            item.setSegmentedLineMode("on")
+            self.addItem(item, ignoreBounds=True)
+            self._lines.append(item)
+        while len(self._lines) > len(chart.lines):
+            self.removeItem(self._lines.pop())
+        dots = []
+        for item, line in zip(self._lines, chart.lines, strict=True):
+            stride = -(-len(line.xs) // MAX_POINTS) or 1
+            xs = np.asarray(line.xs, float)[::stride]
+            ys = np.asarray(line.ys, float)[::stride]
+            pen = QPen(line.color, line.width)
+            pen.setCosmetic(True)
+            if line.color.alpha() == 255:  # closes the joints between segments
+                pen.setCapStyle(Qt.PenCapStyle.SquareCap)
+            item.setData(xs, ys, pen=pen)
+            for number in _dotted(ys, everywhere=line.dots):
+                dots.append(
+                    {
+                        "pos": (xs[number], ys[number]),
+                        "size": 2 * line.width + 1.8,
+                        "brush": line.color,
+                    }
                 )
-            )
-            break
-        entries.append(
-            Entry(
-                QRectF(x, y, wide, row), f"{label} {value}".strip(), color, number == 0
-            )
-        )
-        x += wide + 1.2 * metrics.averageCharWidth()
-    return entries
+        self._dots.setData(spots=dots)
+        self._best.setVisible(chart.best is not None)
+        self._best.setValue(chart.best or 0.0)
+        if chart.note != self.note.text():
+            self.note.setText(chart.note)
+            self.getAxis("left").setStyle(tickAlpha=0 if chart.note else GRID_ALPHA)
+        self.viewport().update()
+
+    def point_at(self, x: float | None) -> None:
+        """Draw a line at x, or none."""
+        self._pointer.setVisible(x is not None)
+        self._pointer.setValue(x or 0.0)
+        self.viewport().update()
+
+    def area(self) -> QRectF:
+        """Return where the lines are drawn, in pixels of the plot."""
+        return QRectF(self.getViewBox().sceneBoundingRect())
+
+    def x_at(self, left: float) -> float:
+        """Return the x that is drawn so many pixels from the plot's left edge."""
+        return float(self.getViewBox().mapSceneToView(QPointF(left, 0.0)).x())
 
 
-def bottom(entries: Sequence[Entry]) -> float:
-    """Height of a legend."""
-    return entries[-1].place.bottom() if entries else 0.0
-
-
-def draw_entry(
-    painter: QPainter, entry: Entry, corner: QPointF, *, ink: QColor
-) -> None:
-    """Draw a word of a legend that begins at `corner`."""
-    area = entry.place.translated(corner)
-    side, middle = round(area.height() * 0.5), round(area.center().y())
-    if entry.color is not None and entry.bold:  # as its line
-        painter.fillRect(QRectF(area.left(), middle - 1.0, side, 2.4), entry.color)
-    elif entry.color is not None:
-        painter.fillRect(
-            QRectF(area.left(), round(middle - side / 2), side, side), entry.color
-        )
-    plain, font = painter.font(), QFont(painter.font())
-    font.setBold(entry.bold)
-    painter.setFont(font)
-    painter.setPen(ink)
-    room = area.adjusted(side + 4 if entry.color is not None else 0, 0, 20, 0)
-    painter.drawText(
-        room,
-        int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter),
-        entry.text,
-    )
-    painter.setFont(plain)
-
-
-def faded(color: QColor, share: float) -> QColor:
-    """Return a colour with its opacity multiplied."""
-    out = QColor(color)
-    out.setAlphaF(share)
-    return out
-
-
-def _draw_axes(
-    painter: QPainter, place: QRectF, chart: Chart, *, ink: QColor, numbers: bool
-) -> None:
-    metrics = QFontMetricsF(painter.font())
-    high, grid, text = metrics.height(), QPen(faded(ink, 0.16), 1), faded(ink, 0.75)
-    for value, word in y_labels(chart, place.height(), metrics):
-        y = round(chart.at(place, 0, value).y()) + 0.5
-        if not chart.note:
-            painter.setPen(grid)
-            painter.drawLine(QPointF(place.left(), y), QPointF(place.right(), y))
-        painter.setPen(text)
-        room = QRectF(0, y - high / 2, place.left() - GAP, high)
-        painter.drawText(
-            room, int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter), word
-        )
-    painter.setPen(QPen(faded(ink, 0.5), 1))
-    base = round(place.bottom()) + 0.5
-    painter.drawLine(QPointF(place.left(), base), QPointF(place.right(), base))
-    wide = (
-        metrics.horizontalAdvance(f"{int(chart.last)}")
-        + 2.2 * metrics.averageCharWidth()
-    )
-    for epoch in whole_ticks(chart.last, int(place.width() / wide)):
-        x = round(chart.at(place, epoch, 0).x()) - 0.5
-        painter.setPen(QPen(faded(ink, 0.5), 1))
-        painter.drawLine(QPointF(x, base), QPointF(x, base + 3))
-        if numbers:
-            painter.setPen(text)
-            painter.drawText(
-                QRectF(x - 40, base + 3, 80, high),
-                int(Qt.AlignmentFlag.AlignCenter),
-                f"{epoch}",
-            )
-
-
-def _draw_line(painter: QPainter, place: QRectF, chart: Chart, line: Line) -> None:
-    # Of points that lie closer than a pixel only some.
-    stride = max(1, math.ceil(len(line.xs) / max(place.width(), 1)))
-    across, up = place.width() / chart.last, place.height() / (chart.high - chart.low)
-    values = np.asarray(line.ys, float)[::stride]
-    xs = place.left() + np.asarray(line.xs, float)[::stride] * across
-    ys = place.bottom() - (values - chart.low) * up
-    there = np.isfinite(values)
-    joined = there[:-1] & there[1:]
-    ends = (xs[:-1][joined], ys[:-1][joined], xs[1:][joined], ys[1:][joined])
-    pen = QPen(line.color, line.width)
-    # Square ends close the joints, but where they lie over each other a translucent
-    # colour would show it.
-    pen.setCapStyle(
-        Qt.PenCapStyle.SquareCap
-        if line.color.alpha() == 255
-        else Qt.PenCapStyle.FlatCap
-    )
-    painter.setPen(pen)
-    # Segment by segment: Qt needs 30 times as long for a long polyline, which it fills
-    # as one shape.
-    lines = list(map(QLineF, *(values.tolist() for values in ends)))
-    painter.drawLines(lines)  # type: ignore[call-overload]  # the stubs of PyQt know arrays only
-    alone = (
-        there & ~np.append(joined, False) & ~np.append(False, joined)
-        if there.size
-        else there
-    )
-    dotted = there if line.dots and there.sum() * 7 < place.width() else alone
-    painter.setPen(Qt.PenStyle.NoPen)
-    painter.setBrush(line.color)
-    for x, y in zip(xs[dotted].tolist(), ys[dotted].tolist(), strict=True):
-        painter.drawEllipse(QPointF(x, y), line.width + 0.9, line.width + 0.9)
-    painter.setBrush(Qt.BrushStyle.NoBrush)
+def _dotted(ys: np.ndarray[Any, Any], *, everywhere: bool) -> np.ndarray[Any, Any]:
+    """Indices of points that get a dot: those alone, or all of a short line."""
+    finite = np.isfinite(ys)
+    if not (everywhere and finite.sum() <= MAX_DOTS):
+        before = np.concatenate(([False], finite[:-1]))
+        after = np.concatenate((finite[1:], [False]))
+        finite &= ~before & ~after
+    return np.flatnonzero(finite)

@@ -31,8 +31,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_strata.widgets.parts.colors import faded
 from napari_strata.widgets.parts.picture import find_panels, read_pixels, to_image
-from napari_strata.widgets.parts.plot import faded
 from napari_strata.widgets.parts.runs import RunSummary, last_events, list_runs
 from napari_strata.widgets.work import threads
 
