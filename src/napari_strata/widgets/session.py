@@ -53,6 +53,7 @@ class ViewerSession(QObject):
         self.docks: dict[type, QWidget] = {}
         self.client = WorkerClient(self.settings.command)
         self.client.warm()
+        self._live_client: WorkerClient | None = None
         self._window = window
         self._scratch: Path | None = None
         self._closed = False
@@ -68,8 +69,25 @@ class ViewerSession(QObject):
     def submit(self, order: Job) -> JobHandle:
         """Give an order to the worker."""
         self._reload()
-        handle = self.client.submit(order)
-        gc_pause().add_job(handle)
+        return self._pause_gc(self.client.submit(order))
+
+    @property
+    def live_client(self) -> WorkerClient:
+        """Worker for live masks, started at the first call; the other may be busy."""
+        if self._live_client is None:
+            self._live_client = WorkerClient(self.settings.command)
+        return self._live_client
+
+    def submit_live(self, job: Job) -> JobHandle:
+        """Send a job to the worker for live masks."""
+        return self._pause_gc(self.live_client.submit(job))
+
+    def _pause_gc(self, handle: JobHandle) -> JobHandle:
+        """Keep garbage collections short until the job has ended, or is forgotten."""
+        if not self._closed:  # the objects of a closed viewer are to be collected
+            end = gc_pause().begin_job()
+            handle.ended.connect(end)
+            handle.destroyed.connect(end)
         return handle
 
     def _settings_changed(self, _event: object = None) -> None:
@@ -86,7 +104,7 @@ class ViewerSession(QObject):
         self._stale = False
         settings = Settings.load()
         if settings.command != self.settings.command:
-            self.client.close()
+            self._close_clients()
             self.client = WorkerClient(settings.command)
             self.client.warm()
         self.settings = settings
@@ -162,10 +180,16 @@ class ViewerSession(QObject):
                 if dock.parent() is None:  # closed before: it belongs to no window
                     dock.deleteLater()
         self.docks.clear()
-        self.client.close()
+        self._close_clients()
         gc_pause().unfreeze()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _close_clients(self) -> None:
+        self.client.close()
+        if self._live_client is not None:
+            self._live_client.close()
+            self._live_client = None
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
         if event is not None and event.type() == QEvent.Type.Close:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from qtpy.QtCore import QCoreApplication, QEvent, QObject
+from qtpy.QtCore import QObject
 
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.gc_pause import GcPause
@@ -22,18 +22,11 @@ def pause(qtbot: Any) -> Iterator[GcPause]:
     gc.enable()
 
 
-def delete(job: QObject) -> None:
-    """Delete a job, as the event loop does some time after its end."""
-    job.deleteLater()
-    QCoreApplication.sendPostedEvents(job, QEvent.Type.DeferredDelete)
-
-
 def test_what_exists_is_left_out_while_jobs_run(pause: GcPause) -> None:
-    first, second = QObject(), QObject()
-    pause.add_job(first)
+    pause.begin_job()
     frozen = gc.get_freeze_count()
     assert frozen > 1000
-    pause.add_job(second)
+    pause.begin_job()
     assert gc.get_freeze_count() <= frozen, "a second job freezes nothing more"
     pause.unfreeze()
     assert gc.get_freeze_count() == 0
@@ -43,9 +36,8 @@ def test_everything_is_included_when_jobs_have_long_been_over(
     pause: GcPause, qtbot: Any
 ) -> None:
     pause._rest_timer.setInterval(20)
-    job = QObject()
-    pause.add_job(job)
-    delete(job)
+    end = pause.begin_job()
+    end()
     qtbot.waitUntil(lambda: gc.get_freeze_count() == 0)
 
 
@@ -53,23 +45,16 @@ def test_a_job_that_ends_beside_another_changes_nothing(
     pause: GcPause, qtbot: Any
 ) -> None:
     pause._rest_timer.setInterval(20)
-    training, preview = QObject(), QObject()
-    pause.add_job(training)
-    pause.add_job(preview)
-    delete(preview)
+    end_training = pause.begin_job()
+    end_preview = pause.begin_job()
+    end_preview("an outcome")
+    end_preview("and again")
     qtbot.wait(100)
     assert gc.get_freeze_count() > 1000
     assert not gc.isenabled()
-    delete(training)
+    end_training()
     assert gc.isenabled()
     qtbot.waitUntil(lambda: gc.get_freeze_count() == 0)
-
-
-def test_a_job_that_goes_with_its_client_has_ended(pause: GcPause) -> None:
-    client = QObject()
-    pause.add_job(QObject(client))
-    delete(client)
-    assert gc.isenabled()
 
 
 class Cycle:
@@ -85,15 +70,14 @@ def test_garbage_of_a_job_is_freed_in_the_main_thread(
 ) -> None:
     pause._collect_timer.setInterval(20)
     freed_in: list[str] = []
-    job = QObject()
-    pause.add_job(job)
+    end = pause.begin_job()
     Cycle(freed_in)
     # Enough new objects for several automatic collections, made in another thread.
     busy = threading.Thread(target=lambda: [[] for _ in range(200_000)], name="other")
     busy.start()
     busy.join()
     qtbot.waitUntil(lambda: bool(freed_in))
-    delete(job)
+    end()
     assert freed_in == [threading.main_thread().name]
 
 
@@ -103,15 +87,14 @@ def test_a_removed_layer_is_freed_though_it_is_older_than_the_job(
     pause._collect_timer.setInterval(20)
     freed_in: list[str] = []
     layer = Cycle(freed_in)
-    job = QObject()
-    pause.add_job(job)
+    end = pause.begin_job()
     del layer
     qtbot.wait(100)
     assert not freed_in
     pause.unfreeze()
     qtbot.waitUntil(lambda: bool(freed_in))
     assert gc.get_freeze_count() > 1000, "what is left is frozen again"
-    delete(job)
+    end()
 
 
 class Listener(QObject):

@@ -277,7 +277,7 @@ class PixelCounter(QObject):
         values: set[int] = set()
         for atom in event.value:
             values.update(_painted_values(atom))
-        self._mark(_painted_planes(event.value))
+        self._mark(painted_planes(event.value))
         for value in sorted(values):
             self.painted.emit(value)
 
@@ -294,7 +294,7 @@ class PixelCounter(QObject):
         if self._history != before:
             undone = self._history[0] < before[0]
             steps = layer._redo_history if undone else layer._undo_history
-            self._mark(_painted_planes(steps[-1]) if steps else None)
+            self._mark(painted_planes(steps[-1]) if steps else None)
         elif view == self._view and _bytes(layer) <= RECHECKED:
             self._mark(None)
 
@@ -328,7 +328,7 @@ def _painted_values(atom: Any) -> Iterator[int]:
         yield int(value)
 
 
-def _painted_planes(item: Iterable[Any]) -> set[Plane] | None:
+def painted_planes(item: Iterable[Any]) -> set[Plane] | None:
     """The planes that a step of napari's history touches.
 
     None when it would take long to find out.

@@ -45,6 +45,8 @@ class ClassTable(QWidget):
     """
 
     changed = Signal()
+    painted = Signal()
+    """A stroke was painted on the labels."""
     """`classes`, `counts` or `problem` say something else than before."""
     picked = Signal(object)
     """The layer, when the user has chosen a class to paint with."""
@@ -217,6 +219,7 @@ class ClassTable(QWidget):
         self._show()
 
     def _on_painted(self, value: int) -> None:
+        self.painted.emit()
         if value and value not in self._values():
             self._painted.add(value)
             self._soon.start(0)

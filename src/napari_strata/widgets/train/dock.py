@@ -19,6 +19,7 @@ from napari_strata.widgets.layers.autosave import Autosave
 from napari_strata.widgets.parts.dock import Dock, draw, new_page
 from napari_strata.widgets.parts.recent import RunSummary, last_events
 from napari_strata.widgets.train.data_box import DataBox
+from napari_strata.widgets.train.live_mask import LiveMask
 from napari_strata.widgets.train.live_preview import LivePreview
 from napari_strata.widgets.train.panel import TrainingPanel
 from napari_strata.widgets.train.plan_summary import PlanSummary
@@ -69,6 +70,7 @@ class TrainDock(Dock):
         self.autosave = Autosave(self._layers_folder, self)
         self.plan_summary = PlanSummary(self.session)
         self.live = LivePreview(self.session, self)
+        self.live_mask = LiveMask(self.session, self)
         self.recovery = Recovery(self.session, self)
         self._build_pages()
         self._build_foot()
@@ -104,13 +106,26 @@ class TrainDock(Dock):
         )
         self.preview_box.changed.connect(self.live.switch)
         self.keep_box.changed.connect(self._keep)
-        for widget in (
-            self.recovery,
-            self.data_box,
-            self.recipe_box,
-            self.plan_summary,
-        ):
-            setup.addWidget(widget)
+        self.live_box = CheckBox(
+            text="Live mask",
+            value=True,
+            tooltip=(
+                "After each stroke, trees segment what is in view, within seconds."
+                " It needs strokes of two classes, and 0 must mean unlabelled."
+            ),
+        )
+        self.live_text = QLabel()
+        self.live_text.setWordWrap(True)
+        self.live_text.hide()
+        self.live_box.changed.connect(self.live_mask.switch)
+        self.data_box.table.painted.connect(self.live_mask.wake)
+        self.live_mask.changed.connect(self._show_live_text)
+        setup.addWidget(self.recovery)
+        setup.addWidget(self.data_box)
+        setup.addWidget(self._native(self.live_box))
+        setup.addWidget(self.live_text)
+        setup.addWidget(self.recipe_box)
+        setup.addWidget(self.plan_summary)
         setup.addWidget(self.copy_buttons(self._copy))
         check = "Versions, GPU, worker and disk; for a bug report too."
         doctor = partial(
@@ -188,8 +203,14 @@ class TrainDock(Dock):
         self.runs.show_view(view)
         if self.data_box.uses_layers:
             self.autosave.watch(self.data_box.labels.layer, self.data_box.images.image)
+        data = self.data_box.data()
+        self.live_mask.watch(data if isinstance(data, LayerData) else None)
         request = None if view.problem else self.request()
         self.plan_summary.ask(request, why="", folder=self._reserve)
+
+    def _show_live_text(self) -> None:
+        self.live_text.setText(self.live_mask.text)
+        self.live_text.setVisible(bool(self.live_mask.text))
 
     def _reserve(self) -> Path:
         """The folder of the run to come."""
@@ -440,6 +461,7 @@ class TrainDock(Dock):
         """The viewer closes: keep what was painted, listen no more."""
         self.autosave.save_at_once()
         self.autosave.watch(None, None)
+        self.live_mask.watch(None)
         self.data_box.leave()
         self.recovery.stop()
 

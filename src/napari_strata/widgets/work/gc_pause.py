@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from functools import cache
 
 from qtpy.QtCore import QObject, QTimer
@@ -30,7 +31,7 @@ class GcPause(QObject):
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._jobs = 0
+        self._jobs: set[object] = set()
         self._threads = 0
         self._frozen = False
         self._rest_timer = QTimer(self)
@@ -55,22 +56,30 @@ class GcPause(QObject):
             self._collect_timer.stop()
             gc.enable()
 
-    def add_job(self, job: QObject) -> None:
-        """Leave out what exists now, until the job is deleted; a thread listens to it.
+    def begin_job(self) -> Callable[..., None]:
+        """Leave out what exists now, until the job has ended; a thread listens to it.
 
         Everything is included again a while after the last job. Not at once, because
         its result is about to be shown.
+
+        Returns
+        -------
+        Function to call when the job has ended. Arguments, and further calls, have no
+        effect, so that several signals may be connected to it.
         """
+        job = object()
+        self._jobs.add(job)
         self.begin_thread()
-        self._jobs += 1
         self._rest_timer.stop()
         self._freeze()
-        job.destroyed.connect(self._end_job)
+        return lambda *_: self._end_job(job)
 
-    def _end_job(self, _job: object = None) -> None:
+    def _end_job(self, job: object) -> None:
+        if job not in self._jobs:
+            return
+        self._jobs.remove(job)
         self.end_thread()
-        self._jobs -= 1
-        if self._jobs == 0:
+        if not self._jobs:
             self._rest_timer.start()
 
     def unfreeze(self, _event: object = None) -> None:

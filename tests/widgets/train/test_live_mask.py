@@ -1,0 +1,132 @@
+"""The live mask in a real viewer: strokes, corrections, pages, and no outdated answer."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.settings import get_plugin_settings
+
+from napari_strata.widgets.layers.live import PREDICTED
+from napari_strata.widgets.train.dock import TrainDock
+
+PATIENCE = 120_000
+
+
+def two_phases() -> np.ndarray[Any, Any]:
+    """Dark on the left and bright on the right, 4 planes; the edge moves with Z."""
+    rng = np.random.default_rng(0)
+    stack = rng.normal(60, 8, (4, 80, 120))
+    for z in range(4):
+        stack[z, :, 40 + 10 * z :] += 100
+    return stack.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def dock(make_napari_viewer: Any, tmp_path: Path, qtbot: Any) -> Iterator[TrainDock]:
+    """A Train dock beside a stack and an empty labels layer."""
+    work = get_plugin_settings("napari-strata").work
+    before, work.runs = work.runs, str(tmp_path / "runs")
+    viewer = make_napari_viewer(show=True)
+    image = viewer.add_image(two_phases(), name="phases", axis_labels=("z", "y", "x"))
+    viewer.add_labels(
+        np.zeros((4, 80, 120), np.uint8), name="strokes", axis_labels=("z", "y", "x")
+    )
+    viewer.layers.selection = {image}
+    viewer.dims.set_current_step(0, 1)
+    _, found = viewer.window.add_plugin_dock_widget("napari-strata", "Train")
+    found.then_box.value = False
+    yield weakref.proxy(found)
+    processes = [found.session.client._process]
+    if found.session._live_client is not None:
+        processes.append(found.session._live_client._process)
+    viewer.close()
+    del found, viewer, image, _
+    qtbot.waitUntil(
+        lambda: all(each is None or each.status is not None for each in processes),
+        timeout=PATIENCE,
+    )
+    work.runs = before
+
+
+def paint(dock: TrainDock, z: int, row: int, column: int, value: int) -> None:
+    """Paint a short stroke, as the brush does: one step of the history."""
+    layer = dock.viewer.layers["strokes"]
+    with layer.block_history():
+        for x in range(column, column + 15):
+            layer.paint((z, row, x), value)
+
+
+def mask_of(dock: TrainDock) -> Any:
+    layer = dock.live_mask.layer
+    return None if layer is None else np.asarray(layer.data)
+
+
+def wait_for_mask(dock: TrainDock, qtbot: Any, strokes: int, plane: int) -> Any:
+    """Wait for the mask of so many strokes; return a plane of it."""
+    word = f"trees, {strokes} strokes"
+    qtbot.waitUntil(lambda: word in dock.live_mask.text, timeout=PATIENCE)
+    return mask_of(dock)[plane].copy()
+
+
+def test_strokes_are_answered_with_a_mask_and_corrections_change_it(
+    dock: TrainDock, qtbot: Any
+) -> None:
+    paint(dock, 1, 20, 5, 1)
+    qtbot.wait(300)
+    assert dock.live_mask.layer is None, "one class is not enough"
+    paint(dock, 1, 20, 90, 2)
+    plane = wait_for_mask(dock, qtbot, 2, 1)
+    expected = np.where(np.arange(120) < 50, 1, 2)
+    assert (plane == expected).mean() > 0.95
+    layer = dock.live_mask.layer
+    assert layer.metadata[PREDICTED]
+    assert layer.opacity < 0.6
+    assert list(dock.viewer.layers).index(layer) == 1, "below the strokes"
+    selected = dock.viewer.layers.selection.active
+    assert selected is not layer
+    assert "s." in dock.live_text.text()
+    assert not mask_of(dock)[3].any(), "another page has not been looked at"
+
+    dock.viewer.dims.set_current_step(0, 3)
+    qtbot.waitUntil(lambda: mask_of(dock)[3].all(), timeout=PATIENCE)
+    expected = np.where(np.arange(120) < 70, 1, 2)
+    assert (mask_of(dock)[3] == expected).mean() > 0.95
+
+    # A stroke that is drawn on another page counts; undone, it does not.
+    paint(dock, 3, 60, 5, 1)
+    wait_for_mask(dock, qtbot, 3, 3)
+    dock.viewer.layers["strokes"].undo()
+    wait_for_mask(dock, qtbot, 2, 3)
+
+
+def test_the_mask_can_be_hidden_and_switched_off(dock: TrainDock, qtbot: Any) -> None:
+    paint(dock, 1, 20, 5, 1)
+    paint(dock, 1, 20, 90, 2)
+    wait_for_mask(dock, qtbot, 2, 1)
+    layer = dock.live_mask.layer
+    (press,) = (act for key, act in dock.viewer.keymap.items() if str(key) == "H")
+    press(dock.viewer)
+    assert not layer.visible
+    press(dock.viewer)
+    assert layer.visible
+    dock.live_box.value = False
+    assert layer not in dock.viewer.layers
+    assert not dock.live_mask.text
+    paint(dock, 1, 40, 5, 1)
+    qtbot.wait(300)
+    assert dock.live_mask.layer is None
+    dock.live_box.value = True
+    wait_for_mask(dock, qtbot, 3, 1)
+
+
+def test_labels_of_every_pixel_start_no_worker(dock: TrainDock, qtbot: Any) -> None:
+    layer = dock.viewer.layers["strokes"]
+    layer.data = np.where(two_phases() < 110, 1, 2).astype(np.uint8)
+    qtbot.waitUntil(lambda: bool(dock.start_button.enabled), timeout=PATIENCE)
+    qtbot.wait(300)
+    assert dock.session._live_client is None
