@@ -257,6 +257,13 @@ def test_missing_libraries_and_viewer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert installed.viewer().cure == 'Install PyQt6: pip install "napari-strata[all]"'
     there["PySide6"] = "6.9"
     assert installed.viewer().status == "ok"
+    there["PySide6"] = installed.LEAKING_PYSIDE
+    monkeypatch.setattr(sys, "version_info", (3, 12, 0))
+    assert installed.viewer().status == "ok"
+    monkeypatch.setattr(sys, "version_info", (3, 11, 9))
+    assert "napari will crash" in installed.viewer().text
+    monkeypatch.undo()
+    monkeypatch.setattr(installed, "find_version", lambda name: there.get(name, ""))
     del there["timm"], there["napari"]
     assert installed.libraries().cure == "Install what is missing: pip install timm"
     assert installed.viewer().status == "note"

@@ -28,6 +28,10 @@ ENGINE = (
 )
 VIEWER = ("napari", "npe2", "magicgui", "superqt", "qtpy", "vispy")
 BINDINGS = ("PyQt6", "PySide6", "PyQt5")
+LEAKING_PYSIDE = "6.12.0"
+"""Each call of this version loses a reference to None, and Python before 3.12 aborts
+when there is none left; measured with 3.11.7.
+"""
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "DISPLAY",
@@ -87,7 +91,11 @@ def viewer() -> Check:
         return Check(
             "Viewer", "problem", f"{text}; no Qt binding", f"Install PyQt6: {cure}"
         )
-    return Check("Viewer", "ok", format_versions(versions | bindings))
+    text = format_versions(versions | bindings)
+    if bindings.get("PySide6") == LEAKING_PYSIDE and sys.version_info < (3, 12):
+        cure = f'pip install "PySide6!={LEAKING_PYSIDE}", or use Python 3.12 or newer'
+        return Check("Viewer", "problem", f"{text}; napari will crash", cure)
+    return Check("Viewer", "ok", text)
 
 
 def computer() -> Check:
