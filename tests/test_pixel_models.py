@@ -224,7 +224,7 @@ def test_the_docks_read_its_plan_and_its_model(
             "recipe": "instant",
         }
     )
-    assert plan.parameters == 100 * (20 + 1024 * 2) + 1
+    assert plan.parameters == 100 * (20 + 1024 * 2) + 2
     assert 0 < plan.memory < 200e6
     info = _result({"kind": "info", "path": str(strokes_run)})
     assert info.spec["network"]["kind"] == "pixels"

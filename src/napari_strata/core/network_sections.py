@@ -31,7 +31,7 @@ from napari_strata.core.geometry import (
     octave_reach,
     reach_3d,
 )
-from napari_strata.core.sections import Name, Positive, Section, Share
+from napari_strata.core.sections import Fraction, Name, Positive, Section, Share
 
 Norm: TypeAlias = Literal["none", "batch", "instance", "group"]
 Architecture: TypeAlias = Literal[
@@ -410,12 +410,20 @@ class Pixels(NetworkSection):
         description="Octave levels of the features, from fine to coarse; when empty,"
         " 2, 3 or 5, whichever tells held-out strokes best.",
     )
+    method: Literal["extra_trees", "boosting"] = Field(
+        "extra_trees",
+        description="extra_trees: the mean of random trees, for strokes. boosting: each"
+        " tree corrects those before it; more accurate for dense labels, and slower.",
+    )
+    learning_rate: Fraction = Field(
+        0.15, description="Share of a tree's correction that is added, for boosting."
+    )
     trees: Positive = Field(100, description="Number of trees.")
     depth: int = Field(
         10, ge=1, le=14, description="Questions that a tree asks before it answers."
     )
     tests: Positive = Field(
-        16, description="Random questions among which each one is chosen."
+        32, description="Random questions among which each one is chosen."
     )
     pixels: Positive = Field(
         50_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from napari_strata.core.network_sections import Pixels
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.spec import ModelSpec
 from napari_strata.models.device import Precision
-from napari_strata.models.pixels.features import TILE, count_features
+from napari_strata.models.pixels.features import count_features, tile_side
 from napari_strata.networks import build_network
 from napari_strata.training.plan import Plan
 
@@ -66,7 +67,9 @@ def training_memory(plan: Plan, precision: Precision) -> int:
     features = count_features(plan.spec.in_channels, section.resolved_levels)
     pixels = min(section.pixels, sum(plan.counts))
     # Features of all pixels, twice while some of them are chosen, and those of a tile.
-    return 4 * features * (2 * pixels + (TILE + 4 * plan.spec.halo) ** 2)
+    side = tile_side(section.resolved_levels) + 4 * plan.spec.halo
+    tile = min(side * side, max(math.prod(part.shape) for part in plan.training))
+    return 4 * features * (2 * pixels + torch.get_num_threads() * tile)
 
 
 def count_parameters(spec: ModelSpec) -> int:
@@ -74,5 +77,5 @@ def count_parameters(spec: ModelSpec) -> int:
     section = spec.network
     if isinstance(section, Pixels):
         leaves = (1 << section.depth) * len(spec.classes)
-        return section.trees * (2 * section.depth + leaves) + 1
+        return section.trees * (2 * section.depth + leaves) + 2
     return sum(p.numel() for p in build_network(spec).parameters())

@@ -38,6 +38,7 @@ from napari_strata.models.pixels.classifier import (
     PixelClassifier,
     guide_of,
     iter_trees,
+    measure_steepness,
 )
 from napari_strata.models.pixels.features import count_features, features_at
 from napari_strata.models.pixels.guided_filter import estimate_noise
@@ -57,11 +58,14 @@ Array = np.ndarray[Any, Any]
 STEP_TREES = 10
 """Trees from one event to the next."""
 
-FOLDS = 5
-"""Times that a part of the strokes is held back to measure a fit."""
+FOLDS = 3
+"""Times that a part of the strokes is held back to choose levels and to measure."""
 
-CHOICE_FOLDS, CHOICE_TREES, CHOICE_PIXELS = 3, 30, 10_000
-"""A smaller fit is enough to choose the levels."""
+MEASURE_TREES, MEASURE_PIXELS = 50, 20_000
+"""A smaller fit is enough to measure how far strokes agree."""
+
+CHOICE_TREES, CHOICE_PIXELS = 20, 5_000
+"""A smaller one yet is enough to choose the levels."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,13 @@ class LabelledPixels:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, chosen: Array, levels: int, channels: int) -> LabelledPixels:
-        """Return some of the pixels, with the features of fewer levels."""
-        features = self.features[chosen, : count_features(channels, levels)]
+    def subset(self, chosen: Array, count: int | None = None) -> LabelledPixels:
+        """Return some of the pixels, with the first `count` of their features."""
         return LabelledPixels(
-            features, self.labels[chosen], self.strokes[chosen], self.noise
+            self.features[chosen, :count],
+            self.labels[chosen],
+            self.strokes[chosen],
+            self.noise,
         )
 
 
@@ -182,16 +188,18 @@ class _Fit:
         network = section.model_copy(update={"levels": levels})
         self.plan = replace(plan, spec=with_network(plan.spec, plan.recipe, network))
         self.folder.write_json("data.json", self.plan.record())
-        channels = plan.spec.in_channels
-        pixels = pixels.subset(np.arange(len(pixels)), levels, channels)
+        count = count_features(plan.spec.in_channels, levels)
+        pixels = pixels.subset(np.arange(len(pixels)), count)
         trees: list[Tree] = []
         losses: list[float] = []
+        sums = np.zeros((len(pixels), len(plan.spec.classes)))
         started = time.perf_counter()
         for tree in _grow(pixels, plan, section):
             trees.append(tree)
+            sums += tree.leaves[tree.leaf_of_pixel]
             if len(trees) % STEP_TREES and len(trees) < section.trees:
                 continue
-            losses.append(_training_loss(trees, pixels))
+            losses.append(_cross_entropy(_chances(sums, section), pixels.labels))
             yield BatchEnd(
                 epoch=1,
                 batch=len(losses),
@@ -202,7 +210,13 @@ class _Fit:
             )
             started = time.perf_counter()
         classifier = PixelClassifier(
-            stack_trees(trees), levels, section.filter_radius, pixels.noise
+            stack_trees(trees),
+            levels,
+            section.filter_radius,
+            pixels.noise,
+            measure_steepness(pixels.features, levels, plan.spec.neighbours),
+            plan.spec.neighbours,
+            section.method == "boosting",
         )
         model = Model(
             self.plan.spec,
@@ -367,8 +381,8 @@ def choose_levels(
     small = section.model_copy(update={"trees": min(section.trees, CHOICE_TREES)})
     losses = {}
     for levels in LEVELS:
-        subset = pixels.subset(chosen, levels, channels)
-        labels, chances = _held_out(subset, plan, small, folds=CHOICE_FOLDS)
+        subset = pixels.subset(chosen, count_features(channels, levels))
+        labels, chances = _held_out(subset, plan, small)
         if not len(labels):
             return LEVELS[0], (
                 f"features of {LEVELS[0]} octave levels: too few strokes to choose by"
@@ -385,22 +399,25 @@ def choose_levels(
 def measure_agreement(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Agreement:
     """Measure how many pixels of held-out strokes are predicted as painted.
 
-    Each stroke is held out once, and predicted by trees of the others, unfiltered.
+    Each stroke is held out once, and predicted by fewer trees of the others, without
+    the filter.
     """
-    labels, chances = _held_out(pixels, plan, section, folds=FOLDS)
+    chosen = sample_evenly(len(pixels), MEASURE_PIXELS, seed=plan.recipe.training.seed)
+    small = section.model_copy(update={"trees": min(section.trees, MEASURE_TREES)})
+    labels, chances = _held_out(pixels.subset(chosen), plan, small)
     if not len(labels):
         return Agreement(math.nan, 0)
     return Agreement(float((chances.argmax(1) == labels).mean()), len(labels))
 
 
 def _held_out(
-    pixels: LabelledPixels, plan: Plan, section: Pixels, *, folds: int
+    pixels: LabelledPixels, plan: Plan, section: Pixels
 ) -> tuple[Array, Array]:
     """Labels (m,) and probabilities (m, K) of all pixels that a fold holds back."""
     seed = plan.recipe.training.seed
-    fold = draw_folds(pixels.strokes, pixels.labels, folds=folds, seed=seed)
+    fold = draw_folds(pixels.strokes, pixels.labels, folds=FOLDS, seed=seed)
     labels, chances = [], [np.empty((0, len(plan.spec.classes)))]
-    for number in range(folds):
+    for number in range(FOLDS):
         out = np.flatnonzero(fold == number)
         if not len(out):
             continue
@@ -418,7 +435,7 @@ def _held_out(
         )
         values = torch.from_numpy(np.ascontiguousarray(pixels.features[out].T))
         labels.append(pixels.labels[out])
-        chances.append(trees.sums(values).numpy().T)
+        chances.append(_chances(trees.sums(values).numpy().T, section))
     return np.concatenate([*labels, np.empty(0, np.int64)]), np.concatenate(chances)
 
 
@@ -432,11 +449,12 @@ def _grow(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Iterator[Tree]
     )
 
 
-def _training_loss(trees: Sequence[Tree], pixels: LabelledPixels) -> float:
-    """Cross-entropy of some trees on the pixels that they were grown on."""
-    chances = sum(tree.leaves[tree.leaf_of_pixel] for tree in trees)
-    assert isinstance(chances, np.ndarray)
-    return _cross_entropy(chances / chances.sum(1, keepdims=True), pixels.labels)
+def _chances(sums: Array, section: Pixels) -> Array:
+    """Probabilities (n, K) of the sums of some trees."""
+    if section.method == "boosting":
+        sums = np.exp(sums - sums.max(axis=1, keepdims=True))
+    chances: Array = sums / sums.sum(axis=1, keepdims=True)
+    return chances
 
 
 def _cross_entropy(chances: Array, labels: Array) -> float:

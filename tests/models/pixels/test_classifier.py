@@ -97,10 +97,24 @@ def test_probabilities_are_whole_steps() -> None:
     np.testing.assert_array_equal(steps, steps.round())
 
 
-def test_a_classifier_is_kept_in_tensors() -> None:
-    classifier = fitted()
+def test_boosted_trees_give_probabilities() -> None:
+    """Within the steps of the table that exponentials are looked up in."""
+    section = SECTION.model_copy(update={"method": "boosting", "filter_radius": 0})
+    classifier = fitted(section)
+    image = torch.from_numpy(scene(60, 60, seed=5)[0])
+    chances = classifier.predict(image)
+    features = compute_features(image, 2).flatten(1)
+    logits = classifier.trees.sums(features).reshape(chances.shape)
+    torch.testing.assert_close(chances, logits.softmax(0), atol=0.003, rtol=0)
+    assert (chances.argmax(0).numpy() == scene(60, 60, seed=5)[1]).mean() > 0.95
+
+
+@pytest.mark.parametrize("method", ["extra_trees", "boosting"])
+def test_a_classifier_is_kept_in_tensors(method: str) -> None:
+    section = SECTION.model_copy(update={"method": method})
+    classifier = fitted(section)
     weights = {name: value.clone() for name, value in classifier.weights().items()}
-    copy = PixelClassifier.from_weights(weights, SECTION)
+    copy = PixelClassifier.from_weights(weights, section)
     image = torch.from_numpy(scene(50, 50, seed=3)[0])
     assert torch.equal(copy.predict(image), classifier.predict(image))
     del weights["leaves"]

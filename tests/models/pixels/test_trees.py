@@ -10,6 +10,7 @@ from napari_strata.models.pixels import kernels
 from napari_strata.models.pixels.trees import (
     BinnedPixels,
     ObliviousTrees,
+    iter_boosted_trees,
     iter_extra_trees,
     stack_trees,
 )
@@ -33,6 +34,19 @@ def grow(
     )
 
 
+def boost(
+    features: np.ndarray, labels: np.ndarray, *, trees: int = 60
+) -> ObliviousTrees:
+    pixels = BinnedPixels.of(features, labels, int(labels.max()) + 1)
+    return stack_trees(
+        list(
+            iter_boosted_trees(
+                pixels, trees=trees, depth=4, tests=16, learning_rate=0.2, seed=0
+            )
+        )
+    )
+
+
 def predict(trees: ObliviousTrees, features: np.ndarray) -> np.ndarray:
     return trees.gathered_sums(torch.from_numpy(features.T.copy())).numpy()
 
@@ -48,6 +62,27 @@ def test_trees_learn_classes_that_need_two_features() -> None:
 
     oracle = ExtraTreesClassifier(30, max_depth=6, random_state=0).fit(*points())
     assert (chances.argmax(0) == labels).mean() > oracle.score(features, labels) - 0.02
+
+
+def test_boosted_trees_are_as_good_as_those_of_scikit_learn() -> None:
+    """On noisy labels, where more than the largest logit counts."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import log_loss
+
+    def noisy(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        features, labels = points(6000, seed=seed)
+        moved = np.random.default_rng(seed).random(len(labels)) < 0.2
+        return features, np.where(moved, (labels + 1) % 3, labels)
+
+    features, labels = noisy(1)
+    logits = predict(boost(*noisy(0)), features)
+    chances = np.exp(logits) / np.exp(logits).sum(0)
+    oracle = HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(*noisy(0))
+    wanted = log_loss(labels, oracle.predict_proba(features))
+    assert log_loss(labels, chances.T) < wanted + 0.02
+    fewer = predict(boost(*noisy(0), trees=5), features)
+    chances = np.exp(fewer) / np.exp(fewer).sum(0)
+    assert log_loss(labels, chances.T) > wanted + 0.03
 
 
 @pytest.mark.parametrize("count", [1, 511, 20_000])

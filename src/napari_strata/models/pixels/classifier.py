@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,17 @@ from torch import Tensor
 
 from napari_strata.core.errors import ModelError
 from napari_strata.core.network_sections import Pixels
-from napari_strata.models.pixels.features import compute_features
+from napari_strata.models.pixels.features import (
+    compute_features,
+    count_features,
+    gradient_rows,
+)
 from napari_strata.models.pixels.guided_filter import guided_filter
 from napari_strata.models.pixels.trees import (
     BinnedPixels,
     ObliviousTrees,
     Tree,
+    iter_boosted_trees,
     iter_extra_trees,
     stack_trees,
 )
@@ -30,6 +36,16 @@ probabilities that differ, differ by a step, which no last bit turns round."""
 
 NOISE_SPREADS = 3.0
 """Differences of grey values below so many standard deviations of noise are no edge."""
+
+LOGIT_STEPS, LOWEST_LOGIT = 128, 16
+"""Steps in which logits of boosted trees differ, and how far below the largest."""
+
+STEEP = 0.97
+"""Quantile of the gradients of training pixels above which a pixel is not trusted.
+
+Strokes keep away from edges. So trees know nothing of the grey values between two
+classes, and take them for a third one.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +62,21 @@ class PixelClassifier:
         of the guided filter in pixels; 0 for none.
     noise
         standard deviation of the noise of scaled images.
+    steepness
+        gradient at which a pixel has half the weight in the filter.
+    neighbours
+        slices on each side that are channels too.
+    is_boosted
+        true when the sums of trees are logits, false when they are probabilities.
     """
 
     trees: ObliviousTrees
     levels: int
     filter_radius: int = 0
     noise: float = 0.0
+    steepness: float = math.inf
+    neighbours: int = 0
+    is_boosted: bool = False
 
     @classmethod
     def fit(
@@ -63,6 +88,7 @@ class PixelClassifier:
         section: Pixels,
         levels: int,
         noise: float = 0.0,
+        neighbours: int = 0,
         seed: int = 0,
     ) -> PixelClassifier:
         """Fit a classifier on labelled pixels.
@@ -81,19 +107,26 @@ class PixelClassifier:
                 iter_trees(features, class_indices, classes, section=section, seed=seed)
             )
         )
-        return cls(trees, levels, section.filter_radius, noise)
+        return cls(
+            trees,
+            levels,
+            section.filter_radius,
+            noise,
+            measure_steepness(features, levels, neighbours),
+            neighbours,
+            section.method == "boosting",
+        )
 
     @torch.inference_mode()
-    def probabilities(self, features: Tensor, guide: Tensor) -> Tensor:
+    def probabilities(self, features: Tensor, image: Tensor) -> Tensor:
         """Probabilities of classes, in whole steps of 1 / `STEPS`.
 
         Parameters
         ----------
         features
             float32 (F, H, W), of `features.compute_features`.
-        guide
-            grey values float32 (H, W) at whose steps the filter keeps those of the
-            probabilities; see `guide_of`.
+        image
+            scaled grey values float32 (C, H, W) that they are features of.
 
         Returns
         -------
@@ -101,17 +134,32 @@ class PixelClassifier:
         """
         shape = features.shape[1:]
         chances = self.trees.sums(features.flatten(1)).reshape(-1, *shape)
+        if self.is_boosted:
+            chances = _softmax(chances)
         if self.filter_radius:
-            variance = (NOISE_SPREADS * self.noise) ** 2
+            rows = gradient_rows(len(image), self.neighbours)
             chances = guided_filter(
-                chances, guide, radius=self.filter_radius, variance=variance
+                chances,
+                guide_of(image, self.neighbours),
+                self._weights(features[rows].amax(0)),
+                radius=self.filter_radius,
+                variance=(NOISE_SPREADS * self.noise) ** 2,
             )
         return chances.clamp_(0, 1).mul_(STEPS).round_().div_(STEPS)
 
-    def predict(self, image: Tensor, *, neighbours: int = 0) -> Tensor:
+    def _weights(self, gradient: Tensor) -> Tensor:
+        """Weights of pixels in the filter, from the lengths of their gradients."""
+        fourth = (gradient / max(self.steepness, 1e-6)).square_().square_()
+        # A tenth of a thousandth, so that no window is without weight.
+        return fourth.add_(1).reciprocal_().clamp_min_(1e-4)
+
+    def predict(self, image: Tensor) -> Tensor:
         """Probabilities (K, H, W) of a scaled image float32 (C, H, W)."""
-        features = compute_features(image, self.levels)
-        return self.probabilities(features, guide_of(image, neighbours))
+        return self.probabilities(compute_features(image, self.levels), image)
+
+    def coarser(self, step: int) -> PixelClassifier:
+        """Return the classifier for every `step`-th row and column of a plane."""
+        return replace(self, filter_radius=-(-self.filter_radius // step))
 
     def weights(self) -> dict[str, Tensor]:
         """Tensors of the model file."""
@@ -119,12 +167,12 @@ class PixelClassifier:
             "feature": torch.from_numpy(self.trees.feature),
             "threshold": torch.from_numpy(self.trees.threshold),
             "leaves": torch.from_numpy(self.trees.leaves),
-            "noise": torch.tensor([self.noise], dtype=torch.float32),
+            "noise": torch.tensor([self.noise, self.steepness]),
         }
 
     @classmethod
     def from_weights(
-        cls, weights: Mapping[str, Tensor], section: Pixels
+        cls, weights: Mapping[str, Tensor], section: Pixels, *, neighbours: int = 0
     ) -> PixelClassifier:
         """Take up what `weights` returned.
 
@@ -139,12 +187,20 @@ class PixelClassifier:
                 weights["threshold"].numpy(),
                 weights["leaves"].numpy(),
             )
-            noise = float(weights["noise"])
+            noise, steepness = weights["noise"].tolist()
         except KeyError as error:
             raise ModelError(
                 f"the model's weights do not fit a pixel classifier: {error} is missing"
             ) from None
-        return cls(trees, section.resolved_levels, section.filter_radius, noise)
+        return cls(
+            trees,
+            section.resolved_levels,
+            section.filter_radius,
+            noise,
+            steepness,
+            neighbours,
+            section.method == "boosting",
+        )
 
 
 def iter_trees(
@@ -152,6 +208,16 @@ def iter_trees(
 ) -> Iterator[Tree]:
     """Grow the trees of a classifier one by one; parameters are those of `fit`."""
     pixels = BinnedPixels.of(features, class_indices, classes)
+    if section.method == "boosting":
+        yield from iter_boosted_trees(
+            pixels,
+            trees=section.trees,
+            depth=section.depth,
+            tests=section.tests,
+            learning_rate=section.learning_rate,
+            seed=seed,
+        )
+        return
     yield from iter_extra_trees(
         pixels,
         trees=section.trees,
@@ -159,6 +225,30 @@ def iter_trees(
         tests=section.tests,
         seed=seed,
     )
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the first axis, of logits in steps of 1 / `LOGIT_STEPS`.
+
+    Exponentials are looked up in a table of the CPU, because another device may end
+    them in another bit.
+    """
+    below = logits.amax(0) - logits
+    place = below.mul_(LOGIT_STEPS).round_().clamp_max_(LOWEST_LOGIT * LOGIT_STEPS)
+    steps = torch.arange(LOWEST_LOGIT * LOGIT_STEPS + 1, dtype=torch.float32)
+    table = torch.exp(-steps / LOGIT_STEPS).to(logits.device)
+    chances = table[place.int()]
+    total = chances[0].clone()
+    for chance in chances[1:]:
+        total += chance
+    return chances.div_(total)
+
+
+def measure_steepness(features: Array, levels: int, neighbours: int = 0) -> float:
+    """Gradient that few training pixels exceed, from their features (n, F)."""
+    channels = features.shape[1] // count_features(1, levels)
+    gradient = features[:, gradient_rows(channels, neighbours)].max(axis=1)
+    return float(np.float32(np.quantile(gradient, STEEP)))
 
 
 def guide_of(image: Tensor, neighbours: int = 0) -> Tensor:

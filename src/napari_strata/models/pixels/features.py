@@ -17,13 +17,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from napari_strata.core.geometry import GAUSSIANS, octave_reach
-from napari_strata.core.tiling import Box, plan_tiles
+from napari_strata.core.tiling import Box, Tile, plan_tiles
 from napari_strata.models.pixels.selection import median
+from napari_strata.models.pixels.threads import single_threaded_pool
 
 Array = np.ndarray[Any, Any]
-
-TILE = 256
-"""Side of the parts of an image whose features are computed for some pixels."""
 
 MEDIANS = (3, 5)
 """Sides of the windows of the medians, in pixels."""
@@ -38,6 +36,16 @@ PER_LEVEL = 4 * len(GAUSSIANS)
 def count_features(channels: int, levels: int) -> int:
     """Number of features of an image with so many channels."""
     return channels * (PLAIN + PER_LEVEL * levels)
+
+
+def gradient_rows(channels: int, neighbours: int = 0) -> slice:
+    """Rows of the finest gradients of a plane itself, among the features of an image.
+
+    Neighbouring slices, of which there are so many on each side, do not count.
+    """
+    own = channels // (2 * neighbours + 1)
+    first = (PLAIN + 1) * channels + neighbours * own
+    return slice(first, first + own)
 
 
 @torch.inference_mode()
@@ -108,17 +116,29 @@ def features_at(
     rows, columns = np.divmod(places, shape[1])
     values = np.empty((len(places), count_features(len(image), levels)), np.float32)
     tiles = plan_tiles(
-        shape, tile=TILE, halo=octave_reach(levels), stride=2 ** (levels - 1)
+        shape,
+        tile=tile_side(levels),
+        halo=octave_reach(levels),
+        stride=2 ** (levels - 1),
     )
-    for tile in tiles:
+
+    def compute(tile: Tile) -> None:
         inside = np.flatnonzero(_is_within(rows, columns, tile.write))
         if not len(inside):
-            continue
+            return
         maps = compute_features(image[:, *tile.read].to(device), levels)
         y = torch.from_numpy(rows[inside] - tile.read[0].start).to(device)
         x = torch.from_numpy(columns[inside] - tile.read[1].start).to(device)
         values[inside] = maps[:, y, x].T.cpu().numpy()
+
+    with single_threaded_pool() as pool:
+        list(pool.map(compute, tiles))
     return values
+
+
+def tile_side(levels: int) -> int:
+    """Side of the parts of an image whose features are computed at a time."""
+    return max(256, 8 * octave_reach(levels))
 
 
 def _is_within(rows: Array, columns: Array, box: Box) -> Array:

@@ -16,9 +16,15 @@ SMALLEST_VARIANCE = 1e-4
 
 @torch.inference_mode()
 def guided_filter(
-    values: Tensor, guide: Tensor, *, radius: int, variance: float
+    values: Tensor, guide: Tensor, weights: Tensor, *, radius: int, variance: float
 ) -> Tensor:
     """Smooth values where the guide is smooth, and keep their steps where it has some.
+
+    In each window the values are fitted as a linear function of the guide, by weighted
+    least squares; each pixel gets the weighted mean of the fits of its windows. With
+    equal weights this is the filter of the paper. A pixel of small weight takes its
+    value from the others: halfway up an edge it is halfway between the two sides, and
+    not a third class that has such grey values.
 
     Sums are shifted and added, never cumulated, so that a tile gives the same bits as
     the whole image.
@@ -29,6 +35,8 @@ def guided_filter(
         float32 (K, H, W).
     guide
         float32 (H, W).
+    weights
+        float32 (H, W), above 0: how much each value is to be trusted.
     radius
         of the windows, in pixels; each value depends on twice as many pixels on each
         side.
@@ -39,19 +47,24 @@ def guided_filter(
     -------
     float32 (K, H, W).
     """
-    guide = guide[None]
-    mean_guide = _box_mean(guide, radius)
-    deviation = _box_mean(guide * guide, radius).sub_(mean_guide * mean_guide)
-    deviation = deviation.clamp_min_(0).add_(max(variance, SMALLEST_VARIANCE))
+    guide, weights = guide[None], weights[None]
+    trust = _box_mean(weights, radius)
+    weighted_guide = weights * guide
+    mean_guide = _box_mean(weighted_guide, radius).div_(trust)
+    deviation = _box_mean(weighted_guide * guide, radius).div_(trust)
+    deviation = deviation.sub_(mean_guide * mean_guide).clamp_min_(0)
+    deviation.add_(max(variance, SMALLEST_VARIANCE))
+    total_trust = _box_mean(trust, radius)
     out = torch.empty_like(values)
     for k in range(len(values)):
-        value = values[k : k + 1]
-        mean = _box_mean(value, radius)
-        slope = _box_mean(guide * value, radius).sub_(mean_guide * mean)
-        slope = slope.div_(deviation)
+        weighted = weights * values[k : k + 1]
+        mean = _box_mean(weighted, radius).div_(trust)
+        slope = _box_mean(weighted.mul_(guide), radius).div_(trust)
+        slope = slope.sub_(mean_guide * mean).div_(deviation)
         offset = mean.sub_(slope * mean_guide)
-        smooth = _box_mean(slope, radius).mul_(guide)
-        out[k] = smooth.add_(_box_mean(offset, radius))[0]
+        smooth = _box_mean(slope.mul_(trust), radius).mul_(guide)
+        smooth = smooth.add_(_box_mean(offset.mul_(trust), radius))
+        out[k] = smooth.div_(total_trust)[0]
     return out
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from napari_strata.models.device import Precision
 from napari_strata.models.model import Model
 from napari_strata.models.pixels.classifier import STEPS, PixelClassifier
 from napari_strata.models.pixels.features import count_features
+from napari_strata.models.pixels.threads import single_threaded_pool
 
 BLOCK_HALOS = 16
 """Side of the blocks that one thread computes, in halos.
@@ -51,7 +50,9 @@ class PixelPredictor:
         """
         section = model.spec.network
         assert isinstance(section, Pixels)
-        classifier = PixelClassifier.from_weights(model.weights, section)
+        classifier = PixelClassifier.from_weights(
+            model.weights, section, neighbours=model.spec.neighbours
+        )
         return cls(classifier, model.spec, device=device)
 
     @torch.inference_mode()
@@ -77,7 +78,7 @@ class PixelPredictor:
                 part = self._logits(image[:, *block.read])
                 out[:, *block.write] = part[:, *block.crop]
 
-        with _threads() as threads, ThreadPoolExecutor(threads, "blocks") as pool:
+        with single_threaded_pool() as pool:
             jobs = [
                 pool.submit(compute, image, out, block)
                 for image, out in zip(images, logits, strict=True)
@@ -102,19 +103,5 @@ class PixelPredictor:
 
     def _logits(self, image: Tensor) -> Tensor:
         """Logits (K, H, W) of an image (C, H, W)."""
-        chances = self.classifier.predict(image, neighbours=self.spec.neighbours)
+        chances = self.classifier.predict(image)
         return chances.clamp_min_(0.5 / STEPS).log_()
-
-
-@contextmanager
-def _threads() -> Iterator[int]:
-    """Number of threads of torch; inside, it uses a single one for each operation.
-
-    Its own threads wait for each other after each of hundreds of small operations.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
