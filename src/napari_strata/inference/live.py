@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -27,6 +25,7 @@ from napari_strata.data.strokes import number_strokes
 from napari_strata.models.pixels.classifier import PixelClassifier, guide_of
 from napari_strata.models.pixels.features import compute_features, features_at
 from napari_strata.models.pixels.guided_filter import estimate_noise
+from napari_strata.models.pixels.threads import single_threaded_pool
 
 Array = np.ndarray[Any, Any]
 Plane: TypeAlias = tuple[tuple[str, int], ...]
@@ -182,7 +181,8 @@ class LiveSegmentation:
         """Features (n, F) of labelled pixels, and the noise of their plane."""
         scaled = self._scaled(plane)
         if before is None:
-            noise = estimate_noise(guide_of(scaled).numpy())
+            guide = guide_of(scaled, self.spec.neighbours)
+            noise = estimate_noise(guide.numpy())
             return self._features_at(scaled, positions), noise
         is_known = np.isin(positions, before.positions)
         features = np.empty((len(positions), before.features.shape[1]), np.float32)
@@ -193,7 +193,7 @@ class LiveSegmentation:
         return features, before.noise
 
     def _features_at(self, scaled: Tensor, positions: Array) -> Array:
-        with _single_threaded():
+        with single_threaded_pool():
             return features_at(
                 scaled, positions, self.section.resolved_levels, device=self.device
             )
@@ -231,6 +231,7 @@ class LiveSegmentation:
             section=self.section,
             levels=self.section.resolved_levels,
             noise=float(np.median([each.noise for each in strokes])),
+            neighbours=self.spec.neighbours,
             seed=self.seed,
         )
         return self._classifier
@@ -241,7 +242,7 @@ class LiveSegmentation:
         visible: Box | None = None,
         *,
         coarse: bool = True,
-        threads: int = 1,
+        threads: int | None = None,
     ) -> Generator[MaskPart, None, None]:
         """Segment a plane, what is visible first.
 
@@ -256,7 +257,7 @@ class LiveSegmentation:
         coarse
             whether a coarse mask of what is visible comes first.
         threads
-            number of threads on a CPU.
+            number of threads on a CPU; None for as many as torch has.
 
         Yields
         ------
@@ -280,7 +281,8 @@ class LiveSegmentation:
             for tile, number, stage in work:
                 yield self._part(classifier, plane, tile, number, stage)
             return
-        with _single_threaded(), ThreadPoolExecutor(threads, "live") as pool:
+        threads = threads or torch.get_num_threads()
+        with single_threaded_pool(threads) as pool:
             # One after another for each thread, so that little is done in vain.
             for start in range(0, len(work), threads):
                 parts = [
@@ -309,11 +311,8 @@ class LiveSegmentation:
                 down, across = (part.stop - part.start for part in tile.write)
                 indices = indices[:down, :across]
             else:
-                guide = guide_of(
-                    self._scaled(plane)[:, *tile.read].to(self.device),
-                    self.spec.neighbours,
-                )
-                chances = classifier.probabilities(features, guide)
+                image = self._scaled(plane)[:, *tile.read].to(self.device)
+                chances = classifier.probabilities(features, image)
                 indices = chances[:, *tile.crop].argmax(0).cpu().numpy()
         return MaskPart(tile.write, self.spec.classes.decode(indices), stage)
 
@@ -401,14 +400,3 @@ def _overlaps(box: Box, other: Box) -> bool:
         one.start < two.stop and two.start < one.stop
         for one, two in zip(box, other, strict=True)
     )
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Let torch use one thread; several would wait for each other at small steps."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

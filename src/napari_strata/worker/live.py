@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from napari_strata.core import axes
 from napari_strata.core.image import Image
@@ -78,9 +77,7 @@ def run_segment(job: SegmentJob) -> Events:
     visible = None
     if job.visible is not None:
         visible = tuple(slice(first, stop) for first, stop in job.visible)
-    parts = live.iter_mask(
-        job.plane, visible, threads=job.threads or torch.get_num_threads()
-    )
+    parts = live.iter_mask(job.plane, visible, threads=job.threads or None)
     region: Any = image.region_index(job.plane)
     # A view: what is written to it is written to the file.
     plane_mask = axes.to_canonical(np.asarray(mask)[region], image.label_axes)

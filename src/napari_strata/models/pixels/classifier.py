@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -156,10 +156,6 @@ class PixelClassifier:
     def predict(self, image: Tensor) -> Tensor:
         """Probabilities (K, H, W) of a scaled image float32 (C, H, W)."""
         return self.probabilities(compute_features(image, self.levels), image)
-
-    def coarser(self, step: int) -> PixelClassifier:
-        """Return the classifier for every `step`-th row and column of a plane."""
-        return replace(self, filter_radius=-(-self.filter_radius // step))
 
     def weights(self) -> dict[str, Tensor]:
         """Tensors of the model file."""

@@ -13,21 +13,13 @@ from contextlib import contextmanager
 import torch
 
 
-class Pool(ThreadPoolExecutor):
-    """Threads, and their number."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size, "pixels")
-        self.size = size
-
-
 @contextmanager
-def single_threaded_pool() -> Iterator[Pool]:
-    """Yield a pool of as many threads as torch has; inside, torch has one in each."""
+def single_threaded_pool(size: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of threads, as many as torch has by default; torch has one in each."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with Pool(threads) as pool:
+        with ThreadPoolExecutor(size or threads, "pixels") as pool:
             yield pool
     finally:
         torch.set_num_threads(threads)
