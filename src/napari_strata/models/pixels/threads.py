@@ -15,7 +15,10 @@ import torch
 
 @contextmanager
 def single_threaded_pool(size: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of threads, as many as torch has by default; torch has one in each."""
+    """Yield a pool of threads, by default as many as torch has.
+
+    Inside, torch has a single thread in each of them.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
