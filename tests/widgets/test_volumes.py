@@ -16,7 +16,7 @@ from napari_strata.widgets.layers.live import PREDICTED
 from napari_strata.widgets.predict.area import PLANE, WHOLE
 from napari_strata.widgets.train.dock import TrainDock
 from napari_strata.widgets.train.form import RecipeForm
-from napari_strata.widgets.train.plan_summary import in_words
+from napari_strata.widgets.train.plan_summary import describe
 from napari_strata.worker.protocol import PlanResult
 from widgets.models import rock
 
@@ -192,6 +192,6 @@ def test_the_forecast_of_a_3d_training_says_how_many_planes() -> None:
         free_memory=None,
         parameters=1,
     )
-    assert in_words(plan)[2:] == ["Patches of 1 plane of 64 x 64 pixels"]
+    assert describe(plan)[2:] == ["Patches of 1 plane of 64 x 64 pixels"]
     flat = plan.model_copy(update={"spec": {"patch": 64, "depth": None}})
-    assert len(in_words(flat)) == 2
+    assert len(describe(flat)) == 2

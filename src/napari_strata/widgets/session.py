@@ -1,4 +1,4 @@
-"""State that the docks of one viewer share: worker, run folder, newest model."""
+"""State that the docks of a viewer share: worker, run folder, newest model."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from napari_strata.widgets.work.client import JobHandle, WorkerClient
 from napari_strata.widgets.work.gc_pause import gc_pause
 from napari_strata.worker.protocol import Job
 
-SCRATCH = ".session-"
-NOTE = "session.json"
+SCRATCH_PREFIX = ".session-"
+"""Start of the names of folders for temporary files."""
+OWNER_FILE = "session.json"
+"""File in such a folder that identifies its process."""
 
 
 class ViewerSession(QObject):
-    """One for each viewer; `ViewerSession.of` gives it.
+    """Session of a viewer; see `ViewerSession.of`.
 
-    The worker starts when the first dock asks for the session.
+    The worker starts when the first dock requests the session.
     """
 
     model_ready = Signal(object)  # Path of the run whose model is new or better
@@ -38,8 +40,8 @@ class ViewerSession(QObject):
 
     @classmethod
     def of(cls, viewer: Viewer) -> ViewerSession:
-        """The session of a viewer, made at the first call."""
-        # Docks are given a proxy that hides what is private, and the window is.
+        """Return the session of a viewer; create it at the first call."""
+        # Docks get a proxy of the viewer that hides its private window.
         whole = getattr(viewer, "__wrapped__", viewer)
         window = whole.window._qt_window
         session: ViewerSession | None = window.findChild(cls)
@@ -66,10 +68,10 @@ class ViewerSession(QObject):
             application.aboutToQuit.connect(self.close)
         threads.run(lambda: _sweep(self.settings.runs), _ignore, _ignore, owner=self)
 
-    def submit(self, order: Job) -> JobHandle:
-        """Give an order to the worker."""
+    def submit(self, request: Job) -> JobHandle:
+        """Send a request to the worker."""
         self._reload()
-        return self._pause_gc(self.client.submit(order))
+        return self._pause_gc(self.client.submit(request))
 
     @property
     def live_client(self) -> WorkerClient:
@@ -95,9 +97,9 @@ class ViewerSession(QObject):
         self._reload()
 
     def _reload(self) -> None:
-        """Take up what was changed in Preferences, once no job runs.
+        """Apply changed Preferences if no job runs.
 
-        Another command means another worker.
+        If the command has changed, a new worker starts.
         """
         if not self._stale or self.client.current_state == "busy":
             return
@@ -110,9 +112,9 @@ class ViewerSession(QObject):
         self.settings = settings
 
     def new_run(self, image: str) -> Path:
-        """A run folder that does not exist yet, named for people.
+        """Create a run folder with a readable name.
 
-        Raises `StrataError` when none can be made.
+        Raises `StrataError` if it cannot be created.
         """
         stem = f"{date.today():%Y-%m-%d}-{slug(image)}"
         number = 1
@@ -127,30 +129,28 @@ class ViewerSession(QObject):
         return path
 
     def scratch(self) -> Path:
-        """A folder for arrays that only this viewer needs, beside the runs.
+        """Return a folder for temporary arrays of this viewer.
 
-        A worker elsewhere must reach it.
+        It is beside the runs, where a worker on another computer can reach it.
         """
         if self._scratch is None:
             number = 1
             while (
                 path := self.settings.runs
-                / f"{SCRATCH}{this_process()['pid']}-{number}"
+                / f"{SCRATCH_PREFIX}{this_process()['pid']}-{number}"
             ).exists():
                 number += 1
-            files.write_text(path / NOTE, json.dumps(this_process()) + "\n")
+            files.write_text(path / OWNER_FILE, json.dumps(this_process()) + "\n")
             self._scratch = path
         return self._scratch
 
     @property
     def is_closed(self) -> bool:
-        """True once the viewer closes: its layers must not be touched any more."""
+        """True after the viewer has closed; its layers must not be used any more."""
         return self._closed
 
     def register_task(self, description: str, handle: JobHandle) -> None:
-        """Let napari ask before it closes while this job runs, in its own words and
-        ours.
-        """
+        """Make napari ask for confirmation if it is closed while this job runs."""
         window = self.viewer.window
         number = window._register_task_status("Strata", Status.BUSY, description)
         handle.ended.connect(
@@ -158,7 +158,7 @@ class ViewerSession(QObject):
         )
 
     def announce(self, run: Path) -> None:
-        """A run has a model that is new or better than before."""
+        """Announce that a run has a new or better model."""
         self.latest_model = run
         self.model_ready.emit(run)
         self.runs_changed.emit()
@@ -173,11 +173,11 @@ class ViewerSession(QObject):
             return
         self._closed = True
         self._preferences.events.disconnect(self._settings_changed)
-        with suppress(RuntimeError):  # the window may be half gone
+        with suppress(RuntimeError):  # Qt may have deleted parts of the window
             self.viewer.layers.events.removed.disconnect(gc_pause().unfreeze)
             self.closing.emit()
             for dock in self.docks.values():
-                if dock.parent() is None:  # closed before: it belongs to no window
+                if dock.parent() is None:  # closed before, so no window owns it
                     dock.deleteLater()
         self.docks.clear()
         self._close_clients()
@@ -203,11 +203,11 @@ class ViewerSession(QObject):
 
 
 def _sweep(runs: Path) -> None:
-    """Remove what sessions left behind that ended without a word."""
-    for note in list(runs.glob(f"{SCRATCH}*/{NOTE}")):
+    """Remove the temporary folders of sessions that ended without clean-up."""
+    for owner_file in list(runs.glob(f"{SCRATCH_PREFIX}*/{OWNER_FILE}")):
         with suppress(OSError, ValueError):
-            if not is_alive(json.loads(note.read_text(encoding="utf-8"))):
-                shutil.rmtree(note.parent, ignore_errors=True)
+            if not is_alive(json.loads(owner_file.read_text(encoding="utf-8"))):
+                shutil.rmtree(owner_file.parent, ignore_errors=True)
 
 
 def _ignore(_result: object) -> None:

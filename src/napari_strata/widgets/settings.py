@@ -1,4 +1,4 @@
-"""The plugin's settings, as napari's Preferences keep them."""
+"""Settings of the plugin in napari's Preferences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from napari_strata.widgets.work.client import default_command
 
 @dataclass(frozen=True)
 class Settings:
-    """`device` for jobs, the folder for runs, and the command that starts a worker."""
+    """Device for jobs, folder for runs, and command that starts a worker."""
 
     device: str
     runs: Path
@@ -22,10 +22,7 @@ class Settings:
 
     @classmethod
     def load(cls) -> Settings:
-        """Read the settings from napari's Preferences.
-
-        An empty text means the default.
-        """
+        """Read the settings from napari's Preferences; empty means the default."""
         values = preferences()
         return cls(
             device=values.device.strip() or "auto",
@@ -34,19 +31,17 @@ class Settings:
                 if values.runs.strip()
                 else Path.home() / "napari-strata"
             ),
-            command=_words(values.worker_command) or tuple(default_command()),
+            command=_split(values.worker_command) or tuple(default_command()),
         )
 
 
 def preferences() -> Any:
-    """Return our section of napari's Preferences; its events announce changes."""
+    """Return the plugin's section of napari's Preferences."""
     return get_plugin_settings("napari-strata").work
 
 
-def _words(command: str) -> tuple[str, ...]:
+def _split(command: str) -> tuple[str, ...]:
     try:
         return tuple(split_command(command))
-    except (
-        ValueError
-    ):  # a quote that does not end: the start of the worker will fail, and name it
+    except ValueError:  # a missing quote: the worker will not start, with a message
         return (command,)

@@ -95,7 +95,7 @@ def test_what_only_python_can_say_is_said_there() -> None:
 
 
 def test_validation_resume_and_classes() -> None:
-    order = TRAIN.model_copy(
+    request = TRAIN.model_copy(
         update={
             "validation": Pairs(images="v.tif", labels="vl.tif"),
             "extend": 3,
@@ -103,12 +103,12 @@ def test_validation_resume_and_classes() -> None:
             "classes": ClassMap(names=("a", "b"), values=(1, 2), unlabelled=(0,)),
         }
     )
-    script, words = as_python(order), shlex.split(as_command(order))
+    script, words = as_python(request), shlex.split(as_command(request))
     assert _calls(script)["ClassMap"] == {
         "names": ("a", "b"),
         "values": (1, 2),
         "unlabelled": (0,),
-        "colors": order.classes.colors,
+        "colors": request.classes.colors,
     }
     assert _calls(script)["train"]["extend"] == 3
     assert words[words.index("--val") + 1 :][:2] == ["v.tif", "vl.tif"]
@@ -146,14 +146,14 @@ def test_evaluation_of_labels_and_of_a_model() -> None:
 
 
 def test_several_models_flips_and_turns() -> None:
-    order = PredictJob(
+    request = PredictJob(
         job="1", model=("runs/a", "runs/b", "c d"), image="i.tif", out="x.tif", tta=True
     )
     assert (
         "ns.predict(['runs/a', 'runs/b', 'c d'], image, out='x.tif', tta=True)"
-        in as_python(order)
+        in as_python(request)
     )
-    words = shlex.split(as_command(order))
+    words = shlex.split(as_command(request))
     assert words == [
         *("napari-strata", "predict", "runs/a", "i.tif", "--out", "x.tif"),
         *("--with", "runs/b", "--with", "c d", "--tta"),
@@ -184,8 +184,10 @@ def test_several_models_flips_and_turns() -> None:
 
 
 def test_three_directions() -> None:
-    order = PredictJob(job="1", model="runs/a", image="i.tif", out="x.tif", ortho=True)
-    assert _calls(as_python(order))["predict"] == {"out": "x.tif", "ortho": True}
-    assert shlex.split(as_command(order))[-1] == "--ortho"
-    plain = order.model_copy(update={"ortho": False})
+    request = PredictJob(
+        job="1", model="runs/a", image="i.tif", out="x.tif", ortho=True
+    )
+    assert _calls(as_python(request))["predict"] == {"out": "x.tif", "ortho": True}
+    assert shlex.split(as_command(request))[-1] == "--ortho"
+    plain = request.model_copy(update={"ortho": False})
     assert "ortho" not in as_python(plain) + as_command(plain)

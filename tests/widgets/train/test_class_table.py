@@ -84,7 +84,9 @@ def rename(qtbot: QtBot, table: ClassTable, row: int, name: str) -> None:
     editor = edit(table, row)
     editor.setText(name)
     qtbot.keyClick(editor, Qt.Key.Key_Return)
-    qtbot.waitUntil(lambda: not table._rows.editing and not table._soon.isActive())
+    qtbot.waitUntil(
+        lambda: not table._rows.editing and not table._show_timer.isActive()
+    )
 
 
 def swatch(table: ClassTable, row: int) -> str:

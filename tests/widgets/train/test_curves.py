@@ -17,7 +17,7 @@ from qtpy.QtWidgets import QToolTip
 from napari_strata.core.events import BatchEnd, EpochEnd, Event, TrainingStarted
 from napari_strata.widgets.parts.plot import Plot
 from napari_strata.widgets.train.curves import FIRST, NO_SCORES, NONE, Curves
-from napari_strata.widgets.train.history import POINTS, History, loss_range
+from napari_strata.widgets.train.history import MAX_POINTS, History, loss_range
 
 NAMES = ("pore", "grain")
 COLORS = ("#ff0000", "#00a000")
@@ -158,7 +158,7 @@ def test_the_batches_kept_are_few_and_span_the_training() -> None:
     for n in range(1, 101):
         for b in range(1, 101):
             history.add_batch(batch(n, b, batches=100))
-    assert POINTS / 3 < len(history.batches) <= POINTS
+    assert MAX_POINTS / 3 < len(history.batches) <= MAX_POINTS
     xs = [x for x, _ in history.batches]
     assert xs[0] < 0.1
     assert xs[-1] > 99.5

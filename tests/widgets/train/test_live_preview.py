@@ -12,7 +12,7 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_strata.widgets.layers.convert import image_of
 from napari_strata.widgets.train import live_preview
-from napari_strata.widgets.train.live_preview import SHARE, LivePreview
+from napari_strata.widgets.train.live_preview import SLOW_FRACTION, LivePreview
 from napari_strata.worker.protocol import PredictJob, TrainJob
 
 
@@ -38,8 +38,8 @@ def test_slow_previews_come_more_seldom(
     layer = viewer.add_image(np.zeros((6, 8, 8)), name="rock")
     handles: list[Handle] = []
 
-    def submit(order: PredictJob) -> Handle:
-        asked.append(order.region)
+    def submit(request: PredictJob) -> Handle:
+        asked.append(request.region)
         handles.append(Handle())
         return handles[-1]
 
@@ -54,11 +54,11 @@ def test_slow_previews_come_more_seldom(
     monkeypatch.setattr(live_preview, "monotonic", lambda: now[0])
     owner = QObject()
     live = LivePreview(session, owner)  # type: ignore[arg-type]
-    order = TrainJob(job="t", images="rock.tif", labels="labels.tif", out="run")
+    request = TrainJob(job="t", images="rock.tif", labels="labels.tif", out="run")
     data = SimpleNamespace(
         layer=layer, image=image_of(layer), name="rock", labels_layer=None
     )
-    live.start(Handle(), order, data, on=True)  # type: ignore[arg-type]
+    live.start(Handle(), request, data, on=True)  # type: ignore[arg-type]
     viewer.dims.set_current_step(0, 4)
     live._timer.stop()
     live.epoch_ended(None)  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def test_slow_previews_come_more_seldom(
     now[0] += 0.1
     live.epoch_ended(None)  # type: ignore[arg-type]
     assert (len(asked) == 2) == again
-    now[0] = 100.0 + seconds / SHARE
+    now[0] = 100.0 + seconds / SLOW_FRACTION
     live.epoch_ended(None)  # type: ignore[arg-type]
     assert len(asked) == 2
     live.stop()

@@ -16,7 +16,7 @@ from napari_strata.widgets.train.prepare import (
     FolderData,
     LayerData,
     TrainRequest,
-    order_of_run,
+    resume_job,
 )
 
 CLASSES = ClassMap(names=("pore", "grain"), values=(1, 2), unlabelled=(0,))
@@ -36,8 +36,8 @@ def _data() -> LayerData:
 def test_a_training_and_its_plan_have_the_same_words(tmp_path: Path) -> None:
     wanted = TrainRequest(_data(), "unet-ct", {"training.epochs": 3}, "cpu", keep=True)
     train, plan = (
-        wanted.train_order("1", tmp_path / "run"),
-        wanted.plan_order("2", tmp_path / "run"),
+        wanted.train_job("1", tmp_path / "run"),
+        wanted.plan_job("2", tmp_path / "run"),
     )
     shared = set(type(plan).model_fields) - {"job", "kind", "keep"}
     assert train.model_dump(include=shared) == plan.model_dump(include=shared)
@@ -54,17 +54,17 @@ def test_a_training_and_its_plan_have_the_same_words(tmp_path: Path) -> None:
 
 def test_folders_are_passed_on_as_they_stand(tmp_path: Path) -> None:
     wanted = TrainRequest(FolderData("images", "masks", "YX", (0,)), "default")
-    order = wanted.train_order("1", tmp_path)
-    assert (order.images[0].path, order.axes, order.unlabelled) == (
+    request = wanted.train_job("1", tmp_path)
+    assert (request.images[0].path, request.axes, request.unlabelled) == (
         "images",
         "YX",
         (0,),
     )
-    assert order.labels is not None
-    assert order.labels[0].path == "masks"
+    assert request.labels is not None
+    assert request.labels[0].path == "masks"
     assert not list(tmp_path.iterdir())
     assert (
-        TrainRequest(FolderData("dataset"), "default").train_order("1", tmp_path).labels
+        TrainRequest(FolderData("dataset"), "default").train_job("1", tmp_path).labels
         is None
     )
 
@@ -83,16 +83,16 @@ def _record(run: Path, **change: object) -> None:
 
 def test_a_run_goes_on_with_its_own_data(tmp_path: Path) -> None:
     _record(tmp_path / "run")
-    order = order_of_run(tmp_path / "run", device="cpu")
-    assert [layer.path for layer in order.images] == ["a.tif"]
-    assert order.resume
-    assert order.validation is not None
-    assert order.validation.images[0].path == "b.tif"
+    request = resume_job(tmp_path / "run", device="cpu")
+    assert [layer.path for layer in request.images] == ["a.tif"]
+    assert request.resume
+    assert request.validation is not None
+    assert request.validation.images[0].path == "b.tif"
 
 
 def test_a_run_without_files_or_without_record_cannot(tmp_path: Path) -> None:
     _record(tmp_path / "run", images=None)
     with pytest.raises(RunError, match="never in a file"):
-        order_of_run(tmp_path / "run", device="cpu")
+        resume_job(tmp_path / "run", device="cpu")
     with pytest.raises(RunError, match="no run that can go on"):
-        order_of_run(tmp_path, device="cpu")
+        resume_job(tmp_path, device="cpu")

@@ -53,7 +53,7 @@ def test_the_report_is_written_and_opened(
     qtbot.waitUntil(lambda: bool(opened))
     assert opened == [str(run / "report.html")]
     assert "Report of a training" in (run / "report.html").read_text(encoding="utf-8")
-    assert not row.said.text()
+    assert not row.status.text()
 
 
 def test_without_a_run_there_is_none(
@@ -64,7 +64,7 @@ def test_without_a_run_there_is_none(
         assert not row.report_button.enabled
         assert row.report_button.tooltip == "Train, or open a run, first."
         row.report()
-        assert not row.said.text()
+        assert not row.status.text()
     assert opened == []
 
 
@@ -74,10 +74,10 @@ def test_what_goes_wrong_is_said(
     row = make(qtbot, run)
     (run / "report.html").write_text("mine", encoding="utf-8")
     row.report()
-    qtbot.waitUntil(lambda: "found another file here" in row.said.text())
+    qtbot.waitUntil(lambda: "found another file here" in row.status.text())
     assert opened == []
     (run / "report.html").unlink()
     monkeypatch.setattr(QDesktopServices, "openUrl", lambda url: False)
     row.report()
-    qtbot.waitUntil(lambda: "no browser was found" in row.said.text())
-    assert str(run / "report.html") in row.said.text()
+    qtbot.waitUntil(lambda: "no browser was found" in row.status.text())
+    assert str(run / "report.html") in row.status.text()

@@ -66,7 +66,7 @@ def program(tmp_path: Path) -> Callable[[str], list[str]]:
     return write
 
 
-def _order(client: WorkerClient, folder: Path, **change: Any) -> TrainJob:
+def _request(client: WorkerClient, folder: Path, **change: Any) -> TrainJob:
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 255, (2, 64, 64), np.uint8)
     folder.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def test_a_training_comes_as_signals_and_the_process_stays_warm(
     assert client.current_state == "off"
     states: list[str] = []
     client.state.connect(states.append)
-    handle = client.submit(_order(client, tmp_path))
+    handle = client.submit(_request(client, tmp_path))
     events: list[object] = []
     ended: list[Outcome] = []
     handle.replied.connect(events.append)
@@ -140,7 +140,7 @@ def test_stop_at_any_moment(
         client.warm()
         qtbot.waitUntil(lambda: client.ready is not None, timeout=60_000)
     handle = client.submit(
-        _order(client, tmp_path, overrides={"training.epochs": 100_000})
+        _request(client, tmp_path, overrides={"training.epochs": 100_000})
     )
     qtbot.wait(int(1000 * seconds))
     start = time.perf_counter()
@@ -159,11 +159,11 @@ def test_a_process_that_hangs_is_killed_and_those_in_line_are_done_by_the_next(
 ) -> None:
     client = make()
     handle = client.submit(
-        _order(client, tmp_path, overrides={"training.epochs": 100_000})
+        _request(client, tmp_path, overrides={"training.epochs": 100_000})
     )
     qtbot.waitUntil(lambda: client.ready is not None, timeout=60_000)
     qtbot.wait(500)
-    waiting = client.submit(_order(client, tmp_path / "other"))
+    waiting = client.submit(_request(client, tmp_path / "other"))
     os.kill(client._process.pid, signal.SIGSTOP)
     start = time.perf_counter()
     handle.stop()
@@ -177,7 +177,7 @@ def test_a_kill_is_told_and_the_next_order_starts_anew(
 ) -> None:
     client = make()
     handle = client.submit(
-        _order(client, tmp_path, overrides={"training.epochs": 100_000})
+        _request(client, tmp_path, overrides={"training.epochs": 100_000})
     )
     epochs: list[object] = []
     handle.replied.connect(
@@ -191,7 +191,7 @@ def test_a_kill_is_told_and_the_next_order_starts_anew(
     assert "smaller patches" in outcome.text
     assert "press Resume" in outcome.text
     assert client.current_state == "off"
-    on = _order(client, tmp_path, resume=True)
+    on = _request(client, tmp_path, resume=True)
     resumed = client.submit(
         on.model_copy(update={"overrides": {"training.epochs": len(epochs) + 1}})
     )
@@ -234,11 +234,11 @@ def test_another_protocol_is_refused(make: Any, program: Any, qtbot: Any) -> Non
 def test_one_that_is_never_ready_is_given_up(
     make: Any, program: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("napari_strata.widgets.work.client.STARTUP", 1)
+    monkeypatch.setattr("napari_strata.widgets.work.client.STARTUP_TIMEOUT_S", 1)
     client = make(program("sys.stdin.read()", ready="Welcome to gpu-host!"))
     outcome = _end(qtbot, client.submit(InfoJob(job="1", path="x")))
     assert outcome.status == "died"
-    assert "did not get ready" in outcome.text
+    assert "did not start within" in outcome.text
     assert "Welcome to gpu-host!" in outcome.text
 
 
@@ -296,11 +296,11 @@ def test_a_flood_of_steps_does_not_hold_up_the_viewer(
 
 FAKE = """
     for line in sys.stdin:
-        order = json.loads(line)
-        job = order.get('job')
+        request = json.loads(line)
+        job = request.get('job')
         if job is None:
             continue
-        print(json.dumps({'event': 'JobStarted', 'kind': order['kind'], 'job': job}), flush=True)
+        print(json.dumps({'event': 'JobStarted', 'kind': request['kind'], 'job': job}), flush=True)
         END
 """
 
@@ -336,11 +336,11 @@ def test_those_in_line_outlive_a_process_that_was_told_to_end(
             os._exit(0)
         signal.signal(signal.SIGTERM, leave)
         for line in sys.stdin:
-            order = json.loads(line)
-            if 'stop' in order:
+            request = json.loads(line)
+            if 'stop' in request:
                 continue
-            heard.append(order['job'])
-            if order['job'] == 'u' and len(heard) == 1:
+            heard.append(request['job'])
+            if request['job'] == 'u' and len(heard) == 1:
                 print(json.dumps({'event': 'JobEnded', 'reason': 'finished', 'result': {}, 'job': 'u'}), flush=True)
     """
     client = make(program(body))
@@ -369,7 +369,7 @@ def test_one_that_ignores_everything_is_killed_within_a_second(
     assert time.perf_counter() - start < 1.2
     assert (outcome.status, outcome.text) == (
         "stopped",
-        "Stopped; the step under way was broken off.",
+        "Stopped; the current step was interrupted.",
     )
     qtbot.waitUntil(lambda: process.status == -signal.SIGKILL, timeout=5000)
 
@@ -378,7 +378,7 @@ def test_after_an_error_that_is_nobodys_mistake_there_is_a_new_process(
     make: Any, program: Any, qtbot: Any
 ) -> None:
     end = "print(json.dumps({'event': 'JobFailed', 'text': 'CUDA error', 'kind': KIND, 'job': job}), flush=True)"
-    client = make(program(FAKE.replace("END", end.replace("KIND", "order['path']"))))
+    client = make(program(FAKE.replace("END", end.replace("KIND", "request['path']"))))
     for kind, same in (("StrataError", True), ("AcceleratorError", False)):
         client.warm()
         qtbot.waitUntil(lambda: client.ready is not None, timeout=10_000)
@@ -422,7 +422,7 @@ def test_a_shell_that_changes_folder_and_environment(
     )
     script.chmod(0o755)
     client = make([str(script)])
-    assert _end(qtbot, client.submit(_order(client, tmp_path))).status == "finished"
+    assert _end(qtbot, client.submit(_request(client, tmp_path))).status == "finished"
 
 
 def test_closing_ends_the_process_and_tells_the_jobs(
@@ -430,7 +430,7 @@ def test_closing_ends_the_process_and_tells_the_jobs(
 ) -> None:
     client = make()
     handle = client.submit(
-        _order(client, tmp_path, overrides={"training.epochs": 100_000})
+        _request(client, tmp_path, overrides={"training.epochs": 100_000})
     )
     qtbot.waitUntil(lambda: client.ready is not None, timeout=60_000)
     process = client._process
@@ -446,7 +446,7 @@ def test_a_kept_training_goes_on_when_the_client_closes(
     make: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     client = make()
-    handle = client.submit(_order(client, tmp_path, overrides={"training.epochs": 6}))
+    handle = client.submit(_request(client, tmp_path, overrides={"training.epochs": 6}))
     epochs: list[object] = []
     handle.replied.connect(
         lambda event: epochs.append(event) if isinstance(event, EpochEnd) else None

@@ -71,7 +71,7 @@ def test_a_kill_before_it_has_started_counts() -> None:
 
 
 def test_one_that_does_not_leave_is_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("napari_strata.widgets.work.process.LEAVE", 0.2)
+    monkeypatch.setattr("napari_strata.widgets.work.process.EXIT_TIMEOUT_S", 0.2)
     process, said, over = start(
         ["sh", "-c", "trap '' TERM; echo on; while :; do sleep 0.05; done"]
     )
@@ -82,17 +82,17 @@ def test_one_that_does_not_leave_is_made_to(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_one_whose_job_is_kept_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("napari_strata.widgets.work.process.LEAVE", 0.1)
+    monkeypatch.setattr("napari_strata.widgets.work.process.EXIT_TIMEOUT_S", 0.1)
     process, said, over = start(["sh", "-c", "echo on; cat; sleep 1"])
     said.get(timeout=10)
-    process.close(insist=False)
+    process.close(force=False)
     assert over.get(timeout=10)
     assert process.status == 0
 
 
 def test_who_forgot_it_hears_nothing_more() -> None:
     process, said, over = start(["sh", "-c", "read x; echo late"])
-    process.forget()
+    process.detach()
     process.write("go")
     wait_until(lambda: process.status == 0)
     assert said.empty()

@@ -207,7 +207,7 @@ class EvaluateDock(Dock):
     def stop(self) -> None:
         """Stop comparing."""
         if self.handle is not None:
-            self.notice.say("Stopping ...")
+            self.notice.show_message("Stopping ...")
             self.handle.stop()
 
     def show_errors(self) -> None:
@@ -232,10 +232,10 @@ class EvaluateDock(Dock):
             self._work(
                 "Writing ...",
                 lambda: page_of(out),
-                lambda page: self.notice.say(f"Written to {page}."),
+                lambda page: self.notice.show_message(f"Written to {page}."),
             )
 
-        self._run(self._order(written, out=out), paged)
+        self._run(self._request(written, out=out), paged)
 
     def go_to(self, row: int, column: int) -> None:
         """Show the plane that has most of the pixels of a square of the confusion
@@ -248,7 +248,7 @@ class EvaluateDock(Dock):
             if (at := self._look_at(plane))
             else ""
         )
-        self.notice.say(f"{self.scores.picture.sentence(row, column)}.{most}")
+        self.notice.show_message(f"{self.scores.picture.sentence(row, column)}.{most}")
 
     def _look_at(self, plane: dict[str, int]) -> dict[str, int]:
         """Show a plane of what was compared; where it is in the prediction's layer."""
@@ -283,7 +283,7 @@ class EvaluateDock(Dock):
         comparison, session = self.comparison(), self.session
         return lambda: comparison.write(session.scratch())
 
-    def _order(
+    def _request(
         self, written: Written, *, job: str = "", out: Path | None = None
     ) -> EvaluateJob:
         return EvaluateJob(
@@ -306,14 +306,16 @@ class EvaluateDock(Dock):
 
         def failed(error: Exception) -> None:
             self._rest()
-            self.notice.say(str(error), "error")
+            self.notice.show_message(str(error), "error")
 
         threads.run(work, over, failed, owner=self)
 
-    def _run(self, order: EvaluateJob, done: Callable[[EvaluateResult], None]) -> None:
+    def _run(
+        self, request: EvaluateJob, done: Callable[[EvaluateResult], None]
+    ) -> None:
         """An order for the worker, with the dock saying how far it is."""
         self._wait("Comparing ...")
-        handle = self.handle = self.session.submit(order)
+        handle = self.handle = self.session.submit(request)
 
         def ended(outcome: Outcome) -> None:
             self.handle = None
@@ -321,9 +323,9 @@ class EvaluateDock(Dock):
             if isinstance(outcome.result, EvaluateResult):
                 done(outcome.result)
             elif outcome.status == "stopped":
-                self.notice.say("Stopped: nothing was compared.")
+                self.notice.show_message("Stopped: nothing was compared.")
             else:
-                self.notice.say(outcome.text, "error")
+                self.notice.show_message(outcome.text, "error")
 
         handle.replied.connect(self._progressed)
         handle.ended.connect(ended)
@@ -348,7 +350,7 @@ class EvaluateDock(Dock):
 
     def _submit(self, written: Written) -> None:
         self._run(
-            self._order(written), lambda result: self._show_result(written, result)
+            self._request(written), lambda result: self._show_result(written, result)
         )
 
     def _show_result(self, written: Written, result: EvaluateResult) -> None:
@@ -360,7 +362,7 @@ class EvaluateDock(Dock):
         self.hint.hide()
         self.scores.show()
         self._soon.start(0)  # once it is laid out
-        self.notice.say(" ".join(written.notes), "warning")
+        self.notice.show_message(" ".join(written.notes), "warning")
         self._changed()
         if self._errors is not None and self._errors in self.viewer.layers:
             self.show_errors()
@@ -404,12 +406,12 @@ class EvaluateDock(Dock):
 
     def _copy(self, form: Callable[[Any], str], what: str) -> None:
         if why := self._activity or resolve(self.state()).problem:
-            self.notice.say(f"Nothing to copy yet. {why}", "warning")
+            self.notice.show_message(f"Nothing to copy yet. {why}", "warning")
             return
 
         def copied(written: Written) -> None:
-            self.copy(form(self._order(written, job="copy")), what)
-            self.notice.say(
+            self.copy(form(self._request(written, job="copy")), what)
+            self.notice.show_message(
                 f"{what} is on the clipboard. It reads copies of both layers, kept"
                 " until napari closes."
             )

@@ -198,7 +198,7 @@ class Dock(QWidget):
         clipboard = QApplication.clipboard()
         if clipboard is not None:
             clipboard.setText(text)
-        self.notice.say(f"{what} is on the clipboard.")
+        self.notice.show_message(f"{what} is on the clipboard.")
 
     def copy_later(self, make: Callable[[], str], what: str) -> None:
         """Put the text that `make`, called in a thread, gives on the clipboard.
@@ -208,7 +208,7 @@ class Dock(QWidget):
         threads.run(
             make,
             lambda text: self.copy(text, what),
-            lambda error: self.notice.say(
+            lambda error: self.notice.show_message(
                 f"The layers could not be written: {error}", "error"
             ),
             owner=self,
@@ -256,14 +256,14 @@ class Notice(QLabel):
         self.level = ""
         self.hide()
 
-    def say(self, text: str, level: str = "info") -> None:
+    def show_message(self, text: str, level: str = "info") -> None:
         """Show `text`; an empty one clears the line."""
         self.level = level if text else ""
         self.setText(f"{self.MARKS[level]}{text}" if text else "")
         self.setVisible(bool(text))
 
     def clear(self) -> None:
-        self.say("")
+        self.show_message("")
 
 
 class Progress(QWidget):

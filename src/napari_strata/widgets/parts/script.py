@@ -11,15 +11,15 @@ from napari_strata.core.command import join_command
 from napari_strata.worker.protocol import EvaluateJob, Layer, PredictJob, TrainJob
 
 
-def as_python(order: TrainJob | PredictJob | EvaluateJob) -> str:
+def as_python(request: TrainJob | PredictJob | EvaluateJob) -> str:
     """A script with the calls of the Python API that do what the order does."""
-    if isinstance(order, TrainJob):
-        body = _train_lines(order)
+    if isinstance(request, TrainJob):
+        body = _train_lines(request)
     else:
         body = (
-            _predict_lines(order)
-            if isinstance(order, PredictJob)
-            else _evaluate_lines(order)
+            _predict_lines(request)
+            if isinstance(request, PredictJob)
+            else _evaluate_lines(request)
         )
     imports = (
         ["import dataclasses", ""]
@@ -29,85 +29,85 @@ def as_python(order: TrainJob | PredictJob | EvaluateJob) -> str:
     return "\n".join([*imports, "import napari_strata as ns", "", *body]) + "\n"
 
 
-def as_command(order: TrainJob | PredictJob | EvaluateJob) -> str:
+def as_command(request: TrainJob | PredictJob | EvaluateJob) -> str:
     """One line for a shell that does what the order does."""
-    if isinstance(order, TrainJob):
-        arguments = _train_words(order)
+    if isinstance(request, TrainJob):
+        arguments = _train_words(request)
     else:
         arguments = (
-            _predict_words(order)
-            if isinstance(order, PredictJob)
-            else _evaluate_words(order)
+            _predict_words(request)
+            if isinstance(request, PredictJob)
+            else _evaluate_words(request)
         )
     return join_command(["napari-strata", *arguments])
 
 
-def _train_lines(order: TrainJob) -> list[str]:
-    labels = order.labels or ()
-    lines = [f"pairs = {_pairs(order.images, labels, order.axes)}"]
-    defined = {"out": order.out, "overrides": order.overrides or None}
-    if order.validation is not None:
-        held = order.validation
+def _train_lines(request: TrainJob) -> list[str]:
+    labels = request.labels or ()
+    lines = [f"pairs = {_pairs(request.images, labels, request.axes)}"]
+    defined = {"out": request.out, "overrides": request.overrides or None}
+    if request.validation is not None:
+        held = request.validation
         lines.append(f"held = {_pairs(held.images, held.labels or (), held.axes)}")
     options = {k: v for k, v in defined.items() if v is not None} | _unusual(
-        order, ("device", "resume", "extend")
+        request, ("device", "resume", "extend")
     )
     arguments = [f"{key}={value!r}" for key, value in options.items()]
-    if order.validation is not None:
+    if request.validation is not None:
         arguments.append("validation=held")
-    if order.classes is not None:
-        lines.append(f"classes = {_class_map(order.classes)}")
+    if request.classes is not None:
+        lines.append(f"classes = {_class_map(request.classes)}")
         arguments.append("classes=classes")
     recipe = (
-        repr(order.recipe)
-        if isinstance(order.recipe, str)
-        else f"ns.Recipe.parse({order.recipe!r})"
+        repr(request.recipe)
+        if isinstance(request.recipe, str)
+        else f"ns.Recipe.parse({request.recipe!r})"
     )
     return [*lines, f"model = ns.train({recipe}, pairs, {', '.join(arguments)})"]
 
 
-def _predict_lines(order: PredictJob) -> list[str]:
-    options = {"out": order.out} | _unusual(
-        order, ("device", "overwrite", "batch", "precision", "tile", "tta", "ortho")
+def _predict_lines(request: PredictJob) -> list[str]:
+    options = {"out": request.out} | _unusual(
+        request, ("device", "overwrite", "batch", "precision", "tile", "tta", "ortho")
     )
-    if order.probabilities:
+    if request.probabilities:
         options["probabilities"] = True
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
-    model = _models(order.model)
-    if order.image is None:
+    model = _models(request.model)
+    if request.image is None:
         return [
             f"labels = ns.predict({model}, ns.read_image({path!r}), {arguments})"
-            for path in order.inputs
+            for path in request.inputs
         ]
     return [
-        f"image = {_image(order.image, order.axes)}",
+        f"image = {_image(request.image, request.axes)}",
         f"labels = ns.predict({model}, image, {arguments})",
     ]
 
 
-def _evaluate_lines(order: EvaluateJob) -> list[str]:
-    out_argument = [f"out={order.out!r}"] if order.out else []
-    if order.model is not None:
-        pairs = _pairs(order.images or (), order.labels or (), order.axes)
+def _evaluate_lines(request: EvaluateJob) -> list[str]:
+    out_argument = [f"out={request.out!r}"] if request.out else []
+    if request.model is not None:
+        pairs = _pairs(request.images or (), request.labels or (), request.axes)
         arguments = [
-            _models(order.model),
+            _models(request.model),
             pairs,
             *out_argument,
-            *(["tta=True"] if order.tta else []),
+            *(["tta=True"] if request.tta else []),
         ]
         return [
             f"scores = ns.evaluate({', '.join(arguments)})",
             "print(scores.as_dict())",
         ]
-    assert order.prediction is not None
-    assert order.labels is not None
+    assert request.prediction is not None
+    assert request.labels is not None
     lines = [
-        f"prediction = ns.read_labels({order.prediction.path!r})",
-        f"truth = ns.read_labels({order.labels[0].path!r})",
+        f"prediction = ns.read_labels({request.prediction.path!r})",
+        f"truth = ns.read_labels({request.labels[0].path!r})",
     ]
     arguments = ["prediction", "truth"]
-    if order.classes is not None:
-        lines.append(f"classes = {_class_map(order.classes)}")
+    if request.classes is not None:
+        lines.append(f"classes = {_class_map(request.classes)}")
         arguments.append("classes")
     arguments += out_argument
     return [
@@ -117,71 +117,80 @@ def _evaluate_lines(order: EvaluateJob) -> list[str]:
     ]
 
 
-def _train_words(order: TrainJob) -> list[str]:
-    arguments = ["train", *_paths(order.images, order.labels or ()), "--out", order.out]
-    if isinstance(order.recipe, str) and order.recipe != "default":
-        arguments += ["--recipe", order.recipe]
-    for key, value in order.overrides.items():
+def _train_words(request: TrainJob) -> list[str]:
+    arguments = [
+        "train",
+        *_paths(request.images, request.labels or ()),
+        "--out",
+        request.out,
+    ]
+    if isinstance(request.recipe, str) and request.recipe != "default":
+        arguments += ["--recipe", request.recipe]
+    for key, value in request.overrides.items():
         arguments += ["--set", f"{key}={json.dumps(value)}"]
-    if order.validation is not None:
+    if request.validation is not None:
         arguments += [
             "--val",
-            *_paths(order.validation.images, order.validation.labels or ()),
+            *_paths(request.validation.images, request.validation.labels or ()),
         ]
-    arguments += _axes_words(order.axes, order.images)
-    if order.classes is None or order.labels is None:
+    arguments += _axes_words(request.axes, request.images)
+    if request.classes is None or request.labels is None:
         arguments += [
-            word for value in order.unlabelled for word in ("--unlabelled", str(value))
+            word
+            for value in request.unlabelled
+            for word in ("--unlabelled", str(value))
         ]
-    if order.extend:
-        arguments += ["--extend", str(order.extend)]
+    if request.extend:
+        arguments += ["--extend", str(request.extend)]
     return (
-        arguments + (["--resume"] if order.resume else []) + _device_words(order.device)
+        arguments
+        + (["--resume"] if request.resume else [])
+        + _device_words(request.device)
     )
 
 
-def _predict_words(order: PredictJob) -> list[str]:
-    inputs = list(order.inputs) if order.image is None else [order.image.path]
-    model, averaged = _averaging_words(order.model, order.tta)
+def _predict_words(request: PredictJob) -> list[str]:
+    inputs = list(request.inputs) if request.image is None else [request.image.path]
+    model, averaged = _averaging_words(request.model, request.tta)
     arguments = [
         "predict",
         model,
         *inputs,
         "--out",
-        order.out,
+        request.out,
         *averaged,
-        *(["--ortho"] if order.ortho else []),
+        *(["--ortho"] if request.ortho else []),
     ]
-    arguments += _axes_words(order.axes, [order.image] if order.image else [])
-    arguments += ["--probabilities"] if order.probabilities else []
+    arguments += _axes_words(request.axes, [request.image] if request.image else [])
+    arguments += ["--probabilities"] if request.probabilities else []
     return (
         arguments
-        + (["--overwrite"] if order.overwrite else [])
-        + _device_words(order.device)
+        + (["--overwrite"] if request.overwrite else [])
+        + _device_words(request.device)
     )
 
 
-def _evaluate_words(order: EvaluateJob) -> list[str]:
-    assert order.labels is not None
+def _evaluate_words(request: EvaluateJob) -> list[str]:
+    assert request.labels is not None
     averaged: list[str] = []
-    if order.model is None:
-        assert order.prediction is not None
-        subject, images = order.prediction.path, [order.labels[0].path]
+    if request.model is None:
+        assert request.prediction is not None
+        subject, images = request.prediction.path, [request.labels[0].path]
     else:
-        subject, averaged = _averaging_words(order.model, order.tta)
-        images = _paths(order.images or (), order.labels)
+        subject, averaged = _averaging_words(request.model, request.tta)
+        images = _paths(request.images or (), request.labels)
     arguments = [
         "evaluate",
         subject,
         *images,
         "--out",
-        order.out or "scores",
+        request.out or "scores",
         *averaged,
     ]
     return (
         arguments
-        + _axes_words(order.axes, order.images or [])
-        + _device_words(order.device)
+        + _axes_words(request.axes, request.images or [])
+        + _device_words(request.device)
     )
 
 
@@ -239,11 +248,11 @@ def _device_words(device: str) -> list[str]:
     return [] if device == "auto" else ["--device", device]
 
 
-def _unusual(order: Any, names: Sequence[str]) -> dict[str, Any]:
+def _unusual(request: Any, names: Sequence[str]) -> dict[str, Any]:
     """Fields that differ from their defaults."""
-    fields = type(order).model_fields
+    fields = type(request).model_fields
     return {
         name: value
         for name in names
-        if (value := getattr(order, name)) != fields[name].default
+        if (value := getattr(request, name)) != fields[name].default
     }

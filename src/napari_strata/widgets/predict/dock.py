@@ -125,7 +125,7 @@ class PredictDock(Dock):
 
         def failed(error: Exception) -> None:
             self.channels.value = False
-            self.notice.say(str(error), "error")
+            self.notice.show_message(str(error), "error")
 
         threads.run(
             lambda: read_image(file[0], series=file[1]), done, failed, owner=self
@@ -165,7 +165,7 @@ class PredictDock(Dock):
         try:
             region = self.area.area().region
         except AreaError as error:
-            self.notice.say(str(error), "error")
+            self.notice.show_message(str(error), "error")
             return
         options = PredictionOptions(
             region,
@@ -191,14 +191,16 @@ class PredictDock(Dock):
         What the Train dock offers.
         """
         if self.prediction is not None:
-            self.notice.say("A prediction is running: stop it first.", "warning")
+            self.notice.show_message(
+                "A prediction is running: stop it first.", "warning"
+            )
             return
         if layer is not None:
             self.images.choose(layer)
         self.model.choose(run)
         self.area.combo.value = WHOLE
         if why := self._problem():
-            self.notice.say(why, "error")
+            self.notice.show_message(why, "error")
             return
         self.predict()
 
@@ -214,7 +216,7 @@ class PredictDock(Dock):
     def _told(self, text: str, level: str) -> None:
         if level != "info":
             self._warnings.append(text)
-        self.notice.say(text, level)
+        self.notice.show_message(text, level)
 
     def _ended(self, outcome: Outcome) -> None:
         prediction, self.prediction = self.prediction, None
@@ -223,9 +225,9 @@ class PredictDock(Dock):
         self.bar.hide()
         text = "\n".join([outcome.text, *self._warnings])
         if outcome.status in ("failed", "died"):
-            self.notice.say(text, "error")
+            self.notice.show_message(text, "error")
         else:
-            self.notice.say(
+            self.notice.show_message(
                 f"{text}{_hidden(prediction.added)}",
                 "warning" if self._warnings else "info",
             )
@@ -247,7 +249,7 @@ class PredictDock(Dock):
         )  # the dialog has asked
         self._saving = True
         self._changed()
-        self.notice.say(f"Saving {layer.name} ...")
+        self.notice.show_message(f"Saving {layer.name} ...")
         threads.run(
             lambda: write_labels(path, labels, overwrite=replaced),
             self._saved,
@@ -272,12 +274,12 @@ class PredictDock(Dock):
 
     def _saved(self, path: Path) -> None:
         self._saving = False
-        self.notice.say(f"Saved to {path}.")
+        self.notice.show_message(f"Saved to {path}.")
         self._changed()
 
     def _not_saved(self, error: Exception) -> None:
         self._saving = False
-        self.notice.say(f"The labels could not be saved: {error}", "error")
+        self.notice.show_message(f"The labels could not be saved: {error}", "error")
         self._changed()
 
     # ------------------------------------------------------------------ the rest
@@ -285,7 +287,9 @@ class PredictDock(Dock):
     def _copy(self, form: Callable[[PredictJob], str], what: str) -> None:
         layer, image, model = self.images.layer, self.image, self.model.path
         if layer is None or image is None or model is None:
-            self.notice.say(f"Nothing to copy yet. {self._problem()}", "warning")
+            self.notice.show_message(
+                f"Nothing to copy yet. {self._problem()}", "warning"
+            )
             return
         folder = model if model.is_dir() else model.parent
         device, probabilities = (
@@ -299,7 +303,7 @@ class PredictDock(Dock):
         )
 
         def make() -> str:
-            order = PredictJob(
+            request = PredictJob(
                 job="copy",
                 model=str(model),
                 image=source_of_image(layer, image, folder / LAYERS),
@@ -309,12 +313,12 @@ class PredictDock(Dock):
                 ortho=ortho,
                 device=device,
             )
-            return form(order)
+            return form(request)
 
         def done(text: str) -> None:
             self.copy(text, what)
             if not whole:
-                self.notice.say(
+                self.notice.show_message(
                     f"{what} is on the clipboard, for the whole image: an area can be"
                     " had here only."
                 )
@@ -325,7 +329,9 @@ class PredictDock(Dock):
                 if isinstance(error, StrataError)
                 else f"{type(error).__name__}: {error}"
             )
-            self.notice.say(f"The image could not be written for it: {reason}", "error")
+            self.notice.show_message(
+                f"The image could not be written for it: {reason}", "error"
+            )
 
         threads.run(make, done, failed, owner=self)
 

@@ -160,7 +160,7 @@ class LivePrediction(QObject):
                 f"The labels go into {earlier.layer()}, made with the same model.",
                 "info",
             )
-        order = PredictJob(
+        request = PredictJob(
             job=session.client.new_id(),
             model=str(self._model),
             out=str(self._made.path),
@@ -177,7 +177,7 @@ class LivePrediction(QObject):
         )
         self.words = "Loading the model ..."
         self.progress.emit(0, 0)
-        self._handle = session.submit(order)
+        self._handle = session.submit(request)
         self._handle.replied.connect(self._take)
         self._handle.ended.connect(self._job_ended)
         session.register_task(f"segmenting {self._image.name}", self._handle)

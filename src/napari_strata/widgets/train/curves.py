@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QToolTip, QWidget
 from napari_strata.core.events import BatchEnd, EpochEnd, Event, TrainingStarted
 from napari_strata.widgets.parts.colors import faded
 from napari_strata.widgets.parts.plot import Chart, Line, Plot
-from napari_strata.widgets.train.history import History, figure, loss_range, score
+from napari_strata.widgets.train.history import History, format_loss, loss_range, format_score
 
 REST = 100
 """Milliseconds between two paintings at least."""
@@ -199,7 +199,7 @@ class Curves(QWidget):
             f" {_mark('●', ink)}&nbsp;validation&nbsp;{_loss(validation)}"
         )
         self._best.setText(
-            f"{small}best mean {score(best.mean_iou, 2)} in epoch {best.epoch}"
+            f"{small}best mean {format_score(best.mean_iou, 2)} in epoch {best.epoch}"
             if best
             else ""
         )
@@ -338,9 +338,9 @@ def _mark(sign: str, color: QColor) -> str:
 
 def _loss(value: float) -> str:
     """A loss as wide as most others."""
-    return figure(value).ljust(6, DIGIT_SPACE)
+    return format_loss(value).ljust(6, DIGIT_SPACE)
 
 
 def _score(value: float) -> str:
     """A score as wide as any other."""
-    return score(value, 2) if math.isfinite(value) else NO_VALUE
+    return format_score(value, 2) if math.isfinite(value) else NO_VALUE

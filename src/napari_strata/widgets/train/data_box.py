@@ -36,9 +36,9 @@ LAYERS, FILES = "layers in the viewer", "files and folders"
 
 
 class DataBox(QWidget):
-    """Chooses the data of a training.
+    """Choice of the training data.
 
-    `data` is what stands there now, `problem` why it cannot be trained on.
+    `data` returns the current data, `problem` the reason why they cannot be used.
     """
 
     changed = Signal()
@@ -68,21 +68,21 @@ class DataBox(QWidget):
         top = QHBoxLayout()
         top.addWidget(QLabel("Train on"))
         top.addWidget(self.source.native, 1)
-        whole = QVBoxLayout(self)
-        whole.setContentsMargins(0, 0, 0, 0)
-        whole.setSpacing(4)
-        whole.addLayout(top)
-        whole.addWidget(self._stack)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(4)
+        column.addLayout(top)
+        column.addWidget(self._stack)
         self.source.changed.connect(self._switch)
         self.images.changed.connect(self._layers_changed)
         self.labels.changed.connect(self._layers_changed)
         self.table.changed.connect(self.changed)
-        self.table.picked.connect(self._to_paint)
+        self.table.picked.connect(self._select_layer)
         self.folders.changed.connect(self.changed)
-        self._timer = QTimer(self)  # one answer to the many events of one click
+        self._timer = QTimer(self)  # one update for the many events of a click
         self._timer.setSingleShot(True)
-        self._timer.timeout.connect(self._settle)
-        self._settle()
+        self._timer.timeout.connect(self._update_table)
+        self._update_table()
 
     @property
     def uses_layers(self) -> bool:
@@ -102,7 +102,7 @@ class DataBox(QWidget):
         return LayerData(self.images.layer, image, layer, labels)
 
     def problem(self) -> str:
-        """Explain why this data cannot be trained on; empty when it can."""
+        """Explain why these data cannot be used; empty if they can."""
         if not self.uses_layers:
             return self.folders.problem()
         if problem := self.images.problem or self.labels.problem:
@@ -123,7 +123,7 @@ class DataBox(QWidget):
         return classes.colors if classes is not None else ()
 
     def leave(self) -> None:
-        """Listen to the viewer no more."""
+        """Disconnect from the viewer."""
         self.images.disconnect_viewer()
         self.labels.disconnect_viewer()
         self.table.set_labels(None)
@@ -132,13 +132,13 @@ class DataBox(QWidget):
         self._stack.setCurrentIndex(0 if self.uses_layers else 1)
         self.changed.emit()
 
-    def _to_paint(self, layer: LabelsLayer) -> None:
+    def _select_layer(self, layer: LabelsLayer) -> None:
         self._viewer.layers.selection.active = layer
 
     def _layers_changed(self) -> None:
         self._timer.start(0)
 
-    def _settle(self) -> None:
+    def _update_table(self) -> None:
         self.table.set_labels(self.labels.layer)
         self.table.setEnabled(self.labels.layer is not None)
         self.changed.emit()
@@ -152,18 +152,18 @@ class _Folders(QWidget):
     def __init__(self) -> None:
         super().__init__()
         text = (
-            "A TIFF stack, a folder of images, a folder with images/ and labels/ in it,"
-            " or a CSV of pairs."
+            "A TIFF stack, a folder of images, a folder with images/ and labels/, or a"
+            " CSV of pairs."
         )
-        both = "Their labels; empty for a folder that holds both."
+        labels_text = "Their labels; empty for a folder that contains both."
         self.images, self.images_folder = _path_edit("Images", text)
-        self.labels, self.labels_folder = _path_edit("Labels", both)
+        self.labels, self.labels_folder = _path_edit("Labels", labels_text)
         self.axes = LineEdit(
-            label="Axes", tooltip="Such as ZYX; empty when the files say."
+            label="Axes", tooltip="Such as ZYX; empty if the files contain them."
         )
         self.zero = CheckBox(
             text="0 means unlabelled",
-            tooltip="Unticked, 0 is the background, a class of its own.",
+            tooltip="If not checked, 0 is the class background.",
         )
         self.form = Container(widgets=[self.images, self.labels, self.axes, self.zero])
         rows = QVBoxLayout(self)
@@ -178,7 +178,7 @@ class _Folders(QWidget):
             return "Choose the images."
         for path in filter(None, (images, labels)):
             if not Path(path).expanduser().exists() and "*" not in path:
-                return f"{path}: there is no such file or folder."
+                return f"{path}: this file or folder does not exist."
         if (
             not labels
             and Path(images).expanduser().is_file()
@@ -198,7 +198,7 @@ class _Folders(QWidget):
 
 
 def _path_edit(label: str, tooltip: str) -> tuple[FileEdit, PushButton]:
-    """A path to type, paste or choose, of a file or of a folder."""
+    """Create a field for the path of a file or a folder, with two buttons."""
     edit = FileEdit(mode=FileDialogMode.EXISTING_FILE, label=label, tooltip=tooltip)
     edit.choose_btn.text = "File..."
     folder = PushButton(text="Folder...")
@@ -216,5 +216,5 @@ def _path_edit(label: str, tooltip: str) -> tuple[FileEdit, PushButton]:
 
 
 def _path(edit: FileEdit) -> str:
-    """Return the text of the field; magicgui turns an empty one into "."."""
+    """Return the text of the field; magicgui turns an empty text into "."."""
     return str(edit.line_edit.value).strip()

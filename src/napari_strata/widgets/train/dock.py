@@ -27,7 +27,7 @@ from napari_strata.widgets.train.prepare import (
     LayerData,
     TrainRequest,
     class_colors,
-    order_of_run,
+    resume_job,
 )
 from napari_strata.widgets.train.recipe_box import RecipeBox
 from napari_strata.widgets.train.recovery import Recovery
@@ -37,11 +37,12 @@ from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import LabelsChanged, Layer, TrainJob
 
-SETUP, PROGRESS = 0, 1
+SETUP_TAB, PROGRESS_TAB = 0, 1
+"""Indices of the tabs."""
 
 
 class TrainDock(Dock):
-    """Trains a network on the selected image layer and the labels painted on it.
+    """Dock that trains a network on an image layer and its labels.
 
     Scripts set the main settings through magicgui widgets: ``dock.epochs.value = 5``,
     and likewise `learning_rate`, `patch_size` and `batch_size`.
@@ -79,12 +80,14 @@ class TrainDock(Dock):
         self.panel.epoch_ended.connect(self._epoch_ended)
         self.panel.warned.connect(self._warned)
         self.panel.ended.connect(self._ended)
-        self.autosave.failed.connect(lambda text: self.notice.say(text, "error"))
+        self.autosave.failed.connect(
+            lambda text: self.notice.show_message(text, "error")
+        )
         self.autosave.saved.connect(self._labels_saved)
         self.recovery.follow.connect(self._follow_run)
         self._changed()
 
-    # ---- what stands where
+    # ---- Layout
 
     def _build_pages(self) -> None:
         self.tabs = QTabWidget()
@@ -93,15 +96,15 @@ class TrainDock(Dock):
             text="Preview after each epoch",
             value=True,
             tooltip=(
-                "Segments the plane in sight with the newest weights, as a layer of its"
-                " own."
+                "Segments the visible plane with the newest weights, in a separate"
+                " layer."
             ),
         )
         self.keep_box = CheckBox(
             text="Keep training when napari closes",
             tooltip=(
-                "The training goes on by itself, and this dock finds it again next"
-                " time."
+                "The training continues without napari. Next time, this dock offers to"
+                " follow it."
             ),
         )
         self.preview_box.changed.connect(self.live.switch)
@@ -127,7 +130,7 @@ class TrainDock(Dock):
         setup.addWidget(self.recipe_box)
         setup.addWidget(self.plan_summary)
         setup.addWidget(self.copy_buttons(self._copy))
-        check = "Versions, GPU, worker and disk; for a bug report too."
+        check = "Check versions, GPU, worker and disk, also for a bug report."
         doctor = partial(
             show_doctor,
             self,
@@ -157,8 +160,7 @@ class TrainDock(Dock):
             text="Then predict the whole stack",
             value=True,
             tooltip=(
-                "When the training is complete, segment the image with the new model at"
-                " once."
+                "When the training is complete, segment the image with the new model."
             ),
         )
         self.add_to_foot(self.then_box)
@@ -171,7 +173,7 @@ class TrainDock(Dock):
     # ---- State
 
     def request(self) -> TrainRequest | None:
-        """The training that the dock shows; None while something is missing."""
+        """Return the training that is set up; None while something is missing."""
         data = self.data_box.data()
         if data is None or self.recipe_box.problem():
             return None
@@ -193,7 +195,7 @@ class TrainDock(Dock):
         )
 
     def _changed(self) -> None:
-        """Draw the dock again after a change of its state."""
+        """Update the dock after a change of its state."""
         view = resolve(self.state())
         self.why.setText(view.problem_text)
         self.why.setVisible(bool(view.problem_text))
@@ -206,17 +208,16 @@ class TrainDock(Dock):
         data = self.data_box.data()
         self.live_mask.watch(data if isinstance(data, LayerData) else None)
         request = None if view.problem else self.request()
-        self.plan_summary.ask(request, why="", folder=self._reserve)
+        self.plan_summary.request_plan(request, why="", folder=self._reserve)
 
     def _show_live_text(self) -> None:
         self.live_text.setText(self.live_mask.text)
         self.live_text.setVisible(bool(self.live_mask.text))
 
     def _reserve(self) -> Path:
-        """The folder of the run to come."""
-        if (
-            self._draft is None or RunFolder(self._draft).exists
-        ):  # a copied command may have used it
+        """Return the folder of the next run."""
+        # A copied command may have used the folder.
+        if self._draft is None or RunFolder(self._draft).exists:
             data = self.data_box.data()
             image = self.data_box.images.image
             name = (
@@ -239,35 +240,35 @@ class TrainDock(Dock):
     # ---- Actions
 
     def start(self) -> None:
-        """Train: write the layers in a thread, then send the request to the worker."""
+        """Write the layers in a thread, then send the request to train."""
         request = self.request()
         if request is None or self.handle is not None or self._is_starting:
             return
         self._trained = request.data if isinstance(request.data, LayerData) else None
         self._begin(
-            lambda run: request.train_order(self.session.client.new_id(), run), new=True
+            lambda run: request.train_job(self.session.client.new_id(), run), new=True
         )
 
     def resume(self) -> None:
-        """Go on with the run in the dock."""
-        self._go_on({"resume": True, "extend": 0})
+        """Resume the run in the dock."""
+        self._continue({"resume": True, "extend": 0})
 
     def extend(self, epochs: int) -> None:
         """Add epochs to the run in the dock."""
-        self._go_on({"resume": True, "extend": epochs})
+        self._continue({"resume": True, "extend": epochs})
 
     def stop(self) -> None:
-        """Stop; what is trained so far is kept."""
+        """Stop the training; the best model so far is kept."""
         if self.handle is not None:
-            self.notice.say("Stopping ...")
+            self.notice.show_message("Stopping ...")
             self.handle.stop()
         elif self._followed is not None:
             self.recovery.end(self._followed)
 
     def predict(self) -> None:
-        """Segment the image that was trained on, in the Predict dock.
+        """Segment the image in the Predict dock.
 
-        For a run from disk, it is the image that is chosen.
+        It is the image of the training, or the chosen image for a run from disk.
         """
         from napari_strata.widgets.predict.dock import PredictDock
 
@@ -279,9 +280,9 @@ class TrainDock(Dock):
         if self.run is None:
             return
         if layer is None or layer not in self.viewer.layers:
-            self.notice.say(
-                "The image that was trained on is gone. Open the Predict dock and"
-                " choose another one."
+            self.notice.show_message(
+                "The image of the training was removed. Open the Predict dock and"
+                " choose another image."
             )
             return
         _, dock = self.viewer.window.add_plugin_dock_widget(
@@ -292,7 +293,7 @@ class TrainDock(Dock):
             dock.come_forward()
             dock.predict_with(self.run, layer)
 
-    def _go_on(self, change: dict[str, Any]) -> None:
+    def _continue(self, change: dict[str, Any]) -> None:
         job = self._job
         if job is None or self.handle is not None or self._is_starting:
             return
@@ -306,7 +307,7 @@ class TrainDock(Dock):
         try:
             run = self._reserve() if new else self.run
         except StrataError as error:
-            self.notice.say(str(error), "error")
+            self.notice.show_message(str(error), "error")
             return
         assert run is not None
         self.notice.clear()
@@ -318,7 +319,7 @@ class TrainDock(Dock):
         threads.run(
             lambda: (prepare(run), [] if new else last_events(run)),
             lambda prepared: self._submit(run, *prepared),
-            self._not_begun,
+            self._on_start_failed,
             owner=self,
         )
 
@@ -332,18 +333,18 @@ class TrainDock(Dock):
             self.handle, job, self._trained, on=bool(self.preview_box.value)
         )
         self.session.register_task(f"training {run.name}", self.handle)
-        self.tabs.setCurrentIndex(PROGRESS)
+        self.tabs.setCurrentIndex(PROGRESS_TAB)
         self.scroller.ensureVisible(0, 0)
         self._changed()
 
     def _warned(self, text: str) -> None:
         self._warnings.append(text)
-        self.notice.say("\n".join(self._warnings), "warning")
+        self.notice.show_message("\n".join(self._warnings), "warning")
 
-    def _not_begun(self, error: Exception) -> None:
+    def _on_start_failed(self, error: Exception) -> None:
         self._is_starting = False
         self.panel.bar.hide()
-        self.notice.say(f"The training could not start: {error}", "error")
+        self.notice.show_message(f"The training could not start: {error}", "error")
         self._changed()
 
     def _epoch_ended(self, event: EpochEnd) -> None:
@@ -356,23 +357,22 @@ class TrainDock(Dock):
         self.live.stop()
         if run is None or self.session.is_closed:
             return
-        if not RunFolder(
-            run
-        ).exists:  # refused before it began: the folder can serve the next try
+        # If the training was refused, the folder is used for the next attempt.
+        if not RunFolder(run).exists:
             self._draft, self.run, self._job = run, None, None
-            self.tabs.setCurrentIndex(SETUP)
+            self.tabs.setCurrentIndex(SETUP_TAB)
         has_model = RunFolder(run).has_model
         if outcome.status in ("finished", "stopped"):
-            word = "Training finished" if outcome.status == "finished" else "Stopped"
+            state = "Training finished" if outcome.status == "finished" else "Stopped"
             score = f", {self.panel.score()}" if self.panel.score() else ""
             model = (
                 f"The model is in {run}."
                 if has_model
-                else "There is no model yet: it was too early."
+                else "There is no model yet: no step was complete."
             )
-            self.notice.say(f"{word}{score}. {model}")
+            self.notice.show_message(f"{state}{score}. {model}")
         else:
-            self.notice.say(outcome.text, "error")
+            self.notice.show_message(outcome.text, "error")
         if has_model:
             self.session.announce(run)
         self._changed()
@@ -384,7 +384,7 @@ class TrainDock(Dock):
         ):
             self.predict()
 
-    # ---- Runs on disk, copies, the end
+    # ---- Runs on disk, copied code, closing
 
     def _keep(self, on: bool) -> None:
         if self.handle is not None:
@@ -393,20 +393,20 @@ class TrainDock(Dock):
     def _labels_saved(self, path: Path) -> None:
         if self.handle is not None:
             layer = Layer(path=str(path))
-            change = LabelsChanged(job=self.handle.order.job, value=layer)
+            change = LabelsChanged(job=self.handle.request.job, value=layer)
             self.handle.send_change(change)
 
     def open_run(self, run: Path) -> None:
-        """Show a run on disk and make it the one to go on with."""
+        """Show a run on disk, to resume or extend it."""
         device = self.session.settings.device
         threads.run(
             lambda: (
-                order_of_run(run, device=device),
+                resume_job(run, device=device),
                 class_colors(run),
                 last_events(run),
             ),
             lambda stored: self._show_run(run, *stored),
-            lambda error: self.notice.say(str(error), "error"),
+            lambda error: self.notice.show_message(str(error), "error"),
             owner=self,
         )
 
@@ -418,10 +418,9 @@ class TrainDock(Dock):
         self.run, self._job, self._trained = run, job, None
         self.panel.prepare(run, colors, past=past)
         self.panel.bar.hide()
-        self.tabs.setCurrentIndex(PROGRESS)
-        self.notice.say(
-            f"{run.name} has ended: resume it where it stopped, or extend it. Its"
-            f" folder is {run}."
+        self.tabs.setCurrentIndex(PROGRESS_TAB)
+        self.notice.show_message(
+            f"{run.name} has ended: resume or extend it. Its folder is {run}."
         )
         self._changed()
 
@@ -435,7 +434,7 @@ class TrainDock(Dock):
             self.open_run(run.path)
             return
         if self._followed is None:
-            self.tabs.setCurrentIndex(PROGRESS)
+            self.tabs.setCurrentIndex(PROGRESS_TAB)
         self.run, self._followed, self._trained = run.path, run, None
         self.panel.prepare(run.path, colors, past=past)
         self._changed()
@@ -443,22 +442,20 @@ class TrainDock(Dock):
     def _copy(self, form: Any, what: str) -> None:
         request = self.request()
         if request is None:
-            self.notice.say(
-                f"Nothing to copy yet. {resolve(self.state()).problem}", "warning"
+            self.notice.show_message(
+                f"There is nothing to copy. {resolve(self.state()).problem}", "warning"
             )
             return
         try:
-            run, self._draft = (
-                self._reserve(),
-                None,
-            )  # the folder belongs to the text from now on
+            # The copied text uses this folder, so the dock must not use it again.
+            run, self._draft = self._reserve(), None
         except StrataError as error:
-            self.notice.say(str(error), "error")
+            self.notice.show_message(str(error), "error")
             return
-        self.copy_later(lambda: form(request.train_order("copy", run)), what)
+        self.copy_later(lambda: form(request.train_job("copy", run)), what)
 
     def leave(self) -> None:
-        """The viewer closes: keep what was painted, listen no more."""
+        """Save painted labels and disconnect, when the viewer closes."""
         self.autosave.save_at_once()
         self.autosave.watch(None, None)
         self.live_mask.watch(None)
@@ -467,5 +464,5 @@ class TrainDock(Dock):
 
 
 def train_dock(napari_viewer: Viewer | None = None) -> TrainDock:
-    """Open the Train dock of a viewer, as it was left; the menu calls this."""
+    """Open the Train dock of a viewer; called by the menu."""
     return TrainDock.of(napari_viewer)

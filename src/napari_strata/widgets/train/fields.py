@@ -1,5 +1,6 @@
-"""One field of a recipe -> one widget that holds its value exactly, with None, 1e-4 and
-tuples of any length.
+"""Widgets for the fields of a recipe.
+
+A widget keeps the value exactly, including None, 1e-4 and tuples of any length.
 """
 
 from __future__ import annotations
@@ -23,43 +24,43 @@ from napari_strata.core.errors import RecipeError
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import parse_value
 
-PADDING = 8
-"""Pixels beside the text of a field."""
-NARROW = 6
-"""Characters that a choice shows at least; more where there is room."""
+PADDING_PX = 8
+"""Pixels of padding beside the text of a field."""
+MIN_CHARACTERS = 6
+"""Smallest width of a choice, in characters."""
 
 
 class Field:
     """A setting and its widget.
 
-    `value` is the setting as plain data (as in a recipe file), `error` says why what
-    was typed is none. A value that was shown comes back as it is until somebody edits
-    it, whatever its text looks like.
+    `value` is the setting as plain data (as in a recipe file), `error` explains why the
+    typed text is not a value. A value that was shown is returned unchanged until it is
+    edited.
     """
 
     edited = Signal(object)
-    """Somebody typed, picked or clicked; carries the field."""
+    """Emitted with this field when the user edits it."""
 
     def __init__(self, path: str, info: FieldInfo, label: str = "") -> None:
-        self.path, self.label = path, label or info.title or in_words(path)
-        self.value: Any = ...  # nothing yet: no setting is this
+        self.path, self.label = path, label or info.title or setting_label(path)
+        self.value: Any = ...  # before the first `show`; no setting has this value
         self.error = self.problem = ""
-        self._tip = info.description or ""
+        self._help = info.description or ""
         self._example = show_value(info.get_default())
         self._types = _alternatives(info.annotation)
         choices = [
-            word
+            choice
             for part in self._types
-            for word in get_args(part)
+            for choice in get_args(part)
             if get_origin(part) is Literal
         ]
         self.is_switch = self._types == [bool]
-        self._words: dict[str, Any] = {}
+        self._choices: dict[str, Any] = {}
         if choices and all(
             get_origin(part) is Literal or part is NoneType for part in self._types
         ):
             choices += [None] if NoneType in self._types else []
-            self._words = {_word(word): word for word in choices}
+            self._choices = {_choice_text(choice): choice for choice in choices}
         self.widget = self._widget()
         self.native: QWidget = self.widget.native
         if isinstance(self.widget, LineEdit):
@@ -70,47 +71,49 @@ class Field:
     def _widget(self) -> CheckBox | ComboBox | LineEdit:
         if self.is_switch:
             return CheckBox(text=self.label)
-        if self._words:
-            combo = ComboBox(choices=list(self._words))
-            tame(combo.native)
+        if self._choices:
+            combo = ComboBox(choices=list(self._choices))
+            make_compact(combo.native)
             return combo
         edit = LineEdit()
         edit.native.setPlaceholderText("not set" if NoneType in self._types else "")
         edit.native.setSizePolicy(
             QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed
         )
-        edit.native.editingFinished.connect(self._tidy)
+        edit.native.editingFinished.connect(self._normalise_text)
         return edit
 
     def make_room(self, text: str) -> None:
-        """Be no narrower than this text."""
+        """Set the minimum width to that of a text."""
         self.native.setMinimumWidth(
-            self.native.fontMetrics().horizontalAdvance(text) + PADDING
+            self.native.fontMetrics().horizontalAdvance(text) + PADDING_PX
         )
 
     def show(self, value: Any) -> None:
-        """Hold this value; nothing is emitted."""
-        if self.error or _differ(value, self.value):
+        """Show a value without emitting a signal."""
+        if self.error or _differs(value, self.value):
             self.value, self.error = value, ""
-            self._put(self._shown(value))
+            self._set_widget(self._shown(value))
         self.mark("")
 
     def type(self, text: Any) -> None:
-        """Edit the setting as a person does."""
+        """Edit the setting like a user."""
         self.widget.value = text
-        self._tidy()
+        self._normalise_text()
 
     def mirror(self, other: Field) -> None:
-        """Hold what another field of the same setting holds, right or wrong."""
-        if self.error != other.error or _differ(self.value, other.value):
+        """Copy value and error of another field of the same setting."""
+        if self.error != other.error or _differs(self.value, other.value):
             self.value, self.error = other.value, other.error
-            self._put(other.widget.value if self.error else self._shown(self.value))
+            self._set_widget(
+                other.widget.value if self.error else self._shown(self.value)
+            )
         self.mark(other.problem)
 
     def mark(self, problem: str) -> None:
-        """Mark the widget as wrong, in words; an empty text takes the mark away."""
+        """Mark the widget with a problem; an empty text removes the mark."""
         self.problem = problem
-        tip = "\n\n".join(filter(None, (problem, self._tip)))
+        tip = "\n\n".join(filter(None, (problem, self._help)))
         self.native.setToolTip(wrapped(tip))
         frame = f"border: 2px solid {_error_color()}; padding: 0px;" if problem else ""
         style = f"{type(self.native).__name__} {{ {frame} }}" if problem else ""
@@ -118,11 +121,11 @@ class Field:
             self.native.setStyleSheet(style)
 
     def explain(self, why_not: str) -> None:
-        """Disable the setting and say why; an empty text enables it."""
+        """Disable the setting with a reason; an empty text enables it."""
         self.native.setEnabled(not why_not)
-        self.native.setToolTip(wrapped(why_not or self._tip))
+        self.native.setToolTip(wrapped(why_not or self._help))
 
-    def _put(self, shown: Any) -> None:
+    def _set_widget(self, shown: Any) -> None:
         with self.widget.changed.blocked():
             self.widget.value = shown
         if isinstance(self.widget, LineEdit):
@@ -131,8 +134,8 @@ class Field:
     def _shown(self, value: Any) -> Any:
         if self.is_switch:
             return bool(value)
-        if self._words:
-            return _word(value)
+        if self._choices:
+            return _choice_text(value)
         return show_value(value)
 
     def _on_edit(self, shown: Any) -> None:
@@ -141,19 +144,16 @@ class Field:
             self.error = f"{self.path} is empty: type a value, such as {self._example}."
         elif self.is_switch:
             self.value = bool(shown)
-        elif self._words:
-            self.value = self._words[shown]
+        elif self._choices:
+            self.value = self._choices[shown]
         else:
             try:
                 self.value = self._parse(str(shown))
-            except (
-                RecipeError,
-                ValueError,
-            ):  # PyYAML lets some, such as 2020-13-45, through
-                such = (
+            except (RecipeError, ValueError):  # PyYAML raises it for 2020-13-45
+                hint = (
                     f"; type it like this: {self._example}." if self._example else "."
                 )
-                self.error = f"{self.path} is {str(shown)!r}: it cannot be read{such}"
+                self.error = f"{self.path} is {str(shown)!r}: it cannot be read{hint}"
         self.edited.emit(self)
 
     def _parse(self, text: str) -> Any:
@@ -163,25 +163,30 @@ class Field:
             return text
         origins = {get_origin(part) for part in self._types}
         if dict in origins:
-            inside = re.sub(r":(?=\S)", ": ", text.strip().strip("{}"))
-            return parse_value("{" + inside + "}")
+            content = re.sub(r":(?=\S)", ": ", text.strip().strip("{}"))
+            return parse_value("{" + content + "}")
         if tuple in origins and not text.strip()[0].isalpha():
-            inside = ", ".join(
+            content = ", ".join(
                 filter(None, re.split(r"[\s,;]+", text.strip().strip("[]()")))
             )
-            return [_plain_number(item) for item in inside.split(", ") if item]
+            return [_plain_number(item) for item in content.split(", ") if item]
         return _plain_number(text.strip())
 
-    def _tidy(self) -> None:
-        """Once typing ends, the text is the value as it was understood."""
+    def _normalise_text(self) -> None:
+        """Show the value as it was parsed, when typing ends."""
         if not (self.error or self.problem):
-            self._put(self._shown(self.value))
+            self._set_widget(self._shown(self.value))
 
 
 def check(raw: Mapping[str, Any], fields: Iterable[Field]) -> tuple[Recipe | None, str]:
-    """The recipe that plain data makes, or None and what is wrong, in words.
+    """Parse plain data as a recipe; mark the fields with problems.
 
-    The wrong fields are marked.
+    Returns
+    -------
+    recipe
+        The recipe, or None if it is not valid.
+    problem
+        Description of the problems; empty without problems.
     """
     fields = list(fields)
     recipe, lines = None, [field.error for field in fields if field.error]
@@ -189,19 +194,17 @@ def check(raw: Mapping[str, Any], fields: Iterable[Field]) -> tuple[Recipe | Non
         try:
             recipe = Recipe.parse(raw)
         except RecipeError as error:
-            lines = _complaints(raw) or str(error).splitlines()
+            lines = _section_errors(raw) or str(error).splitlines()
     labels = {field.path: field.label for field in fields}
     for field in fields:
-        own_lines = [line for line in lines if _names(line, field.path)]
-        field.mark(_plain(own_lines[0], labels) if own_lines else "")
+        own_lines = [line for line in lines if _mentions(line, field.path)]
+        field.mark(_with_labels(own_lines[0], labels) if own_lines else "")
     more = f" And {len(lines) - 1} more." if len(lines) > 1 else ""
-    return recipe, _plain(lines[0], labels) + more if lines else ""
+    return recipe, _with_labels(lines[0], labels) + more if lines else ""
 
 
-def _complaints(raw: Mapping[str, Any]) -> list[str]:
-    """Find the problems of each section by itself, so that none hides those of
-    another.
-    """
+def _section_errors(raw: Mapping[str, Any]) -> list[str]:
+    """Find the problems of each section separately, so that all are listed."""
     lines = []
     for name, value in raw.items():
         try:
@@ -212,9 +215,9 @@ def _complaints(raw: Mapping[str, Any]) -> list[str]:
 
 
 def show_value(value: Any) -> str:
-    """A value as text that reads back to it: 0.0001, ``1, 6, 12, 18``, ``ce: 1, dice.
+    """Format a value as text that is parsed to the same value.
 
-    1``, nothing for None.
+    For example ``0.0001``, ``1, 6, 12, 18`` or ``ce: 1, dice: 1``; empty for None.
     """
     if value is None:
         return ""
@@ -228,34 +231,32 @@ def show_value(value: Any) -> str:
     return str(value)
 
 
-def in_words(path: str) -> str:
-    """``training.learning_rate`` -> Learning rate."""
+def setting_label(path: str) -> str:
+    """Return the label of a setting: "Learning rate" for its dotted key."""
     return path.rsplit(".", 1)[-1].replace("_", " ").capitalize()
 
 
 def wrapped(text: str) -> str:
-    """A tooltip that Qt breaks into lines."""
+    """Format a tooltip so that Qt breaks its lines."""
     paragraphs = "".join(
         f"<p>{escape(part)}</p>" for part in text.split("\n\n") if part
     )
     return f"<qt>{paragraphs}</qt>" if paragraphs else ""
 
 
-def tame(combo: QComboBox) -> None:
-    """Make a combo box narrow where it must be, and deaf to the wheel that scrolls the
-    page it is on.
-    """
+def make_compact(combo: QComboBox) -> None:
+    """Let a combo box become narrow, and ignore the wheel, which scrolls the page."""
     combo.setSizeAdjustPolicy(
         QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
     )
-    combo.setMinimumContentsLength(NARROW)
+    combo.setMinimumContentsLength(MIN_CHARACTERS)
     combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     combo.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
     combo.installEventFilter(_NoWheel(combo))
 
 
 class _NoWheel(QObject):
-    """Leaves the wheel to the page."""
+    """Event filter that ignores the wheel."""
 
     def eventFilter(self, _watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
         if event is not None and event.type() == QEvent.Type.Wheel:
@@ -265,7 +266,7 @@ class _NoWheel(QObject):
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """The types that a field may have, without what Annotated adds."""
+    """Return the types that a field may have, without `Annotated`."""
     if hasattr(annotation, "__metadata__"):
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Literal, tuple, dict, None) or annotation in (
@@ -279,9 +280,9 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _plain_number(text: str) -> Any:
-    """A number as people write it.
+    """Parse a number in common notation.
 
-    YAML takes 010 for 8, 1:30 for 90 and 2020-01-01 for a day.
+    YAML parses 010 as 8, 1:30 as 90, and 2020-01-01 as a date.
     """
     if re.fullmatch(r"[-+]?[0-9]+", text):
         return int(text)
@@ -290,22 +291,20 @@ def _plain_number(text: str) -> Any:
     return text
 
 
-def _differ(one: Any, other: Any) -> bool:
+def _differs(one: Any, other: Any) -> bool:
     return type(one) is not type(other) or bool(one != other)
 
 
-def _word(value: Any) -> str:
+def _choice_text(value: Any) -> str:
     return "none" if value is None else str(value).replace("_", " ")
 
 
-def _names(line: str, path: str) -> bool:
+def _mentions(line: str, path: str) -> bool:
     return re.search(rf"(?<![\w.]){re.escape(path)}(?!\w)", line) is not None
 
 
-def _plain(line: str, labels: Mapping[str, str]) -> str:
-    """An error of the recipe with the labels that stand in the form for its dotted
-    keys.
-    """
+def _with_labels(line: str, labels: Mapping[str, str]) -> str:
+    """Replace the dotted keys in an error of the recipe by the labels in the form."""
     for path in sorted(labels, key=len, reverse=True):
         line = re.sub(
             rf"(?<![\w.]){re.escape(path)}(?!\w)(\.[\w\[\]]+)*", labels[path], line

@@ -1,4 +1,4 @@
-"""Form with every setting of a recipe, built from the fields of the recipe."""
+"""Form with all settings of a recipe, built from the fields of the recipe."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from qtpy.QtWidgets import (
 from napari_strata.core.network_sections import NetworkSection, network_kinds
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.sections import Section, section_of
-from napari_strata.widgets.train.fields import Field, check, in_words, wrapped
+from napari_strata.widgets.train.fields import Field, check, setting_label, wrapped
 
-OF_VOLUMES = {"patches.depth", "augmentation.flip_depth"}
-"""Settings that count for networks that see volumes only."""
-OF_PLANES = {"patches.neighbours", "patches.resize"}
-"""Settings that go with networks that see single planes only."""
+VOLUME_SETTINGS = {"patches.depth", "augmentation.flip_depth"}
+"""Settings for networks of volumes."""
+PLANE_SETTINGS = {"patches.neighbours", "patches.resize"}
+"""Settings for networks of planes."""
 
 
 class Fold(QWidget):
-    """A group that opens under its title, and is then as high as its content."""
+    """Group of widgets that can be opened by a click on its title."""
 
     toggled = Signal(bool)
 
@@ -68,7 +68,7 @@ class Fold(QWidget):
         self._rows.addWidget(widget)
 
     def mark(self, wrong: bool) -> None:
-        """Show in the title that something in the group is wrong."""
+        """Show in the title that the group contains a problem."""
         self._mark = " ⚠" if wrong else ""
         self._show_title()
 
@@ -83,7 +83,7 @@ class Fold(QWidget):
 
 
 class _Group(QWidget):
-    """The fields of one section under each other."""
+    """Fields of a section, one below the other."""
 
     def __init__(
         self, section: type[Section], path: str, edited: Callable[..., None]
@@ -92,22 +92,20 @@ class _Group(QWidget):
         self._edited = edited
         self._grid = QGridLayout(self)
         self._grid.setContentsMargins(0, 0, 0, 0)
-        self._grid.setHorizontalSpacing(2)  # labels have some room of their own
+        self._grid.setHorizontalSpacing(2)  # labels have their own margin
         self._grid.setVerticalSpacing(3)
         self._grid.setColumnStretch(1, 1)
-        self._kept: dict[str, Any] = {}
+        self._fixed: dict[str, Any] = {}
         self._notes: dict[str, QLabel] = {}
         self.parts: dict[str, _Part] = {}
         for name, info in section.model_fields.items():
-            if (
-                len(get_args(info.annotation)) == 1
-            ):  # Literal["unet"]: nothing to choose
-                self._kept[name] = info.default
+            if len(get_args(info.annotation)) == 1:  # Literal["unet"] has no choice
+                self._fixed[name] = info.default
             else:
                 self._add(name, info, f"{path}.{name}")
 
     def read(self) -> dict[str, Any]:
-        return self._kept | {
+        return self._fixed | {
             name: part.value if isinstance(part, Field) else part.read()
             for name, part in self.items
         }
@@ -124,7 +122,7 @@ class _Group(QWidget):
         return list(self.parts.items())
 
     def fields(self) -> Iterator[Field]:
-        """The fields that count now."""
+        """Iterate over the fields that are in use."""
         for _, part in self.items:
             if isinstance(part, Field):
                 yield part
@@ -132,8 +130,8 @@ class _Group(QWidget):
                 yield from part.fields()
 
     def show_problems(self) -> None:
-        """Say under each field what is wrong with it."""
-        last_problem = ""  # two fields that do not fit together have the same problem
+        """Show the problem of each field below it."""
+        last_problem = ""  # two fields may have a common problem
         for name, part in self.items:
             if isinstance(part, Field):
                 note = self._notes[name]
@@ -167,8 +165,8 @@ class _Group(QWidget):
         self.parts[name] = part
 
 
-class _Plain:
-    """A section that is always there, folded."""
+class _Fixed:
+    """Section that is always present, in a group that can be opened."""
 
     def __init__(
         self,
@@ -179,7 +177,7 @@ class _Plain:
     ) -> None:
         self.group = _Group(kinds[0], path, edited)
         self.native: QWidget = Fold(
-            in_words(path), info.description or kinds[0].__doc__ or ""
+            setting_label(path), info.description or kinds[0].__doc__ or ""
         )
         self.native.fill(self.group)
 
@@ -198,8 +196,8 @@ class _Plain:
             self.native.mark(any(field.problem for field in self.fields()))
 
 
-class _Optional(_Plain):
-    """A section that may be left out: a box to tick shows it."""
+class _Optional(_Fixed):
+    """Section that may be left out, with a check box."""
 
     def __init__(
         self,
@@ -213,7 +211,7 @@ class _Optional(_Plain):
         self.group = _Group(kinds[0], path, edited)
         self.group.layout().setContentsMargins(16, 0, 0, 4)
         self.group.show_values(self._default)
-        self.switch = CheckBox(text=in_words(path))
+        self.switch = CheckBox(text=setting_label(path))
         self.switch.native.setToolTip(
             wrapped(kinds[0].__doc__ or info.description or "")
         )
@@ -243,10 +241,10 @@ class _Optional(_Plain):
         self._edited()
 
 
-class _Variant(_Plain):
-    """A section of one of several kinds.
+class _Variant(_Fixed):
+    """Section of one of several kinds.
 
-    A choice swaps the group, and each kind keeps its values meanwhile.
+    A choice selects the kind. Each kind keeps its values while another is selected.
     """
 
     def __init__(
@@ -265,7 +263,7 @@ class _Variant(_Plain):
         )
         self.choice = Field(f"{path}.{self._key}", choice)
         self.choice.edited.connect(self._on_choice)
-        self.native = Fold(in_words(path), choice.description or "")
+        self.native = Fold(setting_label(path), choice.description or "")
         top = QWidget()
         grid = QGridLayout(top)
         grid.setContentsMargins(0, 0, 0, 0)
@@ -309,39 +307,35 @@ class _Variant(_Plain):
             group.setVisible(name == kind)
 
 
-_Part: TypeAlias = Field | _Plain
+_Part: TypeAlias = Field | _Fixed
 
 
 class RecipeForm(Container[Any]):
-    """All settings of a recipe.
+    """Form with all settings of a recipe.
 
-    `changed` is emitted once an edit; a wrong entry is marked and does not count.
+    `changed` is emitted once for each edit. Invalid entries are marked and ignored.
     """
 
     def __init__(self) -> None:
         super().__init__(labels=False)
         self.problem = ""
-        self._sections: dict[str, _Plain] = {}
+        self._sections: dict[str, _Fixed] = {}
         self._recipe = Recipe()
         self.native.layout().setContentsMargins(0, 0, 0, 0)
         self.native.layout().setSpacing(2)
         for name, info in Recipe.model_fields.items():
-            if kinds := _sections(
-                info
-            ):  # what is no section (version, name, description) is kept as it is
+            # Fields that are not sections (version, name, description) are kept.
+            if kinds := _sections(info):
                 self._sections[name] = make_part(kinds, info, name, self._on_edit)
                 self.native.layout().addWidget(self._sections[name].native)
         self.set_value(self._recipe)
 
     def value(self) -> Recipe:
-        """The recipe that stands in the form.
-
-        While there is a `problem`, the last that was right.
-        """
+        """Return the recipe, or the last valid one if there is a `problem`."""
         return self._recipe
 
     def set_value(self, recipe: Recipe) -> None:
-        """Show this recipe; nothing is emitted."""
+        """Show a recipe without emitting a signal."""
         self._recipe, self.problem = recipe, ""
         raw = recipe.model_dump(mode="json")
         for name, section in self._sections.items():
@@ -350,13 +344,13 @@ class RecipeForm(Container[Any]):
         self._explain()
 
     def field(self, path: str) -> Field:
-        """The field of a dotted key, for example ``training.epochs``."""
+        """Return the field of a dotted key, for example ``training.epochs``."""
         return next(field for field in self.fields() if field.path == path)
 
     def fields(self) -> Iterator[Field]:
-        """The fields that count now.
+        """Iterate over the fields in use.
 
-        Those of the chosen network and of the sections that are switched on.
+        They belong to the chosen network and to sections that are switched on.
         """
         for section in self._sections.values():
             yield from section.fields()
@@ -373,38 +367,37 @@ class RecipeForm(Container[Any]):
         self.changed.emit(self)
 
     def _explain(self) -> None:
-        """Disable the settings that mean nothing to the chosen network, and say why."""
+        """Disable settings that do not apply to the chosen network, with a reason."""
         why = dict.fromkeys(
-            OF_VOLUMES,
-            "This network sees single planes; for unet3d, which sees volumes.",
+            VOLUME_SETTINGS,
+            "This network sees single planes; the setting is for unet3d.",
         )
         kind = self._sections["network"].read()["kind"]
         if network_kinds()[kind].axes == "ZYX":
             why = dict.fromkeys(
-                OF_PLANES,
-                "unet3d sees the planes above and below by itself; for networks of"
-                " planes.",
+                PLANE_SETTINGS,
+                "unet3d always sees the planes above and below; the setting is for"
+                " networks of planes.",
             )
         for field in self.fields():
-            if (
-                field.path in OF_VOLUMES | OF_PLANES and not field.problem
-            ):  # what is wrong must be seen, and mended
+            # A field with a problem stays enabled, so that it can be corrected.
+            if field.path in VOLUME_SETTINGS | PLANE_SETTINGS and not field.problem:
                 field.explain(why.get(field.path, ""))
 
 
 def make_part(
     kinds: list[type[Section]], info: FieldInfo, path: str, edited: Callable[..., None]
-) -> _Plain:
-    """The part of the form for a field that holds one of these sections."""
+) -> _Fixed:
+    """Build the part of the form for a field with one of these sections."""
     if len(kinds) > 1:
         return _Variant(kinds, info, path, edited)
-    return (_Optional if type(None) in get_args(info.annotation) else _Plain)(
+    return (_Optional if type(None) in get_args(info.annotation) else _Fixed)(
         kinds, info, path, edited
     )
 
 
 def _sections(info: FieldInfo) -> list[type[Section]]:
-    """The sections that a field may hold; none for a plain value."""
+    """Return the sections that a field may have; empty for a plain value."""
     section = section_of(info)
     if section is NetworkSection:
         return list(network_kinds().values())

@@ -1,4 +1,4 @@
-"""Loss and scores of a training so far, as its curves need them. No Qt."""
+"""Losses and scores of a training for its curves, without Qt."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from napari_strata.core.classes import default_colors
 from napari_strata.core.events import BatchEnd, EpochEnd, TrainingStarted
 from napari_strata.core.text import format_duration
 
-POINTS = 1024
-"""Batches kept at most; above it every second one is forgotten."""
-MEMORY = 0.15
-"""Epochs over which the loss of the batches is smoothed."""
+MAX_POINTS = 1024
+"""Largest number of batches; above it, every second one is dropped."""
+SMOOTHING_EPOCHS = 0.15
+"""Number of epochs over which the loss of the batches is smoothed."""
 
 
 class History:
-    """The epochs and batches of one training, as its events tell them.
+    """Epochs and batches of a training, from its events.
 
-    `names` and `colors` have one of each class; `batches` are points (epochs done,
-    smoothed training loss).
+    `names` and `colors` have one entry for each class; `batches` are points (epochs
+    done, smoothed training loss).
     """
 
     def __init__(self) -> None:
@@ -31,68 +31,68 @@ class History:
         self.started: TrainingStarted | None = None
         self.batches: list[tuple[float, float]] = []
         self._ends: dict[int, EpochEnd] = {}
-        self._smooth: float | None = None
+        self._smoothed: float | None = None
         self._last_x = 0.0
-        self._seen, self._stride = 0, 1
+        self._count, self._stride = 0, 1
 
     def start(self, event: TrainingStarted, colors: Sequence[str]) -> None:
-        """A training begins, or goes on: epochs before its first one stay."""
+        """Begin or resume a training; epochs before its first epoch are kept."""
         self.started = event
         done = event.first_epoch - 1
         self._ends = {epoch: end for epoch, end in self._ends.items() if epoch <= done}
         batches = [point for point in self.batches if point[0] <= done]
         if len(batches) < len(self.batches):
-            self.batches, self._smooth, self._last_x = batches, None, 0.0
-        self._name(event.class_names, colors)
+            self.batches, self._smoothed, self._last_x = batches, None, 0.0
+        self._set_classes(event.class_names, colors)
 
     def add_batch(self, event: BatchEnd) -> None:
-        """One more step of the training loss."""
+        """Add the loss of a step."""
         if not math.isfinite(event.loss):
             return
         x = event.epoch - 1 + event.batch / max(event.batches, 1)
-        # Smoothed over epochs, not over calls: batches that were left out change
-        # nothing.
-        share = (
+        # Smoothed over epochs, not over calls, so that missing batches have no
+        # influence.
+        weight = (
             1.0
-            if self._smooth is None
-            else 1 - math.exp(-max(x - self._last_x, 0.0) / MEMORY)
+            if self._smoothed is None
+            else 1 - math.exp(-max(x - self._last_x, 0.0) / SMOOTHING_EPOCHS)
         )
-        before = event.loss if self._smooth is None else self._smooth
-        self._smooth, self._last_x = before + share * (event.loss - before), x
-        if self._seen % self._stride == 0:
-            self.batches.append((x, self._smooth))
-        self._seen += 1
-        if len(self.batches) > POINTS:
+        before = event.loss if self._smoothed is None else self._smoothed
+        self._smoothed, self._last_x = before + weight * (event.loss - before), x
+        if self._count % self._stride == 0:
+            self.batches.append((x, self._smoothed))
+        self._count += 1
+        if len(self.batches) > MAX_POINTS:
             self.batches = self.batches[::2]
             self._stride *= 2
 
     def add_epoch(self, event: EpochEnd) -> None:
-        """An epoch and its scores; one of the same number is replaced."""
+        """Add an epoch, or replace the one with the same number."""
         self._ends[event.epoch] = event
         if len(self.names) != len(event.class_iou):
-            self._name(
+            self._set_classes(
                 tuple(f"class {i + 1}" for i in range(len(event.class_iou))),
                 self.colors,
             )
 
     @property
     def epochs(self) -> list[EpochEnd]:
-        """The epochs, in order."""
+        """Epochs in their order."""
         return [self._ends[epoch] for epoch in sorted(self._ends)]
 
     @property
     def best(self) -> EpochEnd | None:
-        """The epoch whose model is kept: the last one marked best."""
+        """Epoch of the best model: the last one marked as best."""
         return next((end for end in reversed(self.epochs) if end.best_iou), None)
 
     @property
     def newest(self) -> EpochEnd | None:
-        """The last epoch."""
+        """Last epoch."""
         return self._ends[max(self._ends)] if self._ends else None
 
     @property
     def planned(self) -> int:
-        """Number of epochs, as far as it is known; at least 1."""
+        """Planned number of epochs; at least 1."""
         newest = self.newest
         return max(
             self.started.epochs if self.started else 1,
@@ -102,7 +102,7 @@ class History:
         )
 
     def nearest(self, x: float) -> EpochEnd | None:
-        """The epoch nearest to a place on the axis."""
+        """Return the epoch nearest to a position on the axis."""
         return (
             self._ends[min(self._ends, key=lambda epoch: abs(epoch - x))]
             if self._ends
@@ -110,28 +110,28 @@ class History:
         )
 
     def iou(self) -> np.ndarray[Any, Any]:
-        """IoU as float (classes, epochs); NaN where there is none."""
+        """Return the IoU, float (classes, epochs), NaN where it is unknown."""
         table = np.full((len(self.names), len(self._ends)), math.nan)
         for column, end in enumerate(self.epochs):
             table[: len(end.class_iou), column] = end.class_iou[: len(table)]
         return table
 
     def describe(self, end: EpochEnd) -> str:
-        """The figures of an epoch, in words, a line each."""
+        """Describe the scores of an epoch in lines of text."""
         lines = [
             f"Epoch {end.epoch} of {self.planned}"
             + (", the best so far" if end == self.best else ""),
             (
-                f"Loss: training {figure(end.train_loss)}, validation"
-                f" {figure(end.validation_loss)}"
+                f"Loss: training {format_loss(end.train_loss)}, validation"
+                f" {format_loss(end.validation_loss)}"
             ),
             (
-                f"Mean IoU {score(end.mean_iou, 3)}, pixel accuracy"
-                f" {score(end.pixel_accuracy, 3)}"
+                f"Mean IoU {format_score(end.mean_iou, 3)}, pixel accuracy"
+                f" {format_score(end.pixel_accuracy, 3)}"
             ),
         ]
         lines += [
-            f"    {name} {score(iou, 3)}"
+            f"    {name} {format_score(iou, 3)}"
             for name, iou in zip(self.names, end.class_iou, strict=False)
         ]
         weights = (
@@ -147,7 +147,7 @@ class History:
             ]
         )
 
-    def _name(self, names: Sequence[str], colors: Sequence[str]) -> None:
+    def _set_classes(self, names: Sequence[str], colors: Sequence[str]) -> None:
         self.names = tuple(names)
         self.colors = (
             tuple(colors) if len(colors) >= len(names) else default_colors(len(names))
@@ -155,9 +155,9 @@ class History:
 
 
 def loss_range(values: Sequence[float], newest: Sequence[float]) -> tuple[float, float]:
-    """From 0 (or lower, where a loss is) to a value that few exceed.
+    """Return a range from 0 or a lower loss to a value that few losses exceed.
 
-    The newest ones are always in sight.
+    It always contains the newest values.
     """
     finite = np.asarray(values, float)
     finite = finite[np.isfinite(finite)]
@@ -169,11 +169,11 @@ def loss_range(values: Sequence[float], newest: Sequence[float]) -> tuple[float,
     return (low * 1.06, high * 1.06) if high > low else (0.0, 1.0)
 
 
-def figure(value: float) -> str:
-    """A loss, with three digits that count."""
+def format_loss(value: float) -> str:
+    """Format a loss with three significant digits."""
     return f"{value:.3g}" if math.isfinite(value) else "-"
 
 
-def score(value: float, digits: int) -> str:
-    """A score from 0 to 1."""
+def format_score(value: float, digits: int) -> str:
+    """Format a score from 0 to 1."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"

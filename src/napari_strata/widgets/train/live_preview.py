@@ -1,6 +1,4 @@
-"""The plane in sight, segmented with the newest weights after each epoch of a
-training.
-"""
+"""Preview of a training: the visible plane, predicted after each epoch."""
 
 from __future__ import annotations
 
@@ -21,57 +19,64 @@ from napari_strata.worker.protocol import (
     ViewChanged,
 )
 
-REST = 400
-"""Milliseconds that the view must be at rest before the worker is told of it."""
-SLOW, SHARE = 2.0, 0.25
-"""Seconds above which a preview is dear (a wide plane of a volume, say), and the share
-of the time that dear ones may take from the training.
-"""
+VIEW_DELAY_MS = 400
+"""Milliseconds without a change of the view before the worker gets the new view."""
+SLOW_S = 2.0
+"""Seconds above which a preview is slow, such as a large plane of a volume."""
+SLOW_FRACTION = 0.25
+"""Largest fraction of the time of a training that slow previews may take."""
 
 
 class LivePreview(QObject):
-    """Asks the worker, between the steps of a training, to predict what the viewer
-    shows.
-    """
+    """Previews of the plane that the viewer shows, between the steps of a training."""
 
     def __init__(self, session: ViewerSession, parent: QObject) -> None:
         super().__init__(parent)
         self._session = session
         self._on = True
         self._training: JobHandle | None = None
-        self._order: TrainJob | None = None
+        self._request: TrainJob | None = None
         self._data: LayerData | None = None
         self._job: JobHandle | None = None
         self._labels = LiveLabels(session.viewer, self)
         self._filled = False
-        self._asked = self._next = (
-            0.0  # when the last one was asked for, and before when no other is
-        )
+        # Times of the last request, and before which there is no other request.
+        self._request_time = self._next_time = 0.0
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(REST)
-        self._timer.timeout.connect(self._tell)
+        self._timer.setInterval(VIEW_DELAY_MS)
+        self._timer.timeout.connect(self._send_view)
 
     def start(
-        self, training: JobHandle, order: TrainJob, data: LayerData | None, *, on: bool
+        self,
+        training: JobHandle,
+        request: TrainJob,
+        data: LayerData | None,
+        *,
+        on: bool,
     ) -> None:
-        """Follow a training of `data`.
+        """Follow a training.
 
-        None when it trains on files, which the viewer does not show.
+        `data` is None if it trains on files, which the viewer does not show.
         """
         self.stop()
         if self._data is None or data is None or data.layer is not self._data.layer:
             self._labels.layer, self._filled = None, False  # of another image
-        self._training, self._order, self._data, self._on = training, order, data, on
-        self._next = 0.0
+        self._training, self._request, self._data, self._on = (
+            training,
+            request,
+            data,
+            on,
+        )
+        self._next_time = 0.0
         self._session.viewer.dims.events.current_step.connect(self._moved)
 
     def switch(self, on: bool) -> None:
-        """Make previews, or no more."""
+        """Switch previews on or off."""
         self._on = on
 
     def stop(self) -> None:
-        """The training is over."""
+        """Stop at the end of a training."""
         if self._training is None:
             return
         self._session.viewer.dims.events.current_step.disconnect(self._moved)
@@ -90,45 +95,48 @@ class LivePreview(QObject):
             self._labels.layer = None
 
     def hide(self) -> None:
-        """The whole stack is being predicted with better weights."""
+        """Hide the preview while the whole stack is predicted."""
         if self._labels.layer is not None:
             self._labels.layer.visible = False
 
     def epoch_ended(self, _event: EpochEnd) -> None:
-        """There are new weights."""
-        self._ask()
+        """Request a preview with the new weights."""
+        self._request_preview()
 
-    def _ask(self) -> None:
-        data, order = self._data, self._order
+    def _request_preview(self) -> None:
+        data, request = self._data, self._request
         busy = self._job is not None and self._job.outcome is None
         if (
             not self._on
             or busy
             or data is None
-            or order is None
+            or request is None
             or self._training is None
         ):
             return
-        if data.layer not in self._session.viewer.layers or monotonic() < self._next:
+        if (
+            data.layer not in self._session.viewer.layers
+            or monotonic() < self._next_time
+        ):
             return
         plane = current_plane(self._session.viewer, data.layer, data.image)
         job = PredictJob(
             job=self._session.client.new_id(),
-            model=order.out,
-            image=order.images[0],
-            axes=order.axes,
+            model=request.out,
+            image=request.images[0],
+            axes=request.axes,
             out=str(self._session.scratch() / f"{slug(data.name)}-preview.npy"),
             region=plane or None,
             overwrite=True,
-            device=order.device,
+            device=request.device,
             preview=True,
         )
-        self._asked = monotonic()
+        self._request_time = monotonic()
         self._job = self._session.submit(job)
-        self._job.replied.connect(self._take)
-        self._job.ended.connect(self._done)
+        self._job.replied.connect(self._on_event)
+        self._job.ended.connect(self._on_end)
 
-    def _take(self, event: object) -> None:
+    def _on_event(self, event: object) -> None:
         if (
             isinstance(event, TargetOpened)
             and self._data is not None
@@ -142,15 +150,17 @@ class LivePreview(QObject):
         if isinstance(event, RegionEnd):
             self._filled = True
 
-    def _done(self, _outcome: object) -> None:
-        took = monotonic() - self._asked
-        self._next = self._asked + took / SHARE if took > SLOW else 0.0
+    def _on_end(self, _outcome: object) -> None:
+        seconds = monotonic() - self._request_time
+        self._next_time = 0.0
+        if seconds > SLOW_S:
+            self._next_time = self._request_time + seconds / SLOW_FRACTION
         self._labels.refresh()
 
     def _moved(self, _event: object = None) -> None:
         self._timer.start()
 
-    def _tell(self) -> None:
+    def _send_view(self) -> None:
         if (
             self._training is None
             or self._data is None
@@ -158,6 +168,6 @@ class LivePreview(QObject):
         ):
             return
         plane = current_plane(self._session.viewer, self._data.layer, self._data.image)
-        change = ViewChanged(job=self._training.order.job, value=dict(plane))
+        change = ViewChanged(job=self._training.request.job, value=dict(plane))
         self._training.send_change(change)
-        self._ask()
+        self._request_preview()

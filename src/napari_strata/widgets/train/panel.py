@@ -1,7 +1,4 @@
-"""The progress page of the Train dock.
-
-What a training says, as a bar, words, curves and pictures.
-"""
+"""Progress page of the Train dock: bar, text, curves and pictures of a training."""
 
 from __future__ import annotations
 
@@ -27,12 +24,12 @@ from napari_strata.widgets.train.curves import Curves
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import JobQueued
 
-REST = 1500
-"""Milliseconds between two looks at the steps of a training."""
+STEP_INTERVAL_MS = 1500
+"""Milliseconds between two updates with the steps of a training."""
 
 
 class TrainingPanel(QWidget):
-    """Follows one training. `bar` belongs into the dock's foot; the rest is a page."""
+    """Progress of a training. `bar` is placed in the foot of the dock."""
 
     epoch_ended = Signal(object)  # EpochEnd
     warned = Signal(str)
@@ -62,10 +59,10 @@ class TrainingPanel(QWidget):
         self._epoch_seconds: list[float] = []
         self._batch_seconds: list[float] = []
         self._steps: list[BatchEnd] = []
-        self._rest = QTimer(self)
-        self._rest.setSingleShot(True)
-        self._rest.setInterval(REST)
-        self._rest.timeout.connect(self._show_steps)
+        self._step_timer = QTimer(self)
+        self._step_timer.setSingleShot(True)
+        self._step_timer.setInterval(STEP_INTERVAL_MS)
+        self._step_timer.timeout.connect(self._show_steps)
 
     def follow(
         self,
@@ -75,19 +72,19 @@ class TrainingPanel(QWidget):
         *,
         past: Sequence[Event] = (),
     ) -> None:
-        """Show a training that has just been ordered.
+        """Show a training that has just been requested.
 
-        `past` is what its run went through before.
+        `past` has the earlier events of its run.
         """
         self.prepare(run, colors, past=past)
-        handle.replied.connect(self.take)
-        handle.ended.connect(self._over)
+        handle.replied.connect(self.handle_event)
+        handle.ended.connect(self._on_end)
         self.bar.show_step(0, 0, "Starting ...")
 
     def prepare(
         self, run: Path, colors: Sequence[str], *, past: Sequence[Event] = ()
     ) -> None:
-        """Show a run, with what it went through."""
+        """Show a run with its past events."""
         self.run, self._colors, self.best, self._started = run, colors, None, None
         self._epoch_seconds, self._batch_seconds, self._steps = [], [], []
         self.headline.setText(f"Run {run.name}")
@@ -95,11 +92,11 @@ class TrainingPanel(QWidget):
         self.curves.clear()
         self.preview.set_folder(run / "previews")
         for event in past:
-            self.take(event)
+            self.handle_event(event)
         self.curves.show()
         self.preview.show()
 
-    def take(self, event: object) -> None:
+    def handle_event(self, event: object) -> None:
         """Show one event; events without news for people are ignored."""
         match event:
             case JobQueued():
@@ -116,7 +113,7 @@ class TrainingPanel(QWidget):
                 self.preview.refresh()
 
     def _show_queued(self, event: JobQueued) -> None:
-        self.bar.show_step(0, 0, "Waiting for the job before it ...")
+        self.bar.show_step(0, 0, "Waiting for an earlier job ...")
 
     def _show_message(self, event: Message) -> None:
         if event.level == "warning":
@@ -132,17 +129,17 @@ class TrainingPanel(QWidget):
             f" {event.parameters / 1e6:.1f} M parameters, on"
             f" {event.device}\nValidation: {event.validation_text}"
         )
-        self.bar.show_step(0, 0, "The first step ...")
+        self.bar.show_step(0, 0, "Computing the first step ...")
 
     def _add_step(self, event: BatchEnd) -> None:
         self._steps.append(event)
-        if not self._rest.isActive():
+        if not self._step_timer.isActive():
             self._show_steps()
 
     def _show_steps(self) -> None:
-        """Draw bar and curves together.
+        """Update bar and curves together.
 
-        In a window with an OpenGL canvas, each change draws the whole window again.
+        In a window with an OpenGL canvas, each change redraws the whole window.
         """
         steps, self._steps = self._steps, []
         for step in steps:
@@ -150,13 +147,15 @@ class TrainingPanel(QWidget):
             self._batch_seconds = [*self._batch_seconds[-49:], step.seconds]
         if not steps or self._started is None:
             return
-        self._rest.start()
+        self._step_timer.start()
         last, total = steps[-1], self._started.epochs
         done, step_text = (
             (last.epoch - 1) * last.batches + last.batch,
             f"step {last.batch} of {last.batches}",
         )
-        text = f"Epoch {last.epoch} of {total}, {step_text}{self._left(last, total)}"
+        text = (
+            f"Epoch {last.epoch} of {total}, {step_text}{self._time_left(last, total)}"
+        )
         self.bar.show_step(done, total * last.batches, text)
 
     def _add_epoch(self, event: EpochEnd) -> None:
@@ -169,31 +168,31 @@ class TrainingPanel(QWidget):
         self.epoch_ended.emit(event)
 
     def score(self) -> str:
-        """The best epoch so far, in words."""
+        """Describe the best epoch so far; empty without scores."""
         if self.best is None or math.isnan(self.best.mean_iou):
             return self.best.agreement if self.best is not None else ""
         return f"best mean IoU {self.best.mean_iou:.3f} in epoch {self.best.epoch}"
 
-    def _left(self, event: BatchEnd, epochs: int) -> str:
-        """Time per epoch and time left; known after a few steps."""
+    def _time_left(self, event: BatchEnd, epochs: int) -> str:
+        """Describe time per epoch and time left; empty in the first steps."""
         if len(self._batch_seconds) < 3 and not self._epoch_seconds:
             return ""
         step = sum(self._batch_seconds) / len(self._batch_seconds)
-        # A whole epoch knows of the validation too; before the first one its share is
-        # not known.
+        # A complete epoch includes the validation; its time is unknown before that.
         epoch = self._epoch_seconds[-1] if self._epoch_seconds else step * event.batches
-        left = epoch * (epochs - event.epoch) + step * (event.batches - event.batch)
+        remaining = epoch * (epochs - event.epoch)
+        remaining += step * (event.batches - event.batch)
         return (
-            f"\n{format_duration(epoch)} an epoch, about"
-            f" {format_duration(max(left, 1))} left"
+            f"\n{format_duration(epoch)} per epoch, about"
+            f" {format_duration(max(remaining, 1))} left"
         )
 
-    def _over(self, outcome: Outcome) -> None:
-        self._rest.stop()
+    def _on_end(self, outcome: Outcome) -> None:
+        self._step_timer.stop()
         self._show_steps()
         self.bar.hide()
         self.ended.emit(outcome)
 
 
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

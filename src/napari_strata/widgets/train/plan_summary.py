@@ -17,14 +17,12 @@ from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import PlanJob, PlanResult
 
-REST = 1200
-"""Milliseconds without a change before the worker is asked."""
+DELAY_MS = 1200
+"""Milliseconds without a change before a plan is requested."""
 
 
 class PlanSummary(QWidget):
-    """Says where validation comes from, which device computes, and how much memory it
-    takes.
-    """
+    """Label with validation data, device and memory of a training."""
 
     def __init__(self, session: ViewerSession) -> None:
         super().__init__()
@@ -37,20 +35,27 @@ class PlanSummary(QWidget):
         self._request: TrainRequest | None = None
         self._folder: Callable[[], Path] | None = None
         self._number = 0
-        self._took = 0.0
-        self._asked = 0.0
+        self._seconds = 0.0
+        self._start = 0.0
         self._warnings: list[str] = []
         self._handle: JobHandle | None = None
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.timeout.connect(self._prepare)
 
-    def ask(
+    def request_plan(
         self, request: TrainRequest | None, *, why: str, folder: Callable[[], Path]
     ) -> None:
-        """PlanSummary this training once things are at rest.
+        """Plan a training after a delay without further changes.
 
-        With None, show `why` there is nothing to plan.
+        Parameters
+        ----------
+        request
+            The training, or None if it cannot be planned.
+        why
+            Text to show if `request` is None.
+        folder
+            Function that returns the run folder.
         """
         self.pause()
         self._request, self._folder = request, folder
@@ -58,11 +63,11 @@ class PlanSummary(QWidget):
             self.text.setText(why)
             return
         self.text.setText("Working out validation and memory ...")
-        # Large labels take a while to write: do not do it after every stroke.
-        self._timer.start(max(REST, round(4000 * self._took)))
+        # Large labels take long to write, so do not write them after every stroke.
+        self._timer.start(max(DELAY_MS, round(4000 * self._seconds)))
 
     def pause(self) -> None:
-        """Ask nothing for now; an answer under way is dropped."""
+        """Request nothing, and ignore the result of the running request."""
         self._timer.stop()
         self._number += 1
         if self._handle is not None and self._handle.outcome is None:
@@ -73,7 +78,7 @@ class PlanSummary(QWidget):
         request, folder, number = self._request, self._folder, self._number
         if request is None or folder is None:
             return
-        self._asked = monotonic()
+        self._start = monotonic()
         name = self._session.client.new_id()
         try:
             run = folder()
@@ -81,26 +86,26 @@ class PlanSummary(QWidget):
             self._fail(str(error), number)
             return
         threads.run(
-            lambda: request.plan_order(name, run),
-            lambda order: self._send(order, number),
+            lambda: request.plan_job(name, run),
+            lambda plan_job: self._send(plan_job, number),
             lambda error: self._fail(str(error), number),
             owner=self,
         )
 
-    def _send(self, order: PlanJob, number: int) -> None:
-        self._took = monotonic() - self._asked
+    def _send(self, plan_job: PlanJob, number: int) -> None:
+        self._seconds = monotonic() - self._start
         if number != self._number:
             return
         self._warnings = []
-        self._handle = self._session.submit(order)
-        self._handle.replied.connect(self._listen)
-        self._handle.ended.connect(lambda outcome: self._answer(outcome, number))
+        self._handle = self._session.submit(plan_job)
+        self._handle.replied.connect(self._on_event)
+        self._handle.ended.connect(lambda outcome: self._on_end(outcome, number))
 
-    def _listen(self, event: object) -> None:
+    def _on_event(self, event: object) -> None:
         if isinstance(event, Message) and event.level == "warning":
             self._warnings.append(event.text)
 
-    def _answer(self, outcome: Outcome, number: int) -> None:
+    def _on_end(self, outcome: Outcome, number: int) -> None:
         if number != self._number:
             return
         self._handle = None
@@ -108,7 +113,7 @@ class PlanSummary(QWidget):
             self.text.setText(
                 "\n".join(
                     [
-                        *in_words(outcome.result),
+                        *describe(outcome.result),
                         *(f"⚠ {text}" for text in self._warnings),
                     ]
                 )
@@ -121,13 +126,13 @@ class PlanSummary(QWidget):
             self.text.setText(f"⚠ {text}")
 
 
-def in_words(plan: PlanResult) -> list[str]:
+def describe(plan: PlanResult) -> list[str]:
     """Format a plan as lines of text."""
     free = plan.free_memory
-    needs = f"about {_bytes(plan.memory)} of memory" + (
+    needed = f"about {_bytes(plan.memory)} of memory" + (
         f", {_bytes(free)} free" if free else ""
     )
-    lines = [f"Validation: {plan.split}", f"{plan.device}, {needs}"]
+    lines = [f"Validation: {plan.split}", f"{plan.device}, {needed}"]
     if (depth := plan.spec["depth"]) is not None:
         side, planes = plan.spec["patch"], depth["patch"]
         lines.append(
@@ -136,12 +141,12 @@ def in_words(plan: PlanResult) -> list[str]:
         )
     if free and plan.memory > 0.9 * free:
         lines.append(
-            "⚠ That is more than there is: take smaller patches or fewer of them per"
-            " step."
+            "⚠ This is more than the free memory: take smaller patches or fewer of"
+            " them per step."
         )
     return lines
 
 
 def _bytes(count: float) -> str:
-    """``300 MB`` or ``1.3 GB``."""
+    """Format a number of bytes as ``300 MB`` or ``1.3 GB``."""
     return f"{max(count, 1e6) / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

@@ -1,6 +1,6 @@
-"""From what the Train dock shows to what the worker is told.
+"""Requests for the worker from the state of the Train dock.
 
-`gather` runs in a thread: it writes the layers.
+`gather` writes layers to files and runs in a thread.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from napari_strata.widgets.layers.convert import source_of_image, source_of_labe
 from napari_strata.worker.protocol import Layer, Pairs, PlanJob, TrainJob
 
 _WRITING = threading.Lock()
-"""The plan and the start of a training may write the same layers at the same time."""
+"""Held while layers are written, because plan and training may write the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerData:
-    """An image layer and its labels, with the classes that the table says."""
+    """Image layer and its labels, with the classes of the table."""
 
     layer: ImageLayer
     image: Image
@@ -38,7 +38,7 @@ class LayerData:
         return self.image.name
 
     def gather(self, run: Path) -> Pairs:
-        """Paths that hold both; what is in no file goes to ``<run>/layers``."""
+        """Return files of both layers; layers without a file go to ``<run>/layers``."""
         folder = run / LAYERS
         folder.mkdir(parents=True, exist_ok=True)
         with _WRITING:
@@ -49,7 +49,7 @@ class LayerData:
 
 @dataclass(frozen=True)
 class FolderData:
-    """Files or folders of images and labels, as the command line takes them."""
+    """Files or folders of images and labels, as on the command line."""
 
     images: str
     labels: str = ""
@@ -61,7 +61,7 @@ class FolderData:
         return Path(self.images).stem
 
     def gather(self, _run: Path) -> Pairs:
-        """The paths as they stand."""
+        """Return the paths without changes."""
         labels = (Layer(path=self.labels),) if self.labels else None
         return Pairs(
             images=(Layer(path=self.images),), labels=labels, axes=self.axes or None
@@ -70,7 +70,7 @@ class FolderData:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Everything that the dock says about a training, at one moment."""
+    """All settings of a training in the dock."""
 
     data: LayerData | FolderData
     recipe: str
@@ -78,7 +78,7 @@ class TrainRequest:
     device: str = "auto"
     keep: bool = False
 
-    def _words(self, run: Path) -> dict[str, Any]:
+    def _settings(self, run: Path) -> dict[str, Any]:
         pairs = self.data.gather(run)
         unlabelled = self.data.unlabelled if isinstance(self.data, FolderData) else ()
         return {
@@ -91,26 +91,25 @@ class TrainRequest:
             "device": self.device,
         }
 
-    def train_order(self, job: str, run: Path) -> TrainJob:
-        """The training, with its layers written.
+    def train_job(self, job: str, run: Path) -> TrainJob:
+        """Write the layers and return the request to train.
 
-        Raises `StrataError` when they cannot be.
+        Raises `StrataError` if they cannot be written.
         """
-        return TrainJob(job=job, out=str(run), keep=self.keep, **self._words(run))
+        return TrainJob(job=job, out=str(run), keep=self.keep, **self._settings(run))
 
-    def plan_order(self, job: str, run: Path) -> PlanJob:
-        """The question what that training would do."""
-        return PlanJob(job=job, **self._words(run))
+    def plan_job(self, job: str, run: Path) -> PlanJob:
+        """Write the layers and return the request to plan the training."""
+        return PlanJob(job=job, **self._settings(run))
 
 
-def order_of_run(run: Path, *, device: str) -> TrainJob:
-    """The order that goes on with a run that is on disk, with the data that it was
-    started with.
+def resume_job(run: Path, *, device: str) -> TrainJob:
+    """Return the request to resume a run on disk with its own data.
 
     Raises
     ------
     RunError
-        when there is no run, or its data was never in a file.
+        When the run does not exist, or its data are not in files.
     """
     try:
         record = RunFolder(run).read_json("data.json")
@@ -119,7 +118,7 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
         ]
     except (RunError, KeyError) as error:
         raise RunError(
-            f"{run}: found no run that can go on ({error}); choose a run folder."
+            f"{run}: found no run that can be resumed ({error}); choose a run folder."
         ) from None
     if missing := [
         str(path)
@@ -128,13 +127,15 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
         if not path
     ]:
         raise RunError(
-            f"{run}: {len(missing)} of its images or labels were never in a file; start"
-            " a new run."
+            f"{run}: {len(missing)} of its images or labels are not in files; start a"
+            " new run."
         )
-    validation = {part["pair"] for part in record["validation"]} - {
-        part["pair"] for part in record["training"]
+    validation = {region["pair"] for region in record["validation"]} - {
+        region["pair"] for region in record["training"]
     }
-    held = [pair for number, pair in enumerate(pairs) if number in validation]
+    validation_pairs = [
+        pair for number, pair in enumerate(pairs) if number in validation
+    ]
     training_pairs = [
         pair for number, pair in enumerate(pairs) if number not in validation
     ]
@@ -145,7 +146,7 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
             Layer(path=images, axes=axes) for images, _, axes in training_pairs
         ),
         labels=tuple(Layer(path=labels) for _, labels, _ in training_pairs),
-        validation=_pairs(held) if held else None,
+        validation=_pairs(validation_pairs) if validation_pairs else None,
         recipe=str(RunFolder(run).recipe_path),
         device=device,
         resume=True,
@@ -153,7 +154,7 @@ def order_of_run(run: Path, *, device: str) -> TrainJob:
 
 
 def class_colors(run: Path) -> tuple[str, ...]:
-    """Return the colours of a run's classes; empty when they are unknown."""
+    """Return the colours of the classes of a run; empty if they are unknown."""
     return tuple(RunFolder(run).classes().values())
 
 

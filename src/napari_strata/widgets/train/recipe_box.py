@@ -1,4 +1,4 @@
-"""Choice of a recipe: four main settings, and all others in a group that opens."""
+"""Choice of a recipe with four main settings; a group has all settings."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from napari_strata.core.sections import Section
 from napari_strata.widgets.train.fields import (
     Field,
     check,
-    in_words,
+    make_compact,
+    setting_label,
     show_value,
-    tame,
     wrapped,
 )
 from napari_strata.widgets.train.form import Fold, RecipeForm
 from napari_strata.widgets.work import threads
 
 FROM_FILE = "From a file ..."
-PLAIN = {
+MAIN_SETTINGS = {
     "training.epochs": ("Epochs", "512"),
     "training.learning_rate": ("Learning rate", "0.0001"),
     "patches.size": ("Patch size", "512"),
     "training.batch_size": ("Patches/step", "0.0001"),
 }
-"""The settings of the first level: label, and a text that fits in."""
-SHOWN = 3
-"""Changes that are named; the others are counted, and named in the tooltip."""
+"""Main settings: label, and a text that determines the smallest width."""
+LISTED_CHANGES = 3
+"""Number of changes that are listed; the tooltip has all."""
 
 
 class RecipeBox(QWidget):
-    """A recipe and what is changed in it.
+    """Recipe and changes of its settings.
 
-    `changed` is emitted once for every edit and every other recipe.
+    `changed` is emitted once for each edit and each choice of a recipe.
     """
 
     changed = Signal()
@@ -60,44 +60,40 @@ class RecipeBox(QWidget):
         self._problem = ""
         self.form: RecipeForm | None = None
         self.fields = {
-            path: Field(path, _info(path), label) for path, (label, _) in PLAIN.items()
+            path: Field(path, _info(path), label)
+            for path, (label, _) in MAIN_SETTINGS.items()
         }
         self._build()
         self.set_recipe("default")
 
     def recipe(self) -> Recipe:
-        """The recipe as it stands.
-
-        While there is a `problem`, as it last stood right.
-        """
+        """Return the recipe, or the last valid one if there is a `problem`."""
         return self._recipe
 
     def base(self) -> str:
-        """Name of the recipe that was chosen, or the path of its file."""
+        """Return the name of the chosen recipe, or the path of its file."""
         return self._base
 
     def overrides(self) -> dict[str, Any]:
-        """Dotted keys and values (plain data) that make the base the recipe that stands
-        here.
-        """
+        """Return the changes of the base as dotted keys and plain values."""
         return _difference(self._start, self._recipe)
 
     def problem(self) -> str:
-        """Explain what is wrong with the settings; empty when nothing is."""
+        """Describe the problems of the settings; empty if there are none."""
         return self._problem
 
     def set_recipe(self, base: str, overrides: Mapping[str, Any] = {}) -> None:
-        """Show a recipe by name or path, with dotted keys replaced.
+        """Show a recipe by name or path, with changes by dotted keys.
 
-        Raises `RecipeError` and shows the old one then.
+        Raises `RecipeError` if it cannot be read; the old recipe is then kept.
         """
-        self._take(base, _bundled().get(base) or load_recipe(base), overrides)
+        self._set_base(base, _bundled().get(base) or load_recipe(base), overrides)
 
     def reset(self) -> None:
-        """Take every setting from the recipe again."""
-        self._take(self._base, self._start, {})
+        """Reset every setting to that of the recipe."""
+        self._set_base(self._base, self._start, {})
 
-    def _take(self, base: str, start: Recipe, overrides: Mapping[str, Any]) -> None:
+    def _set_base(self, base: str, start: Recipe, overrides: Mapping[str, Any]) -> None:
         recipe = start.with_overrides(overrides)
         self._base, self._start = base, start
         self._show_base()
@@ -105,7 +101,7 @@ class RecipeBox(QWidget):
 
     def _build(self) -> None:
         self.combo = QComboBox()
-        tame(self.combo)
+        make_compact(self.combo)
         for name, recipe in _bundled().items():
             self.combo.addItem(name, name)
             self.combo.setItemData(
@@ -117,10 +113,10 @@ class RecipeBox(QWidget):
         self.combo.activated.connect(self._on_pick)
         self.about, self.wrong, self.resized, self.differs = (_text() for _ in range(4))
         self.reset_button = QPushButton("Reset")
-        self.reset_button.setToolTip("Take every setting from the recipe again.")
+        self.reset_button.setToolTip("Reset every setting to that of the recipe.")
         self.reset_button.clicked.connect(self.reset)
         self.fold = Fold(
-            "All settings", "Every setting of the recipe, with an explanation of each."
+            "All settings", "All settings of the recipe, with explanations."
         )
         self.fold.toggled.connect(self._on_fold)
         rows = QVBoxLayout(self)
@@ -132,7 +128,7 @@ class RecipeBox(QWidget):
         top.addWidget(self.combo, 1)
         rows.addLayout(top)
         rows.addWidget(self.about)
-        rows.addLayout(self._plain_rows())
+        rows.addLayout(self._main_rows())
         rows.addWidget(self.resized)
         messages = QVBoxLayout()
         messages.addWidget(self.wrong)
@@ -144,31 +140,31 @@ class RecipeBox(QWidget):
         rows.addLayout(state)
         rows.addWidget(self.fold)
 
-    def _plain_rows(self) -> QGridLayout:
+    def _main_rows(self) -> QGridLayout:
         grid = QGridLayout()
-        grid.setHorizontalSpacing(2)  # labels have some room of their own
+        grid.setHorizontalSpacing(2)  # labels have their own margin
         grid.setVerticalSpacing(4)
         for number, field in enumerate(self.fields.values()):
             row, column = divmod(number, 2)
             label = QLabel(field.label)
             label.setToolTip(field.native.toolTip())
             label.setBuddy(field.native)
-            field.make_room(PLAIN[field.path][1])
+            field.make_room(MAIN_SETTINGS[field.path][1])
             grid.addWidget(label, row, 2 * column)
             grid.addWidget(field.native, row, 2 * column + 1)
             grid.setColumnStretch(2 * column + 1, 1)
-            field.edited.connect(self._on_plain)
+            field.edited.connect(self._on_main_edit)
         return grid
 
-    def _on_plain(self, field: Field) -> None:
-        if self.form is not None:  # which answers with `changed`
+    def _on_main_edit(self, field: Field) -> None:
+        if self.form is not None:  # it emits `changed`
             self.form.field(field.path).type(field.widget.value)
             return
-        self._check_plain()
+        self._check_main()
         self._show_state()
         self.changed.emit()
 
-    def _check_plain(self) -> None:
+    def _check_main(self) -> None:
         raw = self._recipe.model_dump(mode="json")
         for path, field in self.fields.items():
             section, name = path.split(".")
@@ -210,16 +206,16 @@ class RecipeBox(QWidget):
             self._choose(path)
 
     def _choose(self, base: str) -> None:
-        """Take another recipe; a file is read in a thread."""
+        """Choose a recipe; a file is read in a thread."""
         if base in _bundled():
             self.set_recipe(base)
             return
-        take = partial(self._take, base, overrides={})
-        threads.run(lambda: load_recipe(base), take, self._not_loaded, owner=self)
+        set_base = partial(self._set_base, base, overrides={})
+        threads.run(lambda: load_recipe(base), set_base, self._not_loaded, owner=self)
 
     def _not_loaded(self, error: Exception) -> None:
         self._show_base()
-        self.wrong.say(f"{error} The recipe stays {self._start.name}.")
+        self.wrong.show_message(f"{error} The recipe is still {self._start.name}.")
 
     def _show_base(self) -> None:
         index = self.combo.findData(self._base)
@@ -231,7 +227,7 @@ class RecipeBox(QWidget):
             )
         self.combo.setCurrentIndex(index)
         description = self._start.description
-        self.about.say(
+        self.about.show_message(
             description.split(". ")[0].removesuffix(".") + "." if description else ""
         )
         for widget in (self.about, self.combo):
@@ -249,50 +245,53 @@ class RecipeBox(QWidget):
 
     def _show_state(self) -> None:
         """Show the notes beside the settings: resizing, problems, changes."""
-        self.wrong.say(f"⚠ {self._problem}" if self._problem else "")
+        self.wrong.show_message(f"⚠ {self._problem}" if self._problem else "")
         side = self._recipe.patches.resize
         why = (
-            f"Whole pictures are resized to {side} x {side} pixels, so no patches are"
+            f"Whole images are resized to {side} x {side} pixels, so no patches are"
             " cut."
             if side
             else ""
         )
-        self.resized.say(why)
+        self.resized.show_message(why)
         if not self.fields["patches.size"].problem:
             self.fields["patches.size"].explain(
                 f"{why} Empty All settings > Patches > Resize first." if why else ""
             )
         self.fold.mark(bool(self._problem))
         overrides = sorted(
-            self.overrides().items(), key=lambda item: item[0] not in PLAIN
+            self.overrides().items(), key=lambda item: item[0] not in MAIN_SETTINGS
         )
         changes = [self._change(path, value) for path, value in overrides]
-        more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-        self.differs.say(
-            f"Changed: {', '.join(changes[:SHOWN])}{more}" if changes else ""
+        more = (
+            f" and {len(changes) - LISTED_CHANGES} more"
+            if len(changes) > LISTED_CHANGES
+            else ""
+        )
+        self.differs.show_message(
+            f"Changed: {', '.join(changes[:LISTED_CHANGES])}{more}" if changes else ""
         )
         self.differs.setToolTip(wrapped("\n\n".join(changes)))
         self.reset_button.setVisible(bool(changes or self._problem))
 
     def _change(self, path: str, value: Any) -> str:
         section, *names = path.split(".")
-        name = in_words(section if names == ["kind"] else path)
-        label = (PLAIN[path][0] if path in PLAIN else name).lower()
+        name = setting_label(section if names == ["kind"] else path)
+        label = (MAIN_SETTINGS[path][0] if path in MAIN_SETTINGS else name).lower()
         was: Any = self._start
         new: Any = self._recipe
         for part in path.split("."):
-            if (
-                type(was) is not type(new) and part != "kind"
-            ):  # another kind of network: it was nothing before
+            # Another kind of network did not have this setting.
+            if type(was) is not type(new) and part != "kind":
                 return f"{label} {_brief(value)}"
             was, new = getattr(was, part, None), getattr(new, part)
         return f"{label} {_brief(value)} (was {_brief(was)})"
 
 
 class _Text(QLabel):
-    """Text that wraps, and takes no room when there is none."""
+    """Label with line breaks, hidden if its text is empty."""
 
-    def say(self, text: str) -> None:
+    def show_message(self, text: str) -> None:
         self.setText(text)
         self.setVisible(bool(text))
 
@@ -325,15 +324,16 @@ def _brief(value: Any) -> str:
     return show_value(value) or "not set"
 
 
-def _difference(one: Section, other: Section, path: str = "") -> dict[str, Any]:
-    """Dotted keys that make `one` into `other`.
+def _difference(before: Section, after: Section, path: str = "") -> dict[str, Any]:
+    """Return the changes from one section to another as dotted keys and values.
 
-    Another kind of network is counted from its own defaults.
+    For another kind of network, the changes are relative to its defaults.
     """
     changes: dict[str, Any] = {}
-    plain = other.model_dump(mode="json")
-    for name in type(other).model_fields:
-        dotted, was, new = f"{path}{name}", getattr(one, name), getattr(other, name)
+    plain = after.model_dump(mode="json")
+    for name in type(after).model_fields:
+        dotted = f"{path}{name}"
+        was, new = getattr(before, name), getattr(after, name)
         if was == new and type(was) is type(new):
             continue
         if isinstance(was, Section) and isinstance(new, Section):

@@ -1,4 +1,4 @@
-"""Work of an earlier napari: painted labels, and trainings that still run."""
+"""Unsaved labels and running trainings of an earlier napari."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.prepare import class_colors
 from napari_strata.widgets.work import threads
 
-MOST = 2
-"""Lines of each sort."""
+LISTED_ITEMS = 2
+"""Largest number of labels, and of trainings, that are offered."""
 
 
 class Recovery(QWidget):
-    """Offers, one line each; empty and out of sight when there is nothing."""
+    """Offers to restore earlier work, one line each; hidden without offers."""
 
-    follow = Signal(
-        object, object, object, bool
-    )  # RunSummary, its colours, its events, whether it still runs
+    follow = Signal(object, object, object, bool)
+    """RunSummary, colours of its classes, its events, whether it still runs."""
 
     def __init__(self, session: ViewerSession, dock: Dock) -> None:
         super().__init__()
@@ -42,7 +41,7 @@ class Recovery(QWidget):
         self._rows.setContentsMargins(0, 0, 0, 0)
         self._rows.setSpacing(2)
         self.hide()
-        self._timer = QTimer(self)  # of the training that is followed
+        self._timer = QTimer(self)  # for the training that is followed
         self._timer.setInterval(2000)
         runs = session.settings.runs
         threads.run(
@@ -50,26 +49,26 @@ class Recovery(QWidget):
         )
 
     def buttons(self) -> list[QPushButton]:
-        """The answers that can be given."""
+        """Return the buttons of all offers."""
         return self.findChildren(QPushButton)
 
     def text(self) -> str:
-        """Texts of the offers."""
+        """Return the texts of all offers."""
         return "\n".join(label.text() for label in self.findChildren(QLabel))
 
     def stop(self) -> None:
-        """Ask the disk no more."""
+        """Stop to read the run folder."""
         self._timer.stop()
 
-    def _show(self, found: tuple[list[Kept], list[RunSummary]]) -> None:
-        labels, runs = found
-        for draft in labels[:MOST]:
+    def _show(self, offers: tuple[list[Kept], list[RunSummary]]) -> None:
+        drafts, runs = offers
+        for draft in drafts[:LISTED_ITEMS]:
             self._offer(
-                f"{draft.describe()}, was kept.",
+                f"{draft.describe()}, was saved automatically.",
                 {"Open": partial(self._open, draft), "Forget": draft.forget},
             )
-        for run in runs[:MOST]:
-            text = f"The training {run.name} goes on without napari."
+        for run in runs[:LISTED_ITEMS]:
+            text = f"The training {run.name} continues without napari."
             self._offer(
                 text,
                 {"Follow": partial(self._follow, run), "Stop": partial(self.end, run)},
@@ -82,39 +81,41 @@ class Recovery(QWidget):
         label = QLabel(text)
         label.setWordWrap(True)
         layout.addWidget(label, 1)
-        for word, action in answers.items():
-            button = QPushButton(word)
-            if word != "Follow":  # who follows it may want to stop it
+        for label_text, action in answers.items():
+            button = QPushButton(label_text)
+            if label_text != "Follow":  # a followed training can still be stopped
                 button.clicked.connect(row.hide)
             button.clicked.connect(partial(_call, action))
             layout.addWidget(button)
         self._rows.addWidget(row)
         self.show()
 
-    def _open(self, one: Kept) -> None:
+    def _open(self, draft: Kept) -> None:
         threads.run(
-            lambda: read_labels(one.path),
-            lambda labels: self._add(labels, one),
-            lambda error: self._dock.notice.say(
-                f"{one.path} cannot be opened: {error}", "error"
+            lambda: read_labels(draft.path),
+            lambda labels: self._add(labels, draft),
+            lambda error: self._dock.notice.show_message(
+                f"{draft.path} cannot be opened: {error}", "error"
             ),
             owner=self,
         )
 
-    def _add(self, labels: LabelImage, one: Kept) -> None:
+    def _add(self, labels: LabelImage, draft: Kept) -> None:
         data, attributes, _ = labels_layer(labels)
         self._session.viewer.add_layer(
-            LabelsLayer(data, **attributes | {"name": one.layer})
+            LabelsLayer(data, **attributes | {"name": draft.layer})
         )
-        one.take_over()
-        self._dock.notice.say(f'"{one.layer}" is back; save it, or go on painting.')
+        draft.take_over()
+        self._dock.notice.show_message(
+            f'"{draft.layer}" is restored; save it, or continue to paint.'
+        )
 
     def _follow(self, run: RunSummary) -> None:
-        self._timer.timeout.connect(lambda: self._again(run))
+        self._timer.timeout.connect(lambda: self._read_run(run))
         self._timer.start()
-        self._again(run)
+        self._read_run(run)
 
-    def _again(self, run: RunSummary) -> None:
+    def _read_run(self, run: RunSummary) -> None:
         path = run.path
         threads.run(
             lambda: (
@@ -122,7 +123,7 @@ class Recovery(QWidget):
                 class_colors(path),
                 last_events(path),
             ),
-            lambda found: self._report(run, *found),
+            lambda state: self._report(run, *state),
             _ignore,
             owner=self,
         )
@@ -134,9 +135,7 @@ class Recovery(QWidget):
         colors: tuple[str, ...],
         events: list[Event],
     ) -> None:
-        if (
-            not self._timer.isActive()
-        ):  # an answer to a question that was asked before the end
+        if not self._timer.isActive():  # read before the end, reported after it
             return
         self.follow.emit(run, colors, events, running)
         if not running:
@@ -144,20 +143,20 @@ class Recovery(QWidget):
             self._session.announce(run.path)
 
     def end(self, run: RunSummary) -> None:
-        """Tell a training that goes on without napari to stop."""
+        """Stop a training that runs without napari."""
         try:
             process = psutil.Process(int((run.running or {})["pid"]))
             if "napari_strata" not in " ".join(process.cmdline()):
-                raise StrataError("its process is gone")
+                raise StrataError("its process has ended")
             process.terminate()
         except (psutil.Error, KeyError, ValueError, StrataError) as error:
-            self._dock.notice.say(
+            self._dock.notice.show_message(
                 f"The training {run.name} could not be stopped from here: {error}.",
                 "error",
             )
             return
-        self._dock.notice.say(
-            f"The training {run.name} was told to stop; its best model is kept."
+        self._dock.notice.show_message(
+            f"The training {run.name} is being stopped; its best model is kept."
         )
 
 

@@ -1,4 +1,4 @@
-"""Buttons for a run: resume it, extend it, open another one, or read its report."""
+"""Buttons for a run: resume, extend, open, and report."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ from napari_strata.widgets.work import threads
 
 
 class RunRow(QWidget):
-    """Says what the user wants done with a run; what can be done is told with `allow`.
+    """Row of buttons for the run in the dock.
 
-    The report it writes by itself, of the run that `run` names: it asks for nothing
-    that a dock knows.
+    Signals announce what the user wants. The report is written by the row itself.
+
+    Parameters
+    ----------
+    folder
+        Function that returns the folder in which runs are opened.
+    run
+        Function that returns the run to report on, or None.
     """
 
     resumed = Signal()
@@ -43,9 +49,9 @@ class RunRow(QWidget):
         )
         self.extend_by.native.setMinimumWidth(0)
         self.report_button = PushButton(text="Report")
-        self.said = QLabel()
-        self.said.setWordWrap(True)
-        self.said.hide()
+        self.status = QLabel()
+        self.status.setWordWrap(True)
+        self.status.hide()
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.addWidget(self.resume_button.native, 0, 0)
@@ -54,60 +60,60 @@ class RunRow(QWidget):
         grid.addWidget(self.extend_button.native, 1, 0)
         grid.addWidget(self.extend_by.native, 1, 1)
         grid.addWidget(QLabel("epochs"), 1, 2)
-        grid.addWidget(self.said, 2, 0, 1, 3)
+        grid.addWidget(self.status, 2, 0, 1, 3)
         grid.setColumnStretch(1, 1)
         self.resume_button.changed.connect(lambda _: self.resumed.emit())
         self.extend_button.changed.connect(
             lambda _: self.extended.emit(int(self.extend_by.value))
         )
-        self.open_button.changed.connect(lambda _: self._ask())
+        self.open_button.changed.connect(lambda _: self._choose_run())
         self.report_button.changed.connect(lambda _: self.report())
         self.show_view(resolve(TrainState()))
 
     def show_view(self, view: TrainView) -> None:
-        """Show what can be done with the run in the dock."""
+        """Enable the buttons that make sense for the run in the dock."""
         draw(self.resume_button, view.resume)
         draw(self.extend_button, view.extend)
         draw(self.open_button, view.open_run)
         self._allow_report()
 
     def report(self) -> None:
-        """Write the page of the run in a thread, and open it in the browser."""
-        run = self._report_of()
+        """Write the report of the run in a thread, and open it in the browser."""
+        run = self._finished_run()
         if run is None or self._writing:
             return
         self._writing = True
-        self._say("Writing the report ...")
+        self._show_status("Writing the report ...")
         threads.run(lambda: page_of(run), self._open, self._failed, owner=self)
 
-    def _report_of(self) -> Path | None:
-        """The run in question, once it is on disk."""
+    def _finished_run(self) -> Path | None:
+        """Return the run to report on, or None if it is not on disk yet."""
         run = self._run()
         return run if run is not None and RunFolder(run).exists else None
 
     def _allow_report(self) -> None:
         purpose = "Curves, scores, confusion and pictures on one page, in your browser."
-        why_not = "Train, or open a run, first." if self._report_of() is None else ""
+        why_not = "Train, or open a run, first." if self._finished_run() is None else ""
         draw(self.report_button, Control(purpose, why_not))
 
     def _open(self, page: Path) -> None:
         self._writing = False
         opened = QDesktopServices.openUrl(QUrl.fromLocalFile(str(page)))
-        self._say(
+        self._show_status(
             ""
             if opened
-            else f"The report is written, and no browser was found to open it: {page}"
+            else f"The report is written, but no browser was found to open it: {page}"
         )
 
     def _failed(self, error: Exception) -> None:
         self._writing = False
-        self._say(str(error))
+        self._show_status(str(error))
 
-    def _say(self, text: str) -> None:
-        self.said.setText(text)
-        self.said.setVisible(bool(text))
+    def _show_status(self, text: str) -> None:
+        self.status.setText(text)
+        self.status.setVisible(bool(text))
 
-    def _ask(self) -> None:
+    def _choose_run(self) -> None:
         path = QFileDialog.getExistingDirectory(self, "Open a run", str(self._folder()))
         if path:
             self.opened.emit(Path(path))

@@ -1,4 +1,4 @@
-"""Decisions of the Train dock, without Qt: what can be pressed, and why not."""
+"""Decisions of the Train dock, without Qt: enabled buttons and reasons."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from napari_strata.widgets.parts.control import Control
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that the buttons of the Train dock depend on.
+    """State of the Train dock that determines its buttons.
 
     Parameters
     ----------
     data_problem, recipe_problem
-        Reasons why these layers or files, and this recipe, cannot be trained on. Empty:
-        they can.
+        Reasons why the data or the recipe cannot be used; empty if they can.
     is_starting
-        True while the layers are written for a training that was asked for.
+        True while the layers are written for a requested training.
     is_running
-        True while a training runs, of this dock or of an earlier napari.
+        True while a training of this dock or of an earlier napari runs.
     has_model
-        True when the run in the dock has a model.
+        True if the run in the dock has a model.
     can_continue
-        True when the dock knows how the run was trained, so that it can go on.
+        True if the dock has the request of the run, so that it can be resumed.
     """
 
     data_problem: str = ""
@@ -39,9 +38,9 @@ class TrainView:
     """Texts and controls that the Train dock shows for a state."""
 
     problem: str
-    """Reason why a training cannot start; empty when it can."""
+    """Reason why a training cannot start; empty if it can."""
     problem_text: str
-    """Line above the buttons; empty while a training runs, which speaks for itself."""
+    """Line above the buttons; empty while a training runs."""
     train: Control
     stop: Control
     predict: Control
@@ -51,7 +50,7 @@ class TrainView:
 
 
 def resolve(state: TrainState) -> TrainView:
-    """Decide what can be pressed in the Train dock."""
+    """Decide which buttons of the Train dock are enabled."""
     busy = ""
     if state.is_running:
         busy = "A training is running: stop it first."
@@ -75,8 +74,8 @@ def resolve(state: TrainState) -> TrainView:
         ),
         stop=Control(
             purpose=(
-                "Stop. The best model so far is kept; there is one from the end of "
-                "the first epoch."
+                "Stop. The best model so far is kept; the first one exists after the "
+                "first epoch."
             ),
             why_not="" if state.is_running else "Nothing is running.",
         ),
@@ -85,7 +84,9 @@ def resolve(state: TrainState) -> TrainView:
             why_not=no_model,
             visible=not no_model,
         ),
-        resume=Control(purpose="Go on where it stopped.", why_not=no_run),
+        resume=Control(purpose="Continue where it stopped.", why_not=no_run),
         extend=Control(purpose="Train the same run for more epochs.", why_not=no_run),
-        open_run=Control(purpose="Go on with a run on disk.", why_not=busy),
+        open_run=Control(
+            purpose="Open a run on disk, to resume or extend it.", why_not=busy
+        ),
     )

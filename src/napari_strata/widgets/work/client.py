@@ -1,6 +1,6 @@
-"""The viewer's side of the worker.
+"""Client of the worker in the viewer.
 
-Orders go out, and each job's events come back as signals in the main thread.
+It sends requests, and emits the events of each job as signals in the main thread.
 """
 
 from __future__ import annotations
@@ -45,22 +45,21 @@ from napari_strata.worker.protocol import (
 
 __all__ = ["JobHandle", "Outcome", "WorkerClient", "default_command"]
 
-TERMINATE, KILL = 600, 850
-"""Milliseconds after a Stop at which the worker is told, and forced, to end."""
-TURN = 0.004
-"""Seconds that one turn of the event loop gives to what the worker said."""
-FLOOD = 50
-"""Steps waiting to be shown beyond which only the newest of a row is."""
-STARTUP = 120
-"""Seconds within which a worker must say that it is ready.
-
-A server's file system may be slow.
-"""
+TERMINATE_AFTER_MS = 600
+"""Milliseconds after a stop request after which the worker gets SIGTERM."""
+KILL_AFTER_MS = 850
+"""Milliseconds after a stop request after which the worker is killed."""
+HANDLING_TIME_S = 0.004
+"""Seconds to handle lines of the worker before the event loop continues."""
+BACKLOG = 50
+"""Number of unhandled lines above which all but the newest step are skipped."""
+STARTUP_TIMEOUT_S = 120
+"""Seconds for the worker to start, which takes long on a slow file system."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """End of a job. `text` is for people; `result` is the worker's result."""
+    """End of a job, with a message for the user and the result of the worker."""
 
     status: Literal["finished", "stopped", "failed", "died"]
     text: str = ""
@@ -68,43 +67,46 @@ class Outcome:
 
 
 class JobHandle(QObject):
-    """A job that was given to the worker.
+    """A job of the worker.
 
-    The handle is deleted after `ended`; its `outcome` can still be read.
+    The Qt object is deleted after `ended`; `outcome` can still be read.
     """
 
     replied = Signal(object)
-    """Every event and reply of the job. (`event` would hide a method of QObject.)"""
+    """Every event of the job. (`event` would hide a method of QObject.)"""
     ended = Signal(object)
-    """Its `Outcome`, once."""
+    """The `Outcome` of the job, once."""
 
-    def __init__(self, client: WorkerClient, order: Job) -> None:
+    def __init__(self, client: WorkerClient, request: Job) -> None:
         super().__init__(client)
-        self.order = order
+        self.request = request
         self.outcome: Outcome | None = None
         self.stopping = False
         self.started = False
-        self.kept = order.keep
+        self.kept = request.keep
         self.changes: dict[str, Change] = {}
         self._client = client
 
     def stop(self) -> None:
-        """Stop it: asked, then told, then forced; `ended` comes within a second."""
+        """Stop the job; `ended` is emitted within a second.
+
+        The worker gets a stop request, then SIGTERM, then it is killed.
+        """
         if self.outcome is None and not self.stopping:
             self.stopping = True
             self._client._stop(self)
 
     def keep(self, on: bool) -> None:
-        """Let it go on when napari closes, or not."""
+        """Set whether the job continues when napari closes."""
         if self.outcome is None:
             self.kept = on
-            self._client._tell(Keep(keep=self.order.job, on=on))
+            self._client._send_message(Keep(keep=self.request.job, on=on))
 
     def send_change(self, change: Change) -> None:
-        """Send new labels or a new view to the job while it runs."""
+        """Send new labels or a new view to the running job."""
         if self.outcome is None:
             self.changes[change.changed] = change
-            self._client._tell(change)
+            self._client._send_message(change)
 
     def _end(self, outcome: Outcome) -> None:
         if self.outcome is None:
@@ -114,12 +116,10 @@ class JobHandle(QObject):
 
 
 class WorkerClient(QObject):
-    """One worker process, started when it is first needed and again after it died.
+    """Client of one worker process, which starts on first use and after a crash.
 
-    Call `close` in the end.
-
-    Orders are sent when the worker says that it is ready, so that one which dies or is
-    stopped before has done nothing.
+    Call `close` at the end. Requests are sent when the worker is ready. Until then, no
+    job has begun, and jobs can be stopped or sent to a new process.
     """
 
     state = Signal(str)
@@ -132,15 +132,12 @@ class WorkerClient(QObject):
         self.ready: Ready | None = None
         self._process: Process | None = None
         self._handles: dict[str, JobHandle] = {}
-        self._inbox: deque[tuple[Process, bytes | None]] = (
-            deque()
-        )  # None: the process is over
-        self._poisoned = (
-            False  # a new process is wanted as soon as this one has nothing to do
-        )
-        self._condemned = (
-            False  # the process was told to end, and is given nothing any more
-        )
+        # Lines of the processes; None means that the process has ended.
+        self._inbox: deque[tuple[Process, bytes | None]] = deque()
+        # True if a new process must start when this one has no job.
+        self._must_replace = False
+        # True if the process got SIGTERM; it gets no more requests.
+        self._is_terminating = False
         self._closed = False
         self._numbers = itertools.count(1)
         self._doorbell = threads.Doorbell(self._drain)
@@ -148,19 +145,17 @@ class WorkerClient(QObject):
         self._drain_timer.setSingleShot(True)
         self._drain_timer.setInterval(1)
         self._drain_timer.timeout.connect(self._drain)
-        self._patience = QTimer(self)
-        self._patience.setSingleShot(True)
-        self._patience.setInterval(STARTUP * 1000)
-        self._patience.timeout.connect(self._give_up)
+        self._startup_timer = QTimer(self)
+        self._startup_timer.setSingleShot(True)
+        self._startup_timer.setInterval(STARTUP_TIMEOUT_S * 1000)
+        self._startup_timer.timeout.connect(self._on_startup_timeout)
 
     def new_id(self) -> str:
-        """A name for a job that no other has, also among viewers that share a
-        worker's machine.
-        """
+        """Return a new job id, unique among the viewers of a computer."""
         return f"{os.getpid()}-{next(self._numbers)}"
 
     def warm(self) -> None:
-        """Start the process if there is none."""
+        """Start the process, unless it runs or the client is closed."""
         if self._process is not None or self._closed:
             return
         self._set_state("starting")
@@ -175,12 +170,12 @@ class WorkerClient(QObject):
         process = Process(self.command, receive, lambda: receive(None))
         self._process = process
         process.start()
-        self._patience.start()
+        self._startup_timer.start()
 
-    def submit(self, order: Job) -> JobHandle:
-        """Give an order; its events come as signals of the handle."""
-        handle = JobHandle(self, order)
-        self._handles[order.job] = handle
+    def submit(self, request: Job) -> JobHandle:
+        """Send a request; the handle emits the events of the job."""
+        handle = JobHandle(self, request)
+        self._handles[request.job] = handle
         if self._closed:
             self._after(
                 0,
@@ -188,13 +183,13 @@ class WorkerClient(QObject):
             )
             return handle
         self.warm()
-        if self._listens:
+        if self._is_ready:
             self._set_state("busy")
-            self._send(handle)
+            self._send_job(handle)
         return handle
 
     def close(self) -> None:
-        """End the process, without waiting for it; a kept job goes on in it."""
+        """End the process without waiting for it. Kept jobs continue in it."""
         if self._closed:
             return
         self._closed = True
@@ -203,41 +198,43 @@ class WorkerClient(QObject):
             handle for handle in handles if handle.kept and not handle.stopping
         ]
         if self._process is not None:
-            if not self._listens:
+            if not self._is_ready:
                 for handle in kept_handles:
-                    self._send(handle)
-            self._process.forget()
-            self._process.close(insist=not kept_handles)
-        self._let_go()
+                    self._send_job(handle)
+            self._process.detach()
+            self._process.close(force=not kept_handles)
+        self._reset()
         for handle in handles:
             text = (
-                "It goes on without napari."
+                "It continues without napari."
                 if handle in kept_handles
                 else "napari was closed."
             )
             self._finish(handle, Outcome("stopped", text))
 
     @property
-    def _listens(self) -> bool:
+    def _is_ready(self) -> bool:
         return (
-            self._process is not None and self.ready is not None and not self._condemned
+            self._process is not None
+            and self.ready is not None
+            and not self._is_terminating
         )
 
-    def _tell(self, message: Request) -> None:
-        if self._process is not None and self._listens:
+    def _send_message(self, message: Request) -> None:
+        if self._process is not None and self._is_ready:
             self._process.write(encode_request(message))
 
-    def _send(self, handle: JobHandle) -> None:
-        """The order as it stands, and the news that came since it was given."""
+    def _send_job(self, handle: JobHandle) -> None:
+        """Send the request of a job, and its changes since it was submitted."""
         assert self._process is not None
         for message in (
-            handle.order.model_copy(update={"keep": handle.kept}),
+            handle.request.model_copy(update={"keep": handle.kept}),
             *handle.changes.values(),
         ):
             self._process.write(encode_request(message))
 
     def _stop(self, handle: JobHandle) -> None:
-        if not self._listens:  # it has not been given to the process that is to do it
+        if not self._is_ready:  # the request has not been sent
             self._after(
                 0,
                 lambda: self._finish(
@@ -245,184 +242,187 @@ class WorkerClient(QObject):
                 ),
             )
             return
-        self._tell(Stop(stop=handle.order.job))
-        self._after(TERMINATE, lambda: self._press(handle))
-        self._after(KILL, lambda: self._force(handle))
+        self._send_message(Stop(stop=handle.request.job))
+        self._after(TERMINATE_AFTER_MS, lambda: self._terminate_for(handle))
+        self._after(KILL_AFTER_MS, lambda: self._kill_for(handle))
 
-    def _press(self, handle: JobHandle) -> None:
-        """It has not answered: tell the process to end.
+    def _terminate_for(self, handle: JobHandle) -> None:
+        """Terminate the process if a job has not stopped.
 
-        Not for a job behind or beside another, which would be lost with it: the worker
-        drops that as soon as it looks.
+        If another job is running, the process is not terminated, because that job would
+        be lost too. The worker then drops the stopped job after its current step.
         """
         if handle.outcome is not None or self._process is None:
             return
-        if handle is not self._foremost():
+        if handle is not self._current_job():
             self._finish(handle, Outcome("stopped"))
             return
-        self._condemned = True
+        self._is_terminating = True
         self._process.terminate()
 
-    def _force(self, handle: JobHandle) -> None:
-        """It has not answered to that either."""
+    def _kill_for(self, handle: JobHandle) -> None:
+        """Kill the process if a job has still not stopped."""
         if handle.outcome is None and self._process is not None:
             self._replace()
 
-    def _foremost(self) -> JobHandle | None:
-        """The job that the process is at, as far as it has said."""
-        at_work = (
+    def _current_job(self) -> JobHandle | None:
+        """Return the job that the process runs, as far as its events tell."""
+        running = (
             handle
             for handle in self._handles.values()
-            if handle.started and not handle.order.runs_between_events
+            if handle.started and not handle.request.runs_between_events
         )
-        return next(at_work, next(iter(self._handles.values()), None))
+        return next(running, next(iter(self._handles.values()), None))
 
     def _replace(self) -> None:
-        """A new process, at once; jobs that were not stopped are given to it."""
+        """Start a new process at once; it gets the jobs that were not stopped."""
         if self._process is not None:
-            self._process.forget()
+            self._process.detach()
             self._process.kill()
-        self._let_go()
+        self._reset()
         for handle in list(self._handles.values()):
             handle.started = False
             if handle.stopping:
-                self._finish(handle, BROKEN_OFF)
+                self._finish(handle, INTERRUPTED)
         self.warm()
 
-    def _let_go(self) -> None:
+    def _reset(self) -> None:
         self._process = self.ready = None
-        self._condemned = self._poisoned = False
-        self._patience.stop()
+        self._is_terminating = self._must_replace = False
+        self._startup_timer.stop()
         self._set_state("off")
 
-    def _after(self, milliseconds: int, act: Callable[[], object]) -> None:
-        """Call `act` later, unless the client is gone by then."""
+    def _after(self, milliseconds: int, callback: Callable[[], object]) -> None:
+        """Call `callback` after a delay, unless the client has been deleted."""
         timer = QTimer(self)
         timer.setSingleShot(True)
-        timer.timeout.connect(act)
+        timer.timeout.connect(callback)
         timer.timeout.connect(timer.deleteLater)
         timer.start(milliseconds)
 
     def _drain(self) -> None:
-        """Deliver what was said, a little in each turn of the event loop."""
+        """Handle lines of the worker for a limited time; continue later if needed."""
         if self._drain_timer.isActive():
             return
-        until = perf_counter() + TURN
+        end = perf_counter() + HANDLING_TIME_S
         while self._inbox:
             process, line = self._inbox.popleft()
             if process is self._process:
-                self._over(process) if line is None else self._take(process, line)
-            if perf_counter() > until and self._inbox:
+                if line is None:
+                    self._on_exit(process)
+                else:
+                    self._handle_line(process, line)
+            if perf_counter() > end and self._inbox:
                 self._drain_timer.start()
                 return
 
-    def _take(self, process: Process, line: bytes) -> None:
-        if len(self._inbox) > FLOOD and STEP in line:
-            follower, newer = self._inbox[0]
-            if follower is process and STEP in (newer or b""):
-                return  # a newer step of the same job: only one job at a time has steps
+    def _handle_line(self, process: Process, line: bytes) -> None:
+        if len(self._inbox) > BACKLOG and STEP_EVENT in line:
+            next_process, next_line = self._inbox[0]
+            if next_process is process and STEP_EVENT in (next_line or b""):
+                return  # a newer step of the same job, because only one job has steps
         try:
             job, event = decode_event(line)
         except ValueError:  # the greeting of a login shell
             process.note(line)
             return
         if isinstance(event, Ready):
-            self._welcome(event)
+            self._on_ready(event)
         elif isinstance(event, Refused):
             process.note(event.text.encode())
         elif job is not None and (handle := self._handles.get(job)) is not None:
-            self._deliver(handle, event)
+            self._handle_event(handle, event)
 
-    def _welcome(self, ready: Ready) -> None:
-        self._patience.stop()
+    def _on_ready(self, ready: Ready) -> None:
+        self._startup_timer.stop()
         if ready.protocol != PROTOCOL:
             versions = (
                 f"{ready.versions.get('napari-strata', 'another version')} on"
                 f" {ready.host}"
             )
             text = (
-                "The worker is of a napari-strata that does not fit this one"
-                f" ({versions}): install the same version there and here, or mend the"
-                f" worker command in Preferences > Strata ({' '.join(self.command)})."
+                "The worker has another version of napari-strata"
+                f" ({versions}): install the same version there and here, or correct"
+                " the worker command in Preferences > Strata"
+                f" ({' '.join(self.command)})."
             )
-            self._abandon(Outcome("failed", text))
+            self._give_up(Outcome("failed", text))
             return
         self.ready = ready
         self._set_state("busy" if self._handles else "ready")
         for handle in [
             active for active in self._handles.values() if not active.stopping
         ]:
-            self._send(handle)
+            self._send_job(handle)
 
-    def _deliver(self, handle: JobHandle, event: AnyEvent) -> None:
+    def _handle_event(self, handle: JobHandle, event: AnyEvent) -> None:
         if isinstance(event, JobEnded):
             if event.reason == "finished":
                 self._finish(handle, Outcome("finished", result=event.result))
-            elif (
-                handle.stopping or not self._condemned
-            ):  # else it was stopped with another, and is done anew
+            elif handle.stopping or not self._is_terminating:
+                # Otherwise it was stopped together with another job, and is repeated.
                 self._finish(handle, Outcome("stopped", result=event.result))
         elif isinstance(event, JobFailed):
-            # After an error that is nobody's mistake, such as one of the GPU, a process
-            # may be good for nothing.
+            # After an unexpected error, such as one of the GPU, the process may not
+            # work any more.
             is_fault = event.kind != "StrataError"
-            self._poisoned = self._poisoned or is_fault
-            cure = (
+            self._must_replace = self._must_replace or is_fault
+            remedy = (
                 " Take smaller patches or fewer patches per step."
                 if is_fault and is_out_of_memory(event.text)
                 else ""
             )
-            self._finish(handle, Outcome("failed", event.text + cure))
+            self._finish(handle, Outcome("failed", event.text + remedy))
         else:
             handle.started = handle.started or isinstance(event, JobStarted)
             handle.replied.emit(event)
 
-    def _over(self, process: Process) -> None:
-        """The process has ended by itself, or because it was told to."""
-        if self._condemned:
+    def _on_exit(self, process: Process) -> None:
+        """Handle the end of the process."""
+        if self._is_terminating:
             self._replace()
             return
         text = explain(
             self.command, process.status, process.last_lines(), problem=process.problem
         )
-        self._let_go()
-        self._all_over(Outcome("died", text))
+        self._reset()
+        self._finish_all(Outcome("died", text))
 
-    def _give_up(self) -> None:
+    def _on_startup_timeout(self) -> None:
         lines = self._process.last_lines() if self._process is not None else []
-        last = f" Its last words: {' | '.join(lines[-3:])}" if lines else ""
+        last = f" Its last output: {' | '.join(lines[-3:])}" if lines else ""
         text = (
-            f"The worker did not get ready within {STARTUP} s"
-            f" ({' '.join(self.command)}). Try the command in a terminal, or mend it in"
-            f" Preferences > Strata.{last}"
+            f"The worker did not start within {STARTUP_TIMEOUT_S} s"
+            f" ({' '.join(self.command)}). Try the command in a terminal, or correct"
+            f" it in Preferences > Strata.{last}"
         )
-        self._abandon(Outcome("died", text))
+        self._give_up(Outcome("died", text))
 
-    def _abandon(self, outcome: Outcome) -> None:
-        """A process that is of no use, and nor would another be."""
+    def _give_up(self, outcome: Outcome) -> None:
+        """End the process and all jobs, because a new process would not help."""
         if self._process is not None:
-            self._process.forget()
+            self._process.detach()
             self._process.kill()
-        self._let_go()
-        self._all_over(outcome)
+        self._reset()
+        self._finish_all(outcome)
 
-    def _all_over(self, outcome: Outcome) -> None:
+    def _finish_all(self, outcome: Outcome) -> None:
         for handle in list(self._handles.values()):
-            reason = next(
+            saved = next(
                 (
                     text
-                    for kind, text in KEPT.items()
-                    if isinstance(handle.order, kind) and handle.started
+                    for kind, text in SAVED_RESULTS.items()
+                    if isinstance(handle.request, kind) and handle.started
                 ),
                 "",
             )
-            whole = Outcome(outcome.status, f"{outcome.text}\n{reason}".strip())
-            self._finish(handle, BROKEN_OFF if handle.stopping else whole)
+            complete = Outcome(outcome.status, f"{outcome.text}\n{saved}".strip())
+            self._finish(handle, INTERRUPTED if handle.stopping else complete)
 
     def _finish(self, handle: JobHandle, outcome: Outcome) -> None:
-        self._handles.pop(handle.order.job, None)
-        stopped = self._condemned and handle.stopping
-        if stopped or (self._poisoned and not self._handles):
+        self._handles.pop(handle.request.job, None)
+        stopped = self._is_terminating and handle.stopping
+        if stopped or (self._must_replace and not self._handles):
             self._replace()
         elif self.ready is not None and not self._handles:
             self._set_state("ready")
@@ -431,18 +431,16 @@ class WorkerClient(QObject):
     def _set_state(self, state: str) -> None:
         if state != self.current_state:
             self.current_state = state
-            with suppress(
-                RuntimeError
-            ):  # at the end of napari the client may be half gone
+            with suppress(RuntimeError):  # while napari closes, Qt deletes objects
                 self.state.emit(state)
 
 
-STEP = b'"event": "BatchEnd"'
-BROKEN_OFF = Outcome("stopped", "Stopped; the step under way was broken off.")
-KEPT: dict[type, str] = {
+STEP_EVENT = b'"event": "BatchEnd"'
+INTERRUPTED = Outcome("stopped", "Stopped; the current step was interrupted.")
+SAVED_RESULTS: dict[type, str] = {
     TrainJob: (
-        "Everything up to the last complete epoch is on disk: press Resume to go on"
+        "Everything up to the last complete epoch is on disk: press Resume to continue"
         " from there."
     ),
-    PredictJob: "The planes that were done are kept.",
+    PredictJob: "The finished planes are kept.",
 }

@@ -1,6 +1,6 @@
-"""A worker's process and its pipes, without Qt.
+"""Process of a worker and its pipes, without Qt.
 
-Started, read and written in threads, so that nobody waits for it.
+It is started, read and written to in threads, so that the viewer never waits.
 """
 
 from __future__ import annotations
@@ -17,124 +17,118 @@ from queue import SimpleQueue
 
 import psutil
 
-KEPT = 30
-"""Lines of stderr that are kept to explain a death."""
-LEAVE = 2.0
-"""Seconds for a process to end by itself, and as many again after it was told to.
-
-Nobody waits for it.
-"""
+STDERR_LINES = 30
+"""Number of lines of stderr that are kept to explain a crash."""
+EXIT_TIMEOUT_S = 2.0
+"""Seconds for a process to exit by itself, and again after SIGTERM."""
 
 CRASHES = (4, 6, 7, 8, 11)
-"""Signals that a program gets for a mistake in its machine code."""
+"""Signals of crashed programs, such as SIGSEGV."""
 ACCESS_VIOLATION = 0xC0000005
 """Exit status of a segmentation fault on Windows."""
 
 
 def default_command() -> list[str]:
-    """A worker of this Python, on this computer, that leaves the processor to the
-    viewer when both want it.
-    """
+    """Return the command of a worker with this Python and a low priority."""
     return [sys.executable, "-m", "napari_strata.worker", "--nice", "10"]
 
 
 class Process:
     """Process of a worker, with its pipes.
 
-    `said` is called with each line of its output, and `ended` once at its end; both in
-    a thread.
+    `on_line` is called with each line of the output, and `on_exit` once at the end of
+    the process; both are called in a thread.
 
-    Signals reach the children too: a command may be a shell script around the worker.
+    Signals are also sent to children, because the command may be a shell script.
     """
 
     def __init__(
         self,
         command: Sequence[str],
-        said: Callable[[bytes], None],
-        ended: Callable[[], None],
+        on_line: Callable[[bytes], None],
+        on_exit: Callable[[], None],
     ) -> None:
         self.command = tuple(command)
         self.status: int | None = None
-        self.problem = ""  # why it could not be started
-        self._said, self._ended = said, ended
-        self._lines: deque[str] = deque(maxlen=KEPT)
-        self._orders: SimpleQueue[bytes | None] = SimpleQueue()
+        self.problem = ""  # the reason if it could not be started
+        self._on_line, self._on_exit = on_line, on_exit
+        self._lines: deque[str] = deque(maxlen=STDERR_LINES)
+        self._requests: SimpleQueue[bytes | None] = SimpleQueue()
         self._child: subprocess.Popen[bytes] | None = None
-        self._wish: signal.Signals | None = None  # asked for before there was a child
+        self._pending_signal: signal.Signals | None = (
+            None  # sent before the child exists
+        )
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._exited = threading.Event()
 
     def start(self) -> None:
         """Start the process without waiting.
 
-        The constructor does not start it, because `said` and `ended` may need this
-        object.
+        The constructor does not start it, because the callbacks may need this object.
         """
-        threading.Thread(target=self._live, name="strata-worker", daemon=True).start()
+        threading.Thread(target=self._run, name="strata-worker", daemon=True).start()
 
     def write(self, line: str) -> None:
-        """Send a line; never waits."""
-        self._orders.put(line.encode() + b"\n")
+        """Send a line without waiting."""
+        self._requests.put(line.encode() + b"\n")
 
-    def close(self, *, insist: bool = True) -> None:
-        """Close the input, so that the process stops its work and exits. Never waits.
+    def close(self, *, force: bool = True) -> None:
+        """Close the input without waiting, so that the process exits.
 
-        A job that is to be kept goes on.
-
-        With `insist` it is told to end, then forced, when it does not exit by itself;
-        by a thread, for there may be no event loop any more.
+        A kept job continues. With `force`, a process that does not exit gets SIGTERM,
+        and is then killed. This is done in a thread, because the event loop may end.
         """
-        self._orders.put(None)
-        if insist:
+        self._requests.put(None)
+        if force:
             threading.Thread(
-                target=self._insist, name="strata-worker-end", daemon=True
+                target=self._enforce_exit, name="strata-worker-end", daemon=True
             ).start()
 
-    def forget(self) -> None:
-        """Call nobody any more: whoever listened may be gone before the process is."""
-        self._said, self._ended = _ignore, _nothing
+    def detach(self) -> None:
+        """Remove the callbacks, whose objects may be deleted before the end."""
+        self._on_line, self._on_exit = _ignore, _nothing
 
     def terminate(self) -> None:
-        """Tell it to end."""
+        """Send SIGTERM to the process."""
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it."""
+        """Kill the process."""
         self._send(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
 
     @property
     def pid(self) -> int | None:
-        """Its number, once it is there."""
+        """Process id, or None before the start."""
         return self._child.pid if self._child is not None else None
 
     def last_lines(self) -> list[str]:
-        """Last lines on stderr, and on stdout if they were no reply."""
+        """Return the last lines of stderr, and lines of stdout that are not events."""
         return list(self._lines)
 
     def note(self, line: bytes) -> None:
-        """Keep a line for the report of a death."""
+        """Keep a line to explain a crash."""
         if text := line.decode("utf-8", "replace").rstrip():
             self._lines.append(text)
 
     def _send(self, number: signal.Signals) -> None:
         with self._lock:
             if self._child is None:
-                self._wish = number
-            elif not self._over.is_set():
+                self._pending_signal = number
+            elif not self._exited.is_set():
                 _signal(self._child, number)
 
-    def _insist(self) -> None:
-        if not self._over.wait(LEAVE):
+    def _enforce_exit(self) -> None:
+        if not self._exited.wait(EXIT_TIMEOUT_S):
             self.terminate()
-        if not self._over.wait(LEAVE):
+        if not self._exited.wait(EXIT_TIMEOUT_S):
             self.kill()
 
-    def _live(self) -> None:
-        """Start the child and read it to its end."""
+    def _run(self) -> None:
+        """Start the process and read its output to the end."""
         try:
             pipe = subprocess.PIPE
-            # A session of its own: Ctrl-C in napari's terminal is not for it, a kept
-            # training outlives the terminal. The flag is Windows' name for it.
+            # A new session: Ctrl-C in napari's terminal does not reach it, and a kept
+            # training continues when the terminal is closed. Windows has a flag for it.
             child = subprocess.Popen(
                 self.command,
                 stdin=pipe,
@@ -145,40 +139,40 @@ class Process:
             )
         except OSError as error:
             self.problem = f"{error.strerror or error}"
-            self._over.set()
-            self._ended()
+            self._exited.set()
+            self._on_exit()
             return
         with self._lock:
             self._child = child
-            if self._wish is not None:
-                _signal(child, self._wish)
+            if self._pending_signal is not None:
+                _signal(child, self._pending_signal)
         errors = threading.Thread(
             target=self._read_errors,
             args=(child,),
             name="strata-worker-errors",
             daemon=True,
         )
-        orders = threading.Thread(
-            target=self._write_orders,
+        requests = threading.Thread(
+            target=self._write_requests,
             args=(child,),
-            name="strata-worker-orders",
+            name="strata-worker-requests",
             daemon=True,
         )
         errors.start()
-        orders.start()
+        requests.start()
         assert child.stdout is not None
         with child.stdout as lines:
             for line in lines:
-                self._said(line)
-        # A kept training closes its output, and goes on: nobody waits for it here.
+                self._on_line(line)
+        # A kept training closes its output and continues, so the waits are short.
         errors.join(timeout=2)
-        self._orders.put(None)
+        self._requests.put(None)
         with suppress(subprocess.TimeoutExpired):
             self.status = child.wait(timeout=2)
-        self._ended()
+        self._on_exit()
         self.status = child.wait()
         with self._lock:
-            self._over.set()
+            self._exited.set()
 
     def _read_errors(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stderr is not None
@@ -186,16 +180,16 @@ class Process:
             for line in lines:
                 self.note(line)
 
-    def _write_orders(self, child: subprocess.Popen[bytes]) -> None:
+    def _write_requests(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stdin is not None
         with suppress(OSError), child.stdin as pipe:
-            while (line := self._orders.get()) is not None:
+            while (line := self._requests.get()) is not None:
                 pipe.write(line)
                 pipe.flush()
 
 
 def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to a process and its children: it leads a group of its own."""
+    """Send a signal to a process and its children, which are a process group."""
     if sys.platform == "win32":
         end_process_tree(child.pid)
         return
@@ -231,11 +225,11 @@ def explain(
     command_text = " ".join(command)
     if problem:
         return (
-            f"The worker could not be started: {problem} ({command_text}). Mend the"
-            " worker command in Preferences > Strata, or leave it empty."
+            f"The worker could not be started: {problem} ({command_text}). Correct"
+            " the worker command in Preferences > Strata, or leave it empty."
         )
-    last = f"\nIts last words: {' | '.join(lines[-3:])}" if lines else ""
-    # A shell gives 128 + the signal that ended what it ran.
+    last = f"\nIts last output: {' | '.join(lines[-3:])}" if lines else ""
+    # A shell returns 128 + the signal that ended its command.
     number = -status if status is not None and status < 0 else (status or 0) - 128
     if number == 9:
         return (
@@ -248,22 +242,22 @@ def explain(
             f" step.{last}"
         )
     if number in CRASHES or status == ACCESS_VIOLATION:
-        word = "segmentation fault" if number == 11 else f"status {status}"
+        cause = "segmentation fault" if number == 11 else f"status {status}"
         return (
-            f"The worker crashed ({word}). Press Check this computer and send us "
-            f"what it says.{last}"
+            f"The worker crashed ({cause}). Press Check this computer and send us "
+            f"the report.{last}"
         )
     if number == 15:
-        return f"The worker was told to end by another program.{last}"
-    how = "stopped talking" if status is None else f"ended by itself (status {status})"
+        return f"The worker was terminated by another program.{last}"
+    end = "closed its output" if status is None else f"ended with status {status}"
     return (
-        f"The worker {how}: {command_text}. Press Check this computer to see what is "
-        f"wrong, or correct the worker command in Preferences > Strata.{last}"
+        f"The worker {end}: {command_text}. Press Check this computer to find the "
+        f"problem, or correct the worker command in Preferences > Strata.{last}"
     )
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Return True if a text complains of too little memory."""
+    """Return True if a text reports too little memory."""
     return any(
         word in text.lower()
         for word in ("out of memory", "outofmemory", "memoryerror", "bad_alloc")

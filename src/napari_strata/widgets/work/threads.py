@@ -18,7 +18,7 @@ from napari_strata.widgets.work.gc_pause import gc_pause
 T = TypeVar("T")
 
 THREADS = 4
-"""Threads that work at the same time; most of them wait for a disk."""
+"""Number of threads; most of them wait for a disk."""
 
 
 @dataclass
@@ -46,9 +46,9 @@ class _Task:
 
 
 class _Tasks(QObject):
-    """All tasks under way; lives as long as the program.
+    """All running tasks; exists as long as the program.
 
-    A thread knows the number of its task only. The tasks are held and released in the
+    A thread knows only the number of its task. The tasks are held and released in the
     main thread, because they refer to widgets: Qt crashes when the last reference to
     a widget is released in another thread. For the same reason the threads are
     Python's: PySide6 does not always release a QRunnable and what it refers to.
@@ -93,15 +93,15 @@ class _Tasks(QObject):
 
 
 class Doorbell:
-    """A way for threads to have a method called in the main thread.
+    """Call of a method in the main thread, requested by other threads.
 
     It does not keep the object of the method alive, so that the object cannot be
-    released in a thread. After the object is gone, ringing does nothing.
+    released in a thread. After the object is deleted, `ring` does nothing.
 
     Parameters
     ----------
     act
-        The method, of a QObject. Make the bell in the main thread.
+        Method of a QObject. Create the doorbell in the main thread.
     """
 
     def __init__(self, act: Callable[[], Any]) -> None:
@@ -110,16 +110,16 @@ class Doorbell:
         self._rings = False
 
     def ring(self) -> None:
-        """Have the method called soon, once. Any thread may ring."""
+        """Request one call of the method, from any thread."""
         if not self._rings:
             self._rings = True
             self._tasks.ring(self)
 
     def answer(self) -> None:
-        """Call the method; for the main thread."""
+        """Call the method, in the main thread."""
         self._rings = False
         act = self._act()
-        # Python's half of an object may outlive Qt's.
+        # The Python object may exist longer than the Qt object.
         if act is not None and isalive(act.__self__):  # type: ignore[no-untyped-call]
             act()
 
@@ -147,6 +147,6 @@ def run(
 
     `done` gets the result, `failed` the error. Neither is called after `owner` is
     destroyed. Must be called in the main thread. Python does not exit before the work
-    is done: it may write somebody's labels.
+    is done, because it may write labels.
     """
     _tasks().start(_Task(work, done, failed, owner))
