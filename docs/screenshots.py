@@ -134,7 +134,7 @@ def check_computer(dock: Any) -> Any:
     press(dock, "Check this computer")
     dialog = dock.findChild(DoctorDialog)
     wait(
-        90, lambda: dialog.summary.text() != "Looking...", "the checks of the computer"
+        90, lambda: dialog.summary.text() != "Checking ...", "the checks of the computer"
     )
     dialog.resize(760, 300)
     wait(0.3)

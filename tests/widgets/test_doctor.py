@@ -88,7 +88,7 @@ def test_lines_show_as_they_come(dialog: DoctorDialog, qtbot: Any) -> None:
         lambda: dialog.checks == [Check("GPU", "note", "none", "buy one")],
         timeout=10000,
     )
-    assert dialog.summary.text() == "Looking..."
+    assert dialog.summary.text() == "Checking ..."
     assert _texts(dialog)[:2] == ["GPU: none", "→ buy one"]
 
 
@@ -120,7 +120,7 @@ def test_a_python_that_is_not_there(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     dialog.start(command=["x"], folder=Path("/tmp"))
     qtbot.waitUntil(
-        lambda: dialog.summary.text() == "The checks could not be made.", timeout=5000
+        lambda: dialog.summary.text() == "The checks could not be started.", timeout=5000
     )
     assert "/nowhere/python cannot be started" in dialog.checks[-1].text
 
@@ -152,8 +152,8 @@ def test_a_window_that_does_not_answer_is_a_problem(
             raise RuntimeError("context lost")
 
     monkeypatch.setattr("vispy.gloo.context.get_current_canvas", Canvas)
-    check = doctor._drawn_by()
+    check = doctor._check_renderer()
     assert check is not None
     assert (check.status, "context lost" in check.text) == ("problem", True)
     monkeypatch.setattr("vispy.gloo.context.get_current_canvas", lambda: None)
-    assert doctor._drawn_by() is None
+    assert doctor._check_renderer() is None

@@ -314,7 +314,7 @@ def test_a_kept_training_is_found_again_and_can_be_stopped(
     second = make_napari_viewer(show=True)
     _, found = second.window.add_plugin_dock_widget("napari-strata", "Train")
     _wait_buttons(found.recovery, qtbot)
-    assert "goes on without napari" in found.recovery.text()
+    assert "continues without napari" in found.recovery.text()
     next(
         button for button in found.recovery.buttons() if button.text() == "Follow"
     ).click()
@@ -350,7 +350,7 @@ def test_training_on_files(dock: TrainDock, qtbot: Any, tmp_path: Path) -> None:
     box.source.value = FILES
     assert dock.start_button.tooltip == "Choose the images."
     box.folders.images.line_edit.value = str(tmp_path / "nowhere")
-    assert "there is no such file" in dock.start_button.tooltip
+    assert "does not exist" in dock.start_button.tooltip
     box.folders.images.line_edit.value = str(tmp_path / "images.tif")
     assert dock.start_button.tooltip == "Choose the labels of these images."
     box.folders.labels.line_edit.value = str(tmp_path / "labels.tif")

@@ -1,4 +1,4 @@
-"""Dialog with the checks of ``napari-strata doctor``, for reading and bug reports."""
+"""Dialog with the checks of ``napari-strata doctor``."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from qtpy.QtWidgets import (
 from napari_strata.core.command import join_command
 from napari_strata.doctor import Check, as_text, from_json
 
-ORDER = ("problem", "note", "ok")
+STATUS_ORDER = ("problem", "note", "ok")
 MARKS = {"ok": "✓", "note": "•", "problem": "✗"}
 
 
 def show_doctor(
     parent: QWidget | None, *, command: Sequence[str], folder: Path
 ) -> DoctorDialog:
-    """Open the dialog beside the viewer, which stays usable, and start looking.
+    """Open the dialog and start the checks; the viewer can still be used.
 
     Parameters
     ----------
     command
-        what starts the worker.
+        Command that starts the worker.
     folder
-        where runs are kept.
+        Folder of the runs.
     """
     dialog = DoctorDialog(parent)
     dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
@@ -47,9 +47,9 @@ def show_doctor(
 
 
 class DoctorDialog(QDialog):
-    """A line a check: a mark, what was found, and below it what to do.
+    """Dialog with a line for each check, and a remedy below it.
 
-    The checks run in a process of their own.
+    The checks run in a separate process.
     """
 
     def __init__(self, parent: QWidget | None = None) -> None:
@@ -57,13 +57,13 @@ class DoctorDialog(QDialog):
         self.setWindowTitle("Check this computer")
         self.checks: list[Check] = []
         self._process = QProcess(self)
-        self._rest = b""
+        self._partial_line = b""
         self._process.readyReadStandardOutput.connect(self._read)
         self._process.finished.connect(self._finish)
         self._process.errorOccurred.connect(self._fail)
         if (application := QApplication.instance()) is not None:
             application.aboutToQuit.connect(self._stop)
-        self.summary = QLabel("Looking...")
+        self.summary = QLabel("Checking ...")
         self.summary.setWordWrap(True)
         page = QWidget()
         self._rows = QVBoxLayout(page)
@@ -80,24 +80,24 @@ class DoctorDialog(QDialog):
             letters.horizontalAdvance("Copied") + 4 * letters.averageCharWidth()
         )
         self.copy_button.clicked.connect(self._copy)
-        self._said = QTimer(self)
-        self._said.setSingleShot(True)
-        self._said.setInterval(2000)
-        self._said.timeout.connect(lambda: self.copy_button.setText("Copy"))
+        self._copied_timer = QTimer(self)
+        self._copied_timer.setSingleShot(True)
+        self._copied_timer.setInterval(2000)
+        self._copied_timer.timeout.connect(lambda: self.copy_button.setText("Copy"))
         self.close_button = QPushButton("Close")
         self.close_button.clicked.connect(self.reject)
         buttons = QHBoxLayout()
         buttons.addStretch(1)
         buttons.addWidget(self.copy_button)
         buttons.addWidget(self.close_button)
-        whole = QVBoxLayout(self)
-        whole.addWidget(self.summary)
-        whole.addWidget(scroll, 1)
-        whole.addLayout(buttons)
+        column = QVBoxLayout(self)
+        column.addWidget(self.summary)
+        column.addWidget(scroll, 1)
+        column.addLayout(buttons)
         self.resize(125 * letters.averageCharWidth(), 42 * letters.lineSpacing())
 
     def start(self, *, command: Sequence[str], folder: Path) -> None:
-        """Begin to look; lines are added as they come."""
+        """Start the checks; each adds a line when it has finished."""
         arguments = [
             "--json",
             "--folder",
@@ -105,17 +105,17 @@ class DoctorDialog(QDialog):
             "--worker",
             join_command(command),
         ]
-        drawn = _drawn_by()
-        if drawn is not None:
-            self._add(drawn)
+        renderer = _check_renderer()
+        if renderer is not None:
+            self._add(renderer)
         self._process.start(sys.executable, ["-m", "napari_strata.doctor", *arguments])
 
     def text(self) -> str:
-        """Text that *Copy* puts on the clipboard."""
+        """Return the text that *Copy* puts on the clipboard."""
         return as_text(self.checks)
 
     def done(self, result: int) -> None:
-        """However it is closed, the checks end with it."""
+        """End the checks when the dialog is closed."""
         self._stop()
         super().done(result)
 
@@ -127,8 +127,8 @@ class DoctorDialog(QDialog):
             self._process.waitForFinished(1000)
 
     def _read(self) -> None:
-        *lines, self._rest = (
-            self._rest + bytes(self._process.readAllStandardOutput().data())
+        *lines, self._partial_line = (
+            self._partial_line + bytes(self._process.readAllStandardOutput().data())
         ).split(b"\n")
         for line in lines:
             try:
@@ -168,14 +168,14 @@ class DoctorDialog(QDialog):
                     "Start napari from the Python that it is installed in.",
                 )
             )
-            self.summary.setText("The checks could not be made.")
+            self.summary.setText("The checks could not be started.")
 
     def _add(self, check: Check) -> None:
         self.checks.append(check)
-        # What needs the user first stands first.
+        # Problems come first.
         row = (
             sum(
-                ORDER.index(earlier.status) <= ORDER.index(check.status)
+                STATUS_ORDER.index(earlier.status) <= STATUS_ORDER.index(check.status)
                 for earlier in self.checks
             )
             - 1
@@ -187,7 +187,7 @@ class DoctorDialog(QDialog):
         if clipboard is not None:
             clipboard.setText(self.text())
         self.copy_button.setText("Copied")
-        self._said.start()
+        self._copied_timer.start()
 
 
 def _row(check: Check) -> QWidget:
@@ -221,8 +221,8 @@ def _paragraph(text: str) -> QLabel:
     return label
 
 
-def _drawn_by() -> Check | None:
-    """Name the OpenGL renderer of the viewer's window; None when there is no window."""
+def _check_renderer() -> Check | None:
+    """Check the OpenGL renderer of the viewer's window; None without a window."""
     from vispy.gloo import gl
     from vispy.gloo.context import get_current_canvas
 
@@ -235,7 +235,7 @@ def _drawn_by() -> Check | None:
             str(gl.glGetParameter(name))
             for name in (gl.GL_VENDOR, gl.GL_RENDERER, gl.GL_VERSION)
         ]
-    except Exception as error:  # of a driver, of a canvas that is being closed
+    except Exception as error:  # errors of a driver or of a closed canvas
         return Check(
             "This window",
             "problem",

@@ -191,7 +191,7 @@ def test_one_plane_and_the_square_that_leads_to_another(make: Any, qtbot: Any) -
     )
     assert dock.viewer.dims.current_step[0] == 1
     assert (
-        "1 pixel of pore was called clay: 100\N{NO-BREAK SPACE}% of pore. Most of them: plane Z = 1."
+        "1 pixel of pore was predicted as clay: 100\N{NO-BREAK SPACE}% of pore. Most of them: plane Z = 1."
         in dock.notice.text()
     )
 
@@ -299,7 +299,9 @@ def test_the_copied_script_and_command_name_both_files(make: Any, qtbot: Any) ->
         ("Copy as Python", "import napari_strata as ns"),
         ("Copy as command", "napari-strata evaluate"),
     ):
-        button = next(one for one in dock._kept if getattr(one, "text", "") == form)
+        button = next(
+            one for one in dock._magic_widgets if getattr(one, "text", "") == form
+        )
         _click(qtbot, button)
         qtbot.waitUntil(
             lambda: "kept until napari closes" in dock.notice.text(), timeout=LONG

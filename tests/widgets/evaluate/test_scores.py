@@ -86,14 +86,14 @@ def test_the_picture_says_each_square_in_words(view: ScoreView) -> None:
     said = view.picture.sentence
     assert (
         said(0, 1)
-        == "2 pixels of pore were called clay: 25.0\N{NO-BREAK SPACE}% of pore"
+        == "2 pixels of pore were predicted as clay: 25.0\N{NO-BREAK SPACE}% of pore"
     )
     assert (
-        said(1, 0) == "1 pixel of clay was called pore: 25.0\N{NO-BREAK SPACE}% of clay"
+        said(1, 0) == "1 pixel of clay was predicted as pore: 25.0\N{NO-BREAK SPACE}% of clay"
     )
     assert (
         said(0, 0)
-        == "6 pixels of pore were rightly called pore: 75.0\N{NO-BREAK SPACE}% of pore"
+        == "6 pixels of pore were correctly predicted as pore: 75.0\N{NO-BREAK SPACE}% of pore"
     )
     assert said(2, 0) == "The truth has no pixel of grain."
 

@@ -13,10 +13,10 @@ from napari_strata.core.image import Image
 from napari_strata.io import read_labels
 from napari_strata.plugin import METADATA
 from napari_strata.widgets.layers.autosave import (
-    NOTE,
+    DRAFT_FILE,
     Autosave,
+    find_drafts,
     is_alive,
-    kept,
     this_process,
 )
 
@@ -75,16 +75,16 @@ def test_it_is_offered_after_a_crash_and_not_while_its_napari_lives(
     autosave.watch(layer, IMAGE)
     layer.paint((0, 3, 3), 1)
     autosave.save_at_once()
-    assert kept(tmp_path) == []
-    note = tmp_path / "run" / "layers" / NOTE
+    assert find_drafts(tmp_path) == []
+    note = tmp_path / "run" / "layers" / DRAFT_FILE
     facts = json.loads(note.read_text())
     note.write_text(
         json.dumps(facts | {"started": facts["started"] - 1})
     )  # the number has gone to another process
-    (one,) = kept(tmp_path)
+    (one,) = find_drafts(tmp_path)
     assert one.describe().startswith('Labels "mine" of image "sand", painted 20')
     one.forget()
-    assert kept(tmp_path) == []
+    assert find_drafts(tmp_path) == []
     assert one.path.is_file()
     autosave.watch(None, None)
 
@@ -98,7 +98,7 @@ def test_a_disk_that_cannot_be_written_is_told(tmp_path: Path, qtbot: Any) -> No
     layer.paint((0, 3, 3), 1)
     with qtbot.waitSignal(autosave.failed) as caught:
         autosave.save()
-    assert "could not be kept" in caught.args[0]
+    assert "could not be saved" in caught.args[0]
     autosave.watch(None, None)
 
 

@@ -49,7 +49,7 @@ def _settled(qtbot: QtBot, counter: PixelCounter) -> Counts:
 def test_counts_are_exact(
     array: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counts, "PIECE", 333)
+    monkeypatch.setattr(counts, "PIECE_PIXELS", 333)
     assert count_values(array).total == _plainly(array)
 
 
@@ -185,7 +185,7 @@ def test_looking_at_other_slices_counts_nothing(
 def test_large_labels_are_counted_when_asked(
     qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counts, "LARGE", 1000)
+    monkeypatch.setattr(counts, "LARGE_BYTES", 1000)
     layer = Labels(np.zeros((4, 60, 50), np.uint8))
     owner = QObject()
     counter = PixelCounter(owner)

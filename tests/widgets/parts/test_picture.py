@@ -14,7 +14,7 @@ from qtpy.QtGui import QColor, QImage
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.evaluation.pictures import Example, draw_example
 from napari_strata.widgets.parts.picture import find_panels, read_pixels
-from napari_strata.widgets.parts.preview import NOTHING, Preview, pictures
+from napari_strata.widgets.parts.preview import NO_PICTURE_TEXT, Preview, pictures
 from widgets.models import CLASSES, make_run
 
 WIDE = 420
@@ -144,7 +144,7 @@ def test_arrows_step_through_the_epochs(
     qtbot.waitUntil(lambda: is_like(color_at(preview, 2, 0.75), CLASSES.colors[0]))
     draw(folder / "epoch_0011.png", (64, 64))
     preview.refresh()
-    qtbot.waitUntil(lambda: preview.words() == "Epoch 2 of 11")
+    qtbot.waitUntil(lambda: preview.describe() == "Epoch 2 of 11")
     qtbot.mouseClick(preview.back, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: preview.epoch == 1)
     assert not preview.back.isEnabled()
@@ -161,7 +161,7 @@ def test_a_folder_that_fills_later_and_no_folder(
     later = tmp_path / "later"
     preview.set_folder(later)
     qtbot.waitUntil(lambda: not preview._busy)
-    assert preview.text.text() == NOTHING
+    assert preview.text.text() == NO_PICTURE_TEXT
     assert preview.text.isVisible()
     assert not preview.picture.isVisible()
     draw(later / "epoch_0001.png", (64, 64))

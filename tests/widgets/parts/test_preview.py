@@ -107,7 +107,7 @@ def test_the_arrows_lead_to_earlier_epochs_and_say_where_they_end(
     qtbot.waitUntil(lambda: preview.epoch == 2)
     draw(tmp_path / "previews", 4)
     preview.refresh()
-    qtbot.waitUntil(lambda: "of 4" in preview.words())
+    qtbot.waitUntil(lambda: "of 4" in preview.describe())
     assert preview.epoch == 2  # the one that is looked at stays
 
 

@@ -23,10 +23,10 @@ from napari_strata.widgets.parts.recent import (
     THUMBNAIL,
     RunList,
     _thumbnail,
-    facts,
+    describe_facts,
+    format_date,
     last_events,
     list_runs,
-    when,
 )
 
 
@@ -173,7 +173,7 @@ def test_nothing_scored_is_no_score(tmp_path: Path) -> None:
     (run / "events.jsonl").write_text(to_json(epoch(1, float("nan"))) + "\n")
     [found] = list_runs(tmp_path)
     assert found.mean_iou is None
-    assert "IoU" not in facts(found)
+    assert "IoU" not in describe_facts(found)
 
 
 def test_all_events_but_a_cut_line(tmp_path: Path) -> None:
@@ -192,10 +192,12 @@ def test_all_events_but_a_cut_line(tmp_path: Path) -> None:
 
 def test_dates_in_words() -> None:
     now = datetime(2026, 1, 1, 23)
-    assert when(datetime(2026, 1, 1, 14, 5), now) == "today 14:05"
-    assert when(datetime(2025, 12, 31, 9, 30), now) == "yesterday 9:30"
-    assert when(datetime(2025, 12, 30, 9, 30), now) == "30 Dec 2025"
-    assert when(datetime(2026, 1, 1, 9, 30), datetime(2026, 3, 1)) == "1 Jan 9:30"
+    assert format_date(datetime(2026, 1, 1, 14, 5), now) == "today 14:05"
+    assert format_date(datetime(2025, 12, 31, 9, 30), now) == "yesterday 9:30"
+    assert format_date(datetime(2025, 12, 30, 9, 30), now) == "30 Dec 2025"
+    assert (
+        format_date(datetime(2026, 1, 1, 9, 30), datetime(2026, 3, 1)) == "1 Jan 9:30"
+    )
 
 
 def test_a_thumbnail_is_the_prediction(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ from napari_strata.core.events import (
 from napari_strata.widgets.parts.recent import (
     NONE,
     RunList,
-    class_words,
-    facts,
+    describe_classes,
+    describe_facts,
+    format_date,
     last_events,
     list_runs,
     tooltip,
-    when,
 )
 from napari_strata.widgets.parts.runs import BATCHES
 from widgets.models import make_run
@@ -221,7 +221,7 @@ def test_a_note_counts_while_its_process_lives(tmp_path: Path) -> None:
     )
     (run,) = list_runs(tmp_path)
     assert run.running == {"job": "x", "pid": 2**22 + 1, "host": "elsewhere"}
-    assert facts(run).startswith("in training")
+    assert describe_facts(run).startswith("in training")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_note_counts_while_its_process_lives(tmp_path: Path) -> None:
     ],
 )
 def test_dates_are_said_as_people_do(time: datetime, words: str) -> None:
-    assert when(time, NOW) == words
+    assert format_date(time, NOW) == words
 
 
 def test_the_words_of_a_run(tmp_path: Path) -> None:
@@ -249,8 +249,11 @@ def test_the_words_of_a_run(tmp_path: Path) -> None:
         ],
     )
     (run,) = list_runs(tmp_path)
-    assert class_words(run) == "1 class: pore"
-    assert facts(run) == f"{when(run.modified, datetime.now())}, mean IoU 0.82"
+    assert describe_classes(run) == "1 class: pore"
+    assert (
+        describe_facts(run)
+        == f"{format_date(run.modified, datetime.now())}, mean IoU 0.82"
+    )
     for part in (
         "Recipe unet-ct, 2 of 9 epochs, stopped early",
         "Best mean IoU 0.823",
@@ -389,14 +392,16 @@ def test_a_cross_validation_is_among_what_can_predict_when_every_fold_has_a_mode
         True,
     )
     assert run.mean_iou == pytest.approx(0.8)
-    assert facts(run, run.modified).startswith("3 models (cross-validation), today")
-    assert facts(run).endswith("mean IoU 0.80")
+    assert describe_facts(run, run.modified).startswith(
+        "3 models (cross-validation), today"
+    )
+    assert describe_facts(run).endswith("mean IoU 0.80")
     lines = tooltip(run).splitlines()
     assert lines[2:4] == [
         "Recipe unet-ct, 3 models (cross-validation)",
         "Mean IoU over the folds 0.800",
     ]
-    assert "cross-validation" not in facts(new)
+    assert "cross-validation" not in describe_facts(new)
 
 
 @pytest.mark.parametrize(

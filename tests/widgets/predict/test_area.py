@@ -190,7 +190,7 @@ def test_of_several_shapes_the_selected_one_counts(
     _choose(area, RECTANGLE)
     one = np.array([[0, 10, 20], [0, 10, 40], [0, 30, 40], [0, 30, 20]], float)
     shapes = viewer.add_shapes([one, one + np.array([0, 20, 20])], name="boxes")
-    qtbot.waitUntil(lambda: "holds 2 shapes" in area.problem)
+    qtbot.waitUntil(lambda: "has 2 shapes" in area.problem)
     shapes.mode = "select"
     shapes.selected_data = {1}
     qtbot.waitUntil(lambda: not area.problem)

@@ -7,7 +7,7 @@ import pytest
 
 from napari_strata.core.image import Image
 from napari_strata.widgets.predict.area import PLANE, RECTANGLE, VIEW, WHOLE
-from napari_strata.widgets.predict.averaging import Averaging, why_not_three
+from napari_strata.widgets.predict.averaging import Averaging, why_not_ortho
 
 FLAT = {"depth": None, "neighbours": 0, "resize": None}
 STACK = Image(np.zeros((4, 8, 8), np.uint8), "ZYX", name="sand")
@@ -40,7 +40,7 @@ STACK = Image(np.zeros((4, 8, 8), np.uint8), "ZYX", name="sand")
 def test_where_three_directions_can_be_had(
     image: Image, change: dict[str, Any], area: str, said: str
 ) -> None:
-    why = why_not_three(image, FLAT | change, area)
+    why = why_not_ortho(image, FLAT | change, area)
     assert (said in why) if said else why == ""
 
 
@@ -49,19 +49,19 @@ def test_the_box_says_why_it_is_off_and_the_tick_comes_back(qtbot: Any) -> None:
     box = averaging.directions
     for one in (averaging.turns, box):
         qtbot.addWidget(one.native)
-    averaging.look(STACK, FLAT, WHOLE)
+    averaging.update(STACK, FLAT, WHOLE)
     assert "3 times as long" in box.tooltip
     box.native.click()
     assert averaging.ortho
-    averaging.look(STACK, FLAT, PLANE)
+    averaging.update(STACK, FLAT, PLANE)
     assert not averaging.ortho
     assert not box.enabled
     assert box.tooltip.startswith("One plane has no XZ and YZ planes")
     box.native.click()
-    averaging.look(STACK, None, WHOLE)  # what the model is, is not known yet
+    averaging.update(STACK, None, WHOLE)  # what the model is, is not known yet
     assert averaging.ortho
     assert box.enabled
     box.native.click()
-    averaging.look(STACK, FLAT, PLANE)
-    averaging.look(STACK, FLAT, WHOLE)
+    averaging.update(STACK, FLAT, PLANE)
+    averaging.update(STACK, FLAT, WHOLE)
     assert not averaging.ortho

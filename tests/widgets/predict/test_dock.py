@@ -80,7 +80,7 @@ def _start(dock: PredictDock, qtbot: Any) -> None:
     dock.predict_button.native.click()
     assert dock.prediction is not None
     seen: list[int] = []
-    dock.bar._rest.setInterval(
+    dock.bar._timer.setInterval(
         50
     )  # the whole prediction may take less than two looks of the bar
     dock.prediction.progress.connect(lambda done, _total: seen.append(done))
@@ -354,7 +354,7 @@ def test_what_is_copied_does_the_same(
     run = _announce(dock, runs, qtbot)
     buttons = {
         button.text: button
-        for button in dock._kept
+        for button in dock._magic_widgets
         if getattr(button, "text", "").startswith("Copy")
     }
     clipboard = QApplication.clipboard()
@@ -425,7 +425,7 @@ def test_a_cross_validation_and_the_mean_over_flips_and_turns(
     assert clipboard is not None
     buttons = {
         button.text: button
-        for button in dock._kept
+        for button in dock._magic_widgets
         if getattr(button, "text", "").startswith("Copy")
     }
     for on in (False, True):
@@ -454,7 +454,7 @@ def test_the_mean_over_three_directions(
     assert clipboard is not None
     buttons = {
         button.text: button
-        for button in dock._kept
+        for button in dock._magic_widgets
         if getattr(button, "text", "").startswith("Copy")
     }
     for name in ("Copy as command", "Copy as Python"):

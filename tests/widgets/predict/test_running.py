@@ -289,7 +289,7 @@ def test_deleting_the_labels_layer_stops_and_deleting_the_image_does_not(
     with qtbot.waitSignal(second.ended, timeout=PATIENCE) as caught:
         session.viewer.layers.remove(layer)
     assert caught.args[0].status == "finished"
-    assert told[1:] == ["rock was deleted; its prediction goes on."]
+    assert told[1:] == ["rock was deleted; its prediction continues."]
     assert np.asarray(second.labels_layer.data).all()  # type: ignore[union-attr]
 
 

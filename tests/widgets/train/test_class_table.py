@@ -327,7 +327,7 @@ def test_unused_values_are_unlabelled(
     assert texts(table, NAME)[1] == "artefact"
     assert table._rows.item(1, USE).checkState() == Qt.CheckState.Unchecked
     click(qtbot, table, 0, USE)
-    assert "tick Use" in table.problem()
+    assert "check Use" in table.problem()
     click(qtbot, table, 2, USE)
     assert table.classes() is None
     assert METADATA not in layer.metadata
@@ -560,7 +560,7 @@ def test_a_class_map_of_many_classes_is_no_objects(
 def test_large_labels_are_counted_on_demand(
     viewer: Viewer, table: ClassTable, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counts, "LARGE", 1000)
+    monkeypatch.setattr(counts, "LARGE_BYTES", 1000)
     show(qtbot, table, labelled(viewer, 1, 2))
     assert table.counts() == {}
     assert "press Count" in table.problem()

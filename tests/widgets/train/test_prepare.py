@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_its_own_data(tmp_path: Path) -> None:
 
 def test_a_run_without_files_or_without_record_cannot(tmp_path: Path) -> None:
     _record(tmp_path / "run", images=None)
-    with pytest.raises(RunError, match="never in a file"):
+    with pytest.raises(RunError, match="not in files"):
         resume_job(tmp_path / "run", device="cpu")
-    with pytest.raises(RunError, match="no run that can go on"):
+    with pytest.raises(RunError, match="no run that can be resumed"):
         resume_job(tmp_path, device="cpu")

@@ -1,1 +1,1 @@
-"""Parts of the Evaluate dock."""
+"""Evaluate dock."""

@@ -1,7 +1,4 @@
-"""The worst and the best planes of a comparison as pictures.
-
-Image, truth and prediction beside each other.
-"""
+"""Pictures of the worst and the best planes of a comparison."""
 
 from __future__ import annotations
 
@@ -29,16 +26,14 @@ from napari_strata.worker.protocol import Case
 
 
 class Cases(Preview):
-    """Pictures of the planes that a comparison found worst and best.
-
-    Arrows lead from the worst to the best.
-    """
+    """Pictures of the worst and the best planes, in this order."""
 
     nothing = "Drawing the worst and the best planes ..."
     title, others = "Worst and best planes", "other planes"
     ends = ("This is the worst plane.", "This is the best plane.")
-    arrows = ("A worse plane.", "A better plane.")
-    wanted = Signal(object)  # a plane that the viewer is to show: axis letter -> index
+    arrows = ("Show a worse plane.", "Show a better plane.")
+    plane_requested = Signal(object)
+    """Emitted with indices by axis of a plane that the viewer should show."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         self._cases: tuple[Mapping[str, Any], ...] = ()
@@ -53,14 +48,12 @@ class Cases(Preview):
     def draw(
         self, written: Written, cases: Sequence[Case], viewer: ViewerModel
     ) -> None:
-        """Draw planes of a comparison, the worst first, in a thread.
-
-        With the image that the viewer shows below them.
+        """Draw planes of a comparison in a thread, with their image in the viewer.
 
         Parameters
         ----------
         cases
-            of each plane its ``index`` in the files and its ``mean_iou``.
+            The planes, the worst first.
         """
         self._number += 1
         image = image_below(viewer, written.comparison.prediction)
@@ -69,8 +62,7 @@ class Cases(Preview):
             image is not None,
             written.comparison.plane,
         )
-        # Of a plane that was cut out, the place is the one that it has in the
-        # prediction.
+        # If a single plane was compared, its position is that in the prediction.
         self._cases = tuple(
             {
                 **case.model_dump(),
@@ -80,13 +72,13 @@ class Cases(Preview):
             }
             for case in cases
         )
-        drawing, into = self._cases, written.truth.parent / f"cases-{number}"
+        drawn_cases, out = self._cases, written.truth.parent / f"cases-{number}"
         self.set_folder(None)
 
         def drawn(_nothing: None) -> None:
             if number == self._number:
-                self._wanted = into / _name(0)
-                self._folder = into
+                self._selected = out / _name(0)
+                self._folder = out
                 self.refresh()
 
         def failed(error: Exception) -> None:
@@ -94,52 +86,52 @@ class Cases(Preview):
                 self.text.setText(f"The planes cannot be shown: {error}")
 
         threads.run(
-            lambda: draw_cases(written, drawing, image, into), drawn, failed, owner=self
+            lambda: draw_cases(written, drawn_cases, image, out),
+            drawn,
+            failed,
+            owner=self,
         )
 
     def files(self, folder: Path) -> tuple[Path, ...]:
-        """The pictures of a folder, the worst first."""
+        """Return the pictures of a folder, the worst first."""
         return tuple(sorted(folder.glob("case_*.png")))
 
     def panels(
-        self, found: tuple[QImage, ...]
+        self, images: tuple[QImage, ...]
     ) -> tuple[tuple[QImage, ...], tuple[str, ...]]:
-        """Without an image, of truth and prediction only."""
-        if len(found) != len(PANELS) or self._with_image:
-            return super().panels(found)
-        return found[1:], PANELS[1:]
+        """Return the panels; without an image only truth and prediction."""
+        if len(images) != len(PANELS) or self._with_image:
+            return super().panels(images)
+        return images[1:], PANELS[1:]
 
     def heading(self) -> str:
-        """Name the plane that is shown, and its agreement."""
+        """Describe the plane that is shown, and its score."""
         index = self.index
         if index is None or index >= len(self._cases):
             return ""
         case, last = self._cases[index], len(self._cases) - 1
-        rank = (
-            ""
-            if not last
-            else (
-                "Worst: "
-                if index == 0
-                else "Best: "
-                if index == last
-                else f"{index + 1} of {last + 1}: "
-            )
-        )
-        where = (
+        if not last:
+            rank = ""
+        elif index == 0:
+            rank = "Worst: "
+        elif index == last:
+            rank = "Best: "
+        else:
+            rank = f"{index + 1} of {last + 1}: "
+        position = (
             describe_plane(case["at"]).removeprefix("plane ")
             if case["at"]
             else "the plane"
         )
-        return f"{rank}{where}, IoU {case['mean_iou']:.2f}"
+        return f"{rank}{position}, IoU {case['mean_iou']:.2f}"
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Describe the picture that is shown."""
         return self.heading()
 
     def _go(self) -> None:
         if self.index is not None and self.index < len(self._cases):
-            self.wanted.emit(dict(self._cases[self.index]["at"]))
+            self.plane_requested.emit(dict(self._cases[self.index]["at"]))
 
 
 def draw_cases(
@@ -148,13 +140,17 @@ def draw_cases(
     image: Image | None,
     folder: Path,
 ) -> None:
-    """Write a picture of each plane (``index`` in the files, ``at`` in the prediction)
-    into a folder.
+    """Write a picture of each plane to a folder.
+
+    Parameters
+    ----------
+    cases
+        ``index`` of each plane in the files, and ``at``, its index in the prediction.
 
     Raises
     ------
     StrataError, OSError
-        when the labels or the image cannot be read, or the folder not be written.
+        When the labels or the image cannot be read, or the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     predicted, true = read_labels(written.prediction), read_labels(written.truth)
@@ -183,7 +179,7 @@ def draw_cases(
 
 
 def image_below(viewer: ViewerModel, labels: LabelImage) -> Image | None:
-    """Find the image of labels by its size, and by its name if there are several."""
+    """Find the image of labels in the viewer by its size, and then by its name."""
     candidates = []
     for layer in viewer.layers:
         try:
@@ -199,7 +195,7 @@ def image_below(viewer: ViewerModel, labels: LabelImage) -> Image | None:
 
 
 def _within(image: Image, region: Mapping[str, int]) -> dict[str, Any]:
-    """The part of a region along axes that an image has."""
+    """Return the region without axes that an image does not have."""
     return {axis: index for axis, index in region.items() if axis in image.axes}
 
 

@@ -18,29 +18,27 @@ from qtpy.QtGui import (
 )
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-RIGHT, WRONG = QColor("#3f8fd2"), QColor("#e0622a")
-"""On the diagonal and off it.
-
-Told apart by the colour-blind, and without colour by their places.
-"""
+RIGHT_COLOR, WRONG_COLOR = QColor("#3f8fd2"), QColor("#e0622a")
+"""Colours on and off the diagonal, which colour-blind users can distinguish."""
 Array = np.ndarray[Any, Any]
 Cell = tuple[int, int]
 
 
 class ConfusionPicture(QWidget):
-    """A square a pair of classes, rows truth, columns prediction, filled by the share
-    of its row.
+    """Picture of a confusion matrix, with rows of the truth.
+
+    The colour of each square shows its fraction of the row.
     """
 
     clicked = Signal(int, int)
-    """Row and column of a square that was clicked."""
+    """Emitted with row and column of a square that was clicked."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._counts: Array = np.zeros((0, 0), np.int64)
         self._names: tuple[str, ...] = ()
         self._colors: tuple[str, ...] = ()
-        self._over: Cell | None = None
+        self._hovered: Cell | None = None
         self.setMouseTracking(True)
         policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
         policy.setHeightForWidth(True)
@@ -55,7 +53,7 @@ class ConfusionPicture(QWidget):
             tuple(names),
             tuple(colors),
         )
-        self._over = None
+        self._hovered = None
         self.setAccessibleDescription(
             "\n".join(self.sentence(i, j) for i, j in np.ndindex(*self._counts.shape))
         )
@@ -63,31 +61,33 @@ class ConfusionPicture(QWidget):
         self.update()
 
     def sentence(self, row: int, column: int) -> str:
-        """One square in words: ``412 pixels of clay were called quartz: 3.1 %``."""
+        """Describe a square: ``412 pixels of clay were predicted as quartz: 3.1 %``."""
         pixels, total = int(self._counts[row, column]), int(self._counts[row].sum())
         true, predicted = self._names[row], self._names[column]
         if not total:
             return f"The truth has no pixel of {true}."
         verb = "was" if pixels == 1 else "were"
         count = f"{pixels:,} pixel{'' if pixels == 1 else 's'} of {true}"
-        right = (
-            f"rightly called {predicted}" if row == column else f"called {predicted}"
+        result = (
+            f"correctly predicted as {predicted}"
+            if row == column
+            else f"predicted as {predicted}"
         )
-        return f"{count} {verb} {right}: {_percent(pixels / total)} of {true}"
+        return f"{count} {verb} {result}: {_percent(pixels / total)} of {true}"
 
-    def cell_at(self, place: QPoint) -> Cell | None:
-        """Row and column of the square at a place; None beside them."""
+    def cell_at(self, point: QPoint) -> Cell | None:
+        """Return row and column of the square at a point, or None."""
         field, side = self._field()
-        if not field.contains(place) or not self._names or min(side) < 1:
+        if not field.contains(point) or not self._names or min(side) < 1:
             return None
         column, row = (
-            (place.x() - field.x()) // side[0],
-            (place.y() - field.y()) // side[1],
+            (point.x() - field.x()) // side[0],
+            (point.y() - field.y()) // side[1],
         )
         return (row, column) if max(row, column) < len(self._names) else None
 
     def cell_rect(self, row: int, column: int) -> QRect:
-        """Return the rectangle of one square of the picture."""
+        """Return the rectangle of a square."""
         field, (width, height) = self._field()
         return QRect(
             field.x() + column * width, field.y() + row * height, width - 2, height - 2
@@ -103,7 +103,7 @@ class ConfusionPicture(QWidget):
         return True
 
     def heightForWidth(self, width: int) -> int:  # noqa: N802
-        """Tall enough for the names above and squares no taller than they need be."""
+        """Return the height of the names and the squares."""
         return self._top(width) + len(self._names) * self._side(width)[1] + 2
 
     def paintEvent(self, _event: QPaintEvent | None) -> None:  # noqa: N802
@@ -132,23 +132,25 @@ class ConfusionPicture(QWidget):
             self.clicked.emit(*cell)
 
     def event(self, event: QEvent | None) -> bool:
-        """Tooltips differ from square to square."""
+        """Show a tooltip for each square."""
         if isinstance(event, QHelpEvent) and event.type() == QEvent.Type.ToolTip:
             cell = self.cell_at(event.pos())
-            text = self._tip(*cell) if cell is not None else ""
+            text = self._tooltip(*cell) if cell is not None else ""
             QToolTip.showText(event.globalPos(), text, self)
             return True
         return super().event(event)
 
-    def _tip(self, row: int, column: int) -> str:
-        there = (
-            "\nClick to see where most of them are" if self._counts[row, column] else ""
+    def _tooltip(self, row: int, column: int) -> str:
+        hint = (
+            "\nClick to show the plane with most of them"
+            if self._counts[row, column]
+            else ""
         )
-        return self.sentence(row, column) + there
+        return self.sentence(row, column) + hint
 
     def _hover(self, cell: Cell | None) -> None:
-        if cell != self._over:
-            self._over = cell
+        if cell != self._hovered:
+            self._hovered = cell
             filled = cell is not None and bool(self._counts[cell])
             self.setCursor(
                 Qt.CursorShape.PointingHandCursor
@@ -160,7 +162,7 @@ class ConfusionPicture(QWidget):
     # ------------------------------------------------------------------ measures
 
     def _field(self) -> tuple[QRect, tuple[int, int]]:
-        """The rectangle of all squares, and the size of one."""
+        """Return the rectangle of all squares, and the size of a square."""
         width, height = self._side(self.width())
         count = len(self._names)
         return QRect(
@@ -171,15 +173,17 @@ class ConfusionPicture(QWidget):
         ), (width, height)
 
     def _left(self, width: int) -> int:
-        """Room for the names of rows, their colours, and the word beside them."""
+        """Return the width of the names of rows, their colours, and the title."""
         line = self.fontMetrics().height()
-        return line + min(self._widest() + round(1.2 * line) + 6, round(0.38 * width))
+        return line + min(
+            self._widest_name() + round(1.2 * line) + 6, round(0.38 * width)
+        )
 
     def _top(self, width: int) -> int:
         line = self.fontMetrics().height()
-        if not self._upright(width):
+        if not self._has_vertical_names(width):
             return round(2.5 * line)
-        return round(1.2 * line) + min(self._widest(), 7 * line) + 6
+        return round(1.2 * line) + min(self._widest_name(), 7 * line) + 6
 
     def _side(self, width: int) -> tuple[int, int]:
         count = max(1, len(self._names))
@@ -187,10 +191,10 @@ class ConfusionPicture(QWidget):
         tallest = round(2.6 * self.fontMetrics().height())
         return across, min(across, tallest)
 
-    def _upright(self, width: int) -> bool:
-        return self._widest() > self._side(width)[0] - 6
+    def _has_vertical_names(self, width: int) -> bool:
+        return self._widest_name() > self._side(width)[0] - 6
 
-    def _widest(self) -> int:
+    def _widest_name(self) -> int:
         return max(
             (self.fontMetrics().horizontalAdvance(name) for name in self._names),
             default=0,
@@ -201,19 +205,22 @@ class ConfusionPicture(QWidget):
     def _paint_cell(self, painter: QPainter, row: int, column: int) -> None:
         cell, total = self.cell_rect(row, column), int(self._counts[row].sum())
         share = self._counts[row, column] / total if total else 0.0
-        empty = _mixed(self._paper(), self._ink(), 0.07)
-        # The square root shows small shares, which are what one looks for off the
-        # diagonal.
-        fill = _mixed(empty, RIGHT if row == column else WRONG, share**0.5)
+        empty = _mix(self._background(), self._foreground(), 0.07)
+        # The square root makes small fractions visible, which matter off the diagonal.
+        fill = _mix(empty, RIGHT_COLOR if row == column else WRONG_COLOR, share**0.5)
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(fill)
         painter.drawRoundedRect(cell, 3, 3)
-        if self._over == (row, column):
-            painter.setPen(QPen(self._ink(), 1.5))
+        if self._hovered == (row, column):
+            painter.setPen(QPen(self._foreground(), 1.5))
             painter.setBrush(Qt.BrushStyle.NoBrush)
             painter.drawRoundedRect(cell, 3, 3)
         text = self._cell_text(share, bool(total), cell.width())
-        ink = _readable(fill) if share else _mixed(self._paper(), self._ink(), 0.5)
+        ink = (
+            _readable(fill)
+            if share
+            else _mix(self._background(), self._foreground(), 0.5)
+        )
         painter.setPen(ink)
         if (
             self.fontMetrics().horizontalAdvance(text) <= cell.width()
@@ -224,8 +231,7 @@ class ConfusionPicture(QWidget):
     def _cell_text(self, share: float, labelled: bool, width: int) -> str:
         if not labelled:
             return "\N{EN DASH}"
-        # The longest of each form decides, so that all squares of a picture speak
-        # alike.
+        # The longest text of each format decides, so that all squares have one format.
         whole = "<1" if 0 < share < 0.01 else f"{100 * share:.0f}"
         tenths = (
             "100" if share == 1 else _percent(share).removesuffix("\N{NO-BREAK SPACE}%")
@@ -244,7 +250,9 @@ class ConfusionPicture(QWidget):
         line = metrics.height()
         left, room = line, cell.x() - line - round(1.2 * line) - 6
         painter.setPen(
-            self._ink() if self._over is None or self._over[0] == row else self._pale()
+            self._foreground()
+            if self._hovered is None or self._hovered[0] == row
+            else self._faint()
         )
         text_area = QRect(left, cell.y(), room, cell.height())
         name = metrics.elidedText(self._names[row], Qt.TextElideMode.ElideRight, room)
@@ -252,7 +260,7 @@ class ConfusionPicture(QWidget):
             text_area, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, name
         )
         side = round(0.75 * line)
-        painter.setPen(self._pale())
+        painter.setPen(self._faint())
         painter.setBrush(QColor(self._colors[row]))
         painter.drawRect(cell.x() - 6 - side, cell.center().y() - side // 2, side, side)
 
@@ -260,13 +268,13 @@ class ConfusionPicture(QWidget):
         metrics, cell = self.fontMetrics(), self.cell_rect(0, column)
         line = metrics.height()
         painter.setPen(
-            self._ink()
-            if self._over is None or self._over[1] == column
-            else self._pale()
+            self._foreground()
+            if self._hovered is None or self._hovered[1] == column
+            else self._faint()
         )
         top = round(1.2 * line)
         room = cell.y() - top - 4
-        if not self._upright(self.width()):
+        if not self._has_vertical_names(self.width()):
             text_area = QRect(cell.x(), top, cell.width(), room)
             painter.drawText(
                 text_area, Qt.AlignmentFlag.AlignCenter, self._names[column]
@@ -288,7 +296,7 @@ class ConfusionPicture(QWidget):
     def _paint_titles(self, painter: QPainter) -> None:
         field, _ = self._field()
         line = self.fontMetrics().height()
-        painter.setPen(self._pale())
+        painter.setPen(self._faint())
         painter.drawText(
             QRect(field.x(), 0, field.width(), line),
             Qt.AlignmentFlag.AlignCenter,
@@ -302,25 +310,25 @@ class ConfusionPicture(QWidget):
         )
         painter.restore()
 
-    def _paper(self) -> QColor:
+    def _background(self) -> QColor:
         return QColor(self.palette().color(QPalette.ColorRole.Window))
 
-    def _ink(self) -> QColor:
+    def _foreground(self) -> QColor:
         return QColor(self.palette().color(QPalette.ColorRole.WindowText))
 
-    def _pale(self) -> QColor:
-        return _mixed(self._paper(), self._ink(), 0.65)
+    def _faint(self) -> QColor:
+        return _mix(self._background(), self._foreground(), 0.65)
 
 
-def _mixed(one: QColor, other: QColor, share: float) -> QColor:
-    parts = zip(one.getRgb()[:3], other.getRgb()[:3], strict=True)
-    return QColor(*(round(a + (b - a) * share) for a, b in parts))
+def _mix(first: QColor, second: QColor, fraction: float) -> QColor:
+    channels = zip(first.getRgb()[:3], second.getRgb()[:3], strict=True)
+    return QColor(*(round(a + (b - a) * fraction) for a, b in channels))
 
 
 def _readable(fill: QColor) -> QColor:
-    """Black or white, whichever is easier to read on a colour."""
-    light = 0.299 * fill.red() + 0.587 * fill.green() + 0.114 * fill.blue()
-    return QColor("black") if light > 140 else QColor("white")
+    """Return black or white, which is easier to read on a colour."""
+    brightness = 0.299 * fill.red() + 0.587 * fill.green() + 0.114 * fill.blue()
+    return QColor("black") if brightness > 140 else QColor("white")
 
 
 def _percent(share: float) -> str:

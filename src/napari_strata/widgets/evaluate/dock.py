@@ -1,4 +1,4 @@
-"""The Evaluate dock: how far predicted labels agree with the truth, class by class."""
+"""Evaluate dock: scores of predicted labels against the truth, for each class."""
 
 from __future__ import annotations
 
@@ -41,14 +41,11 @@ from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import EvaluateJob, EvaluateResult, Layer
 
-WHOLE, PLANE = "whole stack", "plane in sight"
+WHOLE, PLANE = "whole stack", "visible plane"
 
 
 class EvaluateDock(Dock):
-    """Compares predicted labels with the truth.
-
-    Scores of each class, confusion, errors as a layer.
-    """
+    """Dock that compares predicted labels with the truth."""
 
     name = "Evaluate"
 
@@ -57,16 +54,16 @@ class EvaluateDock(Dock):
         self.handle: JobHandle | None = None
         self.written: Written | None = None
         self._activity = ""
-        self._transform: dict[str, Any] = {}  # of the layer that was compared
-        self._most: tuple[tuple[dict[str, int] | None, ...], ...] = ()
+        self._layer_transform: dict[str, Any] = {}  # of the layer that was compared
+        self._fullest_planes: tuple[tuple[dict[str, int] | None, ...], ...] = ()
         self._errors: LabelsLayer | None = None
         self._zeros: weakref.WeakKeyDictionary[LabelsLayer, bool] = (
             weakref.WeakKeyDictionary()
         )
         self._counter = PixelCounter(self)
-        self._soon = QTimer(self)
-        self._soon.setSingleShot(True)
-        self._soon.timeout.connect(self._scroll_to_scores)
+        self._scroll_timer = QTimer(self)
+        self._scroll_timer.setSingleShot(True)
+        self._scroll_timer.timeout.connect(self._scroll_to_scores)
         self.prediction = PredictionChoice(self.viewer)
         self.truth = TruthChoice(self.viewer, self.prediction)
         self._build_page()
@@ -78,7 +75,7 @@ class EvaluateDock(Dock):
         self.truth.changed.connect(self._truth_changed)
         self._truth_changed()
 
-    # ---- what stands where
+    # ---- Layout
 
     def _build_page(self) -> None:
         self.zero = ZeroChoice()
@@ -88,8 +85,7 @@ class EvaluateDock(Dock):
         self.add(self.zero)
         self.add(self.row(QLabel("Compare the"), self.scope, stretch=1))
         self.hint = _paragraph(
-            "Compare shows the scores of each class, and which classes are taken for"
-            " which."
+            "Compare shows the scores of each class, and which classes are confused."
         )
         self.add(self.hint)
         self.scores = ScoreView()
@@ -97,7 +93,7 @@ class EvaluateDock(Dock):
             lambda: self.copy(self.scores.table.text(), "The table")
         )
         self.scores.picture.clicked.connect(self.go_to)
-        self.scores.cases.wanted.connect(self._look_at)
+        self.scores.cases.plane_requested.connect(self._show_plane)
         self.scores.hide()
         self.add(self.scores)
         self.add(self.copy_buttons(self._copy))
@@ -112,7 +108,7 @@ class EvaluateDock(Dock):
         self.add_to_foot(self.row(self.compare_button, self.stop_button, stretch=0))
         self.add_to_foot(self.row(self.errors_button, self.export_button, stretch=0))
 
-    # ------------------------------------------------------------------ what is wanted
+    # ------------------------------------------------------------------ state
 
     def state(self) -> EvaluateState:
         """Read the state of the dock from its layers and choices."""
@@ -155,10 +151,7 @@ class EvaluateDock(Dock):
         return ZeroMeaning(truth.name, stored, self._zeros.get(truth), suggested)
 
     def comparison(self) -> Comparison:
-        """Build the comparison that the dock shows.
-
-        Only while `state` has no problem.
-        """
+        """Return the comparison; `state` must have no problem."""
         predicted_labels, true_labels = self._labels()
         plane = {}
         is_stack = any(predicted_labels.size(axis) > 1 for axis in "TZ")
@@ -173,7 +166,7 @@ class EvaluateDock(Dock):
         self._changed()
 
     def _changed(self, _event: object = None) -> None:
-        """Draw the dock again after a change of its state."""
+        """Update the dock after a change of its state."""
         view = resolve(self.state())
         self.zero.show_choice(view.zero_is_background, view.zero_text)
         self.zero.unlabelled.setEnabled(view.zero_can_change)
@@ -191,67 +184,65 @@ class EvaluateDock(Dock):
             self._zeros[self.truth.layer] = background
         self._changed()
 
-    # ------------------------------------------------------------------ what is done
+    # ------------------------------------------------------------------ actions
 
     def compare(self) -> None:
-        """Write the two layers in a thread, then have the worker compare them."""
+        """Write both layers in a thread, then let the worker compare them."""
         if self._activity or resolve(self.state()).problem:
             return
         layer = self.prediction.layer
-        self._transform = {
+        self._layer_transform = {
             key: getattr(layer, key)
             for key in ("translate", "rotate", "shear", "affine")
         }
-        self._work("Writing the labels ...", self._prepared(), self._submit)
+        self._run_in_thread(
+            "Writing the labels ...", self._write_function(), self._submit
+        )
 
     def stop(self) -> None:
-        """Stop comparing."""
+        """Stop the comparison."""
         if self.handle is not None:
             self.notice.show_message("Stopping ...")
             self.handle.stop()
 
     def show_errors(self) -> None:
-        """A layer of what is wrong in the newest comparison.
-
-        The one that is there already is brought up to date.
-        """
+        """Add a layer with the errors of the last comparison, or update it."""
         if self.written is not None and not self._activity:
-            self._work(
-                "Looking for the errors ...", self.written.errors, self._show_errors
+            self._run_in_thread(
+                "Finding the errors ...", self.written.errors, self._show_errors
             )
 
     def export_to(self, folder: Path) -> None:
-        """Write the report of the newest comparison into an empty folder, or into a new
-        one in it; also as a page.
+        """Write the report of the last comparison to `folder`.
+
+        If the folder is not empty, a new folder in it is used.
         """
         if (written := self.written) is None or self._activity:
             return
         out = free_folder(folder, convert.slug(written.comparison.prediction.name))
 
-        def paged(_result: object) -> None:
-            self._work(
+        def write_report(_result: object) -> None:
+            self._run_in_thread(
                 "Writing ...",
                 lambda: page_of(out),
                 lambda page: self.notice.show_message(f"Written to {page}."),
             )
 
-        self._run(self._request(written, out=out), paged)
+        self._run_job(self._request(written, out=out), write_report)
 
     def go_to(self, row: int, column: int) -> None:
-        """Show the plane that has most of the pixels of a square of the confusion
-        picture.
-        """
-        if self.written is None or not (plane := self._most[row][column]):
+        """Show the plane with the most pixels of a square of the confusion picture."""
+        if self.written is None or not (plane := self._fullest_planes[row][column]):
             return
         most = (
             f" Most of them: {describe_plane(at)}."
-            if (at := self._look_at(plane))
+            if (at := self._show_plane(plane))
             else ""
         )
         self.notice.show_message(f"{self.scores.picture.sentence(row, column)}.{most}")
 
-    def _look_at(self, plane: dict[str, int]) -> dict[str, int]:
-        """Show a plane of what was compared; where it is in the prediction's layer."""
+    def _show_plane(self, plane: dict[str, int]) -> dict[str, int]:
+        """Show a plane of the comparison; return its index in the prediction layer."""
         assert self.written is not None
         comparison = self.written.comparison
         at = {axis: comparison.plane.get(axis, index) for axis, index in plane.items()}
@@ -277,9 +268,9 @@ class EvaluateDock(Dock):
             )
         return at
 
-    # ---- what happens then
+    # ---- Jobs
 
-    def _prepared(self) -> Callable[[], Written]:
+    def _write_function(self) -> Callable[[], Written]:
         comparison, session = self.comparison(), self.session
         return lambda: comparison.write(session.scratch())
 
@@ -294,32 +285,32 @@ class EvaluateDock(Dock):
             out=None if out is None else str(out),
         )
 
-    def _work(
+    def _run_in_thread(
         self, text: str, work: Callable[[], Any], done: Callable[[Any], None]
     ) -> None:
-        """Something in a thread, with the dock saying what."""
-        self._wait(text)
+        """Call `work` in a thread while the dock shows `text`."""
+        self._begin_activity(text)
 
-        def over(result: Any) -> None:
-            self._rest()
+        def succeeded(result: Any) -> None:
+            self._end_activity()
             done(result)
 
         def failed(error: Exception) -> None:
-            self._rest()
+            self._end_activity()
             self.notice.show_message(str(error), "error")
 
-        threads.run(work, over, failed, owner=self)
+        threads.run(work, succeeded, failed, owner=self)
 
-    def _run(
+    def _run_job(
         self, request: EvaluateJob, done: Callable[[EvaluateResult], None]
     ) -> None:
-        """An order for the worker, with the dock saying how far it is."""
-        self._wait("Comparing ...")
+        """Send a request to the worker and show its progress."""
+        self._begin_activity("Comparing ...")
         handle = self.handle = self.session.submit(request)
 
         def ended(outcome: Outcome) -> None:
             self.handle = None
-            self._rest()
+            self._end_activity()
             if isinstance(outcome.result, EvaluateResult):
                 done(outcome.result)
             elif outcome.status == "stopped":
@@ -337,31 +328,31 @@ class EvaluateDock(Dock):
                 event.done, event.regions, f"Plane {event.done} of {event.regions}"
             )
 
-    def _wait(self, text: str) -> None:
+    def _begin_activity(self, text: str) -> None:
         self._activity = text
         self.notice.clear()
         self.progress.show_step(0, 0, text)
         self._changed()
 
-    def _rest(self) -> None:
+    def _end_activity(self) -> None:
         self._activity = ""
         self.progress.hide()
         self._changed()
 
     def _submit(self, written: Written) -> None:
-        self._run(
+        self._run_job(
             self._request(written), lambda result: self._show_result(written, result)
         )
 
     def _show_result(self, written: Written, result: EvaluateResult) -> None:
-        self.written, self._most = written, result.most
+        self.written, self._fullest_planes = written, result.most
         self.scores.show_result(
             result.model_dump(), written.classes, written.comparison.describe()
         )
         self.scores.cases.draw(written, result.cases, self.viewer)
         self.hint.hide()
         self.scores.show()
-        self._soon.start(0)  # once it is laid out
+        self._scroll_timer.start(0)  # after the layout
         self.notice.show_message(" ".join(written.notes), "warning")
         self._changed()
         if self._errors is not None and self._errors in self.viewer.layers:
@@ -375,27 +366,30 @@ class EvaluateDock(Dock):
     def _show_errors(self, errors: LabelImage) -> None:
         assert self.written is not None
         data, attributes, _ = labels_layer(errors)
-        attributes |= self._transform
+        attributes |= self._layer_transform
         attributes["metadata"] = attributes["metadata"] | {
             PREDICTED: True,
             ERRORS: True,
         }
-        made, old = LabelsLayer(data, **attributes), self._errors
+        error_layer, old = LabelsLayer(data, **attributes), self._errors
         if old is None or old not in self.viewer.layers or old.data.shape != data.shape:
-            self._errors = made
-            for layer in (
-                self.viewer.layers
-            ):  # under the same colours nobody would see what is wrong
+            self._errors = error_layer
+            # The errors would not be visible over predictions of the same colours.
+            for layer in self.viewer.layers:
                 if layer.metadata.get(PREDICTED):
                     layer.visible = False
-            add_quietly(self.viewer, made)
+            add_quietly(self.viewer, error_layer)
             return
-        old.data, old.colormap, old.features = data, made.colormap, made.features
+        old.data, old.colormap, old.features = (
+            data,
+            error_layer.colormap,
+            error_layer.features,
+        )
         old.name, old.metadata, old.scale, old.affine = (
-            made.name,
-            made.metadata,
-            made.scale,
-            made.affine,
+            error_layer.name,
+            error_layer.metadata,
+            error_layer.scale,
+            error_layer.affine,
         )
 
     def _choose_folder(self) -> None:
@@ -406,20 +400,20 @@ class EvaluateDock(Dock):
 
     def _copy(self, form: Callable[[Any], str], what: str) -> None:
         if why := self._activity or resolve(self.state()).problem:
-            self.notice.show_message(f"Nothing to copy yet. {why}", "warning")
+            self.notice.show_message(f"There is nothing to copy. {why}", "warning")
             return
 
         def copied(written: Written) -> None:
             self.copy(form(self._request(written, job="copy")), what)
             self.notice.show_message(
-                f"{what} is on the clipboard. It reads copies of both layers, kept"
-                " until napari closes."
+                f"{what} is on the clipboard. It reads copies of both layers, which are"
+                " kept until napari closes."
             )
 
-        self._work("Writing the labels ...", self._prepared(), copied)
+        self._run_in_thread("Writing the labels ...", self._write_function(), copied)
 
     def leave(self) -> None:
-        """The viewer closes: listen no more."""
+        """Disconnect from the viewer, when it closes."""
         self.prediction.disconnect_viewer()
         self.truth.disconnect_viewer()
         self._counter.watch(None)
@@ -436,5 +430,5 @@ def _paragraph(text: str = "") -> QLabel:
 
 
 def evaluate_dock(napari_viewer: Viewer | None = None) -> EvaluateDock:
-    """Open the Evaluate dock of a viewer, as it was left; the menu calls this."""
+    """Open the Evaluate dock of a viewer; called by the menu."""
     return EvaluateDock.of(napari_viewer)

@@ -1,4 +1,4 @@
-"""The result of a comparison in the Evaluate dock."""
+"""Result of a comparison in the Evaluate dock."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from napari_strata.widgets.evaluate.scores import ABSENT, ScoreTable
 
 
 class ScoreView(QWidget):
-    """Result of a comparison.
-
-    Headline, score table, confusion picture, pictures of planes.
-    """
+    """Result of a comparison: headline, score table and pictures."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -34,7 +31,7 @@ class ScoreView(QWidget):
         self.headline.setFont(font)
         self.headline.setToolTip(
             "Mean IoU: the mean over the classes that occur or are predicted.\nPixel"
-            " accuracy: the share of labelled pixels that are called what they are."
+            " accuracy: the fraction of labelled pixels with the correct class."
         )
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 4, 0, 0)
@@ -51,9 +48,9 @@ class ScoreView(QWidget):
             rows.addWidget(widget)
 
     def show_result(
-        self, result: Mapping[str, Any], classes: ClassMap, what: str
+        self, result: Mapping[str, Any], classes: ClassMap, description: str
     ) -> None:
-        """Show a `ConfusionMatrix.as_dict` of `what` against what."""
+        """Show the result of `ConfusionMatrix.as_dict` with a description."""
         counts = np.array(result["confusion"], np.int64)
         iou, accuracy = result["mean_iou"], result["pixel_accuracy"]
         score_texts = (
@@ -63,6 +60,6 @@ class ScoreView(QWidget):
         self.headline.setText(
             f"Mean IoU {score_texts[0]}, pixel accuracy {score_texts[1]}"
         )
-        self.caption.setText(f"{what}: {counts.sum():,} labelled pixels")
+        self.caption.setText(f"{description}: {counts.sum():,} labelled pixels")
         self.table.show_scores(result["per_class"], classes)
         self.picture.show_counts(counts, classes.names, classes.colors)

@@ -1,4 +1,4 @@
-"""Parts of the Evaluate dock: which labels are compared, and the table of scores."""
+"""Choices of the labels to compare, and the table of scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from napari_strata.widgets.layers.live import PREDICTED
 from napari_strata.widgets.parts.swatch import swatch
 
 ERRORS = "napari_strata_errors"
-"""Key of a layer's metadata that says: these are errors that the dock has shown."""
+"""Key in the metadata of layers that show errors."""
 
 NAME, IOU, DICE, PRECISION, RECALL, PIXELS = range(6)
 KEYS = ("", "iou", "dice", "precision", "recall", "support")
@@ -35,29 +35,26 @@ TITLES = ("Class", "IoU", "Dice", "Prec.", "Recall", "Pixels")
 TIPS = (
     "Click a heading to sort; Ctrl+C copies the table",
     (
-        "Intersection over union: pixels that both call this class, of all that either"
-        " does"
+        "Intersection over union: pixels of this class in both truth and prediction,"
+        " divided by pixels of this class in either"
     ),
     (
-        "Dice: twice the pixels that both call this class, of those of the truth and"
-        " the prediction together; also F1"
+        "Dice, also F1: twice the pixels of this class in both, divided by the sum of"
+        " those in truth and prediction"
     ),
-    "Precision: of the pixels predicted as this class, how many are",
-    "Recall: of the pixels that are this class, how many were predicted so",
+    "Precision: fraction of the pixels predicted as this class that are correct",
+    "Recall: fraction of the pixels of this class that are predicted",
     "Pixels of this class in the truth",
 )
 ABSENT = "\N{EN DASH}"
-MOST = 8
-"""Rows before the table scrolls."""
+MAX_ROWS = 8
+"""Largest height of the table, in rows."""
 
 
 class _LabelsChoice(LayerChoice):
-    """Labels that follow the layer list until the user picks some.
+    """Choice of labels that follows the layer list until the user has chosen."""
 
-    Under them what they are.
-    """
-
-    _by_hand: Any = None
+    _manual_choice: Any = None
 
     def _candidates(self) -> list[Any]:
         return [
@@ -66,28 +63,30 @@ class _LabelsChoice(LayerChoice):
             if not layer.metadata.get(ERRORS)
         ]
 
-    def _picked(self, layer: Any) -> None:
-        self._by_hand = layer
-        super()._picked(layer)
+    def _on_pick(self, layer: Any) -> None:
+        self._manual_choice = layer
+        super()._on_pick(layer)
 
     def _follow(self) -> None:
-        is_open = self._by_hand is not None and self._by_hand in self._viewer.layers
-        self.choose(self._by_hand if is_open else self._proposed())
+        is_open = (
+            self._manual_choice is not None
+            and self._manual_choice in self._viewer.layers
+        )
+        self.choose(self._manual_choice if is_open else self._proposed())
 
     def _layer_changed(self) -> None:
-        # A layer that has gone is known at once, before the list is at rest and another
-        # is proposed.
-        self.problem = "" if self._layer is not None else self._why_none()
+        # The problem of a removed layer is shown at once, before another is proposed.
+        self.problem = "" if self._layer is not None else self._missing_reason()
 
     def _proposed(self) -> Any:
         raise NotImplementedError
 
-    def _why_none(self) -> str:
+    def _missing_reason(self) -> str:
         raise NotImplementedError
 
     def _show(self) -> None:
         super()._show()
-        self.problem = "" if self._layer is not None else self._why_none()
+        self.problem = "" if self._layer is not None else self._missing_reason()
         try:
             self.text.setText(self.problem or convert.describe(self.labels(None)))
         except ImageError as error:
@@ -100,15 +99,15 @@ class _LabelsChoice(LayerChoice):
         return layer
 
     def labels(self, like: LabelImage | None) -> LabelImage:
-        """The chosen labels; axes that they do not name are those of `like`.
+        """Return the chosen labels; without axes, they get those of `like`.
 
-        Raises `ImageError`.
+        Raises `ImageError` if the axes do not fit.
         """
         return convert.labels_of(self._layer, like)
 
 
 class PredictionChoice(_LabelsChoice):
-    """The prediction: the newest that a network made, or labels that are selected."""
+    """Choice of the prediction: the newest prediction, or selected labels."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.problem = ""
@@ -117,40 +116,37 @@ class PredictionChoice(_LabelsChoice):
 
     def _proposed(self) -> Any:
         candidates, selected = self._candidates(), self._selected()
-        made = [
+        predictions = [
             layer
             for layer in candidates
             if layer.metadata.get(PREDICTED) or layer.name.endswith("segmented")
         ]
-        picked = [layer for layer in selected if layer in made]
+        picked = [layer for layer in selected if layer in predictions]
         if len(picked) == 1:
             return picked[0]
-        if self._layer in made:
-            newer = made[made.index(self._layer) + 1 :]
+        if self._layer in predictions:
+            newer = predictions[predictions.index(self._layer) + 1 :]
             return newer[-1] if newer else self._layer
-        if made:
-            return made[-1]
+        if predictions:
+            return predictions[-1]
         if self._layer is not None or len(selected) != 1 or len(candidates) < 2:
             return self._layer
         return selected[0]
 
-    def _why_none(self) -> str:
+    def _missing_reason(self) -> str:
         count = len(self._candidates())
         if not count:
-            return "No labels are open: predict some, or open a label file."
-        return "Nothing here is known as a prediction: choose which labels are."
+            return "No labels are open: predict an image, or open a label file."
+        return "No prediction was found: choose the labels that are the prediction."
 
 
 class TruthChoice(_LabelsChoice):
-    """Choice of the truth.
-
-    Proposed are the only other labels of the prediction's size.
-    """
+    """Choice of the truth: the only other labels with the size of the prediction."""
 
     def __init__(self, viewer: Viewer, prediction: PredictionChoice) -> None:
         self._prediction, self.problem = prediction, ""
         super().__init__(viewer, "Truth")
-        prediction.changed.connect(self._later)
+        prediction.changed.connect(self._follow_later)
         self._follow()
 
     def _fitting(self) -> list[Any]:
@@ -169,7 +165,7 @@ class TruthChoice(_LabelsChoice):
             return self._layer
         return fitting[0] if len(fitting) == 1 else None
 
-    def _why_none(self) -> str:
+    def _missing_reason(self) -> str:
         if self._prediction.layer is None:
             return "Choose the prediction first."
         count = len(self._fitting())
@@ -223,9 +219,7 @@ class ScoreTable(QTableWidget):
     def show_scores(
         self, per_class: Mapping[str, Mapping[str, Any]], classes: ClassMap
     ) -> None:
-        """Show the ``per_class`` part of `ConfusionMatrix.as_dict`, in the order of the
-        classes.
-        """
+        """Show ``per_class`` of `ConfusionMatrix.as_dict`, in the order of classes."""
         self.setSortingEnabled(False)
         self.setRowCount(len(classes))
         for row, (name, color) in enumerate(
@@ -243,9 +237,9 @@ class ScoreTable(QTableWidget):
         self.updateGeometry()
 
     def text(self) -> str:
-        """The rows as they stand, tab-separated under their titles, with every digit.
+        """Return the table as tab-separated text with all digits.
 
-        Empty where there is no score.
+        Missing scores are empty.
         """
         rows = ["\t".join(["class", "IoU", "Dice", "precision", "recall", "pixels"])]
         for row in range(self.rowCount()):
@@ -261,7 +255,7 @@ class ScoreTable(QTableWidget):
         return "\n".join(rows) + "\n"
 
     def keyPressEvent(self, event: QKeyEvent | None) -> None:  # noqa: N802 (Qt's name)
-        """Ctrl+C: ask for a copy."""
+        """Emit `copied` on Ctrl+C."""
         if event is not None and event.matches(QKeySequence.StandardKey.Copy):
             self.copied.emit()
             event.accept()
@@ -269,7 +263,7 @@ class ScoreTable(QTableWidget):
         super().keyPressEvent(event)
 
     def changeEvent(self, event: QEvent | None) -> None:  # noqa: N802
-        """Follow the theme's font."""
+        """Adapt the size to the font of the theme."""
         super().changeEvent(event)
         if event is not None and event.type() in (
             QEvent.Type.FontChange,
@@ -278,8 +272,8 @@ class ScoreTable(QTableWidget):
             self._measure()
 
     def sizeHint(self) -> QSize:  # noqa: N802
-        """As tall as the rows, up to `MOST` of them."""
-        rows = min(max(self.rowCount(), 1), MOST)
+        """Return the size for all rows, up to `MAX_ROWS`."""
+        rows = min(max(self.rowCount(), 1), MAX_ROWS)
         assert self._header is not None
         assert self._lines is not None
         height = self._header.sizeHint().height() + 2 * self.frameWidth()
@@ -289,7 +283,7 @@ class ScoreTable(QTableWidget):
         return QSize(200, self.sizeHint().height())
 
     def _measure(self) -> None:
-        """Numbers get what they need and no more: the names take the rest."""
+        """Set the widths: numbers get what they need, names get the rest."""
         height, width = (
             self.fontMetrics().height(),
             self.fontMetrics().horizontalAdvance,
@@ -307,7 +301,7 @@ class ScoreTable(QTableWidget):
 
 
 class _Cell(QTableWidgetItem):
-    """A cell that sorts by its value; no value comes first."""
+    """Cell that is sorted by its value; missing values come first."""
 
     def __init__(self, text: str, value: object, tip: str) -> None:
         super().__init__(text)
@@ -338,20 +332,17 @@ def _number(scores: Mapping[str, Any], column: int, name: str) -> _Cell:
 
 def _why_absent(column: int, name: str, scores: Mapping[str, Any]) -> str:
     if column == RECALL or (column in (IOU, DICE) and not scores["support"]):
-        where = (
+        place = (
             "in the truth"
             if column == RECALL
             else "in the truth, and it was not predicted either"
         )
-        return f"No pixel is {name} {where}: there is nothing to score."
+        return f"No pixel is {name} {place}: there is nothing to score."
     return f"No labelled pixel was predicted as {name}: there is nothing to score."
 
 
 def short(count: int) -> str:
-    """A count as it is up to 99,999.
-
-    Beyond that in thousands, millions or milliards, three digits of it.
-    """
+    """Format a count: up to 99,999 with all digits, otherwise as 123 k, M or G."""
     if count < 100_000:
         return f"{count:,}"
     size, unit = next(

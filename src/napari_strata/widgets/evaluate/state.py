@@ -1,4 +1,4 @@
-"""Decisions of the Evaluate dock, without Qt: what can be pressed, and why not."""
+"""Decisions of the Evaluate dock, without Qt: enabled buttons and reasons."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ class LabelsInfo:
 
 @dataclass(frozen=True)
 class ZeroMeaning:
-    """Sources that say whether the value 0 of the truth is background (True) or
-    unlabelled (False).
+    """Meaning of the value 0 in the truth: background (True) or unlabelled (False).
 
     Parameters
     ----------
     layer_name
         Name of the truth layer.
     stored
-        Meaning in the class map of the truth layer. None: no class map names 0.
+        Meaning in the class map of the truth layer; None if it does not have 0.
     chosen
-        Choice of the user for this layer. None: the user has not chosen.
+        Choice of the user for this layer, or None.
     suggested
-        Meaning that the rule of the class table suggests.
+        Meaning by the rule of the class table.
     """
 
     layer_name: str
@@ -42,10 +41,7 @@ class ZeroMeaning:
 
     @property
     def is_background(self) -> bool:
-        """Meaning by the first source that knows one.
-
-        The class map, the user, the rule.
-        """
+        """Meaning by the class map, or the user, or the rule."""
         if self.stored is not None:
             return self.stored
         if self.chosen is not None:
@@ -55,26 +51,26 @@ class ZeroMeaning:
 
 @dataclass(frozen=True)
 class EvaluateState:
-    """Everything that the controls of the Evaluate dock depend on.
+    """State of the Evaluate dock that determines its controls.
 
     Parameters
     ----------
     choice_problem
-        Reason why the chosen layers cannot be read as labels. Empty: they can.
+        Reason why the chosen layers cannot be used as labels; empty if they can.
     prediction, truth
-        The chosen labels. None while a layer is missing or cannot be read.
+        The chosen labels; None if a layer is missing or cannot be read.
     same_layer
-        True when one layer is chosen as both.
+        True if one layer is chosen as both.
     prediction_ndim
-        Number of dimensions of the prediction layer. 0: no layer is chosen.
+        Number of dimensions of the prediction layer; 0 without a layer.
     activity
-        Sentence about the work in progress. Empty: the dock is idle.
+        Description of the running work; empty if nothing runs.
     is_running
         True while the worker compares.
     has_scores
-        True once a comparison has ended.
+        True after a comparison.
     zero
-        Meaning of the value 0. None while no truth is chosen.
+        Meaning of the value 0; None without a truth.
     """
 
     choice_problem: str = ""
@@ -93,9 +89,9 @@ class EvaluateView:
     """Texts and controls that the Evaluate dock shows for a state."""
 
     problem: str
-    """Reason why the two layers cannot be compared; empty when they can."""
+    """Reason why the layers cannot be compared; empty if they can."""
     truth_text: str | None
-    """Text under the truth; None leaves the description of the layer."""
+    """Text below the truth; None keeps the description of the layer."""
     compare: Control
     stop: Control
     errors: Control
@@ -107,7 +103,7 @@ class EvaluateView:
 
 
 def resolve(state: EvaluateState) -> EvaluateView:
-    """Decide what the dock shows and what can be pressed."""
+    """Decide what the Evaluate dock shows, and which controls are enabled."""
     problem = _find_problem(state)
     no_scores = state.activity
     if not no_scores and not state.has_scores:
@@ -124,12 +120,12 @@ def resolve(state: EvaluateState) -> EvaluateView:
             why_not=state.activity or problem,
         ),
         stop=Control(
-            purpose="Stop comparing.",
+            purpose="Stop the comparison.",
             why_not="" if state.is_running else NOTHING_RUNS,
             visible=state.is_running,
         ),
         errors=Control(
-            purpose="The predicted classes where they are wrong; 0 elsewhere.",
+            purpose="Add a layer with the wrong predicted classes; 0 elsewhere.",
             why_not=no_scores,
         ),
         export=Control(
@@ -140,7 +136,7 @@ def resolve(state: EvaluateState) -> EvaluateView:
             why_not=no_scores,
         ),
         scope=Control(
-            purpose="All planes, or only the one that you see.",
+            purpose="Compare all planes, or only the visible one.",
             why_not="" if state.prediction_ndim > 2 else "These labels are one plane.",
         ),
         zero_is_background=state.zero is not None and state.zero.is_background,
@@ -150,7 +146,7 @@ def resolve(state: EvaluateState) -> EvaluateView:
 
 
 def _find_problem(state: EvaluateState) -> str:
-    """Explain why the chosen layers cannot be compared; empty when they can."""
+    """Explain why the chosen layers cannot be compared; empty if they can."""
     if state.choice_problem:
         return state.choice_problem
     if state.same_layer:
@@ -168,7 +164,7 @@ def _find_problem(state: EvaluateState) -> str:
         return ""
     return (
         f"{prediction.name} and {truth.name} differ in size "
-        f"({', '.join(differences)}): choose labels of the same pixels."
+        f"({', '.join(differences)}): choose labels of the same image."
     )
 
 
@@ -179,6 +175,6 @@ def _zero_text(state: EvaluateState) -> str:
     if state.zero.stored is None:
         return f"Where the truth is 0, it is {score}."
     return (
-        f"Where the truth is 0, it is {score}, as the classes of"
-        f" {state.zero.layer_name} say (the Train dock changes them)."
+        f"Where the truth is 0, it is {score}, by the classes of"
+        f" {state.zero.layer_name} (change them in the Train dock)."
     )

@@ -1,4 +1,1 @@
-"""Layers: napari's layers as the engine's images and labels.
-
-Which one, what is painted, what fills in.
-"""
+"""napari's layers as images and labels: choice, classes, counts, saving, updates."""

@@ -1,6 +1,4 @@
-"""Labels that are being painted, kept on disk every half minute and offered back after
-a crash.
-"""
+"""Automatic saving of painted labels, to restore them after a crash."""
 
 from __future__ import annotations
 
@@ -23,16 +21,17 @@ from napari_strata.io import write_labels
 from napari_strata.widgets.layers.convert import labels_of
 from napari_strata.widgets.work import threads
 
-SECONDS = 30
-NAME = "autosave.tif"
-NOTE = "autosave.json"
-EVENTS = ("paint", "labels_update", "data")
-"""Events of a Labels layer whose pixels change."""
+INTERVAL_S = 30
+"""Seconds between two saves."""
+LABELS_FILE = "autosave.tif"
+DRAFT_FILE = "autosave.json"
+PIXEL_EVENTS = ("paint", "labels_update", "data")
+"""Events of a Labels layer after its pixels have changed."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Labels that an earlier session left behind."""
+class Draft:
+    """Labels that an earlier session has saved automatically."""
 
     path: Path
     layer: str
@@ -40,34 +39,35 @@ class Kept:
     time: datetime
 
     def describe(self) -> str:
-        """``Labels "clay" of image "sand", painted 2026-11-21 14:05``."""
+        """Describe the draft: ``Labels "clay" of image "sand", painted DATE TIME``."""
         return (
             f'Labels "{self.layer}" of image "{self.image}", painted'
             f" {self.time:%Y-%m-%d %H:%M}"
         )
 
-    def take_over(self) -> None:
-        """They are in this viewer now.
+    def mark_open(self) -> None:
+        """Record that this viewer has opened the labels.
 
-        Offer them again only if it ends without a word.
+        They are offered again only if it crashes.
         """
-        note = self.path.with_name(NOTE)
+        draft_file = self.path.with_name(DRAFT_FILE)
         with suppress(OSError, StrataError):
             files.write_text(
-                note,
+                draft_file,
                 json.dumps({"layer": self.layer, "image": self.image} | this_process())
                 + "\n",
             )
 
     def forget(self) -> None:
-        """Do not offer them again; the file itself stays until its run is deleted."""
+        """Do not offer the labels again. The file is kept until its run is deleted."""
         with suppress(OSError):
-            self.path.with_name(NOTE).unlink()
+            self.path.with_name(DRAFT_FILE).unlink()
 
 
 class Autosave(QObject):
-    """Writes one Labels layer to ``<folder>/autosave.tif`` when it was changed, at most
-    every `SECONDS`.
+    """Saves a Labels layer to ``<folder>/autosave.tif`` after changes.
+
+    There are at least `INTERVAL_S` seconds between two saves.
     """
 
     saved = Signal(object)  # Path
@@ -84,38 +84,35 @@ class Autosave(QObject):
         self._busy = False
         self._strokes = (0, 0)
         self._timer = QTimer(self)
-        self._timer.setInterval(round(SECONDS * 1000))
+        self._timer.setInterval(round(INTERVAL_S * 1000))
         self._timer.timeout.connect(self.save)
 
     def watch(self, layer: LabelsLayer | None, image: Image | None) -> None:
-        """Look after this layer from now on.
-
-        What was changed in the one before is saved first.
-        """
+        """Save this layer from now on; save changes of the previous layer first."""
         self._image = image
         if layer is self._layer:
             return
         self.save()
         if self._layer is not None:
-            for name in EVENTS:
-                getattr(self._layer.events, name).disconnect(self._mark)
-            self._layer.events.set_data.disconnect(self._look)
+            for name in PIXEL_EVENTS:
+                getattr(self._layer.events, name).disconnect(self._on_change)
+            self._layer.events.set_data.disconnect(self._check_history)
         self._layer = layer
         if layer is None:
             self._timer.stop()
             return
-        for name in EVENTS:
-            getattr(layer.events, name).connect(self._mark)
-        layer.events.set_data.connect(self._look)
+        for name in PIXEL_EVENTS:
+            getattr(layer.events, name).connect(self._on_change)
+        layer.events.set_data.connect(self._check_history)
         self._strokes = _strokes(layer)
         self._timer.start()
 
-    def _mark(self, _event: object = None) -> None:
+    def _on_change(self, _event: object = None) -> None:
         self._changed = True
 
-    def _look(self, _event: object = None) -> None:
-        # Undo and redo only show themselves as a new picture, and so does turning to
-        # another plane.
+    def _check_history(self, _event: object = None) -> None:
+        # Undo and redo have no event of their own. They only redraw the layer, as a
+        # change of the plane does.
         if (
             self._layer is not None
             and (strokes := _strokes(self._layer)) != self._strokes
@@ -123,22 +120,25 @@ class Autosave(QObject):
             self._strokes, self._changed = strokes, True
 
     def save(self) -> None:
-        """Write now, in a thread, if anything was changed since the last time."""
+        """Save in a thread if there were changes since the last save."""
         if not self._changed or self._busy or self._layer is None:
             return
         try:
             labels, folder = labels_of(self._layer, self._image), self._folder()
         except (StrataError, OSError) as error:
-            self.failed.emit(f"The labels could not be kept: {error}")
+            self.failed.emit(f"The labels could not be saved: {error}")
             return
         image = self._image.name if self._image is not None else ""
         self._changed, self._busy = False, True
         threads.run(
-            lambda: _write(labels, folder, image), self._done, self._sorry, owner=self
+            lambda: _write(labels, folder, image),
+            self._on_saved,
+            self._on_error,
+            owner=self,
         )
 
     def save_at_once(self) -> None:
-        """Write now, in this thread: napari is closing."""
+        """Save in this thread, because napari closes."""
         if self._changed and self._layer is not None:
             with suppress(StrataError, OSError):
                 _write(
@@ -148,36 +148,37 @@ class Autosave(QObject):
                 )
                 self._changed = False
 
-    def _done(self, path: Path) -> None:
+    def _on_saved(self, path: Path) -> None:
         self._busy = False
         self.saved.emit(path)
 
-    def _sorry(self, error: Exception) -> None:
+    def _on_error(self, error: Exception) -> None:
         self._busy, self._changed = False, True
-        self.failed.emit(f"The labels could not be kept: {error}")
+        self.failed.emit(f"The labels could not be saved: {error}")
 
 
-def kept(runs: Path) -> list[Kept]:
-    """Labels that earlier sessions left under the runs folder, the newest of each
-    layer, the newest first; those of a living napari are not.
+def find_drafts(runs: Path) -> list[Draft]:
+    """Find labels that earlier sessions saved, the newest first.
+
+    There is one draft for each layer. Drafts of a running napari are left out.
     """
     drafts = []
-    for note in runs.glob(f"*/layers/{NOTE}"):
-        path = note.with_name(NAME)
+    for draft_file in runs.glob(f"*/layers/{DRAFT_FILE}"):
+        path = draft_file.with_name(LABELS_FILE)
         try:
-            facts = json.loads(note.read_text(encoding="utf-8"))
+            facts = json.loads(draft_file.read_text(encoding="utf-8"))
             if path.is_file() and not is_alive(facts):
                 time = datetime.fromtimestamp(path.stat().st_mtime)
                 drafts.append(
-                    Kept(path, str(facts["layer"]), str(facts["image"]), time)
+                    Draft(path, str(facts["layer"]), str(facts["image"]), time)
                 )
         except (OSError, ValueError, KeyError):
             continue
     newest = {
         (draft.layer, draft.image): draft
-        for draft in sorted(drafts, key=lambda one: one.time)
+        for draft in sorted(drafts, key=lambda draft: draft.time)
     }
-    return sorted(newest.values(), key=lambda one: one.time, reverse=True)
+    return sorted(newest.values(), key=lambda draft: draft.time, reverse=True)
 
 
 def _strokes(layer: LabelsLayer) -> tuple[int, int]:
@@ -187,14 +188,14 @@ def _strokes(layer: LabelsLayer) -> tuple[int, int]:
 
 def _write(labels: LabelImage, folder: Path, image: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = write_labels(folder / NAME, labels, overwrite=True)
+    path = write_labels(folder / LABELS_FILE, labels, overwrite=True)
     facts = {"layer": labels.name, "image": image} | this_process()
-    files.write_text(folder / NOTE, json.dumps(facts) + "\n")
+    files.write_text(folder / DRAFT_FILE, json.dumps(facts) + "\n")
     return path
 
 
 def this_process() -> dict[str, object]:
-    """Identify this napari process, even after its number has gone to another one."""
+    """Identify this process, even if another process gets its number later."""
     process = psutil.Process()
     return {
         "pid": process.pid,
@@ -204,7 +205,7 @@ def this_process() -> dict[str, object]:
 
 
 def is_alive(facts: Mapping[str, object]) -> bool:
-    """Return True if the process that `this_process` described still runs here."""
+    """Return True if the process that `this_process` identifies still runs."""
     if facts.get("host") != socket.gethostname():
         return False
     try:

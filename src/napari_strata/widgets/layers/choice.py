@@ -1,4 +1,4 @@
-"""Combo boxes for an image and its labels, which follow napari's layer list."""
+"""Choices of an image layer and of its labels, updated with the layer list."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIST_EVENTS = ("inserted", "removed", "reordered", "renamed")
 
 
 class LayerChoice(QWidget):
-    """Base of combo boxes that follow the layer list, with a line of text."""
+    """Base class of combo boxes of layers, with a line of text."""
 
     changed = Signal()
 
@@ -32,9 +32,8 @@ class LayerChoice(QWidget):
         super().__init__(parent)
         self._viewer = viewer
         self._layer: Any = None
-        self._by_hand: set[Any] | None = (
-            None  # what was selected when somebody picked in the box
-        )
+        # Selected layers at the time when the user chose one in the box.
+        self._manual_selection: set[Any] | None = None
         self.combo = ComboBox(
             choices=self._choices,
             nullable=True,
@@ -54,23 +53,23 @@ class LayerChoice(QWidget):
         )
         self._rows.addLayout(self._row)
         self._rows.addWidget(self.text)
-        self.combo.changed.connect(self._picked)
+        self.combo.changed.connect(self._on_pick)
         for name in LIST_EVENTS:
             getattr(viewer.layers.events, name).connect(self._list_changed)
-        viewer.layers.selection.events.changed.connect(self._later)
+        viewer.layers.selection.events.changed.connect(self._follow_later)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.timeout.connect(self._follow)
 
     def disconnect_viewer(self) -> None:
-        """Listen no more: the dock is going."""
+        """Disconnect from the viewer."""
         for name in LIST_EVENTS:
             getattr(self._viewer.layers.events, name).disconnect(self._list_changed)
-        self._viewer.layers.selection.events.changed.disconnect(self._later)
+        self._viewer.layers.selection.events.changed.disconnect(self._follow_later)
         self._timer.stop()
 
     def choose(self, layer: Any) -> None:
-        """Take this layer (or none), as if picked in the box."""
+        """Choose a layer or none, as in the box."""
         if layer is not self._layer:
             self._layer = layer
             self._layer_changed()
@@ -84,7 +83,7 @@ class LayerChoice(QWidget):
         raise NotImplementedError
 
     def _selected(self) -> list[Any]:
-        """The selected layers of our type, in the order of the list."""
+        """Return the selected layers of this type, in the order of the list."""
         return [
             layer
             for layer in self._candidates()
@@ -97,22 +96,22 @@ class LayerChoice(QWidget):
             self._layer_changed()
         with self.combo.changed.blocked():
             self.combo.reset_choices()
-        self._later()
+        self._follow_later()
 
-    def _later(self, _event: object = None) -> None:
-        # Once the list is at rest: a move is a removal and an insertion.
+    def _follow_later(self, _event: object = None) -> None:
+        # After all events: a move is a removal and an insertion.
         self._timer.start(0)
 
     def _follow(self) -> None:
         raise NotImplementedError
 
-    def _picked(self, layer: Any) -> None:
+    def _on_pick(self, layer: Any) -> None:
         if layer is not self._layer:
-            self._by_hand = set(self._viewer.layers.selection)
+            self._manual_selection = set(self._viewer.layers.selection)
             self.choose(layer)
 
     def _layer_changed(self) -> None:
-        """The layer is another one; called before it is shown."""
+        """Called after another layer was chosen, before it is shown."""
 
     def _show(self) -> None:
         with self.combo.changed.blocked():
@@ -120,11 +119,10 @@ class LayerChoice(QWidget):
 
 
 class ImageChoice(LayerChoice):
-    """The image: the one selected in the layer list, or one picked here.
+    """Choice of an image layer, with a field for its axes.
 
-    Never guessed among several.
-
-    Its axes stand in a field of their own and can be changed there.
+    It is the layer that is selected in the layer list, or the only one. Among several,
+    the user chooses.
     """
 
     def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
@@ -158,7 +156,9 @@ class ImageChoice(LayerChoice):
             self.choose(selected[0])
         elif len(candidates) == 1:
             self.choose(candidates[0])
-        elif len(selected) > 1 and self._by_hand != set(self._viewer.layers.selection):
+        elif len(selected) > 1 and self._manual_selection != set(
+            self._viewer.layers.selection
+        ):
             self.choose(None)
         else:
             self.choose(self._layer)
@@ -188,7 +188,7 @@ class ImageChoice(LayerChoice):
         self.image, self.problem = None, ""
         self.axes.enabled = self._layer is not None
         if self._layer is None:
-            self.problem = self._why_none()
+            self.problem = self._missing_reason()
             self.text.setText(self.problem)
             return
         try:
@@ -200,11 +200,11 @@ class ImageChoice(LayerChoice):
         assumed = (
             ""
             if convert.known_axes(self._layer)
-            else "; axes assumed, change them if they are others"
+            else "; axes assumed, change them if they are wrong"
         )
         self.text.setText(convert.describe(self.image) + assumed)
 
-    def _why_none(self) -> str:
+    def _missing_reason(self) -> str:
         if not self._candidates():
             return (
                 "No image is open: drop a file on the window, or File > Open Sample >"
@@ -216,18 +216,17 @@ class ImageChoice(LayerChoice):
 
 
 class LabelsChoice(LayerChoice):
-    """The labels: those selected in the layer list, or the ones that match the image.
+    """Choice of a labels layer, with a button to create one.
 
-    Or new ones.
+    It is the layer that is selected in the layer list, or one that fits the image.
     """
 
     def __init__(
         self, viewer: ViewerModel, images: ImageChoice, *, title: str = "Labels"
     ) -> None:
         self._images = images
-        self._last: WeakKeyDictionary[Any, Any] = (
-            WeakKeyDictionary()
-        )  # image layer -> labels used with it
+        # The last labels of each image layer.
+        self._last: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         super().__init__(viewer, title, images.parentWidget())
         self.new_button = PushButton(
             text="New labels",
@@ -245,9 +244,7 @@ class LabelsChoice(LayerChoice):
         return layer
 
     def make_new(self) -> None:
-        """A Labels layer with the image's shape, scale and axes, selected, with the
-        brush in hand.
-        """
+        """Add an empty Labels layer for the image, select it, activate the brush."""
         image = self._images.image
         if image is None:
             return
@@ -274,13 +271,14 @@ class LabelsChoice(LayerChoice):
         self._follow()
 
     def _selected(self) -> list[Any]:
-        # Who clicks a prediction wants to look at it; to train on it, one picks it in
-        # the box.
+        # A selected prediction is not chosen, because it is selected to look at it. To
+        # train on it, the user chooses it in the box.
         return [
             layer for layer in super()._selected() if not layer.metadata.get(PREDICTED)
         ]
 
     def _fitting(self) -> list[Any]:
+        """Return the labels layers with the size of the image."""
         image = self._images.image
         painted = [
             layer
@@ -312,13 +310,10 @@ class LabelsChoice(LayerChoice):
                 for layer in fitting
                 if self._images.image and layer.name.startswith(self._images.image.name)
             ]
-            self.choose(
-                fitting[0]
-                if len(fitting) == 1
-                else named[0]
-                if len(named) == 1
-                else None
-            )
+            if len(fitting) == 1:
+                self.choose(fitting[0])
+            else:
+                self.choose(named[0] if len(named) == 1 else None)
 
     def _show(self) -> None:
         super()._show()
@@ -340,8 +335,8 @@ class LabelsChoice(LayerChoice):
             )
         elif image is not None and (why := convert.mismatch(image, self._layer)):
             self.problem = (
-                f"{self._layer.name} does not fit: it is {why} pixels. Choose others,"
-                " or press New labels."
+                f"{self._layer.name} does not fit: it is {why} pixels. Choose other"
+                " labels, or press New labels."
             )
         self.text.setText(self.problem)
         self.text.setVisible(bool(self.problem))

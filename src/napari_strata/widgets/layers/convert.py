@@ -1,8 +1,7 @@
-"""napari's layers as the engine's images and labels, and back to what a worker is told
-of them.
+"""Conversion of napari's layers to images and labels, and to files for the worker.
 
-Read in the main thread (`image_of`, `labels_of` copy nothing); `source_of_image` and
-`source_of_labels` read and write files and belong into a thread.
+`image_of` and `labels_of` copy nothing and are called in the main thread.
+`source_of_image` and `source_of_labels` read and write files and are called in threads.
 """
 
 from __future__ import annotations
@@ -31,17 +30,13 @@ from napari_strata.plugin import (
 )
 from napari_strata.worker.protocol import Layer
 
-_COPYING = threading.Lock()
-COPIED = 4 * 2**30
-"""Bytes up to which an image is copied for the worker when its file says less than the
-layer.
-"""
+_COPY_LOCK = threading.Lock()
+MAX_COPY_BYTES = 4 * 2**30
+"""Larger images are not copied if their file has less metadata than the layer."""
 
 
 def known_axes(layer: ImageLayer | LabelsLayer) -> str:
-    """Return the axes that a layer names, such as "ZYX" (with C last for RGB), else
-    "".
-    """
+    """Return the axes of a layer, such as "ZYX" (C is last for RGB), or ""."""
     axes = named_axes(_attributes(layer), layer.ndim)
     if not axes and layer.ndim == 2:
         axes = "YX"
@@ -51,7 +46,7 @@ def known_axes(layer: ImageLayer | LabelsLayer) -> str:
 
 
 def proposed_axes(layer: ImageLayer | LabelsLayer) -> str:
-    """Return `known_axes`, else the usual axes; the dock shows them for correction."""
+    """Return `known_axes`, or the default axes, which the user can change."""
     axes = known_axes(layer)
     if axes:
         return axes
@@ -59,9 +54,9 @@ def proposed_axes(layer: ImageLayer | LabelsLayer) -> str:
 
 
 def set_axes(layer: ImageLayer | LabelsLayer, letters: str) -> None:
-    """Name a layer's axes, in napari and so for every dock and file.
+    """Set the axes of a layer in napari.
 
-    Raises `ImageError` when they do not fit.
+    Raises `ImageError` if they do not fit.
     """
     checked = _axes.parse(letters, array_of(layer).shape)
     if _is_rgb(layer):
@@ -70,7 +65,7 @@ def set_axes(layer: ImageLayer | LabelsLayer, letters: str) -> None:
 
 
 def array_of(layer: ImageLayer | LabelsLayer) -> Any:
-    """The layer's data at full size; of a pyramid, its first level."""
+    """Return the data of a layer at full resolution."""
     return layer.data[0] if layer.multiscale else layer.data
 
 
@@ -80,18 +75,18 @@ def image_of(layer: ImageLayer) -> Image:
     Raises
     ------
     ImageError
-        If the axes do not fit the array.
+        When the axes do not fit the array.
     """
     return image_of_layer(layer.data, _attributes(layer))
 
 
 def labels_of(layer: LabelsLayer, image: Image | None = None) -> LabelImage:
-    """Build the labels of a layer; axes that it does not name are those of `image`."""
+    """Build the labels of a layer; without axes, it gets those of `image`."""
     return labels_of_layer(layer.data, _attributes(layer), like=image)
 
 
 def mismatch(image: Image, labels: LabelsLayer) -> str:
-    """Explain why labels cannot belong to an image; empty when their sizes agree."""
+    """Describe the difference in size of labels and image; empty if they agree."""
     shape = tuple(array_of(labels).shape)
     if shape == image.label_shape:
         return ""
@@ -102,10 +97,7 @@ def mismatch(image: Image, labels: LabelsLayer) -> str:
 
 
 def describe(image: Image) -> str:
-    """``8 x 1024 x 996 (ZYX), uint16, 2.1 µm``.
-
-    What `Image.describe` says, less the name, which stands beside it.
-    """
+    """Describe an image without its name: ``8 x 1024 x 996 (ZYX), uint16, 2.1 µm``."""
     text = image.describe().removeprefix(f"{image.name}, ")
     return (
         text.replace("micrometer", "µm")
@@ -115,44 +107,44 @@ def describe(image: Image) -> str:
 
 
 def source_of_image(layer: ImageLayer, image: Image, folder: Path) -> Layer:
-    """Name a file with the image for the worker: the layer's own file, else a copy.
+    """Return a file of the image for the worker: its own file, or a copy.
 
     Raises
     ------
     StrataError
-        when the copy cannot be written.
+        When the copy cannot be written.
     """
     own_file = _own_file(layer, image)
     if own_file is not None:
         return own_file
     path = folder / f"{slug(image.name)}.tif"
-    with _COPYING:  # two docks may ask for the same copy at once
-        if not _holds(path, image):
+    with _COPY_LOCK:  # two docks may write the same copy
+        if not _has_copy(path, image):
             write_image(path, image, overwrite=True)
     return Layer(path=str(path), name=image.name)
 
 
 def source_of_labels(labels: LabelImage, path: Path) -> Layer:
-    """Labels written to `path` for a worker, with class map, scale and axes.
+    """Write labels to `path` for the worker, with class map, scale and axes.
 
-    Raises `StrataError`.
+    Raises `StrataError` if they cannot be written.
     """
     write_labels(path, labels, overwrite=True)
     return Layer(path=str(path))
 
 
 def slug(name: str) -> str:
-    """A name as part of a file name."""
+    """Convert a name to a part of a file name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40] or "image"
 
 
 def image_layers(layers: Sequence[Any]) -> list[ImageLayer]:
-    """The Image layers among layers (2D or more, not the surfaces of other types)."""
+    """Return the Image layers among layers."""
     return [layer for layer in layers if isinstance(layer, ImageLayer)]
 
 
 def labels_layers(layers: Sequence[Any]) -> list[LabelsLayer]:
-    """The Labels layers among layers."""
+    """Return the Labels layers among layers."""
     return [layer for layer in layers if isinstance(layer, LabelsLayer)]
 
 
@@ -161,7 +153,7 @@ def _is_rgb(layer: ImageLayer | LabelsLayer) -> bool:
 
 
 def _attributes(layer: ImageLayer | LabelsLayer) -> dict[str, Any]:
-    """Collect the attributes of a layer that decide what its numbers mean."""
+    """Collect the attributes of a layer that describe its axes and its name."""
     return {
         "axis_labels": layer.axis_labels,
         "scale": layer.scale,
@@ -174,13 +166,11 @@ def _attributes(layer: ImageLayer | LabelsLayer) -> dict[str, Any]:
 
 
 def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
-    """The file that a layer was read from, if that still holds the same.
+    """Return the file of a layer if it still has the same content.
 
-    Shape, dtype, and the plane in the middle.
-
-    Where the layer says more than the file (its axes, its scale), a copy is written
-    instead, which any command can read as it stands; only a layer too large to copy is
-    described beside its path.
+    Shape, dtype, and the middle plane are compared. If the layer has more metadata than
+    the file (axes, scale), a copy is needed, which any command can read. Only for a
+    layer that is too large to copy, the metadata are added to the path.
     """
     stored = layer.metadata.get(METADATA) or {}
     path = stored.get("path") or layer.source.path
@@ -203,7 +193,7 @@ def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
         getattr(file, key) == value for key, value in geometry.items()
     ):
         return Layer(path=str(path))
-    large = image.dtype.itemsize * prod(image.shape) > COPIED
+    large = image.dtype.itemsize * prod(image.shape) > MAX_COPY_BYTES
     return (
         Layer(path=str(path), series=series, name=image.name, **geometry)
         if large
@@ -211,18 +201,18 @@ def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
     )
 
 
-def _holds(path: Path, image: Image) -> bool:
-    """Return True if the copy at `path` already holds this image."""
+def _has_copy(path: Path, image: Image) -> bool:
+    """Return True if the file at `path` is a copy of this image."""
     if not path.is_file():
         return False
     try:
         file = read_image(path, axes=image.axes)
-        same = (file.shape, file.dtype, file.scale) == (
+        is_same = (file.shape, file.dtype, file.scale) == (
             image.shape,
             image.dtype,
             image.scale,
         )
-        return same and all(
+        return is_same and all(
             np.array_equal(file.read(plane), image.read(plane))
             for plane in image.planes()
         )

@@ -1,6 +1,4 @@
-"""Pixels of each label value, counted plane by plane in a thread while somebody
-paints.
-"""
+"""Counts of the pixels of each label value, updated in a thread during painting."""
 
 from __future__ import annotations
 
@@ -24,36 +22,34 @@ Array = np.ndarray[Any, Any]
 Plane = tuple[int, ...]
 """Index of a plane: the dimensions before the last two; empty for 2D labels."""
 
-PIECE = 2**20
-"""Pixels counted at once.
+PIECE_PIXELS = 2**20
+"""Number of pixels that are counted at once.
 
-Numpy's bincount holds Python still for about 2 ms on that many.
+numpy's bincount blocks Python for about 2 ms for this number.
 """
-LARGE = 2 * 2**30
-"""Bytes from which labels are counted only when somebody asks."""
-RECHECKED = 2**28
-"""Bytes up to which labels are counted again when napari redraws them for a reason that
-we do not know.
-"""
-PAUSE = 0.7
+LARGE_BYTES = 2 * 2**30
+"""Labels with more bytes are counted only if the user requests it."""
+RECOUNT_BYTES = 2**28
+"""Labels with more bytes are not counted again when they are redrawn."""
+COUNT_INTERVAL_S = 0.7
 """Seconds between two counts of a layer."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Label values and their pixels, for each plane and in all."""
+    """Label values and their numbers of pixels, for each plane and in total."""
 
     planes: Mapping[Plane, tuple[Array, Array]]
     total: Mapping[int, int]
 
     @property
     def pixels(self) -> int:
-        """Pixels of all values, 0 too."""
+        """Number of pixels of all values, including 0."""
         return sum(self.total.values())
 
     @property
     def labelled_everywhere(self) -> bool:
-        """Map each plane to True if it holds a value other than 0."""
+        """True if every plane has a value other than 0."""
         return all(bool(values.any()) for values, _ in self.planes.values())
 
 
@@ -64,12 +60,17 @@ def count_values(
     changed: Collection[Plane] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Counts:
-    """Pixels of each value of labels (..., Y, X), read plane by plane.
+    """Count the pixels of each value, plane by plane.
 
-    Any array that can be indexed.
-
-    With `previous` only the planes `changed` are read again. Ends early, with less,
-    once `stop` says so.
+    Parameters
+    ----------
+    data
+        Labels (..., Y, X), any array that can be indexed.
+    previous, changed
+        Earlier counts, and the planes that have changed since then. Only these are
+        counted again.
+    stop
+        Function that returns True to end early, with incomplete counts.
     """
     planes = dict(previous.planes) if previous is not None else {}
     all_planes: Iterable[Plane] = product(*(range(size) for size in data.shape[:-2]))
@@ -77,7 +78,10 @@ def count_values(
         if stop():
             break
         flat = np.asarray(data[plane]).reshape(-1)
-        pieces = (flat[start : start + PIECE] for start in range(0, flat.size, PIECE))
+        pieces = (
+            flat[start : start + PIECE_PIXELS]
+            for start in range(0, flat.size, PIECE_PIXELS)
+        )
         planes[plane] = _merge([_count(piece) for piece in pieces])
     values, counts = _merge(list(planes.values()))
     return Counts(planes, dict(zip(values.tolist(), counts.tolist(), strict=True)))
@@ -106,50 +110,45 @@ def _merge(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 class LayerLinks:
-    """Connections to a layer's events, undone together.
+    """Connections to the events of a layer, which are disconnected together.
 
-    No QObject, so that it outlives the widget it serves.
+    It is not a QObject, so that it exists longer than its widget.
     """
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        """Ends the thread that reads the layer, if there is one."""
-        self._made: list[tuple[Any, Callable[..., Any]]] = []
+        """Set to end the thread that reads the layer."""
+        self._connections: list[tuple[Any, Callable[..., Any]]] = []
 
     def connect(self, layer: LabelsLayer, **slots: Callable[..., Any]) -> None:
-        """Call a slot at each event of that name."""
+        """Connect each slot to the event with its name."""
         for name, slot in slots.items():
             emitter = getattr(layer.events, name)
             emitter.connect(slot)
-            self._made.append((emitter, slot))
+            self._connections.append((emitter, slot))
 
     def clear(self, _gone: object = None) -> None:
-        """Undo every connection, and stop reading."""
+        """Disconnect all slots, and stop the thread."""
         self.stop.set()
-        for emitter, slot in self._made:
+        for emitter, slot in self._connections:
             emitter.disconnect(slot)
-        self._made.clear()
+        self._connections.clear()
 
 
 class PixelCounter(QObject):
-    """Keeps count of one Labels layer.
-
-    After each stroke, undo, or change of its data, in a thread.
-    """
+    """Counts the pixels of a Labels layer in a thread, after each change."""
 
     counted = Signal()
-    """`counts`, `busy` or `stale` are new."""
+    """Emitted when `counts`, `busy` or `stale` have changed."""
     painted = Signal(object)
-    """A value was painted just now, before it is counted."""
+    """Emitted with a value that was painted, before it is counted."""
     failed = Signal(str)
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self.counts: Counts | None = None
         self.stale = False
-        """Return True if pixels have changed and the layer is too large to count
-        unasked.
-        """
+        """True if pixels have changed and the layer is too large to count it now."""
         self._layer: weakref.ref[LabelsLayer] | None = None
         self._links = LayerLinks()
         self._all, self._planes = False, set[Plane]()
@@ -164,32 +163,32 @@ class PixelCounter(QObject):
 
     @property
     def busy(self) -> bool:
-        """Return True while a count runs or is about to start."""
+        """True while a count runs or is about to start."""
         return self._running is not None or self._timer.isActive()
 
     @property
     def large(self) -> bool:
-        """Return True if the layer is too large to be counted unasked."""
+        """True if the layer is counted only on request."""
         layer = self._layer() if self._layer is not None else None
-        return layer is not None and _bytes(layer) > LARGE
+        return layer is not None and _bytes(layer) > LARGE_BYTES
 
     def describe(self) -> str:
-        """Text about the counting, with a link that starts it; mostly empty."""
+        """Describe the state of the count, with a link to start it; mostly empty."""
         if self.busy:
             return "Counting the pixels …" if self.counts is None or self.large else ""
         if self.stale and self.counts is None:
             return (
-                "These labels are large: pixels are counted when you ask. <a"
+                "These labels are large, so pixels are counted on request. <a"
                 ' href="count">Count</a>'
             )
         return (
-            'Painted since the pixels were counted. <a href="count">Count again</a>'
+            'Labels have changed since the count. <a href="count">Count again</a>'
             if self.stale
             else ""
         )
 
     def watch(self, layer: LabelsLayer | None) -> None:
-        """Count this layer from now on, and no other."""
+        """Count this layer from now on."""
         self._links.clear()
         self._timer.stop()
         self.counts, self._running, self.stale, self._started = None, None, False, 0.0
@@ -204,12 +203,12 @@ class PixelCounter(QObject):
         self._mark(None)
 
     def count(self) -> None:
-        """Count every pixel now, however many there are."""
+        """Count all pixels now, even in a large layer."""
         self._all = True
         self._timer.start(0)
 
     def _mark(self, planes: set[Plane] | None) -> None:
-        """Planes (None: all) are to be counted again."""
+        """Request to count planes again; None means all."""
         if self.large and (planes is None or self.counts is None):
             self.stale = True
             self.counted.emit()
@@ -221,7 +220,7 @@ class PixelCounter(QObject):
     def _wait(self) -> None:
         if (self._all or self._planes) and not self.busy:
             since = time.monotonic() - self._started
-            self._timer.start(max(20, round(1000 * (PAUSE - since))))
+            self._timer.start(max(20, round(1000 * (COUNT_INTERVAL_S - since))))
 
     def _begin(self) -> None:
         layer = self._layer() if self._layer is not None else None
@@ -252,7 +251,7 @@ class PixelCounter(QObject):
     def _end(
         self, run: threading.Event, counts: Counts | None, error: str = ""
     ) -> None:
-        if run is not self._running:  # of a layer that is no longer watched
+        if run is not self._running:  # the count of an earlier layer
             return
         self._running, self.stale = None, False
         if counts is None:
@@ -263,7 +262,7 @@ class PixelCounter(QObject):
         self.counted.emit()
 
     def _on_data(self, _event: object = None) -> None:
-        if self._running is not None:  # it reads an array that the layer no longer has
+        if self._running is not None:  # it reads the old array of the layer
             self._running.set()
             self._running = None
         self.counts = None
@@ -282,10 +281,7 @@ class PixelCounter(QObject):
             self.painted.emit(value)
 
     def _on_refresh(self, _event: object = None) -> None:
-        """Undo and redo tell nobody what they change, and neither do scripts.
-
-        Both only have the layer redrawn.
-        """
+        """Count again after undo, redo and scripts, which only redraw the layer."""
         layer = self._layer() if self._layer is not None else None
         if layer is None:
             return
@@ -295,7 +291,7 @@ class PixelCounter(QObject):
             undone = self._history[0] < before[0]
             steps = layer._redo_history if undone else layer._undo_history
             self._mark(painted_planes(steps[-1]) if steps else None)
-        elif view == self._view and _bytes(layer) <= RECHECKED:
+        elif view == self._view and _bytes(layer) <= RECOUNT_BYTES:
             self._mark(None)
 
 
@@ -305,15 +301,12 @@ def _bytes(layer: LabelsLayer) -> int:
 
 
 def _history(layer: LabelsLayer) -> tuple[int, int]:
-    """Lengths of the layer's undo and redo history.
-
-    They change when something was undone.
-    """
+    """Return the lengths of undo and redo history, which change with undo."""
     return len(layer._undo_history), len(layer._redo_history)
 
 
 def _view(layer: LabelsLayer) -> tuple[Any, ...]:
-    """Display state of the layer: events that change it change no pixel."""
+    """Return the display state of the layer, whose changes do not change pixels."""
     world = layer._slice_input.world_slice
     return (
         tuple(world.point),
@@ -324,14 +317,14 @@ def _view(layer: LabelsLayer) -> tuple[Any, ...]:
 
 def _painted_values(atom: Any) -> Iterator[int]:
     value = atom.new_value if hasattr(atom, "slice_key") else atom[2]
-    if np.ndim(value) == 0:  # of many values at once, the count finds out
+    if np.ndim(value) == 0:  # several values are left to the count
         yield int(value)
 
 
 def painted_planes(item: Iterable[Any]) -> set[Plane] | None:
-    """The planes that a step of napari's history touches.
+    """Return the planes that a step of napari's history changes.
 
-    None when it would take long to find out.
+    None if this would take long to determine.
     """
     planes: set[Plane] = set()
     for atom in item:

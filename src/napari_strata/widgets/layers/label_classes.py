@@ -1,4 +1,4 @@
-"""Classes of a Labels layer: names, colours, use, and the meaning of 0. No widget."""
+"""Classes of a Labels layer: names, colours, use, and meaning of 0."""
 
 from __future__ import annotations
 
@@ -14,45 +14,40 @@ from napari_strata.core.classes import MAX_INFERRED, ClassMap, default_colors
 from napari_strata.plugin import METADATA
 from napari_strata.widgets.layers.counts import Counts
 
-NOTES = "napari_strata_table"
-"""Key of a layer's metadata for what a class map has no place for.
+TABLE_METADATA = "napari_strata_table"
+"""Key of a layer's metadata for facts that a class map does not contain.
 
-Names and colours of values that are not used.
+These are names and colours of unused values.
 """
-BACKGROUND = "#888888"
-"""Colour of the background in curves and tables.
+BACKGROUND_COLOR = "#888888"
+"""Colour of the background in curves and tables; the viewer shows 0 transparent."""
 
-In the viewer 0 stays as transparent as it was.
-"""
-
-RULE = (
-    "Labels that you paint: 0 is unlabelled, never trained on.\nLabels from a file, a"
-    " sample or a plugin: 0 is the background, a class, if every slice has labels or"
-    " there is one other value only; otherwise slices wait to be labelled, and 0 is"
-    " unlabelled.\nLabels that carry class names: as they say. Switching changes no"
-    " pixel."
+ZERO_RULE = (
+    "Labels that you paint: 0 is unlabelled and not used for training.\nLabels from a"
+    " file, a sample or a plugin: 0 is the class background if every slice has labels"
+    " or there is only one other value; otherwise there are slices to label, and 0 is"
+    " unlabelled.\nLabels with class names: the classes determine it. This choice"
+    " changes no pixel."
 )
 
 
 def stored_classes(layer: LabelsLayer) -> ClassMap | None:
-    """The class map in a layer's metadata.
+    """Return the class map in a layer's metadata, or None.
 
-    Those of an image that became labels name its file under the same key.
+    For an image that was converted to labels, the key contains its file.
     """
     stored = layer.metadata.get(METADATA) or {}
     return ClassMap.model_validate(stored) if "names" in stored else None
 
 
-def came_with_labels(layer: LabelsLayer) -> bool:
-    """Return True for a layer from a file, a sample or a plugin, False for a painted
-    one.
-    """
+def has_source(layer: LabelsLayer) -> bool:
+    """Return True if a layer comes from a file, a sample or a plugin."""
     source = layer.source
     return bool(source.path or source.sample or source.widget)
 
 
 def means_background(counts: Counts | None, *, given: bool) -> bool:
-    """Return True if 0 is a class by `RULE`; for layers whose user has not decided."""
+    """Return True if 0 is a class by `ZERO_RULE`, if the user has not decided."""
     if counts is None:
         return given
     others = len(counts.total) - (0 in counts.total)
@@ -63,21 +58,20 @@ def means_background(counts: Counts | None, *, given: bool) -> bool:
 
 @dataclass
 class LabelClasses:
-    """Classes of one layer, kept in its metadata.
+    """Classes of a layer, stored in its metadata.
 
     Parameters
     ----------
     names, colors
-        what is known of label values; colours of values that the layer itself shows are
-        the layer's.
+        Names and colours by label value. The layer's own colours take precedence.
     unused
-        values that are not to be trained on (0 aside).
+        Values other than 0 that are not used for training.
     background
-        whether 0 is a class; None while nobody has said so.
+        Whether 0 is a class; None if the user has not decided.
     objects
-        whether every value but 0 is one class.
+        Whether all values except 0 are one class.
     given
-        whether the labels came with the layer: see `came_with_labels`.
+        Whether the labels come from a source; see `has_source`.
     """
 
     names: dict[int, str] = field(default_factory=dict)
@@ -91,31 +85,30 @@ class LabelClasses:
     def of(cls, layer: LabelsLayer) -> LabelClasses:
         """Read the classes of a layer from its metadata.
 
-        Its class map wins over our notes.
+        The class map takes precedence over the table.
         """
-        notes = layer.metadata.get(NOTES) or {}
-        book = cls(
-            names={int(value): str(name) for value, name in notes.get("names", ())},
-            colors={int(value): str(color) for value, color in notes.get("colors", ())},
-            unused={int(value) for value in notes.get("unused", ())},
-            background=notes.get("background"),
-            objects=bool(notes.get("objects", False)),
-            given=came_with_labels(layer),
+        table = layer.metadata.get(TABLE_METADATA) or {}
+        label_classes = cls(
+            names={int(value): str(name) for value, name in table.get("names", ())},
+            colors={int(value): str(color) for value, color in table.get("colors", ())},
+            unused={int(value) for value in table.get("unused", ())},
+            background=table.get("background"),
+            objects=bool(table.get("objects", False)),
+            given=has_source(layer),
         )
         if (classes := stored_classes(layer)) is not None:
-            book.names |= dict(zip(classes.values, classes.names, strict=True))
-            book.colors |= dict(zip(classes.values, classes.colors, strict=True))
-            book.unused = {*classes.unlabelled} - {0}
-            book.background = 0 in classes.values
-            book.objects = classes.rest is not None
-        return book
+            label_classes.names |= dict(zip(classes.values, classes.names, strict=True))
+            label_classes.colors |= dict(
+                zip(classes.values, classes.colors, strict=True)
+            )
+            label_classes.unused = {*classes.unlabelled} - {0}
+            label_classes.background = 0 in classes.values
+            label_classes.objects = classes.rest is not None
+        return label_classes
 
     def store(self, layer: LabelsLayer, classes: ClassMap | None) -> None:
-        """Write all of it into the layer, as its reader does.
-
-        Class map, notes, and the names as features.
-        """
-        notes = {
+        """Store class map, table and names (as features) in the layer."""
+        table = {
             "names": [[value, name] for value, name in sorted(self.names.items())],
             "colors": [[value, color] for value, color in sorted(self.colors.items())],
             "unused": sorted(self.unused),
@@ -125,16 +118,14 @@ class LabelClasses:
         other_metadata = {
             key: value
             for key, value in layer.metadata.items()
-            if key not in (METADATA, NOTES)
+            if key not in (METADATA, TABLE_METADATA)
         }
         stored = (
             {METADATA: classes.model_dump(mode="json")} if classes is not None else {}
         )
-        layer.metadata = other_metadata | stored | {NOTES: notes}
-        if set(layer.features.columns) <= {
-            "index",
-            "class",
-        }:  # else it is a table of somebody else's
+        layer.metadata = other_metadata | stored | {TABLE_METADATA: table}
+        # A table with other columns belongs to another plugin.
+        if set(layer.features.columns) <= {"index", "class"}:
             named = {**self.names, 0: self.name(0) if self.background else "unlabelled"}
             layer.features = {
                 "index": sorted(named),
@@ -142,7 +133,7 @@ class LabelClasses:
             }
 
     def is_background(self, counts: Counts | None) -> bool:
-        """Return True if 0 is a class, by the user's choice or else by `RULE`."""
+        """Return True if 0 is a class, by the user's choice or by `ZERO_RULE`."""
         return (
             means_background(counts, given=self.given)
             if self.background is None
@@ -150,16 +141,14 @@ class LabelClasses:
         )
 
     def look_like_objects(self, counts: Counts | None) -> bool:
-        """Return True if there are too many unnamed values for them to be classes."""
+        """Return True if there are too many unnamed values to be classes."""
         return (
             counts is not None
             and len(counts.total.keys() - self.names.keys() - {0}) > MAX_INFERRED
         )
 
     def is_behind(self, layer: LabelsLayer, rows: list[int]) -> bool:
-        """Return True if a class was painted that the stored class map of the layer
-        lacks.
-        """
+        """Return True if the stored class map of the layer lacks a painted class."""
         stored = stored_classes(layer)
         return (
             stored is not None
@@ -168,9 +157,9 @@ class LabelClasses:
         )
 
     def rows(self, counts: Counts | None, painted: Iterable[int] = ()) -> list[int]:
-        """Label values of the classes, used or not.
+        """Return the label values of all classes, used or unused.
 
-        Those found, known, or just painted.
+        They were counted, named before, or just painted.
         """
         zero = [0] if self.is_background(counts) else []
         if self.objects:
@@ -183,13 +172,13 @@ class LabelClasses:
         )
 
     def pixels(self, counts: Counts, value: int) -> int:
-        """Pixels of a row."""
+        """Return the number of pixels of a row."""
         if self.objects and value:
             return counts.pixels - counts.total.get(0, 0)
         return counts.total.get(value, 0)
 
     def zero_text(self, counts: Counts | None) -> str:
-        """Describe the meaning of 0, and its share of the pixels."""
+        """Describe the meaning of 0, and the percentage of its pixels."""
         if counts is None or not counts.pixels:
             return ""
         if not (zeros := counts.total.get(0, 0)):
@@ -198,7 +187,7 @@ class LabelClasses:
         return f"0 is {meaning}: {_percent(zeros / counts.pixels)} of the pixels"
 
     def problem(self, counts: Counts, rows: list[int]) -> str:
-        """Explain why the labels cannot be trained on; empty when they can."""
+        """Explain why the labels cannot be used; empty if they can."""
         if self.look_like_objects(counts) and not self.objects:
             return (
                 "The labels look like object ids: treat all objects as one class, or"
@@ -215,22 +204,20 @@ class LabelClasses:
             return ""
         if len(labelled) > 1:
             return (
-                "Fewer than two labelled classes are in use: tick Use for more of them."
+                "Fewer than two labelled classes are in use: check Use for more of"
+                " them."
             )
         hint = (
-            ", or let 0 mean background"
+            ", or choose that 0 means background"
             if counts.total.get(0) and 0 not in rows
             else ""
         )
         return f"Only one class is labelled: paint some pixels of at least two{hint}."
 
     def why_kept(self, value: int, counts: Counts | None) -> str:
-        """Explain why a row cannot be removed; empty when it can.
-
-        `counts` may be None.
-        """
+        """Explain why a row cannot be removed; empty if it can."""
         if value == 0:
-            return "Choose “unlabelled” below to drop the background"
+            return "Choose “unlabelled” below to remove the background"
         if self.objects:
             return "This class stands for all objects"
         if counts is None:
@@ -238,35 +225,34 @@ class LabelClasses:
         pixels = self.pixels(counts, value)
         return (
             f"“{self.name(value)}” has {pixels:,} pixels: erase them first, or"
-            " untick Use"
+            " uncheck Use"
             if pixels
             else ""
         )
 
     def name(self, value: int) -> str:
-        """The name of a value; where it has none, one that no other has."""
+        """Return the name of a value, or a default name that is not used yet."""
         if value in self.names:
             return self.names[value]
-        plain = (
-            "background"
-            if value == 0
-            else "objects"
-            if self.objects
-            else f"class {value}"
-        )
-        taken = {name for number, name in self.names.items() if number != value}
-        return plain if plain not in taken else f"{plain} ({value})"
+        if value == 0:
+            default = "background"
+        elif self.objects:
+            default = "objects"
+        else:
+            default = f"class {value}"
+        used = {name for number, name in self.names.items() if number != value}
+        return default if default not in used else f"{default} ({value})"
 
     def color(self, layer: LabelsLayer, value: int) -> str:
-        """Return the ``#rrggbb`` of a value in the layer, else the stored one."""
+        """Return the ``#rrggbb`` of a value in the layer, or the stored one."""
         if (color := shown_color(layer, value)) is not None:
             return color
         return self.colors.get(value) or (
-            BACKGROUND if value == 0 else free_color(self.colors.values())
+            BACKGROUND_COLOR if value == 0 else unused_color(self.colors.values())
         )
 
     def class_map(self, layer: LabelsLayer, values: Iterable[int]) -> ClassMap | None:
-        """The class map of the rows `values`, or None when none of them is used."""
+        """Return the class map of the rows, or None if all are unused."""
         used = [value for value in values if value not in self.unused]
         if not used:
             return None
@@ -286,13 +272,13 @@ class LabelClasses:
 
 
 def shown_color(layer: LabelsLayer, value: int) -> str | None:
-    """``#rrggbb`` that the layer shows for a value, None where it shows nothing."""
+    """Return the ``#rrggbb`` of a value in the layer, or None if it is transparent."""
     colormap = layer.colormap
     if isinstance(colormap, DirectLabelColormap):
         rgba = colormap.color_dict.get(value, colormap.default_color)
     elif value == colormap.background_value:
         return None
-    else:  # every label, also while the viewer shows the selected one only
+    else:  # for any label, even if the viewer shows only the selected label
         plain = (
             colormap.model_copy(update={"use_selection": False})
             if colormap.use_selection
@@ -306,16 +292,14 @@ def shown_color(layer: LabelsLayer, value: int) -> str | None:
     )
 
 
-def free_color(taken: Iterable[str]) -> str:
-    """The first of our colours that is not yet taken."""
-    used = {color.lower() for color in taken}
+def unused_color(used_colors: Iterable[str]) -> str:
+    """Return the first default colour that is not used yet."""
+    used = {color.lower() for color in used_colors}
     return next(color for color in default_colors(len(used) + 1) if color not in used)
 
 
-def unseen(layer: LabelsLayer, values: Iterable[int]) -> list[int]:
-    """Values (0 aside) that a layer with a colour for each value has none for, so that
-    nobody could see them.
-    """
+def invisible_values(layer: LabelsLayer, values: Iterable[int]) -> list[int]:
+    """Return the values except 0 for which a layer has no visible colour."""
     colormap = layer.colormap
     if not isinstance(colormap, DirectLabelColormap) or colormap.default_color[3] > 0:
         return []
@@ -331,9 +315,16 @@ def set_colors(
     *,
     others: str | None = None,
 ) -> None:
-    """Show `colors` of values, with those of all other `values` as they are.
+    """Set the colours of some values.
 
-    `others`: one colour for what is left.
+    Parameters
+    ----------
+    colors
+        ``#rrggbb`` by value.
+    values
+        Values whose colours are kept.
+    others
+        One colour for all other values.
     """
     colormap = layer.colormap
     if isinstance(colormap, DirectLabelColormap):
@@ -355,7 +346,7 @@ def set_colors(
 
 
 def _percent(part: float) -> str:
-    """Format a share as ``61 %``; never round to 0 or 100 %."""
+    """Format a fraction as ``61 %``, without rounding to 0 or 100 %."""
     if part < 0.001:
         return "under 0.1 %"
     if part == 1:

@@ -1,6 +1,6 @@
-"""A Labels layer over an array that a worker fills.
+"""Labels layers of arrays that a worker fills.
 
-There at once, refreshed when a shown plane is done.
+The layer exists from the start and is refreshed when visible planes are finished.
 """
 
 from __future__ import annotations
@@ -25,29 +25,26 @@ from napari_strata.plugin import labels_layer
 from napari_strata.widgets.work import threads
 from napari_strata.worker.protocol import TargetOpened
 
-REFRESH = 250
-"""Milliseconds between two refreshes at least."""
-APART = 15
-"""Milliseconds between making a layer and adding it, in which the window answers."""
-IN_MEMORY = 2**30
-"""Bytes up to which finished labels are taken into memory."""
+REFRESH_INTERVAL_MS = 250
+"""Minimum of milliseconds between two refreshes."""
+ADD_DELAY_MS = 15
+"""Milliseconds between creating and adding a layer, so that the window reacts."""
+MAX_MEMORY_BYTES = 2**30
+"""Finished labels with at most this number of bytes are read into memory."""
 
 PREDICTED = "napari_strata_predicted"
-"""Key of a layer's metadata that says.
-
-A network made this, it is not what somebody painted.
-"""
+"""Key in the metadata of layers that were predicted, not painted."""
 
 
 class LiveLabels(QObject):
-    """Shows labels while they are made.
+    """Labels layer that shows labels while they are predicted.
 
-    `open` must be called in the main thread, as all of it.
-
-    Set `layer` before `open` to have a layer that is there filled again.
+    All methods are called in the main thread. Set `layer` before `open` to use an
+    existing layer.
     """
 
-    settled = Signal()  # after `finish`: the layer is the user's
+    settled = Signal()
+    """Emitted after `finish`, when the user may edit the layer."""
 
     def __init__(self, viewer: ViewerModel, parent: QObject) -> None:
         super().__init__(parent)
@@ -56,13 +53,13 @@ class LiveLabels(QObject):
         self._due = False
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(REFRESH)
+        self._timer.setInterval(REFRESH_INTERVAL_MS)
         self._timer.timeout.connect(self._refresh)
-        self._waiting: tuple[LabelsLayer, Layer | None] | None = None
-        self._adding = QTimer(self)
-        self._adding.setSingleShot(True)
-        self._adding.setInterval(APART)
-        self._adding.timeout.connect(self.place)
+        self._new_layer: tuple[LabelsLayer, Layer | None] | None = None
+        self._add_timer = QTimer(self)
+        self._add_timer.setSingleShot(True)
+        self._add_timer.setInterval(ADD_DELAY_MS)
+        self._add_timer.timeout.connect(self.place)
 
     def open(
         self,
@@ -73,12 +70,17 @@ class LiveLabels(QObject):
         name: str,
         below: Layer | None = None,
     ) -> LabelsLayer:
-        """A layer on the array that the worker has just made, placed where `under`, the
-        image layer, lies.
+        """Create a layer for the array of the worker, at the position of the image.
 
-        It goes on top of the list, or `below` a layer, as the next thing that the
-        window does: to make a layer, to add it and to draw it are 30 to 50 ms each
-        without a graphics card. `place` does not wait.
+        The layer is added a little later, because creating, adding and drawing a layer
+        take 30 to 50 ms each without a graphics card. `place` adds it at once.
+
+        Parameters
+        ----------
+        under
+            Layer of the image.
+        below
+            Layer below which the new layer is inserted; on top by default.
         """
         data = np.lib.format.open_memmap(target.path, mode="r")
         classes = class_map(target.classes)
@@ -97,46 +99,45 @@ class LiveLabels(QObject):
             attributes |= {"rotate": under.rotate, "shear": under.shear}
         attributes["metadata"] = attributes.get("metadata", {}) | {PREDICTED: True}
         self.layer = LabelsLayer(array, **attributes)
-        self.layer.editable = (
-            False  # until it is whole: the array belongs to the worker
-        )
+        self.layer.editable = False  # until the worker has finished the array
         _show_tools(self.layer, False)
-        self._waiting = self.layer, below
-        self._adding.start()
+        self._new_layer = self.layer, below
+        self._add_timer.start()
         return self.layer
 
     def place(self) -> None:
-        """Add the layer that was made last, if that is still to be done."""
-        if self._waiting is not None:
-            layer, below = self._waiting
+        """Add the new layer now, if it is not added yet."""
+        if self._new_layer is not None:
+            layer, below = self._new_layer
             self.leave()
             viewer = self._viewer
-            _draw(viewer, False)
-            # Not a timer of this object: it may be gone before, and the window must
-            # never stay undrawn. The timer does not keep a closed viewer alive.
+            _set_updates(viewer, False)
+            # Not a timer of this object, which may be deleted before: the window must
+            # be updated again in any case. The timer does not keep a closed viewer.
             reference = weakref.ref(viewer)
-            QTimer.singleShot(APART, lambda: _draw(reference(), True))
+            QTimer.singleShot(ADD_DELAY_MS, lambda: _set_updates(reference(), True))
             add_quietly(viewer, layer, below=below)
 
     def leave(self) -> None:
-        """Add nothing more."""
-        self._adding.stop()
-        self._waiting = None
+        """Do not add the new layer."""
+        self._add_timer.stop()
+        self._new_layer = None
 
     def region_done(self, region: Mapping[str, Any]) -> None:
-        """A region of the array is written; refresh if it is in sight."""
+        """Refresh the layer if a finished region is visible."""
         self.place()
-        if self._in_sight(region) and not self._timer.isActive():
+        if self._is_visible(region) and not self._timer.isActive():
             self._timer.start()
 
     def refresh(self) -> None:
-        """Show what is in the array now."""
+        """Show the current content of the array."""
         self._refresh()
 
     def finish(self) -> None:
-        """The worker is done with the array.
+        """Make the layer editable after the worker has finished the array.
 
-        Take it into memory, or leave it on disk where changes stay private.
+        Small arrays are read into memory. Changes of large ones are not written to the
+        file.
         """
         self._timer.stop()
         layer = self.layer
@@ -147,26 +148,24 @@ class LiveLabels(QObject):
         ):
             self.settled.emit()
             return
-        path, small = (
-            Path(str(layer.data.filename)),
-            prod(layer.data.shape) * layer.data.itemsize <= IN_MEMORY,
-        )
+        path = Path(str(layer.data.filename))
+        small = prod(layer.data.shape) * layer.data.itemsize <= MAX_MEMORY_BYTES
         threads.run(
-            lambda: _own(path, small),
-            lambda data: self._swap(layer, data),
-            self._keep,
+            lambda: _read_result(path, small),
+            lambda data: self._replace_data(layer, data),
+            self._keep_mapped,
             owner=self,
         )
 
-    def _swap(self, layer: LabelsLayer, data: Any) -> None:
+    def _replace_data(self, layer: LabelsLayer, data: Any) -> None:
         if layer in self._viewer.layers:
             layer.data = data
             layer.editable = True
             _show_tools(layer, True)
         self.settled.emit()
 
-    def _keep(self, _error: Exception) -> None:
-        # The file is gone or does not fit: what is shown stays, read-only.
+    def _keep_mapped(self, _error: Exception) -> None:
+        # The file is missing or too large: the layer stays read-only.
         self._refresh()
         self.settled.emit()
 
@@ -174,7 +173,7 @@ class LiveLabels(QObject):
         if self.layer is not None and self.layer in self._viewer.layers:
             self.layer.refresh(extent=False, highlight=False, thumbnail=False)
 
-    def _in_sight(self, region: Mapping[str, Any]) -> bool:
+    def _is_visible(self, region: Mapping[str, Any]) -> bool:
         if (
             self.layer is None
             or self.layer not in self._viewer.layers
@@ -185,24 +184,21 @@ class LiveLabels(QObject):
             return True
         letters = "".join(self.layer.axis_labels).upper()
         point = np.round(np.asarray(self.layer.world_to_data(self._viewer.dims.point)))
-        places = dict(zip(letters, map(int, point), strict=True))
+        position = dict(zip(letters, map(int, point), strict=True))
         return all(
-            a in "YX" or not isinstance(index, int) or places.get(a) == index
-            for a, index in region.items()
+            axis in "YX" or not isinstance(index, int) or position.get(axis) == index
+            for axis, index in region.items()
         )
 
 
 def add_quietly(
     viewer: ViewerModel, layer: Layer, *, below: Layer | None = None
 ) -> None:
-    """Add a layer and leave the selection as it is.
-
-    Somebody may be painting on what is selected.
-    """
+    """Add a layer without changing the selection, on which the user may paint."""
     selection = viewer.layers.selection
     selected, active = set(selection), selection.active
-    # Without a word: napari would build the controls of the new layer, only to put the
-    # old ones back.
+    # Without events: otherwise napari would build the controls of the new layer and
+    # remove them again.
     with selection.events.blocker_all():
         index = (
             viewer.layers.index(below)
@@ -215,18 +211,18 @@ def add_quietly(
             viewer.layers.selection.active = active
 
 
-def _draw(viewer: ViewerModel | None, drawn: bool) -> None:
-    """Let the window draw itself, or not."""
-    with suppress(RuntimeError):  # the window may be gone
+def _set_updates(viewer: ViewerModel | None, enabled: bool) -> None:
+    """Switch updates of the window on or off."""
+    with suppress(RuntimeError):  # the window may be deleted
         if (
             window := getattr(getattr(viewer, "window", None), "_qt_window", None)
         ) is not None:
-            window.setUpdatesEnabled(drawn)
+            window.setUpdatesEnabled(enabled)
 
 
 def _show_tools(layer: LabelsLayer, shown: bool) -> None:
-    # The visuals of brush and polygon are half of what adding a layer costs; they can
-    # wait until it can be painted.
+    # The visuals of brush and polygon take half of the time to add a layer. They are
+    # needed only when the layer can be painted.
     overlays = getattr(layer, "_overlays", {})
     for name in ("polygon", "brush_stroke"):
         if name in overlays:
@@ -234,7 +230,7 @@ def _show_tools(layer: LabelsLayer, shown: bool) -> None:
 
 
 def class_map(rows: Any) -> ClassMap:
-    """The class map that a worker's table of classes spells."""
+    """Build the class map from the table of classes in an event."""
     return ClassMap(
         names=tuple(row["name"] for row in rows),
         values=tuple(row["value"] for row in rows),
@@ -245,7 +241,7 @@ def class_map(rows: Any) -> ClassMap:
 def current_plane(
     viewer: ViewerModel, layer: ImageLayer, image: Image
 ) -> dict[str, int]:
-    """The T and Z that are in sight, as indices of the image."""
+    """Return the visible T and Z as indices of the image."""
     point = np.round(np.asarray(layer.world_to_data(viewer.dims.point)))
     indices = {}
     for axis, position in zip(image.axes[: layer.ndim], point, strict=True):
@@ -254,6 +250,7 @@ def current_plane(
     return indices
 
 
-def _own(path: Path, small: bool) -> Any:
+def _read_result(path: Path, small: bool) -> Any:
+    """Read a small array, or map a large one without writing changes to the file."""
     mapped = np.lib.format.open_memmap(path, mode="c")
     return np.array(mapped) if small else mapped

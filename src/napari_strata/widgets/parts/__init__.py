@@ -1,1 +1,1 @@
-"""Parts: widgets that several docks have, and the dock itself."""
+"""Widgets that several docks use, and the base class of the docks."""

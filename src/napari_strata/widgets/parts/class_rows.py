@@ -1,7 +1,4 @@
-"""Parts of the class table.
-
-Its rows (swatch, value, name, pixels, use), and the choice of what 0 means.
-"""
+"""Rows of the class table, and the choice of the meaning of 0."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QFlowLayout
 
-from napari_strata.widgets.layers.label_classes import RULE
+from napari_strata.widgets.layers.label_classes import ZERO_RULE
 from napari_strata.widgets.parts.swatch import swatch
 
 COLOR, VALUE, NAME, PIXELS, USE = range(5)
@@ -34,26 +31,28 @@ TIPS = (
     "Colour in the viewer, in curves and in pictures; click to change it",
     "The number in the labels; click the row to paint with it",
     "Double-click to rename",
-    "Pixels that carry this value",
-    "Unticked: ignored, never trained on",
+    "Pixels with this value",
+    "If not checked, the pixels are not used for training",
 )
-FEWEST, MOST = 4, 6
-"""Rows that there is room for, at least and before the table scrolls."""
+MIN_ROWS, MAX_ROWS = 4, 6
+"""Smallest and largest height of the table, in rows."""
 _ALWAYS = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable
 
 
 @dataclass(frozen=True)
 class Row:
-    """Contents of one row.
+    """Content of a row.
 
     Parameters
     ----------
     color
-        ``#rrggbb``, or None where the layer shows nothing.
+        ``#rrggbb``, or None if the layer shows no colour.
     pixels
-        None while they are not counted.
+        None until they are counted.
     used
-        whether the class is trained on; `fixed`: whether that cannot be changed.
+        Whether the class is used for training.
+    fixed
+        Whether `used` cannot be changed.
     """
 
     value: int
@@ -65,18 +64,18 @@ class Row:
 
 
 class ClassRows(QTableWidget):
-    """A row a class; as tall as its rows, within limits."""
+    """Table with a row for each class."""
 
-    # label values travel as objects: an int of Qt has 32 bits
+    # Label values are sent as objects, because an int of Qt has 32 bits.
     picked = Signal(object)
-    """A row was chosen: its label value."""
+    """Emitted with the label value of a chosen row."""
     renamed = Signal(object, str)
     used = Signal(object, bool)
     color_asked = Signal(object)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(0, len(TITLES), parent)
-        self._shown: list[Row | None] = []  # None: not what `fill` had put there
+        self._shown: list[Row | None] = []  # None: the user has edited the row
         self._values: list[int] = []
         self.setHorizontalHeaderLabels(TITLES)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
@@ -107,23 +106,23 @@ class ClassRows(QTableWidget):
 
     @property
     def current(self) -> int | None:
-        """Label value of the chosen row."""
+        """Label value of the chosen row, or None."""
         row = self.currentRow()
         return self._values[row] if 0 <= row < len(self._values) else None
 
     @property
     def editing(self) -> bool:
-        """True while a name is being typed."""
+        """True while the user edits a name."""
         return bool(self.state() == QAbstractItemView.State.EditingState)
 
     def finish(self) -> None:
-        """Close an open editor, and keep what it holds."""
+        """Close an open editor and keep its text."""
         if self.editing and (editor := self.focusWidget()) is not None:
             self.commitData(editor)
             self.closeEditor(editor, QAbstractItemDelegate.EndEditHint.NoHint)
 
     def fill(self, rows: Sequence[Row]) -> None:
-        """Show these rows; only what is new is touched."""
+        """Show rows; only rows that have changed are updated."""
         if list(rows) == self._shown:
             return
         before = self._shown
@@ -138,7 +137,7 @@ class ClassRows(QTableWidget):
             self.updateGeometry()
 
     def mark(self, selected: int | None) -> None:
-        """Show which value the layer paints with."""
+        """Mark the value with which the layer paints."""
         row = self._values.index(selected) if selected in self._values else -1
         if row == self.currentRow():
             return
@@ -149,8 +148,8 @@ class ClassRows(QTableWidget):
         self.blockSignals(False)
 
     def sizeHint(self) -> QSize:  # noqa: N802
-        """As tall as the rows, from `FEWEST` to `MOST` of them."""
-        rows = min(max(self.rowCount(), FEWEST), MOST)
+        """Return the size for all rows, within `MIN_ROWS` and `MAX_ROWS`."""
+        rows = min(max(self.rowCount(), MIN_ROWS), MAX_ROWS)
         edge = 2 * self.frameWidth()
         height = (
             self.horizontalHeader().sizeHint().height()
@@ -160,11 +159,11 @@ class ClassRows(QTableWidget):
         return QSize(260, height)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
-        """The whole of `sizeHint` in height."""
+        """Return a size with the height of `sizeHint`."""
         return QSize(200, self.sizeHint().height())
 
     def changeEvent(self, event: QEvent | None) -> None:  # noqa: N802
-        """Follow the theme's font."""
+        """Adapt the size to the font of the theme."""
         super().changeEvent(event)
         if event is not None and event.type() in (
             QEvent.Type.FontChange,
@@ -229,10 +228,10 @@ class ClassRows(QTableWidget):
 
 
 class ZeroChoice(QWidget):
-    """Two buttons for what 0 means, and a line that says what that comes to."""
+    """Two buttons for the meaning of 0, with a line of text."""
 
     chosen = Signal(bool)
-    """The user wants 0 to be background (True) or unlabelled."""
+    """Emitted when the user chooses background (True) or unlabelled (False)."""
 
     def __init__(
         self, parent: QWidget | None = None, *, title: str = "0 means:"
@@ -258,8 +257,8 @@ class ZeroChoice(QWidget):
         for button in (self.unlabelled, self.background):
             self._group.addButton(button)
             buttons.addWidget(button)
-        for part in (heading, self.unlabelled, self.background, self.note):
-            part.setToolTip(RULE)
+        for widget in (heading, self.unlabelled, self.background, self.note):
+            widget.setToolTip(ZERO_RULE)
         line.addWidget(heading, 0, Qt.AlignmentFlag.AlignTop)
         line.addLayout(buttons, 1)
         column.addLayout(line)

@@ -1,6 +1,4 @@
-"""State of one control of a dock, as the pure functions `resolve` of the docks return
-it.
-"""
+"""State of a control of a dock, which the functions `resolve` return."""
 
 from __future__ import annotations
 
@@ -16,10 +14,9 @@ class Control:
     purpose
         Tooltip while the control can be used.
     why_not
-        Reason why the control cannot be used, shown as the tooltip. Empty: it can be
-        used.
+        Reason why the control cannot be used, shown as tooltip; empty if it can.
     visible
-        False for a control that would only confuse in this state.
+        False for a control that has no meaning in this state.
     """
 
     purpose: str = ""
@@ -28,10 +25,10 @@ class Control:
 
     @property
     def enabled(self) -> bool:
-        """True while there is no reason against using the control."""
+        """True if the control can be used."""
         return not self.why_not
 
     @property
     def tooltip(self) -> str:
-        """The reason against using the control, else its purpose."""
+        """Reason why the control cannot be used, or its purpose."""
         return self.why_not or self.purpose

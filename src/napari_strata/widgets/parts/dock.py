@@ -1,7 +1,4 @@
-"""Dock: what the three docks have in common.
-
-A scrolling page, and a foot that is always in sight.
-"""
+"""Base class of the docks: a scrolling page, and a foot that is always visible."""
 
 from __future__ import annotations
 
@@ -33,34 +30,33 @@ from napari_strata.widgets.parts.control import Control
 from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.work import threads
 
-REST = 2500
-"""Milliseconds between two looks of a progress bar.
+STEP_INTERVAL_MS = 2500
+"""Milliseconds between two updates of a progress bar.
 
-In a window with an OpenGL canvas every change, however small, has the whole window
-drawn again: 15 ms without a graphics card.
+In a window with an OpenGL canvas every change redraws the whole window, which takes
+15 ms without a graphics card.
 """
-WIDTH = 330
-"""Pixels that a dock asks for; it works from 300."""
+WIDTH_PX = 330
+"""Preferred width of a dock in pixels; at least 300 are needed."""
 
 
 class Dock(QWidget):
-    """Base of the docks.
+    """Base class of the docks.
 
     Subclasses fill the page with `add` and the foot with `add_to_foot`.
     """
 
     @classmethod
     def of(cls, viewer: Viewer | None) -> Self:
-        """Return the dock of a viewer, or make it.
+        """Return the dock of a viewer; create it at the first call.
 
-        None stands for the current viewer. A dock that was closed is there again as it
-        was.
+        None means the current viewer. A dock that was closed keeps its state.
         """
-        whole = viewer or current_viewer()
-        if whole is None:
+        viewer = viewer or current_viewer()
+        if viewer is None:
             raise RunError("found no viewer; open napari first.")
-        dock = ViewerSession.of(whole).docks.get(cls)
-        return dock if isinstance(dock, cls) else cls(whole)
+        dock = ViewerSession.of(viewer).docks.get(cls)
+        return dock if isinstance(dock, cls) else cls(viewer)
 
     name = ""
     """Title of the tab."""
@@ -68,15 +64,12 @@ class Dock(QWidget):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self.session = ViewerSession.of(viewer)
-        self.session.docks[type(self)] = (
-            self  # napari drops a dock that is closed; what runs in it goes on
-        )
-        self.viewer = (
-            self.session.viewer
-        )  # the viewer itself: what napari gives may be a proxy
-        self._kept: list[
-            Any
-        ] = []  # magicgui widgets live as long as something in Python holds them
+        # A dock that is closed is kept here, and its jobs continue.
+        self.session.docks[type(self)] = self
+        # The viewer itself; the argument may be a proxy.
+        self.viewer = self.session.viewer
+        # magicgui widgets exist only while Python has a reference.
+        self._magic_widgets: list[Any] = []
         page = QWidget()
         self._page = QVBoxLayout(page)
         self._page.setContentsMargins(6, 6, 6, 6)
@@ -93,42 +86,43 @@ class Dock(QWidget):
         self._foot.setSpacing(4)
         self.notice = Notice()
         self._foot.addWidget(self.notice)
-        whole = QVBoxLayout(self)
-        whole.setContentsMargins(0, 0, 0, 0)
-        whole.setSpacing(0)
-        whole.addWidget(scroll, 1)
-        whole.addWidget(foot)
-        self._place: QDockWidget | None = None
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(0)
+        column.addWidget(scroll, 1)
+        column.addWidget(foot)
+        self._dock_widget: QDockWidget | None = None
         self.session.closing.connect(self.leave)
 
     def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
-        return QSize(WIDTH, 560)
+        return QSize(WIDTH_PX, 560)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
         return QSize(290, 200)
 
     def showEvent(self, event: QShowEvent | None) -> None:  # noqa: N802
         super().showEvent(event)
-        if _frame(self) is not self._place:
-            self._place = _frame(self)
-            QTimer.singleShot(0, self._join)
+        if _dock_widget_of(self) is not self._dock_widget:
+            self._dock_widget = _dock_widget_of(self)
+            QTimer.singleShot(0, self._tabify)
 
-    def _join(self) -> None:
-        """Become a tab beside the other docks of ours.
+    def _tabify(self) -> None:
+        """Make the dock a tab beside the other docks of this plugin.
 
-        Napari's menus put a new dock below what is there.
+        napari's menus place a new dock below the others.
         """
         try:
-            window, own_frame = self.window(), _frame(self)
+            window, own_frame = self.window(), _dock_widget_of(self)
         except RuntimeError:  # closed before it was shown
             return
         if not isinstance(window, QMainWindow) or own_frame is None:
             return
-        own_frame.setWindowTitle(
-            self.name
-        )  # napari's own name, with the plugin's in it, does not fit on a tab
+        # napari's title contains the name of the plugin and is too long for a tab.
+        own_frame.setWindowTitle(self.name)
         others = [
-            _frame(dock) for dock in window.findChildren(Dock) if dock is not self
+            _dock_widget_of(dock)
+            for dock in window.findChildren(Dock)
+            if dock is not self
         ]
         beside = [
             frame for frame in others if frame is not None and not frame.isFloating()
@@ -138,13 +132,13 @@ class Dock(QWidget):
         own_frame.raise_()
 
     def come_forward(self) -> None:
-        """Show this dock, before the others in its place."""
-        if (frame := _frame(self)) is not None:
+        """Show this dock in front of the other tabs."""
+        if (frame := _dock_widget_of(self)) is not None:
             frame.show()
             frame.raise_()
 
     def leave(self) -> None:
-        """The viewer closes: listen no more."""
+        """Disconnect from the viewer, when it closes."""
 
     def add(self, widget: QWidget | MagicWidget) -> None:
         """Put a widget at the end of the page."""
@@ -169,14 +163,14 @@ class Dock(QWidget):
     def button(
         self, text: str, action: Callable[[], Any], tooltip: str = ""
     ) -> PushButton:
-        """A button that calls `action`."""
+        """Create a button that calls `action`."""
         button = PushButton(text=text, tooltip=tooltip)
         button.changed.connect(lambda _: action())
-        self._kept.append(button)
+        self._magic_widgets.append(button)
         return button
 
     def copy_buttons(self, copy: Callable[[Callable[[Any], str], str], Any]) -> QWidget:
-        """Make *Copy as Python* and *Copy as command*, which call `copy`."""
+        """Create the buttons *Copy as Python* and *Copy as command*."""
         python = self.button(
             "Copy as Python", lambda: copy(script.as_python, "The Python script")
         )
@@ -186,7 +180,7 @@ class Dock(QWidget):
         return self.row(python, command)
 
     def title(self, text: str) -> QLabel:
-        """A heading on the page."""
+        """Create a heading."""
         label = QLabel(text)
         font = label.font()
         font.setBold(True)
@@ -194,16 +188,16 @@ class Dock(QWidget):
         return label
 
     def copy(self, text: str, what: str) -> None:
-        """Put text on the clipboard, and say so."""
+        """Put text on the clipboard, and show a message."""
         clipboard = QApplication.clipboard()
         if clipboard is not None:
             clipboard.setText(text)
         self.notice.show_message(f"{what} is on the clipboard.")
 
     def copy_later(self, make: Callable[[], str], what: str) -> None:
-        """Put the text that `make`, called in a thread, gives on the clipboard.
+        """Call `make` in a thread, and put its text on the clipboard.
 
-        It may write layers first.
+        `make` may write layers.
         """
         threads.run(
             make,
@@ -217,13 +211,13 @@ class Dock(QWidget):
     def _native(self, widget: QWidget | MagicWidget) -> QWidget:
         if isinstance(widget, QWidget):
             return widget
-        self._kept.append(widget)
+        self._magic_widgets.append(widget)
         native: QWidget = widget.native
         return native
 
 
 def new_page() -> tuple[QWidget, QVBoxLayout]:
-    """A widget to fill, and its rows."""
+    """Create a widget with a vertical layout."""
     page = QWidget()
     rows = QVBoxLayout(page)
     rows.setContentsMargins(2, 4, 2, 2)
@@ -231,8 +225,8 @@ def new_page() -> tuple[QWidget, QVBoxLayout]:
     return page, rows
 
 
-def _frame(widget: QWidget) -> QDockWidget | None:
-    """The dock widget of the window that holds a widget."""
+def _dock_widget_of(widget: QWidget) -> QDockWidget | None:
+    """Return the dock widget that contains a widget, or None."""
     parent = widget.parentWidget()
     while parent is not None and not isinstance(parent, QDockWidget):
         parent = parent.parentWidget()
@@ -240,10 +234,7 @@ def _frame(widget: QWidget) -> QDockWidget | None:
 
 
 class Notice(QLabel):
-    """One message for the user, until the next.
-
-    What went wrong and what to do, or what was done.
-    """
+    """Line with the last message for the user."""
 
     MARKS = {"info": "", "warning": "⚠ ", "error": "✗ "}
 
@@ -257,7 +248,7 @@ class Notice(QLabel):
         self.hide()
 
     def show_message(self, text: str, level: str = "info") -> None:
-        """Show `text`; an empty one clears the line."""
+        """Show `text`; an empty text hides the line."""
         self.level = level if text else ""
         self.setText(f"{self.MARKS[level]}{text}" if text else "")
         self.setVisible(bool(text))
@@ -267,7 +258,7 @@ class Notice(QLabel):
 
 
 class Progress(QWidget):
-    """A bar with a line of text under it; hidden when there is nothing to show."""
+    """Progress bar with a line of text; hidden if nothing runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,24 +271,24 @@ class Progress(QWidget):
         rows.addWidget(self._bar.native)
         rows.addWidget(self.text)
         self._next: tuple[int, int, str] | None = None
-        self._rest = QTimer(self)
-        self._rest.setSingleShot(True)
-        self._rest.setInterval(REST)
-        self._rest.timeout.connect(self._flush)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(STEP_INTERVAL_MS)
+        self._timer.timeout.connect(self._flush)
         self.hide()
 
     def show_step(self, done: int, total: int, text: str) -> None:
-        """So much of so much; a total of 0 means that it cannot be known yet.
+        """Show progress; a total of 0 means that it is unknown.
 
-        Steps show at most once in `REST`.
+        There are at least `STEP_INTERVAL_MS` between two updates.
         """
         self._next = (done, total, text)
-        if not self._rest.isActive() or not self.isVisible():
+        if not self._timer.isActive() or not self.isVisible():
             self._flush()
 
     def hideEvent(self, event: QHideEvent | None) -> None:  # noqa: N802 (Qt's name)
         super().hideEvent(event)
-        self._rest.stop()
+        self._timer.stop()
         self._next = None
 
     def _flush(self) -> None:
@@ -305,13 +296,12 @@ class Progress(QWidget):
             return
         done, total, text = self._next
         self._next = None
-        # Not Qt's moving bar where the total is not known: it would have the window
-        # drawn thirty times a second.
+        # Not Qt's moving bar for an unknown total, because it redraws the window thirty
+        # times a second.
         total = total or 1
-        self._rest.start()
-        self.setUpdatesEnabled(
-            False
-        )  # Qt's bar would draw itself at once, and the text a second time
+        self._timer.start()
+        # Otherwise bar and text would be drawn separately.
+        self.setUpdatesEnabled(False)
         if (self._bar.max, self._bar.value) != (total, min(done, total)):
             self._bar.max = total
             self._bar.value = min(done, total)
@@ -321,7 +311,7 @@ class Progress(QWidget):
 
 
 def draw(widget: ValueWidget[Any], control: Control) -> None:
-    """Show the state of a control on its widget."""
+    """Apply the state of a control to its widget."""
     widget.enabled = control.enabled
     widget.tooltip = control.tooltip
     if widget.visible != control.visible:

@@ -1,4 +1,4 @@
-"""Pictures in a widget, scaled in the background; panels cut out of a picture."""
+"""Widget for pictures, which are scaled in a thread; panels of a picture."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from napari_strata.widgets.work import threads
 
 Array = np.ndarray[Any, Any]
 
-GAP = 16
-"""Pixels between the panels of a picture, as `draw_example` leaves them."""
-SPACE = 4
+SOURCE_GAP_PX = 16
+"""Pixels between the panels of a picture from `draw_example`."""
+GAP_PX = 4
 """Pixels between the panels in the widget."""
-REST = 60
-"""Milliseconds of rest after a change of size before the pictures are scaled anew."""
-FLAT = 2.4
-"""Panels that are so many times wider than high stand under each other."""
-TALLEST = 1.5
-"""A picture takes at most so much of its width in height."""
+SCALE_DELAY_MS = 60
+"""Milliseconds after a change of size before the pictures are scaled again."""
+FLAT_RATIO = 2.4
+"""Ratio of width to height above which panels are placed below each other."""
+MAX_HEIGHT_RATIO = 1.5
+"""Largest ratio of height to width of the widget."""
 
 
 def read_pixels(path: Path) -> Array:
-    """The pixels of a picture, uint8 (H, W, 3).
+    """Read the pixels of a picture, uint8 (H, W, 3).
 
-    Raises `OSError` when it cannot be read.
+    Raises `OSError` if it cannot be read.
     """
     with Pillow.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
 
 
 def to_image(pixels: Array) -> QImage:
-    """Pixels uint8 (H, W, 3) as a picture of Qt; may be called in any thread."""
+    """Convert pixels, uint8 (H, W, 3), to a QImage, in any thread."""
     height, width = pixels.shape[:2]
     return QImage(
         np.ascontiguousarray(pixels).tobytes(),
@@ -51,30 +51,28 @@ def to_image(pixels: Array) -> QImage:
 
 
 def find_panels(pixels: Array) -> tuple[Array, ...]:
-    """The three panels of a picture that `draw_example` drew.
+    """Return the three panels of a picture from `draw_example`; empty for others.
 
-    None when it looks otherwise.
-
-    They are the highest band of rows that are not blank; text stands above and below
+    The panels are the highest band of rows that are not blank. Text is above and below
     it.
     """
-    inked = np.any(pixels < 255, axis=2)
-    top, bottom = _longest(np.any(inked, axis=1))
-    columns = np.flatnonzero(np.any(inked[top:bottom], axis=0))
+    is_drawn = np.any(pixels < 255, axis=2)
+    top, bottom = _longest(np.any(is_drawn, axis=1))
+    columns = np.flatnonzero(np.any(is_drawn[top:bottom], axis=0))
     if not columns.size:
         return ()
     left, right = int(columns[0]), int(columns[-1]) + 1
-    width = (right - left - 2 * GAP) // 3
+    width = (right - left - 2 * SOURCE_GAP_PX) // 3
     if width < 8 or bottom - top < 8:
         return ()
     return tuple(
         pixels[top:bottom, x : x + width]
-        for x in (left, left + width + GAP, right - width)
+        for x in (left, left + width + SOURCE_GAP_PX, right - width)
     )
 
 
 def _longest(flags: Array) -> tuple[int, int]:
-    """Start and end of the longest run of True."""
+    """Return start and end of the longest sequence of True."""
     edges = np.flatnonzero(
         np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8))
     )
@@ -86,10 +84,10 @@ def _longest(flags: Array) -> tuple[int, int]:
 
 
 class Picture(QWidget):
-    """One picture or several of one size, side by side (flat ones under each other),
-    each with a caption over it.
+    """Widget with one or several pictures of the same size, with captions.
 
-    With `fill` it takes the room it is given; else its height follows from its width.
+    Pictures are side by side; flat pictures are below each other. With `fill` the
+    widget fills the available space; otherwise its height depends on its width.
     """
 
     clicked = Signal()
@@ -103,13 +101,13 @@ class Picture(QWidget):
         self._number = 0
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(REST)
+        self._timer.setInterval(SCALE_DELAY_MS)
         self._timer.timeout.connect(self._scale)
-        upright = QSizePolicy.Policy.Expanding if fill else QSizePolicy.Policy.Fixed
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, upright)
+        vertical = QSizePolicy.Policy.Expanding if fill else QSizePolicy.Policy.Fixed
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, vertical)
 
     def set_images(self, images: Sequence[QImage], captions: Sequence[str]) -> None:
-        """Show images; the old ones stay until these are scaled in the background."""
+        """Show images; the old ones are shown until these are scaled."""
         self._images, self._captions = tuple(images), tuple(captions)
         if not self._images:
             self._scaled = ()
@@ -121,22 +119,24 @@ class Picture(QWidget):
     def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
         return QSize(300, self._height(300) if not self._fill else 200)
 
-    def places(self) -> list[QRectF]:
-        """Rectangles of the pictures in the widget."""
+    def panel_areas(self) -> list[QRectF]:
+        """Return the rectangles of the pictures in the widget."""
         if not self._images:
             return []
         first, count, head = self._images[0], len(self._images), self._head()
-        columns = 1 if first.width() > FLAT * first.height() else count
+        columns = 1 if first.width() > FLAT_RATIO * first.height() else count
         rows = -(-count // columns)
-        wide = (self.width() - (columns - 1) * SPACE) / columns
-        room = (self.height() - (rows - 1) * SPACE) / rows - head
-        factor = max(min(wide / first.width(), room / first.height()), 1e-3)
+        free_width = (self.width() - (columns - 1) * GAP_PX) / columns
+        free_height = (self.height() - (rows - 1) * GAP_PX) / rows - head
+        factor = max(
+            min(free_width / first.width(), free_height / first.height()), 1e-3
+        )
         size = (first.width() * factor, first.height() * factor)
-        across = (self.width() - columns * size[0] - (columns - 1) * SPACE) / 2
+        left = (self.width() - columns * size[0] - (columns - 1) * GAP_PX) / 2
         return [
             QRectF(
-                across + (i % columns) * (size[0] + SPACE),
-                head + (i // columns) * (size[1] + head + SPACE),
+                left + (i % columns) * (size[0] + GAP_PX),
+                head + (i // columns) * (size[1] + head + GAP_PX),
                 *size,
             )
             for i in range(count)
@@ -149,12 +149,14 @@ class Picture(QWidget):
         if not self._images:
             return 0
         first, count, head = self._images[0], len(self._images), self._head()
-        columns = 1 if first.width() > FLAT * first.height() else count
+        columns = 1 if first.width() > FLAT_RATIO * first.height() else count
         rows = -(-count // columns)
         panel = (
-            (width - (columns - 1) * SPACE) / columns * first.height() / first.width()
+            (width - (columns - 1) * GAP_PX) / columns * first.height() / first.width()
         )
-        return round(min(rows * (panel + head) + (rows - 1) * SPACE, TALLEST * width))
+        return round(
+            min(rows * (panel + head) + (rows - 1) * GAP_PX, MAX_HEIGHT_RATIO * width)
+        )
 
     def _fit(self) -> None:
         if not self._fill:
@@ -165,7 +167,7 @@ class Picture(QWidget):
             return
         self._number += 1
         number, images, ratio = self._number, self._images, self.devicePixelRatioF()
-        size = (self.places()[0].size() * ratio).toSize().expandedTo(QSize(1, 1))
+        size = (self.panel_areas()[0].size() * ratio).toSize().expandedTo(QSize(1, 1))
 
         def work() -> tuple[QImage, ...]:
             modes = (
@@ -176,12 +178,12 @@ class Picture(QWidget):
 
         threads.run(
             work,
-            lambda scaled: self._take(number, scaled),
+            lambda scaled: self._set_scaled(number, scaled),
             lambda _error: None,
             owner=self,
         )
 
-    def _take(self, number: int, scaled: tuple[QImage, ...]) -> None:
+    def _set_scaled(self, number: int, scaled: tuple[QImage, ...]) -> None:
         if number == self._number:
             self._scaled = scaled
             self.update()
@@ -189,17 +191,17 @@ class Picture(QWidget):
     def paintEvent(self, _event: QPaintEvent | None) -> None:  # noqa: N802
         with QPainter(self) as painter:
             painter.setPen(faded(self.palette().color(self.foregroundRole()), 0.75))
-            for area, scaled in zip(self.places(), self._scaled, strict=False):
+            for area, scaled in zip(self.panel_areas(), self._scaled, strict=False):
                 painter.drawImage(area, scaled)
-            for area, caption in zip(self.places(), self._captions, strict=False):
-                room = QRectF(
+            for area, caption in zip(self.panel_areas(), self._captions, strict=False):
+                caption_area = QRectF(
                     area.left(),
                     area.top() - self._head(),
                     area.width(),
                     self._head(),
                 )
                 painter.drawText(
-                    room,
+                    caption_area,
                     int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop),
                     caption,
                 )

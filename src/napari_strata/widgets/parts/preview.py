@@ -1,7 +1,4 @@
-"""Newest validation picture of a training: image, truth and prediction.
-
-A click shows it larger.
-"""
+"""Pictures of the validation of a training: image, truth and prediction."""
 
 from __future__ import annotations
 
@@ -28,17 +25,22 @@ from napari_strata.widgets.parts.picture import (
 from napari_strata.widgets.work import threads
 
 PANELS = ("image", "truth", "prediction")
-NOTHING = (
-    "No picture yet: each epoch makes one of a validation image, its truth and its"
-    " prediction."
+NO_PICTURE_TEXT = (
+    "No picture yet: after each epoch there is one of a validation image, its truth"
+    " and its prediction."
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """A picture that was read.
+class LoadedPicture:
+    """Picture that was read.
 
-    All pictures there are, which one this is, the whole of it, and its panels.
+    Parameters
+    ----------
+    files, index
+        All pictures of the folder, and the index of this one.
+    whole, panels
+        The picture and its panels.
     """
 
     files: tuple[Path, ...]
@@ -46,7 +48,7 @@ class Shown:
     whole: QImage | None
     panels: tuple[QImage, ...]
 
-    def is_same(self, other: Shown) -> bool:
+    def is_same(self, other: LoadedPicture) -> bool:
         """Return True if there is nothing new to show; pixels are not compared."""
         return (
             self.whole is other.whole
@@ -56,23 +58,21 @@ class Shown:
 
 
 class Preview(QWidget):
-    """The newest picture in a run's ``previews`` folder.
+    """Widget with the pictures in a folder; arrows show those of earlier epochs."""
 
-    Arrows lead to those of earlier epochs.
-    """
-
-    shown = Signal()  # another picture, or another folder
-    nothing = NOTHING
+    shown = Signal()
+    """Emitted when another picture or folder is shown."""
+    nothing = NO_PICTURE_TEXT
     title, others = "Validation picture", "other epochs"
     ends = ("This is the first picture.", "This is the newest picture.")
-    arrows = ("The picture of the epoch before.", "The picture of the next epoch.")
+    arrows = ("Picture of the previous epoch.", "Picture of the next epoch.")
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._folder: Path | None = None
-        self._shown: Shown | None = None
-        self._wanted: Path | None = None  # None: the newest
-        self._busy = self._again = False
+        self._shown: LoadedPicture | None = None
+        self._selected: Path | None = None  # None means the newest
+        self._busy = self._must_refresh = False
         self._large: LargePreview | None = None
         self.caption = QLabel()
         self.caption.setSizePolicy(
@@ -82,7 +82,7 @@ class Preview(QWidget):
         self.text.setWordWrap(True)
         self.picture = Picture()
         self.picture.setCursor(Qt.CursorShape.PointingHandCursor)
-        self.picture.setToolTip("Click to see it large.")
+        self.picture.setToolTip("Click to enlarge.")
         self.picture.clicked.connect(self.open_large)
         self.back, self.forth = arrow("◀"), arrow("▶")
         self.back.clicked.connect(lambda: self.step(-1))
@@ -102,65 +102,60 @@ class Preview(QWidget):
         self._show()
 
     def add_button(self, button: QToolButton) -> None:
-        """Put a button beside the arrows."""
+        """Add a button beside the arrows."""
         layout = self._head.layout()
         assert layout is not None
         layout.addWidget(button)
 
     def set_folder(self, folder: Path | None) -> None:
-        """Show the pictures of a folder, which need not exist yet.
-
-        None shows nothing.
-        """
+        """Show the pictures of a folder, which may not exist yet; None for none."""
         if folder != self._folder:
-            self._folder, self._shown, self._wanted = folder, None, None
+            self._folder, self._shown, self._selected = folder, None, None
             self._show()
         self.refresh()
 
     def refresh(self) -> None:
-        """Look whether there is a newer picture.
+        """Read the folder again, and show the newest picture.
 
-        One of an earlier epoch that was stepped to stays.
+        A picture of an earlier epoch that the user has chosen is kept.
         """
         if self._folder is None:
             return
         if self._busy:
-            self._again = True
+            self._must_refresh = True
             return
-        self._busy, self._again = True, False
-        folder, epoch, before = self._folder, self._wanted, self._shown
+        self._busy, self._must_refresh = True, False
+        folder, epoch, before = self._folder, self._selected, self._shown
         threads.run(
             lambda: _read(self.files(folder), epoch, before),
-            lambda found: self._take(folder, found),
+            lambda picture: self._on_loaded(folder, picture),
             self._fail,
             owner=self,
         )
 
     def files(self, folder: Path) -> tuple[Path, ...]:
-        """The pictures of a folder in their order; called in a thread."""
+        """Return the pictures of a folder in their order; called in a thread."""
         return pictures(folder)
 
     def step(self, by: int) -> None:
-        """Go to the picture of an earlier (negative) or later epoch, as far as there
-        are any.
-        """
+        """Show the picture of an earlier (negative) or later epoch, if there is one."""
         if self._shown is None or not self._shown.files:
             return
         files = self._shown.files
         index = min(max(self._shown.index + by, 0), len(files) - 1)
-        self._wanted = None if index == len(files) - 1 else files[index]
+        self._selected = None if index == len(files) - 1 else files[index]
         self.refresh()
 
     @property
     def index(self) -> int | None:
-        """Name the picture that is shown."""
+        """Index of the picture that is shown, or None."""
         return (
             None if self._shown is None or not self._shown.files else self._shown.index
         )
 
     @property
     def epoch(self) -> int | None:
-        """The epoch whose picture is shown."""
+        """Epoch of the picture that is shown, or None."""
         return (
             None
             if self._shown is None or not self._shown.files
@@ -169,10 +164,10 @@ class Preview(QWidget):
 
     @property
     def whole(self) -> QImage | None:
-        """The picture as it is in its file."""
+        """Whole picture of the file, or None."""
         return self._shown.whole if self._shown else None
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Describe the picture that is shown."""
         if self._shown is None or self.epoch is None:
             return ""
@@ -182,51 +177,48 @@ class Preview(QWidget):
         )
 
     def heading(self) -> str:
-        """Heading over the picture."""
+        """Return the heading of the picture."""
         return f"Validation after epoch {self.epoch}"
 
     def panels(
-        self, found: tuple[QImage, ...]
+        self, images: tuple[QImage, ...]
     ) -> tuple[tuple[QImage, ...], tuple[str, ...]]:
-        """Panels that are visible, with their captions."""
-        return found, PANELS if len(found) == len(PANELS) else ()
+        """Return the visible panels and their captions."""
+        return images, PANELS if len(images) == len(PANELS) else ()
 
     def open_large(self) -> None:
-        """Open a window with the whole picture, its scores and legend.
-
-        It follows what is shown here.
-        """
+        """Open a window with the whole picture, with scores and legend."""
         if self._large is None:
             self._large = LargePreview(self)
         self._large.show()
         self._large.raise_()
         self._large.activateWindow()
 
-    def _take(self, folder: Path, found: Shown) -> None:
+    def _on_loaded(self, folder: Path, picture: LoadedPicture) -> None:
         self._busy = False
         if folder == self._folder and not (
-            self._shown is not None and found.is_same(self._shown)
+            self._shown is not None and picture.is_same(self._shown)
         ):
-            self._shown = found
+            self._shown = picture
             self._show()
-        if self._again or folder != self._folder:
+        if self._must_refresh or folder != self._folder:
             self.refresh()
 
     def _fail(self, error: Exception) -> None:
         self._busy = False
         self.text.setText(f"The picture cannot be read: {error}")
         self.text.show()
-        if self._again:
+        if self._must_refresh:
             self.refresh()
 
     def _show(self) -> None:
         view = self._shown
-        there = view is not None and bool(view.files)
-        self._head.setVisible(there)
-        self.picture.setVisible(there)
+        has_picture = view is not None and bool(view.files)
+        self._head.setVisible(has_picture)
+        self.picture.setVisible(has_picture)
         self.text.setText(self.nothing)
-        self.text.setVisible(not there)
-        if view is not None and there:
+        self.text.setVisible(not has_picture)
+        if view is not None and has_picture:
             self.caption.setText(self.heading())
             self.caption.setToolTip(str(view.files[view.index]))
             self.picture.set_images(*self.panels(view.panels))
@@ -237,14 +229,15 @@ class Preview(QWidget):
 
 
 class LargePreview(QWidget):
-    """A window with the whole picture.
+    """Window with the whole picture.
 
-    Left and right step through the others, Esc closes.
+    The arrow keys show other pictures, Esc closes the window.
     """
 
     def __init__(self, preview: Preview) -> None:
         super().__init__(preview, Qt.WindowType.Window)
-        self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)  # the theme's
+        # The background of the theme.
+        self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         self._preview = preview
         self.picture = Picture(fill=True)
         self.caption = QLabel()
@@ -263,18 +256,18 @@ class LargePreview(QWidget):
         self.resize(self._fitting())
 
     def _fitting(self) -> QSize:
-        """The picture's own size, as far as the screen has room for it."""
+        """Return the size of the picture, limited by the screen."""
         whole, screen = self._preview.whole, self.screen()
         size = (whole.size() if whole else QSize(900, 500)) + QSize(16, 40)
-        room = screen.availableGeometry().size() * 0.85 if screen else size
+        available = screen.availableGeometry().size() * 0.85 if screen else size
         return (
-            size.scaled(room, Qt.AspectRatioMode.KeepAspectRatio)
-            if not _fits(size, room)
+            size.scaled(available, Qt.AspectRatioMode.KeepAspectRatio)
+            if not _fits(size, available)
             else size
         )
 
     def _show(self) -> None:
-        whole, caption = self._preview.whole, self._preview.words()
+        whole, caption = self._preview.whole, self._preview.describe()
         self.picture.set_images((whole,) if whole is not None else (), ())
         title, others = self._preview.title, self._preview.others
         self.caption.setText(
@@ -288,19 +281,21 @@ class LargePreview(QWidget):
 
 
 def epoch_of(path: Path) -> int:
-    """The epoch in the name of a picture."""
+    """Return the epoch in the name of a picture."""
     digits = path.stem.rpartition("_")[2]
     return int(digits) if digits.isdigit() else 0
 
 
 def pictures(folder: Path) -> tuple[Path, ...]:
-    """The pictures in a folder, the newest last."""
+    """Return the pictures in a folder, the newest last."""
     return tuple(sorted(folder.glob("epoch_*.png"), key=epoch_of))
 
 
-def _read(files: tuple[Path, ...], wanted: Path | None, before: Shown | None) -> Shown:
+def _read(
+    files: tuple[Path, ...], wanted: Path | None, before: LoadedPicture | None
+) -> LoadedPicture:
     if not files:
-        return Shown((), 0, None, ())
+        return LoadedPicture((), 0, None, ())
     index = files.index(wanted) if wanted in files else len(files) - 1
     if (
         before is not None
@@ -310,7 +305,7 @@ def _read(files: tuple[Path, ...], wanted: Path | None, before: Shown | None) ->
         return replace(before, files=files, index=index)
     pixels = read_pixels(files[index])
     whole = to_image(pixels)
-    return Shown(
+    return LoadedPicture(
         files,
         index,
         whole,
@@ -318,12 +313,12 @@ def _read(files: tuple[Path, ...], wanted: Path | None, before: Shown | None) ->
     )
 
 
-def _fits(size: QSize, room: QSize) -> bool:
-    return size.width() <= room.width() and size.height() <= room.height()
+def _fits(size: QSize, available: QSize) -> bool:
+    return size.width() <= available.width() and size.height() <= available.height()
 
 
 def arrow(text: str) -> QToolButton:
-    """A flat button beside a picture."""
+    """Create a flat button beside a picture."""
     button = QToolButton()
     button.setText(text)
     button.setAutoRaise(True)

@@ -1,4 +1,4 @@
-"""List of recent runs, with picture, classes, date and score, to choose a model."""
+"""List of recent runs to choose a model, with picture, classes, date and score."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from napari_strata.widgets.work import threads
 
 __all__ = ["RunList", "RunSummary", "last_events", "list_runs"]
 
-NONE = "No models yet: train one in the Train dock, or open a model file."
+NO_RUNS_TEXT = "No models yet: train one in the Train dock, or open a model file."
 SUMMARY = Qt.ItemDataRole.UserRole
 THUMBNAIL = Qt.ItemDataRole.UserRole + 1
-SIDE = 128
-"""Pixels of a thumbnail, twice as many as are shown on most screens."""
-PAD = 5
-SHOWN = 3
-"""Runs in sight; the others are scrolled to."""
-SWATCHES = 6
+THUMBNAIL_SIDE_PX = 128
+"""Side of a thumbnail in pixels, twice the displayed size on most screens."""
+PADDING_PX = 5
+VISIBLE_ROWS = 3
+"""Number of visible runs; others can be scrolled to."""
+MAX_SWATCHES = 6
 MONTHS = (
     "Jan",
     "Feb",
@@ -63,26 +63,27 @@ MONTHS = (
 )
 
 
-class Found(NamedTuple):
-    """Contents of a folder: runs, and thumbnails of pictures not seen before."""
+class FolderContent(NamedTuple):
+    """Content of a folder: runs and their thumbnails."""
 
     runs: list[RunSummary]
     thumbnails: dict[tuple[Path, int], QImage | None]
 
 
 class RunList(QWidget):
-    """Runs that have a model, the newest first; one can be chosen."""
+    """List of runs with a model, the newest first, of which one can be chosen."""
 
-    chosen = Signal(object)  # Path of the run, when the user chooses it
+    chosen = Signal(object)
+    """Emitted with the path of a run that the user has chosen."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._folder: Path | None = None
-        self._wanted: Path | None = None
-        self._busy = self._again = False
+        self._selected: Path | None = None
+        self._busy = self._must_refresh = False
         self._thumbnails: dict[tuple[Path, int], QImage | None] = {}
         self._runs: list[RunSummary] = []
-        self.text = QLabel(NONE)
+        self.text = QLabel(NO_RUNS_TEXT)
         self.text.setWordWrap(True)
         self.list = QListWidget()
         self.list.setItemDelegate(_Delegate(self.list))
@@ -105,63 +106,63 @@ class RunList(QWidget):
         self.refresh()
 
     def refresh(self) -> None:
-        """Look into the folder again, in the background; the choice stays."""
+        """Read the folder again in a thread; the choice is kept."""
         if self._busy:
-            self._again = True
+            self._must_refresh = True
             return
-        self._busy, self._again = True, False
+        self._busy, self._must_refresh = True, False
         folder, thumbnails = self._folder, dict(self._thumbnails)
         threads.run(
-            lambda: _look(folder, thumbnails),
-            self._take,
-            lambda _error: self._rest(),
+            lambda: _read_folder(folder, thumbnails),
+            self._on_content,
+            lambda _error: self._on_read(),
             owner=self,
         )
 
     def select(self, path: Path | None) -> None:
-        """Mark a run as the chosen one, now or when it appears, without a signal.
+        """Select a run, now or when it appears, without a signal.
 
-        Another path marks none.
+        For a path that is not listed, no run is selected.
         """
-        self._wanted = path
+        self._selected = path
         self._mark()
 
     def selected(self) -> Path | None:
-        """The run that is marked."""
+        """Return the selected run, or None."""
         items = self.list.selectedItems()
         return items[0].data(SUMMARY).path if items else None
 
     def runs(self) -> list[RunSummary]:
-        """The runs listed."""
+        """Return the listed runs."""
         return list(self._runs)
 
-    def _take(self, found: Found) -> None:
-        self._thumbnails = found.thumbnails
-        self._runs = found.runs
+    def _on_content(self, content: FolderContent) -> None:
+        self._thumbnails = content.thumbnails
+        self._runs = content.runs
         self.list.blockSignals(True)
-        while self.list.count() > len(found.runs):
+        while self.list.count() > len(content.runs):
             self.list.takeItem(self.list.count() - 1)
-        for row, run in enumerate(found.runs):
+        for row, run in enumerate(content.runs):
             item = self.list.item(row) or QListWidgetItem(self.list)
             item.setData(SUMMARY, run)
             item.setData(
-                THUMBNAIL, found.thumbnails.get(key) if (key := _key(run)) else None
+                THUMBNAIL, content.thumbnails.get(key) if (key := _key(run)) else None
             )
             item.setData(
                 Qt.ItemDataRole.AccessibleTextRole,
-                ", ".join((run.name, class_words(run), facts(run))),
+                ", ".join((run.name, describe_classes(run), describe_facts(run))),
             )
             item.setToolTip(tooltip(run))
         self.list.blockSignals(False)
-        self.text.setVisible(not found.runs)
-        self.list.setVisible(bool(found.runs))
+        self.text.setVisible(not content.runs)
+        self.list.setVisible(bool(content.runs))
         self._fit()
         self._mark()
-        self._rest()
+        self._on_read()
 
-    def _rest(self) -> None:
+    def _on_read(self) -> None:
         self._busy = False
-        if self._again:
+        if self._must_refresh:
             self.refresh()
 
     def _mark(self) -> None:
@@ -169,7 +170,7 @@ class RunList(QWidget):
         self.list.clearSelection()
         self.list.setCurrentItem(None)
         for row, run in enumerate(self._runs):
-            if self._wanted is not None and run.path == self._wanted:
+            if self._selected is not None and run.path == self._selected:
                 self.list.setCurrentRow(row)
                 self.list.scrollToItem(self.list.item(row))
         self.list.blockSignals(False)
@@ -178,23 +179,25 @@ class RunList(QWidget):
     def _on_choice(self) -> None:
         path = self.selected()
         if path is not None:
-            self._wanted = path
+            self._selected = path
             self.chosen.emit(path)
 
     def _fit(self) -> None:
-        """As high as the runs, up to some; the rest is scrolled to."""
-        count = min(self.list.count(), SHOWN)
-        # Half a row more shows that there is more.
-        share = count + (0.4 if self.list.count() > SHOWN else 0)
+        """Set the height to that of the runs, up to `VISIBLE_ROWS`."""
+        count = min(self.list.count(), VISIBLE_ROWS)
+        # A part of another row shows that the list continues.
+        visible_rows = count + (0.4 if self.list.count() > VISIBLE_ROWS else 0)
         row = self.list.sizeHintForRow(0) if count else 0
-        self.list.setFixedHeight(round(share * row) + 2 * self.list.frameWidth() + 2)
+        self.list.setFixedHeight(
+            round(visible_rows * row) + 2 * self.list.frameWidth() + 2
+        )
 
 
 class _Delegate(QStyledItemDelegate):
-    """Draws a run: thumbnail; name; classes with their colours; date and score."""
+    """Delegate that draws a run with thumbnail, name, classes, date and score."""
 
     def sizeHint(self, option: QStyleOptionViewItem, _index: QModelIndex) -> QSize:  # noqa: N802 (Qt's name)
-        return QSize(200, round(3 * option.fontMetrics.lineSpacing() + 2 * PAD))
+        return QSize(200, round(3 * option.fontMetrics.lineSpacing() + 2 * PADDING_PX))
 
     def paint(
         self, painter: QPainter | None, option: QStyleOptionViewItem, index: QModelIndex
@@ -211,21 +214,25 @@ class _Delegate(QStyledItemDelegate):
             style.drawControl(
                 QStyle.ControlElement.CE_ItemViewItem, chosen, painter, widget
             )
-        marked = bool(option.state & QStyle.StateFlag.State_Selected)
-        role = QPalette.ColorRole.HighlightedText if marked else QPalette.ColorRole.Text
+        is_selected = bool(option.state & QStyle.StateFlag.State_Selected)
+        role = (
+            QPalette.ColorRole.HighlightedText
+            if is_selected
+            else QPalette.ColorRole.Text
+        )
         ink = chosen.palette.color(role)
         painter.save()
         painter.setRenderHints(
             QPainter.RenderHint.Antialiasing | QPainter.RenderHint.SmoothPixmapTransform
         )
-        inside = option.rect.adjusted(PAD, PAD, -PAD, -PAD)
+        inside = option.rect.adjusted(PADDING_PX, PADDING_PX, -PADDING_PX, -PADDING_PX)
         _draw_thumbnail(
             painter,
             QRect(inside.topLeft(), QSize(inside.height(), inside.height())),
             picture,
             ink,
         )
-        _draw_words(painter, inside.adjusted(inside.height() + 8, 0, 0, 0), run, ink)
+        _draw_text(painter, inside.adjusted(inside.height() + 8, 0, 0, 0), run, ink)
         painter.restore()
 
 
@@ -243,33 +250,33 @@ def _draw_thumbnail(
     painter.restore()
 
 
-def _draw_words(painter: QPainter, place: QRect, run: RunSummary, ink: QColor) -> None:
+def _draw_text(painter: QPainter, place: QRect, run: RunSummary, ink: QColor) -> None:
     plain, bold = QFont(painter.font()), QFont(painter.font())
     bold.setBold(True)
     line = QFontMetrics(plain).lineSpacing()
     left = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
 
     def write(
-        number: int, text: str, *, font: QFont, share: float, indent: int = 0
+        number: int, text: str, *, font: QFont, opacity: float, indent: int = 0
     ) -> None:
-        room = QRect(
+        area = QRect(
             place.left() + indent,
             place.top() + number * line,
             place.width() - indent,
             line,
         )
         painter.setFont(font)
-        painter.setPen(faded(ink, share))
+        painter.setPen(faded(ink, opacity))
         middle = (
             Qt.TextElideMode.ElideMiddle if number == 0 else Qt.TextElideMode.ElideRight
         )
         painter.drawText(
-            room, left, QFontMetrics(font).elidedText(text, middle, room.width())
+            area, left, QFontMetrics(font).elidedText(text, middle, area.width())
         )
 
-    write(0, run.name, font=bold, share=1)
+    write(0, run.name, font=bold, opacity=1)
     side = round(line * 0.5)
-    for i, (_, color) in enumerate(run.classes[:SWATCHES]):
+    for i, (_, color) in enumerate(run.classes[:MAX_SWATCHES]):
         painter.fillRect(
             place.left() + i * (side + 2),
             place.top() + line + (line - side) // 2,
@@ -277,13 +284,19 @@ def _draw_words(painter: QPainter, place: QRect, run: RunSummary, ink: QColor) -
             side,
             QColor(color),
         )
-    used = len(run.classes[:SWATCHES]) * (side + 2)
-    write(1, class_words(run), font=plain, share=0.9, indent=used + 4 if used else 0)
-    write(2, facts(run), font=plain, share=0.9)
+    used = len(run.classes[:MAX_SWATCHES]) * (side + 2)
+    write(
+        1,
+        describe_classes(run),
+        font=plain,
+        opacity=0.9,
+        indent=used + 4 if used else 0,
+    )
+    write(2, describe_facts(run), font=plain, opacity=0.9)
 
 
-def class_words(run: RunSummary) -> str:
-    """``4 classes: pore, clay, quartz, heavy mineral``."""
+def describe_classes(run: RunSummary) -> str:
+    """Describe the classes: ``4 classes: pore, clay, quartz, heavy mineral``."""
     count = len(run.classes)
     if not count:
         return "classes not known"
@@ -293,17 +306,18 @@ def class_words(run: RunSummary) -> str:
     )
 
 
-def facts(run: RunSummary, now: datetime | None = None) -> str:
-    """``today 14:05, mean IoU 0.82``; of a training that goes on, that it does.
+def describe_facts(run: RunSummary, now: datetime | None = None) -> str:
+    """Describe a run: ``today 14:05, mean IoU 0.82``.
 
-    Of a cross-validation, its models.
+    For a running training the date is ``in training``; for a cross-validation the
+    number of models is added.
     """
-    phrases = [models(run)] if run.folds else []
+    phrases = [describe_models(run)] if run.folds else []
     phrases += [
         (
             "in training"
             if run.running is not None
-            else when(run.modified, now or datetime.now())
+            else format_date(run.modified, now or datetime.now())
         )
     ]
     if run.mean_iou is not None:
@@ -311,16 +325,13 @@ def facts(run: RunSummary, now: datetime | None = None) -> str:
     return ", ".join(phrases)
 
 
-def models(run: RunSummary) -> str:
-    """``5 models (cross-validation)``, in the words of `Ensemble.describe`."""
+def describe_models(run: RunSummary) -> str:
+    """Return ``5 models (cross-validation)``, like `Ensemble.describe`."""
     return f"{run.folds} model{'' if run.folds == 1 else 's'} (cross-validation)"
 
 
-def when(time: datetime, now: datetime) -> str:
-    """A date as people say it.
-
-    ``today 14:05``, ``yesterday 9:12``, ``18 Nov 14:05``, ``18 Nov 2025``.
-    """
+def format_date(time: datetime, now: datetime) -> str:
+    """Format a date as ``today 14:05``, ``yesterday 9:12`` or ``18 Nov 2025``."""
     days = (now.date() - time.date()).days
     clock = f"{time.hour}:{time.minute:02d}"
     if days in (0, 1):
@@ -330,10 +341,10 @@ def when(time: datetime, now: datetime) -> str:
 
 
 def tooltip(run: RunSummary) -> str:
-    """Everything that is known of a run, a line each."""
+    """Describe all facts of a run in lines of text."""
     ended = {
         "finished": "finished",
-        "early stopping": "stopped early, as it got no better",
+        "early stopping": "stopped early, without further improvement",
         "stopped": "stopped",
     }
     state = "in training" if run.running else ended.get(run.ended or "", "")
@@ -341,11 +352,15 @@ def tooltip(run: RunSummary) -> str:
     epochs = (
         f"{run.epochs}{planned} epoch{'' if max(run.epochs, run.planned) == 1 else 's'}"
     )
-    trained = models(run) if run.folds else f"{epochs}{', ' + state if state else ''}"
+    trained = (
+        describe_models(run)
+        if run.folds
+        else f"{epochs}{', ' + state if state else ''}"
+    )
     score = "Mean IoU over the folds" if run.folds else "Best mean IoU"
     lines = [
         run.name,
-        class_words(run)[:1].upper() + class_words(run)[1:],
+        describe_classes(run)[:1].upper() + describe_classes(run)[1:],
         f"Recipe {run.recipe}, {trained}",
         f"{score} {run.mean_iou:.3f}" if run.mean_iou is not None else "No score",
         str(run.path),
@@ -354,7 +369,7 @@ def tooltip(run: RunSummary) -> str:
 
 
 def _key(run: RunSummary) -> tuple[Path, int] | None:
-    """Tells the pictures of a run apart, also one that was made anew."""
+    """Return a key for the thumbnail of a run, which changes with the picture."""
     return (
         None
         if run.thumbnail is None
@@ -362,18 +377,20 @@ def _key(run: RunSummary) -> tuple[Path, int] | None:
     )
 
 
-def _look(folder: Path | None, known: dict[tuple[Path, int], QImage | None]) -> Found:
+def _read_folder(
+    folder: Path | None, known: dict[tuple[Path, int], QImage | None]
+) -> FolderContent:
     runs = list_runs(folder, with_model=True) if folder is not None else []
     keys: Sequence[tuple[Path, int]] = [
         key for run in runs if (key := _key(run)) is not None
     ]
-    return Found(
+    return FolderContent(
         runs, {key: known[key] if key in known else _thumbnail(key[0]) for key in keys}
     )
 
 
 def _thumbnail(path: Path) -> QImage | None:
-    """The middle of the prediction, a square; None when the picture cannot be read."""
+    """Return the centre of the prediction as a square; None if it cannot be read."""
     try:
         pixels = read_pixels(path)
     except (OSError, ValueError):
@@ -385,5 +402,7 @@ def _thumbnail(path: Path) -> QImage | None:
         (image.width() - side) // 2, (image.height() - side) // 2, side, side
     )
     return middle.scaled(
-        SIDE, SIDE, transformMode=Qt.TransformationMode.SmoothTransformation
+        THUMBNAIL_SIDE_PX,
+        THUMBNAIL_SIDE_PX,
+        transformMode=Qt.TransformationMode.SmoothTransformation,
     )

@@ -1,4 +1,4 @@
-"""Report pages that the docks write."""
+"""Reports that the docks write."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def page_of(run: Path) -> Path:
-    """Write the report page of a run. Call it in a thread: it is slow."""
+    """Write the report of a run. It takes long, so call it in a thread."""
     from napari_strata.report.write import write_page
 
     return write_page(run)
 
 
 def free_folder(folder: Path, name: str) -> Path:
-    """`folder` if it is empty or not there yet, else a new one in it."""
+    """Return `folder` if it is empty or missing, or a new folder in it."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return folder
     number = 1

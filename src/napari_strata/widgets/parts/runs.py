@@ -1,7 +1,4 @@
-"""Summaries of the runs in a folder, from their small files.
-
-Damaged runs are no error.
-"""
+"""Summaries of the runs in a folder, from their small files."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from napari_strata.core.events import EpochEnd, Event
 from napari_strata.core.runs import CrossvalFolder, RunFolder
 
 BATCHES = 400
-"""Largest count of batches that `last_events` returns."""
+"""Largest number of batches that `last_events` returns."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +29,22 @@ class RunSummary:
     Parameters
     ----------
     classes
-        Name and colour (``#rrggbb``) of each class; empty when unknown.
+        Name and colour (``#rrggbb``) of each class; empty if unknown.
     created, modified
         Local times of the start and of the last event.
     epochs, planned
-        Count of complete epochs, and of epochs in all (0 when unknown).
+        Number of complete epochs, and of all planned epochs (0 if unknown).
     mean_iou
-        Score of the best epoch; None when nothing was scored.
+        Score of the best epoch; None without scores.
     thumbnail
         Newest picture of a validation image.
     running
-        Note on the process that trains the run without a viewer; None when there is
-        no such process.
+        Note of the process that trains the run without a viewer, or None.
     ended
         Reason why the training ended ("finished", "early stopping" or "stopped");
-        None when it was cut off or goes on.
+        None if it was interrupted or is running.
     folds
-        Count of the models of a cross-validation; 0 for a run.
+        Number of models of a cross-validation; 0 for a run.
     """
 
     path: Path
@@ -76,8 +72,8 @@ def list_runs(
 ) -> list[RunSummary]:
     """List the newest runs in a folder, the newest first; unreadable runs are left out.
 
-    With `with_model`, only what can predict is listed: runs that have a model, and
-    cross-validations whose folds all have one.
+    With `with_model`, only runs with a model are listed, and cross-validations whose
+    folds all have a model.
     """
     paths: list[tuple[float, Path]] = []
     with suppress(OSError):
@@ -106,14 +102,14 @@ def _summarize(path: Path, *, with_model: bool) -> RunSummary:
 
 
 def read_crossval(path: Path) -> RunSummary:
-    """Summarize a cross-validation: its first fold, with the mean score of all folds.
+    """Summarize a cross-validation by its first fold and the mean score.
 
-    It has a model when every fold has one.
+    It has a model if every fold has one.
 
     Raises
     ------
     OSError, ValueError, KeyError, TypeError, RunError
-        If a fold has not begun, or ``crossval.json`` cannot be read.
+        When a fold has not begun, or ``crossval.json`` cannot be read.
     """
     study = CrossvalFolder(path)
     runs = [read_run(study.fold(str(name)).path) for name in study.read()["folds"]]
@@ -133,12 +129,12 @@ def read_crossval(path: Path) -> RunSummary:
 
 
 def read_run(path: Path) -> RunSummary:
-    """Summarize a run. Whatever is missing or damaged in it is left empty.
+    """Summarize a run; missing or damaged facts are left empty.
 
     Raises
     ------
     OSError, ValueError
-        If the recipe cannot be read.
+        When the recipe cannot be read.
     """
     run = RunFolder(path)
     history = run.history()
@@ -166,7 +162,7 @@ def read_run(path: Path) -> RunSummary:
 
 
 def last_events(run: Path) -> list[Event]:
-    """Return the events of a run for its curves; of many batches only some."""
+    """Return the events of a run for its curves, with a limited number of batches."""
     return RunFolder(run).events(max_batches=BATCHES)
 
 
@@ -179,7 +175,10 @@ def _recipe_name(path: Path, _changed: int) -> str:
 
 
 def _running(path: Path) -> dict[str, Any] | None:
-    """Read the note of a training; None when its process, on this computer, is gone."""
+    """Read the note of a running training.
+
+    None if its process on this computer has ended.
+    """
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -202,8 +201,8 @@ def _modified(path: Path) -> float:
 def _created(run: RunFolder) -> datetime:
     """Return the time when a run began.
 
-    Few file systems record it: it is the oldest time of the files that are written
-    first and never changed.
+    Few file systems record it. Otherwise it is the oldest time of the files that are
+    written first and never changed.
     """
     stats = [run.path.stat()]
     for path in (run.recipe_path, run.data_path, run.layers, run.preview_path(1)):

@@ -1,4 +1,4 @@
-"""A job as text that does the same: a Python script, and a command for a shell."""
+"""Jobs as Python scripts and as commands for a shell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from napari_strata.worker.protocol import EvaluateJob, Layer, PredictJob, TrainJ
 
 
 def as_python(request: TrainJob | PredictJob | EvaluateJob) -> str:
-    """A script with the calls of the Python API that do what the order does."""
+    """Return a script with the Python API that does the same as the request."""
     if isinstance(request, TrainJob):
         body = _train_lines(request)
     else:
@@ -30,14 +30,14 @@ def as_python(request: TrainJob | PredictJob | EvaluateJob) -> str:
 
 
 def as_command(request: TrainJob | PredictJob | EvaluateJob) -> str:
-    """One line for a shell that does what the order does."""
+    """Return a command for a shell that does the same as the request."""
     if isinstance(request, TrainJob):
-        arguments = _train_words(request)
+        arguments = _train_arguments(request)
     else:
         arguments = (
-            _predict_words(request)
+            _predict_arguments(request)
             if isinstance(request, PredictJob)
-            else _evaluate_words(request)
+            else _evaluate_arguments(request)
         )
     return join_command(["napari-strata", *arguments])
 
@@ -47,14 +47,16 @@ def _train_lines(request: TrainJob) -> list[str]:
     lines = [f"pairs = {_pairs(request.images, labels, request.axes)}"]
     defined = {"out": request.out, "overrides": request.overrides or None}
     if request.validation is not None:
-        held = request.validation
-        lines.append(f"held = {_pairs(held.images, held.labels or (), held.axes)}")
-    options = {k: v for k, v in defined.items() if v is not None} | _unusual(
+        validation = request.validation
+        labels = validation.labels or ()
+        pairs = _pairs(validation.images, labels, validation.axes)
+        lines.append(f"validation = {pairs}")
+    options = {k: v for k, v in defined.items() if v is not None} | _non_default(
         request, ("device", "resume", "extend")
     )
     arguments = [f"{key}={value!r}" for key, value in options.items()]
     if request.validation is not None:
-        arguments.append("validation=held")
+        arguments.append("validation=validation")
     if request.classes is not None:
         lines.append(f"classes = {_class_map(request.classes)}")
         arguments.append("classes=classes")
@@ -67,7 +69,7 @@ def _train_lines(request: TrainJob) -> list[str]:
 
 
 def _predict_lines(request: PredictJob) -> list[str]:
-    options = {"out": request.out} | _unusual(
+    options = {"out": request.out} | _non_default(
         request, ("device", "overwrite", "batch", "precision", "tile", "tta", "ortho")
     )
     if request.probabilities:
@@ -117,7 +119,7 @@ def _evaluate_lines(request: EvaluateJob) -> list[str]:
     ]
 
 
-def _train_words(request: TrainJob) -> list[str]:
+def _train_arguments(request: TrainJob) -> list[str]:
     arguments = [
         "train",
         *_paths(request.images, request.labels or ()),
@@ -133,7 +135,7 @@ def _train_words(request: TrainJob) -> list[str]:
             "--val",
             *_paths(request.validation.images, request.validation.labels or ()),
         ]
-    arguments += _axes_words(request.axes, request.images)
+    arguments += _axes_arguments(request.axes, request.images)
     if request.classes is None or request.labels is None:
         arguments += [
             word
@@ -145,13 +147,13 @@ def _train_words(request: TrainJob) -> list[str]:
     return (
         arguments
         + (["--resume"] if request.resume else [])
-        + _device_words(request.device)
+        + _device_arguments(request.device)
     )
 
 
-def _predict_words(request: PredictJob) -> list[str]:
+def _predict_arguments(request: PredictJob) -> list[str]:
     inputs = list(request.inputs) if request.image is None else [request.image.path]
-    model, averaged = _averaging_words(request.model, request.tta)
+    model, averaged = _averaging_arguments(request.model, request.tta)
     arguments = [
         "predict",
         model,
@@ -161,23 +163,23 @@ def _predict_words(request: PredictJob) -> list[str]:
         *averaged,
         *(["--ortho"] if request.ortho else []),
     ]
-    arguments += _axes_words(request.axes, [request.image] if request.image else [])
+    arguments += _axes_arguments(request.axes, [request.image] if request.image else [])
     arguments += ["--probabilities"] if request.probabilities else []
     return (
         arguments
         + (["--overwrite"] if request.overwrite else [])
-        + _device_words(request.device)
+        + _device_arguments(request.device)
     )
 
 
-def _evaluate_words(request: EvaluateJob) -> list[str]:
+def _evaluate_arguments(request: EvaluateJob) -> list[str]:
     assert request.labels is not None
     averaged: list[str] = []
     if request.model is None:
         assert request.prediction is not None
         subject, images = request.prediction.path, [request.labels[0].path]
     else:
-        subject, averaged = _averaging_words(request.model, request.tta)
+        subject, averaged = _averaging_arguments(request.model, request.tta)
         images = _paths(request.images or (), request.labels)
     arguments = [
         "evaluate",
@@ -189,8 +191,8 @@ def _evaluate_words(request: EvaluateJob) -> list[str]:
     ]
     return (
         arguments
-        + _axes_words(request.axes, request.images or [])
-        + _device_words(request.device)
+        + _axes_arguments(request.axes, request.images or [])
+        + _device_arguments(request.device)
     )
 
 
@@ -198,22 +200,24 @@ def _models(model: str | tuple[str, ...]) -> str:
     return repr(model if isinstance(model, str) else list(model))
 
 
-def _averaging_words(model: str | tuple[str, ...], tta: bool) -> tuple[str, list[str]]:
-    """The model, and the options for those beside it and for flips and turns."""
+def _averaging_arguments(
+    model: str | tuple[str, ...], tta: bool
+) -> tuple[str, list[str]]:
+    """Return the first model, and the options for other models and for --tta."""
     first, *others = [model] if isinstance(model, str) else model
-    return first, [word for member in others for word in ("--with", member)] + (
+    return first, [argument for member in others for argument in ("--with", member)] + (
         ["--tta"] if tta else []
     )
 
 
 def _pairs(images: Sequence[Layer], labels: Sequence[Layer], axes: str | None) -> str:
     if all(layer.is_path for layer in images):
-        parts = [_list([repr(layer.path) for layer in images])]
-        parts += [_list([repr(layer.path) for layer in labels])] if labels else []
+        arguments = [_list([repr(layer.path) for layer in images])]
+        arguments += [_list([repr(layer.path) for layer in labels])] if labels else []
     else:
-        parts = [_list([_image(layer, axes) for layer in images])]
-        parts.append(_list([f"ns.read_labels({layer.path!r})" for layer in labels]))
-    return f"ns.read_pairs({', '.join(parts)}{f', axes={axes!r}' if axes else ''})"
+        arguments = [_list([_image(layer, axes) for layer in images])]
+        arguments.append(_list([f"ns.read_labels({layer.path!r})" for layer in labels]))
+    return f"ns.read_pairs({', '.join(arguments)}{f', axes={axes!r}' if axes else ''})"
 
 
 def _list(items: Sequence[str]) -> str:
@@ -224,10 +228,10 @@ def _image(layer: Layer, axes: str | None) -> str:
     letters = layer.axes or axes
     arguments = [repr(layer.path)] + ([f"axes={letters!r}"] if letters else [])
     arguments += [f"series={layer.series}"] if layer.series else []
-    opened = f"ns.read_image({', '.join(arguments)})"
+    call = f"ns.read_image({', '.join(arguments)})"
     geometry = {"scale": layer.scale, "units": layer.units, "name": layer.name}
     changed = ", ".join(f"{key}={value!r}" for key, value in geometry.items() if value)
-    return f"dataclasses.replace({opened}, {changed})" if changed else opened
+    return f"dataclasses.replace({call}, {changed})" if changed else call
 
 
 def _class_map(classes: ClassMap) -> str:
@@ -239,17 +243,17 @@ def _paths(images: Sequence[Layer], labels: Sequence[Layer]) -> list[str]:
     return [layer.path for layer in (*images, *labels)]
 
 
-def _axes_words(axes: str | None, images: Sequence[Layer]) -> list[str]:
+def _axes_arguments(axes: str | None, images: Sequence[Layer]) -> list[str]:
     letters = axes or next((layer.axes for layer in images if layer.axes), None)
     return ["--axes", letters] if letters else []
 
 
-def _device_words(device: str) -> list[str]:
+def _device_arguments(device: str) -> list[str]:
     return [] if device == "auto" else ["--device", device]
 
 
-def _unusual(request: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Fields that differ from their defaults."""
+def _non_default(request: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields that differ from their defaults."""
     fields = type(request).model_fields
     return {
         name: value

@@ -1,4 +1,4 @@
-"""A square of a class's colour, as an icon."""
+"""Icons with the colour of a class."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from qtpy.QtWidgets import QAbstractItemView
 
 
 def swatch(view: QAbstractItemView, color: str | None) -> QIcon:
-    """A square as large as the icons of `view`, in its palette.
-
-    Only its edge where there is no colour.
-    """
+    """Create a square icon of a colour for `view`; without a colour only an outline."""
     ratio, side = view.devicePixelRatioF(), view.iconSize().width()
     picture = QPixmap(round(side * ratio), round(side * ratio))
     picture.setDevicePixelRatio(ratio)

@@ -1,1 +1,1 @@
-"""Parts of the Predict dock."""
+"""Predict dock."""

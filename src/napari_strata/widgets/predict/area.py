@@ -22,21 +22,21 @@ from napari_strata.widgets.layers.live import current_plane
 from napari_strata.worker.protocol import Axis, Range
 
 WHOLE, PLANE, VIEW, RECTANGLE = "whole", "plane", "view", "rectangle"
-DELAY = 80
-"""Milliseconds of rest after which a moving view is looked at."""
+DELAY_MS = 80
+"""Milliseconds without a change of the view before the area is updated."""
 
 Region = dict[Axis, Range]
 
 
 class AreaError(StrataError):
-    """The part that was asked for cannot be made out."""
+    """The chosen area cannot be determined."""
 
 
 @dataclass(frozen=True)
 class Area:
-    """Part of an image.
+    """Area of an image.
 
-    `region` is what a PredictJob takes, None for all; `text` says it to people.
+    `region` is that of a PredictJob, None for the whole image; `text` describes it.
     """
 
     region: Region | None
@@ -44,12 +44,12 @@ class Area:
 
 
 def area_of(kind: str, viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
-    """The part that `kind` names, as things stand in the viewer.
+    """Determine the area of a kind from the state of the viewer.
 
     Raises
     ------
     AreaError
-        when there is none, saying what to do.
+        When there is no such area; the message says what to do.
     """
     if kind == PLANE and (plane := current_plane(viewer, layer, image)):
         return Area(as_region(plane), f"1 of {_count(image, 'plane')}")
@@ -60,14 +60,14 @@ def area_of(kind: str, viewer: ViewerModel, layer: ImageLayer, image: Image) -> 
     return Area(None, _count(image, "plane") if _planes(image) > 1 else "1 plane")
 
 
-def as_region(parts: Mapping[str, Any]) -> Region:
-    """Axis letters checked for an order."""
-    return {axis: parts[axis] for axis in get_args(Axis) if axis in parts}
+def as_region(ranges: Mapping[str, Any]) -> Region:
+    """Convert ranges by axis to the region of a request."""
+    return {axis: ranges[axis] for axis in get_args(Axis) if axis in ranges}
 
 
-def place_words(place: dict[str, int]) -> str:
-    """``T 0, Z 3``: indices as napari's sliders show them."""
-    return ", ".join(f"{axis} {index}" for axis, index in place.items())
+def describe_position(position: dict[str, int]) -> str:
+    """Describe a position as ``T 0, Z 3``, with the indices of napari's sliders."""
+    return ", ".join(f"{axis} {index}" for axis, index in position.items())
 
 
 def _in_view(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
@@ -80,24 +80,27 @@ def _in_view(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
     displayed = {letters[axis - viewer.dims.ndim] for axis in viewer.dims.displayed}
     if displayed != {"Y", "X"}:
         raise AreaError(
-            f"The view shows {' and '.join(sorted(displayed))}, and planes are Y and X:"
-            " turn it back."
+            f"The view shows {' and '.join(sorted(displayed))}, but planes are Y and X:"
+            " change the order of the axes."
         )
     corners = np.asarray(layer.corner_pixels, float) + np.array([[0], [1]])
-    if layer.multiscale:  # corners are those of the level that is shown
+    if layer.multiscale:  # the corners are in pixels of the visible level
         corners = corners * layer.downsample_factors[layer.data_level]
-    ends: dict[str, Any] = {}
+    bounds: dict[str, Any] = {}
     for axis_name in "YX":
         first, stop = corners[:, letters.index(axis_name)]
-        ends[axis_name] = (max(0, floor(first)), min(image.size(axis_name), ceil(stop)))
-    if any(stop - first < 2 for first, stop in ends.values()):
+        bounds[axis_name] = (
+            max(0, floor(first)),
+            min(image.size(axis_name), ceil(stop)),
+        )
+    if any(stop - first < 2 for first, stop in bounds.values()):
         raise AreaError(
             f"{image.name} is not in view: move the view onto it, or choose another"
             " area."
         )
     plane = current_plane(viewer, layer, image)
-    planes = f", {place_words(plane)}" if plane else ""
-    return Area(as_region(plane | ends), _box_words(ends) + planes)
+    planes = f", {describe_position(plane)}" if plane else ""
+    return Area(as_region(plane | bounds), _describe_box(bounds) + planes)
 
 
 def _rectangle(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
@@ -105,24 +108,23 @@ def _rectangle(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
     vertices = np.asarray(_vertices(shapes), float)
     world = np.tile(np.asarray(viewer.dims.point, float), (len(vertices), 1))
     world[:, -shapes.ndim :] = [shapes.data_to_world(vertex) for vertex in vertices]
-    places = np.array([layer.world_to_data(point) for point in world])
+    positions = np.array([layer.world_to_data(point) for point in world])
     letters = image.axes[: layer.ndim]
-    ends: dict[str, Any] = {}
+    bounds: dict[str, Any] = {}
     for axis in "YX":
-        along = places[:, letters.index(axis)]
-        # A pixel reaches half a step to both sides of its index.
-        first, stop = floor(along.min() + 0.5), ceil(along.max() + 0.5)
-        ends[axis] = (max(0, first), min(image.size(axis), stop))
-    if any(stop <= first for first, stop in ends.values()):
-        raise AreaError(
-            f"The rectangle lies beside {image.name}: draw it on the image."
-        )
+        coordinates = positions[:, letters.index(axis)]
+        # A pixel extends half a pixel to both sides of its index.
+        first = floor(coordinates.min() + 0.5)
+        stop = ceil(coordinates.max() + 0.5)
+        bounds[axis] = (max(0, first), min(image.size(axis), stop))
+    if any(stop <= first for first, stop in bounds.values()):
+        raise AreaError(f"The rectangle is outside {image.name}: draw it on the image.")
     planes = f", through all {_count(image, 'plane')}" if _planes(image) > 1 else ""
-    return Area(as_region(ends), _box_words(ends) + planes)
+    return Area(as_region(bounds), _describe_box(bounds) + planes)
 
 
 def chosen_shapes(viewer: ViewerModel) -> Shapes:
-    """The Shapes layer that is selected, or the only one. Raises `AreaError`."""
+    """Return the selected or only Shapes layer. Raises `AreaError` without one."""
     shapes_layers = [layer for layer in viewer.layers if isinstance(layer, Shapes)]
     selected = [layer for layer in shapes_layers if layer in viewer.layers.selection]
     candidates = selected or shapes_layers
@@ -133,7 +135,7 @@ def chosen_shapes(viewer: ViewerModel) -> Shapes:
         )
     if len(candidates) > 1:
         raise AreaError(
-            f"There are {len(candidates)} Shapes layers: select the one that holds the"
+            f"There are {len(candidates)} Shapes layers: select the one with the"
             " rectangle."
         )
     return candidates[0]
@@ -144,9 +146,7 @@ def _vertices(shapes: Shapes) -> Any:
     if not chosen:
         raise AreaError(f"{shapes.name} is empty: draw a rectangle on the image.")
     if len(chosen) > 1:
-        raise AreaError(
-            f"{shapes.name} holds {len(chosen)} shapes: select one of them."
-        )
+        raise AreaError(f"{shapes.name} has {len(chosen)} shapes: select one of them.")
     return shapes.data[chosen[0]]
 
 
@@ -154,13 +154,13 @@ def _planes(image: Image) -> int:
     return prod(image.size(axis) for axis in "TZ")
 
 
-def _count(image: Image, word: str) -> str:
+def _count(image: Image, noun: str) -> str:
     count = _planes(image)
-    return f"{count} {word}{'' if count == 1 else 's'}"
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _box_words(ends: dict[Any, tuple[int, int]]) -> str:
-    (top, bottom), (left, right) = ends["Y"], ends["X"]
+def _describe_box(bounds: dict[Any, tuple[int, int]]) -> str:
+    (top, bottom), (left, right) = bounds["Y"], bounds["X"]
     return (
         f"{bottom - top} x {right - left} pixels (Y {top} to {bottom - 1}, X {left} to"
         f" {right - 1})"
@@ -168,7 +168,7 @@ def _box_words(ends: dict[Any, tuple[int, int]]) -> str:
 
 
 class AreaChoice(QWidget):
-    """A box with the four areas, and a line that says what the chosen one comes to."""
+    """Combo box with the four areas, and a description of the chosen one."""
 
     changed = Signal()
 
@@ -176,9 +176,9 @@ class AreaChoice(QWidget):
         super().__init__()
         self._viewer, self._images = viewer, images
         self._shapes: Shapes | None = None
-        self._said: object = None
+        self._last_state: object = None
         self.problem = ""
-        names = {WHOLE: "Whole stack", PLANE: "Current plane", VIEW: "What is in view"}
+        names = {WHOLE: "Whole stack", PLANE: "Current plane", VIEW: "Visible area"}
         choices = [(text, kind) for kind, text in names.items()] + [
             ("Rectangle (Shapes layer)", RECTANGLE)
         ]
@@ -199,35 +199,35 @@ class AreaChoice(QWidget):
         rows.addWidget(self.text)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(DELAY)
-        self._timer.timeout.connect(self.look)
-        self.combo.changed.connect(self.look)
-        images.changed.connect(self.look)
+        self._timer.setInterval(DELAY_MS)
+        self._timer.timeout.connect(self.update_text)
+        self.combo.changed.connect(self.update_text)
+        images.changed.connect(self.update_text)
         for event in self._events():
-            event.connect(self._later)
-        self.look()
+            event.connect(self._update_later)
+        self.update_text()
 
     def disconnect_viewer(self) -> None:
-        """Listen no more: the dock is going."""
+        """Disconnect from the viewer."""
         for event in self._events():
-            event.disconnect(self._later)
-        self._watch(None)
+            event.disconnect(self._update_later)
+        self._follow_shapes(None)
         self._timer.stop()
 
     def area(self) -> Area:
-        """The chosen part, as things stand now. Raises `AreaError`."""
+        """Return the chosen area. Raises `AreaError` if there is none."""
         layer, image = self._images.layer, self._images.image
         if layer is None or image is None or layer not in self._viewer.layers:
             raise AreaError(self._images.problem or "Choose an image first.")
         return area_of(str(self.combo.value), self._viewer, layer, image)
 
-    def look(self, _value: object = None) -> None:
-        """Say what the chosen area is now."""
+    def update_text(self, _value: object = None) -> None:
+        """Describe the chosen area."""
         self._timer.stop()
-        self._name_choices()
+        self._update_choices()
         self.problem, area = "", None
         try:
-            self._watch(
+            self._follow_shapes(
                 chosen_shapes(self._viewer) if self.combo.value == RECTANGLE else None
             )
             if self._images.image is not None:
@@ -235,25 +235,26 @@ class AreaChoice(QWidget):
             text = area.text if area is not None else ""
         except AreaError as error:
             self.problem = text = str(error)
-        if (self.combo.value, self.problem, area) == self._said:
+        if (self.combo.value, self.problem, area) == self._last_state:
             return
-        self._said = (self.combo.value, self.problem, area)
+        self._last_state = (self.combo.value, self.problem, area)
         self.text.setText(text)
         self.text.setVisible(bool(text))
         self.changed.emit()
 
-    def _name_choices(self) -> None:
+    def _update_choices(self) -> None:
         layer, image = self._images.layer, self._images.image
         box, plane = self.combo.native, {}
         if layer is not None and image is not None and layer in self._viewer.layers:
             plane = current_plane(self._viewer, layer, image)
-        stack = image is None or _planes(image) > 1
-        box.setItemText(0, "Whole stack" if stack else "Whole image")
+        is_stack = image is None or _planes(image) > 1
+        box.setItemText(0, "Whole stack" if is_stack else "Whole image")
         box.setItemText(
-            1, f"Current plane ({place_words(plane)})" if plane else "Current plane"
+            1,
+            f"Current plane ({describe_position(plane)})" if plane else "Current plane",
         )
 
-    def _later(self, _event: object = None) -> None:
+    def _update_later(self, _event: object = None) -> None:
         self._timer.start()
 
     def _events(self) -> list[Any]:
@@ -270,14 +271,14 @@ class AreaChoice(QWidget):
             layers.events.removed,
         ]
 
-    def _watch(self, shapes: Shapes | None) -> None:
-        """Listen to what is drawn in this layer, and in no other."""
+    def _follow_shapes(self, shapes: Shapes | None) -> None:
+        """Connect to the events of a Shapes layer instead of the previous one."""
         if shapes is self._shapes:
             return
         if self._shapes is not None:
             for name in ("data", "highlight"):
-                getattr(self._shapes.events, name).disconnect(self._later)
+                getattr(self._shapes.events, name).disconnect(self._update_later)
         self._shapes = shapes
         if shapes is not None:
             for name in ("data", "highlight"):
-                getattr(shapes.events, name).connect(self._later)
+                getattr(shapes.events, name).connect(self._update_later)

@@ -1,4 +1,4 @@
-"""Choice of averaging: flips and turns of a plane, three directions of a volume."""
+"""Choice of averaging: flips and turns of planes, three directions of volumes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from napari_strata.widgets.parts.control import Control
 from napari_strata.widgets.parts.dock import draw
 from napari_strata.widgets.predict.area import PLANE, VIEW
 
-THREE = (
-    "Each volume is cut into planes in three directions, XY, XZ and YZ; the model"
-    " predicts all, and the mean of the probabilities decides. Good for structures that"
-    " look alike from every side: labels hold together from plane to plane. It takes 3"
-    " times as long, and longer where voxels are longer along Z."
+ORTHO_TOOLTIP = (
+    "Each volume is cut into planes in three directions, XY, XZ and YZ. The model"
+    " predicts all of them, and the mean of the probabilities decides. This is good for"
+    " structures that look similar from all sides, because labels are then consistent"
+    " from plane to plane. It takes 3 times as long, and longer if voxels are longer"
+    " along Z."
 )
 
 
 class Averaging:
     """Check boxes for averaging over flips and turns, and over three directions.
 
-    The latter is disabled with a reason where it cannot be used; its tick comes back
-    when it can.
+    If three directions cannot be used, the box is disabled with a reason. It is checked
+    again as soon as they can.
     """
 
     def __init__(self) -> None:
@@ -32,13 +33,15 @@ class Averaging:
             text="Average over flips and turns",
             tooltip=(
                 "Each plane is predicted in all eight flips and quarter turns, and the"
-                " mean of the probabilities decides: often better labels, and it takes"
-                " 8 times as long."
+                " mean of the probabilities decides. Labels are often better, and it"
+                " takes 8 times as long."
             ),
         )
-        self.directions = CheckBox(text="Average over three directions", tooltip=THREE)
+        self.directions = CheckBox(
+            text="Average over three directions", tooltip=ORTHO_TOOLTIP
+        )
         self._wanted = False
-        self.directions.changed.connect(self._ticked)
+        self.directions.changed.connect(self._on_tick)
 
     @property
     def tta(self) -> bool:
@@ -50,37 +53,40 @@ class Averaging:
         """True to average over three directions."""
         return bool(self.directions.value)
 
-    def look(
+    def update(
         self, image: Image | None, spec: Mapping[str, Any] | None, area: str
     ) -> None:
-        """Allow three directions of an image, by a model (what is known of it.
+        """Enable or disable three directions.
 
-        A `ModelSpec` as plain data), or not.
+        Parameters
+        ----------
+        spec
+            `ModelSpec` of the model as plain data, or None if it is unknown.
         """
-        why = why_not_three(image, spec, area)
+        why = why_not_ortho(image, spec, area)
         with self.directions.changed.blocked():
-            draw(self.directions, Control(THREE, why))
+            draw(self.directions, Control(ORTHO_TOOLTIP, why))
             self.directions.value = self._wanted and not why
 
-    def _ticked(self, on: bool) -> None:
+    def _on_tick(self, on: bool) -> None:
         self._wanted = on
 
 
-def why_not_three(
+def why_not_ortho(
     image: Image | None, spec: Mapping[str, Any] | None, area: str
 ) -> str:
-    """Explain why three directions cannot be predicted; empty when they can."""
+    """Explain why three directions cannot be used; empty if they can."""
     if spec is not None and spec["depth"] is not None:
         return "This model sees whole volumes already."
     if spec is not None and spec["neighbours"]:
         return (
             "This model sees neighbouring slices along Z, which XZ and YZ planes do not"
-            " have: take a plain 2D one."
+            " have: take a 2D model without neighbours."
         )
     if spec is not None and spec["resize"]:
         return (
             "This model resizes every plane to a square, also the flat XZ and YZ"
-            " planes: take one that does not."
+            " planes: take a model without resizing."
         )
     if image is not None and image.size("Z") < 2:
         return (

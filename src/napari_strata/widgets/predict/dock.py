@@ -35,7 +35,7 @@ FORMATS = {
 
 
 class PredictDock(Dock):
-    """Segments the image layer that is selected, or a part of it."""
+    """Dock that segments an image layer or a part of it."""
 
     name = "Predict"
 
@@ -44,30 +44,28 @@ class PredictDock(Dock):
         self.prediction: LivePrediction | None = None
         self._warnings: list[str] = []
         self._saving = False
-        self._shown: ImageLayer | None = None
-        self._whole: Image | None = (
-            None  # all channels of the file that the chosen layer is one channel of
-        )
+        self._shown_layer: ImageLayer | None = None
+        # All channels of the file, if the chosen layer is one of them.
+        self._all_channels: Image | None = None
         self.images = ImageChoice(self.viewer)
         self.channels = CheckBox(
             text="Use all channels of its file",
             visible=False,
             tooltip=(
-                "The layer shows one channel of its file; for a model that was trained"
-                " on several."
+                "The layer is one channel of its file. Use all channels for a model"
+                " that was trained on several."
             ),
         )
         self.model = ModelChoice(self.session)
         self.area = AreaChoice(self.viewer, self.images)
         self.probabilities = CheckBox(
             text="Probabilities",
-            tooltip="Adds a layer a class: how probable it is in each pixel, 0 to 1.",
+            tooltip="Add a layer for each class with its probability, 0 to 1.",
         )
         self.confidence = CheckBox(
             text="Confidence",
             tooltip=(
-                "Adds a layer with the probability of the class that was chosen, 0"
-                " to 1."
+                "Add a layer with the probability of the predicted class, 0 to 1."
             ),
         )
         self.averaging = Averaging()
@@ -91,28 +89,28 @@ class PredictDock(Dock):
         self.area.changed.connect(self._changed)
         self._image_changed()
 
-    # ---- what can be done
+    # ---- State
 
     def _problem(self) -> str:
-        """Explain why this image cannot be predicted; empty when it can."""
+        """Explain why the image cannot be predicted; empty if it can."""
         return self.images.problem or self.model.problem or self.area.problem
 
     @property
     def image(self) -> Image | None:
         """Image to segment: the layer, or all channels of its file."""
-        return self.images.image if self._whole is None else self._whole
+        return self.images.image if self._all_channels is None else self._all_channels
 
     def _image_changed(self) -> None:
         layer = self.images.layer
-        if layer is not self._shown:
-            self._shown, self._whole = layer, None
+        if layer is not self._shown_layer:
+            self._shown_layer, self._all_channels = layer, None
             self.channels.value = False
             self.channels.visible = layer is not None and _file_of(layer) is not None
         self.model.set_image(layer, self.image)
         self._changed()
 
     def _open_channels(self, on: bool) -> None:
-        layer, self._whole = self.images.layer, None
+        layer, self._all_channels = self.images.layer, None
         file = _file_of(layer) if on and layer is not None else None
         if file is None:
             self._image_changed()
@@ -120,7 +118,7 @@ class PredictDock(Dock):
 
         def done(image: Image) -> None:
             if self.channels.value and self.images.layer is layer:
-                self._whole = image
+                self._all_channels = image
                 self._image_changed()
 
         def failed(error: Exception) -> None:
@@ -142,9 +140,9 @@ class PredictDock(Dock):
         )
 
     def _changed(self) -> None:
-        """Draw the dock again after a change of its state."""
+        """Update the dock after a change of its state."""
         area = str(self.area.combo.value)
-        self.averaging.look(self.image, self.model.spec, area)
+        self.averaging.update(self.image, self.model.spec, area)
         view = resolve(self.state())
         draw(self.predict_button, view.predict)
         draw(self.stop_button, view.stop)
@@ -179,16 +177,16 @@ class PredictDock(Dock):
         self.prediction = LivePrediction(
             self.session, layer, image=image, model=model, options=options
         )
-        self.prediction.progress.connect(self._progressed)
-        self.prediction.message.connect(self._told)
+        self.prediction.progress.connect(self._on_progress)
+        self.prediction.message.connect(self._on_message)
         self.prediction.ended.connect(self._ended)
         self._changed()
         self.prediction.start()
 
     def predict_with(self, run: Path, layer: ImageLayer | None) -> None:
-        """Segment the whole of an image layer with the model of a run, at once.
+        """Segment a whole image layer with the model of a run.
 
-        What the Train dock offers.
+        The Train dock calls this.
         """
         if self.prediction is not None:
             self.notice.show_message(
@@ -205,15 +203,15 @@ class PredictDock(Dock):
         self.predict()
 
     def stop(self) -> None:
-        """Stop; planes that are done stay."""
+        """Stop the prediction; finished planes are kept."""
         if self.prediction is not None:
             self.prediction.stop()
 
-    def _progressed(self, done: int, total: int) -> None:
+    def _on_progress(self, done: int, total: int) -> None:
         if self.prediction is not None:
-            self.bar.show_step(done, total, self.prediction.words)
+            self.bar.show_step(done, total, self.prediction.status_text)
 
-    def _told(self, text: str, level: str) -> None:
+    def _on_message(self, text: str, level: str) -> None:
         if level != "info":
             self._warnings.append(text)
         self.notice.show_message(text, level)
@@ -236,7 +234,7 @@ class PredictDock(Dock):
     # ------------------------------------------------------------------ save
 
     def save(self) -> None:
-        """Write the labels to a file that the user names."""
+        """Write the labels to a file that the user chooses."""
         layer = results.newest(self.viewer)
         if layer is None:
             return
@@ -261,8 +259,7 @@ class PredictDock(Dock):
         dialog = QFileDialog(self, "Save the labels", str(Path.cwd() / name))
         dialog.setAcceptMode(QFileDialog.AcceptMode.AcceptSave)
         dialog.setNameFilters(list(FORMATS))
-        # With the suffix added by the dialog, it is the dialog that sees whether the
-        # file exists.
+        # The dialog adds the suffix, so that it can check whether the file exists.
         dialog.filterSelected.connect(
             lambda text: dialog.setDefaultSuffix(FORMATS[text])
         )
@@ -282,13 +279,13 @@ class PredictDock(Dock):
         self.notice.show_message(f"The labels could not be saved: {error}", "error")
         self._changed()
 
-    # ------------------------------------------------------------------ the rest
+    # ------------------------------------------------------------------ copied code
 
     def _copy(self, form: Callable[[PredictJob], str], what: str) -> None:
         layer, image, model = self.images.layer, self.image, self.model.path
         if layer is None or image is None or model is None:
             self.notice.show_message(
-                f"Nothing to copy yet. {self._problem()}", "warning"
+                f"There is nothing to copy. {self._problem()}", "warning"
             )
             return
         folder = model if model.is_dir() else model.parent
@@ -319,8 +316,8 @@ class PredictDock(Dock):
             self.copy(text, what)
             if not whole:
                 self.notice.show_message(
-                    f"{what} is on the clipboard, for the whole image: an area can be"
-                    " had here only."
+                    f"{what} is on the clipboard, for the whole image: areas can be"
+                    " predicted only here."
                 )
 
         def failed(error: Exception) -> None:
@@ -330,13 +327,13 @@ class PredictDock(Dock):
                 else f"{type(error).__name__}: {error}"
             )
             self.notice.show_message(
-                f"The image could not be written for it: {reason}", "error"
+                f"The image could not be written: {reason}", "error"
             )
 
         threads.run(make, done, failed, owner=self)
 
     def leave(self) -> None:
-        """The viewer closes: listen no more."""
+        """Disconnect from the viewer, when it closes."""
         if (
             self.prediction is not None
         ):  # it ends by itself, and there is nobody left to tell
@@ -352,10 +349,7 @@ class PredictDock(Dock):
 
 
 def _file_of(layer: ImageLayer) -> tuple[str, int] | None:
-    """File and series of which the layer is one channel.
-
-    None when it is all there is.
-    """
+    """Return file and series of a layer that is one of several channels, or None."""
     stored = layer.metadata.get(METADATA) or {}
     if stored.get("channel") is None or not stored.get("path"):
         return None
@@ -363,15 +357,16 @@ def _file_of(layer: ImageLayer) -> tuple[str, int] | None:
 
 
 def _hidden(names: list[str]) -> str:
-    """Tell the user that layers were added, hidden under the labels."""
+    """Describe the hidden layers that were added below the labels."""
     if not names:
         return ""
     count = f"{len(names)} more layers are" if len(names) > 1 else f"{names[0]} is"
     return (
-        f"\n{count} in the layer list, hidden under the labels: click an eye to look."
+        f"\n{count} in the layer list, hidden below the labels: click an eye to show"
+        " one."
     )
 
 
 def predict_dock(napari_viewer: Viewer | None = None) -> PredictDock:
-    """Open the Predict dock of a viewer, as it was left; the menu calls this."""
+    """Open the Predict dock of a viewer; called by the menu."""
     return PredictDock.of(napari_viewer)

@@ -1,4 +1,4 @@
-"""Choice of the model: the newest one, a recent run, or a file."""
+"""Choice of the model: the newest, a recent run, or a file."""
 
 from __future__ import annotations
 
@@ -27,12 +27,10 @@ from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import InfoJob, Layer, ModelInfo
 
-REST = 150
-"""Milliseconds of rest before the worker is asked."""
-SAMPLED = 2**24
-"""Pixels above which an image that is in no file is thinned out for the question
-whether it fits.
-"""
+REQUEST_DELAY_MS = 150
+"""Milliseconds without a change before a request is sent."""
+MAX_PIXELS = 2**24
+"""Larger images without a file are subsampled to check whether they fit."""
 
 _SCALING = {
     "physical": "Grey values are taken as they are, as in training.",
@@ -42,61 +40,63 @@ _SCALING = {
 }
 
 
-class ModelQuestion(QObject):
-    """Asks the worker what a model is and whether an image fits it.
+class ModelInfoRequest(QObject):
+    """Requests facts about a model, and whether an image fits.
 
-    Of several questions only the last is answered.
+    Only the last of several requests is answered.
     """
 
-    answered = Signal(object)  # Outcome of an InfoJob
+    received = Signal(object)  # Outcome of an InfoJob
 
     def __init__(self, session: ViewerSession, parent: QObject) -> None:
         super().__init__(parent)
         self._session = session
         self._number = 0
         self._model: Path | None = None
-        self._subject: tuple[ImageLayer, Image] | None = None
+        self._layer_and_image: tuple[ImageLayer, Image] | None = None
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(REST)
-        self._timer.timeout.connect(self._go)
+        self._timer.setInterval(REQUEST_DELAY_MS)
+        self._timer.timeout.connect(self._send)
 
-    def ask(self, model: Path, layer: ImageLayer | None, image: Image | None) -> None:
-        """Ask soon; an answer to an earlier question is dropped."""
+    def request(
+        self, model: Path, layer: ImageLayer | None, image: Image | None
+    ) -> None:
+        """Send a request after a delay; results of earlier requests are ignored."""
         self._number += 1
-        self._model, self._subject = (
+        self._model, self._layer_and_image = (
             model,
             None if layer is None or image is None else (layer, image),
         )
         self._timer.start()
 
-    def forget(self) -> None:
-        """Want no answer any more."""
+    def cancel(self) -> None:
+        """Ignore the results of all requests."""
         self._number += 1
         self._timer.stop()
 
-    def _go(self) -> None:
+    def _send(self) -> None:
         number = self._number
-        if self._subject is None:
+        if self._layer_and_image is None:
             self._submit(number, None)
             return
-        layer, image = self._subject
+        layer, image = self._layer_and_image
         try:
             scratch = self._session.scratch()
         except StrataError as error:
-            self._sorry(number, error)
+            self._fail(number, error)
             return
 
         def export() -> Layer:
-            thin = thinned(image)
+            sample = subsample(image)
             return source_of_image(
-                layer, thin, scratch if thin is image else scratch / "samples"
+                layer, sample, scratch if sample is image else scratch / "samples"
             )
 
         threads.run(
             export,
             lambda source: self._submit(number, source),
-            lambda error: self._sorry(number, error),
+            lambda error: self._fail(number, error),
             owner=self,
         )
 
@@ -108,26 +108,26 @@ class ModelQuestion(QObject):
                 job=self._session.client.new_id(), path=str(self._model), image=source
             )
         )
-        handle.ended.connect(lambda outcome: self._answer(number, outcome))
+        handle.ended.connect(lambda outcome: self._on_end(number, outcome))
 
-    def _answer(self, number: int, outcome: Outcome) -> None:
+    def _on_end(self, number: int, outcome: Outcome) -> None:
         if number == self._number:
-            self.answered.emit(outcome)
+            self.received.emit(outcome)
 
-    def _sorry(self, number: int, error: Exception) -> None:
-        self._answer(number, Outcome("failed", str(error)))
+    def _fail(self, number: int, error: Exception) -> None:
+        self._on_end(number, Outcome("failed", str(error)))
 
 
-def thinned(image: Image) -> Image:
-    """The image itself, or of a large one every few planes and pixels.
+def subsample(image: Image) -> Image:
+    """Return the image, or a subsample of a large image.
 
-    Its grey values, channels and scale.
+    The subsample has the same channels and scale.
     """
     planes, side = (
         image.size("T") * image.size("Z"),
         max(image.size("Y"), image.size("X")),
     )
-    if planes * image.size("Y") * image.size("X") * image.channels <= SAMPLED:
+    if planes * image.size("Y") * image.size("X") * image.channels <= MAX_PIXELS:
         return image
     steps = {
         "Z": ceil(planes / 8),
@@ -135,12 +135,12 @@ def thinned(image: Image) -> Image:
         "Y": ceil(side / 1024),
         "X": ceil(side / 1024),
     }
-    parts = tuple(slice(None, None, steps.get(axis, 1)) for axis in image.axes)
-    return replace(image, data=np.asarray(image.data[parts]), source=None)
+    index = tuple(slice(None, None, steps.get(axis, 1)) for axis in image.axes)
+    return replace(image, data=np.asarray(image.data[index]), source=None)
 
 
 class ModelChoice(QWidget):
-    """The list of recent runs, a button for a file, and what the chosen model is."""
+    """List of recent runs, button for a file, and facts about the chosen model."""
 
     changed = Signal()
 
@@ -151,11 +151,13 @@ class ModelChoice(QWidget):
         self.problem = ""
         self.spec: dict[str, Any] | None = None
         """`ModelSpec` of the model as plain data; None until the worker has read it."""
-        self._picked = False  # by hand: a training that goes on does not take it away
+        self._is_manual = (
+            False  # chosen by the user; a running training does not change it
+        )
         self._announced: Path | None = None
-        self._subject: tuple[ImageLayer | None, Image | None] = (None, None)
-        self._question = ModelQuestion(session, self)
-        self._question.answered.connect(self._show_answer)
+        self._layer_and_image: tuple[ImageLayer | None, Image | None] = (None, None)
+        self._info_request = ModelInfoRequest(session, self)
+        self._info_request.received.connect(self._show_info)
         self.runs = RunList()
         self.runs.set_folder(session.settings.runs)
         self.name = QElidingLabel()
@@ -173,34 +175,34 @@ class ModelChoice(QWidget):
             label.setWordWrap(True)
             label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.fit.setTextFormat(Qt.TextFormat.PlainText)
-        self._lay_out()
+        self._build()
         self.open_button.changed.connect(lambda _: self._open_file())
-        self.runs.chosen.connect(self._pick)
+        self.runs.chosen.connect(self._on_pick)
         session.model_ready.connect(self._announce)
         session.runs_changed.connect(self.runs.refresh)
         if session.latest_model is not None:
             self._announce(session.latest_model)
         else:
-            self._ask()
+            self._request_info()
 
     def choose(self, path: Path) -> None:
-        """Take this model: a file, or a run folder."""
+        """Choose a model, as a file or a run folder."""
         self.path, self.spec = path, None
         self.runs.select(path)
-        self._ask()
+        self._request_info()
 
     def set_image(self, layer: ImageLayer | None, image: Image | None) -> None:
-        """Tell what is to be predicted, for the question whether it fits."""
-        old_layer, old = self._subject
-        self._subject = (layer, image)
-        if layer is not old_layer or _facts(image) != _facts(old):
-            self._ask()
+        """Set the image, to check whether it fits the model."""
+        old_layer, old = self._layer_and_image
+        self._layer_and_image = (layer, image)
+        if layer is not old_layer or _image_key(image) != _image_key(old):
+            self._request_info()
 
     def leave(self) -> None:
-        """The dock is going."""
-        self._question.forget()
+        """Cancel requests, when the viewer closes."""
+        self._info_request.cancel()
 
-    def _lay_out(self) -> None:
+    def _build(self) -> None:
         rows, row, below = QVBoxLayout(self), QHBoxLayout(), QHBoxLayout()
         rows.setContentsMargins(0, 0, 0, 0)
         rows.setSpacing(3)
@@ -214,17 +216,17 @@ class ModelChoice(QWidget):
         rows.addWidget(self.text)
         rows.addWidget(self.fit)
 
-    def _pick(self, path: object) -> None:
-        self._picked = True
+    def _on_pick(self, path: object) -> None:
+        self._is_manual = True
         self.choose(Path(str(path)))
 
     def _announce(self, run: object) -> None:
         path = Path(str(run))
         is_repeated = path == self._announced
         self._announced = path
-        if is_repeated and self._picked and path != self.path:
+        if is_repeated and self._is_manual and path != self.path:
             return
-        self._picked = False
+        self._is_manual = False
         self.choose(path)
 
     def _open_file(self) -> None:
@@ -236,10 +238,10 @@ class ModelChoice(QWidget):
             file = Path(path)
             run = RunFolder(file.parent)
             inside = run.exists and file == run.model_path
-            self._pick(file.parent if inside or file.name == CROSSVAL_FILE else file)
+            self._on_pick(file.parent if inside or file.name == CROSSVAL_FILE else file)
 
-    def _ask(self) -> None:
-        self._question.forget()
+    def _request_info(self) -> None:
+        self._info_request.cancel()
         self.fit.hide()
         self.text.setVisible(self.path is not None)
         if self.path is None:
@@ -256,26 +258,26 @@ class ModelChoice(QWidget):
                 else f"{self.path.parent.name}/{self.path.name}"
             )
             self.name.setToolTip(str(self.path))
-            self.text.setText("Looking at the model ...")
-            self._question.ask(self.path, *self._subject)
+            self.text.setText("Reading the model ...")
+            self._info_request.request(self.path, *self._layer_and_image)
         self.changed.emit()
 
-    def _show_answer(self, outcome: Outcome) -> None:
+    def _show_info(self, outcome: Outcome) -> None:
         if outcome.status != "finished":
-            # A worker that died says nothing about the model: the next order starts
-            # another one.
+            # The crash of a worker is no problem of the model; the next request starts
+            # a new worker.
             self.problem = outcome.text if outcome.status == "failed" else ""
             self.text.setText(escape(outcome.text))
         elif not isinstance(outcome.result, ModelInfo):
             self.problem = (
-                f"{self.path} is an image, no model: open a .safetensors file or a run"
-                " folder."
+                f"{self.path} is an image, not a model: open a .safetensors file or a"
+                " run folder."
             )
             self.text.setText(escape(self.problem))
         else:
             self.spec = outcome.result.spec
             self.text.setText(
-                f"{_class_words(outcome.result)}<br>{escape(_facts_words(outcome.result))}"
+                f"{_describe_classes(outcome.result)}<br>{escape(_describe_facts(outcome.result))}"
             )
             self._show_fit(outcome.result)
         self.changed.emit()
@@ -283,8 +285,12 @@ class ModelChoice(QWidget):
     def _show_fit(self, result: ModelInfo) -> None:
         if result.fits is None:
             return
-        name = self._subject[1].name if self._subject[1] is not None else ""
-        lines = [_without(name, str(line)) for line in result.fit]
+        name = (
+            self._layer_and_image[1].name
+            if self._layer_and_image[1] is not None
+            else ""
+        )
+        lines = [_without_name(name, str(line)) for line in result.fit]
         scaling = _SCALING.get(result.spec["normalization"]["kind"], "")
         if not result.fits:
             self.problem = " ".join(lines)
@@ -299,8 +305,8 @@ class ModelChoice(QWidget):
         self.fit.show()
 
 
-def _facts(image: Image | None) -> object:
-    """Key of a reply: everything that the reply depends on."""
+def _image_key(image: Image | None) -> object:
+    """Return a key of the image that determines the result."""
     return (
         None
         if image is None
@@ -308,8 +314,8 @@ def _facts(image: Image | None) -> object:
     )
 
 
-def _class_words(result: ModelInfo) -> str:
-    """Rich text: a square of each class's colour, and its name."""
+def _describe_classes(result: ModelInfo) -> str:
+    """Return rich text with colour and name of each class."""
     squares = (
         f'<span style="color:{escape(row["color"])}">■</span>' for row in result.classes
     )
@@ -319,10 +325,10 @@ def _class_words(result: ModelInfo) -> str:
     )
 
 
-def _facts_words(result: ModelInfo) -> str:
-    """``Recipe unet-resnet34, 30 epochs, mean IoU 0.872, trained 2026-11-21 14:05``.
+def _describe_facts(result: ModelInfo) -> str:
+    """Describe a model: ``Recipe unet-ct, 30 epochs, mean IoU 0.872, trained DATE``.
 
-    Of a cross-validation how many models it is, and the mean of their scores.
+    For a cross-validation, it has the number of models and the mean of their scores.
     """
     epochs, score, group = (
         result.epochs,
@@ -352,7 +358,7 @@ def _facts_words(result: ModelInfo) -> str:
     return ", ".join(facts)
 
 
-def _without(name: str, line: str) -> str:
-    """A line of the engine without the image's name before it, which stands above."""
+def _without_name(name: str, line: str) -> str:
+    """Remove the name of the image from the start of a message."""
     text = line.removeprefix(f"{name}: ")
     return text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""Predicted layers of the viewer: their origin, later edits, and companion layers."""
+"""Predicted layers of the viewer: origin, edits, and companion layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from napari_strata.widgets.layers.live import PREDICTED
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of predicted labels: equal origins give equal labels."""
+    """Origin of predicted labels; equal origins give equal labels."""
 
     layer: ReferenceType[ImageLayer]
     data: int
@@ -32,7 +32,7 @@ class Origin:
 
     @classmethod
     def of(cls, layer: ImageLayer, image: Image, model: Path) -> Origin:
-        """Describe an image and a model file or run folder in their present state."""
+        """Return the origin for the current state of an image and a model."""
         file = RunFolder(model).model_path if model.is_dir() else model
         changed = file.stat().st_mtime_ns if file.is_file() else 0
         return cls(
@@ -40,32 +40,32 @@ class Origin:
         )
 
 
-class Made:
-    """A labels layer that a prediction made, over the array at `path`."""
+class PredictedLabels:
+    """Predicted labels layer, whose array is in the file `path`."""
 
     def __init__(self, path: Path, origin: Origin) -> None:
         self.path, self.origin = path, origin
         self.edited = False
         self._layer: ReferenceType[LabelsLayer] | None = None
         self._data: int | None = None
-        self._beside: dict[str, ReferenceType[ImageLayer]] = {}
+        self._companions: dict[str, ReferenceType[ImageLayer]] = {}
 
     def layer(self) -> LabelsLayer | None:
-        """The layer, if it still exists."""
+        """Return the layer if it still exists."""
         return self._layer() if self._layer is not None else None
 
     def adopt(self, layer: LabelsLayer) -> None:
-        """This is the layer that is being filled."""
+        """Set the layer that is being filled."""
         self._data = None
         if layer is self.layer():
             return
         self._layer = ref(layer)
-        _MADE[layer] = self
+        _PREDICTIONS[layer] = self
         for name in ("paint", "labels_update"):
-            getattr(layer.events, name).connect(self._mark)
+            getattr(layer.events, name).connect(self._on_edit)
 
     def settle(self) -> None:
-        """Take the present pixels as predicted; every later change is the user's."""
+        """Declare the prediction complete; later changes are edits of the user."""
         layer = self.layer()
         self._data = None if layer is None else id(layer.data)
 
@@ -79,21 +79,19 @@ class Made:
             and self.path.is_file()
         )
 
-    def put(self, viewer: ViewerModel, name: str, data: Any) -> bool:
-        """An image of 0 to 1 that belongs to the labels, hidden, under them.
+    def add_image(self, viewer: ViewerModel, name: str, data: Any) -> bool:
+        """Add a hidden image layer from 0 to 1 below the labels, or update it.
 
-        The one of that name before is renewed.
-
-        False when the labels are gone.
+        Returns False if the labels do not exist any more.
         """
         labels, layers = self.layer(), viewer.layers
         if labels is None or labels not in layers:
             return False
-        existing = self._beside.get(name, lambda: None)()
+        existing = self._companions.get(name, lambda: None)()
         if existing is not None and existing in layers:
             existing.data = data
             return True
-        placed = {
+        transform = {
             key: getattr(labels, key)
             for key in ("scale", "translate", "rotate", "shear", "affine", "units")
         }
@@ -103,53 +101,55 @@ class Made:
             contrast_limits=(0, 1),
             visible=False,
             axis_labels=labels.axis_labels,
-            **placed,
+            **transform,
         )
         layer.metadata[PREDICTED] = True
         selected, active = set(layers.selection), layers.selection.active
         layers.insert(layers.index(labels), layer)
-        layers.selection = (
-            selected  # a new layer takes the selection, and the docks would follow it
-        )
+        # A new layer is selected, and the docks would choose it.
+        layers.selection = selected
         if active is not None:
             layers.selection.active = active
-        self._beside[name] = ref(layer)
+        self._companions[name] = ref(layer)
         return True
 
-    def _mark(self, _event: object = None) -> None:
+    def _on_edit(self, _event: object = None) -> None:
         self.edited = True
 
 
-_MADE: WeakKeyDictionary[LabelsLayer, Made] = WeakKeyDictionary()
+_PREDICTIONS: WeakKeyDictionary[LabelsLayer, PredictedLabels] = WeakKeyDictionary()
 
 
-def find(viewer: ViewerModel, origin: Origin) -> Made | None:
-    """Find an earlier result of the same origin in this viewer that can take more
-    planes.
-    """
-    for made in reversed(list(_MADE.values())):
+def find(viewer: ViewerModel, origin: Origin) -> PredictedLabels | None:
+    """Find an unedited layer of the same origin in this viewer."""
+    for prediction in reversed(list(_PREDICTIONS.values())):
         if (
-            made.origin == origin
-            and made.is_untouched()
-            and made.layer() in viewer.layers
+            prediction.origin == origin
+            and prediction.is_untouched()
+            and prediction.layer() in viewer.layers
         ):
-            return made
+            return prediction
     return None
 
 
 def newest(viewer: ViewerModel) -> LabelsLayer | None:
-    """Return the labels to save: selected ones, else the newest prediction."""
-    made_layers = [layer for layer in list(_MADE) if layer in viewer.layers]
-    selected = [layer for layer in made_layers if layer in viewer.layers.selection]
+    """Return the predicted labels to save: the selected, or the newest ones."""
+    predicted_layers = [layer for layer in list(_PREDICTIONS) if layer in viewer.layers]
+    selected = [layer for layer in predicted_layers if layer in viewer.layers.selection]
     return (
-        selected[0] if len(selected) == 1 else made_layers[-1] if made_layers else None
+        selected[0]
+        if len(selected) == 1
+        else predicted_layers[-1]
+        if predicted_layers
+        else None
     )
 
 
 @dataclass(frozen=True)
-class Chances:
-    """Probabilities on disk, with axes T and Z (as `letters`, those of the labels, have
-    them), C, Y, X.
+class ProbabilityFile:
+    """File of probabilities with the axes T and Z (if the labels have them), C, Y, X.
+
+    `letters` are the axes of the labels.
     """
 
     path: Path
@@ -157,31 +157,34 @@ class Chances:
     classes: tuple[str, ...]
 
     def layers(self, image: str) -> Iterator[tuple[str, Any]]:
-        """Name and array of each class, in the axes of the labels.
+        """Iterate over name and array of each class, in the axes of the labels.
 
-        Read from disk as they are looked at.
+        The arrays are read from the file when they are shown.
         """
-        chances = np.lib.format.open_memmap(self.path, mode="r")
+        probabilities = np.lib.format.open_memmap(self.path, mode="r")
         for number, name in enumerate(self.classes):
             yield (
                 f"p({name}) {image}",
-                axes.from_canonical(chances[..., number, :, :], self.letters),
+                axes.from_canonical(probabilities[..., number, :, :], self.letters),
             )
 
     def confidence(self, cancelled: Callable[[], bool]) -> Any:
-        """The highest probability of each pixel, float16, in the axes of the labels.
+        """Compute the highest probability of each pixel, in the axes of the labels.
 
-        None when cancelled.
+        Returns
+        -------
+        Any
+            float16 array, or None if `cancelled` returned True.
         """
-        chances = np.lib.format.open_memmap(self.path, mode="r")
-        shape = chances.shape[:-3] + chances.shape[-2:]
+        probabilities = np.lib.format.open_memmap(self.path, mode="r")
+        shape = probabilities.shape[:-3] + probabilities.shape[-2:]
         path = self.path.with_name(
             self.path.name.replace("_probabilities", "_confidence")
         )
-        path.unlink(missing_ok=True)  # who has the one before mapped keeps it
+        path.unlink(missing_ok=True)  # processes that have mapped the old file keep it
         best = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
         for index in np.ndindex(*shape[:-2]):
             if cancelled():
                 return None
-            best[index] = chances[index].max(axis=0)
+            best[index] = probabilities[index].max(axis=0)
         return axes.from_canonical(best, self.letters)

@@ -1,8 +1,8 @@
 """A running prediction, from the image file for the worker to the finished layers.
 
-A second prediction of the same image with the same model goes into the same layer, so
-that plane after plane can be predicted; a layer that was edited, or made by another
-model, is never touched: the new labels get a layer of their own.
+A second prediction of the same image with the same model is written to the same layer,
+so that planes can be predicted one by one. A layer that was edited, or predicted by
+another model, is not changed; the new labels get a new layer.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PredictionOptions:
     Parameters
     ----------
     region
-        Area to predict, as in a PredictJob. None: the whole image.
+        Area to predict, as in a PredictJob; None for the whole image.
     probabilities, confidence
         Layers to add at the end.
     tta, ortho
@@ -64,19 +64,19 @@ class PredictionOptions:
 
 
 class LivePrediction(QObject):
-    """One prediction of one image layer.
+    """Prediction of an image layer.
 
-    `start` it; `ended` comes exactly once, when every layer is in place.
-
-    The outcome's text says for people how far it came. Goes on when the image layer is
-    deleted; stops when the labels layer is.
+    Call `start`; `ended` is emitted exactly once, when all layers exist. The text of
+    the outcome describes the result for the user. The prediction continues if the image
+    layer is deleted, and stops if the labels layer is deleted.
     """
 
-    progress = Signal(
-        int, int
-    )  # planes done, planes in all; 0 of 0 while that is not known
-    message = Signal(str, str)  # text, level
-    ended = Signal(object)  # Outcome
+    progress = Signal(int, int)
+    """Number of finished planes and of all planes; 0 and 0 if unknown."""
+    message = Signal(str, str)
+    """Text and level."""
+    ended = Signal(object)
+    """Outcome."""
 
     def __init__(
         self,
@@ -89,37 +89,37 @@ class LivePrediction(QObject):
     ) -> None:
         super().__init__(session)
         self.labels_layer: LabelsLayer | None = None
-        self.words = "Getting the image ready ..."
-        self.added: list[str] = []  # names of the layers beside the labels
-        self._begun = 0.0
+        self.status_text = "Preparing the image ..."
+        self.added: list[str] = []  # names of the layers besides the labels
+        self._start_time = 0.0
         self._session, self._layer, self._image = session, layer, image
         self._model, self._options = model, options
         self._live = LiveLabels(session.viewer, self)
-        self._live.settled.connect(self._settled)
+        self._live.settled.connect(self._on_settled)
         self._handle: JobHandle | None = None
-        self._made: results.Made | None = None
+        self._result: results.PredictedLabels | None = None
         self._target: TargetOpened | None = None
         self._outcome: Outcome | None = None
-        self._again = False  # into a layer that was there
-        self._stopped = self._over = False
-        self._done = self._total = 0
+        self._is_refill = False  # the labels go into an existing layer
+        self._stopped = self._has_ended = False
+        self._planes_done = self._total = 0
         self._seconds = 0.0
 
     def start(self) -> None:
-        """Write the image in a thread, if no file holds it, and give the order."""
+        """Write the image in a thread if it has no file, and send the request."""
         session, layer, image, model = (
             self._session,
             self._layer,
             self._image,
             self._model,
         )
-        session.closing.connect(self._leave)
-        session.viewer.layers.events.removed.connect(self._removed)
+        session.closing.connect(self._on_closing)
+        session.viewer.layers.events.removed.connect(self._on_removed)
         self.progress.emit(0, 0)
         try:
             scratch = session.scratch()
         except StrataError as error:
-            self._refuse(error)
+            self._fail(error)
             return
 
         def prepare() -> tuple[Layer, results.Origin]:
@@ -129,17 +129,17 @@ class LivePrediction(QObject):
 
         threads.run(
             prepare,
-            lambda found: self._submit(scratch, *found),
-            self._refuse,
+            lambda prepared: self._submit(scratch, *prepared),
+            self._fail,
             owner=self,
         )
 
     def stop(self) -> None:
-        """Stop within a second; planes that are done stay."""
+        """Stop within a second; finished planes are kept."""
         self._stopped = True
         if self._handle is not None and self._handle.outcome is None:
-            self.words = "Stopping ..."
-            self.progress.emit(self._done, self._total)
+            self.status_text = "Stopping ..."
+            self.progress.emit(self._planes_done, self._total)
             self._handle.stop()
 
     # ------------------------------------------------------------------ the job
@@ -150,40 +150,40 @@ class LivePrediction(QObject):
             return
         options, session = self._options, self._session
         earlier = results.find(session.viewer, origin)
-        self._made = earlier or results.Made(
-            _free(scratch, slug(self._image.name)), origin
+        self._result = earlier or results.PredictedLabels(
+            _unused_path(scratch, slug(self._image.name)), origin
         )
-        self._again = earlier is not None
+        self._is_refill = earlier is not None
         if earlier is not None:
             self._live.layer = earlier.layer()
             self.message.emit(
-                f"The labels go into {earlier.layer()}, made with the same model.",
+                f"The labels go into {earlier.layer()}, predicted with the same model.",
                 "info",
             )
         request = PredictJob(
             job=session.client.new_id(),
             model=str(self._model),
-            out=str(self._made.path),
+            out=str(self._result.path),
             image=source,
             probabilities=options.probabilities or options.confidence,
             tta=options.tta,
             ortho=options.ortho,
-            # What is in the layer stays until the plane is predicted again, also when
-            # that is stopped half-way.
+            # The region keeps the labels in an existing layer until their plane is
+            # predicted again.
             region=options.region
-            or ({"Y": (0, self._image.size("Y"))} if self._again else None),
+            or ({"Y": (0, self._image.size("Y"))} if self._is_refill else None),
             overwrite=True,
             device=session.settings.device,
         )
-        self.words = "Loading the model ..."
+        self.status_text = "Loading the model ..."
         self.progress.emit(0, 0)
         self._handle = session.submit(request)
-        self._handle.replied.connect(self._take)
+        self._handle.replied.connect(self._on_event)
         self._handle.ended.connect(self._job_ended)
         session.register_task(f"segmenting {self._image.name}", self._handle)
 
-    def _take(self, event: object) -> None:
-        """Follow one event; events without news for people are ignored."""
+    def _on_event(self, event: object) -> None:
+        """Handle an event; those without information for the user are ignored."""
         match event:
             case JobQueued():
                 self._show_queued(event)
@@ -199,7 +199,7 @@ class LivePrediction(QObject):
                 self._seconds = event.seconds
 
     def _show_queued(self, event: JobQueued) -> None:
-        self.words = "Waiting for the job before it ..."
+        self.status_text = "Waiting for an earlier job ..."
         self.progress.emit(0, 0)
 
     def _show_message(self, event: Message) -> None:
@@ -213,26 +213,32 @@ class LivePrediction(QObject):
             self.labels_layer = self._live.open(event, self._image, under, name=name)
         except (OSError, ValueError) as error:
             self.message.emit(
-                f"The labels cannot be shown ({error}): is the folder of runs on a"
-                " shared disk?",
+                f"The labels cannot be shown ({error}): the folder of runs must be on a"
+                " disk that viewer and worker share.",
                 "error",
             )
             self.stop()
             return
         self._target = event
-        assert self._made is not None
-        self._made.adopt(self.labels_layer)
+        assert self._result is not None
+        self._result.adopt(self.labels_layer)
 
     def _show_start(self, event: PredictionStarted) -> None:
         self._total = event.regions
-        self._begun = perf_counter()
-        self.words = f"The first of {_planes(event.regions)}, on {event.device}"
+        self._start_time = perf_counter()
+        self.status_text = (
+            f"Predicting the first of {_planes(event.regions)}, on {event.device}"
+        )
         self.progress.emit(0, event.regions)
 
     def _show_region(self, event: RegionEnd) -> None:
-        self._done, self._total = event.done, event.regions
+        self._planes_done, self._total = event.done, event.regions
         self._live.region_done(event.region)
-        left = (perf_counter() - self._begun) / self._done * (self._total - self._done)
+        left = (
+            (perf_counter() - self._start_time)
+            / self._planes_done
+            * (self._total - self._planes_done)
+        )
         about = (
             "a few seconds left"
             if left < 5
@@ -241,85 +247,89 @@ class LivePrediction(QObject):
             )
         )
         if not self._stopped:
-            self.words = f"{self._done} of {_planes(self._total)}"
-            if self._done < self._total:
-                self.words += f", {about}"
-        self.progress.emit(self._done, self._total)
+            self.status_text = f"{self._planes_done} of {_planes(self._total)}"
+            if self._planes_done < self._total:
+                self.status_text += f", {about}"
+        self.progress.emit(self._planes_done, self._total)
 
     def _job_ended(self, outcome: Outcome) -> None:
-        if self._over:
+        if self._has_ended:
             return
         self._outcome = outcome
         self._live.place()
         layer, layers = self.labels_layer, self._session.viewer.layers
         if layer is None or layer not in layers:
             self._end(outcome)
-        elif self._done == 0 and not self._again and outcome.status != "finished":
-            layers.remove(layer)  # there is nothing in it
+        elif (
+            self._planes_done == 0
+            and not self._is_refill
+            and outcome.status != "finished"
+        ):
+            layers.remove(layer)  # it is empty
             self.labels_layer = None
             self._end(outcome)
         else:
-            self.words = "Finishing ..."
-            self.progress.emit(self._done, self._total)
+            self.status_text = "Finishing ..."
+            self.progress.emit(self._planes_done, self._total)
             self._live.finish()
 
-    # ---- the layers at the end
+    # ---- Layers at the end
 
-    def _settled(self) -> None:
-        """The labels are the viewer's own."""
+    def _on_settled(self) -> None:
+        """Add companion layers when the labels are complete."""
         assert self._outcome is not None
-        if self._over:
+        if self._has_ended:
             return
-        made, target, layer = self._made, self._target, self.labels_layer
-        assert made is not None
+        prediction, target, layer = self._result, self._target, self.labels_layer
+        assert prediction is not None
         if layer is None or layer not in self._session.viewer.layers or target is None:
             self._end(self._outcome)
             return
-        made.settle()
-        if not target.probabilities or not self._done:
+        prediction.settle()
+        if not target.probabilities or not self._planes_done:
             self._end(self._outcome)
             return
         names = class_map(target.classes).names
         path = Path(target.probabilities)
-        chances = results.Chances(path, target.axes, names)
+        probabilities = results.ProbabilityFile(path, target.axes, names)
         if self._options.probabilities:
-            for name, data in chances.layers(self._image.name):
-                self._put(name, data)
+            for name, data in probabilities.layers(self._image.name):
+                self._add_layer(name, data)
         if not self._options.confidence:
             self._end(self._outcome)
             return
-        self.words = "Working out the confidence ..."
+        self.status_text = "Computing the confidence ..."
         self.progress.emit(0, 0)
         threads.run(
-            lambda: chances.confidence(lambda: self._stopped or self._over),
-            self._confident,
-            self._refuse,
+            lambda: probabilities.confidence(lambda: self._stopped or self._has_ended),
+            self._on_confidence,
+            self._fail,
             owner=self,
         )
 
-    def _confident(self, data: Any) -> None:
-        if self._over:
+    def _on_confidence(self, data: Any) -> None:
+        if self._has_ended:
             return
         if data is not None:
-            self._put(f"confidence {self._image.name}", data)
+            self._add_layer(f"confidence {self._image.name}", data)
         assert self._outcome is not None
         self._end(self._outcome)
 
-    def _put(self, name: str, data: Any) -> None:
-        assert self._made is not None
-        if self._made.put(self._session.viewer, name, data):
+    def _add_layer(self, name: str, data: Any) -> None:
+        assert self._result is not None
+        if self._result.add_image(self._session.viewer, name, data):
             self.added.append(name)
 
     # ------------------------------------------------------------------ the end
 
-    def _removed(self, event: Any) -> None:
-        # Looked at once the list is at rest: the layer may only be moved.
+    def _on_removed(self, event: Any) -> None:
+        # Checked after all events, because the layer may only be moved.
         if event.value in (self.labels_layer, self._layer):
             QTimer.singleShot(0, self._check_removed)
 
     def _check_removed(self) -> None:
         layers = self._session.viewer.layers
-        if self._over or self._outcome is not None or self._stopped:
+        if self._has_ended or self._outcome is not None or self._stopped:
             return
         self._live.place()
         if self.labels_layer is not None and self.labels_layer not in layers:
@@ -329,30 +339,30 @@ class LivePrediction(QObject):
             self.stop()
         elif self._layer not in layers:
             self.message.emit(
-                f"{self._image.name} was deleted; its prediction goes on.", "info"
+                f"{self._image.name} was deleted; its prediction continues.", "info"
             )
 
-    def _leave(self) -> None:
-        """The viewer closes: touch no layer any more."""
+    def _on_closing(self) -> None:
+        """End without changing layers, because the viewer closes."""
         self._stopped = True
         self._live.leave()
         self._end(Outcome("stopped", "napari was closed."))
 
-    def _refuse(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         self._end(Outcome("failed", str(error)))
 
     def _end(self, outcome: Outcome) -> None:
-        if self._over:
+        if self._has_ended:
             return
-        self._over = True
-        self._session.closing.disconnect(self._leave)
-        self._session.viewer.layers.events.removed.disconnect(self._removed)
+        self._has_ended = True
+        self._session.closing.disconnect(self._on_closing)
+        self._session.viewer.layers.events.removed.disconnect(self._on_removed)
         self.ended.emit(replace(outcome, text=self._summary(outcome)))
 
     def _summary(self, outcome: Outcome) -> str:
         """Describe the progress and the reason of the end."""
         done = (
-            f"{self._done} of {_planes(self._total)}"
+            f"{self._planes_done} of {_planes(self._total)}"
             f" {'is' if self._total == 1 else 'are'} done"
         )
         is_visible = (
@@ -365,9 +375,9 @@ class LivePrediction(QObject):
             spent = (
                 f" in {format_duration(self._seconds)}" if self._seconds >= 0.1 else ""
             )
-            return (
-                f"{self.labels_layer}: {_planes(self._done)}{spent}{_shares(outcome)}."
-            )
+            planes = _planes(self._planes_done)
+            pixels = _describe_pixels(outcome)
+            return f"{self.labels_layer}: {planes}{spent}{pixels}."
         text = outcome.text or ("Stopped." if outcome.status == "stopped" else "")
         if is_visible and self._total:
             return (
@@ -381,20 +391,20 @@ class LivePrediction(QObject):
 def _origin(
     layer: ImageLayer, image: Image, model: Path, options: PredictionOptions
 ) -> results.Origin:
-    """Describe the origin of the labels, including the kind of averaging."""
+    """Return the origin of the labels, including the kind of averaging."""
     origin = results.Origin.of(layer, image, model)
     folds = model.glob(f"*/{MODEL_FILE}") if CrossvalFolder(model).exists else ()
     changed = max((file.stat().st_mtime_ns for file in folds), default=origin.changed)
-    parts = [
+    descriptions = [
         origin.model,
         *(["turned"] if options.tta else []),
         *(["three directions"] if options.ortho else []),
     ]
-    return replace(origin, model=", ".join(parts), changed=changed)
+    return replace(origin, model=", ".join(descriptions), changed=changed)
 
 
-def _shares(outcome: Outcome) -> str:
-    """``; pore 12.3 %, quartz 87.7 %``: of the pixels that were predicted."""
+def _describe_pixels(outcome: Outcome) -> str:
+    """Describe the predicted pixels as ``; pore 12.3 %, quartz 87.7 %``."""
     result = outcome.result
     pixels = result.pixels if isinstance(result, PredictResult) else {}
     total = sum(pixels.values())
@@ -412,8 +422,8 @@ def _planes(count: int) -> str:
     return f"{count} plane{'' if count == 1 else 's'}"
 
 
-def _free(folder: Path, name: str) -> Path:
-    """``<folder>/<name>-<n>.npy``, not used so far."""
+def _unused_path(folder: Path, name: str) -> Path:
+    """Return a path ``<folder>/<name>-<n>.npy`` that does not exist."""
     number = 1
     while (path := folder / f"{name}-{number}.npy").exists():
         number += 1

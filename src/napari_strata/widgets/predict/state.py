@@ -1,4 +1,4 @@
-"""Decisions of the Predict dock, without Qt: what can be pressed, and why not."""
+"""Decisions of the Predict dock, without Qt: enabled buttons and reasons."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from napari_strata.widgets.parts.control import Control
 
 @dataclass(frozen=True)
 class PredictState:
-    """Everything that the buttons of the Predict dock depend on.
+    """State of the Predict dock that determines its buttons.
 
     Parameters
     ----------
     problem
-        Reason why this image, model and area cannot be predicted. Empty: they can.
+        Reason why image, model and area cannot be used; empty if they can.
     is_running, is_saving
         True while a prediction runs, and while labels are written to a file.
     labels_name
-        Name of the newest predicted labels layer. None: there is none.
+        Name of the newest predicted labels layer, or None.
     """
 
     problem: str = ""
@@ -37,7 +37,7 @@ class PredictView:
 
 
 def resolve(state: PredictState) -> PredictView:
-    """Decide what can be pressed in the Predict dock."""
+    """Decide which buttons of the Predict dock are enabled."""
     busy = ""
     if state.is_running:
         busy = "A prediction is running: wait for it, or stop it."
@@ -52,7 +52,7 @@ def resolve(state: PredictState) -> PredictView:
             why_not=busy or state.problem,
         ),
         stop=Control(
-            purpose="Stop; planes that are done stay.",
+            purpose="Stop; finished planes are kept.",
             why_not="" if state.is_running else "Nothing is running.",
         ),
         save=Control(

@@ -245,7 +245,7 @@ class ClassTable(QWidget):
     def _add_colors(self, layer: LabelsLayer, values: list[int]) -> None:
         """Add colours for values that would be invisible."""
         if self._label_classes.objects or not (
-            new := label_classes.unseen(layer, values)
+            new := label_classes.invisible_values(layer, values)
         ):
             return
         used_colors = {
@@ -254,7 +254,7 @@ class ClassTable(QWidget):
         colors: dict[int, str] = {}
         for value in new:
             old_color = self._label_classes.colors.get(value)
-            colors[value] = old_color or label_classes.free_color(
+            colors[value] = old_color or label_classes.unused_color(
                 used_colors | set(colors.values())
             )
         label_classes.set_colors(layer, colors, self._values())

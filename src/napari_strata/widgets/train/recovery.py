@@ -17,7 +17,7 @@ from napari_strata.core.image import LabelImage
 from napari_strata.core.runs import RunFolder
 from napari_strata.io import read_labels
 from napari_strata.plugin import labels_layer
-from napari_strata.widgets.layers.autosave import Kept, kept
+from napari_strata.widgets.layers.autosave import Draft, find_drafts
 from napari_strata.widgets.parts.dock import Dock
 from napari_strata.widgets.parts.recent import RunSummary, last_events, list_runs
 from napari_strata.widgets.session import ViewerSession
@@ -45,7 +45,7 @@ class Recovery(QWidget):
         self._timer.setInterval(2000)
         runs = session.settings.runs
         threads.run(
-            lambda: (kept(runs), _running(runs)), self._show, _ignore, owner=self
+            lambda: (find_drafts(runs), _running(runs)), self._show, _ignore, owner=self
         )
 
     def buttons(self) -> list[QPushButton]:
@@ -60,7 +60,7 @@ class Recovery(QWidget):
         """Stop to read the run folder."""
         self._timer.stop()
 
-    def _show(self, offers: tuple[list[Kept], list[RunSummary]]) -> None:
+    def _show(self, offers: tuple[list[Draft], list[RunSummary]]) -> None:
         drafts, runs = offers
         for draft in drafts[:LISTED_ITEMS]:
             self._offer(
@@ -90,7 +90,7 @@ class Recovery(QWidget):
         self._rows.addWidget(row)
         self.show()
 
-    def _open(self, draft: Kept) -> None:
+    def _open(self, draft: Draft) -> None:
         threads.run(
             lambda: read_labels(draft.path),
             lambda labels: self._add(labels, draft),
@@ -100,12 +100,12 @@ class Recovery(QWidget):
             owner=self,
         )
 
-    def _add(self, labels: LabelImage, draft: Kept) -> None:
+    def _add(self, labels: LabelImage, draft: Draft) -> None:
         data, attributes, _ = labels_layer(labels)
         self._session.viewer.add_layer(
             LabelsLayer(data, **attributes | {"name": draft.layer})
         )
-        draft.take_over()
+        draft.mark_open()
         self._dock.notice.show_message(
             f'"{draft.layer}" is restored; save it, or continue to paint.'
         )
