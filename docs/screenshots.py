@@ -134,7 +134,9 @@ def check_computer(dock: Any) -> Any:
     press(dock, "Check this computer")
     dialog = dock.findChild(DoctorDialog)
     wait(
-        90, lambda: dialog.summary.text() != "Checking ...", "the checks of the computer"
+        90,
+        lambda: dialog.summary.text() != "Checking ...",
+        "the checks of the computer",
     )
     dialog.resize(760, 300)
     wait(0.3)
@@ -205,7 +207,9 @@ def evaluate(viewer: Any, dock: Any, truth: Any) -> None:
         lambda: dock.written is not None and bool(dock.errors_button.enabled),
         "the scores",
     )
-    wait(60, lambda: bool(dock.scores.cases.words()), "the worst and the best planes")
+    wait(
+        60, lambda: bool(dock.scores.cases.describe()), "the worst and the best planes"
+    )
     press(dock, "Show errors as a layer")
     wait(60, lambda: len(viewer.layers) == 4, "the errors")
     for layer in viewer.layers[1:-1]:

@@ -120,7 +120,8 @@ def test_a_python_that_is_not_there(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     dialog.start(command=["x"], folder=Path("/tmp"))
     qtbot.waitUntil(
-        lambda: dialog.summary.text() == "The checks could not be started.", timeout=5000
+        lambda: dialog.summary.text() == "The checks could not be started.",
+        timeout=5000,
     )
     assert "/nowhere/python cannot be started" in dialog.checks[-1].text
 

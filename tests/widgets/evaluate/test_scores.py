@@ -89,7 +89,8 @@ def test_the_picture_says_each_square_in_words(view: ScoreView) -> None:
         == "2 pixels of pore were predicted as clay: 25.0\N{NO-BREAK SPACE}% of pore"
     )
     assert (
-        said(1, 0) == "1 pixel of clay was predicted as pore: 25.0\N{NO-BREAK SPACE}% of clay"
+        said(1, 0)
+        == "1 pixel of clay was predicted as pore: 25.0\N{NO-BREAK SPACE}% of clay"
     )
     assert (
         said(0, 0)
