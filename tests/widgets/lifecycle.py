@@ -1,4 +1,4 @@
-"""Open docks in a real viewer, use them, close the window and leave by exit status.
+"""Open docks in a real viewer, use them and close the window; the exit status is the result.
 
 Usage: ``python lifecycle.py RUNS {viewer,window} DOCK...``
 
@@ -30,7 +30,7 @@ from qtpy.QtWidgets import QApplication
 from napari_strata.widgets.layers.live import PREDICTED
 
 PATIENCE = 300
-"""Seconds to wait for a step of a busy computer."""
+"""Seconds to wait for a step, long enough for a busy computer."""
 TINY = {
     "network.kind": "unet",
     "network.widths": [4, 8],
@@ -89,7 +89,7 @@ USES = {"Train": train, "Predict": predict, "Evaluate": evaluate}
 
 
 def use_docks(runs: Path, end: str, names: list[str]) -> dict[str, weakref.ref[Any]]:
-    """Open, use and close a viewer; return weak references to what must be gone."""
+    """Open, use and close a viewer; return weak references to objects that must be deleted."""
     get_plugin_settings("napari-strata").work.runs = str(runs)
     viewer = napari.Viewer()
     viewer.open_sample("napari-strata", "sandstone")
@@ -129,14 +129,14 @@ def use_docks(runs: Path, end: str, names: list[str]) -> dict[str, weakref.ref[A
 
 
 def alive(references: dict[str, weakref.ref[Any]]) -> list[str]:
-    """Names of what is still there, after another look of the collector."""
+    """Return the names of objects that still exist after garbage collection."""
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     gc.collect()
     return [name for name, reference in references.items() if reference() is not None]
 
 
 def main(runs: str, end: str, *names: str) -> None:
-    """Do it all, and fail if something is left."""
+    """Run all steps, and fail if objects are left."""
     faulthandler.enable()
     references = use_docks(Path(runs), end, list(names))
     print("closed", flush=True)

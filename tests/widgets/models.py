@@ -1,4 +1,4 @@
-"""Tiny trained models for tests of the docks, made in a process of their own: torch stays out of the viewer's."""
+"""Tiny trained models for tests of the docks, trained in another process, because the viewer does not load torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from napari_strata.core.image import Image, LabelImage
 CLASSES = ClassMap(
     names=("grain", "pore"), values=(1, 2), colors=("#ddcc77", "#4477aa")
 )
-"""The classes of the models made here: pores are dark, grains are bright."""
+"""Classes of the models: pores are dark, grains are bright."""
 
 _SCRIPT = """
 import sys
@@ -68,7 +68,7 @@ def rock(
 
 
 def make_run(folder: Path, *, channels: int = 1) -> Path:
-    """A run folder below `folder` with a model of `CLASSES` for `rock`; trained once a session, in seconds."""
+    """Create a run folder with a model of `CLASSES` for `rock`, which is trained once in a test session."""
     made = _trained(channels)
     return Path(copytree(made, folder / f"2026-11-21-rock-{channels}"))
 
@@ -92,5 +92,5 @@ def _trained(channels: int) -> Path:
 
 @pytest.fixture
 def tiny_run(tmp_path: Path) -> Path:
-    """A fresh copy of a tiny run, of one channel; see `make_run`."""
+    """A copy of a tiny run with one channel; see `make_run`."""
     return make_run(tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""The demo opens with everything filled in, one click from training."""
+"""The demo opens with all docks filled in, ready to train."""
 
 from __future__ import annotations
 

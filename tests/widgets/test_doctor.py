@@ -1,4 +1,4 @@
-"""The doctor's dialog on the real checks' process, and on processes that go wrong."""
+"""The dialog with the real checks, and with processes that fail."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def dialog(qtbot: Any) -> DoctorDialog:
 
 
 def _python(dialog: DoctorDialog, code: str) -> None:
-    """Run `code` in place of the checks."""
+    """Run `code` instead of the checks."""
     dialog._process.start(sys.executable, ["-c", code])
 
 
 def _texts(dialog: DoctorDialog) -> list[str]:
-    """Every line of the dialog from top to bottom."""
+    """Return the lines of the dialog from top to bottom."""
     labels = [
         label
         for label in dialog.findChildren(QLabel)
@@ -44,7 +44,7 @@ def _texts(dialog: DoctorDialog) -> list[str]:
     ]
 
 
-def test_the_real_checks_come_in_and_are_copied(
+def test_the_real_checks_are_shown_and_copied(
     make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
 ) -> None:
     viewer = make_napari_viewer(show=True)
@@ -78,7 +78,7 @@ def test_the_real_checks_come_in_and_are_copied(
         qtbot.mouseClick(dialog.close_button, Qt.MouseButton.LeftButton)
 
 
-def test_lines_show_as_they_come(dialog: DoctorDialog, qtbot: Any) -> None:
+def test_checks_are_shown_when_they_finish(dialog: DoctorDialog, qtbot: Any) -> None:
     line = '{"name": "GPU", "status": "note", "text": "none", "cure": "buy one"}'
     _python(
         dialog,
@@ -103,7 +103,7 @@ def test_closing_ends_the_checks(dialog: DoctorDialog, qtbot: Any) -> None:
     assert dialog.checks == []
 
 
-def test_checks_that_die_say_so(dialog: DoctorDialog, qtbot: Any) -> None:
+def test_checks_that_crash_are_reported(dialog: DoctorDialog, qtbot: Any) -> None:
     _python(
         dialog,
         "import sys, os; print('torn apart', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)",
@@ -114,7 +114,7 @@ def test_checks_that_die_say_so(dialog: DoctorDialog, qtbot: Any) -> None:
     assert dialog.checks[0].text.endswith("status 9: torn apart")
 
 
-def test_a_python_that_is_not_there(
+def test_a_missing_python(
     dialog: DoctorDialog, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -145,7 +145,7 @@ def test_nothing_is_wider_than_a_narrow_dialog(
         assert right <= dialog.width(), label.text()
 
 
-def test_a_window_that_does_not_answer_is_a_problem(
+def test_a_window_without_opengl_is_a_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Canvas:

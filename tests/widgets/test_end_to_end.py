@@ -1,4 +1,4 @@
-"""The whole way by clicks: open the sample, train, predict, save, reopen; and what can go wrong on it."""
+"""All steps by clicks: open the sample, train, predict, save, reopen; and failures on the way."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PATIENCE = 90_000
 
 @pytest.fixture
 def dock(make_napari_viewer: Any, qtbot: Any, tmp_path: Path) -> Iterator[TrainDock]:
-    """A Train dock beside the sandstone sample, filled in."""
+    """A filled Train dock with the sandstone sample."""
     work = get_plugin_settings("napari-strata").work
     before, work.runs = work.runs, str(tmp_path / "runs")
     viewer = make_napari_viewer(show=True)
@@ -78,7 +78,7 @@ def _train(dock: TrainDock, qtbot: Any) -> None:
 
 
 def _begin(dock: TrainDock, qtbot: Any, *, epochs: int = 1) -> None:
-    """Start a training that does not end by itself, and wait for its first epochs."""
+    """Start an endless training, and wait for its first epochs."""
     dock.recipe_box.set_recipe("default", LONG)
     _click(dock.start_button)
     qtbot.waitUntil(lambda: len(dock.panel.curves.epochs) >= epochs, timeout=PATIENCE)
@@ -130,7 +130,7 @@ def test_from_the_sample_to_a_saved_prediction(
     ]
 
 
-def test_stop_keeps_the_model_and_resume_goes_on(dock: TrainDock, qtbot: Any) -> None:
+def test_stop_keeps_the_model_and_resume_continues(dock: TrainDock, qtbot: Any) -> None:
     _begin(dock, qtbot, epochs=2)
     run = dock.run
     _click(dock.stop_button)
@@ -186,7 +186,7 @@ def test_layers_renamed_reordered_and_deleted_during_a_training(
     assert "No image" in dock.start_button.tooltip
 
 
-def test_a_worker_killed_in_training_costs_nothing(dock: TrainDock, qtbot: Any) -> None:
+def test_a_worker_killed_in_training_loses_nothing(dock: TrainDock, qtbot: Any) -> None:
     labels = dock.viewer.layers[1]
     before = labels.data.copy()
     _begin(dock, qtbot, epochs=2)
@@ -202,7 +202,7 @@ def test_a_worker_killed_in_training_costs_nothing(dock: TrainDock, qtbot: Any) 
     qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
 
 
-def test_the_preview_shows_the_plane_in_sight(dock: TrainDock, qtbot: Any) -> None:
+def test_the_preview_shows_the_visible_plane(dock: TrainDock, qtbot: Any) -> None:
     viewer = dock.viewer
     viewer.dims.set_current_step(0, 5)
     active = viewer.layers.selection.active
@@ -252,7 +252,7 @@ def test_two_viewers_train_side_by_side(
     qtbot.waitUntil(lambda: process.status is not None, timeout=PATIENCE)
 
 
-def test_what_was_painted_is_offered_back(
+def test_painted_labels_are_offered_after_a_crash(
     dock: TrainDock, qtbot: Any, tmp_path: Path
 ) -> None:
     labels = dock.viewer.layers[1]
@@ -275,7 +275,7 @@ def test_what_was_painted_is_offered_back(
     again.stop()
 
 
-def test_copied_text_does_the_same(dock: TrainDock, qtbot: Any) -> None:
+def test_copied_code_does_the_same(dock: TrainDock, qtbot: Any) -> None:
     from qtpy.QtWidgets import QApplication
 
     clipboard = QApplication.clipboard()
@@ -292,7 +292,7 @@ def test_copied_text_does_the_same(dock: TrainDock, qtbot: Any) -> None:
     assert "is on the clipboard" in dock.notice.text()
 
 
-def test_a_kept_training_is_found_again_and_can_be_stopped(
+def test_a_kept_training_is_offered_and_can_be_stopped(
     make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
 ) -> None:
     work = get_plugin_settings("napari-strata").work

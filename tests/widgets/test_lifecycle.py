@@ -1,4 +1,4 @@
-"""Docks are opened, used and closed in a process of their own, under either binding."""
+"""Docks are opened, used and closed in a separate process, with both Qt bindings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What napari makes of our manifest: menus, docks, samples, writers and settings, in a real viewer."""
+"""The manifest in a real viewer: menus, docks, samples, writers and settings."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def manifest() -> npe2.PluginManifest:
 def viewer(
     make_napari_viewer: Callable[..., Any], npe2pm: Any, manifest: npe2.PluginManifest
 ) -> Any:
-    """A viewer that knows our plugin; napari's own fixtures hide what is installed."""
+    """A viewer with the plugin; napari's fixtures hide installed plugins."""
     made = make_napari_viewer()
     manifest.package_metadata = npe2.PackageMetadata.for_package("napari-strata")
     npe2pm.register(manifest)
     return made
 
 
-def test_everything_that_the_manifest_names_is_there(
+def test_all_commands_of_the_manifest_exist(
     manifest: npe2.PluginManifest,
 ) -> None:
     manifest.validate_imports()
@@ -70,7 +70,7 @@ def test_everything_that_the_manifest_names_is_there(
     assert MANIFEST.with_name("icon.svg").read_text().startswith("<svg")
 
 
-def test_the_docks_are_contributed_with_keys_that_every_npe2_knows(
+def test_the_docks_use_keys_that_every_npe2_accepts(
     manifest: npe2.PluginManifest,
 ) -> None:
     widgets = manifest.contributions.widgets or []
@@ -147,7 +147,7 @@ def test_a_layer_is_saved_and_opened_as_it_was(viewer: Any, tmp_path: Path) -> N
         viewer.layers.save(str(tmp_path / "all"), plugin="napari-strata")
 
 
-def test_channels_know_their_file_and_number(viewer: Any, tmp_path: Path) -> None:
+def test_channels_have_their_file_and_index(viewer: Any, tmp_path: Path) -> None:
     path = tmp_path / "c.ome.tif"
     image = napari_strata.Image(
         np.arange(40, dtype=np.uint16).reshape(2, 4, 5),
@@ -167,7 +167,7 @@ def test_channels_know_their_file_and_number(viewer: Any, tmp_path: Path) -> Non
         }
 
 
-def test_a_colour_layer_comes_back_as_one(viewer: Any, tmp_path: Path) -> None:
+def test_a_colour_layer_is_restored_as_colour(viewer: Any, tmp_path: Path) -> None:
     data = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     layer = viewer.add_image(
         data, rgb=True, scale=(2, 2), units=("micrometer", "micrometer")
@@ -194,7 +194,7 @@ def test_the_save_dialog_offers_every_writer(viewer: Any) -> None:
         assert f"Strata {title} (*.ome.tif *.ome.tiff *.tif" in str(one)
 
 
-def test_the_save_dialog_replaces_only_what_it_has_asked_about(
+def test_the_save_dialog_replaces_only_confirmed_files(
     viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, labels = viewer.open_sample("napari-strata", "cells")
@@ -202,7 +202,7 @@ def test_the_save_dialog_replaces_only_what_it_has_asked_about(
     chosen = "Strata Labels with scale and class names (*.ome.tif *.ome.tiff *.tif *.tiff *.ome.zarr *.zarr)"
 
     def save_as(name: str) -> None:
-        """What the dialog returns for a typed name; Qt asks where a file of exactly that name exists."""
+        """Return the name from the dialog; Qt asks for confirmation if exactly this file exists."""
         answer = (str(tmp_path / name), chosen)
         monkeypatch.setattr(
             "qtpy.QtWidgets.QFileDialog.getSaveFileName", lambda *_, **__: answer

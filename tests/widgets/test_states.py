@@ -1,4 +1,4 @@
-"""Decisions of the docks, without a viewer: what can be pressed, and why not."""
+"""Decisions of the docks, without a viewer: enabled buttons and reasons."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_train_starts_once_while_the_layers_are_written() -> None:
         assert control.tooltip == "A training is starting."
 
 
-def test_train_continues_and_predicts_what_is_there() -> None:
+def test_train_continues_and_predicts_an_existing_run() -> None:
     nothing = train.resolve(TrainState())
     assert nothing.resume.tooltip == "Train, or open a run, first."
     assert nothing.open_run.enabled
@@ -76,7 +76,7 @@ def test_train_continues_and_predicts_what_is_there() -> None:
     assert not trained.stop.enabled
 
 
-def test_predict_waits_for_the_prediction_that_runs() -> None:
+def test_predict_waits_for_the_running_prediction() -> None:
     view = predict.resolve(PredictState(is_running=True, labels_name="labels"))
     assert view.stop.enabled
     assert view.predict.tooltip == view.save.tooltip
@@ -98,7 +98,7 @@ def test_predict_saves_labels_that_exist(state: PredictState, reason: str) -> No
     assert predict.resolve(state).save.why_not == reason
 
 
-def test_predict_says_what_is_missing() -> None:
+def test_predict_explains_what_is_missing() -> None:
     view = predict.resolve(PredictState(problem="Choose a model."))
     assert view.predict.tooltip == "Choose a model."
 

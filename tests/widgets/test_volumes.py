@@ -1,4 +1,4 @@
-"""Models that see more than a plane, in the docks: 3D ones trained and used by clicks, and three directions."""
+"""3D models and three directions in the docks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATIENCE = 120_000
 
 @pytest.fixture
 def dock(make_napari_viewer: Any, tmp_path: Path, qtbot: Any) -> Iterator[TrainDock]:
-    """A Train dock beside a small volume, of which every third slice is labelled, with a small recipe unet3d."""
+    """A Train dock with a small volume, in which every third slice is labelled, and a small recipe unet3d."""
     work = get_plugin_settings("napari-strata").work
     before, work.runs = work.runs, str(tmp_path / "runs")
     viewer = make_napari_viewer(show=True)
@@ -66,7 +66,7 @@ def click(button: Any) -> None:
 
 
 def predict(dock: Any, qtbot: Any) -> np.ndarray[Any, Any]:
-    """Click Predict; what stands in the newest labels layer then."""
+    """Click Predict, and return the labels of the newest layer."""
     click(dock.predict_button)
     qtbot.waitUntil(lambda: dock.prediction is None, timeout=PATIENCE)
     assert dock.notice.level != "error", dock.notice.text()
@@ -123,7 +123,7 @@ def test_a_3d_model_from_sparse_slices_to_one_plane_and_the_whole_volume(
     assert (np.asarray(preview[0].data)[7] == whole[7]).mean() > 0.5
 
 
-def test_a_layer_without_z_is_refused_in_the_forecast_and_by_train(
+def test_a_layer_without_z_is_refused_in_the_plan_and_by_train(
     dock: Any, qtbot: Any
 ) -> None:
     viewer = dock.viewer
@@ -142,7 +142,7 @@ def test_a_layer_without_z_is_refused_in_the_forecast_and_by_train(
     qtbot.waitUntil(lambda: bool(dock.start_button.enabled), timeout=PATIENCE)
 
 
-def test_the_form_disables_what_the_network_does_not_know(qtbot: Any) -> None:
+def test_the_form_disables_settings_of_other_networks(qtbot: Any) -> None:
     form = RecipeForm()
     qtbot.addWidget(form.native)
     depth, flip = form.field("patches.depth"), form.field("augmentation.flip_depth")
@@ -177,7 +177,7 @@ def test_the_form_disables_what_the_network_does_not_know(qtbot: Any) -> None:
     assert "sees single planes" in form.problem
 
 
-def test_the_forecast_of_a_3d_training_says_how_many_planes() -> None:
+def test_the_plan_of_a_3d_training_has_the_number_of_planes() -> None:
     plan = PlanResult(
         recipe={},
         spec={"patch": 64, "depth": {"patch": 1}},

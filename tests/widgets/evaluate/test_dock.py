@@ -1,4 +1,4 @@
-"""The Evaluate dock in a real viewer with a real worker; every expected figure is worked out by hand or by numpy."""
+"""The Evaluate dock in a real viewer with a real worker; expected numbers are computed by hand or by numpy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLASSES = ClassMap(
 )
 TRUTH = np.array([[[1, 1, 2, 2], [1, 1, 2, 0]], [[1, 2, 2, 2], [0, 0, 0, 0]]], np.uint8)
 FOUND = np.array([[[1, 2, 2, 2], [1, 1, 1, 1]], [[2, 2, 2, 2], [1, 1, 1, 1]]], np.uint8)
-"""Of pore 3 of 5 are found, 1 of clay is called pore: IoU 3 / 6 and 5 / 8; grain is nowhere."""
+"""3 of 5 pixels of pore are found, 1 of clay is predicted as pore: IoU 3 / 6 and 5 / 8; grain does not occur."""
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_scores_errors_and_the_report_are_right(
     assert (report / "mine.txt").read_text() == "keep"
 
 
-def test_comparing_again_brings_the_errors_up_to_date(make: Any, qtbot: Any) -> None:
+def test_comparing_again_updates_the_errors(make: Any, qtbot: Any) -> None:
     dock = make()
     _compare(qtbot, dock)
     layer, count = _errors(qtbot, dock), len(dock.viewer.layers)
@@ -175,7 +175,7 @@ def test_comparing_again_brings_the_errors_up_to_date(make: Any, qtbot: Any) -> 
     assert len(dock.viewer.layers) == count
 
 
-def test_one_plane_and_the_square_that_leads_to_another(make: Any, qtbot: Any) -> None:
+def test_a_plane_is_compared_and_a_square_shows_another(make: Any, qtbot: Any) -> None:
     dock = make()
     dock.viewer.dims.set_current_step(0, 1)
     dock.scope.value = PLANE
@@ -197,7 +197,7 @@ def test_one_plane_and_the_square_that_leads_to_another(make: Any, qtbot: Any) -
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_without_classes_the_user_says_what_0_means(
+def test_without_classes_the_user_chooses_the_meaning_of_0(
     make: Any, qtbot: Any, background: bool
 ) -> None:
     truth, found = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
@@ -215,7 +215,7 @@ def test_without_classes_the_user_says_what_0_means(
     assert iou == ([".500", ".667"] if background else ["1.00"])
 
 
-def test_what_does_not_go_together_is_said_in_words(make: Any, qtbot: Any) -> None:
+def test_labels_that_do_not_fit_are_explained(make: Any, qtbot: Any) -> None:
     dock = make(found=FOUND[:1])
     assert dock.truth.layer is None
     assert "No other labels have the prediction's size" in dock.compare_button.tooltip
@@ -227,7 +227,7 @@ def test_what_does_not_go_together_is_said_in_words(make: Any, qtbot: Any) -> No
     assert "the same layer" in dock.compare_button.tooltip
 
 
-def test_it_never_guesses_among_several(make: Any, qtbot: Any) -> None:
+def test_among_several_labels_none_is_chosen(make: Any, qtbot: Any) -> None:
     dock = make()
     dock.viewer.layers.remove("rock labels")
     for name in ("one", "two"):
@@ -249,7 +249,7 @@ def test_it_never_guesses_among_several(make: Any, qtbot: Any) -> None:
         ),
     ],
 )
-def test_what_cannot_be_scored_is_said_in_words(
+def test_labels_that_cannot_be_scored_are_explained(
     make: Any, qtbot: Any, truth: Any, found: Any, words: str
 ) -> None:
     dock = make(found, truth)
@@ -258,7 +258,7 @@ def test_what_cannot_be_scored_is_said_in_words(
     assert dock.compare_button.enabled
 
 
-def test_objects_are_refused_and_a_class_that_the_truth_does_not_know_is_told(
+def test_objects_are_refused_and_classes_missing_in_the_truth_are_reported(
     make: Any, qtbot: Any
 ) -> None:
     dock = make(np.arange(1, 201).reshape(2, 100), np.ones((2, 100), int), classes=None)
@@ -274,7 +274,7 @@ def test_objects_are_refused_and_a_class_that_the_truth_does_not_know_is_told(
     )
 
 
-def test_layers_may_go_while_they_are_compared(make: Any, qtbot: Any) -> None:
+def test_layers_may_be_removed_while_they_are_compared(make: Any, qtbot: Any) -> None:
     dock = make()
     _click(qtbot, dock.compare_button)
     dock.viewer.layers["rock labels"].name = "other"
@@ -312,7 +312,7 @@ def test_the_copied_script_and_command_name_both_files(make: Any, qtbot: Any) ->
         dock.notice.clear()
 
 
-def test_a_closed_dock_is_there_again_as_it_was(make: Any, qtbot: Any) -> None:
+def test_a_closed_dock_keeps_its_state(make: Any, qtbot: Any) -> None:
     dock = make()
     _compare(qtbot, dock)
     viewer, shown = dock.viewer, dock.scores.isVisibleTo(dock)
@@ -326,12 +326,12 @@ def test_a_closed_dock_is_there_again_as_it_was(make: Any, qtbot: Any) -> None:
 
 
 def _panel(dock: EvaluateDock, number: int) -> Any:
-    """Colour in the middle of a panel of the picture, as it was drawn."""
+    """Return the colour in the middle of a panel of the picture."""
     pixels = dock.scores.cases._shown.panels[number]  # type: ignore[union-attr]
     return pixels.pixelColor(pixels.width() // 2, pixels.height() // 2)
 
 
-def test_the_worst_and_the_best_planes_are_shown_and_found_again(
+def test_the_worst_and_the_best_planes_are_shown_in_pictures_and_viewer(
     make: Any, qtbot: Any
 ) -> None:
     truth = np.ones((12, 16, 16), np.uint8)
@@ -349,7 +349,7 @@ def test_the_worst_and_the_best_planes_are_shown_and_found_again(
     cases = dock.scores.cases
     qtbot.waitUntil(lambda: cases.index == 0, timeout=LONG)
     assert len(cases._shown.files) == 8  # type: ignore[union-attr]
-    # Pore 3 of 14 rows, clay 2 of 13: all that is wrong is pore that was called clay.
+    # Pore 3 of 14 rows, clay 2 of 13: all errors are pore that was predicted as clay.
     assert cases.caption.text() == f"Worst: Z = 11, IoU {(3 / 14 + 2 / 13) / 2:.2f}"
     assert not cases.back.isEnabled()
     _truth, prediction = _panel(dock, 1), _panel(dock, 2)

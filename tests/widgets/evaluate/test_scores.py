@@ -1,4 +1,4 @@
-"""The table and the picture of scores, on counts that are worked out by hand."""
+"""Table and picture of scores, for counts by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLASSES = ClassMap(
     colors=("#4477aa", "#ee8866", "#ddcc77"),
 )
 COUNTS = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-"""IoU of pore 6 / 9, of clay 3 / 6; grain is nowhere."""
+"""IoU of pore 6 / 9, of clay 3 / 6; grain does not occur."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def _column(table: ScoreTable, column: int) -> list[str]:
     return [table.item(row, column).text() for row in range(table.rowCount())]
 
 
-def test_scores_are_those_of_the_counts(view: ScoreView) -> None:
+def test_scores_equal_those_of_the_counts(view: ScoreView) -> None:
     assert (
         view.headline.text() == "Mean IoU 0.583, pixel accuracy 75.0\N{NO-BREAK SPACE}%"
     )
@@ -71,9 +71,7 @@ def test_a_click_on_a_heading_sorts_by_the_number(view: ScoreView) -> None:
     assert _column(view.table, NAME) == ["pore", "clay", "grain"]
 
 
-def test_ctrl_c_asks_for_the_table_with_every_digit(
-    view: ScoreView, qtbot: Any
-) -> None:
+def test_ctrl_c_copies_the_table_with_all_digits(view: ScoreView, qtbot: Any) -> None:
     with qtbot.waitSignal(view.table.copied):
         qtbot.keyClick(view.table, Qt.Key.Key_C, Qt.KeyboardModifier.ControlModifier)
     rows = [line.split("\t") for line in view.table.text().splitlines()]
@@ -82,7 +80,7 @@ def test_ctrl_c_asks_for_the_table_with_every_digit(
     assert rows[3] == ["grain", "", "", "", "", "0"]
 
 
-def test_the_picture_says_each_square_in_words(view: ScoreView) -> None:
+def test_the_picture_describes_each_square(view: ScoreView) -> None:
     said = view.picture.sentence
     assert (
         said(0, 1)
@@ -99,7 +97,7 @@ def test_the_picture_says_each_square_in_words(view: ScoreView) -> None:
     assert said(2, 0) == "The truth has no pixel of grain."
 
 
-def test_a_click_on_a_square_names_it(view: ScoreView, qtbot: Any) -> None:
+def test_a_click_on_a_square_emits_row_and_column(view: ScoreView, qtbot: Any) -> None:
     picture = view.picture
     with qtbot.waitSignal(picture.clicked) as clicked:
         qtbot.mouseClick(
@@ -112,7 +110,7 @@ def test_a_click_on_a_square_names_it(view: ScoreView, qtbot: Any) -> None:
         assert picture.rect().contains(picture.cell_rect(*cell))
 
 
-def test_squares_are_drawn_by_their_share(view: ScoreView) -> None:
+def test_squares_are_coloured_by_their_fraction(view: ScoreView) -> None:
     picture = view.picture
     drawn = picture.grab().toImage()
 
@@ -130,7 +128,7 @@ def test_squares_are_drawn_by_their_share(view: ScoreView) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 12, 40])
-def test_any_number_of_classes_stays_inside(qtbot: Any, count: int) -> None:
+def test_any_number_of_classes_fits_into_the_widget(qtbot: Any, count: int) -> None:
     picture = ConfusionPicture()
     qtbot.addWidget(picture)
     names = [f"a rather long class name {i}" for i in range(count)]

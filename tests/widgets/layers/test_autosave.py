@@ -31,7 +31,7 @@ def _layer() -> LabelsLayer:
     )
 
 
-def test_what_was_painted_is_on_disk_and_what_was_not_is_not_written(
+def test_painted_labels_are_saved_and_others_are_not(
     tmp_path: Path, qtbot: Any
 ) -> None:
     owner = QObject()
@@ -53,7 +53,9 @@ def test_what_was_painted_is_on_disk_and_what_was_not_is_not_written(
     autosave.watch(None, None)
 
 
-def test_it_saves_by_itself(tmp_path: Path, qtbot: Any, monkeypatch: Any) -> None:
+def test_labels_are_saved_automatically(
+    tmp_path: Path, qtbot: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("napari_strata.widgets.layers.autosave.SECONDS", 0.05)
     owner = QObject()
     autosave = Autosave(lambda: tmp_path, owner)
@@ -67,7 +69,7 @@ def test_it_saves_by_itself(tmp_path: Path, qtbot: Any, monkeypatch: Any) -> Non
     autosave.watch(None, None)
 
 
-def test_it_is_offered_after_a_crash_and_not_while_its_napari_lives(
+def test_labels_are_offered_after_a_crash_and_not_while_napari_runs(
     tmp_path: Path,
 ) -> None:
     layer, owner = _layer(), QObject()
@@ -89,7 +91,7 @@ def test_it_is_offered_after_a_crash_and_not_while_its_napari_lives(
     autosave.watch(None, None)
 
 
-def test_a_disk_that_cannot_be_written_is_told(tmp_path: Path, qtbot: Any) -> None:
+def test_a_disk_that_cannot_be_written_is_reported(tmp_path: Path, qtbot: Any) -> None:
     (tmp_path / "file").write_text("in the way")
     owner = QObject()
     autosave = Autosave(lambda: tmp_path / "file" / "layers", owner)

@@ -40,14 +40,14 @@ def _settle(qtbot: Any) -> None:
     qtbot.wait(20)
 
 
-def test_nothing_open_says_what_to_do(make: Any) -> None:
+def test_without_layers_a_text_says_what_to_do(make: Any) -> None:
     images, labels = make(ViewerModel())
     assert images.layer is None
     assert "No image is open" in images.text.text()
     assert not labels.new_button.enabled
 
 
-def test_it_follows_the_selection_and_never_guesses_among_several(
+def test_the_choice_follows_the_selection_and_is_empty_among_several(
     make: Any, qtbot: Any
 ) -> None:
     viewer = ViewerModel()
@@ -109,7 +109,7 @@ def test_rename_reorder_and_delete(make: Any, qtbot: Any) -> None:
     assert images.layer is two  # the only one that is left
 
 
-def test_axes_are_edited_here_and_known_to_napari(make: Any, qtbot: Any) -> None:
+def test_edited_axes_are_stored_in_the_layer(make: Any, qtbot: Any) -> None:
     viewer = ViewerModel()
     images, _ = make(viewer)
     layer = viewer.add_image(GREY, name="one")
@@ -126,7 +126,7 @@ def test_axes_are_edited_here_and_known_to_napari(make: Any, qtbot: Any) -> None
     assert "3 dimensions need 3 letters" in images.text.text()
 
 
-def test_new_labels_lie_on_the_image_ready_to_paint(make: Any, qtbot: Any) -> None:
+def test_new_labels_fit_the_image_and_can_be_painted(make: Any, qtbot: Any) -> None:
     viewer = ViewerModel()
     _, labels = make(viewer)
     place = {
@@ -149,7 +149,7 @@ def test_new_labels_lie_on_the_image_ready_to_paint(make: Any, qtbot: Any) -> No
     assert labels.layer is layer
 
 
-def test_labels_that_match_are_found_and_others_are_explained(
+def test_labels_that_fit_are_chosen_and_others_are_explained(
     make: Any, qtbot: Any
 ) -> None:
     viewer = ViewerModel()
@@ -170,7 +170,7 @@ def test_labels_that_match_are_found_and_others_are_explained(
     assert labels.layer is None
 
 
-def test_a_prediction_is_trained_on_only_when_it_is_picked(
+def test_a_prediction_is_trained_on_only_if_the_user_chooses_it(
     make: Any, qtbot: Any
 ) -> None:
     viewer = ViewerModel()

@@ -28,7 +28,7 @@ def _layer(**given: object) -> ImageLayer:
     return ImageLayer(GREY, **words | given)
 
 
-def test_an_image_has_what_the_layer_shows() -> None:
+def test_an_image_has_the_metadata_of_its_layer() -> None:
     image = convert.image_of(_layer())
     assert (image.axes, image.scale, image.name) == ("ZYX", (2.0, 0.5, 0.5), "sand")
     assert convert.describe(image) == "4 x 32 x 48 (ZYX), uint16, 2 x 0.5 x 0.5 µm"
@@ -53,12 +53,12 @@ def test_rgb_has_its_channels_last() -> None:
     assert layer.axis_labels == ("y", "x")
 
 
-def test_a_pyramid_is_its_first_level() -> None:
+def test_a_pyramid_gives_its_first_level() -> None:
     layer = ImageLayer([GREY[0], GREY[0, ::2, ::2]], multiscale=True)
     assert convert.image_of(layer).shape == (32, 48)
 
 
-def test_labels_take_the_axes_of_the_image_and_their_own_classes() -> None:
+def test_labels_get_the_axes_of_the_image_and_their_own_classes() -> None:
     classes = ClassMap(names=("pore", "grain"), values=(1, 2), unlabelled=(0,))
     layer = LabelsLayer(
         GREY.astype(np.uint8), metadata={METADATA: classes.model_dump(mode="json")}
@@ -68,7 +68,7 @@ def test_labels_take_the_axes_of_the_image_and_their_own_classes() -> None:
     assert labels.classes == classes
 
 
-def test_a_mismatch_is_named() -> None:
+def test_a_mismatch_is_explained() -> None:
     image = convert.image_of(_layer())
     assert convert.mismatch(image, LabelsLayer(np.zeros((4, 32, 48), np.uint8))) == ""
     assert "4 x 32 x 40" in convert.mismatch(
@@ -76,7 +76,7 @@ def test_a_mismatch_is_named() -> None:
     )
 
 
-def test_a_layer_in_no_file_is_copied_once(tmp_path: Path) -> None:
+def test_a_layer_without_a_file_is_copied_once(tmp_path: Path) -> None:
     layer = _layer()
     source = convert.source_of_image(layer, convert.image_of(layer), tmp_path)
     stored = read_image(source.path)
@@ -94,7 +94,7 @@ def test_a_layer_in_no_file_is_copied_once(tmp_path: Path) -> None:
     assert read_image(source.path).data[0, 0, 0] == layer.data[0, 0, 0]
 
 
-def test_a_layer_of_a_file_is_that_file(tmp_path: Path) -> None:
+def test_a_layer_of_a_file_uses_that_file(tmp_path: Path) -> None:
     file = tmp_path / "sand.tif"
     write_image(file, convert.image_of(_layer()))
     viewer = ViewerModel()
@@ -110,7 +110,7 @@ def test_a_layer_of_a_file_is_that_file(tmp_path: Path) -> None:
     assert not (tmp_path / "copies").exists()
 
 
-def test_a_layer_that_was_changed_or_rescaled_is_not_its_file_any_more(
+def test_a_layer_that_was_changed_or_rescaled_is_copied(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "sand.tif"

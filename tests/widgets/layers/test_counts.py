@@ -1,4 +1,4 @@
-"""Counting the pixels of label values: exact for every kind of array, and only what was painted again."""
+"""Counts of label values are exact for every kind of array; only painted planes are counted again."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_many_strokes_are_counted_together(qtbot: QtBot) -> None:
     assert 1 <= len(seen) <= 3
 
 
-def test_looking_at_other_slices_counts_nothing(
+def test_a_change_of_the_slice_does_not_count(
     make_napari_viewer: Callable[..., Viewer], qtbot: QtBot
 ) -> None:
     viewer = make_napari_viewer()
@@ -182,7 +182,7 @@ def test_looking_at_other_slices_counts_nothing(
     _settled(qtbot, counter)
 
 
-def test_large_labels_are_counted_when_asked(
+def test_large_labels_are_counted_on_request(
     qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(counts, "LARGE_BYTES", 1000)
@@ -204,7 +204,7 @@ def test_large_labels_are_counted_when_asked(
     assert counter.stale
 
 
-def test_an_error_is_said(qtbot: QtBot) -> None:
+def test_an_error_is_reported(qtbot: QtBot) -> None:
     class Broken(np.ndarray):  # type: ignore[type-arg]
         def __getitem__(self, key: Any) -> Any:
             raise OSError("the disk is gone")
@@ -221,7 +221,7 @@ def test_an_error_is_said(qtbot: QtBot) -> None:
     assert not counter.busy
 
 
-def test_nothing_is_kept_of_a_layer(qtbot: QtBot) -> None:
+def test_no_reference_to_a_layer_is_kept(qtbot: QtBot) -> None:
     layer = Labels(np.zeros((4, 60, 50), np.uint8))
     slots = [len(emitter.callbacks) for emitter in layer.events.emitters.values()]
     owner = QObject()

@@ -1,4 +1,4 @@
-"""Pictures of a real training, read, cut into panels, scaled, stepped through, seen large."""
+"""Pictures of a real training: reading, panels, scaling, arrows, large window."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDE = 420
 
 
 def draw(path: Path, shape: tuple[int, int], *, wrong: bool = False) -> Path:
-    """A picture as the engine makes it: grey image, upper half grain, lower half pore; all grain when `wrong`."""
+    """Draw a picture with the engine: upper half grain, lower half pore; the prediction is all grain if `wrong`."""
     truth = np.zeros(shape, np.uint8)
     truth[shape[0] // 2 :] = 1
     prediction = np.zeros(shape, np.uint8) if wrong else truth
@@ -48,14 +48,14 @@ def preview(qtbot: Any) -> Preview:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, the prediction of the second one all wrong."""
+    """Three pictures, of which the second has a wrong prediction."""
     for number in (1, 2, 10):
         draw(tmp_path / f"epoch_{number:04d}.png", (64, 64), wrong=number == 2)
     return tmp_path
 
 
 def color_at(preview: Preview, panel: int, down: float) -> QColor:
-    """Colour in the middle of a panel, so far down in it."""
+    """Return the colour in the middle of a panel, at a relative height."""
     place = preview.picture.places()[panel]
     image = preview.picture.grab().toImage()
     return image.pixelColor(
@@ -120,7 +120,7 @@ def test_the_panels_of_any_shape_are_found(
     assert find_panels(np.full((50, 50, 3), 255, np.uint8)) == ()
 
 
-def test_flat_panels_stand_under_each_other(
+def test_flat_panels_are_below_each_other(
     preview: Preview, qtbot: Any, tmp_path: Path
 ) -> None:
     draw(tmp_path / "epoch_0001.png", (40, 400))
@@ -174,7 +174,7 @@ def test_a_folder_that_fills_later_and_no_folder(
     assert preview.text.isVisible()
 
 
-def test_the_last_folder_wins(
+def test_the_last_folder_is_shown(
     preview: Preview, qtbot: Any, folder: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -185,7 +185,9 @@ def test_the_last_folder_wins(
     assert preview.epoch == 5
 
 
-def test_a_damaged_picture_is_said(preview: Preview, qtbot: Any, folder: Path) -> None:
+def test_a_damaged_picture_is_reported(
+    preview: Preview, qtbot: Any, folder: Path
+) -> None:
     (folder / "epoch_0011.png").write_bytes(b"no picture")
     preview.set_folder(folder)
     qtbot.waitUntil(lambda: "cannot be read" in preview.text.text())
@@ -228,7 +230,9 @@ def test_a_click_opens_a_window_that_follows_and_closes_with_escape(
     window.close()
 
 
-def test_a_widget_that_goes_while_a_picture_is_read(qtbot: Any, folder: Path) -> None:
+def test_a_widget_that_is_deleted_while_a_picture_is_read(
+    qtbot: Any, folder: Path
+) -> None:
     widget = Preview()
     widget.set_folder(folder)
     widget.deleteLater()

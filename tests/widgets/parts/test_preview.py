@@ -15,7 +15,7 @@ from napari_strata.widgets.parts.preview import Preview, pictures
 
 
 def draw(folder: Path, epoch: int, *, prediction: str = "blue") -> Path:
-    """As the engine's: three panels of 90 x 60 on white paper, words above and below."""
+    """Draw a picture like the engine's: three panels of 90 x 60 with text above and below."""
     folder.mkdir(exist_ok=True)
     canvas = Pillow.new("RGB", (358, 200), "white")
     pen = ImageDraw.Draw(canvas)
@@ -44,7 +44,7 @@ def preview(qtbot: Any, tmp_path: Path) -> Preview:
 
 
 def panel_color(preview: Preview, panel: int) -> QColor:
-    """Colour in the middle of a panel as it is in sight."""
+    """Return the colour in the middle of a visible panel."""
     return QColor(
         preview.picture.grab()
         .toImage()
@@ -52,7 +52,7 @@ def panel_color(preview: Preview, panel: int) -> QColor:
     )
 
 
-def test_pictures_come_in_the_order_of_the_epochs(tmp_path: Path) -> None:
+def test_pictures_are_sorted_by_epoch(tmp_path: Path) -> None:
     for epoch in (10000, 2, 9999):
         draw(tmp_path / "p", epoch)
     assert [path.name for path in pictures(tmp_path / "p")] == [
@@ -73,7 +73,7 @@ def test_the_three_panels_are_cut_out() -> None:
     assert find_panels(np.full((50, 40, 3), 255, np.uint8)) == ()
 
 
-def test_image_truth_and_prediction_of_the_newest_epoch_are_in_sight(
+def test_image_truth_and_prediction_of_the_newest_epoch_are_visible(
     qtbot: Any, preview: Preview
 ) -> None:
     assert "epoch 3" in preview.caption.text()
@@ -82,9 +82,7 @@ def test_image_truth_and_prediction_of_the_newest_epoch_are_in_sight(
     assert preview.picture.places()[2].right() <= 300
 
 
-def test_a_newer_picture_is_taken_up(
-    qtbot: Any, preview: Preview, tmp_path: Path
-) -> None:
+def test_a_newer_picture_is_shown(qtbot: Any, preview: Preview, tmp_path: Path) -> None:
     draw(tmp_path / "previews", 4, prediction="yellow")
     preview.refresh()
     qtbot.waitUntil(lambda: preview.epoch == 4)
@@ -98,7 +96,7 @@ def test_it_follows_the_width(preview: Preview) -> None:
     assert preview.minimumSizeHint().width() < 200
 
 
-def test_the_arrows_lead_to_earlier_epochs_and_say_where_they_end(
+def test_the_arrows_show_earlier_epochs_and_are_disabled_at_the_ends(
     qtbot: Any, preview: Preview, tmp_path: Path
 ) -> None:
     assert not preview.forth.isEnabled()
@@ -111,7 +109,7 @@ def test_the_arrows_lead_to_earlier_epochs_and_say_where_they_end(
     assert preview.epoch == 2  # the one that is looked at stays
 
 
-def test_nothing_there_yet_is_said(
+def test_without_pictures_a_text_is_shown(
     qtbot: Any, preview: Preview, tmp_path: Path
 ) -> None:
     preview.set_folder(tmp_path / "nowhere")
@@ -123,7 +121,7 @@ def test_nothing_there_yet_is_said(
     assert preview.epoch is None
 
 
-def test_a_damaged_picture_is_said_and_does_no_harm(
+def test_a_damaged_picture_is_reported_and_ignored(
     qtbot: Any, preview: Preview, tmp_path: Path
 ) -> None:
     (tmp_path / "previews" / "epoch_0004.png").write_bytes(b"PNG")

@@ -53,7 +53,7 @@ def started(first: int = 1, epochs: int = 8) -> TrainingStarted:
 
 
 def write_run(folder: Path, name: str, *, hour: int = 12, model: bool = True) -> Path:
-    """A run of two epochs as the engine writes it, last heard of on 20 November 2026."""
+    """A run of two epochs as the engine writes it, with its last event on 20 November 2026."""
     run = folder / name
     (run / "previews").mkdir(parents=True)
     (run / "recipe.yaml").write_text(
@@ -81,7 +81,7 @@ def write_run(folder: Path, name: str, *, hour: int = 12, model: bool = True) ->
 
 
 def draw_picture(path: Path, color: str) -> None:
-    """As the engine's: three panels of 60 x 60 on white paper under some words; the prediction is in `color`."""
+    """A picture like the engine's: three panels of 60 x 60 below a text; the prediction has `color`."""
     canvas = Pillow.new("RGB", (268, 190), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((28, 10), "image", "black")
@@ -95,7 +95,7 @@ def append(run: Path, *lines: str) -> None:
         file.writelines(lines)
 
 
-def test_a_run_is_summed_up(tmp_path: Path) -> None:
+def test_a_run_is_summarized(tmp_path: Path) -> None:
     run = write_run(tmp_path, "sandstone", hour=9)
     [found] = list_runs(tmp_path)
     assert (found.path, found.name, found.recipe) == (run, "sandstone", "unet-resnet34")
@@ -106,14 +106,14 @@ def test_a_run_is_summed_up(tmp_path: Path) -> None:
     assert (found.has_model, found.running, found.ended) == (True, None, None)
 
 
-def test_the_newest_run_is_first_and_only_so_many(tmp_path: Path) -> None:
+def test_the_newest_run_is_first_and_the_number_is_limited(tmp_path: Path) -> None:
     for name, hour in (("b", 10), ("c", 12), ("a", 11)):
         write_run(tmp_path, name, hour=hour)
     assert [run.name for run in list_runs(tmp_path)] == ["c", "a", "b"]
     assert [run.name for run in list_runs(tmp_path, 2)] == ["c", "a"]
 
 
-def test_runs_without_a_model_take_no_place_among_those_with_one(
+def test_runs_without_a_model_do_not_count_for_the_limit(
     tmp_path: Path,
 ) -> None:
     write_run(tmp_path, "old", hour=8)
@@ -122,7 +122,7 @@ def test_runs_without_a_model_take_no_place_among_those_with_one(
     assert [run.has_model for run in list_runs(tmp_path)] == [False, True]
 
 
-def test_what_is_no_run_is_passed_over(tmp_path: Path) -> None:
+def test_other_folders_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "prepared" / "layers").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("recipe.yaml")
     assert list_runs(tmp_path) == []
@@ -154,7 +154,7 @@ def test_an_end_a_resume_and_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["recipe.yaml", "data.json", "events.jsonl", "running.json"]
 )
-def test_damaged_files_are_borne(tmp_path: Path, name: str, rubbish: bytes) -> None:
+def test_damaged_files_are_ignored(tmp_path: Path, name: str, rubbish: bytes) -> None:
     run = write_run(tmp_path, "run")
     (run / name).write_bytes(rubbish)
     if name == "recipe.yaml":
@@ -176,7 +176,7 @@ def test_nothing_scored_is_no_score(tmp_path: Path) -> None:
     assert "IoU" not in describe_facts(found)
 
 
-def test_all_events_but_a_cut_line(tmp_path: Path) -> None:
+def test_all_events_except_an_incomplete_line(tmp_path: Path) -> None:
     run = write_run(tmp_path, "run")
     append(run, to_json(epoch(3, 0.9))[:40])
     events = last_events(run)
@@ -190,7 +190,7 @@ def test_all_events_but_a_cut_line(tmp_path: Path) -> None:
     assert last_events(tmp_path) == []
 
 
-def test_dates_in_words() -> None:
+def test_date_formats() -> None:
     now = datetime(2026, 1, 1, 23)
     assert format_date(datetime(2026, 1, 1, 14, 5), now) == "today 14:05"
     assert format_date(datetime(2025, 12, 31, 9, 30), now) == "yesterday 9:30"
@@ -260,11 +260,11 @@ def test_a_click_chooses(qtbot: Any, runs: RunList) -> None:
     assert signal.args[0].name == "a"
 
 
-def test_selecting_is_silent_and_outlives_a_refresh(
+def test_selecting_emits_no_signal_and_survives_a_refresh(
     qtbot: Any, runs: RunList, tmp_path: Path
 ) -> None:
-    told: list[Path] = []
-    runs.chosen.connect(told.append)
+    chosen: list[Path] = []
+    runs.chosen.connect(chosen.append)
     runs.select(tmp_path / "a")
     assert runs.selected() == tmp_path / "a"
     write_run(tmp_path, "d", hour=20)
@@ -275,7 +275,7 @@ def test_selecting_is_silent_and_outlives_a_refresh(
     assert runs.selected() == tmp_path / "d"
     runs.select(tmp_path / "elsewhere.safetensors")
     assert runs.selected() is None
-    assert told == []
+    assert chosen == []
 
 
 def test_a_selection_can_be_clicked_again_after_another_model_was_opened(

@@ -1,4 +1,4 @@
-"""Runs on disk, whole, half-written or damaged, and the list of them to choose from."""
+"""Complete, unfinished and damaged runs on disk, and their list."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def ended(reason: str = "finished") -> TrainingEnd:
 def write_run(
     path: Path, events: list[Event], *, model: bool = True, age: float = 0
 ) -> Path:
-    """A run folder with the small files of a real one."""
+    """Write a run folder with the small files of a real one."""
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text("name: unet-ct\ntraining:\n  epochs: 9\n")
     classes = [
@@ -115,7 +115,7 @@ def test_the_best_epoch_is_the_last_marked_one_and_no_score_is_none(
     assert (c.mean_iou, c.epochs, c.planned, c.ended) == (None, 0, 0, None)
 
 
-def test_an_end_before_a_new_start_is_no_end(tmp_path: Path) -> None:
+def test_an_end_before_a_new_start_is_ignored(tmp_path: Path) -> None:
     write_run(
         tmp_path / "a",
         [
@@ -129,7 +129,7 @@ def test_an_end_before_a_new_start_is_no_end(tmp_path: Path) -> None:
     assert (run.ended, run.epochs, run.planned, run.mean_iou) == (None, 1, 20, 0.5)
 
 
-def test_the_newest_come_first_and_not_more_than_asked_for(tmp_path: Path) -> None:
+def test_the_newest_runs_come_first_up_to_the_limit(tmp_path: Path) -> None:
     for number in range(5):
         write_run(tmp_path / f"run-{number}", [], age=100 * number, model=number != 1)
     (tmp_path / ".session-12").mkdir()
@@ -149,7 +149,7 @@ def test_the_newest_come_first_and_not_more_than_asked_for(tmp_path: Path) -> No
     "content",
     [b"", b"{", b"[]", b"\xff\xfe\x00", b"null", b'{"event": 3, "classes": [1]}'],
 )
-def test_a_damaged_file_leaves_only_a_gap(
+def test_a_damaged_file_leaves_its_facts_empty(
     tmp_path: Path, name: str, content: bytes
 ) -> None:
     path = write_run(tmp_path / "a", [started(), epoch(1, 0.5, best=True)])
@@ -171,7 +171,7 @@ def test_a_run_without_a_recipe_that_can_be_read_is_left_out(
     assert [run.name for run in list_runs(tmp_path)] == ["good"]
 
 
-def test_a_last_line_cut_off_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_left_out(tmp_path: Path) -> None:
     events: list[Event] = [
         Message("hello"),
         started(),
@@ -187,7 +187,7 @@ def test_a_last_line_cut_off_is_left_out(tmp_path: Path) -> None:
     assert (run.epochs, run.mean_iou) == (2, 0.5)
 
 
-def test_of_many_batches_some_are_read_and_everything_else(tmp_path: Path) -> None:
+def test_a_sample_of_many_batches_and_all_other_events_are_read(tmp_path: Path) -> None:
     events: list[Event] = [started()]
     for n in range(1, 10):
         events += [BatchEnd(n, b, 500, 0.5, 1e-3, 0.1) for b in range(1, 501)] + [
@@ -234,11 +234,11 @@ def test_a_note_counts_while_its_process_lives(tmp_path: Path) -> None:
         (datetime(2026, 11, 22, 1, 0), "22 Nov 1:00"),
     ],
 )
-def test_dates_are_said_as_people_do(time: datetime, words: str) -> None:
+def test_dates_are_formatted_relative_to_now(time: datetime, words: str) -> None:
     assert format_date(time, NOW) == words
 
 
-def test_the_words_of_a_run(tmp_path: Path) -> None:
+def test_the_description_of_a_run(tmp_path: Path) -> None:
     write_run(
         tmp_path / "a",
         [
@@ -295,7 +295,7 @@ def test_a_click_chooses_a_run(runs: RunList, qtbot: Any, tmp_path: Path) -> Non
     assert 3 * row < runs.list.height() < 4 * row
 
 
-def test_a_refresh_keeps_the_choice_and_shows_the_new(
+def test_a_refresh_keeps_the_choice_and_adds_new_runs(
     runs: RunList, qtbot: Any, tmp_path: Path
 ) -> None:
     write_run(tmp_path / "old", [started()], age=100)
@@ -356,7 +356,7 @@ def test_the_thumbnail_shows_the_prediction(
 
 
 def write_folds(path: Path, scores: list[float | None], *, age: float = 0) -> Path:
-    """A cross-validation as the engine writes it: folds of a score have a model."""
+    """Write a cross-validation as the engine does; folds with a score have a model."""
     names = [f"fold_{n}" for n in range(1, len(scores) + 1)]
     for name, score in zip(names, scores, strict=True):
         events: list[Event] = (
@@ -372,7 +372,7 @@ def write_folds(path: Path, scores: list[float | None], *, age: float = 0) -> Pa
     return path
 
 
-def test_a_cross_validation_is_among_what_can_predict_when_every_fold_has_a_model(
+def test_a_cross_validation_is_listed_if_every_fold_has_a_model(
     tmp_path: Path,
 ) -> None:
     write_run(tmp_path / "old", [started(), epoch(1, 0.5, best=True)], age=200)

@@ -33,7 +33,7 @@ TRAIN = TrainJob(
 
 
 def _calls(script: str) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of the calls ns.x(...) in a script, where they are literals."""
+    """Return the literal keyword arguments of the calls ns.x(...) in a script."""
     found = {}
     for node in ast.walk(ast.parse(script)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -73,7 +73,7 @@ def test_a_training_as_command_is_parsed_by_the_command_line(
     assert words[-2:] == ["--device", "cpu"]
 
 
-def test_what_only_python_can_say_is_said_there() -> None:
+def test_options_that_only_python_has_are_in_the_script() -> None:
     layer = Layer(
         path="big.tif",
         axes="TYX",

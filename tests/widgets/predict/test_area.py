@@ -1,4 +1,4 @@
-"""Which part of an image: read off a real viewer."""
+"""Areas of an image from a real viewer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _choose(area: AreaChoice, kind: str) -> None:
     area.combo.native.setCurrentIndex([WHOLE, PLANE, VIEW, RECTANGLE].index(kind))
 
 
-def test_the_whole_stack_is_no_region_at_all(area: AreaChoice) -> None:
+def test_the_whole_stack_has_no_region(area: AreaChoice) -> None:
     assert area.area().region is None
     assert area.text.text() == "5 planes"
     assert area.combo.native.itemText(0) == "Whole stack"
@@ -78,7 +78,7 @@ def test_the_current_plane_follows_the_slider(
     assert area.text.text() == "1 of 5 planes"
 
 
-def test_axes_that_are_not_planes_are_told_apart(
+def test_other_displayed_axes_are_refused(
     viewer: Viewer, area: AreaChoice, qtbot: Any
 ) -> None:
     viewer.layers.clear()
@@ -94,7 +94,7 @@ def test_axes_that_are_not_planes_are_told_apart(
     assert area.area().region == {"T": 2, "Z": 1}
 
 
-def test_what_is_in_view_is_what_the_camera_shows(
+def test_the_visible_area_is_that_of_the_camera(
     viewer: Viewer, area: AreaChoice, qtbot: Any
 ) -> None:
     viewer.dims.set_current_step(0, 2)
@@ -133,7 +133,7 @@ def test_the_view_of_a_pyramid_is_in_pixels_of_its_first_level(
     qtbot.waitUntil(lambda: area.text.text().startswith("4096 x 4096"))
 
 
-def test_a_view_beside_the_image_is_said(
+def test_a_view_outside_the_image_is_reported(
     viewer: Viewer, area: AreaChoice, qtbot: Any
 ) -> None:
     _choose(area, VIEW)
@@ -144,7 +144,7 @@ def test_a_view_beside_the_image_is_said(
         area.area()
 
 
-def test_a_view_in_3d_or_from_the_side_is_said(
+def test_a_view_in_3d_or_from_the_side_is_reported(
     viewer: Viewer, area: AreaChoice, qtbot: Any
 ) -> None:
     _choose(area, VIEW)
@@ -171,7 +171,7 @@ def test_a_rectangle_in_world_units_becomes_pixels_of_the_image(
     )
 
 
-def test_a_rectangle_beyond_the_edge_is_cut_and_one_beside_it_refused(
+def test_a_rectangle_is_clipped_at_the_edge_and_refused_outside(
     viewer: Viewer, area: AreaChoice, qtbot: Any
 ) -> None:
     _choose(area, RECTANGLE)
@@ -184,7 +184,7 @@ def test_a_rectangle_beyond_the_edge_is_cut_and_one_beside_it_refused(
     qtbot.waitUntil(lambda: "beside sand" in area.problem)
 
 
-def test_of_several_shapes_the_selected_one_counts(
+def test_among_several_shapes_the_selected_one_is_used(
     viewer: Viewer, area: AreaChoice, qtbot: Any
 ) -> None:
     _choose(area, RECTANGLE)
@@ -200,7 +200,7 @@ def test_of_several_shapes_the_selected_one_counts(
     qtbot.waitUntil(lambda: "2 Shapes layers" in area.problem)
 
 
-def test_the_choice_listens_no_more_after_it_is_left(
+def test_the_choice_gets_no_events_after_it_is_disconnected(
     viewer: Viewer, qtbot: Any
 ) -> None:
     images = ImageChoice(viewer)

@@ -37,14 +37,14 @@ STACK = Image(np.zeros((4, 8, 8), np.uint8), "ZYX", name="sand")
         (STACK, {"resize": 256}, WHOLE, "resizes every plane"),
     ],
 )
-def test_where_three_directions_can_be_had(
+def test_conditions_for_three_directions(
     image: Image, change: dict[str, Any], area: str, said: str
 ) -> None:
     why = why_not_ortho(image, FLAT | change, area)
     assert (said in why) if said else why == ""
 
 
-def test_the_box_says_why_it_is_off_and_the_tick_comes_back(qtbot: Any) -> None:
+def test_a_disabled_box_has_a_reason_and_is_checked_again(qtbot: Any) -> None:
     averaging = Averaging()
     box = averaging.directions
     for one in (averaging.turns, box):

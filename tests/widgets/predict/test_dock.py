@@ -1,4 +1,4 @@
-"""The Predict dock, by clicking its buttons in a real viewer, with a real worker and tiny models."""
+"""The Predict dock by clicks in a real viewer, with a real worker and tiny models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATIENCE = 60_000
 def begin(
     make_napari_viewer: Callable[..., Viewer], runs: Path, qtbot: Any
 ) -> Iterator[Callable[..., PredictDock]]:
-    """Opens a viewer with a stack and the dock; a fixture that were the dock would be held, and count as a leak."""
+    """Open a viewer with a stack and the dock. A fixture of the dock itself would keep a reference, which counts as a leak."""
     made: list[Any] = []
 
     def start(
@@ -56,7 +56,7 @@ def begin(
 
 
 def _announce(dock: PredictDock, runs: Path, qtbot: Any) -> Path:
-    """A training has just ended."""
+    """Announce the model of a training."""
     run = next(runs.glob("*rock-*"))
     dock.session.announce(run)
     qtbot.waitUntil(lambda: "Recipe" in dock.model.text.text(), timeout=PATIENCE)
@@ -68,7 +68,7 @@ def _choose(dock: PredictDock, kind: str) -> None:
 
 
 def _predict(dock: PredictDock, qtbot: Any) -> str:
-    """Click Predict, wait for the end, and return what the dock says."""
+    """Click Predict, wait for the end, and return the message."""
     assert dock.predict_button.enabled, dock.predict_button.tooltip
     dock.predict_button.native.click()
     qtbot.waitUntil(lambda: dock.prediction is None, timeout=PATIENCE)
@@ -76,7 +76,7 @@ def _predict(dock: PredictDock, qtbot: Any) -> str:
 
 
 def _start(dock: PredictDock, qtbot: Any) -> None:
-    """Click Predict, and wait until some planes are done."""
+    """Click Predict, and wait until some planes are finished."""
     dock.predict_button.native.click()
     assert dock.prediction is not None
     seen: list[int] = []
@@ -92,7 +92,7 @@ def _labels(dock: PredictDock) -> list[LabelsLayer]:
     return [layer for layer in dock.viewer.layers if isinstance(layer, LabelsLayer)]
 
 
-def test_what_is_missing_is_said_on_the_button(
+def test_the_button_explains_what_is_missing(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any
 ) -> None:
     dock = begin(())
@@ -156,7 +156,7 @@ def test_one_click_from_a_trained_model_to_labels_and_another_to_a_file(
     assert dock.save_button.enabled
 
 
-def test_the_dialog_adds_the_suffix_so_that_it_sees_what_is_there(
+def test_the_dialog_adds_the_suffix_and_checks_existing_files(
     begin: Callable[..., PredictDock],
     runs: Path,
     qtbot: Any,
@@ -179,7 +179,7 @@ def test_the_dialog_adds_the_suffix_so_that_it_sees_what_is_there(
     assert seen == ["ome.tif", "ome.zarr"]
 
 
-def test_an_image_that_does_not_fit_is_said_and_the_newest_answer_counts(
+def test_an_image_that_does_not_fit_is_reported_and_the_last_request_counts(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any
 ) -> None:
     dock = begin()
@@ -203,7 +203,7 @@ def test_an_image_that_does_not_fit_is_said_and_the_newest_answer_counts(
     assert not dock.predict_button.enabled
 
 
-def test_what_differs_is_said_before_and_after(
+def test_differences_are_reported_before_and_after(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any
 ) -> None:
     dock = begin()
@@ -221,7 +221,7 @@ def test_what_differs_is_said_before_and_after(
     assert dock.notice.level == "warning"
 
 
-def test_only_the_plane_in_sight(
+def test_only_the_current_plane(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any
 ) -> None:
     dock = begin()
@@ -260,7 +260,7 @@ def test_stop_and_a_killed_worker_leave_a_dock_that_works(
     assert "segmented: 1 plane" in _predict(dock, qtbot)
 
 
-def test_the_model_just_trained_comes_by_itself_but_not_over_one_picked_meanwhile(
+def test_a_newly_trained_model_is_chosen_unless_the_user_has_chosen_another(
     begin: Callable[..., PredictDock],
     runs: Path,
     qtbot: Any,
@@ -288,7 +288,7 @@ def test_the_model_just_trained_comes_by_itself_but_not_over_one_picked_meanwhil
     assert dock.model.path == run
 
 
-def test_a_layer_that_is_one_channel_of_a_file_can_stand_for_all_of_them(
+def test_a_layer_with_one_channel_can_be_predicted_with_all_channels_of_its_file(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any, tmp_path: Path
 ) -> None:
     dock = begin(())
@@ -312,7 +312,7 @@ def test_a_layer_that_is_one_channel_of_a_file_can_stand_for_all_of_them(
     np.testing.assert_allclose(labels.scale, first.scale)
 
 
-def test_a_file_that_is_no_model_is_said(
+def test_a_file_that_is_not_a_model_is_reported(
     begin: Callable[..., PredictDock],
     runs: Path,
     qtbot: Any,
@@ -330,7 +330,7 @@ def test_a_file_that_is_no_model_is_said(
     )
 
 
-def test_the_train_dock_can_have_the_whole_stack_predicted(
+def test_the_train_dock_can_predict_the_whole_stack(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any
 ) -> None:
     dock = begin()
@@ -343,7 +343,7 @@ def test_the_train_dock_can_have_the_whole_stack_predicted(
     assert "4 planes" in dock.notice.text()
 
 
-def test_what_is_copied_does_the_same(
+def test_the_copied_code_does_the_same(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any, tmp_path: Path
 ) -> None:
     dock = begin(())

@@ -1,4 +1,4 @@
-"""The controller of a prediction, with a real viewer, a real worker and a tiny model."""
+"""A running prediction with a real viewer, a real worker and a tiny model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATIENCE = 60_000
 def begin(
     make_napari_viewer: Callable[..., Viewer], runs: Path, qtbot: Any
 ) -> Iterator[Callable[[], ViewerSession]]:
-    """Makes the session of a new viewer; as a fixture of its own it would be held, and napari calls that a leak."""
+    """Create the session of a new viewer. A fixture of the session itself would keep a reference, which napari reports as a leak."""
     made: list[Any] = []
 
     def start() -> ViewerSession:
@@ -79,7 +79,7 @@ def _until_planes(prediction: LivePrediction, count: int, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: bool(seen) and max(seen) >= count, timeout=PATIENCE)
 
 
-def test_labels_appear_with_classes_and_place_and_are_the_users_at_the_end(
+def test_labels_have_classes_and_position_and_can_be_edited_at_the_end(
     begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
@@ -141,7 +141,7 @@ def test_probabilities_and_confidence_agree_with_the_labels(
     layers[3].visible = True
 
 
-def test_planes_add_up_in_one_layer_until_somebody_edits_it(
+def test_planes_are_added_to_one_layer_until_it_is_edited(
     begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
@@ -157,11 +157,11 @@ def test_planes_add_up_in_one_layer_until_somebody_edits_it(
         False,
     ]
     second = _make(session, layer, runs, region={"Z": 2, "X": (0, 50)})
-    told: list[str] = []
-    second.message.connect(lambda text, _level: told.append(text))
+    texts: list[str] = []
+    second.message.connect(lambda text, _level: texts.append(text))
     assert _finish(second, qtbot).status == "finished"
     assert second.labels_layer is labels
-    assert "rock segmented" in told[0]
+    assert "rock segmented" in texts[0]
     assert [bool(plane.any()) for plane in np.asarray(labels.data)] == [
         False,
         True,
@@ -191,7 +191,7 @@ def test_another_model_gets_another_layer(
     assert second.labels_layer is not first.labels_layer
 
 
-def test_stopping_a_second_time_round_keeps_what_was_there(
+def test_stopping_a_second_prediction_keeps_the_labels_of_the_first(
     begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
@@ -208,7 +208,7 @@ def test_stopping_a_second_time_round_keeps_what_was_there(
     np.testing.assert_array_equal(second.labels_layer.data, before)
 
 
-def test_stop_keeps_the_planes_that_are_done(
+def test_stop_keeps_finished_planes(
     begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
@@ -226,7 +226,7 @@ def test_stop_keeps_the_planes_that_are_done(
     assert (labels[:done] == truth[:done]).mean() > 0.9
 
 
-def test_a_stop_at_any_moment_ends_it_once(
+def test_a_stop_at_any_moment_ends_the_prediction_once(
     begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()
@@ -276,20 +276,20 @@ def test_deleting_the_labels_layer_stops_and_deleting_the_image_does_not(
     session = begin()
     layer, _ = _add(session, (200, 256, 256))
     prediction = _make(session, layer, runs)
-    told: list[str] = []
-    prediction.message.connect(lambda text, _level: told.append(text))
+    texts: list[str] = []
+    prediction.message.connect(lambda text, _level: texts.append(text))
     _until_planes(prediction, 2, qtbot)
     with qtbot.waitSignal(prediction.ended, timeout=PATIENCE) as caught:
         session.viewer.layers.remove(prediction.labels_layer)
     assert caught.args[0].status == "stopped"
-    assert told == ["The labels layer was deleted, so the prediction stops."]
+    assert texts == ["The labels layer was deleted, so the prediction stops."]
     second = _make(session, layer, runs)
-    second.message.connect(lambda text, _level: told.append(text))
+    second.message.connect(lambda text, _level: texts.append(text))
     _until_planes(second, 2, qtbot)
     with qtbot.waitSignal(second.ended, timeout=PATIENCE) as caught:
         session.viewer.layers.remove(layer)
     assert caught.args[0].status == "finished"
-    assert told[1:] == ["rock was deleted; its prediction continues."]
+    assert texts[1:] == ["rock was deleted; its prediction continues."]
     assert np.asarray(second.labels_layer.data).all()  # type: ignore[union-attr]
 
 
@@ -299,8 +299,8 @@ def test_layers_may_be_renamed_and_moved_meanwhile(
     session = begin()
     layer, _ = _add(session, (30, 256, 256))
     prediction = _make(session, layer, runs)
-    told: list[str] = []
-    prediction.message.connect(lambda text, _level: told.append(text))
+    texts: list[str] = []
+    prediction.message.connect(lambda text, _level: texts.append(text))
     _until_planes(prediction, 2, qtbot)
     with qtbot.waitSignal(prediction.ended, timeout=PATIENCE) as caught:
         session.viewer.layers.move(0, 2)
@@ -308,11 +308,11 @@ def test_layers_may_be_renamed_and_moved_meanwhile(
         assert prediction.labels_layer is not None
         prediction.labels_layer.name = "mine"
     assert caught.args[0].status == "finished"
-    assert told == []
+    assert texts == []
     assert caught.args[0].text.startswith("mine: 30 planes")
 
 
-def test_what_the_worker_refuses_is_said_and_leaves_no_layer(
+def test_refused_predictions_are_reported_and_leave_no_layer(
     begin: Callable[[], ViewerSession], runs: Path, qtbot: Any
 ) -> None:
     session = begin()

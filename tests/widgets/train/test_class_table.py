@@ -1,4 +1,4 @@
-"""The class table, on layers of a real viewer: what it shows, what it writes, what painting does to it."""
+"""The class table with layers of a real viewer: display, storage, painting."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_names_are_kept_with_the_layer(
 
 
 @pytest.mark.parametrize("name", ["class 1", "", "   "])
-def test_a_name_that_cannot_be_is_put_back(
+def test_an_invalid_name_is_reset(
     viewer: Viewer, table: ClassTable, qtbot: QtBot, name: str
 ) -> None:
     show(qtbot, table, labelled(viewer, 1, 2))
@@ -228,7 +228,7 @@ def test_a_name_that_cannot_be_is_put_back(
     assert ("another class" in table._status.text()) == bool(name.strip())
 
 
-def test_a_row_stays_while_its_name_is_typed(
+def test_a_row_does_not_move_while_its_name_is_edited(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     layer = labelled(viewer, 2, 3)
@@ -244,7 +244,7 @@ def test_a_row_stays_while_its_name_is_typed(
     assert texts(table, NAME) == ["class 1", "quartz", "class 3"]
 
 
-def test_typing_is_kept_when_another_layer_comes(
+def test_an_edited_name_is_kept_when_the_layer_changes(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     first, second = labelled(viewer, 1, 2), labelled(viewer, 1, 2)
@@ -257,7 +257,7 @@ def test_typing_is_kept_when_another_layer_comes(
     assert METADATA not in second.metadata
 
 
-def test_colours_go_to_the_layer(
+def test_colours_are_stored_in_the_layer(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     layer = labelled(viewer, 1, 2)
@@ -336,7 +336,7 @@ def test_unused_values_are_unlabelled(
     assert stored(layer).names == ("class 1", "artefact", "class 3")
 
 
-def test_switching_what_0_means_is_safe(
+def test_changing_the_meaning_of_0_changes_no_pixel(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     layer = labelled(viewer, 1, 2)
@@ -408,7 +408,7 @@ def _nuclei() -> np.ndarray[Any, Any]:
         "empty",
     ],
 )
-def test_what_0_means_at_first(
+def test_the_default_meaning_of_0(
     viewer: Viewer,
     table: ClassTable,
     qtbot: QtBot,
@@ -436,7 +436,7 @@ def test_what_0_means_at_first(
     assert table._zero.background.isChecked() == background
 
 
-def test_our_own_file_says_what_0_means(
+def test_written_files_determine_the_meaning_of_0(
     viewer: Viewer, table: ClassTable, qtbot: QtBot, tmp_path: Path
 ) -> None:
     classes = ClassMap(
@@ -519,7 +519,7 @@ def test_only_classes_without_pixels_can_be_removed(
     assert stored(layer).values == (1, 2)
 
 
-def test_values_that_the_layer_cannot_hold_are_named(
+def test_values_outside_the_dtype_are_reported(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     classes = ClassMap(names=("a", "b"), values=(1, 300))
@@ -544,7 +544,7 @@ def test_a_class_map_follows_what_is_painted(
     assert layer.selected_label == 2**40
 
 
-def test_a_class_map_of_many_classes_is_no_objects(
+def test_many_named_classes_are_not_objects(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     values = tuple(range(1, 101))
@@ -570,7 +570,7 @@ def test_large_labels_are_counted_on_demand(
     assert table._status.isHidden()
 
 
-def test_features_of_others_are_left_alone(
+def test_features_of_other_plugins_are_unchanged(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     layer = labelled(
@@ -582,7 +582,7 @@ def test_features_of_others_are_left_alone(
     assert layer.metadata["mine"] == 1
 
 
-def test_an_image_that_became_labels(
+def test_an_image_that_was_converted_to_labels(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     layer = labelled(
@@ -600,7 +600,7 @@ def test_an_image_that_became_labels(
     assert stored(layer).names == ("pore", "class 2")
 
 
-def test_a_deleted_layer_is_let_go(
+def test_a_deleted_layer_is_released(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     layer = labelled(viewer, 1, 2)
@@ -629,7 +629,7 @@ def test_a_deleted_layer_is_let_go(
     assert gone() is None
 
 
-def test_a_closed_table_hears_nothing_more(viewer: Viewer, qtbot: QtBot) -> None:
+def test_a_closed_table_gets_no_events(viewer: Viewer, qtbot: QtBot) -> None:
     layer = labelled(viewer, 1, 2)
     slots = {
         name: len(emitter.callbacks) for name, emitter in layer.events.emitters.items()
@@ -648,7 +648,7 @@ def test_a_closed_table_hears_nothing_more(viewer: Viewer, qtbot: QtBot) -> None
     qtbot.wait(50)
 
 
-def test_painting_costs_the_main_thread_nothing(
+def test_painting_does_not_block_the_main_thread(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     layer = viewer.add_labels(np.zeros((20, 400, 400), np.uint8))
@@ -681,7 +681,7 @@ def test_it_shows_four_to_six_rows(
     assert table.minimumSizeHint().width() <= 280
 
 
-def test_colours_of_64_rows_come_at_once(
+def test_colours_of_64_rows_are_set_quickly(
     viewer: Viewer, table: ClassTable, qtbot: QtBot
 ) -> None:
     colors: dict[int | None, Any] = {

@@ -1,4 +1,4 @@
-"""The form of a recipe: it holds every recipe exactly, and what is typed into it becomes the recipe or is refused."""
+"""The form of a recipe: it keeps every recipe exactly; typed values are used or refused."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def edits(form: RecipeForm) -> list[RecipeForm]:
 
 
 def read_again(form: RecipeForm) -> Recipe:
-    """The recipe as the widgets say it, not as the form was told."""
+    """Return the recipe from the widgets, not the one that was set."""
     form._recipe = form._recipe.model_copy(
         update={"training": Recipe().training, "network": Smp()}
     )
@@ -171,7 +171,7 @@ def test_any_recipe_round_trips(form: RecipeForm, recipe: Recipe) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(recipe=recipes())
-def test_the_text_of_every_field_reads_back_to_its_value(
+def test_the_text_of_every_field_is_parsed_to_its_value(
     form: RecipeForm, recipe: Recipe
 ) -> None:
     form.set_value(recipe)
@@ -234,7 +234,7 @@ def test_typing_changes_the_recipe(
     assert form.problem == ""
 
 
-def test_one_edit_is_told_once(
+def test_an_edit_emits_one_signal(
     form: RecipeForm, qtbot: QtBot, edits: list[Any]
 ) -> None:
     qtbot.keyClick(form.field("training.epochs").native, Qt.Key.Key_End)
@@ -277,7 +277,7 @@ def test_one_edit_is_told_once(
         ("patches.size", "8", "Size is 8: it must be greater than or equal to 16"),
     ],
 )
-def test_a_wrong_entry_is_said_and_does_not_count(
+def test_a_wrong_entry_is_reported_and_ignored(
     form: RecipeForm, qtbot: QtBot, path: str, text: str, words: str
 ) -> None:
     before, field = form.value(), form.field(path)
@@ -363,13 +363,13 @@ def test_early_stopping_is_switched_on_and_off(
     assert form.value().training.early_stopping is None
 
 
-def test_what_is_hidden_is_kept(form: RecipeForm) -> None:
+def test_hidden_values_are_kept(form: RecipeForm) -> None:
     form.set_value(Recipe(name="mine", description="a\u2028b"))
     form.field("training.epochs").type("3")
     assert (form.value().name, form.value().description) == ("mine", "a\u2028b")
 
 
-def test_the_text_is_put_in_order_once_typing_ends(
+def test_the_text_is_normalised_when_typing_ends(
     form: RecipeForm, qtbot: QtBot
 ) -> None:
     field = form.field("training.learning_rate")
@@ -396,7 +396,9 @@ def test_the_wheel_scrolls_the_page_and_changes_no_setting(form: RecipeForm) -> 
     assert form.value().training.optimizer == "adamw"
 
 
-def test_a_group_opens_as_high_as_what_it_holds(form: RecipeForm, qtbot: QtBot) -> None:
+def test_an_open_group_has_the_height_of_its_content(
+    form: RecipeForm, qtbot: QtBot
+) -> None:
     form.native.show()
     training = form._sections["training"]
     assert training.group.isHidden() or not training.group.isVisible()

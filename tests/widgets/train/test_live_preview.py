@@ -1,4 +1,4 @@
-"""Previews while a training runs do not take its time; that they show the right plane is seen in test_end_to_end."""
+"""Previews leave time to the training. test_end_to_end checks their planes."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from napari_strata.worker.protocol import PredictJob, TrainJob
 
 
 class Handle(QObject):
-    """A job that ends when it is told to."""
+    """A job that the test ends."""
 
     replied, ended = Signal(object), Signal(object)
     outcome: Any = None
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Do nothing."""
 
 
 @pytest.mark.parametrize(("seconds", "again"), [(0.5, True), (10.0, False)])
-def test_slow_previews_come_more_seldom(
+def test_slow_previews_are_less_frequent(
     make_napari_viewer: Any,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     seconds: float,
     again: bool,
 ) -> None:
-    viewer, now, asked = make_napari_viewer(), [100.0], []
+    viewer, now, requested = make_napari_viewer(), [100.0], []
     layer = viewer.add_image(np.zeros((6, 8, 8)), name="rock")
     handles: list[Handle] = []
 
     def submit(request: PredictJob) -> Handle:
-        asked.append(request.region)
+        requested.append(request.region)
         handles.append(Handle())
         return handles[-1]
 
@@ -62,17 +62,17 @@ def test_slow_previews_come_more_seldom(
     viewer.dims.set_current_step(0, 4)
     live._timer.stop()
     live.epoch_ended(None)  # type: ignore[arg-type]
-    assert asked == [{"Z": 4}]
+    assert requested == [{"Z": 4}]
     live.epoch_ended(None)  # type: ignore[arg-type]
-    assert len(asked) == 1  # one at a time
+    assert len(requested) == 1  # one at a time
     now[0] += seconds
     handles[0].outcome = "finished"
     handles[0].ended.emit("finished")
     now[0] += 0.1
     live.epoch_ended(None)  # type: ignore[arg-type]
-    assert (len(asked) == 2) == again
+    assert (len(requested) == 2) == again
     now[0] = 100.0 + seconds / SLOW_FRACTION
     live.epoch_ended(None)  # type: ignore[arg-type]
-    assert len(asked) == 2
+    assert len(requested) == 2
     live.stop()
     live.setParent(None)

@@ -33,7 +33,7 @@ def _data() -> LayerData:
     )
 
 
-def test_a_training_and_its_plan_have_the_same_words(tmp_path: Path) -> None:
+def test_a_training_and_its_plan_have_the_same_settings(tmp_path: Path) -> None:
     wanted = TrainRequest(_data(), "unet-ct", {"training.epochs": 3}, "cpu", keep=True)
     train, plan = (
         wanted.train_job("1", tmp_path / "run"),
@@ -52,7 +52,7 @@ def test_a_training_and_its_plan_have_the_same_words(tmp_path: Path) -> None:
     assert Path(train.images[0].path).parent == tmp_path / "run" / "layers"
 
 
-def test_folders_are_passed_on_as_they_stand(tmp_path: Path) -> None:
+def test_folders_are_passed_on_unchanged(tmp_path: Path) -> None:
     wanted = TrainRequest(FolderData("images", "masks", "YX", (0,)), "default")
     request = wanted.train_job("1", tmp_path)
     assert (request.images[0].path, request.axes, request.unlabelled) == (
@@ -81,7 +81,7 @@ def _record(run: Path, **change: object) -> None:
     (run / "data.json").write_text(json.dumps(record))
 
 
-def test_a_run_goes_on_with_its_own_data(tmp_path: Path) -> None:
+def test_a_run_resumes_with_its_own_data(tmp_path: Path) -> None:
     _record(tmp_path / "run")
     request = resume_job(tmp_path / "run", device="cpu")
     assert [layer.path for layer in request.images] == ["a.tif"]
@@ -90,7 +90,7 @@ def test_a_run_goes_on_with_its_own_data(tmp_path: Path) -> None:
     assert request.validation.images[0].path == "b.tif"
 
 
-def test_a_run_without_files_or_without_record_cannot(tmp_path: Path) -> None:
+def test_a_run_without_files_or_record_cannot_be_resumed(tmp_path: Path) -> None:
     _record(tmp_path / "run", images=None)
     with pytest.raises(RunError, match="not in files"):
         resume_job(tmp_path / "run", device="cpu")

@@ -1,4 +1,4 @@
-"""The recipe box: choosing a recipe, changing it on the first level or in the form, and what is said about it."""
+"""The recipe box: choice of a recipe, main settings, form, and texts."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_picking_a_recipe_shows_it(
     )
 
 
-def test_plain_settings_change_the_recipe(
+def test_main_settings_change_the_recipe(
     box: RecipeBox, qtbot: QtBot, edits: list[Recipe]
 ) -> None:
     box.fields["training.epochs"].type("5")
@@ -130,7 +130,7 @@ def test_plain_settings_change_the_recipe(
     assert not box.differs.isVisible()
 
 
-def test_form_and_plain_settings_are_in_step(
+def test_form_and_main_settings_are_synchronized(
     box: RecipeBox, qtbot: QtBot, edits: list[Recipe]
 ) -> None:
     box.fields["training.epochs"].type("5")
@@ -151,7 +151,7 @@ def test_form_and_plain_settings_are_in_step(
 
 
 @pytest.mark.parametrize("with_form", [False, True])
-def test_a_wrong_entry_is_said_and_the_last_right_recipe_stays(
+def test_a_wrong_entry_is_reported_and_the_last_valid_recipe_is_kept(
     box: RecipeBox, qtbot: QtBot, edits: list[Recipe], with_form: bool
 ) -> None:
     if with_form:
@@ -176,14 +176,14 @@ def test_a_wrong_entry_is_said_and_the_last_right_recipe_stays(
     assert box.overrides() == {"training.epochs": 9, "training.learning_rate": 0.01}
 
 
-def test_reset_mends_a_wrong_entry(box: RecipeBox, qtbot: QtBot) -> None:
+def test_reset_corrects_a_wrong_entry(box: RecipeBox, qtbot: QtBot) -> None:
     box.fields["training.epochs"].type("many")
     qtbot.mouseClick(box.reset_button, Qt.MouseButton.LeftButton)
     assert (box.problem(), box.fields["training.epochs"].native.text()) == ("", "30")
     assert box.fields["training.epochs"].native.styleSheet() == ""
 
 
-def test_resizing_takes_the_patch_size_out_of_play(box: RecipeBox) -> None:
+def test_resizing_disables_the_patch_size(box: RecipeBox) -> None:
     size = box.fields["patches.size"].native
     assert size.isEnabled()
     box.set_recipe("atrous-resnet50")
@@ -225,7 +225,7 @@ def test_set_recipe_takes_overrides(
     assert opened(box).value() == wanted
 
 
-def test_a_wrong_recipe_is_refused_and_the_old_one_stays(box: RecipeBox) -> None:
+def test_a_wrong_recipe_is_refused_and_the_old_one_is_kept(box: RecipeBox) -> None:
     for base, overrides in (("unet-cd", {}), ("unet-ct", {"training.epoch": 3})):
         with pytest.raises(RecipeError):
             box.set_recipe(base, overrides)
@@ -236,7 +236,7 @@ def test_a_wrong_recipe_is_refused_and_the_old_one_stays(box: RecipeBox) -> None
         )
 
 
-def test_another_network_is_said_in_words(box: RecipeBox) -> None:
+def test_another_network_is_described(box: RecipeBox) -> None:
     form = opened(box)
     form.field("network.kind").type("unet")
     form.field("network.widths").type("16, 32")
@@ -337,7 +337,7 @@ def test_it_fits_into_a_narrow_dock(make_napari_viewer: Callable[..., Viewer]) -
         ), name
 
 
-def test_a_box_that_is_gone_is_forgotten(
+def test_a_deleted_box_is_not_referenced(
     make_napari_viewer: Callable[..., Viewer], qtbot: QtBot
 ) -> None:
     viewer, box = make_napari_viewer(), RecipeBox()

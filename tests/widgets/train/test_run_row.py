@@ -1,4 +1,4 @@
-"""The report button of a run: the page is written in a thread and opened in the browser."""
+"""The report button of a run writes the report in a thread and opens it in the browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from napari_strata.widgets.train.state import TrainState, resolve
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What would have been opened in the browser."""
+    """Replace the browser; return the opened addresses."""
     found: list[str] = []
     monkeypatch.setattr(
         QDesktopServices,
@@ -56,7 +56,7 @@ def test_the_report_is_written_and_opened(
     assert not row.status.text()
 
 
-def test_without_a_run_there_is_none(
+def test_without_a_run_there_is_no_report(
     qtbot: Any, tmp_path: Path, opened: list[str]
 ) -> None:
     for none in (None, tmp_path):
@@ -68,7 +68,7 @@ def test_without_a_run_there_is_none(
     assert opened == []
 
 
-def test_what_goes_wrong_is_said(
+def test_errors_are_shown(
     qtbot: Any, run: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = make(qtbot, run)

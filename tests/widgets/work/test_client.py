@@ -1,4 +1,4 @@
-"""The client against the real worker, and against programs that misbehave."""
+"""The client with the real worker, and with programs that misbehave."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make(qtbot: Any) -> Iterator[Callable[..., WorkerClient]]:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[str], list[str]]:
-    """A program that says it is ready and then does what the text says."""
+    """Write a program that sends Ready and then runs the given code."""
 
     def write(body: str, *, ready: str = READY) -> list[str]:
         file = tmp_path / "program.py"
@@ -89,7 +89,7 @@ def _end(qtbot: Any, handle: Any, timeout: int = 60_000) -> Outcome:
     return handle.outcome  # type: ignore[no-any-return]
 
 
-def test_a_training_comes_as_signals_and_the_process_stays_warm(
+def test_events_are_emitted_and_the_process_is_reused(
     make: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     client = make()
@@ -121,7 +121,9 @@ def test_a_training_comes_as_signals_and_the_process_stays_warm(
     assert client._process.pid == pid
 
 
-def test_a_mistake_fails_in_words(make: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_a_mistake_of_the_user_fails_with_a_message(
+    make: Any, qtbot: Any, tmp_path: Path
+) -> None:
     client = make()
     outcome = _end(
         qtbot,
@@ -154,7 +156,7 @@ def test_stop_at_any_moment(
     assert _end(qtbot, other).status == "finished"
 
 
-def test_a_process_that_hangs_is_killed_and_those_in_line_are_done_by_the_next(
+def test_a_process_that_hangs_is_killed_and_waiting_jobs_run_in_the_next(
     make: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     client = make()
@@ -172,7 +174,7 @@ def test_a_process_that_hangs_is_killed_and_those_in_line_are_done_by_the_next(
     assert _end(qtbot, waiting).status == "finished"
 
 
-def test_a_kill_is_told_and_the_next_order_starts_anew(
+def test_a_killed_worker_is_reported_and_the_next_request_starts_another(
     make: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     client = make()
@@ -198,7 +200,7 @@ def test_a_kill_is_told_and_the_next_order_starts_anew(
     assert _end(qtbot, resumed).status == "finished"
 
 
-def test_a_command_that_is_not_there(make: Any, qtbot: Any) -> None:
+def test_a_missing_command(make: Any, qtbot: Any) -> None:
     client = make(["/nowhere/python", "-m", "napari_strata.worker"])
     outcome = _end(qtbot, client.submit(InfoJob(job="1", path="x")))
     assert outcome.status == "died"
@@ -207,7 +209,7 @@ def test_a_command_that_is_not_there(make: Any, qtbot: Any) -> None:
     assert "Preferences" in outcome.text
 
 
-def test_a_command_that_fails_shows_its_last_words(
+def test_a_command_that_fails_shows_its_last_output(
     make: Any, program: Any, qtbot: Any
 ) -> None:
     client = make(
@@ -231,7 +233,7 @@ def test_another_protocol_is_refused(make: Any, program: Any, qtbot: Any) -> Non
     assert client.command[1] in outcome.text
 
 
-def test_one_that_is_never_ready_is_given_up(
+def test_a_worker_that_does_not_start_is_given_up(
     make: Any, program: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("napari_strata.widgets.work.client.STARTUP_TIMEOUT_S", 1)
@@ -242,7 +244,7 @@ def test_one_that_is_never_ready_is_given_up(
     assert "Welcome to gpu-host!" in outcome.text
 
 
-def test_greetings_and_chatter_do_no_harm(make: Any, program: Any, qtbot: Any) -> None:
+def test_other_output_is_ignored(make: Any, program: Any, qtbot: Any) -> None:
     body = """
         print('Last login: Monday', flush=True)
         job = json.loads(sys.stdin.readline())['job']
@@ -254,7 +256,7 @@ def test_greetings_and_chatter_do_no_harm(make: Any, program: Any, qtbot: Any) -
     assert outcome == Outcome("finished", result=PredictResult(out="x"))
 
 
-def test_a_flood_of_steps_does_not_hold_up_the_viewer(
+def test_many_steps_do_not_block_the_viewer(
     make: Any, program: Any, qtbot: Any
 ) -> None:
     body = """
@@ -305,10 +307,10 @@ FAKE = """
 """
 
 
-def test_what_stands_beside_a_job_never_ends_it(
+def test_stopping_previews_and_waiting_jobs_does_not_end_the_running_job(
     make: Any, program: Any, qtbot: Any
 ) -> None:
-    """A preview, or a job in line, that cannot be stopped in time is let go; the process and its training stay."""
+    """A preview or waiting job that cannot be stopped in time is dropped; the process and its training continue."""
     client = make(program(FAKE.replace("END", "pass")))
     training = client.submit(TrainJob(job="t", images=("a",), out="b"))
     beside = client.submit(InfoJob(job="i", path="x"))
@@ -324,10 +326,10 @@ def test_what_stands_beside_a_job_never_ends_it(
     assert process.status is None
 
 
-def test_those_in_line_outlive_a_process_that_was_told_to_end(
+def test_waiting_jobs_survive_a_terminated_process(
     make: Any, program: Any, qtbot: Any
 ) -> None:
-    """Told to end, a worker says that all its jobs were stopped; only one of them was meant."""
+    """A terminated worker reports all its jobs as stopped, although only one was to be stopped."""
     body = """
         heard = []
         def leave(*_):
@@ -352,7 +354,7 @@ def test_those_in_line_outlive_a_process_that_was_told_to_end(
     assert _end(qtbot, second).status == "finished"
 
 
-def test_one_that_ignores_everything_is_killed_within_a_second(
+def test_a_worker_that_ignores_signals_is_killed_within_a_second(
     make: Any, program: Any, qtbot: Any
 ) -> None:
     client = make(
@@ -374,7 +376,7 @@ def test_one_that_ignores_everything_is_killed_within_a_second(
     qtbot.waitUntil(lambda: process.status == -signal.SIGKILL, timeout=5000)
 
 
-def test_after_an_error_that_is_nobodys_mistake_there_is_a_new_process(
+def test_after_an_unexpected_error_there_is_a_new_process(
     make: Any, program: Any, qtbot: Any
 ) -> None:
     end = "print(json.dumps({'event': 'JobFailed', 'text': 'CUDA error', 'kind': KIND, 'job': job}), flush=True)"
@@ -425,7 +427,7 @@ def test_a_shell_that_changes_folder_and_environment(
     assert _end(qtbot, client.submit(_request(client, tmp_path))).status == "finished"
 
 
-def test_closing_ends_the_process_and_tells_the_jobs(
+def test_closing_ends_the_process_and_the_jobs(
     make: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     client = make()
@@ -442,7 +444,7 @@ def test_closing_ends_the_process_and_tells_the_jobs(
     assert process.status == 0
 
 
-def test_a_kept_training_goes_on_when_the_client_closes(
+def test_a_kept_training_continues_when_the_client_closes(
     make: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     client = make()
@@ -470,5 +472,5 @@ def test_a_kept_training_goes_on_when_the_client_closes(
         (2, ["No module named napari_strata"], "No module named napari_strata"),
     ],
 )
-def test_deaths_in_words(status: int, lines: list[str], said: str) -> None:
+def test_crashes_are_explained(status: int, lines: list[str], said: str) -> None:
     assert said in explain(["python"], status, lines)

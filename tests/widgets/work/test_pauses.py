@@ -113,7 +113,7 @@ def test_nothing_is_added_to_a_viewer_that_goes(
     assert not viewer.layers
 
 
-def test_a_folder_is_chosen_by_its_own_button(
+def test_a_folder_is_chosen_by_a_button(
     make_napari_viewer: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     viewer = make_napari_viewer()

@@ -1,4 +1,4 @@
-"""A process without Qt: never waited for, never left behind."""
+"""The process of a worker, without Qt: it never blocks and always ends."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def is_gone(pid: int) -> bool:
         return stat.read().rsplit(")", 1)[1].split()[0] == "Z"
 
 
-def test_lines_come_and_its_end_is_told_once() -> None:
+def test_lines_are_received_and_the_end_is_reported_once() -> None:
     process, said, over = start(
         ["sh", "-c", "read x; echo got $x; echo why >&2; exit 3"]
     )
@@ -51,8 +51,8 @@ def test_lines_come_and_its_end_is_told_once() -> None:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="reads /proc")
-def test_a_kill_reaches_what_a_script_has_started() -> None:
-    """A wrapper without exec: killing the shell alone would leave the worker behind."""
+def test_a_kill_also_ends_children() -> None:
+    """A shell script without exec: if only the shell were killed, the worker would continue."""
     process, said, over = start(["sh", "-c", "sleep 100 & echo $!; wait"])
     child = int(said.get(timeout=10))
     process.kill()
@@ -61,7 +61,7 @@ def test_a_kill_reaches_what_a_script_has_started() -> None:
     assert process.status == -9
 
 
-def test_a_kill_before_it_has_started_counts() -> None:
+def test_a_kill_before_the_start_takes_effect() -> None:
     over: Queue[bool] = Queue()
     process = Process(["sleep", "100"], print, lambda: over.put(True))
     process.kill()
@@ -70,7 +70,9 @@ def test_a_kill_before_it_has_started_counts() -> None:
     assert process.status == -9
 
 
-def test_one_that_does_not_leave_is_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_exit_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("napari_strata.widgets.work.process.EXIT_TIMEOUT_S", 0.2)
     process, said, over = start(
         ["sh", "-c", "trap '' TERM; echo on; while :; do sleep 0.05; done"]
@@ -81,7 +83,7 @@ def test_one_that_does_not_leave_is_made_to(monkeypatch: pytest.MonkeyPatch) -> 
     assert process.status == -9
 
 
-def test_one_whose_job_is_kept_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_a_kept_job_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("napari_strata.widgets.work.process.EXIT_TIMEOUT_S", 0.1)
     process, said, over = start(["sh", "-c", "echo on; cat; sleep 1"])
     said.get(timeout=10)
@@ -90,7 +92,7 @@ def test_one_whose_job_is_kept_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert process.status == 0
 
 
-def test_who_forgot_it_hears_nothing_more() -> None:
+def test_a_detached_process_calls_nothing() -> None:
     process, said, over = start(["sh", "-c", "read x; echo late"])
     process.detach()
     process.write("go")
@@ -100,7 +102,7 @@ def test_who_forgot_it_hears_nothing_more() -> None:
 
 
 def test_a_process_tree_is_ended_without_a_process_group() -> None:
-    """As on Windows, where the worker's children are in no group of their own."""
+    """As on Windows, where children are not in a process group."""
     child = subprocess.Popen(
         [
             sys.executable,

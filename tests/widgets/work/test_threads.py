@@ -33,7 +33,7 @@ def test_an_error_is_delivered(qtbot: Any) -> None:
     assert str(found[0]) == "no such file"
 
 
-def test_nothing_is_delivered_to_an_owner_that_is_gone(qtbot: Any) -> None:
+def test_nothing_is_delivered_to_a_deleted_owner(qtbot: Any) -> None:
     owner, found, go = QObject(), [], threading.Event()
     threads.run(lambda: go.wait(5), found.append, found.append, owner=owner)
     owner.deleteLater()
