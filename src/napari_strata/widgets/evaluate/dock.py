@@ -235,8 +235,8 @@ class EvaluateDock(Dock):
         if self.written is None or not (plane := self._fullest_planes[row][column]):
             return
         most = (
-            f" Most of them: {describe_plane(at)}."
-            if (at := self._show_plane(plane))
+            f" Most of them: {describe_plane(position)}."
+            if (position := self._show_plane(plane))
             else ""
         )
         self.notice.show_message(f"{self.scores.picture.sentence(row, column)}.{most}")
@@ -245,7 +245,9 @@ class EvaluateDock(Dock):
         """Show a plane of the comparison; return its index in the prediction layer."""
         assert self.written is not None
         comparison = self.written.comparison
-        at = {axis: comparison.plane.get(axis, index) for axis, index in plane.items()}
+        position = {
+            axis: comparison.plane.get(axis, index) for axis, index in plane.items()
+        }
         layer = next(
             (
                 candidate
@@ -261,12 +263,12 @@ class EvaluateDock(Dock):
                 strict=True,
             )
             point = layer.data_to_world(
-                [at.get(axis, value) for axis, value in current_point]
+                [position.get(axis, value) for axis, value in current_point]
             )
             self.viewer.dims.set_point(
                 range(self.viewer.dims.ndim)[-layer.ndim :], point
             )
-        return at
+        return position
 
     # ---- Jobs
 
@@ -398,16 +400,16 @@ class EvaluateDock(Dock):
         ):
             self.export_to(Path(path))
 
-    def _copy(self, form: Callable[[Any], str], what: str) -> None:
+    def _copy(self, form: Callable[[Any], str], subject: str) -> None:
         if why := self._activity or resolve(self.state()).problem:
             self.notice.show_message(f"There is nothing to copy. {why}", "warning")
             return
 
         def copied(written: Written) -> None:
-            self.copy(form(self._request(written, job="copy")), what)
+            self.copy(form(self._request(written, job="copy")), subject)
             self.notice.show_message(
-                f"{what} is on the clipboard. It reads copies of both layers, which are"
-                " kept until napari closes."
+                f"{subject} is on the clipboard. It reads copies of both layers, which"
+                " are kept until napari closes."
             )
 
         self._run_in_thread("Writing the labels ...", self._write_function(), copied)

@@ -187,21 +187,21 @@ class Dock(QWidget):
         label.setFont(font)
         return label
 
-    def copy(self, text: str, what: str) -> None:
+    def copy(self, text: str, subject: str) -> None:
         """Put text on the clipboard, and show a message."""
         clipboard = QApplication.clipboard()
         if clipboard is not None:
             clipboard.setText(text)
-        self.notice.show_message(f"{what} is on the clipboard.")
+        self.notice.show_message(f"{subject} is on the clipboard.")
 
-    def copy_later(self, make: Callable[[], str], what: str) -> None:
+    def copy_later(self, make: Callable[[], str], subject: str) -> None:
         """Call `make` in a thread, and put its text on the clipboard.
 
         `make` may write layers.
         """
         threads.run(
             make,
-            lambda text: self.copy(text, what),
+            lambda text: self.copy(text, subject),
             lambda error: self.notice.show_message(
                 f"The layers could not be written: {error}", "error"
             ),

@@ -292,11 +292,11 @@ def pictures(folder: Path) -> tuple[Path, ...]:
 
 
 def _read(
-    files: tuple[Path, ...], wanted: Path | None, before: LoadedPicture | None
+    files: tuple[Path, ...], selected: Path | None, before: LoadedPicture | None
 ) -> LoadedPicture:
     if not files:
         return LoadedPicture((), 0, None, ())
-    index = files.index(wanted) if wanted in files else len(files) - 1
+    index = files.index(selected) if selected in files else len(files) - 1
     if (
         before is not None
         and before.files

@@ -265,9 +265,9 @@ class PredictDock(Dock):
         )
         dialog.setDefaultSuffix(FORMATS[dialog.selectedNameFilter()])
         dialog.selectFile(name)
-        chosen = dialog.selectedFiles() if dialog.exec() else []
+        paths = dialog.selectedFiles() if dialog.exec() else []
         dialog.deleteLater()
-        return Path(chosen[0]) if chosen else None
+        return Path(paths[0]) if paths else None
 
     def _saved(self, path: Path) -> None:
         self._saving = False
@@ -281,7 +281,7 @@ class PredictDock(Dock):
 
     # ------------------------------------------------------------------ copied code
 
-    def _copy(self, form: Callable[[PredictJob], str], what: str) -> None:
+    def _copy(self, form: Callable[[PredictJob], str], subject: str) -> None:
         layer, image, model = self.images.layer, self.image, self.model.path
         if layer is None or image is None or model is None:
             self.notice.show_message(
@@ -293,7 +293,7 @@ class PredictDock(Dock):
             self.session.settings.device,
             bool(self.probabilities.value),
         )
-        whole, tta, ortho = (
+        is_whole, tta, ortho = (
             self.area.combo.value == WHOLE,
             self.averaging.tta,
             self.averaging.ortho,
@@ -313,10 +313,10 @@ class PredictDock(Dock):
             return form(request)
 
         def done(text: str) -> None:
-            self.copy(text, what)
-            if not whole:
+            self.copy(text, subject)
+            if not is_whole:
                 self.notice.show_message(
-                    f"{what} is on the clipboard, for the whole image: areas can be"
+                    f"{subject} is on the clipboard, for the whole image: areas can be"
                     " predicted only here."
                 )
 

@@ -439,7 +439,7 @@ class TrainDock(Dock):
         self.panel.prepare(run.path, colors, past=past)
         self._changed()
 
-    def _copy(self, form: Any, what: str) -> None:
+    def _copy(self, form: Any, subject: str) -> None:
         request = self.request()
         if request is None:
             self.notice.show_message(
@@ -452,7 +452,7 @@ class TrainDock(Dock):
         except StrataError as error:
             self.notice.show_message(str(error), "error")
             return
-        self.copy_later(lambda: form(request.train_job("copy", run)), what)
+        self.copy_later(lambda: form(request.train_job("copy", run)), subject)
 
     def leave(self) -> None:
         """Save painted labels and disconnect, when the viewer closes."""

@@ -101,14 +101,14 @@ class Field:
         self.widget.value = text
         self._normalise_text()
 
-    def mirror(self, other: Field) -> None:
+    def mirror(self, source: Field) -> None:
         """Copy value and error of another field of the same setting."""
-        if self.error != other.error or _differs(self.value, other.value):
-            self.value, self.error = other.value, other.error
+        if self.error != source.error or _differs(self.value, source.value):
+            self.value, self.error = source.value, source.error
             self._set_widget(
-                other.widget.value if self.error else self._shown(self.value)
+                source.widget.value if self.error else self._shown(self.value)
             )
-        self.mark(other.problem)
+        self.mark(source.problem)
 
     def mark(self, problem: str) -> None:
         """Mark the widget with a problem; an empty text removes the mark."""
@@ -291,8 +291,8 @@ def _plain_number(text: str) -> Any:
     return text
 
 
-def _differs(one: Any, other: Any) -> bool:
-    return type(one) is not type(other) or bool(one != other)
+def _differs(first: Any, second: Any) -> bool:
+    return type(first) is not type(second) or bool(first != second)
 
 
 def _choice_text(value: Any) -> str:
