@@ -150,11 +150,11 @@ def check_computer(dock: Any) -> Any:
 
 
 def train(viewer: Any, dock: Any) -> None:
-    """A training near its end, with a plane in sight that nobody has painted."""
+    """A training near its end, with a visible plane that is not labelled."""
     viewer.dims.set_current_step(0, 3)
     press(dock, "Train")
     wait(900, lambda: (dock.panel.preview.epoch or 0) >= 24, "24 epochs")
-    wait(1.5)  # the plane in sight with the newest weights
+    wait(1.5)  # preview of the visible plane
 
 
 def predict(viewer: Any, dock: Any) -> Any:
