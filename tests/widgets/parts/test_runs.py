@@ -24,7 +24,7 @@ from napari_strata.core.events import (
     to_json,
 )
 from napari_strata.widgets.parts.recent import (
-    NONE,
+    NO_RUNS_TEXT,
     RunList,
     describe_classes,
     describe_facts,
@@ -325,7 +325,7 @@ def test_an_empty_folder_says_what_to_do(
     runs.set_folder(tmp_path / "nowhere")
     qtbot.waitUntil(lambda: not runs._busy)
     assert runs.text.isVisible()
-    assert runs.text.text() == NONE
+    assert runs.text.text() == NO_RUNS_TEXT
     assert not runs.list.isVisible()
     write_run(tmp_path / "a", [started()])
     runs.set_folder(tmp_path)
