@@ -156,7 +156,7 @@ def test_the_form_disables_settings_of_other_networks(qtbot: Any) -> None:
     assert "single planes" in depth.native.toolTip()
     neighbours.type("1")
     form.field("network.kind").type("unet3d")
-    assert neighbours.native.isEnabled()  # it is wrong now, and can be mended
+    assert neighbours.native.isEnabled()  # it has a problem and can be corrected
     assert "unet3d sees whole volumes" in form.problem
     assert form.value().network.kind != "unet3d"
     neighbours.type("0")

@@ -168,7 +168,7 @@ def test_painting_adds_rows_and_counts(
     assert 7 not in table.counts()
     assert (
         table.problem()
-        == "Only one class is labelled: paint some pixels of at least two, or let 0 mean background."
+        == "Only one class is labelled: paint some pixels of at least two, or choose that 0 means background."
     )
 
 

@@ -164,7 +164,7 @@ def test_a_wrong_entry_is_reported_and_the_last_valid_recipe_is_kept(
     assert "border" in field.native.styleSheet()
     assert box.recipe() == load_recipe("default").with_overrides(box.overrides())
     box.fields["training.epochs"].type("9")
-    assert box.problem(), "another setting does not mend it"
+    assert box.problem(), "another setting does not correct it"
     form = opened(box)
     assert form.problem
     assert form.field("training.learning_rate").native.text() == "fast"
@@ -313,7 +313,7 @@ def test_a_recipe_from_a_file(
         mine,
         "my bones",
     )
-    assert box.problem() == "", "the recipe that stands here is right"
+    assert box.problem() == "", "the recipe is valid"
     chosen["path"] = ""  # cancelled
     pick(box, FROM_FILE)
     assert box.combo.currentText() == "my bones"
