@@ -27,7 +27,7 @@ def test_the_demo_is_ready_for_one_click(
     pair = sandstone()
     np.testing.assert_array_equal(image.data, pair.image.data)
     painted = [z for z in range(8) if labels.data[z].any()]
-    assert painted == list(demo.PAINTED)
+    assert painted == list(demo.LABELLED_SLICES)
     np.testing.assert_array_equal(
         labels.data[painted], np.asarray(pair.labels.data)[painted]
     )
@@ -39,7 +39,7 @@ def test_the_demo_is_ready_for_one_click(
     )
     assert tuple(image.scale) == tuple(labels.scale) == pair.image.scale
     assert viewer.layers.selection.active is image
-    assert viewer.dims.current_step[0] == demo.PAINTED[0]
+    assert viewer.dims.current_step[0] == demo.LABELLED_SLICES[0]
     window = viewer.window._qt_window
     docks = {
         dock.windowTitle().partition(" (")[0]: dock

@@ -380,7 +380,9 @@ def test_the_worst_and_the_best_planes_are_shown_in_pictures_and_viewer(
     qtbot.waitUntil(
         lambda: cases.caption.text().startswith("Z = 5, IoU 0."), timeout=LONG
     )
-    assert len(cases.picture.places()) == 2  # no image of that size is there any more
+    assert (
+        len(cases.picture.panel_areas()) == 2
+    )  # no image of that size is there any more
     dock.viewer.dims.set_current_step(0, 0)
     qtbot.mouseClick(cases.go, Qt.MouseButton.LeftButton)
     assert dock.viewer.dims.current_step[0] == 5

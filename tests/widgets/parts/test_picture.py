@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 def color_at(preview: Preview, panel: int, down: float) -> QColor:
     """Return the colour in the middle of a panel, at a relative height."""
-    place = preview.picture.places()[panel]
+    place = preview.picture.panel_areas()[panel]
     image = preview.picture.grab().toImage()
     return image.pixelColor(
         round(place.center().x()), round(place.top() + down * place.height())
@@ -92,7 +92,7 @@ def test_the_panels_are_cut_out_and_scaled_to_the_width(
     preview.set_folder(folder)
     qtbot.waitUntil(lambda: len(preview.picture._scaled) == 3)
     qtbot.wait(150)
-    places = preview.picture.places()
+    places = preview.picture.panel_areas()
     assert places[0].width() == pytest.approx((WIDE - 8) / 3, abs=1)
     assert places[0].width() == pytest.approx(places[0].height())
     assert preview.picture._scaled[0].width() == pytest.approx(places[0].width(), abs=1)
@@ -126,7 +126,7 @@ def test_flat_panels_are_below_each_other(
     draw(tmp_path / "epoch_0001.png", (40, 400))
     preview.set_folder(tmp_path)
     qtbot.waitUntil(lambda: len(preview.picture._scaled) == 3)
-    places = preview.picture.places()
+    places = preview.picture.panel_areas()
     assert places[0].bottom() < places[1].top()
     assert places[0].width() == pytest.approx(WIDE, abs=2)
     assert places[2].bottom() <= preview.picture.height() + 1
@@ -210,7 +210,7 @@ def test_a_click_opens_a_window_that_follows_and_closes_with_escape(
     assert "epoch 10" in window.windowTitle()
     qtbot.waitUntil(lambda: len(window.picture._scaled) == 1)
     whole = QImage(str(pictures(folder)[-1]))
-    shown = window.picture.places()[0]
+    shown = window.picture.panel_areas()[0]
     assert shown.width() / shown.height() == pytest.approx(
         whole.width() / whole.height(), rel=0.01
     )

@@ -48,7 +48,7 @@ def panel_color(preview: Preview, panel: int) -> QColor:
     return QColor(
         preview.picture.grab()
         .toImage()
-        .pixelColor(preview.picture.places()[panel].center().toPoint())
+        .pixelColor(preview.picture.panel_areas()[panel].center().toPoint())
     )
 
 
@@ -79,7 +79,7 @@ def test_image_truth_and_prediction_of_the_newest_epoch_are_visible(
     assert "epoch 3" in preview.caption.text()
     for number, color in enumerate(("red", "lime", "blue")):
         qtbot.waitUntil(lambda n=number, c=color: panel_color(preview, n) == QColor(c))
-    assert preview.picture.places()[2].right() <= 300
+    assert preview.picture.panel_areas()[2].right() <= 300
 
 
 def test_a_newer_picture_is_shown(qtbot: Any, preview: Preview, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_newer_picture_is_shown(qtbot: Any, preview: Preview, tmp_path: Path) 
 
 def test_it_follows_the_width(preview: Preview) -> None:
     preview.resize(200, 200)
-    assert preview.picture.places()[2].right() <= 200
+    assert preview.picture.panel_areas()[2].right() <= 200
     assert preview.minimumSizeHint().width() < 200
 
 
