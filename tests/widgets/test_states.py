@@ -155,4 +155,4 @@ def test_evaluate_takes_the_meaning_of_0_from_the_class_map_first(
     assert view.zero_is_background == is_background
     assert view.zero_can_change == can_change
     assert ("scored as a class" in view.zero_text) == is_background
-    assert ("the classes of truth say" in view.zero_text) == (not can_change)
+    assert ("by the classes of truth" in view.zero_text) == (not can_change)

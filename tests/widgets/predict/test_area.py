@@ -181,7 +181,7 @@ def test_a_rectangle_is_clipped_at_the_edge_and_refused_outside(
     qtbot.waitUntil(lambda: not area.problem)
     assert area.area().region == {"Y": (0, 11), "X": (0, 11)}
     shapes.data = [np.array([[-90, -90], [-90, -40], [-30, -40], [-30, -90]])]
-    qtbot.waitUntil(lambda: "beside sand" in area.problem)
+    qtbot.waitUntil(lambda: "outside sand" in area.problem)
 
 
 def test_among_several_shapes_the_selected_one_is_used(
