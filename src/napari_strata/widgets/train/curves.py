@@ -14,10 +14,15 @@ from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QToolTip, QWidget
 from napari_strata.core.events import BatchEnd, EpochEnd, Event, TrainingStarted
 from napari_strata.widgets.parts.colors import faded
 from napari_strata.widgets.parts.plot import Chart, Line, Plot
-from napari_strata.widgets.train.history import History, format_loss, loss_range, format_score
+from napari_strata.widgets.train.history import (
+    History,
+    format_loss,
+    format_score,
+    loss_range,
+)
 
 REST = 100
-"""Milliseconds between two paintings at least."""
+"""Minimum of milliseconds between two paint events."""
 MIN_WIDTH, MIN_HEIGHT = 280, 220
 """Pixels."""
 MAX_NAME_WIDTH = 160
