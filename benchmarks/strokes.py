@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--strokes", type=int, default=4, help="of a class, per image")
     parser.add_argument("--windows", type=int, nargs="*", default=[])
     parser.add_argument("--foreground", action="store_true")
@@ -77,7 +78,7 @@ def main() -> None:
         for key, _, value in (item.partition("=") for item in options.set)
     }
     scores: dict[str, list[Array]] = {}
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         rng = np.random.default_rng(seed)
         painted = [_paint(pair, classes, rng, options.strokes) for pair in training]
         stages = [("strokes", 0), *((f"+ {n} windows", n) for n in options.windows)]

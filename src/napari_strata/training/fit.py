@@ -64,6 +64,13 @@ FOLDS = 3
 MEASURE_TREES, MEASURE_PIXELS = 50, 20_000
 """A smaller fit is enough to measure how far strokes agree."""
 
+TOLERANCE = 1.25
+"""Cross-entropy of fewer levels, in that of the best, up to which they are taken.
+
+Measured on sandstone slices that nothing else was chosen on: 3 levels in place of 2
+cost .013 of mean IoU where their cross-entropy was lower by chance.
+"""
+
 CHOICE_TREES, CHOICE_PIXELS = 20, 5_000
 """A smaller one yet is enough to choose the levels."""
 
@@ -373,8 +380,9 @@ def choose_levels(
 ) -> tuple[int, str]:
     """Choose the number of octave levels, and say in words why.
 
-    By the likelihood of held-out strokes, in a cross-validation with fewer trees. Its
-    value means little, because strokes keep away from edges, but it ranks well.
+    By the likelihood of held-out strokes, in a cross-validation with fewer trees; the
+    fewest levels that are not much worse than the best. The value means little, because
+    strokes keep away from edges, and what sees far blurs the edges.
     """
     seed, channels = plan.recipe.training.seed, plan.spec.in_channels
     chosen = sample_evenly(len(pixels), CHOICE_PIXELS, seed=seed)
@@ -388,7 +396,8 @@ def choose_levels(
                 f"features of {LEVELS[0]} octave levels: too few strokes to choose by"
             )
         losses[levels] = _cross_entropy(chances, labels)
-    best = min(losses, key=losses.__getitem__)
+    limit = TOLERANCE * min(losses.values())
+    best = next(levels for levels in LEVELS if losses[levels] <= limit)
     tried = ", ".join(f"{levels}: {loss:.3f}" for levels, loss in losses.items())
     return best, (
         f"features of {best} octave levels, by the cross-entropy of held-out labels"
