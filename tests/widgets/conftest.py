@@ -10,10 +10,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -56,6 +57,35 @@ def pytest_fixture_post_finalizer(fixturedef: Any) -> None:
     """Wait for what a dock does when its fixture closes its viewer, as above."""
     if fixturedef.argname == "dock":
         _wait_for_threads()
+
+
+@pytest.fixture
+def make_napari_viewer(make_napari_viewer: Callable[..., Any]) -> Iterator[Any]:
+    """With PySide6, delete closed windows before napari looks for leaks.
+
+    The event loop of a program does that. Until then PySide6 keeps what is connected to
+    a window, and with it the viewer.
+    """
+    viewers: WeakSet[Any] = WeakSet()
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        viewer = make_napari_viewer(*arguments, **options)
+        viewers.add(viewer)
+        return viewer
+
+    yield make
+    if "PySide6" not in sys.modules:
+        return
+    from qtpy.QtCore import QEvent
+    from qtpy.QtWidgets import QApplication
+
+    for viewer in list(viewers):
+        viewer.close()
+        del viewer
+    _wait_for_threads()
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    QApplication.processEvents()
+    gc.collect()
 
 
 def _wait_for_threads() -> None:

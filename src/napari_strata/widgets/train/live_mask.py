@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,8 +272,15 @@ class LiveMask(QObject):
             below=data.labels_layer,
         )
         layer.opacity = OPACITY
-        viewer = self._session.viewer
-        viewer.bind_key(KEY, self._toggle, overwrite=True)
+        # The viewer's key must not keep this object and its window alive.
+        reference = weakref.WeakMethod(self._toggle)
+
+        def toggle(_viewer: object) -> None:
+            toggle_mask = reference()
+            if toggle_mask is not None:
+                toggle_mask()
+
+        self._session.viewer.bind_key(KEY, toggle, overwrite=True)
 
     def _ended(self, handle: JobHandle, outcome: Outcome) -> None:
         if handle is not self._handle:
@@ -288,7 +296,7 @@ class LiveMask(QObject):
         elif outcome.status in ("failed", "died"):
             self._say(f"No live mask: {outcome.text}")
 
-    def _toggle(self, _viewer: object = None) -> None:
+    def _toggle(self) -> None:
         """Hide the mask, or show it again."""
         layer = self._mask.layer
         if layer is not None and layer in self._viewer_layers:
