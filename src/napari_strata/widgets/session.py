@@ -19,7 +19,6 @@ from napari_strata.widgets.layers.convert import slug
 from napari_strata.widgets.settings import Settings, preferences
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, WorkerClient
-from napari_strata.widgets.work.gc_pause import gc_pause
 from napari_strata.worker.protocol import Job
 
 SCRATCH_PREFIX = ".session-"
@@ -56,11 +55,9 @@ class ViewerSession(QObject):
         self.client = WorkerClient(self.settings.command)
         self.client.warm()
         self._live_client: WorkerClient | None = None
-        self._window = window
         self._scratch: Path | None = None
         self._closed = False
         self._stale = False
-        viewer.layers.events.removed.connect(gc_pause().unfreeze)
         self._preferences = preferences()
         self._preferences.events.connect(self._settings_changed)
         window.installEventFilter(self)
@@ -71,7 +68,7 @@ class ViewerSession(QObject):
     def submit(self, request: Job) -> JobHandle:
         """Send a request to the worker."""
         self._reload()
-        return self._pause_gc(self.client.submit(request))
+        return self.client.submit(request)
 
     @property
     def live_client(self) -> WorkerClient:
@@ -79,18 +76,6 @@ class ViewerSession(QObject):
         if self._live_client is None:
             self._live_client = WorkerClient(self.settings.command)
         return self._live_client
-
-    def submit_live(self, job: Job) -> JobHandle:
-        """Send a job to the worker for live masks."""
-        return self._pause_gc(self.live_client.submit(job))
-
-    def _pause_gc(self, handle: JobHandle) -> JobHandle:
-        """Keep garbage collections short until the job has ended, or is forgotten."""
-        if not self._closed:  # the objects of a closed viewer are to be collected
-            end = gc_pause().begin_job()
-            handle.ended.connect(end)
-            handle.destroyed.connect(end)
-        return handle
 
     def _settings_changed(self, _event: object = None) -> None:
         self._stale = True
@@ -174,14 +159,12 @@ class ViewerSession(QObject):
         self._closed = True
         self._preferences.events.disconnect(self._settings_changed)
         with suppress(RuntimeError):  # Qt may have deleted parts of the window
-            self.viewer.layers.events.removed.disconnect(gc_pause().unfreeze)
             self.closing.emit()
             for dock in self.docks.values():
                 if dock.parent() is None:  # closed before, so no window owns it
                     dock.deleteLater()
         self.docks.clear()
         self._close_clients()
-        gc_pause().unfreeze()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -192,10 +175,7 @@ class ViewerSession(QObject):
             self._live_client = None
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 (Qt's name)
-        if event is not None and event.type() == QEvent.Type.Close:
-            # Now: whoever closes the window may collect garbage before the loop turns.
-            gc_pause().unfreeze()
-        elif event is not None and event.type() == QEvent.Type.DeferredDelete:
+        if event is not None and event.type() == QEvent.Type.DeferredDelete:
             # The window is closed, and it and its docks are still there. Later,
             # signals would reach Python wrappers of objects that Qt has deleted.
             self.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 from qtpy.QtCore import QObject
@@ -43,3 +44,33 @@ def test_nothing_is_delivered_to_a_deleted_owner(qtbot: Any) -> None:
     go.set()
     qtbot.wait(100)
     assert found == []
+
+
+class Listener(QObject):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def answer(self) -> None:
+        self.calls.append(threading.current_thread().name)
+
+
+def test_a_doorbell_calls_in_the_main_thread_once(qtbot: Any) -> None:
+    listener = Listener()
+    bell = threads.Doorbell(listener.answer)
+    thread = threading.Thread(target=lambda: [bell.ring() for _ in range(5)])
+    thread.start()
+    thread.join()
+    qtbot.waitUntil(lambda: bool(listener.calls))
+    qtbot.wait(20)
+    assert listener.calls == [threading.main_thread().name]
+
+
+def test_a_doorbell_does_not_keep_its_object(qtbot: Any) -> None:
+    listener = Listener()
+    bell = threads.Doorbell(listener.answer)
+    gone = weakref.ref(listener)
+    bell.ring()
+    del listener
+    assert gone() is None
+    qtbot.wait(20)  # the ring is answered by nobody

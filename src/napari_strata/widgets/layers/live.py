@@ -50,7 +50,6 @@ class LiveLabels(QObject):
         super().__init__(parent)
         self.layer: LabelsLayer | None = None
         self._viewer = viewer
-        self._due = False
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(REFRESH_INTERVAL_MS)

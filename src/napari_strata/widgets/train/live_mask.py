@@ -242,7 +242,7 @@ class LiveMask(QObject):
             threads=1 if is_training else 0,
         )
         self._stage = ""
-        handle = self._session.submit_live(job)
+        handle = client.submit(job)
         handle.replied.connect(lambda event: self._receive(handle, event))
         handle.ended.connect(lambda outcome: self._ended(handle, outcome))
         self._handle = handle

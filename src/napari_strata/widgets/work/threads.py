@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 from qtpy.compat import isalive
 from qtpy.QtCore import QObject, Qt, Signal, Slot
 
-from napari_strata.widgets.work.gc_pause import gc_pause
-
 T = TypeVar("T")
 
 THREADS = 4
@@ -72,7 +70,6 @@ class _Tasks(QObject):
     def start(self, task: _Task) -> None:
         number = next(self._numbers)
         self._tasks[number] = task
-        gc_pause().begin_thread()
         self._threads.submit(self._run, number)
 
     def ring(self, bell: Doorbell) -> None:
@@ -84,7 +81,6 @@ class _Tasks(QObject):
 
     @Slot(int)
     def _deliver(self, number: int) -> None:
-        gc_pause().end_thread()
         self._tasks.pop(number).deliver()
 
     @Slot(object)
