@@ -55,6 +55,8 @@ class ViewerSession(QObject):
         self.client = WorkerClient(self.settings.command)
         self.client.warm()
         self._live_client: WorkerClient | None = None
+        # Or Python may delete the window when napari forgets it, and no event says so.
+        self._window = window
         self._scratch: Path | None = None
         self._closed = False
         self._stale = False
