@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, maximum_filter, uniform_filter
+from scipy.ndimage import distance_transform_edt
 
 import napari_strata as ns
 from napari_strata.core.classes import IGNORE, ClassMap
@@ -31,6 +31,7 @@ from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.options import PredictOptions
 from napari_strata.core.recipes import parse_value
 from napari_strata.core.spec import find_classes
+from napari_strata.data.windows import choose_window
 from napari_strata.inference.predict import iter_predict
 from napari_strata.models.model import Model
 
@@ -44,12 +45,6 @@ BRUSH = 1.5
 
 STEPS = 45
 """Length of a stroke, in pixels."""
-
-WINDOW = 11
-"""Side of the windows that are painted up to their edges, in pixels."""
-
-SPACING = 4
-"""Distance of windows from what is painted already, in pixels."""
 
 
 def main() -> None:
@@ -170,8 +165,7 @@ def _paint_windows(
     count: int,
 ) -> None:
     """Paint windows in which the two likeliest classes are closest, the worst first."""
-    radius = WINDOW // 2
-    certainty = []
+    margins = []
     for pair, labels in zip(training, painted, strict=True):
         options = PredictOptions(probabilities=True)
         prediction = iter_predict(model, pair.image, options=options)
@@ -180,23 +174,12 @@ def _paint_windows(
         assert prediction.probabilities is not None
         chances = np.asarray(prediction.probabilities.data, np.float32)
         chances = np.sort(chances.reshape(len(classes), *labels.shape), axis=0)
-        certainty.append(uniform_filter(chances[-1] - chances[-2], WINDOW))
+        margins.append(chances[-1] - chances[-2])
     for _ in range(count):
-        candidates = []
-        for margin, labels in zip(certainty, painted, strict=True):
-            taken = maximum_filter(labels != IGNORE, 2 * (radius + SPACING) + 1)
-            open_margin = np.where(taken, np.inf, margin)
-            edge = np.ones(margin.shape, bool)
-            edge[radius:-radius, radius:-radius] = False
-            open_margin[edge] = np.inf
-            candidates.append(open_margin)
-        number = int(np.argmin([margin.min() for margin in candidates]))
-        shape = candidates[number].shape
-        y, x = np.unravel_index(candidates[number].argmin(), shape)
-        box = (
-            slice(y - radius, y + radius + 1),
-            slice(x - radius, x + radius + 1),
-        )
+        window = choose_window(margins, [labels != IGNORE for labels in painted])
+        if window is None:
+            break
+        number, box = window.plane, window.box
         painted[number][box] = _truth(training[number], classes)[box]
 
 

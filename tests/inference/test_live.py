@@ -134,3 +134,76 @@ def test_one_class_is_not_enough(values: tuple[int, ...]) -> None:
     live.set_labels({"Z": 0}, labels)
     with pytest.raises(LabelError, match="two classes at least"):
         live.fit()
+
+
+def look_at(live: LiveSegmentation, *planes: int) -> None:
+    for z in planes:
+        for _ in live.iter_mask({"Z": z}):
+            pass
+
+
+def test_the_next_window_is_where_the_shown_mask_is_least_certain() -> None:
+    image = striped_stack()
+    live = open_live(image)
+    live.set_labels({"Z": 1}, strokes_of(image))
+    planes = {z: list(live.iter_mask({"Z": z})) for z in (0, 1)}
+    window = live.find_window({"Z": 0})
+    assert live.find_window({"Z": 0}).box == window.box
+    plane = planes[window.index["Z"]]
+    margins = np.zeros(image.shape[1:], np.float16)
+    for part in plane:
+        if part.margins is not None:
+            margins[part.box] = part.margins
+    assert window.margin == margins[window.box].mean(dtype=np.float64)
+    mask = paste(plane, image.shape[1:])
+    np.testing.assert_array_equal(window.labels, mask[window.box])
+    assert window.changed is None, "there is no window before"
+    skipped = [({"Z": window.index["Z"]}, window.box)]
+    other = live.find_window({"Z": 0}, skipped=skipped)
+    assert (other.index, other.box) != (window.index, window.box)
+    assert other.margin >= window.margin
+
+
+def test_a_mask_that_is_older_than_the_strokes_is_renewed() -> None:
+    image = striped_stack()
+    live = open_live(image)
+    labels = strokes_of(image)
+    live.set_labels({"Z": 1}, labels)
+    look_at(live, 0, 1, 2)
+    first = live.find_window({"Z": 0})
+    labels[45:50, 10:60] = 1
+    live.set_labels({"Z": 1}, labels)
+    window = live.find_window({"Z": 0})
+    fresh = open_live(image)
+    fresh.set_labels({"Z": 1}, labels)
+    plane = window.index
+    mask = paste(fresh.iter_mask(plane), image.shape[1:])
+    np.testing.assert_array_equal(window.labels, mask[window.box])
+    assert first.changed is None
+    assert window.changed is not None
+
+
+def test_the_change_is_that_of_the_planes_segmented_for_both_windows() -> None:
+    image = striped_stack((1, 60, 90))
+    live = open_live(image)
+    labels = strokes_of(image)
+    live.set_labels({"Z": 0}, labels)
+    before = paste(live.iter_mask({"Z": 0}), labels.shape)
+    live.find_window({"Z": 0})
+    turned = np.where(labels == 0, 0, 4 - labels).astype(np.uint8)
+    live.set_labels({"Z": 0}, turned)
+    changed = live.find_window({"Z": 0}).changed
+    after = paste(live.iter_mask({"Z": 0}), labels.shape)
+    assert changed == (before != after).mean() > 0.9
+    assert live.find_window({"Z": 0}).changed == changed
+
+
+def test_a_plane_without_room_has_no_window() -> None:
+    image = striped_stack((2, 60, 18))
+    live = open_live(image)
+    labels = np.zeros(image.shape[1:], np.uint8)
+    labels[:, 9] = np.arange(60) // 20 % 2 * 2 + 1
+    live.set_labels({"Z": 0}, labels)
+    with pytest.raises(LabelError, match="turn to another plane"):
+        live.find_window({"Z": 0})
+    assert live.find_window({"Z": 1}).index == {"Z": 1}

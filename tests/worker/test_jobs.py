@@ -663,3 +663,29 @@ def test_a_network_is_no_recipe_for_a_live_mask(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.ones((3, 40, 60), np.uint8))
     with pytest.raises(RequestError, match="needed is one of the kind 'pixels'"):
         run(segment_request(tmp_path, recipe="default", overrides={}))
+
+
+def test_the_next_window_follows_a_mask(tmp_path: Path) -> None:
+    image = np.zeros((3, 40, 60), np.uint8)
+    image[:, 20:] = 200
+    labels = np.zeros_like(image)
+    labels[1, 5, 5:15], labels[1, 30, 35:45] = 1, 2
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "labels.npy", labels)
+    request = segment_request(tmp_path)
+    run(request)
+    asking = request | {"kind": "next_window", "side": 13}
+    del asking["out"]
+    _, window = run(asking)
+    (top, bottom), (left, right) = window["rows"], window["columns"]
+    assert window["index"] == {"Z": 2}
+    assert (bottom - top, right - left) == (13, 13)
+    assert 0 <= window["margin"] <= 1
+    mask = np.load(tmp_path / "mask.npy")
+    np.testing.assert_array_equal(window["labels"], mask[2, top:bottom, left:right])
+    assert run(asking)[1] == window
+    place = {key: window[key] for key in ("index", "rows", "columns")}
+    _, other = run(asking | {"skipped": [place]})
+    assert (other["rows"], other["columns"]) != (window["rows"], window["columns"])
+    with pytest.raises(RequestError, match="greater than or equal to 11"):
+        run(asking | {"side": 3})

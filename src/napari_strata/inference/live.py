@@ -22,6 +22,7 @@ from napari_strata.core.recipe import Recipe
 from napari_strata.core.spec import ModelSpec, resolve
 from napari_strata.core.tiling import Box, Tile, plan_tiles
 from napari_strata.data.strokes import number_strokes
+from napari_strata.data.windows import SIDE, choose_window
 from napari_strata.models.pixels.classifier import PixelClassifier, guide_of
 from napari_strata.models.pixels.features import compute_features, features_at
 from napari_strata.models.pixels.guided_filter import estimate_noise
@@ -35,6 +36,8 @@ TILE = 512
 """Side of the tiles of a plane, in pixels."""
 CACHE_BYTES = 2**30
 """Memory for features: of about eight planes of 1024 x 1024 pixels and 3 levels."""
+MASK_BYTES = 2**26
+"""Memory for masks and their margins: of 21 planes of 1024 x 1024 pixels."""
 PLANES_KEPT = 2
 """Scaled planes that are kept: the one in view, and the one before it."""
 COARSE_STEP = 2
@@ -53,11 +56,50 @@ class MaskPart:
         label values (h, w).
     stage
         "coarse": half the resolution, without filter; "full": the final labels.
+    margins
+        differences between the probabilities of the two likeliest classes, float16
+        (h, w); None in a coarse part.
     """
 
     box: Box
     labels: Array
     stage: Literal["coarse", "full"]
+    margins: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class NextWindow:
+    """Window to be painted next; see `LiveSegmentation.find_window`.
+
+    Parameters
+    ----------
+    index
+        T and Z of the plane.
+    box
+        rows and columns.
+    margin
+        mean difference between the probabilities of the two likeliest classes.
+    labels
+        label values of the mask in it (h, w).
+    changed
+        share of the pixels whose label changed since the window before, on the planes
+        that were segmented for both; None if there is no such plane.
+    """
+
+    index: dict[str, int]
+    box: Box
+    margin: float
+    labels: Array
+    changed: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Mask:
+    """Label values and margins (H, W) of a plane that a classifier segmented."""
+
+    classifier: PixelClassifier
+    labels: Array
+    margins: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +159,10 @@ class LiveSegmentation:
         self._planes: OrderedDict[Plane, Tensor] = OrderedDict()
         self._features: OrderedDict[tuple[Plane, int], Tensor] = OrderedDict()
         self._classifier: PixelClassifier | None = None
+        self._masks: OrderedDict[Plane, _Mask] = OrderedDict()
+        self._window_classifier: PixelClassifier | None = None
+        self._window_labels: dict[Plane, Array] = {}
+        self._changed: float | None = None
 
     @property
     def stroke_count(self) -> int:
@@ -265,6 +311,28 @@ class LiveSegmentation:
         """
         classifier = self.fit()
         plane = _key(index)
+        shape = self.image.size("Y"), self.image.size("X")
+        mask = _Mask(
+            classifier,
+            np.zeros(shape, self.spec.classes.dtype),
+            np.zeros(shape, np.float16),
+        )
+        for part in self._iter_parts(plane, visible, coarse=coarse, threads=threads):
+            if part.margins is not None:
+                mask.labels[part.box] = part.labels
+                mask.margins[part.box] = part.margins
+            yield part
+        self._masks[plane] = mask
+        self._masks.move_to_end(plane)
+        kept = MASK_BYTES // (mask.labels.nbytes + mask.margins.nbytes)
+        while len(self._masks) > max(kept, 1):
+            self._masks.popitem(last=False)
+
+    def _iter_parts(
+        self, plane: Plane, visible: Box | None, *, coarse: bool, threads: int | None
+    ) -> Generator[MaskPart, None, None]:
+        """Segment the tiles of a plane."""
+        classifier = self.fit()
         self._scaled(plane)
         height, width = self.image.size("Y"), self.image.size("X")
         tiles = plan_tiles(
@@ -309,12 +377,109 @@ class LiveSegmentation:
                 indices = sums.argmax(0).reshape(chosen.shape[1:]).cpu().numpy()
                 indices = indices.repeat(COARSE_STEP, 0).repeat(COARSE_STEP, 1)
                 down, across = (part.stop - part.start for part in tile.write)
-                indices = indices[:down, :across]
-            else:
-                image = self._scaled(plane)[:, *tile.read].to(self.device)
-                chances = classifier.probabilities(features, image)
-                indices = chances[:, *tile.crop].argmax(0).cpu().numpy()
-        return MaskPart(tile.write, self.spec.classes.decode(indices), stage)
+                labels = self.spec.classes.decode(indices[:down, :across])
+                return MaskPart(tile.write, labels, stage)
+            image = self._scaled(plane)[:, *tile.read].to(self.device)
+            chances = classifier.probabilities(features, image)[:, *tile.crop]
+            best, chosen = chances.max(0)
+            second = chances.scatter(0, chosen[None], -1).amax(0)
+            margins = (best - second).half().cpu().numpy()
+            labels = self.spec.classes.decode(chosen.cpu().numpy())
+        return MaskPart(tile.write, labels, stage, margins)
+
+    def find_window(
+        self,
+        index: Mapping[str, int],
+        *,
+        side: int = SIDE,
+        skipped: Sequence[tuple[Mapping[str, int], Box]] = (),
+        threads: int | None = None,
+    ) -> NextWindow:
+        """Find the window where the mask is least certain.
+
+        It is on one of the planes that `iter_mask` has segmented. A plane whose mask
+        is older than the strokes is segmented again before a window on it is chosen.
+        The same call gives the same window until the labels change.
+
+        Parameters
+        ----------
+        index
+            T and Z of the plane in view.
+        side
+            of the window, in pixels.
+        skipped
+            planes and boxes that are not wanted; no window comes near to them.
+        threads
+            as for `iter_mask`.
+
+        Raises
+        ------
+        LabelError
+            when fewer than two classes are labelled, or when there is no free place.
+        """
+        self._renew(_key(index), threads)
+        while True:
+            planes = sorted(self._masks)
+            window = choose_window(
+                [self._masks[plane].margins for plane in planes],
+                [self._taken(plane, skipped) for plane in planes],
+                side=side,
+            )
+            if window is None:
+                raise LabelError(
+                    f"found no free place for a window of {side} x {side} pixels on"
+                    f" the {len(planes)} planes looked at: turn to another plane, and"
+                    " ask again."
+                )
+            plane = planes[window.plane]
+            if not self._renew(plane, threads):
+                break
+        labels = self._masks[plane].labels[window.box]
+        changed = self._measure_change()
+        return NextWindow(dict(plane), window.box, window.margin, labels, changed)
+
+    def _renew(self, plane: Plane, threads: int | None) -> bool:
+        """Segment a plane unless its mask is up to date; return whether it was not."""
+        mask = self._masks.get(plane)
+        if mask is not None and mask.classifier is self.fit():
+            return False
+        for _ in self.iter_mask(dict(plane), coarse=False, threads=threads):
+            pass
+        return True
+
+    def _taken(
+        self, plane: Plane, skipped: Sequence[tuple[Mapping[str, int], Box]]
+    ) -> Array:
+        """Pixels (H, W) of a plane that are labelled or were skipped."""
+        taken = np.zeros((self.image.size("Y"), self.image.size("X")), bool)
+        if plane in self._strokes:
+            taken.ravel()[self._strokes[plane].positions] = True
+        for index, box in skipped:
+            if _key(index) == plane:
+                taken[box] = True
+        return taken
+
+    def _measure_change(self) -> float | None:
+        """Share of the pixels that have another label than at the window before.
+
+        Only planes whose mask was up to date then and is now are compared.
+        """
+        classifier = self.fit()
+        if classifier is self._window_classifier:
+            return self._changed
+        labels = {
+            plane: mask.labels
+            for plane, mask in self._masks.items()
+            if mask.classifier is classifier
+        }
+        shares = [
+            np.mean(now != self._window_labels[plane])
+            for plane, now in labels.items()
+            if plane in self._window_labels
+        ]
+        self._changed = float(np.mean(shares)) if shares else None
+        self._window_classifier, self._window_labels = classifier, labels
+        return self._changed
 
     def _tile_features(self, plane: Plane, tile: Tile, number: int) -> Tensor:
         """Features (F, h, w) of what a tile reads, from the cache if they are there."""

@@ -54,7 +54,7 @@ from napari_strata.models.model import find_model
 from napari_strata.training.estimate import count_parameters, training_memory
 from napari_strata.training.loop import iter_train
 from napari_strata.training.plan import TrainingJob, plan_new
-from napari_strata.worker.live import run_segment
+from napari_strata.worker.live import run_next_window, run_segment
 from napari_strata.worker.npy import NpyOutput, check_array
 from napari_strata.worker.protocol import (
     AnyEvent,
@@ -67,6 +67,7 @@ from napari_strata.worker.protocol import (
     Job,
     JobResult,
     ModelInfo,
+    NextWindowJob,
     Pairs,
     PlanJob,
     PlanResult,
@@ -214,6 +215,11 @@ def _(job: InfoJob) -> Events:
 @run.register
 def _(job: SegmentJob) -> Events:
     return (yield from run_segment(job))
+
+
+@run.register
+def _(job: NextWindowJob) -> Events:
+    return (yield from run_next_window(job))
 
 
 def release_memory() -> None:

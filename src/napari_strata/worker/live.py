@@ -1,4 +1,4 @@
-"""Segment jobs: the mask that a viewer shows while somebody paints."""
+"""Live jobs: the mask that a viewer shows while somebody paints, and where to paint."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from napari_strata.models.device import choose_device
 from napari_strata.worker.npy import open_array
 from napari_strata.worker.protocol import (
     MaskPart,
+    NextWindowJob,
+    NextWindowResult,
     RequestError,
     SegmentJob,
     SegmentResult,
@@ -51,20 +53,7 @@ def run_segment(job: SegmentJob) -> Events:
     """
     started = perf_counter()
     image = open_image(job.image, axes=job.axes)
-    labels = open_labels(job.labels.model_copy(update={"axes": image.label_axes}))
-    kept = _open(job, image)
-    live = kept.live
-    named = set()
-    for plane in job.planes:
-        key = tuple(sorted(plane.index.items()))
-        named.add(key)
-        if kept.versions.get(key) != plane.version:
-            live.set_labels(plane.index, labels.read(plane.index)[0])
-            kept.versions[key] = plane.version
-    for key in set(kept.versions) - named:
-        live.forget_labels(dict(key))
-        del kept.versions[key]
-    live.fit()
+    live = _fit(job, image)
     classes = live.spec.classes
     mask = open_array(Path(job.out), image.label_shape, classes.dtype)
     yield TargetOpened(
@@ -99,7 +88,50 @@ def run_segment(job: SegmentJob) -> Events:
     )
 
 
-def _open(job: SegmentJob, image: Image) -> _Kept:
+def run_next_window(job: NextWindowJob) -> Events:
+    """Find the window where the mask of the planes looked at is least certain."""
+    yield from ()
+    live = _fit(job, open_image(job.image, axes=job.axes))
+    window = live.find_window(
+        job.plane,
+        side=job.side,
+        skipped=[
+            (each.index, (slice(*each.rows), slice(*each.columns)))
+            for each in job.skipped
+        ],
+        threads=job.threads or None,
+    )
+    rows, columns = window.box
+    return NextWindowResult(
+        index=window.index,
+        rows=(rows.start, rows.stop),
+        columns=(columns.start, columns.stop),
+        margin=window.margin,
+        labels=tuple(map(tuple, window.labels.tolist())),
+        changed=window.changed,
+    )
+
+
+def _fit(job: SegmentJob | NextWindowJob, image: Image) -> LiveSegmentation:
+    """Fit the classifier of a job, with labels that have changed since the last one."""
+    labels = open_labels(job.labels.model_copy(update={"axes": image.label_axes}))
+    kept = _open(job, image)
+    live = kept.live
+    named = set()
+    for plane in job.planes:
+        key = tuple(sorted(plane.index.items()))
+        named.add(key)
+        if kept.versions.get(key) != plane.version:
+            live.set_labels(plane.index, labels.read(plane.index)[0])
+            kept.versions[key] = plane.version
+    for key in set(kept.versions) - named:
+        live.forget_labels(dict(key))
+        del kept.versions[key]
+    live.fit()
+    return live
+
+
+def _open(job: SegmentJob | NextWindowJob, image: Image) -> _Kept:
     """Return the live segmentation of the job before if it is of the same image."""
     key = (job.image, job.axes, job.classes, str(job.recipe), str(job.overrides))
     if _kept and _kept[0].key == key:
@@ -110,8 +142,8 @@ def _open(job: SegmentJob, image: Image) -> _Kept:
     ).with_overrides(job.overrides)
     if not isinstance(recipe.network, Pixels):
         raise RequestError(
-            f"segment job: found a recipe of the kind {recipe.network.kind!r}; needed"
-            " is one of the kind 'pixels', such as 'instant'.",
+            f"{job.kind} job: found a recipe of the kind {recipe.network.kind!r};"
+            " needed is one of the kind 'pixels', such as 'instant'.",
             job.job,
         )
     image = with_neighbours(image, recipe.patches.neighbours)

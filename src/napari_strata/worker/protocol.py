@@ -269,16 +269,14 @@ class LabelledPlane(_Request):
     version: int
 
 
-class SegmentJob(_Job):
-    """Fit a pixel classifier on strokes, and segment the plane in view.
+class _LiveJob(_Job):
+    """Job for a pixel classifier of the strokes on one image.
 
     The labels are a ``.npy`` array with the axes of the image (without C), which the
-    client changes while somebody paints. The label values of the mask go into another
-    such array, `out`. What a worker computed for earlier jobs on the same image is
-    used again.
+    client changes while somebody paints. What a worker computed for earlier jobs on
+    the same image is used again.
     """
 
-    kind: Literal["segment"] = "segment"
     image: Source
     axes: str | None = None
     labels: Source
@@ -289,12 +287,42 @@ class SegmentJob(_Job):
     overrides: dict[str, Any] = {}
     plane: dict[str, int] = {}
     """T and Z of the plane in view, those that the image has."""
-    visible: tuple[tuple[int, int], tuple[int, int]] | None = None
-    """Rows and columns in view, first and last + 1; they are segmented first."""
-    out: str
     device: str = "auto"
     threads: int = Field(0, ge=0)
     """Threads on a CPU; 0: as many as torch uses."""
+
+
+class SegmentJob(_LiveJob):
+    """Fit a pixel classifier on strokes, and segment the plane in view.
+
+    The label values of the mask go into a ``.npy`` array with the axes of the labels,
+    `out`.
+    """
+
+    kind: Literal["segment"] = "segment"
+    visible: tuple[tuple[int, int], tuple[int, int]] | None = None
+    """Rows and columns in view, first and last + 1; they are segmented first."""
+    out: str
+
+
+class PlaneBox(_Request):
+    """Rows and columns of a plane, first and last + 1."""
+
+    index: dict[str, int] = {}
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
+class NextWindowJob(_LiveJob):
+    """Find the small window where the mask is least certain, to be painted next.
+
+    It is on one of the planes that earlier jobs segmented, and keeps away from labels
+    and from skipped windows.
+    """
+
+    kind: Literal["next_window"] = "next_window"
+    side: int = Field(11, ge=11, le=31)
+    skipped: tuple[PlaneBox, ...] = ()
 
 
 class Stop(_Request):
@@ -326,7 +354,9 @@ class ViewChanged(_Request):
     value: dict[Axis, Range]
 
 
-Job: TypeAlias = TrainJob | PlanJob | PredictJob | EvaluateJob | InfoJob | SegmentJob
+Job: TypeAlias = (
+    TrainJob | PlanJob | PredictJob | EvaluateJob | InfoJob | SegmentJob | NextWindowJob
+)
 Change: TypeAlias = LabelsChanged | ViewChanged
 Request: TypeAlias = Job | Stop | Keep | Change
 
@@ -337,6 +367,7 @@ _JOBS: dict[str, type[Job]] = {
     "evaluate": EvaluateJob,
     "info": InfoJob,
     "segment": SegmentJob,
+    "next_window": NextWindowJob,
 }
 _MESSAGES: dict[str, type[Stop | Keep | Change]] = {
     "stop": Stop,
@@ -606,6 +637,23 @@ class SegmentResult(_Result):
     seconds: float
 
 
+class NextWindowResult(_Result):
+    """Window to be painted next, and the mask in it.
+
+    `rows` and `columns` are first and last + 1, `margin` is the mean difference between
+    the probabilities of the two likeliest classes, `labels` has a row of label values
+    for each row. `changed` is the share of the pixels whose label has changed since the
+    window before, or None if no plane was segmented for both.
+    """
+
+    index: dict[str, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    margin: float
+    labels: tuple[tuple[int, ...], ...]
+    changed: float | None
+
+
 JobResult: TypeAlias = (
     TrainResult
     | PlanResult
@@ -614,6 +662,7 @@ JobResult: TypeAlias = (
     | ImageInfo
     | ModelInfo
     | SegmentResult
+    | NextWindowResult
 )
 
 _RESULTS: dict[str, type[JobResult]] = {
@@ -624,6 +673,7 @@ _RESULTS: dict[str, type[JobResult]] = {
     "ModelInfo": ModelInfo,
     "PredictResult": PredictResult,
     "SegmentResult": SegmentResult,
+    "NextWindowResult": NextWindowResult,
 }
 
 
@@ -641,6 +691,8 @@ def _result_tag(value: Any) -> str | None:
         return "EvaluateResult"
     if "mask" in value:
         return "SegmentResult"
+    if "margin" in value:
+        return "NextWindowResult"
     return "PredictResult" if "out" in value else None
 
 

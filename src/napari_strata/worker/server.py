@@ -42,6 +42,7 @@ from napari_strata.worker.protocol import (
     JobStarted,
     Keep,
     LabelsChanged,
+    NextWindowJob,
     Ready,
     Refused,
     Request,
@@ -126,8 +127,9 @@ class Server:
                 self._late_imports.pop(0)()
 
     def _run(self, job: ActiveJob) -> None:
-        is_short = isinstance(job.request, InfoJob | SegmentJob)
-        if isinstance(job.request, SegmentJob):
+        is_live = isinstance(job.request, SegmentJob | NextWindowJob)
+        is_short = is_live or isinstance(job.request, InfoJob)
+        if is_live:
             # A worker for live masks trains no network, and its user waits.
             self._late_imports.clear()
         if not is_short:
