@@ -130,3 +130,70 @@ def test_labels_of_every_pixel_start_no_worker(dock: TrainDock, qtbot: Any) -> N
     qtbot.waitUntil(lambda: bool(dock.start_button.enabled), timeout=PATIENCE)
     qtbot.wait(300)
     assert dock.session._live_client is None
+
+
+def press(dock: TrainDock, letter: str) -> None:
+    """Press a key of the viewer."""
+    (act,) = (act for key, act in dock.viewer.keymap.items() if str(key) == letter)
+    act(dock.viewer)
+
+
+def test_windows_are_filled_in_corrected_and_skipped(
+    dock: TrainDock, qtbot: Any
+) -> None:
+    viewer, row = dock.viewer, dock.next_window
+    assert row.isHidden(), "there is no mask yet"
+    paint(dock, 1, 20, 5, 1)
+    paint(dock, 1, 20, 90, 2)
+    wait_for_mask(dock, qtbot, 2, 1)
+    viewer.dims.set_current_step(0, 3)
+    qtbot.waitUntil(lambda: mask_of(dock)[3].all(), timeout=PATIENCE)
+    assert not row.isHidden()
+    labels = viewer.layers["strokes"]
+    strokes, zoom = labels.data.copy(), viewer.scene.camera.zoom
+
+    row.next_button.native.click()
+    qtbot.waitUntil(lambda: "Window 1." in row.text.text(), timeout=PATIENCE)
+    filled = np.argwhere(labels.data != strokes)
+    first, last = filled.min(axis=0), filled.max(axis=0)
+    assert (last - first).tolist() == [0, 10, 10]
+    assert len(filled) == 121
+    plane, top, left = first.tolist()
+    assert plane in (1, 3), "the planes looked at"
+    assert viewer.dims.current_step[0] == plane
+    corners = row.frame.data[0]
+    assert np.allclose(corners.min(axis=0), (plane, top - 0.65, left - 0.65))
+    assert np.allclose(corners.max(axis=0), (plane, top + 10.65, left + 10.65))
+    assert np.allclose(viewer.scene.camera.center[-2:], (top + 5, left + 5))
+    assert viewer.scene.camera.zoom > 2 * zoom
+    assert viewer.layers.selection.active is labels
+    assert labels.mode == "paint"
+    window = np.s_[plane, top : top + 11, left : left + 11]
+    qtbot.waitUntil(lambda: mask_of(dock)[plane].all(), timeout=PATIENCE)
+    filled_in = labels.data[window].copy()
+    labels.undo()
+    np.testing.assert_array_equal(labels.data, strokes)
+    labels.redo()
+
+    labels.data_setitem((np.array([plane]), np.array([top]), np.array([left])), 2)
+    press(dock, "N")
+    qtbot.waitUntil(lambda: "Window 2." in row.text.text(), timeout=PATIENCE)
+    filled_in[0, 0] = 2
+    np.testing.assert_array_equal(labels.data[window], filled_in)
+    before = row.frame.data[0].copy()
+    plane, top, left = np.ceil(before.min(axis=0)).astype(int)
+    second = np.s_[plane, top : top + 11, left : left + 11]
+    assert labels.data[second].all()
+    corrected = 3 - labels.data[plane, top, left]
+    corner = (np.array([plane]), np.array([top]), np.array([left]))
+    labels.data_setitem(corner, corrected)
+    press(dock, "K")
+    qtbot.waitUntil(lambda: bool(row.skip_button.enabled), timeout=PATIENCE)
+    assert "Window 2." in row.text.text()
+    assert not np.array_equal(row.frame.data[0], before), "another window"
+    assert np.argwhere(labels.data[second]).tolist() == [[0, 0]]
+    assert labels.data[plane, top, left] == corrected
+
+    viewer.layers.remove("strokes")
+    qtbot.waitUntil(lambda: row.frame is None, timeout=PATIENCE)
+    assert [layer.name for layer in viewer.layers] == ["phases"]

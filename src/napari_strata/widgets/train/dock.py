@@ -21,6 +21,7 @@ from napari_strata.widgets.parts.recent import RunSummary, last_events
 from napari_strata.widgets.train.data_box import DataBox
 from napari_strata.widgets.train.live_mask import LiveMask
 from napari_strata.widgets.train.live_preview import LivePreview
+from napari_strata.widgets.train.next_window import NextWindow
 from napari_strata.widgets.train.panel import TrainingPanel
 from napari_strata.widgets.train.plan_summary import PlanSummary
 from napari_strata.widgets.train.prepare import (
@@ -72,6 +73,7 @@ class TrainDock(Dock):
         self.plan_summary = PlanSummary(self.session)
         self.live = LivePreview(self.session, self)
         self.live_mask = LiveMask(self.session, self)
+        self.next_window = NextWindow(self.session, self.live_mask)
         self.recovery = Recovery(self.session, self)
         self._build_pages()
         self._build_foot()
@@ -127,6 +129,7 @@ class TrainDock(Dock):
         setup.addWidget(self.data_box)
         setup.addWidget(self._native(self.live_box))
         setup.addWidget(self.live_text)
+        setup.addWidget(self.next_window)
         setup.addWidget(self.recipe_box)
         setup.addWidget(self.plan_summary)
         setup.addWidget(self.copy_buttons(self._copy))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_strata.widgets.layers.convert import array_of, source_of_image
 from napari_strata.widgets.layers.counts import LayerLinks, Plane, painted_planes
 from napari_strata.widgets.layers.live import LiveLabels, current_plane
+from napari_strata.widgets.parts.keys import bind_method
 from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.prepare import LayerData
 from napari_strata.widgets.work import threads
@@ -24,6 +24,9 @@ from napari_strata.worker.protocol import (
     LabelledPlane,
     Layer,
     MaskPart,
+    NextWindowJob,
+    NextWindowResult,
+    PlaneBox,
     SegmentJob,
     SegmentResult,
     TargetOpened,
@@ -84,6 +87,12 @@ class LiveMask(QObject):
 
     changed = Signal()
     """`text` is new."""
+    data_changed = Signal()
+    """Other layers or arrays are followed, or none."""
+    window_found = Signal(object)
+    """Emitted with the `NextWindowResult` that `ask_window` asked for."""
+    window_failed = Signal(str)
+    """Emitted with the reason why there is none."""
 
     def __init__(self, session: ViewerSession, parent: QObject) -> None:
         super().__init__(parent)
@@ -97,6 +106,8 @@ class LiveMask(QObject):
         self._is_copying = False
         self._touched: set[Plane] = set()
         self._handle: JobHandle | None = None
+        self._skipped: tuple[PlaneBox, ...] | None = None
+        self._window_handle: JobHandle | None = None
         self._stage = ""
         self._mask = LiveLabels(session.viewer, self)
         self._links = LayerLinks()
@@ -111,6 +122,19 @@ class LiveMask(QObject):
         """The layer with the mask; None before the first."""
         return self._mask.layer
 
+    @property
+    def data(self) -> LayerData | None:
+        """The layers that are followed."""
+        return self._data
+
+    def ask_window(self, skipped: tuple[PlaneBox, ...]) -> None:
+        """Ask for the window where the mask is least certain, except for skipped ones.
+
+        `window_found` or `window_failed` follows, unless the data change before.
+        """
+        self._skipped = skipped
+        self._ask()
+
     def switch(self, on: bool) -> None:
         """Show a mask from now on, or none."""
         self._is_on = on
@@ -119,8 +143,8 @@ class LiveMask(QObject):
             self._ask()
         else:
             self._stop()
+            self._forget_window()
             self._remove()
-            self._say("")
 
     def wake(self) -> None:
         """Somebody paints: show masks from now on, unless they are switched off."""
@@ -133,8 +157,10 @@ class LiveMask(QObject):
         if data is not None and not _has_strokes(data):
             data = None
         before, self._data = self._data, data
-        if data is None or before is None or not _is_same(before, data):
+        is_new = data is None or before is None or not _is_same(before, data)
+        if is_new:
             self._stop()
+            self._forget_window()
             self._strokes = None
         if data is None or before is None or before.layer is not data.layer:
             self._remove()
@@ -142,6 +168,8 @@ class LiveMask(QObject):
             self._follow(data)
         elif self._strokes is None:
             self._ask()
+        if is_new:
+            self.data_changed.emit()
 
     def _follow(self, data: LayerData | None) -> None:
         """Listen to the layer of these labels, and to the pages of the viewer."""
@@ -208,17 +236,63 @@ class LiveMask(QObject):
         self._strokes = strokes
         if self._touched:
             return self._ask()
+        if self._session.is_closed:
+            return None
+        if self._skipped is not None:
+            return self._submit_window(data, strokes, self._skipped)
         return self._submit(data, strokes)
 
     def _not_copied(self, error: Exception) -> None:
         self._is_copying = False
         self._say(f"No live mask: {error}")
+        if self._skipped is not None:
+            self._forget_window()
+            self.window_failed.emit(str(error))
 
     def _submit(self, data: LayerData, strokes: _Strokes) -> None:
         """Ask for a mask of what is in view, instead of an older one."""
         self._stop()
-        if not self._is_on or self._session.is_closed:
+        if not self._is_on:
             return
+        job = SegmentJob(
+            **self._common_fields(data, strokes),
+            visible=self._visible(data.layer),
+            out=str(strokes.path.with_suffix(".mask.npy")),
+        )
+        self._stage = ""
+        handle = self._session.live_client.submit(job)
+        handle.replied.connect(lambda event: self._receive(handle, event))
+        handle.ended.connect(lambda outcome: self._ended(handle, outcome))
+        self._handle = handle
+
+    def _submit_window(
+        self, data: LayerData, strokes: _Strokes, skipped: tuple[PlaneBox, ...]
+    ) -> None:
+        """Ask for a window, after the mask that is being computed."""
+        self._forget_window()
+        job = NextWindowJob(**self._common_fields(data, strokes), skipped=skipped)
+        handle = self._session.live_client.submit(job)
+        handle.ended.connect(lambda outcome: self._window_ended(handle, outcome))
+        self._window_handle = handle
+
+    def _window_ended(self, handle: JobHandle, outcome: Outcome) -> None:
+        if handle is not self._window_handle:
+            return
+        self._forget_window()
+        if isinstance(outcome.result, NextWindowResult):
+            self.window_found.emit(outcome.result)
+        else:
+            self.window_failed.emit(outcome.text)
+        self._ask()  # for strokes that were painted just before
+
+    def _forget_window(self) -> None:
+        self._skipped = None
+        handle, self._window_handle = self._window_handle, None
+        if handle is not None:
+            handle.stop()
+
+    def _common_fields(self, data: LayerData, strokes: _Strokes) -> dict[str, Any]:
+        """Fields that both kinds of jobs have."""
         axes = data.image.label_axes[:-2]
         planes = tuple(
             LabelledPlane(index=dict(zip(axes, plane, strict=True)), version=version)
@@ -227,25 +301,17 @@ class LiveMask(QObject):
         classes = data.labels.classes
         assert classes is not None
         is_training = self._session.client.current_state == "busy"
-        client = self._session.live_client
-        job = SegmentJob(
-            job=client.new_id(),
-            image=strokes.image,
-            axes=data.image.axes,
-            labels=Layer(path=str(strokes.path)),
-            planes=planes,
-            classes=classes,
-            plane=current_plane(self._session.viewer, data.layer, data.image),
-            visible=self._visible(data.layer),
-            out=str(strokes.path.with_suffix(".mask.npy")),
-            device=self._session.settings.device,
-            threads=1 if is_training else 0,
-        )
-        self._stage = ""
-        handle = client.submit(job)
-        handle.replied.connect(lambda event: self._receive(handle, event))
-        handle.ended.connect(lambda outcome: self._ended(handle, outcome))
-        self._handle = handle
+        return {
+            "job": self._session.live_client.new_id(),
+            "image": strokes.image,
+            "axes": data.image.axes,
+            "labels": Layer(path=str(strokes.path)),
+            "planes": planes,
+            "classes": classes,
+            "plane": current_plane(self._session.viewer, data.layer, data.image),
+            "device": self._session.settings.device,
+            "threads": 1 if is_training else 0,
+        }
 
     def _receive(self, handle: JobHandle, event: object) -> None:
         data = self._data
@@ -272,15 +338,7 @@ class LiveMask(QObject):
             below=data.labels_layer,
         )
         layer.opacity = OPACITY
-        # The viewer's key must not keep this object and its window alive.
-        reference = weakref.WeakMethod(self._toggle)
-
-        def toggle(_viewer: object) -> None:
-            toggle_mask = reference()
-            if toggle_mask is not None:
-                toggle_mask()
-
-        self._session.viewer.bind_key(KEY, toggle, overwrite=True)
+        bind_method(self._session.viewer, KEY, self._toggle)
 
     def _ended(self, handle: JobHandle, outcome: Outcome) -> None:
         if handle is not self._handle:
@@ -317,6 +375,7 @@ class LiveMask(QObject):
             and layer in self._viewer_layers
         ):
             self._session.viewer.layers.remove(layer)
+        self._say("")
 
     def _say(self, text: str) -> None:
         if text != self.text:

@@ -1,0 +1,171 @@
+"""Decisions about the windows to be painted next, without Qt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from napari_strata.widgets.parts.control import Control
+
+Array = np.ndarray[Any, Any]
+
+NEXT_KEY, SKIP_KEY = "N", "K"
+"""Keys of the two buttons; napari has no other use for them."""
+LITTLE = 0.002
+"""Share of the mask below which a window has changed little.
+
+On a plane of 1024 x 1024 pixels it is as much as 17 windows.
+"""
+FEW = 3
+"""Windows in a row that change little before more are said to hardly help."""
+
+
+@dataclass(frozen=True)
+class WindowState:
+    """Windows shown so far, on the same labels.
+
+    Parameters
+    ----------
+    has_mask
+        True while a live mask is shown.
+    is_searching
+        True while the worker looks for a window.
+    is_skipping
+        True if the window before is not counted.
+    number
+        Number of the window that is shown, from 1; skipped ones do not count.
+    changes
+        Share of the mask that each painted window has changed.
+    problem
+        Reason why no window was found; empty if one was.
+    """
+
+    has_mask: bool = False
+    is_searching: bool = False
+    is_skipping: bool = False
+    number: int = 0
+    changes: tuple[float, ...] = ()
+    problem: str = ""
+
+    def searching(self, *, skip: bool) -> WindowState:
+        """State while the next window is looked for."""
+        return replace(self, is_searching=True, is_skipping=skip, problem="")
+
+    def found(self, changed: float | None) -> WindowState:
+        """State when a window is shown; `changed` since the window before."""
+        state = replace(self, is_searching=False)
+        if self.is_skipping:
+            return state
+        changes = self.changes
+        if self.number and changed is not None:
+            changes += (changed,)
+        return replace(state, number=self.number + 1, changes=changes)
+
+    def failed(self, problem: str) -> WindowState:
+        """State when there is no further window."""
+        return replace(self, is_searching=False, problem=problem)
+
+
+@dataclass(frozen=True)
+class WindowView:
+    """Buttons and text for a state."""
+
+    next: Control
+    skip: Control
+    text: str
+
+
+def resolve(state: WindowState) -> WindowView:
+    """Decide which buttons are enabled, and what is said."""
+    busy = "The next window is looked for." if state.is_searching else ""
+    return WindowView(
+        next=Control(
+            purpose=(
+                "Show the small window where the mask is least certain, filled with"
+                " the mask as a start. Correct it up to its edges: a few such windows"
+                f" help more than many strokes. Key: {NEXT_KEY}."
+            ),
+            why_not=busy,
+            visible=state.has_mask,
+        ),
+        skip=Control(
+            purpose=(
+                "Take back what was filled in here and not corrected, and show another"
+                f" window. Key: {SKIP_KEY}."
+            ),
+            why_not=busy or ("" if state.number else "Press Next window first."),
+            visible=state.has_mask,
+        ),
+        text=_text(state) if state.has_mask else "",
+    )
+
+
+def _text(state: WindowState) -> str:
+    if state.is_searching:
+        return "Looking for the next window ..."
+    if state.problem:
+        return state.problem
+    if not state.number:
+        return ""
+    text = (
+        f"Window {state.number}. Paint it up to its edges, then press Next window"
+        f" ({NEXT_KEY})."
+    )
+    last = state.changes[-FEW:]
+    if len(last) == FEW and max(last) < LITTLE:
+        return (
+            f"{text} The last three windows changed less than {LITTLE:.1%} of the"
+            " mask: more windows will hardly help."
+        )
+    if last:
+        return f"{text} The last one changed {last[-1]:.1%} of the mask."
+    return text
+
+
+@dataclass(frozen=True, eq=False)
+class Prefill:
+    """Labels that were filled into a window as a start.
+
+    Parameters
+    ----------
+    indices
+        indices of the pixels along each dimension of the labels.
+    values
+        their label values.
+    """
+
+    indices: tuple[Array, ...]
+    values: Array
+
+    @classmethod
+    def of(
+        cls,
+        plane: tuple[int, ...],
+        corner: tuple[int, int],
+        values: Array,
+        labels: Array,
+        unlabelled: Collection[int],
+    ) -> Prefill:
+        """Fill in only what is unlabelled.
+
+        Parameters
+        ----------
+        plane
+            index of the plane.
+        corner
+            first row and column of the window.
+        values, labels
+            label values of the mask in the window, and those that are painted (h, w).
+        """
+        rows, columns = np.nonzero(np.isin(labels, list(unlabelled)))
+        leading = tuple(np.full(len(rows), index) for index in plane)
+        indices = (*leading, rows + corner[0], columns + corner[1])
+        return cls(indices, values[rows, columns])
+
+    def untouched(self, labels: Any) -> tuple[Array, ...]:
+        """Indices of the pixels that still have these labels."""
+        is_same = np.asarray(labels[self.indices]) == self.values
+        return tuple(each[is_same] for each in self.indices)
