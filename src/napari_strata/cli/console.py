@@ -134,7 +134,9 @@ class _Printer:
         ]
         if not math.isnan(event.validation_loss):
             columns.append(f"validation loss {event.validation_loss:.3f}")
-        if not math.isnan(event.mean_iou):
+        if event.agreement:
+            columns.append(event.agreement)
+        elif not math.isnan(event.mean_iou):
             numbers = [str(number) for number in range(len(event.class_iou))]
             names = self._class_names or numbers
             scores = _format_scores(names, event.class_iou)
@@ -152,7 +154,9 @@ class _Printer:
             f"{event.reason} after epoch {event.epoch}, "
             f"{format_duration(event.seconds)}; best epoch {event.best_epoch}"
         )
-        if not math.isnan(event.mean_iou):
+        if event.agreement:
+            text += f" ({event.agreement})"
+        elif not math.isnan(event.mean_iou):
             text += f" (mean IoU {format_score(event.mean_iou)})"
         self._print(text)
         self._print(f"model: {event.model}", "bold")
@@ -194,9 +198,11 @@ class _Printer:
     @print_event.register
     def _(self, event: FoldEnd) -> None:
         scores = _format_scores(event.class_names, event.class_iou)
+        result = (
+            event.agreement or f"mean IoU {format_score(event.mean_iou)} ({scores})"
+        )
         self._print(
-            f"fold {event.fold}/{event.folds}  mean IoU "
-            f"{format_score(event.mean_iou)} ({scores})  "
+            f"fold {event.fold}/{event.folds}  {result}  "
             f"{format_duration(event.seconds)}"
         )
 
@@ -204,9 +210,9 @@ class _Printer:
     def _(self, event: CrossvalEnd) -> None:
         if self._in_trial:
             return
-        score = format_mean_std(event.mean_iou, event.mean_iou_std)
+        score = _describe_score(event)
         self._print(
-            f"{event.folds} folds: mean IoU {score}; all of it is in {event.out}",
+            f"{event.folds} folds: {score}; all of it is in {event.out}",
             "bold",
         )
 
@@ -224,7 +230,7 @@ class _Printer:
     @print_event.register
     def _(self, event: TrialEnd) -> None:
         self._in_trial = False
-        result = f"mean IoU {format_mean_std(event.mean_iou, event.mean_iou_std)}"
+        result = _describe_score(event)
         if event.text:
             result = f"failed: {event.text}"
         self._print(
@@ -235,11 +241,16 @@ class _Printer:
 
     @print_event.register
     def _(self, event: TuneEnd) -> None:
-        score = format_mean_std(event.mean_iou, event.mean_iou_std)
-        self._print(f"best: {event.best}, mean IoU {score}", "bold")
+        self._print(f"best: {event.best}, {_describe_score(event)}", "bold")
         self._print(f"recipe: {event.recipe}")
         if event.model:
             self._print(f"model, trained on all data: {event.model}", "bold")
+
+
+def _describe_score(event: CrossvalEnd | TrialEnd | TuneEnd) -> str:
+    """Describe agreement with strokes, or the mean IoU over folds."""
+    mean = format_mean_std(event.mean_iou, event.mean_iou_std)
+    return event.agreement or f"mean IoU {mean}"
 
 
 def _format_scores(names: Sequence[str], scores: Sequence[float]) -> str:

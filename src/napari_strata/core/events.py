@@ -77,19 +77,44 @@ class EpochEnd(Event):
     best_loss: bool
     weights: str
     """The weights that validated better, which are kept: "raw" or "averaged"."""
+    stroke_pixels: int = 0
+    """Number of labelled pixels that validated, where these are strokes; else 0."""
 
     @property
     def agreement(self) -> str:
-        """How well strokes that were held out are predicted, in words.
+        """Agreement with held-out strokes in words; empty where none validated."""
+        return describe_agreement(self.pixel_accuracy, self.stroke_pixels)
 
-        Empty where whole regions validated, which have a mean IoU, or nothing did.
-        Strokes keep away from edges, so that an IoU of theirs would mislead.
+    @property
+    def reported_iou(self) -> float:
+        """Mean IoU to show: NaN for strokes.
+
+        Strokes keep away from edges, where errors are. Their IoU would mislead, and
+        only serves to compare epochs.
         """
-        if math.isnan(self.pixel_accuracy) or not math.isnan(self.mean_iou):
-            return ""
-        # Rounded down, because 100 % means all of them.
-        percent = math.floor(100 * self.pixel_accuracy)
-        return f"agrees with {percent} % of the pixels of held-out strokes"
+        return math.nan if self.stroke_pixels else self.mean_iou
+
+    @property
+    def reported_class_iou(self) -> tuple[float, ...]:
+        """IoU of each class to show: NaN for strokes, as above."""
+        if self.stroke_pixels:
+            return (math.nan,) * len(self.class_iou)
+        return self.class_iou
+
+
+def describe_agreement(share: float, pixels: int) -> str:
+    """Describe how many pixels of held-out strokes are predicted as painted.
+
+    Returns
+    -------
+    Such as ``agrees with 93 % of 2,137 held-out stroke pixels``; empty without pixels.
+    """
+    if not pixels or math.isnan(share):
+        return ""
+    # Rounded down, because 100 % means all of them.
+    return (
+        f"agrees with {math.floor(100 * share)} % of {pixels:,} held-out stroke pixels"
+    )
 
 
 @dataclass(frozen=True)
@@ -102,6 +127,8 @@ class TrainingEnd(Event):
     mean_iou: float
     model: str
     seconds: float
+    agreement: str = ""
+    """Of the best epoch; see `EpochEnd.agreement`."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +208,8 @@ class FoldEnd(Event):
     class_iou: tuple[float, ...]
     class_names: tuple[str, ...]
     seconds: float
+    agreement: str = ""
+    """See `EpochEnd.agreement`."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +226,8 @@ class CrossvalEnd(Event):
     class_iou: tuple[float, ...]
     class_iou_std: tuple[float, ...]
     class_names: tuple[str, ...]
+    agreement: str = ""
+    """Of all folds together; see `EpochEnd.agreement`."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +255,8 @@ class TrialEnd(Event):
     mean_iou_std: float
     seconds: float
     text: str
+    agreement: str = ""
+    """Of all folds together; see `EpochEnd.agreement`."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +273,8 @@ class TuneEnd(Event):
     mean_iou_std: float
     recipe: str
     model: str
+    agreement: str = ""
+    """Of the best trial; see `EpochEnd.agreement`."""
 
 
 _KINDS = {kind.__name__: kind for kind in Event.__subclasses__()}

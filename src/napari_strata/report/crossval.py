@@ -24,6 +24,8 @@ from napari_strata.studies.crossval_results import OPTIMISM, CrossvalResult, Fol
 
 COLUMNS = {"iou": "IoU", "dice": "Dice", "precision": "Precision", "recall": "Recall"}
 """Scores of the table of classes."""
+STROKE_COLUMNS = {"recall": "Agreement"}
+"""The same where only strokes are labelled, which keep away from edges."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class FoldRow:
 
     run: str
     held_out: str
-    mean_iou: float
-    class_iou: tuple[float, ...]
+    score: float
+    class_scores: tuple[float, ...]
     best_epoch: str
     seconds: float
 
@@ -76,7 +78,7 @@ def render(folder: Path) -> str:
             runs[name] = read_record(study.fold(name).path)
     pooled = _pooled_record(folder, result, recipe)
     scored = [runs[fold.run] for fold in result.folds if fold.run in runs]
-    span = _iou_span(result)
+    span = _score_span(result)
     kind = "a training scored on one part held back"
     if len(names) > 1:
         kind = "a cross-validation"
@@ -87,9 +89,10 @@ def render(folder: Path) -> str:
         "tiles": _tiles(result),
         "missing": _missing(result, names, runs),
         "warnings": _warnings(raw),
-        "columns": list(COLUMNS.values()),
+        "columns": list(_columns(result).values()),
         "rows": _class_rows(result, span),
         "span": f"{span[0]:g} to {span[1]:g}",
+        "is_strokes": bool(result.agreement),
         "names": result.classes.names,
         "folds": [_fold_row(fold, runs) for fold in result.folds],
         "report": _report_command(folder, scored),
@@ -169,6 +172,8 @@ def _summarize(result: CrossvalResult, network: str) -> list[str]:
     else:
         times = f"{count} times, each time on all but the fold"
     sentences = [f"{network} was trained {times} that it is scored on."]
+    if result.agreement:
+        return [*sentences, f"Together it {result.agreement}."]
     if not math.isnan(result.mean_iou):
         text = (
             "The mean intersection over union of the classes (mean IoU) is "
@@ -190,6 +195,8 @@ def _tiles(result: CrossvalResult) -> list[tuple[str, str, str]]:
     if len(result.folds) > 1:
         meaning = "mean and standard deviation over the folds"
     accuracy = figures.share_std(*result.spread("pixel_accuracy"))
+    if result.agreement:
+        return [(accuracy, "agreement", "of held-out stroke pixels, as painted")]
     tiles = [
         (figures.mean_std(*result.spread("mean_iou")), "mean IoU", meaning),
         (figures.mean_std(*result.spread("mean_dice")), "mean Dice", meaning),
@@ -224,22 +231,28 @@ def _missing(
 
 def _class_rows(result: CrossvalResult, span: tuple[float, float]) -> list[Row]:
     folds = result.folds
-    spreads = [result.spread(score) for score in COLUMNS]
+    columns = _columns(result)
+    first, title = next(iter(columns.items()))
+    spreads = [result.spread(score) for score in columns]
 
     def draw(values: Sequence[float], name: str) -> Markup:
-        points = [(fold.run, iou) for fold, iou in zip(folds, values, strict=True)]
-        return draw_strip(points, span=span, label=f"IoU of {name} in each fold")
+        points = [(fold.run, value) for fold, value in zip(folds, values, strict=True)]
+        return draw_strip(points, span=span, label=f"{title} of {name} in each fold")
 
     rows = []
     for k, name in enumerate(result.classes.names):
         scores = tuple(figures.mean_std(mean[k], std[k]) for mean, std in spreads)
-        values = [float(fold.confusion.iou[k]) for fold in folds]
+        values = [float(getattr(fold.confusion, first)[k]) for fold in folds]
         count = int(np.isfinite(values).sum())
         note = ""
         if count < len(folds):
             note = f"in {count} of {len(folds)} folds"
         color = sections.safe_color(result.classes.colors[k])
         rows.append(Row(name, color, scores, draw(values, name), note))
+    if result.agreement:
+        accuracy = [fold.confusion.pixel_accuracy for fold in folds]
+        score = figures.mean_std(*result.spread("pixel_accuracy"))
+        return [*rows, Row("all strokes", "", (score,), draw(accuracy, "all strokes"))]
     overall = (
         figures.mean_std(*result.spread("mean_iou")),
         figures.mean_std(*result.spread("mean_dice")),
@@ -251,23 +264,32 @@ def _class_rows(result: CrossvalResult, span: tuple[float, float]) -> list[Row]:
     return [*rows, Row("mean of the classes", "", overall, strip)]
 
 
+def _columns(result: CrossvalResult) -> dict[str, str]:
+    return STROKE_COLUMNS if result.agreement else COLUMNS
+
+
 def _fold_row(fold: FoldScore, runs: Mapping[str, Record]) -> FoldRow:
+    accuracy = fold.confusion.pixel_accuracy
+    column = "recall" if fold.stroke_pixels else "iou"
     epochs = fold.epochs
     if fold.run in runs:  # early stopping may have ended it before
         epochs = len(runs[fold.run].history.epochs)
     return FoldRow(
         run=fold.run,
         held_out=fold.held_out,
-        mean_iou=fold.confusion.mean_iou,
-        class_iou=tuple(map(float, fold.confusion.iou)),
+        score=accuracy if fold.stroke_pixels else fold.confusion.mean_iou,
+        class_scores=tuple(map(float, getattr(fold.confusion, column))),
         best_epoch=f"{fold.best_epoch} of {epochs}",
         seconds=fold.seconds,
     )
 
 
-def _iou_span(result: CrossvalResult) -> tuple[float, float]:
-    """Return round numbers that enclose the IoU of each class in each fold."""
-    values = [float(iou) for fold in result.folds for iou in fold.confusion.iou]
+def _score_span(result: CrossvalResult) -> tuple[float, float]:
+    """Return round numbers that enclose the scores of each class in each fold."""
+    column = next(iter(_columns(result)))
+    values: list[float] = []
+    for fold in result.folds:
+        values += map(float, getattr(fold.confusion, column))
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return 0.0, 1.0
@@ -278,7 +300,7 @@ def _iou_span(result: CrossvalResult) -> tuple[float, float]:
 def _draw_charts(runs: Sequence[Record]) -> list[sections.Chart]:
     """Draw one line for each fold."""
     keys = {
-        "Mean IoU on the fold held back": "mean_iou",
+        "Mean IoU on the fold held back": "reported_iou",
         "Loss on the fold held back": "validation_loss",
     }
     charts = []

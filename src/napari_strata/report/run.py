@@ -49,7 +49,9 @@ def _summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
     best = record.history.best
     if record.is_run:
         sentences.append(_summarize_training(record))
-    if scores is not None and scores.pixels:
+    if best is not None and best.agreement:
+        sentences.append(f"It {best.agreement}.")
+    elif scores is not None and scores.pixels:
         images = "held back from training" if record.is_run else "of the test images"
         sentences.append(
             f"Of {scores.pixels:,} labelled pixels {images}, "
@@ -62,8 +64,6 @@ def _summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
             "Its best mean IoU on images held back from training was "
             f"{best.mean_iou:.3f}, in epoch {best.epoch}."
         )
-    elif best is not None and best.agreement:
-        sentences.append(f"It {best.agreement}.")
     if scores is not None:
         iou = {row.name: row.iou for row in scores.rows}
         sentences += sections.describe_extremes(iou)
@@ -134,6 +134,9 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
     mean_iou, accuracy = scores.get("mean_iou"), scores.get("pixel_accuracy")
     if not scores and best is not None:
         mean_iou, accuracy = best.mean_iou, best.pixel_accuracy
+    if best is not None and best.stroke_pixels:
+        pixels = f"of {best.stroke_pixels:,} held-out stroke pixels, as painted"
+        return [(figures.share(accuracy), "agreement", pixels)]
     tiles = [
         (
             figures.number(mean_iou),

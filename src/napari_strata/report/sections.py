@@ -144,6 +144,9 @@ def draw_charts(record: Record) -> list[Chart]:
         points = [(end.epoch, float(getattr(end, key))) for end in epochs]
         return Line(name, points, color, dashed)
 
+    accuracy = "Pixel accuracy on the validation images"
+    if epochs[-1].stroke_pixels:
+        accuracy = "Pixels of held-out strokes that are classified as painted"
     groups = {
         "Loss": [
             curve("training", "train_loss", FIRST),
@@ -152,11 +155,9 @@ def draw_charts(record: Record) -> list[Chart]:
         **_loss_terms(record.rows),
         "IoU on the validation images": [
             *_class_lines(record),
-            curve("mean of the classes", "mean_iou", "var(--ink)", dashed=True),
+            curve("mean of the classes", "reported_iou", "var(--ink)", dashed=True),
         ],
-        "Pixel accuracy on the validation images": [
-            curve("pixel accuracy", "pixel_accuracy", SECOND)
-        ],
+        accuracy: [curve("pixel accuracy", "pixel_accuracy", SECOND)],
         "Learning rate": [curve("learning rate", "learning_rate", FIRST)],
     }
     charts = [draw_chart(title, lines, mark=best) for title, lines in groups.items()]
@@ -178,7 +179,7 @@ def _class_lines(record: Record) -> list[Line]:
     lines = []
     for i, (name, color) in enumerate(record.classes.items()):
         points = [
-            (end.epoch, end.class_iou[i])
+            (end.epoch, end.reported_class_iou[i])
             for end in record.history.epochs
             if i < len(end.class_iou)
         ]
@@ -221,8 +222,14 @@ def score_table(record: Record) -> ScoreTable | None:
         return _epoch_table(record)
     scores, classes = record.scores, record.classes
     counts = np.array(scores["confusion"], np.int64)
+    is_strokes = validated_strokes(record)
     rows = []
     for i, (name, row) in enumerate(scores["per_class"].items()):
+        pixels = int(counts[i].sum())
+        if is_strokes:
+            color, recall = safe_color(classes.get(name, "")), row.get("recall")
+            rows.append(ClassRow(name, color, None, recall=recall, pixels=pixels))
+            continue
         rows.append(
             ClassRow(
                 name,
@@ -233,7 +240,7 @@ def score_table(record: Record) -> ScoreTable | None:
                 recall=row.get("recall"),
                 f1=row.get("f1"),
                 accuracy=_class_accuracy(counts, i),
-                pixels=int(counts[i].sum()),
+                pixels=pixels,
             )
         )
     caption = "on the images evaluated"
@@ -242,18 +249,26 @@ def score_table(record: Record) -> ScoreTable | None:
             f"of the best model (epoch {scores.get('epoch')}) on "
             f"{count_regions(record, 'validation', regions)}"
         )
+    if is_strokes:
+        caption += ", where only strokes are labelled. They keep away from edges"
     return ScoreTable(
         tuple(rows),
-        mean_iou=_nan_if_none(scores.get("mean_iou")),
+        mean_iou=math.nan if is_strokes else _nan_if_none(scores.get("mean_iou")),
         pixel_accuracy=_nan_if_none(scores.get("pixel_accuracy")),
         pixels=int(counts.sum()),
         caption=caption,
     )
 
 
+def validated_strokes(record: Record) -> bool:
+    """Return True if the best epoch was validated on strokes."""
+    best = record.history.best
+    return best is not None and best.stroke_pixels > 0
+
+
 def _epoch_table(record: Record) -> ScoreTable | None:
     best = record.history.best
-    if best is None or math.isnan(best.mean_iou):
+    if best is None or math.isnan(best.reported_iou):
         return None
     rows = []
     for (name, color), iou in zip(record.classes.items(), best.class_iou, strict=False):

@@ -268,6 +268,7 @@ class Crossval:
                 *scores_of_fold,
                 study.classes.names,
                 score.seconds,
+                score.agreement,
             )
         yield self._end(CrossvalResult.load(self.out))
 
@@ -311,7 +312,12 @@ class Crossval:
         class_ious = tuple(map(float, mean)), tuple(map(float, deviation))
         overall = result.mean_iou, result.mean_iou_std
         return CrossvalEnd(
-            str(self.out), len(result.folds), *overall, *class_ious, names
+            str(self.out),
+            len(result.folds),
+            *overall,
+            *class_ious,
+            names,
+            result.agreement,
         )
 
 
@@ -423,6 +429,7 @@ def _score(run: Path, split: Split, classes: ClassMap, *, epochs: int) -> FoldSc
         raise RunError(f"{folder.validation.scores_path}: cannot be read.")
     confusion = ConfusionMatrix(classes, np.array(counts))
     best = max((end.epoch for end in ends if end.best_iou), default=len(ends))
+    is_strokes = bool(ends) and ends[-1].stroke_pixels > 0
     return FoldScore(
         run.name,
         split.text,
@@ -430,4 +437,5 @@ def _score(run: Path, split: Split, classes: ClassMap, *, epochs: int) -> FoldSc
         epochs,
         best,
         sum(end.seconds for end in ends),
+        int(confusion.counts.sum()) if is_strokes else 0,
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RunError
+from napari_strata.core.events import describe_agreement
 from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
 from napari_strata.core.runs import CrossvalFolder
 
@@ -49,6 +50,8 @@ class FoldScore:
         Epoch of the best model.
     seconds
         Time of the training.
+    stroke_pixels
+        Number of pixels that it is scored on, where only strokes are labelled; else 0.
     """
 
     run: str
@@ -57,6 +60,12 @@ class FoldScore:
     epochs: int
     best_epoch: int
     seconds: float
+    stroke_pixels: int = 0
+
+    @property
+    def agreement(self) -> str:
+        """Agreement with held-out strokes in words; empty where areas are labelled."""
+        return describe_agreement(self.confusion.pixel_accuracy, self.stroke_pixels)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data; see `ConfusionMatrix.as_dict`."""
@@ -65,6 +74,7 @@ class FoldScore:
             "held_out": self.held_out,
             "epochs": self.epochs,
             "best_epoch": self.best_epoch,
+            "stroke_pixels": self.stroke_pixels,
         }
         return facts | {"seconds": round(self.seconds, 3)} | self.confusion.as_dict()
 
@@ -79,6 +89,8 @@ class FoldScore:
             raw["epochs"],
             raw["best_epoch"],
             float(raw["seconds"]),
+            # Older files have none.
+            raw.get("stroke_pixels", 0),
         )
 
 
@@ -130,6 +142,16 @@ class CrossvalResult:
         return sum(
             (fold.confusion for fold in self.folds), ConfusionMatrix(self.classes)
         )
+
+    @property
+    def agreement(self) -> str:
+        """Agreement of all folds with held-out strokes; empty where areas are labelled.
+
+        Strokes keep away from edges. An IoU of theirs compares recipes, but says little
+        of the IoU on whole images.
+        """
+        pixels = sum(fold.stroke_pixels for fold in self.folds)
+        return describe_agreement(self.pooled.pixel_accuracy, pixels)
 
     @property
     def mean_iou(self) -> float:
@@ -221,6 +243,8 @@ class CrossvalResult:
 
     def table(self) -> str:
         """Format the scores as text: one line for each class, then one for all."""
+        if self.agreement:
+            return self._stroke_table()
         score_names = ("iou", "dice", "precision", "recall")
         rows = [["class", *("IoU", "Dice", "precision", "recall")]]
         spreads = [self.spread(score) for score in score_names]
@@ -237,16 +261,28 @@ class CrossvalResult:
                 *(mean_std(*self.spread(score)) for score in ("mean_iou", "mean_dice")),
             ]
         )
-        done = (
-            f"{len(self.folds)} of {self.planned} folds"
-            if len(self.folds) < self.planned
-            else "mean over folds"
-        )
+        accuracy = mean_std(*self.spread("pixel_accuracy"))
         last = (
-            f"{done}; pixel accuracy {mean_std(*self.spread('pixel_accuracy'))}; mean"
-            f" IoU over all held-out pixels together {self.pooled.mean_iou:.3f}"
+            f"{self._progress()}; pixel accuracy {accuracy}; mean IoU over all held-out"
+            f" pixels together {self.pooled.mean_iou:.3f}"
         )
         return "\n".join([columns(rows), last, OPTIMISM])
+
+    def _stroke_table(self) -> str:
+        """Format the agreement with strokes: one line for each class, then for all."""
+        rows = [["class", "agreement"]]
+        for name, mean, deviation in zip(
+            self.classes.names, *self.spread("recall"), strict=True
+        ):
+            rows.append([name, mean_std(mean, deviation)])
+        rows.append(["all", mean_std(*self.spread("pixel_accuracy"))])
+        last = f"{self._progress()}; together it {self.agreement}"
+        return "\n".join([columns(rows), last, OPTIMISM])
+
+    def _progress(self) -> str:
+        if len(self.folds) < self.planned:
+            return f"{len(self.folds)} of {self.planned} folds"
+        return "mean over folds"
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:

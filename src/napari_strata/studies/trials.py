@@ -42,6 +42,8 @@ class Score:
         Time of training from the start, all folds together.
     text
         The reason if there is no score.
+    agreement
+        Agreement with held-out strokes in words; empty where areas are labelled.
     """
 
     mean_iou: float = math.nan
@@ -50,13 +52,19 @@ class Score:
     class_iou_std: tuple[float, ...] = ()
     seconds: float = 0.0
     text: str = ""
+    agreement: str = ""
 
     @classmethod
     def of(cls, result: CrossvalResult) -> Score:
         """Return the score of a cross-validation."""
         mean, deviation = (tuple(map(float, values)) for values in result.spread("iou"))
         return cls(
-            result.mean_iou, result.mean_iou_std, mean, deviation, result.seconds
+            result.mean_iou,
+            result.mean_iou_std,
+            mean,
+            deviation,
+            result.seconds,
+            agreement=result.agreement,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,6 +76,7 @@ class Score:
             "class_iou_std": [none_if_nan(value) for value in self.class_iou_std],
             "seconds": round(self.seconds, 3),
             "text": self.text,
+            "agreement": self.agreement,
         }
 
     @classmethod
@@ -77,7 +86,9 @@ class Score:
             tuple(map(_float, raw[key])) for key in ("class_iou", "class_iou_std")
         )
         overall = _float(raw["mean_iou"]), _float(raw["mean_iou_std"])
-        return cls(*overall, mean, deviation, float(raw["seconds"]), raw["text"])
+        seconds, text = float(raw["seconds"]), raw["text"]
+        agreement = raw.get("agreement", "")  # older files have none
+        return cls(*overall, mean, deviation, seconds, text, agreement)
 
 
 Stage = Literal["waiting", "active", "given up", "failed", "finished"]

@@ -252,6 +252,7 @@ class Search:
                     trial_score.mean_iou_std,
                     trial_score.seconds,
                     trial_score.text,
+                    trial_score.agreement,
                 )
             # Rank by the scores of this round, although a search that was stopped may
             # have later scores too.
@@ -275,7 +276,12 @@ class Search:
             model = str(folder.final.model_path)
         best_scores = score.mean_iou, score.mean_iou_std
         yield TuneEnd(
-            str(self.out), best.name, *best_scores, str(folder.best_recipe_path), model
+            str(self.out),
+            best.name,
+            *best_scores,
+            str(folder.best_recipe_path),
+            model,
+            score.agreement,
         )
 
     def latest(self, trial: Trial) -> Score | None:

@@ -77,7 +77,8 @@ class TrainingRun:
             reason=reason,
             epoch=self.progress.epoch,
             best_epoch=best.epoch if best else 0,
-            mean_iou=best.mean_iou if best else math.nan,
+            mean_iou=best.reported_iou if best else math.nan,
+            agreement=best.agreement if best else "",
             model=str(model_path) if model_path.exists() else "",
             seconds=seconds,
         )

@@ -254,11 +254,19 @@ class _Fit:
             class_counts=plan.counts,
         )
         scores = validate(TiledPredictor(self.build(model)), truths, loss)
-        accuracy = scores.confusion.pixel_accuracy
+        confusion = scores.confusion
+        accuracy = confusion.pixel_accuracy
+        stroke_pixels = int(confusion.counts.sum()) if plan.validates_strokes else 0
         if not truths and plan.recipe.training.validation:
             agreement = measure_agreement(pixels, plan, self.section)
             accuracy = agreement.share
-            yield agreement.message()
+            stroke_pixels = agreement.pixels
+            if not stroke_pixels:
+                yield Message(
+                    "found one stroke of each class at most, so none can be held back "
+                    "to measure on: paint a second one of each class",
+                    "warning",
+                )
         if scores.example is not None:
             with files.atomic(self.folder.preview_path(1)) as temporary:
                 draw_example(scores.example).save(temporary)
@@ -267,14 +275,15 @@ class _Fit:
             epochs=1,
             train_loss=train_loss,
             validation_loss=scores.loss,
-            mean_iou=scores.confusion.mean_iou,
+            mean_iou=confusion.mean_iou,
             pixel_accuracy=accuracy,
-            class_iou=tuple(map(float, scores.confusion.iou)),
+            class_iou=tuple(map(float, confusion.iou)),
             learning_rate=math.nan,
             seconds=time.perf_counter() - self.start,
-            best_iou=not math.isnan(scores.confusion.mean_iou),
+            best_iou=not math.isnan(confusion.mean_iou),
             best_loss=not math.isnan(scores.loss),
             weights="raw",
+            stroke_pixels=stroke_pixels,
         )
         terms = {f"validation_{name}": value for name, value in scores.terms.items()}
         return end, terms
@@ -304,7 +313,8 @@ class _Fit:
             reason=reason,
             epoch=self.progress.epoch,
             best_epoch=best.epoch if best else 0,
-            mean_iou=best.mean_iou if best else math.nan,
+            mean_iou=best.reported_iou if best else math.nan,
+            agreement=best.agreement if best else "",
             model=str(path) if path.exists() else "",
             seconds=time.perf_counter() - self.start,
         )
@@ -319,20 +329,6 @@ class Agreement:
 
     share: float
     pixels: int
-
-    def message(self) -> Message:
-        """Say it in words."""
-        if not self.pixels:
-            return Message(
-                "found one stroke of each class at most, so none can be held back to "
-                "measure on: paint a second one of each class",
-                "warning",
-            )
-        # Rounded down, because 100 % means all of them.
-        percent = math.floor(100 * self.share)
-        return Message(
-            f"agrees with {percent} % of {self.pixels:,} held-out stroke pixels"
-        )
 
 
 def collect_pixels(plan: Plan, section: Pixels, device: torch.device) -> LabelledPixels:

@@ -278,6 +278,7 @@ def _epoch(
         best_iou=best_iou,
         best_loss=best_loss,
         weights=kind,
+        stroke_pixels=int(confusion.counts.sum()) if run.plan.validates_strokes else 0,
     )
     run.save_epoch(end, _loss_columns(means, scores))
     group.epoch = epoch

@@ -30,6 +30,7 @@ from napari_strata.data.regions import (
     labelled_regions,
 )
 from napari_strata.data.split import Split, split_given, split_pairs
+from napari_strata.data.strokes import are_strokes
 
 MAY_CHANGE = (
     "training.epochs",
@@ -89,6 +90,11 @@ class Plan:
     fingerprint: str
     pairs: list[AnnotatedImage] = field(repr=False)
     messages: tuple[Message, ...] = ()
+
+    @property
+    def validates_strokes(self) -> bool:
+        """True if the labels of the validation regions are strokes."""
+        return are_strokes(self.validation)
 
     def with_epochs(self, epochs: int) -> Plan:
         """Return the plan with another number of epochs."""

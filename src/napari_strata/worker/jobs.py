@@ -236,8 +236,8 @@ def _model_info(models: Ensemble, path: Path, fit: dict[str, Any]) -> ModelInfo:
     mean_iou: float | None = None
     class_iou: tuple[float, ...] = ()
     if len(best_epochs) == len(models):
-        mean_iou = fmean(epoch.mean_iou for epoch in best_epochs)
-        columns = zip(*(epoch.class_iou for epoch in best_epochs), strict=True)
+        mean_iou = fmean(epoch.reported_iou for epoch in best_epochs)
+        columns = zip(*(epoch.reported_class_iou for epoch in best_epochs), strict=True)
         class_iou = tuple(fmean(column) for column in columns)
     return ModelInfo(
         what="model",
@@ -251,6 +251,7 @@ def _model_info(models: Ensemble, path: Path, fit: dict[str, Any]) -> ModelInfo:
         epochs=len(model.history),
         mean_iou=mean_iou,
         class_iou=class_iou,
+        agreement=best_epochs[0].agreement if len(models) == 1 and best_epochs else "",
         **fit,
     )
 

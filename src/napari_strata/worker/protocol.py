@@ -605,8 +605,9 @@ class ModelInfo(_Result):
     """Facts about a model, or about the first of several models.
 
     `models` is their number as text; `mean_iou` and `class_iou` are means over the
-    models. If the request has an image, `fits` is True if the models accept it, and
-    `fit` contains the warnings or the reason.
+    models, unless these were validated on strokes; then `agreement` says in words how a
+    single model agrees with those. If the request has an image, `fits` is True if the
+    models accept it, and `fit` contains the warnings or the reason.
     """
 
     what: Literal["model"]
@@ -620,6 +621,7 @@ class ModelInfo(_Result):
     epochs: int
     mean_iou: float | None
     class_iou: tuple[float | None, ...]
+    agreement: str = ""
     fits: bool | None = None
     fit: tuple[str, ...] = ()
 

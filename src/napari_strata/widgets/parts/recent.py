@@ -322,6 +322,8 @@ def describe_facts(run: RunSummary, now: datetime | None = None) -> str:
     ]
     if run.mean_iou is not None:
         phrases.append(f"mean IoU {run.mean_iou:.2f}")
+    elif run.agreement:
+        phrases.append(run.agreement)
     return ", ".join(phrases)
 
 
@@ -357,12 +359,15 @@ def tooltip(run: RunSummary) -> str:
         if run.folds
         else f"{epochs}{', ' + state if state else ''}"
     )
-    score = "Mean IoU over the folds" if run.folds else "Best mean IoU"
+    score = run.agreement.capitalize() or "No score"
+    if run.mean_iou is not None:
+        name = "Mean IoU over the folds" if run.folds else "Best mean IoU"
+        score = f"{name} {run.mean_iou:.3f}"
     lines = [
         run.name,
         describe_classes(run)[:1].upper() + describe_classes(run)[1:],
         f"Recipe {run.recipe}, {trained}",
-        f"{score} {run.mean_iou:.3f}" if run.mean_iou is not None else "No score",
+        score,
         str(run.path),
     ]
     return "\n".join(lines)

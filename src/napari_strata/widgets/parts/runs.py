@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,7 +36,9 @@ class RunSummary:
     epochs, planned
         Number of complete epochs, and of all planned epochs (0 if unknown).
     mean_iou
-        Score of the best epoch; None without scores.
+        Score of the best epoch; None without scores, and for strokes.
+    agreement
+        Agreement of the best epoch with held-out strokes, in words; else empty.
     thumbnail
         Newest picture of a validation image.
     running
@@ -55,6 +58,7 @@ class RunSummary:
     epochs: int
     planned: int
     mean_iou: float | None
+    agreement: str
     thumbnail: Path | None
     has_model: bool
     running: dict[str, Any] | None
@@ -143,8 +147,8 @@ def read_run(path: Path) -> RunSummary:
     last = ends[-1] if ends else None
     best = [end for end in ends if end.best_iou]
     mean_iou = None
-    if best and best[-1].mean_iou == best[-1].mean_iou:
-        mean_iou = best[-1].mean_iou
+    if best and not math.isnan(best[-1].reported_iou):
+        mean_iou = best[-1].reported_iou
     return RunSummary(
         path=path,
         recipe=_recipe_name(path, run.recipe_path.stat().st_mtime_ns),
@@ -154,6 +158,7 @@ def read_run(path: Path) -> RunSummary:
         epochs=last.epoch if last else 0,
         planned=max(started.epochs if started else 0, last.epochs if last else 0),
         mean_iou=mean_iou,
+        agreement=history.best.agreement if history.best is not None else "",
         thumbnail=run.newest_preview(),
         has_model=run.has_model,
         running=_running(run.running_path),

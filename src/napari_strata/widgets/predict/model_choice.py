@@ -348,7 +348,9 @@ def _describe_facts(result: ModelInfo) -> str:
     facts.append(
         group if group != "1 model" else f"{epochs} epoch{'' if epochs == 1 else 's'}"
     )
-    if score is not None:
+    if result.agreement:
+        facts.append(result.agreement)
+    elif score is not None:
         facts.append(f"mean IoU {score:.3f}")
     with suppress(ValueError):
         facts.append(

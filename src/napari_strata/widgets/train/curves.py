@@ -55,7 +55,7 @@ class Curves(QWidget):
         self.setMinimumWidth(MIN_WIDTH)
         self.loss, self.iou = Plot(numbers=False), Plot()
         left, right = Qt.AlignmentFlag.AlignLeft, Qt.AlignmentFlag.AlignRight
-        loss_title, iou_title = _label(left, "<b>Loss</b>"), _label(left, "<b>IoU</b>")
+        loss_title, self._score_title = _label(left, "<b>Loss</b>"), _label(left)
         self._losses, self._best, self.legend = (
             _label(right),
             _label(right),
@@ -67,7 +67,7 @@ class Curves(QWidget):
         rows.addWidget(loss_title, 0, 0)
         rows.addWidget(self._losses, 0, 1)
         rows.addWidget(self.loss, 1, 0, 1, 2)
-        rows.addWidget(iou_title, 2, 0)
+        rows.addWidget(self._score_title, 2, 0)
         rows.addWidget(self._best, 2, 1)
         rows.addWidget(self.iou, 3, 0, 1, 2)
         rows.addWidget(self.legend, 4, 0, 1, 2)
@@ -181,8 +181,9 @@ class Curves(QWidget):
             Line(xs, ys, QColor(color))
             for ys, color in zip(table, history.colors, strict=False)
         ]
-        lines.append(Line(xs, [end.mean_iou for end in ends], self._ink(), 2.4))
-        unscored = bool(ends) and not np.isfinite(table).any()
+        overall = [history.overall(end) for end in ends]
+        lines.append(Line(xs, overall, self._ink(), 2.4))
+        unscored = bool(ends) and not np.isfinite([*table.ravel(), *overall]).any()
         note = NO_SCORES if unscored else FIRST if history.started and not ends else ""
         return Chart(
             lines,
@@ -195,7 +196,8 @@ class Curves(QWidget):
 
     def _show_values(self) -> None:
         """Write the newest values beside the plots."""
-        newest, best, ink = self._history.newest, self._history.best, self._ink()
+        history, ink = self._history, self._ink()
+        newest, best = history.newest, history.best
         train = newest.train_loss if newest else math.nan
         validation = newest.validation_loss if newest else math.nan
         small = f'<span style="font-size: {self._small():.1f}pt">'
@@ -203,11 +205,13 @@ class Curves(QWidget):
             f"{small}{_mark('━', faded(ink, 0.6))}&nbsp;training&nbsp;{_loss(train)}"
             f" {_mark('●', ink)}&nbsp;validation&nbsp;{_loss(validation)}"
         )
-        self._best.setText(
-            f"{small}best mean {format_score(best.mean_iou, 2)} in epoch {best.epoch}"
-            if best
-            else ""
-        )
+        title = "Agreement with strokes" if history.validates_strokes else "IoU"
+        self._score_title.setText(f"<b>{title}</b>")
+        self._best.setText("")
+        if best is not None:
+            name = "best" if history.validates_strokes else "best mean"
+            score = format_score(history.overall(best), 2)
+            self._best.setText(f"{small}{name} {score} in epoch {best.epoch}")
         self.legend.setText(small + self._legend_text())
         self._fit()
 
@@ -219,9 +223,11 @@ class Curves(QWidget):
         history, newest = self._history, self._history.newest
         if not history.names:
             return ""
-        metrics, iou = self.legend.fontMetrics(), newest.class_iou if newest else ()
-        mean = newest.mean_iou if newest else math.nan
-        entries = [f"<b>{_mark('━', self._ink())}&nbsp;mean&nbsp;{_score(mean)}</b>"]
+        metrics = self.legend.fontMetrics()
+        iou = newest.reported_class_iou if newest else ()
+        name = "agreement" if history.validates_strokes else "mean"
+        score = _score(history.overall(newest))
+        entries = [f"<b>{_mark('━', self._ink())}&nbsp;{name}&nbsp;{score}</b>"]
         length = 0
         for i, (name, color) in enumerate(
             zip(history.names, history.colors, strict=False)

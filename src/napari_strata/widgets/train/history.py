@@ -113,8 +113,20 @@ class History:
         """Return the IoU, float (classes, epochs), NaN where it is unknown."""
         table = np.full((len(self.names), len(self._ends)), math.nan)
         for column, end in enumerate(self.epochs):
-            table[: len(end.class_iou), column] = end.class_iou[: len(table)]
+            iou = end.reported_class_iou
+            table[: len(iou), column] = iou[: len(table)]
         return table
+
+    @property
+    def validates_strokes(self) -> bool:
+        """True if strokes are held out, whose IoU would mislead."""
+        return self.newest is not None and self.newest.stroke_pixels > 0
+
+    def overall(self, end: EpochEnd | None) -> float:
+        """Return the mean IoU, or the share of held-out stroke pixels; or NaN."""
+        if end is None:
+            return math.nan
+        return end.pixel_accuracy if end.stroke_pixels else end.mean_iou
 
     def describe(self, end: EpochEnd) -> str:
         """Describe the scores of an epoch in lines of text."""
@@ -125,15 +137,18 @@ class History:
                 f"Loss: training {format_loss(end.train_loss)}, validation"
                 f" {format_loss(end.validation_loss)}"
             ),
-            (
+        ]
+        if end.agreement:
+            lines.append(f"The model {end.agreement}")
+        else:
+            lines.append(
                 f"Mean IoU {format_score(end.mean_iou, 3)}, pixel accuracy"
                 f" {format_score(end.pixel_accuracy, 3)}"
-            ),
-        ]
-        lines += [
-            f"    {name} {format_score(iou, 3)}"
-            for name, iou in zip(self.names, end.class_iou, strict=False)
-        ]
+            )
+            lines += [
+                f"    {name} {format_score(iou, 3)}"
+                for name, iou in zip(self.names, end.class_iou, strict=False)
+            ]
         weights = (
             "averaged weights" if end.weights == "averaged" else "weights as trained"
         )

@@ -169,8 +169,10 @@ class TrainingPanel(QWidget):
 
     def score(self) -> str:
         """Describe the best epoch so far; empty without scores."""
-        if self.best is None or math.isnan(self.best.mean_iou):
-            return self.best.agreement if self.best is not None else ""
+        if self.best is None:
+            return ""
+        if math.isnan(self.best.reported_iou):
+            return self.best.agreement
         return f"best mean IoU {self.best.mean_iou:.3f} in epoch {self.best.epoch}"
 
     def _time_left(self, event: BatchEnd, epochs: int) -> str:
