@@ -51,3 +51,23 @@ def scene() -> Callable[..., AnnotatedImage]:
         return AnnotatedImage(image, image.labels_like(truth))
 
     return build
+
+
+@pytest.fixture
+def strokes(scene: Callable[..., AnnotatedImage]) -> Callable[..., AnnotatedImage]:
+    """A scene of which a few strokes of 1 (ground) and 2 (discs) are painted; 0 elsewhere."""
+
+    def build(seed: int = 0, *, per_plane: int = 8) -> AnnotatedImage:
+        pair = scene(seed, planes=3, size=96)
+        truth = pair.labels.read()[0]
+        painted = np.zeros_like(truth)
+        rng = np.random.default_rng(seed)
+        for z in range(2):
+            for k in (0, 1):
+                places = np.argwhere(truth[z] == k)
+                for y, x in places[rng.choice(len(places), per_plane)]:
+                    part = (z, slice(y, y + 2), slice(x, x + 7))
+                    painted[part] = np.where(truth[part] == k, k + 1, painted[part])
+        return AnnotatedImage(pair.image, pair.image.labels_like(painted))
+
+    return build

@@ -15,8 +15,10 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from napari_strata.core.classes import IGNORE
+from napari_strata.core.events import describe_agreement
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.text import format_percent, format_score
+from napari_strata.data.strokes import SPARSE
 
 Array = np.ndarray[Any, Any]
 Color: TypeAlias = tuple[int, int, int]
@@ -131,7 +133,7 @@ def draw_example(example: Example) -> Pillow.Image:
         PAPER,
     )
     draw = ImageDraw.Draw(canvas)
-    score = _describe_scores(confusion)
+    score = _describe_example(example)
     name_width = content - text_width(score, MEDIUM) - GAP
     name = shorten(example.name, LARGE, name_width)
     draw.text((MARGIN, 22), name, INK, font=_font(LARGE))
@@ -261,6 +263,15 @@ def _draw_cells(
             font=_font(size * 2 // 3),
             anchor="mm",
         )
+
+
+def _describe_example(example: Example) -> str:
+    """Describe the scores of a plane, or its agreement with strokes."""
+    confusion = example.confusion
+    if (example.truth != IGNORE).mean() < SPARSE:
+        pixels = int(confusion.counts.sum())
+        return describe_agreement(confusion.pixel_accuracy, pixels)
+    return _describe_scores(confusion)
 
 
 def _describe_scores(confusion: ConfusionMatrix) -> str:

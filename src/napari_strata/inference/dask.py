@@ -446,6 +446,9 @@ class ClusterPrediction:
                     yield future
                     continue
                 result = self._result(future, f"region {shards[future.key]}")
+                # Or the scheduler would have it computed again when the worker that
+                # keeps the result is lost.
+                future.release()
                 finished: FinishedShard = _check_refusal(result)
                 for pixels in finished.invalid:
                     invalid[planes.index(dict(pixels.plane))] = pixels

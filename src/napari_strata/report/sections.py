@@ -71,13 +71,17 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of each class and of all; `caption` names the images."""
+    """Scores of each class and of all; `caption` names the images.
+
+    Strokes have a recall only; see `EpochEnd.reported_iou`.
+    """
 
     rows: tuple[ClassRow, ...]
     mean_iou: float
     pixel_accuracy: float
     pixels: int
     caption: str
+    is_strokes: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,14 +253,13 @@ def score_table(record: Record) -> ScoreTable | None:
             f"of the best model (epoch {scores.get('epoch')}) on "
             f"{count_regions(record, 'validation', regions)}"
         )
-    if is_strokes:
-        caption += ", where only strokes are labelled. They keep away from edges"
     return ScoreTable(
         tuple(rows),
         mean_iou=math.nan if is_strokes else _nan_if_none(scores.get("mean_iou")),
         pixel_accuracy=_nan_if_none(scores.get("pixel_accuracy")),
         pixels=int(counts.sum()),
         caption=caption,
+        is_strokes=is_strokes,
     )
 
 
@@ -368,7 +371,8 @@ def _load_cases(
         # Files of a run are named best_01_... and worst_01_....
         kind = file.split("_")[0] if "panels" in picture else ""
         name = str(picture.get("name", file))
-        loaded.append(Case(kind, name, picture.get("mean_iou"), uris))
+        mean_iou = None if validated_strokes(record) else picture.get("mean_iou")
+        loaded.append(Case(kind, name, mean_iou, uris))
     return loaded
 
 

@@ -31,6 +31,7 @@ from napari_strata.data.regions import (
 )
 from napari_strata.data.split import Split, split_given, split_pairs
 from napari_strata.data.strokes import are_strokes
+from napari_strata.training.suggestion import Suggestion, suggest_recipe
 
 MAY_CHANGE = (
     "training.epochs",
@@ -79,6 +80,8 @@ class Plan:
         Labelled training pixels of each class.
     fingerprint
         Digest of images, labels and split.
+    suggestion
+        Another recipe, where that would suit the data better.
     """
 
     recipe: Recipe
@@ -90,6 +93,7 @@ class Plan:
     fingerprint: str
     pairs: list[AnnotatedImage] = field(repr=False)
     messages: tuple[Message, ...] = ()
+    suggestion: Suggestion | None = None
 
     @property
     def validates_strokes(self) -> bool:
@@ -187,7 +191,10 @@ def plan_new(job: TrainingJob) -> Plan:
     else:
         split = split_given(pairs, validation_pairs, spec.classes, spec.axes)
         pairs = [*pairs, *validation_pairs]
-    return _plan(recipe, spec, split, pairs, notes=spec.notes)
+    suggestion = suggest_recipe(recipe, [*split.training, *split.validation], pairs)
+    notes = [*spec.notes, *([suggestion.text] if suggestion else [])]
+    plan = _plan(recipe, spec, split, pairs, notes=notes)
+    return replace(plan, suggestion=suggestion)
 
 
 def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:

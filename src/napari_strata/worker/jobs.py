@@ -156,6 +156,8 @@ def _(job: PlanJob) -> Events:
         memory=training_memory(plan, precision),
         free_memory=free_memory(device),
         parameters=count_parameters(plan.spec),
+        suggested_recipe=plan.suggestion.recipe if plan.suggestion else "",
+        suggestion=plan.suggestion.text if plan.suggestion else "",
     )
 
 

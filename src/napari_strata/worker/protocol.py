@@ -531,7 +531,8 @@ class PlanResult(_Result):
 
     `split` is a description; `training` and `validation` are the names of the regions;
     `classes` has a row for each class (index, name, value, color); `memory` and
-    `free_memory` are in bytes.
+    `free_memory` are in bytes. `suggested_recipe` is another recipe that suits the data
+    better, if there is one, and `suggestion` the reason.
     """
 
     recipe: dict[str, Any]
@@ -546,6 +547,8 @@ class PlanResult(_Result):
     memory: int
     free_memory: int | None
     parameters: int
+    suggested_recipe: str = ""
+    suggestion: str = ""
 
 
 class PredictResult(_Result):

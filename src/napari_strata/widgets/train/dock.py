@@ -36,7 +36,7 @@ from napari_strata.widgets.train.run_row import RunRow
 from napari_strata.widgets.train.state import TrainState, resolve
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
-from napari_strata.worker.protocol import LabelsChanged, Layer, TrainJob
+from napari_strata.worker.protocol import LabelsChanged, Layer, PlanResult, TrainJob
 
 SETUP_TAB, PROGRESS_TAB = 0, 1
 """Indices of the tabs."""
@@ -77,6 +77,7 @@ class TrainDock(Dock):
         self.recovery = Recovery(self.session, self)
         self._build_pages()
         self._build_foot()
+        self.plan_summary.planned.connect(self._planned)
         self.data_box.changed.connect(self._changed)
         self.recipe_box.changed.connect(self._changed)
         self.panel.epoch_ended.connect(self._epoch_ended)
@@ -212,6 +213,13 @@ class TrainDock(Dock):
         self.live_mask.watch(data if isinstance(data, LayerData) else None)
         request = None if view.problem else self.request()
         self.plan_summary.request_plan(request, why="", folder=self._reserve)
+
+    def _planned(self, plan: PlanResult | None) -> None:
+        """Offer the recipe that suits the data better, if there is one."""
+        recipe, reason = "", ""
+        if plan is not None:
+            recipe, reason = plan.suggested_recipe, plan.suggestion
+        self.recipe_box.suggestion.suggest(recipe, reason)
 
     def _show_live_text(self) -> None:
         self.live_text.setText(self.live_mask.text)

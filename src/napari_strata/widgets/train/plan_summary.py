@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_strata.core.errors import StrataError
@@ -23,6 +23,9 @@ DELAY_MS = 1200
 
 class PlanSummary(QWidget):
     """Label with validation data, device and memory of a training."""
+
+    planned = Signal(object)
+    """`PlanResult` of the training that is set up, or None."""
 
     def __init__(self, session: ViewerSession) -> None:
         super().__init__()
@@ -58,6 +61,7 @@ class PlanSummary(QWidget):
             Function that returns the run folder.
         """
         self.pause()
+        self.planned.emit(None)
         self._request, self._folder = request, folder
         if request is None:
             self.text.setText(why)
@@ -110,6 +114,7 @@ class PlanSummary(QWidget):
             return
         self._handle = None
         if isinstance(outcome.result, PlanResult):
+            self.planned.emit(outcome.result)
             self.text.setText(
                 "\n".join(
                     [

@@ -112,6 +112,8 @@ class RecipeBox(QWidget):
         self.combo.addItem(FROM_FILE)
         self.combo.activated.connect(self._on_pick)
         self.about, self.wrong, self.resized, self.differs = (_text() for _ in range(4))
+        self.suggestion = SuggestionRow()
+        self.suggestion.accepted.connect(self.set_recipe)
         self.reset_button = QPushButton("Reset")
         self.reset_button.setToolTip("Reset every setting to that of the recipe.")
         self.reset_button.clicked.connect(self.reset)
@@ -128,6 +130,7 @@ class RecipeBox(QWidget):
         top.addWidget(self.combo, 1)
         rows.addLayout(top)
         rows.addWidget(self.about)
+        rows.addWidget(self.suggestion)
         rows.addLayout(self._main_rows())
         rows.addWidget(self.resized)
         messages = QVBoxLayout()
@@ -286,6 +289,33 @@ class RecipeBox(QWidget):
                 return f"{label} {_brief(value)}"
             was, new = getattr(was, part, None), getattr(new, part)
         return f"{label} {_brief(value)} (was {_brief(was)})"
+
+
+class SuggestionRow(QWidget):
+    """Line that suggests another recipe, with a button to choose it."""
+
+    accepted = Signal(str)
+    """Name of the suggested recipe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._recipe = ""
+        self.text = _text()
+        self.button = QPushButton()
+        self.button.clicked.connect(lambda: self.accepted.emit(self._recipe))
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(6)
+        row.addWidget(self.text, 1)
+        row.addWidget(self.button, 0, Qt.AlignmentFlag.AlignTop)
+        self.hide()
+
+    def suggest(self, recipe: str, reason: str) -> None:
+        """Suggest a recipe; with an empty name nothing is shown."""
+        self._recipe = recipe
+        self.text.show_message(reason)
+        self.button.setText(f"Use {recipe}")
+        self.setVisible(bool(recipe))
 
 
 class _Text(QLabel):
