@@ -70,6 +70,9 @@ def gate(cluster, tmp_path_factory) -> Iterator[Path]:
     Each plane takes a ticket, because workers take shards in any order.
     """
     path = tmp_path_factory.mktemp("gate") / "open"
+    # A cancelled task of an earlier test may still run. It must not take a ticket.
+    wait = "from napari_strata.inference.dask import _ONE_TASK\nwith _ONE_TASK: pass"
+    cluster.client.run(exec, wait, {})
     code = f"""
 import time
 from pathlib import Path
