@@ -30,6 +30,7 @@ from napari_strata.core.events import (
     RegionEnd,
     TrainingEnd,
     TrainingStarted,
+    TreesCompared,
     TrialEnd,
     TrialStarted,
     TuneEnd,
@@ -145,6 +146,10 @@ class _Printer:
         if event.best_iou:
             columns.append("best")
         self._print("  ".join(columns))
+
+    @print_event.register
+    def _(self, event: TreesCompared) -> None:
+        self._print(event.text)
 
     @print_event.register
     def _(self, event: TrainingEnd) -> None:

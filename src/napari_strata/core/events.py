@@ -118,6 +118,55 @@ def describe_agreement(share: float, pixels: int) -> str:
 
 
 @dataclass(frozen=True)
+class TreesCompared(Event):
+    """A network is compared with trees of the same strokes, on held-out strokes.
+
+    Parameters
+    ----------
+    strokes, pixels
+        Number of held-out strokes, and of their pixels.
+    network, trees, both
+        Share of the pixels that each predicts as painted; both: by the mean of their
+        probabilities.
+    low, high
+        95 % interval of the difference between network and trees.
+    better
+        "network" or "trees"; empty where the difference is not clear.
+    trees_run
+        Run folder of the trees.
+    """
+
+    strokes: int
+    pixels: int
+    network: float
+    trees: float
+    both: float
+    low: float
+    high: float
+    better: str
+    trees_run: str = ""
+
+    @property
+    def text(self) -> str:
+        """Result in words."""
+        result = {
+            "network": "The network is better.",
+            "trees": f"The trees are better; their run is {self.trees_run}.",
+            "": "The difference is not clear.",
+        }[self.better]
+        return (
+            f"On {self.pixels:,} pixels of {self.strokes} held-out strokes, the network"
+            f" agrees with {self.network:.1%}, trees with {self.trees:.1%}, the mean of"
+            f" both with {self.both:.1%}. Network minus trees: {_points(self.low)} to"
+            f" {_points(self.high)} points (95 % interval). {result}"
+        )
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+@dataclass(frozen=True)
 class TrainingEnd(Event):
     """Training is over. `reason`: "finished", "early stopping" or "stopped"."""
 

@@ -34,6 +34,7 @@ from napari_strata.models.network_predictor import NetworkPredictor
 from napari_strata.models.tiled import TiledPredictor, is_out_of_memory
 from napari_strata.training.calibration import measure
 from napari_strata.training.checkpoint import TrainingRun, open_run
+from napari_strata.training.comparison import compare_with_trees
 from napari_strata.training.ddp import ProcessGroup, process_group
 from napari_strata.training.fit import iter_fit
 from napari_strata.training.learner import Learner
@@ -207,12 +208,7 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
             if not group.is_main:
                 return
             run.complete_history()
-            for event in measure(
-                run.folder,
-                truths,
-                fingerprint=plan.fingerprint,
-                build=learner.predictor,
-            ):
+            for event in _measure_best(run, truths):
                 yield run.record(event)
     except (GeneratorExit, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, GeneratorExit):
@@ -225,6 +221,26 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
             raise
         raise TrainingError(_explain_memory(plan, device)) from error
     yield run.record(run.ended(reason, time.perf_counter() - start))
+
+
+def _measure_best(
+    run: TrainingRun, truths: Sequence[Truth]
+) -> Generator[Event, None, None]:
+    """Measure the best model, and compare it with trees where strokes train."""
+    learner = run.learner
+    yield from measure(
+        run.folder,
+        truths,
+        fingerprint=run.plan.fingerprint,
+        build=learner.predictor,
+    )
+    yield from compare_with_trees(
+        run.folder,
+        run.plan,
+        learner.group,
+        build=learner.predictor,
+        device=learner.device,
+    )
 
 
 def _epoch(
