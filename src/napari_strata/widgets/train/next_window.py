@@ -9,7 +9,7 @@ import numpy as np
 from magicgui.widgets import PushButton
 from napari.layers import Labels as LabelsLayer
 from napari.layers import Shapes
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from napari_strata.widgets.layers.convert import array_of
 from napari_strata.widgets.layers.live import add_quietly
@@ -33,6 +33,8 @@ LINE = 0.3
 """Width of the frame, in pixels of the image."""
 BRUSH = 3
 """Diameter of the brush in a window, at most."""
+OPACITY = 0.4
+"""Opacity of the labels in a window, at most: the image must be seen through them."""
 
 
 class NextWindow(QWidget):
@@ -47,13 +49,14 @@ class NextWindow(QWidget):
         self._prefill: Prefill | None = None
         self._skipped: list[PlaneBox] = []
         self._labels_layer: LabelsLayer | None = None
-        self._brush_size = 0
+        self._brush_size, self._opacity = 0, 0.0
         self.frame: Shapes | None = None
         """Layer that marks the window; None before the first."""
         self.next_button = PushButton(text="Next window")
         self.skip_button = PushButton(text="Skip")
         self.text = QLabel()
         self.text.setWordWrap(True)
+        self.text.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         row = QHBoxLayout()
         row.addWidget(self.next_button.native, 1)
         row.addWidget(self.skip_button.native)
@@ -107,8 +110,10 @@ class NextWindow(QWidget):
         self._turn_to(layer, plane, window)
         self._fill(data, plane, window)
         if layer is not self._labels_layer:
-            self._labels_layer, self._brush_size = layer, layer.brush_size
-        layer.brush_size = min(layer.brush_size, BRUSH)
+            self._labels_layer = layer
+            self._brush_size, self._opacity = layer.brush_size, layer.opacity
+            layer.brush_size = min(layer.brush_size, BRUSH)
+            layer.opacity = min(layer.opacity, OPACITY)
         self._session.viewer.layers.selection.active = layer
         layer.mode = "paint"
         self._show()
@@ -194,9 +199,11 @@ class NextWindow(QWidget):
     def _start_over(self) -> None:
         """Forget the windows when other labels are chosen, or the mask is off."""
         layer = self._labels_layer
-        is_closed = self._session.is_closed
-        if layer is not None and not is_closed and layer.brush_size == BRUSH:
-            layer.brush_size = self._brush_size
+        if layer is not None and not self._session.is_closed:
+            if layer.brush_size == BRUSH:
+                layer.brush_size = self._brush_size
+            if layer.opacity == OPACITY:
+                layer.opacity = self._opacity
         self._remove_frame()
         self._labels_layer = self._window = self._prefill = None
         self._skipped = []

@@ -17,7 +17,9 @@ NEXT_KEY, SKIP_KEY = "N", "K"
 LITTLE = 0.002
 """Share of the mask below which a window has changed little.
 
-On a plane of 1024 x 1024 pixels it is as much as 17 windows.
+Measured on a sandstone slice of 1024 x 996 pixels: windows 2 to 9 changed .6 to 2.0 %,
+10 to 28 about .3 %, and windows 33 to 35 were the first three in a row below .2 %. The
+mean IoU of the slice, .85 with strokes alone, was .90 from window 15 on.
 """
 FEW = 3
 """Windows in a row that change little before more are said to hardly help."""
