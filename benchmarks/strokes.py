@@ -7,7 +7,7 @@ FOLDER holds `images/` and `labels/` with one image a file; images are named by 
 of their names. A stroke follows a random path within one class, at least 1.5 pixels off
 its edges, because that is how people paint. With --windows, small windows are then
 painted up to their edges, where the prediction is least certain (issue 14), and the
-model is fitted again with a filter of radius 2. Tune on images that are neither trained
+model is fitted again. Tune on images that are neither trained
 nor tested on.
 """
 
@@ -85,7 +85,6 @@ def main() -> None:
                 assert model is not None
                 _paint_windows(model, training, painted, classes, windows - done)
                 done = windows
-                settings.setdefault("network.filter_radius", 2)
             model, text = _train(options.recipe, training, painted, classes, settings)
             iou = np.array([_score(model, pair) for pair in test])
             scores.setdefault(name, []).append(iou)

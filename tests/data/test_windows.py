@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_strata.data.windows import SPACING, choose_window
+from napari_strata.core.classes import IGNORE
+from napari_strata.data.windows import SPACING, choose_window, count_windows
 
 Array = np.ndarray[Any, Any]
 
@@ -67,3 +68,25 @@ def test_four_pixels_are_left_free(gap: int) -> None:
     assert window is not None
     is_there = window.box == (slice(10, 21), slice(15, 26))
     assert is_there == (gap == 4)
+
+
+def test_windows_are_told_from_strokes_and_from_areas() -> None:
+    labels = np.full((120, 120), IGNORE, np.uint8)
+    labels[5:25, 5:60] = 0  # a stroke of a broad brush
+    labels[40:43, 5:60] = 1  # and a thin one across another
+    labels[30:60, 20:23] = 0
+    assert count_windows(labels) == 0
+    labels[80:91, 20:31] = 0
+    labels[80:91, 26:31] = 1
+    assert count_windows(labels) == 1
+    labels[84:86, 31:50] = 1  # a brush that left the window
+    labels[100:111, 60:71] = 1
+    labels[104:, 60:71] = 0
+    assert count_windows(labels) == 2
+    dense = np.zeros((120, 120), np.uint8)
+    dense[60:] = 1
+    assert count_windows(dense) == 0
+
+
+def test_a_narrow_plane_has_no_windows() -> None:
+    assert count_windows(np.zeros((8, 100), np.uint8)) == 0

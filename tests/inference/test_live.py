@@ -71,6 +71,19 @@ def test_the_mask_is_the_prediction_of_the_same_classifier(levels: int | None) -
     assert (mask == expected[:, None]).mean() > 0.97
 
 
+@pytest.mark.parametrize(("asked", "found"), [(None, 2), (3, 3)])
+def test_painted_windows_make_the_filter_small(asked: int | None, found: int) -> None:
+    image = striped_stack()
+    live = open_live(image, **{"network.filter_radius": asked})
+    labels = strokes_of(image)
+    live.set_labels({"Z": 1}, labels)
+    assert live.fit().filter_radius == (asked or 4)
+    labels[75:86, 40:51] = 3
+    labels[80:86, 40:51] = 1
+    live.set_labels({"Z": 1}, labels)
+    assert live.fit().filter_radius == found
+
+
 def test_what_is_in_view_comes_first_and_coarse() -> None:
     image = striped_stack()
     live = open_live(image)

@@ -128,6 +128,35 @@ def test_the_reach_is_chosen_and_the_halo_follows(
     assert fixed.spec.network.levels == 4
 
 
+@pytest.mark.parametrize(("asked", "found"), [(None, 2), (3, 3)])
+def test_windows_up_to_the_edges_make_the_filter_small(
+    strokes: Scene, scene: Scene, tmp_path: Path, asked: int | None, found: int
+) -> None:
+    pair = strokes()
+    labels = pair.labels.read()[0].copy()
+    truth = scene(0, planes=3, size=96).labels.read()[0]
+    is_edge = truth[2, 1:] != truth[2, :-1]
+    row, column = np.argwhere(is_edge[5:-5, 5:-5])[0]  # window from there
+    window = np.s_[2, row : row + 11, column : column + 11]
+    labels[window] = truth[window] + 1
+    painted = AnnotatedImage(pair.image, pair.image.labels_like(labels))
+    events = list(
+        ns.iter_train(
+            "instant",
+            painted,
+            unlabelled=[0],
+            out=tmp_path / "run",
+            overrides=QUICK | {"network.levels": 2, "network.filter_radius": asked},
+            device="cpu",
+        )
+    )
+    model = ns.Model.load(tmp_path / "run")
+    assert model.spec.network.filter_radius == found
+    assert model.recipe.network.filter_radius == asked
+    said = [text for text in texts(events) if "1 window is painted" in text]
+    assert bool(said) == (asked is None)
+
+
 def test_resume_leaves_a_complete_run_alone_and_refits_on_new_labels(
     strokes: Scene, tmp_path: Path
 ) -> None:

@@ -429,13 +429,13 @@ class Pixels(NetworkSection):
         50_000,
         description="Labelled pixels that it is fitted on at most, evenly drawn.",
     )
-    filter_radius: int = Field(
-        4,
+    filter_radius: int | None = Field(
+        None,
         ge=0,
         le=32,
         description="Radius of the guided filter that moves probabilities to the"
-        " edges of the image, in pixels; 0: none. 2 where small windows were painted"
-        " up to their edges.",
+        " edges of the image, in pixels; 0: none. When empty, 4, or 2 where the strokes"
+        " include small windows that are painted up to their edges.",
     )
 
     @property
@@ -443,11 +443,17 @@ class Pixels(NetworkSection):
         """The levels, or the most that are tried where they are not chosen yet."""
         return self.levels or max(LEVELS)
 
+    def resolve_filter_radius(self, windows: int = 0) -> int:
+        """The radius; where it is open, that for so many painted windows."""
+        if self.filter_radius is not None:
+            return self.filter_radius
+        return WINDOW_FILTER_RADIUS if windows else FILTER_RADIUS
+
     def geometry(self, strides: Sequence[int] = ()) -> Geometry:
         levels = self.resolved_levels
         return Geometry(
             stride=2 ** (levels - 1),
-            reach=octave_reach(levels) + 2 * self.filter_radius,
+            reach=octave_reach(levels) + 2 * self.resolve_filter_radius(),
             whole_tile=False,
         )
 
@@ -457,6 +463,9 @@ class Pixels(NetworkSection):
 
 LEVELS = (2, 3, 5)
 """Numbers of octave levels among which the pixel classifier chooses."""
+
+FILTER_RADIUS, WINDOW_FILTER_RADIUS = 4, 2
+"""Radii of the guided filter: for strokes alone, and with windows up to the edges."""
 
 DEFAULT_KIND = "smp"
 """Network kind of a recipe that does not name one."""

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import maximum_filter, minimum_filter
+from skimage.measure import label
 
+from napari_strata.core.classes import IGNORE
 from napari_strata.core.tiling import Box
+from napari_strata.data.strokes import LARGEST
 
 Array = np.ndarray[Any, Any]
 
@@ -77,6 +81,34 @@ def choose_window(
             box = (slice(top, top + side), slice(left, left + side))
             best = Window(plane, box, least)
     return best
+
+
+def count_windows(labels: Array) -> int:
+    """Count the windows of a plane that are painted up to their edges.
+
+    A window is a labelled area of at most `strokes.LARGEST` pixels with a square of
+    `SIDE` pixels in it that is labelled everywhere, with two classes at least. So an
+    edge between classes is painted, from which strokes keep away.
+
+    Parameters
+    ----------
+    labels
+        class indices uint8 (H, W), or `IGNORE`.
+    """
+    labelled = labels != IGNORE
+    if min(labels.shape) < SIDE:
+        return 0
+    is_full = _box_sums(labelled, SIDE) == SIDE**2
+    if not is_full.any():
+        return 0
+    radius = SIDE // 2
+    core = tuple(slice(radius, length - radius) for length in labels.shape)
+    highest, lowest = maximum_filter(labels, SIDE), minimum_filter(labels, SIDE)
+    is_window = is_full & (highest != lowest)[core]
+    areas = label(labelled, connectivity=2)
+    sizes = np.bincount(areas.ravel())
+    numbers = np.unique(areas[core][is_window])
+    return int((sizes[numbers] <= LARGEST).sum())
 
 
 def _box_sums(values: Array, side: int) -> Array:

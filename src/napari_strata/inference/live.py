@@ -22,7 +22,7 @@ from napari_strata.core.recipe import Recipe
 from napari_strata.core.spec import ModelSpec, resolve
 from napari_strata.core.tiling import Box, Tile, plan_tiles
 from napari_strata.data.strokes import number_strokes
-from napari_strata.data.windows import SIDE, choose_window
+from napari_strata.data.windows import SIDE, choose_window, count_windows
 from napari_strata.models.pixels.classifier import PixelClassifier, guide_of
 from napari_strata.models.pixels.features import compute_features, features_at
 from napari_strata.models.pixels.guided_filter import estimate_noise
@@ -104,12 +104,16 @@ class _Mask:
 
 @dataclass(frozen=True, eq=False)
 class _Strokes:
-    """Labelled pixels of a plane: flat indices, class indices and features (n, F)."""
+    """Labelled pixels of a plane: flat indices, class indices and features (n, F).
+
+    `count` is the number of strokes, `windows` that of small windows among them.
+    """
 
     positions: Array
     labels: Array
     features: Array
     count: int
+    windows: int
     noise: float
 
 
@@ -199,9 +203,9 @@ class LiveSegmentation:
             features, noise = before.features, before.noise
         else:
             features, noise = self._stroke_features(plane, positions, before)
-        count = _count_strokes(positions, class_indices, labels.shape)
+        count, windows = _count_strokes(positions, class_indices, labels.shape)
         self._strokes[plane] = _Strokes(
-            positions, class_indices, features, count, noise
+            positions, class_indices, features, count, windows, noise
         )
         self._classifier = None
 
@@ -276,6 +280,7 @@ class LiveSegmentation:
             classes=len(self.spec.classes),
             section=self.section,
             levels=self.section.resolved_levels,
+            windows=sum(each.windows for each in strokes),
             noise=float(np.median([each.noise for each in strokes])),
             neighbours=self.spec.neighbours,
             seed=self.seed,
@@ -338,7 +343,7 @@ class LiveSegmentation:
         tiles = plan_tiles(
             (height, width),
             tile=TILE,
-            halo=2 * self.section.filter_radius,
+            halo=2 * self.section.resolve_filter_radius(),
             stride=self.spec.stride,
         )
         near, far = _order(tiles, visible)
@@ -528,13 +533,15 @@ def _key(index: Mapping[str, int]) -> Plane:
     return tuple(sorted(index.items()))
 
 
-def _count_strokes(positions: Array, labels: Array, shape: tuple[int, ...]) -> int:
-    """Count the strokes of a plane, looking only at the box around them."""
+def _count_strokes(
+    positions: Array, labels: Array, shape: tuple[int, ...]
+) -> tuple[int, int]:
+    """Count strokes and windows of a plane, looking only at the box around them."""
     rows, columns = np.divmod(positions, shape[1])
     top, left = rows.min(), columns.min()
     box = np.full((rows.max() - top + 1, columns.max() - left + 1), IGNORE, np.uint8)
     box[rows - top, columns - left] = labels
-    return int(number_strokes(box).max())
+    return int(number_strokes(box).max()), count_windows(box)
 
 
 def _order(

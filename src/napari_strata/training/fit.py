@@ -30,6 +30,7 @@ from napari_strata.core.runs import RunFolder
 from napari_strata.core.spec import with_network
 from napari_strata.data.regions import LabelledRegion
 from napari_strata.data.strokes import draw_folds, number_strokes
+from napari_strata.data.windows import count_windows
 from napari_strata.evaluation.calibration import sample_evenly
 from napari_strata.evaluation.pictures import draw_example
 from napari_strata.models.device import describe_device
@@ -89,12 +90,15 @@ class LabelledPixels:
         number of the stroke of each pixel (n,).
     noise
         standard deviation of the noise of the scaled images.
+    windows
+        number of small windows that are painted up to their edges.
     """
 
     features: Array
     labels: Array
     strokes: Array
     noise: float
+    windows: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,6 +110,7 @@ class LabelledPixels:
             self.labels[chosen],
             self.strokes[chosen],
             self.noise,
+            self.windows,
         )
 
 
@@ -192,7 +197,14 @@ class _Fit:
         if levels is None:
             levels, text = choose_levels(pixels, plan, section)
             yield Message(text)
-        network = section.model_copy(update={"levels": levels})
+        radius = section.resolve_filter_radius(pixels.windows)
+        if section.filter_radius is None and pixels.windows:
+            count = pixels.windows
+            yield Message(
+                f"{count} window{'s are' if count > 1 else ' is'} painted up to the"
+                f" edges: the radius of the filter is {radius} pixels"
+            )
+        network = section.model_copy(update={"levels": levels, "filter_radius": radius})
         self.plan = replace(plan, spec=with_network(plan.spec, plan.recipe, network))
         self.folder.write_json("data.json", self.plan.record())
         count = count_features(plan.spec.in_channels, levels)
@@ -219,7 +231,7 @@ class _Fit:
         classifier = PixelClassifier(
             stack_trees(trees),
             levels,
-            section.filter_radius,
+            radius,
             pixels.noise,
             measure_steepness(pixels.features, levels, plan.spec.neighbours),
             plan.spec.neighbours,
@@ -343,7 +355,7 @@ def collect_pixels(plan: Plan, section: Pixels, device: torch.device) -> Labelle
     features, labels, strokes, noise = [], [], [], []
     scales: dict[int, Scale] = {}
     seen = 0
-    last_stroke = 0
+    last_stroke = windows = 0
     for region in plan.training:
         image = region.pair.image
         if id(image) not in scales:
@@ -354,6 +366,7 @@ def collect_pixels(plan: Plan, section: Pixels, device: torch.device) -> Labelle
         first, stop = np.searchsorted(picks, (seen, seen + len(labelled)))
         chosen = labelled[picks[first:stop] - seen]
         seen += len(labelled)
+        windows += count_windows(truth)
         if not len(chosen):
             continue
         scaled = torch.from_numpy(scales[id(image)].apply(grey))
@@ -368,6 +381,7 @@ def collect_pixels(plan: Plan, section: Pixels, device: torch.device) -> Labelle
         np.concatenate(labels).astype(np.int64),
         np.concatenate(strokes),
         float(np.median(noise)),
+        windows,
     )
 
 

@@ -87,6 +87,7 @@ class PixelClassifier:
         classes: int,
         section: Pixels,
         levels: int,
+        windows: int = 0,
         noise: float = 0.0,
         neighbours: int = 0,
         seed: int = 0,
@@ -101,6 +102,8 @@ class PixelClassifier:
             integers (n,), from 0 to ``classes - 1``.
         section
             number of trees, their depth, and the filter's radius.
+        windows
+            painted windows among the pixels, which tell the radius where it is open.
         """
         trees = stack_trees(
             list(
@@ -110,7 +113,7 @@ class PixelClassifier:
         return cls(
             trees,
             levels,
-            section.filter_radius,
+            section.resolve_filter_radius(windows),
             noise,
             measure_steepness(features, levels, neighbours),
             neighbours,
@@ -191,7 +194,7 @@ class PixelClassifier:
         return cls(
             trees,
             section.resolved_levels,
-            section.filter_radius,
+            section.resolve_filter_radius(),
             noise,
             steepness,
             neighbours,
