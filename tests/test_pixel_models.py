@@ -198,7 +198,7 @@ def test_reports_say_what_is_known(run: Path, strokes_run: Path) -> None:
     assert "A pixel classifier of 12 trees of depth 5" in page
     assert "mean IoU" in page
     page = ns.write_page(strokes_run).read_text(encoding="utf-8")
-    assert "% of the pixels of held-out strokes" in page
+    assert "held-out stroke pixels" in page
     assert "nothing is known" not in page
 
 

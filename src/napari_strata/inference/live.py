@@ -42,6 +42,8 @@ PLANES_KEPT = 2
 """Scaled planes that are kept: the one in view, and the one before it."""
 COARSE_STEP = 2
 """The coarse mask is computed for every second pixel along Y and X."""
+COARSE_TREES = 20
+"""Trees of the coarse mask after a stroke: a fit of a fifth of the time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +258,18 @@ class LiveSegmentation:
         LabelError
             when fewer than two classes are labelled.
         """
+        if self._classifier is None:
+            self._classifier = self._fit(self.section)
+        return self._classifier
+
+    def _fit_coarse(self) -> PixelClassifier:
+        """Fit a few trees, unless there are all trees for these labels."""
         if self._classifier is not None:
             return self._classifier
+        trees = min(self.section.trees, COARSE_TREES)
+        return self._fit(self.section.model_copy(update={"trees": trees}))
+
+    def _fit(self, section: Pixels) -> PixelClassifier:
         strokes = list(self._strokes.values())
         labels = np.concatenate([each.labels for each in strokes] or [np.empty(0, int)])
         found = np.unique(labels)
@@ -268,24 +280,21 @@ class LiveSegmentation:
                 " paint two classes at least."
             )
         features = np.concatenate([each.features for each in strokes])
-        if len(labels) > self.section.pixels:
+        if len(labels) > section.pixels:
             rng = np.random.default_rng(self.seed)
-            chosen = np.sort(
-                rng.choice(len(labels), self.section.pixels, replace=False)
-            )
+            chosen = np.sort(rng.choice(len(labels), section.pixels, replace=False))
             features, labels = features[chosen], labels[chosen]
-        self._classifier = PixelClassifier.fit(
+        return PixelClassifier.fit(
             features,
             labels,
             classes=len(self.spec.classes),
-            section=self.section,
-            levels=self.section.resolved_levels,
+            section=section,
+            levels=section.resolved_levels,
             windows=sum(each.windows for each in strokes),
             noise=float(np.median([each.noise for each in strokes])),
             neighbours=self.spec.neighbours,
             seed=self.seed,
         )
-        return self._classifier
 
     def iter_mask(
         self,
@@ -314,19 +323,16 @@ class LiveSegmentation:
         ------
         Parts of the mask. Each pixel of the plane is in one part of the stage "full".
         """
-        classifier = self.fit()
         plane = _key(index)
         shape = self.image.size("Y"), self.image.size("X")
-        mask = _Mask(
-            classifier,
-            np.zeros(shape, self.spec.classes.dtype),
-            np.zeros(shape, np.float16),
-        )
+        labels = np.zeros(shape, self.spec.classes.dtype)
+        margins = np.zeros(shape, np.float16)
         for part in self._iter_parts(plane, visible, coarse=coarse, threads=threads):
             if part.margins is not None:
-                mask.labels[part.box] = part.labels
-                mask.margins[part.box] = part.margins
+                labels[part.box] = part.labels
+                margins[part.box] = part.margins
             yield part
+        mask = _Mask(self.fit(), labels, margins)
         self._masks[plane] = mask
         self._masks.move_to_end(plane)
         kept = MASK_BYTES // (mask.labels.nbytes + mask.margins.nbytes)
@@ -337,7 +343,6 @@ class LiveSegmentation:
         self, plane: Plane, visible: Box | None, *, coarse: bool, threads: int | None
     ) -> Generator[MaskPart, None, None]:
         """Segment the tiles of a plane."""
-        classifier = self.fit()
         self._scaled(plane)
         height, width = self.image.size("Y"), self.image.size("X")
         tiles = plan_tiles(
@@ -347,20 +352,31 @@ class LiveSegmentation:
             stride=self.spec.stride,
         )
         near, far = _order(tiles, visible)
-        work = [(tile, number, "full") for tile, number in near + far]
         if coarse:
-            work = [(tile, number, "coarse") for tile, number in near] + work
+            few_trees = self._fit_coarse()
+            yield from self._iter_tiles(few_trees, plane, near, "coarse", threads)
+        yield from self._iter_tiles(self.fit(), plane, near + far, "full", threads)
+
+    def _iter_tiles(
+        self,
+        classifier: PixelClassifier,
+        plane: Plane,
+        tiles: Sequence[tuple[Tile, int]],
+        stage: Literal["coarse", "full"],
+        threads: int | None,
+    ) -> Generator[MaskPart, None, None]:
+        """Segment numbered tiles, on a CPU several at a time."""
         if self.device.type != "cpu":
-            for tile, number, stage in work:
+            for tile, number in tiles:
                 yield self._part(classifier, plane, tile, number, stage)
             return
         threads = threads or torch.get_num_threads()
         with single_threaded_pool(threads) as pool:
             # One after another for each thread, so that little is done in vain.
-            for start in range(0, len(work), threads):
+            for start in range(0, len(tiles), threads):
                 parts = [
                     pool.submit(self._part, classifier, plane, tile, number, stage)
-                    for tile, number, stage in work[start : start + threads]
+                    for tile, number in tiles[start : start + threads]
                 ]
                 for part in parts:
                     yield part.result()
@@ -371,7 +387,7 @@ class LiveSegmentation:
         plane: Plane,
         tile: Tile,
         number: int,
-        stage: Any,
+        stage: Literal["coarse", "full"],
     ) -> MaskPart:
         """Segment a tile."""
         with torch.inference_mode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,13 @@ def run_segment(job: SegmentJob) -> Events:
     """
     started = perf_counter()
     image = open_image(job.image, axes=job.axes)
-    live = _fit(job, image)
+    live = _with_labels(job, image)
     classes = live.spec.classes
+    visible = None
+    if job.visible is not None:
+        visible = tuple(slice(first, stop) for first, stop in job.visible)
+    parts = live.iter_mask(job.plane, visible, threads=job.threads or None)
+    first_part = next(parts)  # or an error, before there is a layer
     mask = open_array(Path(job.out), image.label_shape, classes.dtype)
     yield TargetOpened(
         path=job.out,
@@ -63,15 +69,11 @@ def run_segment(job: SegmentJob) -> Events:
         dtype=str(classes.dtype),
         classes=tuple(classes.table()),
     )
-    visible = None
-    if job.visible is not None:
-        visible = tuple(slice(first, stop) for first, stop in job.visible)
-    parts = live.iter_mask(job.plane, visible, threads=job.threads or None)
     region: Any = image.region_index(job.plane)
     # A view: what is written to it is written to the file.
     plane_mask = axes.to_canonical(np.asarray(mask)[region], image.label_axes)
     plane_mask = plane_mask.reshape(image.size("Y"), image.size("X"))
-    for part in parts:
+    for part in chain([first_part], parts):
         plane_mask[part.box] = part.labels
         rows, columns = part.box
         yield MaskPart(
@@ -91,7 +93,7 @@ def run_segment(job: SegmentJob) -> Events:
 def run_next_window(job: NextWindowJob) -> Events:
     """Find the window where the mask of the planes looked at is least certain."""
     yield from ()
-    live = _fit(job, open_image(job.image, axes=job.axes))
+    live = _with_labels(job, open_image(job.image, axes=job.axes))
     window = live.find_window(
         job.plane,
         side=job.side,
@@ -112,8 +114,8 @@ def run_next_window(job: NextWindowJob) -> Events:
     )
 
 
-def _fit(job: SegmentJob | NextWindowJob, image: Image) -> LiveSegmentation:
-    """Fit the classifier of a job, with labels that have changed since the last one."""
+def _with_labels(job: SegmentJob | NextWindowJob, image: Image) -> LiveSegmentation:
+    """Return the live segmentation of a job, with the labels that have changed."""
     labels = open_labels(job.labels.model_copy(update={"axes": image.label_axes}))
     kept = _open(job, image)
     live = kept.live
@@ -127,7 +129,6 @@ def _fit(job: SegmentJob | NextWindowJob, image: Image) -> LiveSegmentation:
     for key in set(kept.versions) - named:
         live.forget_labels(dict(key))
         del kept.versions[key]
-    live.fit()
     return live
 
 
