@@ -20,6 +20,7 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError, RunError
 from napari_strata.core.image import Image
 from napari_strata.io import write_image, write_labels
+from napari_strata.io.formats import FORMATS
 
 MANIFEST = Path(plugin.__file__).with_name("napari.yaml")
 CLASSES = ClassMap(names=("pore", "clay"), values=(1, 3), unlabelled=(9,))
@@ -33,6 +34,13 @@ def test_every_command_of_the_manifest_exists() -> None:
             assert callable(getattr(plugin, name))
         else:
             assert module.startswith("napari_strata.widgets.")
+
+
+def test_the_manifest_names_every_suffix_that_is_read() -> None:
+    (reader,) = yaml.safe_load(MANIFEST.read_text())["contributions"]["readers"]
+    suffixes = {suffix for file_format in FORMATS for suffix in file_format.suffixes}
+    patterns = {pattern.removeprefix("*") for pattern in reader["filename_patterns"]}
+    assert suffixes <= patterns
 
 
 def test_labels_come_back_as_they_were(tmp_path: Path) -> None:

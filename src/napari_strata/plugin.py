@@ -9,21 +9,24 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from napari_strata.core import axes as _axes
-from napari_strata.core.classes import ClassMap
-from napari_strata.core.errors import ImageError, RunError, StrataError
+from napari_strata.core.classes import MAX_INFERRED, ClassMap
+from napari_strata.core.errors import ImageError, RunError
 from napari_strata.core.image import AnnotatedImage, ArrayLike, Image, LabelImage
-from napari_strata.io import read_classes, read_images, read_labels, read_pyramid
+from napari_strata.io import label_groups, read_images, read_labels, read_pyramid
 from napari_strata.io import write_image as _write_image
 from napari_strata.io import write_labels as _write_labels
+from napari_strata.io._matching import LABEL_NAMES
+from napari_strata.io.corrections import stored_values
 from napari_strata.io.paths import stem
 from napari_strata.io.samples import cells, sandstone
 
 Layer = tuple[Any, dict[str, Any], str]
+AnyImage = TypeVar("AnyImage", bound=Image)
 GENERIC_FOLDERS = ("images", "image", "slices", "raw", "tif", "tiff")
 """Folder names that do not describe their content."""
 
@@ -49,7 +52,7 @@ def get_reader(
         return None
     try:
         read_images(path, lazy_above=0)
-    except StrataError:
+    except Exception:  # napari asks every plugin; another one may read the file
         return None
     return read
 
@@ -57,18 +60,37 @@ def get_reader(
 def read(path: str | list[str]) -> list[Layer]:
     """Read the layers of a file.
 
-    A label file of ours becomes a Labels layer with class names and colours; every
-    series of another file becomes an Image layer.
+    Labels become a Labels layer, with class names and colours if the file has them:
+    label files of this program, label groups of OME-Zarr, and files and folders that
+    are called labels, masks or annotations and hold few integer values. Every other
+    series becomes an Image layer.
     """
     first_path = path[0] if isinstance(path, list) else path
-    if read_classes(first_path) is not None:
-        return [labels_layer(read_labels(first_path))]
+    images = read_images(first_path, lazy_above=0)
+    if len(images) == 1 and _are_labels(images[0], Path(first_path)):
+        labels = read_labels(first_path)
+        return [labels_layer(_named(labels, Path(first_path)))]
     layers = []
-    for series in range(len(read_images(first_path, lazy_above=0))):
+    for series in range(len(images)):
         levels = read_pyramid(first_path, series=series)
         full = _named(levels[0], Path(first_path))
         layers.append(image_layer(full, levels=levels, series=series))
+    layers += [labels_layer(read_labels(group)) for group in label_groups(first_path)]
     return layers
+
+
+def _are_labels(image: Image, path: Path) -> bool:
+    """Return True if the file says that it has labels, or its name and values do."""
+    if isinstance(image, LabelImage):
+        return True
+    folder = path if path.is_dir() else path.parent
+    is_named = folder.name.lower() in LABEL_NAMES
+    if not is_named or image.channels > 1 or image.dtype.kind not in "uib":
+        return False
+    values: set[int] = set()
+    for sample in image.samples(planes=3):
+        values.update(np.unique(sample).tolist())
+    return len(values) <= MAX_INFERRED
 
 
 def image_layer(
@@ -81,6 +103,7 @@ def image_layer(
     channel (None for all of them).
     """
     is_pyramid = len(levels) > 1
+    image, levels = stored_values(image), [stored_values(level) for level in levels]
     origin = None
     if image.source:
         path = str(Path(image.source).expanduser().absolute())
@@ -175,7 +198,7 @@ def sample_cells() -> list[Layer]:
     return _sample_layers(cells(), "cells")
 
 
-def _named(image: Image, path: Path) -> Image:
+def _named(image: AnyImage, path: Path) -> AnyImage:
     """Name slices in a folder such as ``sandstone/images`` after the parent folder."""
     if path.is_dir() and image.name.lower() in GENERIC_FOLDERS:
         return replace(image, name=path.parent.name)
@@ -221,9 +244,23 @@ def _layer_geometry(image: Image, axes: str) -> dict[str, Any]:
     indices = [image.axes.index(axis) for axis in axes]
     return {
         "scale": [image.scale[i] for i in indices],
-        "units": [image.units[i] for i in indices],
+        "units": [_viewer_unit(image.units[i]) for i in indices],
         "axis_labels": [axis.lower() for axis in axes],
     }
+
+
+def _viewer_unit(unit: str) -> str:
+    """Return a unit that napari can show; "pixel" for one that pint does not know."""
+    try:
+        import pint
+    except ImportError:  # without napari
+        return unit
+    registry: Any = pint
+    try:
+        registry.get_application_registry().Unit(unit)
+    except Exception:  # pint raises errors of many kinds, as for "reference frame"
+        return "pixel"
+    return unit
 
 
 def _write_folder(path: str, layers: Sequence[Layer], suffix: str) -> list[str]:
@@ -386,7 +423,8 @@ def stored_classes(attributes: Mapping[str, Any]) -> ClassMap | None:
 
 def _geometry(attributes: Mapping[str, Any], is_rgb: bool) -> dict[str, Any]:
     """Return scale, units and name of a layer as arguments of `Image`."""
-    scale = tuple(float(step) for step in attributes.get("scale", ()))
+    # The sign of a step is a direction.
+    scale = tuple(abs(float(step)) for step in attributes.get("scale", ()))
     units = tuple(str(unit) for unit in attributes.get("units") or ())
     if is_rgb and scale:
         scale = (*scale, 1.0)

@@ -6,6 +6,7 @@ Through the installed program's own entry point.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -418,7 +419,7 @@ def test_folder_prediction_goes_on_past_a_bad_file(
 def _bad_labels(stack: Path, name: str) -> Path:
     labels = ns.read_labels(stack / "labels.tif").read()[0]
     wrong = {
-        "float": labels.astype(np.float32) / 3,
+        "float": labels.astype(np.float32) / 2,
         "shape": labels[:, :-1],
         "planes": labels[:-1],
         "unlabelled": np.zeros_like(labels),
@@ -667,3 +668,30 @@ def test_several_processes_share_a_training_only(
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert capsys.readouterr().err == ""
+
+
+def test_names_from_files_cannot_control_a_terminal(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "a.ome.tif"
+    metadata = {"axes": "YX", "Channel": {"Name": "GFP"}}
+    tifffile.imwrite(path, np.zeros((8, 8), np.uint8), metadata=metadata)
+    xml = tifffile.tiffcomment(path)
+    tifffile.tiffcomment(path, xml.replace("GFP", "G\u009bFP\u202e").encode())
+    monkeypatch.setattr(sys, "argv", ["napari-strata", "info", str(path)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    text = capsys.readouterr().out
+    assert "a.ome.tif" in text
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text if c != "\n")
+
+
+def test_a_terminal_without_letters_gets_escapes(tmp_path):
+    path = tmp_path / "gr\u00f6\u00dfe.tif"
+    tifffile.imwrite(path, np.zeros((8, 8), np.uint8))
+    done = subprocess.run(
+        [sys.executable, "-m", "napari_strata", "info", path],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        check=False,
+    )
+    assert done.returncode == 0
+    assert b"gr\\xf6" in done.stdout

@@ -97,3 +97,20 @@ def test_events_are_frozen_and_every_kind_is_known() -> None:
             "TuneEnd",
         ),
     }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "5",
+        "[]",
+        "{}",
+        '{"event": "Message", "text": 5, "level": "info"}',
+        '{"event": "Message"}',
+        '{"event": "EpochEnd", "epoch": "x"}',
+        '{"event": []}',
+    ],
+)
+def test_what_is_no_event_raises_a_known_error(line: str) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        from_json(line)

@@ -109,3 +109,13 @@ def test_a_file_that_stays_in_use_is_an_error(
     monkeypatch.setattr(files, "os", busy)
     with pytest.raises(PermissionError):
         replace(tmp_path / "new", tmp_path / "old")
+
+
+def test_names_of_255_bytes_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / ("ö" * 125 + "a.tif")
+    write_text(target, "whole")
+    assert target.read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    folder = files.partial_folder(target)
+    folder.mkdir()
+    assert files.partial_folder(tmp_path / "a.tif").name == "a.tif.partial"

@@ -237,3 +237,9 @@ def test_describe_names_each_unit_where_they_differ() -> None:
         image.describe()
         == "image, 2 x 3 x 4 (ZYX), uint8, 1 pixel x 0.5 nanometer x 0.5 nanometer"
     )
+
+
+@pytest.mark.parametrize("step", [0, -1, float("nan"), float("inf")])
+def test_steps_that_are_no_sizes_are_refused(step: float) -> None:
+    with pytest.raises(ImageError, match="finite number above 0"):
+        Image(np.zeros((4, 4)), scale=(1, step))

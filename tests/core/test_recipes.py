@@ -405,3 +405,23 @@ def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None
 def test_a_number_of_thousands_of_digits_is_refused_in_words() -> None:
     with pytest.raises(RecipeError):
         parse_value("1" * 5000)
+
+
+BOMB = "[&a [1, 2], *a, *a]"
+
+
+@pytest.mark.parametrize("text", ["!!bool abc", "!!timestamp 99999-99-99", BOMB])
+def test_values_that_yaml_cannot_read_are_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        parse_value(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["x: !!bool abc", "x: !!timestamp 99999-99-99", "[" * 5000]
+)
+def test_files_that_yaml_cannot_read_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert len(str(caught.value).splitlines()) <= 2

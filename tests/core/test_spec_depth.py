@@ -119,9 +119,6 @@ def test_what_was_decided_is_said(pair: AnnotatedImage, words: str) -> None:
 def test_a_length_along_z_that_is_not_known_is_not_used() -> None:
     assert depth_of(volume(6, depth_unit="pixel")) == (2, 2, 2)
     assert depth_of([volume(6, depth_unit="pixel"), volume(3)]) == (1, 2, 2)
-    assert depth_of(
-        [volume(float("nan")), volume(float("inf")), volume(0), volume(3)]
-    ) == (1, 2, 2)
     # A scale without a unit, as one gives it to a layer of napari, is a shape all the same.
     assert depth_of(volume(6, unit="pixel")) == (1, 1, 2)
 

@@ -11,6 +11,7 @@ from napari_strata.core.text import (
     format_mean_std,
     format_percent,
     format_score,
+    printable,
 )
 
 
@@ -48,3 +49,8 @@ def test_a_mean_without_a_deviation_stands_alone() -> None:
 def test_a_small_share_is_not_zero() -> None:
     shares = [format_percent(share) for share in (0, 1e-5, 0.123, 1)]
     assert shares == ["0 %", "<0.1 %", "12.3 %", "100.0 %"]
+
+
+def test_control_characters_do_not_reach_a_terminal() -> None:
+    assert printable("a\x1b[31mred\x07\u202e") == "a?[31mred??"
+    assert printable("Größe 5 µm\n\tZ") == "Größe 5 µm\n\tZ"

@@ -141,10 +141,10 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(model, scans, tmp_path):
 def test_a_fault_of_ours_in_one_file_does_not_stop_the_night(
     model, scans, tmp_path, monkeypatch
 ):
-    def odd(path, *, axes=None, real=batch.read_image):
+    def odd(path, *, real=batch.read_image, **options):
         if path.name == "s2.tif":
             raise KeyError("strip")
-        return real(path, axes=axes)
+        return real(path, **options)
 
     monkeypatch.setattr(batch, "read_image", odd)
     events = run(model, [scans], tmp_path / "out")

@@ -22,6 +22,8 @@ def _write(
     """Write an image file with a single value, by which tests recognise it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.full(shape, value, dtype)
+    if array.dtype.kind == "f":
+        array += 0.5  # whole numbers are labels
     if path.suffix == ".tif":
         tifffile.imwrite(
             path, array, photometric="rgb" if shape[-1] == 3 else "minisblack"

@@ -157,7 +157,7 @@ def label_images(draw: st.DrawFn) -> LabelImage:
     classes = ClassMap(
         names=tuple(names), values=tuple(values[1:]), unlabelled=(values[0],)
     )
-    positive = st.floats(1e-12, 1e12) | st.floats()
+    positive = st.floats(1e-12, 1e12)
     return LabelImage(
         data,
         axes,

@@ -18,7 +18,11 @@ def ome(*images: str) -> str:
 
 def test_ome_ignores_invalid_sizes_and_adds_names() -> None:
     found = from_ome(ome(IMAGE.format(name="a", size="0.5")), 0)
-    assert found.pixel == {"X": (0.5, "micrometer"), "T": (2.0, "minute")}
+    assert found.pixel == {
+        "X": (0.5, "micrometer"),
+        "Z": (1.0, "micrometer"),  # the sign is a direction
+        "T": (2.0, "minute"),
+    }
     assert found.channel_names == ("channel 0", "GFP")
     assert found.record is None
 

@@ -275,17 +275,6 @@ def test_no_shard_is_written_twice(
     np.testing.assert_array_equal(read_pyramid(path)[1].data, data[:, ::2, ::2])
 
 
-def test_scales_that_json_cannot_represent_keep_the_metadata_valid(
-    tmp_path: Path,
-) -> None:
-    labels = LabelImage(array((30, 30), "uint8"), "YX", (float("nan"), float("inf")))
-    path = write_labels(tmp_path / "a.zarr", labels)
-    text = (path / "zarr.json").read_text()
-    json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    found = read_labels(path)
-    np.testing.assert_array_equal(found.scale, labels.scale)
-
-
 def test_the_users_axes_override_the_record(tmp_path: Path) -> None:
     labels = LabelImage(
         array((2, 30, 30), "uint8"), "ZYX", (5.0, 0.5, 0.5), name="rock"

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from helpers import tiny_model
 from napari_strata.core.errors import ModelError
 from napari_strata.core.events import EpochEnd
+from napari_strata.core.runs import check_model_header
 from napari_strata.models.model import Model
 
 EPOCH = EpochEnd(
@@ -109,3 +110,28 @@ def test_weights_that_do_not_fit_are_named() -> None:
     weights = dict(list(model.weights.items())[1:])
     with pytest.raises(ModelError, match="do not fit its network"):
         dataclasses.replace(model, weights=weights).build()
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("spec", '"in_channels":1', '"in_channels":-1'),
+        ("spec", '"tile":', '"tile":-'),
+        ("history", "", "5"),
+        ("versions", "{", "["),
+    ],
+)
+def test_a_header_with_impossible_facts_is_refused(tmp_path, key, old, new):
+    from safetensors import safe_open
+
+    path = tiny_model().save(tmp_path / "a.safetensors")
+    with safe_open(path, framework="pt") as source:
+        header = source.metadata()
+        weights = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+    header[key] = header[key].replace(old, new, 1) if old else new
+    save_file(weights, path, metadata=header)
+    with pytest.raises(ModelError, match="header cannot be read"):
+        Model.load(path)
+    if key != "versions":
+        with pytest.raises(ModelError, match="header cannot be read"):
+            check_model_header(path)

@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from dataclasses import asdict
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from napari_strata.cli.options import (
     Part,
     RecipeName,
     Scheduler,
+    Series,
     StudyFolder,
     TrainingOptions,
     Tta,
@@ -35,7 +37,8 @@ from napari_strata.cli.options import (
 )
 from napari_strata.core.errors import RunError, StrataError, TrainingError
 from napari_strata.core.options import PredictOptions
-from napari_strata.core.runs import CrossvalFolder, RunFolder
+from napari_strata.core.runs import CrossvalFolder, RunFolder, check_model_header
+from napari_strata.core.text import printable
 
 # Modules that import torch or numpy are imported inside the commands, so that --help
 # and a typing error answer at once.
@@ -103,9 +106,8 @@ def train(
 ) -> None:
     """Train a network on images and labels."""
     from napari_strata.cli.console import show
+    from napari_strata.core.recipes import load_recipe
     from napari_strata.io import read_pairs
-    from napari_strata.training.loop import iter_train
-    from napari_strata.training.transfer import fine_tuning_recipe
 
     chosen_recipe: Any = recipe or "default"
     overrides = options.overrides()
@@ -115,11 +117,17 @@ def train(
         overrides["training.start"] = str(start)
         # A run that continues has its recipe and weights, and needs no start.
         if not (resume or extend):
+            from napari_strata.training.transfer import fine_tuning_recipe
+
             chosen_recipe = fine_tuning_recipe(start, recipe)
+    # Mistakes in the recipe and the files are found before torch is imported.
+    load_recipe(chosen_recipe)
     pairs = options.read_pairs()
     validation = []
     if val is not None:
-        validation = read_pairs(*val, axes=options.axes)
+        validation = read_pairs(*val, axes=options.axes, series=options.series)
+    from napari_strata.training.loop import iter_train
+
     events = iter_train(
         chosen_recipe,
         pairs,
@@ -161,6 +169,7 @@ def predict(  # noqa: PLR0913 (one parameter for each option)
     part: Part = None,
     scheduler: Scheduler = None,
     axes: Axes = None,
+    series: Series = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment images with a trained model."""
@@ -176,11 +185,24 @@ def predict(  # noqa: PLR0913 (one parameter for each option)
                 "this machine: leave them out."
             )
         _print_estimates(
-            models, inputs, out=out, options=options, axes=axes, as_json=as_json
+            models,
+            inputs,
+            out=out,
+            options=options,
+            axes=axes,
+            series=series,
+            as_json=as_json,
         )
         return
     job = predict_files(
-        models, inputs, out, options=options, axes=axes, part=part, scheduler=scheduler
+        models,
+        inputs,
+        out,
+        options=options,
+        axes=axes,
+        series=series,
+        part=part,
+        scheduler=scheduler,
     )
     with closing(job):  # on Ctrl-C, workers are stopped too
         events = show(job, as_json=as_json)
@@ -198,6 +220,7 @@ def _print_estimates(
     out: Path,
     options: PredictOptions,
     axes: str | None,
+    series: int | None,
     as_json: bool,
 ) -> None:
     """Print time, memory and disk space for each input on each device."""
@@ -216,9 +239,9 @@ def _print_estimates(
     variants = [options.updated(device=device) for device in devices]
     predictors = [build_ensemble_predictor(ensemble, variant) for variant in variants]
     for path in find_images(inputs, labels_in=out):
-        image = read_image(path, axes=axes)
+        image = read_image(path, axes=axes, series=series)
         if not as_json:
-            print(image.describe())
+            print(printable(image.describe()))
         for variant, predictor in zip(variants, predictors, strict=True):
             result = estimate_prediction(
                 ensemble, image, out=out, options=variant, predictor=predictor
@@ -255,6 +278,7 @@ def evaluate(  # noqa: PLR0913 (one parameter for each option)
     tta: Tta = False,
     unlabelled: Unlabelled = None,
     axes: Axes = None,
+    series: Series = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -265,8 +289,8 @@ def evaluate(  # noqa: PLR0913 (one parameter for each option)
         from napari_strata.io import read_labels
 
         confusion = score_labels(
-            read_labels(model),
-            read_labels(images),
+            read_labels(model, axes=axes),
+            read_labels(images, axes=axes, series=series),
             unlabelled=unlabelled or [],
             out=out,
         )
@@ -276,7 +300,7 @@ def evaluate(  # noqa: PLR0913 (one parameter for each option)
     from napari_strata.evaluation.evaluate import iter_evaluate
     from napari_strata.io import read_pairs
 
-    pairs = read_pairs(images, labels, axes=axes)
+    pairs = read_pairs(images, labels, axes=axes, series=series)
     job = iter_evaluate([model, *(with_ or [])], pairs, out=out, device=device, tta=tta)
     show(job, as_json=as_json)
     _print_scores(job.scores.as_dict(), as_json=as_json)
@@ -342,12 +366,13 @@ def info(
     path: Annotated[
         Path, typer.Argument(help="An image, a label file, a model or a run folder.")
     ],
+    series: Series = None,
 ) -> None:
     """Describe a file: axes, pixel size and channels, or a model's training."""
     from napari_strata.io import describe
 
-    lines = _describe_model(path) if _is_model(path) else describe(path)
-    print("\n".join(lines))
+    lines = _describe_model(path) if _is_model(path) else describe(path, series=series)
+    print(printable("\n".join(lines)))
 
 
 @app.command()
@@ -601,6 +626,10 @@ def objects(  # noqa: PLR0913 (one parameter for each option)
 
 def main() -> None:
     """Run the command line; a user's mistake ends in a short message and status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names that the terminal's encoding does not have are escaped, as "\\xb5m".
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _check_processes(sys.argv[1:])
         app()
@@ -633,6 +662,8 @@ def _is_model(path: Path) -> bool:
 
 def _describe_model(path: Path) -> list[str]:
     """Describe a model, a run or a cross-validation. Raises `ModelError`."""
+    if path.suffix == ".safetensors":
+        check_model_header(path)  # without torch, which takes seconds to import
     from napari_strata.models.ensemble import load_models
 
     models = load_models(path)
@@ -680,7 +711,7 @@ def _show_demo() -> None:
 
 
 def _print_error(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {printable(text)}", file=sys.stderr)
 
 
 def _print_scores(scores: dict[str, Any], *, as_json: bool) -> None:
@@ -692,7 +723,7 @@ def _print_scores(scores: dict[str, Any], *, as_json: bool) -> None:
     for name, row in scores["per_class"].items():
         columns = (row["iou"], row["dice"], row["precision"], row["recall"])
         cells = "".join(_format_score(score) for score in columns)
-        print(f"{name:24}{row['value']:>6}{cells} {row['support']:>8}")
+        print(f"{printable(name):24}{row['value']:>6}{cells} {row['support']:>8}")
     print(
         f"mean IoU{_format_score(scores['mean_iou'])}, "
         f"pixel accuracy{_format_score(scores['pixel_accuracy'])}"

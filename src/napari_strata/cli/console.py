@@ -36,7 +36,12 @@ from napari_strata.core.events import (
     TuneEnd,
     to_json,
 )
-from napari_strata.core.text import format_duration, format_mean_std, format_score
+from napari_strata.core.text import (
+    format_duration,
+    format_mean_std,
+    format_score,
+    printable,
+)
 
 
 def show(events: Iterable[Event], *, as_json: bool = False) -> list[Event]:
@@ -83,12 +88,12 @@ class _Printer:
         self._in_trial = False
 
     def _print(self, text: str, style: str = "") -> None:
-        self._console.print(text, style=style, markup=False)
+        self._console.print(printable(text), style=style, markup=False)
 
     def _progress(self, name: str, done: int, total: int, note: str = "") -> None:
         self._bar.update(
             self._task,
-            description=name,
+            description=printable(name),
             completed=done,
             total=total,
             note=note,

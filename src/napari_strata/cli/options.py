@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,14 @@ Axes = Annotated[
     str | None,
     typer.Option(
         help="Axes of the images, such as ZYX, if the files do not state them."
+    ),
+]
+Series = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="The image to take from files that hold several, from 0 (see: info).",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
@@ -146,6 +155,7 @@ class TrainingOptions:
         ),
     ] = None
     axes: Axes = None
+    series: Series = None
     device: Device = "auto"
     as_json: AsJson = False
 
@@ -153,7 +163,7 @@ class TrainingOptions:
         """Open the images with their labels."""
         from napari_strata.io import read_pairs
 
-        return read_pairs(self.images, self.labels, axes=self.axes)
+        return read_pairs(self.images, self.labels, axes=self.axes, series=self.series)
 
     def overrides(self) -> dict[str, Any]:
         """Parse the dotted keys and values of ``--set``. Raises `RecipeError`."""
@@ -275,13 +285,12 @@ def _parse_colors(items: list[str]) -> ClassMap:
     colors, names = [], []
     for item in items:
         color, name = _split(item, "--rgb ff0000=roof")
-        try:
-            packed = int(color.lstrip("#"), 16)
-        except ValueError:
+        if not re.fullmatch("#?[0-9a-fA-F]{6}", color):
             raise RecipeError(
                 f"--rgb {item!r}: colours are six hexadecimal digits, for example "
                 "ff0000=roof."
-            ) from None
+            )
+        packed = int(color.lstrip("#"), 16)
         colors.append((packed >> 16 & 255, packed >> 8 & 255, packed & 255))
         names.append(name)
     return ClassMap.from_rgb(colors, names=names)

@@ -8,6 +8,7 @@ classes.
 from __future__ import annotations
 
 import colorsys
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ _COLORS = (
     "#ffaabb",
 )
 # Paul Tol's bright and light schemes, which the colour-blind can distinguish.
+
+_COLOR = re.compile("#[0-9a-fA-F]{6}")
 
 Array = np.ndarray[Any, Any]
 
@@ -91,6 +94,12 @@ class ClassMap(BaseModel):
         if lengths != {count}:
             raise LabelError(
                 f"{description}: every class needs one name, one value and one colour."
+            )
+        wrong = [color for color in self.colors if not _COLOR.fullmatch(color)]
+        if wrong:
+            raise LabelError(
+                f"{description}: found the colour {wrong[0]!r}; a colour is # and six"
+                " hexadecimal digits, for example '#4477aa'."
             )
         if len(set(self.names)) != count or len(set(self.values)) != count:
             raise LabelError(
@@ -150,7 +159,8 @@ class ClassMap(BaseModel):
                 f"{labelled[-1]}): too many "
                 "for classes; if they are object "
                 "ids, ask for foreground against background (--foreground, "
-                "ClassMap.foreground())."
+                "ClassMap.foreground()); if the mask was smoothed or compressed with "
+                "loss, save it again without."
             )
         return cls(
             names=tuple(names) or tuple(f"class {value}" for value in labelled),
@@ -309,6 +319,23 @@ def check_integers(labels: Array) -> Array:
             "save them as uint8 or uint16 with one whole number a class."
         )
     return labels
+
+
+def whole_numbers(labels: Array) -> Array:
+    """Return `labels` as integers if they are integers, bool, or whole floats.
+
+    Raises
+    ------
+    LabelError
+        For other floats and other dtypes; see `check_integers`.
+    """
+    if labels.dtype.kind != "f" or not labels.size:
+        return check_integers(labels)
+    # The inequality is False for NaN and infinities too.
+    is_whole = (np.trunc(labels) == labels) & (np.abs(labels) < np.float64(2**31))
+    if not is_whole.all():
+        return check_integers(labels)
+    return labels.astype(smallest_dtype(int(labels.min()), int(labels.max())))
 
 
 def smallest_dtype(low: int, high: int) -> np.dtype[Any]:

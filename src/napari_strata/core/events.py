@@ -338,8 +338,16 @@ def to_json(event: Event) -> str:
 
 
 def from_json(line: str) -> Event:
-    """Read an event written by `to_json`; a null in place of a float becomes NaN."""
+    """Read an event written by `to_json`; a null in place of a float becomes NaN.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        When the line is no such event.
+    """
     raw = json.loads(line)
+    if not isinstance(raw, dict):
+        raise TypeError(f"found {type(raw).__name__}; needed is an object")
     kind = _KINDS[raw.pop("event")]
     hints = kind.__annotations__
     return kind(**{k: _typed(v, hints[k]) for k, v in raw.items()})
@@ -356,6 +364,10 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(value: Any, hint: str) -> Any:
+    kinds = {"str": str, "int": int, "bool": (bool, int), "dict": dict, "tuple": list}
+    kind = kinds.get(hint.split("[")[0])
+    if kind is not None and not isinstance(value, kind):
+        raise TypeError(f"found {value!r}; needed is {hint}")
     if hint == "float":
         return math.nan if value is None else float(value)
     if hint.startswith("tuple[float"):

@@ -6,6 +6,7 @@ A file is written under a temporary name in the same folder, and then renamed.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,27 @@ A viewer writes it before the run starts.
 """
 
 
+LONGEST_NAME = 255
+"""Bytes of a file name that every file system takes."""
+
+
+def beside(path: Path, *, before: str = "", after: str = "") -> Path:
+    """Return a path in the same folder whose name is longer by some words.
+
+    A name that would be too long is shortened; its suffix stays.
+    """
+    name = f"{before}{path.name}{after}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        name = f"{before}{digest}{path.suffix}{after}"
+    return path.with_name(name)
+
+
+def partial_folder(out: Path) -> Path:
+    """Return the folder of the unfinished planes of an output."""
+    return beside(out, after=".partial")
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path, which becomes `path` if the block ends without an error.
@@ -36,9 +58,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     # The suffixes stay last: writers choose the format by them.
-    temporary = target.with_name(
-        f".{os.getpid()}-{threading.get_ident()}.tmp.{target.name}"
-    )
+    temporary = beside(target, before=f".{os.getpid()}-{threading.get_ident()}.tmp.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -6,6 +6,7 @@ ordered, `Image.read` returns C(Z)YX, so no other module transposes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -91,6 +92,11 @@ class Image:
                     f"dimensions ({letters})."
                 )
             object.__setattr__(self, name, value)
+        if not all(0 < float(step) < math.inf for step in self.scale):
+            raise ImageError(
+                f"{self.name}: found the scale {self.scale}; each step is a finite"
+                " number above 0 (1 where it is unknown)."
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

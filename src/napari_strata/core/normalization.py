@@ -143,7 +143,9 @@ def fixed(kind: Kind, dtype: Any, channels: int) -> Scale:
 
     The dtype's largest value becomes 1; floats stay as they are.
     """
-    full = float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "ui" else 1.0
+    # Integers with pixels without data are read as floats.
+    stored = np.dtype((np.dtype(dtype).metadata or {}).get("stored", dtype))
+    full = float(np.iinfo(stored).max) if stored.kind in "ui" else 1.0
     if kind == "imagenet":
         mean, spread = list(IMAGENET_MEAN), list(IMAGENET_SPREAD)
         if channels != 3:

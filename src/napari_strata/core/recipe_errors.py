@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def describe_mistakes(
         else:
             message = mistake["msg"]
             message = message[0].lower() + message[1:]
-            lines.append(f"{dotted} is {mistake['input']!r}: {message}.")
+            lines.append(f"{dotted} is {reprlib.repr(mistake['input'])}: {message}.")
     return lines
 
 

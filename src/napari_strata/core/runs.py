@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import pickle
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from napari_strata.core import files
-from napari_strata.core.errors import RunError
+from napari_strata.core.errors import ModelError, RunError
 from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
@@ -32,6 +31,7 @@ from napari_strata.core.events import (
 )
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import RECIPE_FILE, dump_recipe, load_recipe
+from napari_strata.core.spec import ModelSpec
 
 MODEL_FILE = "model.safetensors"
 """Name of the model in a run folder."""
@@ -236,7 +236,7 @@ class RunFolder:
         """Return the recipe as plain data; empty when it is missing or damaged."""
         try:
             raw = yaml.load(self.recipe_text(), Loader=_YamlLoader)
-        except yaml.YAMLError:
+        except Exception:  # PyYAML raises errors of many kinds
             return {}
         return raw if isinstance(raw, dict) else {}
 
@@ -250,7 +250,10 @@ class RunFolder:
 
     def epoch_rows(self) -> list[dict[str, str]]:
         """Return the rows of ``metrics.csv``."""
-        return list(csv.DictReader(_read_text(self.table_path).splitlines()))
+        try:
+            return list(csv.DictReader(_read_text(self.table_path).splitlines()))
+        except csv.Error:
+            return []
 
     def append_event(self, event: Event) -> None:
         """Append one line to ``events.jsonl``."""
@@ -291,7 +294,7 @@ class RunFolder:
         path = self.path / name
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(
                 f"{path}: cannot be read ({error}); the run is damaged."
             ) from None
@@ -325,8 +328,8 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: found no {name} to resume from; start a new run."
             ) from None
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # whatever the bytes are
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(
                 f"{path}: the checkpoint is damaged ({reason}); start a new run."
             ) from None
@@ -497,8 +500,31 @@ def read_model_header(path: Path) -> ModelHeader:
         facts = dict(tensors.pop("__metadata__", {}))
         numbers = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
         return ModelHeader(facts, numbers)
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+    except Exception:  # whatever the bytes are
         return ModelHeader()
+
+
+def check_model_header(path: Path) -> None:
+    """Refuse a model whose header is damaged, without reading its weights.
+
+    Raises
+    ------
+    ModelError
+        When the file is one of ours and its facts cannot be read.
+    """
+    facts = read_model_header(path).facts
+    if "spec" not in facts:
+        return  # not one of ours, which the reader of models explains
+    try:
+        ModelSpec.model_validate_json(facts["spec"])
+        Recipe.model_validate_json(facts["recipe"])
+        for line in facts["history"].splitlines():
+            from_json(line)
+    except Exception as error:  # the header may be anything
+        raise ModelError(
+            f"{path}: its header cannot be read ({type(error).__name__}); take another"
+            " copy."
+        ) from None
 
 
 def class_colors(data: Mapping[str, Any]) -> dict[str, str]:
@@ -547,7 +573,7 @@ def _parse_event(line: bytes) -> Event | None:
     """Parse one line; None if it is damaged."""
     try:
         return from_json(line.decode("utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -563,7 +589,7 @@ def _read_table(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty when it is missing or damaged."""
     try:
         raw = json.loads(_read_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return raw if isinstance(raw, dict) else {}
 

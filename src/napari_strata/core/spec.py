@@ -11,7 +11,7 @@ from math import inf, prod
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from napari_strata.core import normalization as norm
 from napari_strata.core.classes import ClassMap, check_integers
@@ -19,6 +19,7 @@ from napari_strata.core.errors import ImageError, LabelError
 from napari_strata.core.image import AnnotatedImage, Image, as_pairs, require_volume
 from napari_strata.core.network_sections import Network, NetworkSection
 from napari_strata.core.recipe import Recipe
+from napari_strata.core.set_notes import set_notes
 
 TILE = 1536
 """Side of prediction tiles where the network allows any.
@@ -65,7 +66,7 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: Network
-    in_channels: int
+    in_channels: int = Field(ge=1)
     channel_names: tuple[str, ...] = ()
     classes: ClassMap
     axes: str = "YX"
@@ -74,13 +75,13 @@ class ModelSpec(BaseModel):
     pixel_size: dict[str, float] = {}
     pixel_unit: str = "pixel"
     normalization: norm.ResolvedNormalization
-    patch: int
-    resize: int | None = None
-    neighbours: int = 0
+    patch: int = Field(ge=1)
+    resize: int | None = Field(None, ge=1)
+    neighbours: int = Field(0, ge=0)
     """Slices on each side that are channels too; `in_channels` includes them."""
-    stride: int
-    tile: int
-    halo: int
+    stride: int = Field(ge=1)
+    tile: int = Field(ge=1)
+    halo: int = Field(ge=0)
     blend: bool
     depth: Depth | None = None
     """Sizes along Z of a 3D model."""
@@ -148,7 +149,7 @@ def resolve(
     channels = _common_channels(pairs)
     classes = resolve_classes(pairs, classes, unlabelled)
     normalization, note = _resolve_normalization(recipe, pairs, channels)
-    notes = [note]
+    notes = [note, *set_notes(pairs)]
     if recipe.network.axes == "ZYX":
         sizes, depth_notes = _sizes_3d(recipe, pairs)
         notes += depth_notes

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
+
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+"""Characters that control a terminal or the direction of writing."""
+
+
+def printable(text: str) -> str:
+    """Replace the control characters in a text, such as a name from a file, by "?"."""
+    return _CONTROL.sub("?", text)
 
 
 def format_duration(seconds: float, *, tenths_below: float = 10) -> str:

@@ -19,6 +19,7 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import LabelError
 from napari_strata.core.image import AnnotatedImage, Image, as_pairs
 from napari_strata.data.blocks import best_cut, rank_split
+from napari_strata.data.label_meaning import warn_of_meaning
 from napari_strata.data.leakage import find_leaks, too_small
 from napari_strata.data.regions import (
     LabelledRegion,
@@ -121,7 +122,10 @@ def split_pairs(
     """
     pairs = distinct_pairs(pairs)
     regions = labelled_regions(pairs, classes, axes)
-    warnings = warn_empty_images(pairs, regions)
+    warnings = [
+        *warn_of_meaning(pairs, classes),
+        *warn_empty_images(pairs, regions),
+    ]
     if fraction and strokes_train and are_strokes(regions):
         return Split(regions, [], STROKES_TEXT, tuple(warnings))
     if fraction:
@@ -162,6 +166,7 @@ def split_given(
     text = f"{len(names)} {noun} given: {join_names(names)}"
     split = Split(training_regions, validation_regions, text)
     warnings = [
+        *warn_of_meaning([*training, *validation], classes),
         *warn_empty_images(training, training_regions),
         *warn_empty_images(validation, validation_regions),
         *_warn_scores(split, classes),

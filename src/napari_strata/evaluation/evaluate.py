@@ -29,6 +29,7 @@ from napari_strata.core.image import AnnotatedImage, LabelImage, as_pairs
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.normalization import Scale
 from napari_strata.core.options import PredictOptions
+from napari_strata.core.set_notes import set_notes
 from napari_strata.core.spec import find_classes
 from napari_strata.data.neighbours import own_channels, pairs_with_neighbours
 from napari_strata.data.regions import LabelledRegion, find_nonfinite, labelled_regions
@@ -109,6 +110,8 @@ class Evaluation(Iterator[Event]):
         parts = labelled_regions(pairs, models.spec.classes)
         scales, warnings = _prepare(models, parts, ortho=options.ortho)
         for text in models.averaging(options.tta, ortho=options.ortho):
+            yield Message(text)
+        for text in set_notes(self._pairs):
             yield Message(text)
         for text in warnings:
             yield Message(text, "warning")

@@ -69,6 +69,7 @@ def predict_files(
     *,
     options: PredictOptions | None = None,
     axes: str | None = None,
+    series: int | None = None,
     part: Shard | str | None = None,
     scheduler: str | Cluster | None = None,
 ) -> Generator[Event]:
@@ -90,6 +91,8 @@ def predict_files(
         folder is skipped.
     axes
         of the images, where the files do not say; see `read_image`.
+    series
+        image to take from files that have several; see `read_image`.
     part
         "i/n": of a single input the i-th of n shares of planes, of several every n-th
         file from the i-th on, with a report of its own (``report.2of3.csv``); see
@@ -145,6 +148,7 @@ def predict_files(
             options=options,
             predictor=predictor,
             axes=axes,
+            series=series,
             shard=shard if single else None,
             cluster=cluster,
         )
@@ -212,6 +216,7 @@ class _Batch:
     options: PredictOptions
     predictor: EnsemblePredictor | None
     axes: str | None
+    series: int | None
     shard: Shard | None
     cluster: Cluster | None
     pixels: dict[str, int] | None = None
@@ -220,7 +225,7 @@ class _Batch:
     def predict_file(self, source: Path, target: Path) -> Iterator[Event]:
         """Predict one file."""
         started = perf_counter()
-        image = read_image(source, axes=self.axes)
+        image = read_image(source, axes=self.axes, series=self.series)
         job = Prediction(
             self.models if self.cluster is None else self.model,
             image,

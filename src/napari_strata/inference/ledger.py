@@ -109,7 +109,7 @@ class ResumableOutput:
         role: WriterRole | None = None,
     ) -> None:
         self.path = path
-        self.folder = path.with_name(path.name + ".partial")
+        self.folder = files.partial_folder(path)
         self.spec = spec
         self.location = str(self.folder)
         self._role = role or WriterRole()

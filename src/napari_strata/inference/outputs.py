@@ -17,6 +17,7 @@ import numpy as np
 from napari_strata.core import axes
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RunError
+from napari_strata.core.files import partial_folder
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import read_image, read_labels, write_labels, write_probabilities
 from napari_strata.io.paths import is_zarr, stem
@@ -164,7 +165,7 @@ def is_assembled(out: Path, *, overwrite: bool) -> bool:
     """
     if overwrite or not out.exists():
         return False
-    return not out.with_name(f"{out.name}.partial").exists()
+    return not partial_folder(out).exists()
 
 
 def check_image_against_out(image: Image, out: Path) -> None:

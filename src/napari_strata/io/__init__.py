@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from napari_strata.io.labels import write_image, write_labels, write_probabilities
 from napari_strata.io.open import (
     describe,
+    label_groups,
     read_classes,
     read_image,
     read_images,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "describe",
+    "label_groups",
     "read_classes",
     "read_image",
     "read_images",

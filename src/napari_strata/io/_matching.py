@@ -18,18 +18,34 @@ from napari_strata.io.paths import (
     stem,
 )
 
-IMAGE_NAMES = ("images", "image", "imgs", "img")
+IMAGE_NAMES = ("images", "image", "imgs", "img", "imagestr", "jpegimages")
 """Names of folders or stacks with the images of a dataset, in lower case."""
 
-LABEL_NAMES = ("labels", "label", "masks", "mask", "annotations", "annotation")
+LABEL_NAMES = (
+    "labels",
+    "label",
+    "masks",
+    "mask",
+    "annotations",
+    "annotation",
+    "labelstr",
+    "segmentationclass",
+)
 """Names of folders or stacks with the labels of a dataset, in lower case."""
 
 NAMING_RULE = (
     "a label file has its image's name, or that name with _label, _labels, _mask,"
-    " _masks or _seg"
+    " _masks, _seg, _labelled or _cp_masks; pairs with other names are listed in a CSV"
+    " with the columns image and label"
 )
 
-_LABEL_SUFFIX = re.compile(r"_(labels?|masks?|seg)$", re.IGNORECASE)
+_LABEL_SUFFIX = re.compile(
+    r"[-_.](labels?|labell?ed|(cp_)?masks?|seg|segmentation|annotations?)$",
+    re.IGNORECASE,
+)
+_CHANNEL_SUFFIX = re.compile("_0000$")
+"""End of an image's name in nnU-Net, which its label does not have."""
+
 SUFFIXES = (*TIFF_SUFFIXES, *RASTER_SUFFIXES, ".zarr")
 
 Pair = tuple[Path, Path]
@@ -97,6 +113,7 @@ def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
     """
     count = Counter(map(stem, images))
     labels_of: dict[str, list[Path]] = {name: [] for name in count}
+    aliases = {_CHANNEL_SUFFIX.sub("", name): name for name in count}
     problems = [
         f"ambiguous name: {n} images are called {name!r}"
         for name, n in count.items()
@@ -105,6 +122,7 @@ def match(images: Sequence[Path], labels: Sequence[Path]) -> Matches:
     for path in labels:
         name = stem(path)
         image_name = name if name in labels_of else _LABEL_SUFFIX.sub("", name)
+        image_name = aliases.get(image_name, image_name)
         if image_name in labels_of:
             labels_of[image_name].append(path)
         else:

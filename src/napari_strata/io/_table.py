@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from napari_strata.core.errors import ImageError
 from napari_strata.io._matching import IMAGE_NAMES, LABEL_NAMES, SUFFIXES, Matches
+
+_LONGEST_NAME = 200
+"""Characters of a path that a message repeats."""
 
 Row = tuple[int, list[str]]
 """Line number and cells."""
@@ -43,14 +47,30 @@ def match_table(path: Path) -> Matches:
                 " and a label file"
             )
             continue
-        image, label = (path.parent / Path(name).expanduser() for name in names)
-        missing = [p for p in (image, label) if not p.exists()]
-        problems += [f"{path}, line {number}: no such file: {p}" for p in missing]
+        image, label = (_resolve(path, name) for name in names)
+        # os.path answers False, where `Path` raises, for names that no file can have.
+        missing = [p for p in (image, label) if not os.path.exists(p)]
+        if missing:
+            names_text = ", ".join(map(_shortened, missing))
+            problems.append(f"{path}, line {number}: no such file: {names_text}")
         if not missing:
             pairs.append((image, label))
     duplicates = [p for p, n in Counter(image for image, _ in pairs).items() if n > 1]
     problems += [f"ambiguous: {p} occurs more than once in {path}" for p in duplicates]
     return Matches(tuple(pairs), tuple(problems))
+
+
+def _resolve(table: Path, name: str) -> Path:
+    """Return the path of a file that a table names."""
+    try:
+        return table.parent / Path(name).expanduser()
+    except RuntimeError:  # of a user who does not exist
+        return table.parent / name
+
+
+def _shortened(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
 
 
 def _read(path: Path) -> list[Row]:
@@ -62,10 +82,16 @@ def _read(path: Path) -> list[Row]:
             f"{path}: cannot be read as a table of text ({error}); save it as CSV."
         ) from None
     separator = max(",;\t", key=lines[0].count) if lines else ","
-    rows = [
-        (number, [cell.strip() for cell in row])
-        for number, row in enumerate(csv.reader(lines, delimiter=separator), 1)
-    ]
+    try:
+        rows = [
+            (number, [cell.strip() for cell in row])
+            for number, row in enumerate(csv.reader(lines, delimiter=separator), 1)
+        ]
+    except csv.Error as error:
+        raise ImageError(
+            f"{path}: is not a table of file names ({error}); needed are two columns,"
+            " image files and label files."
+        ) from None
     return [(number, row) for number, row in rows if any(row)]
 
 
@@ -75,7 +101,7 @@ def _columns(row: Sequence[str], folder: Path) -> tuple[int, int] | None:
     A row that contains a file name is not a header.
     """
     if any(
-        Path(cell).suffix.lower() in SUFFIXES or (folder / cell).is_file()
+        Path(cell).suffix.lower() in SUFFIXES or os.path.isfile(folder / cell)
         for cell in row
         if cell
     ):

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TypeAlias, cast
 
 import numpy as np
 
-from napari_strata.core.classes import check_integers
+from napari_strata.core.classes import whole_numbers
 from napari_strata.core.errors import ImageError, LabelError, StrataError
 from napari_strata.core.image import AnnotatedImage, ArrayLike, Image, LabelImage
 from napari_strata.io import _matching
 from napari_strata.io._matching import Matches
 from napari_strata.io._table import match_table
-from napari_strata.io.layout import AxesError
+from napari_strata.io.formats import find_reader
+from napari_strata.io.layout import GUESSED_Z, AxesError
 from napari_strata.io.open import read_image, read_labels
 from napari_strata.io.paths import PathLike, existing, natural
+from napari_strata.io.record import as_labels
 
 LISTED_PROBLEMS = 20
 """Number of problems that a message lists."""
@@ -34,6 +36,7 @@ def read_pairs(
     labels: Source | None = None,
     *,
     axes: str | None = None,
+    series: int | None = None,
 ) -> list[AnnotatedImage]:
     """Pair images with their labels and open them.
 
@@ -59,6 +62,9 @@ def read_pairs(
     axes
         One letter of TCZYX for each dimension of the images, for files without axes and
         for arrays with more than two dimensions. Labels have the same axes without C.
+    series
+        Index of the image in files that have several; see `read_image`. A label file
+        with several images is read at the same index.
 
     Returns
     -------
@@ -84,8 +90,8 @@ def read_pairs(
     for number, (image_source, label_source) in enumerate(dataset.pairs, 1):
         name = f"image {number}" if len(dataset.pairs) > 1 else "image"
         try:
-            image = _as_image(image_source, axes=axes, name=name)
-            annotation = _as_labels(label_source, image, axes=axes)
+            image = _as_image(image_source, axes=axes, series=series, name=name)
+            annotation = _as_labels(label_source, image, axes=axes, series=series)
             pairs.append(AnnotatedImage(image, annotation))
         except StrataError as error:
             errors.append(error)
@@ -183,30 +189,33 @@ def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
     )
 
 
-def _as_image(image: Single, *, axes: str | None, name: str) -> Image:
+def _as_image(
+    image: Single, *, axes: str | None, series: int | None, name: str
+) -> Image:
     if isinstance(image, (str, os.PathLike)):
-        return read_image(image, axes=axes)
+        return read_image(image, axes=axes, series=series)
     if isinstance(image, Image):
         return image
     return Image(_as_array(image, name), axes or "", name=name)
 
 
-def _as_labels(labels: Single, image: Image, *, axes: str | None) -> LabelImage:
+def _as_labels(
+    labels: Single, image: Image, *, axes: str | None, series: int | None
+) -> LabelImage:
     if isinstance(labels, (str, os.PathLike)):
-        return _read_labels(labels, image, axes=axes)
+        if series is not None and find_reader(labels).count(labels) == 1:
+            series = None
+        return _read_labels(labels, image, axes=axes, series=series)
     if isinstance(labels, LabelImage):
         return labels
     if isinstance(labels, Image):
-        values = {field.name: getattr(labels, field.name) for field in fields(Image)}
-        return LabelImage(**values)
+        return as_labels(labels)
     array = _as_array(labels, f"labels of {image.name}")
     if isinstance(array, np.ndarray):
         try:
-            array = (
-                check_integers(array).astype(np.uint8)
-                if array.dtype == bool
-                else check_integers(array)
-            )
+            array = whole_numbers(array)
+            if array.dtype == bool:
+                array = array.astype(np.uint8)
         except LabelError as error:
             raise LabelError(f"{image.name}: {error}") from None
     if len(array.shape) == len(image.label_axes):
@@ -228,32 +237,36 @@ def _as_array(value: object, name: str) -> ArrayLike:
     )
 
 
-def _read_labels(path: PathLike, image: Image, *, axes: str | None) -> LabelImage:
+def _read_labels(
+    path: PathLike, image: Image, *, axes: str | None, series: int | None
+) -> LabelImage:
     """Read labels from a file; use the axes of the image if the file has none."""
     first, *alternatives = (
         (image.label_axes, image.axes, None) if axes else (None, image.label_axes)
     )
     try:
-        labels = read_labels(path, axes=first)
+        labels = read_labels(path, axes=first, series=series)
     except AxesError as error:
-        labels = _retry(path, alternatives, error)
-    has_guessed_axes = (
-        labels.notes
-        and labels.shape == image.label_shape
-        and labels.axes != image.label_axes
-    )
-    if has_guessed_axes:
-        return replace(labels, axes=image.label_axes, notes=())
+        labels = _retry(path, alternatives, error, series=series)
+    if any(GUESSED_Z in note for note in labels.notes):
+        # The axes are the image's, if its shape is: nothing was guessed.
+        notes = tuple(note for note in labels.notes if GUESSED_Z not in note)
+        if labels.shape == image.label_shape:
+            labels = replace(labels, axes=image.label_axes, notes=notes)
     return labels
 
 
 def _retry(
-    path: PathLike, alternatives: Sequence[str | None], error: AxesError
+    path: PathLike,
+    alternatives: Sequence[str | None],
+    error: AxesError,
+    *,
+    series: int | None,
 ) -> LabelImage:
     """Read labels with other axes; raise `error` if none fit."""
     for axes in alternatives:
         with suppress(AxesError):
-            return read_labels(path, axes=axes)
+            return read_labels(path, axes=axes, series=series)
     raise error
 
 

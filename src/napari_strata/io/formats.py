@@ -13,14 +13,16 @@ A new format calls `register_format` in its own module.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from glob import has_magic
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from napari_strata.core.errors import ImageError, RunError
+from napari_strata.io.lazy import reading
 from napari_strata.io.paths import TIFF_SUFFIXES, PathLike, existing, is_zarr
 from napari_strata.io.record import Loaded
 
@@ -35,12 +37,12 @@ class Reader(Protocol):
         self,
         path: PathLike,
         *,
-        series: int = ...,
+        series: int | None = ...,
         axes: str | None = ...,
         lazy_above: int = ...,
         labels: bool = ...,
     ) -> Loaded: ...
-    def storage(self, path: PathLike, *, series: int = ...) -> str: ...
+    def storage(self, path: PathLike, *, series: int | None = ...) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -89,27 +91,45 @@ register_format(
 )
 
 
+class _Guarded:
+    """Functions of a module, whose errors all become an `ImageError`."""
+
+    def __init__(self, module: str) -> None:
+        self._module = import_module(module)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self._module, name)
+
+        def guarded(path: PathLike, **options: Any) -> Any:
+            with reading(path):
+                return function(path, **options)
+
+        return guarded
+
+
 def find_reader(path: PathLike) -> Reader:
     """Find the module that reads a file, a folder or a pattern.
+
+    Its functions raise nothing but a `StrataError`, whatever the file contains.
 
     Raises
     ------
     ImageError
         When the path does not exist, or its format is unknown.
     """
-    if has_magic(str(path)) and not Path(path).expanduser().exists():
-        return cast(Reader, import_module(_STACK_MODULE))
+    if has_magic(str(path)) and not os.path.exists(Path(path).expanduser()):
+        return cast(Reader, _Guarded(_STACK_MODULE))
     file = existing(path)
     suffix = file.suffix.lower()
     for file_format in FORMATS:
         if file.is_dir():
             is_folder = file_format.is_folder
             if is_folder and (suffix in file_format.suffixes or is_folder(file)):
-                return cast(Reader, import_module(file_format.module))
+                return cast(Reader, _Guarded(file_format.module))
         elif suffix in file_format.suffixes and file_format.is_folder is None:
-            return cast(Reader, import_module(file_format.module))
+            return cast(Reader, _Guarded(file_format.module))
     if file.is_dir():
-        return cast(Reader, import_module(_STACK_MODULE))
+        return cast(Reader, _Guarded(_STACK_MODULE))
     *names, last = [file_format.name for file_format in FORMATS]
     raise ImageError(
         f"{file}: found the suffix {suffix!r}; {', '.join(names)} and {last} can be"

@@ -8,7 +8,25 @@ from dataclasses import dataclass
 from napari_strata.core import axes as _axes
 from napari_strata.core.errors import ImageError
 
+GUESSED_Z = "it is taken as Z"
+"""Words of the note on an axis without a name."""
+
 _KNOWN = set("TCZYXS")
+
+
+_WITHOUT_NAME = "QI"
+"""tifffile's letters for axes that the file does not name."""
+
+_OTHER_AXES = {
+    "R": "positions",
+    "M": "mosaic tiles",
+    "P": "positions or phases",
+    "A": "angles",
+    "H": "lifetimes",
+    "L": "exposures",
+    "E": "wavelengths",
+    "V": "events",
+}
 
 
 class AxesError(ImageError):
@@ -63,13 +81,21 @@ def resolve(
         return _apply_axes(axes, [shape, named_lengths, all_lengths], source)
     letters, shape = _drop_unknown_axes(letters, shape)
     unknown = [axis for axis in letters if axis not in _KNOWN]
+    named = [axis for axis in unknown if axis not in _WITHOUT_NAME]
+    if named:
+        words = [f"{axis} ({_OTHER_AXES.get(axis, 'unknown here')})" for axis in named]
+        raise AxesError(
+            f"{source}: found axes {letters} of lengths {shape}; {', '.join(words)} is"
+            " no axis of one image: save one image for each, or name all axes, for"
+            f" example --axes {_axes.default(shape)}."
+        )
     if (
         len(unknown) == 1
         and letters[0] == unknown[0]
         and letters[1:] in ("YX", "YXS", "SYX")
     ):
         note = (
-            f"the file does not name its axis of {shape[0]} pages; it is taken as Z"
+            f"the file does not name its axis of {shape[0]} pages; {GUESSED_Z}"
             " (name the axes to change it, for example --axes"
             f" {('T' + letters[1:]).replace('S', 'C')})"
         )

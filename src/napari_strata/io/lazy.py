@@ -5,6 +5,7 @@ The file is opened on first use, so that the arrays can be pickled.
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from napari_strata.core.errors import ImageError, StrataError
+from napari_strata.core.classes import whole_numbers
+from napari_strata.core.errors import ImageError, LabelError, StrataError
 from napari_strata.core.image import Array, ArrayLike
 
 LAZY_BYTES = 64 * 2**20
@@ -111,6 +113,36 @@ class FileArray(LazyArray):
             return np.asarray(self._open[tuple(region[i] for i in self._stored_axes)])
 
 
+class JoinedArray(LazyArray):
+    """Arrays of one shape along a new first axis."""
+
+    def __init__(self, arrays: Sequence[LazyArray]) -> None:
+        super().__init__((len(arrays), *arrays[0].shape), arrays[0].dtype)
+        self.arrays = arrays
+
+    def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
+        picked, *rest = region
+        return np.stack([array[tuple(rest)] for array in self.arrays[picked]])
+
+
+class PickedArray(LazyArray):
+    """Lazy array of some indices along one axis of another."""
+
+    def __init__(self, base: LazyArray, axis: int, indices: Sequence[int]) -> None:
+        shape = list(base.shape)
+        shape[axis] = len(indices)
+        super().__init__(shape, base.dtype)
+        self.base, self.axis, self.indices = base, axis, indices
+
+    def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
+        parts = []
+        for index in self.indices[region[self.axis]]:
+            part = list(region)
+            part[self.axis] = slice(index, index + 1)
+            parts.append(self.base[tuple(part)])
+        return np.concatenate(parts, axis=self.axis)
+
+
 class CastArray(LazyArray):
     """Lazy array that is converted to another dtype."""
 
@@ -120,6 +152,24 @@ class CastArray(LazyArray):
 
     def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
         return self.base[region].astype(self.dtype)
+
+
+class WholeNumbers(LazyArray):
+    """Lazy array of floats that are whole numbers, as int32.
+
+    Each part is checked when it is read.
+    """
+
+    def __init__(self, base: LazyArray, path: str) -> None:
+        super().__init__(base.shape, np.int32)
+        self.base = base
+        self.path = path
+
+    def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
+        try:
+            return whole_numbers(self.base[region]).astype(self.dtype)
+        except LabelError as error:
+            raise LabelError(f"{self.path}: {error}") from None
 
 
 class reading:  # noqa: N801 - a context manager, used like a function
@@ -133,14 +183,27 @@ class reading:  # noqa: N801 - a context manager, used like a function
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
-        if isinstance(error, Exception) and not isinstance(
-            error, (StrataError, MemoryError)
-        ):
-            text = " ".join(str(error).split())[:160] or type(error).__name__
+        if isinstance(error, StrataError) or not isinstance(error, Exception):
+            return
+        if isinstance(error, MemoryError):
             raise ImageError(
-                f"{self.path}: the pixels cannot be read ({text}); the file is"
-                " truncated or damaged: copy it again."
+                f"{self.path}: claims more pixels than fit into memory; the file is"
+                " damaged, or needs a machine with more memory."
             ) from error
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = "the file is truncated or damaged: copy it again."
+        if _NO_DECODER.search(text):
+            reason = (
+                "its compression is not supported here: save it again with another,"
+                " such as zlib."
+            )
+        raise ImageError(
+            f"{self.path}: the pixels cannot be read ({text}); {reason}"
+        ) from error
+
+
+_NO_DECODER = re.compile(r"COMPRESSION|imagecodecs|not implemented|not supported")
+"""Words of tifffile and imagecodecs for a codec that they do not have."""
 
 
 def full_key(key: Any, ndim: int) -> tuple[Any, ...]:

@@ -5,24 +5,24 @@ They come from OME-XML, ImageJ's or tifffile's metadata, or plain tags.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from xml.etree import ElementTree
 
 from tifffile import TiffFile, TiffPageSeries
 
 from napari_strata.io.record import KEY, NAMESPACE, Record
-from napari_strata.io.units import PIXEL, unit_name
+from napari_strata.io.units import PIXEL, size_of, unit_name
+from napari_strata.io.vendors import Size, vendor_sizes
 
-Size = tuple[float, str]
-
-_SCREEN_DPI = {72, 96}
-"""Resolutions that programs write when they do not know any, besides 0 and 1."""
+_PRINT_DPI = {72, 75, 96, 100, 120, 150, 180, 200, 240, 300, 350, 400, 600}
+"""Resolutions of screens and printers; programs write one of them if they know none."""
 
 _TAG_UNITS = {2: 25400.0, 3: 10000.0}
 """Micrometres for each value of the tag ResolutionUnit: inch and centimetre."""
+
+_CENTIMETER = 3
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,25 @@ class Calibration:
     pixel: dict[str, Size] = field(default_factory=dict)
     channel_names: tuple[str, ...] = ()
     record: Record | None = None
+    notes: tuple[str, ...] = ()
+    nodata: float | None = None
+    """Value of pixels without data, or None."""
+    orientation: int = 1
+    """Orientation of the stored rows and columns, as in the TIFF tag."""
 
 
 def of_series(tif: TiffFile, series: TiffPageSeries, index: int) -> Calibration:
-    """Read the pixel sizes and channel names of one series."""
+    """Read the metadata of one series."""
+    tags = series.keyframe.tags
+    orientation = tags.valueof(274, 1)
+    return replace(
+        _calibration(tif, series, index),
+        nodata=_number(tags.valueof(42113)),
+        orientation=int(orientation) if orientation in range(1, 9) else 1,
+    )
+
+
+def _calibration(tif: TiffFile, series: TiffPageSeries, index: int) -> Calibration:
     if series.kind == "ome" and tif.ome_metadata:
         return from_ome(
             tif.ome_metadata, index, count=len(tif.series), name=series.name
@@ -55,8 +70,16 @@ def of_series(tif: TiffFile, series: TiffPageSeries, index: int) -> Calibration:
         return from_imagej(tif.imagej_metadata or {}, tags)
     if series.kind == "shaped":
         metadata = tif.shaped_metadata or ()
-        return from_shaped(metadata[index] if index < len(metadata) else {}, tags)
-    return Calibration(_from_tags(tags))
+        calibration = from_shaped(
+            metadata[index] if index < len(metadata) else {}, tags
+        )
+    else:
+        calibration = Calibration(_from_tags(tags), notes=_print_notes(tags))
+    sizes = vendor_sizes(tif)
+    if not sizes:
+        return calibration
+    notes = () if "X" in sizes else calibration.notes
+    return replace(calibration, pixel=calibration.pixel | sizes, notes=notes)
 
 
 def from_ome(xml: str, index: int, *, count: int = 1, name: str = "") -> Calibration:
@@ -95,27 +118,38 @@ def from_imagej(
 ) -> Calibration:
     """Read pixel sizes by ImageJ's rules.
 
-    The resolution is in pixels per `unit`; the depth is 1 `unit` without `spacing`.
+    The resolution is in pixels per `unit`, or `yunit` along Y; the depth is 1 `unit`
+    (or `zunit`) without `spacing`, whose sign is a direction.
     """
     unit = unit_name(str(metadata.get("unit", "")))
-    spacing = _positive(metadata.get("spacing"))
+    spacing = size_of(metadata.get("spacing"))
+    notes: tuple[str, ...] = ()
+    if unit == "inch" and _is_print(tags):  # ImageJ keeps it from the file it opened
+        unit = PIXEL
     if unit != PIXEL:
-        pixel = _per_unit(tags, unit) | {"Z": (spacing or 1.0, unit)}
+        units = {
+            axis: unit_name(str(metadata.get(f"{axis.lower()}unit") or unit))
+            for axis in "YZ"
+        }
+        pixel = _per_unit(tags, unit) | {"Z": (spacing or 1.0, units["Z"])}
+        if "Y" in pixel:
+            pixel["Y"] = (pixel["Y"][0], units["Y"])
     else:
-        pixel = _from_tags(tags)
+        pixel, notes = _from_tags(tags), _print_notes(tags)
         if spacing:
             pixel["Z"] = (
                 (spacing * _TAG_UNITS[tags[2]], "micrometer")
                 if pixel
                 else (spacing, PIXEL)
             )
-    if interval := _positive(metadata.get("finterval")):
+    if interval := size_of(metadata.get("finterval")):
         pixel["T"] = (interval, unit_name(str(metadata.get("tunit", "sec"))))
-    labels = metadata.get("Labels") or ()
-    names = (
-        tuple(map(str, labels)) if len(labels) == metadata.get("channels", 1) else ()
-    )
-    return Calibration(pixel, names)
+    labels = metadata.get("Labels")
+    names: tuple[str, ...] = ()
+    if isinstance(labels, (list, tuple)):
+        if len(labels) == metadata.get("channels", 1):
+            names = tuple(map(str, labels))
+    return Calibration(pixel, names, notes=notes)
 
 
 def from_shaped(
@@ -130,11 +164,9 @@ def from_shaped(
     )
     pixel = dict(calibration.pixel)
     for axis in "XYZ":
-        if size := _positive(metadata.get(f"PhysicalSize{axis}")):
-            pixel[axis] = (
-                size,
-                unit_name(metadata.get(f"PhysicalSize{axis}Unit", "µm")),
-            )
+        if size := size_of(metadata.get(f"PhysicalSize{axis}")):
+            unit = str(metadata.get(f"PhysicalSize{axis}Unit", "µm"))
+            pixel[axis] = (size, unit_name(unit))
     channel = metadata.get("Channel")
     names = (
         channel.get("Name", ())
@@ -142,11 +174,12 @@ def from_shaped(
         else metadata.get("channel_names", ())
     )
     names = tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
-    return Calibration(pixel, names, Record.read(metadata.get(KEY)))
+    notes = calibration.notes if "X" not in pixel else ()
+    return Calibration(pixel, names, Record.read(metadata.get(KEY)), notes)
 
 
 def _ome_size(pixels: ElementTree.Element, key: str, unit: str) -> Size | None:
-    size = _positive(pixels.get(key))
+    size = size_of(pixels.get(key))
     return (size, unit_name(pixels.get(f"{key}Unit", unit))) if size else None
 
 
@@ -202,19 +235,36 @@ def _from_tags(tags: tuple[float, float, int]) -> dict[str, Size]:
     The result is empty if the tags have the default values of a program.
     """
     x, y, unit = tags
-    if unit not in _TAG_UNITS or min(x, y) <= 0:
+    if unit not in _TAG_UNITS or min(x, y) <= 0 or {x, y} == {1.0} or _is_print(tags):
         return {}
     micrometers = _TAG_UNITS[unit]
-    if {x, y} == {1.0} or all(
-        round(per * 25400 / micrometers) in _SCREEN_DPI for per in (x, y)
-    ):
-        return {}
     return {"X": (micrometers / x, "micrometer"), "Y": (micrometers / y, "micrometer")}
 
 
-def _positive(value: Any) -> float | None:
+def _is_print(tags: tuple[float, float, int]) -> bool:
+    """Return True for the resolution of a screen or a printer, not of a detector."""
+    per_inch = 25400 / _TAG_UNITS.get(tags[2], 25400)
+    # Programs round 300 dpi to 118.1 or 118 pixels per centimetre.
+    tolerance = 0.2 if tags[2] == _CENTIMETER else 0.01
+    return all(
+        any(abs(per * per_inch - dpi) <= tolerance * per_inch for dpi in _PRINT_DPI)
+        for per in tags[:2]
+    )
+
+
+def _print_notes(tags: tuple[float, float, int]) -> tuple[str, ...]:
+    if tags[2] not in _TAG_UNITS or not _is_print(tags):
+        return ()
+    dpi = round(tags[0] * 25400 / _TAG_UNITS[tags[2]])
+    return (
+        f"the file states {dpi} dpi, the resolution of a screen or a print; the pixel"
+        " size is taken as unknown",
+    )
+
+
+def _number(value: Any) -> float | None:
+    """Return a number that a tag states as text, or None."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        return float(str(value).strip(" \0"))
+    except ValueError:
         return None
-    return number if number > 0 and math.isfinite(number) else None

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from napari_strata.core.classes import ClassMap, check_integers
+from napari_strata.core.classes import ClassMap, whole_numbers
 from napari_strata.core.errors import LabelError
 from napari_strata.core.image import ArrayLike, Image, LabelImage
 from napari_strata.io.formats import Reader, find_reader
 from napari_strata.io.layout import AxesError
-from napari_strata.io.lazy import LAZY_BYTES, CastArray, LazyArray
+from napari_strata.io.lazy import LAZY_BYTES, CastArray, LazyArray, WholeNumbers
 from napari_strata.io.paths import PathLike
+from napari_strata.io.record import as_labels
 from napari_strata.io.units import PIXEL
 
 
-def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> Image:
+def read_image(
+    path: PathLike, *, axes: str | None = None, series: int | None = None
+) -> Image:
     """Read an image.
 
     Parameters
@@ -29,7 +33,8 @@ def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> I
         One letter of TCZYX for each dimension. They override those of the file and are
         needed if the file has none.
     series
-        Index of the image in a file with several.
+        Index of the image; needed if the file has several. Equal plain series, such as
+        pages that were appended one by one, are one image.
 
     Returns
     -------
@@ -41,10 +46,10 @@ def read_image(path: PathLike, *, axes: str | None = None, series: int = 0) -> I
     Raises
     ------
     ImageError
-        When the file is missing, truncated or empty, its format is unknown, or its axes
-        are unknown.
+        When the file is missing, truncated or empty, its format or its axes are
+        unknown, or it has several images and `series` is None.
     """
-    return find_reader(path).load(path, series=series, axes=axes)[0]
+    return find_reader(path).load(path, axes=axes, **_series(series))[0]
 
 
 def read_images(
@@ -72,7 +77,7 @@ def read_images(
 
 
 def read_pyramid(
-    path: PathLike, *, axes: str | None = None, series: int = 0
+    path: PathLike, *, axes: str | None = None, series: int | None = None
 ) -> list[Image]:
     """Read every resolution of a series, the full resolution first.
 
@@ -80,44 +85,43 @@ def read_pyramid(
     """
     reader = find_reader(path)
     if hasattr(reader, "pyramid"):
-        levels: list[Image] = reader.pyramid(path, series=series, axes=axes)
+        levels: list[Image] = reader.pyramid(path, axes=axes, **_series(series))
         return levels
     return [read_image(path, axes=axes, series=series)]
 
 
-def read_labels(path: PathLike, *, axes: str | None = None) -> LabelImage:
+def read_labels(
+    path: PathLike, *, axes: str | None = None, series: int | None = None
+) -> LabelImage:
     """Read labels, with their class map if the file has one.
 
     All files of `read_image` can be read, except JPEG. Integers are unchanged, bool
-    becomes uint8 0 and 1, and PNG files with a palette give their indices. A mask of
-    colours has its colours along C (axes YXC); `ClassMap.from_rgb` translates them.
+    becomes uint8 0 and 1, floats that are whole numbers become integers, and PNG files
+    with a palette give their indices. A mask of colours has its colours along C (axes
+    YXC); `ClassMap.from_rgb` translates them.
 
     Raises
     ------
     LabelError
-        For floats, which are never rounded to integers, and for JPEG.
+        For other floats, which are never rounded to integers, and for JPEG.
     ImageError
         As `read_image`.
     """
-    image, classes = find_reader(path).load(path, axes=axes, labels=True)
-    if image.dtype.kind not in "uib":
-        plane = next(image.planes())
+    reader = find_reader(path)
+    image, classes = reader.load(path, axes=axes, labels=True, **_series(series))
+    data = image.data
+    if image.dtype.kind == "b":
+        data = _cast(data, np.uint8)
+    elif image.dtype.kind not in "ui":
         try:
-            check_integers(image.read(plane))
+            whole_numbers(image.read(next(image.planes())))
+            if isinstance(data, LazyArray):
+                data = WholeNumbers(data, str(path))
+            else:
+                data = whole_numbers(np.asarray(data))
         except LabelError as error:
             raise LabelError(f"{path}: {error}") from None
-    data = _cast(image.data, np.uint8) if image.dtype.kind == "b" else image.data
-    return LabelImage(
-        data,
-        image.axes,
-        scale=image.scale,
-        units=image.units,
-        name=image.name,
-        channel_names=image.channel_names,
-        source=image.source,
-        notes=image.notes,
-        classes=classes,
-    )
+    return as_labels(replace(image, data=data), classes)
 
 
 def read_classes(path: PathLike) -> ClassMap | None:
@@ -125,15 +129,22 @@ def read_classes(path: PathLike) -> ClassMap | None:
 
     Pixels are read only from PNG and JPEG.
     """
-    return find_reader(path).load(path, lazy_above=0, labels=True)[1]
+    reader = find_reader(path)
+    return reader.load(path, series=0, lazy_above=0, labels=True)[1]
 
 
-def describe(path: PathLike) -> list[str]:
+def label_groups(path: PathLike) -> list[str]:
+    """Return the paths of label images that belong to the image in a file."""
+    groups: list[str] = getattr(find_reader(path), "label_groups", lambda _: [])(path)
+    return groups
+
+
+def describe(path: PathLike, *, series: int | None = None) -> list[str]:
     """Describe a file in lines of text, for `napari-strata info`.
 
     The lines have name, shape, axes, dtype, pixel size, channels, storage and classes
-    of each series. If the axes of a series are unknown, a line says so. Pixels are not
-    read.
+    of each series, or of the one that is chosen. If the axes of a series are unknown, a
+    line says so. Pixels are not read.
 
     Raises
     ------
@@ -143,11 +154,17 @@ def describe(path: PathLike) -> list[str]:
     reader = find_reader(path)
     count = reader.count(path)
     lines = [f"{path}: {count} series" if count > 1 else f"{path}"]
-    for index in range(count):
+    chosen = range(count) if series is None else [series]
+    for index in chosen:
         if count > 1:
             lines.append(f"series {index}")
         lines += [f"  {line}" for line in _series_lines(reader, path, index)]
     return lines
+
+
+def _series(index: int | None) -> dict[str, Any]:
+    """Return the keyword of a format, which may not know None."""
+    return {} if index is None else {"series": index}
 
 
 def _series_lines(reader: Reader, path: PathLike, index: int) -> list[str]:

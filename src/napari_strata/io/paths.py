@@ -11,9 +11,20 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from napari_strata.core.errors import ImageError, RunError
-from napari_strata.core.files import explain, replace
+from napari_strata.core.files import beside, explain, replace
 
-TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk")
+TIFF_SUFFIXES = (
+    ".tif",
+    ".tiff",
+    ".btf",
+    ".tf8",
+    ".lsm",
+    ".stk",
+    ".svs",
+    ".ndpi",
+    ".scn",
+    ".qptiff",
+)
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
 ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
@@ -29,10 +40,15 @@ def existing(path: PathLike) -> Path:
         When it does not exist. The message has the nearest name in its folder.
     """
     target = Path(path).expanduser()
-    if target.exists():
+    # os.path answers False, where `Path` raises, for names that no file can have.
+    if os.path.isfile(target) or os.path.isdir(target):
         return target
+    if os.path.exists(target):
+        raise ImageError(
+            f"{target}: is a pipe or a device, not a file; give the path of a file."
+        )
     parent = target.parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         raise ImageError(
             f"{target}: no such file, and no folder {str(parent)!r}; check the path."
         )
@@ -45,6 +61,33 @@ def existing(path: PathLike) -> Path:
         else f"check the name against the content of {str(parent)!r}."
     )
     raise ImageError(f"{target}: no such file; {hint}")
+
+
+_CONTENTS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file; run git lfs pull",
+    b"\x89PNG": "a PNG; give it its own suffix",
+    b"\xff\xd8\xff": "a JPEG; give it its own suffix",
+    b"\x89HDF": "an HDF5 file; give it its own suffix",
+    b"PK\3\4": "a ZIP file; unpack it",
+    b"\x1f\x8b": "a gzip file; unpack it",
+    b"II*\0": "a TIFF; give it its own suffix",
+    b"MM\0*": "a TIFF; give it its own suffix",
+}
+_WEB_PAGE = (b"<!doctype html", b"<html")
+
+
+def content_of(path: Path) -> str:
+    """Describe the content of a file by its first bytes, for messages."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "empty"
+    for magic, name in _CONTENTS.items():
+        if head.startswith(magic):
+            return name
+    if head.lstrip().lower().startswith(_WEB_PAGE):
+        return "a web page (html), perhaps of a sign-in; download the file again"
+    return ""
 
 
 def stem(path: Path) -> str:
@@ -80,8 +123,7 @@ def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
     target = Path(path).expanduser()
     _check_free(target, overwrite=overwrite)
     temporary, old = (
-        target.with_name(f".{os.getpid()}.{kind}.{target.name}")
-        for kind in ("tmp", "old")
+        beside(target, before=f".{os.getpid()}.{kind}.") for kind in ("tmp", "old")
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

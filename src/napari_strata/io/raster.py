@@ -6,23 +6,30 @@ A PNG file with a palette is read as indices for labels and as colours for image
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
+from napari_strata.core.axes import is_transposed
 from napari_strata.core.errors import ImageError, LabelError
 from napari_strata.core.image import Array, Image
 from napari_strata.io.blocks import planes, read_block
+from napari_strata.io.budget import check_expansion, check_memory
+from napari_strata.io.corrections import upright
 from napari_strata.io.layout import resolve
 from napari_strata.io.lazy import LAZY_BYTES, reading
-from napari_strata.io.paths import PathLike, existing, stem
+from napari_strata.io.paths import PathLike, content_of, existing, stem
 from napari_strata.io.record import KEY, Loaded, Record
 
 _FORMATS = ("PNG", "JPEG")
+_DEFLATE = 1100 * 8
+"""Largest ratio of pixels (of one bit) to bytes that PNG's compression reaches."""
+
 _ALPHA = {
     "RGBA": "RGB",
     "LA": "L",
@@ -42,7 +49,7 @@ def count(path: PathLike) -> int:
 def load(
     path: PathLike,
     *,
-    series: int = 0,
+    series: int | None = None,
     axes: str | None = None,
     lazy_above: int = LAZY_BYTES,
     labels: bool = False,
@@ -78,6 +85,7 @@ def load(
         )
     with _opened(file_path, labels=labels) as picture, reading(file_path):
         record = Record.read(getattr(picture, "text", {}).get(KEY, ""))
+        orientation = _orientation(picture)
         array, notes = _pixels(picture, file_path, labels=labels)
     if record and not axes and record.fits(array.shape):
         return (
@@ -88,10 +96,10 @@ def load(
     image = Image(
         array, layout.axes, name=stem(file_path), source=str(file_path), notes=notes
     )
-    return image, record.classes if record else None
+    return upright(image, orientation), record.classes if record else None
 
 
-def storage(path: PathLike, *, series: int = 0) -> str:
+def storage(path: PathLike, *, series: int | None = None) -> str:
     """Describe the storage, for example ``PNG, mode L``."""
     with _opened(existing(path)) as picture:
         return f"{picture.format}, mode {picture.mode}"
@@ -111,6 +119,8 @@ def header(
         else:
             dtype = np.dtype(np.uint8)
         plane = (picture.height, picture.width)
+        if is_transposed(_orientation(picture)):
+            plane = plane[::-1]
         return ("YXC", (*plane, 3), dtype) if mode == "RGB" else ("YX", plane, dtype)
 
 
@@ -144,11 +154,17 @@ def _opened(path: Path, *, labels: bool = False) -> Iterator[PIL.Image.Image]:
         try:
             picture = PIL.Image.open(path, formats=_FORMATS)
         except (OSError, SyntaxError, ValueError) as error:
+            content = content_of(path)
+            if content:
+                raise ImageError(
+                    f"{path}: not a PNG or JPEG image: it is {content}."
+                ) from error
             raise ImageError(
                 f"{path}: not a PNG or JPEG image, or damaged; copy it again from its"
                 " source."
             ) from error
         with picture:
+            _check_size(picture, path)
             if labels and picture.format == "JPEG":
                 raise LabelError(
                     f"{path}: JPEG changes label values; save the labels as PNG or"
@@ -157,6 +173,15 @@ def _opened(path: Path, *, labels: bool = False) -> Iterator[PIL.Image.Image]:
             yield picture
     finally:
         PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_size(picture: PIL.Image.Image, path: Path) -> None:
+    """Refuse more pixels than the file can hold, or the memory."""
+    pixels = picture.width * picture.height * len(picture.getbands())
+    limit = _DEFLATE if picture.format == "PNG" else 0
+    # 16 bits a sample need twice as much, and the converted array is a second one.
+    check_expansion(path, pixels, path.stat().st_size, limit=limit)
+    check_memory(path, 4 * pixels, "its image")
 
 
 def _pixels(
@@ -188,6 +213,14 @@ def _mode(picture: PIL.Image.Image, *, labels: bool) -> str:
 
 def _has_alpha(picture: PIL.Image.Image) -> bool:
     return picture.mode in _ALPHA
+
+
+def _orientation(picture: PIL.Image.Image) -> int:
+    """Return the orientation in the EXIF metadata; 1 is upright."""
+    with suppress(Exception):  # EXIF that is damaged does not matter for the pixels
+        orientation = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+        return int(orientation) if orientation in range(1, 9) else 1
+    return 1
 
 
 def _bits(path: Path) -> int:

@@ -8,14 +8,16 @@ the standard metadata for other programs.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from napari_strata.core.axes import canonical
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import LabelError
 from napari_strata.core.image import ArrayLike, Image, LabelImage
+from napari_strata.io.units import size_of
 
 KEY = "napari_strata"
 """Key of the record in every format."""
@@ -39,6 +41,19 @@ class Record(BaseModel):
     name: str
     channel_names: tuple[str, ...] = ()
     classes: ClassMap | None = None
+    labels: bool = False
+    """True for labels; files of earlier versions have the classes only."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Record:
+        counts = {len(self.axes), len(self.shape), len(self.scale), len(self.units)}
+        if len(counts) > 1 or self.axes != canonical(self.axes):
+            raise ValueError("axes, shape, scale and units do not fit each other")
+        return self
+
+    @property
+    def is_labels(self) -> bool:
+        return self.labels or self.classes is not None
 
     @classmethod
     def of(cls, image: Image) -> Record:
@@ -53,6 +68,7 @@ class Record(BaseModel):
             name=image.name,
             channel_names=image.channel_names,
             classes=image.classes if isinstance(image, LabelImage) else None,
+            labels=isinstance(image, LabelImage),
         )
 
     def text(self) -> str:
@@ -64,7 +80,8 @@ class Record(BaseModel):
         """Parse a record; None if `text` is not a valid record."""
         try:
             return cls.model_validate(json.loads(str(text)))
-        except (ValueError, TypeError, LabelError):
+        # Objects nested a thousand times raise RecursionError.
+        except (ValueError, TypeError, LabelError, RecursionError):
             return None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
@@ -72,13 +89,23 @@ class Record(BaseModel):
         return [n for n in shape if n != 1] == [n for n in self.shape if n != 1]
 
     def image(self, data: ArrayLike, *, source: str) -> Image:
-        """Return the image with the recorded metadata and `data` of that shape."""
-        return Image(
+        """Return the image with the recorded metadata and `data` of that shape.
+
+        Labels are a `LabelImage`.
+        """
+        image = Image(
             data,
             self.axes,
-            self.scale,
+            tuple(size_of(step) or 1.0 for step in self.scale),
             self.units,
             self.name,
             self.channel_names,
             source,
         )
+        return as_labels(image, self.classes) if self.is_labels else image
+
+
+def as_labels(image: Image, classes: ClassMap | None = None) -> LabelImage:
+    """Return an image as labels with a class map."""
+    values = {field.name: getattr(image, field.name) for field in fields(Image)}
+    return LabelImage(**values, classes=classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from glob import glob, has_magic
@@ -22,6 +23,12 @@ from napari_strata.io.paths import (
     natural,
 )
 from napari_strata.io.record import Loaded
+
+_GROUP = re.compile(
+    r"((?<![A-Za-z])(?:c|ch|chan|channel|w|t|time|p|pos|position|xy)[_-]?\d+)(?![A-Za-z])",
+    re.IGNORECASE,
+)
+"""Parts of names that number channels, times or positions."""
 
 _LISTED_NAMES = 5
 """Number of names in a message."""
@@ -113,6 +120,35 @@ def slices(path: PathLike) -> list[Path]:
     return sorted(files, key=natural)
 
 
+def _check_groups(paths: Sequence[Path]) -> None:
+    """Refuse files that are named by slice and by channel, time or position.
+
+    One after another along Z they would alternate between the channels.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(_template(path), []).append(path)
+    counts = {len(group) for group in groups.values()}
+    if len(groups) < 2 or len(counts) > 1 or counts == {1}:
+        return
+    patterns = [f"'{template}'" for template in groups]
+    more = ", ..." if len(patterns) > _LISTED_NAMES else ""
+    raise ImageError(
+        f"{paths[0].parent}: found {len(groups)} groups of {counts.pop()} files each"
+        f" ({', '.join(patterns[:_LISTED_NAMES])}{more}), such as channels or times,"
+        " which are not slices of one stack; select one group by such a pattern."
+    )
+
+
+def _template(path: Path) -> str:
+    """Return the pattern of the files that are the same but for the slice."""
+    kept = _GROUP.split(path.stem)
+    parts = []
+    for i, part in enumerate(kept):
+        parts.append(part if i % 2 else re.sub(r"\d+", "*", part))
+    return "".join(parts) + path.suffix
+
+
 def count(path: PathLike) -> int:
     """Return 1: all files are one stack."""
     slices(path)
@@ -122,7 +158,7 @@ def count(path: PathLike) -> int:
 def load(
     path: PathLike,
     *,
-    series: int = 0,
+    series: int | None = None,
     axes: str | None = None,
     lazy_above: int = LAZY_BYTES,
     labels: bool = False,
@@ -153,6 +189,7 @@ def load(
         raise ImageError(
             f"{path}: a folder of slices is one series; there is no series {series}."
         )
+    _check_groups(paths)
     first, classes = _reader(paths[0]).load(paths[0], lazy_above=0, labels=labels)
     headers = [_header(p, labels=labels) for p in paths]
     _check_alike(paths, headers)
@@ -182,7 +219,7 @@ def load(
     return image, classes
 
 
-def storage(path: PathLike, *, series: int = 0) -> str:
+def storage(path: PathLike, *, series: int | None = None) -> str:
     """Describe the storage, for example ``120 files: TIFF, plain pages, strips``."""
     paths = slices(path)
     return f"{len(paths)} files: {_reader(paths[0]).storage(paths[0])}"

@@ -10,22 +10,52 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tifffile import TiffFile, TiffPageSeries
 
+from napari_strata.core.errors import LabelError
 from napari_strata.core.image import ArrayLike, Image
+from napari_strata.io.corrections import upright, with_nodata
 from napari_strata.io.layout import Layout, resolve
-from napari_strata.io.lazy import LAZY_BYTES, FileArray, Opener, reading
+from napari_strata.io.lazy import (
+    LAZY_BYTES,
+    FileArray,
+    JoinedArray,
+    LazyArray,
+    Opener,
+    PickedArray,
+    reading,
+)
 from napari_strata.io.metadata import Calibration, of_series
 from napari_strata.io.paths import PathLike, existing, stem
 from napari_strata.io.record import Loaded
-from napari_strata.io.tiff_file import check, data_offset, opened, pick
+from napari_strata.io.tiff_file import (
+    Planes,
+    check,
+    data_offset,
+    images,
+    missing_files,
+    open_tiff,
+    opened,
+    pick,
+    present_planes,
+)
 from napari_strata.io.tiff_segments import SegmentedSeries
 from napari_strata.io.tiff_write import write as write
 from napari_strata.io.units import PIXEL
+
+_COMPRESSIONS = {"NONE": "not compressed", "ADOBE_DEFLATE": "zlib"}
+"""Words for tifffile's names of compressions."""
+
+_LOSSY = ("WEBP", "JPEG2000", "APERIO_JP2000_RGB", "APERIO_JP2000_YCBC", "JPEGXL")
+"""Compressions that may lose information; JPEG always does."""
+
+_JPEG = (6, 7, 34892)
+"""Values of the tag Compression for JPEG."""
 
 _ALPHA = (1, 2)
 """Values of the tag ExtraSamples for associated and unassociated alpha.
@@ -35,15 +65,15 @@ Other extra samples, such as infrared, are channels.
 
 
 def count(path: PathLike) -> int:
-    """Count the image series of a TIFF file."""
+    """Count the images of a TIFF file; see `tiff_file.images`."""
     with opened(existing(path)) as tif:
-        return len(tif.series)
+        return len(images(tif))
 
 
 def load(
     path: PathLike,
     *,
-    series: int = 0,
+    series: int | None = None,
     axes: str | None = None,
     lazy_above: int = LAZY_BYTES,
     labels: bool = False,
@@ -55,14 +85,15 @@ def load(
     path
         The file.
     series
-        Index of the series. The full resolution of a pyramid is read; see `pyramid`.
+        Index of the image; needed if the file has several. The full resolution of a
+        pyramid is read; see `pyramid`.
     axes
         Axes from the user, one letter for each dimension. They override those of the
         file.
     lazy_above
         Images with more bytes of pixels are read on demand.
     labels
-        Not used: values and palette indices are always kept.
+        Keep the values of pixels without data. Palette indices are always kept.
 
     Returns
     -------
@@ -77,13 +108,14 @@ def load(
     """
     file_path = existing(path)
     with opened(file_path) as tif:
-        return _load(tif, file_path, _Choice(series, axes, lazy_above))
+        choice = _Choice(series, axes, lazy_above, labels=labels)
+        return _load(tif, file_path, choice)
 
 
 def pyramid(
     path: PathLike,
     *,
-    series: int = 0,
+    series: int | None = None,
     axes: str | None = None,
     lazy_above: int = LAZY_BYTES,
 ) -> list[Image]:
@@ -93,18 +125,19 @@ def pyramid(
     """
     file_path = existing(path)
     with opened(file_path) as tif:
-        levels = range(len(pick(tif, file_path, series).levels))
+        first, *others = pick(tif, file_path, series)
+        levels = range(1 if others else len(tif.series[first].levels))
         return [
             _load(tif, file_path, _Choice(series, axes, lazy_above, level))[0]
             for level in levels
         ]
 
 
-def storage(path: PathLike, *, series: int = 0) -> str:
+def storage(path: PathLike, *, series: int | None = None) -> str:
     """Describe the storage, for example ``TIFF, OME, zlib, tiles 256 x 256``."""
     file_path = existing(path)
     with opened(file_path) as tif:
-        picked = pick(tif, file_path, series)
+        picked = tif.series[pick(tif, file_path, series)[0]]
         page = picked.keyframe
         tiles = (
             f"tiles {page.tilelength} x {page.tilewidth}" if page.is_tiled else "strips"
@@ -113,9 +146,8 @@ def storage(path: PathLike, *, series: int = 0) -> str:
         kind = names.get(picked.kind, "plain pages") + (
             ", BigTIFF" if tif.is_bigtiff else ""
         )
-        compression = {"NONE": "not compressed", "ADOBE_DEFLATE": "zlib"}.get(
-            page.compression.name, page.compression.name
-        )
+        name = tag_name(page.compression)
+        compression = _COMPRESSIONS.get(name, name)
         levels = f", {len(picked.levels)} resolutions" if len(picked.levels) > 1 else ""
         return (
             f"TIFF, {kind},"
@@ -126,32 +158,44 @@ def storage(path: PathLike, *, series: int = 0) -> str:
 
 @dataclass(frozen=True)
 class _Choice:
-    series: int
+    series: int | None
     axes: str | None
     lazy_above: int
     level: int = 0
+    labels: bool = False
 
 
 @dataclass(frozen=True)
 class TiffOpener:
-    """Picklable function that opens a level of a series as an array."""
+    """Picklable function that opens a level of series as an array.
+
+    Several series are joined along a new first axis.
+    """
 
     path: str
-    series: int
+    series: tuple[int, ...]
     level: int
+    planes: Planes | None = None
 
     def __call__(self) -> tuple[ArrayLike, Callable[[], None]]:
-        tif = TiffFile(self.path)
+        tif = open_tiff(Path(self.path))
         try:
-            array = SegmentedSeries(tif.series[self.series].levels[self.level])
+            parts = [
+                SegmentedSeries(tif.series[number].levels[self.level])
+                for number in self.series
+            ]
         except BaseException:
             tif.close()
             raise
 
         def close() -> None:
-            array.close()
+            for part in parts:
+                part.close()
             tif.close()
 
+        array: LazyArray = parts[0] if len(parts) == 1 else JoinedArray(parts)
+        if self.planes is not None:
+            array = PickedArray(array, *self.planes)
         return array, close
 
 
@@ -173,31 +217,45 @@ class MappedOpener:
 
 
 def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
-    base = pick(tif, path, choice.series)
+    numbers = pick(tif, path, choice.series)
+    for number in numbers:
+        check(tif, tif.series[number].levels[choice.level], path)
+    base = tif.series[numbers[0]]
     series = base.levels[choice.level]
-    check(tif, series, path)
-    calibration = of_series(tif, base, choice.series)
+    if choice.labels and int(series.keyframe.compression) in _JPEG:
+        raise LabelError(
+            f"{path}: its pixels are compressed as JPEG, which changes label values;"
+            " save the labels as PNG, or as TIFF without JPEG."
+        )
+    calibration = of_series(tif, base, numbers[0])
     stored, notes = _without_alpha(series)
     record = calibration.record if choice.level == 0 and not choice.axes else None
-    if record and record.fits(stored):
-        data = _data(series, path, choice, stored=stored, shape=record.shape)
+    if record and record.fits(stored) and len(numbers) == 1:
+        data = _data(tif, path, choice, stored=stored, shape=record.shape)
         return record.image(data, source=str(path)), record.classes
-    layout = resolve(
-        series.axes,
-        stored,
-        full=_full(tif, base, choice, stored),
-        axes=choice.axes,
-        source=str(path),
-    )
-    data = _data(series, path, choice, stored=stored, shape=layout.shape)
-    name = (
-        stem(path)
-        if len(tif.series) == 1
-        else f"{stem(path)} {series.name or choice.series}"
-    )
+    planes = present_planes(tif, series, path)
+    if planes is not None:
+        axis, indices = planes
+        files = ", ".join(missing_files(tif, path))
+        notes = (
+            f"found {len(indices)} of {stored[axis]} planes along {series.axes[axis]}:"
+            f" the others are in {files}, which is not in this folder",
+            *notes,
+        )
+        stored = (*stored[:axis], len(indices), *stored[axis + 1 :])
+    letters, full = series.axes, _full(tif, numbers[0], choice, stored)
+    if len(numbers) > 1:
+        letters, full = f"I{letters}", [("I", len(numbers)), *full]
+        stored = (len(numbers), *stored)
+        notes = (f"{len(numbers)} equal series are read as one stack", *notes)
+    layout = resolve(letters, stored, full=full, axes=choice.axes, source=str(path))
+    data = _data(tif, path, choice, stored=stored, shape=layout.shape)
+    name = stem(path)
+    if len(images(tif)) > 1:
+        name = f"{name} {series.name or images(tif).index(numbers)}"
     image = calibrated(
         data,
-        Layout(layout.axes, layout.shape, layout.notes + notes),
+        Layout(layout.axes, layout.shape, layout.notes + notes + calibration.notes),
         calibration,
         name=name,
         source=path,
@@ -205,9 +263,12 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
     shrink = {
         a: b / s for a, b, s in zip(base.axes, base.shape, series.shape, strict=True)
     }
-    return _coarser(image, shrink), (
-        calibration.record.classes if calibration.record else None
-    )
+    image = upright(_coarser(image, shrink), calibration.orientation)
+    if choice.labels:
+        image = replace(image, notes=(*image.notes, *_label_notes(series, calibration)))
+    else:
+        image = with_nodata(image, calibration.nodata)
+    return image, calibration.record.classes if calibration.record else None
 
 
 def calibrated(
@@ -244,34 +305,33 @@ def _coarser(image: Image, factors: dict[str, float]) -> Image:
         s * factors.get(a, 1.0) if a in "ZYX" else s
         for a, s in zip(image.axes, image.scale, strict=True)
     )
-    return Image(
-        image.data,
-        image.axes,
-        scale,
-        image.units,
-        image.name,
-        image.channel_names,
-        image.source,
-        image.notes,
-    )
+    return replace(image, scale=scale)
 
 
 def _data(
-    series: TiffPageSeries,
+    tif: TiffFile,
     path: Path,
     choice: _Choice,
     *,
     stored: tuple[int, ...],
     shape: tuple[int, ...],
 ) -> ArrayLike:
+    numbers = pick(tif, path, choice.series)
+    all_series = [tif.series[number].levels[choice.level] for number in numbers]
+    series, *others = all_series
+    planes = present_planes(tif, series, path)
     crop = tuple(slice(n) for n in stored)
-    if series.nbytes <= choice.lazy_above:
+    if series.nbytes * len(numbers) <= choice.lazy_above:
         with reading(path):
-            array: ArrayLike = series.asarray()[crop].reshape(shape)
-        return array
-    opener: Opener = TiffOpener(str(path), choice.series, choice.level)
+            arrays = [series.asarray() for series in all_series]
+            array = np.stack(arrays) if others else arrays[0]
+            if planes is not None:
+                array = array.take(planes[1], axis=planes[0])
+        return array[crop].reshape(shape)
+    opener: Opener = TiffOpener(str(path), tuple(numbers), choice.level, planes)
     offset = data_offset(series)
-    if offset is not None and series.keyframe.is_final and series.transform is None:
+    is_raw = series.keyframe.is_final and series.transform is None
+    if offset is not None and not others and is_raw:
         order = "=" if _native(series) else series.keyframe.parent.byteorder
         dtype = series.dtype.newbyteorder(order)
         if order == "=" and series.keyframe.is_memmappable:
@@ -280,6 +340,11 @@ def _data(
             return mapped[crop].reshape(shape)
         opener = MappedOpener(str(path), dtype.str, offset, series.shape)
     return FileArray(opener, stored, shape=shape, dtype=series.dtype)
+
+
+def tag_name(value: Any) -> str:
+    """Return tifffile's name for the value of a tag; the number if it has none."""
+    return str(getattr(value, "name", value))
 
 
 def _native(series: TiffPageSeries) -> bool:
@@ -294,10 +359,11 @@ def _without_alpha(series: TiffPageSeries) -> tuple[tuple[int, ...], tuple[str, 
     """Return the shape without an alpha channel, and notes on the values."""
     page, shape = series.keyframe, tuple(series.shape)
     notes: tuple[str, ...] = ()
-    if page.photometric.name in ("PALETTE", "MINISWHITE"):
+    photometric = tag_name(page.photometric)
+    if photometric in ("PALETTE", "MINISWHITE"):
         feature = (
             "a colour table that is not applied"
-            if page.photometric.name == "PALETTE"
+            if photometric == "PALETTE"
             else "0 as white"
         )
         notes = (f"the file has {feature}; values are kept as they are stored",)
@@ -314,13 +380,30 @@ def _without_alpha(series: TiffPageSeries) -> tuple[tuple[int, ...], tuple[str, 
     )
 
 
+def _label_notes(series: TiffPageSeries, calibration: Calibration) -> list[str]:
+    """Return notes on what the values of labels may mean."""
+    notes = []
+    compression = tag_name(series.keyframe.compression)
+    if compression in _LOSSY:
+        notes.append(
+            f"the labels are compressed by {compression}, which may change values; save"
+            " them with zlib"
+        )
+    if calibration.nodata is not None:
+        notes.append(
+            f"the file says that labels of the value {calibration.nodata:g} are no data"
+            f" (GDAL_NODATA); if so, name it: --unlabelled {calibration.nodata:g}"
+        )
+    return notes
+
+
 def _full(
-    tif: TiffFile, base: TiffPageSeries, choice: _Choice, stored: tuple[int, ...]
+    tif: TiffFile, number: int, choice: _Choice, stored: tuple[int, ...]
 ) -> list[tuple[str, int]]:
     """Return letter and length of all dimensions, including those of length 1."""
-    series = base.levels[choice.level]
+    series = tif.series[number].levels[choice.level]
     lengths = dict(zip(series.axes, stored, strict=True))
-    all_axes, all_lengths = _unsqueezed(tif, base, choice)
+    all_axes, all_lengths = _unsqueezed(tif, number, choice)
     dimensions = []
     for axis, length in zip(all_axes, all_lengths, strict=True):
         length = lengths.get(axis, length)
@@ -330,14 +413,14 @@ def _full(
 
 
 def _unsqueezed(
-    tif: TiffFile, base: TiffPageSeries, choice: _Choice
+    tif: TiffFile, number: int, choice: _Choice
 ) -> tuple[str, tuple[int, ...]]:
     """Return axes and shape of a series, including dimensions of length 1.
 
     tifffile 2026.5.2 removed `TiffPageSeries.get_axes` and made the series callable.
     """
-    series = base.levels[choice.level]
+    series = tif.series[number].levels[choice.level]
     if hasattr(series, "get_axes"):
         return series.get_axes(False), series.get_shape(False)
-    series = tif.series(squeeze=False)[choice.series].levels[choice.level]
+    series = tif.series(squeeze=False)[number].levels[choice.level]
     return series.axes, series.shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -19,14 +19,30 @@ from xml.etree import ElementTree
 import numpy as np
 from tifffile import TiffFile, TiffPageSeries
 
-from napari_strata.core.errors import ImageError
+from napari_strata.core.errors import ImageError, StrataError
+from napari_strata.io.budget import check_expansion, check_memory
 from napari_strata.io.lazy import reading
+from napari_strata.io.paths import TIFF_SUFFIXES, content_of
 
 # The checks below find damage, so tifffile's messages are not shown.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _LAST_BASELINE_TAG = 400
 """Largest code of the tags that are checked; private tags may be invalid."""
+
+_PLAIN_KINDS = ("shaped", "generic", "uniform")
+"""Kinds of tifffile's series that have no metadata on how they belong together."""
+
+_KINDS_WITH_MAIN_IMAGE = ("svs", "ndpi", "philips", "scn", "bif", "avs", "qpi", "lsm")
+"""Kinds of tifffile's series whose first is the image, beside labels and overviews."""
+
+_LISTED_SERIES = 8
+
+MOST_PLANES = 2**24
+"""Files that claim more planes are refused."""
+
+_SMALLEST_PAGE = 40
+"""Bytes of the shortest page header that describes a plane."""
 
 _MOST_TAGS = 4096
 """Longer lists of tags count as damage, as in tifffile."""
@@ -35,19 +51,14 @@ _TYPE_BYTES = np.zeros(65536, np.int64)
 _TYPE_BYTES[1:14] = (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4)
 _TYPE_BYTES[16:19] = 8
 
-_OTHER_FORMATS = {
-    b"\x89PNG": "a PNG",
-    b"\xff\xd8\xff": "a JPEG",
-    b"\x89HDF": "an HDF5 file",
-    b"PK\3\4": "a ZIP file",
-}
-
 
 @contextmanager
 def opened(path: Path) -> Iterator[TiffFile]:
     """Open a file, check its structure, and close it at the end."""
     try:
-        tif = TiffFile(path)
+        tif = open_tiff(path)
+    except StrataError:
+        raise
     except Exception as error:
         raise _not_tiff(path, error) from error
     with tif:
@@ -56,6 +67,8 @@ def opened(path: Path) -> Iterator[TiffFile]:
         # ImageJ may store all pixels after the first page; then only that page counts.
         if not tif.is_imagej:
             _check_chain(tif, path)
+        if tif.is_ome:
+            _check_ome(tif, path)
         with reading(path):
             all_series = list(tif.series)
         if not any(series.size for series in all_series):
@@ -66,6 +79,73 @@ def opened(path: Path) -> Iterator[TiffFile]:
             _check_chain(tif, path, first_only=is_contiguous)
         _check_description(tif, all_series, path)
         yield tif
+
+
+def open_tiff(path: Path) -> TiffFile:
+    """Open a TIFF file, with the OME-XML of its companion file if it has one."""
+    tif = TiffFile(path)
+    try:
+        xml = _companion_xml(tif, path)
+    except BaseException:
+        tif.close()
+        raise
+    if xml is None:
+        return tif
+    tif.close()
+    return TiffFile(path, omexml=xml)
+
+
+def _companion_xml(tif: TiffFile, path: Path) -> str | None:
+    """Read the OME-XML of a file that says: the metadata are in another file."""
+    if not tif.pages or not tif.is_ome or "BinaryOnly" not in (tif.ome_metadata or ""):
+        return None
+    root = _ome_root(tif)
+    names = [e.get("MetadataFile", "") for e in root if e.tag.endswith("BinaryOnly")]
+    if not names:
+        return None
+    companion = path.parent / Path(names[0]).name
+    if not companion.is_file():
+        raise ImageError(
+            f"{path}: its OME metadata are in {names[0]}, which is not in this folder;"
+            " put both files into one folder."
+        )
+    if companion.suffix.lower() in TIFF_SUFFIXES:
+        with TiffFile(companion) as other:
+            xml: str | None = other.ome_metadata
+            return xml
+    return companion.read_text(encoding="utf-8")
+
+
+def _ome_root(tif: TiffFile) -> ElementTree.Element:
+    """Parse the OME-XML of a file; the result has no elements if it is damaged."""
+    try:
+        return ElementTree.fromstring(tif.ome_metadata or "")
+    except ElementTree.ParseError:
+        return ElementTree.Element("OME")
+
+
+def _check_ome(tif: TiffFile, path: Path) -> None:
+    """Refuse a set that names pipes or devices, or more planes than its files hold."""
+    size = path.stat().st_size
+    names, planes = set(), 0
+    for element in _ome_root(tif).iter():
+        tag = element.tag.rsplit("}", 1)[-1]
+        if tag == "UUID":
+            names.add(element.get("FileName", ""))
+        elif tag == "Pixels":
+            counts = [element.get(f"Size{axis}", "1") for axis in "ZCT"]
+            planes += prod(int(n) if n.strip().isdigit() else 1 for n in counts)
+    for name in names - {"", path.name}:
+        member = path.parent / name
+        if member.exists() and not member.is_file():
+            raise ImageError(
+                f"{path}: names {name!r} as a part of its set, which is not a file;"
+                " remove it from the folder."
+            )
+        if member.is_file():
+            size += member.stat().st_size
+    if planes > MOST_PLANES or (planes > 1000 and planes * _SMALLEST_PAGE > size):
+        raise _damaged(path, f"it claims {planes} planes and has {size} bytes")
 
 
 def _not_tiff(path: Path, error: Exception) -> ImageError:
@@ -80,12 +160,8 @@ def _not_tiff(path: Path, error: Exception) -> ImageError:
         )
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _damaged(path, str(error))
-    kind = "it is empty"
-    if head:
-        kind = f"it starts with {head!r}"
-    for magic, name in _OTHER_FORMATS.items():
-        if head.startswith(magic):
-            kind = f"it is {name}; give it its own suffix"
+    content = content_of(path)
+    kind = f"it is {content}" if content else f"it starts with {head!r}"
     return ImageError(
         f"{path}: not a TIFF file: {kind} (a TIFF file starts with 'II*' or 'MM')."
     )
@@ -110,15 +186,59 @@ def data_offset(series: TiffPageSeries) -> int | None:
     return offset
 
 
-def pick(tif: TiffFile, path: Path, index: int) -> TiffPageSeries:
-    """Return the series `index`, or raise an error with the number of series."""
-    count = len(tif.series)
-    if not 0 <= index < count:
+def images(tif: TiffFile) -> list[list[int]]:
+    """Return the numbers of the series that make up each image of a file.
+
+    Thumbnails are left out. Pages that were appended one by one are series of their
+    own in tifffile; if all are alike, they are one stack.
+    """
+    all_series = list(tif.series)
+    numbers = [i for i, s in enumerate(all_series) if not s.keyframe.is_reduced]
+    numbers = numbers or [*range(len(all_series))]
+    kinds = {_kind(all_series[i]) for i in numbers}
+    if len(numbers) > 1 and len(kinds) == 1 and kinds.pop()[0] in _PLAIN_KINDS:
+        return [numbers]
+    return [[number] for number in numbers]
+
+
+def pick(tif: TiffFile, path: Path, index: int | None) -> list[int]:
+    """Return the numbers of the series of an image.
+
+    Parameters
+    ----------
+    index
+        Number of the image, or None for the only one or the main one.
+
+    Raises
+    ------
+    ImageError
+        When there is no such image, or several for None. The message lists them.
+    """
+    choices = images(tif)
+    if index is None:
+        if len(choices) == 1 or tif.series[0].kind in _KINDS_WITH_MAIN_IMAGE:
+            return choices[0]
+        listed = []
+        for number, (first, *_) in enumerate(choices[:_LISTED_SERIES]):
+            series = tif.series[first]
+            name = f" {series.name!r}" if series.name else ""
+            listed.append(f"{number}:{name} {series.shape} {series.dtype}")
+        more = ", ..." if len(choices) > len(listed) else ""
         raise ImageError(
-            f"{path}: found {count} series, numbered from 0; there is no series"
+            f"{path}: found {len(choices)} images of different kinds, called series"
+            f" ({'; '.join(listed)}{more}); choose one, as --series 0 (series=0)."
+        )
+    if not 0 <= index < len(choices):
+        raise ImageError(
+            f"{path}: found {len(choices)} series, numbered from 0; there is no series"
             f" {index}."
         )
-    return tif.series[index]
+    return choices[index]
+
+
+def _kind(series: TiffPageSeries) -> tuple[Any, ...]:
+    page = series.keyframe
+    return (series.kind, series.shape, series.axes, str(series.dtype), page.photometric)
 
 
 def _check_chain(tif: TiffFile, path: Path, *, first_only: bool = False) -> None:
@@ -197,7 +317,7 @@ def _check_description(
     if tif.is_imagej and not tif.is_ome and first.kind in ("uniform", "generic"):
         raise _damaged(path, "its pages do not agree with its ImageJ description")
     if tif.is_ome and first.kind != "ome":
-        names = _missing_files(tif, path)
+        names = missing_files(tif, path)
         if names:
             raise ImageError(
                 f"{path}: its planes are in {', '.join(names)}; put all files of the"
@@ -218,6 +338,7 @@ def check(tif: TiffFile, series: TiffPageSeries, path: Path) -> None:
             " can be read."
         )
     size = path.stat().st_size
+    _check_codec(series, path)
     offset = data_offset(series)
     if offset is not None:
         if offset + series.nbytes > size:
@@ -225,15 +346,54 @@ def check(tif: TiffFile, series: TiffPageSeries, path: Path) -> None:
         return
     with reading(path):  # a page that cannot be read raises
         pages = list(series)
-    missing = sum(page is None for page in pages)
-    if missing:
-        raise _incomplete(tif, path, missing, len(pages))
-    for page in pages:
-        if page.parent is not tif:
-            continue
-        segments = zip(page.dataoffsets, page.databytecounts, strict=False)
-        if any(start + length > size for start, length in segments):
-            raise _ends_early(path)
+    if None in pages:
+        present_planes(tif, series, path)
+        pages = [page for page in pages if page is not None]
+    keyframe = series.keyframe
+    stored = 0
+    for number, page in enumerate(pages):
+        if page.parent is tif:
+            segments = zip(page.dataoffsets, page.databytecounts, strict=False)
+            if any(start + length > size for start, length in segments):
+                raise _ends_early(path)
+        if not _is_complete(page, prod(keyframe.chunked)):
+            raise _damaged(path, f"page {number} has no offsets for all its pixels")
+        stored += sum(page.databytecounts)
+    segment = prod(keyframe.chunks) * series.dtype.itemsize
+    check_memory(path, segment, "one strip or tile")
+    claimed = max(series.nbytes, len(pages) * prod(keyframe.chunked) * segment)
+    if not _is_sparse(pages):
+        check_expansion(path, claimed, stored)
+
+
+def _check_codec(series: TiffPageSeries, path: Path) -> None:
+    """Refuse compressions and colours that tifffile does not know."""
+    page = series.keyframe
+    for word, value in (
+        ("compression", page.compression),
+        ("photometric interpretation", page.photometric),
+    ):
+        if not hasattr(value, "name"):
+            raise ImageError(
+                f"{path}: its {word} {value} is not known; save it again with another,"
+                " such as zlib, or the file is damaged."
+            )
+
+
+def _is_complete(page: Any, segments: int) -> bool:
+    """Return True if a page says where all its strips or tiles are.
+
+    One that was left out, because its pixels are all 0, has offset and length 0.
+    """
+    offsets, counts = page.dataoffsets, page.databytecounts
+    if len(offsets) < segments or len(counts) < segments:
+        return False
+    pairs = zip(offsets, counts, strict=False)
+    return all((offset > 0) == (count > 0) for offset, count in pairs)
+
+
+def _is_sparse(pages: Sequence[Any]) -> bool:
+    return any(0 in page.databytecounts for page in pages)
 
 
 def _ends_early(path: Path) -> ImageError:
@@ -243,9 +403,40 @@ def _ends_early(path: Path) -> ImageError:
     )
 
 
+Planes = tuple[int, tuple[int, ...]]
+"""Axis of a series, and the indices along it that are there."""
+
+
+def present_planes(tif: TiffFile, series: TiffPageSeries, path: Path) -> Planes | None:
+    """Return which planes of a set are there; None if all are.
+
+    Raises
+    ------
+    ImageError
+        When planes are missing that are not all of some indices along one axis, or not
+        because a file of the set is missing.
+    """
+    pages = list(series)
+    missing = sum(page is None for page in pages)
+    if not missing:
+        return None
+    lead = 0
+    while prod(series.shape[:lead]) < len(pages):
+        lead += 1
+    present = np.array([page is not None for page in pages])
+    if present.any() and missing_files(tif, path):
+        grid = present.reshape(series.shape[:lead])
+        for axis in range(lead):
+            rest = tuple(k for k in range(lead) if k != axis)
+            if (grid.all(axis=rest) == grid.any(axis=rest)).all():
+                indices = np.flatnonzero(grid.all(axis=rest))
+                return axis, tuple(indices.tolist())
+    raise _incomplete(tif, path, missing, len(pages))
+
+
 def _incomplete(tif: TiffFile, path: Path, missing: int, total: int) -> ImageError:
     """Return the error for a series with missing pages; it names missing files."""
-    names = _missing_files(tif, path)
+    names = missing_files(tif, path)
     if names:
         return ImageError(
             f"{path}: {missing} of {total} planes are missing: they are in"
@@ -254,15 +445,11 @@ def _incomplete(tif: TiffFile, path: Path, missing: int, total: int) -> ImageErr
     return _damaged(path, f"{missing} of the {total} planes it describes are missing")
 
 
-def _missing_files(tif: TiffFile, path: Path) -> list[str]:
+def missing_files(tif: TiffFile, path: Path) -> list[str]:
     """Return the files of an OME set that are not in its folder."""
-    try:
-        root = ElementTree.fromstring(tif.ome_metadata or "")
-    except ElementTree.ParseError:
-        return []
     names = {
         element.get("FileName", "")
-        for element in root.iter()
+        for element in _ome_root(tif).iter()
         if element.tag.endswith("UUID")
     }
     return sorted(name for name in names if name and not (path.parent / name).exists())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
+from contextlib import suppress
+from typing import Any
 
 PIXEL = "pixel"
 """Unit if none is known."""
@@ -37,7 +40,7 @@ _NAMES = {
 _TIMES = {"second", "millisecond", "microsecond", "nanosecond", "minute", "hour", "day"}
 
 
-def unit_name(text: str | None) -> str:
+def unit_name(text: Any) -> str:
     """Return the name of a unit in a file.
 
     For example "µm", "um", "micron" and "micrometres" become "micrometer". An empty
@@ -45,7 +48,7 @@ def unit_name(text: str | None) -> str:
     """
     # ImageJ writes the micro sign as an escape sequence.
     plain = re.sub(
-        r"\\u00b5|\u03bc", "µ", (text or "").strip(), flags=re.IGNORECASE
+        r"\\u00b5|\u03bc", "µ", str(text or "").strip(), flags=re.IGNORECASE
     ).replace("\u212b", "Å")
     if not plain:
         return PIXEL
@@ -64,3 +67,15 @@ def ome_symbol(unit: str, *, time: bool = False) -> str | None:
     if name not in _KNOWN or (name in _TIMES) != time:
         return None
     return _KNOWN[name][0]
+
+
+def size_of(value: Any) -> float | None:
+    """Return a pixel size as a positive number; None if it is none.
+
+    The sign of a step is a direction.
+    """
+    with suppress(TypeError, ValueError):
+        number = abs(float(value))
+        if number > 0 and math.isfinite(number):
+            return number
+    return None

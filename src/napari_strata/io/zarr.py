@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import ArrayLike, Image
 from napari_strata.io.blocks import planes, read_block
+from napari_strata.io.budget import check_expansion, check_memory
 from napari_strata.io.layout import resolve
 from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading
-from napari_strata.io.paths import PathLike, existing, stem
-from napari_strata.io.record import KEY, Loaded, Record
-from napari_strata.io.units import PIXEL, unit_name
+from napari_strata.io.paths import PathLike, existing, is_zarr, stem
+from napari_strata.io.record import KEY, Loaded, Record, as_labels
+from napari_strata.io.units import PIXEL, size_of, unit_name
 
 CHUNK = 512
 """Side of a chunk in pixels."""
@@ -42,6 +43,12 @@ FAST_PIPELINE = "zarrs.ZarrsCodecPipeline"
 
 They are several times as fast as zarr's; see docs/performance.md.
 """
+
+_LISTED = 8
+"""Number of images in a message."""
+
+_DIMENSIONS = {"time": "T", "channel": "C", "channels": "C", "depth": "Z", "plane": "Z"}
+"""Axes that names of dimensions stand for, besides their first letter."""
 
 _KINDS = {"T": "time", "C": "channel"}
 
@@ -72,6 +79,7 @@ class _Level:
     names: tuple[str, ...] = ()
     title: str = ""
     record: Record | None = None
+    is_labels: bool = False
 
 
 def count(path: PathLike) -> int:
@@ -82,7 +90,7 @@ def count(path: PathLike) -> int:
 def load(
     path: PathLike,
     *,
-    series: int = 0,
+    series: int | None = None,
     axes: str | None = None,
     lazy_above: int = LAZY_BYTES,
     labels: bool = False,
@@ -114,7 +122,7 @@ def load(
 def pyramid(
     path: PathLike,
     *,
-    series: int = 0,
+    series: int | None = None,
     axes: str | None = None,
     lazy_above: int = LAZY_BYTES,
 ) -> list[Image]:
@@ -126,7 +134,7 @@ def pyramid(
     ]
 
 
-def storage(path: PathLike, *, series: int = 0) -> str:
+def storage(path: PathLike, *, series: int | None = None) -> str:
     """Describe the storage, such as ``OME-Zarr, format 3, chunks 1 x 256 x 256``."""
     levels = _pick(existing(path), series)
     array = _array(existing(path), levels[0].inner)
@@ -278,6 +286,10 @@ def _load(path: Path, level: _Level, axes: str | None, lazy_above: int) -> Loade
             " read."
         )
     shape = tuple(array.shape)
+    chunk = math.prod(array.chunks) * dtype.itemsize
+    if chunk > 4 * array.size * dtype.itemsize:
+        check_memory(path, chunk, "one chunk")
+        check_expansion(path, chunk, max(array.size * dtype.itemsize, 1), limit=1000)
     data: ArrayLike = FileArray(
         ZarrOpener(str(path), level.inner), shape, shape=shape, dtype=dtype
     )
@@ -304,11 +316,25 @@ def _load(path: Path, level: _Level, axes: str | None, lazy_above: int) -> Loade
         source=str(path),
         notes=layout.notes,
     )
+    if level.is_labels and dtype.kind in "uib":
+        image = as_labels(image)
     return image, record.classes if record else None
 
 
-def _pick(path: Path, index: int) -> list[_Level]:
+def _pick(path: Path, index: int | None) -> list[_Level]:
     images = _images(path)
+    if index is None:
+        if len(images) > 1:
+            names = [
+                f"{i}: {levels[0].title or levels[0].inner}"
+                for i, levels in enumerate(images)
+            ]
+            raise ImageError(
+                f"{path}: found {len(images)} images, called series"
+                f" ({'; '.join(names[:_LISTED])}); choose one, as --series 0"
+                " (series=0)."
+            )
+        return images[0]
     if not 0 <= index < len(images):
         raise ImageError(
             f"{path}: found {len(images)} series, numbered from 0; there is no series"
@@ -322,6 +348,21 @@ def _array(path: Path, inner: str) -> Any:
         return zarr.open_array(path, path=inner, mode="r")
 
 
+def label_groups(path: PathLike) -> list[str]:
+    """Return the paths of the label images that belong to the image of a store."""
+    store_path = existing(path)
+    groups = []
+    for folder in (store_path / "labels", store_path / "0" / "labels"):
+        if not is_zarr(folder):
+            continue
+        with suppress(
+            Exception
+        ):  # what is there is listed; damage is met when it is read
+            names = _ome_attributes(zarr.open_group(folder, mode="r")).get("labels", ())
+            groups += [str(folder / str(name)) for name in names]
+    return [group for group in groups if is_zarr(Path(group))]
+
+
 def _images(path: Path) -> list[list[_Level]]:
     """Return the levels of every image of a store."""
     try:
@@ -332,25 +373,7 @@ def _images(path: Path) -> list[list[_Level]]:
             f"{path}: is not a zarr store that can be read ({text})."
         ) from error
     if isinstance(node, zarr.Array):
-        attributes: Any = node.attrs
-        names = (
-            getattr(node.metadata, "dimension_names", None)
-            or attributes.get("_ARRAY_DIMENSIONS")
-            or ()
-        )
-        letters = "".join(str(name)[:1].upper() for name in names)
-        letters = letters if len(letters) == node.ndim else ""
-        return [
-            [
-                _Level(
-                    "",
-                    letters,
-                    (1.0,) * len(letters),
-                    (PIXEL,) * len(letters),
-                    record=Record.read(attributes.get(KEY)),
-                )
-            ]
-        ]
+        return [[_array_level(node)]]
     images = _multiscales(node, "")
     if not images:
         numbers = sorted(int(key) for key, _ in node.groups() if key.isdigit())
@@ -360,44 +383,113 @@ def _images(path: Path) -> list[list[_Level]]:
             for image in _multiscales(node[str(number)], f"{number}/")
         ]
     if not images:
-        raise ImageError(
-            f"{path}: is a zarr group without OME-Zarr multiscales; give the path of an"
-            " image in it."
-        )
+        raise _without_image(path, node)
     return images
 
 
-def _multiscales(group: Any, prefix: str) -> list[list[_Level]]:
+def _array_level(array: Any) -> _Level:
+    """Return the level of an array, whose dimensions may be named."""
+    attributes: Any = array.attrs
+    names = (
+        getattr(array.metadata, "dimension_names", None)
+        or attributes.get("_ARRAY_DIMENSIONS")
+        or ()
+    )
+    letters = ""
+    if isinstance(names, (list, tuple)) and len(names) == array.ndim:
+        letters = "".join(
+            _DIMENSIONS.get(str(name).lower(), str(name)[:1].upper()) for name in names
+        )
+    if len(set(letters)) < array.ndim or not set(letters) <= set("TCZYX"):
+        letters = ""  # such as "depth", "lat" and "lon"
+    ones = (1.0,) * len(letters)
+    record = Record.read(attributes.get(KEY))
+    return _Level("", letters, ones, (PIXEL,) * len(letters), record=record)
+
+
+def _without_image(path: Path, node: Any) -> ImageError:
+    """Return the error for a group without an image; it lists what is inside."""
+    ome = _ome_attributes(node)
+    plate = ome.get("plate")
+    if isinstance(plate, Mapping):
+        fields = []
+        for well in plate.get("wells", ())[:_LISTED]:
+            fields += [
+                f"{well['path']}/{key}" for key, _ in node[well["path"]].groups()
+            ]
+        return ImageError(
+            f"{path}: is a plate; give the path of one field, such as"
+            f" {path / fields[0] if fields else path} (fields: "
+            f"{', '.join(fields[:_LISTED])})."
+        )
+    inside = [f"{key} {tuple(a.shape)} {a.dtype}" for key, a in node.arrays()]
+    inside += [f"{key}/" for key, _ in node.groups()]
+    if not inside:
+        return ImageError(
+            f"{path}: is a zarr group without OME-Zarr multiscales or arrays; give the"
+            " path of an image."
+        )
+    first = inside[0].split(" ")[0]
+    return ImageError(
+        f"{path}: is a zarr group without OME-Zarr multiscales; inside are"
+        f" {', '.join(inside[:_LISTED])}: give the path of one, such as {path / first}."
+    )
+
+
+def _ome_attributes(group: Any) -> Mapping[str, Any]:
     attributes = dict(group.attrs)
     ome = attributes.get("ome", attributes)
-    names = tuple(
-        str(c.get("label") or f"channel {i}")
-        for i, c in enumerate(ome.get("omero", {}).get("channels", ()))
-    )
+    return ome if isinstance(ome, Mapping) else {}
+
+
+def _multiscales(group: Any, prefix: str) -> list[list[_Level]]:
+    """Return the levels of the images in a group. Raises `ImageError` for damage."""
+    try:
+        return _parse_multiscales(group, prefix)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ImageError(
+            f"{group.store.root}: its OME-Zarr metadata are damaged"
+            f" ({type(error).__name__}: {error}); write it again, or give the path of"
+            " an array in it."
+        ) from None
+
+
+def _parse_multiscales(group: Any, prefix: str) -> list[list[_Level]]:
+    ome = _ome_attributes(group)
+    names = _channel_names(ome)
     images = []
     for scales in ome.get("multiscales", ()):
         axes, units = _axes_of(scales.get("axes", ("t", "c", "z", "y", "x")))
         common_scale = _scale(scales, len(axes))
-        images.append(
-            [
+        levels = []
+        for i, data in enumerate(scales["datasets"]):
+            own_scale = _scale(data, len(axes))
+            levels.append(
                 _Level(
                     prefix + data["path"],
                     axes,
-                    tuple(
-                        a * b
-                        for a, b in zip(
-                            _scale(data, len(axes)), common_scale, strict=True
-                        )
-                    ),
+                    tuple(a * b for a, b in zip(own_scale, common_scale, strict=True)),
                     units,
                     names,
                     str(scales.get("name") or "").strip("/"),
-                    Record.read(attributes.get(KEY)) if i == 0 else None,
+                    Record.read(group.attrs.get(KEY)) if i == 0 else None,
+                    "image-label" in ome,
                 )
-                for i, data in enumerate(scales["datasets"])
-            ]
-        )
+            )
+        if levels:
+            images.append(levels)
     return images
+
+
+def _channel_names(ome: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names in the display settings, which may be damaged; then none."""
+    with suppress(AttributeError, TypeError):
+        channels = ome.get("omero", {}).get("channels", ())
+        return tuple(
+            str(channel.get("label") or f"channel {i}")
+            for i, channel in enumerate(channels)
+        )
+    return ()
 
 
 def _axes_of(axes: Any) -> tuple[str, tuple[str, ...]]:
@@ -414,5 +506,6 @@ def _axes_of(axes: Any) -> tuple[str, tuple[str, ...]]:
 def _scale(entry: Mapping[str, Any], ndim: int) -> tuple[float, ...]:
     for step in entry.get("coordinateTransformations", ()):
         if step.get("type") == "scale" and len(step.get("scale", ())) == ndim:
-            return tuple(float(v) for v in step["scale"])
+            # A step of 0 or NaN is none; its sign is a direction.
+            return tuple(size_of(value) or 1.0 for value in step["scale"])
     return (1.0,) * ndim

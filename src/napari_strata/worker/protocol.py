@@ -71,7 +71,7 @@ class Layer(_Request):
     units: tuple[str, ...] = ()
     name: str = ""
     channel_names: tuple[str, ...] = ()
-    series: int = 0
+    series: int | None = None
 
     @property
     def is_path(self) -> bool:

@@ -113,8 +113,8 @@ def memory_map(path: str) -> Array:
     file = existing(path)
     try:
         return np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever the bytes are
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ImageError(
             f"{file}: contains no array that can be mapped ({reason}); "
             "save it again with numpy.save."

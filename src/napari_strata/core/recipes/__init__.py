@@ -51,6 +51,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _ValueLoader(_Loader):
+    """Loader of a single value, which has no use for aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*) are not allowed")
+        return super().compose_node(parent, index)
+
+
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, with lists on one line and text such as 1e-3 in quotes."""
 
@@ -133,11 +142,12 @@ def parse_value(text: str) -> Any:
         When it is not YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    # A number of thousands of digits raises ValueError.
-    except (yaml.YAMLError, ValueError) as error:
+        return yaml.load(text, Loader=_ValueLoader)
+    # PyYAML raises errors of many kinds: KeyError for "!!bool abc", for example.
+    except Exception as error:
         raise RecipeError(
-            f"{text!r}{_where(error)}; put text with special characters in quotes."
+            f"{_shortened(text)!r}{_where(error)}; put text with special characters in "
+            "quotes."
         ) from None
 
 
@@ -153,7 +163,7 @@ def _bundled() -> dict[str, str]:
 def _parse(text: str, source: str, *, name: str = "") -> Recipe:
     try:
         raw = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except Exception as error:
         raise RecipeError(
             f"{source}{_where(error)}; mend that line or start from `napari-strata "
             "recipes`."
@@ -168,6 +178,15 @@ def _parse(text: str, source: str, *, name: str = "") -> Recipe:
     )
 
 
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _where(error: Exception) -> str:
     """Describe what is wrong with the YAML, and in which line."""
     mark, problem = (
@@ -175,4 +194,4 @@ def _where(error: Exception) -> str:
         getattr(error, "problem", None),
     )
     line = f", line {mark.line + 1}" if mark else ""
-    return f"{line}: not valid YAML ({problem or str(error).splitlines()[0]})"
+    return f"{line}: not valid YAML ({problem or _first_line(error)})"

@@ -21,6 +21,8 @@ from napari_strata.core import axes as _axes
 from napari_strata.core.errors import StrataError
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import read_image, write_image, write_labels
+from napari_strata.io.corrections import stored_values
+from napari_strata.io.formats import find_reader
 from napari_strata.plugin import (
     METADATA,
     default_axes,
@@ -179,7 +181,7 @@ def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
     series = int(stored.get("series") or 0)
     geometry = {"axes": image.axes, "scale": image.scale, "units": image.units}
     try:
-        file = read_image(path, series=series)
+        file = stored_values(read_image(path, series=series))
         if (file.shape, file.dtype) != (image.shape, image.dtype):
             return None
         middle = {axis: image.size(axis) // 2 for axis in "TZ" if axis in image.axes}
@@ -189,9 +191,8 @@ def _own_file(layer: ImageLayer, image: Image) -> Layer | None:
             return None
     except (StrataError, OSError, ValueError):
         return None
-    if series == 0 and all(
-        getattr(file, key) == value for key, value in geometry.items()
-    ):
+    is_only = find_reader(path).count(path) == 1
+    if is_only and all(getattr(file, key) == value for key, value in geometry.items()):
         return Layer(path=str(path))
     large = image.dtype.itemsize * prod(image.shape) > MAX_COPY_BYTES
     return (
