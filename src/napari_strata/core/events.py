@@ -364,7 +364,13 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(value: Any, hint: str) -> Any:
-    kinds = {"str": str, "int": int, "bool": (bool, int), "dict": dict, "tuple": list}
+    kinds: dict[str, Any] = {
+        "str": str,
+        "int": int,
+        "bool": (bool, int),
+        "dict": dict,
+        "tuple": list,
+    }
     kind = kinds.get(hint.split("[")[0])
     if kind is not None and not isinstance(value, kind):
         raise TypeError(f"found {value!r}; needed is {hint}")

@@ -155,7 +155,7 @@ def _opened(path: Path, *, labels: bool = False) -> Iterator[PIL.Image.Image]:
             picture = PIL.Image.open(path, formats=_FORMATS)
         except (OSError, SyntaxError, ValueError) as error:
             content = content_of(path)
-            if content:
+            if content and "PNG" not in content and "JPEG" not in content:
                 raise ImageError(
                     f"{path}: not a PNG or JPEG image: it is {content}."
                 ) from error
