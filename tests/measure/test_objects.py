@@ -319,7 +319,7 @@ def test_what_cannot_be_used_is_said() -> None:
     for wrong in (0, -2, float("nan")):
         with pytest.raises(ImageError, match="split="):
             find_objects(make(mask), split=wrong)
-    with pytest.raises(ImageError, match="positive"):
+    with pytest.raises(ImageError, match="above 0"):
         find_objects(make(mask, scale=(0.0, 1.0, 1.0)), smallest=1)
 
 

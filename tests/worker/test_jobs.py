@@ -478,7 +478,7 @@ def test_errors_of_a_layer_are_reported(
 ) -> None:
     request = train_request(tmp_path, pair)
     (tmp_path / "BROKEN.npy").write_bytes((tmp_path / "image.npy").read_bytes()[:200])
-    np.save(tmp_path / "FLOATS.npy", np.asarray(pair.labels.data) / 3)
+    np.save(tmp_path / "FLOATS.npy", np.asarray(pair.labels.data) / 2)
     np.save(tmp_path / "IMAGE.npy", np.asarray(pair.image.data))
     for value in change.values():
         if value and value["path"].isupper():

@@ -132,7 +132,7 @@ def groups(image: Image, *, whole: bool) -> list[list[dict[str, int | slice]]]:
 def pixel_size(image: Image, letters: str, *, needed: bool = True) -> tuple[float, ...]:
     """Pixel size along `letters`.
 
-    Raises `ImageError` when it is `needed` and not positive, or in several units.
+    Raises `ImageError` when it is `needed` and in several units.
     """
     sizes = tuple(image.pixel_size[axis] for axis in letters)
     units = [image.units[image.axes.index(axis)] for axis in letters]
@@ -142,11 +142,6 @@ def pixel_size(image: Image, letters: str, *, needed: bool = True) -> tuple[floa
     for axis, size, unit in zip(letters, sizes, units, strict=True):
         parts.append(f"{axis} {size:g} {unit}")
     text = ", ".join(parts)
-    if any(not math.isfinite(size) or size <= 0 for size in sizes):
-        raise ImageError(
-            f"{image.name}: found the pixel size {text}; needed are positive numbers: "
-            "correct the file."
-        )
     if len(set(units)) > 1:
         raise ImageError(
             f"{image.name}: found the pixel size {text}; volumes and distances need one"

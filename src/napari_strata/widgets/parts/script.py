@@ -227,7 +227,7 @@ def _list(items: Sequence[str]) -> str:
 def _image(layer: Layer, axes: str | None) -> str:
     letters = layer.axes or axes
     arguments = [repr(layer.path)] + ([f"axes={letters!r}"] if letters else [])
-    arguments += [f"series={layer.series}"] if layer.series else []
+    arguments += [f"series={layer.series}"] if layer.series is not None else []
     call = f"ns.read_image({', '.join(arguments)})"
     geometry = {"scale": layer.scale, "units": layer.units, "name": layer.name}
     changed = ", ".join(f"{key}={value!r}" for key, value in geometry.items() if value)
