@@ -265,8 +265,8 @@ class ClassMap(BaseModel):
             stray = f"#{int(packed[~is_known][0]):06x}"
             raise LabelError(
                 f"colour {stray} is not in the class map {list(self.colors)}: add it "
-                "as a class. If the mask was smoothed, resized or saved as JPEG, save it "
-                "again without."
+                "as a class. If the mask was smoothed, resized or saved as JPEG, save "
+                "it again without."
             )
         return out
 
