@@ -42,7 +42,7 @@ TERMS = {
     "tversky": "Tversky loss",
     "lovasz": "Lov\N{LATIN SMALL LETTER A WITH ACUTE}sz loss",
 }
-"""Names of the terms of a loss."""
+"""Names of the losses in reports, by their name in the recipe."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ Logits and labels are first reduced to the labelled pixels, so that unlabelled p
 have no influence on the loss or its gradient. All arithmetic is float32, also under
 autocast.
 
-To add a loss, write a function with `register_loss` and add its name to `LossName` in
-the recipe.
+To add a loss, write a function with `register_loss`, and add its name to `LossName`
+in `core.recipe` and to `TERMS` in `report.sections`. A test compares the three.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class Loss:
         Parameters
         ----------
         logits
-            (N, K, H, W), any float dtype.
+            (N, K, *spatial), any float dtype; spatial is (H, W) or (D, H, W).
         labels
-            (N, H, W) class indices of an integer dtype, `IGNORE` where unlabelled.
+            (N, *spatial) class indices of an integer dtype, `IGNORE` where unlabelled.
         """
         return self.total(self.terms(logits, labels))
 

@@ -100,7 +100,8 @@ def run(job: Job) -> Events:
 
 
 @run.register
-def _(job: TrainJob) -> Events:
+def run_train(job: TrainJob) -> Events:
+    """Train a model, or resume its training."""
     events = iter_train(
         _recipe(job.recipe),
         open_pairs(job),
@@ -128,7 +129,8 @@ def _(job: TrainJob) -> Events:
 
 
 @run.register
-def _(job: PlanJob) -> Events:
+def run_plan(job: PlanJob) -> Events:
+    """Plan a training without starting it."""
     validation = open_pairs(job.validation) if job.validation else None
     training_job = TrainingJob(
         _recipe(job.recipe),
@@ -162,7 +164,8 @@ def _(job: PlanJob) -> Events:
 
 
 @run.register
-def _(job: PredictJob) -> Events:
+def run_predict(job: PredictJob) -> Events:
+    """Predict files, or one image to a file or an array."""
     options = _options(job).updated(probabilities=job.probabilities, ortho=job.ortho)
     if job.image is None:
         yield from predict_files(
@@ -181,7 +184,8 @@ def _(job: PredictJob) -> Events:
 
 
 @run.register
-def _(job: EvaluateJob) -> Events:
+def run_evaluate(job: EvaluateJob) -> Events:
+    """Score a model on images, or a label file against reference labels."""
     out = Path(job.out).expanduser() if job.out else None
     if job.model is not None and job.images:
         pairs = open_pairs(Pairs(images=job.images, labels=job.labels, axes=job.axes))
@@ -194,7 +198,8 @@ def _(job: EvaluateJob) -> Events:
 
 
 @run.register
-def _(job: InfoJob) -> Events:
+def run_info(job: InfoJob) -> Events:
+    """Describe an image file or a model."""
     yield from ()
     path = Path(job.path).expanduser()
     if (
@@ -214,14 +219,8 @@ def _(job: InfoJob) -> Events:
     return _model_info(models, model_path, fit)
 
 
-@run.register
-def _(job: SegmentJob) -> Events:
-    return (yield from run_segment(job))
-
-
-@run.register
-def _(job: NextWindowJob) -> Events:
-    return (yield from run_next_window(job))
+run.register(SegmentJob, run_segment)
+run.register(NextWindowJob, run_next_window)
 
 
 def release_memory() -> None:
