@@ -132,7 +132,7 @@ def test_its_predictor_computes_in_float32(run: Path) -> None:
 
 
 def test_it_is_no_torch_network(run: Path) -> None:
-    with pytest.raises(ModelError, match="no torch network"):
+    with pytest.raises(ModelError, match="not a torch network"):
         Model.load(run).build()
 
 

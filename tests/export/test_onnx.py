@@ -117,7 +117,7 @@ def test_the_command_line_refuses(exported: Path) -> None:
     assert "exists already" in str(result.exception)
     assert exported.stat().st_mtime_ns == before
     result = call("export", saved, "--to", "onyx", "--out", exported, "--overwrite")
-    assert "found exporter 'onyx'; choose one of " in str(result.exception)
+    assert "There is no exporter 'onyx'; choose one of " in str(result.exception)
 
 
 def test_metadata(model: ns.Model, exported: Path) -> None:
@@ -235,5 +235,5 @@ def other_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("other_kind")
 def test_other_predictors_are_refused(model: ns.Model, tmp_path: Path) -> None:
     spec = model.spec.model_copy(update={"network": NoNetwork()})
-    with pytest.raises(ModelError, match="'no_network', which is no network; only"):
+    with pytest.raises(ModelError, match="'no_network', which is not a network; only"):
         ns.export_model(replace(model, spec=spec), "onnx", tmp_path / "model.onnx")

@@ -57,7 +57,7 @@ def test_an_unregistered_exporter_is_refused_and_all_are_named(
     model: ns.Model, tmp_path: Path
 ) -> None:
     text = refuses(RunError, model, tmp_path / "a.json")
-    names = text.removeprefix("found exporter 'toy'; choose one of ").rstrip(".")
+    names = text.removeprefix("There is no exporter 'toy'; choose one of ").rstrip(".")
     assert "onnx" in names.split(", ")
 
 

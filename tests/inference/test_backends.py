@@ -81,7 +81,7 @@ def test_an_interrupted_prediction_does_not_go_on_with_another(
 def test_what_cannot_be_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="choose one of torch, onnx, openvino"):
         check_backend("tensorrt", CPU, "auto")
-    with pytest.raises(RunError, match="computes on the CPU here"):
+    with pytest.raises(RunError, match="this backend runs only on the CPU"):
         check_backend("onnx", torch.device("cuda"), "auto")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(RunError, match=r"pip install 'napari-strata\[openvino\]'"):

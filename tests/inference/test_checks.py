@@ -87,7 +87,7 @@ def test_a_3d_model_minds_the_depth_of_voxels_and_a_2d_one_does_not():
         axes="ZYX",
     )
     assert (
-        "found pixel size 2 micrometer along Z; the model was trained at 4: structures look 2 times larger"
+        "found pixel size 2 micrometer along Z; the model was trained at 4: structures appear 2 times larger than in training"
         in text
     )
 

@@ -29,7 +29,7 @@ from napari_strata.inference.batch import predict_files
 from napari_strata.inference.dask import (
     Cluster,
     ClusterPrediction,
-    Order,
+    PredictionRequest,
     WorkerFacts,
     common_threads,
     compare_workers,
@@ -283,7 +283,7 @@ def test_another_image_under_the_same_path_is_refused(cluster, shared, tmp_path)
     image = Image(PAIR.image.data[::-1].copy(), "ZYX", source=str(shared / "image.tif"))
     with pytest.raises(
         RunError,
-        match=r"image\.tif: reads otherwise there than here; needed is the same file",
+        match=r"image\.tif: has different content on the worker; needed is the same file",
     ):
         list(
             iter_predict(
@@ -305,7 +305,7 @@ def test_parts_of_another_origin_are_refused_and_stay(cluster, shared, tmp_path)
     before = contents(tmp_path)
     with pytest.raises(
         RunError,
-        match="another choice of flips and turns; work of others is not discarded",
+        match="another choice of flips and turns; planes of other processes are not deleted",
     ):
         list(job(shared, tmp_path / "x.tif", cluster, tta=True))
     assert contents(tmp_path) == before
@@ -402,11 +402,11 @@ def test_what_a_worker_met_is_told_and_is_not_taken_for_a_lost_scheduler():
             raise error
 
         with pytest.raises(RunError) as caught:
-            workers._result(SimpleNamespace(result=result, status=status), "region 1/4")
+            workers._result(SimpleNamespace(result=result, status=status), "part 1/4")
         return str(caught.value)
 
     assert told(PermissionError("no entry"), "error").startswith(
-        "region 1/4: a worker met PermissionError: no entry;"
+        "part 1/4: PermissionError on a worker: no entry. Correct this and run"
     )
     assert told(OSError("closed"), "lost").startswith("tcp://x:1: lost the scheduler")
     assert told(CancelledError("x"), "cancelled").startswith(
@@ -419,9 +419,11 @@ def test_a_cluster_whose_workers_are_gone_is_told(shared, tmp_path):
     subject = PredictionInput(
         read_image(shared / "image.tif"), load_models(tiny_model(PAIR))
     )
-    order = Order.of(shared / "model.safetensors", subject, tmp_path / "x.tif", OPTIONS)
+    request = PredictionRequest.of(
+        shared / "model.safetensors", subject, tmp_path / "x.tif", OPTIONS
+    )
     with pytest.raises(RunError, match=r"tcp://x:1: the workers are gone"):
-        ClusterPrediction(SimpleNamespace(address="tcp://x:1", client=client), order)
+        ClusterPrediction(SimpleNamespace(address="tcp://x:1", client=client), request)
 
 
 def test_workers_of_one_host_share_its_cores_and_all_have_as_manycommon_threads():

@@ -185,7 +185,8 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write_all", full)
         with pytest.raises(
-            RunError, match=r"disk is full.*run the same again: 1 of 3 planes are kept"
+            RunError,
+            match=r"disk is full.*run the same command again: 1 of 3 planes are kept",
         ):
             out.write(1, plane(1), [1, 19])
     out.close()

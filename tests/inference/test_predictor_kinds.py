@@ -1,4 +1,4 @@
-"""A predictor from outside the package, which is no network, predicts as networks do."""
+"""A predictor from outside the package, which is not a network, predicts as networks do."""
 
 from __future__ import annotations
 

@@ -112,7 +112,8 @@ def test_parts_cover_everything_once_and_are_of_nearly_equal_size(count, length)
 @pytest.mark.parametrize("text", ["0/3", "4/3", "x", "1", "-1/3", "1/0", "1/2/3", ""])
 def test_parts_that_there_are_not_are_refused(text, tmp_path):
     with pytest.raises(
-        RunError, match=r"found part .*needed is i/n with i from 1 to n, as 2/3"
+        RunError,
+        match=r"part .* is not possible; it must be i/n with i from 1 to n, for example 2/3",
     ):
         run(tmp_path / "x.tif", text)
     assert list(tmp_path.iterdir()) == []
@@ -151,11 +152,14 @@ def test_each_part_says_how_things_stand(tmp_path):
     assert [
         (e.region["Z"], e.done, e.regions) for e in events if isinstance(e, RegionEnd)
     ] == [(1, 1, 2), (2, 2, 2)]
-    assert said(events)[-1] == "part 2 of 3 is done: planes 2 to 3; 2 parts are to come"
+    assert (
+        said(events)[-1]
+        == "part 2 of 3 is done: planes 2 to 3; 2 parts are not finished yet"
+    )
     assert not any(isinstance(e, PredictionEnd) for e in events)
     assert said(Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="1/3"))[
         -1
-    ].endswith("1 part is to come")
+    ].endswith("1 part is not finished yet")
     with pytest.raises(RunError, match="not finished"):
         _ = run(out, "1/3").labels
     *_, last = Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="3/3")
@@ -172,7 +176,8 @@ def test_there_may_be_more_parts_than_planes(tmp_path):
         for i in range(1, 7)
     ]
     assert (
-        texts[0] == "part 1 of 7 is done: no plane is left for it; 5 parts are to come"
+        texts[0]
+        == "part 1 of 7 is done: no plane is left for it; 5 parts are not finished yet"
     )
     run(out, "7/7")
     assert contents(tmp_path) == whole()
@@ -246,7 +251,7 @@ def test_parts_of_another_model_are_refused_and_stay(tmp_path, part):
     )
     with pytest.raises(
         RunError,
-        match=r"prediction with another model; work of others is not discarded: .*remove",
+        match=r"prediction with another model; planes of other processes are not deleted: .*remove",
     ):
         list(Prediction(other, PAIR.image, out=out, options=OPTIONS, part=part))
     with pytest.raises(
@@ -264,7 +269,7 @@ def test_a_part_is_refused_where_one_process_left_something_else(tmp_path):
     before = contents(tmp_path)
     with pytest.raises(
         RunError,
-        match="another choice of flips and turns; work of others is not discarded",
+        match="another choice of flips and turns; planes of other processes are not deleted",
     ):
         run(tmp_path / "x.tif", "1/3")
     assert contents(tmp_path) == before
@@ -297,7 +302,7 @@ def test_damage_to_planes_of_others_is_found_before_the_file_is_written(tmp_path
     array.flush()
     with pytest.raises(
         RunError,
-        match=r"found 1 planes that are not as they were written, the first of them 2; run",
+        match=r"found 1 damaged planes \(wrong checksum\), the first is plane 2; run",
     ):
         run(out, "2/2")
     assert not out.exists()
@@ -309,12 +314,12 @@ def test_the_file_is_put_together_by_one_process_only(tmp_path):
     out = tmp_path / "x.tif"
     run(out, "1/2")
     lock = tmp_path / "x.tif.partial" / "assembly.lock"
-    lock.write_text("node7, process 123")
+    lock.write_text("123\nnode7\n")
     *_, text = said(
         Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="2/2")
     )
-    assert "part 2 of 2 is done: planes 3 to 5; node7, process 123, writes" in text
-    assert f"remove {lock}, run this again" in text
+    assert "part 2 of 2 is done: planes 3 to 5. Process 123 on node7 is writing" in text
+    assert f"remove {lock} and run the command again" in text
     assert not out.exists()
     lock.unlink()
     assert run(out, "1/2").complete
@@ -340,7 +345,7 @@ def test_a_part_whose_folder_goes_while_it_looks_says_that_all_is_written(
     )
     assert (
         text
-        == f"part 2 of 2 is done: planes 3 to 5; so is every other, and {out} is written"
+        == f"part 2 of 2 is done: planes 3 to 5; all other parts are done too, and {out} has been written"
     )
     assert contents(tmp_path) == whole()
 
@@ -497,7 +502,9 @@ def test_arrays_are_made_once_and_checked(tmp_path):
     assert two.recorded_planes() == {1, 3}
     assert two.pixels.keys() == {3}
     one.close()
-    with pytest.raises(RunError, match="prediction with another shape; work of others"):
+    with pytest.raises(
+        RunError, match="prediction with another shape; planes of other"
+    ):
         ResumableOutput(
             tmp_path / "x.tif",
             OutputSpec(4, (9, 9), spec.dtype),
@@ -583,11 +590,11 @@ def test_the_command_line_takes_parts(tmp_path, monkeypatch, capsys):
         assert len(found.err.splitlines()) <= 1
         return found.out + found.err
 
-    assert "found part 3/2; needed is i/n" in call("--part", "3/2")
+    assert "part 3/2 is not possible; it must be i/n" in call("--part", "3/2")
     assert "found a part and a scheduler" in call(
         "--part", "1/2", "--scheduler", "local:1"
     )
-    assert "part 2 of 2 is done: planes 3 to 5; 1 part is to come" in call(
+    assert "part 2 of 2 is done: planes 3 to 5; 1 part is not finished yet" in call(
         "--part", "2/2", "--device", "cpu"
     )
     assert "x.tif" in call("--part", "1/2", "--device", "cpu")

@@ -280,9 +280,9 @@ def test_voxels_that_are_not_finite_are_counted_in_their_planes():
 
 
 def test_a_3d_model_wants_a_stack_and_no_views():
-    with pytest.raises(ImageError, match=r"single plane.*sees volumes.*axis Z"):
+    with pytest.raises(ImageError, match=r"single plane.*needs volumes.*axis Z"):
         predict(model(), Image(grey(24, 20), "YX"), options=OPTIONS)
-    with pytest.raises(RunError, match=r"sees volumes as it is.*plain 2D model"):
+    with pytest.raises(RunError, match=r"needs volumes.*plain 2D model"):
         predict(model(), PAIR.image, options=OPTIONS.updated(ortho=True))
 
 

@@ -316,7 +316,9 @@ def test_a_kept_training_is_offered_and_can_be_stopped(
     _wait_buttons(found.recovery, qtbot)
     assert "continues without napari" in found.recovery.text()
     next(
-        button for button in found.recovery.buttons() if button.text() == "Follow"
+        button
+        for button in found.recovery.buttons()
+        if button.text() == "Show progress"
     ).click()
     _wait_epochs(found.panel.curves, 2, qtbot)
     next(

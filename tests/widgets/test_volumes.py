@@ -103,7 +103,7 @@ def test_a_3d_model_from_sparse_slices_to_one_plane_and_the_whole_volume(
 
     _, other = viewer.window.add_plugin_dock_widget("napari-strata", "Predict")
     qtbot.waitUntil(lambda: other.model.spec is not None, timeout=PATIENCE)
-    assert "sees volumes" in other.model.text.text()
+    assert "needs volumes" in other.model.text.text()
     assert not other.averaging.directions.enabled
     assert (
         other.averaging.directions.tooltip == "This model sees whole volumes already."

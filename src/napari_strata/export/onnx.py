@@ -55,7 +55,7 @@ def export_onnx(models: Ensemble, path: Path) -> list[str]:
     Raises
     ------
     ModelError
-        For several models, a model that is no network, and one that is too large.
+        For several models, a model that is not a network, and one that is too large.
     RunError
         When a package is missing, the network cannot be made into a graph, or the graph
         does not compute what the network does.
@@ -72,8 +72,8 @@ def export_onnx(models: Ensemble, path: Path) -> list[str]:
     predictor = build_predictor(model, options).predictor
     if not isinstance(predictor, NetworkPredictor):
         raise ModelError(
-            f"found a model of kind {spec.network.kind!r}, which is no network; only "
-            "networks can be exported to ONNX."
+            f"found a model of kind {spec.network.kind!r}, which is not a network; "
+            "only networks can be exported to ONNX."
         )
     network = predictor.network
     size = sum(p.numel() * p.element_size() for p in network.parameters())

@@ -51,7 +51,8 @@ def find_exporter(name: str) -> Exporter:
         import_module(f"{export.__name__}.{module.name}")
     if name not in _EXPORTERS:
         raise RunError(
-            f"found exporter {name!r}; choose one of {', '.join(sorted(_EXPORTERS))}."
+            f"There is no exporter {name!r}; choose one of "
+            f"{', '.join(sorted(_EXPORTERS))}."
         )
     return _EXPORTERS[name]
 

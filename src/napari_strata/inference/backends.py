@@ -68,13 +68,15 @@ def check_backend(name: str, device: torch.device, precision: str) -> str:
         device or precision.
     """
     if name not in BACKENDS:
-        raise RunError(f"found backend {name!r}; choose one of {', '.join(BACKENDS)}.")
+        raise RunError(
+            f"There is no backend {name!r}; choose one of {', '.join(BACKENDS)}."
+        )
     if name == "torch":
         return precision
     if device.type != "cpu":
         raise RunError(
-            f"found backend {name!r} on {device}; it computes on the CPU here: leave "
-            "it out, or device=cpu."
+            f"found backend {name!r} on {device}; this backend runs only on the CPU: "
+            "remove the option, or set device=cpu."
         )
     runtime = "onnxruntime" if name == "onnx" else "openvino"
     check_packages(f"backend {name!r}", runtime, extra=name)

@@ -56,8 +56,8 @@ READ_ONLY_SUFFIXES = (
     ".h5",
     ".nii",
 )
-"""Suffixes of files that labels are not written to. Nobody wants a folder of such a
-name, so they are refused as one."""
+"""Suffixes of files that labels are not written to. A folder with such a
+suffix is probably a mistake, so it is refused."""
 
 COLUMNS = ("source", "output", "status", "seconds", "message")
 
@@ -94,9 +94,9 @@ def predict_files(
     series
         image to take from files that have several; see `read_image`.
     part
-        "i/n": of a single input the i-th of n shares of planes, of several every n-th
-        file from the i-th on, with a report of its own (``report.2of3.csv``); see
-        `iter_predict`.
+        "i/n". With one input: the i-th of n shares of its planes. With several: every
+        n-th file, starting with the i-th, and a report of its own
+        (``report.2of3.csv``). See `iter_predict`.
     scheduler
         see `iter_predict`; files are predicted one after another, each by all workers.
 
@@ -315,8 +315,8 @@ class Report:
                 earlier = tuple(reader.fieldnames or ())
                 if earlier[: len(COLUMNS)] != COLUMNS:
                     raise RunError(
-                        f"{path}: found a file that is not our report; choose another "
-                        "folder for labels."
+                        f"{path}: found a file that was not written by napari-strata; "
+                        "choose another folder for labels."
                     )
                 rows = {row["output"]: row for row in reader}
             columns = tuple(dict.fromkeys((*columns, *earlier)))

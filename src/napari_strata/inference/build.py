@@ -35,7 +35,7 @@ def _build_pixel_predictor(model: Model, options: PredictOptions) -> PixelPredic
 
 
 _BUILDERS: dict[str, PredictorBuilder] = {"pixels": _build_pixel_predictor}
-"""Builders of predictors that are no torch networks, by kind."""
+"""Builders of predictors that are not torch networks, by kind."""
 
 
 def register_predictor(kind: str, build: PredictorBuilder) -> None:

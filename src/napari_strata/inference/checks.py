@@ -77,7 +77,7 @@ def _check_kind(spec: ModelSpec, image: Image) -> None:
         )
     if spec.depth is not None and "Z" not in image.axes:
         raise ImageError(
-            f"{image.name}: found a single plane ({image.axes}), and the model sees "
+            f"{image.name}: found a single plane ({image.axes}), and the model needs "
             "volumes; give a stack with an axis Z (check --axes), or use a 2D model."
         )
 
@@ -86,7 +86,7 @@ def _check_views(spec: ModelSpec, image: Image) -> None:
     """Raise an error when a model cannot predict three views of the image."""
     obstacle = ""
     if spec.depth:
-        obstacle = "sees volumes as it is"
+        obstacle = "needs volumes"
     elif spec.neighbours:
         obstacle = "has neighbours, which are slices along Z"
     elif spec.resize:
@@ -149,9 +149,9 @@ def _compare_pixel_size(spec: ModelSpec, image: Image) -> Iterator[str]:
         comparison = "larger" if image_size < model_size else "smaller"
         yield (
             f"{image.name}: found pixel size {image_size:g} {image.pixel_unit}{along}; "
-            f"the model was trained at {model_size:g}: structures look {factor:.2g} "
-            f"times {comparison} to it. Expect worse labels, or rescale the image "
-            "first."
+            f"the model was trained at {model_size:g}: structures appear {factor:.2g} "
+            f"times {comparison} than in training. Expect worse labels, or rescale the "
+            "image first."
         )
         return
 
@@ -161,7 +161,7 @@ def _compare_grey_values(
 ) -> Iterator[str]:
     """Warn when grey values cannot mean what they meant in training.
 
-    Never where each image has its own scale.
+    No warning if each image is scaled by its own values.
     """
     kind = spec.normalization.kind
     if kind == "relative":

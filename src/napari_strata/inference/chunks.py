@@ -1,9 +1,8 @@
 """Chunks: parts of an image that are predicted together and give whole planes.
 
 A 2D model takes plane by plane. A 3D model takes the planes of one row of tiles at a
-time, with the halo that informs them, and so does a fusion of three views. Memory then
-holds one chunk, however deep the volume is. Models that blend their tiles take a volume
-in one piece.
+time, with their halo, and so does a fusion of three views. Memory then holds one chunk,
+however deep the volume is. Models that blend their tiles take a volume in one piece.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 VIEW_VALUES = 2**27
 """About how many float32 probabilities a chunk of three views holds (half a gigabyte),
-unless the halo needs more planes; the halo's own come on top. The same on every
+unless the halo needs more planes; values of the halo are extra. The same on every
 machine."""
 
 
@@ -122,13 +121,13 @@ def _plan_views(
 ) -> list[tuple[slice, slice, slice]]:
     """Read, keep and write along Z for three views.
 
-    Chunks are as thick as memory bears, and never thinner than their halo.
+    Chunks are as thick as memory allows, and never thinner than their halo.
     """
     depth = image.size("Z")
     stretch = min(pixel_stretch(image))
     halo = math.ceil(shared_halo(specs) / stretch)
-    # Upright views start where a model would start a tile, as nearly as planes of this
-    # thickness allow.
+    # XZ and YZ views start where a model would start a tile, as nearly as planes of
+    # this thickness allow.
     stride = math.ceil(shared_stride(specs) * max(1.0, 1 / stretch))
     plane_values = image.size("Y") * image.size("X") * len(specs[0].classes)
     thickness = max(VIEW_VALUES // plane_values, halo, 1)

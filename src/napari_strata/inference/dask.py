@@ -99,8 +99,8 @@ class Cluster:
     Raises
     ------
     RunError
-        when the extra ``distributed`` is missing, the address is none, or no scheduler
-        or no worker answers.
+        when the extra ``distributed`` is missing, the address is not valid, or no
+        scheduler or no worker answers.
     """
 
     def __init__(self, address: str) -> None:
@@ -241,8 +241,8 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Order:
-    """A prediction for workers: paths, and digests that show that files are the same.
+class PredictionRequest:
+    """Request to workers: paths, and digests that show that files are the same.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ class Order:
     digest, fingerprint
         of the models and of the image.
     threads
-        of torch, for each worker; another number would add in another order.
+        of torch, for each worker; labels depend on it in single pixels.
     """
 
     models: tuple[str, ...]
@@ -275,10 +275,10 @@ class Order:
         inputs: PredictionInput,
         out: Path,
         options: PredictOptions,
-    ) -> Order:
+    ) -> PredictionRequest:
         """Describe a prediction.
 
-        Raises `RunError` when model or image are no files, which workers could open.
+        Raises `RunError` when model or image are not files, which workers could open.
         """
         models: Sequence[Any] = [model]
         if not isinstance(model, (str, os.PathLike, Model, Ensemble)):
@@ -355,25 +355,25 @@ class ClusterPrediction:
     ----------
     cluster
         of the workers.
-    order
-        see `Order`.
+    request
+        see `PredictionRequest`.
 
     Raises
     ------
     RunError
         when a worker does not see a path, has another version of this package, or
-        computes otherwise than the others.
+        computes differently from the others.
     """
 
-    def __init__(self, cluster: Cluster, order: Order) -> None:
-        with _token_file(Path(order.out)) as token:
+    def __init__(self, cluster: Cluster, request: PredictionRequest) -> None:
+        with _token_file(Path(request.out)) as token:
             replies: dict[str, Any] = cluster.client.run(
-                inspect_worker, order, str(token), on_error="return"
+                inspect_worker, request, str(token), on_error="return"
             )
         if not replies:
             raise RunError(
                 f"{cluster.address}: the workers are gone; start some and run the same "
-                "again."
+                "command again."
             )
         facts = {}
         for address, reply in replies.items():
@@ -383,16 +383,16 @@ class ClusterPrediction:
         threads = common_threads(facts)
         if cluster.local_workers:
             threads = torch.get_num_threads()
-        self.order = replace(order, threads=threads)
+        self.request = replace(request, threads=threads)
         self._device_kind = next(iter(facts.values())).device
         self._resources = cluster.task_resources()
         future = cluster.client.submit(
-            plan_on_worker, self.order, pure=False, resources=self._resources
+            plan_on_worker, self.request, pure=False, resources=self._resources
         )
         for finished in self._iter_finished([future]):
             if isinstance(finished, Message):
                 self.messages.append(finished)
-        self._plan: WorkerPlan = _check_refusal(self._result(future, order.image))
+        self._plan: WorkerPlan = _check_refusal(self._result(future, request.image))
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -402,7 +402,7 @@ class ClusterPrediction:
     @property
     def device(self) -> str:
         """Workers in words: ``2 workers, 1 thread each, CPU, 2 cores``."""
-        count, threads = len(self.cluster.workers()), self.order.threads
+        count, threads = len(self.cluster.workers()), self.request.threads
         text = "1 worker" if count == 1 else f"{count} workers"
         if self._device_kind == "cpu":
             text += ", 1 thread each" if threads == 1 else f", {threads} threads each"
@@ -431,7 +431,7 @@ class ClusterPrediction:
         futures = client.map(
             predict_shard,
             missing,
-            order=self.order,
+            request=self.request,
             pure=False,
             retries=RETRIES,
             resources=self._resources,
@@ -445,7 +445,7 @@ class ClusterPrediction:
                 if isinstance(future, Message):
                     yield future
                     continue
-                result = self._result(future, f"region {shards[future.key]}")
+                result = self._result(future, f"part {shards[future.key]}")
                 # Or the scheduler would have it computed again when the worker that
                 # keeps the result is lost.
                 future.release()
@@ -506,8 +506,8 @@ class ClusterPrediction:
             lost = workers - present
             if lost:
                 yield Message(
-                    f"lost worker {', '.join(sorted(lost))}; what it was doing is done "
-                    "again by another",
+                    f"lost worker {', '.join(sorted(lost))}; another worker repeats "
+                    "its part",
                     "warning",
                 )
             workers = present
@@ -516,8 +516,8 @@ class ClusterPrediction:
             if last_look - last_worker > NO_WORKERS_TIMEOUT:
                 raise RunError(
                     f"{self.cluster.address}: no worker has been there for "
-                    f"{NO_WORKERS_TIMEOUT:.0f} s; start some and run the same again, "
-                    "what is finished is kept."
+                    f"{NO_WORKERS_TIMEOUT:.0f} s; start some and run the same command "
+                    "again; finished planes are kept."
                 )
 
     def _result(self, future: Future, name: str) -> Any:
@@ -528,21 +528,21 @@ class ClusterPrediction:
             return future.result()
         except KilledWorker:
             raise RunError(
-                f"{name}: the workers that tried died one after another, for want of "
-                "memory perhaps; give workers more memory or smaller tiles, and run "
-                "the same again, what is finished is kept."
+                f"{name}: all workers that tried this part crashed, perhaps because "
+                "memory ran out; give workers more memory or smaller tiles, and run "
+                "the same command again; finished planes are kept."
             ) from None
         except (CancelledError, OSError, TimeoutError) as error:
             if future.status == "error":
                 # An error of the task itself, which was retried in vain.
                 text = " ".join(str(error).split())[:160]
                 raise RunError(
-                    f"{name}: a worker met {type(error).__name__}: {text}; run the "
-                    "same again when that is mended, what is finished is kept."
+                    f"{name}: {type(error).__name__} on a worker: {text}. Correct this "
+                    "and run the same command again; finished planes are kept."
                 ) from None
             raise RunError(
-                f"{self.cluster.address}: lost the scheduler; start it and the same "
-                "again, what is finished is kept."
+                f"{self.cluster.address}: lost the scheduler; start the scheduler and "
+                "run the same command again; finished planes are kept."
             ) from None
 
 
@@ -622,14 +622,13 @@ def compare_workers(facts: Mapping[str, WorkerFacts]) -> list[Message]:
             raise RunError(
                 f"worker {first_address} computes on {first.device} in "
                 f"{first.precision}, worker {address} on {fact.device} in "
-                f"{fact.precision}, which gives other labels; use workers of one kind, "
-                "or --device cpu."
+                f"{fact.precision}, which gives different labels; use workers of one "
+                "kind, or --device cpu."
             )
         if fact.versions["torch"] != versions["torch"] and not messages:
             text = (
                 f"worker {address}: found torch {fact.versions['torch']}, and here is "
-                f"{versions['torch']}; single pixels may be labelled otherwise than "
-                "here."
+                f"{versions['torch']}; single pixels may get different labels."
             )
             messages.append(Message(text, "warning"))
     return messages
@@ -638,7 +637,7 @@ def compare_workers(facts: Mapping[str, WorkerFacts]) -> list[Message]:
 # The functions below run on the workers.
 
 
-def inspect_worker(order: Order, token: str) -> WorkerFacts:
+def inspect_worker(request: PredictionRequest, token: str) -> WorkerFacts:
     """Report the paths that this worker does not see, and what it computes with.
 
     Parameters
@@ -646,12 +645,12 @@ def inspect_worker(order: Order, token: str) -> WorkerFacts:
     token
         a file that was just made in the folder of the output.
     """
-    names = {path: path for path in (order.image, *order.models)}
-    names[token] = str(Path(order.out).parent)
+    names = {path: path for path in (request.image, *request.models)}
+    names[token] = str(Path(request.out).parent)
     missing = tuple(name for path, name in names.items() if not _exists(path))
-    device = choose_device(order.options.device)
+    device = choose_device(request.options.device)
     precision_name = check_backend(
-        order.options.backend, device, order.options.precision
+        request.options.backend, device, request.options.precision
     )
     precision = choose_precision(precision_name, device)
     return WorkerFacts(
@@ -670,16 +669,16 @@ def _exists(path: str) -> bool:
     return False
 
 
-def plan_on_worker(order: Order) -> WorkerPlan | Refusal:
+def plan_on_worker(request: PredictionRequest) -> WorkerPlan | Refusal:
     """Plan a prediction as this worker would do it."""
     with _ONE_TASK:
         try:
-            task = _open_task(order)
+            task = _open_task(request)
             estimated = estimate(
                 task.predictor,
                 task.input.model_image,
-                task.input.output_spec(order.options),
-                out=Path(order.out),
+                task.input.output_spec(request.options),
+                out=Path(request.out),
                 in_memory=False,
             )
             check_memory(estimated, task.predictor)
@@ -689,22 +688,24 @@ def plan_on_worker(order: Order) -> WorkerPlan | Refusal:
             return Refusal(str(error))
 
 
-def predict_shard(shard: Shard, *, order: Order) -> FinishedShard | Refusal:
+def predict_shard(
+    shard: Shard, *, request: PredictionRequest
+) -> FinishedShard | Refusal:
     """Predict a shard into the folder of the output; its finished planes are kept."""
     started = perf_counter()
     with _ONE_TASK:
         try:
-            task = _open_task(order)
+            task = _open_task(request)
             chunks = shard.share(task.chunks)
             planes = planes_of(chunks)
             role = WriterRole(
                 shard, planes, shared=True, wait=WORKER_WAIT, trust_ledgers=True
             )
-            spec = task.input.output_spec(order.options)
+            spec = task.input.output_spec(request.options)
             with (
                 kept_pages(task.predictor.device.type),
                 closing(
-                    ResumableOutput(Path(order.out), spec, task.identity, role)
+                    ResumableOutput(Path(request.out), spec, task.identity, role)
                 ) as output,
             ):
                 invalid = _run_to_end(predict_chunks(task, chunks, output))
@@ -728,18 +729,18 @@ def _run_to_end(
 
 
 @lru_cache(maxsize=1)
-def _open_task(order: Order) -> PredictionTask:
+def _open_task(request: PredictionRequest) -> PredictionTask:
     """Open image and predictors, once for all shards."""
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(request.threads)
     inputs = PredictionInput(
-        _open_image(order), _load_models(order.models, order.digest)
+        _open_image(request), _load_models(request.models, request.digest)
     )
-    if inputs.models.digest != order.digest:
-        raise _files_differ(" ".join(order.models))
-    if inputs.fingerprint != order.fingerprint:
-        raise _files_differ(order.image)
-    options = order.options.updated(device=_own_device(order.options.device))
-    predictor = _build_predictor(order.models, order.digest, options)
+    if inputs.models.digest != request.digest:
+        raise _files_differ(" ".join(request.models))
+    if inputs.fingerprint != request.fingerprint:
+        raise _files_differ(request.image)
+    options = request.options.updated(device=_own_device(request.options.device))
+    predictor = _build_predictor(request.models, request.digest, options)
     for _ in compile_networks(predictor, inputs.model_image, options):
         pass
     return PredictionTask(inputs, predictor, options)
@@ -747,8 +748,8 @@ def _open_task(order: Order) -> PredictionTask:
 
 def _files_differ(name: str) -> RunError:
     return RunError(
-        f"{name}: reads otherwise there than here; needed is the same file on a shared "
-        "file system."
+        f"{name}: has different content on the worker; needed is the same file on a "
+        "shared file system."
     )
 
 
@@ -766,14 +767,14 @@ def _build_predictor(
     return build_ensemble_predictor(_load_models(models, digest), options)
 
 
-def _open_image(order: Order) -> Image:
+def _open_image(request: PredictionRequest) -> Image:
     image = None
     # The file may not name its axes.
     with suppress(ImageError):
-        image = read_image(order.image)
-    if image is None or image.axes != order.axes:
-        image = read_image(order.image, axes=order.axes)
-    return replace(image, scale=order.scale, units=order.units, name=order.name)
+        image = read_image(request.image)
+    if image is None or image.axes != request.axes:
+        image = read_image(request.image, axes=request.axes)
+    return replace(image, scale=request.scale, units=request.units, name=request.name)
 
 
 def _own_device(name: str) -> str:

@@ -222,9 +222,9 @@ class ResumableOutput:
         if shared:
             raise RunError(
                 f"{self.folder}: found parts of a prediction with another "
-                f"{' and '.join(differences) or 'shape'}; work of others is not "
-                "discarded: choose another output, or remove that folder to start "
-                "anew."
+                f"{' and '.join(differences) or 'shape'}; planes of other processes "
+                "are not deleted: choose another output, or remove that folder to "
+                "start again."
             )
         self.discarded = tuple(differences)
         for path in self.folder.iterdir():
@@ -307,8 +307,9 @@ class ResumableOutput:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise files.explain(error, self.folder) from error
             raise RunError(
-                f"{self.folder}: the disk is full. Free some space and run the same "
-                f"again: {len(self.pixels)} of {self.spec.planes} planes are kept."
+                f"{self.folder}: the disk is full. Free some space and run the "
+                f"same command again: {len(self.pixels)} of {self.spec.planes} planes "
+                "are kept."
             ) from error
         self.pixels[plane] = tuple(pixels)
 
@@ -336,10 +337,10 @@ class ResumableOutput:
     def describe_assembly(self, holder: str) -> str:
         """Say that another process writes the file, and what to do if it died."""
         if not self.folder.exists():
-            return f"{self.path} is written"
+            return f"{self.path} has been written."
         return (
-            f"{holder}, writes {self.path} (should it have been killed: remove "
-            f"{self.folder / ASSEMBLY}, run this again)"
+            f"{holder[0].upper()}{holder[1:]} is writing {self.path}. If that process "
+            f"was killed, remove {self.folder / ASSEMBLY} and run the command again."
         )
 
     def arrays(self) -> list[Array]:

@@ -84,8 +84,8 @@ class Output(Protocol):
     pixels: dict[int, tuple[int, ...]]
     """Pixels of each class in each finished plane."""
     discarded: tuple[str, ...]
-    """In what the planes of an earlier prediction differed, so that they were deleted;
-    usually empty."""
+    """Settings that differed from an earlier prediction, whose planes were therefore
+    deleted; usually empty."""
 
     def write(self, plane: int, arrays: Sequence[Array], pixels: Sequence[int]) -> None:
         """Keep one plane: labels (H, W) and, if requested, probabilities (K, H, W)."""

@@ -1,7 +1,7 @@
 """Predict labels of every plane of an image with one model or several.
 
 `iter_predict` gives a job to iterate over; `predict` does that and returns the labels.
-To stop is to stop iterating: finished planes stay in ``<out>.partial``, and the same
+To stop, stop iterating. Finished planes stay in ``<out>.partial``, and the same
 call continues from there.
 """
 
@@ -149,9 +149,9 @@ class Prediction(Iterator[Event]):
         if out is not None:
             if shard is not None and is_assembled(out, overwrite=options.overwrite):
                 yield Message(
-                    f"part {shard.number} of {shard.count}: {out} is there and nothing "
-                    "unfinished beside it, so all parts are done (to replace it: "
-                    "--overwrite)"
+                    f"part {shard.number} of {shard.count}: {out} exists and there is "
+                    "no unfinished prediction, so all parts are complete (to replace "
+                    "it: --overwrite)"
                 )
                 return
             check_out(out, overwrite=options.overwrite)
@@ -226,10 +226,14 @@ class Prediction(Iterator[Event]):
 
     def _run_on_cluster(self, inputs: PredictionInput, out: Path) -> Iterator[Event]:
         """Predict on the workers of a Dask scheduler."""
-        from napari_strata.inference.dask import Cluster, ClusterPrediction, Order
+        from napari_strata.inference.dask import (
+            Cluster,
+            ClusterPrediction,
+            PredictionRequest,
+        )
 
         options = self._options
-        order = Order.of(self._model, inputs, out, options)
+        request = PredictionRequest.of(self._model, inputs, out, options)
         spec = inputs.output_spec(options)
         cluster: Cluster | nullcontext[Cluster]
         if isinstance(self._scheduler, Cluster):
@@ -237,7 +241,7 @@ class Prediction(Iterator[Event]):
         else:
             cluster = Cluster(str(self._scheduler))
         with cluster as opened:
-            prediction = ClusterPrediction(opened, order)
+            prediction = ClusterPrediction(opened, request)
             # This process writes no planes itself.
             role = WriterRole(planes=range(0), shared=True)
             output = ResumableOutput(out, spec, prediction.identity, role)
@@ -314,8 +318,8 @@ def iter_predict(
     Yields
     ------
     `Message` for what is unusual, `PredictionStarted`, a `RegionEnd` per plane,
-    `PredictionEnd`. After a part while others are to come there is a `Message` in place
-    of the last, and no labels.
+    `PredictionEnd`. If other parts are missing, the last event is a `Message`, and
+    there are no labels.
 
     Raises
     ------
@@ -406,8 +410,7 @@ def check_processes(
     """Raise `RunError` when several processes cannot work as requested."""
     if shard is not None and scheduler is not None:
         raise RunError(
-            "found a part and a scheduler, which cuts the image itself; give one of "
-            "them."
+            "give either a part or a scheduler: a scheduler divides the image itself."
         )
     if out is None and (shard is not None or scheduler is not None):
         raise RunError(
@@ -488,15 +491,15 @@ def _assemble(
                 return None
         holder = output.claim_assembly()
         if holder:
-            yield Message(f"{done}; {output.describe_assembly(holder)}")
+            yield Message(f"{done}. {output.describe_assembly(holder)}")
             return None
         output.load_finished(all_planes)
         damaged = [plane for plane in all_planes if plane not in output.pixels]
         if damaged:
             raise RunError(
-                f"{output.location}: found {len(damaged)} planes that are not as they "
-                f"were written, the first of them {damaged[0] + 1}; run the same "
-                "without --part or --scheduler to predict them anew."
+                f"{output.location}: found {len(damaged)} damaged planes (wrong "
+                f"checksum), the first is plane {damaged[0] + 1}; run the same command "
+                "without --part or --scheduler to predict them again."
             )
         return finish(
             output,
@@ -509,7 +512,9 @@ def _assemble(
         if output.folder.exists() or not output.path.exists():
             raise
     # Another process has put the file together meanwhile.
-    yield Message(f"{done}; so is every other, and {output.path} is written")
+    yield Message(
+        f"{done}; all other parts are done too, and {output.path} has been written"
+    )
     return None
 
 
@@ -529,4 +534,5 @@ def _describe_missing(missing: set[int], shard: Shard, chunks: Sequence[Chunk]) 
         planes = planes_of(Shard(number, shard.count).share(chunks))
         if not missing.isdisjoint(planes):
             count += 1
-    return "1 part is to come" if count == 1 else f"{count} parts are to come"
+    parts = "1 part is" if count == 1 else f"{count} parts are"
+    return f"{parts} not finished yet"

@@ -45,7 +45,8 @@ class Shard:
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
             raise RunError(
-                f"found part {self}; needed is i/n with i from 1 to n, as 2/3."
+                f"part {self} is not possible; it must be i/n with i from 1 to n, "
+                "for example 2/3."
             )
 
     @classmethod
@@ -54,7 +55,8 @@ class Shard:
         match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
         if match is None:
             raise RunError(
-                f"found part {text!r}; needed is i/n with i from 1 to n, as 2/3."
+                f"part {text!r} is not possible; it must be i/n with i from 1 to n, "
+                "for example 2/3."
             )
         return cls(int(match[1]), int(match[2]))
 
@@ -163,9 +165,9 @@ def _try_lock(path: Path) -> BaseFileLock | None:
 def exclusive(path: Path) -> Iterator[str]:
     """Give an empty text to one process at a time, and to others who that is.
 
-    The text is as ``node7, process 123``. A file marks the lock, which works also where
-    the file system has no locks. The mark of a killed process of this machine is taken
-    over; whether a process of another machine still runs cannot be known.
+    The text is as ``process 123 on node7``. A file marks the lock, which works also
+    where the file system has no locks. The mark of a killed process of this machine is
+    taken over; whether a process of another machine still runs cannot be known.
     """
     lock = SoftFileLock(path, thread_local=False)
     try:
@@ -188,5 +190,5 @@ def _read_holder(path: Path) -> str:
         return "another process"
     lines = text.splitlines()
     if len(lines) >= 2 and lines[0].isdigit():
-        return f"{lines[1]}, process {lines[0]}"
+        return f"process {lines[0]} on {lines[1]}"
     return lines[0] if lines else "another process"

@@ -35,7 +35,7 @@ def build_network(spec: ModelSpec) -> nn.Module:
     """
     if spec.network.is_fitted:
         raise ModelError(
-            f"found network.kind {spec.network.kind}, which is no torch network; "
+            f"found network.kind {spec.network.kind}, which is not a torch network; "
             "predict() and evaluate() take such a model."
         )
     # Imported only here: segmentation-models-pytorch takes seconds to import.

@@ -338,7 +338,7 @@ def _describe_facts(result: ModelInfo) -> str:
     spec = result.spec
     facts = [
         f"Recipe {result.recipe['name']}",
-        *(["sees volumes"] if spec["depth"] is not None else []),
+        *(["needs volumes"] if spec["depth"] is not None else []),
     ]
     facts += (
         [f"sees {count} slice{'' if count == 1 else 's'} on each side"]

@@ -31,7 +31,7 @@ MAX_LEGEND_CHARACTERS = 240
 """Length of the legend above which the classes that are left are counted."""
 
 NONE = "No training yet."
-FIRST = "The first epoch is under way; curves appear after it."
+FIRST = "The first epoch is running; curves appear when it ends."
 NO_SCORES = "There are no scores: no validation image has labels."
 
 DIGIT_SPACE = "\u2007"

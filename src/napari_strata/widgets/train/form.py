@@ -28,7 +28,7 @@ PLANE_SETTINGS = {"patches.neighbours", "patches.resize"}
 """Settings for networks of planes."""
 
 
-class Fold(QWidget):
+class CollapsibleGroup(QWidget):
     """Group of widgets that can be opened by a click on its title."""
 
     toggled = Signal(bool)
@@ -176,7 +176,7 @@ class _Fixed:
         edited: Callable[..., None],
     ) -> None:
         self.group = _Group(kinds[0], path, edited)
-        self.native: QWidget = Fold(
+        self.native: QWidget = CollapsibleGroup(
             setting_label(path), info.description or kinds[0].__doc__ or ""
         )
         self.native.fill(self.group)
@@ -192,7 +192,7 @@ class _Fixed:
 
     def show_problems(self) -> None:
         self.group.show_problems()
-        if isinstance(self.native, Fold):
+        if isinstance(self.native, CollapsibleGroup):
             self.native.mark(any(field.problem for field in self.fields()))
 
 
@@ -263,7 +263,7 @@ class _Variant(_Fixed):
         )
         self.choice = Field(f"{path}.{self._key}", choice)
         self.choice.edited.connect(self._on_choice)
-        self.native = Fold(setting_label(path), choice.description or "")
+        self.native = CollapsibleGroup(setting_label(path), choice.description or "")
         top = QWidget()
         grid = QGridLayout(top)
         grid.setContentsMargins(0, 0, 0, 0)
@@ -300,7 +300,7 @@ class _Variant(_Fixed):
         if kind not in self._groups:
             self._groups[kind] = _Group(self._kinds[kind], self._path, self._edited)
             self._groups[kind].show_values(self._kinds[kind]().model_dump(mode="json"))
-            assert isinstance(self.native, Fold)
+            assert isinstance(self.native, CollapsibleGroup)
             self.native.fill(self._groups[kind])
         self.group = self._groups[kind]
         for name, group in self._groups.items():
@@ -370,7 +370,7 @@ class RecipeForm(Container[Any]):
         """Disable settings that do not apply to the chosen network, with a reason."""
         why = dict.fromkeys(
             VOLUME_SETTINGS,
-            "This network sees single planes; the setting is for unet3d.",
+            "This network takes single planes; the setting applies only to unet3d.",
         )
         kind = self._sections["network"].read()["kind"]
         if network_kinds()[kind].axes == "ZYX":

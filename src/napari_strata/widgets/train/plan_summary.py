@@ -66,7 +66,7 @@ class PlanSummary(QWidget):
         if request is None:
             self.text.setText(why)
             return
-        self.text.setText("Working out validation and memory ...")
+        self.text.setText("Calculating validation and memory ...")
         # Large labels take long to write, so do not write them after every stroke.
         self._timer.start(max(DELAY_MS, round(4000 * self._seconds)))
 
@@ -146,8 +146,8 @@ def describe(plan: PlanResult) -> list[str]:
         )
     if free and plan.memory > 0.9 * free:
         lines.append(
-            "⚠ This is more than the free memory: take smaller patches or fewer of"
-            " them per step."
+            "⚠ This is more than the free memory: use smaller patches or a smaller"
+            " batch size."
         )
     return lines
 

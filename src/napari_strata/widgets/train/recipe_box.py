@@ -30,7 +30,7 @@ from napari_strata.widgets.train.fields import (
     show_value,
     wrapped,
 )
-from napari_strata.widgets.train.form import Fold, RecipeForm
+from napari_strata.widgets.train.form import CollapsibleGroup, RecipeForm
 from napari_strata.widgets.work import threads
 
 FROM_FILE = "From a file ..."
@@ -38,7 +38,7 @@ MAIN_SETTINGS = {
     "training.epochs": ("Epochs", "512"),
     "training.learning_rate": ("Learning rate", "0.0001"),
     "patches.size": ("Patch size", "512"),
-    "training.batch_size": ("Patches/step", "0.0001"),
+    "training.batch_size": ("Batch size", "0.0001"),
 }
 """Main settings: label, and a text that determines the smallest width."""
 LISTED_CHANGES = 3
@@ -117,7 +117,7 @@ class RecipeBox(QWidget):
         self.reset_button = QPushButton("Reset")
         self.reset_button.setToolTip("Reset every setting to that of the recipe.")
         self.reset_button.clicked.connect(self.reset)
-        self.fold = Fold(
+        self.fold = CollapsibleGroup(
             "All settings", "All settings of the recipe, with explanations."
         )
         self.fold.toggled.connect(self._on_fold)
@@ -259,7 +259,9 @@ class RecipeBox(QWidget):
         self.resized.show_message(why)
         if not self.fields["patches.size"].problem:
             self.fields["patches.size"].explain(
-                f"{why} Empty All settings > Patches > Resize first." if why else ""
+                f"{why} First clear the field All settings > Patches > Resize."
+                if why
+                else ""
             )
         self.fold.mark(bool(self._problem))
         overrides = sorted(

@@ -57,7 +57,7 @@ class Recovery(QWidget):
         return "\n".join(label.text() for label in self.findChildren(QLabel))
 
     def stop(self) -> None:
-        """Stop to read the run folder."""
+        """Stop reading the run folder."""
         self._timer.stop()
 
     def _show(self, offers: tuple[list[Draft], list[RunSummary]]) -> None:
@@ -65,13 +65,19 @@ class Recovery(QWidget):
         for draft in drafts[:LISTED_ITEMS]:
             self._offer(
                 f"{draft.describe()}, was saved automatically.",
-                {"Open": partial(self._open, draft), "Forget": draft.forget},
+                {
+                    "Open": partial(self._open, draft),
+                    "Do not offer again": draft.forget,
+                },
             )
         for run in runs[:LISTED_ITEMS]:
             text = f"The training {run.name} continues without napari."
             self._offer(
                 text,
-                {"Follow": partial(self._follow, run), "Stop": partial(self.end, run)},
+                {
+                    "Show progress": partial(self._follow, run),
+                    "Stop": partial(self.end, run),
+                },
             )
 
     def _offer(self, text: str, answers: dict[str, Callable[[], object]]) -> None:
@@ -83,7 +89,8 @@ class Recovery(QWidget):
         layout.addWidget(label, 1)
         for label_text, action in answers.items():
             button = QPushButton(label_text)
-            if label_text != "Follow":  # a followed training can still be stopped
+            # A training whose progress is shown can still be stopped.
+            if label_text != "Show progress":
                 button.clicked.connect(row.hide)
             button.clicked.connect(partial(_call, action))
             layout.addWidget(button)
@@ -107,7 +114,7 @@ class Recovery(QWidget):
         )
         draft.mark_open()
         self._dock.notice.show_message(
-            f'"{draft.layer}" is restored; save it, or continue to paint.'
+            f'"{draft.layer}" is restored; save it, or continue painting.'
         )
 
     def _follow(self, run: RunSummary) -> None:

@@ -368,7 +368,7 @@ class WorkerClient(QObject):
             is_fault = event.kind != "StrataError"
             self._must_replace = self._must_replace or is_fault
             remedy = (
-                " Take smaller patches or fewer patches per step."
+                " Use smaller patches or a smaller batch size."
                 if is_fault and is_out_of_memory(event.text)
                 else ""
             )

@@ -234,12 +234,12 @@ def explain(
     if number == 9:
         return (
             "The worker was killed, most often because the computer ran out of memory:"
-            f" take smaller patches or fewer patches per step.{last}"
+            f" use smaller patches or a smaller batch size.{last}"
         )
     if is_out_of_memory("\n".join(lines)):
         return (
-            "The worker ran out of memory: take smaller patches or fewer patches per"
-            f" step.{last}"
+            "The worker ran out of memory: use smaller patches or a smaller batch"
+            f" size.{last}"
         )
     if number in CRASHES or status == ACCESS_VIOLATION:
         cause = "segmentation fault" if number == 11 else f"status {status}"
