@@ -83,9 +83,9 @@ def test_an_ensemble_mixes_it_with_a_network(run: Path, pair: AnnotatedImage) ->
     forest = Model.load(run)
     _, pixels_chances = _probabilities([forest], pair)
     _, network_chances = _probabilities([network], pair)
-    mixed_labels, chances = _probabilities([forest, network], pair)
+    mixed_labels, probabilities = _probabilities([forest, network], pair)
     np.testing.assert_allclose(
-        chances, (pixels_chances + network_chances) / 2, atol=2e-3
+        probabilities, (pixels_chances + network_chances) / 2, atol=2e-3
     )
     np.testing.assert_array_equal(
         mixed_labels, labels([network, forest], pair), "whatever the order"
@@ -102,8 +102,8 @@ def _probabilities(
     for _ in prediction:
         pass
     assert prediction.probabilities is not None
-    chances = np.asarray(prediction.probabilities.data, np.float32)
-    return prediction.labels.read()[0], chances
+    probabilities = np.asarray(prediction.probabilities.data, np.float32)
+    return prediction.labels.read()[0], probabilities
 
 
 def test_parts_of_a_prediction_are_the_whole(

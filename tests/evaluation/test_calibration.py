@@ -71,19 +71,19 @@ def test_no_temperature_near_it_is_likelier_and_no_label_changes(
 
 def test_the_likelihood_is_that_of_the_softmax() -> None:
     logits, labels = calibrated_logits(50)
-    chances = softmax(logits / 1.3)[np.arange(50), labels]
+    probabilities = softmax(logits / 1.3)[np.arange(50), labels]
     assert negative_log_likelihood(logits, labels, 1.3) == pytest.approx(
-        -np.log(chances).mean()
+        -np.log(probabilities).mean()
     )
 
 
 def test_the_calibration_error_by_hand() -> None:
     # Confidence .75 (one of two right), .95 (both right), and .5, which belongs to the
     # bin that ends there.
-    chances = np.array(
+    probabilities = np.array(
         [[0.75, 0.25], [0.25, 0.75], [0.95, 0.05], [0.05, 0.95], [0.5, 0.5]]
     )
-    result = reliability(np.log(chances), np.array([0, 0, 0, 1, 0]), bins=10)
+    result = reliability(np.log(probabilities), np.array([0, 0, 0, 1, 0]), bins=10)
     assert [b.count for b in result.bins] == [0, 0, 0, 0, 1, 0, 0, 2, 0, 2]
     assert result.bins[7].accuracy == 0.5
     assert result.bins[7].confidence == pytest.approx(0.75)

@@ -93,9 +93,9 @@ def grey(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(60, 140, (1, *shape)).astype(np.uint8)
 
 
-def clear(chances: np.ndarray) -> np.ndarray:
+def clear(probabilities: np.ndarray) -> np.ndarray:
     """Where the two likeliest classes are not alike, so that rounding does not decide."""
-    ordered = np.sort(chances, axis=0)
+    ordered = np.sort(probabilities, axis=0)
     wide: np.ndarray = ordered[-1] - ordered[-2] > 2e-3
     assert wide.mean() > 0.9 or wide.size < 20
     return wide
@@ -144,17 +144,17 @@ def test_part_of_a_turned_plane_goes_back_to_where_it_came_from(turn, box):
 @pytest.mark.parametrize("shape", [(37, 22), (16, 16), (5, 41), (1, 1)])
 def test_a_turned_picture_gives_the_turned_prediction(way, shape):
     group, image = make(1, 2, tta=True, **WAYS[way]), grey(*shape)
-    indices, chances = predict(group, image)
-    np.testing.assert_allclose(chances.sum(0), 1, atol=2e-3)
+    indices, probabilities = predict(group, image)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=2e-3)
     for turns in range(4):
         for mirror in (False, True):
             there, probable = predict(
                 group, np.ascontiguousarray(turned(image, turns, mirror))
             )
             np.testing.assert_allclose(
-                probable, turned(chances, turns, mirror), atol=1e-3
+                probable, turned(probabilities, turns, mirror), atol=1e-3
             )
-            sure = turned(clear(chances), turns, mirror)
+            sure = turned(clear(probabilities), turns, mirror)
             assert np.array_equal(there[sure], turned(indices, turns, mirror)[sure])
 
 
@@ -171,11 +171,15 @@ def test_the_mean_over_turns_is_the_mean_of_turned_predictions(way):
     parts = []
     for turns in range(4):
         for mirror in (False, True):
-            chances = predict(
+            probabilities = predict(
                 alone, np.ascontiguousarray(turned(image, turns, mirror))
             )[1]
             parts.append(
-                np.rot90(chances[..., ::-1] if mirror else chances, -turns, (-2, -1))
+                np.rot90(
+                    probabilities[..., ::-1] if mirror else probabilities,
+                    -turns,
+                    (-2, -1),
+                )
             )
     np.testing.assert_allclose(
         predict(make(1, tta=True, **WAYS[way]), image)[1], np.mean(parts, 0), atol=1e-3
@@ -206,18 +210,18 @@ def test_what_is_the_same_whichever_way_up_stays_as_it_is(network, way):
         network(), make_spec(**WAYS[way]), device=CPU, precision=Precision("fp32")
     )
     image = grey(37, 22)
-    indices, chances = predict(EnsemblePredictor([predictor]), image)
+    indices, probabilities = predict(EnsemblePredictor([predictor]), image)
     again, mean = predict(EnsemblePredictor([predictor], tta=True), image)
     assert np.array_equal(indices, again)
-    np.testing.assert_allclose(chances, mean, atol=1e-3)
+    np.testing.assert_allclose(probabilities, mean, atol=1e-3)
 
 
 def test_one_model_alone_is_the_predictor_to_the_bit():
     group, image = make(1), grey(37, 22)
-    indices, chances = group.members[0].predict(image, SCALE, probabilities=True)
+    indices, probabilities = group.members[0].predict(image, SCALE, probabilities=True)
     found = group.predict(image, [SCALE], probabilities=True)
     assert np.array_equal(found[0], indices)
-    assert np.array_equal(found[1], chances)
+    assert np.array_equal(found[1], probabilities)
     assert group.predict(image, [SCALE])[1] is None
 
 
@@ -225,10 +229,10 @@ def test_one_model_alone_is_the_predictor_to_the_bit():
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_twice_is_the_model(way, tta):
     image = grey(37, 22)
-    indices, chances = predict(make(1, tta=tta, **WAYS[way]), image)
+    indices, probabilities = predict(make(1, tta=tta, **WAYS[way]), image)
     twice = predict(make(1, 1, tta=tta, **WAYS[way]), image)
-    np.testing.assert_allclose(twice[1], chances, atol=1e-3)
-    assert np.array_equal(twice[0][clear(chances)], indices[clear(chances)])
+    np.testing.assert_allclose(twice[1], probabilities, atol=1e-3)
+    assert np.array_equal(twice[0][clear(probabilities)], indices[clear(probabilities)])
 
 
 def test_the_probabilities_of_members_are_averaged_and_the_order_matters_to_rounding_only():
@@ -245,7 +249,7 @@ def test_the_probabilities_of_members_are_averaged_and_the_order_matters_to_roun
 def test_temperature_softens_probabilities_and_changes_no_class(way):
     image = grey(37, 22)
     sharp, soft = make(1, **WAYS[way]), make(1, temperature=2.5, **WAYS[way])
-    indices, chances = predict(sharp, image)
+    indices, probabilities = predict(sharp, image)
     found, softened = predict(soft, image)
     assert np.array_equal(found, indices)
     logits = torch.from_numpy(soft.members[0].predict_logits(image, SCALE))
@@ -253,7 +257,7 @@ def test_temperature_softens_probabilities_and_changes_no_class(way):
     np.testing.assert_allclose(
         softened, torch.softmax(logits / 2.5, 0).numpy(), atol=1e-3
     )
-    assert softened.max(0).mean() < chances.max(0).mean()
+    assert softened.max(0).mean() < probabilities.max(0).mean()
     twice = predict(EnsemblePredictor([*soft.members, *soft.members]), image)[
         1
     ]  # each by its own

@@ -125,14 +125,14 @@ def test_any_axes_give_labels_of_the_same_axes(model, axes):
 def test_probabilities_lie_beside_the_labels_and_agree_with_them(model):
     job = iter_predict(model, PAIR.image, options=OPTIONS, probabilities=True)
     list(job)
-    chances = job.probabilities
-    assert chances is not None
-    assert (chances.axes, chances.dtype, chances.channel_names) == (
+    probabilities = job.probabilities
+    assert probabilities is not None
+    assert (probabilities.axes, probabilities.dtype, probabilities.channel_names) == (
         "ZCYX",
         np.float16,
         ("class 0", "class 255"),
     )
-    values = np.asarray(chances.data).astype(np.float32)
+    values = np.asarray(probabilities.data).astype(np.float32)
     np.testing.assert_allclose(values.sum(1), 1, atol=2e-3)
     clear = np.abs(values[:, 1] - 0.5) > 0.01
     assert clear.mean() > 0.5

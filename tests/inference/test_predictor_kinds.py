@@ -122,14 +122,16 @@ def test_flips_turns_and_views_change_nothing(model: Model, averaging: dict[str,
 
 def test_it_predicts_together_with_a_network(model: Model):
     network = tiny_model(PAIR)
-    chances = []
+    probabilities = []
     for models in (model, network, [model, network]):
         job = iter_predict(models, PAIR.image, options=OPTIONS, probabilities=True)
         assert not [e for e in job if isinstance(e, Message) and e.level == "warning"]
         assert job.probabilities is not None
-        chances.append(np.asarray(job.probabilities.data, np.float32))
-    assert np.abs(chances[0] - chances[1]).max() > 0.1
-    np.testing.assert_allclose(chances[2], (chances[0] + chances[1]) / 2, atol=1e-3)
+        probabilities.append(np.asarray(job.probabilities.data, np.float32))
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 0.1
+    np.testing.assert_allclose(
+        probabilities[2], (probabilities[0] + probabilities[1]) / 2, atol=1e-3
+    )
 
 
 def test_shards_fill_one_file_and_an_interrupted_prediction_goes_on(

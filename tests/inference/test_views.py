@@ -145,10 +145,10 @@ def test_probabilities_of_three_views_belong_to_their_labels():
     texts = [event.text for event in job if hasattr(event, "text")]
     assert any("XY, XZ and YZ" in text for text in texts)
     assert job.probabilities is not None
-    chances = np.asarray(job.probabilities.data)
-    assert chances.shape == (5, 2, 24, 20)
+    probabilities = np.asarray(job.probabilities.data)
+    assert probabilities.shape == (5, 2, 24, 20)
     values = np.asarray(tiny_model().spec.classes.values)
-    assert np.array_equal(values[chances.argmax(1)], np.asarray(job.labels.data))
+    assert np.array_equal(values[probabilities.argmax(1)], np.asarray(job.labels.data))
 
 
 def test_what_has_no_three_views_is_refused():

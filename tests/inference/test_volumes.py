@@ -114,13 +114,13 @@ def test_tiles_give_what_the_whole_volume_gives(shape):
     ).predict_logits(volume, SCALE)
     tiles = predictor(tile=4, depth=Depth(patch=4, tile=4, halo=2, strides=(2,)))
     assert np.allclose(tiles.predict_logits(volume, SCALE), whole, atol=1e-5)
-    indices, chances = tiles.predict(volume, SCALE, probabilities=True)
+    indices, probabilities = tiles.predict(volume, SCALE, probabilities=True)
     sure = (
         np.abs(whole[0]) > 1e-4
     )  # where the first two classes are not alike but for rounding
     assert np.array_equal(indices[sure], whole.argmax(0)[sure])
-    assert chances is not None
-    assert np.allclose(chances.astype(np.float32).sum(0), 1, atol=2e-3)
+    assert probabilities is not None
+    assert np.allclose(probabilities.astype(np.float32).sum(0), 1, atol=2e-3)
 
 
 @given(st.tuples(LENGTH, LENGTH, LENGTH))
@@ -169,12 +169,12 @@ def test_turns_of_a_volume_are_turned_back():
             )
             return torch.cat([1 - left, left, left * 0], 1) * 9
 
-    _, chances = EnsemblePredictor([predictor(Left(), tile=64)], tta=True).predict(
-        grey(1, 3, 8, 8), [SCALE], probabilities=True
-    )
-    assert chances is not None
-    assert np.allclose(chances[1], chances[1][:, ::-1], atol=1e-3)
-    assert np.allclose(chances[1], chances[1].transpose(0, 2, 1), atol=1e-3)
+    _, probabilities = EnsemblePredictor(
+        [predictor(Left(), tile=64)], tta=True
+    ).predict(grey(1, 3, 8, 8), [SCALE], probabilities=True)
+    assert probabilities is not None
+    assert np.allclose(probabilities[1], probabilities[1][:, ::-1], atol=1e-3)
+    assert np.allclose(probabilities[1], probabilities[1].transpose(0, 2, 1), atol=1e-3)
 
 
 RECIPE = Recipe.parse(
@@ -258,10 +258,10 @@ def test_probabilities_of_a_volume_belong_to_their_labels():
     for _ in job:
         pass
     assert job.probabilities is not None
-    chances = np.asarray(job.probabilities.data)
-    assert chances.shape == (20, 2, 24, 20)
+    probabilities = np.asarray(job.probabilities.data)
+    assert probabilities.shape == (20, 2, 24, 20)
     assert np.array_equal(
-        np.array([0, 255])[chances.argmax(1)], np.asarray(job.labels.data)
+        np.array([0, 255])[probabilities.argmax(1)], np.asarray(job.labels.data)
     )
 
 

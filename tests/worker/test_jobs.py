@@ -165,7 +165,7 @@ def test_predicting_into_an_array_equals_predict(tmp_path: Path, axes: str) -> N
     list(reference)
     request = predict_request(model, tmp_path, image, probabilities=True)
     events, result = run(request)
-    found, chances = (
+    found, probabilities = (
         np.load(tmp_path / "out.npy"),
         np.load(tmp_path / "out_probabilities.npy"),
     )
@@ -173,7 +173,7 @@ def test_predicting_into_an_array_equals_predict(tmp_path: Path, axes: str) -> N
     np.testing.assert_array_equal(found, reference.labels.data)
     assert found.dtype == reference.labels.dtype
     assert 0.05 < (found == found.flat[0]).mean() < 1
-    np.testing.assert_array_equal(chances, reference.probabilities.data)
+    np.testing.assert_array_equal(probabilities, reference.probabilities.data)
     opened = of(events, TargetOpened)[0]
     assert (opened.axes, opened.shape, opened.dtype) == (
         axes.replace("C", ""),

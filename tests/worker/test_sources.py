@@ -81,7 +81,7 @@ def test_planes_in_a_box_and_a_time_point(tmp_path: Path, pair: AnnotatedImage) 
     events, _ = run(
         predict_request(model, tmp_path, image, region=region, probabilities=True)
     )
-    found, chances = (
+    found, probabilities = (
         np.load(tmp_path / "out.npy"),
         np.load(tmp_path / "out_probabilities.npy"),
     )
@@ -91,7 +91,7 @@ def test_planes_in_a_box_and_a_time_point(tmp_path: Path, pair: AnnotatedImage) 
     assert reference.probabilities is not None
     wanted = np.asarray(reference.probabilities.data)
     np.testing.assert_allclose(
-        chances[1, 10:13, :, :, :20], wanted[1, 10:13, :, :, :20], atol=2e-3
+        probabilities[1, 10:13, :, :, :20], wanted[1, 10:13, :, :, :20], atol=2e-3
     )
     assert found[1, 10:13, :, :40].any()
     found[1, 10:13, :, :40] = 0

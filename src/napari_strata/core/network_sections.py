@@ -420,10 +420,10 @@ class Pixels(NetworkSection):
     )
     trees: Positive = Field(100, description="Number of trees.")
     depth: int = Field(
-        10, ge=1, le=14, description="Questions that a tree asks before it answers."
+        10, ge=1, le=14, description="Splits on the way to a leaf of a tree."
     )
     tests: Positive = Field(
-        32, description="Random questions among which each one is chosen."
+        32, description="Random splits among which each split is chosen."
     )
     pixels: Positive = Field(
         50_000,

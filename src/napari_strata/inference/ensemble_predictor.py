@@ -186,23 +186,29 @@ class EnsemblePredictor:
         RunError
             when not even one tile fits into memory, naming a size that would.
         """
-        chances: Array | None
+        class_probabilities: Array | None
         if self.ortho:
             volume = mean_of_views(
                 array, chunk.stretch, lambda plane: self._mean(plane, scales)
             )
             mean = volume[:, chunk.keep]
             indices = class_indices(mean[None])[0].cpu().numpy()
-            chances = mean.half().cpu().numpy() if probabilities else None
+            class_probabilities = mean.half().cpu().numpy() if probabilities else None
         else:
-            indices, chances = self.predict(array, scales, probabilities=probabilities)
+            indices, class_probabilities = self.predict(
+                array, scales, probabilities=probabilities
+            )
             if indices.ndim == 2:
-                return indices[None], None if chances is None else chances[None]
+                indices = indices[None]
+                if class_probabilities is not None:
+                    class_probabilities = class_probabilities[None]
+                return indices, class_probabilities
             indices = indices[chunk.keep]
-            chances = None if chances is None else chances[:, chunk.keep]
-        if chances is not None:
-            chances = from_canonical(chances, "ZCYX")
-        return indices, chances
+            if class_probabilities is not None:
+                class_probabilities = class_probabilities[:, chunk.keep]
+        if class_probabilities is not None:
+            class_probabilities = from_canonical(class_probabilities, "ZCYX")
+        return indices, class_probabilities
 
     def predict(
         self, image: Array, scales: Sequence[Scale], *, probabilities: bool = False
@@ -219,8 +225,7 @@ class EnsemblePredictor:
             return member.predict(image, scales[0], probabilities=probabilities)
         mean = self._mean(image, scales)
         indices = class_indices(mean[None])[0].cpu().numpy()
-        chances = mean.half().cpu().numpy() if probabilities else None
-        return indices, chances
+        return indices, mean.half().cpu().numpy() if probabilities else None
 
     @torch.inference_mode()
     def _mean(self, image: Array, scales: Sequence[Scale]) -> Tensor:
@@ -233,9 +238,9 @@ class EnsemblePredictor:
                 for placements, batch in member.iter_probabilities(transformed, scale):
                     for (crop, write), tile in zip(placements, batch, strict=True):
                         box = transform.invert_box(write, (height, width))
-                        chances = transform.invert(tile[:, *crop])
+                        probabilities = transform.invert(tile[:, *crop])
                         target = total[:, *box]
-                        target += chances.to(total.device)
+                        target += probabilities.to(total.device)
         total /= len(self.transforms) * len(self.members)
         return total
 
@@ -260,11 +265,11 @@ def mean_of_views(
     for axis, factor in ((1, 1.0), (2, stretch_x), (3, stretch_y)):
         for number in range(volume.shape[axis]):
             plane = np.ascontiguousarray(volume.take(number, axis))
-            chances = _predict_isotropic(plane, factor, predict)
+            probabilities = _predict_isotropic(plane, factor, predict)
             if total is None:
-                shape = (len(chances), *volume.shape[1:])
-                total = torch.zeros(shape, device=chances.device)
-            total.select(axis, number).add_(chances)
+                shape = (len(probabilities), *volume.shape[1:])
+                total = torch.zeros(shape, device=probabilities.device)
+            total.select(axis, number).add_(probabilities)
     assert total is not None
     return total.div_(3)
 
@@ -299,8 +304,8 @@ def _predict_isotropic(
     if length == depth:
         return predict(plane)
     grey = torch.from_numpy(plane.astype(np.float32))
-    chances = predict(_resize(grey, (length, width)).numpy())
-    return _resize(chances, (depth, width))
+    probabilities = predict(_resize(grey, (length, width)).numpy())
+    return _resize(probabilities, (depth, width))
 
 
 def _resize(values: Tensor, shape: tuple[int, int]) -> Tensor:

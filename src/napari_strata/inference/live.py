@@ -401,9 +401,9 @@ class LiveSegmentation:
                 labels = self.spec.classes.decode(indices[:down, :across])
                 return MaskPart(tile.write, labels, stage)
             image = self._scaled(plane)[:, *tile.read].to(self.device)
-            chances = classifier.probabilities(features, image)[:, *tile.crop]
-            best, chosen = chances.max(0)
-            second = chances.scatter(0, chosen[None], -1).amax(0)
+            probabilities = classifier.probabilities(features, image)[:, *tile.crop]
+            best, chosen = probabilities.max(0)
+            second = probabilities.scatter(0, chosen[None], -1).amax(0)
             margins = (best - second).half().cpu().numpy()
             labels = self.spec.classes.decode(chosen.cpu().numpy())
         return MaskPart(tile.write, labels, stage, margins)

@@ -107,17 +107,18 @@ class TiledPredictor:
             when not even one tile fits into memory, naming a size that would.
         """
         indices = np.empty(image.shape[1:], np.uint8)
-        chances = None
+        class_probabilities = None
         if probabilities:
             shape = (len(self.spec.classes), *indices.shape)
-            chances = np.empty(shape, np.float16)
+            class_probabilities = np.empty(shape, np.float16)
         for placements, logits in self._iter_logits(image, scale):
             tile_indices = class_indices(logits).cpu().numpy()
             for (crop, write), tile in zip(placements, tile_indices, strict=True):
                 indices[write] = tile[crop]
-            if chances is not None:
-                _write_tiles(chances, placements, self._softmax(logits).half())
-        return indices, chances
+            if class_probabilities is not None:
+                tile_probabilities = self._softmax(logits).half()
+                _write_tiles(class_probabilities, placements, tile_probabilities)
+        return indices, class_probabilities
 
     def predict_logits(self, image: Array, scale: Scale) -> Array:
         """Logits float32 (K, H, W) of one image; parameters are those of `predict`.
@@ -234,8 +235,9 @@ class TiledPredictor:
             items = _strip_tiles(row, plans[1:], spec.tile_shape[1:])
             for batch, logits in self._iter_batches(items, load):
                 for (numbers, box), tile_logits in zip(batch, logits, strict=True):
-                    chances = torch.softmax(tile_logits, 0)
-                    strip[:, :, *box] += chances * _tile_weights(weights, numbers)
+                    probabilities = torch.softmax(tile_logits, 0)
+                    weighted = probabilities * _tile_weights(weights, numbers)
+                    strip[:, :, *box] += weighted
             # Rows above the next tiles are complete; the others move up.
             done = next_top - top
             write = (slice(top, min(next_top, shape[0])), *other_axes)

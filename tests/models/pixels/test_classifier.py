@@ -70,8 +70,8 @@ def predictor(classifier: PixelClassifier, **changes) -> PixelPredictor:
 
 def test_it_segments_what_it_was_not_fitted_on() -> None:
     image, truth = scene(120, 90, seed=1)
-    chances = fitted().predict(torch.from_numpy(image))
-    assert (chances.argmax(0).numpy() == truth).mean() > 0.97
+    probabilities = fitted().predict(torch.from_numpy(image))
+    assert (probabilities.argmax(0).numpy() == truth).mean() > 0.97
 
 
 def test_tiles_and_blocks_have_the_bits_of_the_whole() -> None:
@@ -102,11 +102,11 @@ def test_boosted_trees_give_probabilities() -> None:
     section = SECTION.model_copy(update={"method": "boosting", "filter_radius": 0})
     classifier = fitted(section)
     image = torch.from_numpy(scene(60, 60, seed=5)[0])
-    chances = classifier.predict(image)
+    probabilities = classifier.predict(image)
     features = compute_features(image, 2).flatten(1)
-    logits = classifier.trees.sums(features).reshape(chances.shape)
-    torch.testing.assert_close(chances, logits.softmax(0), atol=0.003, rtol=0)
-    assert (chances.argmax(0).numpy() == scene(60, 60, seed=5)[1]).mean() > 0.95
+    logits = classifier.trees.sums(features).reshape(probabilities.shape)
+    torch.testing.assert_close(probabilities, logits.softmax(0), atol=0.003, rtol=0)
+    assert (probabilities.argmax(0).numpy() == scene(60, 60, seed=5)[1]).mean() > 0.95
 
 
 @pytest.mark.parametrize("method", ["extra_trees", "boosting"])

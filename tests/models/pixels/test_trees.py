@@ -30,7 +30,9 @@ def grow(
 ) -> ObliviousTrees:
     pixels = BinnedPixels.of(features, labels, int(labels.max()) + 1)
     return stack_trees(
-        list(iter_extra_trees(pixels, trees=trees, depth=depth, tests=16, seed=seed))
+        list(
+            iter_extra_trees(pixels, trees=trees, depth=depth, candidates=16, seed=seed)
+        )
     )
 
 
@@ -41,7 +43,7 @@ def boost(
     return stack_trees(
         list(
             iter_boosted_trees(
-                pixels, trees=trees, depth=4, tests=16, learning_rate=0.2, seed=0
+                pixels, trees=trees, depth=4, candidates=16, learning_rate=0.2, seed=0
             )
         )
     )
@@ -54,14 +56,16 @@ def predict(trees: ObliviousTrees, features: np.ndarray) -> np.ndarray:
 def test_trees_learn_classes_that_need_two_features() -> None:
     trees = grow(*points())
     features, labels = points(seed=1)
-    chances = predict(trees, features)
-    np.testing.assert_allclose(chances.sum(0), 1, atol=1e-5)
-    assert (chances.argmax(0) == labels).mean() > 0.97
+    probabilities = predict(trees, features)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+    assert (probabilities.argmax(0) == labels).mean() > 0.97
     # As good as scikit-learn's extremely randomised trees, which are not oblivious.
     from sklearn.ensemble import ExtraTreesClassifier
 
     oracle = ExtraTreesClassifier(30, max_depth=6, random_state=0).fit(*points())
-    assert (chances.argmax(0) == labels).mean() > oracle.score(features, labels) - 0.02
+    assert (probabilities.argmax(0) == labels).mean() > oracle.score(
+        features, labels
+    ) - 0.02
 
 
 def test_boosted_trees_are_as_good_as_those_of_scikit_learn() -> None:
@@ -76,13 +80,13 @@ def test_boosted_trees_are_as_good_as_those_of_scikit_learn() -> None:
 
     features, labels = noisy(1)
     logits = predict(boost(*noisy(0)), features)
-    chances = np.exp(logits) / np.exp(logits).sum(0)
+    probabilities = np.exp(logits) / np.exp(logits).sum(0)
     oracle = HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(*noisy(0))
     wanted = log_loss(labels, oracle.predict_proba(features))
-    assert log_loss(labels, chances.T) < wanted + 0.02
+    assert log_loss(labels, probabilities.T) < wanted + 0.02
     fewer = predict(boost(*noisy(0), trees=5), features)
-    chances = np.exp(fewer) / np.exp(fewer).sum(0)
-    assert log_loss(labels, chances.T) > wanted + 0.03
+    probabilities = np.exp(fewer) / np.exp(fewer).sum(0)
+    assert log_loss(labels, probabilities.T) > wanted + 0.03
 
 
 @pytest.mark.parametrize("count", [1, 511, 20_000])
@@ -122,21 +126,21 @@ def test_training_leaves_are_those_of_a_prediction() -> None:
     features, labels = points()
     features = features.round(1)  # many pixels on a threshold
     pixels = BinnedPixels.of(features, labels, 3)
-    for tree in iter_extra_trees(pixels, trees=5, depth=6, tests=16, seed=0):
-        answers = features[:, tree.feature] > tree.threshold
-        number = (answers * 2 ** np.arange(5, -1, -1)).sum(axis=1)
+    for tree in iter_extra_trees(pixels, trees=5, depth=6, candidates=16, seed=0):
+        results = features[:, tree.feature] > tree.threshold
+        number = (results * 2 ** np.arange(5, -1, -1)).sum(axis=1)
         np.testing.assert_array_equal(number, tree.leaf_of_pixel)
 
 
 def test_an_empty_leaf_has_the_probabilities_around_it() -> None:
     features, labels = points(60)
-    chances = predict(grow(features, labels, depth=10), points(2000, seed=1)[0])
-    assert (chances > 0).all()
-    assert (chances.argmax(0) == points(2000, seed=1)[1]).mean() > 0.8
+    probabilities = predict(grow(features, labels, depth=10), points(2000, seed=1)[0])
+    assert (probabilities > 0).all()
+    assert (probabilities.argmax(0) == points(2000, seed=1)[1]).mean() > 0.8
 
 
 def test_features_of_one_value_ask_nothing() -> None:
     features = np.zeros((50, 3), np.float32)
     labels = np.arange(50) % 2
-    chances = predict(grow(features, labels), np.ones((4, 3), np.float32))
-    np.testing.assert_allclose(chances, 0.5, atol=0.02)
+    probabilities = predict(grow(features, labels), np.ones((4, 3), np.float32))
+    np.testing.assert_allclose(probabilities, 0.5, atol=0.02)

@@ -31,14 +31,17 @@ from napari_strata.models.pixels.trees import (
 Array = np.ndarray[Any, Any]
 
 STEPS = 2**16
-"""Steps of a probability. On a GPU a logarithm may end in another bit than on a CPU;
-probabilities that differ, differ by a step, which no last bit turns round."""
+"""Steps of a probability.
+
+The last bit of a logarithm can differ between CPU and GPU. Rounding to steps of 1/65536
+removes such differences.
+"""
 
 NOISE_SPREADS = 3.0
 """Differences of grey values below so many standard deviations of noise are no edge."""
 
 LOGIT_STEPS, LOWEST_LOGIT = 128, 16
-"""Steps in which logits of boosted trees differ, and how far below the largest."""
+"""Steps per unit of logit, and the largest distance below the highest logit."""
 
 STEEP = 0.97
 """Quantile of the gradients of training pixels above which a pixel is not trusted.
@@ -136,19 +139,19 @@ class PixelClassifier:
         float32 (K, H, W) on the device of the features.
         """
         shape = features.shape[1:]
-        chances = self.trees.sums(features.flatten(1)).reshape(-1, *shape)
+        probabilities = self.trees.sums(features.flatten(1)).reshape(-1, *shape)
         if self.is_boosted:
-            chances = _softmax(chances)
+            probabilities = _softmax(probabilities)
         if self.filter_radius:
             rows = gradient_rows(len(image), self.neighbours)
-            chances = guided_filter(
-                chances,
+            probabilities = guided_filter(
+                probabilities,
                 guide_of(image, self.neighbours),
                 self._weights(features[rows].amax(0)),
                 radius=self.filter_radius,
                 variance=(NOISE_SPREADS * self.noise) ** 2,
             )
-        return chances.clamp_(0, 1).mul_(STEPS).round_().div_(STEPS)
+        return probabilities.clamp_(0, 1).mul_(STEPS).round_().div_(STEPS)
 
     def _weights(self, gradient: Tensor) -> Tensor:
         """Weights of pixels in the filter, from the lengths of their gradients."""
@@ -212,7 +215,7 @@ def iter_trees(
             pixels,
             trees=section.trees,
             depth=section.depth,
-            tests=section.tests,
+            candidates=section.tests,
             learning_rate=section.learning_rate,
             seed=seed,
         )
@@ -229,18 +232,18 @@ def iter_trees(
 def _softmax(logits: Tensor) -> Tensor:
     """Softmax over the first axis, of logits in steps of 1 / `LOGIT_STEPS`.
 
-    Exponentials are looked up in a table of the CPU, because another device may end
-    them in another bit.
+    Exponentials are looked up in a table that the CPU computed, because their last bit
+    can differ on another device.
     """
     below = logits.amax(0) - logits
     place = below.mul_(LOGIT_STEPS).round_().clamp_max_(LOWEST_LOGIT * LOGIT_STEPS)
     steps = torch.arange(LOWEST_LOGIT * LOGIT_STEPS + 1, dtype=torch.float32)
     table = torch.exp(-steps / LOGIT_STEPS).to(logits.device)
-    chances = table[place.int()]
-    total = chances[0].clone()
-    for chance in chances[1:]:
-        total += chance
-    return chances.div_(total)
+    probabilities = table[place.int()]
+    total = probabilities[0].clone()
+    for probability in probabilities[1:]:
+        total += probability
+    return probabilities.div_(total)
 
 
 def measure_steepness(features: Array, levels: int, neighbours: int = 0) -> float:

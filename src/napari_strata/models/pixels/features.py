@@ -1,8 +1,9 @@
-"""Features of pixels: grey values, medians, and what Gaussians tell at several scales.
+"""Features of pixels: grey values, medians, and Gaussian features at several scales.
 
 Each step is a single addition, multiplication, comparison or square root of float32
 numbers, all of which IEEE 754 rounds in one way. So a feature has the same bits on a
-CPU and on a GPU, and in a tile as in the whole image; a convolution of torch has not.
+CPU and on a GPU, and in a tile as in the whole image. torch's convolution does not
+guarantee this.
 """
 
 from __future__ import annotations

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 SMALLEST_VARIANCE = 1e-4
-"""Least variance of grey values, in squared spreads, that counts as an edge."""
+"""Least variance of scaled grey values that counts as an edge; an image has about 1."""
 
 
 @torch.inference_mode()
 def guided_filter(
     values: Tensor, guide: Tensor, weights: Tensor, *, radius: int, variance: float
 ) -> Tensor:
-    """Smooth values where the guide is smooth, and keep their steps where it has some.
+    """Smooth values where the guide is smooth; keep edges where the guide has edges.
 
     In each window the values are fitted as a linear function of the guide, by weighted
     least squares; each pixel gets the weighted mean of the fits of its windows. With
@@ -26,8 +26,8 @@ def guided_filter(
     value from the others: halfway up an edge it is halfway between the two sides, and
     not a third class that has such grey values.
 
-    Sums are shifted and added, never cumulated, so that a tile gives the same bits as
-    the whole image.
+    Sums are shifted and added; there are no cumulative sums, so that a tile gives the
+    same bits as the whole image.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The sum of trees by numba, where it is installed; napari[all] brings it.
+"""The sum of trees by numba, where it is installed (with napari[all]).
 
 The compiled code is kept beside this file or in the user's cache, so that only the
 first use after an installation waits for the compiler.
@@ -25,16 +25,6 @@ BLOCK = 512
 def available() -> bool:
     """True if numba is installed."""
     return find_spec("numba") is not None
-
-
-def warm_up() -> None:
-    """Compile or load the kernel now, so that the first stroke does not wait for it."""
-    if available():
-        feature = np.zeros((1, 1), np.int32)
-        threshold = np.zeros((1, 1), np.float32)
-        leaves = np.zeros((1, 2, 2), np.float32)
-        pixels = np.zeros((1, 1), np.float32)
-        sum_leaves(pixels, feature, threshold, leaves, threads=1)
 
 
 def sum_leaves(

@@ -29,8 +29,8 @@ Small blocks stay in a processor's cache, large ones compute fewer pixels twice.
 class PixelPredictor:
     """A pixel classifier on its device; see `Predictor`.
 
-    On a CPU each thread computes blocks of the tile from image to logits. They have the
-    bits of the whole tile.
+    On a CPU each thread computes blocks of the tile from image to logits. The result is
+    identical, bit for bit, to that of the whole tile.
     """
 
     precision = Precision("fp32")
@@ -103,5 +103,5 @@ class PixelPredictor:
 
     def _logits(self, image: Tensor) -> Tensor:
         """Logits (K, H, W) of an image (C, H, W)."""
-        chances = self.classifier.predict(image)
-        return chances.clamp_min_(0.5 / STEPS).log_()
+        probabilities = self.classifier.predict(image)
+        return probabilities.clamp_min_(0.5 / STEPS).log_()

@@ -1,6 +1,6 @@
-"""Oblivious trees: every node of a level asks the same question.
+"""Oblivious trees: all nodes of a level have the same split.
 
-So a tree of depth d is d questions, whose answers are the number of a leaf. Kohavi and
+A tree of depth d has d splits; their results, as bits, are the leaf number. Kohavi and
 Li 1995, https://www.ijcai.org/Proceedings/95-2/Papers/008.pdf.
 """
 
@@ -23,10 +23,11 @@ BINS = 255
 """Thresholds of a feature at most; they are quantiles of the training pixels."""
 
 SAMPLE = 20_000
-"""Pixels that choose the questions of a boosted tree, drawn anew for each."""
+"""Pixels on which the splits of a boosted tree are chosen, drawn for each tree."""
 
 LEAF_WEIGHT = 3.0
-"""Curvature that is added to that of a boosted leaf, so that few pixels move little."""
+"""Regularisation added to the second derivative in a leaf, so that a leaf with few
+pixels changes the sum only a little."""
 
 PARENT_WEIGHT = 1.0
 """Pixels that the parent of a node counts for, in the probabilities of the node."""
@@ -39,10 +40,10 @@ class ObliviousTrees:
     Parameters
     ----------
     feature
-        int32 (T, D): the feature of each question.
+        int32 (T, D): the feature of each split.
     threshold
-        float32 (T, D): the answer is 1 where the feature is larger. The first answer is
-        the highest bit of the leaf's number.
+        float32 (T, D): a split's result is 1 where the feature is larger. The first
+        result is the highest bit of the leaf number.
     leaves
         float32 (T, 2 ** D, K): what each tree adds to the probabilities.
     """
@@ -88,8 +89,8 @@ class ObliviousTrees:
             number = torch.zeros(features.shape[1], dtype=torch.int32, device=device)
             for level in range(depth):
                 row = features[int(self.feature[tree, level])]
-                answer = row > float(self.threshold[tree, level])
-                number.mul_(2).add_(answer)
+                result = row > float(self.threshold[tree, level])
+                number.mul_(2).add_(result)
             total += leaves[tree].T[:, number]
         return total
 
@@ -170,13 +171,14 @@ def stack_trees(trees: list[Tree]) -> ObliviousTrees:
 
 
 def iter_extra_trees(
-    pixels: BinnedPixels, *, trees: int, depth: int, tests: int, seed: int
+    pixels: BinnedPixels, *, trees: int, depth: int, candidates: int, seed: int
 ) -> Iterator[Tree]:
     """Grow extremely randomised trees (Geurts et al. 2006), here oblivious ones.
 
-    At each level, of so many random `tests` (a feature and a threshold) the one is
-    taken that leaves the purest nodes, by Gini impurity over all nodes of the level.
-    Classes are not balanced. See https://doi.org/10.1007/s10994-006-6226-1.
+    At each level, the split is chosen from `candidates` random splits (a feature and a
+    threshold each): the one that leaves the purest nodes, by Gini impurity over all
+    nodes of the level. Classes are not balanced. See
+    https://doi.org/10.1007/s10994-006-6226-1.
 
     Yields
     ------
@@ -192,13 +194,13 @@ def iter_extra_trees(
             if not len(usable):
                 leaf = leaf * 2
                 continue
-            drawn = usable[rng.integers(len(usable), size=tests)]
-            cuts = np.floor(rng.random(tests) * pixels.counts[drawn]).astype(np.int64)
-            answers = pixels.bins[drawn] > cuts[:, None].astype(np.uint8)
-            best = _purest(leaf, answers, pixels, nodes=2**level)
+            drawn = usable[rng.integers(len(usable), size=candidates)]
+            bins = (rng.random(candidates) * pixels.counts[drawn]).astype(np.uint8)
+            results = pixels.bins[drawn] > bins[:, None]
+            best = _purest(leaf, results, pixels, nodes=2**level)
             feature[level] = drawn[best]
-            threshold[level] = pixels.thresholds[drawn[best], cuts[best]]
-            leaf = leaf * 2 + answers[best]
+            threshold[level] = pixels.thresholds[drawn[best], bins[best]]
+            leaf = leaf * 2 + results[best]
         leaves = _leaf_probabilities(leaf, pixels, depth=depth) / trees
         yield Tree(feature, threshold, leaves, leaf)
 
@@ -208,7 +210,7 @@ def iter_boosted_trees(
     *,
     trees: int,
     depth: int,
-    tests: int,
+    candidates: int,
     learning_rate: float,
     seed: int,
 ) -> Iterator[Tree]:
@@ -216,9 +218,9 @@ def iter_boosted_trees(
 
     Gradient boosting of the cross-entropy (Friedman 2001,
     https://doi.org/10.1214/aos/1013203451) with oblivious trees, as in CatBoost
-    (Prokhorenkova et al. 2018, https://arxiv.org/abs/1706.09516). At each level, of so
-    many random `tests` the one is taken that fits the gradients of a sample of the
-    pixels best; leaves are one Newton step on all pixels.
+    (Prokhorenkova et al. 2018, https://arxiv.org/abs/1706.09516). At each level, the
+    split is chosen from `candidates` random splits: the one that fits the gradients of
+    a sample of the pixels best. Leaves are one Newton step on all pixels.
 
     Yields
     ------
@@ -231,9 +233,9 @@ def iter_boosted_trees(
     logits = np.zeros((n, classes), np.float32)
     for number in range(trees):
         rng = np.random.default_rng([seed, 7, number])
-        chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-        chances /= chances.sum(axis=1, keepdims=True)
-        gradient = truth - chances
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        gradient = truth - probabilities
         sample = np.sort(rng.choice(n, min(n, SAMPLE), replace=False))
         sampled_gradient = gradient[sample]
         feature = np.zeros(depth, np.int64)
@@ -241,15 +243,15 @@ def iter_boosted_trees(
         node = np.zeros(len(sample), np.int64)
         leaf = np.zeros(n, np.int64)
         for level in range(depth if len(usable) else 0):
-            drawn = usable[rng.integers(len(usable), size=tests)]
-            cuts = np.floor(rng.random(tests) * pixels.counts[drawn]).astype(np.uint8)
-            answers = pixels.bins[drawn[:, None], sample] > cuts[:, None]
-            best = _best_fit(node, answers, sampled_gradient, nodes=2**level)
+            drawn = usable[rng.integers(len(usable), size=candidates)]
+            bins = (rng.random(candidates) * pixels.counts[drawn]).astype(np.uint8)
+            results = pixels.bins[drawn[:, None], sample] > bins[:, None]
+            best = _best_fit(node, results, sampled_gradient, nodes=2**level)
             feature[level] = drawn[best]
-            threshold[level] = pixels.thresholds[drawn[best], cuts[best]]
-            node = node * 2 + answers[best]
-            leaf = leaf * 2 + (pixels.bins[drawn[best]] > cuts[best])
-        curvature = chances * (1 - chances)
+            threshold[level] = pixels.thresholds[drawn[best], bins[best]]
+            node = node * 2 + results[best]
+            leaf = leaf * 2 + (pixels.bins[drawn[best]] > bins[best])
+        curvature = probabilities * (1 - probabilities)
         leaves = np.empty((2**depth, classes))
         for k in range(classes):
             slope = np.bincount(leaf, gradient[:, k], minlength=2**depth)
@@ -259,8 +261,8 @@ def iter_boosted_trees(
         yield Tree(feature, threshold, leaves, leaf)
 
 
-def _best_fit(node: Array, answers: Array, gradient: Array, *, nodes: int) -> int:
-    """Number of the test whose nodes fit gradients (n, K) best, by squared error."""
+def _best_fit(node: Array, results: Array, gradient: Array, *, nodes: int) -> int:
+    """Number of the split whose nodes fit gradients (n, K) best, by squared error."""
     n, classes = gradient.shape
     # Gradients of each class, and a one, by which pixels are counted.
     values = np.concatenate([gradient, np.ones((n, 1), np.float32)], axis=1)
@@ -270,19 +272,19 @@ def _best_fit(node: Array, answers: Array, gradient: Array, *, nodes: int) -> in
     matrix = csc_matrix(
         (values.ravel(), rows, np.arange(0, n * width + 1, width)), shape=(size, n)
     )
-    right = matrix @ np.ascontiguousarray(answers.T).astype(np.float32)
+    right = matrix @ np.ascontiguousarray(results.T).astype(np.float32)
     total = np.bincount(rows, values.ravel(), minlength=size).astype(np.float32)
     right = right.reshape(nodes, width, -1)
     left = total.reshape(nodes, width, 1) - right
-    fit = np.zeros(len(answers))
+    fit = np.zeros(len(results))
     for side in (left, right):
         squares = np.square(side[:, :classes]).sum(axis=1)
         fit += (squares / (side[:, classes] + LEAF_WEIGHT)).sum(axis=0, dtype=float)
     return int(fit.argmax())
 
 
-def _purest(node: Array, answers: Array, pixels: BinnedPixels, *, nodes: int) -> int:
-    """Number of the test that leaves the purest nodes; `answers` is bool (tests, n)."""
+def _purest(node: Array, results: Array, pixels: BinnedPixels, *, nodes: int) -> int:
+    """Number of the split with the purest nodes; `results` is bool (splits, n)."""
     classes = pixels.classes
     key = node * classes + pixels.labels
     size = nodes * classes
@@ -290,13 +292,13 @@ def _purest(node: Array, answers: Array, pixels: BinnedPixels, *, nodes: int) ->
     one_hot = csc_matrix(
         (np.ones(n, np.float32), key, np.arange(n + 1)), shape=(size, n)
     )
-    tests = len(answers)
-    # Turned as bytes and converted then: five times as fast as the other way round.
-    right = one_hot @ np.ascontiguousarray(answers.T).astype(np.float32)
-    right = right.reshape(nodes, classes, tests)
+    splits = len(results)
+    # Transpose as bytes before converting to float32; this is five times faster.
+    right = one_hot @ np.ascontiguousarray(results.T).astype(np.float32)
+    right = right.reshape(nodes, classes, splits)
     total = np.bincount(key, minlength=size).astype(np.float32)
     left = total.reshape(nodes, classes, 1) - right
-    purity = np.zeros(tests)
+    purity = np.zeros(splits)
     for side in (left, right):
         pixels_in_node = side.sum(axis=1)
         squares = (side * side).sum(axis=1)
@@ -318,9 +320,9 @@ def _leaf_probabilities(leaf: Array, pixels: BinnedPixels, *, depth: int) -> Arr
         deeper = per_level[-1]
         per_level.append(deeper.reshape(-1, 2, classes).sum(axis=1))
     root = per_level.pop()
-    chances: Array = (root + 1) / (root.sum() + classes)
+    probabilities: Array = (root + 1) / (root.sum() + classes)
     for of_node in reversed(per_level):
-        parents = np.repeat(chances, 2, axis=0)
+        parents = np.repeat(probabilities, 2, axis=0)
         total = of_node.sum(axis=1, keepdims=True)
-        chances = (of_node + PARENT_WEIGHT * parents) / (total + PARENT_WEIGHT)
-    return chances
+        probabilities = (of_node + PARENT_WEIGHT * parents) / (total + PARENT_WEIGHT)
+    return probabilities
