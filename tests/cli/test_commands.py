@@ -288,7 +288,7 @@ def test_class_options_together(run: Console, stack: Path) -> None:
     )
     record = json.loads((stack / "a" / "data.json").read_text())
     assert record["unlabelled"] == [9]
-    assert "stands twice" in run.refuses(
+    assert "is duplicated" in run.refuses(
         *arguments, "--out", stack / "b", "--class", "3=x", "--class", "5=x"
     )
     assert "leave out" in run.refuses(
@@ -465,7 +465,7 @@ def test_labels_that_cannot_be_used(
         ("--class=7=clay", "no such value"),
         ("--class=clay", "needed is VALUE=NAME"),
         ("--rgb=zz=clay", "six hexadecimal digits"),
-        ("--axes=ZZZ", "stands twice"),
+        ("--axes=ZZZ", "is duplicated"),
     ],
 )
 def test_options_that_cannot_be_used(

@@ -132,8 +132,8 @@ def test_nothing_to_learn_and_too_much_to_be_classes() -> None:
             {"names": ("a",), "values": (1,), "colors": ("#000000", "#ffffff")},
             "one name, one value and one colour",
         ),
-        ({"names": ("a", "a"), "values": (1, 2)}, "stands twice"),
-        ({"names": ("a", "b"), "values": (1, 1)}, "stands twice"),
+        ({"names": ("a", "a"), "values": (1, 2)}, "is duplicated"),
+        ({"names": ("a", "b"), "values": (1, 1)}, "is duplicated"),
         (
             {"names": ("a", "b"), "values": (0, 1), "unlabelled": (0,)},
             r"\[0\] cannot be a class and unlabelled",

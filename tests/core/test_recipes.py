@@ -359,7 +359,7 @@ def test_a_missing_file_is_said_to_be_missing(name: str, tmp_path: Path) -> None
         ("a: b: c\n", r"bad\.yaml, line 1: not valid YAML"),
         (
             "training:\n  epochs: 1\n  epochs: 2\n",
-            r"line 3: not valid YAML \('epochs' stands twice\)",
+            r"line 3: not valid YAML \('epochs' is duplicated\)",
         ),
         ("a: !!python/object:os.system x\n", r"line 1: not valid YAML"),
         ("a: \x00\n", r"bad\.yaml: not valid YAML"),

@@ -368,7 +368,7 @@ def test_two_unknown_axes_must_be_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("axes", "text"),
-    [("ZY", "need 3 letters"), ("QYX", "not one of"), ("YYX", "stands twice")],
+    [("ZY", "need 3 letters"), ("QYX", "not one of"), ("YYX", "is duplicated")],
 )
 def test_axes_that_do_not_fit(tmp_path: Path, axes: str, text: str) -> None:
     path = write(tmp_path / "a.tif", stack())

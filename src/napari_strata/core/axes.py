@@ -24,7 +24,7 @@ def parse(axes: str, shape: Sequence[int]) -> str:
     Raises
     ------
     ImageError
-        When a letter is unknown or stands twice, when Y or X is missing, or when the
+        When a letter is unknown or is duplicated, when Y or X is missing, or when the
         count differs from `len(shape)`.
     """
     letters = axes.strip().upper().replace("S", "C")
@@ -36,7 +36,7 @@ def parse(axes: str, shape: Sequence[int]) -> str:
         )
     if len(set(letters)) != len(letters):
         raise ImageError(
-            f"{description}: a letter stands twice; name each dimension once (RGB"
+            f"{description}: a letter is duplicated; name each dimension once (RGB"
             " samples count as C)."
         )
     if len(letters) != len(shape):

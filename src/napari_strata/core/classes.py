@@ -1,8 +1,7 @@
 """Class map: the meaning of label values.
 
 Label values (any numbers or colours that were painted) become class indices 0..K-1,
-with `IGNORE` for pixels without a label, and back. Nothing else in the project maps
-classes.
+with `IGNORE` for pixels without a label, and back.
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ class ClassMap(BaseModel):
     rgb
         Colour of each class in an RGB-coded mask, or None when masks hold values.
     rest
-        Name of the class of all values not listed (such as object ids as foreground),
-        or None.
+        Name of the class that all other values belong to, or None if other values are
+        errors. With it, object ids (1, 2, 3, ...) are one class, the foreground.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,7 +102,7 @@ class ClassMap(BaseModel):
             )
         if len(set(self.names)) != count or len(set(self.values)) != count:
             raise LabelError(
-                f"{description}: a name or a value stands twice; each class needs its"
+                f"{description}: a name or a value is duplicated; each class needs its"
                 " own."
             )
         if both := sorted(set(self.values) & set(self.unlabelled)):

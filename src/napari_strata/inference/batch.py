@@ -78,27 +78,27 @@ def predict_files(
     Parameters
     ----------
     model
-        a `Model`, the path of a model file or run folder, several of them, or a
+        A `Model`, the path of a model file or run folder, several of them, or a
         cross-validation folder.
     inputs
-        files, OME-Zarr stores, folders (the images in them, not in folders below),
+        Files, OME-Zarr stores, folders (the images in them, not in folders below),
         patterns such as ``scans/*.tif``.
     out
-        a folder, made if needed; or, for a single input file, the file to write (.tif,
+        A folder, made if needed; or, for a single input file, the file to write (.tif,
         .tiff, .zarr, .png).
     options
-        see `PredictOptions`. Without `overwrite`, a file whose labels exist in the
+        See `PredictOptions`. Without `overwrite`, a file whose labels exist in the
         folder is skipped.
     axes
-        of the images, where the files do not say; see `read_image`.
+        Axes of the images, where the files do not say; see `read_image`.
     series
-        image to take from files that have several; see `read_image`.
+        Image to take from files that have several; see `read_image`.
     part
         "i/n". With one input: the i-th of n shares of its planes. With several: every
         n-th file, starting with the i-th, and a report of its own
         (``report.2of3.csv``). See `iter_predict`.
     scheduler
-        see `iter_predict`; files are predicted one after another, each by all workers.
+        See `iter_predict`; files are predicted one after another, each by all workers.
 
     Yields
     ------
@@ -172,7 +172,7 @@ def find_images(
     Parameters
     ----------
     labels_in
-        folder of an earlier run; what that wrote is left out, unless it is named.
+        Folder of an earlier run; what that wrote is left out, unless it is named.
 
     Raises
     ------

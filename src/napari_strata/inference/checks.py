@@ -34,11 +34,11 @@ def check_image(
     Parameters
     ----------
     specs
-        of the models.
+        Specs of the models.
     samples
-        of the image, see `Image.samples`.
+        Samples of the image, see `Image.samples`.
     ortho
-        true for three views of a volume.
+        True for three views of a volume.
 
     Raises
     ------

@@ -42,13 +42,14 @@ class Chunk:
     Parameters
     ----------
     region
-        what is read, see `Image.read`: one plane (Z an index), or several (Z a slice).
+        Region that is read, see `Image.read`: one plane (Z an index), or several (Z
+        a slice).
     planes
-        numbers of the planes that it gives, as `Image.planes` counts them.
+        Numbers of the planes that the chunk gives, as `Image.planes` counts them.
     keep
-        position of those among the planes that are read.
+        Position of these planes among the planes that are read.
     stretch
-        for three views: factors that make Z's pixels as long as those of Y, and of X.
+        For three views: factors that make Z's pixels as long as those of Y, and of X.
     """
 
     region: Region
@@ -73,9 +74,9 @@ def plan_chunks(
     Parameters
     ----------
     specs
-        of models that predict together, all 2D or all 3D.
+        Specs of models that predict together, all 2D or all 3D.
     ortho
-        for three views of each volume by 2D models; see `EnsemblePredictor`.
+        True for three views of each volume by 2D models; see `EnsemblePredictor`.
     """
     chunks = []
     if specs[0].depth is None and not ortho:
@@ -176,11 +177,11 @@ class InvalidPixels:
     Parameters
     ----------
     plane
-        its region, see `Image.planes`.
+        Region of the plane, see `Image.planes`.
     first
-        row and column of the first one.
+        Row and column of the first of these pixels.
     count
-        number of such pixels.
+        Number of these pixels.
     """
 
     plane: Region
@@ -196,9 +197,9 @@ def find_invalid(
     Parameters
     ----------
     array
-        grey values of the chunk, halo included.
+        Grey values of the chunk, halo included.
     planes
-        regions of all planes of the image.
+        Regions of all planes of the image.
     """
     if array.dtype.kind != "f":
         return []

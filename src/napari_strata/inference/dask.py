@@ -247,13 +247,13 @@ class PredictionRequest:
     Parameters
     ----------
     models, image, out
-        absolute paths.
+        Absolute paths.
     axes, scale, units, name
-        of the image, which may differ from its file.
+        Facts of the image, which may differ from its file.
     digest, fingerprint
-        of the models and of the image.
+        Digest of the models, and fingerprint of the image.
     threads
-        of torch, for each worker; labels depend on it in single pixels.
+        Threads of torch in each worker; labels depend on it in single pixels.
     """
 
     models: tuple[str, ...]
@@ -354,9 +354,9 @@ class ClusterPrediction:
     Parameters
     ----------
     cluster
-        of the workers.
+        Cluster of the workers.
     request
-        see `PredictionRequest`.
+        Request to the workers, see `PredictionRequest`.
 
     Raises
     ------
@@ -643,7 +643,7 @@ def inspect_worker(request: PredictionRequest, token: str) -> WorkerFacts:
     Parameters
     ----------
     token
-        a file that was just made in the folder of the output.
+        A file that was just made in the folder of the output.
     """
     names = {path: path for path in (request.image, *request.models)}
     names[token] = str(Path(request.out).parent)

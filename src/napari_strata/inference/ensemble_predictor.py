@@ -34,9 +34,9 @@ class TTATransform:
     Parameters
     ----------
     mirror
-        true when columns are reversed first.
+        True when columns are reversed first.
     quarter_turns
-        number of quarter turns that follow.
+        Number of quarter turns after that.
     """
 
     mirror: bool = False
@@ -62,9 +62,9 @@ class TTATransform:
         Parameters
         ----------
         box
-            rows and columns; planes of a volume may come first and stay as they are.
+            Rows and columns; planes of a volume may come first and stay as they are.
         shape
-            of the transformed plane.
+            Shape of the transformed plane.
         """
         *planes, rows, columns = box
         height, width = shape
@@ -95,19 +95,19 @@ class EnsemblePredictor:
     Parameters
     ----------
     members
-        of the same classes and channels, in a fixed order; all are on the device at the
-        same time.
+        Predictors of the same classes and channels, in a fixed order; all are on the
+        device at the same time.
     tta
-        average over the eight flips and quarter turns of each plane too (test-time
+        Average over the eight flips and quarter turns of each plane too (test-time
         augmentation, as in Simonyan & Zisserman 2015, https://arxiv.org/abs/1409.1556,
         for flips). Each goes through the normal tiling, and its probabilities are
         transformed back. Eight times the work.
     ortho
-        average over the XY, XZ and YZ planes of a volume; 2D models only. Fusion of
+        Average over the XY, XZ and YZ planes of a volume; 2D models only. Fusion of
         orthogonal planes (Prasoon et al. 2013,
         https://doi.org/10.1007/978-3-642-40763-5_31, who trained a network for each
         view; one network for all, as here, is how empanada and volume-segmantics
-        predict). Voxels that are longer along Z are made isotropic for the upright
+        predict). Voxels that are longer along Z are made isotropic for the XZ and YZ
         views, and the probabilities are resized back.
     """
 
@@ -172,9 +172,9 @@ class EnsemblePredictor:
         Parameters
         ----------
         array
-            grey values (C, H, W) or (C, D, H, W) of the chunk's region.
+            Grey values (C, H, W) or (C, D, H, W) of the chunk's region.
         scales
-            one for each member; see `Ensemble.scales`.
+            Scale of each member; see `Ensemble.scales`.
 
         Returns
         -------
@@ -218,7 +218,7 @@ class EnsemblePredictor:
         Parameters
         ----------
         scales
-            one for each member; see `Ensemble.scales`.
+            Scale of each member; see `Ensemble.scales`.
         """
         if len(self.members) * len(self.transforms) == 1:
             member = self.members[0]
@@ -254,11 +254,11 @@ def mean_of_views(
     Parameters
     ----------
     volume
-        grey values (C, D, H, W).
+        Grey values (C, D, H, W).
     stretch
-        factors that make Z's pixels as long as those of Y, and of X.
+        Factors that make Z's pixels as long as those of Y, and of X.
     predict
-        gives probabilities (K, h, w) of a plane (C, h, w).
+        Function that gives probabilities (K, h, w) of a plane (C, h, w).
     """
     total = None
     stretch_y, stretch_x = stretch
@@ -282,9 +282,9 @@ def view_shapes(
     Parameters
     ----------
     shape
-        of the volume: D, H, W.
+        Shape of the volume: D, H, W.
     stretch
-        factors that make Z's pixels as long as those of Y, and of X.
+        Factors that make Z's pixels as long as those of Y, and of X.
     """
     depth, height, width = shape
     stretch_y, stretch_x = stretch

@@ -31,22 +31,23 @@ class Estimate:
     Parameters
     ----------
     device
-        in words.
+        Device in words.
     planes, shape
-        number of planes, and rows and columns of each.
+        Number of planes, and rows and columns of each.
     forwarded
-        pixels that go through the network for each pixel of the image, all networks,
+        Pixels that go through the network for each pixel of the image, all networks,
         flips and turns together.
     seconds
-        measured on one tile; None when it was not.
+        Seconds that the prediction takes, measured on one tile; None when they were
+        not measured.
     memory
-        bytes that the device needs beyond the weights, which it holds already: for one
+        Bytes that the device needs beyond the weights, which it holds already: for one
         tile, and on a CPU for the chunk (a plane, or several), the next one and their
         results. The libraries come on top.
     free_memory
-        bytes that are free there now; None where that cannot be known.
+        Bytes that are free there now; None where that cannot be known.
     disk, free_disk
-        bytes that are written at most, and that are free; 0 and None when nothing is
+        Bytes that are written at most, and that are free; 0 and None when nothing is
         written.
     """
 
@@ -90,13 +91,13 @@ def estimate(
     Parameters
     ----------
     output
-        what is to be written.
+        Sizes and types of what is to be written.
     out
-        file that it becomes; None when the prediction writes none.
+        File that the planes become; None when the prediction writes none.
     in_memory
-        true when the planes are kept in arrays.
+        True when the planes are kept in arrays.
     measure
-        predict one tile, twice, to know how long it takes.
+        Predict one tile, twice, to measure the time.
     """
     chunks = predictor.plan_chunks(image)
     images = Counter[tuple[int, ...]]()

@@ -50,15 +50,17 @@ class WriterRole:
     Parameters
     ----------
     shard
-        one of several; the ledger is named for it.
+        Shard that the process predicts, if there are several; the ledger is named for
+        it.
     planes
-        those that it writes, and nobody else at the same time; all when None.
+        Planes that the process writes, and nobody else at the same time; all when
+        None.
     shared
-        true when others fill the folder too: then nothing there is ever deleted.
+        True when others fill the folder too: then nothing there is ever deleted.
     wait
-        seconds to wait for planes that another process is writing.
+        Seconds to wait for planes that another process is writing.
     trust_ledgers
-        true when the process that started this one has read all ledgers, so that this
+        True when the process that started this one has read all ledgers, so that this
         one reads only its own and the common one.
     """
 
@@ -84,14 +86,14 @@ class ResumableOutput:
     Parameters
     ----------
     path
-        the file that the prediction will become.
+        The file that the prediction will become.
     spec
-        sizes and types of what is written.
+        Sizes and types of what is written.
     identity
-        facts of model, image and options, as plain data. Planes of another identity are
+        Facts of model, image and options, as plain data. Planes of another identity are
         deleted, unless several processes fill the folder.
     role
-        see `WriterRole`.
+        See `WriterRole`.
 
     Raises
     ------
@@ -238,7 +240,7 @@ class ResumableOutput:
         Parameters
         ----------
         may_lack
-            true when another process may be about to make them.
+            True when another process may be about to make them.
         """
         for name, (shape, dtype) in self.spec.arrays().items():
             try:

@@ -53,13 +53,13 @@ class MaskPart:
     Parameters
     ----------
     box
-        rows and columns in the plane.
+        Rows and columns in the plane.
     labels
-        label values (h, w).
+        Label values (h, w).
     stage
         "coarse": half the resolution, without filter; "full": the final labels.
     margins
-        differences between the probabilities of the two likeliest classes, float16
+        Differences between the probabilities of the two likeliest classes, float16
         (h, w); None in a coarse part.
     """
 
@@ -78,13 +78,13 @@ class NextWindow:
     index
         T and Z of the plane.
     box
-        rows and columns.
+        Rows and columns of the window.
     margin
-        mean difference between the probabilities of the two likeliest classes.
+        Mean difference between the probabilities of the two likeliest classes.
     labels
-        label values of the mask in it (h, w).
+        Label values of the mask in the window (h, w).
     changed
-        share of the pixels whose label changed since the window before, on the planes
+        Share of the pixels whose label changed since the window before, on the planes
         that were segmented for both; None if there is no such plane.
     """
 
@@ -129,14 +129,14 @@ class LiveSegmentation:
     Parameters
     ----------
     image
-        image of any size; planes are read when they are needed.
+        Image of any size; planes are read when they are needed.
     classes
-        meaning of the label values.
+        Meaning of the label values.
     recipe
-        a recipe of the kind ``pixels``. Where it leaves the number of octave levels
+        A recipe of the kind ``pixels``. Where it leaves the number of octave levels
         open, the smallest is taken, because there is no time to compare them.
     device
-        that computes.
+        Device that computes features and masks.
 
     Raises
     ------
@@ -190,7 +190,7 @@ class LiveSegmentation:
         index
             T and Z of the plane, those that the image has.
         labels
-            label values (H, W).
+            Label values (H, W).
         """
         plane = _key(index)
         positions, class_indices = self._labelled_pixels(labels)
@@ -313,11 +313,11 @@ class LiveSegmentation:
         index
             T and Z of the plane.
         visible
-            rows and columns in view; None for the whole plane.
+            Rows and columns in view; None for the whole plane.
         coarse
-            whether a coarse mask of what is visible comes first.
+            True to give a coarse mask of the visible part first.
         threads
-            number of threads on a CPU; None for as many as torch has.
+            Number of threads on a CPU; None for as many as torch has.
 
         Yields
         ------
@@ -427,11 +427,11 @@ class LiveSegmentation:
         index
             T and Z of the plane in view.
         side
-            of the window, in pixels.
+            Side of the window, in pixels.
         skipped
-            planes and boxes that are not wanted; no window comes near to them.
+            Planes and boxes that are not wanted; no window comes near to them.
         threads
-            as for `iter_mask`.
+            Number of threads, as for `iter_mask`.
 
         Raises
         ------

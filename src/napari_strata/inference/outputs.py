@@ -37,9 +37,9 @@ class OutputSpec:
     Parameters
     ----------
     planes, shape, dtype
-        number of label planes, their size (H, W) and type.
+        Number of label planes, their size (H, W) and type.
     classes
-        number of classes if probabilities are written too, float16 (classes, H, W) for
+        Number of classes if probabilities are written too, float16 (classes, H, W) for
         each plane; else 0.
     """
 
@@ -217,11 +217,11 @@ class Results:
     Parameters
     ----------
     labels
-        label values of every plane.
+        Label values of every plane.
     probabilities
-        probabilities of every plane, or None when they were not requested.
+        Probabilities of every plane, or None when they were not requested.
     pixels
-        predicted pixels of each class, int64 (K,).
+        Predicted pixels of each class, int64 (K,).
     """
 
     labels: LabelImage

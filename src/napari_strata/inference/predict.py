@@ -69,9 +69,9 @@ class Prediction(Iterator[Event]):
     Parameters
     ----------
     predictor
-        of these models and options, where there is one already.
+        Predictor of these models and options, if it has been built already.
     make_output
-        makes the output of a prediction without `out`.
+        Function that makes the output of a prediction without `out`.
     """
 
     def __init__(
@@ -288,18 +288,18 @@ def iter_predict(
     Parameters
     ----------
     model
-        a `Model`, the path of a model file or run folder, several of them, or a
+        A `Model`, the path of a model file or run folder, several of them, or a
         cross-validation folder: of several, the mean of their probabilities is taken;
         see `Ensemble`.
     image
-        an `Image` with axes of T, C, Z, Y, X; a 2D array (Y, X); or the path of an
+        An `Image` with axes of T, C, Z, Y, X; a 2D array (Y, X); or the path of an
         image.
     out
-        file to write labels to (see `write_labels`), streamed plane by plane; when None
+        File to write labels to (see `write_labels`), streamed plane by plane; when None
         they stay in memory. Probabilities, if requested, go beside it under
         ``<stem>_probabilities``.
     options, keywords
-        see `PredictOptions`; its fields may be given as keywords.
+        See `PredictOptions`; its fields may be given as keywords.
     part
         "i/n": only the i-th of n shares of neighbouring planes. The n processes, on one
         machine or many, fill the folder ``<out>.partial`` in any order and at any time;
@@ -377,7 +377,7 @@ def estimate_prediction(
     Parameters
     ----------
     predictor
-        of these models and options, so that it is built once for many images.
+        Predictor of these models and options, to build it once for many images.
     """
     options = (options or PredictOptions()).updated(**keywords)
     inputs = PredictionInput(as_image(image), load_models(model))
@@ -469,7 +469,7 @@ def _assemble(
     Parameters
     ----------
     shard, chunks
-        the shard that this process has predicted, and all chunks; without a shard, all
+        Shard that this process has predicted, and all chunks; without a shard, all
         planes are predicted.
 
     Raises

@@ -90,11 +90,11 @@ def claim_planes(
     Parameters
     ----------
     folder
-        the same for all processes. It must exist.
+        Folder that all processes fill. It must exist.
     planes
-        one or more.
+        Planes to claim, one or more.
     wait
-        seconds to wait for planes that another process holds.
+        Seconds to wait for planes that another process holds.
 
     Returns
     -------

@@ -40,9 +40,9 @@ class PredictionInput:
     Parameters
     ----------
     image
-        as it was read.
+        Image as it was read.
     models
-        see `Ensemble`.
+        Models that predict it, see `Ensemble`.
     """
 
     image: Image

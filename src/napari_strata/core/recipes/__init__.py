@@ -26,7 +26,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with plain numbers; a key that stands twice is an error.
+    """PyYAML's safe loader with plain numbers; a duplicated key is an error.
 
     It has no octal and sexagesimal numbers and no dates, as YAML 1.1 has.
     """
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[1].value!r} stands twice", twice[1].start_mark
+                None, None, f"{twice[1].value!r} is duplicated", twice[1].start_mark
             )
         return super().construct_mapping(node, deep)
 

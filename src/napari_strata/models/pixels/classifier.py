@@ -58,19 +58,19 @@ class PixelClassifier:
     Parameters
     ----------
     trees
-        what `fit` found.
+        Trees that `fit` has grown.
     levels
-        octave levels of the features; see `features.compute_features`.
+        Octave levels of the features; see `features.compute_features`.
     filter_radius
-        of the guided filter in pixels; 0 for none.
+        Radius of the guided filter in pixels; 0 for no filter.
     noise
-        standard deviation of the noise of scaled images.
+        Standard deviation of the noise of scaled images.
     steepness
-        gradient at which a pixel has half the weight in the filter.
+        Gradient at which a pixel has half the weight in the filter.
     neighbours
-        slices on each side that are channels too.
+        Number of slices on each side that are channels too.
     is_boosted
-        true when the sums of trees are logits, false when they are probabilities.
+        True when the sums of trees are logits, false when they are probabilities.
     """
 
     trees: ObliviousTrees
@@ -102,11 +102,12 @@ class PixelClassifier:
         features
             float32 (n, F), with F of `features.count_features`.
         class_indices
-            integers (n,), from 0 to ``classes - 1``.
+            Integers (n,), from 0 to ``classes - 1``.
         section
-            number of trees, their depth, and the filter's radius.
+            Options: the number of trees, their depth, and the radius of the filter.
         windows
-            painted windows among the pixels, which tell the radius where it is open.
+            Painted windows among the pixels; the radius follows from them if it is not
+            set.
         """
         trees = stack_trees(
             list(
@@ -132,7 +133,7 @@ class PixelClassifier:
         features
             float32 (F, H, W), of `features.compute_features`.
         image
-            scaled grey values float32 (C, H, W) that they are features of.
+            Scaled grey values float32 (C, H, W) that they are features of.
 
         Returns
         -------
@@ -224,7 +225,7 @@ def iter_trees(
         pixels,
         trees=section.trees,
         depth=section.depth,
-        tests=section.tests,
+        candidates=section.tests,
         seed=seed,
     )
 

@@ -61,9 +61,9 @@ def compute_features(image: Tensor, levels: int) -> Tensor:
     Parameters
     ----------
     image
-        scaled grey values float32 (C, H, W), on any device.
+        Scaled grey values float32 (C, H, W), on any device.
     levels
-        number of octave levels. Those of fewer levels come first, so that the first
+        Number of octave levels. Those of fewer levels come first, so that the first
         `count_features` rows are the features of fewer levels.
 
     Returns
@@ -101,13 +101,13 @@ def features_at(
     Parameters
     ----------
     image
-        scaled grey values float32 (C, H, W), on the CPU.
+        Scaled grey values float32 (C, H, W), on the CPU.
     places
-        flat indices of the pixels, (n,).
+        Flat indices of the pixels, (n,).
     levels
-        see `compute_features`.
+        Number of octave levels; see `compute_features`.
     device
-        that computes.
+        Device that computes the features.
 
     Returns
     -------

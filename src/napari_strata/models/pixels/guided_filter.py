@@ -32,16 +32,17 @@ def guided_filter(
     Parameters
     ----------
     values
-        float32 (K, H, W).
+        Values to smooth, float32 (K, H, W).
     guide
-        float32 (H, W).
+        Guide, float32 (H, W).
     weights
-        float32 (H, W), above 0: how much each value is to be trusted.
+        Weight of each pixel, float32 (H, W), above 0: how far its value is trusted.
     radius
-        of the windows, in pixels; each value depends on twice as many pixels on each
-        side.
+        Radius of the windows in pixels; each value depends on twice as many pixels on
+        each side.
     variance
-        of the guide, below which a window counts as smooth; the epsilon of the paper.
+        Variance of the guide below which a window counts as smooth; the epsilon of the
+        paper.
 
     Returns
     -------

@@ -35,9 +35,9 @@ def sum_leaves(
     Parameters
     ----------
     features
-        float32 (F, n), contiguous.
+        Features, float32 (F, n), contiguous.
     threads
-        among which pixels are shared.
+        Number of threads that share the pixels.
 
     Returns
     -------

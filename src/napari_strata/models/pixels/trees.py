@@ -40,12 +40,12 @@ class ObliviousTrees:
     Parameters
     ----------
     feature
-        int32 (T, D): the feature of each split.
+        Feature of each split, int32 (T, D).
     threshold
-        float32 (T, D): a split's result is 1 where the feature is larger. The first
-        result is the highest bit of the leaf number.
+        Threshold of each split, float32 (T, D). A split's result is 1 where the
+        feature is larger. The first result is the highest bit of the leaf number.
     leaves
-        float32 (T, 2 ** D, K): what each tree adds to the probabilities.
+        Values that each tree adds to the probabilities, float32 (T, 2 ** D, K).
     """
 
     feature: Array
@@ -61,7 +61,7 @@ class ObliviousTrees:
         Parameters
         ----------
         features
-            float32 (F, n), on any device.
+            Features of the pixels, float32 (F, n), on any device.
 
         Returns
         -------
@@ -102,15 +102,16 @@ class BinnedPixels:
     Parameters
     ----------
     bins
-        uint8 (F, n): number of thresholds below the value.
+        Number of thresholds below each value, uint8 (F, n).
     thresholds
-        float32 (F, B): rising, filled up with infinity.
+        Thresholds of each feature in rising order, float32 (F, B); infinite where there
+        are fewer.
     counts
-        thresholds of each feature (F,); 0 for a feature with one value only.
+        Number of thresholds of each feature (F,); 0 for a feature with one value only.
     labels
-        class indices (n,).
+        Class indices (n,).
     classes
-        number of classes.
+        Number of classes.
     """
 
     bins: Array
