@@ -200,7 +200,7 @@ def test_a_part_that_comes_when_all_is_written_is_content(tmp_path):
         Prediction(model(), PAIR.image, out=out, options=OPTIONS, part="4/7")
     )
     assert text.startswith("part 4 of 7: ")
-    assert "all parts are done" in text
+    assert "all parts are complete" in text
     assert out.read_bytes() == before
     with pytest.raises(RunError, match="exists already"):
         run(out)
@@ -402,7 +402,7 @@ def test_a_lock_of_a_killed_process_is_taken_over(tmp_path):
         assert context.__enter__() == ""
     """)
     with exclusive(lock) as holder:
-        assert holder == f"{socket.gethostname()}, process {process.pid}"
+        assert holder == f"process {process.pid} on {socket.gethostname()}"
     assert lock.exists()
     kill(process)
     with exclusive(lock) as holder:
@@ -412,12 +412,12 @@ def test_a_lock_of_a_killed_process_is_taken_over(tmp_path):
     assert not lock.exists()
 
 
-@pytest.mark.parametrize("text", ["node7, process 123", "123\nnode7\n"])
+@pytest.mark.parametrize("text", ["process 123 on node7", "123\nnode7\n"])
 def test_a_lock_of_another_machine_is_respected(tmp_path, text):
     lock = tmp_path / "lock"
     lock.write_text(text)
     with exclusive(lock) as holder:
-        assert holder == "node7, process 123"
+        assert holder == "process 123 on node7"
     assert lock.read_text() == text
 
 
@@ -519,7 +519,7 @@ def test_parts_need_a_file_to_write(tmp_path):
         RunError, match=r"several processes need a file to write to \(out\)"
     ):
         list(iter_predict(model(), PAIR.image, part="1/2"))
-    with pytest.raises(RunError, match="found a part and a scheduler"):
+    with pytest.raises(RunError, match="give either a part or a scheduler"):
         list(
             iter_predict(
                 model(),
@@ -591,7 +591,7 @@ def test_the_command_line_takes_parts(tmp_path, monkeypatch, capsys):
         return found.out + found.err
 
     assert "part 3/2 is not possible; it must be i/n" in call("--part", "3/2")
-    assert "found a part and a scheduler" in call(
+    assert "give either a part or a scheduler" in call(
         "--part", "1/2", "--scheduler", "local:1"
     )
     assert "part 2 of 2 is done: planes 3 to 5; 1 part is not finished yet" in call(

@@ -1,7 +1,7 @@
 """Backends that compute a network: torch, or ONNX Runtime or OpenVINO if installed.
 
 The other two are given the network as an ONNX graph of any height and width, which is
-made anew for each prediction (some seconds). They come with the extras ``onnx`` and
+made again for each prediction (some seconds). They come with the extras ``onnx`` and
 ``openvino``.
 """
 

@@ -107,7 +107,7 @@ def _predict_strokes(
     Probabilities (n, K), class index (n,) and number of the stroke (n,) of each
     labelled pixel.
     """
-    chances, labels, strokes = [], [], []
+    probabilities, labels, strokes = [], [], []
     last_stroke = 0
     for predicted in iter_predicted(
         predictor, load_truths(plan.validation, predictor.spec)
@@ -115,12 +115,16 @@ def _predict_strokes(
         truth = predicted.truth.labels
         is_labelled = truth != IGNORE
         logits = torch.from_numpy(predicted.logits)[:, is_labelled]
-        chances.append(torch.softmax(logits, 0).numpy().T)
+        probabilities.append(torch.softmax(logits, 0).numpy().T)
         labels.append(truth[is_labelled])
         numbers = number_strokes(truth)[is_labelled]
         strokes.append(numbers + last_stroke)
         last_stroke += int(numbers.max())
-    return np.concatenate(chances), np.concatenate(labels), np.concatenate(strokes)
+    return (
+        np.concatenate(probabilities),
+        np.concatenate(labels),
+        np.concatenate(strokes),
+    )
 
 
 def compare(
