@@ -171,9 +171,11 @@ def _paint_windows(
         for _ in prediction:
             pass
         assert prediction.probabilities is not None
-        chances = np.asarray(prediction.probabilities.data, np.float32)
-        chances = np.sort(chances.reshape(len(classes), *labels.shape), axis=0)
-        margins.append(chances[-1] - chances[-2])
+        probabilities = np.asarray(prediction.probabilities.data, np.float32)
+        probabilities = np.sort(
+            probabilities.reshape(len(classes), *labels.shape), axis=0
+        )
+        margins.append(probabilities[-1] - probabilities[-2])
     for _ in range(count):
         window = choose_window(margins, [labels != IGNORE for labels in painted])
         if window is None:

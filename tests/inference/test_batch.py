@@ -267,7 +267,7 @@ def test_no_image_at_all_is_an_error(inputs, tmp_path, monkeypatch):
 
 def test_a_report_of_someone_else_is_not_replaced(model, scans, tmp_path):
     (tmp_path / "report.csv").write_text("patient,diagnosis\n")
-    with pytest.raises(RunError, match="not our report"):
+    with pytest.raises(RunError, match="was not written by napari-strata"):
         run(model, [scans], tmp_path)
     assert (tmp_path / "report.csv").read_text() == "patient,diagnosis\n"
 

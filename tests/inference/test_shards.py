@@ -408,7 +408,7 @@ def test_a_lock_of_a_killed_process_is_taken_over(tmp_path):
     with exclusive(lock) as holder:
         assert holder == ""
         with exclusive(lock) as another:
-            assert another == f"{socket.gethostname()}, process {os.getpid()}"
+            assert another == f"process {os.getpid()} on {socket.gethostname()}"
     assert not lock.exists()
 
 
