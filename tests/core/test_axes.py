@@ -59,8 +59,8 @@ def test_parse(given_axes: str, parsed: str) -> None:
     ("given_axes", "shape", "words"),
     [
         ("QYX", (1, 2, 3), "Q is not one of"),
-        ("YYX", (1, 2, 3), "twice"),
-        ("SCYX", (1, 2, 3, 4), "twice"),
+        ("YYX", (1, 2, 3), "is duplicated"),
+        ("SCYX", (1, 2, 3, 4), "is duplicated"),
         ("ZYX", (2, 3), r"2 dimensions need 2 letters, for example 'YX'"),
         ("YX", (2, 3, 4), r"for example 'ZYX'"),
         ("TZY", (2, 3, 4), "Y and X are both needed"),
