@@ -102,9 +102,8 @@ def test_sizes_of_microscopes(
 ) -> None:
     names = ("lsm", "micromanager", "stk", "fluoview", "sis", "fei", "sem", "geotiff")
     empty = {f"{key}_metadata": None for key in names}
-    page = SimpleNamespace(tags=tifffile.tifffile.TiffTags())
+    page = SimpleNamespace(tags=tifffile.tifffile.TiffTags(), is_svs=False)
     flags = {
-        "is_svs": False,
         "is_scanimage": False,
         "pages": SimpleNamespace(first=page),
     }

@@ -69,12 +69,11 @@ def _micro_manager(tif: TiffFile) -> dict[str, Any]:
 
 
 def _aperio(tif: TiffFile) -> dict[str, Any]:
-    if not tif.is_svs:
+    page = tif.pages.first
+    if not page.is_svs:  # that of the file also asks for tiles, in tifffile 2026.11
         return {}
     entries = dict(
-        entry.split("=", 1)
-        for entry in tif.pages.first.description.split("|")[1:]
-        if "=" in entry
+        entry.split("=", 1) for entry in page.description.split("|")[1:] if "=" in entry
     )
     values = {key.strip(): value for key, value in entries.items()}
     return dict.fromkeys("XY", (values["MPP"], "micrometer"))
