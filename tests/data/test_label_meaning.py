@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -57,6 +59,25 @@ def test_resized_masks() -> None:
         resized.append(np.asarray(picture) // 86 * 85)
     (warning,) = warnings(np.stack(resized))
     assert "--foreground" in warning
+
+
+def test_masks_that_were_saved_as_jpeg() -> None:
+    planes = []
+    for plane in grains() * 255:
+        file = BytesIO()
+        PIL.Image.fromarray(plane).save(file, "JPEG", quality=95)
+        planes.append(np.asarray(PIL.Image.open(file)))
+    labels = np.stack(planes)
+    labels = np.where(labels > 200, np.maximum(labels, 250), np.minimum(labels, 5))
+    (warning,) = warnings(labels)
+    assert "loss" in warning
+
+
+def test_a_crack_between_grains_is_a_class() -> None:
+    labels = np.full((1, 96, 96), 200, "uint8")
+    labels[:, :30] = 0
+    labels[:, 60, :] = 100
+    assert warnings(labels) == []
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2, 3, 4, 5), (0, 50, 100, 150, 200, 250)])

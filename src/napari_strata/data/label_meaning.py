@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import minimum_filter
+from scipy.ndimage import maximum_filter, minimum_filter
 from skimage.measure import label
 
 from napari_strata.core.classes import ClassMap
@@ -30,11 +30,16 @@ _FEWEST_OBJECTS = 4
 _ALONE = 0.9
 """Share of values with one connected piece in each plane, from which they are ids."""
 
-_RARE = 0.02
-"""Largest share of the pixels that values on the edges of a smoothed mask have."""
-
 _CONTRAST = 8
-"""Smallest distance of the main values of a mask that was smoothed."""
+"""Smallest distance of the values of a mask that was smoothed."""
+
+_ALONG = 0.9
+"""Share of the pixels of a value between lower and higher ones, on a smoothed edge."""
+
+_RARE = 0.02
+_NOISE = 10
+_FEWEST_NOISE = 3
+"""Share, distance and number of values that compression with loss leaves."""
 
 _VOID = (255, 254, 65535, -1)
 """Values that data sets use for pixels without a class."""
@@ -91,26 +96,42 @@ def _warn_of_objects(planes: Sequence[Array], classes: ClassMap) -> list[str]:
 
 
 def _warn_of_edges(planes: Sequence[Array], counts: dict[int, int]) -> list[str]:
-    total = sum(counts.values())
-    main = [value for value, count in counts.items() if count > _RARE * total]
-    rare = [value for value in counts if value not in main and counts[value]]
-    if len(main) < 2 or not rare or max(main) - min(main) < _CONTRAST:
+    low, high = min(counts), max(counts)
+    if high - low < _CONTRAST:
         return []
-    # A value at the end of the range may be void, and one with an area a class.
-    rare = [value for value in rare if min(main) < value < max(main)]
-    if not rare or any(_has_area(plane, rare) for plane in planes):
+    suspects = [v for v in counts if low < v < high and _is_edge(planes, v)]
+    # Compression with loss scatters values close to those of the classes.
+    main = sorted(counts, key=lambda value: counts[value])[-2:]
+    total = sum(counts.values())
+    noise = [
+        value
+        for value, count in counts.items()
+        if count < _RARE * total and min(abs(value - m) for m in main) <= _NOISE
+    ]
+    if len(noise) >= _FEWEST_NOISE and abs(main[0] - main[1]) > 2 * _NOISE:
+        suspects = sorted({*suspects, *noise})
+    if not suspects:
         return []
     return [
-        f"the label values {_listed(rare)} are rare and lie along the edges of"
-        f" {_listed(main)}: the mask was probably smoothed, resized or compressed with"
+        f"the label values {_listed(suspects)} lie along the edges between other"
+        " values, or close to them: the mask was probably smoothed, resized or compressed with"
         " loss; save it again without interpolation as PNG or TIFF, or take everything"
         " but 0 as one class (--foreground)"
     ]
 
 
-def _has_area(plane: Array, values: Sequence[int]) -> bool:
-    """Return True if a value covers 3 x 3 pixels."""
-    return any(minimum_filter(plane == value, 3).any() for value in values)
+def _is_edge(planes: Sequence[Array], value: int) -> bool:
+    """Return True if nearly all pixels of a value lie between lower and higher ones."""
+    total, between = 0, 0
+    for plane in planes:
+        pixels = plane == value
+        total += int(pixels.sum())
+        lower, higher = (
+            minimum_filter(plane, 3) < value,
+            maximum_filter(plane, 3) > value,
+        )
+        between += int((pixels & lower & higher).sum())
+    return total > 0 and between >= _ALONG * total
 
 
 def _warn_of_void(counts: dict[int, int]) -> list[str]:
