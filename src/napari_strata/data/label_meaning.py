@@ -114,9 +114,9 @@ def _warn_of_edges(planes: Sequence[Array], counts: dict[int, int]) -> list[str]
         return []
     return [
         f"the label values {_listed(suspects)} lie along the edges between other"
-        " values, or close to them: the mask was probably smoothed, resized or compressed with"
-        " loss; save it again without interpolation as PNG or TIFF, or take everything"
-        " but 0 as one class (--foreground)"
+        " values, or close to them: the mask was probably smoothed, resized or"
+        " compressed with loss; save it again without interpolation as PNG or TIFF, or"
+        " take everything but 0 as one class (--foreground)"
     ]
 
 
