@@ -178,6 +178,7 @@ def inputs(folder: Path, seed: int) -> Iterator[Path]:
 def _work(connection: Any) -> None:
     import resource
 
+    connection.send("ready")
     while True:
         path = connection.recv()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -197,11 +198,11 @@ class _Child:
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_work, args=(other,), daemon=True)
         self.process.start()
+        self.connection.recv()  # when everything is imported
 
     def check(self, path: Path) -> str:
         self.connection.send(str(path))
-        end = time.monotonic() + HANG_S + 30 * (not hasattr(self, "warm"))
-        self.warm = True
+        end = time.monotonic() + HANG_S
         while not self.connection.poll(0.2):
             if not self.process.is_alive():
                 return f"crash {self.process.exitcode}"
