@@ -223,3 +223,4 @@ class NextWindow(QWidget):
         self.text.setText(view.text)
         self.text.setVisible(bool(view.text))
         self.setVisible(view.next.visible)
+        self.updateGeometry()  # the text may have more lines than before
