@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QApplication, QWidget
 from napari_strata.core import files
 from napari_strata.widgets.layers.autosave import is_alive, this_process
 from napari_strata.widgets.layers.convert import slug
-from napari_strata.widgets.layers.drawing import guard_drawing
+from napari_strata.widgets.layers.drawing import guard_removal
 from napari_strata.widgets.settings import Settings, preferences
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, WorkerClient
@@ -64,7 +64,7 @@ class ViewerSession(QObject):
         self._preferences = preferences()
         self._preferences.events.connect(self._settings_changed)
         window.installEventFilter(self)
-        guard_drawing(window)
+        guard_removal(viewer, window)
         if (application := QApplication.instance()) is not None:
             application.aboutToQuit.connect(self.close)
         threads.run(lambda: _sweep(self.settings.runs), _ignore, _ignore, owner=self)

@@ -1,37 +1,34 @@
-"""vispy leaves vertex arrays enabled; before each frame of a viewer with docks, none is."""
+"""A removed layer is deleted in the OpenGL context that draws it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from vispy.gloo import gl
+from qtpy.QtGui import QOpenGLContext
+from qtpy.QtOpenGLWidgets import QOpenGLWidget
+from vispy.gloo.glir import GlirTexture
 
-from napari_strata.widgets.layers.drawing import disable_arrays
 from napari_strata.widgets.session import ViewerSession
 
 
-def _enabled(_event: object = None) -> list[int]:
-    count = gl.glGetParameter(gl.GL_MAX_VERTEX_ATTRIBS)
-    states = [
-        gl.glGetVertexAttrib(index, gl.GL_VERTEX_ATTRIB_ARRAY_ENABLED)
-        for index in range(count)
-    ]
-    return [index for index, state in enumerate(states) if state]
-
-
-def test_no_vertex_array_is_enabled_before_a_frame(
-    make_napari_viewer: Any, runs: Any
+def test_textures_are_deleted_in_the_context_of_the_canvas(
+    make_napari_viewer: Any, runs: Any, monkeypatch: Any
 ) -> None:
     viewer = make_napari_viewer(show=True)
     ViewerSession.of(viewer)
-    viewer.add_image(np.eye(20))
-    before: list[list[int]] = []
-    after: list[list[int]] = []
-    draw = viewer.window._qt_viewer.canvas.events.draw
-    draw.connect(lambda _event: before.append(_enabled()), after=disable_arrays)
-    draw.connect(lambda _event: after.append(_enabled()), position="last")
+    (canvas,) = viewer.window._qt_window.findChildren(QOpenGLWidget)
+    image = viewer.add_image(np.eye(20))
     viewer.screenshot(canvas_only=True, flash=False)
-    viewer.screenshot(canvas_only=True, flash=False)
-    assert before[-1] == []
-    assert after[-1], "vispy does not need this guard any more"
+    contexts = []
+    delete = GlirTexture.delete
+
+    def record(self: Any) -> None:
+        contexts.append(QOpenGLContext.currentContext())
+        delete(self)
+
+    monkeypatch.setattr(GlirTexture, "delete", record)
+    canvas.doneCurrent()  # as after Qt has drawn the window
+    viewer.layers.remove(image)
+    assert contexts
+    assert all(context == canvas.context() for context in contexts)

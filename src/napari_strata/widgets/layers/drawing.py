@@ -1,35 +1,33 @@
-"""Guard against a crash of vispy, which draws napari's canvas."""
+"""Guard against a crash of napari when it removes a layer."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+import weakref
 
-from vispy.gloo import gl
+from napari.components import ViewerModel
+from qtpy.QtCore import QObject
+from qtpy.QtOpenGLWidgets import QOpenGLWidget
 
 
-def guard_drawing(window: Any) -> None:
-    """Disable all vertex arrays before each frame of a napari window.
+def guard_removal(viewer: ViewerModel, window: QObject) -> None:
+    """Make the OpenGL context of the canvas current before a layer is removed.
 
-    vispy leaves the vertex arrays of what it drew last enabled
-    (https://github.com/vispy/vispy/issues/1611). When that layer is removed, they point
-    to freed memory, and the next draw may end in a segmentation fault. Each visual
-    enables the arrays that it needs, so nothing else changes.
+    napari 0.9 deletes the textures of a removed layer in the context that happens to be
+    current, which may be Qt's own. The context of the canvas then still uses them, and
+    the next frame may end in a segmentation fault (seen with Mesa's software renderer).
 
     Parameters
     ----------
     window
         napari's main window.
     """
-    window._qt_viewer.canvas.events.draw.connect(disable_arrays, position="first")
+    reference = weakref.ref(window)
 
+    def make_current(_event: object) -> None:
+        main_window = reference()
+        if main_window is None:
+            return
+        for canvas in main_window.findChildren(QOpenGLWidget):
+            canvas.makeCurrent()
 
-def disable_arrays(_event: object = None) -> None:
-    """Disable all vertex arrays of the current OpenGL context."""
-    for index in range(_count_arrays()):
-        gl.glDisableVertexAttribArray(index)
-
-
-@lru_cache(maxsize=1)
-def _count_arrays() -> int:
-    return int(gl.glGetParameter(gl.GL_MAX_VERTEX_ATTRIBS))
+    viewer.layers.events.removing.connect(make_current)
