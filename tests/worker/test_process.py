@@ -23,6 +23,8 @@ from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
     Event,
+    LabelsUpdated,
+    Message,
     PredictionStarted,
     RegionEnd,
     TrainingEnd,
@@ -117,6 +119,38 @@ def test_a_training_sends_its_events_line_by_line(
     )
 
 
+def test_a_running_training_reads_new_labels(shared: Worker, tmp_path: Path) -> None:
+    pair = easy_pair((4, 64, 64))
+    request = train_request(tmp_path, pair, overrides=FOREVER, unlabelled=[7])
+    truth = np.asarray(pair.labels.data)
+    painted = truth.copy()
+    painted[1:] = 7
+    np.save(tmp_path / "labels.npy", painted)
+    shared.send(request)
+    until_epoch(shared)
+    painted[3] = truth[3]
+    np.save(tmp_path / "more.npy", painted)
+    change = {"changed": "labels", "job": "t"}
+    shared.send(change | {"value": str(tmp_path / "more.npy")})
+    events = shared.receive_until(lambda _, event: isinstance(event, LabelsUpdated))
+    updated = events[-1]
+    assert isinstance(updated, LabelsUpdated)
+    record = ns.RunFolder.open(request["out"]).data()
+    assert record["pairs"][0]["labels"] == str(tmp_path / "more.npy")
+    assert record["training"][-1]["index"] == {"Z": 3}
+    painted[2, 0, 0] = 9
+    np.save(tmp_path / "wrong.npy", painted)
+    for path, words in (("wrong.npy", "label value 9"), ("none.npy", "none.npy")):
+        shared.send(change | {"value": str(tmp_path / path)})
+        warning = shared.receive_until(lambda _, event: isinstance(event, Message))[-1]
+        assert isinstance(warning, Message)
+        assert words in warning.text
+    until_epoch(shared)
+    shared.send({"stop": "t"})
+    assert shared.receive_result("t")[-1] == JobEnded(reason="stopped")
+    assert updated in ns.RunFolder.open(request["out"]).events()
+
+
 def test_a_training_stops_at_once_and_resumes(shared: Worker, tmp_path: Path) -> None:
     request = train_request(tmp_path, easy_pair(), overrides=FOREVER)
     shared.send(request)
@@ -198,7 +232,8 @@ def test_lines_that_are_not_requests_are_refused(shared: Worker) -> None:
         "[]",
         '{"halt": 1}',
         '{"stop": "nobody"}',
-        '{"changed": "view", "job": "x"}',
+        '{"changed": "labels", "job": "x"}',
+        '{"changed": "labels", "job": "x", "value": "a.npy"}',
         '{"changed": "view", "job": "x", "value": {"Z": 1}}',
         "[" * 100_000,
         '{"kind": []}',
@@ -238,7 +273,6 @@ def test_jobs_wait_for_earlier_jobs_and_info_jobs_do_not(
     assert isinstance(refusal, Refused)
     assert "a job 'u' is already" in refusal.text
     for news in (
-        {"changed": "view", "job": "t", "value": {"Z": 1}},
         {"changed": "labels", "job": "t", "value": {"path": "labels.npy"}},
         {"keep": "u"},
     ):

@@ -35,7 +35,6 @@ from napari_strata.worker.protocol import (
     TargetOpened,
     TrainJob,
     TrainResult,
-    ViewChanged,
     decode_event,
     decode_request,
     encode_event,
@@ -107,8 +106,6 @@ def test_requests_are_unchanged_by_the_transport() -> None:
 def test_messages() -> None:
     assert decode_request('{"stop": "a"}') == Stop(stop="a")
     assert decode_request('{"keep": "a"}') == Keep(keep="a", on=True)
-    view = ViewChanged(job="a", value={"Z": 3, "Y": (0, 200)})
-    assert decode_request(encode_request(view)) == view
     labels = LabelsChanged(job="a", value=Layer(path="labels.npy"))
     assert decode_request(encode_request(labels)) == labels
     line = '{"changed": "labels", "job": "a", "value": {"path": "labels.npy"}}'
@@ -131,8 +128,8 @@ def test_messages() -> None:
         ('{"kind": "train", "job": 7}', "a train job without an id"),
         ('{"kind": ["train"]}', "a ['train'] job without an id"),
         ('{"stop": {"stop": "a"}}', "stop is {'stop': 'a'}"),
-        ('{"changed": "view", "job": "a"}', "value is missing"),
-        ('{"changed": ["view"], "job": "a"}', "changed (labels or view)"),
+        ('{"changed": "labels", "job": "a"}', "value is missing"),
+        ('{"changed": ["labels"], "job": "a"}', "changed (labels)"),
         ("[" * 100_000, "nested too deeply"),
         ('{"stop": ' + "[" * 100_000, "nested too deeply"),
     ],

@@ -24,6 +24,7 @@ from napari_strata.core.events import (
     FileEnd,
     FoldEnd,
     FoldStarted,
+    LabelsUpdated,
     Message,
     PredictionEnd,
     PredictionStarted,
@@ -111,6 +112,10 @@ class _Printer:
             self._print(f"warning: {event.text}", "yellow")
         elif not self._in_trial:
             self._print(event.text)
+
+    @print_event.register
+    def _(self, event: LabelsUpdated) -> None:
+        self._print(event.text)
 
     @print_event.register
     def _(self, event: TrainingStarted) -> None:

@@ -58,6 +58,35 @@ class BatchEnd(Event):
 
 
 @dataclass(frozen=True)
+class LabelsUpdated(Event):
+    """From the next step on, a training uses labels that were painted meanwhile.
+
+    `pixels` labelled pixels train; `held_back` others only measure.
+    """
+
+    epoch: int
+    pixels: int
+    held_back: int
+    left_out: tuple[str, ...] = ()
+    """Planes that are not used, because they lie beside one that is held back."""
+
+    @property
+    def text(self) -> str:
+        """The event in words."""
+        text = (
+            "Training uses the strokes painted until now:"
+            f" {self.pixels:,} labelled pixels."
+        )
+        if self.held_back:
+            text += f" {self.held_back:,} others are held back, and only measure."
+        if self.left_out:
+            names = ", ".join(self.left_out[:8])
+            more = " and others" if len(self.left_out) > 8 else ""
+            text += f" Not used, beside what is held back: {names}{more}."
+        return text
+
+
+@dataclass(frozen=True)
 class EpochEnd(Event):
     """One epoch and its validation.
 

@@ -9,7 +9,7 @@ from a threaded program.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -99,13 +99,44 @@ class PatchSource:
         """Batches in an epoch."""
         return self._batches
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch; `iter_train` counts epochs from 1."""
+    def update(self, regions: Sequence[LabelledRegion]) -> None:
+        """Take regions whose labels have changed, and perhaps further ones.
+
+        No iterator of batches may be in use. The number of batches stays.
+
+        Parameters
+        ----------
+        regions
+            The regions in their order, then further ones.
+        """
+        held = self._held
+        if held is not None:
+            updated = []
+            for old, new, (image, labels) in zip(
+                self.regions, regions, held, strict=False
+            ):
+                is_same = new.pair is old.pair
+                updated.append(
+                    (image, labels if is_same else _read_labels(new, image, self.spec))
+                )
+            further = regions[len(held) :]
+            updated += [_read_by_strips(region, self.spec) for region in further]
+            self._held = updated
+        self.regions = list(regions)
+        self._scales = _measure_scales(self.regions, self.spec)
+        if self._sampler is not None:
+            self._sampler = self._make_sampler()
+
+    def epoch(self, epoch: int, *, first: int = 0) -> Generator[Batch]:
+        """Iterate over the batches of an epoch; `iter_train` counts epochs from 1.
+
+        `first` is the number of batches to leave out.
+        """
         rng = np.random.default_rng([self.seed, 3, epoch])
         locations = self._draw(self.patches, rng, balance=self.balance)
         bounds = [round(i * len(locations) / len(self)) for i in range(len(self) + 1)]
         chunks = [locations[start:stop] for start, stop in pairwise(bounds)]
-        return _prepare_ahead(chunks, self._batch)
+        return _prepare_ahead(chunks[first:], self._batch)
 
     def plain(self, count: int, *, batch_size: int) -> Iterator[Batch]:
         """Iterate over `count` patches (or planes) as they occur, classes not balanced.
@@ -218,7 +249,7 @@ def _as_tensor(array: Array) -> Tensor:
 
 def _prepare_ahead(
     chunks: Sequence[Locations], make: Callable[[Locations], Batch]
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Make a batch of each chunk in order; a thread prepares the next one.
 
     The thread ends with the iterator.
@@ -267,6 +298,23 @@ def _hold(
     return [_read_by_strips(region, spec) for region in regions]
 
 
+def _read_labels(region: LabelledRegion, image: Array, spec: ModelSpec) -> Array:
+    """Read the class indices of a region strip by strip; `image` has been read."""
+    labels = np.empty(region.shape, np.uint8)
+    for strip in region.strips():
+        box = _box_within(strip, region)
+        labels[box] = strip.read_labels_of(image[:, *box], spec.classes)
+    return labels
+
+
+def _box_within(part: LabelledRegion, region: LabelledRegion) -> tuple[slice, ...]:
+    """Return the box of a part of a region, counted from the region's corner."""
+    return tuple(
+        slice(bounds.start - own.start, bounds.stop - own.start)
+        for bounds, own in zip(part.box, region.box, strict=True)
+    )
+
+
 def _read_by_strips(region: LabelledRegion, spec: ModelSpec) -> tuple[Array, Array]:
     """Read image and class indices of a region strip by strip.
 
@@ -279,8 +327,6 @@ def _read_by_strips(region: LabelledRegion, spec: ModelSpec) -> tuple[Array, Arr
     image = np.empty((source.channels, *region.shape), source.dtype)
     labels = np.empty(region.shape, np.uint8)
     for strip in strips:
-        box = []
-        for part, own in zip(strip.box, region.box, strict=True):
-            box.append(slice(part.start - own.start, part.stop - own.start))
+        box = _box_within(strip, region)
         image[:, *box], labels[*box] = strip.read(spec.classes)
     return image, labels

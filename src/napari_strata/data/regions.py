@@ -212,7 +212,7 @@ def labelled_regions(
             require_volume(pair.image)
     labelled = []
     for pair in pairs:
-        for region in _all_regions(pair, axes):
+        for region in all_regions(pair, axes):
             counted = count_labels(region, classes)
             if counted.counts is not None and counted.counts.any():
                 labelled.append(counted)
@@ -224,6 +224,13 @@ def labelled_regions(
             "are unlabelled."
         )
     return labelled
+
+
+def all_regions(pair: AnnotatedImage, axes: str = "YX") -> Iterator[LabelledRegion]:
+    """Iterate over the planes, or the volumes, of a pair, labelled or not."""
+    for index in pair.image.regions(axes):
+        name = " ".join([pair.name, *_index_words(pair.image, index)])
+        yield LabelledRegion(pair, index, (slice(None),) * len(axes), name)
 
 
 def find_nonfinite(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[str]:
@@ -286,12 +293,6 @@ def _strip_boxes(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
         yield (slice(start, min(start + step, first)), *whole_axes)
 
 
-def _all_regions(pair: AnnotatedImage, axes: str = "YX") -> Iterator[LabelledRegion]:
-    for index in pair.image.regions(axes):
-        name = " ".join([pair.name, *_index_words(pair.image, index)])
-        yield LabelledRegion(pair, index, (slice(None),) * len(axes), name)
-
-
 def _index_words(image: Image, index: Mapping[str, int | slice]) -> list[str]:
     """``["T=0", "Z=3"]``, without axes that hold one plane only."""
     return [f"{axis}={i}" for axis, i in index.items() if image.size(axis) > 1]
@@ -300,7 +301,7 @@ def _index_words(image: Image, index: Mapping[str, int | slice]) -> list[str]:
 def _describe_nonfinite(pair: AnnotatedImage) -> str:
     total = 0
     first_position = ""
-    for region in _all_regions(pair):
+    for region in all_regions(pair):
         for strip in region.strips():
             nonfinite = ~np.isfinite(strip.read_image()).all(axis=0)
             count = int(nonfinite.sum())

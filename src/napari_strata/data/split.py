@@ -23,6 +23,8 @@ from napari_strata.data.label_meaning import warn_of_meaning
 from napari_strata.data.leakage import find_leaks, too_small
 from napari_strata.data.regions import (
     LabelledRegion,
+    all_regions,
+    count_labels,
     join_names,
     label_counts,
     labelled_regions,
@@ -172,6 +174,53 @@ def split_given(
         *_warn_scores(split, classes),
     ]
     return Split(training_regions, validation_regions, text, tuple(warnings))
+
+
+def find_new_regions(
+    pair: AnnotatedImage,
+    training: Sequence[LabelledRegion],
+    validation: Sequence[LabelledRegion],
+    classes: ClassMap,
+    axes: str = "YX",
+) -> tuple[list[LabelledRegion], list[str]]:
+    """Find planes (volumes) of a pair that got their first labels after the split.
+
+    They train, but what is held back stays so. Where strips are held back, only the
+    part trains that trains in the nearest plane; else, planes beside a held-back one
+    are left out.
+
+    Parameters
+    ----------
+    training, validation
+        Regions of this pair.
+
+    Returns
+    -------
+    list of LabelledRegion
+        Further regions to train on, counted.
+    list of str
+        Names of the planes that are left out.
+    """
+    known = {_position(region) for region in (*training, *validation)}
+    added, left_out = [], []
+    for region in all_regions(pair, axes):
+        if _position(region) in known:
+            continue
+        counted = count_labels(region, classes)
+        if counted.counts is None or not counted.counts.any():
+            continue
+        if any(part.box != region.box for part in validation):
+            nearest = min(_distance(region, part) for part in training)
+            for part in training:
+                if _distance(region, part) == nearest:
+                    block = count_labels(region.block(part.box), classes)
+                    if block.counts is not None and block.counts.any():
+                        added.append(block)
+        elif any(_distance(region, part) == 1 for part in validation):
+            left_out.append(region.name)
+        else:
+            added.append(counted)
+    return added, left_out
 
 
 def distinct_pairs(
@@ -365,6 +414,17 @@ def _is_same_image(image: Image, other: Image) -> bool:
     if isinstance(image.data, np.ndarray) and isinstance(other.data, np.ndarray):
         return np.shares_memory(image.data, other.data)
     return False
+
+
+def _position(region: LabelledRegion) -> tuple[int, int]:
+    """Index of a plane or volume along T and Z."""
+    return _number(region, "T"), _number(region, "Z")
+
+
+def _distance(region: LabelledRegion, other: LabelledRegion) -> int:
+    """Steps along T and Z between two regions of an image."""
+    pairs = zip(_position(region), _position(other), strict=True)
+    return sum(abs(index - other_index) for index, other_index in pairs)
 
 
 def _pair_id(region: LabelledRegion) -> int:

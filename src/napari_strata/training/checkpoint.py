@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from napari_strata.core import files
 from napari_strata.core.events import (
     EpochEnd,
     Event,
+    LabelsUpdated,
     Message,
     TrainingEnd,
     TrainingStarted,
@@ -27,9 +28,9 @@ from napari_strata.training.transfer import initialise
 CHECKPOINT = "last.pt"
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingRun:
-    """A running training and its folder.
+    """A running training and its folder. Its plan changes with its labels.
 
     Only the main process writes files.
     """
@@ -48,6 +49,24 @@ class TrainingRun:
         if self._writes:
             self.folder.append_event(event)
         return event
+
+    def change_labels(self, plan: Plan) -> LabelsUpdated:
+        """Continue with the labels of `plan`; the choice of the best epoch restarts."""
+        self.plan = plan
+        self.progress.restart(is_blind=plan.is_blind)
+        if self._writes:
+            self.folder.write_json("data.json", plan.record())
+        return plan.labels_updated(self.progress.epoch + 1)
+
+    def opening(
+        self, messages: Sequence[Message], batches: int
+    ) -> Generator[Event, None, None]:
+        """Iterate over the events before the first step."""
+        yield from self.plan.messages
+        yield from messages
+        yield self.started(batches)
+        if self.plan.is_changed:
+            yield self.plan.labels_updated(self.progress.epoch + 1)
 
     def started(self, batches: int) -> TrainingStarted:
         """Build the first event of a training with `batches` steps per epoch."""
@@ -89,7 +108,7 @@ class TrainingRun:
         if not self._writes:
             return
         model = self._model(end.weights)
-        is_unscored = not any(e.best_iou for e in self.progress.history)
+        is_unscored = not any(e.best_iou for e in self.progress.compared)
         # The model first: if the process is killed, this file matters most.
         if end.best_iou or is_unscored:
             model.save(self.folder.model_path)
@@ -193,6 +212,8 @@ def resume_run(
         messages.append(Message(text))
         messages += initialise(learner.network, plan.recipe, plan.spec)
         learner.restart_average()
+    if plan.is_changed:
+        progress.restart(is_blind=plan.is_blind)
     before = folder.recipe.training.epochs
     epochs = _plan_epochs(job, plan, learner, progress, before=before)
     if progress.epoch >= epochs:

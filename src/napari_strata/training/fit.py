@@ -16,6 +16,7 @@ import torch
 
 from napari_strata.core import files
 from napari_strata.core.classes import IGNORE
+from napari_strata.core.errors import StrataError
 from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
@@ -114,6 +115,15 @@ class LabelledPixels:
         )
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """A model that was just fitted on some pixels, and its cross-entropy on them."""
+
+    model: Model
+    pixels: LabelledPixels
+    loss: float
+
+
 def iter_fit(
     job: TrainingJob, plan: Plan, group: ProcessGroup
 ) -> Generator[Event, None, None]:
@@ -136,7 +146,10 @@ def iter_fit(
 class _Fit:
     """A fit under way, with the folder that it writes to."""
 
-    def __init__(self, folder: RunFolder, plan: Plan, device: torch.device) -> None:
+    def __init__(
+        self, job: TrainingJob, folder: RunFolder, plan: Plan, device: torch.device
+    ) -> None:
+        self.job = job
         self.folder = folder
         self.plan = plan
         self.device = device
@@ -153,18 +166,23 @@ class _Fit:
         if not job.resume:
             folder = RunFolder.create(job.out, plan.recipe)
             folder.write_json("data.json", plan.record())
-            return cls(folder, plan, device)
+            return cls(job, folder, plan, device)
         folder = RunFolder.open(job.out)
         folder.save_recipe(plan.recipe)
-        return cls(folder, plan, device)
+        return cls(job, folder, plan, device)
 
     def run(self) -> Generator[Event, None, None]:
         """Fit and measure, event by event."""
         yield from self.plan.messages
         yield self.started()
+        if self.plan.is_changed:
+            yield self.plan.labels_updated(1)
         model = self.known_model()
         if model is None:
-            model = yield from self.fit()
+            fitted = yield from self.fit()
+            if (yield from self.take_labels()):
+                fitted = yield from self.fit()
+            model = yield from self.finish(fitted)
         else:
             self.progress.history.extend(model.history)
             yield Message(
@@ -185,12 +203,28 @@ class _Fit:
         model = Model.load(self.folder.model_path)
         return model if model.fingerprint == self.plan.fingerprint else None
 
+    def take_labels(self) -> Generator[Event, None, bool]:
+        """Use strokes that were painted during the fit; return True if there are any.
+
+        A fit is never restarted twice, or it would not end while somebody paints.
+        """
+        try:
+            plan = self.job.changed(self.plan)
+        except StrataError as error:
+            yield Message(f"the new strokes are not used: {error}", "warning")
+            return False
+        if plan is None:
+            return False
+        self.plan = plan
+        yield plan.labels_updated(1)
+        return True
+
     def build(self, model: Model) -> PixelPredictor:
         """Build the predictor of a model on the device of this training."""
         return PixelPredictor.of(model, self.device)
 
-    def fit(self) -> Generator[Event, None, Model]:
-        """Collect pixels, choose the levels, grow trees and score them."""
+    def fit(self) -> Generator[Event, None, _Fitted]:
+        """Collect pixels, choose the levels and grow trees."""
         section, plan = self.section, self.plan
         pixels = collect_pixels(plan, section, self.device)
         levels = section.levels
@@ -243,9 +277,15 @@ class _Fit:
             classifier.weights(),
             fingerprint=plan.fingerprint,
         )
-        end, terms = yield from self.score(model, pixels, train_loss=losses[-1])
-        self.progress.add(end, terms, names=plan.spec.classes.names)
-        model = replace(model, history=(end,))
+        return _Fitted(model, pixels, losses[-1])
+
+    def finish(self, fitted: _Fitted) -> Generator[Event, None, Model]:
+        """Score a model that was fitted, and save it."""
+        end, terms = yield from self.score(
+            fitted.model, fitted.pixels, train_loss=fitted.loss
+        )
+        self.progress.add(end, terms, names=self.plan.spec.classes.names)
+        model = replace(fitted.model, history=(end,))
         model.save(self.folder.model_path)
         files.write_text(self.folder.table_path, self.progress.csv())
         yield end

@@ -246,12 +246,30 @@ class Progress:
         Rows of ``metrics.csv``.
     since
         Epoch from which early stopping counts: the last epoch before the run was
-        extended.
+        extended, or its labels changed.
+    best_since
+        Epoch from which the best one is chosen: the last one before the labels changed.
+        A score by other labels cannot be compared, and its model has not seen the new.
+    is_blind
+        True if what validates lacks a class of the new labels. Then each epoch is taken
+        for better than the one before: a score cannot tell how well the class is known.
     """
 
     history: list[EpochEnd] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     since: int = 0
+    best_since: int = 0
+    is_blind: bool = False
+
+    def restart(self, *, is_blind: bool) -> None:
+        """Choose the best epoch among those to come, because the labels changed."""
+        self.since = self.best_since = self.epoch
+        self.is_blind = is_blind
+
+    @property
+    def compared(self) -> list[EpochEnd]:
+        """Epochs among which the best one is chosen."""
+        return [end for end in self.history if end.epoch > self.best_since]
 
     @property
     def epoch(self) -> int:
@@ -274,9 +292,10 @@ class Progress:
 
         NaN is never the best.
         """
-        ious = [end.mean_iou for end in self.history if end.best_iou]
-        losses = [end.validation_loss for end in self.history if end.best_loss]
-        return iou > max(ious, default=-math.inf), loss < min(losses, default=math.inf)
+        ious = [end.mean_iou for end in self.compared if end.best_iou]
+        losses = [end.validation_loss for end in self.compared if end.best_loss]
+        is_best = iou > (-math.inf if self.is_blind else max(ious, default=-math.inf))
+        return is_best, loss < min(losses, default=math.inf)
 
     def add(
         self, end: EpochEnd, terms: Mapping[str, float], *, names: Sequence[str]
@@ -319,6 +338,8 @@ class Progress:
             "history": [to_json(end) for end in self.history],
             "rows": self.rows,
             "since": self.since,
+            "best_since": self.best_since,
+            "is_blind": self.is_blind,
         }
 
     @classmethod
@@ -327,4 +348,7 @@ class Progress:
         events = [from_json(text) for text in state["history"]]
         history = [event for event in events if isinstance(event, EpochEnd)]
         rows = [dict(row) for row in state["rows"]]
-        return cls(history, rows, int(state["since"]))
+        # Checkpoints of earlier versions have no such entries.
+        best_since = int(state.get("best_since", 0))
+        is_blind = bool(state.get("is_blind", False))
+        return cls(history, rows, int(state["since"]), best_since, is_blind)

@@ -13,20 +13,20 @@ import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from napari_strata.core.classes import ClassMap
-from napari_strata.core.errors import TrainingError
-from napari_strata.core.events import BatchEnd, EpochEnd, Event
+from napari_strata.core.errors import StrataError, TrainingError
+from napari_strata.core.events import BatchEnd, EpochEnd, Event, Message
 from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.runs import RunFolder, check_free
-from napari_strata.data.loader import PatchSource
+from napari_strata.data.loader import Batch, PatchSource
 from napari_strata.models.allocator import kept_pages
 from napari_strata.models.device import choose_precision
 from napari_strata.models.model import Model
@@ -177,7 +177,7 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
     batch_size = plan.recipe.training.batch_size
     smallest_batch = source.patches // batches
     group.check_batches(smallest_batch, batch_size=batch_size)
-    truths = load_truths(plan.validation, plan.spec)
+    data = _Data(source, load_truths(plan.validation, plan.spec))
     learner = Learner(
         plan, device=device, precision=precision, batches=batches, group=group
     )
@@ -193,22 +193,19 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
     reason = "finished"
     try:
         with kept_pages(device.type):
-            for message in (*plan.messages, *messages):
-                yield run.record(message)
-            yield run.record(run.started(batches))
+            for event in run.opening(messages, batches):
+                yield run.record(event)
             for epoch in range(run.progress.epoch + 1, section.epochs + 1):
                 if run.progress.is_stuck(section.early_stopping):
                     reason = "early stopping"
                     break
-                yield from _epoch(
-                    epoch, run, source, predictors=predictors, truths=truths
-                )
+                yield from _epoch(epoch, job, run, data, predictors=predictors)
             group.check_stop()
             group.close()  # the main process does the rest
             if not group.is_main:
                 return
             run.complete_history()
-            for event in _measure_best(run, truths):
+            for event in _measure_best(run, data.truths):
                 yield run.record(event)
     except (GeneratorExit, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, GeneratorExit):
@@ -243,13 +240,48 @@ def _measure_best(
     )
 
 
+@dataclass
+class _Data:
+    """What a training reads: batches, and labels to validate on."""
+
+    source: PatchSource
+    truths: list[Truth]
+
+
+def _steps(
+    epoch: int, job: TrainingJob, run: TrainingRun, data: _Data
+) -> Generator[Event | Batch, None, None]:
+    """Iterate over the batches of an epoch, from the newest labels.
+
+    An event comes before the first batch that uses other labels.
+    """
+    number = 0
+    while number < len(data.source):
+        with closing(data.source.epoch(epoch, first=number)) as batches:
+            for batch in batches:
+                try:
+                    plan = job.changed(run.plan)
+                except StrataError as error:
+                    yield Message(f"the new strokes are not used: {error}", "warning")
+                    plan = None
+                if plan is not None:
+                    break
+                yield batch
+                number += 1
+            else:
+                return
+        data.source.update(plan.training)
+        data.truths = load_truths(plan.validation, plan.spec)
+        yield run.change_labels(plan)
+
+
 def _epoch(
     epoch: int,
+    job: TrainingJob,
     run: TrainingRun,
-    source: PatchSource,
+    data: _Data,
     *,
     predictors: Mapping[str, TiledPredictor],
-    truths: Sequence[Truth],
 ) -> Generator[Event, None, None]:
     """Train for one epoch, validate, and write the results to disk."""
     learner = run.learner
@@ -257,7 +289,11 @@ def _epoch(
     start = time.perf_counter()
     losses: list[dict[str, float]] = []
     rate = math.nan
-    for number, batch in enumerate(source.epoch(epoch), start=1):
+    for batch in _steps(epoch, job, run, data):
+        if isinstance(batch, Event):
+            yield run.record(batch)
+            continue
+        number = len(losses) + 1
         group.check_stop()
         step_start = time.perf_counter()
         rate = learner.schedule.learning_rate
@@ -266,7 +302,7 @@ def _epoch(
             BatchEnd(
                 epoch=epoch,
                 batch=number,
-                batches=len(source),
+                batches=len(data.source),
                 loss=losses[-1]["loss"],
                 learning_rate=rate,
                 seconds=time.perf_counter() - step_start,
@@ -276,9 +312,9 @@ def _epoch(
     means = {
         name: math.fsum(row[name] for row in losses) / len(losses) for name in losses[0]
     }
-    learner.recalibrate(source)
-    kind, scores = _validate(learner, predictors, truths)
-    learner.schedule.step_epoch(scores.loss if truths else means["loss"])
+    learner.recalibrate(data.source)
+    kind, scores = _validate(learner, predictors, data.truths)
+    learner.schedule.step_epoch(scores.loss if data.truths else means["loss"])
     confusion = scores.confusion
     best_iou, best_loss = run.progress.is_best(iou=confusion.mean_iou, loss=scores.loss)
     end = EpochEnd(

@@ -6,7 +6,7 @@ A plan is for a new or a resumed run. Nothing is written.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import LabelError, RecipeError, RunError
-from napari_strata.core.events import Message
-from napari_strata.core.image import AnnotatedImage, as_pairs
+from napari_strata.core.events import LabelsUpdated, Message
+from napari_strata.core.image import AnnotatedImage, LabelImage, as_pairs
 from napari_strata.core.recipe import Recipe, differences
 from napari_strata.core.recipes import load_recipe
 from napari_strata.core.runs import RunFolder
@@ -29,7 +29,12 @@ from napari_strata.data.regions import (
     label_counts,
     labelled_regions,
 )
-from napari_strata.data.split import Split, split_given, split_pairs
+from napari_strata.data.split import (
+    Split,
+    find_new_regions,
+    split_given,
+    split_pairs,
+)
 from napari_strata.data.strokes import are_strokes
 from napari_strata.training.suggestion import Suggestion, suggest_recipe
 
@@ -47,6 +52,22 @@ BOX_KEYS = {"Z": "planes", "Y": "rows", "X": "columns"}
 
 
 @dataclass(frozen=True)
+class ChangedLabels:
+    """Labels of a running training that have changed.
+
+    Parameters
+    ----------
+    before
+        The labels that the training uses.
+    after
+        The labels that take their place.
+    """
+
+    before: LabelImage
+    after: LabelImage
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """Arguments of a training; see `iter_train`.
 
@@ -55,6 +76,9 @@ class TrainingJob:
     split
         Split into training and validation data, for cross-validation. Its regions are
         regions of `pairs`, counted by `classes`. A resumed run keeps its own split.
+    take_labels
+        Function that returns those labels of the given pairs that have changed since
+        the last call, or None. It is called before each step.
     """
 
     recipe: Any
@@ -68,6 +92,15 @@ class TrainingJob:
     resume: bool = False
     extend: int = 0
     split: Split | None = None
+    take_labels: Callable[[list[AnnotatedImage]], ChangedLabels | None] | None = None
+
+    def changed(self, plan: Plan) -> Plan | None:
+        """Return the plan with labels that have changed; None if they have not.
+
+        Errors as those of `Plan.with_labels`.
+        """
+        change = self.take_labels(plan.pairs) if self.take_labels else None
+        return None if change is None else plan.with_labels(change)
 
 
 @dataclass(frozen=True)
@@ -82,6 +115,10 @@ class Plan:
         Digest of images, labels and split.
     suggestion
         Another recipe, where that would suit the data better.
+    left_out
+        Names of planes with labels that are not used, beside what is held back.
+    is_changed
+        True if the images of a resumed run have other labels than when it stopped.
     """
 
     recipe: Recipe
@@ -94,6 +131,8 @@ class Plan:
     pairs: list[AnnotatedImage] = field(repr=False)
     messages: tuple[Message, ...] = ()
     suggestion: Suggestion | None = None
+    left_out: tuple[str, ...] = ()
+    is_changed: bool = False
 
     @property
     def validates_strokes(self) -> bool:
@@ -105,6 +144,64 @@ class Plan:
         return replace(
             self, recipe=self.recipe.with_overrides({"training.epochs": epochs})
         )
+
+    def with_labels(self, change: ChangedLabels) -> Plan:
+        """Return the plan with other labels; spec and split stay.
+
+        What was held back stays so. New planes train; see `find_new_regions`.
+
+        Raises
+        ------
+        LabelError
+            When a label value is neither a class of the spec nor unlabelled, or the
+            labels belong to no image of the plan.
+        ImageError
+            When the labels have another size than their image.
+        """
+        old = next((pair for pair in self.pairs if pair.labels is change.before), None)
+        if old is None:
+            raise LabelError("found labels of an image that is not part of this run.")
+        pair = replace(old, labels=change.after)
+        classes = self.spec.classes
+
+        def renewed(regions: Sequence[LabelledRegion]) -> list[LabelledRegion]:
+            return [
+                count_labels(replace(region, pair=pair), classes)
+                if region.pair is old
+                else region
+                for region in regions
+            ]
+
+        training, validation = renewed(self.training), renewed(self.validation)
+        added, left_out = _find_new_regions([pair], training, validation, self.spec)
+        training += added
+        if not label_counts(training, classes).any():
+            raise LabelError("found no labelled pixel left to train on.")
+        split = Split(training, validation, self.text)
+        pairs = [pair if known is old else known for known in self.pairs]
+        counts = label_counts(training, classes).sum(axis=0)
+        return replace(
+            self,
+            training=training,
+            validation=validation,
+            counts=tuple(int(n) for n in counts),
+            fingerprint=data_fingerprint(split, pairs, classes),
+            pairs=pairs,
+            left_out=tuple(left_out),
+        )
+
+    @property
+    def is_blind(self) -> bool:
+        """True if there are validation data, but they lack a class that trains."""
+        held_back = label_counts(self.validation, self.spec.classes).sum(axis=0)
+        return bool(self.validation) and bool(
+            (np.array(self.counts) > 0)[held_back == 0].any()
+        )
+
+    def labels_updated(self, epoch: int) -> LabelsUpdated:
+        """Build the event that tells which labels a training uses from now on."""
+        held_back = label_counts(self.validation, self.spec.classes).sum()
+        return LabelsUpdated(epoch, sum(self.counts), int(held_back), self.left_out)
 
     def record(self) -> dict[str, Any]:
         """Build the content of ``data.json``.
@@ -236,10 +333,16 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
             f"{run.path}: {join_names(new_names)} did not validate before; a run keeps"
             " its validation images."
         )
+    training = _regions(record["training"], known_pairs, spec)
+    validation = _regions(record["validation"], known_pairs, spec)
+    # A split that was given may leave images out.
+    may_grow = list(known_pairs.values()) if job.split is None else []
+    new, left_out = _find_new_regions(may_grow, training, validation, spec)
     split = Split(
-        training=_regions(record["training"], known_pairs, spec)
+        training=training
+        + new
         + (labelled_regions(added, spec.classes, spec.axes) if added else []),
-        validation=_regions(record["validation"], known_pairs, spec),
+        validation=validation,
         text=record["split"],
         warnings=tuple(_describe_missing(record["pairs"], known_pairs)),
     )
@@ -255,12 +358,15 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
         [*known_pairs.values(), *added],
         notes=_describe_added(added),
     )
+    plan = replace(plan, left_out=tuple(left_out))
     if plan.fingerprint != record["fingerprint"]:
         note = (
-            f"the training data changed: fingerprint {record['fingerprint']} ->"
-            f" {plan.fingerprint}"
+            "the training data changed since the run stopped: fingerprint"
+            f" {record['fingerprint']} -> {plan.fingerprint}"
         )
-        plan = replace(plan, messages=(*plan.messages, Message(note)))
+        messages = (*plan.messages, Message(note))
+        is_same_images = not added and len(known_pairs) == len(record["pairs"])
+        plan = replace(plan, messages=messages, is_changed=is_same_images)
     if isinstance(job.recipe, str) and job.recipe not in ("default", stored.name):
         note = (
             f"the run continues with its own recipe, {stored.name!r}; {job.recipe!r} is"
@@ -381,6 +487,27 @@ def data_fingerprint(
             facts = (dict(region.index), *region.box, counts.tolist())
             state.update(repr(facts).encode())
     return state.hexdigest()[:16]
+
+
+def _find_new_regions(
+    pairs: Sequence[AnnotatedImage],
+    training: Sequence[LabelledRegion],
+    validation: Sequence[LabelledRegion],
+    spec: ModelSpec,
+) -> tuple[list[LabelledRegion], list[str]]:
+    """Find planes of pairs with their first labels, and names of those left out."""
+    added, left_out = [], []
+    for pair in pairs:
+        own_training = [region for region in training if region.pair is pair]
+        own_validation = [region for region in validation if region.pair is pair]
+        if own_validation and not own_training:
+            continue  # the image is held back as a whole
+        regions, names = find_new_regions(
+            pair, own_training, own_validation, spec.classes, spec.axes
+        )
+        added += regions
+        left_out += names
+    return added, left_out
 
 
 def _recognise(

@@ -7,7 +7,7 @@ another place.
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import singledispatch
@@ -19,14 +19,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from napari_strata.core.errors import ImageError
+from napari_strata.core.errors import ImageError, LabelError
 from napari_strata.core.events import (
     PredictionEnd,
     PredictionStarted,
     RegionEnd,
     TrainingEnd,
 )
-from napari_strata.core.image import Image
+from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.options import PredictOptions
 from napari_strata.core.recipe import Recipe
@@ -52,8 +52,8 @@ from napari_strata.models.device import (
 from napari_strata.models.ensemble import Ensemble, is_crossval, load_models
 from napari_strata.models.model import find_model
 from napari_strata.training.estimate import count_parameters, training_memory
-from napari_strata.training.loop import iter_train
-from napari_strata.training.plan import TrainingJob, plan_new
+from napari_strata.training.loop import iter_job
+from napari_strata.training.plan import ChangedLabels, TrainingJob, plan_new
 from napari_strata.worker.live import run_next_window, run_segment
 from napari_strata.worker.npy import NpyOutput, check_array
 from napari_strata.worker.protocol import (
@@ -66,6 +66,7 @@ from napari_strata.worker.protocol import (
     InfoJob,
     Job,
     JobResult,
+    Layer,
     ModelInfo,
     NextWindowJob,
     Pairs,
@@ -77,7 +78,13 @@ from napari_strata.worker.protocol import (
     TrainJob,
     TrainResult,
 )
-from napari_strata.worker.sources import Window, open_image, open_labels, open_pairs
+from napari_strata.worker.sources import (
+    Window,
+    open_changed,
+    open_image,
+    open_labels,
+    open_pairs,
+)
 
 Events: TypeAlias = Generator[AnyEvent, None, JobResult | None]
 
@@ -100,19 +107,27 @@ def run(job: Job) -> Events:
 
 
 @run.register
-def run_train(job: TrainJob) -> Events:
-    """Train a model, or resume its training."""
-    events = iter_train(
-        _recipe(job.recipe),
-        open_pairs(job),
-        out=job.out,
-        validation=open_pairs(job.validation) if job.validation else None,
-        classes=job.classes,
-        unlabelled=job.unlabelled,
-        overrides=job.overrides,
-        device=job.device,
-        resume=job.resume,
-        extend=job.extend,
+def run_train(
+    job: TrainJob, take_labels: Callable[[], Layer | None] = lambda: None
+) -> Events:
+    """Train a model, or resume its training.
+
+    `take_labels` returns labels that have changed since the last call, or None.
+    """
+    events = iter_job(
+        TrainingJob(
+            _recipe(job.recipe),
+            open_pairs(job),
+            Path(job.out),
+            open_pairs(job.validation) if job.validation else None,
+            job.classes,
+            job.unlabelled,
+            job.overrides,
+            job.device,
+            job.resume or job.extend > 0,
+            job.extend,
+            take_labels=lambda pairs: _read_changed(pairs, take_labels()),
+        )
     )
     result = None
     with closing(events):
@@ -126,6 +141,22 @@ def run_train(job: TrainJob) -> Events:
                 )
             yield event
     return result
+
+
+def _read_changed(
+    pairs: Sequence[AnnotatedImage], layer: Layer | None
+) -> ChangedLabels | None:
+    """Read labels of one of these pairs that have changed."""
+    if layer is None:
+        return None
+    matching = [pair for pair in pairs if pair.labels.source == layer.path]
+    if not matching and len(pairs) > 1:
+        raise LabelError(
+            f"{layer.path}: found no image with these labels; give the path that the"
+            " training was started with."
+        )
+    (pair,) = matching or pairs
+    return ChangedLabels(pair.labels, open_changed(pair, layer))
 
 
 @run.register

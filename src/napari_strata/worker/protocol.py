@@ -339,26 +339,17 @@ class Keep(_Request):
 
 
 class LabelsChanged(_Request):
-    """New labels of a running job, for live segmentation. No job uses them yet."""
+    """New labels of a running training, which uses them from its next step on."""
 
     changed: Literal["labels"] = "labels"
     job: str
     value: Source
 
 
-class ViewChanged(_Request):
-    """Region that the viewer shows, for live segmentation. No job uses it yet."""
-
-    changed: Literal["view"] = "view"
-    job: str
-    value: dict[Axis, Range]
-
-
 Job: TypeAlias = (
     TrainJob | PlanJob | PredictJob | EvaluateJob | InfoJob | SegmentJob | NextWindowJob
 )
-Change: TypeAlias = LabelsChanged | ViewChanged
-Request: TypeAlias = Job | Stop | Keep | Change
+Request: TypeAlias = Job | Stop | Keep | LabelsChanged
 
 _JOBS: dict[str, type[Job]] = {
     "train": TrainJob,
@@ -369,11 +360,10 @@ _JOBS: dict[str, type[Job]] = {
     "segment": SegmentJob,
     "next_window": NextWindowJob,
 }
-_MESSAGES: dict[str, type[Stop | Keep | Change]] = {
+_MESSAGES: dict[str, type[Stop | Keep | LabelsChanged]] = {
     "stop": Stop,
     "keep": Keep,
     "labels": LabelsChanged,
-    "view": ViewChanged,
 }
 _REQUESTS: dict[str, type[Request]] = {**_JOBS, **_MESSAGES}
 
@@ -387,7 +377,7 @@ def _request_tag(raw: Mapping[str, Any]) -> str | None:
     elif "keep" in raw and "job" not in raw:
         tag, tags = "keep", ["keep"]
     else:
-        tag, tags = raw.get("changed"), ["labels", "view"]
+        tag, tags = raw.get("changed"), ["labels"]
     return tag if tag in tags else None
 
 
@@ -473,7 +463,7 @@ def _describe_unknown(raw: Mapping[str, Any], job: str | None) -> str:
     if job is None:
         return (
             f"found a message with {_shorten(str(list(raw)))}; "
-            "known: a job (job, kind), stop, keep, changed (labels or view)."
+            "known: a job (job, kind), stop, keep, changed (labels)."
         )
     if "kind" not in raw:
         return f"job {job!r}: kind is missing; needed is one of {', '.join(_JOBS)}."

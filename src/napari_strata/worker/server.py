@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +42,7 @@ from napari_strata.worker.protocol import (
     JobStarted,
     Keep,
     LabelsChanged,
+    Layer,
     NextWindowJob,
     Ready,
     Refused,
@@ -50,7 +51,6 @@ from napari_strata.worker.protocol import (
     SegmentJob,
     Stop,
     TrainJob,
-    ViewChanged,
     decode_request,
 )
 from napari_strata.worker.transport import (
@@ -77,6 +77,13 @@ class ActiveJob:
     keep: bool
     """Finish the job even if the client ends."""
     stop: bool = False
+    labels: Layer | None = None
+    """Labels that have changed, and that the job has not read yet."""
+
+    def take_labels(self) -> Layer | None:
+        """Return the labels that have changed since the last call, if any."""
+        labels, self.labels = self.labels, None
+        return labels
 
 
 class Server:
@@ -162,7 +169,7 @@ class Server:
 
     def _send_events(self, job: ActiveJob, note: _RunningNote) -> JobEnded:
         """Send the events of a job until it ends or is to stop."""
-        events = _run_on_all_ranks(job.request)
+        events = _run_on_all_ranks(job)
         while True:
             try:
                 event = self._step(events)
@@ -261,8 +268,8 @@ class Server:
             self._stop([self._find(request.stop)])
         elif isinstance(request, Keep):
             self._find(request.keep).keep = request.on
-        elif isinstance(request, LabelsChanged | ViewChanged):
-            self._find(request.job)
+        elif isinstance(request, LabelsChanged):
+            self._find(request.job).labels = request.value
         else:
             self._add(request)
 
@@ -308,10 +315,13 @@ class Server:
             print(f"job {job.request.job}: {text}", file=sys.stderr)
 
 
-def _run_on_all_ranks(request: Job) -> jobs.Events:
+def _run_on_all_ranks(job: ActiveJob) -> jobs.Events:
     """Run a job; run a training in the other processes of this worker too."""
-    with ddp.all_processes(request) if isinstance(request, TrainJob) else nullcontext():
+    request = job.request
+    if not isinstance(request, TrainJob):
         return (yield from jobs.run(request))
+    with ddp.all_processes(request):
+        return (yield from jobs.run_train(request, job.take_labels))
 
 
 class _RunningNote:

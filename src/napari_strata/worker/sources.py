@@ -91,6 +91,16 @@ def open_pairs(pairs: Pairs) -> list[AnnotatedImage]:
     )
 
 
+def open_changed(pair: AnnotatedImage, labels: Layer) -> LabelImage:
+    """Open other labels of an image, and read them: their file may change again.
+
+    Raises `ImageError` or `LabelError` as `open_pairs` does.
+    """
+    (changed,) = read_pairs([pair.image], [_labels_or_file(labels)])
+    pixels = np.asarray(changed.labels.data[...])
+    return replace(changed.labels, data=pixels, source=labels.path)
+
+
 def _labels_or_file(layer: Layer) -> LabelImage | Array | str:
     """Open labels that have axes; the others get the image's axes in `read_pairs`."""
     if layer.axes is not None:

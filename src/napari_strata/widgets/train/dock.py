@@ -36,7 +36,7 @@ from napari_strata.widgets.train.run_row import RunRow
 from napari_strata.widgets.train.state import TrainState, resolve
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
-from napari_strata.worker.protocol import LabelsChanged, Layer, PlanResult, TrainJob
+from napari_strata.worker.protocol import Layer, PlanResult, TrainJob
 
 SETUP_TAB, PROGRESS_TAB = 0, 1
 """Indices of the tabs."""
@@ -404,8 +404,7 @@ class TrainDock(Dock):
     def _labels_saved(self, path: Path) -> None:
         if self.handle is not None:
             layer = Layer(path=str(path))
-            change = LabelsChanged(job=self.handle.request.job, value=layer)
-            self.handle.send_change(change)
+            self.handle.send_labels(layer)
 
     def open_run(self, run: Path) -> None:
         """Show a run on disk, to resume or extend it."""

@@ -12,15 +12,10 @@ from napari_strata.widgets.layers.live import LiveLabels, current_plane
 from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.prepare import LayerData
 from napari_strata.widgets.work.client import JobHandle
-from napari_strata.worker.protocol import (
-    PredictJob,
-    TargetOpened,
-    TrainJob,
-    ViewChanged,
-)
+from napari_strata.worker.protocol import PredictJob, TargetOpened, TrainJob
 
 VIEW_DELAY_MS = 400
-"""Milliseconds without a change of the view before the worker gets the new view."""
+"""Milliseconds without a change of the view before it is predicted."""
 SLOW_S = 2.0
 """Seconds above which a preview is slow, such as a large plane of a volume."""
 SLOW_FRACTION = 0.25
@@ -45,7 +40,7 @@ class LivePreview(QObject):
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(VIEW_DELAY_MS)
-        self._timer.timeout.connect(self._send_view)
+        self._timer.timeout.connect(self._request_preview)
 
     def start(
         self,
@@ -159,15 +154,3 @@ class LivePreview(QObject):
 
     def _moved(self, _event: object = None) -> None:
         self._timer.start()
-
-    def _send_view(self) -> None:
-        if (
-            self._training is None
-            or self._data is None
-            or self._data.layer not in self._session.viewer.layers
-        ):
-            return
-        plane = current_plane(self._session.viewer, self._data.layer, self._data.image)
-        change = ViewChanged(job=self._training.request.job, value=dict(plane))
-        self._training.send_change(change)
-        self._request_preview()

@@ -26,13 +26,14 @@ from napari_strata.widgets.work.process import (
 from napari_strata.worker.protocol import (
     PROTOCOL,
     AnyEvent,
-    Change,
     Job,
     JobEnded,
     JobFailed,
     JobResult,
     JobStarted,
     Keep,
+    LabelsChanged,
+    Layer,
     PredictJob,
     Ready,
     Refused,
@@ -84,7 +85,7 @@ class JobHandle(QObject):
         self.stopping = False
         self.started = False
         self.kept = request.keep
-        self.changes: dict[str, Change] = {}
+        self.changed_labels: LabelsChanged | None = None
         self._client = client
 
     def stop(self) -> None:
@@ -102,10 +103,11 @@ class JobHandle(QObject):
             self.kept = on
             self._client._send_message(Keep(keep=self.request.job, on=on))
 
-    def send_change(self, change: Change) -> None:
-        """Send new labels or a new view to the running job."""
+    def send_labels(self, labels: Layer) -> None:
+        """Send new labels to the running training."""
         if self.outcome is None:
-            self.changes[change.changed] = change
+            change = LabelsChanged(job=self.request.job, value=labels)
+            self.changed_labels = change
             self._client._send_message(change)
 
     def _end(self, outcome: Outcome) -> None:
@@ -225,13 +227,12 @@ class WorkerClient(QObject):
             self._process.write(encode_request(message))
 
     def _send_job(self, handle: JobHandle) -> None:
-        """Send the request of a job, and its changes since it was submitted."""
+        """Send the request of a job, and labels that have changed since then."""
         assert self._process is not None
-        for message in (
-            handle.request.model_copy(update={"keep": handle.kept}),
-            *handle.changes.values(),
-        ):
-            self._process.write(encode_request(message))
+        request = handle.request.model_copy(update={"keep": handle.kept})
+        self._process.write(encode_request(request))
+        if handle.changed_labels is not None:
+            self._process.write(encode_request(handle.changed_labels))
 
     def _stop(self, handle: JobHandle) -> None:
         if not self._is_ready:  # the request has not been sent
