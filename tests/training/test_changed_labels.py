@@ -223,7 +223,7 @@ def test_a_resumed_run_uses_the_labels_of_now_and_says_so(
     resumed = list(iter_train("default", pair_of(more), resume=True, **options))
     (updated,) = of(LabelsUpdated, resumed)
     assert updated.pixels + updated.held_back == int((more > 0).sum())
-    assert any("changed since the run stopped" in e.text for e in of(Message, resumed))
+    assert updated.text.startswith("The labels have changed since the run stopped.")
     assert of(EpochEnd, resumed)[0].best_iou
     assert bright_share(tmp_path / "run") > 0.9
     again = list(iter_train("default", pair_of(more), extend=1, **options))
@@ -266,3 +266,20 @@ def test_batches_after_a_change_are_those_of_the_new_labels(
         ):
             assert one.labels.equal(other.labels)
             assert one.images.equal(other.images)
+
+
+def test_a_training_that_starts_from_a_model_keeps_what_it_held_back(
+    tmp_path: Path, small: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    train(run, Painter(), small | {"training.epochs": 1, "training.seed": 1})
+    before = RunFolder(run).data()
+    more = with_bright(strokes())
+    for seed in range(4):  # each of which would hold another slice back
+        settings = small | {"training.start": str(run), "training.seed": seed}
+        plan = plan_of(more, settings)
+        record = plan.record()
+        assert record["validation"] == before["validation"]
+        assert plan.text == f"{before['split']}, as in {run}"
+    names = [row["name"] for row in record["training"]]
+    assert names[-1] == "halves Z=5"

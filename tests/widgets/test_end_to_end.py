@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from napari.settings import get_plugin_settings
 
+from napari_strata.core.events import LabelsUpdated
 from napari_strata.core.image import Image, LabelImage
-from napari_strata.io import write_image, write_labels
+from napari_strata.core.runs import RunFolder
+from napari_strata.io import read_labels, write_image, write_labels
 from napari_strata.widgets.layers.live import PREDICTED
 from napari_strata.widgets.train.data_box import FILES
 from napari_strata.widgets.train.dock import TrainDock
@@ -146,6 +148,44 @@ def test_stop_keeps_the_model_and_resume_continues(dock: TrainDock, qtbot: Any) 
     assert [event.epoch for event in dock.panel.curves.epochs][: done + 1] == list(
         range(1, done + 2)
     )
+    dock.stop()
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
+
+
+def test_strokes_painted_during_a_training_are_used(
+    dock: TrainDock, qtbot: Any
+) -> None:
+    labels = dock.viewer.layers[1]
+    _begin(dock, qtbot)
+    folder = RunFolder(dock.run)
+    (held,) = folder.data()["validation"]
+    # Planes beside the one that is held back are left out.
+    plane = next(z for z in (0, 7) if abs(z - held["index"]["Z"]) > 1)
+    dock.viewer.dims.set_current_step(0, plane)
+
+    def says(words: str) -> bool:
+        return words in dock.panel.labels_text.text()
+
+    labels.paint((plane, 40, 40), 2)
+    qtbot.waitUntil(lambda: says("strokes painted until now"), timeout=PATIENCE)
+    (updated,) = [e for e in folder.events() if isinstance(e, LabelsUpdated)]
+    assert says(f"{updated.pixels:,} labelled pixels")
+    assert folder.data()["training"][-1]["index"] == {"Z": plane}
+    used = read_labels(folder.data()["pairs"][0]["labels"])
+    np.testing.assert_array_equal(np.asarray(used.data), np.asarray(labels.data))
+
+    labels.paint((plane, 80, 80), 9)
+    qtbot.waitUntil(lambda: "no class of this run" in dock.notice.text(), timeout=5000)
+    assert dock.handle is not None
+    labels.undo()
+    dock.stop()
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
+
+    labels.paint((plane, 80, 40), 3)
+    _click(dock.runs.resume_button)
+    qtbot.waitUntil(lambda: says("changed since the run stopped"), timeout=PATIENCE)
+    used = read_labels(folder.data()["pairs"][0]["labels"])
+    np.testing.assert_array_equal(np.asarray(used.data), np.asarray(labels.data))
     dock.stop()
     qtbot.waitUntil(lambda: dock.handle is None, timeout=3000)
 

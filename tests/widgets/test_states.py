@@ -76,6 +76,19 @@ def test_train_continues_and_predicts_an_existing_run() -> None:
     assert not trained.stop.enabled
 
 
+def test_train_says_that_it_continues_and_offers_to_start_over() -> None:
+    new = train.resolve(TrainState())
+    assert new.train_text == "Train"
+    assert not new.start_over.visible
+    view = train.resolve(TrainState(start="2026-11-30-sand, epoch 12"))
+    assert view.train_text == "Train on"
+    assert "continue from 2026-11-30-sand, epoch 12" in view.train.tooltip
+    assert view.start_over.visible
+    assert "random weights" in view.start_over.tooltip
+    busy = train.resolve(TrainState(start="sand", is_running=True))
+    assert not busy.start_over.enabled
+
+
 def test_predict_waits_for_the_running_prediction() -> None:
     view = predict.resolve(PredictState(is_running=True, labels_name="labels"))
     assert view.stop.enabled

@@ -69,11 +69,14 @@ class LabelsUpdated(Event):
     held_back: int
     left_out: tuple[str, ...] = ()
     """Planes that are not used, because they lie beside one that is held back."""
+    resumed: bool = False
+    """True if they were painted since the run stopped, not while it runs."""
 
     @property
     def text(self) -> str:
         """The event in words."""
-        text = (
+        text = "The labels have changed since the run stopped. " if self.resumed else ""
+        text += (
             "Training uses the strokes painted until now:"
             f" {self.pixels:,} labelled pixels."
         )

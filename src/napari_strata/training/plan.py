@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from napari_strata.data.split import (
     find_new_regions,
     split_given,
     split_pairs,
+    warn_missing_classes,
 )
 from napari_strata.data.strokes import are_strokes
 from napari_strata.training.suggestion import Suggestion, suggest_recipe
@@ -46,6 +48,9 @@ MAY_CHANGE = (
 )
 """Keys of the recipe that may change when a run is resumed."""
 
+
+SAME_SPLIT = ", as in "
+"""Words before the run whose split a training keeps."""
 
 BOX_KEYS = {"Z": "planes", "Y": "rows", "X": "columns"}
 """Keys in ``data.json`` of the box of a region; only 3D networks have planes."""
@@ -188,6 +193,7 @@ class Plan:
             fingerprint=data_fingerprint(split, pairs, classes),
             pairs=pairs,
             left_out=tuple(left_out),
+            is_changed=False,
         )
 
     @property
@@ -201,7 +207,9 @@ class Plan:
     def labels_updated(self, epoch: int) -> LabelsUpdated:
         """Build the event that tells which labels a training uses from now on."""
         held_back = label_counts(self.validation, self.spec.classes).sum()
-        return LabelsUpdated(epoch, sum(self.counts), int(held_back), self.left_out)
+        return LabelsUpdated(
+            epoch, sum(self.counts), int(held_back), self.left_out, self.is_changed
+        )
 
     def record(self) -> dict[str, Any]:
         """Build the content of ``data.json``.
@@ -277,7 +285,7 @@ def plan_new(job: TrainingJob) -> Plan:
         )
     elif job.validation is None:
         section = recipe.training
-        split = split_pairs(
+        split = _split_of_start(recipe, pairs, spec) or split_pairs(
             pairs,
             fraction=section.validation,
             seed=section.seed,
@@ -292,6 +300,39 @@ def plan_new(job: TrainingJob) -> Plan:
     notes = [*spec.notes, *([suggestion.text] if suggestion else [])]
     plan = _plan(recipe, spec, split, pairs, notes=notes)
     return replace(plan, suggestion=suggestion)
+
+
+def _split_of_start(
+    recipe: Recipe, pairs: Sequence[AnnotatedImage], spec: ModelSpec
+) -> Split | None:
+    """Return the split of the run whose model a training starts from.
+
+    A new split would validate on pixels that this model has learnt from. None if the
+    run is unknown, has none of these images, or held nothing back.
+    """
+    if recipe.training.start is None or not recipe.training.validation:
+        return None
+    path = Path(recipe.training.start).expanduser()
+    record = RunFolder(path if path.is_dir() else path.parent).data()
+    if not record.get("validation") or record["spec"].get("axes") != spec.axes:
+        return None
+    known_pairs, added = _recognise(record["pairs"], pairs)
+    training = _regions(record["training"], known_pairs, spec)
+    validation = _regions(record["validation"], known_pairs, spec)
+    new, left_out = _find_new_regions(
+        list(known_pairs.values()), training, validation, spec
+    )
+    training += new
+    if added:
+        training += labelled_regions(added, spec.classes, spec.axes)
+    if not label_counts(training, spec.classes).any() or not validation:
+        return None
+    warnings = warn_missing_classes(training, validation, spec.classes)
+    if left_out:
+        names = join_names(left_out)
+        warnings.append(f"labels beside what is held back are not used: {names}")
+    text = f"{record['split'].partition(SAME_SPLIT)[0]}{SAME_SPLIT}{path}"
+    return Split(training, validation, text, tuple(warnings))
 
 
 def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
@@ -361,8 +402,8 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
     plan = replace(plan, left_out=tuple(left_out))
     if plan.fingerprint != record["fingerprint"]:
         note = (
-            "the training data changed since the run stopped: fingerprint"
-            f" {record['fingerprint']} -> {plan.fingerprint}"
+            f"the training data changed: fingerprint {record['fingerprint']} ->"
+            f" {plan.fingerprint}"
         )
         messages = (*plan.messages, Message(note))
         is_same_images = not added and len(known_pairs) == len(record["pairs"])

@@ -156,7 +156,10 @@ def _read_changed(
             " training was started with."
         )
     (pair,) = matching or pairs
-    return ChangedLabels(pair.labels, open_changed(pair, layer))
+    labels = open_changed(pair, layer)
+    if np.array_equal(pair.labels.data[...], labels.data[...]):
+        return None
+    return ChangedLabels(pair.labels, labels)
 
 
 @run.register

@@ -73,6 +73,9 @@ class Autosave(QObject):
     saved = Signal(object)  # Path
     failed = Signal(str)
 
+    interval_s: float = INTERVAL_S
+    failure = "The labels could not be saved"
+
     def __init__(
         self, folder: Callable[[], Path], parent: QObject | None = None
     ) -> None:
@@ -84,7 +87,7 @@ class Autosave(QObject):
         self._busy = False
         self._strokes = (0, 0)
         self._timer = QTimer(self)
-        self._timer.setInterval(round(INTERVAL_S * 1000))
+        self._timer.setInterval(round(self.interval_s * 1000))
         self._timer.timeout.connect(self.save)
 
     def watch(self, layer: LabelsLayer | None, image: Image | None) -> None:
@@ -126,12 +129,12 @@ class Autosave(QObject):
         try:
             labels, folder = labels_of(self._layer, self._image), self._folder()
         except (StrataError, OSError) as error:
-            self.failed.emit(f"The labels could not be saved: {error}")
+            self.failed.emit(f"{self.failure}: {error}")
             return
         image = self._image.name if self._image is not None else ""
         self._changed, self._busy = False, True
         threads.run(
-            lambda: _write(labels, folder, image),
+            lambda: self.write(labels, folder, image),
             self._on_saved,
             self._on_error,
             owner=self,
@@ -141,12 +144,20 @@ class Autosave(QObject):
         """Save in this thread, because napari closes."""
         if self._changed and self._layer is not None:
             with suppress(StrataError, OSError):
-                _write(
+                self.write(
                     labels_of(self._layer, self._image),
                     self._folder(),
                     self._image.name if self._image else "",
                 )
                 self._changed = False
+
+    def write(self, labels: LabelImage, folder: Path, image: str) -> Path:
+        """Write the labels and a note on them; for a thread."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = write_labels(folder / LABELS_FILE, labels, overwrite=True)
+        facts = {"layer": labels.name, "image": image} | this_process()
+        files.write_text(folder / DRAFT_FILE, json.dumps(facts) + "\n")
+        return path
 
     def _on_saved(self, path: Path) -> None:
         self._busy = False
@@ -154,7 +165,7 @@ class Autosave(QObject):
 
     def _on_error(self, error: Exception) -> None:
         self._busy, self._changed = False, True
-        self.failed.emit(f"The labels could not be saved: {error}")
+        self.failed.emit(f"{self.failure}: {error}")
 
 
 def find_drafts(runs: Path) -> list[Draft]:
@@ -184,14 +195,6 @@ def find_drafts(runs: Path) -> list[Draft]:
 def _strokes(layer: LabelsLayer) -> tuple[int, int]:
     """Count the strokes that can be undone and redone."""
     return len(layer._undo_history), len(layer._redo_history)
-
-
-def _write(labels: LabelImage, folder: Path, image: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = write_labels(folder / LABELS_FILE, labels, overwrite=True)
-    facts = {"layer": labels.name, "image": image} | this_process()
-    files.write_text(folder / DRAFT_FILE, json.dumps(facts) + "\n")
-    return path
 
 
 def this_process() -> dict[str, object]:

@@ -22,6 +22,7 @@ from napari_strata.widgets.train.data_box import DataBox
 from napari_strata.widgets.train.live_mask import LiveMask
 from napari_strata.widgets.train.live_preview import LivePreview
 from napari_strata.widgets.train.next_window import NextWindow
+from napari_strata.widgets.train.painted import PaintedLabels
 from napari_strata.widgets.train.panel import TrainingPanel
 from napari_strata.widgets.train.plan_summary import PlanSummary
 from napari_strata.widgets.train.prepare import (
@@ -29,11 +30,13 @@ from napari_strata.widgets.train.prepare import (
     TrainRequest,
     class_colors,
     resume_job,
+    write_painted,
 )
 from napari_strata.widgets.train.recipe_box import RecipeBox
 from napari_strata.widgets.train.recovery import Recovery
 from napari_strata.widgets.train.run_row import RunRow
 from napari_strata.widgets.train.state import TrainState, resolve
+from napari_strata.widgets.train.stored import StoredModel, choose_start, find_models
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import Layer, PlanResult, TrainJob
@@ -59,6 +62,8 @@ class TrainDock(Dock):
         self._job: TrainJob | None = None
         self._is_starting = False
         self._trained: LayerData | None = None
+        self._models: list[StoredModel] = []
+        self._models_key: tuple[object, ...] = ()
         self._followed: RunSummary | None = None
         self._warnings: list[str] = []
         self.data_box = DataBox(self.viewer)
@@ -70,6 +75,7 @@ class TrainDock(Dock):
         self.batch_size = fields["training.batch_size"].widget
         self.panel = TrainingPanel()
         self.autosave = Autosave(self._layers_folder, self)
+        self.painted = PaintedLabels(self._layers_folder, self)
         self.plan_summary = PlanSummary(self.session)
         self.live = LivePreview(self.session, self)
         self.live_mask = LiveMask(self.session, self)
@@ -86,7 +92,10 @@ class TrainDock(Dock):
         self.autosave.failed.connect(
             lambda text: self.notice.show_message(text, "error")
         )
-        self.autosave.saved.connect(self._labels_saved)
+        self.painted.failed.connect(
+            lambda text: self.notice.show_message(text, "warning")
+        )
+        self.painted.saved.connect(self._labels_saved)
         self.recovery.follow.connect(self._follow_run)
         self._changed()
 
@@ -157,6 +166,7 @@ class TrainDock(Dock):
 
     def _build_foot(self) -> None:
         self.start_button = self.button("Train", self.start)
+        self.start_over_button = self.button("Start over", self.start_over)
         self.stop_button = self.button("Stop", self.stop)
         self.predict_button = self.button("Predict the whole stack", self.predict)
         self.add_to_foot(self.panel.bar)
@@ -171,24 +181,59 @@ class TrainDock(Dock):
         self.why = QLabel()
         self.why.setWordWrap(True)
         self.add_to_foot(self.why)
-        self.add_to_foot(self.row(self.start_button, self.stop_button, stretch=0))
+        buttons = self.start_button, self.start_over_button, self.stop_button
+        self.add_to_foot(self.row(*buttons, stretch=0))
         self.add_to_foot(self.predict_button)
 
     # ---- State
 
-    def request(self) -> TrainRequest | None:
-        """Return the training that is set up; None while something is missing."""
+    def request(self, *, start_over: bool = False) -> TrainRequest | None:
+        """Return the training that is set up; None while something is missing.
+
+        It continues from an earlier model, if there is one, unless it is to start over.
+        """
         data = self.data_box.data()
         if data is None or self.recipe_box.problem():
             return None
         box, device = self.recipe_box, self.session.settings.device
+        overrides = dict(box.overrides())
+        start = None if start_over else self._start_model()
+        if start is not None:
+            overrides["training.start"] = str(start.run)
         return TrainRequest(
-            data, box.base(), dict(box.overrides()), device, bool(self.keep_box.value)
+            data, box.base(), overrides, device, bool(self.keep_box.value)
+        )
+
+    def _start_model(self) -> StoredModel | None:
+        """Return the model that *Train* continues from."""
+        classes = self.data_box.table.classes() if self.data_box.uses_layers else None
+        if classes is None:
+            return None
+        return choose_start(self._models, self.recipe_box.recipe(), classes.names)
+
+    def _find_models(self, *, again: bool = False) -> None:
+        """Look for models of the chosen image, in a thread, if it has changed."""
+        image, runs = self.data_box.images.image, self.session.settings.runs
+        if image is None:
+            return
+        key = (runs, image.name, image.axes, image.shape)
+        if key != self._models_key:
+            self._models_key, self._models = key, []
+        elif not again:
+            return
+
+        def take(models: list[StoredModel]) -> None:
+            if key == self._models_key:
+                self._models = models
+                self._changed()
+
+        threads.run(
+            lambda: find_models(runs, image), take, lambda _error: None, owner=self
         )
 
     def state(self) -> TrainState:
         """Read the state of the dock from its boxes and its run."""
-        run = self.run
+        run, start = self.run, self._start_model()
         return TrainState(
             data_problem=self.data_box.problem(),
             recipe_problem=self.recipe_box.problem(),
@@ -196,14 +241,18 @@ class TrainDock(Dock):
             is_running=self.handle is not None or self._followed is not None,
             has_model=run is not None and RunFolder(run).has_model,
             can_continue=self._job is not None,
+            start=start.describe() if start is not None else "",
         )
 
     def _changed(self) -> None:
         """Update the dock after a change of its state."""
+        self._find_models()
         view = resolve(self.state())
         self.why.setText(view.problem_text)
         self.why.setVisible(bool(view.problem_text))
+        self.start_button.text = view.train_text
         draw(self.start_button, view.train)
+        draw(self.start_over_button, view.start_over)
         draw(self.stop_button, view.stop)
         draw(self.predict_button, view.predict)
         self.runs.show_view(view)
@@ -252,7 +301,13 @@ class TrainDock(Dock):
 
     def start(self) -> None:
         """Write the layers in a thread, then send the request to train."""
-        request = self.request()
+        self._start(self.request())
+
+    def start_over(self) -> None:
+        """Train from the beginning, though there is a model to continue from."""
+        self._start(self.request(start_over=True))
+
+    def _start(self, request: TrainRequest | None) -> None:
         if request is None or self.handle is not None or self._is_starting:
             return
         self._trained = request.data if isinstance(request.data, LayerData) else None
@@ -312,7 +367,25 @@ class TrainDock(Dock):
             "job": self.session.client.new_id(),
             "keep": bool(self.keep_box.value),
         }
-        self._begin(lambda _run: job.model_copy(update=change | changes), new=False)
+        try:
+            labels = self._open_labels()
+        except StrataError as error:
+            self.notice.show_message(str(error), "error")
+            return
+
+        def prepare(run: Path) -> TrainJob:
+            if labels is not None:
+                write_painted(labels.labels, run / LAYERS, labels.labels.classes)
+            return job.model_copy(update=change | changes)
+
+        self._begin(prepare, new=False)
+
+    def _open_labels(self) -> LayerData | None:
+        """Return the layers of the run with their current labels, if they are open."""
+        data = self._trained
+        if data is None or data.labels_layer not in self.viewer.layers:
+            return None
+        return data.current()
 
     def _begin(self, prepare: Any, *, new: bool) -> None:
         try:
@@ -343,6 +416,8 @@ class TrainDock(Dock):
         self.live.start(
             self.handle, job, self._trained, on=bool(self.preview_box.value)
         )
+        if self._trained is not None:
+            self.painted.follow(self._trained)
         self.session.register_task(f"training {run.name}", self.handle)
         self.tabs.setCurrentIndex(PROGRESS_TAB)
         self.scroller.ensureVisible(0, 0)
@@ -366,6 +441,7 @@ class TrainDock(Dock):
     def _ended(self, outcome: Outcome) -> None:
         run, self.handle = self.run, None
         self.live.stop()
+        self.painted.leave()
         if run is None or self.session.is_closed:
             return
         # If the training was refused, the folder is used for the next attempt.
@@ -386,6 +462,7 @@ class TrainDock(Dock):
             self.notice.show_message(outcome.text, "error")
         if has_model:
             self.session.announce(run)
+            self._find_models(again=True)
         self._changed()
         if (
             outcome.status == "finished"
@@ -403,8 +480,7 @@ class TrainDock(Dock):
 
     def _labels_saved(self, path: Path) -> None:
         if self.handle is not None:
-            layer = Layer(path=str(path))
-            self.handle.send_labels(layer)
+            self.handle.send_labels(Layer(path=str(path)))
 
     def open_run(self, run: Path) -> None:
         """Show a run on disk, to resume or extend it."""
@@ -426,6 +502,9 @@ class TrainDock(Dock):
         if self.handle is not None:
             return
         self.run, self._job, self._trained = run, job, None
+        data = self.data_box.data()
+        if isinstance(data, LayerData) and data.is_of(run):
+            self._trained = data
         self.panel.prepare(run, colors, past=past)
         self.panel.bar.hide()
         self.tabs.setCurrentIndex(PROGRESS_TAB)
@@ -468,6 +547,7 @@ class TrainDock(Dock):
         """Save painted labels and disconnect, when the viewer closes."""
         self.autosave.save_at_once()
         self.autosave.watch(None, None)
+        self.painted.leave()
         self.live_mask.watch(None)
         self.data_box.leave()
         self.recovery.stop()

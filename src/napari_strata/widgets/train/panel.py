@@ -13,6 +13,7 @@ from napari_strata.core.events import (
     BatchEnd,
     EpochEnd,
     Event,
+    LabelsUpdated,
     Message,
     TrainingEnd,
     TrainingStarted,
@@ -42,14 +43,18 @@ class TrainingPanel(QWidget):
             "No training yet. Set it up on the other page, then press Train."
         )
         self.headline.setWordWrap(True)
+        self.labels_text = QLabel()
+        self.labels_text.setWordWrap(True)
         self.curves = Curves()
         self.preview = Preview()
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
         rows.addWidget(self.headline)
+        rows.addWidget(self.labels_text)
         rows.addWidget(self.curves)
         rows.addWidget(self.preview)
         rows.addStretch(1)
+        self.labels_text.hide()
         self.curves.hide()
         self.preview.hide()
         self.run: Path | None = None
@@ -89,6 +94,7 @@ class TrainingPanel(QWidget):
         self._epoch_seconds, self._batch_seconds, self._steps = [], [], []
         self.headline.setText(f"Run {run.name}")
         self.headline.setToolTip(str(run))
+        self.labels_text.hide()
         self.curves.clear()
         self.preview.set_folder(run / "previews")
         for event in past:
@@ -103,6 +109,9 @@ class TrainingPanel(QWidget):
                 self._show_queued(event)
             case Message():
                 self._show_message(event)
+            case LabelsUpdated():
+                self.labels_text.setText(event.text)
+                self.labels_text.show()
             case TrainingStarted():
                 self._show_start(event)
             case BatchEnd():

@@ -6,20 +6,29 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 
-from napari_strata.core.errors import RunError
+from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import LabelError, RunError
 from napari_strata.core.files import LAYERS
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.core.runs import RunFolder
-from napari_strata.widgets.layers.convert import source_of_image, source_of_labels
+from napari_strata.plugin import METADATA
+from napari_strata.widgets.layers.convert import (
+    labels_of,
+    source_of_image,
+    source_of_labels,
+)
+from napari_strata.widgets.layers.counts import count_values
 from napari_strata.worker.protocol import Layer, Pairs, PlanJob, TrainJob
 
+LABELS_FILE = "labels.tif"
+"""Labels that a training reads, in the folder of its layers."""
 _WRITING = threading.Lock()
 """Held while layers are written, because plan and training may write the same."""
 
@@ -37,13 +46,24 @@ class LayerData:
     def name(self) -> str:
         return self.image.name
 
+    def is_of(self, run: Path) -> bool:
+        """Return True if the labels were opened from the layers of a run."""
+        stored = self.labels_layer.metadata.get(METADATA) or {}
+        path = stored.get("path") or self.labels_layer.source.path
+        return bool(path) and Path(path).parent == run / LAYERS
+
+    def current(self) -> LayerData:
+        """Return the same layers with the pixels that their labels have now."""
+        now = labels_of(self.labels_layer, self.image)
+        return replace(self, labels=replace(now, classes=self.labels.classes))
+
     def gather(self, run: Path) -> Pairs:
         """Return files of both layers; layers without a file go to ``<run>/layers``."""
         folder = run / LAYERS
         folder.mkdir(parents=True, exist_ok=True)
         with _WRITING:
             image = source_of_image(self.layer, self.image, folder)
-            labels = source_of_labels(self.labels, folder / "labels.tif")
+            labels = source_of_labels(self.labels, folder / LABELS_FILE)
         return Pairs(images=(image,), labels=(labels,))
 
 
@@ -101,6 +121,30 @@ class TrainRequest:
     def plan_job(self, job: str, run: Path) -> PlanJob:
         """Write the layers and return the request to plan the training."""
         return PlanJob(job=job, **self._settings(run))
+
+
+def write_painted(labels: LabelImage, folder: Path, classes: ClassMap | None) -> Path:
+    """Write labels that were painted since a training began, where it reads them.
+
+    Raises
+    ------
+    LabelError
+        When a label value is no class of the training; nothing is written.
+    """
+    assert classes is not None
+    if classes.rest is None:
+        known = {*classes.values, *classes.unlabelled}
+        if unknown := sorted(set(count_values(labels.data).total) - known):
+            values = ", ".join(map(str, unknown[:8]))
+            raise LabelError(
+                f"label value {values} is painted, and is no class of this run. Stop"
+                " and press Train to train with it; the model learns it from there."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LABELS_FILE
+    with _WRITING:
+        source_of_labels(replace(labels, classes=classes), path)
+    return path
 
 
 def resume_job(run: Path, *, device: str) -> TrainJob:

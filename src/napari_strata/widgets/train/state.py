@@ -21,6 +21,9 @@ class TrainState:
         True while a training of this dock or of an earlier napari runs.
     has_model
         True if the run in the dock has a model.
+    start
+        Name and epoch of the model that the next training continues from; empty if it
+        begins with random weights.
     can_continue
         True if the dock has the request of the run, so that it can be resumed.
     """
@@ -31,6 +34,7 @@ class TrainState:
     is_running: bool = False
     has_model: bool = False
     can_continue: bool = False
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class TrainView:
     """Reason why a training cannot start; empty if it can."""
     problem_text: str
     """Line above the buttons; empty while a training runs."""
+    train_text: str
+    """Text of the button that trains."""
     train: Control
+    start_over: Control
     stop: Control
     predict: Control
     resume: Control
@@ -68,9 +75,22 @@ def resolve(state: TrainState) -> TrainView:
     return TrainView(
         problem=problem,
         problem_text="" if busy else problem,
+        train_text="Train on" if state.start else "Train",
         train=Control(
-            purpose="Train a network on this image and these labels.",
+            purpose=(
+                f"Train: continue from {state.start}, with the labels as they are now."
+                if state.start
+                else "Train a network on this image and these labels."
+            ),
             why_not=problem,
+        ),
+        start_over=Control(
+            purpose=(
+                "Train a new network from the beginning, with random weights."
+                f" {state.start} is kept."
+            ),
+            why_not=problem,
+            visible=bool(state.start),
         ),
         stop=Control(
             purpose=(
