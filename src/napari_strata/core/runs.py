@@ -186,6 +186,11 @@ class RunFolder:
         return self.path / MODEL_FILE
 
     @property
+    def snapshot_path(self) -> Path:
+        """Path of the newest weights of a running training, for previews."""
+        return self.path / "newest.safetensors"
+
+    @property
     def running_path(self) -> Path:
         """Path of the note on the process that trains the run without a viewer."""
         return self.path / "running.json"

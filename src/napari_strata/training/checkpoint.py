@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from napari_strata.core.events import (
     TrainingStarted,
 )
 from napari_strata.core.runs import RunFolder
+from napari_strata.data.loader import PatchSource
 from napari_strata.evaluation.pictures import Example, draw_example
 from napari_strata.models.device import describe_device
 from napari_strata.models.model import Model
@@ -39,6 +41,9 @@ class TrainingRun:
     plan: Plan
     learner: Learner
     progress: Progress
+    snapshot_s: float = 0.0
+    _snapshot_time: float | None = None
+    """Time from which the seconds to the next snapshot count."""
 
     @property
     def _writes(self) -> bool:
@@ -90,6 +95,7 @@ class TrainingRun:
 
     def ended(self, reason: str, seconds: float) -> TrainingEnd:
         """Build the last event of a training."""
+        self.folder.snapshot_path.unlink(missing_ok=True)
         best = self.progress.best
         model_path = self.folder.model_path
         return TrainingEnd(
@@ -107,6 +113,7 @@ class TrainingRun:
         self.progress.add(end, terms, names=self.plan.spec.classes.names)
         if not self._writes:
             return
+        self._snapshot_time = time.monotonic()
         model = self._model(end.weights)
         is_unscored = not any(e.best_iou for e in self.progress.compared)
         # The model first: if the process is killed, this file matters most.
@@ -136,6 +143,28 @@ class TrainingRun:
             "learner": self.learner.state_dict(),
             "progress": self.progress.state_dict(),
         }
+
+    def save_snapshot(self, source: PatchSource) -> None:
+        """Save the newest weights for a preview, if it is time.
+
+        All snapshots together take a twentieth of the time at most.
+        """
+        if not self.snapshot_s or self.learner.group.size > 1:
+            return
+        if self._snapshot_time is None:
+            self._snapshot_time = time.monotonic()
+        start = time.monotonic()
+        if start < self._snapshot_time + self.snapshot_s:
+            return
+        model = Model(
+            self.plan.spec,
+            self.plan.recipe,
+            self.learner.snapshot(source),
+            tuple(self.progress.history),
+        )
+        model.save(self.folder.snapshot_path)
+        end = time.monotonic()
+        self._snapshot_time = end + max(0.0, 20 * (end - start) - self.snapshot_s)
 
     def save_first_weights(self) -> None:
         """Save the weights of a run that is stopped during its first epoch."""
@@ -176,6 +205,7 @@ def open_run(
         run, messages = resume_run(job, plan, learner)
     else:
         run, messages = start_run(job, plan, learner)
+    run.snapshot_s = job.snapshot_s
     if group.size > 1:
         epochs = run.plan.recipe.training.epochs
         group.broadcast(run.state_dict() | {"epochs": epochs})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import math
@@ -40,6 +41,9 @@ from napari_strata.training.optim import (
 from napari_strata.training.plan import Plan
 from napari_strata.training.recalibration import recalibrate
 from napari_strata.training.transfer import FreezableEncoder
+
+SNAPSHOT_PATCHES = 16
+"""Patches to measure the statistics of a snapshot on, which must not take long."""
 
 
 def derived_seed(*key: int) -> int:
@@ -170,18 +174,32 @@ class Learner:
 
         The recipe has the number of patches. A frozen encoder is not changed.
         """
-        count = self.section.recalibration
+        for network in self.networks.values():
+            self._recalibrate(network, source, self.section.recalibration)
+
+    def _recalibrate(self, network: nn.Module, source: PatchSource, count: int) -> None:
         if not count:
             return
-        for network in self.networks.values():
-            batches = source.plain(count, batch_size=self.section.batch_size)
-            recalibrate(
-                network,
-                (self.group.split(batch.images) for batch in batches),
-                device=self.device,
-                precision=self.precision,
-                frozen=encoder_of(network) if self.encoder.frozen else None,
-            )
+        batches = source.plain(count, batch_size=self.section.batch_size)
+        recalibrate(
+            network,
+            (self.group.split(batch.images) for batch in batches),
+            device=self.device,
+            precision=self.precision,
+            frozen=encoder_of(network) if self.encoder.frozen else None,
+        )
+
+    def snapshot(self, source: PatchSource) -> dict[str, Tensor]:
+        """Return the newest tensors, on the CPU, in the middle of an epoch.
+
+        Statistics of batch normalisation are measured on few patches, in a copy, so
+        that the training is the same with and without snapshots.
+        """
+        network = copy.deepcopy(self.network)
+        count = min(self.section.recalibration, SNAPSHOT_PATCHES)
+        self._recalibrate(network, source, count)
+        state = network.state_dict()
+        return {name: value.detach().cpu() for name, value in state.items()}
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -308,6 +308,7 @@ def _epoch(
                 seconds=time.perf_counter() - step_start,
             )
         )
+        run.save_snapshot(data.source)
     group.check_stop()
     means = {
         name: math.fsum(row[name] for row in losses) / len(losses) for name in losses[0]

@@ -84,6 +84,9 @@ class TrainingJob:
     take_labels
         Function that returns those labels of the given pairs that have changed since
         the last call, or None. It is called before each step.
+    snapshot_s
+        Seconds from one snapshot of the newest weights to the next, or to the end of an
+        epoch; 0 for none.
     """
 
     recipe: Any
@@ -98,6 +101,8 @@ class TrainingJob:
     extend: int = 0
     split: Split | None = None
     take_labels: Callable[[list[AnnotatedImage]], ChangedLabels | None] | None = None
+
+    snapshot_s: float = 0.0
 
     def changed(self, plan: Plan) -> Plan | None:
         """Return the plan with labels that have changed; None if they have not.

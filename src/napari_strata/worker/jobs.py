@@ -126,6 +126,7 @@ def run_train(
             job.device,
             job.resume or job.extend > 0,
             job.extend,
+            snapshot_s=job.snapshot_s,
             take_labels=lambda pairs: _read_changed(pairs, take_labels()),
         )
     )

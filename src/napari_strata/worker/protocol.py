@@ -142,6 +142,8 @@ class TrainJob(_Training):
     out: str
     resume: bool = False
     extend: int = Field(0, ge=0)
+    snapshot_s: float = Field(0, ge=0)
+    """Seconds between snapshots of the newest weights, for previews; 0: none."""
 
 
 class PlanJob(_Training):

@@ -20,8 +20,9 @@ from napari_strata.widgets.parts.dock import Dock, draw, new_page
 from napari_strata.widgets.parts.recent import RunSummary, last_events
 from napari_strata.widgets.train.data_box import DataBox
 from napari_strata.widgets.train.live_mask import LiveMask
-from napari_strata.widgets.train.live_preview import LivePreview
+from napari_strata.widgets.train.live_preview import SNAPSHOT_S, LivePreview
 from napari_strata.widgets.train.next_window import NextWindow
+from napari_strata.widgets.train.painted import PaintedLabels
 from napari_strata.widgets.train.painted import PaintedLabels
 from napari_strata.widgets.train.panel import TrainingPanel
 from napari_strata.widgets.train.plan_summary import PlanSummary
@@ -105,11 +106,11 @@ class TrainDock(Dock):
         self.tabs = QTabWidget()
         (setup_page, setup), (progress_page, progress) = new_page(), new_page()
         self.preview_box = CheckBox(
-            text="Preview after each epoch",
+            text="Preview during the training",
             value=True,
             tooltip=(
                 "Segments the visible plane with the newest weights, in a separate"
-                " layer."
+                f" layer, about every {SNAPSHOT_S} seconds."
             ),
         )
         self.keep_box = CheckBox(
@@ -410,6 +411,8 @@ class TrainDock(Dock):
     def _submit(self, run: Path, job: TrainJob, past: list[Event]) -> None:
         self._is_starting = False
         self.run, self._draft = run, None
+        if self._trained is not None:
+            job = job.model_copy(update={"snapshot_s": SNAPSHOT_S})
         self._job = job
         self.handle = self.session.submit(job)
         self.panel.follow(self.handle, run, self.data_box.colors(), past=past)

@@ -1,12 +1,14 @@
-"""Preview of a training: the visible plane, predicted after each epoch."""
+"""Preview of a training: the visible plane, every few seconds and after each epoch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from time import monotonic
 
 from qtpy.QtCore import QObject, QTimer
 
 from napari_strata.core.events import EpochEnd, RegionEnd
+from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.layers.convert import slug
 from napari_strata.widgets.layers.live import LiveLabels, current_plane
 from napari_strata.widgets.session import ViewerSession
@@ -16,6 +18,8 @@ from napari_strata.worker.protocol import PredictJob, TargetOpened, TrainJob
 
 VIEW_DELAY_MS = 400
 """Milliseconds without a change of the view before it is predicted."""
+SNAPSHOT_S = 10
+"""Seconds between two previews within an epoch."""
 SLOW_S = 2.0
 """Seconds above which a preview is slow, such as a large plane of a volume."""
 SLOW_FRACTION = 0.25
@@ -41,6 +45,10 @@ class LivePreview(QObject):
         self._timer.setSingleShot(True)
         self._timer.setInterval(VIEW_DELAY_MS)
         self._timer.timeout.connect(self._request_preview)
+        self._shown_snapshot = 0.0
+        self._snapshot_timer = QTimer(self)
+        self._snapshot_timer.setInterval(1000)
+        self._snapshot_timer.timeout.connect(self._look_for_snapshot)
 
     def start(
         self,
@@ -64,6 +72,7 @@ class LivePreview(QObject):
             on,
         )
         self._next_time = 0.0
+        self._snapshot_timer.start()
         self._session.viewer.dims.events.current_step.connect(self._moved)
 
     def switch(self, on: bool) -> None:
@@ -76,6 +85,7 @@ class LivePreview(QObject):
             return
         self._session.viewer.dims.events.current_step.disconnect(self._moved)
         self._timer.stop()
+        self._snapshot_timer.stop()
         if self._job is not None and self._job.outcome is None:
             self._job.stop()
         self._training = self._job = None
@@ -98,6 +108,23 @@ class LivePreview(QObject):
         """Request a preview with the new weights."""
         self._request_preview()
 
+    def _look_for_snapshot(self) -> None:
+        """Request a preview if there are new weights within an epoch."""
+        if self._request is None:
+            return
+        time = _time_of(RunFolder(self._request.out).snapshot_path)
+        if time > self._shown_snapshot:
+            self._request_preview()
+
+    def _newest_model(self, out: str) -> str:
+        """Return the newest weights of a run: a snapshot, or the best model."""
+        run = RunFolder(out)
+        time = _time_of(run.snapshot_path)
+        if time <= _time_of(run.model_path):
+            return out
+        self._shown_snapshot = time
+        return str(run.snapshot_path)
+
     def _request_preview(self) -> None:
         data, request = self._data, self._request
         busy = self._job is not None and self._job.outcome is None
@@ -117,7 +144,7 @@ class LivePreview(QObject):
         plane = current_plane(self._session.viewer, data.layer, data.image)
         job = PredictJob(
             job=self._session.client.new_id(),
-            model=request.out,
+            model=self._newest_model(request.out),
             image=request.images[0],
             axes=request.axes,
             out=str(self._session.scratch() / f"{slug(data.name)}-preview.npy"),
@@ -154,3 +181,11 @@ class LivePreview(QObject):
 
     def _moved(self, _event: object = None) -> None:
         self._timer.start()
+
+
+def _time_of(path: Path) -> float:
+    """Return the time of the last change of a file; 0 if it does not exist."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
