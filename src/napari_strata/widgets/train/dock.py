@@ -23,7 +23,6 @@ from napari_strata.widgets.train.live_mask import LiveMask
 from napari_strata.widgets.train.live_preview import SNAPSHOT_S, LivePreview
 from napari_strata.widgets.train.next_window import NextWindow
 from napari_strata.widgets.train.painted import PaintedLabels
-from napari_strata.widgets.train.painted import PaintedLabels
 from napari_strata.widgets.train.panel import TrainingPanel
 from napari_strata.widgets.train.plan_summary import PlanSummary
 from napari_strata.widgets.train.prepare import (
