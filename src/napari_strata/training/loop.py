@@ -261,6 +261,11 @@ def _steps(
             for batch in batches:
                 try:
                     plan = job.changed(run.plan)
+                    if plan is not None and run.learner.group.size > 1:
+                        raise TrainingError(
+                            "several processes read the labels at the start only;"
+                            " stop and resume."
+                        )
                 except StrataError as error:
                     yield Message(f"the new strokes are not used: {error}", "warning")
                     plan = None
