@@ -56,7 +56,7 @@ def test_painted_labels_are_saved_and_others_are_not(
 def test_labels_are_saved_automatically(
     tmp_path: Path, qtbot: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("napari_strata.widgets.layers.autosave.INTERVAL_S", 0.05)
+    monkeypatch.setattr(Autosave, "interval_s", 0.05)
     owner = QObject()
     autosave = Autosave(lambda: tmp_path, owner)
     layer = _layer()

@@ -112,6 +112,6 @@ def test_newer_weights_within_an_epoch_are_shown(
     os.utime(run.model_path, (1, 1))
     run.snapshot_path.write_bytes(b"newer")
     qtbot.waitUntil(lambda: bool(requested), timeout=10_000)
-    assert requested == [(str(run.snapshot_path),)]
+    assert requested == [str(run.snapshot_path)]
     live.stop()
     live.setParent(None)

@@ -21,8 +21,6 @@ from napari_strata.io import write_labels
 from napari_strata.widgets.layers.convert import labels_of
 from napari_strata.widgets.work import threads
 
-INTERVAL_S = 30
-"""Seconds between two saves."""
 LABELS_FILE = "autosave.tif"
 DRAFT_FILE = "autosave.json"
 PIXEL_EVENTS = ("paint", "labels_update", "data")
@@ -67,13 +65,13 @@ class Draft:
 class Autosave(QObject):
     """Saves a Labels layer to ``<folder>/autosave.tif`` after changes.
 
-    There are at least `INTERVAL_S` seconds between two saves.
+    There are at least `interval_s` seconds between two saves.
     """
 
     saved = Signal(object)  # Path
     failed = Signal(str)
 
-    interval_s: float = INTERVAL_S
+    interval_s: float = 30
     failure = "The labels could not be saved"
 
     def __init__(

@@ -20,7 +20,7 @@ class PaintedLabels(Autosave):
     `saved` is emitted with the path of the labels of the run.
     """
 
-    interval_s = 1
+    interval_s = 1.0
     failure = "The training does not use the new strokes"
 
     _classes: ClassMap | None = None
