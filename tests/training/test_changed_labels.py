@@ -199,7 +199,7 @@ def test_labels_that_cannot_be_used_are_refused_and_the_training_goes_on(
     wrong[1, 40, 2:20] = 7
     painter = Painter((1, wrong), (2, with_bright(strokes())))
     events = train(tmp_path / "run", painter, small)
-    (warning,) = [e.text for e in of(Message, events) if "strokes" in e.text]
+    (warning,) = [e.text for e in of(Message, events) if "new strokes" in e.text]
     assert "label value 7" in warning
     assert len(of(LabelsUpdated, events)) == 1
     assert len(of(EpochEnd, events)) == 2
