@@ -357,7 +357,7 @@ class TrainDock(Dock):
         if isinstance(dock, PredictDock):
             self.live.hide()
             dock.come_forward()
-            dock.predict_with(self.run, layer)
+            dock.predict_with(self.panel.better_run(self.run), layer)
 
     def _continue(self, change: dict[str, Any]) -> None:
         job = self._job
@@ -459,7 +459,7 @@ class TrainDock(Dock):
                 if has_model
                 else "There is no model yet: no step was complete."
             )
-            self.notice.show_message(f"{state}{score}. {model}")
+            self.notice.show_message(f"{state}{score}. {model}{self._compared()}")
         else:
             self.notice.show_message(outcome.text, "error")
         if has_model:
@@ -473,6 +473,17 @@ class TrainDock(Dock):
             and self._trained is not None
         ):
             self.predict()
+
+    def _compared(self) -> str:
+        """Show the better one of network and trees; return the result in words."""
+        comparison = self.panel.comparison
+        if comparison is None:
+            return ""
+        if comparison.better == "network":
+            self.live_box.value = False
+        elif comparison.better == "trees":
+            self.live.hide()
+        return f"\n{comparison.text}"
 
     # ---- Runs on disk, copied code, closing
 

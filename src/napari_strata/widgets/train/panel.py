@@ -17,6 +17,7 @@ from napari_strata.core.events import (
     Message,
     TrainingEnd,
     TrainingStarted,
+    TreesCompared,
 )
 from napari_strata.core.text import format_duration
 from napari_strata.widgets.parts.dock import Progress
@@ -58,6 +59,7 @@ class TrainingPanel(QWidget):
         self.curves.hide()
         self.preview.hide()
         self.run: Path | None = None
+        self.comparison: TreesCompared | None = None
         self.best: EpochEnd | None = None
         self._started: TrainingStarted | None = None
         self._colors: Sequence[str] = ()
@@ -92,6 +94,7 @@ class TrainingPanel(QWidget):
         """Show a run with its past events."""
         self.run, self._colors, self.best, self._started = run, colors, None, None
         self._epoch_seconds, self._batch_seconds, self._steps = [], [], []
+        self.comparison = None
         self.headline.setText(f"Run {run.name}")
         self.headline.setToolTip(str(run))
         self.labels_text.hide()
@@ -112,6 +115,8 @@ class TrainingPanel(QWidget):
             case LabelsUpdated():
                 self.labels_text.setText(event.text)
                 self.labels_text.show()
+            case TreesCompared():
+                self.comparison = event
             case TrainingStarted():
                 self._show_start(event)
             case BatchEnd():
@@ -175,6 +180,12 @@ class TrainingPanel(QWidget):
             self.best = event
         self.preview.refresh()
         self.epoch_ended.emit(event)
+
+    def better_run(self, run: Path) -> Path:
+        """Return the run of the trees if these are better than the network of `run`."""
+        if self.comparison is not None and self.comparison.better == "trees":
+            return Path(self.comparison.trees_run)
+        return run
 
     def score(self) -> str:
         """Describe the best epoch so far; empty without scores."""
