@@ -96,6 +96,7 @@ def test_events_are_frozen_and_every_kind_is_known() -> None:
             "TrialEnd",
             "TuneEnd",
         ),
+        *("LabelsUpdated", "TreesCompared"),
     }
 
 
