@@ -125,7 +125,8 @@ class TrainDock(Dock):
             text="Live mask",
             value=True,
             tooltip=(
-                "After each stroke, trees segment what is in view, within seconds."
+                "After each stroke, decision trees segment the visible area, within"
+                " seconds."
                 " It needs strokes of two classes, and 0 must mean unlabelled."
             ),
         )

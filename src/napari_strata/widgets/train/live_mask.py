@@ -348,8 +348,8 @@ class LiveMask(QObject):
             self._mask.refresh()
             result = outcome.result
             self._say(
-                f"Live mask: trees, {result.strokes} strokes,"
-                f" {result.seconds:.1f} s. {KEY} hides it."
+                f"Live mask: decision trees, {result.strokes} strokes,"
+                f" {result.seconds:.1f} s. Press {KEY} to hide it."
             )
         elif outcome.status in ("failed", "died"):
             self._say(f"No live mask: {outcome.text}")
