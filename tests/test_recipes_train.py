@@ -100,8 +100,9 @@ def _check_training(
     assert model.recipe == wanted == load_recipe(run)
     if isinstance(wanted.network, Pixels):
         # Training chooses the levels.
+        chosen = {"levels", "filter_radius"}
         assert model.spec.network == wanted.network.model_copy(
-            update={"levels": model.spec.network.levels}
+            update=model.spec.network.model_dump(include=chosen)
         )
     else:
         assert model.spec.network == wanted.network
