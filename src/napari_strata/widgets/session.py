@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from weakref import WeakSet
 
 from napari.utils.task_status import Status
 from napari.viewer import Viewer
@@ -26,6 +28,8 @@ SCRATCH_PREFIX = ".session-"
 """Start of the names of folders for temporary files."""
 OWNER_FILE = "session.json"
 """File in such a folder that identifies its process."""
+
+_sessions: WeakSet[ViewerSession] = WeakSet()
 
 
 class ViewerSession(QObject):
@@ -64,6 +68,7 @@ class ViewerSession(QObject):
         self._preferences = preferences()
         self._preferences.events.connect(self._settings_changed)
         window.installEventFilter(self)
+        _sessions.add(self)
         guard_removal(viewer, window)
         if (application := QApplication.instance()) is not None:
             application.aboutToQuit.connect(self.close)
@@ -184,6 +189,22 @@ class ViewerSession(QObject):
             # signals would reach Python wrappers of objects that Qt has deleted.
             self.close()
         return super().eventFilter(watched, event)
+
+
+@atexit.register
+def _end_sessions() -> None:
+    """End all sessions and delete closed windows before PyQt cleans up.
+
+    PyQt deletes windows while it iterates over all wrappers, and crashes when our event
+    filter adds one to them. The end of an event loop would delete closed windows, but a
+    script may end without one.
+    """
+    for session in list(_sessions):
+        with suppress(RuntimeError):  # Qt may have deleted it
+            session.close()
+            session._window.removeEventFilter(session)
+    if QApplication.instance() is not None:
+        QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
 
 
 def _sweep(runs: Path) -> None:
