@@ -43,6 +43,15 @@ def test_the_better_one_is_clearly_better(
     assert "better" in found.text if better else "not clear" in found.text
 
 
+@pytest.mark.parametrize(
+    ("better", "expected"),
+    [("network", "run"), ("trees", "run/trees"), ("", "run")],
+)
+def test_the_better_one_predicts(better: str, expected: str) -> None:
+    event = TreesCompared(9, 100, 0.9, 0.95, 0.95, -0.08, -0.02, better, "run/trees")
+    assert event.better_run(Path("run")) == Path(expected)
+
+
 def test_one_stroke_decides_nothing() -> None:
     """A network that is better on one large stroke only is not called better."""
     strokes = np.repeat(np.arange(10), 100)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -177,6 +178,10 @@ class TreesCompared(Event):
     high: float
     better: str
     trees_run: str = ""
+
+    def better_run(self, network_run: Path) -> Path:
+        """Return the run to predict with: of the trees if these are better."""
+        return Path(self.trees_run) if self.better == "trees" else network_run
 
     @property
     def text(self) -> str:

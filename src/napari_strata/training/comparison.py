@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from napari_strata.core.classes import IGNORE
+from napari_strata.core.errors import StrataError
 from napari_strata.core.events import Event, Message, TreesCompared
 from napari_strata.core.recipes import load_recipe
 from napari_strata.core.runs import RunFolder
@@ -67,22 +68,29 @@ def compare_with_trees(
     if not plan.validates_strokes or plan.spec.depth is not None:
         return
     yield Message("fitting trees on the same strokes, for comparison")
+    try:
+        trees_plan = _plan_trees(plan)
+    except StrataError as error:
+        # The network is trained, whatever trees cannot do.
+        yield Message(f"no comparison with trees: {error}", "warning")
+        return
     trees_folder = folder.path / "trees"
     shutil.rmtree(trees_folder, ignore_errors=True)  # of an earlier end of this run
-    trees_plan = _plan_trees(plan)
     job = TrainingJob(trees_plan.recipe, plan.pairs, trees_folder, device=str(device))
     with closing(iter_fit(job, trees_plan, group)) as events:
         for _ in events:
             pass
     trees = Model.load(trees_folder)
-    network_chances, labels, strokes = _predict_strokes(
+    network_probabilities, labels, strokes = _predict_strokes(
         TiledPredictor(build(Model.load(folder.model_path))), plan
     )
-    tree_chances, _, _ = _predict_strokes(
+    tree_probabilities, _, _ = _predict_strokes(
         TiledPredictor(PixelPredictor.of(trees, device)), trees_plan
     )
     seed = plan.recipe.training.seed
-    scores = compare(network_chances, tree_chances, labels, strokes, seed=seed)
+    scores = compare(
+        network_probabilities, tree_probabilities, labels, strokes, seed=seed
+    )
     yield replace(scores, trees_run=str(trees_folder))
 
 

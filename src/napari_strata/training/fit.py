@@ -252,7 +252,7 @@ class _Fit:
             sums += tree.leaves[tree.leaf_of_pixel]
             if len(trees) % STEP_TREES and len(trees) < section.trees:
                 continue
-            losses.append(_cross_entropy(_chances(sums, section), pixels.labels))
+            losses.append(_cross_entropy(_probabilities(sums, section), pixels.labels))
             yield BatchEnd(
                 epoch=1,
                 batch=len(losses),
@@ -440,12 +440,12 @@ def choose_levels(
     losses = {}
     for levels in LEVELS:
         subset = pixels.subset(chosen, count_features(channels, levels))
-        labels, chances = _held_out(subset, plan, small)
+        labels, probabilities = _held_out(subset, plan, small)
         if not len(labels):
             return LEVELS[0], (
                 f"features of {LEVELS[0]} octave levels: too few strokes to choose by"
             )
-        losses[levels] = _cross_entropy(chances, labels)
+        losses[levels] = _cross_entropy(probabilities, labels)
     limit = TOLERANCE * min(losses.values())
     best = next(levels for levels in LEVELS if losses[levels] <= limit)
     tried = ", ".join(f"{levels}: {loss:.3f}" for levels, loss in losses.items())
@@ -463,10 +463,10 @@ def measure_agreement(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Ag
     """
     chosen = sample_evenly(len(pixels), MEASURE_PIXELS, seed=plan.recipe.training.seed)
     small = section.model_copy(update={"trees": min(section.trees, MEASURE_TREES)})
-    labels, chances = _held_out(pixels.subset(chosen), plan, small)
+    labels, probabilities = _held_out(pixels.subset(chosen), plan, small)
     if not len(labels):
         return Agreement(math.nan, 0)
-    return Agreement(float((chances.argmax(1) == labels).mean()), len(labels))
+    return Agreement(float((probabilities.argmax(1) == labels).mean()), len(labels))
 
 
 def _held_out(
@@ -475,7 +475,7 @@ def _held_out(
     """Labels (m,) and probabilities (m, K) of all pixels that a fold holds back."""
     seed = plan.recipe.training.seed
     fold = draw_folds(pixels.strokes, pixels.labels, folds=FOLDS, seed=seed)
-    labels, chances = [], [np.empty((0, len(plan.spec.classes)))]
+    labels, probabilities = [], [np.empty((0, len(plan.spec.classes)))]
     for number in range(FOLDS):
         out = np.flatnonzero(fold == number)
         if not len(out):
@@ -494,8 +494,10 @@ def _held_out(
         )
         values = torch.from_numpy(np.ascontiguousarray(pixels.features[out].T))
         labels.append(pixels.labels[out])
-        chances.append(_chances(trees.sums(values).numpy().T, section))
-    return np.concatenate([*labels, np.empty(0, np.int64)]), np.concatenate(chances)
+        probabilities.append(_probabilities(trees.sums(values).numpy().T, section))
+    return np.concatenate([*labels, np.empty(0, np.int64)]), np.concatenate(
+        probabilities
+    )
 
 
 def _grow(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Iterator[Tree]:
@@ -508,16 +510,16 @@ def _grow(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Iterator[Tree]
     )
 
 
-def _chances(sums: Array, section: Pixels) -> Array:
+def _probabilities(sums: Array, section: Pixels) -> Array:
     """Probabilities (n, K) of the sums of some trees."""
     if section.method == "boosting":
         sums = np.exp(sums - sums.max(axis=1, keepdims=True))
-    chances: Array = sums / sums.sum(axis=1, keepdims=True)
-    return chances
+    probabilities: Array = sums / sums.sum(axis=1, keepdims=True)
+    return probabilities
 
 
-def _cross_entropy(chances: Array, labels: Array) -> float:
-    likely = chances[np.arange(len(labels)), labels]
+def _cross_entropy(probabilities: Array, labels: Array) -> float:
+    likely = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(likely, 1e-7)).mean())
 
 

@@ -358,7 +358,9 @@ class TrainDock(Dock):
         if isinstance(dock, PredictDock):
             self.live.hide()
             dock.come_forward()
-            dock.predict_with(self.panel.better_run(self.run), layer)
+            comparison = self.panel.comparison
+            run = comparison.better_run(self.run) if comparison else self.run
+            dock.predict_with(run, layer)
 
     def _continue(self, change: dict[str, Any]) -> None:
         job = self._job

@@ -41,7 +41,7 @@ KEY = "H"
 
 
 @dataclass(eq=False)
-class _Strokes:
+class _StrokeCopy:
     """Copy on disk of a Labels layer, which the worker maps.
 
     Planes without labels take no room in it. `versions` has the planes with labels.
@@ -54,7 +54,7 @@ class _Strokes:
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod
-    def create(cls, data: LayerData, folder: Path) -> _Strokes:
+    def create(cls, data: LayerData, folder: Path) -> _StrokeCopy:
         """Copy all labels, and name a file with the image; for a thread."""
         path = folder / f"live-{id(data.labels_layer)}.npy"
         labels = data.labels.data
@@ -102,7 +102,7 @@ class LiveMask(QObject):
         self._is_on = True
         self._is_awake = False
         self._data: LayerData | None = None
-        self._strokes: _Strokes | None = None
+        self._strokes: _StrokeCopy | None = None
         self._is_copying = False
         self._touched: set[Plane] = set()
         self._handle: JobHandle | None = None
@@ -216,9 +216,9 @@ class LiveMask(QObject):
         self._touched = set()
         strokes, labels = self._strokes, array_of(data.labels_layer)
 
-        def copy() -> _Strokes:
+        def copy() -> _StrokeCopy:
             if strokes is None:
-                return _Strokes.create(data, self._session.scratch())
+                return _StrokeCopy.create(data, self._session.scratch())
             strokes.update(labels, planes)
             return strokes
 
@@ -229,7 +229,7 @@ class LiveMask(QObject):
             owner=self,
         )
 
-    def _copied(self, data: LayerData, strokes: _Strokes) -> None:
+    def _copied(self, data: LayerData, strokes: _StrokeCopy) -> None:
         self._is_copying = False
         if self._data is None or not _is_same(self._data, data):
             return self._ask()
@@ -249,7 +249,7 @@ class LiveMask(QObject):
             self._forget_window()
             self.window_failed.emit(str(error))
 
-    def _submit(self, data: LayerData, strokes: _Strokes) -> None:
+    def _submit(self, data: LayerData, strokes: _StrokeCopy) -> None:
         """Ask for a mask of what is in view, instead of an older one."""
         self._stop()
         if not self._is_on:
@@ -266,7 +266,7 @@ class LiveMask(QObject):
         self._handle = handle
 
     def _submit_window(
-        self, data: LayerData, strokes: _Strokes, skipped: tuple[PlaneBox, ...]
+        self, data: LayerData, strokes: _StrokeCopy, skipped: tuple[PlaneBox, ...]
     ) -> None:
         """Ask for a window, after the mask that is being computed."""
         self._forget_window()
@@ -291,7 +291,7 @@ class LiveMask(QObject):
         if handle is not None:
             handle.stop()
 
-    def _common_fields(self, data: LayerData, strokes: _Strokes) -> dict[str, Any]:
+    def _common_fields(self, data: LayerData, strokes: _StrokeCopy) -> dict[str, Any]:
         """Fields that both kinds of jobs have."""
         axes = data.image.label_axes[:-2]
         planes = tuple(

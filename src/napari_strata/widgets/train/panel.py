@@ -181,12 +181,6 @@ class TrainingPanel(QWidget):
         self.preview.refresh()
         self.epoch_ended.emit(event)
 
-    def better_run(self, run: Path) -> Path:
-        """Return the run of the trees if these are better than the network of `run`."""
-        if self.comparison is not None and self.comparison.better == "trees":
-            return Path(self.comparison.trees_run)
-        return run
-
     def score(self) -> str:
         """Describe the best epoch so far; empty without scores."""
         if self.best is None:
