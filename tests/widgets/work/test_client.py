@@ -7,6 +7,7 @@ import signal
 import sys
 import textwrap
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -412,6 +413,18 @@ def test_stop_before_the_start_sends_nothing(
         timeout=10_000,
     )
     assert '"job":"t"' not in (tmp_path / "heard").read_text()
+
+
+def test_a_client_may_be_released_while_a_job_is_being_stopped(qtbot: Any) -> None:
+    # PySide6 crashed: the last reference to the client was in what Qt was deleting.
+    for _ in range(5):
+        client = WorkerClient([sys.executable, "-c", "import time; time.sleep(60)"])
+        client.submit(InfoJob(job="info", path="file")).stop()
+        client.close()
+        reference = weakref.ref(client)
+        del client
+        qtbot.wait(50)
+        assert reference() is None
 
 
 def test_a_shell_that_changes_folder_and_environment(

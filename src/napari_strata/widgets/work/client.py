@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
+from qtpy.compat import isalive
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_strata.widgets.work import threads
@@ -79,7 +81,9 @@ class JobHandle(QObject):
     """The `Outcome` of the job, once."""
 
     def __init__(self, client: WorkerClient, request: Job) -> None:
-        super().__init__(client)
+        # Not a child of the client: with the last reference to the client, Python would
+        # delete it, and with it this object, in the middle of its own deletion.
+        super().__init__()
         self.request = request
         self.outcome: Outcome | None = None
         self.stopping = False
@@ -179,10 +183,7 @@ class WorkerClient(QObject):
         handle = JobHandle(self, request)
         self._handles[request.job] = handle
         if self._closed:
-            self._after(
-                0,
-                lambda: self._finish(handle, Outcome("stopped", "napari was closed.")),
-            )
+            self._finish_later(handle, "napari was closed.")
             return handle
         self.warm()
         if self._is_ready:
@@ -236,16 +237,16 @@ class WorkerClient(QObject):
 
     def _stop(self, handle: JobHandle) -> None:
         if not self._is_ready:  # the request has not been sent
-            self._after(
-                0,
-                lambda: self._finish(
-                    handle, Outcome("stopped", "Stopped before it began.")
-                ),
-            )
+            self._finish_later(handle, "Stopped before it began.")
             return
         self._send_message(Stop(stop=handle.request.job))
-        self._after(TERMINATE_AFTER_MS, lambda: self._terminate_for(handle))
-        self._after(KILL_AFTER_MS, lambda: self._kill_for(handle))
+        _call_later(TERMINATE_AFTER_MS, WorkerClient._terminate_for, handle)
+        _call_later(KILL_AFTER_MS, WorkerClient._kill_for, handle)
+
+    def _finish_later(self, handle: JobHandle, text: str) -> None:
+        """Finish a job when the caller had time to connect its signals."""
+        outcome = Outcome("stopped", text)
+        _call_later(0, lambda client, job: client._finish(job, outcome), handle)
 
     def _terminate_for(self, handle: JobHandle) -> None:
         """Terminate the process if a job has not stopped.
@@ -292,14 +293,6 @@ class WorkerClient(QObject):
         self._is_terminating = self._must_replace = False
         self._startup_timer.stop()
         self._set_state("off")
-
-    def _after(self, milliseconds: int, callback: Callable[[], object]) -> None:
-        """Call `callback` after a delay, unless the client has been deleted."""
-        timer = QTimer(self)
-        timer.setSingleShot(True)
-        timer.timeout.connect(callback)
-        timer.timeout.connect(timer.deleteLater)
-        timer.start(milliseconds)
 
     def _drain(self) -> None:
         """Handle lines of the worker for a limited time; continue later if needed."""
@@ -434,6 +427,26 @@ class WorkerClient(QObject):
             self.current_state = state
             with suppress(RuntimeError):  # while napari closes, Qt deletes objects
                 self.state.emit(state)
+
+
+def _call_later(
+    milliseconds: int,
+    act: Callable[[WorkerClient, JobHandle], object],
+    handle: JobHandle,
+) -> None:
+    """Call `act` with a job and its client after a delay, if the job still exists.
+
+    The timer neither belongs to the client nor keeps it alive. A timer that did both
+    was deleted twice, by Qt after its call and by the client that this call released.
+    """
+    reference = weakref.ref(handle)
+
+    def call() -> None:
+        job = reference()
+        if job is not None and isalive(job):  # type: ignore[no-untyped-call]
+            act(job._client, job)
+
+    QTimer.singleShot(milliseconds, call)
 
 
 STEP_EVENT = b'"event": "BatchEnd"'
