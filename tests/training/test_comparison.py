@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import napari_strata as ns
-from napari_strata.core.events import TreesCompared
+from napari_strata.core.events import Event, TrainingEnd, TreesCompared
 from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.runs import RunFolder
 from napari_strata.training.comparison import compare
@@ -40,16 +40,41 @@ def test_the_better_one_is_clearly_better(
     assert found.network == 1 - wrong_network / 100
     difference = (wrong_trees - wrong_network) / 100
     assert found.low <= difference <= found.high
-    assert "better" in found.text if better else "not clear" in found.text
+    assert "better" in found.text if better else "No difference is clear" in found.text
+
+
+@pytest.mark.parametrize("strokes_of_each", [10, 2])
+def test_the_mean_is_better_than_each(strokes_of_each: int) -> None:
+    """Each is wrong on strokes of its own, and there the other one is surer."""
+    count = 2 * strokes_of_each
+    strokes = np.repeat(np.arange(count), 100)
+    is_odd = strokes % 2 == 1
+    is_wrong = np.arange(len(strokes)) % 100 < 30
+    network = _chances(~(is_wrong & is_odd))
+    trees = _chances(~(is_wrong & ~is_odd))
+    labels = np.zeros(len(strokes), int)
+    found = compare(network, trees, labels, strokes, seed=0)
+    assert (found.network, found.trees, found.both) == (0.85, 0.85, 1)
+    if strokes_of_each == 10:
+        assert found.better == "mean"
+        assert 0 < found.mean_low <= 0.15 <= found.mean_high
+        assert "The mean is better than each" in found.text
+    else:
+        assert found.better == "", "too few strokes"
 
 
 @pytest.mark.parametrize(
     ("better", "expected"),
-    [("network", "run"), ("trees", "run/trees"), ("", "run")],
+    [
+        ("network", ["run"]),
+        ("trees", ["run/trees"]),
+        ("mean", ["run", "run/trees"]),
+        ("", ["run"]),
+    ],
 )
-def test_the_better_one_predicts(better: str, expected: str) -> None:
+def test_the_better_one_predicts(better: str, expected: list[str]) -> None:
     event = TreesCompared(9, 100, 0.9, 0.95, 0.95, -0.08, -0.02, better, "run/trees")
-    assert event.better_run(Path("run")) == Path(expected)
+    assert event.better_runs(Path("run")) == tuple(map(Path, expected))
 
 
 def test_one_stroke_decides_nothing() -> None:
@@ -92,6 +117,61 @@ def test_a_training_on_strokes_ends_with_the_comparison(
     # A longer training compares again, with trees of the labels of then.
     again = list(ns.iter_train("default", [strokes(0)], extend=1, **options))
     assert [event for event in again if isinstance(event, TreesCompared)]
+
+
+def test_all_strokes_train_the_trees_that_predict(
+    strokes: Build, small: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whole strokes are held back to compare on, and are learnt afterwards."""
+    overrides = small | {"training.epochs": 1}
+    events = ns.iter_train(
+        "default",
+        strokes(0),
+        unlabelled=[0],
+        out=tmp_path / "run",
+        overrides=overrides,
+        device="cpu",
+    )
+    (found,) = [event for event in events if isinstance(event, TreesCompared)]
+    assert found.pixels > 0
+    record = RunFolder(found.trees_run).data()
+    assert record["validation"] == []
+    # The network has never learnt what it was measured on.
+    assert RunFolder(tmp_path / "run").data()["validation"]
+    (end,) = RunFolder(found.trees_run).history().epochs
+    assert end.stroke_pixels == int((strokes(0).labels.read() > 0).sum())
+
+
+def test_trees_that_cannot_be_fitted_end_no_training(
+    strokes: Build,
+    small: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> Iterator[Event]:
+        raise RuntimeError("trees do not grow here")
+        yield
+
+    monkeypatch.setattr("napari_strata.training.comparison.iter_fit", fail)
+    overrides = small | {"training.epochs": 1}
+    run = tmp_path / "run"
+    events = list(
+        ns.iter_train(
+            "default",
+            strokes(0),
+            unlabelled=[0],
+            out=run,
+            overrides=overrides,
+            device="cpu",
+        )
+    )
+    ended = events[-1]
+    assert isinstance(ended, TrainingEnd)
+    assert ended.reason == "finished"
+    assert ns.Model.load(run).history
+    warning = "no comparison with trees: trees do not grow here"
+    assert warning in RunFolder(run).history().warnings
+    assert not [event for event in events if isinstance(event, TreesCompared)]
 
 
 def test_a_training_on_areas_has_none(

@@ -164,9 +164,12 @@ class TreesCompared(Event):
     low, high
         95 % interval of the difference between network and trees.
     better
-        "network" or "trees"; empty where the difference is not clear.
+        "network" or "trees"; "mean" where the mean of both is clearly better than each
+        of them; empty where no difference is clear.
     trees_run
         Run folder of the trees.
+    mean_low, mean_high
+        95 % interval of the difference between the mean and the better one of both.
     """
 
     strokes: int
@@ -178,25 +181,42 @@ class TreesCompared(Event):
     high: float
     better: str
     trees_run: str = ""
+    mean_low: float = math.nan
+    mean_high: float = math.nan
 
-    def better_run(self, network_run: Path) -> Path:
-        """Return the run to predict with: of the trees if these are better."""
-        return Path(self.trees_run) if self.better == "trees" else network_run
+    def better_runs(self, network_run: Path) -> tuple[Path, ...]:
+        """Return the runs to predict with; of two, the mean is taken.
+
+        It is the network where no difference is clear.
+        """
+        trees_run = Path(self.trees_run)
+        if self.better == "mean":
+            return network_run, trees_run
+        return (trees_run,) if self.better == "trees" else (network_run,)
 
     @property
     def text(self) -> str:
         """Result in words."""
-        result = {
-            "network": "The network is better.",
-            "trees": f"The trees are better; their run is {self.trees_run}.",
-            "": "The difference is not clear.",
-        }[self.better]
-        return (
+        text = (
             f"On {self.pixels:,} pixels of {self.strokes} held-out strokes, the network"
             f" agrees with {self.network:.1%}, trees with {self.trees:.1%}, the mean of"
             f" both with {self.both:.1%}. Network minus trees: {_points(self.low)} to"
-            f" {_points(self.high)} points (95 % interval). {result}"
+            f" {_points(self.high)} points (95 % interval)."
         )
+        if self.better == "mean":
+            single = "network" if self.network >= self.trees else "trees"
+            text += (
+                f" Mean minus {single}: {_points(self.mean_low)} to"
+                f" {_points(self.mean_high)} points. The mean is better than each of"
+                f" both; the run of the trees is {self.trees_run}."
+            )
+        elif self.better == "trees":
+            text += f" The trees are better; their run is {self.trees_run}."
+        elif self.better == "network":
+            text += " The network is better."
+        else:
+            text += " No difference is clear, so the network predicts."
+        return text
 
 
 def _points(share: float) -> str:

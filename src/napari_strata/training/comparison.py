@@ -13,13 +13,13 @@ import shutil
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from napari_strata.core.classes import IGNORE
-from napari_strata.core.errors import StrataError
 from napari_strata.core.events import Event, Message, TreesCompared
 from napari_strata.core.recipes import load_recipe
 from napari_strata.core.runs import RunFolder
@@ -31,7 +31,7 @@ from napari_strata.models.predictor import Predictor
 from napari_strata.models.tiled import TiledPredictor
 from napari_strata.training.ddp import ProcessGroup
 from napari_strata.training.fit import iter_fit
-from napari_strata.training.plan import Plan, TrainingJob
+from napari_strata.training.plan import Plan, TrainingJob, plan_all_strokes
 from napari_strata.training.validation import iter_predicted, load_truths
 
 Array = np.ndarray[Any, Any]
@@ -49,49 +49,68 @@ def compare_with_trees(
     *,
     build: Callable[[Model], Predictor],
     device: torch.device,
+    may_learn_all: bool,
 ) -> Generator[Event, None, None]:
     """Fit trees on the training strokes of a network, and compare both.
+
+    The trees become the run ``trees`` in the folder of the network. No error of theirs
+    ends a training: the network is trained, and a warning says what failed.
 
     Parameters
     ----------
     folder
-        Finished run of the network. The trees become the run ``trees`` in it.
+        Finished run of the network.
     plan
         Plan of the network.
     build
         Function that builds the predictor of the network's model.
+    may_learn_all
+        True to fit the trees on all strokes once they are compared. False where others
+        measure on the held-out ones, too.
 
     Yields
     ------
-    A `Message`, and `TreesCompared`. Nothing where areas validate, or volumes.
+    Messages, and `TreesCompared`. Nothing where areas validate, or volumes.
     """
     if not plan.validates_strokes or plan.spec.depth is not None:
         return
     yield Message("fitting trees on the same strokes, for comparison")
+    trees_folder = folder.path / "trees"
     try:
         trees_plan = _plan_trees(plan)
-    except StrataError as error:
-        # The network is trained, whatever trees cannot do.
+        _fit_trees(trees_plan, trees_folder, group, device)
+        network_probabilities, labels, strokes = _predict_strokes(
+            TiledPredictor(build(Model.load(folder.model_path))), plan
+        )
+        trees = PixelPredictor.of(Model.load(trees_folder), device)
+        tree_probabilities, _, _ = _predict_strokes(TiledPredictor(trees), trees_plan)
+        scores = compare(
+            network_probabilities,
+            tree_probabilities,
+            labels,
+            strokes,
+            seed=plan.recipe.training.seed,
+        )
+        whole_plan = plan_all_strokes(trees_plan) if may_learn_all else None
+        if whole_plan is not None:
+            _fit_trees(whole_plan, trees_folder, group, device)
+    except Exception as error:  # of any kind: fits and predictions have many
         yield Message(f"no comparison with trees: {error}", "warning")
         return
-    trees_folder = folder.path / "trees"
-    shutil.rmtree(trees_folder, ignore_errors=True)  # of an earlier end of this run
-    job = TrainingJob(trees_plan.recipe, plan.pairs, trees_folder, device=str(device))
-    with closing(iter_fit(job, trees_plan, group)) as events:
+    yield replace(scores, trees_run=str(trees_folder))
+    if whole_plan is not None:
+        yield Message("the trees were then fitted on all strokes, held-out ones too")
+
+
+def _fit_trees(
+    plan: Plan, folder: Path, group: ProcessGroup, device: torch.device
+) -> None:
+    """Fit trees, in place of those that an earlier end of the run has left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    job = TrainingJob(plan.recipe, plan.pairs, folder, device=str(device))
+    with closing(iter_fit(job, plan, group)) as events:
         for _ in events:
             pass
-    trees = Model.load(trees_folder)
-    network_probabilities, labels, strokes = _predict_strokes(
-        TiledPredictor(build(Model.load(folder.model_path))), plan
-    )
-    tree_probabilities, _, _ = _predict_strokes(
-        TiledPredictor(PixelPredictor.of(trees, device)), trees_plan
-    )
-    seed = plan.recipe.training.seed
-    scores = compare(
-        network_probabilities, tree_probabilities, labels, strokes, seed=seed
-    )
-    yield replace(scores, trees_run=str(trees_folder))
 
 
 def _plan_trees(plan: Plan) -> Plan:
@@ -157,11 +176,18 @@ def compare(
     by_stroke = {
         name: np.bincount(of_pixel, weights=each) for name, each in right.items()
     }
-    gain = by_stroke["network"] - by_stroke["trees"]
-    low, high = _bootstrap(gain, sizes, seed=seed)
+    network_right, trees_right = by_stroke["network"], by_stroke["trees"]
+    single_right = max(network_right, trees_right, key=np.sum)
+    low, high = _bootstrap(network_right - trees_right, sizes, seed=seed)
+    mean_low, mean_high = _bootstrap(by_stroke["both"] - single_right, sizes, seed=seed)
     better = ""
-    if len(sizes) >= MIN_STROKES and (low > 0 or high < 0):
-        better = "network" if low > 0 else "trees"
+    if len(sizes) >= MIN_STROKES:
+        if mean_low > 0:
+            better = "mean"
+        elif low > 0:
+            better = "network"
+        elif high < 0:
+            better = "trees"
     return TreesCompared(
         strokes=len(sizes),
         pixels=len(labels),
@@ -171,6 +197,8 @@ def compare(
         low=low,
         high=high,
         better=better,
+        mean_low=mean_low,
+        mean_high=mean_high,
     )
 
 

@@ -205,7 +205,7 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
             if not group.is_main:
                 return
             run.complete_history()
-            for event in _measure_best(run, data.truths):
+            for event in _measure_best(run, job, data.truths):
                 yield run.record(event)
     except (GeneratorExit, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, GeneratorExit):
@@ -221,7 +221,7 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
 
 
 def _measure_best(
-    run: TrainingRun, truths: Sequence[Truth]
+    run: TrainingRun, job: TrainingJob, truths: Sequence[Truth]
 ) -> Generator[Event, None, None]:
     """Measure the best model, and compare it with trees where strokes train."""
     learner = run.learner
@@ -237,6 +237,8 @@ def _measure_best(
         learner.group,
         build=learner.predictor,
         device=learner.device,
+        # What was given to validate on, or by a cross-validation, is never learnt.
+        may_learn_all=job.validation is None and job.split is None,
     )
 
 

@@ -422,6 +422,26 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
     return plan
 
 
+def plan_all_strokes(plan: Plan) -> Plan | None:
+    """Return a plan of a pixel classifier that learns from all strokes of its images.
+
+    Nothing is held back: the fit holds back whole strokes in turn, and measures on
+    them. None where not all labels are strokes.
+    """
+    section = plan.recipe.training
+    split = split_pairs(
+        plan.pairs,
+        fraction=section.validation,
+        seed=section.seed,
+        classes=plan.spec.classes,
+        axes=plan.spec.axes,
+        strokes_train=True,
+    )
+    if split.validation:
+        return None
+    return _plan(plan.recipe, plan.spec, split, plan.pairs, notes=())
+
+
 def _plan(
     recipe: Recipe,
     spec: ModelSpec,

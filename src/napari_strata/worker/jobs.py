@@ -236,8 +236,9 @@ def run_evaluate(job: EvaluateJob) -> Events:
 def run_info(job: InfoJob) -> Events:
     """Describe an image file or a model."""
     yield from ()
-    path = Path(job.path).expanduser()
-    if (
+    paths = (job.path,) if isinstance(job.path, str) else job.path
+    path = Path(paths[0]).expanduser()
+    if len(paths) == 1 and (
         path.suffix != ".safetensors"
         and not RunFolder(path).exists
         and not is_crossval(path)
@@ -246,7 +247,7 @@ def run_info(job: InfoJob) -> Events:
             _image_facts(image) for image in read_images(path, axes=job.axes)
         )
         return ImageInfo(what="image", lines=tuple(describe(path)), images=images)
-    models = load_models(path)
+    models = load_models(job.path)
     fit = {}
     if job.image is not None:
         fit = _check_fit(models, open_image(job.image, axes=job.axes))

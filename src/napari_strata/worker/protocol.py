@@ -248,13 +248,13 @@ class EvaluateJob(_Prediction):
 
 
 class InfoJob(_Job):
-    """Describe a file, a model or a run.
+    """Describe a file, a model or a run, or several models that predict together.
 
     With `image`, also check whether the image fits the model.
     """
 
     kind: Literal["info"] = "info"
-    path: str
+    path: Models
     axes: str | None = None
     image: Source | None = None
 

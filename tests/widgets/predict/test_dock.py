@@ -23,8 +23,12 @@ from qtpy.QtWidgets import QApplication, QFileDialog
 
 from napari_strata.io import read_labels, write_image
 from napari_strata.plugin import image_layer, read
+from napari_strata.widgets.parts.script import as_command
 from napari_strata.widgets.predict.area import PLANE, RECTANGLE, VIEW, WHOLE
 from napari_strata.widgets.predict.dock import PredictDock
+from napari_strata.widgets.session import ViewerSession
+from napari_strata.widgets.work.client import JobHandle
+from napari_strata.worker.protocol import Job, PredictJob
 from widgets.models import make_run, rock
 
 PATIENCE = 60_000
@@ -337,10 +341,49 @@ def test_the_train_dock_can_predict_the_whole_stack(
     _choose(dock, PLANE)
     layer = dock.viewer.layers["rock"]
     assert isinstance(layer, ImageLayer)
-    dock.predict_with(next(runs.glob("*rock-*")), layer)
+    dock.predict_with((next(runs.glob("*rock-*")),), layer)
     assert dock.prediction is not None
     qtbot.waitUntil(lambda: dock.prediction is None, timeout=PATIENCE)
     assert "4 planes" in dock.notice.text()
+
+
+def test_the_mean_of_two_models_predicts(
+    begin: Callable[..., PredictDock],
+    runs: Path,
+    qtbot: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dock = begin()
+    layer = dock.viewer.layers["rock"]
+    assert isinstance(layer, ImageLayer)
+    first, second = next(runs.glob("*rock-*")), make_run(tmp_path)
+    submit = ViewerSession.submit
+    requests: list[Job] = []
+
+    def record(session: ViewerSession, job: Job) -> JobHandle:
+        requests.append(job)
+        return submit(session, job)
+
+    monkeypatch.setattr(ViewerSession, "submit", record)
+    dock.predict_with((first, second), layer)
+    qtbot.waitUntil(lambda: dock.prediction is None, timeout=PATIENCE)
+    assert "4 planes" in dock.notice.text()
+    (request,) = [job for job in requests if isinstance(job, PredictJob)]
+    assert request.model == (str(first), str(second))
+    assert dock.model.name.text() == f"{first.name} and {second.name}"
+    qtbot.waitUntil(lambda: "2 models" in dock.model.text.text(), timeout=PATIENCE)
+    clipboard = QApplication.clipboard()
+    assert clipboard is not None
+    clipboard.setText("")
+    dock._copy(as_command, "The command")
+    qtbot.waitUntil(lambda: f"--with {second}" in clipboard.text(), timeout=PATIENCE)
+    # The labels of one model are others, and get a layer of their own.
+    count = len(dock.viewer.layers)
+    dock.predict_with((first,), layer)
+    qtbot.waitUntil(lambda: dock.prediction is None, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "3 epochs" in dock.model.text.text(), timeout=PATIENCE)
+    assert len(dock.viewer.layers) == count + 1
 
 
 def test_the_copied_code_does_the_same(

@@ -60,7 +60,7 @@ def _make(
         session,
         layer,
         image=image_of(layer),
-        model=model,
+        models=(model,),
         options=PredictionOptions(**options),
     )
 
@@ -318,7 +318,7 @@ def test_refused_predictions_are_reported_and_leave_no_layer(
     session = begin()
     layer, _ = _add(session)
     image = image_of(layer)
-    prediction = LivePrediction(session, layer, image=image, model=runs / "gone")
+    prediction = LivePrediction(session, layer, image=image, models=(runs / "gone",))
     outcome = _finish(prediction, qtbot)
     assert outcome.status == "failed"
     assert "no such model file" in outcome.text

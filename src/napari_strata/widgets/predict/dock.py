@@ -21,7 +21,7 @@ from napari_strata.widgets.parts.dock import Dock, Progress, draw
 from napari_strata.widgets.predict import results
 from napari_strata.widgets.predict.area import WHOLE, AreaChoice, AreaError
 from napari_strata.widgets.predict.averaging import Averaging
-from napari_strata.widgets.predict.model_choice import ModelChoice
+from napari_strata.widgets.predict.model_choice import ModelChoice, one_or_all
 from napari_strata.widgets.predict.running import LivePrediction, PredictionOptions
 from napari_strata.widgets.predict.state import PredictState, resolve
 from napari_strata.widgets.work import threads
@@ -152,13 +152,8 @@ class PredictDock(Dock):
 
     def predict(self) -> None:
         """Segment the chosen area of the image."""
-        layer, image, model = self.images.layer, self.image, self.model.path
-        if (
-            self.prediction is not None
-            or layer is None
-            or image is None
-            or model is None
-        ):
+        layer, image, models = self.images.layer, self.image, self.model.paths
+        if self.prediction is not None or layer is None or image is None or not models:
             return
         try:
             region = self.area.area().region
@@ -175,7 +170,7 @@ class PredictDock(Dock):
         self._warnings = []
         self.notice.clear()
         self.prediction = LivePrediction(
-            self.session, layer, image=image, model=model, options=options
+            self.session, layer, image=image, models=models, options=options
         )
         self.prediction.progress.connect(self._on_progress)
         self.prediction.message.connect(self._on_message)
@@ -183,8 +178,8 @@ class PredictDock(Dock):
         self._changed()
         self.prediction.start()
 
-    def predict_with(self, run: Path, layer: ImageLayer | None) -> None:
-        """Segment a whole image layer with the model of a run.
+    def predict_with(self, runs: tuple[Path, ...], layer: ImageLayer | None) -> None:
+        """Segment a whole image layer with the model of a run, or the mean of several.
 
         The Train dock calls this.
         """
@@ -195,7 +190,7 @@ class PredictDock(Dock):
             return
         if layer is not None:
             self.images.choose(layer)
-        self.model.choose(run)
+        self.model.choose(*runs)
         self.area.combo.value = WHOLE
         if why := self._problem():
             self.notice.show_message(why, "error")
@@ -282,13 +277,13 @@ class PredictDock(Dock):
     # ------------------------------------------------------------------ copied code
 
     def _copy(self, form: Callable[[PredictJob], str], subject: str) -> None:
-        layer, image, model = self.images.layer, self.image, self.model.path
-        if layer is None or image is None or model is None:
+        layer, image, models = self.images.layer, self.image, self.model.paths
+        if layer is None or image is None or not models:
             self.notice.show_message(
                 f"There is nothing to copy. {self._problem()}", "warning"
             )
             return
-        folder = model if model.is_dir() else model.parent
+        folder = models[0] if models[0].is_dir() else models[0].parent
         device, probabilities = (
             self.session.settings.device,
             bool(self.probabilities.value),
@@ -302,7 +297,7 @@ class PredictDock(Dock):
         def make() -> str:
             request = PredictJob(
                 job="copy",
-                model=str(model),
+                model=one_or_all(models),
                 image=source_of_image(layer, image, folder / LAYERS),
                 out=str(folder / f"{slug(image.name)}-labels.tif"),
                 probabilities=probabilities,

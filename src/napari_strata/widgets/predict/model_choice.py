@@ -52,7 +52,7 @@ class ModelInfoRequest(QObject):
         super().__init__(parent)
         self._session = session
         self._number = 0
-        self._model: Path | None = None
+        self._models: tuple[Path, ...] = ()
         self._layer_and_image: tuple[ImageLayer, Image] | None = None
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
@@ -60,13 +60,16 @@ class ModelInfoRequest(QObject):
         self._timer.timeout.connect(self._send)
 
     def request(
-        self, model: Path, layer: ImageLayer | None, image: Image | None
+        self,
+        models: tuple[Path, ...],
+        layer: ImageLayer | None,
+        image: Image | None,
     ) -> None:
         """Send a request after a delay; results of earlier requests are ignored."""
         self._number += 1
-        self._model, self._layer_and_image = (
-            model,
-            None if layer is None or image is None else (layer, image),
+        self._models = models
+        self._layer_and_image = (
+            None if layer is None or image is None else (layer, image)
         )
         self._timer.start()
 
@@ -105,7 +108,9 @@ class ModelInfoRequest(QObject):
             return
         handle: JobHandle = self._session.submit(
             InfoJob(
-                job=self._session.client.new_id(), path=str(self._model), image=source
+                job=self._session.client.new_id(),
+                path=one_or_all(self._models),
+                image=source,
             )
         )
         handle.ended.connect(lambda outcome: self._on_end(number, outcome))
@@ -116,6 +121,12 @@ class ModelInfoRequest(QObject):
 
     def _fail(self, number: int, error: Exception) -> None:
         self._on_end(number, Outcome("failed", str(error)))
+
+
+def one_or_all(models: tuple[Path, ...]) -> str | tuple[str, ...]:
+    """Return the models of a request: a path, or the paths of several."""
+    paths = tuple(map(str, models))
+    return paths[0] if len(paths) == 1 else paths
 
 
 def subsample(image: Image) -> Image:
@@ -147,7 +158,8 @@ class ModelChoice(QWidget):
     def __init__(self, session: ViewerSession) -> None:
         super().__init__()
         self._session = session
-        self.path: Path | None = None
+        self.paths: tuple[Path, ...] = ()
+        """The model, or several whose mean predicts; empty before the choice."""
         self.problem = ""
         self.spec: dict[str, Any] | None = None
         """`ModelSpec` of the model as plain data; None until the worker has read it."""
@@ -185,10 +197,15 @@ class ModelChoice(QWidget):
         else:
             self._request_info()
 
-    def choose(self, path: Path) -> None:
-        """Choose a model, as a file or a run folder."""
-        self.path, self.spec = path, None
-        self.runs.select(path)
+    @property
+    def path(self) -> Path | None:
+        """Path of the model, or of the first of several."""
+        return self.paths[0] if self.paths else None
+
+    def choose(self, *paths: Path) -> None:
+        """Choose a model, as a file or a run folder, or several to take the mean of."""
+        self.paths, self.spec = paths, None
+        self.runs.select(paths[0])
         self._request_info()
 
     def set_image(self, layer: ImageLayer | None, image: Image | None) -> None:
@@ -252,14 +269,10 @@ class ModelChoice(QWidget):
             self.name.setText("none chosen yet")
         else:
             self.problem = ""
-            self.name.setText(
-                self.path.name
-                if self.path.is_dir()
-                else f"{self.path.parent.name}/{self.path.name}"
-            )
-            self.name.setToolTip(str(self.path))
+            self.name.setText(" and ".join(map(_short_name, self.paths)))
+            self.name.setToolTip("\n".join(map(str, self.paths)))
             self.text.setText("Reading the model ...")
-            self._info_request.request(self.path, *self._layer_and_image)
+            self._info_request.request(self.paths, *self._layer_and_image)
         self.changed.emit()
 
     def _show_info(self, outcome: Outcome) -> None:
@@ -303,6 +316,10 @@ class ModelChoice(QWidget):
             text = f"The image fits this model. {scaling}"
         self.fit.setText(text)
         self.fit.show()
+
+
+def _short_name(path: Path) -> str:
+    return path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
 
 
 def _image_key(image: Image | None) -> object:

@@ -30,6 +30,7 @@ from napari_strata.core.text import format_duration
 from napari_strata.widgets.layers.convert import slug, source_of_image
 from napari_strata.widgets.layers.live import LiveLabels, class_map
 from napari_strata.widgets.predict import results
+from napari_strata.widgets.predict.model_choice import one_or_all
 from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
@@ -84,7 +85,7 @@ class LivePrediction(QObject):
         layer: ImageLayer,
         *,
         image: Image,
-        model: Path,
+        models: tuple[Path, ...],
         options: PredictionOptions = PredictionOptions(),
     ) -> None:
         super().__init__(session)
@@ -93,7 +94,7 @@ class LivePrediction(QObject):
         self.added: list[str] = []  # names of the layers besides the labels
         self._start_time = 0.0
         self._session, self._layer, self._image = session, layer, image
-        self._model, self._options = model, options
+        self._models, self._options = models, options
         self._live = LiveLabels(session.viewer, self)
         self._live.settled.connect(self._on_settled)
         self._handle: JobHandle | None = None
@@ -107,12 +108,7 @@ class LivePrediction(QObject):
 
     def start(self) -> None:
         """Write the image in a thread if it has no file, and send the request."""
-        session, layer, image, model = (
-            self._session,
-            self._layer,
-            self._image,
-            self._model,
-        )
+        session, layer, image = self._session, self._layer, self._image
         session.closing.connect(self._on_closing)
         session.viewer.layers.events.removed.connect(self._on_removed)
         self.progress.emit(0, 0)
@@ -124,7 +120,7 @@ class LivePrediction(QObject):
 
         def prepare() -> tuple[Layer, results.Origin]:
             return source_of_image(layer, image, scratch), _origin(
-                layer, image, model, self._options
+                layer, image, self._models, self._options
             )
 
         threads.run(
@@ -162,7 +158,7 @@ class LivePrediction(QObject):
             )
         request = PredictJob(
             job=session.client.new_id(),
-            model=str(self._model),
+            model=one_or_all(self._models),
             out=str(self._result.path),
             image=source,
             probabilities=options.probabilities or options.confidence,
@@ -389,18 +385,30 @@ class LivePrediction(QObject):
 
 
 def _origin(
-    layer: ImageLayer, image: Image, model: Path, options: PredictionOptions
+    layer: ImageLayer,
+    image: Image,
+    models: tuple[Path, ...],
+    options: PredictionOptions,
 ) -> results.Origin:
     """Return the origin of the labels, including the kind of averaging."""
-    origin = results.Origin.of(layer, image, model)
-    folds = model.glob(f"*/{MODEL_FILE}") if CrossvalFolder(model).exists else ()
-    changed = max((file.stat().st_mtime_ns for file in folds), default=origin.changed)
+    origins = [results.Origin.of(layer, image, model) for model in models]
+    folds = [
+        file
+        for model in models
+        if CrossvalFolder(model).exists
+        for file in model.glob(f"*/{MODEL_FILE}")
+    ]
+    changed = max(
+        *(origin.changed for origin in origins),
+        *(file.stat().st_mtime_ns for file in folds),
+        0,
+    )
     descriptions = [
-        origin.model,
+        *(origin.model for origin in origins),
         *(["turned"] if options.tta else []),
         *(["three directions"] if options.ortho else []),
     ]
-    return replace(origin, model=", ".join(descriptions), changed=changed)
+    return replace(origins[0], model=", ".join(descriptions), changed=changed)
 
 
 def _describe_pixels(outcome: Outcome) -> str:

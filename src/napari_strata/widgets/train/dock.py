@@ -359,8 +359,8 @@ class TrainDock(Dock):
             self.live.hide()
             dock.come_forward()
             comparison = self.panel.comparison
-            run = comparison.better_run(self.run) if comparison else self.run
-            dock.predict_with(run, layer)
+            runs = comparison.better_runs(self.run) if comparison else (self.run,)
+            dock.predict_with(runs, layer)
 
     def _continue(self, change: dict[str, Any]) -> None:
         job = self._job
