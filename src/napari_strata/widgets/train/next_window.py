@@ -9,10 +9,11 @@ import numpy as np
 from magicgui.widgets import PushButton
 from napari.layers import Labels as LabelsLayer
 from napari.layers import Shapes
+from napari.utils.transforms import Affine
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from napari_strata.widgets.layers.convert import array_of
-from napari_strata.widgets.layers.live import add_quietly
+from napari_strata.widgets.layers.live import PREDICTED, add_quietly
 from napari_strata.widgets.parts.dock import draw
 from napari_strata.widgets.parts.keys import bind_method
 from napari_strata.widgets.session import ViewerSession
@@ -21,11 +22,13 @@ from napari_strata.widgets.train.prepare import LayerData
 from napari_strata.widgets.train.window_state import (
     NEXT_KEY,
     SKIP_KEY,
-    Prefill,
     WindowState,
+    find_unlabelled,
     resolve,
 )
 from napari_strata.worker.protocol import NextWindowResult, PlaneBox
+
+Array = np.ndarray[Any, Any]
 
 MARGIN = 0.6
 """Share of the view that is left around a window."""
@@ -46,12 +49,13 @@ class NextWindow(QWidget):
         self._live_mask = live_mask
         self._state = WindowState()
         self._window: NextWindowResult | None = None
-        self._prefill: Prefill | None = None
         self._skipped: list[PlaneBox] = []
         self._labels_layer: LabelsLayer | None = None
         self._brush_size, self._opacity = 0, 0.0
         self.frame: Shapes | None = None
-        """Layer that marks the window; None before the first."""
+        """Layer that marks the window; None while there is none."""
+        self.start: LabelsLayer | None = None
+        """Layer with the mask in the window, of which nothing counts yet."""
         self.next_button = PushButton(text="Next window")
         self.skip_button = PushButton(text="Skip")
         self.text = QLabel()
@@ -74,41 +78,38 @@ class NextWindow(QWidget):
         self._show()
 
     def next(self) -> None:
-        """Show the next window; the one before is painted."""
+        """Show the next window; all of the one before is painted."""
         if resolve(self._state).next.enabled and self._state.has_mask:
+            self._confirm()
             self._search(skip=False)
 
     def skip(self) -> None:
-        """Take back what was filled in and not changed, and show another window."""
-        view = resolve(self._state)
-        layer, window = self._labels_layer, self._window
+        """Show another window; of this one, only what was painted counts."""
+        view, window = resolve(self._state), self._window
         if not view.skip.enabled or not self._state.has_mask or window is None:
             return
-        if layer is not None and self._prefill is not None:
-            indices = self._prefill.untouched(array_of(layer))
-            layer.data_setitem(indices, 0)
         self._skipped.append(
             PlaneBox(index=window.index, rows=window.rows, columns=window.columns)
         )
         self._search(skip=True)
 
     def _search(self, *, skip: bool) -> None:
-        self._prefill = None
+        self._close_window()
         self._state = self._state.searching(skip=skip)
         self._show()
         self._live_mask.ask_window(tuple(self._skipped))
 
     def _found(self, window: NextWindowResult) -> None:
-        """Show a window and fill it in."""
+        """Show a window, with the mask as a start."""
         data = self._live_mask.data
         if data is None:
             return
         self._state = self._state.found(window.changed)
         self._window = window
         layer = data.labels_layer
-        plane = tuple(window.index.get(a, 0) for a in data.image.label_axes[:-2])
+        plane = _plane_of(data, window)
         self._turn_to(layer, plane, window)
-        self._fill(data, plane, window)
+        self._show_start(data, window)
         if layer is not self._labels_layer:
             self._labels_layer = layer
             self._brush_size, self._opacity = layer.brush_size, layer.opacity
@@ -143,7 +144,6 @@ class NextWindow(QWidget):
         left, right = window.columns[0] - outside, window.columns[1] - 1 + outside
         corners = [(top, left), (top, right), (bottom, right), (bottom, left)]
         rectangle = np.array([(*plane, *corner) for corner in corners])
-        self._remove_frame()
         self.frame = Shapes(
             [rectangle],
             shape_type="rectangle",
@@ -163,26 +163,64 @@ class NextWindow(QWidget):
         add_quietly(self._session.viewer, self.frame)
         return self.frame
 
-    def _fill(
-        self, data: LayerData, plane: tuple[int, ...], window: NextWindowResult
-    ) -> None:
-        """Write the mask into the window where it is unlabelled; can be undone."""
-        classes, layer = data.labels.classes, data.labels_layer
+    def _show_start(self, data: LayerData, window: NextWindowResult) -> None:
+        """Show the mask where the window is not painted, in a layer of its own.
+
+        What is in the Labels layer counts at once, and nobody has confirmed this.
+        """
+        layer = data.labels_layer
+        _, inside = self._unpainted(data, window)
+        values = np.zeros(np.shape(window.labels), array_of(layer).dtype)
+        values[inside] = np.array(window.labels)[inside]
+        leading = layer.ndim - values.ndim
+        corner = (*_plane_of(data, window), window.rows[0], window.columns[0])
+        to_world = Affine(
+            scale=layer.scale,
+            translate=layer.translate,
+            rotate=layer.rotate,
+            shear=layer.shear,
+        )
+        self.start = LabelsLayer(
+            values.reshape((1,) * leading + values.shape),
+            name="start of the window",
+            colormap=layer.colormap,
+            opacity=min(layer.opacity, OPACITY),
+            metadata={PREDICTED: True},
+            scale=layer.scale,
+            translate=to_world(corner),
+            rotate=layer.rotate,
+            shear=layer.shear,
+            affine=layer.affine,
+            units=layer.units,
+            axis_labels=layer.axis_labels,
+        )
+        self.start.editable = False
+        add_quietly(self._session.viewer, self.start, below=layer)
+
+    def _confirm(self) -> None:
+        """Write the start into the labels where nothing was painted; can be undone."""
+        data, window = self._live_mask.data, self._window
+        if data is None or window is None:
+            return
+        indices, inside = self._unpainted(data, window)
+        values = np.array(window.labels, array_of(data.labels_layer).dtype)
+        data.labels_layer.data_setitem(indices, values[inside])
+
+    def _unpainted(
+        self, data: LayerData, window: NextWindowResult
+    ) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+        """Pixels of a window that are not painted, in the labels and in the window."""
+        classes, plane = data.labels.classes, _plane_of(data, window)
         assert classes is not None
-        labels = array_of(layer)
         box = (*plane, slice(*window.rows), slice(*window.columns))
-        self._prefill = Prefill.of(
+        return find_unlabelled(
             plane,
             (window.rows[0], window.columns[0]),
-            np.array(window.labels, labels.dtype),
-            np.asarray(labels[box]),
+            np.asarray(array_of(data.labels_layer)[box]),
             classes.unlabelled,
         )
-        layer.data_setitem(self._prefill.indices, self._prefill.values)
 
     def _failed(self, problem: str) -> None:
-        if self._state.is_skipping:
-            self._remove_frame()
         self._state = self._state.failed(problem)
         self._show()
 
@@ -204,17 +242,21 @@ class NextWindow(QWidget):
                 layer.brush_size = self._brush_size
             if layer.opacity == OPACITY:
                 layer.opacity = self._opacity
-        self._remove_frame()
-        self._labels_layer = self._window = self._prefill = None
+        self._close_window()
+        self._labels_layer = None
         self._skipped = []
         self._state = WindowState(has_mask=self._live_mask.layer is not None)
         self._show()
 
-    def _remove_frame(self) -> None:
-        frame, self.frame = self.frame, None
+    def _close_window(self) -> None:
+        """Remove the frame and the start of the window."""
+        self._window = None
         viewer_layers: Any = self._session.viewer.layers
-        if frame is not None and not self._session.is_closed and frame in viewer_layers:
-            viewer_layers.remove(frame)
+        for layer in (self.frame, self.start):
+            is_there = layer is not None and not self._session.is_closed
+            if is_there and layer in viewer_layers:
+                viewer_layers.remove(layer)
+        self.frame = self.start = None
 
     def _show(self) -> None:
         view = resolve(self._state)
@@ -224,3 +266,8 @@ class NextWindow(QWidget):
         self.text.setVisible(bool(view.text))
         self.setVisible(view.next.visible)
         self.updateGeometry()  # the text may have more lines than before
+
+
+def _plane_of(data: LayerData, window: NextWindowResult) -> tuple[int, ...]:
+    """Index of the plane of a window in the labels."""
+    return tuple(window.index.get(axis, 0) for axis in data.image.label_axes[:-2])

@@ -37,6 +37,8 @@ class WindowState:
         True while the worker looks for a window.
     is_skipping
         True if the window before is not counted.
+    has_window
+        True while a window is shown.
     number
         Number of the window that is shown, from 1; skipped ones do not count.
     changes
@@ -48,17 +50,20 @@ class WindowState:
     has_mask: bool = False
     is_searching: bool = False
     is_skipping: bool = False
+    has_window: bool = False
     number: int = 0
     changes: tuple[float, ...] = ()
     problem: str = ""
 
     def searching(self, *, skip: bool) -> WindowState:
         """State while the next window is looked for."""
-        return replace(self, is_searching=True, is_skipping=skip, problem="")
+        return replace(
+            self, is_searching=True, is_skipping=skip, has_window=False, problem=""
+        )
 
     def found(self, changed: float | None) -> WindowState:
         """State when a window is shown; `changed` since the window before."""
-        state = replace(self, is_searching=False)
+        state = replace(self, is_searching=False, has_window=True)
         if self.is_skipping:
             return state
         changes = self.changes
@@ -86,19 +91,20 @@ def resolve(state: WindowState) -> WindowView:
     return WindowView(
         next=Control(
             purpose=(
-                "Show the small window where the mask is least certain, filled with"
-                " the mask as a start. Correct it up to its edges: a few such windows"
-                f" help more than many strokes. Key: {NEXT_KEY}."
+                "Show the small window where the mask is least certain, with the mask"
+                " as a start. Correct it up to its edges, and press this again: then"
+                " all of the window counts as painted. A few windows help more than"
+                f" many strokes. Key: {NEXT_KEY}."
             ),
             why_not=busy,
             visible=state.has_mask,
         ),
         skip=Control(
             purpose=(
-                "Take back what was filled in here and not corrected, and show another"
-                f" window. Key: {SKIP_KEY}."
+                "Show another window. Of this one, only your own strokes count. Key:"
+                f" {SKIP_KEY}."
             ),
-            why_not=busy or ("" if state.number else "Press Next window first."),
+            why_not=busy or ("" if state.has_window else "Press Next window first."),
             visible=state.has_mask,
         ),
         text=_text(state) if state.has_mask else "",
@@ -113,8 +119,8 @@ def _text(state: WindowState) -> str:
     if not state.number:
         return ""
     text = (
-        f"Window {state.number}. Paint it up to its edges, then press Next window"
-        f" ({NEXT_KEY})."
+        f"Window {state.number}. Correct it up to its edges, then press Next window"
+        f" ({NEXT_KEY}): it counts as painted from then on."
     )
     last = state.changes[-FEW:]
     if len(last) == FEW and max(last) < LITTLE:
@@ -127,47 +133,27 @@ def _text(state: WindowState) -> str:
     return text
 
 
-@dataclass(frozen=True, eq=False)
-class Prefill:
-    """Labels that were filled into a window as a start.
+def find_unlabelled(
+    plane: tuple[int, ...],
+    corner: tuple[int, int],
+    labels: Array,
+    unlabelled: Collection[int],
+) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+    """Find the pixels of a window that are not painted.
 
     Parameters
     ----------
-    indices
-        indices of the pixels along each dimension of the labels.
-    values
-        their label values.
+    plane
+        index of the plane.
+    corner
+        first row and column of the window.
+    labels
+        label values that are painted in the window (h, w).
+
+    Returns
+    -------
+    Their indices along each dimension of the labels, and within the window.
     """
-
-    indices: tuple[Array, ...]
-    values: Array
-
-    @classmethod
-    def of(
-        cls,
-        plane: tuple[int, ...],
-        corner: tuple[int, int],
-        values: Array,
-        labels: Array,
-        unlabelled: Collection[int],
-    ) -> Prefill:
-        """Fill in only what is unlabelled.
-
-        Parameters
-        ----------
-        plane
-            index of the plane.
-        corner
-            first row and column of the window.
-        values, labels
-            label values of the mask in the window, and those that are painted (h, w).
-        """
-        rows, columns = np.nonzero(np.isin(labels, list(unlabelled)))
-        leading = tuple(np.full(len(rows), index) for index in plane)
-        indices = (*leading, rows + corner[0], columns + corner[1])
-        return cls(indices, values[rows, columns])
-
-    def untouched(self, labels: Any) -> tuple[Array, ...]:
-        """Indices of the pixels that still have these labels."""
-        is_same = np.asarray(labels[self.indices]) == self.values
-        return tuple(each[is_same] for each in self.indices)
+    rows, columns = np.nonzero(np.isin(labels, list(unlabelled)))
+    leading = tuple(np.full(len(rows), index) for index in plane)
+    return (*leading, rows + corner[0], columns + corner[1]), (rows, columns)
