@@ -409,5 +409,6 @@ def _thumbnail(path: Path) -> QImage | None:
     return middle.scaled(
         THUMBNAIL_SIDE_PX,
         THUMBNAIL_SIDE_PX,
-        transformMode=Qt.TransformationMode.SmoothTransformation,
+        Qt.AspectRatioMode.IgnoreAspectRatio,
+        Qt.TransformationMode.SmoothTransformation,
     )
