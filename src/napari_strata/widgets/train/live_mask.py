@@ -127,6 +127,12 @@ class LiveMask(QObject):
         """The layers that are followed."""
         return self._data
 
+    def is_busy(self) -> bool:
+        """Return True while a mask or a window is computed, or about to be."""
+        handles = self._handle, self._window_handle
+        is_computing = any(handle is not None for handle in handles)
+        return is_computing or self._is_copying or self._timer.isActive()
+
     def ask_window(self, skipped: tuple[PlaneBox, ...]) -> None:
         """Ask for the window where the mask is least certain, except for skipped ones.
 

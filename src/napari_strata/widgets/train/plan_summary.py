@@ -19,17 +19,26 @@ from napari_strata.worker.protocol import PlanJob, PlanResult
 
 DELAY_MS = 1200
 """Milliseconds without a change before a plan is requested."""
+BUSY_MS = 200
+"""Milliseconds before it is looked again whether the live mask is finished."""
 
 
 class PlanSummary(QWidget):
-    """Label with validation data, device and memory of a training."""
+    """Label with validation data, device and memory of a training.
+
+    It waits while `is_busy` returns True: the answer to a stroke comes first, and both
+    compute on the same processor.
+    """
 
     planned = Signal(object)
     """`PlanResult` of the training that is set up, or None."""
 
-    def __init__(self, session: ViewerSession) -> None:
+    def __init__(
+        self, session: ViewerSession, is_busy: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__()
         self._session = session
+        self._is_busy = is_busy
         self.text = QLabel()
         self.text.setWordWrap(True)
         rows = QVBoxLayout(self)
@@ -81,6 +90,9 @@ class PlanSummary(QWidget):
     def _prepare(self) -> None:
         request, folder, number = self._request, self._folder, self._number
         if request is None or folder is None:
+            return
+        if self._is_busy():
+            self._timer.start(BUSY_MS)
             return
         self._start = monotonic()
         name = self._session.client.new_id()
