@@ -23,6 +23,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
+import mrcfile
+import nibabel
+import nrrd
 import numpy as np
 import PIL.Image
 import tifffile
@@ -72,6 +76,17 @@ def write_seeds(folder: Path) -> list[Path]:
     steps = [{"type": "scale", "scale": [2, 0.5, 0.5]}]
     datasets = [{"path": "0", "coordinateTransformations": steps}]
     group.attrs.update({"multiscales": [{"axes": axes, "datasets": datasets}]})
+    with h5py.File(folder / "dataset.h5", "w") as file:
+        dataset = file.create_dataset("raw", data=wide, compression="gzip")
+        dataset.attrs["element_size_um"] = (2, 0.5, 0.5)
+    for encoding in ("raw", "gzip"):
+        header = {"encoding": encoding, "spacings": [0.5, 0.5, 2]}
+        nrrd.write(str(folder / f"{encoding}.nrrd"), wide.T, header)
+    image = nibabel.Nifti1Image(wide.T, np.eye(4))
+    for name in ("image.nii", "image.nii.gz"):
+        nibabel.save(image, folder / name)
+    with mrcfile.new(folder / "tomogram.mrc") as mrc:
+        mrc.set_data(wide)
     (folder / "pairs.csv").write_text("image,label\ngrey.png,rgb.png\n")
     return sorted(path for path in folder.iterdir())
 
@@ -171,7 +186,8 @@ def inputs(folder: Path, seed: int) -> Iterator[Path]:
     number = 0
     while True:
         original = seeds[number % len(seeds)]
-        yield damaged(original, folder / f"{number}{original.suffix}", rng)
+        name = f"{number}{''.join(original.suffixes)}"
+        yield damaged(original, folder / name, rng)
         number += 1
 
 

@@ -213,7 +213,7 @@ def test_a_slice_that_changes_during_reading(tmp_path: Path) -> None:
 def test_unknown_suffix(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"x")
     with pytest.raises(
-        ImageError, match=r"found the suffix '\.npy'; TIFF, PNG, JPEG and OME-Zarr"
+        ImageError, match=r"found the suffix '\.npy'; TIFF, PNG, JPEG, OME-Zarr, "
     ):
         read_image(tmp_path / "a.npy")
 

@@ -24,6 +24,7 @@ from napari_strata.cli.options import (
     ModelPath,
     Overwrite,
     Part,
+    Raw,
     RecipeName,
     Scheduler,
     Series,
@@ -32,6 +33,7 @@ from napari_strata.cli.options import (
     Tta,
     Unlabelled,
     With,
+    read_files,
     with_predict_options,
     with_training_options,
 )
@@ -107,7 +109,6 @@ def train(
     """Train a network on images and labels."""
     from napari_strata.cli.console import show
     from napari_strata.core.recipes import load_recipe
-    from napari_strata.io import read_pairs
 
     chosen_recipe: Any = recipe or "default"
     overrides = options.overrides()
@@ -125,7 +126,9 @@ def train(
     pairs = options.read_pairs()
     validation = []
     if val is not None:
-        validation = read_pairs(*val, axes=options.axes, series=options.series)
+        validation = read_files(
+            *val, axes=options.axes, series=options.series, raw=options.raw
+        )
     from napari_strata.training.loop import iter_train
 
     events = iter_train(
@@ -170,14 +173,17 @@ def predict(  # noqa: PLR0913 (one parameter for each option)
     scheduler: Scheduler = None,
     axes: Axes = None,
     series: Series = None,
+    raw: Raw = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment images with a trained model."""
     from napari_strata.cli.console import show
     from napari_strata.core.events import FileEnd
     from napari_strata.inference.batch import predict_files
+    from napari_strata.io.raw import with_layout
 
     models = [model, *(with_ or [])]
+    inputs = with_layout(inputs, raw)
     if estimate:
         if part or scheduler:
             raise StrataError(
@@ -279,18 +285,23 @@ def evaluate(  # noqa: PLR0913 (one parameter for each option)
     unlabelled: Unlabelled = None,
     axes: Axes = None,
     series: Series = None,
+    raw: Raw = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score a model on images with labels, or predicted labels against true ones."""
-    is_label_file = model.is_file() or model.suffix == ".zarr"
+    from napari_strata.io.paths import split_part
+    from napari_strata.io.raw import with_layout
+
+    is_label_file = split_part(model)[0].is_file() or model.suffix == ".zarr"
     if is_label_file and not _is_model(model) and not (labels or with_ or tta):
         from napari_strata.evaluation.evaluate import score_labels
         from napari_strata.io import read_labels
 
+        predicted, truth = with_layout([model, images], raw)
         confusion = score_labels(
-            read_labels(model, axes=axes),
-            read_labels(images, axes=axes, series=series),
+            read_labels(predicted, axes=axes),
+            read_labels(truth, axes=axes, series=series),
             unlabelled=unlabelled or [],
             out=out,
         )
@@ -298,9 +309,8 @@ def evaluate(  # noqa: PLR0913 (one parameter for each option)
         return
     from napari_strata.cli.console import show
     from napari_strata.evaluation.evaluate import iter_evaluate
-    from napari_strata.io import read_pairs
 
-    pairs = read_pairs(images, labels, axes=axes, series=series)
+    pairs = read_files(images, labels, axes=axes, series=series, raw=raw)
     job = iter_evaluate([model, *(with_ or [])], pairs, out=out, device=device, tta=tta)
     show(job, as_json=as_json)
     _print_scores(job.scores.as_dict(), as_json=as_json)
@@ -367,10 +377,13 @@ def info(
         Path, typer.Argument(help="An image, a label file, a model or a run folder.")
     ],
     series: Series = None,
+    raw: Raw = None,
 ) -> None:
     """Describe a file: axes, pixel size and channels, or a model's training."""
     from napari_strata.io import describe
+    from napari_strata.io.raw import with_layout
 
+    (path,) = with_layout([path], raw)
     lines = _describe_model(path) if _is_model(path) else describe(path, series=series)
     print(printable("\n".join(lines)))
 

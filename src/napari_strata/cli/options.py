@@ -36,8 +36,9 @@ Images = Annotated[
     Path,
     typer.Argument(
         metavar="IMAGES",
-        help="A TIFF stack, PNG, OME-Zarr, a folder of images, a data set folder or a "
-        "CSV of pairs.",
+        help="A TIFF stack, PNG, OME-Zarr, HDF5 (file.h5:/raw), NRRD, NIfTI or MRC, a "
+        "raw volume (see --raw), a folder of images, a data set folder or a CSV of "
+        "pairs.",
     ),
 ]
 LabelsPath = Annotated[
@@ -76,6 +77,16 @@ Series = Annotated[
         min=0,
         metavar="N",
         help="The image to take from files that hold several, from 0 (see: info).",
+    ),
+]
+Raw = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LAYOUT",
+        help="How raw volumes are stored: sizes along X, Y and Z (X changes fastest in "
+        "the file), dtype, byte order and bytes before the pixels, as "
+        "1024x1024x512:uint16:little:0; the last two may be left out. Or after a path: "
+        "labels.raw:1024x1024x512:uint8.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
@@ -156,14 +167,15 @@ class TrainingOptions:
     ] = None
     axes: Axes = None
     series: Series = None
+    raw: Raw = None
     device: Device = "auto"
     as_json: AsJson = False
 
     def read_pairs(self) -> list[AnnotatedImage]:
         """Open the images with their labels."""
-        from napari_strata.io import read_pairs
-
-        return read_pairs(self.images, self.labels, axes=self.axes, series=self.series)
+        return read_files(
+            self.images, self.labels, axes=self.axes, series=self.series, raw=self.raw
+        )
 
     def overrides(self) -> dict[str, Any]:
         """Parse the dotted keys and values of ``--set``. Raises `RecipeError`."""
@@ -205,6 +217,22 @@ class TrainingOptions:
         if names:
             return _rename(find_classes(pairs, self.unlabelled or []), names)
         return None
+
+
+def read_files(
+    images: Path,
+    labels: Path | None,
+    *,
+    axes: str | None,
+    series: int | None,
+    raw: str | None,
+) -> list[AnnotatedImage]:
+    """Open the images and labels that a command names."""
+    from napari_strata.io import read_pairs
+    from napari_strata.io.raw import with_layout
+
+    paths = [images] if labels is None else [images, labels]
+    return read_pairs(*with_layout(paths, raw), axes=axes, series=series)
 
 
 def with_training_options(command: Callable[..., None]) -> Callable[..., None]:

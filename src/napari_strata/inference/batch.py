@@ -34,9 +34,9 @@ from napari_strata.inference.predict import Prediction, check_processes
 from napari_strata.inference.shards import Shard, as_shard
 from napari_strata.io import read_image
 from napari_strata.io.paths import (
-    RASTER_SUFFIXES,
-    TIFF_SUFFIXES,
+    IMAGE_SUFFIXES,
     existing,
+    has_suffix,
     is_zarr,
     natural,
     stem,
@@ -47,14 +47,12 @@ if TYPE_CHECKING:
     from napari_strata.inference.dask import Cluster
 
 PathLike = str | os.PathLike[str]
-IMAGE_SUFFIXES = (*TIFF_SUFFIXES, *RASTER_SUFFIXES, ".zarr")
 READ_ONLY_SUFFIXES = (
-    *(set(TIFF_SUFFIXES + RASTER_SUFFIXES) - set(SUFFIXES)),
+    *(set(IMAGE_SUFFIXES) - set(SUFFIXES)),
     ".gif",
     ".bmp",
     ".npy",
-    ".h5",
-    ".nii",
+    ".raw",
 )
 """Suffixes of files that labels are not written to. A folder with such a
 suffix is probably a mistake, so it is refused."""
@@ -351,7 +349,7 @@ class Report:
 
 def _names_file(path: Path) -> bool:
     """True when a path is to be one file of labels, not a folder."""
-    if path.suffix.lower() not in (*SUFFIXES, *READ_ONLY_SUFFIXES):
+    if not has_suffix(path, (*SUFFIXES, *READ_ONLY_SUFFIXES)):
         return False
     return is_zarr(path) or not path.is_dir()
 
@@ -389,4 +387,4 @@ def _output_name(source: Path) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES
+    return not path.name.startswith(".") and has_suffix(path, IMAGE_SUFFIXES)

@@ -11,10 +11,11 @@ from typing import Any
 
 from napari_strata.core.errors import ImageError
 from napari_strata.io.paths import (
-    RASTER_SUFFIXES,
-    TIFF_SUFFIXES,
+    IMAGE_SUFFIXES,
+    has_suffix,
     is_zarr,
     natural,
+    split_part,
     stem,
 )
 
@@ -46,8 +47,6 @@ _LABEL_SUFFIX = re.compile(
 _CHANNEL_SUFFIX = re.compile("_0000$")
 """End of an image's name in nnU-Net, which its label does not have."""
 
-SUFFIXES = (*TIFF_SUFFIXES, *RASTER_SUFFIXES, ".zarr")
-
 Pair = tuple[Path, Path]
 
 
@@ -61,7 +60,7 @@ class Matches:
 
 def is_data(path: Path) -> bool:
     """Return True if a path is an image: a file, or a folder with a zarr store."""
-    return path.is_file() or (
+    return split_part(path)[0].expanduser().is_file() or (
         path.is_dir() and (path.suffix.lower() == ".zarr" or is_zarr(path))
     )
 
@@ -156,7 +155,7 @@ def match_folder(folder: Path) -> Matches:
 
 def _has_image_name(path: Path) -> bool:
     return (
-        path.suffix.lower() in SUFFIXES
+        has_suffix(path, IMAGE_SUFFIXES)
         and not path.name.startswith(".")
         and is_data(path)
     )

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from napari_strata.core.errors import ImageError
-from napari_strata.io._matching import IMAGE_NAMES, LABEL_NAMES, SUFFIXES, Matches
+from napari_strata.io._matching import IMAGE_NAMES, LABEL_NAMES, Matches
+from napari_strata.io.paths import IMAGE_SUFFIXES, has_suffix, split_part
 
 _LONGEST_NAME = 200
 """Characters of a path that a message repeats."""
@@ -49,7 +50,7 @@ def match_table(path: Path) -> Matches:
             continue
         image, label = (_resolve(path, name) for name in names)
         # os.path answers False, where `Path` raises, for names that no file can have.
-        missing = [p for p in (image, label) if not os.path.exists(p)]
+        missing = [p for p in (image, label) if not os.path.exists(split_part(p)[0])]
         if missing:
             names_text = ", ".join(map(_shortened, missing))
             problems.append(f"{path}, line {number}: no such file: {names_text}")
@@ -101,7 +102,7 @@ def _columns(row: Sequence[str], folder: Path) -> tuple[int, int] | None:
     A row that contains a file name is not a header.
     """
     if any(
-        Path(cell).suffix.lower() in SUFFIXES or os.path.isfile(folder / cell)
+        has_suffix(cell, IMAGE_SUFFIXES) or os.path.isfile(folder / cell)
         for cell in row
         if cell
     ):

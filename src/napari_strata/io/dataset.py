@@ -21,7 +21,7 @@ from napari_strata.io._table import match_table
 from napari_strata.io.formats import find_reader
 from napari_strata.io.layout import GUESSED_Z, AxesError
 from napari_strata.io.open import read_image, read_labels
-from napari_strata.io.paths import PathLike, existing, natural
+from napari_strata.io.paths import IMAGE_SUFFIXES, PathLike, existing, natural
 from napari_strata.io.record import as_labels
 
 LISTED_PROBLEMS = 20
@@ -179,13 +179,12 @@ def _expand(path: PathLike) -> tuple[PathLike, list[Path]]:
         return path, sorted(files, key=natural)
     folder_path = existing(path)
     if _matching.is_data(folder_path):
-        return folder_path, []
+        return path, []
     folder = _matching.descend(folder_path)
     if files := _matching.data_files(folder):
         return folder, files
     raise ImageError(
-        f"{folder}: no images in this folder; TIFF, PNG, JPEG and OME-Zarr files can be"
-        " read."
+        f"{folder}: no images in this folder; looked for {', '.join(IMAGE_SUFFIXES)}."
     )
 
 

@@ -23,10 +23,24 @@ from typing import Any, Protocol, cast
 
 from napari_strata.core.errors import ImageError, RunError
 from napari_strata.io.lazy import reading
-from napari_strata.io.paths import TIFF_SUFFIXES, PathLike, existing, is_zarr
+from napari_strata.io.paths import (
+    HDF5_SUFFIXES,
+    MICROSCOPE_SUFFIXES,
+    MRC_SUFFIXES,
+    NIFTI_SUFFIXES,
+    NRRD_SUFFIXES,
+    RAW_SUFFIXES,
+    TIFF_SUFFIXES,
+    PathLike,
+    existing,
+    has_suffix,
+    is_zarr,
+    split_part,
+)
 from napari_strata.io.record import Loaded
 
 _STACK_MODULE = "napari_strata.io.stack"
+_RAW_MODULE = "napari_strata.io.raw"
 
 
 class Reader(Protocol):
@@ -79,6 +93,15 @@ def register_format(file_format: FileFormat) -> None:
     FORMATS.insert(0, file_format)
 
 
+for _suffix in reversed(MICROSCOPE_SUFFIXES):
+    register_format(
+        FileFormat(_suffix[1:].upper(), (_suffix,), "napari_strata.io.microscope")
+    )
+register_format(FileFormat("raw volumes", RAW_SUFFIXES, _RAW_MODULE))
+register_format(FileFormat("MRC", MRC_SUFFIXES, "napari_strata.io.mrc"))
+register_format(FileFormat("NIfTI", NIFTI_SUFFIXES, "napari_strata.io.nifti"))
+register_format(FileFormat("NRRD", NRRD_SUFFIXES, "napari_strata.io.nrrd"))
+register_format(FileFormat("HDF5", HDF5_SUFFIXES, "napari_strata.io.hdf5"))
 register_format(
     FileFormat(
         "OME-Zarr", (".zarr",), "napari_strata.io.zarr", (".zarr",), is_folder=is_zarr
@@ -120,13 +143,15 @@ def find_reader(path: PathLike) -> Reader:
     if has_magic(str(path)) and not os.path.exists(Path(path).expanduser()):
         return cast(Reader, _Guarded(_STACK_MODULE))
     file = existing(path)
+    if split_part(path)[1] and not has_suffix(file, HDF5_SUFFIXES):
+        return cast(Reader, _Guarded(_RAW_MODULE))
     suffix = file.suffix.lower()
     for file_format in FORMATS:
         if file.is_dir():
             is_folder = file_format.is_folder
             if is_folder and (suffix in file_format.suffixes or is_folder(file)):
                 return cast(Reader, _Guarded(file_format.module))
-        elif suffix in file_format.suffixes and file_format.is_folder is None:
+        elif has_suffix(file, file_format.suffixes) and not file_format.is_folder:
             return cast(Reader, _Guarded(file_format.module))
     if file.is_dir():
         return cast(Reader, _Guarded(_STACK_MODULE))

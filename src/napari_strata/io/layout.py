@@ -29,6 +29,10 @@ _OTHER_AXES = {
 }
 
 
+_DIMENSIONS = {"time": "T", "channel": "C", "channels": "C", "depth": "Z", "plane": "Z"}
+"""Axes that names of dimensions stand for, besides their first letter."""
+
+
 class AxesError(ImageError):
     """The file does not contain the axes; the user must name them."""
 
@@ -40,6 +44,17 @@ class Layout:
     axes: str
     shape: tuple[int, ...]
     notes: tuple[str, ...] = ()
+
+
+def dimension_letters(names: Sequence[object], ndim: int) -> str:
+    """Return the letters of dimensions that a file names; "" for other names."""
+    letters = "".join(
+        _DIMENSIONS.get(str(name).lower(), str(name)[:1].upper()) for name in names
+    )
+    is_unique = len(names) == len(set(letters)) == ndim
+    if not is_unique or not set(letters) <= set(_axes.CANONICAL):
+        return ""  # such as "depth", "lat" and "lon"
+    return letters
 
 
 def resolve(

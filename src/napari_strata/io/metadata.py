@@ -12,6 +12,9 @@ from xml.etree import ElementTree
 
 from tifffile import TiffFile, TiffPageSeries
 
+from napari_strata.core.image import ArrayLike, Image
+from napari_strata.io.layout import Layout
+from napari_strata.io.paths import PathLike
 from napari_strata.io.record import KEY, NAMESPACE, Record
 from napari_strata.io.units import PIXEL, size_of, unit_name
 from napari_strata.io.vendors import Size, vendor_sizes
@@ -47,6 +50,34 @@ class Calibration:
     """Value of pixels without data, or None."""
     orientation: int = 1
     """Orientation of the stored rows and columns, as in the TIFF tag."""
+
+
+def calibrated(
+    data: ArrayLike,
+    layout: Layout,
+    calibration: Calibration,
+    *,
+    name: str,
+    source: PathLike,
+) -> Image:
+    """Build an image with the pixel sizes, channel names and notes of its file."""
+    letters = layout.axes.replace("S", "C")
+    sizes = [calibration.pixel.get(axis, (1.0, PIXEL)) for axis in letters]
+    channels = layout.shape[letters.index("C")] if "C" in letters else 0
+    return Image(
+        data,
+        letters,
+        scale=tuple(size for size, _ in sizes),
+        units=tuple(unit for _, unit in sizes),
+        name=name,
+        channel_names=(
+            calibration.channel_names
+            if len(calibration.channel_names) == channels
+            else ()
+        ),
+        source=str(source),
+        notes=layout.notes + calibration.notes,
+    )
 
 
 def of_series(tif: TiffFile, series: TiffPageSeries, index: int) -> Calibration:

@@ -27,8 +27,10 @@ def read_image(
     Parameters
     ----------
     path
-        TIFF, PNG or JPEG file, OME-Zarr folder, folder of single slices, or pattern
-        such as ``"scan/*.tif"``.
+        TIFF, PNG, JPEG, HDF5, NRRD, NIfTI or MRC file, OME-Zarr folder, folder of
+        single slices, or pattern such as ``"scan/*.tif"``. ``"a.h5:/raw"`` is a dataset
+        in a file, ``"a.raw:64x64x32:uint8"`` a raw volume and its layout (sizes along
+        X, Y and Z; see `napari_strata.io.raw`).
     axes
         One letter of TCZYX for each dimension. They override those of the file and are
         needed if the file has none.

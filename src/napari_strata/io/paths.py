@@ -26,20 +26,66 @@ TIFF_SUFFIXES = (
     ".qptiff",
 )
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".nxs")
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+MRC_SUFFIXES = (".mrc", ".rec", ".map")
+MICROSCOPE_SUFFIXES = (".czi", ".lif", ".nd2")
+RAW_SUFFIXES = (".raw", ".vol", ".vgi")
+"""Suffixes of volumes without a header, and of the file that describes one."""
+
+IMAGE_SUFFIXES = (
+    *TIFF_SUFFIXES,
+    *RASTER_SUFFIXES,
+    ".zarr",
+    *HDF5_SUFFIXES,
+    *NRRD_SUFFIXES,
+    *NIFTI_SUFFIXES,
+    *MRC_SUFFIXES,
+    *MICROSCOPE_SUFFIXES,
+)
+"""Suffixes of the images that are looked for in folders."""
+
 ZARR_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 PathLike = str | os.PathLike[str]
 
+_DATASET = re.compile(
+    rf"(.+(?:{'|'.join(map(re.escape, HDF5_SUFFIXES))})):[\\/]*(.+)", re.IGNORECASE
+)
+_LAYOUT = re.compile(r"(.+?):(\d+(?:x\d+)+:.+)", re.IGNORECASE)
+
+
+def split_part(path: PathLike) -> tuple[Path, str]:
+    """Split a path into a file and what it names in the file.
+
+    ``a.h5:/raw`` names a dataset, ``a.raw:64x64x32:uint8`` the layout of a raw volume.
+    The second value is "" for other paths.
+    """
+    text = os.fspath(path)
+    for pattern in (_DATASET, _LAYOUT):
+        match = pattern.fullmatch(text)
+        if match and not os.path.exists(os.path.expanduser(text)):
+            return Path(match[1]), match[2].replace("\\", "/")
+    return Path(text), ""
+
+
+def has_suffix(path: PathLike, suffixes: tuple[str, ...]) -> bool:
+    """Return True if the name of a file ends with one of some lower-case suffixes."""
+    return split_part(path)[0].name.lower().endswith(suffixes)
+
 
 def existing(path: PathLike) -> Path:
-    """Return `path` with ``~`` expanded, after checking that it exists.
+    """Return a file or folder with ``~`` expanded, after checking that it exists.
+
+    What `path` names in the file, as in ``a.h5:/raw``, is left out.
 
     Raises
     ------
     ImageError
         When it does not exist. The message has the nearest name in its folder.
     """
-    target = Path(path).expanduser()
+    target = split_part(path)[0].expanduser()
     # os.path answers False, where `Path` raises, for names that no file can have.
     if os.path.isfile(target) or os.path.isdir(target):
         return target
@@ -91,8 +137,15 @@ def content_of(path: Path) -> str:
 
 
 def stem(path: Path) -> str:
-    """Return a file name without suffix; ``.ome.tif`` counts as one suffix."""
-    return re.sub(r"(\.ome)?\.[^.]+$", "", path.name) or path.name
+    """Return a file name without suffix, and with the dataset if the path names one.
+
+    ``.ome.tif`` and ``.nii.gz`` count as one suffix.
+    """
+    file, part = split_part(path)
+    name = re.sub(r"(\.nii\.gz|(\.ome)?\.[^.]+)$", "", file.name) or file.name
+    if part and has_suffix(file, HDF5_SUFFIXES):
+        name += "_" + part.replace("/", "_")
+    return name
 
 
 def natural(path: Path) -> list[tuple[int, int | str]]:

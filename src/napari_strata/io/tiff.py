@@ -30,7 +30,8 @@ from napari_strata.io.lazy import (
     PickedArray,
     reading,
 )
-from napari_strata.io.metadata import Calibration, of_series
+from napari_strata.io.mapped import MappedOpener
+from napari_strata.io.metadata import Calibration, calibrated, of_series
 from napari_strata.io.paths import PathLike, existing, stem
 from napari_strata.io.record import Loaded
 from napari_strata.io.tiff_file import (
@@ -46,7 +47,6 @@ from napari_strata.io.tiff_file import (
 )
 from napari_strata.io.tiff_segments import SegmentedSeries
 from napari_strata.io.tiff_write import write as write
-from napari_strata.io.units import PIXEL
 
 _COMPRESSIONS = {"NONE": "not compressed", "ADOBE_DEFLATE": "zlib"}
 """Words for tifffile's names of compressions."""
@@ -199,23 +199,6 @@ class TiffOpener:
         return array, close
 
 
-@dataclass(frozen=True)
-class MappedOpener:
-    """Picklable function that memory-maps contiguous pixels.
-
-    It is for pixels whose byte order or alignment torch does not accept.
-    """
-
-    path: str
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-
-    def __call__(self) -> tuple[ArrayLike, Callable[[], None]]:
-        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
-        return mapped, lambda: None
-
-
 def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
     numbers = pick(tif, path, choice.series)
     for number in numbers:
@@ -255,7 +238,7 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
         name = f"{name} {series.name or images(tif).index(numbers)}"
     image = calibrated(
         data,
-        Layout(layout.axes, layout.shape, layout.notes + notes + calibration.notes),
+        Layout(layout.axes, layout.shape, layout.notes + notes),
         calibration,
         name=name,
         source=path,
@@ -269,34 +252,6 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
     else:
         image = with_nodata(image, calibration.nodata)
     return image, calibration.record.classes if calibration.record else None
-
-
-def calibrated(
-    data: ArrayLike,
-    layout: Layout,
-    calibration: Calibration,
-    *,
-    name: str,
-    source: Path,
-) -> Image:
-    """Build an image with the pixel sizes and channel names of its file."""
-    letters = layout.axes.replace("S", "C")
-    sizes = [calibration.pixel.get(axis, (1.0, PIXEL)) for axis in letters]
-    channels = layout.shape[letters.index("C")] if "C" in letters else 0
-    return Image(
-        data,
-        letters,
-        scale=tuple(size for size, _ in sizes),
-        units=tuple(unit for _, unit in sizes),
-        name=name,
-        channel_names=(
-            calibration.channel_names
-            if len(calibration.channel_names) == channels
-            else ()
-        ),
-        source=str(source),
-        notes=layout.notes,
-    )
 
 
 def _coarser(image: Image, factors: dict[str, float]) -> Image:

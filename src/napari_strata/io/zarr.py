@@ -20,7 +20,7 @@ from napari_strata.core.errors import ImageError
 from napari_strata.core.image import ArrayLike, Image
 from napari_strata.io.blocks import planes, read_block
 from napari_strata.io.budget import check_expansion, check_memory
-from napari_strata.io.layout import resolve
+from napari_strata.io.layout import dimension_letters, resolve
 from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading
 from napari_strata.io.paths import PathLike, existing, is_zarr, stem
 from napari_strata.io.record import KEY, Loaded, Record, as_labels
@@ -46,9 +46,6 @@ They are several times as fast as zarr's; see docs/performance.md.
 
 _LISTED = 8
 """Number of images in a message."""
-
-_DIMENSIONS = {"time": "T", "channel": "C", "channels": "C", "depth": "Z", "plane": "Z"}
-"""Axes that names of dimensions stand for, besides their first letter."""
 
 _KINDS = {"T": "time", "C": "channel"}
 
@@ -396,12 +393,8 @@ def _array_level(array: Any) -> _Level:
         or ()
     )
     letters = ""
-    if isinstance(names, (list, tuple)) and len(names) == array.ndim:
-        letters = "".join(
-            _DIMENSIONS.get(str(name).lower(), str(name)[:1].upper()) for name in names
-        )
-    if len(set(letters)) < array.ndim or not set(letters) <= set("TCZYX"):
-        letters = ""  # such as "depth", "lat" and "lon"
+    if isinstance(names, (list, tuple)):
+        letters = dimension_letters(names, array.ndim)
     ones = (1.0,) * len(letters)
     record = Record.read(attributes.get(KEY))
     return _Level("", letters, ones, (PIXEL,) * len(letters), record=record)
