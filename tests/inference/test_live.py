@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,3 +221,34 @@ def test_a_plane_without_room_has_no_window() -> None:
     with pytest.raises(LabelError, match="turn to another plane"):
         live.find_window({"Z": 0})
     assert live.find_window({"Z": 1}).index == {"Z": 1}
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_levels_are_those_that_a_training_on_the_same_strokes_chooses(
+    levels: int | None, tmp_path: Path
+) -> None:
+    """Coarse stripes in strong noise: what sees further tells strokes better."""
+    rng = np.random.default_rng(1)
+    rows = np.arange(400)
+    is_bright = rows // 50 % 2 == 1
+    grey = is_bright[:, None] * 30 + rng.normal(100, 60, (400, 200))
+    image = Image(grey.clip(0, 255).astype(np.uint8), "YX", name="noise")
+    labels = np.zeros(image.shape, np.uint8)
+    for top in range(20, 400, 50):
+        labels[top : top + 3, 20:80] = 3 if is_bright[top] else 1
+        labels[top + 5 : top + 8, 100:160] = 3 if is_bright[top] else 1
+    live = open_live(image, **{"network.levels": levels})
+    live.set_labels({}, labels)
+    assert live.stroke_count == 16
+    best, reason = live.choose_levels()
+    assert best > 2
+    assert f"{best} octave levels" in reason
+    assert live.section.levels == (levels or 2), "nothing has changed"
+    pair = ns.AnnotatedImage(image, image.labels_like(labels, classes=CLASSES))
+    model = ns.train("instant", pair, out=tmp_path / "run", overrides=QUICK)
+    assert model.spec.network.levels == best
+
+
+def test_levels_need_strokes() -> None:
+    with pytest.raises(LabelError, match="found no strokes"):
+        open_live(striped_stack()).choose_levels()

@@ -665,6 +665,26 @@ def test_a_network_is_no_recipe_for_a_live_mask(tmp_path: Path) -> None:
         run(segment_request(tmp_path, recipe="default", overrides={}))
 
 
+def test_levels_are_chosen_by_the_strokes(tmp_path: Path) -> None:
+    image = np.zeros((3, 40, 60), np.uint8)
+    image[:, 20:] = 200
+    labels = np.zeros_like(image)
+    for row in range(3, 40, 9):
+        labels[1, row, 3:12], labels[1, row, 35:45] = 1, 2
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "labels.npy", labels)
+    request = segment_request(tmp_path)
+    _, mask = run(request)
+    choice = request | {"kind": "choose_levels"}
+    del choice["out"]
+    _, chosen = run(choice)
+    assert chosen["best_levels"] == 2, "the fewest tell these strokes as well"
+    assert "2 octave levels" in chosen["reason"]
+    assert mask["levels"] == 2
+    _, other = run(request | {"overrides": {"network.levels": 3}})
+    assert other["levels"] == 3
+
+
 def test_the_next_window_follows_a_mask(tmp_path: Path) -> None:
     image = np.zeros((3, 40, 60), np.uint8)
     image[:, 20:] = 200

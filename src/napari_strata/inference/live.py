@@ -23,6 +23,7 @@ from napari_strata.core.spec import ModelSpec, resolve
 from napari_strata.core.tiling import Box, Tile, plan_tiles
 from napari_strata.data.strokes import number_strokes
 from napari_strata.data.windows import SIDE, choose_window, count_windows
+from napari_strata.inference.levels import CHOICE_PIXELS, choose_levels
 from napari_strata.models.pixels.classifier import PixelClassifier, guide_of
 from napari_strata.models.pixels.features import compute_features, features_at
 from napari_strata.models.pixels.guided_filter import estimate_noise
@@ -42,6 +43,8 @@ PLANES_KEPT = 2
 """Scaled planes that are kept: the one in view, and the one before it."""
 COARSE_STEP = 2
 """The coarse mask is computed for every second pixel along Y and X."""
+CHOICE_TILE = 256
+"""Side of the tiles of `choose_levels`: small, so that it can be stopped soon."""
 COARSE_TREES = 20
 """Trees of the coarse mask after a stroke: a fit of a fifth of the time."""
 
@@ -108,15 +111,21 @@ class _Mask:
 class _Strokes:
     """Labelled pixels of a plane: flat indices, class indices and features (n, F).
 
-    `count` is the number of strokes, `windows` that of small windows among them.
+    `numbers` has the number of the stroke of each pixel, from 1 on; `windows` is the
+    number of small windows among them.
     """
 
     positions: Array
     labels: Array
     features: Array
-    count: int
+    numbers: Array
     windows: int
     noise: float
+
+    @property
+    def count(self) -> int:
+        """Number of strokes."""
+        return int(self.numbers.max())
 
 
 class LiveSegmentation:
@@ -134,7 +143,7 @@ class LiveSegmentation:
         Meaning of the label values.
     recipe
         A recipe of the kind ``pixels``. Where it leaves the number of octave levels
-        open, the smallest is taken, because there is no time to compare them.
+        open, the smallest is taken; `choose_levels` compares them.
     device
         Device that computes features and masks.
 
@@ -205,9 +214,9 @@ class LiveSegmentation:
             features, noise = before.features, before.noise
         else:
             features, noise = self._stroke_features(plane, positions, before)
-        count, windows = _count_strokes(positions, class_indices, labels.shape)
+        numbers, windows = _number_strokes(positions, class_indices, labels.shape)
         self._strokes[plane] = _Strokes(
-            positions, class_indices, features, count, windows, noise
+            positions, class_indices, features, numbers, windows, noise
         )
         self._classifier = None
 
@@ -261,6 +270,48 @@ class LiveSegmentation:
         if self._classifier is None:
             self._classifier = self._fit(self.section)
         return self._classifier
+
+    def choose_levels(self) -> tuple[int, str]:
+        """Choose the number of octave levels by held-out strokes, and say why.
+
+        It takes seconds, and changes nothing. For a segmentation with these levels,
+        give them in the recipe.
+
+        Raises
+        ------
+        LabelError
+            when nothing is labelled.
+        """
+        if not self._strokes:
+            raise LabelError("found no strokes; paint two classes at least.")
+        rng = np.random.default_rng(self.seed)
+        share = min(1.0, CHOICE_PIXELS / self.pixel_count)
+        features, labels, numbers = [], [], []
+        last_stroke = 0
+        for plane, strokes in self._strokes.items():
+            size = math.ceil(share * len(strokes.labels))
+            chosen = np.sort(rng.choice(len(strokes.labels), size, replace=False))
+            features.append(
+                features_at(
+                    self._scaled(plane),
+                    strokes.positions[chosen],
+                    max(LEVELS),
+                    device=self.device,
+                    tile=CHOICE_TILE,
+                )
+            )
+            labels.append(strokes.labels[chosen])
+            numbers.append(strokes.numbers[chosen] + last_stroke)
+            last_stroke += strokes.count
+        return choose_levels(
+            np.concatenate(features),
+            np.concatenate(labels),
+            np.concatenate(numbers),
+            classes=len(self.spec.classes),
+            channels=self.spec.in_channels,
+            section=self.section,
+            seed=self.seed,
+        )
 
     def _fit_coarse(self) -> PixelClassifier:
         """Fit a few trees, unless there are all trees for these labels."""
@@ -549,15 +600,18 @@ def _key(index: Mapping[str, int]) -> Plane:
     return tuple(sorted(index.items()))
 
 
-def _count_strokes(
+def _number_strokes(
     positions: Array, labels: Array, shape: tuple[int, ...]
-) -> tuple[int, int]:
-    """Count strokes and windows of a plane, looking only at the box around them."""
+) -> tuple[Array, int]:
+    """Number the strokes of a plane, pixel by pixel, and count its windows.
+
+    Only the box around them is looked at.
+    """
     rows, columns = np.divmod(positions, shape[1])
-    top, left = rows.min(), columns.min()
-    box = np.full((rows.max() - top + 1, columns.max() - left + 1), IGNORE, np.uint8)
-    box[rows - top, columns - left] = labels
-    return int(number_strokes(box).max()), count_windows(box)
+    rows, columns = rows - rows.min(), columns - columns.min()
+    box = np.full((rows.max() + 1, columns.max() + 1), IGNORE, np.uint8)
+    box[rows, columns] = labels
+    return number_strokes(box)[rows, columns], count_windows(box)
 
 
 def _order(

@@ -25,15 +25,22 @@ from napari_strata.core.events import (
     TrainingEnd,
     TrainingStarted,
 )
-from napari_strata.core.network_sections import LEVELS, Pixels
+from napari_strata.core.network_sections import Pixels
 from napari_strata.core.normalization import Scale
 from napari_strata.core.runs import RunFolder
 from napari_strata.core.spec import with_network
 from napari_strata.data.regions import LabelledRegion
-from napari_strata.data.strokes import draw_folds, number_strokes
+from napari_strata.data.strokes import number_strokes
 from napari_strata.data.windows import count_windows
 from napari_strata.evaluation.calibration import sample_evenly
 from napari_strata.evaluation.pictures import draw_example
+from napari_strata.inference.levels import (
+    CHOICE_PIXELS,
+    choose_levels,
+    cross_entropy,
+    predict_held_out,
+    tree_probabilities,
+)
 from napari_strata.models.device import describe_device
 from napari_strata.models.model import Model
 from napari_strata.models.pixels.classifier import (
@@ -60,21 +67,8 @@ Array = np.ndarray[Any, Any]
 STEP_TREES = 10
 """Trees from one event to the next."""
 
-FOLDS = 3
-"""Times that a part of the strokes is held back to choose levels and to measure."""
-
 MEASURE_TREES, MEASURE_PIXELS = 50, 20_000
 """A smaller fit is enough to measure how far strokes agree."""
-
-TOLERANCE = 1.25
-"""Cross-entropy of fewer levels, in that of the best, up to which they are taken.
-
-Measured on sandstone slices that nothing else was chosen on: 3 levels in place of 2
-cost .013 of mean IoU where their cross-entropy was lower by chance.
-"""
-
-CHOICE_TREES, CHOICE_PIXELS = 20, 5_000
-"""A smaller one yet is enough to choose the levels."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +223,17 @@ class _Fit:
         pixels = collect_pixels(plan, section, self.device)
         levels = section.levels
         if levels is None:
-            levels, text = choose_levels(pixels, plan, section)
+            seed = plan.recipe.training.seed
+            sample = pixels.subset(sample_evenly(len(pixels), CHOICE_PIXELS, seed=seed))
+            levels, text = choose_levels(
+                sample.features,
+                sample.labels,
+                sample.strokes,
+                classes=len(plan.spec.classes),
+                channels=plan.spec.in_channels,
+                section=section,
+                seed=seed,
+            )
             yield Message(text)
         radius = section.resolve_filter_radius(pixels.windows)
         if section.filter_radius is None and pixels.windows:
@@ -252,7 +256,9 @@ class _Fit:
             sums += tree.leaves[tree.leaf_of_pixel]
             if len(trees) % STEP_TREES and len(trees) < section.trees:
                 continue
-            losses.append(_cross_entropy(_probabilities(sums, section), pixels.labels))
+            losses.append(
+                cross_entropy(tree_probabilities(sums, section), pixels.labels)
+            )
             yield BatchEnd(
                 epoch=1,
                 batch=len(losses),
@@ -425,36 +431,6 @@ def collect_pixels(plan: Plan, section: Pixels, device: torch.device) -> Labelle
     )
 
 
-def choose_levels(
-    pixels: LabelledPixels, plan: Plan, section: Pixels
-) -> tuple[int, str]:
-    """Choose the number of octave levels, and say in words why.
-
-    By the likelihood of held-out strokes, in a cross-validation with fewer trees; the
-    fewest levels that are not much worse than the best. The value means little, because
-    strokes keep away from edges, and what sees far blurs the edges.
-    """
-    seed, channels = plan.recipe.training.seed, plan.spec.in_channels
-    chosen = sample_evenly(len(pixels), CHOICE_PIXELS, seed=seed)
-    small = section.model_copy(update={"trees": min(section.trees, CHOICE_TREES)})
-    losses = {}
-    for levels in LEVELS:
-        subset = pixels.subset(chosen, count_features(channels, levels))
-        labels, probabilities = _held_out(subset, plan, small)
-        if not len(labels):
-            return LEVELS[0], (
-                f"features of {LEVELS[0]} octave levels: too few strokes to choose by"
-            )
-        losses[levels] = _cross_entropy(probabilities, labels)
-    limit = TOLERANCE * min(losses.values())
-    best = next(levels for levels in LEVELS if losses[levels] <= limit)
-    tried = ", ".join(f"{levels}: {loss:.3f}" for levels, loss in losses.items())
-    return best, (
-        f"features of {best} octave levels, by the cross-entropy of held-out labels"
-        f" ({tried})"
-    )
-
-
 def measure_agreement(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Agreement:
     """Measure how many pixels of held-out strokes are predicted as painted.
 
@@ -463,41 +439,18 @@ def measure_agreement(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Ag
     """
     chosen = sample_evenly(len(pixels), MEASURE_PIXELS, seed=plan.recipe.training.seed)
     small = section.model_copy(update={"trees": min(section.trees, MEASURE_TREES)})
-    labels, probabilities = _held_out(pixels.subset(chosen), plan, small)
+    sample = pixels.subset(chosen)
+    labels, probabilities = predict_held_out(
+        sample.features,
+        sample.labels,
+        sample.strokes,
+        classes=len(plan.spec.classes),
+        section=small,
+        seed=plan.recipe.training.seed,
+    )
     if not len(labels):
         return Agreement(math.nan, 0)
     return Agreement(float((probabilities.argmax(1) == labels).mean()), len(labels))
-
-
-def _held_out(
-    pixels: LabelledPixels, plan: Plan, section: Pixels
-) -> tuple[Array, Array]:
-    """Labels (m,) and probabilities (m, K) of all pixels that a fold holds back."""
-    seed = plan.recipe.training.seed
-    fold = draw_folds(pixels.strokes, pixels.labels, folds=FOLDS, seed=seed)
-    labels, probabilities = [], [np.empty((0, len(plan.spec.classes)))]
-    for number in range(FOLDS):
-        out = np.flatnonzero(fold == number)
-        if not len(out):
-            continue
-        rest = np.flatnonzero(fold != number)
-        trees = stack_trees(
-            list(
-                iter_trees(
-                    pixels.features[rest],
-                    pixels.labels[rest],
-                    len(plan.spec.classes),
-                    section=section,
-                    seed=seed,
-                )
-            )
-        )
-        values = torch.from_numpy(np.ascontiguousarray(pixels.features[out].T))
-        labels.append(pixels.labels[out])
-        probabilities.append(_probabilities(trees.sums(values).numpy().T, section))
-    return np.concatenate([*labels, np.empty(0, np.int64)]), np.concatenate(
-        probabilities
-    )
 
 
 def _grow(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Iterator[Tree]:
@@ -508,19 +461,6 @@ def _grow(pixels: LabelledPixels, plan: Plan, section: Pixels) -> Iterator[Tree]
         section=section,
         seed=plan.recipe.training.seed,
     )
-
-
-def _probabilities(sums: Array, section: Pixels) -> Array:
-    """Probabilities (n, K) of the sums of some trees."""
-    if section.method == "boosting":
-        sums = np.exp(sums - sums.max(axis=1, keepdims=True))
-    probabilities: Array = sums / sums.sum(axis=1, keepdims=True)
-    return probabilities
-
-
-def _cross_entropy(probabilities: Array, labels: Array) -> float:
-    likely = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(likely, 1e-7)).mean())
 
 
 def _count_steps(section: Pixels) -> int:

@@ -54,11 +54,12 @@ from napari_strata.models.model import find_model
 from napari_strata.training.estimate import count_parameters, training_memory
 from napari_strata.training.loop import iter_job
 from napari_strata.training.plan import ChangedLabels, TrainingJob, plan_new
-from napari_strata.worker.live import run_next_window, run_segment
+from napari_strata.worker.live import run_choose_levels, run_next_window, run_segment
 from napari_strata.worker.npy import NpyOutput, check_array
 from napari_strata.worker.protocol import (
     AnyEvent,
     Case,
+    ChooseLevelsJob,
     EvaluateJob,
     EvaluateResult,
     ImageFacts,
@@ -257,6 +258,7 @@ def run_info(job: InfoJob) -> Events:
 
 run.register(SegmentJob, run_segment)
 run.register(NextWindowJob, run_next_window)
+run.register(ChooseLevelsJob, run_choose_levels)
 
 
 def release_memory() -> None:

@@ -20,6 +20,9 @@ from napari_strata.inference.live import LiveSegmentation
 from napari_strata.models.device import choose_device
 from napari_strata.worker.npy import open_array
 from napari_strata.worker.protocol import (
+    ChooseLevelsJob,
+    ChooseLevelsResult,
+    LiveJob,
     MaskPart,
     NextWindowJob,
     NextWindowResult,
@@ -114,7 +117,15 @@ def run_next_window(job: NextWindowJob) -> Events:
     )
 
 
-def _with_labels(job: SegmentJob | NextWindowJob, image: Image) -> LiveSegmentation:
+def run_choose_levels(job: ChooseLevelsJob) -> Events:
+    """Choose the octave levels of the features by held-out strokes."""
+    yield from ()
+    live = _with_labels(job, open_image(job.image, axes=job.axes))
+    levels, reason = live.choose_levels()
+    return ChooseLevelsResult(best_levels=levels, reason=reason)
+
+
+def _with_labels(job: LiveJob, image: Image) -> LiveSegmentation:
     """Return the live segmentation of a job, with the labels that have changed."""
     labels = open_labels(job.labels.model_copy(update={"axes": image.label_axes}))
     kept = _open(job, image)
@@ -132,7 +143,7 @@ def _with_labels(job: SegmentJob | NextWindowJob, image: Image) -> LiveSegmentat
     return live
 
 
-def _open(job: SegmentJob | NextWindowJob, image: Image) -> _Kept:
+def _open(job: LiveJob, image: Image) -> _Kept:
     """Return the live segmentation of the job before if it is of the same image."""
     key = (job.image, job.axes, job.classes, str(job.recipe), str(job.overrides))
     if _kept and _kept[0].key == key:
@@ -143,7 +154,7 @@ def _open(job: SegmentJob | NextWindowJob, image: Image) -> _Kept:
     ).with_overrides(job.overrides)
     if not isinstance(recipe.network, Pixels):
         raise RequestError(
-            f"{job.kind} job: found a recipe of the kind {recipe.network.kind!r};"
+            f"job {job.job!r}: found a recipe of the kind {recipe.network.kind!r};"
             " needed is one of the kind 'pixels', such as 'instant'.",
             job.job,
         )

@@ -271,7 +271,7 @@ class LabelledPlane(_Request):
     version: int
 
 
-class _LiveJob(_Job):
+class LiveJob(_Job):
     """Job for a pixel classifier of the strokes on one image.
 
     The labels are a ``.npy`` array with the axes of the image (without C), which the
@@ -294,7 +294,7 @@ class _LiveJob(_Job):
     """Threads on a CPU; 0: as many as torch uses."""
 
 
-class SegmentJob(_LiveJob):
+class SegmentJob(LiveJob):
     """Fit a pixel classifier on strokes, and segment the plane in view.
 
     The label values of the mask go into a ``.npy`` array with the axes of the labels,
@@ -315,7 +315,7 @@ class PlaneBox(_Request):
     columns: tuple[int, int]
 
 
-class NextWindowJob(_LiveJob):
+class NextWindowJob(LiveJob):
     """Find the small window where the mask is least certain, to be painted next.
 
     It is on one of the planes that earlier jobs segmented, and keeps away from labels
@@ -325,6 +325,15 @@ class NextWindowJob(_LiveJob):
     kind: Literal["next_window"] = "next_window"
     side: int = Field(11, ge=11, le=31)
     skipped: tuple[PlaneBox, ...] = ()
+
+
+class ChooseLevelsJob(LiveJob):
+    """Choose the octave levels of the features by held-out strokes.
+
+    For other jobs they are an override, ``network.levels``.
+    """
+
+    kind: Literal["choose_levels"] = "choose_levels"
 
 
 class Stop(_Request):
@@ -349,7 +358,14 @@ class LabelsChanged(_Request):
 
 
 Job: TypeAlias = (
-    TrainJob | PlanJob | PredictJob | EvaluateJob | InfoJob | SegmentJob | NextWindowJob
+    TrainJob
+    | PlanJob
+    | PredictJob
+    | EvaluateJob
+    | InfoJob
+    | SegmentJob
+    | NextWindowJob
+    | ChooseLevelsJob
 )
 Request: TypeAlias = Job | Stop | Keep | LabelsChanged
 
@@ -361,6 +377,7 @@ _JOBS: dict[str, type[Job]] = {
     "info": InfoJob,
     "segment": SegmentJob,
     "next_window": NextWindowJob,
+    "choose_levels": ChooseLevelsJob,
 }
 _MESSAGES: dict[str, type[Stop | Keep | LabelsChanged]] = {
     "stop": Stop,
@@ -651,6 +668,13 @@ class NextWindowResult(_Result):
     changed: float | None
 
 
+class ChooseLevelsResult(_Result):
+    """Octave levels that tell held-out strokes best, and the reason in words."""
+
+    best_levels: int
+    reason: str
+
+
 JobResult: TypeAlias = (
     TrainResult
     | PlanResult
@@ -660,6 +684,7 @@ JobResult: TypeAlias = (
     | ModelInfo
     | SegmentResult
     | NextWindowResult
+    | ChooseLevelsResult
 )
 
 _RESULTS: dict[str, type[JobResult]] = {
@@ -671,6 +696,7 @@ _RESULTS: dict[str, type[JobResult]] = {
     "PredictResult": PredictResult,
     "SegmentResult": SegmentResult,
     "NextWindowResult": NextWindowResult,
+    "ChooseLevelsResult": ChooseLevelsResult,
 }
 
 
@@ -690,6 +716,8 @@ def _result_tag(value: Any) -> str | None:
         return "SegmentResult"
     if "margin" in value:
         return "NextWindowResult"
+    if "best_levels" in value:
+        return "ChooseLevelsResult"
     return "PredictResult" if "out" in value else None
 
 

@@ -43,12 +43,11 @@ from napari_strata.worker.protocol import (
     Keep,
     LabelsChanged,
     Layer,
-    NextWindowJob,
+    LiveJob,
     Ready,
     Refused,
     Request,
     RequestError,
-    SegmentJob,
     Stop,
     TrainJob,
     decode_request,
@@ -134,7 +133,7 @@ class Server:
                 self._late_imports.pop(0)()
 
     def _run(self, job: ActiveJob) -> None:
-        is_live = isinstance(job.request, SegmentJob | NextWindowJob)
+        is_live = isinstance(job.request, LiveJob)
         is_short = is_live or isinstance(job.request, InfoJob)
         if is_live:
             # A worker for live masks trains no network, and its user waits.

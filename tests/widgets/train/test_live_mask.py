@@ -26,13 +26,24 @@ def two_phases() -> np.ndarray[Any, Any]:
     return stack.clip(0, 255).astype(np.uint8)
 
 
+def noisy_phases() -> np.ndarray[Any, Any]:
+    """The same in strong noise, where a single pixel tells little."""
+    rng = np.random.default_rng(0)
+    stack = rng.normal(100, 60, (4, 80, 120))
+    stack[:, :, 60:] += 10
+    return stack.clip(0, 255).astype(np.uint8)
+
+
 @pytest.fixture
-def dock(make_napari_viewer: Any, tmp_path: Path, qtbot: Any) -> Iterator[TrainDock]:
+def dock(
+    make_napari_viewer: Any, tmp_path: Path, qtbot: Any, request: pytest.FixtureRequest
+) -> Iterator[TrainDock]:
     """A Train dock beside a stack and an empty labels layer."""
     work = get_plugin_settings("napari-strata").work
     before, work.runs = work.runs, str(tmp_path / "runs")
     viewer = make_napari_viewer(show=True)
-    image = viewer.add_image(two_phases(), name="phases", axis_labels=("z", "y", "x"))
+    stack = getattr(request, "param", two_phases)()
+    image = viewer.add_image(stack, name="phases", axis_labels=("z", "y", "x"))
     viewer.add_labels(
         np.zeros((4, 80, 120), np.uint8), name="strokes", axis_labels=("z", "y", "x")
     )
@@ -122,6 +133,23 @@ def test_the_mask_can_be_hidden_and_switched_off(dock: TrainDock, qtbot: Any) ->
     assert dock.live_mask.layer is None
     dock.live_box.value = True
     wait_for_mask(dock, qtbot, 3, 1)
+
+
+@pytest.mark.parametrize("dock", [noisy_phases], indirect=True)
+def test_the_levels_are_chosen_when_nobody_paints(dock: TrainDock, qtbot: Any) -> None:
+    for row in (10, 25, 40, 55):
+        paint(dock, 1, row, 10, 1)
+        paint(dock, 1, row, 90, 2)
+    plane = wait_for_mask(dock, qtbot, 8, 1)
+    assert "look further" not in dock.live_mask.text
+    expected = np.where(np.arange(120) < 60, 1, 2)
+    accuracy = (plane == expected).mean()
+    qtbot.waitUntil(lambda: "look further" in dock.live_mask.text, timeout=PATIENCE)
+    assert (mask_of(dock)[1] == expected).mean() > accuracy
+    # What was chosen is kept.
+    paint(dock, 1, 70, 10, 1)
+    wait_for_mask(dock, qtbot, 9, 1)
+    assert "look further" in dock.live_mask.text
 
 
 def test_labels_of_every_pixel_start_no_worker(dock: TrainDock, qtbot: Any) -> None:

@@ -92,7 +92,12 @@ def compute_features(image: Tensor, levels: int) -> Tensor:
 
 
 def features_at(
-    image: Tensor, places: Array, levels: int, *, device: torch.device
+    image: Tensor,
+    places: Array,
+    levels: int,
+    *,
+    device: torch.device,
+    tile: int | None = None,
 ) -> Array:
     """Compute the features of some pixels of an image.
 
@@ -108,6 +113,9 @@ def features_at(
         Number of octave levels; see `compute_features`.
     device
         Device that computes the features.
+    tile
+        Side of the parts that are computed at a time, a multiple of the stride; by
+        default `tile_side`. It changes no feature.
 
     Returns
     -------
@@ -118,7 +126,7 @@ def features_at(
     values = np.empty((len(places), count_features(len(image), levels)), np.float32)
     tiles = plan_tiles(
         shape,
-        tile=tile_side(levels),
+        tile=tile or tile_side(levels),
         halo=octave_reach(levels),
         stride=2 ** (levels - 1),
     )

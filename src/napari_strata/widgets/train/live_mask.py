@@ -12,6 +12,7 @@ import numpy as np
 from napari.layers import Image as ImageLayer
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_strata.core.network_sections import LEVELS
 from napari_strata.widgets.layers.convert import array_of, source_of_image
 from napari_strata.widgets.layers.counts import LayerLinks, Plane, painted_planes
 from napari_strata.widgets.layers.live import LiveLabels, current_plane
@@ -21,6 +22,8 @@ from napari_strata.widgets.train.prepare import LayerData
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import (
+    ChooseLevelsJob,
+    ChooseLevelsResult,
     LabelledPlane,
     Layer,
     MaskPart,
@@ -36,6 +39,10 @@ WAIT_MS = 30
 """Milliseconds without a further stroke or page before a mask is asked for."""
 OPACITY = 0.4
 """Opacity of the mask, which must hide neither the image nor the strokes."""
+IDLE_MS = 3000
+"""Milliseconds without a stroke or page before the levels are chosen."""
+MIN_STROKES = 8
+"""Strokes from which on levels are chosen; again when there are twice as many."""
 KEY = "H"
 """Key that hides the mask and shows it again."""
 
@@ -109,6 +116,14 @@ class LiveMask(QObject):
         self._skipped: tuple[PlaneBox, ...] | None = None
         self._window_handle: JobHandle | None = None
         self._stage = ""
+        self._levels: int | None = None  # the fewest
+        self._stroke_count = 0
+        self._levels_strokes = 0  # strokes when levels were chosen
+        self._levels_handle: JobHandle | None = None
+        self._idle_timer = QTimer(self)
+        self._idle_timer.setSingleShot(True)
+        self._idle_timer.setInterval(IDLE_MS)
+        self._idle_timer.timeout.connect(self._choose_levels)
         self._mask = LiveLabels(session.viewer, self)
         self._links = LayerLinks()
         self._timer = QTimer(self)
@@ -168,6 +183,7 @@ class LiveMask(QObject):
             self._stop()
             self._forget_window()
             self._strokes = None
+            self._levels, self._levels_strokes = None, 0
         if data is None or before is None or before.layer is not data.layer:
             self._remove()
         if data is None or before is None or not _is_same_layer(before, data):
@@ -206,6 +222,7 @@ class LiveMask(QObject):
         self._ask()
 
     def _ask(self) -> None:
+        self._stop_choice()
         if self._is_on and self._is_awake and self._data is not None:
             self._timer.start()
 
@@ -317,6 +334,7 @@ class LiveMask(QObject):
             "plane": current_plane(self._session.viewer, data.layer, data.image),
             "device": self._session.settings.device,
             "threads": 1 if is_training else 0,
+            "overrides": {"network.levels": self._levels} if self._levels else {},
         }
 
     def _receive(self, handle: JobHandle, event: object) -> None:
@@ -353,12 +371,53 @@ class LiveMask(QObject):
         if isinstance(outcome.result, SegmentResult):
             self._mask.refresh()
             result = outcome.result
-            self._say(
+            text = (
                 f"Live mask: decision trees, {result.strokes} strokes,"
                 f" {result.seconds:.1f} s. Press {KEY} to hide it."
             )
+            if result.levels > min(LEVELS):
+                text += (
+                    f" They look further than at first ({result.levels} levels), which"
+                    " tells held-out strokes better."
+                )
+            self._say(text)
+            self._stroke_count = result.strokes
+            if result.strokes >= max(MIN_STROKES, 2 * self._levels_strokes):
+                self._idle_timer.start()
         elif outcome.status in ("failed", "died"):
             self._say(f"No live mask: {outcome.text}")
+
+    def _choose_levels(self) -> None:
+        """Choose how far the trees look, while nothing else is to be done."""
+        data, strokes = self._data, self._strokes
+        if data is None or strokes is None or self.is_busy():
+            return
+        if self._session.client.current_state == "busy":  # with a training, or its plan
+            self._idle_timer.start()
+            return
+        job = ChooseLevelsJob(**self._common_fields(data, strokes))
+        handle = self._session.live_client.submit(job)
+        handle.ended.connect(lambda outcome: self._levels_chosen(handle, outcome))
+        self._levels_handle = handle
+
+    def _levels_chosen(self, handle: JobHandle, outcome: Outcome) -> None:
+        if handle is not self._levels_handle:
+            return
+        self._levels_handle = None
+        self._levels_strokes = self._stroke_count
+        if not isinstance(outcome.result, ChooseLevelsResult):
+            return
+        best = outcome.result.best_levels
+        levels = best if best > min(LEVELS) else None
+        if levels != self._levels:
+            self._levels = levels
+            self._ask()
+
+    def _stop_choice(self) -> None:
+        self._idle_timer.stop()
+        handle, self._levels_handle = self._levels_handle, None
+        if handle is not None:
+            handle.stop()
 
     def _toggle(self) -> None:
         """Hide the mask, or show it again."""
@@ -367,6 +426,7 @@ class LiveMask(QObject):
             layer.visible = not layer.visible
 
     def _stop(self) -> None:
+        self._stop_choice()
         handle, self._handle = self._handle, None
         if handle is not None:
             handle.stop()
