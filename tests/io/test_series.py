@@ -104,3 +104,44 @@ def test_a_stack_may_be_numbered_by_any_letter(tmp_path: Path, name: str) -> Non
         file = tmp_path / (name.format(z=z) + ".tif")
         tifffile.imwrite(file, np.zeros((8, 8), "uint8"))
     assert read_image(tmp_path).shape == (3, 8, 8)
+
+
+def with_positions(path: Path, axes: str) -> np.ndarray:
+    sizes = {"R": 2, "M": 2, "P": 2, "H": 5, "T": 3, "Z": 4, "C": 2, "Y": 16, "X": 20}
+    shape = [sizes[axis] for axis in axes]
+    array = np.random.default_rng(0).integers(0, 9999, shape).astype("uint16")
+    metadata = {"axes": axes}
+    tifffile.imwrite(path, array, metadata=metadata, photometric="minisblack")
+    return array
+
+
+@pytest.mark.parametrize("lazy_above", [0, 2**26])
+@pytest.mark.parametrize("axes", ["RZYX", "MZYX", "PYX", "RTZCYX"])
+def test_each_position_is_an_image(tmp_path: Path, axes: str, lazy_above: int) -> None:
+    path = tmp_path / "a.tif"
+    array = with_positions(path, axes)
+    word = "tile" if "M" in axes else "position"
+    with pytest.raises(ImageError, match=f"along the axes {axes}.*--series 0") as error:
+        load(path, lazy_above=lazy_above)
+    assert f"1: '{word} 1' {array.shape[1:]}" in str(error.value)
+    for index in range(2):
+        image, _ = load(path, series=index, lazy_above=lazy_above)
+        assert (image.axes, image.name) == (axes[1:], f"a {word} {index}")
+        np.testing.assert_array_equal(np.asarray(image.data), array[index])
+        again = pickle.loads(pickle.dumps(image.data))
+        np.testing.assert_array_equal(again[0, ..., 3:5], array[index, 0, ..., 3:5])
+    with pytest.raises(ImageError, match="there is no series 2"):
+        load(path, series=2)
+    assert describe(path)[0].endswith("2 series")
+    assert [image.shape for image in read_images(path)] == [array.shape[1:]] * 2
+    assert len(read(str(path))) == 2
+    if len(axes) == 4:
+        assert read_image(path, axes="TZYX").shape == array.shape
+        assert load(path, axes="TYX", series=1, lazy_above=lazy_above)[0].axes == "TYX"
+
+
+def test_lifetimes_are_refused_by_name(tmp_path: Path) -> None:
+    with_positions(tmp_path / "a.tif", "HYX")
+    with pytest.raises(ImageError, match=r"H \(lifetimes\) is no axis of one image"):
+        read_image(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif", axes="CYX").channels == 5

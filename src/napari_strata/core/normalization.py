@@ -138,13 +138,20 @@ def _sparse(
     return min(low, ground), max(high, ground)
 
 
+def stored_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype in the file of an image with this dtype.
+
+    Integers with pixels without data are read as floats.
+    """
+    return np.dtype((np.dtype(dtype).metadata or {}).get("stored", dtype))
+
+
 def fixed(kind: Kind, dtype: Any, channels: int) -> Scale:
     """Return the scale of the kinds "dtype" and "imagenet".
 
     The dtype's largest value becomes 1; floats stay as they are.
     """
-    # Integers with pixels without data are read as floats.
-    stored = np.dtype((np.dtype(dtype).metadata or {}).get("stored", dtype))
+    stored = stored_dtype(dtype)
     full = float(np.iinfo(stored).max) if stored.kind in "ui" else 1.0
     if kind == "imagenet":
         mean, spread = list(IMAGENET_MEAN), list(IMAGENET_SPREAD)

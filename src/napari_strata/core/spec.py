@@ -162,7 +162,7 @@ def resolve(
         channel_names=first.channel_names,
         classes=classes,
         axes=recipe.network.axes,
-        dtype=str(first.dtype),
+        dtype=str(norm.stored_dtype(first.dtype)),
         pixel_size=first.pixel_size,
         pixel_unit=first.pixel_unit,
         normalization=normalization,

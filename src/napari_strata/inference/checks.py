@@ -12,6 +12,7 @@ import numpy as np
 
 from napari_strata.core.errors import ImageError, RunError
 from napari_strata.core.image import Image
+from napari_strata.core.normalization import stored_dtype
 from napari_strata.core.spec import ModelSpec
 
 Array = np.ndarray[Any, Any]
@@ -166,9 +167,10 @@ def _compare_grey_values(
     kind = spec.normalization.kind
     if kind == "relative":
         return
-    if str(image.dtype) != spec.dtype:
+    dtype = str(stored_dtype(image.dtype))
+    if dtype != spec.dtype:
         yield (
-            f"{image.name}: found {image.dtype}; the model was trained on {spec.dtype} "
+            f"{image.name}: found {dtype}; the model was trained on {spec.dtype} "
             f"and takes grey values as they are ({kind}). Convert the image the way "
             "the training images were made."
         )

@@ -143,6 +143,44 @@ class PickedArray(LazyArray):
         return np.concatenate(parts, axis=self.axis)
 
 
+class PositionArray(LazyArray):
+    """Lazy array at one index along some axes of another.
+
+    Parameters
+    ----------
+    position
+        Dimension of `base` and index, for each of these axes.
+    shape
+        Shape of the rest, with additional axes of length 1.
+    """
+
+    def __init__(
+        self,
+        base: ArrayLike,
+        position: Sequence[tuple[int, int]],
+        shape: Sequence[int],
+    ) -> None:
+        super().__init__(shape, base.dtype)
+        self.base, self.position = base, dict(position)
+        rest = [n for i, n in enumerate(base.shape) if i not in self.position]
+        self._axes = _matching_axes(self.shape, tuple(rest))
+
+    def _fetch(self, region: tuple[slice, ...]) -> ArrayLike:
+        parts = iter(region[i] for i in self._axes)
+        index: list[int | slice] = []
+        for i in range(len(self.base.shape)):
+            index.append(self.position[i] if i in self.position else next(parts))
+        return np.asarray(self.base[tuple(index)])
+
+
+def at_position(
+    data: ArrayLike, position: Sequence[tuple[int, int]], shape: Sequence[int]
+) -> ArrayLike:
+    """Return an array at one index along some axes; see `PositionArray`."""
+    array = PositionArray(data, position, shape)
+    return array if isinstance(data, LazyArray | np.memmap) else array[...]
+
+
 class CastArray(LazyArray):
     """Lazy array that is converted to another dtype."""
 

@@ -28,6 +28,7 @@ from napari_strata.io.lazy import (
     LazyArray,
     Opener,
     PickedArray,
+    at_position,
     reading,
 )
 from napari_strata.io.mapped import MappedOpener
@@ -125,7 +126,7 @@ def pyramid(
     """
     file_path = existing(path)
     with opened(file_path) as tif:
-        first, *others = pick(tif, file_path, series)
+        first, *others = pick(tif, file_path, series, axes).series
         levels = range(1 if others else len(tif.series[first].levels))
         return [
             _load(tif, file_path, _Choice(series, axes, lazy_above, level))[0]
@@ -137,7 +138,7 @@ def storage(path: PathLike, *, series: int | None = None) -> str:
     """Describe the storage, for example ``TIFF, OME, zlib, tiles 256 x 256``."""
     file_path = existing(path)
     with opened(file_path) as tif:
-        picked = tif.series[pick(tif, file_path, series)[0]]
+        picked = tif.series[pick(tif, file_path, series).series[0]]
         page = picked.keyframe
         tiles = (
             f"tiles {page.tilelength} x {page.tilewidth}" if page.is_tiled else "strips"
@@ -200,7 +201,8 @@ class TiffOpener:
 
 
 def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
-    numbers = pick(tif, path, choice.series)
+    picked = pick(tif, path, choice.series, choice.axes)
+    numbers = picked.series
     for number in numbers:
         check(tif, tif.series[number].levels[choice.level], path)
     base = tif.series[numbers[0]]
@@ -231,11 +233,23 @@ def _load(tif: TiffFile, path: Path, choice: _Choice) -> Loaded:
         letters, full = f"I{letters}", [("I", len(numbers)), *full]
         stored = (len(numbers), *stored)
         notes = (f"{len(numbers)} equal series are read as one stack", *notes)
-    layout = resolve(letters, stored, full=full, axes=choice.axes, source=str(path))
-    data = _data(tif, path, choice, stored=stored, shape=layout.shape)
+    positions = [series.axes[dimension] for dimension, _ in picked.position]
+    layout = resolve(
+        "".join(letter for letter in letters if letter not in positions),
+        picked.without_positions(stored),
+        full=[(a, n) for a, n in full if a not in positions],
+        axes=choice.axes,
+        source=str(path),
+    )
+    if positions:
+        data = _data(tif, path, choice, stored=stored, shape=stored)
+        data = at_position(data, picked.position, layout.shape)
+    else:
+        data = _data(tif, path, choice, stored=stored, shape=layout.shape)
     name = stem(path)
-    if len(images(tif)) > 1:
-        name = f"{name} {series.name or images(tif).index(numbers)}"
+    choices = images(tif, choice.axes)
+    if len(choices) > 1:
+        name = f"{name} {picked.name or choices.index(picked)}"
     image = calibrated(
         data,
         Layout(layout.axes, layout.shape, layout.notes + notes),
@@ -271,7 +285,7 @@ def _data(
     stored: tuple[int, ...],
     shape: tuple[int, ...],
 ) -> ArrayLike:
-    numbers = pick(tif, path, choice.series)
+    numbers = pick(tif, path, choice.series, choice.axes).series
     all_series = [tif.series[number].levels[choice.level] for number in numbers]
     series, *others = all_series
     planes = present_planes(tif, series, path)
@@ -283,7 +297,7 @@ def _data(
             if planes is not None:
                 array = array.take(planes[1], axis=planes[0])
         return array[crop].reshape(shape)
-    opener: Opener = TiffOpener(str(path), tuple(numbers), choice.level, planes)
+    opener: Opener = TiffOpener(str(path), numbers, choice.level, planes)
     offset = data_offset(series)
     is_raw = series.keyframe.is_final and series.transform is None
     if offset is not None and not others and is_raw:

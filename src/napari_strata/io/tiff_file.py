@@ -11,9 +11,10 @@ import logging
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -37,6 +38,11 @@ _KINDS_WITH_MAIN_IMAGE = ("svs", "ndpi", "philips", "scn", "bif", "avs", "qpi", 
 """Kinds of tifffile's series whose first is the image, beside labels and overviews."""
 
 _LISTED_SERIES = 8
+
+POSITIONS = {"R": "position", "M": "tile", "P": "position", "A": "angle", "V": "event"}
+"""tifffile's letters for axes along which there are images of their own."""
+
+_T = TypeVar("_T")
 
 MOST_PLANES = 2**24
 """Files that claim more planes are refused."""
@@ -186,46 +192,94 @@ def data_offset(series: TiffPageSeries) -> int | None:
     return offset
 
 
-def images(tif: TiffFile) -> list[list[int]]:
-    """Return the numbers of the series that make up each image of a file.
+@dataclass(frozen=True)
+class TiffImage:
+    """Image in a TIFF file.
+
+    Parameters
+    ----------
+    series
+        Numbers of tifffile's series that are joined to one stack; mostly one.
+    position
+        Dimension and index for each axis of which the image has one position only.
+    name
+        Name in the file, and the position.
+    """
+
+    series: tuple[int, ...]
+    position: tuple[tuple[int, int], ...] = ()
+    name: str = ""
+
+    def without_positions(self, values: Sequence[_T]) -> list[_T]:
+        """Return the values of a series' dimensions that the image has too."""
+        left_out = [dimension for dimension, _ in self.position]
+        return [value for i, value in enumerate(values) if i not in left_out]
+
+
+def images(tif: TiffFile, axes: str | None = None) -> list[TiffImage]:
+    """Return the images of a file.
 
     Thumbnails are left out. Pages that were appended one by one are series of their
-    own in tifffile; if all are alike, they are one stack.
+    own in tifffile; if all are alike, they are one stack. A series with an axis of
+    positions has one image for each, if `axes` does not name all of its axes.
     """
     all_series = list(tif.series)
     numbers = [i for i, s in enumerate(all_series) if not s.keyframe.is_reduced]
     numbers = numbers or [*range(len(all_series))]
     kinds = {_kind(all_series[i]) for i in numbers}
     if len(numbers) > 1 and len(kinds) == 1 and kinds.pop()[0] in _PLAIN_KINDS:
-        return [numbers]
-    return [[number] for number in numbers]
+        return [TiffImage(tuple(numbers))]
+    found = []
+    for number in numbers:
+        series = all_series[number]
+        is_named = len((axes or "").strip()) == len(series.axes)
+        dimensions = [i for i, a in enumerate(series.axes) if a in POSITIONS]
+        if is_named or not dimensions:
+            found.append(TiffImage((number,), name=str(series.name or "")))
+            continue
+        for indices in np.ndindex(*(series.shape[i] for i in dimensions)):
+            position = tuple(zip(dimensions, map(int, indices), strict=True))
+            words = [f"{POSITIONS[series.axes[i]]} {index}" for i, index in position]
+            name = " ".join([*filter(None, [str(series.name or "")]), *words])
+            found.append(TiffImage((number,), position, name))
+    return found
 
 
-def pick(tif: TiffFile, path: Path, index: int | None) -> list[int]:
-    """Return the numbers of the series of an image.
+def pick(
+    tif: TiffFile, path: Path, index: int | None, axes: str | None = None
+) -> TiffImage:
+    """Return an image of a file.
 
     Parameters
     ----------
     index
         Number of the image, or None for the only one or the main one.
+    axes
+        Axes from the user, or None.
 
     Raises
     ------
     ImageError
         When there is no such image, or several for None. The message lists them.
     """
-    choices = images(tif)
+    choices = images(tif, axes)
     if index is None:
-        if len(choices) == 1 or tif.series[0].kind in _KINDS_WITH_MAIN_IMAGE:
+        is_main = tif.series[0].kind in _KINDS_WITH_MAIN_IMAGE
+        if len(choices) == 1 or (is_main and not choices[0].position):
             return choices[0]
         listed = []
-        for number, (first, *_) in enumerate(choices[:_LISTED_SERIES]):
-            series = tif.series[first]
-            name = f" {series.name!r}" if series.name else ""
-            listed.append(f"{number}:{name} {series.shape} {series.dtype}")
+        for number, image in enumerate(choices[:_LISTED_SERIES]):
+            series = tif.series[image.series[0]]
+            name = f" {image.name!r}" if image.name else ""
+            shape = tuple(image.without_positions(series.shape))
+            listed.append(f"{number}:{name} {shape} {series.dtype}")
         more = ", ..." if len(choices) > len(listed) else ""
+        different = " of different kinds"
+        if all(image.position for image in choices):
+            letters = sorted({tif.series[i.series[0]].axes for i in choices})
+            different = f" along the axes {', '.join(letters)}"
         raise ImageError(
-            f"{path}: found {len(choices)} images of different kinds, called series"
+            f"{path}: found {len(choices)} images{different}, called series"
             f" ({'; '.join(listed)}{more}); choose one, as --series 0 (series=0)."
         )
     if not 0 <= index < len(choices):
