@@ -12,6 +12,7 @@ import pytest
 import napari_strata as ns
 from helpers import easy_pair, tiny_model
 from napari_strata.core.errors import ModelError
+from napari_strata.core.events import Message
 from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.options import PredictOptions
 from napari_strata.inference.build import build_predictor
@@ -70,6 +71,23 @@ def test_labels_do_not_depend_on_tiles_batches_or_options_of_networks(
         {"compile": True},
     ):
         np.testing.assert_array_equal(labels(run, pair, **options), whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"backend": "openvino"}, "backend 'openvino'"), ({"compile": True}, "compile")],
+)
+def test_options_of_networks_are_said_to_have_no_effect(
+    run: Path, pair: AnnotatedImage, options: dict[str, Any], name: str
+) -> None:
+    def warnings(model: Any, **options: Any) -> list[str]:
+        options = {"device": "cpu"} | options
+        events = iter_predict(model, pair.image, options=PredictOptions(**options))
+        found = [event for event in events if isinstance(event, Message)]
+        return [event.text for event in found if event.level == "warning"]
+
+    assert [text.partition(" has no")[0] for text in warnings(run, **options)] == [name]
+    assert not warnings(run)
 
 
 def test_flips_and_views_are_averaged(run: Path, pair: AnnotatedImage) -> None:

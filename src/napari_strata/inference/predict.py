@@ -420,9 +420,19 @@ def check_processes(
 
 
 def _check_input(inputs: PredictionInput, options: PredictOptions) -> list[str]:
-    """Warnings about image and models; see `check_image`."""
+    """Warnings about image, models and options; see `check_image`."""
     specs = [model.spec for model in inputs.models.models]
-    return check_image(specs, inputs.model_image, inputs.samples, ortho=options.ortho)
+    warnings = check_image(
+        specs, inputs.model_image, inputs.samples, ortho=options.ortho
+    )
+    if all(spec.network.is_fitted for spec in specs):
+        ignored = [f"backend {options.backend!r}"] if options.backend != "torch" else []
+        ignored += ["compile"] if options.compile else []
+        warnings += [
+            f"{name} has no effect: it is for networks, and a pixel classifier has none"
+            for name in ignored
+        ]
+    return warnings
 
 
 def _check_probabilities_free(
