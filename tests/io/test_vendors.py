@@ -66,6 +66,53 @@ def test_scanimage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Image Pixel Size = 3.473 nm", (3.473, "nanometer")),
+        ("Image Pixel Size = 2 µm", (2, "micrometer")),
+        ("Image Pixel Size = unknown", (1, "pixel")),
+    ],
+)
+def test_zeiss_sem(tmp_path: Path, line: str, expected: tuple[float, str]) -> None:
+    text = f"1024\r\n0\r\nAP_IMAGE_PIXEL_SIZE\r\n{line}\r\n".encode("cp1252")
+    tags = [(34118, "s", 0, text, True)]
+    tifffile.imwrite(tmp_path / "sem.tif", PLANE, metadata=None, extratags=tags)
+    assert sizes(read_image(tmp_path / "sem.tif")) == {"Y": expected, "X": expected}
+
+
+def test_fluoview(tmp_path: Path) -> None:
+    header = np.zeros((), tifffile.TIFF.MM_HEADER)
+    header["ImageName"] = b"cells"
+    header["Dimensions"]["Size"] = 1
+    for number, row in enumerate(
+        [
+            (b"x", 20, 0, 0.25, b"\xb5m"),
+            (b"y", 16, 0, 0.5, b"\xb5m"),
+            (b"z", 4, 0, -1.5, b"um"),
+            (b"Time", 3, 0, 5.0, b"sec"),
+        ]
+    ):
+        header["Dimensions"][number] = row
+    content = header.tobytes()
+    array = np.random.default_rng(0).integers(0, 99, (12, 16, 20)).astype("uint8")
+    with tifffile.TiffWriter(tmp_path / "fluo.tif") as writer:
+        for plane in array:
+            tags = [
+                (34361, "B", len(content), content, True),
+                (34362, "d", 8, (0.0,) * 8, True),
+            ]
+            writer.write(plane, metadata=None, contiguous=False, extratags=tags)
+    image = read_image(tmp_path / "fluo.tif")
+    assert sizes(image) == {
+        "T": (5, "second"),
+        "Z": (1.5, "micrometer"),
+        "Y": (0.5, "micrometer"),
+        "X": (0.25, "micrometer"),
+    }
+    np.testing.assert_array_equal(image.data, array.reshape(3, 4, 16, 20))
+
+
+@pytest.mark.parametrize(
     ("name", "metadata", "expected"),
     [
         (

@@ -143,7 +143,8 @@ def stored_dtype(dtype: Any) -> np.dtype[Any]:
 
     Integers with pixels without data are read as floats.
     """
-    return np.dtype((np.dtype(dtype).metadata or {}).get("stored", dtype))
+    stored: np.dtype[Any] = np.dtype(dtype)
+    return np.dtype((stored.metadata or {}).get("stored", stored))
 
 
 def fixed(kind: Kind, dtype: Any, channels: int) -> Scale:

@@ -123,7 +123,7 @@ def _scanimage(tif: TiffFile) -> dict[str, Any]:
 
 
 def _fluoview(tif: TiffFile) -> dict[str, Any]:
-    letters = {"x": "X", "y": "Y", "z": "Z", "t": "T"}
+    letters = {"x": "X", "y": "Y", "z": "Z", "t": "T", "time": "T"}
     sizes = {}
     for name, _, _, step, unit in (tif.fluoview_metadata or {}).get("Dimensions", ()):
         axis = letters.get(str(name).strip().lower())
