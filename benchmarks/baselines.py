@@ -33,7 +33,7 @@ def majority(
     )
     confusion = ns.ConfusionMatrix(classes)
     for part in labelled_regions(test, classes):
-        labels = part.read_labels(classes)
+        labels = part.read_class_indices(classes)
         confusion.update(labels, np.full_like(labels, index))
     return confusion
 
@@ -48,7 +48,7 @@ def boosted_trees(
     for part in parts:
         features, labels = (
             _features(part.read_image()),
-            part.read_labels(classes).ravel(),
+            part.read_class_indices(classes).ravel(),
         )
         drawn = rng.permutation(np.flatnonzero(labels != IGNORE))[
             : PIXELS // len(parts)
@@ -60,7 +60,7 @@ def boosted_trees(
     )
     confusion = ns.ConfusionMatrix(classes)
     for part in labelled_regions(test, classes):
-        labels = part.read_labels(classes).ravel()
+        labels = part.read_class_indices(classes).ravel()
         labelled = labels != IGNORE
         confusion.update(
             labels[labelled], trees.predict(_features(part.read_image())[labelled])

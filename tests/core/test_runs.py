@@ -25,7 +25,7 @@ from napari_strata.core.runs import (
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    return RunFolder.create(tmp_path / "run", tiny_recipe())
+    return RunFolder.create(tmp_path / "run", tiny_recipe(), {})
 
 
 def test_recipe_round_trips(run: RunFolder) -> None:
@@ -34,14 +34,14 @@ def test_recipe_round_trips(run: RunFolder) -> None:
 
 def test_an_existing_run_is_never_touched(run: RunFolder) -> None:
     with pytest.raises(RunError, match="exists already; choose another"):
-        RunFolder.create(run.path, tiny_recipe(training__epochs=9))
+        RunFolder.create(run.path, tiny_recipe(training__epochs=9), {})
     assert run.recipe.training.epochs == 2
 
 
 def test_a_file_or_a_missing_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="found a file"):
-        RunFolder.create(tmp_path / "file", tiny_recipe())
+        RunFolder.create(tmp_path / "file", tiny_recipe(), {})
     with pytest.raises(RunError, match="found no run here"):
         RunFolder.open(tmp_path / "none")
 

@@ -46,7 +46,7 @@ def test_a_part_reads_its_plane_and_block():
     assert part.read_image().dtype == np.uint16
     np.testing.assert_array_equal(part.read_image(), image[None, 2, 2:7])
     codes = np.array([IGNORE, 0, 0, 1, 0, 0, 0, 2], np.uint8)[labels[2, 2:7]]
-    np.testing.assert_array_equal(part.read_labels(CLASSES), codes)
+    np.testing.assert_array_equal(part.read_class_indices(CLASSES), codes)
 
 
 def test_a_block_counts_from_its_parts_corner():
@@ -70,7 +70,7 @@ def test_axes_in_any_order():
     )
     assert part.index == {"T": 1}
     np.testing.assert_array_equal(part.read_image()[0], image[1])
-    np.testing.assert_array_equal(part.read_labels(CLASSES) == 2, labels[1] == 7)
+    np.testing.assert_array_equal(part.read_class_indices(CLASSES) == 2, labels[1] == 7)
 
 
 def test_labels_with_channels_and_a_class_map_of_values_are_refused():
@@ -88,7 +88,7 @@ def test_channels_come_first_and_labels_may_have_a_z_of_one():
     given = pair(image.transpose(1, 2, 0), labels[:1], "YXC", label_axes="ZYX")
     (part,) = labelled_regions(given, CLASSES)
     np.testing.assert_array_equal(part.read_image(), image)
-    assert part.read_labels(CLASSES).shape == (6, 5)
+    assert part.read_class_indices(CLASSES).shape == (6, 5)
     assert part.name == "sand"
 
 
@@ -102,7 +102,7 @@ def test_labels_of_rgb_masks():
     )
     expected = np.zeros((4, 5))
     expected[1:3] = 1
-    np.testing.assert_array_equal(part.read_labels(classes), expected)
+    np.testing.assert_array_equal(part.read_class_indices(classes), expected)
 
 
 def test_a_colour_map_takes_values_too_but_no_other_number_of_channels():
@@ -110,7 +110,7 @@ def test_a_colour_map_takes_values_too_but_no_other_number_of_channels():
     (part,) = labelled_regions(
         pair(np.ones((4, 5)), np.eye(4, 5, dtype=np.uint8), "YX"), classes
     )
-    np.testing.assert_array_equal(part.read_labels(classes), np.eye(4, 5))
+    np.testing.assert_array_equal(part.read_class_indices(classes), np.eye(4, 5))
     with pytest.raises(LabelError, match="found labels with 2 channels"):
         labelled_regions(
             pair(
@@ -176,7 +176,7 @@ def test_pixels_that_are_not_finite_are_not_labelled(wrong):
     (part,) = labelled_regions(
         pair(image, np.full((4, 5), 3), "CYX", label_axes="YX"), CLASSES
     )
-    labels = part.read_labels(CLASSES)
+    labels = part.read_class_indices(CLASSES)
     assert labels[2, 3] == IGNORE
     assert (labels == 1).sum() == 19
     np.testing.assert_array_equal(part.counts, [0, 19, 0])

@@ -282,7 +282,7 @@ def test_strips_of_images_of_different_size_are_told_by_share():
 def test_counts_of_blocks_are_those_of_their_pixels():
     found = split(pair(random_labels((50, 64)), "YX"))
     for part in found.training + found.validation:
-        codes = part.read_labels(CLASSES)
+        codes = part.read_class_indices(CLASSES)
         np.testing.assert_array_equal(
             part.counts, [(codes == k).sum() for k in range(3)]
         )

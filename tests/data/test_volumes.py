@@ -73,7 +73,7 @@ def test_a_volume_holds_what_its_planes_hold_however_it_is_read(shape, seed, str
             found, np.stack([p.read_image() for p in planes], 1), equal_nan=True
         )
         np.testing.assert_array_equal(
-            codes, np.stack([p.read_labels(CLASSES) for p in planes])
+            codes, np.stack([p.read_class_indices(CLASSES) for p in planes])
         )
         np.testing.assert_array_equal(
             count_labels(part, CLASSES).counts,
@@ -81,7 +81,7 @@ def test_a_volume_holds_what_its_planes_hold_however_it_is_read(shape, seed, str
         )
         strips = list(part.strips())
         assert all(np.prod(s.shape) <= max(strip, shape[2]) for s in strips)
-        flat = [s.read_labels(CLASSES).ravel() for s in strips]
+        flat = [s.read_class_indices(CLASSES).ravel() for s in strips]
         np.testing.assert_array_equal(np.concatenate(flat), codes.ravel())
 
 
@@ -125,14 +125,14 @@ def test_axes_in_any_order_and_channels():
     )
     (part,) = labelled_regions(given_, CLASSES, "ZYX")
     np.testing.assert_array_equal(part.read_image(), image)
-    np.testing.assert_array_equal(part.read_labels(CLASSES) == 2, labels[0] == 7)
+    np.testing.assert_array_equal(part.read_class_indices(CLASSES) == 2, labels[0] == 7)
 
 
 def test_a_volume_of_three_planes_is_no_colour():
     classes = ClassMap.from_rgb([(255, 0, 0), (0, 0, 255)])
     labels = np.random.default_rng(0).integers(0, 2, (3, 4, 5)).astype(np.uint8)
     (part,) = labelled_regions(pair(labels, labels), classes, "ZYX")
-    np.testing.assert_array_equal(part.read_labels(classes), labels)
+    np.testing.assert_array_equal(part.read_class_indices(classes), labels)
 
 
 @pytest.mark.parametrize(

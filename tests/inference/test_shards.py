@@ -31,6 +31,7 @@ from napari_strata.core.events import (
     PredictionStarted,
     RegionEnd,
 )
+from napari_strata.core.locks import exclusive
 from napari_strata.core.options import PredictOptions
 from napari_strata.inference import predict as predict_module
 from napari_strata.inference import shards
@@ -41,7 +42,7 @@ from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.ledger import ResumableOutput, WriterRole
 from napari_strata.inference.outputs import OutputSpec
 from napari_strata.inference.predict import Prediction, iter_predict, predict
-from napari_strata.inference.shards import Shard, claim_planes, exclusive
+from napari_strata.inference.shards import Shard, claim_planes
 from napari_strata.inference.task import PredictionInput, PredictionTask
 from napari_strata.io import read_labels, write_image, write_labels
 from napari_strata.models.ensemble import load_models
@@ -397,7 +398,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def test_a_lock_of_a_killed_process_is_taken_over(tmp_path):
     lock = tmp_path / "lock"
     process = hold(f"""
-        from napari_strata.inference.shards import exclusive
+        from napari_strata.core.locks import exclusive
         context = exclusive(Path({str(lock)!r}))
         assert context.__enter__() == ""
     """)

@@ -260,7 +260,7 @@ def test_a_stopped_run_says_what_is_missing_and_why(tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_hardly_begun_and_one_without_validation(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path / "begun", tiny_recipe())
+    RunFolder.create(tmp_path / "begun", tiny_recipe(), {})
     _, read = page(tmp_path / "begun")
     assert "it is still training, or was cut off" in read.text
     assert "No epoch is complete" in read.text

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from napari_strata.core.classes import IGNORE
 from napari_strata.core.errors import RecipeError
 from napari_strata.core.recipe import LossName, Training
-from napari_strata.report.sections import TERMS
+from napari_strata.report.sections import LOSS_TITLES
 from napari_strata.training import losses
 from napari_strata.training.losses import LOSSES, Loss, build_loss
 
@@ -37,7 +37,7 @@ def loss_of(name: LossName, classes: int = 3, **training: Any) -> Loss:
 
 def test_every_loss_has_a_function_and_a_name_in_reports() -> None:
     assert set(LOSSES) == set(NAMES)
-    assert set(TERMS) == set(NAMES)
+    assert set(LOSS_TITLES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -73,7 +73,7 @@ def test_scores_equal_those_of_the_whole_planes_by_hand(
     total, pixels, counts = 0.0, 0, np.zeros((2, 2), int)
     for part in parts:
         grey = torch.from_numpy(scale.apply(part.read_image()))
-        truth = torch.from_numpy(part.read_labels(spec.classes)).long()
+        truth = torch.from_numpy(part.read_class_indices(spec.classes)).long()
         logits = torch.cat([-grey, grey])[None]
         total += (
             2

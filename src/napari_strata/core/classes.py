@@ -17,7 +17,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from napari_strata.core.errors import LabelError
 
 IGNORE = 255
-"""Class index of unlabelled pixels; a class map therefore has at most 255 classes."""
+"""Class index of unlabelled pixels; a class map therefore has at most 255 classes.
+
+The label *value* 255 is something else: a class, unless the class map has it in
+`unlabelled`.
+"""
 
 MAX_INFERRED = 64
 """More distinct values than this are object ids or grey values, not classes."""

@@ -8,11 +8,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
+
+import psutil
 
 from napari_strata.core.errors import RunError
 
@@ -98,6 +102,56 @@ def explain(error: OSError, path: str | Path) -> RunError:
             f"{path}: this folder cannot be written to; choose another one."
         )
     return RunError(f"{path}: cannot be written ({error.strerror or error}).")
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; copy it where the file system has no hard links.
+
+    Both names keep their content when the other one is replaced.
+    """
+    with atomic(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def remove_leftovers(folder: Path) -> str:
+    """Remove what killed processes left unfinished in a run; say what was removed.
+
+    Temporary names contain the number of the process. Layers are those of a viewer,
+    which may run on another computer.
+    """
+    folders = [folder, *(entry for entry in folder.iterdir() if entry.is_dir())]
+    paths = [
+        path
+        for parent in folders
+        if parent.name != LAYERS
+        for path in parent.iterdir()
+        if is_leftover(path)
+    ]
+    size = sum(path.stat().st_size for path in paths)
+    for path in paths:
+        remove(path)
+    if not paths:
+        return ""
+    count = "1 unfinished file" if len(paths) == 1 else f"{len(paths)} unfinished files"
+    return f"{count} of a process that was killed removed ({size / 1e6:.1f} MB)"
+
+
+def is_leftover(path: Path, kind: str = "tmp") -> bool:
+    """Return True if a process that has ended left this file or folder unfinished."""
+    match = re.match(rf"\.(\d+)(-\d+)?\.{kind}\.", path.name)
+    return match is not None and not psutil.pid_exists(int(match[1]))
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder, if it exists and can be deleted."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -224,9 +224,9 @@ class Training(Section):
     loss: dict[LossName, Rate] = Field(
         {"ce": 1.0, "dice": 1.0},
         min_length=1,
-        description="Losses and their weights; they are added: bce 0.5 and dice 0.5 is "
-        "w x BCE + (1 - w) x Dice with a "
-        "bce_weight w of 0.5. There are " + ", ".join(get_args(LossName)) + ".",
+        description="Losses and their weights; the products are added. There are "
+        + ", ".join(get_args(LossName))
+        + ".",
     )
     class_weights: Literal["none", "balanced"] | tuple[Rate, ...] = Field(
         "none",

@@ -29,6 +29,7 @@ from napari_strata.core.events import (
     from_json,
     to_json,
 )
+from napari_strata.core.locks import LOCK
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.recipes import RECIPE_FILE, dump_recipe, load_recipe
 from napari_strata.core.spec import ModelSpec
@@ -110,6 +111,7 @@ class RunFolder:
     ``layers/``              layers of a viewer that were in no file
     ``running.json``         process that trains the run without a viewer
     ``log.txt``              output of that process
+    ``.lock``                process that writes to the run, while it does
     =======================  ====================================================
     """
 
@@ -117,20 +119,28 @@ class RunFolder:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | Path, recipe: Recipe) -> RunFolder:
-        """Make a new run.
+    def create(
+        cls, path: str | Path, recipe: Recipe, data: Mapping[str, Any]
+    ) -> RunFolder:
+        """Make a new run. The recipe is written last and makes the folder a run.
+
+        Parameters
+        ----------
+        path
+            Folder, which may exist as long as `check_free` accepts it.
+        recipe
+            The recipe.
+        data
+            The record of the data.
 
         Raises
         ------
         RunError
-            If the folder exists and is not empty, or cannot be made.
+            If the folder holds something else, or cannot be made.
         """
         check_free(path)
         run = cls(path)
-        try:
-            run.previews.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.explain(error, run.path) from error
+        run.write_json(run.data_path.name, data)
         run.save_recipe(recipe)
         return run
 
@@ -152,8 +162,8 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """True if the data were recorded, which is the last step before training."""
-        return self.data_path.is_file()
+        """True if recipe and data were written, the last step before training."""
+        return self.exists and self.data_path.is_file()
 
     @property
     def has_model(self) -> bool:
@@ -556,12 +566,34 @@ def check_free(path: str | Path) -> None:
         )
     if not path.is_dir():
         return
-    names = {entry.name for entry in path.iterdir()}
-    if names - {files.LAYERS}:
+    if not is_unused(path):
         raise RunError(
             f"{path}: this run folder exists already; choose another one, or go on "
             "with it (resume, or extend it by some epochs)."
         )
+
+
+def is_unused(path: Path) -> bool:
+    """Return True if a folder holds nothing, or what may be there before a run.
+
+    That is what a viewer writes, and what a process leaves that is killed before it
+    trains.
+    """
+    if not path.exists():
+        return True
+    run = RunFolder(path)
+    if not path.is_dir() or run.has_begun:
+        return False
+    early_paths = {
+        run.layers,
+        run.path / LOCK,
+        run.data_path,
+        run.recipe_path,
+        run.previews,
+    }
+    return all(
+        entry in early_paths or files.is_leftover(entry) for entry in path.iterdir()
+    )
 
 
 def _thin_batches(lines: Sequence[bytes], max_batches: int) -> list[bytes]:

@@ -187,7 +187,7 @@ def _profiles(region: LabelledRegion, classes: ClassMap) -> list[Array]:
     """Labelled pixels of each class along each axis: int64 (K, length) per axis."""
     profiles = [np.zeros((len(classes), length), np.int64) for length in region.shape]
     for strip in region.strips():
-        labels = strip.read_labels(classes)
+        labels = strip.read_class_indices(classes)
         for k in range(len(classes)):
             of_class = labels == k
             for axis in range(labels.ndim):

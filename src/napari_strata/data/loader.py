@@ -117,7 +117,12 @@ class PatchSource:
             ):
                 is_same = new.pair is old.pair
                 updated.append(
-                    (image, labels if is_same else _read_labels(new, image, self.spec))
+                    (
+                        image,
+                        labels
+                        if is_same
+                        else _read_class_indices(new, image, self.spec),
+                    )
                 )
             further = regions[len(held) :]
             updated += [_read_by_strips(region, self.spec) for region in further]
@@ -167,7 +172,9 @@ class PatchSource:
         labels: list[Iterable[Array]] = []
         for number, region in enumerate(self.regions):
             if self._held is None:
-                labels.append(strip.read_labels(classes) for strip in region.strips())
+                labels.append(
+                    strip.read_class_indices(classes) for strip in region.strips()
+                )
             else:
                 labels.append([self._held[number][1]])
         shapes = [region.shape for region in self.regions]
@@ -298,12 +305,12 @@ def _hold(
     return [_read_by_strips(region, spec) for region in regions]
 
 
-def _read_labels(region: LabelledRegion, image: Array, spec: ModelSpec) -> Array:
+def _read_class_indices(region: LabelledRegion, image: Array, spec: ModelSpec) -> Array:
     """Read the class indices of a region strip by strip; `image` has been read."""
     labels = np.empty(region.shape, np.uint8)
     for strip in region.strips():
         box = _box_within(strip, region)
-        labels[box] = strip.read_labels_of(image[:, *box], spec.classes)
+        labels[box] = strip.class_indices_of(image[:, *box], spec.classes)
     return labels
 
 

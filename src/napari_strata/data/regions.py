@@ -79,7 +79,7 @@ class LabelledRegion:
         image = self.pair.image.read(self._selection())
         return image.reshape(len(image), *self.shape)
 
-    def read_labels(self, classes: ClassMap) -> Array:
+    def read_class_indices(self, classes: ClassMap) -> Array:
         """Read class indices, uint8 of `shape`.
 
         They are `IGNORE` where a pixel is unlabelled or where a channel of the image is
@@ -96,12 +96,12 @@ class LabelledRegion:
         return self._encode(classes)
 
     def read(self, classes: ClassMap) -> tuple[Array, Array]:
-        """Read image and labels as `read_image` and `read_labels` do, each once."""
+        """Read the image and the class indices, each once."""
         image = self.read_image()
-        return image, self.read_labels_of(image, classes)
+        return image, self.class_indices_of(image, classes)
 
-    def read_labels_of(self, image: Array, classes: ClassMap) -> Array:
-        """`read_labels` for callers that already have the grey values (C, *shape)."""
+    def class_indices_of(self, image: Array, classes: ClassMap) -> Array:
+        """Read class indices for callers that have the grey values (C, *shape)."""
         labels = self._encode(classes)
         if image.dtype.kind == "f":
             labels[~np.isfinite(image).all(axis=0)] = IGNORE
@@ -162,11 +162,11 @@ def count_labels(region: LabelledRegion, classes: ClassMap) -> LabelledRegion:
     Raises
     ------
     LabelError
-        As `LabelledRegion.read_labels` does.
+        As `LabelledRegion.read_class_indices` does.
     """
     total = np.zeros(256, np.int64)
     for strip in region.strips():
-        total += np.bincount(strip.read_labels(classes).ravel(), minlength=256)
+        total += np.bincount(strip.read_class_indices(classes).ravel(), minlength=256)
     return replace(region, counts=total[: len(classes)])
 
 

@@ -272,8 +272,8 @@ def iter_score_labels(
     predicted_pair = AnnotatedImage(prediction, prediction)
     parts = labelled_regions(pair, classes)
     for part in parts:
-        true = part.read_labels(classes)
-        predicted = replace(part, pair=predicted_pair).read_labels(classes)
+        true = part.read_class_indices(classes)
+        predicted = replace(part, pair=predicted_pair).read_class_indices(classes)
         missing = int(((true != IGNORE) & (predicted == IGNORE)).sum())
         if missing:
             raise LabelError(
@@ -338,7 +338,7 @@ class _Tally:
 
     def _count(self, part: LabelledRegion, image: Array, prediction: Array) -> None:
         spec = self.predictor.spec
-        truth = part.read_labels_of(image, spec.classes)
+        truth = part.class_indices_of(image, spec.classes)
         confusion = ConfusionMatrix(spec.classes)
         confusion.update(truth, prediction)
         if self.count in self.pictured:

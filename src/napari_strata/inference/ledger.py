@@ -31,12 +31,12 @@ import numpy as np
 
 from napari_strata.core import files
 from napari_strata.core.errors import RunError
+from napari_strata.core.locks import exclusive
 from napari_strata.inference.outputs import Array, OutputSpec, check_space
 from napari_strata.inference.shards import (
     ANCHOR,
     Shard,
     claim_planes,
-    exclusive,
 )
 
 FORMAT = "napari-strata ledger 1"

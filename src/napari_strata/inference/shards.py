@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TypeVar
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from napari_strata.core.errors import RunError
 
@@ -159,36 +159,3 @@ def _try_lock(path: Path) -> BaseFileLock | None:
     except Timeout:
         return None
     return lock
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[str]:
-    """Give an empty text to one process at a time, and to others who that is.
-
-    The text is as ``process 123 on node7``. A file marks the lock, which works also
-    where the file system has no locks. The mark of a killed process of this machine is
-    taken over; whether a process of another machine still runs cannot be known.
-    """
-    lock = SoftFileLock(path, thread_local=False)
-    try:
-        # The mark of a killed process is removed first and taken at the next try.
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        yield _read_holder(path)
-        return
-    try:
-        yield ""
-    finally:
-        lock.release()
-
-
-def _read_holder(path: Path) -> str:
-    """Machine and process that a lock file names."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return "another process"
-    lines = text.splitlines()
-    if len(lines) >= 2 and lines[0].isdigit():
-        return f"process {lines[0]} on {lines[1]}"
-    return lines[0] if lines else "another process"

@@ -1,4 +1,4 @@
-"""Images as their files mean them: turned upright, and NaN where there are no data."""
+"""Corrections that a file asks for: orientation, and NaN for pixels without data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NodataArray(LazyArray):
         dtype = stored
         if stored.kind != "f":
             small = stored.itemsize <= 2
-            # The full scale of the stored values is still needed; see `fixed`.
+            # `core.normalization.fixed` needs the dtype of the file.
             dtype = np.dtype(
                 np.float32 if small else np.float64, metadata={"stored": str(stored)}
             )
@@ -45,19 +45,21 @@ class NodataArray(LazyArray):
     def _fetch(self, region: tuple[slice, ...]) -> Array:
         if self.channels is None:
             values = np.asarray(self.base[region])
-            return np.where(values == self._key, self.dtype.type(np.nan), values)
+            return np.where(
+                values == self._stored_nodata, self.dtype.type(np.nan), values
+            )
         whole = list(region)
         whole[self.channels] = slice(None)
         values = np.asarray(self.base[tuple(whole)])
-        empty = (values == self._key).all(axis=self.channels, keepdims=True)
+        empty = (values == self._stored_nodata).all(axis=self.channels, keepdims=True)
         picked = [slice(None)] * self.ndim
         picked[self.channels] = region[self.channels]
         values = values[tuple(picked)]
         return np.where(empty, self.dtype.type(np.nan), values)
 
     @property
-    def _key(self) -> Any:
-        """`nodata` rounded as the stored values are."""
+    def _stored_nodata(self) -> Any:
+        """`nodata` in the dtype of the file."""
         stored = np.dtype(self.base.dtype)
         return stored.type(self.nodata) if stored.kind == "f" else self.nodata
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
 from napari_strata.core.errors import ImageError, RunError
-from napari_strata.core.files import beside, explain, replace
+from napari_strata.core.files import beside, explain, is_leftover, remove, replace
 
 TIFF_SUFFIXES = (
     ".tif",
@@ -174,6 +174,7 @@ def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
         store, the disk is full, or the folder cannot be written to.
     """
     target = Path(path).expanduser()
+    _recover(target)
     _check_free(target, overwrite=overwrite)
     temporary, old = (
         beside(target, before=f".{os.getpid()}.{kind}.") for kind in ("tmp", "old")
@@ -189,8 +190,22 @@ def replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
     finally:
         if old.exists() and not target.exists():
             replace(old, target)
-        _remove(temporary)
-        _remove(old)
+        remove(temporary)
+        remove(old)
+
+
+def _recover(target: Path) -> None:
+    """Undo a replacement of `target` that a killed process left unfinished."""
+    if not target.parent.is_dir():
+        return
+    for path in list(target.parent.glob(f".*.{glob.escape(target.name)}")):
+        if re.sub(r"\.[\d-]+\.(tmp|old)\.", "", path.name, count=1) != target.name:
+            continue  # of another target
+        is_old = is_leftover(path, "old")
+        if is_old and not target.exists():
+            replace(path, target)
+        elif is_old or is_leftover(path):
+            remove(path)
 
 
 def _check_free(target: Path, *, overwrite: bool) -> None:
@@ -206,10 +221,3 @@ def _check_free(target: Path, *, overwrite: bool) -> None:
             f"{target}: is a folder and not a zarr store, so it is not replaced; choose"
             " another name."
         )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ MAX_PICTURES = 6
 
 FIRST, SECOND = "var(--first)", "var(--second)"
 
-TERMS = {
+LOSS_TITLES = {
     "ce": "Cross-entropy",
     "bce": "Binary cross-entropy (BCE)",
     "dice": "Dice loss",
@@ -203,7 +203,7 @@ def _loss_terms(rows: Sequence[dict[str, str]]) -> dict[str, list[Line]]:
     for term in dict.fromkeys(terms):
         if term == "loss":
             continue
-        charts[f"{TERMS.get(term, term)} alone"] = [
+        charts[f"{LOSS_TITLES.get(term, term)} alone"] = [
             _column_line("training", rows, f"train_{term}", FIRST),
             _column_line("validation", rows, f"validation_{term}", SECOND),
         ]

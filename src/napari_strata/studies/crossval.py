@@ -10,7 +10,6 @@ recipe is refused.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -30,10 +29,11 @@ from napari_strata.core.events import (
     Message,
 )
 from napari_strata.core.image import AnnotatedImage
+from napari_strata.core.locks import one_writer
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.recipe import Recipe, Training, differences
 from napari_strata.core.recipes import load_recipe
-from napari_strata.core.runs import CrossvalFolder, RunFolder
+from napari_strata.core.runs import CrossvalFolder, RunFolder, is_unused
 from napari_strata.core.spec import find_classes
 from napari_strata.data.folds import fold_pairs
 from napari_strata.data.split import Split, distinct_pairs, split_pairs
@@ -235,6 +235,12 @@ class Crossval:
     def run(self) -> Generator[Event, None, None]:
         """Train and score fold by fold; see `iter_crossval`."""
         self.check()
+        with one_writer(self.out) as note:
+            if note:
+                yield Message(note)
+            yield from self._run()
+
+    def _run(self) -> Generator[Event, None, None]:
         # Scores after fewer epochs than the recipe has now are ignored.
         epochs = self.recipe.training.epochs
         scores = {
@@ -277,7 +283,7 @@ class Crossval:
 
         Raises `RunError` if it had other data or another recipe.
         """
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+        if is_unused(self.out):
             return {}
         folder = CrossvalFolder(self.out)
         if not folder.exists:
@@ -362,7 +368,6 @@ def train_to_end(job: TrainingJob) -> Generator[Event, None, None]:
     """
     run, epochs = RunFolder(job.out), job.recipe.training.epochs
     if not run.has_begun:
-        _clear(run)
         yield from iter_job(job)
         return
     planned = run.recipe.training.epochs
@@ -410,14 +415,6 @@ def _end_reason(run: RunFolder) -> str | None:
     if history.ended.reason == "finished" and trained < run.recipe.training.epochs:
         return None
     return history.ended.reason
-
-
-def _clear(run: RunFolder) -> None:
-    """Remove the files of a run that was killed before it began, and no others."""
-    if not run.path.is_dir():
-        return
-    if set(run.path.iterdir()) <= {run.previews, run.recipe_path}:
-        shutil.rmtree(run.path)
 
 
 def _score(run: Path, split: Split, classes: ClassMap, *, epochs: int) -> FoldScore:

@@ -25,9 +25,10 @@ from napari_strata.core import files
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RecipeError, RunError, StrataError, TrainingError
 from napari_strata.core.events import Event, Message, TrialEnd, TrialStarted, TuneEnd
+from napari_strata.core.locks import one_writer
 from napari_strata.core.recipe import Recipe, differences
 from napari_strata.core.recipes import dump_recipe, load_recipe
-from napari_strata.core.runs import SearchFolder
+from napari_strata.core.runs import SearchFolder, is_unused
 from napari_strata.networks import build_network
 from napari_strata.studies.crossval import (
     Crossval,
@@ -205,9 +206,11 @@ class Search:
                 "training.epochs cannot be in a grid with halving, which sets it; leave"
                 " out one of the two."
             )
-        if self.out.exists() and not (
-            self.out.is_dir() and not any(self.out.iterdir())
-        ):
+        self._read_scores()
+
+    def _read_scores(self) -> None:
+        """Read the scores of an earlier call; errors as in `_read_scores`."""
+        if not is_unused(self.out):
             rounds = self.rounds() if self.options.halving else []
             self.scores = _read_scores(
                 self.out, self.trials, self.study.fingerprints, rounds=rounds
@@ -229,6 +232,13 @@ class Search:
     def run(self) -> Generator[Event, None, None]:
         """Run the rounds and yield events; see `iter_tune`."""
         self.check()
+        with one_writer(self.out) as note:
+            if note:
+                yield Message(note)
+            yield from self._run()
+
+    def _run(self) -> Generator[Event, None, None]:
+        self._read_scores()
         self._save()
         sent_messages: set[Message] = set()
         yield Message(self._describe_plan())

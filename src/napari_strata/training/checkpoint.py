@@ -28,6 +28,7 @@ from napari_strata.training.plan import Plan, TrainingJob
 from napari_strata.training.transfer import initialise
 
 CHECKPOINT = "last.pt"
+BEST_IOU, BEST_LOSS = "best_iou.safetensors", "best_loss.safetensors"
 
 
 @dataclass
@@ -114,15 +115,17 @@ class TrainingRun:
         if not self._writes:
             return
         self._snapshot_time = time.monotonic()
-        model = self._model(end.weights)
         is_unscored = not any(e.best_iou for e in self.progress.compared)
         # The model first: if the process is killed, this file matters most.
-        if end.best_iou or is_unscored:
-            model.save(self.folder.model_path)
+        paths = [self.folder.model_path] if end.best_iou or is_unscored else []
         if end.best_iou:
-            model.save(self.folder.path / "best_iou.safetensors")
+            paths.append(self.folder.path / BEST_IOU)
         if end.best_loss:
-            model.save(self.folder.path / "best_loss.safetensors")
+            paths.append(self.folder.path / BEST_LOSS)
+        if paths:
+            self._model(end.weights).save(paths[0])
+        for path in paths[1:]:
+            files.link(paths[0], path)
         self.save_checkpoint()
         files.write_text(self.folder.path / "metrics.csv", self.progress.csv())
 
@@ -181,6 +184,17 @@ class TrainingRun:
             complete = replace(model, history=tuple(self.progress.history))
             complete.save(self.folder.model_path)
 
+    def link_equal_models(self) -> None:
+        """Store the weights of the best epoch once, with what was measured since."""
+        ends = self.progress.compared
+        best = max((end.epoch for end in ends if end.best_iou), default=None)
+        lowest_loss = max((end.epoch for end in ends if end.best_loss), default=None)
+        if best is None:
+            return
+        files.link(self.folder.model_path, self.folder.path / BEST_IOU)
+        if lowest_loss == best:
+            files.link(self.folder.model_path, self.folder.path / BEST_LOSS)
+
     def _model(self, kind: str) -> Model:
         return Model(
             self.plan.spec,
@@ -218,8 +232,7 @@ def start_run(
     """Start a run. Its folder is created last, after all steps that can fail."""
     messages = initialise(learner.network, plan.recipe, plan.spec)
     learner.restart_average()
-    folder = RunFolder.create(job.out, plan.recipe)
-    folder.write_json("data.json", plan.record())
+    folder = RunFolder.create(job.out, plan.recipe, plan.record())
     return TrainingRun(folder, plan, learner, Progress()), messages
 
 

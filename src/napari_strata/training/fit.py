@@ -68,7 +68,7 @@ STEP_TREES = 10
 """Trees from one event to the next."""
 
 MEASURE_TREES, MEASURE_PIXELS = 50, 20_000
-"""A smaller fit is enough to measure how far strokes agree."""
+"""Trees and pixels of the fits that measure the agreement with held-out strokes."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,7 @@ class _Fit:
         """Begin a run, or open one that goes on."""
         plan = plan.with_epochs(1)
         if not job.resume:
-            folder = RunFolder.create(job.out, plan.recipe)
-            folder.write_json("data.json", plan.record())
+            folder = RunFolder.create(job.out, plan.recipe, plan.record())
             return cls(job, folder, plan, device)
         folder = RunFolder.open(job.out)
         folder.save_recipe(plan.recipe)

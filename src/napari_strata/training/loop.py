@@ -23,6 +23,7 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import StrataError, TrainingError
 from napari_strata.core.events import BatchEnd, EpochEnd, Event, Message
 from napari_strata.core.image import AnnotatedImage
+from napari_strata.core.locks import one_writer
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.runs import RunFolder, check_free
@@ -151,12 +152,18 @@ def iter_train(  # noqa: PLR0913 (as `train`)
 def iter_job(job: TrainingJob) -> Generator[Event, None, None]:
     """Run a training job; see `iter_train`."""
     with process_group() as group:
-        events = _train(job, group)
-        if group.is_main:
-            yield from events
-        else:
-            for _ in events:
+        if not group.is_main:
+            for _ in _train(job, group):
                 pass
+            return
+        if job.resume:
+            RunFolder.open(job.out)
+        else:
+            check_free(job.out)
+        with one_writer(Path(job.out)) as note:
+            if note:
+                yield Message(note)
+            yield from _train(job, group)
 
 
 def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None]:
@@ -165,7 +172,6 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
     if job.resume:
         plan = plan_resumed(job, RunFolder.open(job.out))
     else:
-        check_free(job.out)
         plan = plan_new(job)
     if plan.recipe.network.is_fitted:
         yield from iter_fit(job, plan, group)
@@ -207,6 +213,7 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
             run.complete_history()
             for event in _measure_best(run, job, data.truths):
                 yield run.record(event)
+            run.link_equal_models()
     except (GeneratorExit, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, GeneratorExit):
             group.announce_stop()

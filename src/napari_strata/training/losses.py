@@ -4,8 +4,7 @@ Logits and labels are first reduced to the labelled pixels, so that unlabelled p
 have no influence on the loss or its gradient. All arithmetic is float32, also under
 autocast.
 
-To add a loss, write a function with `register_loss`, and add its name to `LossName`
-in `core.recipe` and to `TERMS` in `report.sections`. A test compares the three.
+CONTRIBUTING says what to change for a new loss.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from napari_strata.core.recipe import LossName, Training
 SMOOTH = 0.5
 """Number of pixels added to numerator and denominator of the overlap losses.
 
-In the usual formula of Dice, with 2 TP, it corresponds to 1. A class that does not
+Dice is often written with 2 TP; there, 1 would have to be added. A class that does not
 occur in the batch has the loss 1 - SMOOTH / (alpha FP + SMOOTH), which is 0 if the
 class is not predicted. Without SMOOTH the loss would be 1 for any prediction.
 """
@@ -142,16 +141,16 @@ def class_weights(
     "balanced" weights are inverse frequencies, scaled so that their mean over the
     classes that occur is 1. A class that does not occur has weight 1.
     """
-    section = training.class_weights
-    if section == "none":
+    weights = training.class_weights
+    if weights == "none":
         return None
-    if section != "balanced":
-        if len(section) != classes:
+    if weights != "balanced":
+        if len(weights) != classes:
             raise RecipeError(
-                f"training.class_weights has {len(section)} numbers for {classes} "
+                f"training.class_weights has {len(weights)} numbers for {classes} "
                 "classes; give one number for each, or 'balanced', or 'none'."
             )
-        return torch.tensor(section)
+        return torch.tensor(weights)
     if class_counts is None:
         raise RecipeError(
             "training.class_weights is 'balanced', but the labels were not counted; "

@@ -27,7 +27,7 @@ from napari_strata.models.tiled import TiledPredictor, class_indices
 from napari_strata.training.losses import Loss
 
 REPORTED_LOSSES: tuple[LossName, ...] = ("bce", "dice")
-"""Losses that every validation reports, so that runs can be compared."""
+"""Losses that every validation reports, whatever the recipe trains on."""
 
 STRIP_VOXELS = 2**24
 """Approximate number of voxels of a strip; smaller volumes are predicted whole."""
@@ -99,7 +99,7 @@ def load_truths(regions: Sequence[LabelledRegion], spec: ModelSpec) -> list[Trut
             samples = np.concatenate(image.samples(), axis=1)
             scales[id(image)] = spec.normalization.scale_for(samples, image.dtype)
         for strip, network_input in _strips(region, spec):
-            labels = strip.read_labels(spec.classes)
+            labels = strip.read_class_indices(spec.classes)
             if (labels != IGNORE).any():
                 truths.append(Truth(strip, labels, scales[id(image)], network_input))
     return truths

@@ -19,7 +19,7 @@ IMAGE = Image(np.zeros((3, 8, 9), np.uint16), "ZYX", name="sand")
 
 def write_run(path: Path, image: Image = IMAGE, *, has_model: bool = True) -> None:
     """Write those files of a run that are read to find its model."""
-    folder = RunFolder.create(path, load_recipe("unet-ct"))
+    folder = RunFolder.create(path, load_recipe("unet-ct"), {})
     pair = {
         "name": image.name,
         "axes": image.axes,
