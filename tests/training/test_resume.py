@@ -508,3 +508,21 @@ def test_another_recipe_is_named_and_not_used(
         "recipe" in text
         for text in itertools.chain(warnings("unet-ct"), warnings("default"))
     )
+
+
+def test_an_epoch_whose_event_was_lost_is_sent_after_resuming(
+    tmp_path: Path, scene: Scene, small: dict[str, Any]
+) -> None:
+    small["training.epochs"] = 2
+    train("default", scene(), out=tmp_path, overrides=small, device="cpu")
+    run = RunFolder(tmp_path)
+    lines = run.events_path.read_text().splitlines(keepends=True)
+    kept_lines = [line for line in lines if '"epoch": 2' not in line]
+    run.events_path.write_text("".join(kept_lines))
+    assert [end.epoch for end in run.history().epochs] == [1]
+    events = iter_train(
+        "default", scene(), out=tmp_path, overrides=small, device="cpu", extend=1
+    )
+    sent = [event.epoch for event in events if isinstance(event, EpochEnd)]
+    assert sent == [2, 3]
+    assert [end.epoch for end in run.history().of_type(EpochEnd)] == [1, 2, 3]

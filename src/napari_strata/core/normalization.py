@@ -7,7 +7,7 @@ dominates the network's input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -144,7 +144,8 @@ def stored_dtype(dtype: Any) -> np.dtype[Any]:
     Integers with pixels without data are read as floats.
     """
     stored: np.dtype[Any] = np.dtype(dtype)
-    return np.dtype((stored.metadata or {}).get("stored", stored))
+    metadata: Mapping[str, Any] = stored.metadata or {}
+    return np.dtype(metadata.get("stored", stored))
 
 
 def fixed(kind: Kind, dtype: Any, channels: int) -> Scale:

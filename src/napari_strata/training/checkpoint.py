@@ -43,6 +43,8 @@ class TrainingRun:
     learner: Learner
     progress: Progress
     snapshot_s: float = 0.0
+    unrecorded: Sequence[EpochEnd] = ()
+    """Complete epochs of a resumed run whose event was not sent before it was stopped."""
     _snapshot_time: float | None = None
     """Time from which the seconds to the next snapshot count."""
 
@@ -71,6 +73,7 @@ class TrainingRun:
         yield from self.plan.messages
         yield from messages
         yield self.started(batches)
+        yield from self.unrecorded
         if self.plan.is_changed:
             yield self.plan.labels_updated(self.progress.epoch + 1)
 
@@ -246,7 +249,6 @@ def resume_run(
         state = folder.load_checkpoint(CHECKPOINT)
         learner.load_state_dict(state["learner"])
         progress = Progress.from_state(state["progress"])
-        _add_missing_events(folder, progress)
     else:
         progress = Progress()
         text = (
@@ -266,6 +268,7 @@ def resume_run(
         )
         messages.append(Message(text))
     run = TrainingRun(folder, plan.with_epochs(epochs), learner, progress)
+    run.unrecorded = _unrecorded_epochs(folder, progress)
     if progress.history:
         # Before the recipe: if the process is killed in between, the recipe must not
         # have more epochs than the schedule.
@@ -294,9 +297,7 @@ def _plan_epochs(
     return epochs
 
 
-def _add_missing_events(folder: RunFolder, progress: Progress) -> None:
-    """Record epochs whose event is missing because the process was killed."""
-    recorded = {event.epoch for event in folder.events() if isinstance(event, EpochEnd)}
-    for end in progress.history:
-        if end.epoch not in recorded:
-            folder.append_event(end)
+def _unrecorded_epochs(folder: RunFolder, progress: Progress) -> list[EpochEnd]:
+    """Return the epochs whose event is missing: the process was stopped before it."""
+    recorded = {end.epoch for end in folder.history().of_type(EpochEnd)}
+    return [end for end in progress.history if end.epoch not in recorded]
