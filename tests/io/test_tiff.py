@@ -26,6 +26,7 @@ from napari_strata.io import (
     read_labels,
     read_pyramid,
     tiff,
+    write_image,
 )
 from napari_strata.io.lazy import CastArray, FileArray
 
@@ -627,6 +628,16 @@ def test_labels_keep_their_integers(tmp_path: Path) -> None:
     labels = read_labels(write(tmp_path / "a.tif", array, metadata={"axes": "ZYX"}))
     same(labels, array, "ZYX")
     assert labels.classes is None
+
+
+def test_bool_images_that_this_project_writes(tmp_path: Path) -> None:
+    array = stack(dtype=bool)
+    path = write_image(tmp_path / "a.tif", Image(array, "ZYX"))
+    np.testing.assert_array_equal(tifffile.imread(path), array)
+    for lazy_above in (0, 2**26):
+        (image,) = read_images(path, lazy_above=lazy_above)
+        assert image.dtype == bool
+        np.testing.assert_array_equal(np.asarray(image.data), array)
 
 
 def test_bool_labels_become_zero_and_one(tmp_path: Path) -> None:

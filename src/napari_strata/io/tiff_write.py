@@ -76,7 +76,9 @@ def _tiles(image: Image, dtype: np.dtype[Any]) -> Iterator[Array]:
                 tile = band[top : top + TILE, left : left + TILE]
                 if tile.shape != (TILE, TILE):
                     tile = np.pad(tile, [(0, TILE - n) for n in tile.shape])
-                yield np.ascontiguousarray(tile, dtype)
+                tile = np.ascontiguousarray(tile, dtype)
+                # TIFF stores eight pixels of bool in a byte.
+                yield np.packbits(tile, axis=1) if dtype == np.bool_ else tile
 
 
 def _compressed(tiles: Iterator[Array]) -> Iterator[bytes]:
