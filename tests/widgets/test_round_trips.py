@@ -96,6 +96,9 @@ LAYERS: dict[str, Callable[[], Layer]] = {
 }
 
 
+FEW = ("colours", "classes", "objects")
+
+
 @pytest.fixture
 def viewer(make_napari_viewer: Callable[..., Any], npe2pm: Any) -> Any:
     made = make_napari_viewer()
@@ -130,9 +133,11 @@ def check_same(again: Layer, layer: Layer) -> None:
 def test_every_layer_comes_back_as_it_was(
     viewer: Any, tmp_path: Path, suffix: str
 ) -> None:
-    assert len(SUFFIXES) == 6
-    for number, (name, make) in enumerate(LAYERS.items()):
-        layer = viewer.add_layer(make())
+    assert {".tif", ".ome.tif", ".zarr", ".ome.zarr"} <= set(SUFFIXES)
+    # The same functions write the other suffixes, so that a few layers are enough.
+    names = LAYERS if suffix in (".ome.tif", ".ome.zarr") else FEW
+    for number, name in enumerate(names):
+        layer = LAYERS[name]()
         path = tmp_path / f"{number}{suffix}"
         assert layer.save(str(path), plugin="napari-strata") == [str(path)], name
         (again,) = viewer.open(str(path), plugin="napari-strata")
@@ -144,7 +149,7 @@ def test_every_layer_comes_back_as_it_was(
 def test_all_layers_come_back_from_a_folder(
     viewer: Any, tmp_path: Path, kind: str
 ) -> None:
-    layers = [viewer.add_layer(make()) for make in LAYERS.values()]
+    layers = [viewer.add_layer(LAYERS[name]()) for name in FEW]
     command = f"napari-strata.write_{kind}_folder"
     paths = viewer.layers.save(str(tmp_path / "all"), plugin=command)
     viewer.layers.clear()
@@ -159,7 +164,7 @@ def test_all_layers_come_back_from_a_folder(
 def test_labels_of_a_plane_come_back_from_png(
     viewer: Any, tmp_path: Path, name: str
 ) -> None:
-    layer = viewer.add_layer(LAYERS[name]())
+    layer = LAYERS[name]()
     labels = labels_of_layer(layer.data, _attributes(layer))
     path = write_labels(tmp_path / "a.png", labels)
     (again,) = viewer.open(str(path), plugin="napari-strata")
