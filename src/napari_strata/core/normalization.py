@@ -7,7 +7,7 @@ dominates the network's input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -143,9 +143,9 @@ def stored_dtype(dtype: Any) -> np.dtype[Any]:
 
     Integers with pixels without data are read as floats.
     """
-    stored: np.dtype[Any] = np.dtype(dtype)
-    metadata: Mapping[str, Any] = stored.metadata or {}
-    return np.dtype(metadata.get("stored", stored))
+    metadata: dict[str, Any] = dict(np.dtype(dtype).metadata or {})
+    stored: np.dtype[Any] = np.dtype(metadata.get("stored", dtype))
+    return stored
 
 
 def fixed(kind: Kind, dtype: Any, channels: int) -> Scale:

@@ -44,7 +44,7 @@ class TrainingRun:
     progress: Progress
     snapshot_s: float = 0.0
     unrecorded: Sequence[EpochEnd] = ()
-    """Complete epochs of a resumed run whose event was not sent before it was stopped."""
+    """Complete epochs of a resumed run whose event was not sent before it stopped."""
     _snapshot_time: float | None = None
     """Time from which the seconds to the next snapshot count."""
 
