@@ -26,10 +26,7 @@ os.environ.setdefault("NAPARI_CONFIG", "")  # no settings are read or saved
 
 
 def pytest_runtest_setup() -> None:
-    """Free the viewers of the test before; pytest has held its fixtures until now.
-
-    napari then fails the test if one is still alive.
-    """
+    """Free the viewers of a failed test, which pytest has held until now."""
     module = sys.modules.get("napari._qt.qt_viewer")
     if module is not None and len(module.QtViewer._instances):
         gc.collect()
@@ -61,10 +58,10 @@ def pytest_fixture_post_finalizer(fixturedef: Any) -> None:
 
 @pytest.fixture
 def make_napari_viewer(make_napari_viewer: Callable[..., Any]) -> Iterator[Any]:
-    """With PySide6, delete closed windows before napari looks for leaks.
+    """Close the viewers and free them before napari looks for leaks.
 
-    The event loop of a program does that. Until then PySide6 keeps what is connected to
-    a window, and with it the viewer.
+    The event loop of a program deletes closed windows. napari's fixture collects young
+    garbage only, and a viewer that has lived through a collection is old.
     """
     viewers: WeakSet[Any] = WeakSet()
 
@@ -74,8 +71,7 @@ def make_napari_viewer(make_napari_viewer: Callable[..., Any]) -> Iterator[Any]:
         return viewer
 
     yield make
-    if "PySide6" not in sys.modules:
-        return
+    from napari._qt.qt_viewer import QtViewer
     from qtpy.QtCore import QEvent
     from qtpy.QtWidgets import QApplication
 
@@ -85,7 +81,8 @@ def make_napari_viewer(make_napari_viewer: Callable[..., Any]) -> Iterator[Any]:
     _wait_for_threads()
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     QApplication.processEvents()
-    gc.collect()
+    if len(QtViewer._instances):
+        gc.collect()
 
 
 def _wait_for_threads() -> None:
