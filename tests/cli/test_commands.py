@@ -498,7 +498,6 @@ def test_files_that_cannot_be_used(run: Console, stack: Path) -> None:
     tifffile.imwrite(
         stack / "four.tif",
         np.zeros((2, 5, 64, 64), np.uint8),
-        metadata={"axes": "QRYX"},
         photometric="minisblack",
     )
     assert "--axes" in run.refuses("train", stack / "four.tif", labels, *out)
