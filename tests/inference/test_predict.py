@@ -28,6 +28,7 @@ from napari_strata.core.options import PredictOptions
 from napari_strata.inference import predict as predict_module
 from napari_strata.inference.build import build_predictor
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
+from napari_strata.inference.ledger import ResumableOutput
 from napari_strata.inference.outputs import check_out, probabilities_path
 from napari_strata.inference.predict import Prediction, iter_predict, predict
 from napari_strata.io import read_image, read_labels, write_labels
@@ -257,6 +258,25 @@ def test_a_run_killed_between_its_two_files_is_completed(model, tmp_path, monkey
     ]
     labels = predict(model, PAIR.image, out=out, options=OPTIONS, probabilities=True)
     assert np.array_equal(labels.read()[0], expected(model, PAIR.image))
+
+
+def test_a_run_killed_before_its_planes_were_deleted_is_complete(
+    model, tmp_path, monkeypatch
+):
+    out = tmp_path / "x.tif"
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableOutput, "remove", lambda output: output.close())
+        predict(model, PAIR.image, out=out, options=OPTIONS)
+    written = contents(tmp_path)[out.name]
+    other_image = replace(PAIR.image, data=np.flip(PAIR.image.data).copy())
+    with pytest.raises(RunError, match="exists already"):
+        predict(model, other_image, out=out, options=OPTIONS)
+    assert (tmp_path / "x.tif.partial").exists(), "of another image, and so kept"
+    job = iter_predict(model, PAIR.image, out=out, options=OPTIONS)
+    texts = [event.text for event in job if isinstance(event, Message)]
+    assert f"{out} is complete: an earlier process has written it" in texts
+    assert contents(tmp_path) == {out.name: written}
+    assert np.array_equal(job.labels.read()[0], expected(model, PAIR.image))
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,8 @@ def _predict_all(
     report = Report.open(path, batch.models.spec.classes)
     for source, target in targets.items():
         started = perf_counter()
-        if target.exists() and not batch.options.overwrite:
+        is_left = files.partial_folder(target).exists()
+        if target.exists() and not is_left and not batch.options.overwrite:
             text = "the output exists already"
             end = FileEnd(str(source), str(target), "skipped", text, 0.0)
             report = report.add(end, None)

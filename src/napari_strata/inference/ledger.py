@@ -367,6 +367,24 @@ class ResumableOutput:
         self._resources.close()
 
 
+def is_written(out: Path, spec: OutputSpec, identity: Mapping[str, Any]) -> bool:
+    """Return True if `out` is this prediction, and only its planes were not deleted.
+
+    A process was then killed after it had written `out`: the ledger beside it has every
+    plane, and is older.
+    """
+    ledger = files.partial_folder(out) / LEDGER
+    if not (out.exists() and ledger.is_file()):
+        return False
+    if out.stat().st_mtime_ns < ledger.stat().st_mtime_ns:
+        return False
+    if _read_head(ledger).get("identity") != json.loads(json.dumps(dict(identity))):
+        return False
+    lines = ledger.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    planes = {_parse_line(line).get("plane") for line in lines}
+    return planes >= set(range(spec.planes))
+
+
 def _create_once(path: Path, create: Callable[[Path], object]) -> None:
     """Create a file unless it exists.
 

@@ -236,11 +236,13 @@ def finish(
     out: Path | None,
     *,
     overwrite: bool,
+    is_written: bool = False,
 ) -> Results:
     """Give the results of an output that has all planes.
 
-    With `out`, the planes become files and are deleted. Existing probabilities are
-    replaced: the caller has checked before the first plane whether they may be.
+    With `out`, the planes become files, unless these are written, and are deleted.
+    Existing probabilities are replaced: the caller has checked before the first plane
+    whether they may be.
     """
     planes, *others = output.arrays()
     labels = label_stack(planes, image, classes=classes)
@@ -251,11 +253,12 @@ def finish(
     if out is None:
         return Results(labels, probabilities, pixels)
     if probabilities is not None:
-        path = write_probabilities(
-            probabilities_path(out), probabilities, overwrite=True
-        )
+        path = probabilities_path(out)
+        if not is_written:
+            path = write_probabilities(path, probabilities, overwrite=True)
         probabilities = read_image(path)
-    write_labels(out, labels, overwrite=overwrite)
+    if not is_written:
+        write_labels(out, labels, overwrite=overwrite)
     output.remove()
     written = read_labels(out)
     if written.classes is None:

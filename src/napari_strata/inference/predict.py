@@ -18,6 +18,7 @@ import numpy as np
 
 from napari_strata.core.errors import RunError
 from napari_strata.core.events import Event, Message, PredictionEnd, PredictionStarted
+from napari_strata.core.files import partial_folder
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.core.options import PredictOptions
 from napari_strata.inference.build import build_ensemble_predictor, compile_networks
@@ -25,7 +26,7 @@ from napari_strata.inference.checks import check_image
 from napari_strata.inference.chunks import Chunk, describe_invalid, planes_of
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.estimate import Estimate, check_memory, estimate
-from napari_strata.inference.ledger import ResumableOutput, WriterRole
+from napari_strata.inference.ledger import ResumableOutput, WriterRole, is_written
 from napari_strata.inference.outputs import (
     MemoryOutput,
     Output,
@@ -154,7 +155,7 @@ class Prediction(Iterator[Event]):
                     "it: --overwrite)"
                 )
                 return
-            check_out(out, overwrite=options.overwrite)
+            check_out(out, overwrite=options.overwrite or self._may_be_written)
         image = as_image(self._image)
         if out is not None:
             check_image_against_out(image, out)
@@ -183,6 +184,9 @@ class Prediction(Iterator[Event]):
         self, task: PredictionTask, shard: Shard | None
     ) -> Iterator[Event]:
         """Predict in this process: everything, or one shard."""
+        if self._may_be_written:
+            yield self._finish_written(task)
+            return
         image, predictor = task.input.model_image, task.predictor
         chunks: Sequence[Chunk] = task.chunks
         if shard is not None:
@@ -260,6 +264,40 @@ class Prediction(Iterator[Event]):
                 if invalid:
                     yield describe_invalid(inputs.model_image, invalid)
                 self._results = yield from _assemble(output, inputs, options)
+
+    @property
+    def _may_be_written(self) -> bool:
+        """True if a killed process may have left nothing to do but to tidy up."""
+        out = self._out
+        return (
+            out is not None
+            and self._part is None
+            and self._scheduler is None
+            and not self._options.overwrite
+            and out.exists()
+            and partial_folder(out).exists()
+        )
+
+    def _finish_written(self, task: PredictionTask) -> Message:
+        """Tidy up after a process that was killed when it had written the output.
+
+        Raises `RunError` if the output is something else.
+        """
+        out = self._out
+        assert out is not None
+        spec = task.input.output_spec(task.options)
+        if not is_written(out, spec, task.identity):
+            check_out(out, overwrite=False)
+        with closing(self._open_output(task, WriterRole())) as output:
+            self._results = finish(
+                output,
+                task.input.image,
+                task.input.classes,
+                out,
+                overwrite=False,
+                is_written=True,
+            )
+        return Message(f"{out} is complete: an earlier process has written it")
 
     def _open_output(self, task: PredictionTask, role: WriterRole) -> Output:
         """Open memory, or the folder of an unfinished prediction, old or new."""
