@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -609,3 +611,21 @@ def test_a_store_that_cannot_be_replaced_is_unchanged(
         write_labels(path, labels((8, 8), axes="YX"), overwrite=True)
     same(read_labels(path), old)
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_labels_are_written_while_python_ends(tmp_path: Path) -> None:
+    """A viewer that a script leaves open saves its labels then; no thread starts."""
+    path = tmp_path / "labels.tif"
+    program = (
+        "import atexit, functools, sys, numpy as np\n"
+        "from napari_strata.core.image import LabelImage\n"
+        "from napari_strata.io import write_labels\n"
+        "labels = LabelImage(np.ones((2, 30, 40), np.uint8), 'ZYX')\n"
+        "write = functools.partial(write_labels, sys.argv[1], overwrite=True)\n"
+        "write(labels)\n"
+        "atexit.register(write, LabelImage(2 * labels.data, 'ZYX'))\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert not ended.stderr
+    assert (read_labels(path).read()[0] == 2).all()

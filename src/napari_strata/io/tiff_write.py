@@ -87,11 +87,20 @@ def _compressed(tiles: Iterator[Array]) -> Iterator[bytes]:
     pending: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(threads, "compress") as pool:
         for tile in tiles:
-            pending.append(pool.submit(_zlib, tile))
+            pending.append(_submit(pool, tile))
             if len(pending) > 4 * threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def _submit(pool: ThreadPoolExecutor, tile: Array) -> Future[bytes]:
+    try:
+        return pool.submit(_zlib, tile)
+    except RuntimeError:  # Python is ending, and starts no threads any more
+        compressed: Future[bytes] = Future()
+        compressed.set_result(_zlib(tile))
+        return compressed
 
 
 def _zlib(tile: Array) -> bytes:
