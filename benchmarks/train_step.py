@@ -31,7 +31,7 @@ from napari_strata.models.allocator import kept_pages
 from napari_strata.models.device import choose_device, choose_precision
 from napari_strata.networks import build_network
 from napari_strata.training.learner import Learner
-from napari_strata.training.plan import TrainingJob, plan_new
+from napari_strata.training.plan import TrainingTask, plan_new
 
 SIDE, BATCH, STEPS = 256, 8, 5
 DEVICE = choose_device("auto")
@@ -60,8 +60,8 @@ def pair(side: int = 1024, planes: int = 2) -> AnnotatedImage:
     )
 
 
-def job(folder: str, **more: Any) -> TrainingJob:
-    return TrainingJob(
+def job(folder: str, **more: Any) -> TrainingTask:
+    return TrainingTask(
         recipe="unet-resnet34",
         pairs=[pair()],
         out=Path(folder) / "run",

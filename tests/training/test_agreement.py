@@ -15,7 +15,7 @@ from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.recipes import load_recipe
 from napari_strata.report.write import write_page
 from napari_strata.studies.crossval_results import CrossvalResult
-from napari_strata.training.plan import TrainingJob, plan_new
+from napari_strata.training.plan import TrainingTask, plan_new
 
 Build = Callable[..., AnnotatedImage]
 
@@ -97,7 +97,7 @@ def test_a_cross_validation_over_strokes_reports_agreement(
 
 
 def _plan(recipe: str, pair: AnnotatedImage, *, unlabelled: tuple[int, ...] = ()):
-    job = TrainingJob(load_recipe(recipe), [pair], Path(), unlabelled=unlabelled)
+    job = TrainingTask(load_recipe(recipe), [pair], Path(), unlabelled=unlabelled)
     return plan_new(job)
 
 

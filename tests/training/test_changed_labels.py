@@ -25,8 +25,8 @@ from napari_strata.core.events import (
 )
 from napari_strata.core.image import AnnotatedImage, Image, LabelImage
 from napari_strata.core.runs import RunFolder
-from napari_strata.training.loop import iter_job, iter_train
-from napari_strata.training.plan import ChangedLabels, Plan, TrainingJob, plan_new
+from napari_strata.training.loop import iter_task, iter_train
+from napari_strata.training.plan import ChangedLabels, Plan, TrainingTask, plan_new
 
 CLASSES = ClassMap(names=("dark", "bright"), values=(1, 2), unlabelled=(0,))
 SIZE = 48
@@ -78,7 +78,7 @@ class Painter:
 def train(
     run: Path, painter: Painter, settings: dict[str, Any], recipe: str = "default"
 ) -> list[Event]:
-    job = TrainingJob(
+    job = TrainingTask(
         recipe,
         pair_of(strokes()),
         run,
@@ -86,11 +86,11 @@ def train(
         device="cpu",
         take_labels=painter,
     )
-    return list(iter_job(job))
+    return list(iter_task(job))
 
 
 def plan_of(painted: np.ndarray[Any, Any], settings: dict[str, Any]) -> Plan:
-    job = TrainingJob("default", pair_of(painted), Path("run"), overrides=settings)
+    job = TrainingTask("default", pair_of(painted), Path("run"), overrides=settings)
     return plan_new(job)
 
 

@@ -12,7 +12,7 @@ import pytest
 from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.spec import find_classes
 from napari_strata.data.folds import fold_pairs
-from napari_strata.training.plan import TrainingJob, plan_new
+from napari_strata.training.plan import TrainingTask, plan_new
 
 Scene = Callable[..., AnnotatedImage]
 
@@ -22,7 +22,7 @@ def test_a_given_split_is_used(scene: Scene, small: dict[str, Any]) -> None:
     splits = fold_pairs(pairs, 4, seed=0, classes=find_classes(pairs))
     plans = [
         plan_new(
-            TrainingJob("default", pairs, Path("run"), overrides=small, split=split)
+            TrainingTask("default", pairs, Path("run"), overrides=small, split=split)
         )
         for split in splits
     ]
@@ -46,7 +46,7 @@ def test_warnings_of_the_split_become_messages(
     first = Image(np.asarray(known.data)[:1].copy(), "ZYX", name="copy")
     copy = AnnotatedImage(first, first.labels_like(np.asarray(labels.data)[:1]))
     plan = plan_new(
-        TrainingJob(
+        TrainingTask(
             "default",
             [scene(0), scene(1)],
             Path("run"),
@@ -66,7 +66,7 @@ def test_by_default_there_are_no_messages_about_the_split(
     scene: Scene, small: dict[str, Any]
 ) -> None:
     plan = plan_new(
-        TrainingJob(
+        TrainingTask(
             "default", [scene(i) for i in range(5)], Path("run"), overrides=small
         )
     )
@@ -81,7 +81,7 @@ def test_the_seed_of_the_recipe_draws_the_split(
 ) -> None:
     small |= {"training.seed": seed}
     texts = {
-        plan_new(TrainingJob("default", scene(0), Path("run"), overrides=small)).text
+        plan_new(TrainingTask("default", scene(0), Path("run"), overrides=small)).text
         for _ in range(2)
     }
     assert len(texts) == 1

@@ -13,8 +13,8 @@ from napari_strata.core.events import BatchEnd
 from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.runs import RunFolder
 from napari_strata.models.model import Model
-from napari_strata.training.loop import iter_job
-from napari_strata.training.plan import TrainingJob
+from napari_strata.training.loop import iter_task
+from napari_strata.training.plan import TrainingTask
 
 Scene = Callable[..., AnnotatedImage]
 
@@ -27,8 +27,8 @@ def test_snapshots_predict_and_leave_the_training_as_it_is(
     for name, seconds in (("without", 0.0), ("with", 0.001)):
         folder = RunFolder(tmp_path / name)
         snapshots = []
-        for event in iter_job(
-            TrainingJob(
+        for event in iter_task(
+            TrainingTask(
                 "default",
                 pair,
                 folder.path,

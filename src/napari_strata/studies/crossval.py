@@ -38,8 +38,13 @@ from napari_strata.core.spec import find_classes
 from napari_strata.data.folds import fold_pairs
 from napari_strata.data.split import Split, distinct_pairs, split_pairs
 from napari_strata.studies.crossval_results import CrossvalResult, FoldScore
-from napari_strata.training.loop import iter_job
-from napari_strata.training.plan import TrainingJob, axes_of, data_fingerprint, plan_new
+from napari_strata.training.loop import iter_task
+from napari_strata.training.plan import (
+    TrainingTask,
+    axes_of,
+    data_fingerprint,
+    plan_new,
+)
 
 Pairs = AnnotatedImage | Sequence[AnnotatedImage]
 
@@ -203,12 +208,14 @@ class Study:
             group,
         )
 
-    def job(self, recipe: Recipe, out: Path, split: Split | None = None) -> TrainingJob:
+    def task(
+        self, recipe: Recipe, out: Path, split: Split | None = None
+    ) -> TrainingTask:
         """Return the training of `recipe` on this data.
 
         Without `split` the recipe decides which data validate, if any.
         """
-        return TrainingJob(
+        return TrainingTask(
             recipe,
             self.pairs,
             out,
@@ -229,7 +236,7 @@ class Crossval:
     def check(self) -> None:
         """Raise an error if the cross-validation cannot run. Nothing is written."""
         # The other splits contain the same data and would raise the same errors.
-        plan_new(self.study.job(self.recipe, self.out, self.study.splits[0]))
+        plan_new(self.study.task(self.recipe, self.out, self.study.splits[0]))
         self._read_scores()
 
     def run(self) -> Generator[Event, None, None]:
@@ -256,7 +263,7 @@ class Crossval:
             yield FoldStarted(number + 1, count, str(run), split.text)
             if run.name not in scores or not is_finished(run):
                 yield from skip_repeated_messages(
-                    train_to_end(study.job(self.recipe, run, split)), sent_messages
+                    train_to_end(study.task(self.recipe, run, split)), sent_messages
                 )
                 scores[run.name] = _score(run, split, study.classes, epochs=epochs)
                 self._save(scores)
@@ -361,24 +368,24 @@ def check_same(
         )
 
 
-def train_to_end(job: TrainingJob) -> Generator[Event, None, None]:
+def train_to_end(task: TrainingTask) -> Generator[Event, None, None]:
     """Train a run to the end of its recipe: begin, resume or extend it.
 
     A finished run stays as it is. A run that early stopping ended gets no more epochs.
     """
-    run, epochs = RunFolder(job.out), job.recipe.training.epochs
+    run, epochs = RunFolder(task.out), task.recipe.training.epochs
     if not run.has_begun:
-        yield from iter_job(job)
+        yield from iter_task(task)
         return
     planned = run.recipe.training.epochs
     end = _end_reason(run)
     if end == "finished" and planned < epochs:
-        yield from iter_job(replace(job, resume=True, extend=epochs - planned))
-    elif end is None or not (job.split is None or is_finished(run.path)):
+        yield from iter_task(replace(task, resume=True, extend=epochs - planned))
+    elif end is None or not (task.split is None or is_finished(run.path)):
         # Additional epochs are trained afterwards: the schedule restarts for them.
-        yield from iter_job(replace(job, resume=True))
+        yield from iter_task(replace(task, resume=True))
         if planned < epochs and _end_reason(run) == "finished":
-            yield from iter_job(replace(job, resume=True, extend=epochs - planned))
+            yield from iter_task(replace(task, resume=True, extend=epochs - planned))
 
 
 def is_finished(run: Path) -> bool:

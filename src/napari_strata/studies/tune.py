@@ -190,7 +190,7 @@ class Search:
         for trial in self.trials:
             try:
                 plan = plan_new(
-                    self.study.job(trial.recipe, self.out, self.study.splits[0])
+                    self.study.task(trial.recipe, self.out, self.study.splits[0])
                 )
                 network = plan.spec.network
                 if not network.is_fitted and network not in built:
@@ -333,16 +333,16 @@ class Search:
                 " the folds' best epochs"
             )
         run = folder.final
-        job = self.study.job(best.recipe.with_overrides(changed), run.path)
+        task = self.study.task(best.recipe.with_overrides(changed), run.path)
         if run.has_begun:
             fingerprints = [run.read_json("data.json")["fingerprint"]]
             record = {
                 "recipe": run.recipe.model_dump(mode="json"),
                 "fingerprints": fingerprints,
             }
-            check_same(run.path, record, job.recipe, [plan_new(job).fingerprint])
+            check_same(run.path, record, task.recipe, [plan_new(task).fingerprint])
         yield Message(f"training {best.name} on all {len(self.study.pairs)} images")
-        yield from train_to_end(job)
+        yield from train_to_end(task)
 
     def _describe_plan(self) -> str:
         """Return the number of trials and epochs in each round as text."""

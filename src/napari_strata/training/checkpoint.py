@@ -24,7 +24,7 @@ from napari_strata.models.device import describe_device
 from napari_strata.models.model import Model
 from napari_strata.training.ddp import ProcessGroup
 from napari_strata.training.learner import Learner, Progress
-from napari_strata.training.plan import Plan, TrainingJob
+from napari_strata.training.plan import Plan, TrainingTask
 from napari_strata.training.transfer import initialise
 
 CHECKPOINT = "last.pt"
@@ -209,7 +209,7 @@ class TrainingRun:
 
 
 def open_run(
-    job: TrainingJob, plan: Plan, learner: Learner, group: ProcessGroup
+    task: TrainingTask, plan: Plan, learner: Learner, group: ProcessGroup
 ) -> tuple[TrainingRun, list[Message]]:
     """Start or resume a run on the main process and copy its state to the others."""
     if not group.is_main:
@@ -217,12 +217,12 @@ def open_run(
         learner.load_state_dict(state["learner"])
         progress = Progress.from_state(state["progress"])
         plan = plan.with_epochs(state["epochs"])
-        return TrainingRun(RunFolder(job.out), plan, learner, progress), []
-    if job.resume:
-        run, messages = resume_run(job, plan, learner)
+        return TrainingRun(RunFolder(task.out), plan, learner, progress), []
+    if task.resume:
+        run, messages = resume_run(task, plan, learner)
     else:
-        run, messages = start_run(job, plan, learner)
-    run.snapshot_s = job.snapshot_s
+        run, messages = start_run(task, plan, learner)
+    run.snapshot_s = task.snapshot_s
     if group.size > 1:
         epochs = run.plan.recipe.training.epochs
         group.broadcast(run.state_dict() | {"epochs": epochs})
@@ -230,20 +230,20 @@ def open_run(
 
 
 def start_run(
-    job: TrainingJob, plan: Plan, learner: Learner
+    task: TrainingTask, plan: Plan, learner: Learner
 ) -> tuple[TrainingRun, list[Message]]:
     """Start a run. Its folder is created last, after all steps that can fail."""
     messages = initialise(learner.network, plan.recipe, plan.spec)
     learner.restart_average()
-    folder = RunFolder.create(job.out, plan.recipe, plan.record())
+    folder = RunFolder.create(task.out, plan.recipe, plan.record())
     return TrainingRun(folder, plan, learner, Progress()), messages
 
 
 def resume_run(
-    job: TrainingJob, plan: Plan, learner: Learner
+    task: TrainingTask, plan: Plan, learner: Learner
 ) -> tuple[TrainingRun, list[Message]]:
-    """Resume a run after its last complete epoch, with the epochs that the job adds."""
-    folder = RunFolder.open(job.out)
+    """Resume a run after its last complete epoch, and plan the epochs to add."""
+    folder = RunFolder.open(task.out)
     messages = []
     if (folder.path / CHECKPOINT).is_file():
         state = folder.load_checkpoint(CHECKPOINT)
@@ -260,7 +260,7 @@ def resume_run(
     if plan.is_changed:
         progress.restart(is_blind=plan.is_blind)
     before = folder.recipe.training.epochs
-    epochs = _plan_epochs(job, plan, learner, progress, before=before)
+    epochs = _plan_epochs(task, plan, learner, progress, before=before)
     if progress.epoch >= epochs:
         text = (
             f"the run is complete after {progress.epoch} epochs; train more with "
@@ -279,19 +279,19 @@ def resume_run(
 
 
 def _plan_epochs(
-    job: TrainingJob, plan: Plan, learner: Learner, progress: Progress, *, before: int
+    task: TrainingTask, plan: Plan, learner: Learner, progress: Progress, *, before: int
 ) -> int:
     """Return the epochs of the whole run; adapt schedule and early stopping."""
     section = plan.recipe.training
     if progress.history:
         learner.schedule.stretch(section.epochs - before)
-    if not job.extend:
+    if not task.extend:
         return section.epochs
     is_over = progress.epoch >= section.epochs
     if is_over or progress.is_stuck(section.early_stopping):
-        epochs = progress.epoch + job.extend
+        epochs = progress.epoch + task.extend
     else:
-        epochs = section.epochs + job.extend
+        epochs = section.epochs + task.extend
     learner.schedule.restart(epochs - progress.epoch)
     progress.since = progress.epoch
     return epochs

@@ -31,7 +31,7 @@ from napari_strata.models.predictor import Predictor
 from napari_strata.models.tiled import TiledPredictor
 from napari_strata.training.ddp import ProcessGroup
 from napari_strata.training.fit import iter_fit
-from napari_strata.training.plan import Plan, TrainingJob, plan_all_strokes
+from napari_strata.training.plan import Plan, TrainingTask, plan_all_strokes
 from napari_strata.training.validation import iter_predicted, load_truths
 
 Array = np.ndarray[Any, Any]
@@ -107,8 +107,8 @@ def _fit_trees(
 ) -> None:
     """Fit trees, in place of those that an earlier end of the run has left."""
     shutil.rmtree(folder, ignore_errors=True)
-    job = TrainingJob(plan.recipe, plan.pairs, folder, device=str(device))
-    with closing(iter_fit(job, plan, group)) as events:
+    task = TrainingTask(plan.recipe, plan.pairs, folder, device=str(device))
+    with closing(iter_fit(task, plan, group)) as events:
         for _ in events:
             pass
 

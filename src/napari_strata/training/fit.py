@@ -59,7 +59,7 @@ from napari_strata.training.ddp import ProcessGroup
 from napari_strata.training.estimate import count_parameters
 from napari_strata.training.learner import Progress
 from napari_strata.training.losses import build_loss
-from napari_strata.training.plan import Plan, TrainingJob
+from napari_strata.training.plan import Plan, TrainingTask
 from napari_strata.training.validation import load_truths, validate
 
 Array = np.ndarray[Any, Any]
@@ -119,7 +119,7 @@ class _Fitted:
 
 
 def iter_fit(
-    job: TrainingJob, plan: Plan, group: ProcessGroup
+    task: TrainingTask, plan: Plan, group: ProcessGroup
 ) -> Generator[Event, None, None]:
     """Fit the classifier of a plan, and write a run folder; see `loop.iter_train`.
 
@@ -127,7 +127,7 @@ def iter_fit(
     """
     if not group.is_main:
         return  # there is no work to share
-    fit = _Fit.open(job, plan, group.choose_device(job.device))
+    fit = _Fit.open(task, plan, group.choose_device(task.device))
     try:
         for event in fit.run():
             fit.folder.append_event(event)
@@ -141,9 +141,9 @@ class _Fit:
     """A fit under way, with the folder that it writes to."""
 
     def __init__(
-        self, job: TrainingJob, folder: RunFolder, plan: Plan, device: torch.device
+        self, task: TrainingTask, folder: RunFolder, plan: Plan, device: torch.device
     ) -> None:
-        self.job = job
+        self.task = task
         self.folder = folder
         self.plan = plan
         self.device = device
@@ -154,15 +154,15 @@ class _Fit:
         self.section = section
 
     @classmethod
-    def open(cls, job: TrainingJob, plan: Plan, device: torch.device) -> _Fit:
+    def open(cls, task: TrainingTask, plan: Plan, device: torch.device) -> _Fit:
         """Begin a run, or open one that goes on."""
         plan = plan.with_epochs(1)
-        if not job.resume:
-            folder = RunFolder.create(job.out, plan.recipe, plan.record())
-            return cls(job, folder, plan, device)
-        folder = RunFolder.open(job.out)
+        if not task.resume:
+            folder = RunFolder.create(task.out, plan.recipe, plan.record())
+            return cls(task, folder, plan, device)
+        folder = RunFolder.open(task.out)
         folder.save_recipe(plan.recipe)
-        return cls(job, folder, plan, device)
+        return cls(task, folder, plan, device)
 
     def run(self) -> Generator[Event, None, None]:
         """Fit and measure, event by event."""
@@ -202,7 +202,7 @@ class _Fit:
         A fit is never restarted twice, or it would not end while somebody paints.
         """
         try:
-            plan = self.job.changed(self.plan)
+            plan = self.task.changed(self.plan)
         except StrataError as error:
             yield Message(f"the new strokes are not used: {error}", "warning")
             return False

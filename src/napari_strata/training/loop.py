@@ -39,7 +39,7 @@ from napari_strata.training.comparison import compare_with_trees
 from napari_strata.training.ddp import ProcessGroup, process_group
 from napari_strata.training.fit import iter_fit
 from napari_strata.training.learner import Learner
-from napari_strata.training.plan import Plan, TrainingJob, plan_new, plan_resumed
+from napari_strata.training.plan import Plan, TrainingTask, plan_new, plan_resumed
 from napari_strata.training.validation import Truth, Validation, load_truths, validate
 
 
@@ -133,8 +133,8 @@ def iter_train(  # noqa: PLR0913 (as `train`)
         When the loss is not finite, memory runs out, or one of several processes has
         ended. The last checkpoint is kept.
     """
-    return iter_job(
-        TrainingJob(
+    return iter_task(
+        TrainingTask(
             recipe=recipe,
             pairs=pairs,
             out=Path(out),
@@ -149,34 +149,34 @@ def iter_train(  # noqa: PLR0913 (as `train`)
     )
 
 
-def iter_job(job: TrainingJob) -> Generator[Event, None, None]:
-    """Run a training job; see `iter_train`."""
+def iter_task(task: TrainingTask) -> Generator[Event, None, None]:
+    """Run a training task; see `iter_train`."""
     with process_group() as group:
         if not group.is_main:
-            for _ in _train(job, group):
+            for _ in _train(task, group):
                 pass
             return
-        if job.resume:
-            RunFolder.open(job.out)
+        if task.resume:
+            RunFolder.open(task.out)
         else:
-            check_free(job.out)
-        with one_writer(Path(job.out)) as note:
+            check_free(task.out)
+        with one_writer(Path(task.out)) as note:
             if note:
                 yield Message(note)
-            yield from _train(job, group)
+            yield from _train(task, group)
 
 
-def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None]:
+def _train(task: TrainingTask, group: ProcessGroup) -> Generator[Event, None, None]:
     start = time.perf_counter()
     # Decide everything first; nothing is written before `open_run`.
-    if job.resume:
-        plan = plan_resumed(job, RunFolder.open(job.out))
+    if task.resume:
+        plan = plan_resumed(task, RunFolder.open(task.out))
     else:
-        plan = plan_new(job)
+        plan = plan_new(task)
     if plan.recipe.network.is_fitted:
-        yield from iter_fit(job, plan, group)
+        yield from iter_fit(task, plan, group)
         return
-    device = group.choose_device(job.device)
+    device = group.choose_device(task.device)
     precision = choose_precision(plan.recipe.training.precision, device)
     source = PatchSource(plan.training, plan.spec, plan.recipe)
     batches = len(source)
@@ -188,7 +188,7 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
         plan, device=device, precision=precision, batches=batches, group=group
     )
     group.check_same(f"{plan.fingerprint} {plan.recipe.model_dump_json()}")
-    run, messages = open_run(job, plan, learner, group)
+    run, messages = open_run(task, plan, learner, group)
     section = run.plan.recipe.training
     predictors = {
         kind: TiledPredictor(
@@ -205,13 +205,13 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
                 if run.progress.is_stuck(section.early_stopping):
                     reason = "early stopping"
                     break
-                yield from _epoch(epoch, job, run, data, predictors=predictors)
+                yield from _epoch(epoch, task, run, data, predictors=predictors)
             group.check_stop()
             group.close()  # the main process does the rest
             if not group.is_main:
                 return
             run.complete_history()
-            for event in _measure_best(run, job, data.truths):
+            for event in _measure_best(run, task, data.truths):
                 yield run.record(event)
             run.link_equal_models()
     except (GeneratorExit, KeyboardInterrupt, SystemExit) as error:
@@ -228,7 +228,7 @@ def _train(job: TrainingJob, group: ProcessGroup) -> Generator[Event, None, None
 
 
 def _measure_best(
-    run: TrainingRun, job: TrainingJob, truths: Sequence[Truth]
+    run: TrainingRun, task: TrainingTask, truths: Sequence[Truth]
 ) -> Generator[Event, None, None]:
     """Measure the best model, and compare it with trees where strokes train."""
     learner = run.learner
@@ -245,7 +245,7 @@ def _measure_best(
         build=learner.predictor,
         device=learner.device,
         # What was given to validate on, or by a cross-validation, is never learnt.
-        may_learn_all=job.validation is None and job.split is None,
+        may_learn_all=task.validation is None and task.split is None,
     )
 
 
@@ -258,7 +258,7 @@ class _Data:
 
 
 def _steps(
-    epoch: int, job: TrainingJob, run: TrainingRun, data: _Data
+    epoch: int, task: TrainingTask, run: TrainingRun, data: _Data
 ) -> Generator[Event | Batch, None, None]:
     """Iterate over the batches of an epoch, from the newest labels.
 
@@ -269,7 +269,7 @@ def _steps(
         with closing(data.source.epoch(epoch, first=number)) as batches:
             for batch in batches:
                 try:
-                    plan = job.changed(run.plan)
+                    plan = task.changed(run.plan)
                     if plan is not None and run.learner.group.size > 1:
                         raise TrainingError(
                             "several processes read the labels at the start only;"
@@ -291,7 +291,7 @@ def _steps(
 
 def _epoch(
     epoch: int,
-    job: TrainingJob,
+    task: TrainingTask,
     run: TrainingRun,
     data: _Data,
     *,
@@ -303,7 +303,7 @@ def _epoch(
     start = time.perf_counter()
     losses: list[dict[str, float]] = []
     rate = math.nan
-    for batch in _steps(epoch, job, run, data):
+    for batch in _steps(epoch, task, run, data):
         if isinstance(batch, Event):
             yield run.record(batch)
             continue

@@ -73,7 +73,7 @@ class ChangedLabels:
 
 
 @dataclass(frozen=True)
-class TrainingJob:
+class TrainingTask:
     """Arguments of a training; see `iter_train`.
 
     Parameters
@@ -101,7 +101,6 @@ class TrainingJob:
     extend: int = 0
     split: Split | None = None
     take_labels: Callable[[list[AnnotatedImage]], ChangedLabels | None] | None = None
-
     snapshot_s: float = 0.0
 
     def changed(self, plan: Plan) -> Plan | None:
@@ -259,7 +258,7 @@ def axes_of(recipe: Recipe) -> str:
     return recipe.network.axes
 
 
-def plan_new(job: TrainingJob) -> Plan:
+def plan_new(task: TrainingTask) -> Plan:
     """Plan a new run.
 
     Raises
@@ -267,28 +266,28 @@ def plan_new(job: TrainingJob) -> Plan:
     RecipeError, ImageError, LabelError
         When recipe and data are not suitable for a training.
     """
-    recipe = load_recipe(job.recipe).with_overrides(job.overrides)
-    pairs = pairs_with_neighbours(as_pairs(job.pairs), recipe.patches.neighbours)
+    recipe = load_recipe(task.recipe).with_overrides(task.overrides)
+    pairs = pairs_with_neighbours(as_pairs(task.pairs), recipe.patches.neighbours)
     validation_pairs = pairs_with_neighbours(
-        as_pairs(job.validation or []), recipe.patches.neighbours
+        as_pairs(task.validation or []), recipe.patches.neighbours
     )
     # Values that occur only in the validation labels are also classes, so that a
     # warning can name classes that the training data lack.
-    classes = job.classes or find_classes([*pairs, *validation_pairs], job.unlabelled)
-    spec = resolve(recipe, pairs, classes=classes, unlabelled=job.unlabelled)
+    classes = task.classes or find_classes([*pairs, *validation_pairs], task.unlabelled)
+    spec = resolve(recipe, pairs, classes=classes, unlabelled=task.unlabelled)
     if len(spec.classes) < 2:
         raise LabelError(
             f"found one class only, {spec.classes.names[0]!r}; a network needs at least"
             " two: label another class, or remove a value from those that mean"
             " unlabelled."
         )
-    if job.split is not None:
+    if task.split is not None:
         split = (
-            _replace_pairs(job.split, as_pairs(job.pairs), pairs)
+            _replace_pairs(task.split, as_pairs(task.pairs), pairs)
             if recipe.patches.neighbours
-            else job.split
+            else task.split
         )
-    elif job.validation is None:
+    elif task.validation is None:
         section = recipe.training
         split = _split_of_start(recipe, pairs, spec) or split_pairs(
             pairs,
@@ -340,7 +339,7 @@ def _split_of_start(
     return Split(training, validation, text, tuple(warnings))
 
 
-def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
+def plan_resumed(task: TrainingTask, run: RunFolder) -> Plan:
     """Plan to resume a run, with its own recipe, spec and split.
 
     New pairs are added to the training data as a whole. Missing pairs are left out, and
@@ -354,7 +353,7 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
         When the run contains none of the images, or its ``data.json`` is damaged.
     """
     stored, record = run.recipe, run.read_json("data.json")
-    recipe = stored.with_overrides(job.overrides)
+    recipe = stored.with_overrides(task.overrides)
     if forbidden := [
         key for key in differences(stored, recipe) if not key.startswith(MAY_CHANGE)
     ]:
@@ -364,9 +363,9 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
         )
     spec = ModelSpec.model_validate(record["spec"])
     validation_pairs = pairs_with_neighbours(
-        as_pairs(job.validation or []), spec.neighbours
+        as_pairs(task.validation or []), spec.neighbours
     )
-    pairs = pairs_with_neighbours(as_pairs(job.pairs), spec.neighbours)
+    pairs = pairs_with_neighbours(as_pairs(task.pairs), spec.neighbours)
     known_pairs, added = _recognise(record["pairs"], [*pairs, *validation_pairs])
     if not known_pairs:
         raise RunError(
@@ -382,7 +381,7 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
     training = _regions(record["training"], known_pairs, spec)
     validation = _regions(record["validation"], known_pairs, spec)
     # A split that was given may leave images out.
-    may_grow = list(known_pairs.values()) if job.split is None else []
+    may_grow = list(known_pairs.values()) if task.split is None else []
     new, left_out = _find_new_regions(may_grow, training, validation, spec)
     split = Split(
         training=training
@@ -413,10 +412,10 @@ def plan_resumed(job: TrainingJob, run: RunFolder) -> Plan:
         messages = (*plan.messages, Message(note))
         is_same_images = not added and len(known_pairs) == len(record["pairs"])
         plan = replace(plan, messages=messages, is_changed=is_same_images)
-    if isinstance(job.recipe, str) and job.recipe not in ("default", stored.name):
+    if isinstance(task.recipe, str) and task.recipe not in ("default", stored.name):
         note = (
-            f"the run continues with its own recipe, {stored.name!r}; {job.recipe!r} is"
-            " not used"
+            f"the run continues with its own recipe, {stored.name!r};"
+            f" {task.recipe!r} is not used"
         )
         plan = replace(plan, messages=(*plan.messages, Message(note, "warning")))
     return plan

@@ -52,8 +52,8 @@ from napari_strata.models.device import (
 from napari_strata.models.ensemble import Ensemble, is_crossval, load_models
 from napari_strata.models.model import find_model
 from napari_strata.training.estimate import count_parameters, training_memory
-from napari_strata.training.loop import iter_job
-from napari_strata.training.plan import ChangedLabels, TrainingJob, plan_new
+from napari_strata.training.loop import iter_task
+from napari_strata.training.plan import ChangedLabels, TrainingTask, plan_new
 from napari_strata.worker.live import run_choose_levels, run_next_window, run_segment
 from napari_strata.worker.npy import NpyOutput, check_array
 from napari_strata.worker.protocol import (
@@ -115,8 +115,8 @@ def run_train(
 
     `take_labels` returns labels that have changed since the last call, or None.
     """
-    events = iter_job(
-        TrainingJob(
+    events = iter_task(
+        TrainingTask(
             _recipe(job.recipe),
             open_pairs(job),
             Path(job.out),
@@ -168,7 +168,7 @@ def _read_changed(
 def run_plan(job: PlanJob) -> Events:
     """Plan a training without starting it."""
     validation = open_pairs(job.validation) if job.validation else None
-    training_job = TrainingJob(
+    task = TrainingTask(
         _recipe(job.recipe),
         open_pairs(job),
         Path(),
@@ -177,7 +177,7 @@ def run_plan(job: PlanJob) -> Events:
         job.unlabelled,
         job.overrides,
     )
-    plan = plan_new(training_job)
+    plan = plan_new(task)
     device = choose_device(job.device)
     precision = choose_precision(plan.recipe.training.precision, device)
     yield from plan.messages
