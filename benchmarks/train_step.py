@@ -171,8 +171,8 @@ def around(options: argparse.Namespace) -> Facts:
         finally:
             spent["step"] += time.perf_counter() - begun
 
-    def timed_epoch(self: PatchSource, number: int) -> Any:
-        batches = iter(epoch(self, number))
+    def timed_epoch(self: PatchSource, number: int, *, first: int = 0) -> Any:
+        batches = iter(epoch(self, number, first=first))
         while True:
             begun = time.perf_counter()
             batch = next(batches, None)
