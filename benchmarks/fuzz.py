@@ -225,7 +225,11 @@ class _Child:
             if time.monotonic() > end:
                 self.process.kill()
                 return "hang"
-        outcome, growth = self.connection.recv()
+        try:
+            outcome, growth = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            return f"crash {self.process.exitcode}"
         return "memory" if growth > MEMORY_BYTES else str(outcome)
 
 
