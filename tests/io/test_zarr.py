@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr as store
@@ -290,3 +291,23 @@ def test_probabilities_name_their_channels(tmp_path: Path) -> None:
     assert ome["omero"] == {"channels": [{"label": "a"}, {"label": "b"}]}
     assert "image-label" not in ome
     assert ome["multiscales"][0]["axes"][0] == {"name": "c", "type": "channel"}
+
+
+def test_a_damaged_chunk_of_blosc_is_refused(tmp_path: Path) -> None:
+    # blosc trusts the length in its header: without the check Python crashes.
+    path = tmp_path / "blosc.zarr"
+    values = np.random.default_rng(0).integers(0, 999, (2, 32, 32)).astype(np.uint16)
+    store.create_array(
+        path,
+        data=values,
+        chunks=(1, 32, 32),
+        compressors=numcodecs.Blosc("lz4"),
+        zarr_format=2,
+    )
+    np.testing.assert_array_equal(read_image(path, axes="ZYX").data, values)
+    chunk = path / "1.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[12:16] = (10 * len(content)).to_bytes(4, "little")
+    chunk.write_bytes(content)
+    with pytest.raises(ImageError, match="damaged"):
+        np.asarray(read_image(path, axes="ZYX").data)

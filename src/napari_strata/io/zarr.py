@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
+from zarr.storage import LocalStore, WrapperStore
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError
@@ -22,7 +23,7 @@ from napari_strata.io.blocks import planes, read_block
 from napari_strata.io.budget import check_expansion, check_memory
 from napari_strata.io.layout import dimension_letters, resolve
 from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading
-from napari_strata.io.paths import PathLike, existing, is_zarr, stem
+from napari_strata.io.paths import ZARR_FILES, PathLike, existing, is_zarr, stem
 from napari_strata.io.record import KEY, Loaded, Record, as_labels
 from napari_strata.io.units import PIXEL, size_of, unit_name
 
@@ -44,10 +45,31 @@ FAST_PIPELINE = "zarrs.ZarrsCodecPipeline"
 They are several times as fast as zarr's; see docs/performance.md.
 """
 
+BLOSC_HEADER = 16
+"""Bytes of the header of a chunk of blosc; the last four are the chunk's length."""
+
 _LISTED = 8
 """Number of images in a message."""
 
 _KINDS = {"T": "time", "C": "channel"}
+
+
+class _BloscStore(WrapperStore[LocalStore]):
+    """Store whose chunks of blosc are refused if they are not as long as they say.
+
+    blosc trusts the length in the header of a chunk, and would crash.
+    """
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        """Read a file of the store."""
+        value = await super().get(key, prototype, byte_range)
+        if value is None or Path(key).name in ZARR_FILES:
+            return value
+        header = value[:BLOSC_HEADER].to_bytes()
+        stated = int.from_bytes(header[12:], "little")
+        if len(header) < BLOSC_HEADER or stated != len(value):
+            raise ValueError(f"the chunk {key} is damaged")
+        return value
 
 
 @dataclass(frozen=True)
@@ -62,6 +84,9 @@ class ZarrOpener:
         if array.metadata.zarr_format == 3:  # zarrs cannot read all arrays of format 2
             with zarr.config.set(_pipeline()):
                 array = zarr.open_array(self.path, path=self.inner, mode="r")
+        elif getattr(array.metadata.compressor, "codec_id", "") == "blosc":
+            store = _BloscStore(LocalStore(self.path, read_only=True))
+            array = zarr.open_array(store, path=self.inner, mode="r")
         return array, lambda: None
 
 
