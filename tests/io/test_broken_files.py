@@ -97,6 +97,17 @@ def test_ome_sets_without_some_files_open_what_is_there(tmp_path: Path) -> None:
     assert image.read()[0].max(axis=(1, 2)).tolist() == [10, 11, 13]
 
 
+def test_pixels_do_not_begin_in_the_header(tmp_path: Path) -> None:
+    # tifffile reads them from wherever the file is open.
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.ones((24, 32), np.uint8))
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tif.pages.first.tags["StripOffsets"].overwrite(0)
+    for lazy_above in (0, 10**6):
+        with pytest.raises(ImageError, match="begin in the header"):
+            load(path, lazy_above=lazy_above)
+
+
 def test_pages_without_offsets_are_no_zeros(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     stack = np.ones((5, 40, 48), "uint16")

@@ -37,6 +37,9 @@ _PLAIN_KINDS = ("shaped", "generic", "uniform")
 _KINDS_WITH_MAIN_IMAGE = ("svs", "ndpi", "philips", "scn", "bif", "avs", "qpi", "lsm")
 """Kinds of tifffile's series whose first is the image, beside labels and overviews."""
 
+HEADER_BYTES = 8
+"""Bytes of a TIFF before anything else."""
+
 _LISTED_SERIES = 8
 
 POSITIONS = {"R": "position", "M": "tile", "P": "position", "A": "angle", "V": "event"}
@@ -395,6 +398,8 @@ def check(tif: TiffFile, series: TiffPageSeries, path: Path) -> None:
     _check_codec(series, path)
     offset = data_offset(series)
     if offset is not None:
+        if offset < HEADER_BYTES:
+            raise _damaged(path, "its pixels would begin in the header")
         if offset + series.nbytes > size:
             raise _ends_early(path)
         return
