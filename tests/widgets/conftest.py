@@ -62,15 +62,17 @@ def pytest_fixture_post_finalizer(fixturedef: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _old_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collect all garbage before napari's fixture says that a viewer is alive.
+    """Free all garbage before napari's fixture says that a viewer is alive.
 
     It collects young objects only, and a viewer that lived through a collection is old.
+    The event loop of a program deletes ended jobs, whose slots may hold the viewer.
     """
 
     def collect(generation: int = 2) -> None:
         gc.collect(generation)
         module = sys.modules.get("napari._qt.qt_viewer")
         if module is not None and len(module.QtViewer._instances):
+            _delete_later_now()
             gc.collect()
 
     monkeypatch.setattr(
@@ -126,6 +128,10 @@ def _wait_for_threads() -> None:
 def _windows_deleted() -> Iterator[None]:
     """Delete the closed windows, as the event loop of a program would."""
     yield
+    _delete_later_now()
+
+
+def _delete_later_now() -> None:
     from qtpy.QtCore import QEvent
     from qtpy.QtWidgets import QApplication
 
