@@ -71,7 +71,9 @@ def _old_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     def collect(generation: int = 2) -> None:
         gc.collect(generation)
         module = sys.modules.get("napari._qt.qt_viewer")
-        if module is not None and len(module.QtViewer._instances):
+        end = monotonic() + 3  # a timer of the worker's client may still wait
+        while module and len(module.QtViewer._instances) and monotonic() < end:
+            _wait_for_threads()
             _delete_later_now()
             gc.collect()
 
@@ -136,6 +138,7 @@ def _delete_later_now() -> None:
     from qtpy.QtWidgets import QApplication
 
     if QApplication.instance() is not None:
+        QApplication.processEvents()
         QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
 
 
