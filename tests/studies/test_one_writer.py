@@ -106,7 +106,7 @@ def test_unfinished_files_of_a_killed_process_are_removed_and_named(
     own.write_text("of a process that runs")
     events = list(begin("extend", tmp_path, data))
     texts = [event.text for event in events if isinstance(event, Message)]
-    assert "2 unfinished files of a process that was killed removed (2.0 MB)" in texts
+    assert "removed 2 unfinished files of a killed process (2.0 MB)" in texts
     assert list(tmp_path.glob("**/.*")) == [own]
 
 

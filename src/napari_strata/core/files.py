@@ -136,7 +136,7 @@ def remove_leftovers(folder: Path) -> str:
     if not paths:
         return ""
     count = "1 unfinished file" if len(paths) == 1 else f"{len(paths)} unfinished files"
-    return f"{count} of a process that was killed removed ({size / 1e6:.1f} MB)"
+    return f"removed {count} of a killed process ({size / 1e6:.1f} MB)"
 
 
 def is_leftover(path: Path, kind: str = "tmp") -> bool:

@@ -10,6 +10,7 @@ from filelock import SoftFileLock, Timeout
 
 from napari_strata.core import files
 from napari_strata.core.errors import RunError
+from napari_strata.core.events import Message
 
 LOCK = ".lock"
 """Name of the file that marks the folder that a process writes to."""
@@ -37,11 +38,11 @@ def exclusive(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def one_writer(folder: Path) -> Iterator[str]:
+def one_writer(folder: Path) -> Iterator[list[Message]]:
     """Keep other processes from writing to a folder while the block runs.
 
     The folder is made, and removed in the end if nothing was written. Files that a
-    killed process left unfinished are removed; the text that is yielded says so.
+    killed process left unfinished are removed; a message that is yielded says so.
 
     Raises
     ------
@@ -65,7 +66,8 @@ def one_writer(folder: Path) -> Iterator[str]:
                 " ended, or choose another folder. If that process was killed, remove"
                 f" {path}."
             )
-        yield files.remove_leftovers(folder)
+        text = files.remove_leftovers(folder)
+        yield [Message(text)] if text else []
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

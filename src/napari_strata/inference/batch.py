@@ -263,8 +263,9 @@ def _predict_all(
     report = Report.open(path, batch.models.spec.classes)
     for source, target in targets.items():
         started = perf_counter()
-        is_left = files.partial_folder(target).exists()
-        if target.exists() and not is_left and not batch.options.overwrite:
+        # With such a folder, a killed process may have left the output to be tidied up.
+        has_partial = files.partial_folder(target).exists()
+        if target.exists() and not has_partial and not batch.options.overwrite:
             text = "the output exists already"
             end = FileEnd(str(source), str(target), "skipped", text, 0.0)
             report = report.add(end, None)

@@ -95,19 +95,16 @@ def predict_held_out(
     fold = draw_folds(strokes, labels, folds=FOLDS, seed=seed)
     held_out_labels, probabilities = [], [np.empty((0, classes))]
     for number in range(FOLDS):
-        out = np.flatnonzero(fold == number)
-        if not len(out):
+        held_out = np.flatnonzero(fold == number)
+        if not len(held_out):
             continue
-        rest = np.flatnonzero(fold != number)
-        trees = stack_trees(
-            list(
-                iter_trees(
-                    features[rest], labels[rest], classes, section=section, seed=seed
-                )
-            )
+        others = np.flatnonzero(fold != number)
+        grown = iter_trees(
+            features[others], labels[others], classes, section=section, seed=seed
         )
-        values = torch.from_numpy(np.ascontiguousarray(features[out].T))
-        held_out_labels.append(labels[out])
+        trees = stack_trees(list(grown))
+        values = torch.from_numpy(np.ascontiguousarray(features[held_out].T))
+        held_out_labels.append(labels[held_out])
         probabilities.append(tree_probabilities(trees.sums(values).numpy().T, section))
     return (
         np.concatenate([*held_out_labels, np.empty(0, np.int64)]),

@@ -323,12 +323,12 @@ class LiveSegmentation:
     def _fit(self, section: Pixels) -> PixelClassifier:
         strokes = list(self._strokes.values())
         labels = np.concatenate([each.labels for each in strokes] or [np.empty(0, int)])
-        found = np.unique(labels)
-        if len(found) < 2:
-            names = [self.spec.classes.names[index] for index in found]
+        painted = np.unique(labels)
+        if len(painted) < 2:
+            names = [self.spec.classes.names[index] for index in painted]
             raise LabelError(
-                f"found strokes of {len(found)} classes ({', '.join(names) or 'none'});"
-                " paint two classes at least."
+                f"found strokes of {len(painted)} classes"
+                f" ({', '.join(names) or 'none'}); paint two classes at least."
             )
         features = np.concatenate([each.features for each in strokes])
         if len(labels) > section.pixels:
@@ -423,7 +423,7 @@ class LiveSegmentation:
             return
         threads = threads or torch.get_num_threads()
         with single_threaded_pool(threads) as pool:
-            # One after another for each thread, so that little is done in vain.
+            # Few at a time, so that little work is lost when this is closed.
             for start in range(0, len(tiles), threads):
                 parts = [
                     pool.submit(self._part, classifier, plane, tile, number, stage)
@@ -444,19 +444,19 @@ class LiveSegmentation:
         with torch.inference_mode():
             features = self._tile_features(plane, tile, number)
             if stage == "coarse":
-                chosen = features[:, *tile.crop][:, ::COARSE_STEP, ::COARSE_STEP]
-                sums = classifier.trees.sums(chosen.flatten(1))
-                indices = sums.argmax(0).reshape(chosen.shape[1:]).cpu().numpy()
+                sampled = features[:, *tile.crop][:, ::COARSE_STEP, ::COARSE_STEP]
+                sums = classifier.trees.sums(sampled.flatten(1))
+                indices = sums.argmax(0).reshape(sampled.shape[1:]).cpu().numpy()
                 indices = indices.repeat(COARSE_STEP, 0).repeat(COARSE_STEP, 1)
                 down, across = (part.stop - part.start for part in tile.write)
                 labels = self.spec.classes.decode(indices[:down, :across])
                 return MaskPart(tile.write, labels, stage)
             image = self._scaled(plane)[:, *tile.read].to(self.device)
             probabilities = classifier.probabilities(features, image)[:, *tile.crop]
-            best, chosen = probabilities.max(0)
-            second = probabilities.scatter(0, chosen[None], -1).amax(0)
+            best, winners = probabilities.max(0)
+            second = probabilities.scatter(0, winners[None], -1).amax(0)
             margins = (best - second).half().cpu().numpy()
-            labels = self.spec.classes.decode(chosen.cpu().numpy())
+            labels = self.spec.classes.decode(winners.cpu().numpy())
         return MaskPart(tile.write, labels, stage, margins)
 
     def find_window(
@@ -489,7 +489,7 @@ class LiveSegmentation:
         LabelError
             when fewer than two classes are labelled, or when there is no free place.
         """
-        self._renew(_key(index), threads)
+        self._update_mask(_key(index), threads)
         while True:
             planes = sorted(self._masks)
             window = choose_window(
@@ -504,14 +504,14 @@ class LiveSegmentation:
                     " ask again."
                 )
             plane = planes[window.plane]
-            if not self._renew(plane, threads):
+            if not self._update_mask(plane, threads):
                 break
         labels = self._masks[plane].labels[window.box]
         changed = self._measure_change()
         return NextWindow(dict(plane), window.box, window.margin, labels, changed)
 
-    def _renew(self, plane: Plane, threads: int | None) -> bool:
-        """Segment a plane unless its mask is up to date; return whether it was not."""
+    def _update_mask(self, plane: Plane, threads: int | None) -> bool:
+        """Segment a plane unless its mask is up to date; True if it was segmented."""
         mask = self._masks.get(plane)
         if mask is not None and mask.classifier is self.fit():
             return False

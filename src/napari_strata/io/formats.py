@@ -1,8 +1,8 @@
 """Registry of file formats, which maps a file to the module that handles it.
 
-A format is a module with these functions; `pyramid` and `write` may be missing:
+A format is a module with these functions; all but `load` and `storage` may be missing:
 
-- ``count(path)``: number of images in a file
+- ``count(path)``: number of images in a file; without it, each file has one image
 - ``load(path, *, series, axes, lazy_above, labels)``: an image and its class map
 - ``storage(path, *, series)``: description of how the pixels are stored, one line
 - ``pyramid(path, *, series, axes)``: all resolutions of an image
@@ -38,6 +38,7 @@ from napari_strata.io.paths import (
     split_part,
 )
 from napari_strata.io.record import Loaded
+from napari_strata.io.series import check_series
 
 _STACK_MODULE = "napari_strata.io.stack"
 _RAW_MODULE = "napari_strata.io.raw"
@@ -119,15 +120,25 @@ class _Guarded:
 
     def __init__(self, module: str) -> None:
         self._module = import_module(module)
+        self._has_one_image = not hasattr(self._module, "count")
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name == "count" and self._has_one_image:
+            return _count_one
         function = getattr(self._module, name)
 
         def guarded(path: PathLike, **options: Any) -> Any:
+            if self._has_one_image:
+                check_series(path, options.get("series"), count=1)
             with reading(path):
                 return function(path, **options)
 
         return guarded
+
+
+def _count_one(path: PathLike) -> int:
+    existing(path)
+    return 1
 
 
 def find_reader(path: PathLike) -> Reader:

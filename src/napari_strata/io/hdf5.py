@@ -25,6 +25,7 @@ from napari_strata.io.libraries import library
 from napari_strata.io.metadata import Calibration, calibrated
 from napari_strata.io.paths import PathLike, content_of, existing, split_part, stem
 from napari_strata.io.record import Loaded
+from napari_strata.io.series import check_series
 from napari_strata.io.units import PIXEL, size_of
 from napari_strata.io.vendors import Size
 
@@ -185,11 +186,7 @@ def _pick(h5: Any, path: PathLike, names: list[str], series: int | None) -> Any:
             f"{path}: found {len(names)} images ({_listed(datasets)}); choose one, as"
             f" {path}:{names[0]}."
         )
-    if not 0 <= (series or 0) < len(names):
-        raise ImageError(
-            f"{path}: found {len(names)} series, numbered from 0; there is no series"
-            f" {series}."
-        )
+    check_series(path, series, count=len(names))
     return h5[names[series or 0]]
 
 

@@ -34,11 +34,3 @@ def library(name: str, path: PathLike, *, install: str = "") -> Any:
             f"{path}: cannot be read without the package {name} ({error}); run pip"
             f" install {command}."
         ) from None
-
-
-def check_single(path: PathLike, series: int | None) -> None:
-    """Refuse a series other than 0, in formats whose files have one image."""
-    if series:
-        raise ImageError(
-            f"{path}: found 1 series, numbered from 0; there is no series {series}."
-        )

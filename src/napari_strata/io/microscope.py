@@ -20,6 +20,7 @@ from napari_strata.io.libraries import library
 from napari_strata.io.metadata import Calibration, calibrated
 from napari_strata.io.paths import PathLike, existing, stem
 from napari_strata.io.record import Loaded
+from napari_strata.io.series import check_series
 from napari_strata.io.units import size_of
 from napari_strata.io.vendors import Size
 
@@ -138,9 +139,5 @@ def _pick(file: Path, scenes: list[str], series: int | None) -> int:
             f"{file}: found {len(scenes)} scenes, called series ({named}); choose one,"
             " as --series 0 (series=0)."
         )
-    if not 0 <= (series or 0) < len(scenes):
-        raise ImageError(
-            f"{file}: found {len(scenes)} series, numbered from 0; there is no series"
-            f" {series}."
-        )
+    check_series(file, series, count=len(scenes))
     return series or 0

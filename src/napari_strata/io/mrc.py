@@ -11,7 +11,7 @@ import numpy as np
 from napari_strata.core.errors import ImageError
 from napari_strata.io.layout import resolve
 from napari_strata.io.lazy import LAZY_BYTES
-from napari_strata.io.libraries import check_single, library
+from napari_strata.io.libraries import library
 from napari_strata.io.mapped import plain_pixels
 from napari_strata.io.metadata import Calibration, calibrated
 from napari_strata.io.paths import PathLike, content_of, existing, stem
@@ -24,12 +24,6 @@ _LARGEST_MODE = 255
 _IMOD_PLACE = 152
 _IMOD = 1146047817
 """Stamp of IMOD, followed by flags; without flag 1, bytes are unsigned."""
-
-
-def count(path: PathLike) -> int:
-    """Return 1: the format has a single image."""
-    existing(path)
-    return 1
 
 
 def load(
@@ -61,7 +55,6 @@ def load(
         When the file is missing or truncated, is not MRC, or has several volumes.
     """
     file = existing(path)
-    check_single(file, series)
     header, dtype, shape = _header(file)
     ispg = int(header.ispg)
     letters = "QZYX"[-len(shape) :]

@@ -12,7 +12,7 @@ from napari_strata.core.errors import ImageError
 from napari_strata.core.image import ArrayLike
 from napari_strata.io.layout import resolve
 from napari_strata.io.lazy import LAZY_BYTES
-from napari_strata.io.libraries import check_single, library
+from napari_strata.io.libraries import library
 from napari_strata.io.mapped import ScaledArray, compressed_pixels, plain_pixels
 from napari_strata.io.metadata import Calibration, calibrated
 from napari_strata.io.paths import PathLike, content_of, existing, stem
@@ -25,12 +25,6 @@ _AXES = "XYZTC"
 
 _TIMES = ("sec", "msec", "usec")
 _GZIP = b"\x1f\x8b"
-
-
-def count(path: PathLike) -> int:
-    """Return 1: the format has a single image."""
-    existing(path)
-    return 1
 
 
 def load(
@@ -63,7 +57,6 @@ def load(
         When the file is missing or truncated, or is not NIfTI.
     """
     file = existing(path)
-    check_single(file, series)
     volume = _opened(file)
     shape = tuple(map(int, volume.shape[::-1]))
     if len(shape) > len(_AXES):

@@ -18,7 +18,7 @@ from napari_strata.core.image import ArrayLike
 from napari_strata.io.budget import check_expansion, check_memory
 from napari_strata.io.layout import resolve
 from napari_strata.io.lazy import LAZY_BYTES, reading
-from napari_strata.io.libraries import check_single, library
+from napari_strata.io.libraries import library
 from napari_strata.io.mapped import compressed_pixels, plain_pixels
 from napari_strata.io.metadata import Calibration, calibrated
 from napari_strata.io.paths import PathLike, content_of, existing, stem
@@ -88,12 +88,6 @@ class _Header:
         return np.dtype(order + code)
 
 
-def count(path: PathLike) -> int:
-    """Return 1: the format has a single image."""
-    existing(path)
-    return 1
-
-
 def load(
     path: PathLike,
     *,
@@ -124,7 +118,6 @@ def load(
         When a file is missing or truncated, or the axes are unknown.
     """
     file = existing(path)
-    check_single(file, series)
     header = _header(file)
     letters, sizes = _axes_of(header.fields)
     layout = resolve(letters, header.shape, axes=axes, source=str(file))

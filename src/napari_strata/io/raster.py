@@ -23,7 +23,6 @@ from napari_strata.io.budget import check_expansion, check_memory
 from napari_strata.io.corrections import upright
 from napari_strata.io.layout import resolve
 from napari_strata.io.lazy import LAZY_BYTES, reading
-from napari_strata.io.libraries import check_single
 from napari_strata.io.paths import PathLike, content_of, existing, stem
 from napari_strata.io.record import KEY, Loaded, Record
 
@@ -39,12 +38,6 @@ _ALPHA = {
     "RGBa": "RGB",
     "RGBX": "RGB",
 }
-
-
-def count(path: PathLike) -> int:
-    """Return 1: these formats have a single image."""
-    existing(path)
-    return 1
 
 
 def load(
@@ -79,7 +72,6 @@ def load(
         When labels are in a JPEG file.
     """
     file_path = existing(path)
-    check_single(file_path, series)
     with _opened(file_path, labels=labels) as picture, reading(file_path):
         record = Record.read(getattr(picture, "text", {}).get(KEY, ""))
         orientation = _orientation(picture)

@@ -20,7 +20,6 @@ import numpy as np
 from napari_strata.core.errors import ImageError
 from napari_strata.io.layout import resolve
 from napari_strata.io.lazy import LAZY_BYTES
-from napari_strata.io.libraries import check_single
 from napari_strata.io.mapped import plain_pixels
 from napari_strata.io.metadata import Calibration, calibrated
 from napari_strata.io.paths import (
@@ -115,12 +114,6 @@ def with_layout(paths: Sequence[AnyPath], layout: str | None) -> list[AnyPath]:
     return changed
 
 
-def count(path: PathLike) -> int:
-    """Return 1: a raw volume is a single image."""
-    existing(path)
-    return 1
-
-
 def load(
     path: PathLike,
     *,
@@ -151,7 +144,6 @@ def load(
         When the file is missing, its layout is unknown, or it has another number of
         bytes.
     """
-    check_single(path, series)
     file, layout = _layout_of(path)
     shape = layout.sizes[::-1]
     _check_size(file, layout)

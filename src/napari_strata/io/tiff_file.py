@@ -24,6 +24,7 @@ from napari_strata.core.errors import ImageError, StrataError
 from napari_strata.io.budget import check_expansion, check_memory
 from napari_strata.io.lazy import reading
 from napari_strata.io.paths import TIFF_SUFFIXES, content_of
+from napari_strata.io.series import check_series
 
 # The checks below find damage, so tifffile's messages are not shown.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -285,11 +286,7 @@ def pick(
             f"{path}: found {len(choices)} images{different}, called series"
             f" ({'; '.join(listed)}{more}); choose one, as --series 0 (series=0)."
         )
-    if not 0 <= index < len(choices):
-        raise ImageError(
-            f"{path}: found {len(choices)} series, numbered from 0; there is no series"
-            f" {index}."
-        )
+    check_series(path, index, count=len(choices))
     return choices[index]
 
 

@@ -25,6 +25,7 @@ from napari_strata.io.layout import dimension_letters, resolve
 from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading
 from napari_strata.io.paths import ZARR_FILES, PathLike, existing, is_zarr, stem
 from napari_strata.io.record import KEY, Loaded, Record, as_labels
+from napari_strata.io.series import check_series
 from napari_strata.io.units import PIXEL, size_of, unit_name
 
 CHUNK = 512
@@ -357,11 +358,7 @@ def _pick(path: Path, index: int | None) -> list[_Level]:
                 " (series=0)."
             )
         return images[0]
-    if not 0 <= index < len(images):
-        raise ImageError(
-            f"{path}: found {len(images)} series, numbered from 0; there is no series"
-            f" {index}."
-        )
+    check_series(path, index, count=len(images))
     return images[index]
 
 

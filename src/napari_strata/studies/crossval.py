@@ -242,9 +242,8 @@ class Crossval:
     def run(self) -> Generator[Event, None, None]:
         """Train and score fold by fold; see `iter_crossval`."""
         self.check()
-        with one_writer(self.out) as note:
-            if note:
-                yield Message(note)
+        with one_writer(self.out) as messages:
+            yield from messages
             yield from self._run()
 
     def _run(self) -> Generator[Event, None, None]:

@@ -206,10 +206,10 @@ class Search:
                 "training.epochs cannot be in a grid with halving, which sets it; leave"
                 " out one of the two."
             )
-        self._read_scores()
+        self._load_scores()
 
-    def _read_scores(self) -> None:
-        """Read the scores of an earlier call; errors as in `_read_scores`."""
+    def _load_scores(self) -> None:
+        """Take up the scores of an earlier call; errors as in `_read_scores`."""
         if not is_unused(self.out):
             rounds = self.rounds() if self.options.halving else []
             self.scores = _read_scores(
@@ -232,13 +232,12 @@ class Search:
     def run(self) -> Generator[Event, None, None]:
         """Run the rounds and yield events; see `iter_tune`."""
         self.check()
-        with one_writer(self.out) as note:
-            if note:
-                yield Message(note)
+        with one_writer(self.out) as messages:
+            yield from messages
             yield from self._run()
 
     def _run(self) -> Generator[Event, None, None]:
-        self._read_scores()
+        self._load_scores()
         self._save()
         sent_messages: set[Message] = set()
         yield Message(self._describe_plan())

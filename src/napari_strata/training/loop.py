@@ -160,9 +160,8 @@ def iter_task(task: TrainingTask) -> Generator[Event, None, None]:
             RunFolder.open(task.out)
         else:
             check_free(task.out)
-        with one_writer(Path(task.out)) as note:
-            if note:
-                yield Message(note)
+        with one_writer(Path(task.out)) as messages:
+            yield from messages
             yield from _train(task, group)
 
 
