@@ -288,7 +288,7 @@ def test_encoder_and_head_are_found() -> None:
     network = build(UNet3d(widths=SMALL))
     assert encoder_of(network) is network.network.down
     assert head_of(network) == "network.head"
-    note = load_encoder_weights(network, spec)
+    note = load_encoder_weights(network, spec).text
     assert note.startswith("a 3D U-Net of widths")
     assert note.endswith("has no pretrained encoder: it starts from random weights")
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from napari_strata.core.errors import ModelError, TrainingError
+from napari_strata.core.events import Message
 from napari_strata.core.network_sections import AtrousUNet, Smp, UNet
 from napari_strata.networks import build_network, hub
 from napari_strata.networks.build import encoder_of
@@ -41,7 +42,7 @@ def load(
     """Build a network, load its encoder weights and return the message too."""
     spec = make_spec(chosen, channels=channels)
     network = build_network(spec)
-    return network, load_encoder_weights(network, spec, **options)
+    return network, load_encoder_weights(network, spec, **options).text
 
 
 def imagenet_like(seed: int = 7) -> dict[str, Tensor]:
@@ -94,9 +95,8 @@ def test_none_leaves_the_random_weights() -> None:
     spec = make_spec(section("none"))
     network = build_network(spec)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert (
-        load_encoder_weights(network, spec)
-        == "encoder resnet18: starts from random weights, as the recipe says"
+    assert load_encoder_weights(network, spec) == Message(
+        "encoder resnet18: starts from random weights, as the recipe says"
     )
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
 
@@ -107,12 +107,15 @@ def test_none_leaves_the_random_weights() -> None:
 def test_auto_starts_from_random_weights_when_the_hub_cannot_be_reached(
     unreachable: Path,
 ) -> None:
-    said = load(section("auto"))[1]
-    assert said.startswith(
+    spec = make_spec(section("auto"))
+    message = load_encoder_weights(build_network(spec), spec)
+    assert message.level == "warning"
+    assert message.text.startswith(
         "encoder resnet18: starts from random weights (ImageNet weights could not be "
         "reached: "
     )
-    assert "Name or service not known" in said
+    assert "Name or service not known" in message.text
+    assert "network.encoder_weights=PATH" in message.text
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,7 @@ def test_an_interrupted_download_is_reported(
 
     monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *_, **__: None)
     monkeypatch.setattr(hub, "hf_hub_download", break_off)
-    assert load(section("auto"))[1].endswith("could not be reached: connection reset)")
+    assert "could not be reached: connection reset)." in load(section("auto"))[1]
 
 
 def test_weights_are_downloaded_from_a_reachable_hub(

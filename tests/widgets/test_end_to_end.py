@@ -384,6 +384,25 @@ def _wait_text(label: Any, text: str, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: text in label.text(), timeout=PATIENCE)
 
 
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pretrained weights for a worker, which has no network either."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+
+
+def test_warnings_stay_in_sight_after_the_end(
+    empty_cache: None, dock: TrainDock, qtbot: Any
+) -> None:
+    options = {key: TINY[key] for key in TINY if not key.startswith("network.")}
+    encoder = {"network.kind": "smp", "network.encoder": "resnet18"}
+    dock.recipe_box.set_recipe("default", {**options, **encoder})
+    _train(dock, qtbot)
+    text = dock.notice.text()
+    assert text.startswith("Training finished"), text
+    assert "\n⚠ encoder resnet18: starts from random weights (ImageNet" in text
+
+
 def test_training_on_files(dock: TrainDock, qtbot: Any, tmp_path: Path) -> None:
     image, labels = (layer.data for layer in dock.viewer.layers)
     write_image(tmp_path / "images.tif", Image(image, "ZYX"))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from napari_strata.core.errors import ModelError, TrainingError
+from napari_strata.core.events import Message
 from napari_strata.core.network_sections import EncoderSection
 from napari_strata.core.spec import ModelSpec
 from napari_strata.networks.build import encoder_of
@@ -25,7 +26,7 @@ STATE_KEYS = ("state_dict", "model_state_dict", "model", "encoder")
 
 def load_encoder_weights(
     network: nn.Module, spec: ModelSpec, *, probe_timeout: float = 2.0
-) -> str:
+) -> Message:
     """Load weights into the encoder as ``spec.network.encoder_weights`` says.
 
     For images that do not have 3 channels, the first convolution is adapted from the
@@ -39,8 +40,8 @@ def load_encoder_weights(
 
     Returns
     -------
-    str
-        A sentence that says what was loaded.
+    Message
+        What was loaded; a warning if ImageNet weights could not be reached.
 
     Raises
     ------
@@ -52,16 +53,16 @@ def load_encoder_weights(
     """
     section = spec.network
     if not isinstance(section, EncoderSection):
-        return (
+        return Message(
             f"{section.describe()} has no pretrained encoder: it starts from "
             "random weights"
         )
     start, choice = f"encoder {section.encoder}:", section.encoder_weights
     if choice == "none":
-        return f"{start} starts from random weights, as the recipe says"
+        return Message(f"{start} starts from random weights, as the recipe says")
     encoder = encoder_of(network)
     if choice not in ("auto", "imagenet"):
-        return (
+        return Message(
             f"{start}"
             f" {fit(encoder, read_tensors(choice), spec.in_channels, source=choice)}"
             f" loaded from {choice}"
@@ -74,12 +75,15 @@ def load_encoder_weights(
         origin = _load_pretrained(
             encoder, section.encoder, spec.in_channels, timeout=probe_timeout
         )
-        return f"{start} {origin}"
+        return Message(f"{start} {origin}")
     except UnobtainableError as error:
         if choice == "auto":
-            return (
+            return Message(
                 f"{start} starts from random weights (ImageNet weights could not be"
-                f" reached: {error})"
+                f" reached: {error}). To start from ImageNet weights, connect this"
+                " machine once, or give a file (network.encoder_weights=PATH), and"
+                " begin a new run.",
+                "warning",
             )
         raise TrainingError(
             f"{start} ImageNet weights could not be reached ({error}), and the recipe "

@@ -71,18 +71,17 @@ def initialise(network: nn.Module, recipe: Recipe, spec: ModelSpec) -> list[Mess
     """
     section = recipe.training
     if section.start is None:
-        note = load_encoder_weights(network, spec)
+        origin = load_encoder_weights(network, spec)
     else:
-        note = copy_weights(
-            network, spec, load_model(section.start), source=section.start
-        )
+        start = load_model(section.start)
+        origin = Message(copy_weights(network, spec, start, source=section.start))
     if not section.freeze_encoder:
-        return [Message(note)]
+        return [origin]
     epochs = (
         "1 epoch" if section.freeze_encoder == 1 else f"{section.freeze_encoder} epochs"
     )
-    messages = [Message(note), Message(f"the encoder is frozen for {epochs}")]
-    if section.start is None and "random weights" in note:
+    messages = [origin, Message(f"the encoder is frozen for {epochs}")]
+    if section.start is None and "random weights" in origin.text:
         text = (
             "a frozen encoder of random numbers learns nothing: set training.start, or"
             " training.freeze_encoder=0"

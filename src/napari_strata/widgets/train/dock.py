@@ -462,7 +462,9 @@ class TrainDock(Dock):
                 if has_model
                 else "There is no model yet: no step was complete."
             )
-            self.notice.show_message(f"{state}{score}. {model}{self._compared()}")
+            ending = f"{state}{score}. {model}{self._compared()}"
+            warnings = [f"⚠ {text}" for text in self._warnings]
+            self.notice.show_message("\n".join([ending, *warnings]))
         else:
             self.notice.show_message(outcome.text, "error")
         if has_model:
