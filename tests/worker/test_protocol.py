@@ -25,6 +25,7 @@ from napari_strata.worker.protocol import (
     LabelsChanged,
     Layer,
     ModelInfo,
+    PlanJob,
     PlanResult,
     PredictJob,
     PredictResult,
@@ -173,6 +174,19 @@ def test_an_invalid_job_is_refused_with_its_id_and_errors(
     assert said in str(error)
     assert error.job == "a"
     assert len(str(error)) < 400
+
+
+def test_paths_that_are_not_utf8_are_unchanged_by_the_transport() -> None:
+    job = PlanJob(job="a", images=(Layer(path="odd/\udcff.tif"),))
+    assert decode_request(encode_request(job)) == job
+    failed = JobFailed(text="odd/\udcff.tif: no such file", kind="StrataError")
+    assert decode_event(encode_event(failed, "a")) == ("a", failed)
+
+
+def test_a_job_that_is_nested_too_deeply_is_refused_with_its_id() -> None:
+    deep = '{"a":' * 900 + "1" + "}" * 900
+    error = refused(f'{{"job": "a", "kind": "info", "path": {deep}}}')
+    assert error.job == "a"
 
 
 def test_a_missing_key_is_named_once() -> None:

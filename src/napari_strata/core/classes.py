@@ -78,9 +78,11 @@ class ClassMap(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_colors(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and not raw.get("colors"):
-            return raw | {"colors": default_colors(len(raw.get("names", ())))}
-        return raw
+        if not isinstance(raw, dict) or raw.get("colors"):
+            return raw
+        names = raw.get("names")
+        count = len(names) if isinstance(names, (list, tuple)) else 0
+        return raw | {"colors": default_colors(count)}
 
     @model_validator(mode="after")
     def _check(self) -> ClassMap:

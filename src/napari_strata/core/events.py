@@ -390,7 +390,7 @@ def to_json(event: Event) -> str:
     """Write one line of JSON; NaN and infinities become null, as the format asks."""
     return json.dumps(
         {"event": type(event).__name__}
-        | {k: _plain(v) for k, v in asdict(event).items()}
+        | {k: to_plain(v) for k, v in asdict(event).items()}
     )
 
 
@@ -410,13 +410,14 @@ def from_json(line: str) -> Event:
     return kind(**{k: _typed(v, hints[k]) for k, v in raw.items()})
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Replace floats that JSON lacks by None, and tuples by lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [to_plain(v) for v in value]
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: to_plain(v) for k, v in value.items()}
     return value
 
 

@@ -116,10 +116,14 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     Raises
     ------
     TrainingError
-        when the device cannot compute in that format.
+        when there is no such format, or the device cannot compute in it.
     """
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
     if name == "auto":
         name = "bf16" if _fast_bf16(device.type) else "fp32"
+    if name not in dtypes:
+        known = ", ".join(dtypes)
+        raise TrainingError(f"there is no precision {name!r}; choose auto, {known}.")
     if name == "fp16" and device.type == "cpu":
         raise TrainingError(
             "found precision fp16 on a CPU, which is slow at it; choose bf16, fp32 or "
@@ -129,7 +133,6 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         raise TrainingError(
             "found precision bf16 on a GPU without it; choose fp16, fp32 or auto."
         )
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
     return Precision(name, dtypes[name])
 
 

@@ -27,7 +27,7 @@ from pydantic import (
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import StrataError, nearest
-from napari_strata.core.events import Event, from_json, to_json
+from napari_strata.core.events import Event, from_json, to_json, to_plain
 
 PROTOCOL = 1
 """Version of the messages. It changes if older clients could not understand them."""
@@ -290,7 +290,7 @@ class LiveJob(_Job):
     plane: dict[str, int] = {}
     """T and Z of the plane in view, those that the image has."""
     device: str = "auto"
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=1024)
     """Threads on a CPU; 0: as many as torch uses."""
 
 
@@ -405,7 +405,7 @@ REQUESTS: TypeAdapter[Request] = TypeAdapter(_union(_REQUESTS, _request_tag))
 
 def encode_request(request: Request) -> str:
     """Format a request as one line, without the line break."""
-    return request.model_dump_json(by_alias=True)
+    return json.dumps(to_plain(request.model_dump(mode="json", by_alias=True)))
 
 
 def decode_request(line: bytes | str) -> Request:
@@ -420,12 +420,17 @@ def decode_request(line: bytes | str) -> Request:
     try:
         raw = _read_json(line)
         job = _job_id(raw)
-        return REQUESTS.validate_python(raw)
-    except ValidationError as error:
-        raise RequestError(_describe(raw, error), job) from None
+        return _read_request(raw, job)
     except RecursionError:
         text = f"found JSON that is nested too deeply ({_shorten(line)})."
         raise RequestError(text, job) from None
+
+
+def _read_request(raw: dict[str, Any], job: str | None) -> Request:
+    try:
+        return REQUESTS.validate_python(raw)
+    except ValidationError as error:
+        raise RequestError(_describe(raw, error), job) from None
     except RequestError:
         raise
     except StrataError as error:  # from a class map
@@ -855,8 +860,11 @@ EVENTS: TypeAdapter[AnyEvent] = TypeAdapter(_union(_EVENTS, _event_tag))
 
 
 def encode_event(event: AnyEvent, job: str | None) -> str:
-    """Format an event of a job as one line, without the line break."""
-    raw = json.loads(EVENTS.dump_json(event))
+    """Format an event of a job as one line, without the line break.
+
+    Paths may contain bytes that are not UTF-8, which pydantic's own JSON refuses.
+    """
+    raw = to_plain(EVENTS.dump_python(event, mode="json"))
     return json.dumps(raw | {"job": job})
 
 

@@ -53,6 +53,7 @@ from napari_strata.worker.protocol import (
     decode_request,
 )
 from napari_strata.worker.transport import (
+    LONGEST_LINE,
     Inbox,
     Item,
     Notice,
@@ -235,6 +236,9 @@ class Server:
             self._stop([*self._running, *self._waiting])
         elif item is Notice.CLIENT_GONE:
             self._continue_without_client()
+        elif item is Notice.LINE_TOO_LONG:
+            limit = f"{LONGEST_LINE / 2**20:.0f} MB"
+            self._outbox.send(Refused(text=f"found a line of more than {limit}."))
         elif isinstance(item, bytes):
             self._handle_line(item)
 
@@ -243,7 +247,7 @@ class Server:
         try:
             self._handle(decode_request(line))
         except RequestError as error:
-            if error.job:
+            if error.job and error.job not in self._active():
                 failed = JobFailed(text=str(error), kind="StrataError")
                 self._outbox.send(failed, error.job)
             else:

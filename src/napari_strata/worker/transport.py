@@ -25,12 +25,16 @@ CHECK_INTERVAL_S = 0.2
 If two checks in succession find unread lines, the main thread is interrupted.
 """
 
+LONGEST_LINE = 2**26
+"""Bytes of the longest request. A longer line is refused and not kept in memory."""
+
 
 class Notice(Enum):
     """Item of the inbox that is not a line."""
 
     CLIENT_GONE = 1
     TERMINATE = 2
+    LINE_TOO_LONG = 3
 
 
 Item: TypeAlias = bytes | Notice
@@ -135,16 +139,24 @@ class Inbox:
     def _read(self, descriptor: int) -> None:
         # Not a file object: a thread that waits in it holds a lock, and the interpreter
         # then aborts when it exits.
-        rest = b""
+        line = bytearray()
         try:
             while chunk := os.read(descriptor, 2**16):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if line.strip():
-                        self.put(line)
+                *ends, rest = chunk.split(b"\n")
+                for end in ends:
+                    self._put_line(line + end)
+                    line = bytearray()
+                if len(line) <= LONGEST_LINE:
+                    line += rest
         except OSError:
             pass
         self.put(Notice.CLIENT_GONE)
+
+    def _put_line(self, line: bytearray) -> None:
+        if len(line) > LONGEST_LINE:
+            self.put(Notice.LINE_TOO_LONG)
+        elif line.strip():
+            self.put(bytes(line))
 
     def _watch(self) -> None:
         while True:
