@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import napari_strata as ns
@@ -114,25 +115,30 @@ def test_strokes_suggest_trees(strokes: Build, scene: Build) -> None:
     assert plan.suggestion.recipe == "instant"
     assert plan.suggestion.text in [message.text for message in plan.messages]
     assert _plan("instant", strokes(), unlabelled=(0,)).suggestion is None
-    assert _plan("default", scene()).suggestion is None
+    assert _plan("default", scene(planes=3)).suggestion is None
 
 
 @pytest.mark.parametrize(
-    ("scale", "units", "suggested"),
+    ("scale", "unit", "step", "suggested"),
     [
-        ((2.5, 2.5, 2.5), ("um", "um", "um"), "unet-ct"),
-        ((1.0, 0.2, 0.2), ("um", "um", "um"), None),  # a confocal stack
-        ((1.0, 1.0, 1.0), ("pixel", "pixel", "pixel"), None),  # nothing is known
+        ((2.5, 2.5, 2.5), "um", 1, "unet-ct"),
+        ((2.5, 2.5, 2.5), "um", 4, "unet-ct"),
+        ((1.0, 0.2, 0.2), "um", 1, "unet3d"),  # a confocal stack
+        ((1.0, 1.0, 1.0), "pixel", 1, "unet3d"),  # the size of a voxel is not known
+        ((1.0, 0.2, 0.2), "um", 4, None),  # every fourth plane is labelled
     ],
 )
-def test_a_volume_of_cubes_suggests_the_recipe_for_ct(
+def test_a_volume_suggests_a_recipe_for_volumes(
     scene: Build,
     scale: tuple[float, ...],
-    units: tuple[str, ...],
+    unit: str,
+    step: int,
     suggested: str | None,
 ) -> None:
     dense = scene(planes=9)
-    image = Image(dense.image.read()[0], "ZYX", scale=scale, units=units)
-    pair = AnnotatedImage(image, image.labels_like(dense.labels.read()[0]))
-    found = _plan("default", pair).suggestion
+    image = Image(dense.image.read()[0], "ZYX", scale=scale, units=(unit,) * 3)
+    labels = np.zeros_like(dense.labels.read()[0])
+    labels[::step] = 1 + dense.labels.read()[0][::step]
+    pair = AnnotatedImage(image, image.labels_like(labels))
+    found = _plan("default", pair, unlabelled=(0,)).suggestion
     assert (found.recipe if found else None) == suggested

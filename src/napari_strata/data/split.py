@@ -244,26 +244,43 @@ def warn_missing_classes(
     validation: Sequence[LabelledRegion],
     classes: ClassMap,
 ) -> list[str]:
-    """Write a sentence for each class without a labelled pixel in one half."""
+    """Write a sentence for the classes without a labelled pixel in one half."""
     training_pixels = label_counts(training, classes).sum(axis=0)
     validation_pixels = label_counts(validation, classes).sum(axis=0)
-    warnings = []
+    nowhere, not_training, not_validation = [], [], []
     for i, name in enumerate(classes.names):
-        subject = f"class {name!r} (value {classes.values[i]})"
+        subject = f"{name!r} (value {classes.values[i]})"
         if not training_pixels[i] and not validation_pixels[i]:
-            warnings.append(
-                f"{subject} has no labelled pixel anywhere, so it cannot be learnt."
-            )
+            nowhere.append(subject)
         elif not training_pixels[i]:
-            warnings.append(
-                f"{subject} has no labelled pixel in training, so it cannot be learnt."
-            )
+            not_training.append(subject)
         elif validation and not validation_pixels[i]:
-            warnings.append(
-                f"{subject} has no labelled pixel in validation, so its score is not "
-                "known."
-            )
-    return warnings
+            not_validation.append(subject)
+    return [
+        *_warn_without("anywhere", nowhere, ("it", "they"), "cannot be learnt"),
+        *_warn_without("in training", not_training, ("it", "they"), "cannot be learnt"),
+        *_warn_without(
+            "in validation",
+            not_validation,
+            ("its score is", "their scores are"),
+            "not known",
+        ),
+    ]
+
+
+def _warn_without(
+    place: str, subjects: Sequence[str], who: tuple[str, str], what: str
+) -> list[str]:
+    """Write a sentence about classes without labels; `who` is for one and several."""
+    if not subjects:
+        return []
+    if len(subjects) == 1:
+        start = f"class {subjects[0]} has"
+    else:
+        start = f"classes {', '.join(subjects[:-1])} and {subjects[-1]} have"
+    return [
+        f"{start} no labelled pixel {place}, so {who[len(subjects) > 1]} {what}."
+    ]
 
 
 def warn_empty_images(

@@ -137,7 +137,10 @@ def test_new_labels_fit_the_image_and_can_be_painted(make: Any, qtbot: Any) -> N
     }
     viewer.add_image(GREY, name="sand", **place)
     _settle(qtbot)
-    assert labels.text.text() == "No labels yet: press New labels and paint."
+    assert "press New labels" in labels.text.text()
+    labels.names.setText("pore, clay,, pore")
+    created: list[Any] = []
+    labels.created.connect(lambda *arguments: created.append(arguments))
     labels.new_button.native.click()
     (layer,) = [one for one in viewer.layers if one.name == "sand labels"]
     assert layer.data.shape == GREY.shape
@@ -145,8 +148,10 @@ def test_new_labels_fit_the_image_and_can_be_painted(make: Any, qtbot: Any) -> N
     assert tuple(layer.translate) == (5, 6, 7)
     assert layer.axis_labels == ("z", "y", "x")
     assert (layer.mode, layer.selected_label) == ("paint", 1)
+    assert created == [(layer, ("pore", "clay"))]
     _settle(qtbot)
     assert labels.layer is layer
+    assert not labels.names.isVisibleTo(labels)
 
 
 def test_labels_that_fit_are_chosen_and_others_are_explained(

@@ -21,7 +21,7 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QApplication, QColorDialog, QLineEdit
 
 from napari_strata import plugin
-from napari_strata.core.classes import ClassMap
+from napari_strata.core.classes import ClassMap, default_colors
 from napari_strata.core.image import LabelImage
 from napari_strata.io import read_classes, write_labels
 from napari_strata.plugin import METADATA
@@ -701,3 +701,19 @@ def test_colours_of_64_rows_are_set_quickly(
     assert shown == [in_viewer(layer, value) for value in range(1, 65)]
     assert len(set(shown)) == 64
     assert shown[0] == "#ffff0000"
+
+
+def test_new_labels_have_the_named_classes_in_colours_that_differ(
+    viewer: Viewer, table: ClassTable, qtbot: QtBot
+) -> None:
+    layer = viewer.add_labels(np.zeros(SHAPE, np.uint8))
+    table.name_classes(layer, ("pore", "clay", "quartz"))
+    settle(qtbot, table)
+    assert texts(table, NAME) == ["pore", "clay", "quartz"]
+    assert layer.selected_label == 1
+    classes = table.classes()
+    assert classes is not None
+    assert classes.colors == default_colors(3)
+    assert classes.unlabelled == (0,)
+    shown = [QColor.fromRgbF(*layer.get_color(value)[:3]).name() for value in (1, 2, 3)]
+    assert shown == list(classes.colors)

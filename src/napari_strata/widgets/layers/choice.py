@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,14 @@ from napari.components import ViewerModel
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import Image
@@ -219,7 +227,11 @@ class LabelsChoice(LayerChoice):
     """Choice of a labels layer, with a button to create one.
 
     It is the layer that is selected in the layer list, or one that fits the image.
+    Without a layer, a field asks for the names of the classes of a new one.
     """
+
+    created = Signal(object, object)
+    """Emitted with the new Labels layer and the names of its classes, a tuple."""
 
     def __init__(
         self, viewer: ViewerModel, images: ImageChoice, *, title: str = "Labels"
@@ -234,6 +246,19 @@ class LabelsChoice(LayerChoice):
         )
         self.new_button.changed.connect(self.make_new)
         self._row.addWidget(self.new_button.native)
+        self.names = QLineEdit()
+        self.names.setPlaceholderText("such as pore, clay, quartz")
+        self.names.setToolTip(
+            "Names of the classes to paint, separated by commas. They can be changed"
+            " and added to later."
+        )
+        self.names.returnPressed.connect(self.make_new)
+        self._names_row = QWidget()
+        names_layout = QHBoxLayout(self._names_row)
+        names_layout.setContentsMargins(0, 0, 0, 0)
+        names_layout.addWidget(QLabel("Classes"))
+        names_layout.addWidget(self.names, 1)
+        self._rows.insertWidget(1, self._names_row)
         self.problem = ""
         images.changed.connect(self._image_changed)
         self._follow()
@@ -244,7 +269,10 @@ class LabelsChoice(LayerChoice):
         return layer
 
     def make_new(self) -> None:
-        """Add an empty Labels layer for the image, select it, activate the brush."""
+        """Add an empty Labels layer for the image, select it, activate the brush.
+
+        Its classes are those of the field, or two that have no names yet.
+        """
         image = self._images.image
         if image is None:
             return
@@ -263,6 +291,7 @@ class LabelsChoice(LayerChoice):
         layer.mode = "paint"
         self._viewer.layers.selection.active = layer
         self.choose(layer)
+        self.created.emit(layer, class_names(self.names.text()))
 
     def _candidates(self) -> list[Any]:
         return convert.labels_layers(self._viewer.layers)
@@ -321,6 +350,7 @@ class LabelsChoice(LayerChoice):
         if self._images.layer is not None and self._layer in self._fitting():
             self._last[self._images.layer] = self._layer
         self.new_button.enabled = image is not None
+        self._names_row.setVisible(image is not None and self._layer is None)
         self.problem = ""
         if self._layer is None:
             several = (
@@ -329,7 +359,7 @@ class LabelsChoice(LayerChoice):
                 else ""
             )
             self.problem = several or (
-                "No labels yet: press New labels and paint."
+                "No labels yet: name the classes, press New labels, and paint."
                 if image is not None
                 else ""
             )
@@ -340,6 +370,15 @@ class LabelsChoice(LayerChoice):
             )
         self.text.setText(self.problem)
         self.text.setVisible(bool(self.problem))
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """Split a list of class names, such as ``pore, clay``; each name is kept once.
+
+    Without a name there are the two that every segmentation needs.
+    """
+    names = [part.strip() for part in re.split("[,;\n]", text)]
+    return tuple(dict.fromkeys(filter(None, names))) or ("class 1", "class 2")
 
 
 def _translation(layer: ImageLayer | None, image: Image) -> Any:

@@ -314,5 +314,6 @@ def draw(widget: ValueWidget[Any], control: Control) -> None:
     """Apply the state of a control to its widget."""
     widget.enabled = control.enabled
     widget.tooltip = control.tooltip
-    if widget.visible != control.visible:
+    # `visible` is False for every widget of a window that is not shown yet.
+    if widget.native.isHidden() == control.visible:
         widget.visible = control.visible

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_strata.core.classes import ClassMap
+from napari_strata.core.classes import ClassMap, default_colors
 from napari_strata.widgets.layers import label_classes
 from napari_strata.widgets.layers.convert import array_of
 from napari_strata.widgets.layers.counts import LayerLinks, PixelCounter
@@ -177,6 +177,19 @@ class ClassTable(QWidget):
         self._write()
         self._pick(value)
         layer.mode = "paint"
+
+    def name_classes(self, layer: LabelsLayer, names: tuple[str, ...]) -> None:
+        """Give a new layer these classes, with values from 1 and distinct colours.
+
+        The first is selected.
+        """
+        self.set_labels(layer)
+        values = list(range(1, len(names) + 1))
+        colors = dict(zip(values, default_colors(len(names)), strict=True))
+        self._label_classes.names |= dict(zip(values, names, strict=True))
+        label_classes.set_colors(layer, colors, ())
+        self._write()
+        self._pick(1)
 
     @property
     def _layer(self) -> LabelsLayer | None:
@@ -400,7 +413,7 @@ class ClassTable(QWidget):
         status = (
             self._refused
             or self._error
-            or (self._counter.describe() if layer is not None else "No labels layer")
+            or (self._counter.describe() if layer is not None else "")
         )
         self._status.setText(status)
         self._status.setVisible(bool(status))

@@ -78,6 +78,7 @@ class DataBox(QWidget):
         self.labels.changed.connect(self._layers_changed)
         self.table.changed.connect(self.changed)
         self.table.picked.connect(self._select_layer)
+        self.labels.created.connect(self.table.name_classes)
         self.folders.changed.connect(self.changed)
         self._timer = QTimer(self)  # one update for the many events of a click
         self._timer.setSingleShot(True)
@@ -117,6 +118,15 @@ class DataBox(QWidget):
             return str(error)
         return ""
 
+    @property
+    def has_labels(self) -> bool:
+        """True while a labels layer is chosen."""
+        return self.uses_layers and self.labels.layer is not None
+
+    def texts(self) -> tuple[str, str]:
+        """Return the texts below the choices of image and labels."""
+        return self.images.text.text(), self.labels.text.text()
+
     def colors(self) -> tuple[str, ...]:
         """Colours of the classes in use."""
         classes = self.table.classes() if self.uses_layers else None
@@ -140,7 +150,7 @@ class DataBox(QWidget):
 
     def _update_table(self) -> None:
         self.table.set_labels(self.labels.layer)
-        self.table.setEnabled(self.labels.layer is not None)
+        self.table.setVisible(self.labels.layer is not None)
         self.changed.emit()
 
 

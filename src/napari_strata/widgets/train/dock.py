@@ -250,7 +250,9 @@ class TrainDock(Dock):
         self._find_models()
         view = resolve(self.state())
         self.why.setText(view.problem_text)
-        self.why.setVisible(bool(view.problem_text))
+        self.why.setVisible(view.problem_text not in ("", *self.data_box.texts()))
+        has_labels = self.data_box.has_labels
+        self.live_box.native.setVisible(has_labels)
         self.start_button.text = view.train_text
         draw(self.start_button, view.train)
         draw(self.start_over_button, view.start_over)
