@@ -278,9 +278,7 @@ def _warn_without(
         start = f"class {subjects[0]} has"
     else:
         start = f"classes {', '.join(subjects[:-1])} and {subjects[-1]} have"
-    return [
-        f"{start} no labelled pixel {place}, so {who[len(subjects) > 1]} {what}."
-    ]
+    return [f"{start} no labelled pixel {place}, so {who[len(subjects) > 1]} {what}."]
 
 
 def warn_empty_images(
