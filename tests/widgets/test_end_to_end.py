@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari._qt.widgets.qt_progress_bar import QtLabeledProgressBar
 from napari.settings import get_plugin_settings
+from qtpy.QtCore import Qt
 
 from napari_strata.core.events import LabelsUpdated
 from napari_strata.core.image import Image, LabelImage
@@ -370,6 +372,32 @@ def test_a_kept_training_is_offered_and_can_be_stopped(
     second.close()
     del found
     work.runs = before
+
+
+def test_keys_choose_a_class_train_and_stop(dock: TrainDock, qtbot: Any) -> None:
+    window = dock.viewer.window._qt_window
+    labels = dock.data_box.labels.layer
+    labels.selected_label = 3
+    qtbot.keyClick(window, Qt.Key.Key_W)
+    assert labels.selected_label == 4
+    qtbot.keyClick(window, Qt.Key.Key_W)
+    assert labels.selected_label == 1
+    qtbot.keyClick(window, Qt.Key.Key_Q)
+    assert labels.selected_label == 4
+
+    dock.recipe_box.set_recipe("default", LONG)
+    _wait_enabled(dock.start_button, qtbot)
+    qtbot.keyClick(window, Qt.Key.Key_T, Qt.KeyboardModifier.ShiftModifier)
+    _wait_epochs(dock.panel.curves, 1, qtbot)
+    # napari shows the progress, too.
+    (bar,) = window.findChildren(QtLabeledProgressBar)
+    assert bar.description_label.text().startswith("Training")
+    qtbot.keyClick(window, Qt.Key.Key_T, Qt.KeyboardModifier.ShiftModifier)
+    qtbot.waitUntil(lambda: dock.handle is None, timeout=PATIENCE)
+    assert "Stopped" in dock.notice.text()
+    qtbot.waitUntil(
+        lambda: not window.findChildren(QtLabeledProgressBar), timeout=PATIENCE
+    )
 
 
 def _wait_epochs(curves: Any, count: int, qtbot: Any) -> None:

@@ -8,8 +8,10 @@ import shutil
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from time import monotonic
 from weakref import WeakSet
 
+from napari.utils.notifications import show_info, show_warning
 from napari.utils.task_status import Status
 from napari.viewer import Viewer
 from qtpy.QtCore import QEvent, QObject, Signal
@@ -21,11 +23,13 @@ from napari_strata.widgets.layers.convert import slug
 from napari_strata.widgets.layers.drawing import guard_removal
 from napari_strata.widgets.settings import Settings, preferences
 from napari_strata.widgets.work import threads
-from napari_strata.widgets.work.client import JobHandle, WorkerClient
+from napari_strata.widgets.work.client import JobHandle, Outcome, WorkerClient
 from napari_strata.worker.protocol import Job
 
 SCRATCH_PREFIX = ".session-"
 """Start of the names of folders for temporary files."""
+LONG_S = 60.0
+"""Seconds after which the end of a job is announced."""
 OWNER_FILE = "session.json"
 """File in such a folder that identifies its process."""
 
@@ -144,12 +148,20 @@ class ViewerSession(QObject):
         return self._closed
 
     def register_task(self, description: str, handle: JobHandle) -> None:
-        """Make napari ask for confirmation if it is closed while this job runs."""
+        """Make napari ask for confirmation if it is closed while this job runs.
+
+        If the job took long, napari announces its end.
+        """
         window = self.viewer.window
         number = window._register_task_status("Strata", Status.BUSY, description)
-        handle.ended.connect(
-            lambda _outcome: window._update_task_status(number, Status.COMPLETED)
-        )
+        start = monotonic()
+
+        def end(outcome: Outcome) -> None:
+            window._update_task_status(number, Status.COMPLETED)
+            if monotonic() - start > LONG_S and not self._closed:
+                announce_end(description, outcome)
+
+        handle.ended.connect(end)
 
     def announce(self, run: Path) -> None:
         """Announce that a run has a new or better model."""
@@ -205,6 +217,14 @@ def _end_sessions() -> None:
             session._window.removeEventFilter(session)
     if QApplication.instance() is not None:
         QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+
+
+def announce_end(description: str, outcome: Outcome) -> None:
+    """Show a message of napari about the end of a job."""
+    if outcome.status == "finished":
+        show_info(f"Strata has finished {description}.")
+    elif outcome.status in ("failed", "died"):
+        show_warning(f"Strata could not finish {description}: {outcome.text}")
 
 
 def _sweep(runs: Path) -> None:

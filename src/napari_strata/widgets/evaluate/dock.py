@@ -99,7 +99,7 @@ class EvaluateDock(Dock):
         self.add(self.copy_buttons(self._copy))
 
     def _build_foot(self) -> None:
-        self.progress = Progress()
+        self.progress = Progress("Evaluation")
         self.compare_button = self.button("Compare", self.compare)
         self.stop_button = self.button("Stop", self.stop)
         self.errors_button = self.button("Show errors as a layer", self.show_errors)

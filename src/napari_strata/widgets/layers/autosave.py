@@ -37,11 +37,8 @@ class Draft:
     time: datetime
 
     def describe(self) -> str:
-        """Describe the draft: ``Labels "clay" of image "sand", painted DATE TIME``."""
-        return (
-            f'Labels "{self.layer}" of image "{self.image}", painted'
-            f" {self.time:%Y-%m-%d %H:%M}"
-        )
+        """Describe the draft, such as ``"sand labels", painted 30 Nov 14:05``."""
+        return f'"{self.layer}", painted {self.time:%d %b %H:%M}'
 
     def mark_open(self) -> None:
         """Record that this viewer has opened the labels.

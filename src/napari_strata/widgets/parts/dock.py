@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import StringIO
 from typing import Any, Self
 
 from magicgui.widgets import ProgressBar, PushButton
 from magicgui.widgets import Widget as MagicWidget
 from magicgui.widgets.bases import ValueWidget
+from napari.utils import progress
 from napari.viewer import Viewer, current_viewer
 from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtGui import QHideEvent, QShowEvent
@@ -27,6 +29,7 @@ from qtpy.QtWidgets import (
 from napari_strata.core.errors import RunError
 from napari_strata.widgets.parts import script
 from napari_strata.widgets.parts.control import Control
+from napari_strata.widgets.parts.help import show_help
 from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.work import threads
 
@@ -60,6 +63,12 @@ class Dock(QWidget):
 
     name = ""
     """Title of the tab."""
+    steps: tuple[str, ...] = ()
+    """What to do in this dock, in order, for its help."""
+    manual_page = "README.md"
+    """Page of the manual about this dock."""
+    shortcuts: tuple[tuple[str, str], ...] = ()
+    """Keys of this dock and what they do, for its help."""
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
@@ -75,6 +84,10 @@ class Dock(QWidget):
         self._page.setContentsMargins(6, 6, 6, 6)
         self._page.setSpacing(5)
         self._page.addStretch(1)
+        self.help_button = self.button(
+            "Help", self.show_help, "Steps, keys, and a link to the manual."
+        )
+        self._page.addWidget(self.help_button.native)
         self.scroller = scroll = QScrollArea()
         scroll.setWidget(page)
         scroll.setWidgetResizable(True)
@@ -137,12 +150,16 @@ class Dock(QWidget):
             frame.show()
             frame.raise_()
 
+    def show_help(self) -> None:
+        """Open the help of this dock."""
+        show_help(self, self.steps, self.manual_page, self.shortcuts)
+
     def leave(self) -> None:
         """Disconnect from the viewer, when it closes."""
 
     def add(self, widget: QWidget | MagicWidget) -> None:
-        """Put a widget at the end of the page."""
-        self._page.insertWidget(self._page.count() - 1, self._native(widget))
+        """Put a widget at the end of the page, above the help."""
+        self._page.insertWidget(self._page.count() - 2, self._native(widget))
 
     def add_to_foot(self, widget: QWidget | MagicWidget) -> None:
         """Put a widget at the end of the foot."""
@@ -258,10 +275,15 @@ class Notice(QLabel):
 
 
 class Progress(QWidget):
-    """Progress bar with a line of text; hidden if nothing runs."""
+    """Progress bar with a line of text; hidden if nothing runs.
 
-    def __init__(self) -> None:
+    napari shows the same progress under *activity*, with the text `subject`.
+    """
+
+    def __init__(self, subject: str) -> None:
         super().__init__()
+        self._subject = subject
+        self._activity: progress | None = None
         self._bar = ProgressBar(value=0, min=0, max=100)
         self.text = QLabel()
         self.text.setWordWrap(True)
@@ -275,6 +297,9 @@ class Progress(QWidget):
         self._timer.setSingleShot(True)
         self._timer.setInterval(STEP_INTERVAL_MS)
         self._timer.timeout.connect(self._flush)
+        self._activity_timer = QTimer(self)
+        self._activity_timer.setSingleShot(True)
+        self._activity_timer.timeout.connect(self._show_activity)
         self.hide()
 
     def show_step(self, done: int, total: int, text: str) -> None:
@@ -290,6 +315,9 @@ class Progress(QWidget):
         super().hideEvent(event)
         self._timer.stop()
         self._next = None
+        if self.isHidden() and self._activity is not None:
+            self._activity.close()
+            self._activity = None
 
     def _flush(self) -> None:
         if self._next is None:
@@ -308,6 +336,21 @@ class Progress(QWidget):
         self.text.setText(text)
         self.setUpdatesEnabled(True)
         self.show()
+        # Later, because napari processes all events when it adds a bar.
+        self._activity_timer.start()
+
+    def _show_activity(self) -> None:
+        """Show the progress under napari's *activity*."""
+        if self.isHidden():
+            return
+        if self._activity is None:
+            # Without a file it would be printed, too.
+            self._activity = progress(
+                total=self._bar.max, desc=self._subject, file=StringIO()
+            )
+        if self._activity.total != self._bar.max:
+            self._activity.total = self._bar.max
+        self._activity.update(self._bar.value - self._activity.n)
 
 
 def draw(widget: ValueWidget[Any], control: Control) -> None:

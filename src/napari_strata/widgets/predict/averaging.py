@@ -30,7 +30,7 @@ class Averaging:
 
     def __init__(self) -> None:
         self.turns = CheckBox(
-            text="Average over flips and turns",
+            text="Average flipped and turned views",
             tooltip=(
                 "Each plane is predicted in all eight flips and quarter turns, and the"
                 " mean of the probabilities decides. Labels are often better, and it"
@@ -38,7 +38,7 @@ class Averaging:
             ),
         )
         self.directions = CheckBox(
-            text="Average over three directions", tooltip=ORTHO_TOOLTIP
+            text="Average views from top, front and side", tooltip=ORTHO_TOOLTIP
         )
         self._wanted = False
         self.directions.changed.connect(self._on_tick)

@@ -69,7 +69,7 @@ class PredictDock(Dock):
             ),
         )
         self.averaging = Averaging()
-        self.bar = Progress()
+        self.bar = Progress("Prediction")
         for widget in (self.images, self.channels, self.model, self.area):
             self.add(widget)
         self.add(self.row(self.probabilities, self.confidence, stretch=1))

@@ -191,6 +191,24 @@ class ClassTable(QWidget):
         self._write()
         self._pick(1)
 
+    def pick_next(self) -> None:
+        """Paint with the next class; after the last comes the first."""
+        self._pick_neighbour(1)
+
+    def pick_previous(self) -> None:
+        """Paint with the class before; before the first comes the last."""
+        self._pick_neighbour(-1)
+
+    def _pick_neighbour(self, step: int) -> None:
+        layer = self._layer
+        values = [value for value in self._values() if value]
+        if layer is None or not values:
+            return
+        before = -1 if step > 0 else 0
+        if layer.selected_label in values:
+            before = values.index(layer.selected_label)
+        self._pick(values[(before + step) % len(values)])
+
     @property
     def _layer(self) -> LabelsLayer | None:
         return self._layer_ref() if self._layer_ref is not None else None

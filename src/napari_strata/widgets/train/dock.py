@@ -17,6 +17,7 @@ from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.doctor import show_doctor
 from napari_strata.widgets.layers.autosave import Autosave
 from napari_strata.widgets.parts.dock import Dock, draw, new_page
+from napari_strata.widgets.parts.keys import bind_method
 from napari_strata.widgets.parts.recent import RunSummary, last_events
 from napari_strata.widgets.train.data_box import DataBox
 from napari_strata.widgets.train.live_mask import LiveMask
@@ -35,6 +36,16 @@ from napari_strata.widgets.train.prepare import (
 from napari_strata.widgets.train.recipe_box import RecipeBox
 from napari_strata.widgets.train.recovery import Recovery
 from napari_strata.widgets.train.run_row import RunRow
+from napari_strata.widgets.train.shortcuts import (
+    HIDE_MASK,
+    HIDE_PREVIEW,
+    NEXT_CLASS,
+    NEXT_WINDOW,
+    PREVIOUS_CLASS,
+    SHORTCUTS,
+    SKIP_WINDOW,
+    TRAIN,
+)
 from napari_strata.widgets.train.state import TrainState, resolve
 from napari_strata.widgets.train.stored import StoredModel, choose_start, find_models
 from napari_strata.widgets.work import threads
@@ -53,6 +64,17 @@ class TrainDock(Dock):
     """
 
     name = "Train"
+    manual_page = "docs/painting.md"
+    shortcuts = tuple((each.key, each.text) for each in SHORTCUTS)
+    steps = (
+        "Open an image and click it in the layer list.",
+        "Name the classes, such as pore, clay, quartz, and press New labels.",
+        "Paint a few strokes of each class. The live mask follows after each stroke.",
+        "Correct it where it is wrong, or press Next window to be asked where it is"
+        " least certain.",
+        "Press Train. You can go on painting: the training uses new strokes.",
+        "The network then segments the whole stack, and Evaluate scores the result.",
+    )
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
@@ -97,7 +119,21 @@ class TrainDock(Dock):
         )
         self.painted.saved.connect(self._labels_saved)
         self.recovery.follow.connect(self._follow_run)
+        self._bind_keys()
         self._changed()
+
+    def _bind_keys(self) -> None:
+        methods = {
+            TRAIN: self.train_or_stop,
+            NEXT_CLASS: self.data_box.table.pick_next,
+            PREVIOUS_CLASS: self.data_box.table.pick_previous,
+            HIDE_MASK: self.live_mask.toggle,
+            HIDE_PREVIEW: self.live.toggle,
+            NEXT_WINDOW: self.next_window.next,
+            SKIP_WINDOW: self.next_window.skip,
+        }
+        for shortcut, method in methods.items():
+            bind_method(self.viewer, shortcut.key, method)
 
     # ---- Layout
 
@@ -325,6 +361,16 @@ class TrainDock(Dock):
     def extend(self, epochs: int) -> None:
         """Add epochs to the run in the dock."""
         self._continue({"resume": True, "extend": epochs})
+
+    def train_or_stop(self) -> None:
+        """Stop the training that runs, or start one; say why if neither can be done."""
+        view = resolve(self.state())
+        if view.stop.enabled:
+            self.stop()
+        elif view.train.enabled:
+            self.start()
+        else:
+            self.notice.show_message(view.problem)
 
     def stop(self) -> None:
         """Stop the training; the best model so far is kept."""

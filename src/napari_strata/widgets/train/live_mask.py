@@ -16,9 +16,9 @@ from napari_strata.core.network_sections import LEVELS
 from napari_strata.widgets.layers.convert import array_of, source_of_image
 from napari_strata.widgets.layers.counts import LayerLinks, Plane, painted_planes
 from napari_strata.widgets.layers.live import LiveLabels, current_plane
-from napari_strata.widgets.parts.keys import bind_method
 from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.prepare import LayerData
+from napari_strata.widgets.train.shortcuts import HIDE_MASK
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
 from napari_strata.worker.protocol import (
@@ -43,8 +43,6 @@ IDLE_MS = 3000
 """Milliseconds without a stroke or page before the levels are chosen."""
 MIN_STROKES = 8
 """Strokes from which on levels are chosen; again when there are twice as many."""
-KEY = "H"
-"""Key that hides the mask and shows it again."""
 
 
 @dataclass(eq=False)
@@ -362,7 +360,6 @@ class LiveMask(QObject):
             below=data.labels_layer,
         )
         layer.opacity = OPACITY
-        bind_method(self._session.viewer, KEY, self._toggle)
 
     def _ended(self, handle: JobHandle, outcome: Outcome) -> None:
         if handle is not self._handle:
@@ -373,7 +370,7 @@ class LiveMask(QObject):
             result = outcome.result
             text = (
                 f"Live mask: decision trees, {result.strokes} strokes,"
-                f" {result.seconds:.1f} s. Press {KEY} to hide it."
+                f" {result.seconds:.1f} s. Press {HIDE_MASK.key} to hide it."
             )
             if result.levels > min(LEVELS):
                 text += (
@@ -419,7 +416,7 @@ class LiveMask(QObject):
         if handle is not None:
             handle.stop()
 
-    def _toggle(self) -> None:
+    def toggle(self) -> None:
         """Hide the mask, or show it again."""
         layer = self._mask.layer
         if layer is not None and layer in self._viewer_layers:

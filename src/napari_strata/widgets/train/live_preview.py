@@ -99,6 +99,12 @@ class LivePreview(QObject):
             self._session.viewer.layers.remove(empty)
             self._labels.layer = None
 
+    def toggle(self) -> None:
+        """Hide the preview, or show it again."""
+        layer = self._labels.layer
+        if layer is not None and not self._session.is_closed:
+            layer.visible = not layer.visible
+
     def hide(self) -> None:
         """Hide the preview while the whole stack is predicted."""
         if self._labels.layer is not None:

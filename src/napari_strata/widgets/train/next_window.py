@@ -15,13 +15,10 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidge
 from napari_strata.widgets.layers.convert import array_of
 from napari_strata.widgets.layers.live import PREDICTED, add_quietly
 from napari_strata.widgets.parts.dock import draw
-from napari_strata.widgets.parts.keys import bind_method
 from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.live_mask import LiveMask
 from napari_strata.widgets.train.prepare import LayerData
 from napari_strata.widgets.train.window_state import (
-    NEXT_KEY,
-    SKIP_KEY,
     WindowState,
     find_unlabelled,
     resolve,
@@ -226,9 +223,6 @@ class NextWindow(QWidget):
 
     def _mask_changed(self) -> None:
         has_mask = self._live_mask.layer is not None
-        if has_mask and not self._state.has_mask:
-            bind_method(self._session.viewer, NEXT_KEY, self.next)
-            bind_method(self._session.viewer, SKIP_KEY, self.skip)
         if not has_mask:
             self._start_over()
         self._state = replace(self._state, has_mask=has_mask)

@@ -39,7 +39,7 @@ class TrainingPanel(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bar = Progress()
+        self.bar = Progress("Training")
         self.headline = QLabel(
             "No training yet. Set it up on the other page, then press Train."
         )

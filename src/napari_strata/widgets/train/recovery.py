@@ -10,6 +10,7 @@ import psutil
 from napari.layers import Labels as LabelsLayer
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from superqt import QElidingLabel
 
 from napari_strata.core.errors import StrataError
 from napari_strata.core.events import Event
@@ -24,6 +25,8 @@ from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.prepare import class_colors
 from napari_strata.widgets.work import threads
 
+CLOSE = "✕"
+"""Text of the button that closes a line."""
 LISTED_ITEMS = 2
 """Largest number of labels, and of trainings, that are offered."""
 
@@ -54,7 +57,7 @@ class Recovery(QWidget):
 
     def text(self) -> str:
         """Return the texts of all offers."""
-        return "\n".join(label.text() for label in self.findChildren(QLabel))
+        return "\n".join(label.toolTip() for label in self.findChildren(QLabel))
 
     def stop(self) -> None:
         """Stop reading the run folder."""
@@ -64,11 +67,9 @@ class Recovery(QWidget):
         drafts, runs = offers
         for draft in drafts[:LISTED_ITEMS]:
             self._offer(
-                f"{draft.describe()}, was saved automatically.",
-                {
-                    "Open": partial(self._open, draft),
-                    "Do not offer again": draft.forget,
-                },
+                f"Saved automatically: {draft.describe()}",
+                {"Open": partial(self._open, draft)},
+                partial(self._forget, draft),
             )
         for run in runs[:LISTED_ITEMS]:
             text = f"The training {run.name} continues without napari."
@@ -80,15 +81,25 @@ class Recovery(QWidget):
                 },
             )
 
-    def _offer(self, text: str, answers: dict[str, Callable[[], object]]) -> None:
+    def _offer(
+        self,
+        text: str,
+        answers: dict[str, Callable[[], object]],
+        close: Callable[[], object] | None = None,
+    ) -> None:
+        """Add a line with a text, a button for each answer, and one to close it."""
         row = QWidget()
         layout = QHBoxLayout(row)
         layout.setContentsMargins(0, 0, 0, 0)
-        label = QLabel(text)
-        label.setWordWrap(True)
+        label = QElidingLabel(text)
+        label.setToolTip(text)
         layout.addWidget(label, 1)
+        answers = answers | {CLOSE: close or (lambda: None)}
         for label_text, action in answers.items():
             button = QPushButton(label_text)
+            if label_text == CLOSE:
+                button.setToolTip("Close this line. Nothing is deleted.")
+                button.setFixedWidth(button.fontMetrics().horizontalAdvance("MMM"))
             # A training whose progress is shown can still be stopped.
             if label_text != "Show progress":
                 button.clicked.connect(row.hide)
@@ -96,6 +107,11 @@ class Recovery(QWidget):
             layout.addWidget(button)
         self._rows.addWidget(row)
         self.show()
+
+    def _forget(self, draft: Draft) -> None:
+        """Do not offer labels again, and say where they are."""
+        draft.forget()
+        self._dock.notice.show_message(f'"{draft.layer}" stays in {draft.path}.')
 
     def _open(self, draft: Draft) -> None:
         threads.run(

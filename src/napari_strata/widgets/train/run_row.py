@@ -43,7 +43,7 @@ class RunRow(QWidget):
         self._writing = False
         self.resume_button = PushButton(text="Resume")
         self.open_button = PushButton(text="Open a run ...")
-        self.extend_button = PushButton(text="Extend by")
+        self.extend_button = PushButton(text="Train longer by")
         self.extend_by: SpinBox = SpinBox(
             value=10, min=1, max=100_000, tooltip="Epochs to add."
         )

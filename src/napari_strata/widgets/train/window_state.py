@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from napari_strata.widgets.parts.control import Control
+from napari_strata.widgets.train.shortcuts import NEXT_WINDOW, SKIP_WINDOW
 
 Array = np.ndarray[Any, Any]
 
-NEXT_KEY, SKIP_KEY = "N", "K"
-"""Keys of the two buttons; napari has no other use for them."""
 LITTLE = 0.002
 """Share of the mask below which a window has changed little.
 
@@ -94,7 +93,7 @@ def resolve(state: WindowState) -> WindowView:
                 "Show the small window where the mask is least certain, with the mask"
                 " as a start. Correct it up to its edges, and press this again: then"
                 " all of the window counts as painted. A few windows help more than"
-                f" many strokes. Key: {NEXT_KEY}."
+                f" many strokes. Key: {NEXT_WINDOW.key}."
             ),
             why_not=busy,
             visible=state.has_mask,
@@ -102,7 +101,7 @@ def resolve(state: WindowState) -> WindowView:
         skip=Control(
             purpose=(
                 "Show another window. Of this one, only your own strokes count. Key:"
-                f" {SKIP_KEY}."
+                f" {SKIP_WINDOW.key}."
             ),
             why_not=busy or ("" if state.has_window else "Press Next window first."),
             visible=state.has_mask,
@@ -120,7 +119,7 @@ def _text(state: WindowState) -> str:
         return ""
     text = (
         f"Window {state.number}. Correct it up to its edges, then press Next window"
-        f" ({NEXT_KEY}): it counts as painted from then on."
+        f" ({NEXT_WINDOW.key}): it counts as painted from then on."
     )
     last = state.changes[-FEW:]
     if len(last) == FEW and max(last) < LITTLE:
