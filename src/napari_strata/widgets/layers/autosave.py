@@ -37,8 +37,8 @@ class Draft:
     time: datetime
 
     def describe(self) -> str:
-        """Describe the draft, such as ``"sand labels", painted 30 Nov 14:05``."""
-        return f'"{self.layer}", painted {self.time:%d %b %H:%M}'
+        """Describe the draft, such as ``"sand labels" of 30 Nov 14:05``."""
+        return f'"{self.layer}" of {self.time:%d %b %H:%M}'
 
     def mark_open(self) -> None:
         """Record that this viewer has opened the labels.

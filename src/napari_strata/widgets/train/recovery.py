@@ -67,7 +67,7 @@ class Recovery(QWidget):
         drafts, runs = offers
         for draft in drafts[:LISTED_ITEMS]:
             self._offer(
-                f"Saved automatically: {draft.describe()}",
+                f"Restore {draft.describe()}?",
                 {"Open": partial(self._open, draft)},
                 partial(self._forget, draft),
             )
