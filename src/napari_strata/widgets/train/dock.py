@@ -575,7 +575,7 @@ class TrainDock(Dock):
         self.panel.bar.hide()
         self.tabs.setCurrentIndex(PROGRESS_TAB)
         self.notice.show_message(
-            f"{run.name} has ended: resume or extend it. Its folder is {run}."
+            f"{run.name} has ended: press Resume or Train longer. Its folder is {run}."
         )
         self._changed()
 

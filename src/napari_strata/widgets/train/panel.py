@@ -140,7 +140,7 @@ class TrainingPanel(QWidget):
         self.curves.start(event, self._colors)
         self.headline.setText(
             f"{_plural(len(event.training_images), 'image')},"
-            f" {event.parameters / 1e6:.1f} M parameters, on"
+            f" {_parameters(event.parameters)}, on"
             f" {event.device}\nValidation: {event.validation_text}"
         )
         self.bar.show_step(0, 0, "Computing the first step ...")
@@ -208,6 +208,13 @@ class TrainingPanel(QWidget):
         self._show_steps()
         self.bar.hide()
         self.ended.emit(outcome)
+
+
+def _parameters(count: int) -> str:
+    """Format a number of parameters, such as ``24.4 million parameters``."""
+    if count < 100_000:
+        return f"{count:,} parameters"
+    return f"{count / 1e6:.1f} million parameters"
 
 
 def _plural(count: int, noun: str) -> str:

@@ -94,8 +94,8 @@ def resolve(state: TrainState) -> TrainView:
         ),
         stop=Control(
             purpose=(
-                "Stop. The best model so far is kept; the first one exists after the "
-                "first epoch."
+                "Stop. The best model so far is kept; in the first epoch, the weights as"
+                " they are."
             ),
             why_not="" if state.is_running else "Nothing is running.",
         ),
