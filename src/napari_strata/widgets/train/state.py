@@ -94,8 +94,8 @@ def resolve(state: TrainState) -> TrainView:
         ),
         stop=Control(
             purpose=(
-                "Stop. The best model so far is kept; in the first epoch, the weights as"
-                " they are."
+                "Stop. The best model so far is kept; in the first epoch, the newest"
+                " weights."
             ),
             why_not="" if state.is_running else "Nothing is running.",
         ),
