@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from napari_strata.core.recipe import Recipe as Recipe
     from napari_strata.core.recipes import list_recipes as list_recipes
     from napari_strata.core.recipes import load_recipe as load_recipe
+    from napari_strata.core.run_list import delete_run as delete_run
+    from napari_strata.core.run_list import find_runs as find_runs
     from napari_strata.core.runs import RunFolder as RunFolder
     from napari_strata.core.spec import ModelSpec as ModelSpec
     from napari_strata.core.spec import resolve as resolve
@@ -63,10 +65,12 @@ _MODULES = {
     "StrataError": "core.errors",
     "build_network": "networks",
     "crossval": "studies.crossval",
+    "delete_run": "core.run_list",
     "estimate_prediction": "inference.predict",
     "evaluate": "evaluation.evaluate",
     "export_model": "export.registry",
     "find_objects": "measure.objects",
+    "find_runs": "core.run_list",
     "fine_tuning_recipe": "training.transfer",
     "iter_crossval": "studies.crossval",
     "iter_predict": "inference.predict",

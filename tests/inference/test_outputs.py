@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 
 from napari_strata.core.errors import RunError
+from napari_strata.core.text import format_bytes
 from napari_strata.inference import ledger as module
 from napari_strata.inference.ledger import ResumableOutput
-from napari_strata.inference.outputs import (
-    MemoryOutput,
-    OutputSpec,
-    check_space,
-    format_bytes,
-)
+from napari_strata.inference.outputs import MemoryOutput, OutputSpec, check_space
 
 SPEC = OutputSpec(planes=3, shape=(4, 5), dtype=np.dtype(np.uint16), classes=2)
 IDENTITY = {"model": "m1", "image": "i1", "sides": (1, 2)}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -40,7 +42,10 @@ from napari_strata.cli.options import (
 from napari_strata.core.errors import RunError, StrataError, TrainingError
 from napari_strata.core.options import PredictOptions
 from napari_strata.core.runs import CrossvalFolder, RunFolder, check_model_header
-from napari_strata.core.text import printable
+from napari_strata.core.text import format_bytes, format_score, printable
+
+if TYPE_CHECKING:
+    from napari_strata.core.run_list import RunSummary
 
 # Modules that import torch or numpy are imported inside the commands, so that --help
 # and a typing error answer at once.
@@ -354,6 +359,46 @@ def report(
     from napari_strata.report.write import write_page
 
     print(write_page(run, out))
+
+
+@app.command()
+def runs(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Folders of runs, or runs.",
+            show_default="this folder",
+        ),
+    ] = None,
+    *,
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete", help="Delete these runs, cross-validations or searches."
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List runs with their state, score and size, or delete some."""
+    from napari_strata.core.run_list import find_runs
+
+    if delete:
+        _delete_runs(folders or [], ask=not yes, as_json=as_json)
+        return
+    summaries = [
+        (run, run.measure_size())
+        for folder in folders or [Path()]
+        for run in find_runs(folder)
+    ]
+    if as_json:
+        for run, size in summaries:
+            print(json.dumps({"event": "Run"} | _run_facts(run, size)))
+    elif not summaries:
+        print("found no runs here")
+    else:
+        _print_runs(summaries)
 
 
 @app.command()
@@ -709,6 +754,65 @@ def _describe_model(path: Path) -> list[str]:
             f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"
         )
     return lines
+
+
+def _run_facts(run: RunSummary, size: int) -> dict[str, Any]:
+    score = run.mean_iou
+    return {
+        "path": str(run.path),
+        "state": run.state,
+        "modified": run.modified.isoformat(timespec="seconds"),
+        "recipe": run.recipe,
+        "epochs": run.epochs,
+        "planned": run.planned,
+        "folds": run.folds,
+        "trials": run.trials,
+        "done": run.done,
+        "mean_iou": None if score is None or math.isnan(score) else score,
+        "agreement": run.agreement,
+        "size": size,
+    }
+
+
+def _print_runs(summaries: Sequence[tuple[RunSummary, int]]) -> None:
+    width = max(len(printable(str(run.path))) for run, _ in summaries)
+    heads = ("state", "date", "recipe", "done", "IoU", "size")
+    print(f"{'run':{width}}  {heads[0]:9}{heads[1]:18}{heads[2]:20}", end="")
+    print(f"{heads[3]:>13}{heads[4]:>7}{heads[5]:>10}")
+    for run, size in summaries:
+        done = f"{run.epochs}/{run.planned} epochs"
+        if run.folds:
+            done = f"{run.done}/{run.folds} folds"
+        if run.trials:
+            done = f"{run.done}/{run.trials} trials"
+        print(
+            f"{printable(str(run.path)):{width}}  {run.state:9}"
+            f"{run.modified:%Y-%m-%d %H:%M}  {printable(run.recipe):20}{done:>13}"
+            f"{format_score(run.mean_iou):>7}{format_bytes(size):>10}"
+        )
+    total = format_bytes(sum(size for _, size in summaries))
+    print(f"{len(summaries)} run{'' if len(summaries) == 1 else 's'}, {total}")
+
+
+def _delete_runs(paths: Sequence[Path], *, ask: bool, as_json: bool) -> None:
+    from napari_strata.core.files import measure_size
+    from napari_strata.core.run_list import check_deletable, delete_run
+
+    if not paths:
+        raise RunError("found no run to delete; give one or several after --delete.")
+    # Before the first is deleted.
+    for path in paths:
+        check_deletable(path)
+    for path in paths:
+        size = format_bytes(measure_size(path))
+        question = f"Delete {printable(str(path))} ({size})?"
+        if ask and not typer.confirm(question, err=True):
+            continue
+        freed = delete_run(path)
+        if as_json:
+            print(json.dumps({"event": "RunDeleted", "path": str(path), "size": freed}))
+        else:
+            print(f"deleted {printable(str(path))}, {format_bytes(freed)}")
 
 
 def _show_demo() -> None:

@@ -116,6 +116,17 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
+def measure_size(folder: Path) -> int:
+    """Return the bytes of all files in a folder; one with several names counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # deleted by another process
+                stat = os.lstat(os.path.join(parent, name))
+                sizes[stat.st_dev, stat.st_ino] = stat.st_size
+    return sum(sizes.values())
+
+
 def remove_leftovers(folder: Path) -> str:
     """Remove what killed processes left unfinished in a run; say what was removed.
 

@@ -70,6 +70,21 @@ def one_writer(folder: Path) -> Iterator[list[Message]]:
         yield [Message(text)] if text else []
 
 
+def find_writer(folder: Path) -> str:
+    """Name the process that writes to a folder; empty if none does.
+
+    A killed process of this machine does not count.
+    """
+    path = folder / LOCK
+    if not path.exists():
+        return ""
+    try:
+        with exclusive(path) as holder:
+            return holder
+    except OSError:
+        return _read_holder(path)
+
+
 def _remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         with suppress(OSError):  # not empty

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,15 @@ MODEL_FILE = "model.safetensors"
 
 CROSSVAL_FILE = "crossval.json"
 """Name of the file that makes a folder a cross-validation."""
+
+_OWN_NAMES = (
+    *(RECIPE_FILE, "data.json", "events.jsonl", "metrics.csv", "last.pt", MODEL_FILE),
+    *("best_iou.safetensors", "best_loss.safetensors", "newest.safetensors", "trees"),
+    *("previews", "validation", files.LAYERS, "report.html", "running.json", "log.txt"),
+    *(CROSSVAL_FILE, "crossval.csv", "fold_*"),
+    *("trials", "trials.json", "trials.csv", "best.yaml", "final", LOCK),
+)
+"""Names in the folders of runs, cross-validations and searches."""
 
 _BATCH_LINE = b'{"event": "' + BatchEnd.__name__.encode() + b'"'
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -594,6 +604,12 @@ def is_unused(path: Path) -> bool:
     return all(
         entry in early_paths or files.is_leftover(entry) for entry in path.iterdir()
     )
+
+
+def is_own(path: Path) -> bool:
+    """Return True if a file or folder in a run or a study is a part of it."""
+    is_known = any(fnmatchcase(path.name, name) for name in _OWN_NAMES)
+    return is_known or files.is_leftover(path)
 
 
 def _thin_batches(lines: Sequence[bytes], max_batches: int) -> list[bytes]:

@@ -59,3 +59,13 @@ def format_percent(share: float) -> str:
     if share < 0.001:
         return "<0.1 %"
     return f"{100 * share:.1f} %"
+
+
+def format_bytes(count: int) -> str:
+    """Format a number of bytes: ``12 MB``."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"

@@ -13,12 +13,9 @@ import numpy as np
 
 from napari_strata.core.errors import RunError
 from napari_strata.core.image import Image
+from napari_strata.core.text import format_bytes
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
-from napari_strata.inference.outputs import (
-    OutputSpec,
-    existing_parent,
-    format_bytes,
-)
+from napari_strata.inference.outputs import OutputSpec, existing_parent
 from napari_strata.models.device import describe_device, free_memory
 from napari_strata.models.predictor import Predictor
 from napari_strata.models.tiled import TiledPredictor

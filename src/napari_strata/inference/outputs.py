@@ -19,6 +19,7 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import RunError
 from napari_strata.core.files import partial_folder
 from napari_strata.core.image import Image, LabelImage
+from napari_strata.core.text import format_bytes
 from napari_strata.io import read_image, read_labels, write_labels, write_probabilities
 from napari_strata.io.paths import is_zarr, stem
 
@@ -198,16 +199,6 @@ def check_space(folder: Path, spec: OutputSpec) -> None:
 def existing_parent(path: Path) -> Path:
     """The path itself, or the nearest folder above it that exists."""
     return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
-def format_bytes(count: int) -> str:
-    """Bytes with a unit, as ``12 MB``."""
-    value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 @dataclass(frozen=True, eq=False)

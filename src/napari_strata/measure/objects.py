@@ -21,7 +21,7 @@ from napari_strata.core import files
 from napari_strata.core.classes import MAX_INFERRED, ClassMap, check_integers
 from napari_strata.core.errors import ImageError, LabelError, RunError, nearest
 from napari_strata.core.image import Array, Image, LabelImage, Region
-from napari_strata.inference.outputs import format_bytes
+from napari_strata.core.text import format_bytes
 
 # Bytes for each pixel, measured with scikit-image 0.26 and scipy 1.17.
 LABEL_BYTES = 8

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QMessageBox
 
 from napari_strata.core.events import (
     BatchEnd,
@@ -23,7 +24,10 @@ from napari_strata.core.events import (
     TrainingStarted,
     to_json,
 )
+from napari_strata.core.locks import one_writer
+from napari_strata.core.run_list import BATCHES
 from napari_strata.widgets.parts.recent import (
+    FACTS,
     NO_RUNS_TEXT,
     RunList,
     describe_classes,
@@ -33,7 +37,6 @@ from napari_strata.widgets.parts.recent import (
     list_runs,
     tooltip,
 )
-from napari_strata.widgets.parts.runs import BATCHES
 from widgets.models import make_run
 
 NOW = datetime(2026, 11, 21, 14, 5)
@@ -412,3 +415,64 @@ def test_a_damaged_cross_validation_is_left_out(tmp_path: Path, content: bytes) 
     (write_folds(tmp_path / "a", [0.5]) / "crossval.json").write_bytes(content)
     write_run(tmp_path / "good", [])
     assert [run.name for run in list_runs(tmp_path, with_model=True)] == ["good"]
+
+
+def boxes(runs: RunList) -> list[QMessageBox]:
+    return [box for box in runs.findChildren(QMessageBox) if box.isVisible()]
+
+
+def press(box: QMessageBox, text: str) -> None:
+    (button,) = (b for b in box.buttons() if b.text().replace("&", "") == text)
+    button.click()
+
+
+def test_a_run_is_deleted_after_a_question_that_names_it_and_its_size(
+    runs: RunList, qtbot: Any, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "old", [started()])
+    (path / "model.safetensors").write_bytes(bytes(2_300_000))
+    write_run(tmp_path / "new", [started()], age=-60)
+    runs.set_folder(tmp_path)
+    qtbot.waitUntil(lambda: runs.list.count() == 2)
+    assert runs.list.item(1).data(FACTS).endswith(", 2.3 MB")
+    assert not runs.delete_action.isEnabled()
+    click(runs, 1, qtbot)
+    deleted: list[object] = []
+    runs.deleted.connect(deleted.append)
+    for answer in ("Cancel", "Delete"):
+        assert path.exists()
+        runs.delete_action.trigger()
+        qtbot.waitUntil(lambda: len(boxes(runs)) == 1)
+        (box,) = boxes(runs)
+        assert box.text() == "Delete old (2.3 MB)?"
+        assert str(path) in box.informativeText()
+        press(box, answer)
+        qtbot.waitUntil(lambda: not boxes(runs))
+    qtbot.waitUntil(lambda: runs.list.count() == 1)
+    assert not path.exists()
+    assert deleted == [path]
+    assert [run.name for run in runs.runs()] == ["new"]
+
+
+def test_a_run_in_training_cannot_be_deleted(
+    runs: RunList, qtbot: Any, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "a", [started()])
+    runs.set_folder(tmp_path)
+    qtbot.waitUntil(lambda: runs.list.count() == 1)
+    runs.select(path)
+    assert runs.delete_action.isEnabled()
+    with one_writer(path):
+        # The training has begun since the list was read.
+        runs.delete_action.trigger()
+        qtbot.waitUntil(lambda: len(boxes(runs)) == 1)
+        (box,) = boxes(runs)
+        assert f"process {os.getpid()}" in box.text()
+        press(box, "OK")
+        runs.refresh()
+        qtbot.waitUntil(lambda: not runs.delete_action.isEnabled())
+        assert runs.list.item(0).data(FACTS).startswith("in training")
+        assert "in training" in runs.delete_action.toolTip()
+    runs.refresh()
+    qtbot.waitUntil(runs.delete_action.isEnabled)
+    assert path.exists()

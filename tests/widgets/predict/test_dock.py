@@ -19,7 +19,7 @@ import pytest
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 from napari.viewer import Viewer
-from qtpy.QtWidgets import QApplication, QFileDialog
+from qtpy.QtWidgets import QApplication, QFileDialog, QMessageBox
 
 from napari_strata.io import read_labels, write_image
 from napari_strata.plugin import image_layer, read
@@ -290,6 +290,27 @@ def test_a_newly_trained_model_is_chosen_unless_the_user_has_chosen_another(
     qtbot.waitUntil(lambda: dock.model.runs.list.count() == 1, timeout=PATIENCE)
     dock.model.runs.list.setCurrentRow(0)
     assert dock.model.path == run
+
+
+def test_a_deleted_run_is_no_longer_chosen(
+    begin: Callable[..., PredictDock], runs: Path, qtbot: Any
+) -> None:
+    dock = begin()
+    run = _announce(dock, runs, qtbot)
+    button = dock.model.delete_button
+    qtbot.waitUntil(button.isEnabled, timeout=PATIENCE)
+    button.click()
+    qtbot.waitUntil(
+        lambda: bool(dock.model.runs.findChildren(QMessageBox)), timeout=PATIENCE
+    )
+    (box,) = dock.model.runs.findChildren(QMessageBox)
+    assert run.name in box.text()
+    (delete,) = (b for b in box.buttons() if b.text().replace("&", "") == "Delete")
+    delete.click()
+    qtbot.waitUntil(lambda: dock.model.path is None, timeout=PATIENCE)
+    assert not run.exists()
+    assert not dock.predict_button.enabled
+    assert not button.isEnabled()
 
 
 def test_a_layer_with_one_channel_can_be_predicted_with_all_channels_of_its_file(

@@ -1,18 +1,24 @@
-"""List of recent runs to choose a model, with picture, classes, date and score."""
+"""List of recent runs to choose a model, with picture, classes, date, score and size.
+
+Runs can be deleted from it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from qtpy.QtCore import QModelIndex, QRect, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import (
+    QAction,
     QColor,
     QFont,
     QFontMetrics,
     QImage,
+    QKeySequence,
     QPainter,
     QPainterPath,
     QPalette,
@@ -23,6 +29,7 @@ from qtpy.QtWidgets import (
     QLabel,
     QListWidget,
     QListWidgetItem,
+    QMessageBox,
     QSizePolicy,
     QStyle,
     QStyledItemDelegate,
@@ -31,9 +38,18 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_strata.core.files import measure_size
+from napari_strata.core.locks import find_writer
+from napari_strata.core.run_list import (
+    RunSummary,
+    check_deletable,
+    delete_run,
+    last_events,
+    list_runs,
+)
+from napari_strata.core.text import format_bytes
 from napari_strata.widgets.parts.colors import faded
 from napari_strata.widgets.parts.picture import find_panels, read_pixels, to_image
-from napari_strata.widgets.parts.runs import RunSummary, last_events, list_runs
 from napari_strata.widgets.work import threads
 
 __all__ = ["RunList", "RunSummary", "last_events", "list_runs"]
@@ -41,6 +57,7 @@ __all__ = ["RunList", "RunSummary", "last_events", "list_runs"]
 NO_RUNS_TEXT = "No models yet: train one in the Train dock, or open a model file."
 SUMMARY = Qt.ItemDataRole.UserRole
 THUMBNAIL = Qt.ItemDataRole.UserRole + 1
+FACTS = Qt.ItemDataRole.UserRole + 2
 THUMBNAIL_SIDE_PX = 128
 """Side of a thumbnail in pixels, twice the displayed size on most screens."""
 PADDING_PX = 5
@@ -64,10 +81,11 @@ MONTHS = (
 
 
 class FolderContent(NamedTuple):
-    """Content of a folder: runs and their thumbnails."""
+    """Content of a folder: runs, their thumbnails, and their sizes in bytes."""
 
     runs: list[RunSummary]
     thumbnails: dict[tuple[Path, int], QImage | None]
+    sizes: dict[Path, int]
 
 
 class RunList(QWidget):
@@ -75,6 +93,8 @@ class RunList(QWidget):
 
     chosen = Signal(object)
     """Emitted with the path of a run that the user has chosen."""
+    deleted = Signal(object)
+    """Emitted with the path of a run that the user has deleted."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -94,6 +114,13 @@ class RunList(QWidget):
         self.list.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.list.setAccessibleName("Recent models")
         self.list.itemSelectionChanged.connect(self._on_choice)
+        self.delete_action = QAction("Delete ...", self.list)
+        self.delete_action.setShortcut(QKeySequence.StandardKey.Delete)
+        self.delete_action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
+        self.delete_action.triggered.connect(self.ask_to_delete)
+        self.list.addAction(self.delete_action)
+        self._update_action()
+        self.list.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
         rows.addWidget(self.text)
@@ -136,6 +163,51 @@ class RunList(QWidget):
         """Return the listed runs."""
         return list(self._runs)
 
+    def ask_to_delete(self) -> None:
+        """Ask whether the selected run is to be deleted, and delete it.
+
+        Its size is counted in a thread first.
+        """
+        path = self.selected()
+        if path is None:
+            return
+        threads.run(
+            lambda: measure_size(check_deletable(path)),
+            lambda size: self._confirm(path, size),
+            self._show_problem,
+            owner=self,
+        )
+
+    def _confirm(self, path: Path, size: int) -> None:
+        box = self._box(f"Delete {path.name} ({format_bytes(size)})?")
+        box.setInformativeText(f"The folder {path} cannot be restored.")
+        button = box.addButton("Delete", QMessageBox.ButtonRole.DestructiveRole)
+        box.setDefaultButton(box.addButton(QMessageBox.StandardButton.Cancel))
+        assert button is not None
+        button.clicked.connect(lambda: self._delete(path))
+        box.open()
+
+    def _delete(self, path: Path) -> None:
+        threads.run(
+            lambda: delete_run(path),
+            lambda _: self._on_deleted(path),
+            self._show_problem,
+            owner=self,
+        )
+
+    def _on_deleted(self, path: Path) -> None:
+        self.deleted.emit(path)
+        self.refresh()
+
+    def _show_problem(self, error: Exception) -> None:
+        self._box(str(error)).open()
+
+    def _box(self, text: str) -> QMessageBox:
+        box = QMessageBox(self)
+        box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        box.setText(text)
+        return box
+
     def _on_content(self, content: FolderContent) -> None:
         self._thumbnails = content.thumbnails
         self._runs = content.runs
@@ -148,9 +220,11 @@ class RunList(QWidget):
             item.setData(
                 THUMBNAIL, content.thumbnails.get(key) if (key := _key(run)) else None
             )
+            facts = describe_facts(run, size=content.sizes.get(run.path))
+            item.setData(FACTS, facts)
             item.setData(
                 Qt.ItemDataRole.AccessibleTextRole,
-                ", ".join((run.name, describe_classes(run), describe_facts(run))),
+                ", ".join((run.name, describe_classes(run), facts)),
             )
             item.setToolTip(tooltip(run))
         self.list.blockSignals(False)
@@ -175,8 +249,22 @@ class RunList(QWidget):
                 self.list.scrollToItem(self.list.item(row))
         self.list.blockSignals(False)
         self.list.viewport().update()
+        self._update_action()
+
+    def _update_action(self) -> None:
+        items = self.list.selectedItems()
+        run = items[0].data(SUMMARY) if items else None
+        self.delete_action.setEnabled(run is not None and not run.is_running)
+        self.delete_action.setToolTip(
+            "Select a run in the list to delete its folder."
+            if run is None
+            else f"{run.name} is in training and cannot be deleted."
+            if run.is_running
+            else f"Delete the folder {run.path}"
+        )
 
     def _on_choice(self) -> None:
+        self._update_action()
         path = self.selected()
         if path is not None:
             self._selected = path
@@ -232,7 +320,8 @@ class _Delegate(QStyledItemDelegate):
             picture,
             ink,
         )
-        _draw_text(painter, inside.adjusted(inside.height() + 8, 0, 0, 0), run, ink)
+        place = inside.adjusted(inside.height() + 8, 0, 0, 0)
+        _draw_text(painter, place, run, index.data(FACTS), ink)
         painter.restore()
 
 
@@ -250,7 +339,9 @@ def _draw_thumbnail(
     painter.restore()
 
 
-def _draw_text(painter: QPainter, place: QRect, run: RunSummary, ink: QColor) -> None:
+def _draw_text(
+    painter: QPainter, place: QRect, run: RunSummary, facts: str, ink: QColor
+) -> None:
     plain, bold = QFont(painter.font()), QFont(painter.font())
     bold.setBold(True)
     line = QFontMetrics(plain).lineSpacing()
@@ -292,7 +383,7 @@ def _draw_text(painter: QPainter, place: QRect, run: RunSummary, ink: QColor) ->
         opacity=0.9,
         indent=used + 4 if used else 0,
     )
-    write(2, describe_facts(run), font=plain, opacity=0.9)
+    write(2, facts, font=plain, opacity=0.9)
 
 
 def describe_classes(run: RunSummary) -> str:
@@ -306,17 +397,19 @@ def describe_classes(run: RunSummary) -> str:
     )
 
 
-def describe_facts(run: RunSummary, now: datetime | None = None) -> str:
-    """Describe a run: ``today 14:05, mean IoU 0.82``.
+def describe_facts(
+    run: RunSummary, now: datetime | None = None, *, size: int | None = None
+) -> str:
+    """Describe a run: ``today 14:05, mean IoU 0.82, 654 MB``.
 
     For a running training the date is ``in training``; for a cross-validation the
-    number of models is added.
+    number of models is added. The size is in bytes.
     """
     phrases = [describe_models(run)] if run.folds else []
     phrases += [
         (
             "in training"
-            if run.running is not None
+            if run.is_running
             else format_date(run.modified, now or datetime.now())
         )
     ]
@@ -324,6 +417,8 @@ def describe_facts(run: RunSummary, now: datetime | None = None) -> str:
         phrases.append(f"mean IoU {run.mean_iou:.2f}")
     elif run.agreement:
         phrases.append(run.agreement)
+    if size is not None:
+        phrases.append(format_bytes(size))
     return ", ".join(phrases)
 
 
@@ -349,7 +444,7 @@ def tooltip(run: RunSummary) -> str:
         "early stopping": "stopped early, without further improvement",
         "stopped": "stopped",
     }
-    state = "in training" if run.running else ended.get(run.ended or "", "")
+    state = "in training" if run.is_running else ended.get(run.ended or "", "")
     planned = f" of {run.planned}" if run.planned > run.epochs else ""
     epochs = (
         f"{run.epochs}{planned} epoch{'' if max(run.epochs, run.planned) == 1 else 's'}"
@@ -386,11 +481,14 @@ def _read_folder(
     folder: Path | None, known: dict[tuple[Path, int], QImage | None]
 ) -> FolderContent:
     runs = list_runs(folder, with_model=True) if folder is not None else []
+    runs = [replace(run, writer=find_writer(run.path)) for run in runs]
     keys: Sequence[tuple[Path, int]] = [
         key for run in runs if (key := _key(run)) is not None
     ]
     return FolderContent(
-        runs, {key: known[key] if key in known else _thumbnail(key[0]) for key in keys}
+        runs,
+        {key: known[key] if key in known else _thumbnail(key[0]) for key in keys},
+        {run.path: measure_size(run.path) for run in runs},
     )
 
 

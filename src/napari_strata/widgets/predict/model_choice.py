@@ -14,7 +14,14 @@ import numpy as np
 from magicgui.widgets import PushButton
 from napari.layers import Image as ImageLayer
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 from superqt import QElidingLabel
 
 from napari_strata.core.errors import StrataError
@@ -182,6 +189,8 @@ class ModelChoice(QWidget):
                 " together."
             ),
         )
+        self.delete_button = QToolButton()
+        self.delete_button.setDefaultAction(self.runs.delete_action)
         self.text, self.fit = QLabel(), QLabel()
         for label in (self.text, self.fit):
             label.setWordWrap(True)
@@ -190,6 +199,7 @@ class ModelChoice(QWidget):
         self._build()
         self.open_button.changed.connect(lambda _: self._open_file())
         self.runs.chosen.connect(self._on_pick)
+        self.runs.deleted.connect(self._on_deleted)
         session.model_ready.connect(self._announce)
         session.runs_changed.connect(self.runs.refresh)
         if session.latest_model is not None:
@@ -227,6 +237,7 @@ class ModelChoice(QWidget):
         row.addWidget(self.name, 1)
         below.addWidget(QLabel("or"))
         below.addWidget(self.open_button.native, 1)
+        below.addWidget(self.delete_button)
         rows.addLayout(row)
         rows.addWidget(self.runs)
         rows.addLayout(below)
@@ -236,6 +247,13 @@ class ModelChoice(QWidget):
     def _on_pick(self, path: object) -> None:
         self._is_manual = True
         self.choose(Path(str(path)))
+
+    def _on_deleted(self, path: object) -> None:
+        if self._session.latest_model == path:
+            self._session.latest_model = None
+        if path in self.paths:
+            self.paths, self.spec = (), None
+            self._request_info()
 
     def _announce(self, run: object) -> None:
         path = Path(str(run))

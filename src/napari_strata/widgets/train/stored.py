@@ -12,8 +12,8 @@ from napari_strata.core.errors import StrataError
 from napari_strata.core.events import EpochEnd
 from napari_strata.core.image import Image
 from napari_strata.core.recipe import Recipe
+from napari_strata.core.run_list import list_runs
 from napari_strata.core.runs import RunFolder
-from napari_strata.widgets.parts.runs import list_runs
 
 
 @dataclass(frozen=True)
