@@ -1,4 +1,4 @@
-"""Settings of every test: one torch thread and the usual reaction to Ctrl-C.
+"""Settings of every test: one torch thread, no GPU and the usual reaction to Ctrl-C.
 
 One thread makes figures repeat, and two test runs do not fight for the cores.
 
@@ -28,6 +28,13 @@ WIDGETS = Path(__file__).parent / "widgets"
 collect_ignore = (
     [] if any("widgets" in argument for argument in sys.argv) else [str(WIDGETS)]
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from all tests but those that need one (``-m gpu``)."""
+    expression = config.getoption("markexpr")
+    if "gpu" not in expression or "not gpu" in expression:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,3 +59,21 @@ def test_a_failure_in_either_run_is_a_failure(
     )
     assert suite.main([]) == expected
     assert next(remaining, None) is None, "the second run did not happen"
+
+
+@pytest.mark.parametrize(
+    ("expression", "visible"),
+    [("not slow and not gpu", ""), ("slow", ""), ("gpu", "0")],
+)
+def test_only_tests_of_a_gpu_see_one(
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
+    expression: str,
+    visible: str,
+) -> None:
+    path = Path(__file__).with_name("conftest.py")
+    settings = pytestconfig.pluginmanager.get_plugin(str(path))
+    assert settings is not None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    settings.pytest_configure(SimpleNamespace(getoption=lambda _: expression))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
