@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from napari_strata import doctor
 from napari_strata.doctor import (
@@ -20,6 +21,7 @@ from napari_strata.doctor import (
     installed,
     processes,
 )
+from napari_strata.models import device
 
 READY = '{"event": "Ready", "job": null, "protocol": %d, "pid": 1, "host": "gpu-host", "versions": {"torch": "9.1"}, '
 READY += (
@@ -171,6 +173,24 @@ def test_a_torch_that_cannot_be_loaded_is_a_problem_with_a_cure(
     check = compute.gpu()
     assert check.status == "problem"
     assert "libcudart.so.13" in check.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"), [("", "ok"), ("no kernel image is available", "problem")]
+)
+def test_a_gpu_that_cannot_compute_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, fault: str, status: str
+) -> None:
+    card = SimpleNamespace(name="GTX 1080", total_memory=8e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(device, "device_fault", lambda _: fault)
+    check = compute.gpu()
+    assert check.status == status
+    assert "GTX 1080 (8 GB)" in check.text
+    assert fault in check.text
+    assert bool(check.cure) == (status != "ok")
 
 
 class _Hub:

@@ -14,11 +14,8 @@ from napari_strata.core.normalization import ResolvedNormalization, Scale
 from napari_strata.core.spec import ModelSpec
 from napari_strata.models import tiled as module
 from napari_strata.models.device import Precision
-from napari_strata.models.tiled import (
-    TiledPredictor,
-    class_indices,
-    is_out_of_memory,
-)
+from napari_strata.models.memory import is_out_of_memory
+from napari_strata.models.tiled import TiledPredictor, class_indices
 from napari_strata.networks import build_network
 
 SCALE = Scale(center=(100.0,), spread=(20.0,), low=(0.0,), high=(255.0,))
@@ -269,6 +266,8 @@ def test_other_errors_are_not_taken_for_want_of_memory():
     [
         "CUDA out of memory. Tried",
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried",
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
     ],
 )
 def test_memory_errors_are_known_by_their_words_too(text):

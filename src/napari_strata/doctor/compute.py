@@ -37,15 +37,30 @@ def gpu() -> Check:
         names = ", ".join(
             f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards
         )
-        return Check(
-            "GPU",
-            "ok",
-            f"{names}; {build}, CUDA {torch.version.cuda or torch.version.hip}",
-        )
+        text = f"{names}; {build}, CUDA {torch.version.cuda or torch.version.hip}"
+        return _try_gpus(text, [f"cuda:{number}" for number in range(len(cards))])
     if torch.backends.mps.is_available():
         return Check("GPU", "ok", f"Apple Metal; {build}")
     return _no_gpu(
         f"none is used: {build}", torch.version.cuda or torch.version.hip or ""
+    )
+
+
+def _try_gpus(text: str, names: list[str]) -> Check:
+    """Check that GPUs compute: a driver also lists those that torch cannot use."""
+    device = import_module("napari_strata.models.device")
+    faults = [
+        f"{name}: {fault}" for name in names if (fault := device.device_fault(name))
+    ]
+    if not faults:
+        return Check("GPU", "ok", text)
+    cure = (
+        "Install a torch that has kernels for this GPU (for older ones a build for an "
+        "older CUDA): see https://pytorch.org/get-started/locally. Until then the "
+        "CPU computes."
+    )
+    return Check(
+        "GPU", "problem", f"{text}; does not compute: {'; '.join(faults)}", cure
     )
 
 

@@ -18,11 +18,8 @@ from napari_strata.core.spec import ModelSpec
 from napari_strata.core.tiling import Box
 from napari_strata.inference.chunks import Chunk, plan_chunks
 from napari_strata.models.device import Precision
-from napari_strata.models.tiled import (
-    TiledPredictor,
-    class_indices,
-    is_out_of_memory,
-)
+from napari_strata.models.memory import is_out_of_memory
+from napari_strata.models.tiled import TiledPredictor, class_indices
 
 Array = np.ndarray[Any, Any]
 

@@ -46,7 +46,7 @@ from napari_strata.inference.task import (
 )
 from napari_strata.io import read_image
 from napari_strata.models.allocator import kept_pages
-from napari_strata.models.device import describe_device
+from napari_strata.models.device import describe_device, describe_unused_gpus
 from napari_strata.models.ensemble import AnyModel, load_models
 
 if TYPE_CHECKING:
@@ -174,6 +174,8 @@ class Prediction(Iterator[Event]):
             predictor = self._predictor
             if predictor is None:
                 predictor = build_ensemble_predictor(inputs.models, options)
+            for text in describe_unused_gpus(options.device):
+                yield Message(text, "warning")
             task = PredictionTask(inputs, predictor, options)
             yield from self._run_in_process(task, shard)
         if self.complete:

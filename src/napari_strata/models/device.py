@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -38,32 +39,91 @@ class Precision:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Choose a device by name; "auto" takes a CUDA GPU, then Apple's, then the CPU.
+    """Choose a device by name; "auto" takes the first that works.
+
+    These are the CUDA GPUs in their order, Apple's GPU and the CPU.
 
     Raises
     ------
     TrainingError
-        when the device does not exist here, naming those that do.
+        when the device does not exist here or does not work, naming those that do.
     """
     if name == "auto":
-        name = available_devices()[0]
+        return torch.device(next(_iter_usable()))
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or (
-        str(device) not in available_devices()
-        and device.type not in available_devices()
-    ):
+    names = _existing_devices()
+    exists = device is not None and (
+        str(device) in names or (device.type in names and device.index == 0)
+    )
+    if device is None or not exists:
         raise TrainingError(
             f"found no device {name!r} here; choose one of: auto, "
             f"{', '.join(available_devices())}."
+        )
+    if fault := device_fault(str(device)):
+        raise TrainingError(
+            f"found that device {name!r} does not work with this torch ({fault}); "
+            f"choose one of: auto, {', '.join(available_devices())}."
         )
     return device
 
 
 def available_devices() -> list[str]:
-    """Names of the devices on this machine, the fastest first."""
+    """Names of the devices that work on this machine, the fastest first."""
+    return list(_iter_usable())
+
+
+def describe_unused_gpus(name: str) -> list[str]:
+    """Say why "auto" does not use GPUs that are there; nothing for other names."""
+    if name != "auto":
+        return []
+    sentences = []
+    for gpu in _existing_devices():
+        if gpu in ("cuda", "cpu"):  # "cuda" is one of the others
+            continue
+        fault = device_fault(gpu)
+        if not fault:
+            break
+        sentences.append(
+            f"{gpu} is not used, because it does not work with this torch ({fault}); "
+            "napari-strata doctor says what to do."
+        )
+    return sentences
+
+
+@cache
+def device_fault(name: str) -> str:
+    """Say why a device cannot compute; empty when it can.
+
+    One small convolution is computed, because a driver also lists GPUs for which this
+    torch has no kernels.
+    """
+    device = torch.device(name)
+    if device.type == "cpu":
+        return ""
+    try:
+        image = torch.ones(1, 1, 4, 4, device=device)
+        torch.nn.functional.conv2d(image, image[..., :3, :3]).sum().item()
+    except Exception as error:  # CUDA raises several types
+        if "out of memory" in str(error):
+            return ""  # it works as soon as other programs leave it some
+        lines = str(error).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+    return ""
+
+
+def _iter_usable() -> Iterator[str]:
+    """Yield devices that work, the fastest first; each is tried when it is needed."""
+    for name in _existing_devices():
+        if not device_fault(name):
+            yield name
+
+
+def _existing_devices() -> list[str]:
+    """Names of the devices that torch sees, the fastest first."""
     names = []
     if torch.cuda.is_available() and torch.cuda.device_count():
         names.append("cuda")
@@ -120,7 +180,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
     if name == "auto":
-        name = "bf16" if _fast_bf16(device.type) else "fp32"
+        name = "bf16" if _fast_bf16(device) else "fp32"
     if name not in dtypes:
         known = ", ".join(dtypes)
         raise TrainingError(f"there is no precision {name!r}; choose auto, {known}.")
@@ -129,7 +189,8 @@ def choose_precision(name: str, device: torch.device) -> Precision:
             "found precision fp16 on a CPU, which is slow at it; choose bf16, fp32 or "
             "auto."
         )
-    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    # Older GPUs emulate bf16, many times as slowly as they compute in float32.
+    if name == "bf16" and device.type == "cuda" and not _fast_bf16(device):
         raise TrainingError(
             "found precision bf16 on a GPU without it; choose fp16, fp32 or auto."
         )
@@ -137,10 +198,10 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 @cache
-def _fast_bf16(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
-    if kind == "cpu":
+def _fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cpu":
         # True only with AVX512-BF16 or AMX (or Arm's equivalent): without them bf16 is
         # emulated and slower.
         is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)

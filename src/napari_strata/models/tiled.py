@@ -30,6 +30,7 @@ from napari_strata.core.tiling import (
     plan_overlap,
     plan_tiles,
 )
+from napari_strata.models.memory import is_out_of_memory, release_cache
 from napari_strata.models.predictor import Predictor
 
 Array = np.ndarray[Any, Any]
@@ -318,8 +319,7 @@ class TiledPredictor:
 
     def _halve_batch(self, count: int, example: Array) -> None:
         """Halve the batch, or raise `RunError` when it held a single tile."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cache(self.device)
         if count > 1:
             self.batch = count // 2
             return
@@ -366,20 +366,6 @@ def class_indices(logits: Tensor) -> Tensor:
         index.masked_fill_(logits[:, k] > best, k)
         torch.maximum(best, logits[:, k], out=best)
     return index
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether memory ran out. CPU and Apple's GPU say so in the message only."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    message = str(error).lower()
-    phrases = (
-        "out of memory",
-        "can't allocate memory",
-        "not enough memory",
-        "alloc_failed",
-    )
-    return any(phrase in message for phrase in phrases)
 
 
 def _by(shape: Sequence[int]) -> str:

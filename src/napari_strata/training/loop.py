@@ -29,10 +29,11 @@ from napari_strata.core.recipe import Recipe
 from napari_strata.core.runs import RunFolder, check_free
 from napari_strata.data.loader import Batch, PatchSource
 from napari_strata.models.allocator import kept_pages
-from napari_strata.models.device import choose_precision
+from napari_strata.models.device import choose_precision, describe_unused_gpus
+from napari_strata.models.memory import is_out_of_memory
 from napari_strata.models.model import Model
 from napari_strata.models.network_predictor import NetworkPredictor
-from napari_strata.models.tiled import TiledPredictor, is_out_of_memory
+from napari_strata.models.tiled import TiledPredictor
 from napari_strata.training.calibration import measure
 from napari_strata.training.checkpoint import TrainingRun, open_run
 from napari_strata.training.comparison import compare_with_trees
@@ -176,6 +177,7 @@ def _train(task: TrainingTask, group: ProcessGroup) -> Generator[Event, None, No
         yield from iter_fit(task, plan, group)
         return
     device = group.choose_device(task.device)
+    unused = [Message(text, "warning") for text in describe_unused_gpus(task.device)]
     precision = choose_precision(plan.recipe.training.precision, device)
     source = PatchSource(plan.training, plan.spec, plan.recipe)
     batches = len(source)
@@ -198,7 +200,7 @@ def _train(task: TrainingTask, group: ProcessGroup) -> Generator[Event, None, No
     reason = "finished"
     try:
         with kept_pages(device.type):
-            for event in run.opening(messages, batches):
+            for event in run.opening([*messages, *unused], batches):
                 yield run.record(event)
             for epoch in range(run.progress.epoch + 1, section.epochs + 1):
                 if run.progress.is_stuck(section.early_stopping):
