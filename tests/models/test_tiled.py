@@ -275,6 +275,19 @@ def test_memory_errors_are_known_by_their_words_too(text):
     assert not is_out_of_memory(RuntimeError("something else"))
 
 
+def test_logits_beyond_fp16_are_refused():
+    """Without a word the image would be class 0 where they are not finite."""
+    network = nn.Conv2d(1, 3, 1)
+    nn.init.constant_(network.weight, 6e4)
+    image = np.full((1, 16, 16), 200, np.uint8)
+    for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
+        precision = Precision(name, dtype)
+        tiled(network, make_spec(), precision=precision).predict(image, SCALE)
+    precision = Precision("fp16", torch.float16)
+    with pytest.raises(RunError, match="set precision to bf16 or fp32"):
+        tiled(network, make_spec(), precision=precision).predict(image, SCALE)
+
+
 def test_layers_keep_the_mode_they_were_in(unet):
     network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.9))
     network.train()

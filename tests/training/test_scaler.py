@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from napari_strata.core.events import EpochEnd
+from napari_strata.core.errors import TrainingError
+from napari_strata.core.events import BatchEnd, EpochEnd
 from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.runs import RunFolder
 from napari_strata.models.device import Precision
 from napari_strata.training import loop
 from napari_strata.training.loop import iter_train, train
+from napari_strata.training.losses import Loss
 
 Scene = Callable[..., AnnotatedImage]
 
@@ -78,3 +81,35 @@ def test_infinite_gradients_are_skipped_and_the_scale_survives_a_stop(
         assert torch.equal(value, resumed["network"][name])
     steps = next(iter(whole["optimizer"]["state"].values()))["step"]
     assert 0 < steps < 32
+
+
+def test_gradients_that_are_never_finite_end_the_training(
+    tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is finite, so that nothing else shows that no step is made."""
+
+    class NanGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, value: Tensor) -> Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(context: Any, gradient: Tensor) -> Tensor:
+            return gradient * torch.nan
+
+    total = Loss.total
+    monkeypatch.setattr(Loss, "total", lambda *args: NanGradient.apply(total(*args)))
+    use(monkeypatch, Scaled("fp16", torch.float16))
+    small |= {"patches.per_epoch": 320}
+    events = []
+    with pytest.raises(
+        TrainingError,
+        match=r"a gradient, as in the 19 steps before, is not a finite number in epoch "
+        r"1, batch 20 .* training\.precision to bf16 or fp32",
+    ):
+        events.extend(
+            iter_train(
+                "default", scene(), out=tmp_path / "run", overrides=small, device="cpu"
+            )
+        )
+    assert sum(isinstance(event, BatchEnd) for event in events) == 19

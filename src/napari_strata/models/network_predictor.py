@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from napari_strata.core.errors import RunError
 from napari_strata.core.spec import ModelSpec
 from napari_strata.models.device import Precision, channels_last
 from napari_strata.networks.blocks import without_weights
@@ -52,6 +53,11 @@ class NetworkPredictor:
         """Compute the logits of scaled tiles; see `Predictor.logits`.
 
         The network is in evaluation mode meanwhile and in its own mode afterwards.
+
+        Raises
+        ------
+        RunError
+            when numbers of the network are too large for fp16.
         """
         with (
             _evaluation_mode(self.network),
@@ -65,7 +71,14 @@ class NetworkPredictor:
             inputs = inputs.to(self.device, non_blocking=True)
             inputs = inputs.contiguous(memory_format=channels_last(inputs.ndim))
             logits: Tensor = self.network(inputs)
-            return logits.float()
+            logits = logits.float()
+            # Their largest would be class 0, whatever the image shows.
+            if self.precision.dtype is torch.float16 and not logits.isfinite().all():
+                raise RunError(
+                    "found logits that are not finite: numbers of this network are "
+                    "too large for fp16; set precision to bf16 or fp32."
+                )
+            return logits
 
     def memory(self, shape: Sequence[int]) -> int:
         """Estimate the bytes that one tile needs; see `Predictor.memory`.

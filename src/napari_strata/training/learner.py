@@ -45,6 +45,10 @@ from napari_strata.training.transfer import FreezableEncoder
 SNAPSHOT_PATCHES = 16
 """Patches to measure the statistics of a snapshot on, which must not take long."""
 
+MAX_SKIPPED_STEPS = 20
+"""Steps in a row that the scaler may skip. It halves its factor at each, and after so
+many the gradients themselves are not finite."""
+
 
 def derived_seed(*key: int) -> int:
     """Return a seed of 63 bits that depends on all numbers of `key`."""
@@ -96,6 +100,7 @@ class Learner:
         self.optimizer = build_optimizer(section, self.network.parameters(), device)
         self.schedule = Schedule(section, self.optimizer, batches)
         self.scaler = precision.scaler(device)
+        self.skipped_steps = 0
         self.loss = build_loss(
             section, classes=len(plan.spec.classes), class_counts=plan.counts
         )
@@ -122,7 +127,8 @@ class Learner:
         Raises
         ------
         TrainingError
-            When the loss or a gradient is not finite. The weights are then unchanged.
+            When the loss or a gradient is not finite, with fp16 in many steps in a
+            row. The weights are then unchanged.
         """
         section = self.section
         with seeded(self.device, section.seed, epoch, number):
@@ -147,8 +153,9 @@ class Learner:
         length, *values = torch.stack([norm, total, *terms.values()]).tolist()
         losses = dict(zip(("loss", *terms), values, strict=True))
         # After infinite gradients, the scaler skips the step and lowers its factor.
-        is_usable = math.isfinite(length) or self.scaler.is_enabled()
-        if not math.isfinite(losses["loss"]) or not is_usable:
+        self.skipped_steps = 0 if math.isfinite(length) else self.skipped_steps + 1
+        most = MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 1
+        if not math.isfinite(losses["loss"]) or self.skipped_steps >= most:
             raise TrainingError(self._explain_not_finite(losses["loss"], epoch, number))
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -160,8 +167,12 @@ class Learner:
     def _explain_not_finite(self, loss: float, epoch: int, number: int) -> str:
         culprit = "a gradient" if math.isfinite(loss) else "the loss"
         remedy = "lower training.learning_rate to a third"
-        if self.precision.dtype is not None:
+        if self.precision.dtype is torch.float16:
+            remedy += ", or set training.precision to bf16 or fp32"
+        elif self.precision.dtype is not None:
             remedy += ", or set training.precision=fp32"
+        if math.isfinite(loss) and self.skipped_steps > 1:
+            culprit = f"{culprit}, as in the {self.skipped_steps - 1} steps before,"
         checkpoint = " The last checkpoint is kept." if epoch > 1 else ""
         return (
             f"{culprit} is not a finite number in epoch {epoch}, batch {number} (loss "
