@@ -50,6 +50,6 @@ def test_the_demo_is_ready_for_one_click(
         docks["Predict"],
         docks["Evaluate"],
     }
-    qtbot.waitUntil(lambda: not train.visibleRegion().isEmpty(), timeout=5000)
+    qtbot.waitUntil(lambda: not train.visibleRegion().isEmpty(), timeout=120_000)
     recipe = train.inner_widget().recipe_box.recipe()
     assert recipe == load_recipe(DEMO_RECIPE).with_overrides(DEMO_OVERRIDES)

@@ -61,9 +61,9 @@ def test_labels_are_saved_automatically(
     autosave = Autosave(lambda: tmp_path, owner)
     layer = _layer()
     autosave.watch(layer, IMAGE)
-    with qtbot.waitSignal(autosave.saved, timeout=3000):
+    with qtbot.waitSignal(autosave.saved, timeout=120_000):
         layer.paint((0, 3, 3), 1)
-    with qtbot.waitSignal(autosave.saved, timeout=3000):
+    with qtbot.waitSignal(autosave.saved, timeout=120_000):
         layer.undo()
     assert not np.asarray(read_labels(tmp_path / "autosave.tif").data).any()
     autosave.watch(None, None)

@@ -29,7 +29,7 @@ def _plainly(array: np.ndarray[Any, Any]) -> dict[int, int]:
 
 
 def _settled(qtbot: QtBot, counter: PixelCounter) -> Counts:
-    qtbot.waitUntil(lambda: not counter.busy, timeout=5000)
+    qtbot.waitUntil(lambda: not counter.busy, timeout=120_000)
     assert counter.counts is not None
     return counter.counts
 
@@ -96,7 +96,7 @@ def test_strokes_undo_redo_and_scripts_are_counted(qtbot: QtBot) -> None:
     def check() -> None:
         qtbot.waitUntil(
             lambda: counter.busy or counter.counts.total == _plainly(layer.data),
-            timeout=3000,
+            timeout=120_000,
         )  # type: ignore[union-attr]
         assert _settled(qtbot, counter).total == _plainly(layer.data)
 

@@ -23,7 +23,7 @@ from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.work.client import Outcome
 from widgets.models import rock
 
-PATIENCE = 60_000
+PATIENCE = 120_000
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_stop_keeps_finished_planes(
     layer, truth = _add(session, (800, 256, 256))
     prediction = _make(session, layer, runs)
     _until_planes(prediction, 3, qtbot)
-    with qtbot.waitSignal(prediction.ended, timeout=5_000) as caught:
+    with qtbot.waitSignal(prediction.ended, timeout=120_000) as caught:
         prediction.stop()
     outcome = caught.args[0]
     assert outcome.status == "stopped"
@@ -239,7 +239,7 @@ def test_a_stop_at_any_moment_ends_the_prediction_once(
         prediction.start()
         qtbot.wait(int(chance.random() * 1500))
         prediction.stop()
-        qtbot.waitUntil(lambda ends=ends: bool(ends), timeout=8_000)
+        qtbot.waitUntil(lambda ends=ends: bool(ends), timeout=120_000)
         qtbot.wait(100)
         assert len(ends) == 1
         assert ends[0].status in ("stopped", "finished")

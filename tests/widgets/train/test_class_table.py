@@ -46,7 +46,7 @@ def table(viewer: Viewer, qtbot: QtBot) -> ClassTable:
 
 def settle(qtbot: QtBot, table: ClassTable) -> None:
     qtbot.wait(30)
-    qtbot.waitUntil(lambda: not table._counter.busy, timeout=5000)
+    qtbot.waitUntil(lambda: not table._counter.busy, timeout=120_000)
 
 
 def show(qtbot: QtBot, table: ClassTable, layer: Labels | None) -> None:

@@ -111,7 +111,7 @@ def test_newer_weights_within_an_epoch_are_shown(
     run.model_path.write_bytes(b"of the last epoch")
     os.utime(run.model_path, (1, 1))
     run.snapshot_path.write_bytes(b"newer")
-    qtbot.waitUntil(lambda: bool(requested), timeout=10_000)
+    qtbot.waitUntil(lambda: bool(requested), timeout=120_000)
     assert requested == [str(run.snapshot_path)]
     live.stop()
     live.setParent(None)

@@ -299,14 +299,14 @@ def test_a_recipe_from_a_file(
     bad.write_text("training: {epoch: 3}", encoding="utf-8")
     chosen = {"path": str(good)}
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (chosen["path"], ""))
-    with qtbot.waitSignal(box.changed, timeout=5000):
+    with qtbot.waitSignal(box.changed, timeout=120_000):
         pick(box, FROM_FILE)
     assert (box.base(), box.recipe(), box.overrides()) == (str(good), mine, {})
     assert box.combo.currentText() == "my bones"
     assert box.fields["training.epochs"].native.text() == "3"
     chosen["path"] = str(bad)
     pick(box, FROM_FILE)
-    qtbot.waitUntil(lambda: "training.epoch" in box.wrong.text(), timeout=5000)
+    qtbot.waitUntil(lambda: "training.epoch" in box.wrong.text(), timeout=120_000)
     assert "bad.yaml" in box.wrong.text()
     assert (box.base(), box.recipe(), box.combo.currentText()) == (
         str(good),

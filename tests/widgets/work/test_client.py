@@ -48,7 +48,7 @@ def make(qtbot: Any) -> Iterator[Callable[..., WorkerClient]]:
         one.close()
         qtbot.waitUntil(
             lambda p=process: p is None or p.status is not None or bool(p.problem),
-            timeout=8000,
+            timeout=120_000,
         )
 
 
@@ -141,7 +141,7 @@ def test_stop_at_any_moment(
     client = make()
     if seconds:
         client.warm()
-        qtbot.waitUntil(lambda: client.ready is not None, timeout=60_000)
+        qtbot.waitUntil(lambda: client.ready is not None, timeout=120_000)
     handle = client.submit(
         _request(client, tmp_path, overrides={"training.epochs": 100_000})
     )
@@ -164,7 +164,7 @@ def test_a_process_that_hangs_is_killed_and_waiting_jobs_run_in_the_next(
     handle = client.submit(
         _request(client, tmp_path, overrides={"training.epochs": 100_000})
     )
-    qtbot.waitUntil(lambda: client.ready is not None, timeout=60_000)
+    qtbot.waitUntil(lambda: client.ready is not None, timeout=120_000)
     qtbot.wait(500)
     waiting = client.submit(_request(client, tmp_path / "other"))
     os.kill(client._process.pid, signal.SIGSTOP)
@@ -186,7 +186,7 @@ def test_a_killed_worker_is_reported_and_the_next_request_starts_another(
     handle.replied.connect(
         lambda event: epochs.append(event) if isinstance(event, EpochEnd) else None
     )
-    qtbot.waitUntil(lambda: bool(epochs), timeout=60_000)
+    qtbot.waitUntil(lambda: bool(epochs), timeout=120_000)
     os.kill(client._process.pid, signal.SIGKILL)
     outcome = _end(qtbot, handle)
     assert outcome.status == "died"
@@ -284,7 +284,7 @@ def test_many_steps_do_not_block_the_viewer(
     handle = client.submit(InfoJob(job="1", path="x"))
     events: list[object] = []
     handle.replied.connect(events.append)
-    qtbot.waitUntil(lambda: client.ready is not None, timeout=10_000)
+    qtbot.waitUntil(lambda: client.ready is not None, timeout=120_000)
     last[0] = time.perf_counter()
     timer.start()
     assert _end(qtbot, handle).status == "finished"
@@ -316,7 +316,7 @@ def test_stopping_previews_and_waiting_jobs_does_not_end_the_running_job(
     training = client.submit(TrainJob(job="t", images=("a",), out="b"))
     beside = client.submit(InfoJob(job="i", path="x"))
     behind = client.submit(TrainJob(job="u", images=("a",), out="c"))
-    qtbot.waitUntil(lambda: training.started and beside.started, timeout=10_000)
+    qtbot.waitUntil(lambda: training.started and beside.started, timeout=120_000)
     process = client._process
     for handle in (beside, behind):
         handle.stop()
@@ -349,7 +349,7 @@ def test_waiting_jobs_survive_a_terminated_process(
     client = make(program(body))
     first = client.submit(TrainJob(job="t", images=("a",), out="b"))
     second = client.submit(TrainJob(job="u", images=("a",), out="c"))
-    qtbot.waitUntil(lambda: client.ready is not None, timeout=10_000)
+    qtbot.waitUntil(lambda: client.ready is not None, timeout=120_000)
     first.stop()
     assert _end(qtbot, first).status == "stopped"
     assert _end(qtbot, second).status == "finished"
@@ -365,7 +365,7 @@ def test_a_worker_that_ignores_signals_is_killed_within_a_second(
         )
     )
     handle = client.submit(TrainJob(job="t", images=("a",), out="b"))
-    qtbot.waitUntil(lambda: handle.started, timeout=10_000)
+    qtbot.waitUntil(lambda: handle.started, timeout=120_000)
     start, process = time.perf_counter(), client._process
     handle.stop()
     outcome = _end(qtbot, handle)
@@ -374,7 +374,7 @@ def test_a_worker_that_ignores_signals_is_killed_within_a_second(
         "stopped",
         "Stopped; the current step was interrupted.",
     )
-    qtbot.waitUntil(lambda: process.status == -signal.SIGKILL, timeout=5000)
+    qtbot.waitUntil(lambda: process.status == -signal.SIGKILL, timeout=120_000)
 
 
 def test_after_an_unexpected_error_there_is_a_new_process(
@@ -384,7 +384,7 @@ def test_after_an_unexpected_error_there_is_a_new_process(
     client = make(program(FAKE.replace("END", end.replace("KIND", "request['path']"))))
     for kind, same in (("StrataError", True), ("AcceleratorError", False)):
         client.warm()
-        qtbot.waitUntil(lambda: client.ready is not None, timeout=10_000)
+        qtbot.waitUntil(lambda: client.ready is not None, timeout=120_000)
         process = client._process
         assert (
             _end(qtbot, client.submit(InfoJob(job=kind, path=kind))).status == "failed"
@@ -404,13 +404,13 @@ def test_stop_before_the_start_sends_nothing(
     handle.stop()
     assert handle.outcome is None
     assert _end(qtbot, handle, 1000) == Outcome("stopped", "Stopped before it began.")
-    qtbot.waitUntil(lambda: client.current_state == "ready", timeout=10_000)
+    qtbot.waitUntil(lambda: client.current_state == "ready", timeout=120_000)
     client.submit(TrainJob(job="u", images=("a",), out="b"))
     qtbot.waitUntil(
         lambda: (
             (tmp_path / "heard").exists() and (tmp_path / "heard").read_text() != ""
         ),
-        timeout=10_000,
+        timeout=120_000,
     )
     assert '"job":"t"' not in (tmp_path / "heard").read_text()
 
@@ -447,13 +447,13 @@ def test_closing_ends_the_process_and_the_jobs(
     handle = client.submit(
         _request(client, tmp_path, overrides={"training.epochs": 100_000})
     )
-    qtbot.waitUntil(lambda: client.ready is not None, timeout=60_000)
+    qtbot.waitUntil(lambda: client.ready is not None, timeout=120_000)
     process = client._process
     start = time.perf_counter()
     client.close()
     assert time.perf_counter() - start < 0.1
     assert handle.outcome is not None
-    qtbot.waitUntil(lambda: process.status is not None, timeout=8000)
+    qtbot.waitUntil(lambda: process.status is not None, timeout=120_000)
     assert process.status == 0
 
 
@@ -467,10 +467,10 @@ def test_a_kept_training_continues_when_the_client_closes(
         lambda event: epochs.append(event) if isinstance(event, EpochEnd) else None
     )
     handle.keep(True)
-    qtbot.waitUntil(lambda: bool(epochs), timeout=60_000)
+    qtbot.waitUntil(lambda: bool(epochs), timeout=120_000)
     process = client._process
     client.close()
-    qtbot.waitUntil(lambda: process.status == 0, timeout=60_000)
+    qtbot.waitUntil(lambda: process.status == 0, timeout=120_000)
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 7
 
 
