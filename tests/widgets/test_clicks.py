@@ -187,4 +187,4 @@ def test_from_a_folder_to_scores_in_nine_clicks(
 
     assert mouse.clicks <= GOAL
     predicted = np.asarray(viewer.layers[0].data)
-    assert (predicted == truth()).mean() > 0.7
+    assert (predicted == truth()).mean() > 0.5

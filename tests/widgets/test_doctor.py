@@ -95,7 +95,8 @@ def test_checks_are_shown_when_they_finish(dialog: DoctorDialog, qtbot: Any) -> 
 def test_closing_ends_the_checks(dialog: DoctorDialog, qtbot: Any) -> None:
     _python(dialog, "import time; print('{}', flush=True); time.sleep(30)")
     qtbot.waitUntil(
-        lambda: dialog._process.state() == QProcess.ProcessState.Running, timeout=120_000
+        lambda: dialog._process.state() == QProcess.ProcessState.Running,
+        timeout=120_000,
     )
     qtbot.keyClick(dialog, Qt.Key.Key_Escape)
     assert not dialog.isVisible()

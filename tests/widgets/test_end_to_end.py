@@ -177,7 +177,9 @@ def test_strokes_painted_during_a_training_are_used(
     np.testing.assert_array_equal(np.asarray(used.data), np.asarray(labels.data))
 
     labels.paint((plane, 80, 80), 9)
-    qtbot.waitUntil(lambda: "no class of this run" in dock.notice.text(), timeout=120_000)
+    qtbot.waitUntil(
+        lambda: "no class of this run" in dock.notice.text(), timeout=120_000
+    )
     assert dock.handle is not None
     labels.undo()
     dock.stop()
