@@ -237,7 +237,7 @@ def test_another_protocol_is_refused(make: Any, program: Any, qtbot: Any) -> Non
 def test_a_worker_that_does_not_start_is_given_up(
     make: Any, program: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("napari_strata.widgets.work.client.STARTUP_TIMEOUT_S", 1)
+    monkeypatch.setattr("napari_strata.widgets.work.client.STARTUP_TIMEOUT_S", 8)
     client = make(program("sys.stdin.read()", ready="Welcome to gpu-host!"))
     outcome = _end(qtbot, client.submit(InfoJob(job="1", path="x")))
     assert outcome.status == "died"

@@ -120,12 +120,13 @@ class LayerLinks:
         """Set to end the thread that reads the layer."""
         self._connections: list[tuple[Any, Callable[..., Any]]] = []
 
-    def connect(self, layer: LabelsLayer, **slots: Callable[..., Any]) -> None:
-        """Connect each slot to the event with its name."""
+    def connect(self, layer: LabelsLayer, **slots: Callable[[Any], None]) -> None:
+        """Connect each slot, a bound method, to the event with its name."""
         for name, slot in slots.items():
             emitter = getattr(layer.events, name)
-            emitter.connect(slot)
-            self._connections.append((emitter, slot))
+            function = _weak(slot)
+            emitter.connect(function)
+            self._connections.append((emitter, function))
 
     def clear(self, _gone: object = None) -> None:
         """Disconnect all slots, and stop the thread."""
@@ -133,6 +134,22 @@ class LayerLinks:
         for emitter, slot in self._connections:
             emitter.disconnect(slot)
         self._connections.clear()
+
+
+def _weak(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a function that calls a method and does not keep its object alive.
+
+    To disconnect a method, napari compares its object with others, which fails for a
+    QObject that Qt has deleted.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(event: Any) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(event)
+
+    return call
 
 
 class PixelCounter(QObject):
