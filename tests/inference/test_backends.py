@@ -15,8 +15,9 @@ from torch import nn
 import napari_strata as ns
 from helpers import easy_pair, tiny_model
 from napari_strata.core.errors import RunError
-from napari_strata.core.events import Message
+from napari_strata.core.events import Message, PredictionStarted
 from napari_strata.core.options import PredictOptions
+from napari_strata.inference import build
 from napari_strata.inference.backends import BACKENDS, check_backend
 from napari_strata.inference.build import build_predictor
 
@@ -137,3 +138,40 @@ def test_a_compiler_that_fails_is_one_line(
 def test_compile_and_another_backend_do_not_go_together() -> None:
     with pytest.raises(RunError, match=r"torch\.compile is for backend torch only"):
         PredictOptions(compile=True, backend="onnx")
+
+
+def test_every_batch_that_comes_is_compiled_before_the_first(
+    model: ns.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    class Recording(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self._orig_mod = network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(images.shape))
+            return self._orig_mod(images)
+
+    monkeypatch.setattr(torch, "compile", Recording)
+    job = ns.iter_predict(
+        model, PAIR.image, options=OPTIONS, compile=True, tile=32, batch=3
+    )
+    for event in job:
+        if isinstance(event, PredictionStarted):
+            warmed = set(shapes)
+            shapes.clear()
+    assert warmed == set(shapes)
+    assert len(warmed) > 1
+
+
+def test_batch_normalisation_is_folded_before_the_network_moves(
+    model: ns.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the check would compare numbers that TF32 has rounded."""
+    monkeypatch.setattr(build, "choose_device", lambda _: torch.device("meta"))
+    predictor = build.build_predictor(model, PredictOptions(precision="fp32")).predictor
+    kinds = {type(layer) for layer in predictor.network.modules()}
+    assert not any(issubclass(kind, nn.BatchNorm2d) for kind in kinds)
+    assert next(predictor.network.parameters()).device.type == "meta"

@@ -15,7 +15,6 @@ from helpers import tiled, tiny_recipe
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.normalization import ResolvedNormalization, Scale
 from napari_strata.core.spec import ModelSpec
-from napari_strata.inference import ensemble_predictor as module
 from napari_strata.inference.ensemble_predictor import (
     TTA_TRANSFORMS,
     EnsemblePredictor,
@@ -262,20 +261,3 @@ def test_temperature_softens_probabilities_and_changes_no_class(way):
         1
     ]  # each by its own
     np.testing.assert_allclose(twice, softened, atol=1e-3)
-
-
-def test_where_the_device_has_no_room_the_sum_lies_beside_the_processor(monkeypatch):
-    asked = []
-    real = torch.zeros
-
-    def full(shape, device=None, **words):
-        asked.append(device)
-        if device is not None:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(shape, **words)
-
-    monkeypatch.setattr(torch, "zeros", full)
-    assert module._zeros((2, 3), torch.device("meta")).device.type == "cpu"
-    assert [str(device) for device in asked] == ["meta", "None"]
-    with pytest.raises(torch.OutOfMemoryError):
-        module._zeros((2, 3), CPU)

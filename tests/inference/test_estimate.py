@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -16,11 +18,13 @@ from napari_strata.core.errors import RunError
 from napari_strata.core.options import PredictOptions
 from napari_strata.inference import estimate as module
 from napari_strata.inference.build import build_ensemble_predictor, build_predictor
+from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.estimate import check_memory, estimate
 from napari_strata.inference.outputs import OutputSpec
 from napari_strata.models.ensemble import load_models
 
 PAIR = easy_pair((4, 64, 72))
+OUTPUT = OutputSpec(4, (64, 72), np.dtype(np.uint8))
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
 
 
@@ -160,6 +164,65 @@ def test_the_tile_it_names_fits(
             estimate(ensemble, image, output, out=None, in_memory=False), ensemble
         )
     assert math.isfinite(need)
+
+
+def on_a_gpu(predictor: EnsemblePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a predictor say that its device is a GPU."""
+    monkeypatch.setattr(module, "describe_device", lambda _: "GPU")
+    predictor.members[0].predictor.device = torch.device("cuda")
+
+
+def test_a_gpu_need_not_hold_the_mean(
+    model: ns.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in main memory where the GPU has no room."""
+    ensemble = build_ensemble_predictor(load_models(model), OPTIONS.updated(tta=True))
+    on_a_gpu(ensemble, monkeypatch)
+    tile = ensemble.members[0].predictor.memory((72, 64))
+    found = {}
+    for free in (tile, 10**12):
+        monkeypatch.setattr(module, "free_memory", lambda _, free=free: free)
+        found[free] = estimate(ensemble, PAIR.image, OUTPUT, out=None, in_memory=True)
+        check_memory(found[free], ensemble)
+    assert found[tile].memory == tile
+    # Two classes, all four planes together.
+    assert found[10**12].memory == tile + 4 * 64 * 72 * 2 * 4
+
+
+def test_the_strip_of_blended_tiles_counts(model: ns.Model) -> None:
+    spec = model.spec.model_copy(update={"blend": True})
+    blended = build_ensemble_predictor(load_models(replace(model, spec=spec)), OPTIONS)
+    found = estimate(blended, PAIR.image, OUTPUT, out=None, in_memory=False)
+    plane = 64 * 72 * (2 + 2)
+    tile = blended.members[0].predictor.memory(spec.tile_shape)
+    rows, columns = spec.tile_shape[0], max(72, spec.tile_shape[1])
+    assert found.memory == tile + plane + 2 * 4 * 2 * rows * columns
+
+
+def test_the_clock_runs_until_the_gpu_has_finished(
+    model: ns.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = []
+
+    def launch(batch: np.ndarray) -> torch.Tensor:
+        pending.append(len(batch))
+        return torch.zeros(len(batch), 2, *batch.shape[2:])
+
+    def synchronize(device: torch.device) -> None:
+        for count in pending:
+            sleep(0.01 * count)
+        pending.clear()
+
+    monkeypatch.setattr(module, "free_memory", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    ensemble = build_ensemble_predictor(load_models(model), OPTIONS)
+    monkeypatch.setattr(ensemble.members[0].predictor, "logits", launch)
+    on_a_gpu(ensemble, monkeypatch)
+    found = estimate(
+        ensemble, PAIR.image, OUTPUT, out=None, in_memory=True, measure=True
+    )
+    assert found.seconds is not None
+    assert 0.04 <= found.seconds < 0.2
 
 
 def test_unknown_free_memory_refuses_nothing(

@@ -25,13 +25,19 @@ from napari_strata.core.events import (
 )
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.core.options import PredictOptions
+from napari_strata.inference import ensemble_predictor, task
 from napari_strata.inference import predict as predict_module
 from napari_strata.inference.build import build_predictor
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
-from napari_strata.inference.ledger import ResumableOutput
-from napari_strata.inference.outputs import check_out, probabilities_path
+from napari_strata.inference.ledger import LEDGER, ResumableOutput
+from napari_strata.inference.outputs import (
+    MemoryOutput,
+    check_out,
+    probabilities_path,
+)
 from napari_strata.inference.predict import Prediction, iter_predict, predict
 from napari_strata.io import read_image, read_labels, write_labels
+from napari_strata.models import tiled as tiled_module
 from napari_strata.models.model import Calibration, Model
 
 PAIR = easy_pair((4, 64, 72))
@@ -685,3 +691,103 @@ def test_pages_are_kept_and_norms_folded_while_it_predicts(model, monkeypatch):
     predict(model, PAIR.image, options=OPTIONS)
     assert seen == [1] * 4
     assert inside == [0]
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three planes go through the network together, and a thread writes."""
+    for module in (tiled_module, ensemble_predictor, task):
+        monkeypatch.setattr(module, "ASYNCHRONOUS", ("cpu",))
+    monkeypatch.setitem(tiled_module.BATCH_PIXELS, "cpu", 3 * 64 * 72)
+
+
+STACK = easy_pair((8, 64, 72))
+
+
+@pytest.mark.parametrize("options", [{}, {"tta": True}, {"probabilities": True}])
+def test_planes_that_are_predicted_together_have_the_same_labels(
+    model, request, tmp_path, options
+):
+    alone = iter_predict(model, STACK.image, options=OPTIONS, **options)
+    list(alone)
+    request.getfixturevalue("as_on_a_gpu")
+    for out in (None, tmp_path / "labels.tif"):
+        job = iter_predict(model, STACK.image, out=out, options=OPTIONS, **options)
+        events = [event for event in job if isinstance(event, RegionEnd)]
+        assert [event.region for event in events] == [{"Z": i} for i in range(8)]
+        assert [event.done for event in events] == list(range(1, 9))
+        assert np.array_equal(job.labels.data, alone.labels.data)
+        assert np.array_equal(job.pixels, alone.pixels)
+        if alone.probabilities is not None and job.probabilities is not None:
+            np.testing.assert_allclose(
+                job.probabilities.data, alone.probabilities.data, atol=1e-3
+            )
+
+
+def test_shapes_that_go_through_together(model, as_on_a_gpu):
+    shapes = []
+
+    class Watched(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(images.shape))
+            return self.network(images)
+
+    member = build_predictor(model, OPTIONS)
+    member.predictor.network = Watched(member.predictor.network)
+    job = Prediction(
+        model, STACK.image, options=OPTIONS, predictor=EnsemblePredictor([member])
+    )
+    list(job)
+    assert shapes == [(3, 1, 64, 72), (3, 1, 64, 72), (2, 1, 64, 72)]
+
+
+def test_a_stopped_prediction_keeps_what_the_thread_was_writing(
+    model, as_on_a_gpu, tmp_path
+):
+    out = tmp_path / "labels.tif"
+    job = iter_predict(model, STACK.image, out=out, options=OPTIONS)
+    while not isinstance(next(job), RegionEnd):
+        pass
+    job.close()
+    again = iter_predict(model, STACK.image, out=out, options=OPTIONS)
+    events = list(again)
+    (started,) = [event for event in events if isinstance(event, PredictionStarted)]
+    # The first chunk was on the disk, the second one with the thread.
+    assert started.finished == 6
+    assert sum(isinstance(event, RegionEnd) for event in events) == 2
+    assert np.array_equal(again.labels.data, expected(model, STACK.image))
+
+
+def test_planes_of_a_chunk_that_are_there_are_not_written_again(
+    model, as_on_a_gpu, tmp_path
+):
+    """As after a process was killed between two planes."""
+    out = tmp_path / "labels.tif"
+    list(iter_predict(model, STACK.image, out=out, options=OPTIONS, part="1/3"))
+    ledger = tmp_path / "labels.tif.partial" / LEDGER
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join(lines[:-1]))
+    job = iter_predict(model, STACK.image, out=out, options=OPTIONS)
+    regions = [event.region["Z"] for event in job if isinstance(event, RegionEnd)]
+    assert regions == [2, 3, 4, 5, 6, 7]
+    assert np.array_equal(job.labels.data, expected(model, STACK.image))
+
+
+def test_a_full_disk_stops_a_prediction_whose_planes_a_thread_writes(
+    model, as_on_a_gpu, monkeypatch
+):
+    class Full(MemoryOutput):
+        def write(self, plane, arrays, pixels):
+            if plane == 4:
+                raise RunError("the disk is full")
+            super().write(plane, arrays, pixels)
+
+    job = Prediction(model, STACK.image, options=OPTIONS, make_output=Full)
+    done = []
+    with pytest.raises(RunError, match="disk is full"):
+        done.extend(event for event in job if isinstance(event, RegionEnd))
+    assert len(done) == 3

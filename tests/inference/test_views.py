@@ -25,12 +25,12 @@ from napari_strata.models.model import Model
 from napari_strata.networks import build_network
 
 
-def smooth(plane: np.ndarray) -> Tensor:
+def smooth(planes: np.ndarray) -> Tensor:
     """A network that looks the same along both axes: class 1 where its surroundings are bright."""
-    grey = torch.from_numpy(np.ascontiguousarray(plane, dtype=np.float32))[None]
+    grey = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
     kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])[None, None] / 16
-    logit = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernel)[0] / 50 - 2
-    return torch.cat([torch.zeros_like(logit), logit]).softmax(0)
+    logit = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernel) / 50 - 2
+    return torch.cat([torch.zeros_like(logit), logit], 1).softmax(1)
 
 
 def grey(*shape: int) -> np.ndarray:
@@ -54,9 +54,9 @@ def test_an_isotropic_network_does_not_know_which_axis_is_which(shape):
 def test_upright_planes_are_stretched_and_brought_back(shape, along_y, along_x):
     seen: list[tuple[int, ...]] = []
 
-    def mean(plane: np.ndarray) -> Tensor:
-        seen.append(plane.shape[1:])
-        return smooth(plane)
+    def mean(planes: np.ndarray) -> Tensor:
+        seen.extend([planes.shape[2:]] * len(planes))
+        return smooth(planes)
 
     found = mean_of_views(grey(1, *shape), (along_y, along_x), mean)
     assert found.shape == (2, *shape)
@@ -67,6 +67,21 @@ def test_upright_planes_are_stretched_and_brought_back(shape, along_y, along_x):
         for _ in range(count)
     ]
     assert seen == wanted
+
+
+@given(SMALL, st.sampled_from([1, 12, 45, 1000]))
+def test_planes_of_a_view_are_predicted_together(shape, batch_pixels):
+    sizes: list[int] = []
+
+    def mean(planes: np.ndarray) -> Tensor:
+        sizes.append(planes[:, 0].size if len(planes) > 1 else 0)
+        return smooth(planes)
+
+    volume = grey(1, *shape)
+    one_by_one = mean_of_views(volume, (2.5, 1), smooth)
+    found = mean_of_views(volume, (2.5, 1), mean, batch_pixels=batch_pixels)
+    assert max(sizes) <= batch_pixels
+    assert torch.allclose(found, one_by_one, atol=1e-6)
 
 
 def test_an_image_of_long_voxels_is_seen_as_if_they_were_not():

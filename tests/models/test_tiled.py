@@ -209,6 +209,35 @@ def test_batches_hold_tiles_of_one_shape_up_to_the_number_asked_for():
     assert sum(n * h * w for n, _, h, w in network.batches) == 64 * 66
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"halo": 0, "tile": 16}, {"blend": True}, {"resize": 24}]
+)
+def test_images_of_a_stack_get_the_labels_that_each_gets_alone(unet, changes):
+    images = [grey(40, 53, seed=seed) for seed in range(3)]
+    predictor = make(unet, make_spec(**changes), batch=4)
+    indices, probabilities = predictor.predict_stack(images, SCALE, probabilities=True)
+    assert probabilities is not None
+    for number, image in enumerate(images):
+        alone = make(unet, make_spec(**changes)).predict(
+            image, SCALE, probabilities=True
+        )
+        assert np.array_equal(indices[number], alone[0])
+        np.testing.assert_allclose(probabilities[number], alone[1], atol=1e-3)
+
+
+def test_tiles_of_several_images_share_batches():
+    network = Threshold()
+    predictor = make(network, make_spec(), batch=4)
+    images = [grey(32, 32, seed=seed) for seed in range(6)]
+    indices, _ = predictor.predict_stack(images, SCALE)
+    assert network.batches == [(4, 1, 32, 32), (2, 1, 32, 32)]
+    assert {shape[:1] + shape[2:] for shape in network.batches} == (
+        predictor.batch_shapes({(32, 32): 6})
+    )
+    for found, image in zip(indices, images, strict=True):
+        assert np.array_equal(found, expected(image))
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on():
     network = Threshold(most=3)
     predictor = make(network, make_spec(halo=0, tile=16), batch=12)

@@ -17,7 +17,7 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.geometry import depth_strides
 from napari_strata.core.network_sections import AtrousUNet, Smp, UNet, UNet3d
 from napari_strata.core.spec import Depth, ModelSpec
-from napari_strata.models.device import channels_last
+from napari_strata.models.device import memory_order
 from napari_strata.networks import build_network
 
 CLASSES = 3
@@ -158,5 +158,7 @@ class NetworkChecks:
         network.eval()
         with torch.no_grad():
             plain = network(image)
-            last = network(image.to(memory_format=channels_last(image.ndim)))
+            last = network(
+                image.to(memory_format=memory_order(image.ndim, image.device))
+            )
         assert (last - plain).abs().max() < 1e-3 * plain.std()

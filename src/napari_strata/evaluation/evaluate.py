@@ -325,7 +325,7 @@ class _Tally:
             planes = [number for number in chunk.planes if number in labelled]
             if not planes:
                 continue
-            array = pair.image.read(chunk.region)
+            array = chunk.read(pair.image)
             prediction, _ = self.predictor.predict_chunk(
                 chunk, array, self.scales[id(pair)]
             )

@@ -74,9 +74,9 @@ def _build_network_predictor(model: Model, options: PredictOptions) -> NetworkPr
     precision = choose_precision(precision_name, device)
     # Two strides along each axis, as small as every network here takes.
     side = tuple(2 * stride for stride in spec.stride_shape)
-    network = fold_batch_norms(
-        model.build(device), channels=spec.in_channels, side=side
-    )
+    # On the CPU, because the check of the folded network needs float32: GPUs round
+    # convolutions to TF32, and the difference would look like an error.
+    network = fold_batch_norms(model.build(), channels=spec.in_channels, side=side)
     if options.compile:
         network = torch.compile(network)  # type: ignore[assignment]
     network = with_backend(options.backend, network, spec, precision=precision)
@@ -99,18 +99,21 @@ def compile_networks(
     """
     if not options.compile:
         return
-    first_chunk = predictor.plan_chunks(image)[0]
+    chunks = predictor.plan_chunks(image)
     for member in predictor.members:
         if not isinstance(member.predictor, NetworkPredictor):
             continue
-        tiles = []
-        for shape, _ in predictor.image_shapes(first_chunk, image):
-            tiles += member.tile_shapes(shape)
-        tile = max(tiles, key=math.prod)
+        shapes = set()
+        # All chunks but the last are alike.
+        for chunk in (chunks[0], chunks[-1]):
+            images = predictor.image_shapes(chunk, image)
+            shapes |= member.batch_shapes(dict(images))
         started = perf_counter()
         try:
-            batch = np.zeros((1, member.spec.in_channels, *tile), np.float32)
-            member.predictor.logits(batch)
+            # Kernels that are made for the largest suit the others, or are made anew.
+            for count, *size in sorted(shapes, key=math.prod, reverse=True):
+                batch = np.zeros((count, member.spec.in_channels, *size), np.float32)
+                member.predictor.logits(batch)
         except Exception as error:  # the compiler's own, many kinds
             text = " ".join(str(error).split())[:160] or type(error).__name__
             raise RunError(

@@ -1,6 +1,7 @@
 """Chunks: parts of an image that are predicted together and give whole planes.
 
-A 2D model takes plane by plane. A 3D model takes the planes of one row of tiles at a
+A 2D model takes plane by plane on a CPU, and as many small planes together as make a
+batch on a GPU. A 3D model takes the planes of one row of tiles at a
 time, with their halo, and so does a fusion of three views. Memory then holds one chunk,
 however deep the volume is. Models that blend their tiles take a volume in one piece.
 """
@@ -43,22 +44,32 @@ class Chunk:
     ----------
     region
         Region that is read, see `Image.read`: one plane (Z an index), or several (Z
-        a slice).
+        a slice). Of a stack of planes, the first.
     planes
         Numbers of the planes that the chunk gives, as `Image.planes` counts them.
     keep
         Position of these planes among the planes that are read.
     stretch
         For three views: factors that make Z's pixels as long as those of Y, and of X.
+    stack
+        Regions of planes that a 2D model predicts together; empty for one plane and
+        for a volume.
     """
 
     region: Region
     planes: range
     keep: slice
     stretch: tuple[float, float] = (1.0, 1.0)
+    stack: tuple[Region, ...] = ()
+
+    def read(self, image: Image) -> Array:
+        """Grey values (C, H, W) of one plane, (C, D, H, W) of several."""
+        if self.stack:
+            return np.stack([image.read(region) for region in self.stack], axis=1)
+        return image.read(self.region)
 
     def shape(self, image: Image) -> tuple[int, ...]:
-        """Sizes along Y and X, or Z, Y and X, of what is read."""
+        """Sizes along Y and X, or Z, Y and X, of what is predicted in one piece."""
         plane = (image.size("Y"), image.size("X"))
         depth = self.region.get("Z")
         if isinstance(depth, slice):
@@ -67,7 +78,11 @@ class Chunk:
 
 
 def plan_chunks(
-    image: Image, specs: Sequence[ModelSpec], *, ortho: bool = False
+    image: Image,
+    specs: Sequence[ModelSpec],
+    *,
+    ortho: bool = False,
+    together: int = 1,
 ) -> list[Chunk]:
     """The chunks of an image in the order of their planes, each plane in one of them.
 
@@ -77,12 +92,12 @@ def plan_chunks(
         Specs of models that predict together, all 2D or all 3D.
     ortho
         True for three views of each volume by 2D models; see `EnsemblePredictor`.
+    together
+        Planes that a 2D model predicts together.
     """
-    chunks = []
     if specs[0].depth is None and not ortho:
-        for number, region in enumerate(image.planes()):
-            chunks.append(Chunk(region, range(number, number + 1), slice(0, 1)))
-        return chunks
+        return _plan_planes(list(image.planes()), together)
+    chunks = []
     depth = image.size("Z")
     stretch = (1.0, 1.0)
     parts = _plan_volume(depth, specs)
@@ -96,6 +111,17 @@ def plan_chunks(
         for read, keep, write in parts:
             planes = range(i * depth + write.start, i * depth + write.stop)
             chunks.append(Chunk({**time, "Z": read}, planes, keep, stretch))
+    return chunks
+
+
+def _plan_planes(regions: Sequence[Region], together: int) -> list[Chunk]:
+    """Chunks of `together` planes; the last one may have fewer."""
+    chunks = []
+    for start in range(0, len(regions), together):
+        part = tuple(regions[start : start + together])
+        planes = range(start, start + len(part))
+        stack = part if together > 1 else ()
+        chunks.append(Chunk(part[0], planes, slice(0, len(part)), stack=stack))
     return chunks
 
 
@@ -162,7 +188,7 @@ def read_ahead(image: Image, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, A
     with ThreadPoolExecutor(1, "read-ahead") as pool:
         pending: deque[tuple[Chunk, Future[Array]]] = deque()
         for chunk in chunks:
-            pending.append((chunk, pool.submit(image.read, chunk.region)))
+            pending.append((chunk, pool.submit(chunk.read, image)))
             if len(pending) > 1:
                 first, future = pending.popleft()
                 yield first, future.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,13 @@ from napari_strata.core.spec import ModelSpec
 from napari_strata.core.tiling import Box
 from napari_strata.inference.chunks import Chunk, plan_chunks
 from napari_strata.models.device import Precision
-from napari_strata.models.memory import is_out_of_memory
-from napari_strata.models.tiled import TiledPredictor, class_indices
+from napari_strata.models.memory import with_room, zeros_with_room
+from napari_strata.models.tiled import (
+    ASYNCHRONOUS,
+    BATCH_PIXELS,
+    TiledPredictor,
+    class_indices,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -118,6 +124,8 @@ class EnsemblePredictor:
         self.members = tuple(members)
         self.transforms = TTA_TRANSFORMS if tta else TTA_TRANSFORMS[:1]
         self.ortho = ortho
+        # As it was asked for: a member lowers its own when memory runs out.
+        self._batch = self.members[0].batch
 
     @property
     def spec(self) -> ModelSpec:
@@ -140,9 +148,33 @@ class EnsemblePredictor:
         return len(self.members) * len(self.transforms) > 1 or self.ortho
 
     def plan_chunks(self, image: Image) -> list[Chunk]:
-        """The chunks in which an image is predicted."""
+        """The chunks in which an image is predicted.
+
+        They depend on the image, the models, the options and the kind of device, so
+        that all processes that share a prediction have the same ones.
+        """
         specs = [member.spec for member in self.members]
-        return plan_chunks(image, specs, ortho=self.ortho)
+        together = self._planes_together((image.size("Y"), image.size("X")))
+        return plan_chunks(image, specs, ortho=self.ortho, together=together)
+
+    def _planes_together(self, shape: tuple[int, int]) -> int:
+        """Planes of this size that a GPU predicts together, to fill a batch.
+
+        A CPU is as fast with single planes, and shows them earlier.
+        """
+        if self.device.type not in ASYNCHRONOUS or self.spec.depth or self.ortho:
+            return 1
+        counts = [1]
+        for member in self.members:
+            if member.spec.blend and not member.spec.resize:
+                continue  # its tiles are blended image by image
+            tiles = member.tile_shapes(shape)
+            batch = self._batch
+            if batch is None:
+                pixels = BATCH_PIXELS[self.device.type]
+                batch = pixels // max(math.prod(tile) for tile in tiles)
+            counts.append(max(1, batch // len(tiles)))
+        return max(counts)
 
     def image_shapes(
         self, chunk: Chunk, image: Image
@@ -154,7 +186,7 @@ class EnsemblePredictor:
         shape = chunk.shape(image)
         if self.ortho:
             return view_shapes(shape, chunk.stretch)
-        return [(shape, 1)]
+        return [(shape, max(1, len(chunk.stack)))]
 
     def predict_chunk(
         self,
@@ -186,11 +218,18 @@ class EnsemblePredictor:
         class_probabilities: Array | None
         if self.ortho:
             volume = mean_of_views(
-                array, chunk.stretch, lambda plane: self._mean(plane, scales)
+                array,
+                chunk.stretch,
+                lambda planes: self._mean(list(planes), scales),
+                batch_pixels=BATCH_PIXELS.get(self.device.type, 2**20),
             )
             mean = volume[:, chunk.keep]
-            indices = class_indices(mean[None])[0].cpu().numpy()
-            class_probabilities = mean.half().cpu().numpy() if probabilities else None
+            indices = with_room(class_indices, mean[None])[0].cpu().numpy()
+            class_probabilities = _as_half(mean) if probabilities else None
+        elif chunk.stack:
+            return self._predict_stack(
+                list(array.swapaxes(0, 1)), scales, probabilities=probabilities
+            )
         else:
             indices, class_probabilities = self.predict(
                 array, scales, probabilities=probabilities
@@ -217,26 +256,44 @@ class EnsemblePredictor:
         scales
             Scale of each member; see `Ensemble.scales`.
         """
-        if len(self.members) * len(self.transforms) == 1:
+        indices, class_probabilities = self._predict_stack(
+            [image], scales, probabilities=probabilities
+        )
+        if class_probabilities is not None:
+            class_probabilities = class_probabilities[0]
+        return indices[0], class_probabilities
+
+    def _predict_stack(
+        self, images: Sequence[Array], scales: Sequence[Scale], *, probabilities: bool
+    ) -> tuple[Array, Array | None]:
+        """Predict images of one size, as `TiledPredictor.predict_stack` does."""
+        if not self.averages:
             member = self.members[0]
-            return member.predict(image, scales[0], probabilities=probabilities)
-        mean = self._mean(image, scales)
-        indices = class_indices(mean[None])[0].cpu().numpy()
-        return indices, mean.half().cpu().numpy() if probabilities else None
+            return member.predict_stack(images, scales[0], probabilities=probabilities)
+        mean = self._mean(images, scales)
+        indices = with_room(class_indices, mean).cpu().numpy()
+        return indices, _as_half(mean) if probabilities else None
 
     @torch.inference_mode()
-    def _mean(self, image: Array, scales: Sequence[Scale]) -> Tensor:
-        """Mean probabilities float32 (K, H, W) over TTA transforms and members."""
-        total = _zeros((len(self.spec.classes), *image.shape[1:]), self.device)
+    def _mean(self, images: Sequence[Array], scales: Sequence[Scale]) -> Tensor:
+        """Mean probabilities over TTA transforms and members.
+
+        Returns
+        -------
+        float32 (n, K, H, W) of n images of one size, in main memory when the device has
+        no room.
+        """
+        shape = (len(images), len(self.spec.classes), *images[0].shape[1:])
+        total = zeros_with_room(shape, self.device)
         for transform in self.transforms:
-            transformed = transform.apply(image)
-            height, width = transformed.shape[-2:]
+            transformed = [transform.apply(image) for image in images]
+            height, width = transformed[0].shape[-2:]
             for member, scale in zip(self.members, scales, strict=True):
                 for placements, batch in member.iter_probabilities(transformed, scale):
-                    for (crop, write), tile in zip(placements, batch, strict=True):
-                        box = transform.invert_box(write, (height, width))
-                        probabilities = transform.invert(tile[:, *crop])
-                        target = total[:, *box]
+                    for place, tile in zip(placements, batch, strict=True):
+                        box = transform.invert_box(place.write, (height, width))
+                        probabilities = transform.invert(tile[:, *place.crop])
+                        target = total[place.image][:, *box]
                         target += probabilities.to(total.device)
         total /= len(self.transforms) * len(self.members)
         return total
@@ -244,7 +301,11 @@ class EnsemblePredictor:
 
 @torch.inference_mode()
 def mean_of_views(
-    volume: Array, stretch: tuple[float, float], predict: Callable[[Array], Tensor]
+    volume: Array,
+    stretch: tuple[float, float],
+    predict: Callable[[Array], Tensor],
+    *,
+    batch_pixels: int = 1,
 ) -> Tensor:
     """Mean probabilities float32 (K, D, H, W) of the XY, XZ and YZ planes of a volume.
 
@@ -255,18 +316,26 @@ def mean_of_views(
     stretch
         Factors that make Z's pixels as long as those of Y, and of X.
     predict
-        Function that gives probabilities (K, h, w) of a plane (C, h, w).
+        Function that gives probabilities (n, K, h, w) of planes (n, C, h, w).
+    batch_pixels
+        About how many pixels are predicted together; at least one plane.
     """
     total = None
     stretch_y, stretch_x = stretch
-    for axis, factor in ((1, 1.0), (2, stretch_x), (3, stretch_y)):
-        for number in range(volume.shape[axis]):
-            plane = np.ascontiguousarray(volume.take(number, axis))
-            probabilities = _predict_isotropic(plane, factor, predict)
+    views = view_shapes(volume.shape[1:], stretch)
+    factors = (1.0, stretch_x, stretch_y)
+    for axis, factor, (view, _) in zip((1, 2, 3), factors, views, strict=True):
+        together = max(1, batch_pixels // math.prod(view))
+        for start in range(0, volume.shape[axis], together):
+            stop = min(start + together, volume.shape[axis])
+            planes = volume.take(range(start, stop), axis)
+            planes = np.ascontiguousarray(np.moveaxis(planes, axis, 0))
+            probabilities = _predict_isotropic(planes, factor, predict)
             if total is None:
-                shape = (len(probabilities), *volume.shape[1:])
+                shape = (probabilities.shape[1], *volume.shape[1:])
                 total = torch.zeros(shape, device=probabilities.device)
-            total.select(axis, number).add_(probabilities)
+            part = total.narrow(axis, start, stop - start)
+            part += probabilities.movedim(0, axis).to(total.device)
     assert total is not None
     return total.div_(3)
 
@@ -293,21 +362,25 @@ def view_shapes(
 
 
 def _predict_isotropic(
-    plane: Array, factor: float, predict: Callable[[Array], Tensor]
+    planes: Array, factor: float, predict: Callable[[Array], Tensor]
 ) -> Tensor:
-    """Predict a plane (C, D, n) that is made `factor` times as long along D for it."""
-    depth, width = plane.shape[1:]
+    """Predict planes (n, C, D, w) that are made `factor` times as long along D."""
+    depth, width = planes.shape[2:]
     length = _stretched(depth, factor)
     if length == depth:
-        return predict(plane)
-    grey = torch.from_numpy(plane.astype(np.float32))
+        return predict(planes)
+    grey = torch.from_numpy(planes.astype(np.float32))
     probabilities = predict(_resize(grey, (length, width)).numpy())
-    return _resize(probabilities, (depth, width))
+    return with_room(lambda values: _resize(values, (depth, width)), probabilities)
 
 
 def _resize(values: Tensor, shape: tuple[int, int]) -> Tensor:
-    resized = interpolate(values[None], shape, mode="bilinear", antialias=True)
-    return resized[0]
+    return interpolate(values, shape, mode="bilinear", antialias=True)
+
+
+def _as_half(values: Tensor) -> Array:
+    array: Array = values.half().cpu().numpy()
+    return array
 
 
 def _stretched(length: int, factor: float) -> int:
@@ -316,13 +389,3 @@ def _stretched(length: int, factor: float) -> int:
 
 def _reversed_range(part: slice, length: int) -> slice:
     return slice(length - part.stop, length - part.start)
-
-
-def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Zeros on the device, or in main memory when the device has no room."""
-    try:
-        return torch.zeros(shape, device=device)
-    except RuntimeError as error:
-        if device.type == "cpu" or not is_out_of_memory(error):
-            raise
-    return torch.zeros(shape)

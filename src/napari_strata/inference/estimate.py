@@ -16,7 +16,8 @@ from napari_strata.core.image import Image
 from napari_strata.core.text import format_bytes
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.outputs import OutputSpec, existing_parent
-from napari_strata.models.device import describe_device, free_memory
+from napari_strata.models.device import describe_device, free_memory, synchronize
+from napari_strata.models.memory import is_out_of_memory, release_cache
 from napari_strata.models.predictor import Predictor
 from napari_strata.models.tiled import TiledPredictor
 
@@ -35,12 +36,13 @@ class Estimate:
         Pixels that go through the network for each pixel of the image, all networks,
         flips and turns together.
     seconds
-        Seconds that the prediction takes, measured on one tile; None when they were
-        not measured.
+        Seconds that the prediction takes, measured on one tile (on a GPU on a batch);
+        None when they were not measured.
     memory
         Bytes that the device needs beyond the weights, which it holds already: for one
-        tile, and on a CPU for the chunk (a plane, or several), the next one and their
-        results. The libraries come on top.
+        tile, sums of probabilities (averages, blended tiles), and on a CPU for the
+        chunk (a plane, or several), the next one and their results. The libraries come
+        on top. Sums that a GPU has no room for lie in main memory and do not count.
     free_memory
         Bytes that are free there now; None where that cannot be known.
     disk, free_disk
@@ -104,18 +106,26 @@ def estimate(
     seconds = 0.0
     forwarded = 0.0
     memory = 0
+    sums = 0
     for member in predictor.members:
         tiles = _count_tiles(member, images)
         largest = max(tiles, key=math.prod)
         pixels = sum(math.prod(tile) * count for tile, count in tiles.items())
         memory = max(memory, member.predictor.memory(largest))
+        sums = max(sums, *(member.sums_memory(shape) for shape in images))
         if measure:
-            seconds += _time_tile(member.predictor, largest, pixels)
+            seconds += _time_tiles(member, largest, tiles[largest], pixels)
         forwarded += pixels / (output.planes * math.prod(output.shape))
-    voxels = max(math.prod(chunk.shape(image)) for chunk in chunks)
+    voxels = max(
+        math.prod(chunk.shape(image)) * max(1, len(chunk.stack)) for chunk in chunks
+    )
     if predictor.averages:
-        memory += voxels * len(predictor.spec.classes) * 4
-    if predictor.device.type == "cpu":
+        sums += voxels * len(predictor.spec.classes) * 4
+    free = free_memory(predictor.device)
+    is_cpu = predictor.device.type == "cpu"
+    if is_cpu or free is None or memory + sums <= free:
+        memory += sums
+    if is_cpu:
         # A GPU holds neither the planes nor their results.
         memory += voxels * (image.channels * image.dtype.itemsize * 2 + 2)
         if in_memory:
@@ -131,7 +141,7 @@ def estimate(
         forwarded=forwarded,
         seconds=seconds if measure else None,
         memory=memory,
-        free_memory=free_memory(predictor.device),
+        free_memory=free,
         disk=disk,
         free_disk=free_disk,
     )
@@ -176,13 +186,38 @@ def _count_tiles(
     return tiles
 
 
-def _time_tile(predictor: Predictor, tile: tuple[int, ...], pixels: int) -> float:
-    """Seconds that so many pixels take, from the second prediction of one tile."""
-    batch = np.zeros((1, predictor.spec.in_channels, *tile), np.float32)
+def _time_tiles(
+    member: TiledPredictor, tile: tuple[int, ...], tiles: int, pixels: int
+) -> float:
+    """Seconds that so many pixels take, from predicting tiles a second time.
+
+    On a CPU it is one tile, on a GPU a batch, which takes hardly longer than one.
+    """
+    predictor = member.predictor
+    count = 1
+    if predictor.device.type != "cpu":
+        count = min(tiles, member.batch_size(tile))
+    shape = (count, predictor.spec.in_channels, *tile)
+    try:
+        seconds = _time_batch(predictor, shape)
+    except RuntimeError as error:
+        if count == 1 or not is_out_of_memory(error):
+            raise
+        release_cache(predictor.device)
+        shape = (1, *shape[1:])
+        seconds = _time_batch(predictor, shape)
+    return seconds / (shape[0] * math.prod(tile)) * pixels
+
+
+def _time_batch(predictor: Predictor, shape: tuple[int, ...]) -> float:
+    """Seconds of the second prediction of a batch, until a GPU has finished it."""
+    batch = np.zeros(shape, np.float32)
     predictor.logits(batch)
+    synchronize(predictor.device)
     started = perf_counter()
     predictor.logits(batch)
-    return (perf_counter() - started) / math.prod(tile) * pixels
+    synchronize(predictor.device)
+    return perf_counter() - started
 
 
 def _free(count: int | None) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,8 +30,12 @@ from napari_strata.inference.chunks import (
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.outputs import Output, OutputSpec
 from napari_strata.models.ensemble import Ensemble
+from napari_strata.models.tiled import ASYNCHRONOUS
 
 Array = np.ndarray[Any, Any]
+
+MAX_COUNTED_BY_CLASS = 16
+"""Classes up to which counting one by one is faster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,25 +140,104 @@ def predict_chunks(
     done = sum(number in output.pixels for number in planes)
     invalid: list[InvalidPixels] = []
     started = perf_counter()
-    for chunk, array in read_ahead(image, missing):
-        invalid += find_invalid(chunk, array, regions)
-        indices, probabilities = predictor.predict_chunk(
-            chunk, array, task.scales, probabilities=output.spec.classes > 0
-        )
-        for position, number in enumerate(chunk.planes):
-            if number in output.pixels:
-                continue
-            plane = indices[position]
-            arrays = [task.input.classes.decode(plane)]
-            if probabilities is not None:
-                arrays.append(probabilities[position])
-            pixels = np.bincount(plane.ravel(), minlength=len(task.input.classes))
-            output.write(number, arrays, pixels.tolist())
+    with _Writer(task, output) as writer:
+        for chunk, array in read_ahead(image, missing):
+            invalid += find_invalid(chunk, array, regions)
+            indices, probabilities = predictor.predict_chunk(
+                chunk, array, task.scales, probabilities=output.spec.classes > 0
+            )
+            for number in writer.add(chunk, indices, probabilities):
+                seconds = perf_counter() - started
+                started = perf_counter()
+                done += 1
+                yield RegionEnd(regions[number], done, len(planes), seconds)
+        for number in writer.finish():
             seconds = perf_counter() - started
             started = perf_counter()
             done += 1
             yield RegionEnd(regions[number], done, len(planes), seconds)
     return invalid
+
+
+class _Writer:
+    """Writer of predicted planes; beside a GPU a thread of its own.
+
+    The GPU then computes the next chunk while the planes of one are counted, turned
+    into label values and written.
+    """
+
+    def __init__(self, task: PredictionTask, output: Output) -> None:
+        self._classes = task.input.classes
+        self._output = output
+        self._pool: ThreadPoolExecutor | None = None
+        if task.predictor.device.type in ASYNCHRONOUS:
+            self._pool = ThreadPoolExecutor(1, "writer")
+        self._pending: Future[list[int]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for what is being written, also when the prediction is stopped."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def add(
+        self, chunk: Chunk, indices: Array, probabilities: Array | None
+    ) -> Iterator[int]:
+        """Write the planes of a chunk that are missing; yield those that are written.
+
+        With a thread, these are the planes of the chunk before.
+        """
+        if self._pool is None:
+            for number in self._missing(chunk):
+                self._write(chunk, number, indices, probabilities)
+                yield number
+            return
+        yield from self.finish()
+        self._pending = self._pool.submit(
+            self._write_all, chunk, indices, probabilities
+        )
+
+    def finish(self) -> Iterator[int]:
+        """Yield the planes that the thread still writes, once they are written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            yield from pending.result()
+
+    def _missing(self, chunk: Chunk) -> list[int]:
+        return [number for number in chunk.planes if number not in self._output.pixels]
+
+    def _write_all(
+        self, chunk: Chunk, indices: Array, probabilities: Array | None
+    ) -> list[int]:
+        numbers = self._missing(chunk)
+        for number in numbers:
+            self._write(chunk, number, indices, probabilities)
+        return numbers
+
+    def _write(
+        self, chunk: Chunk, number: int, indices: Array, probabilities: Array | None
+    ) -> None:
+        position = chunk.planes.index(number)
+        plane = indices[position]
+        arrays = [self._classes.decode(plane)]
+        if probabilities is not None:
+            arrays.append(probabilities[position])
+        pixels = count_pixels(plane, len(self._classes))
+        self._output.write(number, arrays, pixels)
+
+
+def count_pixels(indices: Array, classes: int) -> list[int]:
+    """Count the pixels of each class.
+
+    Of few classes one by one, which for uint8 is several times as fast as
+    `np.bincount`: that turns every pixel into an int64 first.
+    """
+    if classes > MAX_COUNTED_BY_CLASS:
+        counts: list[int] = np.bincount(indices.ravel(), minlength=classes).tolist()
+        return counts
+    return [int(np.count_nonzero(indices == index)) for index in range(classes)]
 
 
 def fingerprint(image: Image, samples: Sequence[Array]) -> str:

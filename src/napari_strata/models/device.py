@@ -150,22 +150,41 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def channels_last(ndim: int) -> torch.memory_format:
-    """Memory order in which convolutions are fastest.
+def memory_order(ndim: int, device: torch.device) -> torch.memory_format:
+    """Memory order in which convolutions are fastest: channels last.
+
+    On Apple's GPU it is the ordinary order: the backward pass of batch normalisation
+    crashed or gave wrong gradients with channels last in torch of 2026
+    (https://github.com/pytorch/pytorch/issues/175189, pull requests 181411 and 188371).
 
     Parameters
     ----------
     ndim
         dimensions of the tensors: 4 for 2D, 5 for 3D.
     """
+    if device.type == "mps":
+        return torch.contiguous_format
     return torch.channels_last_3d if ndim == 5 else torch.channels_last
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that are free on a device; None if that is not known."""
+    """Return the bytes that are free on a device; None if that is not known.
+
+    What torch keeps for later tensors counts as free.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free = int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + kept
     return int(psutil.virtual_memory().available)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has computed everything that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from napari_strata.core.errors import RunError
 from napari_strata.core.spec import ModelSpec
-from napari_strata.models.device import Precision, channels_last
+from napari_strata.models.device import Precision, memory_order
+from napari_strata.models.memory import out_of_memory_as
 from napari_strata.networks.blocks import without_weights
 
 
@@ -42,8 +43,13 @@ class NetworkPredictor:
         device: torch.device,
         precision: Precision,
     ) -> None:
-        order = channels_last(2 + len(spec.axes))
-        self.network: nn.Module = network.to(device, memory_format=order)  # type: ignore[call-overload]
+        order = memory_order(2 + len(spec.axes), device)
+        no_room = RunError(
+            f"out of memory on {device}: the network itself does not fit; close other "
+            "programs, or predict on the CPU (device='cpu')."
+        )
+        with out_of_memory_as(no_room):
+            self.network: nn.Module = network.to(device, memory_format=order)  # type: ignore[call-overload]
         self.spec = spec
         self.device = device
         self.precision = precision
@@ -64,12 +70,10 @@ class NetworkPredictor:
             torch.inference_mode(),
             self.precision.autocast(self.device),
         ):
-            inputs = torch.from_numpy(batch)
-            if self.device.type == "cuda":
-                # From pinned memory the copy runs beside the computation.
-                inputs = inputs.pin_memory()
-            inputs = inputs.to(self.device, non_blocking=True)
-            inputs = inputs.contiguous(memory_format=channels_last(inputs.ndim))
+            # From pinned memory (`upload_array`) the copy runs beside the computation.
+            inputs = torch.from_numpy(batch).to(self.device, non_blocking=True)
+            order = memory_order(inputs.ndim, self.device)
+            inputs = inputs.contiguous(memory_format=order)
             logits: Tensor = self.network(inputs)
             logits = logits.float()
             # Their largest would be class 0, whatever the image shows.

@@ -1,19 +1,21 @@
-"""A predictor and one image after another: cut into tiles, predicted, put together.
+"""A predictor and a few images: cut into tiles, predicted, put together.
 
 An image here is a plane, or a volume where the predictor is a 3D one: (C, H, W) or
 (C, D, H, W). Tiling knows batches and memory; it knows nothing of files, stacks and
-label values. It holds no more than one image, and of floats no more than a batch of
-tiles (with blending a strip as thick as a tile, with resizing one image).
+label values. Tiles of several images of one size go through the network together. Of
+floats it holds no more than a batch of tiles (with blending a strip as thick as a tile,
+with resizing a batch of images).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import groupby, pairwise, product
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,13 +32,34 @@ from napari_strata.core.tiling import (
     plan_overlap,
     plan_tiles,
 )
-from napari_strata.models.memory import is_out_of_memory, release_cache
+from napari_strata.models.memory import (
+    is_out_of_memory,
+    release_cache,
+    upload_array,
+    with_room,
+    zeros_with_room,
+)
 from napari_strata.models.predictor import Predictor
 
 Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
-Placement: TypeAlias = tuple[Box, Box]
-"""The part of a tile's logits that is kept, and its place in the image."""
+
+
+class Placement(NamedTuple):
+    """What is kept of a tile's logits.
+
+    Parameters
+    ----------
+    image
+        Number of the image.
+    crop, write
+        The part of the tile that is kept, and its place in the image.
+    """
+
+    image: int
+    crop: Box
+    write: Box
+
 
 ASYNCHRONOUS = ("cuda", "mps")
 """Kinds of device beside which a thread makes the next batch. The CPU has no core to
@@ -107,17 +130,32 @@ class TiledPredictor:
         RunError
             when not even one tile fits into memory, naming a size that would.
         """
-        indices = np.empty(image.shape[1:], np.uint8)
+        indices, class_probabilities = self.predict_stack(
+            [image], scale, probabilities=probabilities
+        )
+        if class_probabilities is not None:
+            class_probabilities = class_probabilities[0]
+        return indices[0], class_probabilities
+
+    def predict_stack(
+        self, images: Sequence[Array], scale: Scale, *, probabilities: bool = False
+    ) -> tuple[Array, Array | None]:
+        """Predict several images of one size, whose tiles share batches.
+
+        Parameters, results and errors are those of `predict`, with an axis of the
+        images in front of the results.
+        """
+        indices = np.empty((len(images), *images[0].shape[1:]), np.uint8)
         class_probabilities = None
         if probabilities:
-            shape = (len(self.spec.classes), *indices.shape)
+            shape = (len(images), len(self.spec.classes), *indices.shape[1:])
             class_probabilities = np.empty(shape, np.float16)
-        for placements, logits in self._iter_logits(image, scale):
-            tile_indices = class_indices(logits).cpu().numpy()
-            for (crop, write), tile in zip(placements, tile_indices, strict=True):
-                indices[write] = tile[crop]
+        for placements, logits in self._iter_logits(images, scale):
+            tile_indices = with_room(class_indices, logits).cpu().numpy()
+            for place, tile in zip(placements, tile_indices, strict=True):
+                indices[place.image][place.write] = tile[place.crop]
             if class_probabilities is not None:
-                tile_probabilities = self._softmax(logits).half()
+                tile_probabilities = with_room(self._half_softmax, logits)
                 _write_tiles(class_probabilities, placements, tile_probabilities)
         return indices, class_probabilities
 
@@ -128,24 +166,25 @@ class TiledPredictor:
         losses of validation images: no other call holds the floats of a whole image.
         """
         out = np.empty((len(self.spec.classes), *image.shape[1:]), np.float32)
-        for placements, logits in self._iter_logits(image, scale):
-            _write_tiles(out, placements, logits)
+        for placements, logits in self._iter_logits([image], scale):
+            _write_tiles(out[None], placements, logits)
         return out
 
     def iter_probabilities(
-        self, image: Array, scale: Scale
+        self, images: Sequence[Array], scale: Scale
     ) -> Iterator[tuple[list[Placement], Tensor]]:
-        """Yield probabilities of one image in batches of tiles.
+        """Yield probabilities of images of one size in batches of tiles.
 
-        Parameters and errors are those of `predict`.
+        Parameters and errors are those of `predict_stack`.
 
         Yields
         ------
         placements of N tiles, and their probabilities float32 (N, K, h, w) on the
-        device. Together the tiles cover the image once.
+        device, or in main memory when the device has no room. Together the tiles cover
+        each image once.
         """
-        for placements, logits in self._iter_logits(image, scale):
-            yield placements, self._softmax(logits)
+        for placements, logits in self._iter_logits(images, scale):
+            yield placements, with_room(self._softmax, logits)
 
     def tile_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """Sizes of all tiles that are predicted for an image of size `shape`."""
@@ -161,6 +200,34 @@ class TiledPredictor:
             padded = padded_length(length, tile=tile, stride=stride)
             count *= len(plan_overlap(padded, tile=tile, stride=stride))
         return [spec.tile_shape] * count
+
+    def batch_shapes(
+        self, images: Mapping[tuple[int, ...], int]
+    ) -> set[tuple[int, ...]]:
+        """Shapes (N, *size) of all batches for so many images of each size.
+
+        Images of one size are predicted together, those of other sizes apart.
+        """
+        shapes: set[tuple[int, ...]] = set()
+        for size, count in images.items():
+            for tile, per_image in Counter(self.tile_shapes(size)).items():
+                tiles = count * per_image
+                batch = min(self.batch_size(tile), tiles)
+                shapes |= {(batch, *tile), (tiles % batch or batch, *tile)}
+        return shapes
+
+    def sums_memory(self, shape: Sequence[int]) -> int:
+        """Bytes of the strip in which tiles of an image are blended; 0 without."""
+        spec = self.spec
+        if not spec.blend or spec.resize:
+            return 0
+        strip = [spec.tile_shape[0]]
+        for length, tile, stride in zip(
+            shape[1:], spec.tile_shape[1:], spec.stride_shape[1:], strict=True
+        ):
+            strip.append(padded_length(length, tile=tile, stride=stride))
+        # Twice while it moves on.
+        return 2 * 4 * len(spec.classes) * math.prod(strip)
 
     def _plan_tiles(self, shape: Sequence[int]) -> list[Tile]:
         spec = self.spec
@@ -178,39 +245,47 @@ class TiledPredictor:
             logits = logits / self.temperature
         return torch.softmax(logits, 1)
 
+    def _half_softmax(self, logits: Tensor) -> Tensor:
+        return self._softmax(logits).half()
+
     def _iter_logits(
-        self, image: Array, scale: Scale
+        self, images: Sequence[Array], scale: Scale
     ) -> Iterator[tuple[list[Placement], Tensor]]:
         """Yield logits float32 (N, K, h, w) in batches of tiles, with placements."""
         if self.spec.resize:
-            return self._iter_resized(image, scale)
-        if self.spec.blend:
-            return self._iter_blended(image, scale)
-        return self._iter_cropped(image, scale)
+            yield from self._iter_resized(images, scale)
+        elif self.spec.blend:
+            for number, image in enumerate(images):
+                yield from self._iter_blended(number, image, scale)
+        else:
+            yield from self._iter_cropped(images, scale)
 
     def _iter_cropped(
-        self, image: Array, scale: Scale
+        self, images: Sequence[Array], scale: Scale
     ) -> Iterator[tuple[list[Placement], Tensor]]:
         """Yield logits of tiles whose halo is cropped."""
 
-        def load(tile: Tile) -> Array:
-            return scale.apply(image[:, *tile.read])
+        def load(item: tuple[int, Tile]) -> Array:
+            number, tile = item
+            return scale.apply(images[number][:, *tile.read])
 
         # A batch holds tiles of one size. Sorting is stable, so rows stay together.
-        tiles = sorted(self._plan_tiles(image.shape[1:]), key=_read_shape)
+        tiles = sorted(self._plan_tiles(images[0].shape[1:]), key=_read_shape)
         for _, group in groupby(tiles, key=_read_shape):
-            for batch, logits in self._iter_batches(list(group), load):
-                yield [(tile.crop, tile.write) for tile in batch], logits
+            items = list(product(range(len(images)), group))
+            for batch, logits in self._iter_batches(items, load):
+                yield [Placement(i, tile.crop, tile.write) for i, tile in batch], logits
 
     def _iter_blended(
-        self, image: Array, scale: Scale
+        self, number: int, image: Array, scale: Scale
     ) -> Iterator[tuple[list[Placement], Tensor]]:
         """Yield logits of strips in which overlapping tiles are blended.
 
         Probabilities are summed in a strip that is one tile thick along the first axis.
         """
         spec, shape = self.spec, image.shape[1:]
-        padded_shape, plans, weights = [], [], []
+        padded_shape: list[int] = []
+        plans, weights = [], []
         for length, tile, stride in zip(
             shape, spec.tile_shape, spec.stride_shape, strict=True
         ):
@@ -219,7 +294,7 @@ class TiledPredictor:
             axis_weights = blend_weights(starts, tile=tile, length=padded_side)
             padded_shape.append(padded_side)
             plans.append(starts)
-            weights.append(torch.from_numpy(axis_weights).to(self.device))
+            weights.append(torch.from_numpy(axis_weights))
         padded = _pad(image, padded_shape)
         thickness = spec.tile_shape[0]
 
@@ -228,34 +303,44 @@ class TiledPredictor:
             top = plans[0][numbers[0]]
             return scale.apply(padded[:, top : top + thickness, *box])
 
-        strip = torch.zeros(
-            (len(spec.classes), thickness, *padded_shape[1:]), device=self.device
+        strip = zeros_with_room(
+            (len(spec.classes), thickness, *padded_shape[1:]), self.device
         )
+        weights = [weight.to(strip.device) for weight in weights]
         other_axes = tuple(slice(0, length) for length in shape[1:])
         for row, (top, next_top) in enumerate(pairwise([*plans[0], padded_shape[0]])):
             items = _strip_tiles(row, plans[1:], spec.tile_shape[1:])
             for batch, logits in self._iter_batches(items, load):
                 for (numbers, box), tile_logits in zip(batch, logits, strict=True):
-                    probabilities = torch.softmax(tile_logits, 0)
+                    probabilities = torch.softmax(tile_logits.to(strip.device), 0)
                     weighted = probabilities * _tile_weights(weights, numbers)
                     strip[:, :, *box] += weighted
             # Rows above the next tiles are complete; the others move up.
             done = next_top - top
             write = (slice(top, min(next_top, shape[0])), *other_axes)
             crop = (slice(0, write[0].stop - top), *other_axes)
-            yield [(crop, write)], strip[None, :, :done].clamp_min(1e-30).log()
+            place = Placement(number, crop, write)
+            yield [place], strip[None, :, :done].clamp_min(1e-30).log()
             strip = torch.cat([strip[:, done:], torch.zeros_like(strip[:, :done])], 1)
 
     def _iter_resized(
-        self, image: Array, scale: Scale
+        self, images: Sequence[Array], scale: Scale
     ) -> Iterator[tuple[list[Placement], Tensor]]:
-        """Yield the logits of an image that is resized to a square and back."""
-        side, shape = self.spec.resize or 0, image.shape[1:]
-        grey = torch.from_numpy(scale.apply(image))[None]
-        small = _interpolate(grey, (side, side))[0].numpy()
-        whole = (slice(0, shape[0]), slice(0, shape[1]))
-        for _, logits in self._iter_batches([small], lambda array: array):
-            yield [(whole, whole)], _interpolate(logits, shape)
+        """Yield the logits of images that are resized to a square and back."""
+        side, shape = self.spec.resize or 0, images[0].shape[1:]
+        whole = tuple(slice(0, length) for length in shape)
+
+        def load(number: int) -> Array:
+            grey = torch.from_numpy(scale.apply(images[number]))[None]
+            small: Array = _interpolate(grey, (side, side))[0].numpy()
+            return small
+
+        def enlarge(logits: Tensor) -> Tensor:
+            return _interpolate(logits, shape)
+
+        for batch, logits in self._iter_batches(range(len(images)), load):
+            places = [Placement(number, whole, whole) for number in batch]
+            yield places, with_room(enlarge, logits)
 
     def _iter_batches(
         self, items: Sequence[Item], load: Callable[[Item], Array]
@@ -273,7 +358,10 @@ class TiledPredictor:
         """
 
         def load_batch(batch: Sequence[Item]) -> Array:
-            return np.stack([load(item) for item in batch])
+            arrays = upload_array((len(batch), *example.shape), self.device)
+            for array, item in zip(arrays, batch, strict=True):
+                array[...] = example if item is items[0] else load(item)
+            return arrays
 
         executor: ThreadPoolExecutor | nullcontext[None] = nullcontext()
         if self.device.type in ASYNCHRONOUS:
@@ -283,7 +371,7 @@ class TiledPredictor:
             start = 0
             next_arrays: Future[Array] | None = None
             while start < len(items):
-                batch = items[start : start + self._batch_size(example)]
+                batch = items[start : start + self.batch_size(example.shape[1:])]
                 if next_arrays is not None:
                     arrays = next_arrays.result()
                 else:
@@ -300,13 +388,12 @@ class TiledPredictor:
                 yield batch, logits
                 start += len(batch)
 
-    def _batch_size(self, example: Array) -> int:
+    def batch_size(self, shape: Sequence[int]) -> int:
         """Number of tiles of this size that are predicted at a time."""
         if self.batch:
             return self.batch
         pixels = BATCH_PIXELS.get(self.device.type, 2**20)
-        tile_pixels: int = math.prod(example.shape[1:])
-        return max(1, pixels // tile_pixels)
+        return max(1, pixels // math.prod(shape))
 
     def _try_logits(self, arrays: Array) -> Tensor | None:
         """Logits of a batch, or None when memory runs out."""
@@ -378,9 +465,9 @@ def _read_shape(tile: Tile) -> tuple[int, ...]:
 
 
 def _write_tiles(out: Array, placements: Sequence[Placement], tiles: Tensor) -> None:
-    """Write tiles (N, K, h, w) into an array (K, H, W)."""
-    for (crop, write), tile in zip(placements, tiles.cpu().numpy(), strict=True):
-        out[:, *write] = tile[:, *crop]
+    """Write tiles (N, K, h, w) into images (n, K, H, W)."""
+    for place, tile in zip(placements, tiles.cpu().numpy(), strict=True):
+        out[place.image][:, *place.write] = tile[:, *place.crop]
 
 
 def _pad(image: Array, shape: Sequence[int]) -> Array:

@@ -21,7 +21,7 @@ from napari_strata.core.events import EpochEnd, from_json, to_json
 from napari_strata.core.recipe import EarlyStopping
 from napari_strata.data.augmentation import Augmenter
 from napari_strata.data.loader import Batch, PatchSource
-from napari_strata.models.device import Precision, channels_last
+from napari_strata.models.device import Precision, memory_order
 from napari_strata.models.model import Model
 from napari_strata.models.network_predictor import NetworkPredictor
 from napari_strata.networks import build_network
@@ -91,7 +91,7 @@ class Learner:
         self.precision = precision
         with seeded(device, section.seed):
             network = build_network(plan.spec)
-        order = channels_last(2 + len(plan.spec.axes))
+        order = memory_order(2 + len(plan.spec.axes), device)
         network = network.to(device, memory_format=order)  # type: ignore[call-overload]
         self.network = self.group.synchronize(network, device)
         self.encoder = FreezableEncoder(self.network)
@@ -132,13 +132,14 @@ class Learner:
         """
         section = self.section
         with seeded(self.device, section.seed, epoch, number):
-            images = batch.images.to(self.device)
-            labels = batch.labels.to(self.device)
+            # From pinned memory the copies run beside the computation.
+            images = batch.images.to(self.device, non_blocking=True)
+            labels = batch.labels.to(self.device, non_blocking=True)
             images, labels = self.augment(images, labels, torch.default_generator)
             self.network.train()
             self.encoder.hold(epoch <= section.freeze_encoder)
             with self.precision.autocast(self.device):
-                order = channels_last(images.ndim)
+                order = memory_order(images.ndim, self.device)
                 images = images.contiguous(memory_format=order)
                 logits = self.group.forward(self.network, images)
             terms = self.loss.terms(logits, labels)

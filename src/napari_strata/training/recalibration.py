@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from napari_strata.models.device import Precision, channels_last
+from napari_strata.models.device import Precision, memory_order
 
 
 @torch.no_grad()
@@ -56,10 +56,14 @@ def recalibrate(
         return
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean of all batches
         norm.train()
-    for batch in batches:
-        images = batch.to(device, memory_format=channels_last(batch.ndim))
+    for number, batch in enumerate(batches, start=1):
+        for norm in norms:
+            # The plain mean of all batches. With momentum None it is the same, but then
+            # each layer waits for the GPU to read its counter.
+            norm.momentum = 1 / number
+        images = batch.to(device, non_blocking=True)
+        images = images.contiguous(memory_format=memory_order(batch.ndim, device))
         with precision.autocast(device):
             network(images)
     for norm, (momentum, mean, variance) in zip(norms, before, strict=True):
