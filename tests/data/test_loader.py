@@ -15,7 +15,7 @@ from napari_strata.core.recipe import Recipe
 from napari_strata.core.spec import resolve
 from napari_strata.data import loader
 from napari_strata.data import regions as regions_module
-from napari_strata.data.loader import PatchSource, pad, resize
+from napari_strata.data.loader import Batch, PatchSource, pad, pinned, resize
 from napari_strata.data.regions import LabelledRegion, labelled_regions
 
 CLASSES = ClassMap.from_values([0, 1, 3, 7], unlabelled=[0])
@@ -389,3 +389,17 @@ def test_plain_batches_repeat_and_do_not_balance_classes() -> None:
     drawn = torch.cat([b.labels for b in source.epoch(0)])
     assert (seen == 1).flatten(1).any(1).float().mean() < 0.3
     assert (drawn == 1).flatten(1).any(1).float().mean() > 0.4
+
+
+def test_batches_stay_where_they_are_when_memory_cannot_be_pinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = Batch(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8))
+
+    def fail(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: OS call failed or operation not supported")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    assert pinned(batch) is batch
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    assert pinned(batch).labels.max() == 1

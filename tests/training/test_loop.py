@@ -582,6 +582,40 @@ def test_out_of_memory_is_reported(
         )
 
 
+def test_out_of_memory_beside_a_step_is_not_blamed_on_the_batch(
+    tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for owner, name in ((loop, "validate"), (loop, "Learner")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(TrainingError, match="batch size is not the cause"):
+                train(
+                    "default",
+                    scene(),
+                    out=tmp_path / name,
+                    overrides=small,
+                    device="cpu",
+                )
+
+
+def test_convolutions_are_deterministic_while_it_trains(
+    tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    seen = []
+    for event in iter_train(
+        "default", scene(), out=tmp_path / "run", overrides=small, device="cpu"
+    ):
+        if isinstance(event, BatchEnd):
+            seen.append((cudnn.deterministic, cudnn.benchmark))
+    assert set(seen) == {(True, False)}
+    assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+
+
 def test_another_runtime_error_keeps_its_traceback(
     tmp_path: Path, scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

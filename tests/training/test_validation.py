@@ -128,3 +128,31 @@ def test_each_image_has_its_own_scale_if_grey_values_are_relative(
     centers = [truth.scale.center[0] for truth in truths]
     assert centers[:4] == [centers[0]] * 4
     assert centers[4:] == [pytest.approx(centers[0] / 2 + 100, abs=1)] * 4
+
+
+def test_losses_that_a_gpu_has_no_room_for_are_computed_on_the_cpu(
+    scene: Scene, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = scene(planes=2)
+    spec = resolved(pair, small)
+    loss = build_loss(Training(), classes=2)
+    truths = load_truths(labelled_regions(pair, spec.classes), spec)
+    wanted = validate(predictor_of(spec), truths, loss)
+    full = predictor_of(spec)
+    predict_logits = full.predict_logits
+
+    def predict_then_fill(*arguments: Any) -> np.ndarray:
+        logits = predict_logits(*arguments)
+        full.predictor.device = torch.device("cuda")
+        return logits
+
+    def no_room(tensor: Tensor, device: torch.device) -> Tensor:
+        assert device.type == "cuda"
+        full.predictor.device = torch.device("cpu")  # the next region is predicted
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(full, "predict_logits", predict_then_fill)
+    monkeypatch.setattr(Tensor, "to", no_room)
+    found = validate(full, truths, loss)
+    assert found.loss == wanted.loss
+    assert found.terms == wanted.terms

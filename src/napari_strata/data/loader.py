@@ -65,6 +65,11 @@ class PatchSource:
     patch instead, and an epoch shows each once, shuffled. Batches of an epoch differ by
     at most one patch in size.
 
+    Parameters
+    ----------
+    pin
+        Put batches into pinned memory, from which a CUDA GPU copies while it computes.
+
     Raises
     ------
     ImageError
@@ -74,7 +79,12 @@ class PatchSource:
     """
 
     def __init__(
-        self, regions: Sequence[LabelledRegion], spec: ModelSpec, recipe: Recipe
+        self,
+        regions: Sequence[LabelledRegion],
+        spec: ModelSpec,
+        recipe: Recipe,
+        *,
+        pin: bool = False,
     ) -> None:
         if not regions:
             raise LabelError(
@@ -84,6 +94,7 @@ class PatchSource:
             _check_channels(region, spec)
         self.regions = list(regions)
         self.spec = spec
+        self.pin = pin
         self.seed = recipe.training.seed
         self.balance = recipe.patches.balance
         self.shape = spec.patch_shape
@@ -200,7 +211,8 @@ class PatchSource:
                 image, codes = self._patch(location)
             images.append(image)
             labels.append(codes)
-        return Batch(torch.stack(images), torch.stack(labels))
+        batch = Batch(torch.stack(images), torch.stack(labels))
+        return pinned(batch) if self.pin else batch
 
     def _patch(self, location: PatchLocation) -> tuple[Tensor, Tensor]:
         image, labels = self._read(location.region, location.box)
@@ -218,6 +230,14 @@ class PatchSource:
             return self.regions[number].block(box).read(self.spec.classes)
         image, labels = self._held[number]
         return image[:, *box], labels[box]
+
+
+def pinned(batch: Batch) -> Batch:
+    """Return a batch in pinned memory, or itself where the system gives none."""
+    try:
+        return Batch(batch.images.pin_memory(), batch.labels.pin_memory())
+    except RuntimeError:
+        return batch
 
 
 def pad(image: Array, labels: Array, shape: Sequence[int]) -> tuple[Array, Array]:

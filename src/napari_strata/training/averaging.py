@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-
-Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_average(network: nn.Module, decay: float) -> AveragedModel:
@@ -19,20 +19,38 @@ def build_average(network: nn.Module, decay: float) -> AveragedModel:
     weights lose their influence within a few steps. Normalisation statistics are
     averaged like weights; counters are copied.
     """
-
-    @torch.no_grad()
-    def update(average: Tensors, network: Tensors, number: Tensor | int) -> None:
-        if not average[0].is_floating_point():
-            torch._foreach_copy_(average, network)
-            return
-        steps = int(number) - 1
-        keep = min(decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(average, network, 1 - keep)
-
-    averaged = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    averaged = _Average(network, decay)
     # With 0, AveragedModel would replace the start by the network after one step.
     averaged.n_averaged.fill_(1)
     return averaged.eval().requires_grad_(False)
+
+
+class _Average(AveragedModel):
+    """Average that lists the tensors of both networks once, not in every step."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self._decay = decay
+        self._floats: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._counters: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for own, trained in zip(_tensors(self.module), _tensors(network), strict=True):
+            pairs = self._floats if own.is_floating_point() else self._counters
+            pairs[0].append(own)
+            pairs[1].append(trained.detach())
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Update the average by the network that it was built for."""
+        steps = int(self.n_averaged) - 1
+        keep = min(self._decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(*self._floats, 1 - keep)
+        if self._counters[0]:
+            torch._foreach_copy_(*self._counters)
+        self.n_averaged += 1
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    return chain(network.parameters(), network.buffers())
 
 
 def average_state(averaged: AveragedModel) -> dict[str, Any]:

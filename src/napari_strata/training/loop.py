@@ -3,7 +3,9 @@
 At the end the best model is measured once more. `iter_train` yields an event for each
 step. To stop a training, stop iterating. The files on disk are valid at any moment, and
 `resume` continues from the last complete epoch, with the same weights in the end as an
-uninterrupted run.
+uninterrupted run: on a CPU bit for bit. On a CUDA GPU the convolutions are
+deterministic too, but the backward passes of interpolation, adaptive pooling and 3D
+maximum pooling are not, so that weights may differ by rounding.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from napari_strata.core.runs import RunFolder, check_free
 from napari_strata.data.loader import Batch, PatchSource
 from napari_strata.models.allocator import kept_pages
 from napari_strata.models.device import choose_precision, describe_unused_gpus
-from napari_strata.models.memory import is_out_of_memory
+from napari_strata.models.memory import out_of_memory_as
 from napari_strata.models.model import Model
 from napari_strata.models.network_predictor import NetworkPredictor
 from napari_strata.models.tiled import TiledPredictor
@@ -179,15 +181,18 @@ def _train(task: TrainingTask, group: ProcessGroup) -> Generator[Event, None, No
     device = group.choose_device(task.device)
     unused = [Message(text, "warning") for text in describe_unused_gpus(task.device)]
     precision = choose_precision(plan.recipe.training.precision, device)
-    source = PatchSource(plan.training, plan.spec, plan.recipe)
+    source = PatchSource(
+        plan.training, plan.spec, plan.recipe, pin=device.type == "cuda"
+    )
     batches = len(source)
     batch_size = plan.recipe.training.batch_size
     smallest_batch = source.patches // batches
     group.check_batches(smallest_batch, batch_size=batch_size)
     data = _Data(source, load_truths(plan.validation, plan.spec))
-    learner = Learner(
-        plan, device=device, precision=precision, batches=batches, group=group
-    )
+    with out_of_memory_as(TrainingError(_explain_memory(device))):
+        learner = Learner(
+            plan, device=device, precision=precision, batches=batches, group=group
+        )
     group.check_same(f"{plan.fingerprint} {plan.recipe.model_dump_json()}")
     run, messages = open_run(task, plan, learner, group)
     section = run.plan.recipe.training
@@ -199,7 +204,11 @@ def _train(task: TrainingTask, group: ProcessGroup) -> Generator[Event, None, No
     }
     reason = "finished"
     try:
-        with kept_pages(device.type):
+        with (
+            kept_pages(device.type),
+            deterministic_convolutions(),
+            out_of_memory_as(TrainingError(_explain_memory(device))),
+        ):
             for event in run.opening([*messages, *unused], batches):
                 yield run.record(event)
             for epoch in range(run.progress.epoch + 1, section.epochs + 1):
@@ -221,11 +230,23 @@ def _train(task: TrainingTask, group: ProcessGroup) -> Generator[Event, None, No
         run.save_first_weights()
         run.record(run.ended("stopped", time.perf_counter() - start))
         raise
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingError(_explain_memory(plan, device)) from error
     yield run.record(run.ended(reason, time.perf_counter() - start))
+
+
+@contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Let cuDNN use only algorithms that give the same numbers every time.
+
+    It is nothing to a CPU. Not `torch.backends.cudnn.flags`, which also resets the
+    caller's choice of TF32.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _measure_best(
@@ -301,6 +322,7 @@ def _epoch(
     """Train for one epoch, validate, and write the results to disk."""
     learner = run.learner
     group = learner.group
+    too_large = TrainingError(_explain_step_memory(run.plan, learner.device))
     start = time.perf_counter()
     losses: list[dict[str, float]] = []
     rate = math.nan
@@ -312,7 +334,8 @@ def _epoch(
         group.check_stop()
         step_start = time.perf_counter()
         rate = learner.schedule.learning_rate
-        losses.append(learner.step(batch, epoch=epoch, number=number))
+        with out_of_memory_as(too_large):
+            losses.append(learner.step(batch, epoch=epoch, number=number))
         yield run.record(
             BatchEnd(
                 epoch=epoch,
@@ -407,7 +430,15 @@ def _loss_columns(
     return columns
 
 
-def _explain_memory(plan: Plan, device: torch.device) -> str:
+def _explain_memory(device: torch.device) -> str:
+    return (
+        f"out of memory on {device}, not in a step but beside it (the weights "
+        "themselves, or validation): close other programs, or use a smaller network or "
+        "smaller images. The batch size is not the cause."
+    )
+
+
+def _explain_step_memory(plan: Plan, device: torch.device) -> str:
     batch = plan.recipe.training.batch_size
     shape = plan.spec.patch_shape
     if plan.spec.resize:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from napari_strata.core.classes import IGNORE
 from napari_strata.core.metrics import ConfusionMatrix
@@ -23,6 +24,7 @@ from napari_strata.core.tiling import read_range, shared_halo, shared_stride
 from napari_strata.data.neighbours import own_channels
 from napari_strata.data.regions import LabelledRegion
 from napari_strata.evaluation.pictures import Example
+from napari_strata.models.memory import is_out_of_memory, release_cache
 from napari_strata.models.tiled import TiledPredictor, class_indices
 from napari_strata.training.losses import Loss
 
@@ -210,13 +212,25 @@ def validate(
             torch.from_numpy(predicted.truth.labels)[None],
         )
         pixels = int((predicted.truth.labels != IGNORE).sum())
-        terms = loss.terms(
-            logits.to(predictor.device),
-            labels.to(predictor.device),
-            also=REPORTED_LOSSES,
-        )
+        terms = _loss_terms(loss, logits, labels, predictor.device)
         for name, value in (("loss", loss.total(terms)), *terms.items()):
             sums[name] = sums.get(name, 0.0) + value.item() * pixels
         total += pixels
     means = {name: value / total for name, value in sums.items()}
     return Validation(means.pop("loss", float("nan")), means, confusion, example)
+
+
+def _loss_terms(
+    loss: Loss, logits: Tensor, labels: Tensor, device: torch.device
+) -> dict[LossName, Tensor]:
+    """Compute the losses of a region on the device, or on the CPU without room there.
+
+    They need several times the memory of the logits.
+    """
+    try:
+        return loss.terms(logits.to(device), labels.to(device), also=REPORTED_LOSSES)
+    except RuntimeError as error:
+        if device.type == "cpu" or not is_out_of_memory(error):
+            raise
+    release_cache(device)
+    return loss.terms(logits, labels, also=REPORTED_LOSSES)
