@@ -23,13 +23,14 @@ from napari_strata.core.events import (
     PredictionStarted,
     RegionEnd,
 )
+from napari_strata.core.files import partial_folder
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.core.options import PredictOptions
 from napari_strata.inference import ensemble_predictor, task
 from napari_strata.inference import predict as predict_module
 from napari_strata.inference.build import build_predictor
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
-from napari_strata.inference.ledger import LEDGER, ResumableOutput
+from napari_strata.inference.ledger import ResumableOutput
 from napari_strata.inference.outputs import (
     MemoryOutput,
     check_out,
@@ -719,9 +720,12 @@ def test_planes_that_are_predicted_together_have_the_same_labels(
         assert np.array_equal(job.labels.data, alone.labels.data)
         assert np.array_equal(job.pixels, alone.pixels)
         if alone.probabilities is not None and job.probabilities is not None:
-            np.testing.assert_allclose(
-                job.probabilities.data, alone.probabilities.data, atol=1e-3
-            )
+            for plane in STACK.image.planes():
+                np.testing.assert_allclose(
+                    job.probabilities.read(plane),
+                    alone.probabilities.read(plane),
+                    atol=1e-3,
+                )
 
 
 def test_shapes_that_go_through_together(model, as_on_a_gpu):
@@ -733,7 +737,8 @@ def test_shapes_that_go_through_together(model, as_on_a_gpu):
             self.network = network
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            shapes.append(tuple(images.shape))
+            if images.device.type != "meta":  # the estimate of the memory
+                shapes.append(tuple(images.shape))
             return self.network(images)
 
     member = build_predictor(model, OPTIONS)
@@ -757,7 +762,7 @@ def test_a_stopped_prediction_keeps_what_the_thread_was_writing(
     events = list(again)
     (started,) = [event for event in events if isinstance(event, PredictionStarted)]
     # The first chunk was on the disk, the second one with the thread.
-    assert started.finished == 6
+    assert started.done == 6
     assert sum(isinstance(event, RegionEnd) for event in events) == 2
     assert np.array_equal(again.labels.data, expected(model, STACK.image))
 
@@ -768,7 +773,7 @@ def test_planes_of_a_chunk_that_are_there_are_not_written_again(
     """As after a process was killed between two planes."""
     out = tmp_path / "labels.tif"
     list(iter_predict(model, STACK.image, out=out, options=OPTIONS, part="1/3"))
-    ledger = tmp_path / "labels.tif.partial" / LEDGER
+    (ledger,) = partial_folder(out).glob("ledger*")
     lines = ledger.read_text().splitlines(keepends=True)
     ledger.write_text("".join(lines[:-1]))
     job = iter_predict(model, STACK.image, out=out, options=OPTIONS)

@@ -194,16 +194,17 @@ class _Writer:
                 self._write(chunk, number, indices, probabilities)
                 yield number
             return
-        yield from self.finish()
+        previous = self._pending
         self._pending = self._pool.submit(
             self._write_all, chunk, indices, probabilities
         )
+        if previous is not None:
+            yield from previous.result()
 
     def finish(self) -> Iterator[int]:
         """Yield the planes that the thread still writes, once they are written."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            yield from pending.result()
+        if self._pending is not None:
+            yield from self._pending.result()
 
     def _missing(self, chunk: Chunk) -> list[int]:
         return [number for number in chunk.planes if number not in self._output.pixels]
