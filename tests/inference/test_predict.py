@@ -286,6 +286,23 @@ def test_a_run_killed_before_its_planes_were_deleted_is_complete(
     assert np.array_equal(job.labels.read()[0], expected(model, PAIR.image))
 
 
+def test_a_removal_of_planes_that_was_killed_is_completed(model, tmp_path, monkeypatch):
+    out = tmp_path / "x.tif"
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableOutput, "remove", lambda output: output.close())
+        predict(model, PAIR.image, out=out, options=OPTIONS)
+    written = contents(tmp_path)[out.name]
+    dead = 2**22 + 1  # larger than any process number
+    trash = (tmp_path / "x.tif.partial").rename(tmp_path / f".{dead}.tmp.x.tif.partial")
+    (trash / "labels.npy").unlink()
+    job = iter_predict(model, PAIR.image, out=out, options=OPTIONS)
+    texts = [event.text for event in job if isinstance(event, Message)]
+    assert f"{out} is complete: an earlier process has written it" in texts
+    assert contents(tmp_path) == {out.name: written}
+    assert np.array_equal(job.labels.read()[0], expected(model, PAIR.image))
+    assert job.pixels.sum() == np.prod(PAIR.image.label_shape)
+
+
 @pytest.mark.parametrize(
     "what",
     [

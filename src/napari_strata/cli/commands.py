@@ -698,6 +698,12 @@ def main() -> None:
         if is_first or isinstance(error, TrainingError):
             _print_error(str(error))
         sys.exit(2)
+    except MemoryError as error:
+        _print_error(
+            f"memory ran out ({error}): close other programs, or use smaller patches,"
+            " tiles or images; what was finished is kept."
+        )
+        sys.exit(2)
 
 
 def _check_processes(arguments: list[str]) -> None:

@@ -97,6 +97,11 @@ def explain(error: OSError, path: str | Path) -> RunError:
         return RunError(
             f"{path}: the disk is full; free some space or choose another folder."
         )
+    if error.errno == errno.ENOMEM:
+        return RunError(
+            f"{path}: cannot be written because memory ran out; close other programs,"
+            " or use a smaller image or smaller tiles."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(
             f"{path}: this folder cannot be written to; choose another one."

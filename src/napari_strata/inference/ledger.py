@@ -14,12 +14,12 @@ count for all.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
@@ -352,7 +352,7 @@ class ResumableOutput:
 
     def remove(self) -> None:
         """Delete the folder."""
-        trash = self.folder.with_name(f".{uuid4().hex}.{self.folder.name}")
+        trash = files.beside(self.folder, before=f".{os.getpid()}.tmp.")
         try:
             # Moved at once, so that no process that starts now finds half of it.
             files.replace(self.folder, trash)
@@ -360,29 +360,59 @@ class ResumableOutput:
             # Windows does not move what is open.
             trash = self.folder
         self.close()
-        shutil.rmtree(trash, ignore_errors=True)
+        _delete(trash)
 
     def close(self) -> None:
         """Close the files and release the claim."""
         self._resources.close()
 
 
-def is_written(out: Path, spec: OutputSpec, identity: Mapping[str, Any]) -> bool:
-    """Return True if `out` is this prediction, and only its planes were not deleted.
+def restore_removed(out: Path) -> None:
+    """Undo the removal of the folder of an output that a killed process began."""
+    folder = files.partial_folder(out)
+    for path in folder.parent.glob(f".*.tmp.{glob.escape(folder.name)}"):
+        if not files.is_leftover(path):
+            continue
+        if folder.exists() or not (path / LEDGER).is_file():
+            files.remove(path)
+        else:
+            files.replace(path, folder)
 
-    A process was then killed after it had written `out`: the ledger beside it has every
-    plane, and is older.
+
+def remove_written(
+    out: Path, spec: OutputSpec, identity: Mapping[str, Any]
+) -> list[tuple[int, ...]] | None:
+    """Delete the folder of an output if a killed process had written the output whole.
+
+    The ledger then has every plane, and is older than the output.
+
+    Returns
+    -------
+    the pixels of each class in each plane; None if the output is something else.
     """
-    ledger = files.partial_folder(out) / LEDGER
+    folder = files.partial_folder(out)
+    ledger = folder / LEDGER
     if not (out.exists() and ledger.is_file()):
-        return False
+        return None
     if out.stat().st_mtime_ns < ledger.stat().st_mtime_ns:
-        return False
+        return None
     if _read_head(ledger).get("identity") != json.loads(json.dumps(dict(identity))):
-        return False
+        return None
     lines = ledger.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-    planes = {_parse_line(line).get("plane") for line in lines}
-    return planes >= set(range(spec.planes))
+    records = {record.get("plane"): record for record in map(_parse_line, lines)}
+    if not records.keys() >= set(range(spec.planes)):
+        return None
+    _delete(folder)
+    return [tuple(records[plane]["pixels"]) for plane in range(spec.planes)]
+
+
+def _delete(folder: Path) -> None:
+    """Delete the folder of an output, its ledger last; see `restore_removed`."""
+    with suppress(OSError):  # another process deletes it too
+        for path in list(folder.iterdir()):
+            if path.name != LEDGER:
+                files.remove(path)
+    files.remove(folder)
 
 
 def _create_once(path: Path, create: Callable[[Path], object]) -> None:

@@ -227,34 +227,49 @@ def finish(
     out: Path | None,
     *,
     overwrite: bool,
-    is_written: bool = False,
 ) -> Results:
     """Give the results of an output that has all planes.
 
-    With `out`, the planes become files, unless these are written, and are deleted.
-    Existing probabilities are replaced: the caller has checked before the first plane
-    whether they may be.
+    With `out`, the planes become files and are deleted. Existing probabilities are
+    replaced: the caller has checked before the first plane whether they may be.
     """
     planes, *others = output.arrays()
     labels = label_stack(planes, image, classes=classes)
     probabilities = None
     if others:
         probabilities = probability_stack(others[0], image, classes.names)
-    pixels = np.sum([output.pixels[i] for i in range(len(planes))], axis=0)
+    pixels = [output.pixels[i] for i in range(len(planes))]
     if out is None:
-        return Results(labels, probabilities, pixels)
+        return Results(labels, probabilities, np.sum(pixels, axis=0))
     if probabilities is not None:
         path = probabilities_path(out)
-        if not is_written:
-            path = write_probabilities(path, probabilities, overwrite=True)
-        probabilities = read_image(path)
-    if not is_written:
-        write_labels(out, labels, overwrite=overwrite)
+        write_probabilities(path, probabilities, overwrite=True)
+    write_labels(out, labels, overwrite=overwrite)
     output.remove()
-    written = read_labels(out)
-    if written.classes is None:
-        written = replace(written, classes=classes)
-    return Results(written, probabilities, pixels)
+    return read_results(out, classes, pixels, probabilities=bool(others))
+
+
+def read_results(
+    out: Path,
+    classes: ClassMap,
+    pixels: Sequence[Sequence[int]],
+    *,
+    probabilities: bool,
+) -> Results:
+    """Read the files of a finished prediction.
+
+    Parameters
+    ----------
+    pixels
+        Pixels of each class in each plane.
+    probabilities
+        True if there is a file of probabilities.
+    """
+    labels = read_labels(out)
+    if labels.classes is None:
+        labels = replace(labels, classes=classes)
+    image = read_image(probabilities_path(out)) if probabilities else None
+    return Results(labels, image, np.sum(pixels, axis=0))
 
 
 def label_stack(planes: Array, image: Image, *, classes: ClassMap) -> LabelImage:

@@ -26,7 +26,12 @@ from napari_strata.inference.checks import check_image
 from napari_strata.inference.chunks import Chunk, describe_invalid, planes_of
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.estimate import Estimate, check_memory, estimate
-from napari_strata.inference.ledger import ResumableOutput, WriterRole, is_written
+from napari_strata.inference.ledger import (
+    ResumableOutput,
+    WriterRole,
+    remove_written,
+    restore_removed,
+)
 from napari_strata.inference.outputs import (
     MemoryOutput,
     Output,
@@ -37,6 +42,7 @@ from napari_strata.inference.outputs import (
     finish,
     is_assembled,
     probabilities_path,
+    read_results,
 )
 from napari_strata.inference.shards import Shard, as_shard
 from napari_strata.inference.task import (
@@ -99,7 +105,14 @@ class Prediction(Iterator[Event]):
         self._events = self._run()
 
     def __next__(self) -> Event:
-        return next(self._events)
+        try:
+            return next(self._events)
+        except MemoryError as error:
+            reason = str(error) or type(error).__name__
+            raise RunError(
+                f"memory ran out while predicting ({reason}): close other programs, or"
+                " use smaller tiles or fewer models; finished planes are kept."
+            ) from error
 
     def close(self) -> None:
         """Stop; finished planes are kept for the next time."""
@@ -148,6 +161,8 @@ class Prediction(Iterator[Event]):
         out, options, shard = self._out, self._options, as_shard(self._part)
         check_processes(out, shard, self._scheduler)
         if out is not None:
+            if shard is None and self._scheduler is None:
+                restore_removed(out)
             if shard is not None and is_assembled(out, overwrite=options.overwrite):
                 yield Message(
                     f"part {shard.number} of {shard.count}: {out} exists and there is "
@@ -160,6 +175,7 @@ class Prediction(Iterator[Event]):
         if out is not None:
             check_image_against_out(image, out)
         inputs = PredictionInput(image, load_models(self._model))
+        _ = inputs.source_state  # before the first pixel is read
         warnings = _check_input(inputs, options)
         yield Message(image.describe())
         for note in image.notes:
@@ -214,6 +230,7 @@ class Prediction(Iterator[Event]):
             device = describe_device(predictor.device)
             yield PredictionStarted(image.name, device, len(planes), finished)
             invalid = yield from predict_chunks(task, chunks, output)
+            task.input.check_unchanged()
             if invalid:
                 yield describe_invalid(image, invalid)
             if shard is not None and isinstance(output, ResumableOutput):
@@ -285,20 +302,13 @@ class Prediction(Iterator[Event]):
 
         Raises `RunError` if the output is something else.
         """
-        out = self._out
+        out, spec = self._out, task.input.output_spec(task.options)
         assert out is not None
-        spec = task.input.output_spec(task.options)
-        if not is_written(out, spec, task.identity):
-            check_out(out, overwrite=False)
-        with closing(self._open_output(task, WriterRole())) as output:
-            self._results = finish(
-                output,
-                task.input.image,
-                task.input.classes,
-                out,
-                overwrite=False,
-                is_written=True,
-            )
+        pixels = remove_written(out, spec, task.identity)
+        check_out(out, overwrite=pixels is not None)
+        self._results = read_results(
+            out, task.input.classes, pixels or (), probabilities=spec.classes > 0
+        )
         return Message(f"{out} is complete: an earlier process has written it")
 
     def _open_output(self, task: PredictionTask, role: WriterRole) -> Output:

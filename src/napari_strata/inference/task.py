@@ -9,12 +9,14 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
 
 import numpy as np
 
 from napari_strata.core.classes import ClassMap
+from napari_strata.core.errors import ImageError
 from napari_strata.core.events import RegionEnd
 from napari_strata.core.image import Image
 from napari_strata.core.normalization import Scale
@@ -29,6 +31,7 @@ from napari_strata.inference.chunks import (
 )
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.outputs import Output, OutputSpec
+from napari_strata.io.paths import is_zarr
 from napari_strata.models.ensemble import Ensemble
 from napari_strata.models.tiled import ASYNCHRONOUS
 
@@ -72,6 +75,26 @@ class PredictionInput:
     def classes(self) -> ClassMap:
         """Classes of the models."""
         return self.models.spec.classes
+
+    @cached_property
+    def source_state(self) -> tuple[Any, ...] | None:
+        """Facts of the image's file or files that change when they are replaced."""
+        return describe_source(self.image.source)
+
+    def check_unchanged(self) -> None:
+        """Raise `ImageError` when the image was replaced since `source_state` was read.
+
+        Or when it was deleted, unless its pixels stay at hand: Zarr would give zeros.
+        """
+        before, now = self.source_state, describe_source(self.image.source)
+        is_at_hand = isinstance(self.image.data, np.ndarray)
+        if now == before or (now is None and is_at_hand):
+            return
+        fate = "changed" if now else "been deleted"
+        raise ImageError(
+            f"{self.image.source}: has {fate} since the prediction began; run the same"
+            " command again when the image is there."
+        )
 
     def output_spec(self, options: PredictOptions) -> OutputSpec:
         """Sizes and types of what is written."""
@@ -131,6 +154,9 @@ def predict_chunks(
     planes that have pixels that are NaN or infinite.
     """
     image, predictor = task.input.model_image, task.predictor
+    # A folder of slices has many files, none of which can be missed silently.
+    folder = Path(task.input.image.source or "file")
+    has_slices = folder.is_dir() and not is_zarr(folder)
     regions = list(image.planes())
     planes = planes_of(chunks)
     missing = []
@@ -146,6 +172,8 @@ def predict_chunks(
             indices, probabilities = predictor.predict_chunk(
                 chunk, array, task.scales, probabilities=output.spec.classes > 0
             )
+            if not has_slices:
+                task.input.check_unchanged()
             for number in writer.add(chunk, indices, probabilities):
                 seconds = perf_counter() - started
                 started = perf_counter()
@@ -241,6 +269,20 @@ def count_pixels(indices: Array, classes: int) -> list[int]:
     return [int(np.count_nonzero(indices == index)) for index in range(classes)]
 
 
+def describe_source(source: str | None) -> tuple[Any, ...] | None:
+    """Return size and time of a file, or of the files in a folder; None without one."""
+    try:
+        if source is None or not os.path.isdir(source):
+            status = os.stat(source or "")
+            return status.st_size, status.st_mtime_ns
+        with os.scandir(source) as entries:
+            files = [entry for entry in entries if entry.is_file()]
+            stats = [(entry.name, entry.stat()) for entry in files]
+    except OSError:
+        return None
+    return tuple(sorted((name, s.st_size, s.st_mtime_ns) for name, s in stats))
+
+
 def fingerprint(image: Image, samples: Sequence[Array]) -> str:
     """Sixteen hexadecimal digits that change with the image.
 
@@ -248,10 +290,10 @@ def fingerprint(image: Image, samples: Sequence[Array]) -> str:
     plane of an array in memory, which has no file.
     """
     digest = hashlib.sha256(repr((image.axes, image.shape, str(image.dtype))).encode())
-    if image.source is not None and os.path.exists(image.source):
-        status = os.stat(image.source)
+    state = describe_source(image.source)
+    if image.source is not None and state is not None:
         path = os.path.abspath(image.source)
-        digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode())
+        digest.update(repr((path, *state)).encode())
     elif isinstance(image.data, np.ndarray):
         for region in image.planes():
             plane = np.ascontiguousarray(image.read(region))

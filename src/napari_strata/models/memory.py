@@ -27,7 +27,7 @@ PHRASES = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory ran out. CPU and Apple's GPU say so in the message only."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     message = str(error).lower()
     return any(phrase in message for phrase in PHRASES)
@@ -46,7 +46,7 @@ def out_of_memory_as(error: StrataError) -> Iterator[None]:
     """Raise `error` when memory runs out in the block."""
     try:
         yield
-    except RuntimeError as cause:
+    except (RuntimeError, MemoryError) as cause:
         if not is_out_of_memory(cause):
             raise
         raise error from cause

@@ -399,7 +399,7 @@ class TiledPredictor:
         """Logits of a batch, or None when memory runs out."""
         try:
             return self.predictor.logits(arrays)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         return None

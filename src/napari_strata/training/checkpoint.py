@@ -113,7 +113,10 @@ class TrainingRun:
         )
 
     def save_epoch(self, end: EpochEnd, terms: Mapping[str, float]) -> None:
-        """Save the results of an epoch: best models, checkpoint and table."""
+        """Save the results of an epoch: best models, table and checkpoint.
+
+        The checkpoint comes last: an epoch that it lacks is trained again.
+        """
         self.progress.add(end, terms, names=self.plan.spec.classes.names)
         if not self._writes:
             return
@@ -129,8 +132,8 @@ class TrainingRun:
             self._model(end.weights).save(paths[0])
         for path in paths[1:]:
             files.link(paths[0], path)
-        self.save_checkpoint()
         files.write_text(self.folder.path / "metrics.csv", self.progress.csv())
+        self.save_checkpoint()
 
     def save_preview(self, end: EpochEnd, example: Example | None) -> None:
         """Draw the first validation region with its prediction."""

@@ -371,9 +371,10 @@ def _epoch(
         weights=kind,
         stroke_pixels=int(confusion.counts.sum()) if run.plan.validates_strokes else 0,
     )
+    # Before the checkpoint, after which a killed training goes on.
+    run.save_preview(end, scores.example)
     run.save_epoch(end, _loss_columns(means, scores))
     group.epoch = epoch
-    run.save_preview(end, scores.example)
     yield run.record(end)
 
 

@@ -260,5 +260,8 @@ def is_out_of_memory(text: str) -> bool:
     """Return True if a text reports too little memory."""
     return any(
         word in text.lower()
-        for word in ("out of memory", "outofmemory", "memoryerror", "bad_alloc")
+        for word in (
+            *("out of memory", "outofmemory", "memoryerror", "bad_alloc"),
+            *("allocate memory", "memory ran out"),
+        )
     )
