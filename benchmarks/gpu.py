@@ -543,7 +543,7 @@ def check_prediction_speed() -> None:
         rate = images.numel() / time_calls(forward, count=2 if QUICK else 20) / 1e6
         best = max(best, rate)
         text = f"bare forward, {precision.name}, {batch} x {side} x {side}"
-        say(None, f"{text}: {rate:.1f} Mpixel/s")
+        say(None, f"{text}: {rate:.3g} Mpixel/s")
     options = PredictOptions(device=str(DEVICE))
     predictor = build_ensemble_predictor(load_models(model), options)
     for side in (128,) if QUICK else (512, 1024, 2048):
@@ -560,7 +560,7 @@ def check_prediction_speed() -> None:
         passed = rate > 0.9 * best if on_gpu() and not QUICK else None
         say(
             passed,
-            f"{planes} planes of {side} x {side}: {rate:.1f} Mpixel/s, "
+            f"{planes} planes of {side} x {side}: {rate:.3g} Mpixel/s, "
             f"{rate / best:.2f} of the best bare loop",
         )
         found = estimate_prediction(model, image, options=options, predictor=predictor)
