@@ -203,8 +203,11 @@ def test_json_lines(run: Console, stack: Path) -> None:
     assert [e["event"] for e in events] == [
         "PredictionStarted",
         *["RegionEnd"] * 4,
+        "Message",
         "PredictionEnd",
     ]
+    assert "planes were trained on" in events[-2]["text"]
+    assert events[-2]["level"] == "warning"
     assert scores["event"] == "Scores"
     assert scores == {"event": "Scores"} | json.loads(
         (stack / "s" / "metrics.json").read_text()

@@ -8,6 +8,7 @@ import pytest
 from napari_strata.cli import demo
 from napari_strata.core.errors import RunError
 from napari_strata.core.events import EpochEnd, Message, PredictionEnd
+from napari_strata.core.text import format_percent
 from napari_strata.io.samples import sandstone
 
 
@@ -29,8 +30,12 @@ def test_the_demo_leaves_stacks_model_labels_and_scores(
         out / "new_prediction.tif"
     )
     scores = json.loads((out / "scores" / "metrics.json").read_text())
-    last = [e for e in events if isinstance(e, Message)][-2]
-    assert f"mean IoU {scores['mean_iou']:.3f}" in last.text
+    scored, calibrated = [e for e in events if isinstance(e, Message)][-3:-1]
+    assert f"mean IoU {scores['mean_iou']:.3f}" in scored.text
+    assert scores["trained_on"]["text"] == "None of these planes was trained on."
+    error = format_percent(scores["calibration"]["ece"])
+    assert f"on the new stack: calibration error (ECE) {error}" in calibrated.text
+    assert "on the validation data of the training, the error was" in calibrated.text
     assert list((out / "run" / "previews").glob("*.png"))
     with pytest.raises(RunError, match="exists already"):
         list(demo.iter_demo(out))

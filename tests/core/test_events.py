@@ -115,3 +115,28 @@ def test_events_are_frozen_and_every_kind_is_known() -> None:
 def test_what_is_no_event_raises_a_known_error(line: str) -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
         from_json(line)
+
+
+def test_the_score_of_an_epoch_says_over_which_classes_it_is() -> None:
+    values = {
+        "mean_iou": 0.509,
+        "mean_iou_in_truth": 0.636,
+        "class_iou": (0.5, 0.6, 0.7, 0.744, 0.0),
+    }
+    end = _epoch(**values, classes_in_truth=4)
+    assert end.comparable_iou == end.reported_iou == 0.636
+    assert end.score == (
+        "mean IoU 0.636 over the 4 of 5 classes in the truth (0.509 with those only "
+        "predicted)"
+    )
+    assert from_json(to_json(end)) == end
+
+
+def test_an_epoch_of_an_earlier_version_has_one_mean() -> None:
+    raw = json.loads(to_json(_epoch(mean_iou=0.509, class_iou=(0.5, 0.0))))
+    for key in ("mean_iou_in_truth", "classes_in_truth", "pixels"):
+        del raw[key]
+    old = from_json(json.dumps(raw))
+    assert isinstance(old, EpochEnd)
+    assert old.comparable_iou == 0.509
+    assert old.score == "mean IoU 0.509"

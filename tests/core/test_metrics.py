@@ -18,7 +18,7 @@ from sklearn.metrics import (
 )
 
 from napari_strata.core.classes import IGNORE, ClassMap
-from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.metrics import ConfusionMatrix, describe_scores
 
 K = 4
 CLASSES = ClassMap(names=("a", "b", "c", "d"), values=(1, 2, 3, 7))
@@ -189,3 +189,51 @@ def test_counts_do_not_overflow() -> None:
     matrix = ConfusionMatrix(CLASSES, np.full((K, K), 2**40))
     assert (matrix + matrix).counts.dtype == np.int64
     assert matrix.pixel_accuracy == 0.25
+
+
+def test_one_stray_pixel_of_an_absent_class_changes_one_mean_only() -> None:
+    """Classes a, b and c are in the truth, d is not."""
+    truth = np.repeat([0, 1, 2], 100).astype(np.uint8)
+    prediction = truth.copy()
+    prediction[:50] = 1
+    clean = _matrix((truth, prediction))
+    assert (
+        clean.mean_iou
+        == clean.mean_iou_in_truth
+        == pytest.approx((0.5 + 2 / 3 + 1) / 3)
+    )
+    assert clean.describe_mean_iou() == (
+        "mean IoU 0.722 over the 3 of 4 classes in the truth"
+    )
+    prediction[0] = 3
+    stray = _matrix((truth, prediction))
+    assert stray.classes_in_truth == 3
+    assert stray.mean_iou_in_truth == pytest.approx(clean.mean_iou, abs=0.002)
+    assert stray.mean_iou == pytest.approx(0.75 * stray.mean_iou_in_truth)
+    assert stray.describe_mean_iou() == (
+        "mean IoU 0.724 over the 3 of 4 classes in the truth (0.543 with those only "
+        "predicted)"
+    )
+    plain = stray.as_dict()
+    assert plain["mean_iou_in_truth"] == stray.mean_iou_in_truth
+    # Files of earlier versions have no such key.
+    del plain["mean_iou_in_truth"]
+    assert describe_scores(plain) == stray.describe_mean_iou()
+
+
+def test_with_all_classes_in_the_truth_the_text_is_short() -> None:
+    truth = np.arange(4, dtype=np.uint8)
+    assert _matrix((truth, truth)).describe_mean_iou() == "mean IoU 1.000"
+    assert ConfusionMatrix(CLASSES).describe_mean_iou() == "mean IoU -"
+
+
+@given(SPARSE, LABELS)
+def test_both_means_agree_where_no_absent_class_is_predicted(
+    truth: np.ndarray, prediction: np.ndarray
+) -> None:
+    matrix = _matrix((truth, prediction))
+    in_truth, predicted = matrix.support > 0, matrix.predicted > 0
+    if (predicted & ~in_truth).any():
+        assert matrix.mean_iou <= matrix.mean_iou_in_truth
+    else:
+        np.testing.assert_equal(matrix.mean_iou, matrix.mean_iou_in_truth)

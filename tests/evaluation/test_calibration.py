@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from napari_strata.evaluation.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
+    ReliabilityTally,
     calibrate,
     fit_temperature,
     negative_log_likelihood,
@@ -102,6 +103,66 @@ def test_bins_hold_every_pixel_and_their_means_lie_in_them() -> None:
         )
     share = sum((b.accuracy or 0) * b.count for b in result.bins) / 5000
     assert share == pytest.approx((logits.argmax(axis=1) == labels).mean())
+
+
+def test_the_class_wise_error_by_hand() -> None:
+    # Class 0: in the bin of .2 one of two pixels is class 0, in that of .9 both are.
+    probabilities = np.array([[0.2, 0.8], [0.2, 0.8], [0.9, 0.1], [0.9, 0.1]])
+    labels = np.array([0, 1, 0, 0])
+    tally = ReliabilityTally(2, bins=10)
+    for rows in (slice(1), slice(1, 4)):  # plane by plane
+        tally.add(probabilities[rows], labels[rows])
+    result = tally.result()
+    first = (2 * abs(0.5 - 0.2) + 2 * abs(1 - 0.9)) / 4
+    second = (2 * abs(0.5 - 0.8) + 2 * abs(0 - 0.1)) / 4
+    assert result.class_ece == pytest.approx((first, second))
+    assert result.classwise_ece == pytest.approx((first + second) / 2)
+    assert result.ece == pytest.approx((2 * abs(0.5 - 0.8) + 2 * abs(1 - 0.9)) / 4)
+    facts = result.as_dict(["pore", "grain"])
+    assert facts["class_ece"]["grain"] == pytest.approx(second)
+    assert (facts["pixels"], sum(row["count"] for row in facts["bins"])) == (4, 4)
+
+
+def test_class_wise_error_finds_what_the_highest_probability_hides() -> None:
+    """The chosen class is calibrated; the two others are exchanged."""
+    rng = np.random.default_rng(0)
+    probabilities = np.tile([0.6, 0.3, 0.1], (100_000, 1))
+    labels = rng.choice(3, 100_000, p=[0.6, 0.1, 0.3])
+    tally = ReliabilityTally(3)
+    tally.add(probabilities, labels)
+    assert tally.result().ece < 0.01
+    assert tally.result().classwise_ece == pytest.approx(0.4 / 3, abs=0.01)
+
+
+def test_the_error_is_measured_on_pixels_that_did_not_fit() -> None:
+    """One half of the pixels needs another temperature than the other."""
+    logits, labels = calibrated_logits(40_000)
+    checks = np.arange(40_000) >= 20_000
+    logits[checks] *= 3
+    fit = calibrate(logits, labels, checks)
+    assert fit.temperature == fit_temperature(logits[~checks], labels[~checks])
+    assert fit.temperature == pytest.approx(1, rel=0.03)
+    assert (fit.independent, fit.fitted_pixels, fit.after.pixels) == (
+        True,
+        20_000,
+        20_000,
+    )
+    expected = reliability(logits[checks] / fit.temperature, labels[checks]).ece
+    assert fit.after.ece == expected
+    assert expected > 0.1
+    assert calibrate(logits[~checks], labels[~checks]).after.ece < 0.01
+
+
+@pytest.mark.parametrize("kind", ["few to fit", "few to measure", "one class"])
+def test_too_small_halves_are_no_independent_measure(kind: str) -> None:
+    logits, labels = calibrated_logits(1000)
+    checks = np.arange(1000) >= {"few to measure": 850}.get(kind, 150)
+    if kind == "one class":
+        checks = labels > 0
+    fit = calibrate(logits, labels, checks)
+    assert not fit.independent
+    assert fit == calibrate(logits, labels)
+    assert (fit.fitted_pixels, fit.after.pixels) == (1000, 1000)
 
 
 def test_what_cannot_tell_a_temperature_is_said() -> None:

@@ -22,7 +22,9 @@ from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.options import PredictOptions
 from napari_strata.evaluation.evaluate import evaluate, iter_evaluate, score_labels
+from napari_strata.inference.build import build_ensemble_predictor
 from napari_strata.inference.predict import predict
+from napari_strata.models.ensemble import load_models
 from napari_strata.models.model import Model
 
 OPTIONS = PredictOptions(device="cpu", precision="fp32")
@@ -32,6 +34,10 @@ ONE, TWO = (replace(easy_pair((n, 40, 48), seed=n), name=f"rock {n}") for n in (
 @pytest.fixture(scope="module")
 def model() -> Model:
     return tiny_model(ONE)
+
+
+def pair_scales(model: Model, pair: AnnotatedImage) -> list:
+    return load_models(model).scales(pair.image.samples(), pair.image.dtype)
 
 
 def relabelled(pair: AnnotatedImage, data: np.ndarray, **facts) -> AnnotatedImage:
@@ -106,7 +112,9 @@ def test_events_tell_the_story(model, tmp_path):
     job = iter_evaluate(model, [ONE, TWO], out=tmp_path / "scores", options=OPTIONS)
     with pytest.raises(RunError, match="not finished"):
         _ = job.scores
-    started, *regions, end = list(job)
+    started, *regions, told, end = list(job)
+    assert isinstance(told, Message)
+    assert "not known whether these labels were trained on" in told.text
     assert started == PredictionStarted("2 images", started.device, 5, 0)
     assert [(e.region, e.done) for e in regions] == [
         ({"Z": z}, n + 1) for n, z in enumerate([0, 1, 2, 0, 1])
@@ -143,15 +151,14 @@ def test_other_names_for_the_same_values_are_said(model):
         relabelled(ONE, np.asarray(ONE.labels.data), classes=renamed),
         options=OPTIONS,
     )
-    (text,) = [e.text for e in job if isinstance(e, Message)]
+    text, _ = [e.text for e in job if isinstance(e, Message)]
     assert (
         "name values differently: 255 ('gold' against 'class 255'); the value counts"
         in text
     )
     same = relabelled(ONE, np.asarray(ONE.labels.data), classes=model.spec.classes)
-    assert not [
-        e for e in iter_evaluate(model, same, options=OPTIONS) if isinstance(e, Message)
-    ]
+    events = iter_evaluate(model, same, options=OPTIONS)
+    assert not any(isinstance(e, Message) and "differently" in e.text for e in events)
 
 
 def test_the_report_is_complete(model, tmp_path):
@@ -160,6 +167,9 @@ def test_the_report_is_complete(model, tmp_path):
     confusion = json.loads((out / "metrics.json").read_text())
     assert set(confusion) == {
         "mean_iou",
+        "mean_iou_in_truth",
+        "trained_on",
+        "calibration",
         "pixel_accuracy",
         "mean_dice",
         "per_class",
@@ -193,6 +203,35 @@ def test_the_report_is_complete(model, tmp_path):
     for name in names:
         if name.endswith(".png"):
             PIL.Image.open(out / name).load()
+
+
+def test_the_calibration_error_is_that_of_the_probabilities(model):
+    truth = np.array(ONE.labels.data)
+    truth[1, :20] = 9
+    classes = model.spec.classes.model_copy(update={"unlabelled": (9,)})
+    partial = replace(model, spec=model.spec.model_copy(update={"classes": classes}))
+    scores = evaluate(partial, [relabelled(ONE, truth), TWO], options=OPTIONS)
+    probabilities, labels = [], []
+    predictor = build_ensemble_predictor(load_models(partial), OPTIONS)
+    for pair, values in ((ONE, truth), (TWO, np.asarray(TWO.labels.data))):
+        scale = pair_scales(partial, pair)
+        for plane, plane_truth in zip(pair.image.data, values, strict=True):
+            _, found = predictor.predict(plane[None], scale, probabilities=True)
+            labelled = plane_truth != 9
+            probabilities.append(found[1][labelled].astype(float))
+            labels.append(plane_truth[labelled] == 255)
+    second, is_second = np.concatenate(probabilities), np.concatenate(labels)
+    first = np.maximum(second, 1 - second)
+    bins = np.ceil(first * 15)
+    right = (second > 0.5) == is_second
+    error = sum(
+        abs(first[bins == n].sum() - right[bins == n].sum()) for n in np.unique(bins)
+    )
+    calibration = scores.as_dict()["calibration"]
+    assert calibration["pixels"] == len(second) == 5 * 40 * 48 - 20 * 48
+    # float16: the probabilities of both classes may not add up to 1 exactly.
+    assert calibration["ece"] == pytest.approx(error / len(second), abs=1e-3)
+    assert set(calibration["class_ece"]) == {"class 0", "class 255"}
 
 
 def test_of_many_planes_a_few_are_drawn(model, tmp_path):
@@ -270,7 +309,7 @@ def test_several_models_are_scored_as_they_predict(model, tmp_path):
     }
     group = [model.save(tmp_path / "a.safetensors"), replace(model, weights=weights)]
     job = iter_evaluate(group, [ONE, TWO], options=OPTIONS, tta=True)
-    (text,) = [e.text for e in job if isinstance(e, Message)]
+    text, _ = [e.text for e in job if isinstance(e, Message)]
     assert (
         text
         == "probabilities are averaged over 2 models and over flips and turns (8 times the work)"

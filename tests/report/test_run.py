@@ -318,7 +318,11 @@ def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
         tiny_model(pair), pair, out=tmp_path / "scores", device="cpu", precision="fp32"
     )
     _, read = page(tmp_path / "scores")
-    assert read.ids() == {"classes", "confusion", "cases", "made"}
+    sections = {"trained-on", "classes", "confusion", "calibration", "cases", "made"}
+    assert read.ids() == sections
+    assert scores.seen.text in read.text
+    assert f"{100 * scores.reliability.ece:.1f} %" in read.text
+    assert "Class-wise calibration error" in read.text
     assert f"{scores.confusion.mean_iou:.3f}" in read.text
     assert len(read.values("img", "src")) == MAX_PICTURES
 

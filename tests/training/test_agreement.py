@@ -11,7 +11,12 @@ import pytest
 
 import napari_strata as ns
 from napari_strata.cli import console
-from napari_strata.core.events import EpochEnd, Event, describe_agreement
+from napari_strata.core.events import (
+    STROKES_ARE_EASY,
+    EpochEnd,
+    Event,
+    describe_agreement,
+)
 from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.recipes import load_recipe
 from napari_strata.report.write import write_page
@@ -51,6 +56,7 @@ def test_a_network_that_was_validated_on_strokes_has_no_iou(
     console.show(events)
     printed = capsys.readouterr().out
     assert printed.count(end.agreement) == 2  # after the epoch, and at the end
+    assert printed.count(STROKES_ARE_EASY) == 1
     assert "IoU" not in printed
     page = write_page(options["out"]).read_text(encoding="utf-8")
     assert f"It {end.agreement}." in page

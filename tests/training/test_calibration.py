@@ -25,8 +25,10 @@ from napari_strata.core.image import AnnotatedImage
 from napari_strata.core.runs import RunFolder
 from napari_strata.data.regions import labelled_regions
 from napari_strata.evaluation.calibration import (
+    NOT_INDEPENDENT,
     fit_temperature,
     negative_log_likelihood,
+    reliability,
 )
 from napari_strata.inference.predict import predict
 from napari_strata.models.device import Precision
@@ -101,17 +103,32 @@ def test_the_best_model_is_measured_and_its_temperature_fits_its_own_logits(
     assert model.calibration is not None
     assert model.best is not None
     logits, labels = logits_and_labels(model, scene(9, planes=5))
+    # Two planes fit, the three others measure.
+    fits, checks = slice(2 * 48 * 48), slice(2 * 48 * 48, None)
     assert (
         model.temperature
-        == fit_temperature(logits, labels)
+        == fit_temperature(logits[fits], labels[fits])
         == facts["calibration"]["temperature"]
     )
-    best = negative_log_likelihood(logits, labels, model.temperature)
+    best = negative_log_likelihood(logits[fits], labels[fits], model.temperature)
     assert all(
-        best <= negative_log_likelihood(logits, labels, model.temperature * f)
+        best
+        <= negative_log_likelihood(logits[fits], labels[fits], model.temperature * f)
         for f in (0.98, 1.02)
     )
-    assert model.calibration.pixels == 5 * 48 * 48
+    assert model.calibration.pixels == 2 * 48 * 48
+    assert facts["calibration"]["independent"] is True
+    assert facts["calibration"]["fitted_pixels"] == 2 * 48 * 48
+    assert facts["calibration"]["pixels"] == 3 * 48 * 48
+    measured = reliability(logits[checks] / model.temperature, labels[checks])
+    assert facts["calibration"]["ece_after"] == pytest.approx(measured.ece)
+    assert facts["calibration"]["classwise_ece_after"] == pytest.approx(
+        measured.classwise_ece
+    )
+    said = [e.text for e in events if isinstance(e, Message)]
+    assert said[-1].endswith(
+        "on one half of the validation data, measured on the other"
+    )
     assert model.calibration.ece_before == facts["calibration"]["ece_before"]
     assert model.calibration.ece_after == facts["calibration"]["ece_after"]
     assert facts["epoch"] == model.best.epoch
@@ -265,9 +282,36 @@ def test_too_few_pixels_give_the_temperature_one_and_a_reason(
     )
     model = Model.load(tmp_path / "run")
     assert model.calibration is not None
-    assert (model.temperature, model.calibration.pixels) == (1.0, 100)
+    assert (model.temperature, model.calibration.pixels) == (1.0, 0)
     names = [p.name for p in (tmp_path / "run" / "validation" / "overlays").iterdir()]
     assert names == ["best_01_scene_9.png"]
+
+
+def test_a_single_plane_is_cut_in_two(
+    tmp_path: Path, scene: Scene, started: Callable[..., Any]
+) -> None:
+    list(started(validation=scene(9, planes=1)))
+    model, facts = Model.load(tmp_path / "run"), metrics(tmp_path / "run")
+    logits, labels = logits_and_labels(model, scene(9, planes=1))
+    half = 24 * 48
+    assert model.temperature == fit_temperature(logits[:half], labels[:half])
+    assert facts["calibration"]["independent"] is True
+    assert facts["calibration"]["pixels"] == half
+
+
+def test_too_little_validation_data_is_said(
+    tmp_path: Path, scene: Scene, started: Callable[..., Any]
+) -> None:
+    held = scene(9, planes=1)
+    labels = np.full(held.labels.shape, 9, np.uint8)
+    labels[:, :18, :18] = np.asarray(held.labels.data)[:, :18, :18]
+    few = AnnotatedImage(held.image, held.image.labels_like(labels))
+    events = list(started(validation=few, unlabelled=(9,)))
+    texts = [e.text for e in events if isinstance(e, Message)]
+    assert any(text.endswith(NOT_INDEPENDENT) for text in texts)
+    facts = metrics(tmp_path / "run")["calibration"]
+    assert facts["independent"] is False
+    assert facts["pixels"] == facts["fitted_pixels"] == 18 * 18
 
 
 def test_a_sample_of_pixels_covers_every_region(
@@ -283,4 +327,5 @@ def test_a_sample_of_pixels_covers_every_region(
     assert [len(labels) for labels in tallies[0].labels] == [200] * 5
     model = Model.load(tmp_path / "run")
     assert model.calibration is not None
-    assert model.calibration.pixels == 1000
+    assert model.calibration.pixels == 400
+    assert metrics(tmp_path / "run")["calibration"]["pixels"] == 600

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,17 @@ def test_the_best_epoch_is_the_first_of_the_highest() -> None:
     assert progress.epoch == 4
     assert Progress().best is None
     assert Progress().epoch == 0
+
+
+def test_a_stray_pixel_of_an_absent_class_does_not_decide() -> None:
+    """The second epoch is better on the classes in the truth."""
+    progress = progress_of([(0.6, 1.0)])
+    stray = replace(progress.history[0], epoch=2, mean_iou=0.45, mean_iou_in_truth=0.9)
+    stray = replace(stray, classes_in_truth=1)
+    best_iou, _ = progress.is_best(iou=stray.comparable_iou, loss=1.0)
+    assert best_iou
+    progress.add(replace(stray, best_iou=True), {}, names=("ground", "disc"))
+    assert progress.is_best(iou=0.8, loss=1.0) == (False, False)
 
 
 def test_epochs_without_a_score_are_never_best() -> None:

@@ -352,7 +352,8 @@ class Script:
         assert isinstance(predictor.predictor, NetworkPredictor)
         state = predictor.predictor.network.state_dict()
         self.seen.append({name: value.clone() for name, value in state.items()})
-        # Of class 0 some pixels are taken as class 1, which never occurs: mean IoU is half the share of hits.
+        # Of class 0 some pixels are taken as class 1, which never occurs: the mean IoU
+        # over the classes in the truth is the share of hits.
         hits = round(1000 * self.scores.pop(0))
         confusion = ConfusionMatrix(
             predictor.spec.classes, np.array([[hits, 1000 - hits], [0, 0]])

@@ -42,7 +42,12 @@ from napari_strata.cli.options import (
 from napari_strata.core.errors import RunError, StrataError, TrainingError
 from napari_strata.core.options import PredictOptions
 from napari_strata.core.runs import CrossvalFolder, RunFolder, check_model_header
-from napari_strata.core.text import format_bytes, format_score, printable
+from napari_strata.core.text import (
+    describe_calibration,
+    format_bytes,
+    format_score,
+    printable,
+)
 
 if TYPE_CHECKING:
     from napari_strata.core.run_list import RunSummary
@@ -755,10 +760,8 @@ def _describe_model(path: Path) -> list[str]:
         )
     if best and best.agreement:
         lines.append(f"  validation: {best.agreement}")
-    elif best:
-        lines.append(
-            f"  validation: mean IoU {best.mean_iou:.3f} in epoch {best.epoch}"
-        )
+    elif best and best.score:
+        lines.append(f"  validation: {best.score} in epoch {best.epoch}")
     return lines
 
 
@@ -839,6 +842,8 @@ def _print_error(text: str) -> None:
 
 def _print_scores(scores: dict[str, Any], *, as_json: bool) -> None:
     """Print scores as a table for people, or as one line of JSON."""
+    from napari_strata.core.metrics import describe_scores
+
     if as_json:
         print(json.dumps({"event": "Scores"} | scores))
         return
@@ -848,9 +853,12 @@ def _print_scores(scores: dict[str, Any], *, as_json: bool) -> None:
         cells = "".join(_format_score(score) for score in columns)
         print(f"{printable(name):24}{row['value']:>6}{cells} {row['support']:>8}")
     print(
-        f"mean IoU{_format_score(scores['mean_iou'])}, "
+        f"{describe_scores(scores)}, "
         f"pixel accuracy{_format_score(scores['pixel_accuracy'])}"
     )
+    calibration = scores.get("calibration")
+    if calibration and calibration["ece"] is not None:
+        print(describe_calibration(calibration["ece"], calibration["classwise_ece"]))
 
 
 def _format_score(score: float | None) -> str:

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from napari_strata.core.events import (
+    STROKES_ARE_EASY,
     BatchEnd,
     CrossvalEnd,
     EpochEnd,
@@ -147,11 +148,11 @@ class _Printer:
             columns.append(f"validation loss {event.validation_loss:.3f}")
         if event.agreement:
             columns.append(event.agreement)
-        elif not math.isnan(event.mean_iou):
+        elif event.score:
             numbers = [str(number) for number in range(len(event.class_iou))]
             names = self._class_names or numbers
             scores = _format_scores(names, event.class_iou)
-            columns.append(f"mean IoU {format_score(event.mean_iou)} ({scores})")
+            columns.append(f"{event.score} ({scores})")
         columns.append(format_duration(event.seconds))
         if event.best_iou:
             columns.append("best")
@@ -169,10 +170,14 @@ class _Printer:
             f"{event.reason} after epoch {event.epoch}, "
             f"{format_duration(event.seconds)}; best epoch {event.best_epoch}"
         )
+        # Events of earlier versions have no score in words.
+        score = event.score or event.agreement
+        if not score and not math.isnan(event.mean_iou):
+            score = f"mean IoU {format_score(event.mean_iou)}"
         if event.agreement:
-            text += f" ({event.agreement})"
-        elif not math.isnan(event.mean_iou):
-            text += f" (mean IoU {format_score(event.mean_iou)})"
+            score += f"; {STROKES_ARE_EASY}"
+        if score:
+            text += f" ({score})"
         self._print(text)
         self._print(f"model: {event.model}", "bold")
 
@@ -213,9 +218,8 @@ class _Printer:
     @print_event.register
     def _(self, event: FoldEnd) -> None:
         scores = _format_scores(event.class_names, event.class_iou)
-        result = (
-            event.agreement or f"mean IoU {format_score(event.mean_iou)} ({scores})"
-        )
+        score = event.score or f"mean IoU {format_score(event.mean_iou)}"
+        result = event.agreement or f"{score} ({scores})"
         self._print(
             f"fold {event.fold}/{event.folds}  {result}  "
             f"{format_duration(event.seconds)}"

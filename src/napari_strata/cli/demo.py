@@ -8,6 +8,7 @@ from pathlib import Path
 
 from napari_strata.core.events import Event, Message
 from napari_strata.core.runs import check_free
+from napari_strata.core.text import format_percent
 from napari_strata.evaluation.evaluate import evaluate
 from napari_strata.inference.predict import iter_predict
 from napari_strata.io import read_image, read_pairs, write_image, write_labels
@@ -52,15 +53,21 @@ def iter_demo(out: str | Path, *, device: str = "auto") -> Iterator[Event]:
     prediction = folder / "new_prediction.tif"
     yield from iter_predict(model, image, out=prediction, device=device)
     truth = read_pairs(folder / "new_image.tif", folder / "new_labels.tif")
-    scores = evaluate(model, truth, out=folder / "scores", device=device).confusion
+    result = evaluate(model, truth, out=folder / "scores", device=device)
+    scores = result.confusion
     class_scores = ", ".join(
         f"{name} {iou:.3f}"
         for name, iou in zip(scores.classes.names, scores.iou, strict=True)
     )
     yield Message(
-        f"the new stack, never seen in training: mean IoU {scores.mean_iou:.3f} "
+        f"the new stack, never seen in training: {scores.describe_mean_iou()} "
         f"({class_scores}), pixel accuracy {scores.pixel_accuracy:.3f}"
     )
+    text = f"its probabilities on the new stack: {result.reliability.describe()}"
+    if model.calibration is not None:
+        claimed = format_percent(model.calibration.ece_after)
+        text += f"; on the validation data of the training, the error was {claimed}"
+    yield Message(text)
     seconds = time.perf_counter() - start
     yield Message(
         f"all of it in {seconds:.0f} s: see {prediction} and {folder}/scores/overlays"

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from napari_strata.core.text import describe_mean_iou
+
 
 @dataclass(frozen=True)
 class Event:
@@ -112,6 +114,21 @@ class EpochEnd(Event):
     """The weights that validated better, which are kept: "raw" or "averaged"."""
     stroke_pixels: int = 0
     """Number of labelled pixels that validated, where these are strokes; else 0."""
+    mean_iou_in_truth: float = math.nan
+    """Mean IoU over the classes that occur in the validation labels."""
+    classes_in_truth: int = 0
+    """Number of these classes; 0 in events of earlier versions, which do not tell."""
+    pixels: int = 0
+    """Number of labelled pixels that validated; 0 in events of earlier versions."""
+
+    @property
+    def comparable_iou(self) -> float:
+        """Mean IoU by which the best epoch is chosen: over the classes in the truth.
+
+        They are the same in all epochs, while `mean_iou` changes with every class of
+        which a stray pixel is predicted. Events of earlier versions have the latter.
+        """
+        return self.mean_iou_in_truth if self.classes_in_truth else self.mean_iou
 
     @property
     def agreement(self) -> str:
@@ -119,13 +136,26 @@ class EpochEnd(Event):
         return describe_agreement(self.pixel_accuracy, self.stroke_pixels)
 
     @property
+    def score(self) -> str:
+        """Score in words: agreement with strokes, or mean IoU; empty without any."""
+        if self.agreement or math.isnan(self.reported_iou):
+            return self.agreement
+        return describe_mean_iou(
+            self.mean_iou,
+            self.mean_iou_in_truth,
+            in_truth=self.classes_in_truth,
+            scored=sum(math.isfinite(iou) for iou in self.class_iou),
+            classes=len(self.class_iou),
+        )
+
+    @property
     def reported_iou(self) -> float:
-        """Mean IoU to show: NaN for strokes.
+        """Mean IoU to show: over the classes in the truth; NaN for strokes.
 
         Strokes keep away from edges, where errors are. Their IoU would mislead, and
         only serves to compare epochs.
         """
-        return math.nan if self.stroke_pixels else self.mean_iou
+        return math.nan if self.stroke_pixels else self.comparable_iou
 
     @property
     def reported_class_iou(self) -> tuple[float, ...]:
@@ -148,6 +178,10 @@ def describe_agreement(share: float, pixels: int) -> str:
     return (
         f"agrees with {math.floor(100 * share)} % of {pixels:,} held-out stroke pixels"
     )
+
+
+STROKES_ARE_EASY = "strokes are easy places: whole images may well score lower"
+"""Remark beside an agreement with strokes."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +269,8 @@ class TrainingEnd(Event):
     seconds: float
     agreement: str = ""
     """Of the best epoch; see `EpochEnd.agreement`."""
+    score: str = ""
+    """Of the best epoch; see `EpochEnd.score`. Empty in events of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -316,6 +352,8 @@ class FoldEnd(Event):
     seconds: float
     agreement: str = ""
     """See `EpochEnd.agreement`."""
+    score: str = ""
+    """See `EpochEnd.score`."""
 
 
 @dataclass(frozen=True)

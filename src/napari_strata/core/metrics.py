@@ -6,11 +6,14 @@ gave .72 where the true one was .62.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from napari_strata.core.classes import IGNORE, ClassMap
+from napari_strata.core.text import describe_mean_iou
 
 Array = np.ndarray[Any, Any]
 Vector = np.ndarray[Any, np.dtype[np.float64]]
@@ -96,12 +99,35 @@ class ConfusionMatrix:
 
     @property
     def mean_iou(self) -> float:
-        """Mean over the classes that occur or are predicted; NaN for no class."""
+        """Mean over the classes that occur or are predicted; NaN for no class.
+
+        A class that is only predicted has an IoU of 0, so that one stray pixel of it
+        lowers this mean.
+        """
         return _mean(self.iou)
 
     @property
+    def mean_iou_in_truth(self) -> float:
+        """Mean over the classes that occur in the truth; NaN for no class.
+
+        The best epoch of a training has the highest one: these classes are the same in
+        all epochs.
+        """
+        return _mean(self.iou[self.support > 0])
+
+    @property
     def mean_dice(self) -> float:
+        """Mean over the classes that occur or are predicted; NaN for no class."""
         return _mean(self.dice)
+
+    @property
+    def classes_in_truth(self) -> int:
+        """Count of the classes that occur in the truth."""
+        return int((self.support > 0).sum())
+
+    def describe_mean_iou(self) -> str:
+        """Describe the mean IoU in words; see `text.describe_mean_iou`."""
+        return describe_scores(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the scores as plain data, NaN as None."""
@@ -118,11 +144,25 @@ class ConfusionMatrix:
             }
         return {
             "mean_iou": none_if_nan(self.mean_iou),
+            "mean_iou_in_truth": none_if_nan(self.mean_iou_in_truth),
             "mean_dice": none_if_nan(self.mean_dice),
             "pixel_accuracy": none_if_nan(self.pixel_accuracy),
             "per_class": per_class,
             "confusion": self.counts.tolist(),
         }
+
+
+def describe_scores(scores: Mapping[str, Any]) -> str:
+    """Describe the mean IoU of scores, as `ConfusionMatrix.as_dict` returns them."""
+    rows = list(scores["per_class"].values())
+    in_truth = [row["iou"] for row in rows if row["support"]]
+    return describe_mean_iou(
+        scores.get("mean_iou"),
+        fmean(in_truth) if in_truth else None,
+        in_truth=len(in_truth),
+        scored=sum(row["iou"] is not None for row in rows),
+        classes=len(rows),
+    )
 
 
 def none_if_nan(value: float) -> float | None:
@@ -138,6 +178,6 @@ def _ratio(top: Any, bottom: Any) -> Vector:
 
 
 def _mean(values: Vector) -> float:
-    if np.isnan(values).all():
+    if np.isnan(values).all():  # also without values
         return float("nan")
     return float(np.nanmean(values))

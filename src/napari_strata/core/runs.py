@@ -90,7 +90,7 @@ class RunHistory:
 
     @property
     def best(self) -> EpochEnd | None:
-        """Epoch with the best mean IoU; the last one if nothing was scored."""
+        """Epoch of the best model; the last one if nothing was scored."""
         epochs = self.epochs
         for end in reversed(epochs):
             if end.best_iou:

@@ -39,6 +39,58 @@ def format_score(value: float | None, *, missing: str = "-") -> str:
     return f"{value:.3f}"
 
 
+MEAN_IOU_HELP = (
+    "Mean IoU: the mean of the IoU over the classes that occur in the truth. A class "
+    "that is only predicted has an IoU of 0; the mean with such classes stands in "
+    "brackets. A class that neither occurs nor is predicted has no IoU."
+)
+"""Meaning of the text of `describe_mean_iou`."""
+
+
+def describe_mean_iou(
+    mean_iou: float | None,
+    mean_iou_in_truth: float | None,
+    *,
+    in_truth: int,
+    scored: int,
+    classes: int,
+) -> str:
+    """Describe a mean IoU, and over which classes it is taken.
+
+    With all classes in the truth, ``mean IoU 0.812``. Else the mean over those that are
+    there comes first: one stray pixel of another class changes the other mean, as in
+    ``mean IoU 0.636 over the 4 of 5 classes in the truth (0.509 with those only
+    predicted)``.
+
+    Parameters
+    ----------
+    mean_iou
+        Mean over the classes that are in the truth or predicted.
+    mean_iou_in_truth
+        Mean over the classes that are in the truth.
+    in_truth, scored, classes
+        Count of the classes in the truth, of those in truth or prediction, and of all;
+        0 for `in_truth` if it is not known.
+    """
+    if in_truth in (0, classes):
+        return f"mean IoU {format_score(mean_iou)}"
+    text = (
+        f"mean IoU {format_score(mean_iou_in_truth)} over the {in_truth} of {classes}"
+        " classes in the truth"
+    )
+    if scored > in_truth:
+        text += f" ({format_score(mean_iou)} with those only predicted)"
+    return text
+
+
+def describe_calibration(ece: float, classwise_ece: float) -> str:
+    """Describe errors: ``calibration error (ECE) 1.2 %, class-wise 0.8 %``."""
+    return (
+        f"calibration error (ECE) {format_percent(ece)}, class-wise"
+        f" {format_percent(classwise_ece)}"
+    )
+
+
 def format_mean_std(
     mean: float, std: float, *, sign: str = "+-", missing: str = "-"
 ) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 from napari_strata.core import axes as _axes
 from napari_strata.core.classes import IGNORE, MAX_INFERRED, ClassMap, default_colors
 from napari_strata.core.errors import LabelError
-from napari_strata.core.image import LabelImage
+from napari_strata.core.image import Image, LabelImage
+from napari_strata.data.trained_on import SeenPlane, TrainedOn, values_of
 from napari_strata.io import read_labels, write_labels
 
 Array = np.ndarray[Any, Any]
@@ -51,11 +52,11 @@ class Comparison:
     def write(self, folder: Path) -> Written:
         """Write both as label files that name their classes. Raises `StrataError`."""
         prediction, truth = self._cut(self.prediction), self._cut(self.truth)
-        predicted_values = values_of(prediction)
+        predicted_values = label_values(prediction)
         classes = join_classes(
             self.truth.classes,
             self.prediction.classes,
-            predicted_values | values_of(truth),
+            predicted_values | label_values(truth),
             background=self.background,
         )
         paths = []
@@ -84,13 +85,42 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """Files of a comparison, the classes of both, and notes on oddities in them."""
+    """Files of a comparison, the classes of both, and notes on oddities in them.
+
+    Parameters
+    ----------
+    planes
+        The labelled planes, and how the model of the prediction knows them.
+    why_unknown
+        Reason why that is not known; else empty.
+    """
 
     comparison: Comparison
     prediction: Path
     truth: Path
     classes: ClassMap
     notes: tuple[str, ...]
+    planes: tuple[SeenPlane, ...] = ()
+    why_unknown: str = ""
+
+    def look_up(self, trained_on: TrainedOn, image: Image | None) -> Written:
+        """Return a copy that tells which planes were trained on.
+
+        Parameters
+        ----------
+        image
+            Image of the labels, if it is at hand.
+        """
+        truth = read_labels(self.truth)
+        planes = find_seen(
+            truth,
+            self.classes,
+            trained_on,
+            image=image,
+            indices=list(read_labels(self.prediction).planes()),
+            plane=self.comparison.plane,
+        )
+        return replace(self, planes=tuple(planes), why_unknown=trained_on.why_unknown)
 
     def errors(self) -> LabelImage:
         """Return the errors in the axes and size of the original prediction.
@@ -111,7 +141,60 @@ class Written:
         return replace(whole, data=errors, name=name, classes=classes)
 
 
-def values_of(labels: LabelImage) -> set[int]:
+def find_seen(
+    labels: LabelImage,
+    classes: ClassMap | None,
+    trained_on: TrainedOn,
+    *,
+    image: Image | None = None,
+    indices: Sequence[Mapping[str, Any]] | None = None,
+    plane: Mapping[str, int] | None = None,
+    most: int | None = None,
+) -> list[SeenPlane]:
+    """Look up the labelled planes of labels among those that a model was trained on.
+
+    Parameters
+    ----------
+    classes
+        Meaning of the values; without it, 0 is unlabelled.
+    image
+        Image of the labels, if it is at hand.
+    indices
+        The planes; all of them when left out.
+    plane
+        Index in the image of the only plane that the labels have; see `Comparison`.
+    most
+        Count of the planes to find at most, in a random order.
+
+    Raises
+    ------
+    LabelError, ImageError
+        When a value is not one of `classes`, or a file cannot be read.
+    """
+    shape = (labels.size("Y"), labels.size("X"))
+    indices = list(labels.planes()) if indices is None else list(indices)
+    if most is not None:
+        np.random.default_rng(0).shuffle(indices)
+    planes: list[SeenPlane] = []
+    for index in indices:
+        if most is not None and len(planes) == most:
+            break
+        region = {"T": 0, "Z": 0, **index}
+        values = labels.read(region).reshape(shape).astype(np.int32)
+        if classes is None:
+            values = np.where(values, values, -1)
+        else:
+            values = values_of(classes.encode(values), classes)
+        labelled = int((values >= 0).sum())
+        if labelled:
+            grey = None
+            if image is not None:
+                grey = image.read(region | dict(plane or {})).reshape(-1, *shape)
+            planes.append(SeenPlane(index, trained_on.find(grey, values), labelled))
+    return planes
+
+
+def label_values(labels: LabelImage) -> set[int]:
     """Return the label values that occur."""
     values: set[int] = set()
     for plane in labels.planes():

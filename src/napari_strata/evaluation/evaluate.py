@@ -33,8 +33,11 @@ from napari_strata.core.set_notes import set_notes
 from napari_strata.core.spec import find_classes
 from napari_strata.data.neighbours import own_channels, pairs_with_neighbours
 from napari_strata.data.regions import LabelledRegion, find_nonfinite, labelled_regions
+from napari_strata.data.trained_on import TrainedOn, values_of
+from napari_strata.evaluation.calibration import Reliability, ReliabilityTally
 from napari_strata.evaluation.pictures import MAX_EXAMPLES, Example
 from napari_strata.evaluation.report import check_free, write_report
+from napari_strata.evaluation.seen_scores import SeenScores
 from napari_strata.inference.build import build_ensemble_predictor
 from napari_strata.inference.checks import check_image
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
@@ -54,17 +57,35 @@ class Scores:
         Counts over all images.
     per_image
         Name and confusion matrix of each image, in their order.
+    seen
+        Counts of the planes that the model was trained on, and of the others.
+    reliability
+        Agreement of probabilities and labels, over all labelled pixels.
     examples
         A few planes for pictures, spread evenly over all of them.
     """
 
     confusion: ConfusionMatrix
     per_image: tuple[tuple[str, ConfusionMatrix], ...]
+    seen: SeenScores
+    reliability: Reliability
     examples: tuple[Example, ...] = field(default=(), repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data; see `ConfusionMatrix.as_dict`."""
-        return self.confusion.as_dict()
+        """Return plain data.
+
+        See `ConfusionMatrix.as_dict`; for ``trained_on``, `SeenScores.as_dict`; and for
+        ``calibration``, `Reliability.as_dict`.
+        """
+        return self.confusion.as_dict() | self.facts()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `as_dict` has beside the scores of the confusion matrix."""
+        names = self.confusion.classes.names
+        return {
+            "trained_on": self.seen.as_dict(),
+            "calibration": self.reliability.as_dict(names),
+        }
 
 
 class Evaluation(Iterator[Event]):
@@ -118,19 +139,29 @@ class Evaluation(Iterator[Event]):
         predictor = build_ensemble_predictor(models, options)
         name = f"{len(scales)} image{'' if len(scales) == 1 else 's'}"
         yield PredictionStarted(name, describe_device(predictor.device), len(parts), 0)
-        tally = _Tally(predictor, scales, set(_spread_evenly(len(parts), MAX_EXAMPLES)))
+        trained_on = TrainedOn.of([model.source for model in models.models])
+        tally = _Tally(
+            predictor,
+            scales,
+            set(_spread_evenly(len(parts), MAX_EXAMPLES)),
+            trained_on,
+            SeenScores(models.spec.classes, trained_on.why_unknown),
+            ReliabilityTally(len(models.spec.classes)),
+        )
         number = 0
         for _, group in groupby(parts, key=lambda part: id(part.pair)):
             for part, seconds in tally.add(list(group)):
                 number += 1
                 yield RegionEnd(dict(part.index), number, len(parts), seconds)
         self._scores = tally.scores()
+        yield Message(tally.seen.text, tally.seen.level)
         if out is not None:
             write_report(
                 self._scores.confusion,
                 self._scores.per_image,
                 out,
                 examples=self._scores.examples,
+                facts=self._scores.facts(),
             )
         path = "" if out is None else str(out)
         yield PredictionEnd(name, path, perf_counter() - started)
@@ -164,8 +195,8 @@ def iter_evaluate(
     Yields
     ------
     Event
-        `Message` for oddities, `PredictionStarted`, a `RegionEnd` for each plane,
-        `PredictionEnd`.
+        `Message` for oddities, `PredictionStarted`, a `RegionEnd` for each plane, a
+        `Message` that says whether the planes were trained on, `PredictionEnd`.
 
     Raises
     ------
@@ -296,11 +327,20 @@ class _Tally:
         Scales of each pair's image, by the pair's id.
     pictured
         Numbers of the planes of which a picture is kept.
+    trained_on
+        What the models were trained on.
+    seen
+        Counts of the planes by it.
+    reliability
+        Sums of the probabilities.
     """
 
     predictor: EnsemblePredictor
     scales: dict[int, list[Scale]]
     pictured: set[int]
+    trained_on: TrainedOn
+    seen: SeenScores
+    reliability: ReliabilityTally
     matrices: dict[int, tuple[AnnotatedImage, ConfusionMatrix]] = field(
         default_factory=dict
     )
@@ -326,23 +366,31 @@ class _Tally:
             if not planes:
                 continue
             array = chunk.read(pair.image)
-            prediction, _ = self.predictor.predict_chunk(
-                chunk, array, self.scales[id(pair)]
+            prediction, probabilities = self.predictor.predict_chunk(
+                chunk, array, self.scales[id(pair)], probabilities=True
             )
+            assert probabilities is not None
             grey = array[:, None] if array.ndim == 3 else array[:, chunk.keep]
             for number in planes:
                 i = chunk.planes.index(number)
-                self._count(labelled[number], grey[:, i], prediction[i])
+                truth = self._count(labelled[number], grey[:, i], prediction[i])
+                is_labelled = truth != IGNORE
+                self.reliability.add(
+                    probabilities[i][:, is_labelled].T, truth[is_labelled]
+                )
                 yield labelled[number], perf_counter() - started
                 started = perf_counter()
 
-    def _count(self, part: LabelledRegion, image: Array, prediction: Array) -> None:
+    def _count(self, part: LabelledRegion, image: Array, prediction: Array) -> Array:
+        """Count a plane; return its true class indices."""
         spec = self.predictor.spec
         truth = part.class_indices_of(image, spec.classes)
         confusion = ConfusionMatrix(spec.classes)
         confusion.update(truth, prediction)
+        channels = own_channels(image, spec.neighbours)
+        values = values_of(truth, spec.classes)
+        self.seen.add(self.trained_on.find(channels, values), confusion)
         if self.count in self.pictured:
-            channels = own_channels(image, spec.neighbours)
             self.examples.append(
                 Example.of(
                     part.name,
@@ -357,6 +405,7 @@ class _Tally:
         if key in self.matrices:
             confusion = self.matrices[key][1] + confusion
         self.matrices[key] = part.pair, confusion
+        return truth
 
     def scores(self) -> Scores:
         """Return the counts of all images."""
@@ -364,7 +413,13 @@ class _Tally:
         names = _unique_names([pair for pair, _ in self.matrices.values()])
         total = sum(matrices, ConfusionMatrix(self.predictor.spec.classes))
         per_image = tuple(zip(names, matrices, strict=True))
-        return Scores(total, per_image, tuple(self.examples))
+        return Scores(
+            total,
+            per_image,
+            self.seen,
+            self.reliability.result(),
+            tuple(self.examples),
+        )
 
 
 def _prepare(

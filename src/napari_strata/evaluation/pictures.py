@@ -275,9 +275,8 @@ def _describe_example(example: Example) -> str:
 
 
 def _describe_scores(confusion: ConfusionMatrix) -> str:
-    mean_iou = format_score(confusion.mean_iou)
     accuracy = format_score(confusion.pixel_accuracy)
-    return f"mean IoU {mean_iou}   pixel accuracy {accuracy}"
+    return f"{confusion.describe_mean_iou()}   pixel accuracy {accuracy}"
 
 
 def _legend(example: Example) -> list[tuple[str, Color | None]]:

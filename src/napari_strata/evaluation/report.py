@@ -107,6 +107,7 @@ def _row(name: str, confusion: ConfusionMatrix) -> dict[str, str]:
     scores = {
         "pixel_accuracy": confusion.pixel_accuracy,
         "mean_iou": confusion.mean_iou,
+        "mean_iou_in_truth": confusion.mean_iou_in_truth,
         "mean_dice": confusion.mean_dice,
     }
     for column, values in (("iou", confusion.iou), ("dice", confusion.dice)):

@@ -83,6 +83,9 @@ class Model:
         digest of the training data.
     calibration
         None where nothing validated, or the training was stopped before its end.
+    source
+        file that it was read from, or None; by its run, an evaluation knows the images
+        that trained.
     """
 
     spec: ModelSpec
@@ -95,6 +98,7 @@ class Model:
     created: str = field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )
+    source: Path | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -203,6 +207,7 @@ class Model:
                 calibration=_parse_calibration(header.get("calibration", "null")),
                 versions=json.loads(header["versions"]),
                 created=header["created"],
+                source=file,
             )
         except Exception as error:  # the header may be anything
             reason = type(error).__name__

@@ -122,8 +122,8 @@ def draw_reliability(bins: dict[str, list[dict[str, Any]]], *, label: str) -> Ma
     Parameters
     ----------
     bins
-        "before" and "after" the temperature: each a list of tables with low, high,
-        confidence, accuracy and count.
+        "before" and "after" the temperature, or "after" only: each a list of tables
+        with low, high, confidence, accuracy and count.
     """
     frame = Frame((0.0, 1.0), (0.0, 1.0), RELIABILITY_SIDE, RELIABILITY_SIDE)
     ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -157,7 +157,7 @@ def draw_reliability(bins: dict[str, list[dict[str, Any]]], *, label: str) -> Ma
         ("before", "var(--second)", True),
         ("after", "var(--first)", False),
     ):
-        filled = [row for row in bins[name] if row["count"]]
+        filled = [row for row in bins.get(name, []) if row["count"]]
         points = [(row["confidence"], row["accuracy"]) for row in filled]
         line = Line(name, points, color, dashed)
         parts.append(_draw_path(frame, line))

@@ -198,12 +198,12 @@ def _tiles(result: CrossvalResult) -> list[tuple[str, str, str]]:
     if result.agreement:
         return [(accuracy, "agreement", "of held-out stroke pixels, as painted")]
     tiles = [
-        (figures.mean_std(*result.spread("mean_iou")), "mean IoU", meaning),
+        (figures.mean_std(*result.spread("mean_iou_in_truth")), "mean IoU", meaning),
         (figures.mean_std(*result.spread("mean_dice")), "mean Dice", meaning),
         (accuracy, "pixel accuracy", meaning),
     ]
     if len(result.folds) > 1:
-        pooled = figures.number(result.pooled.mean_iou)
+        pooled = figures.number(result.pooled.mean_iou_in_truth)
         tiles.append(
             (pooled, "mean IoU, pooled", "of all held-out pixels counted together")
         )
@@ -254,12 +254,12 @@ def _class_rows(result: CrossvalResult, span: tuple[float, float]) -> list[Row]:
         score = figures.mean_std(*result.spread("pixel_accuracy"))
         return [*rows, Row("all strokes", "", (score,), draw(accuracy, "all strokes"))]
     overall = (
-        figures.mean_std(*result.spread("mean_iou")),
+        figures.mean_std(*result.spread("mean_iou_in_truth")),
         figures.mean_std(*result.spread("mean_dice")),
         "",
         "",
     )
-    values = [fold.confusion.mean_iou for fold in folds]
+    values = [fold.confusion.mean_iou_in_truth for fold in folds]
     strip = draw(values, "all classes")
     return [*rows, Row("mean of the classes", "", overall, strip)]
 
@@ -277,7 +277,7 @@ def _fold_row(fold: FoldScore, runs: Mapping[str, Record]) -> FoldRow:
     return FoldRow(
         run=fold.run,
         held_out=fold.held_out,
-        score=accuracy if fold.stroke_pixels else fold.confusion.mean_iou,
+        score=accuracy if fold.stroke_pixels else fold.confusion.mean_iou_in_truth,
         class_scores=tuple(map(float, getattr(fold.confusion, column))),
         best_epoch=f"{fold.best_epoch} of {epochs}",
         seconds=fold.seconds,

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from napari_strata.core.metrics import describe_scores
 from napari_strata.core.text import format_percent
 from napari_strata.report import figures, html, sections
 from napari_strata.report.command import repeat_training
@@ -33,6 +34,7 @@ def render(folder: Path) -> str:
         "scores": scores,
         "confusion": sections.confusion_table(record),
         "calibration": sections.calibration(record),
+        "trained_on": sections.trained_on(record),
         "cases": sections.cases(record),
         "swatches": [(row.name, row.color) for row in scores.rows] if scores else [],
         "data": sections.data(record),
@@ -57,12 +59,12 @@ def _summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
             f"Of {scores.pixels:,} labelled pixels {images}, "
             f"{format_percent(scores.pixel_accuracy)} are classified rightly; the mean "
             "intersection over union of the classes (mean IoU) is "
-            f"{scores.mean_iou:.3f}."
+            f"{scores.mean_iou_text.removeprefix('mean IoU ')}."
         )
-    elif best is not None and not math.isnan(best.mean_iou):
+    elif best is not None and best.score:
         sentences.append(
             "Its best mean IoU on images held back from training was "
-            f"{best.mean_iou:.3f}, in epoch {best.epoch}."
+            f"{best.score.removeprefix('mean IoU ')}, in epoch {best.epoch}."
         )
     if scores is not None:
         iou = {row.name: row.iou for row in scores.rows}
@@ -131,17 +133,20 @@ def _missing(record: Record) -> list[str]:
 def _tiles(record: Record) -> list[tuple[str, str, str]]:
     """Return value, name and meaning of the figures at the top."""
     scores, best = record.scores, record.history.best
-    mean_iou, accuracy = scores.get("mean_iou"), scores.get("pixel_accuracy")
-    if not scores and best is not None:
-        mean_iou, accuracy = best.mean_iou, best.pixel_accuracy
+    text, accuracy = "", scores.get("pixel_accuracy")
+    if scores:
+        text = describe_scores(scores)
+    elif best is not None:
+        text, accuracy = best.score, best.pixel_accuracy
     if best is not None and best.stroke_pixels:
         pixels = f"of {best.stroke_pixels:,} held-out stroke pixels, as painted"
         return [(figures.share(accuracy), "agreement", pixels)]
+    value, _, classes = text.removeprefix("mean IoU ").partition(" ")
     tiles = [
         (
-            figures.number(mean_iou),
+            value if value.strip("-") else figures.NONE,
             "mean IoU",
-            "overlap of prediction and truth, mean of the classes",
+            f"overlap of prediction and truth, mean {classes or 'of the classes'}",
         ),
         (
             figures.number(scores.get("mean_dice")),

@@ -17,8 +17,9 @@ from PIL import Image as Pillow
 from pydantic import ValidationError
 
 from napari_strata.core.errors import StrataError
-from napari_strata.core.metrics import none_if_nan
+from napari_strata.core.metrics import describe_scores, none_if_nan
 from napari_strata.core.network_sections import network_kinds
+from napari_strata.evaluation.calibration import NOT_INDEPENDENT
 from napari_strata.report.charts import Line, draw_lines, draw_reliability
 from napari_strata.report.figures import plural
 from napari_strata.report.record import Record
@@ -73,11 +74,14 @@ class ClassRow:
 class ScoreTable:
     """Scores of each class and of all; `caption` names the images.
 
+    `mean_iou_text` says over which classes the mean is taken.
+
     Strokes have a recall only; see `EpochEnd.reported_iou`.
     """
 
     rows: tuple[ClassRow, ...]
     mean_iou: float
+    mean_iou_text: str
     pixel_accuracy: float
     pixels: int
     caption: str
@@ -108,12 +112,29 @@ class Cell:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A reliability diagram and the calibration error; None without pixels."""
+    """A reliability diagram and calibration errors; None where they are not known.
+
+    Parameters
+    ----------
+    before, after
+        Expected calibration error without and with the temperature; of an evaluation,
+        `after` only.
+    classwise
+        Class-wise calibration error, with the temperature.
+    class_errors
+        Name and calibration error of each class.
+    temperature
+        None for an evaluation.
+    note
+        Remark on what was measured.
+    """
 
     drawing: Markup | None
     before: float | None
     after: float | None
-    temperature: float
+    classwise: float | None
+    class_errors: tuple[tuple[str, float | None], ...]
+    temperature: float | None
     pixels: int
     note: str
 
@@ -256,6 +277,7 @@ def score_table(record: Record) -> ScoreTable | None:
     return ScoreTable(
         tuple(rows),
         mean_iou=math.nan if is_strokes else _nan_if_none(scores.get("mean_iou")),
+        mean_iou_text=describe_scores(scores),
         pixel_accuracy=_nan_if_none(scores.get("pixel_accuracy")),
         pixels=int(counts.sum()),
         caption=caption,
@@ -279,6 +301,7 @@ def _epoch_table(record: Record) -> ScoreTable | None:
     return ScoreTable(
         tuple(rows),
         best.mean_iou,
+        best.score,
         best.pixel_accuracy,
         pixels=0,
         caption=f"as epoch {best.epoch}, the best, was validated in training",
@@ -311,16 +334,43 @@ def calibration(record: Record) -> Calibrated | None:
     facts = record.scores.get("calibration")
     if not isinstance(facts, dict) or not facts.get("pixels"):
         return None
+    label = "Share of right pixels at each confidence"
+    if "ece" in facts:  # of an evaluation
+        return Calibrated(
+            draw_reliability({"after": facts["bins"]}, label=label),
+            before=None,
+            after=facts["ece"],
+            classwise=facts["classwise_ece"],
+            class_errors=tuple(facts["class_ece"].items()),
+            temperature=None,
+            pixels=facts["pixels"],
+            note="",
+        )
+    notes = [facts["note"]]
+    if facts.get("independent"):
+        notes.append(
+            "The temperature was fitted to one half of the validation data, and the"
+            " errors are measured on the other"
+        )
+    elif not facts["note"]:
+        notes.append(NOT_INDEPENDENT)
     return Calibrated(
-        draw_reliability(
-            facts["bins"], label="Share of right pixels at each confidence"
-        ),
+        draw_reliability(facts["bins"], label=label),
         before=facts["ece_before"],
         after=facts["ece_after"],
+        classwise=facts.get("classwise_ece_after"),  # not in older files
+        class_errors=(),
         temperature=facts["temperature"],
         pixels=facts["pixels"],
-        note=facts["note"],
+        note=". ".join(note[:1].upper() + note[1:] for note in notes if note),
     )
+
+
+def trained_on(record: Record) -> list[str]:
+    """Return what is known of whether the planes of an evaluation were trained on."""
+    facts = record.scores.get("trained_on")
+    text = facts.get("text") if isinstance(facts, dict) else None
+    return [str(text)] if text else []
 
 
 def cases(record: Record) -> list[Case]:

@@ -281,6 +281,7 @@ class Crossval:
                 study.classes.names,
                 score.seconds,
                 score.agreement,
+                confusion.describe_mean_iou(),
             )
         yield self._end(CrossvalResult.load(self.out))
 

@@ -20,7 +20,7 @@ from napari_strata.core.runs import CrossvalFolder
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
-SCORES = ("mean_iou", "mean_dice", "pixel_accuracy")
+SCORES = ("mean_iou", "mean_iou_in_truth", "mean_dice", "pixel_accuracy")
 """Scores of all classes together."""
 
 CLASS_SCORES = ("iou", "dice", "precision", "recall", "f1")
@@ -155,12 +155,15 @@ class CrossvalResult:
 
     @property
     def mean_iou(self) -> float:
-        """Mean over folds of the mean IoU; NaN without folds."""
-        return float(self.spread("mean_iou")[0])
+        """Mean over folds of the mean IoU over the classes in their truth.
+
+        NaN without folds.
+        """
+        return float(self.spread("mean_iou_in_truth")[0])
 
     @property
     def mean_iou_std(self) -> float:
-        return float(self.spread("mean_iou")[1])
+        return float(self.spread("mean_iou_in_truth")[1])
 
     @property
     def seconds(self) -> float:
@@ -258,13 +261,17 @@ class CrossvalResult:
         rows.append(
             [
                 "all",
-                *(mean_std(*self.spread(score)) for score in ("mean_iou", "mean_dice")),
+                *(
+                    mean_std(*self.spread(score))
+                    for score in ("mean_iou_in_truth", "mean_dice")
+                ),
             ]
         )
         accuracy = mean_std(*self.spread("pixel_accuracy"))
+        pooled = self.pooled.describe_mean_iou()
         last = (
             f"{self._progress()}; pixel accuracy {accuracy}; mean IoU over all held-out"
-            f" pixels together {self.pooled.mean_iou:.3f}"
+            f" pixels together {pooled.removeprefix('mean IoU ')}"
         )
         return "\n".join([columns(rows), last, OPTIMISM])
 

@@ -1,9 +1,11 @@
 """Measurement of the best model at the end of a training, and its calibration.
 
 The model is scored once more on the validation images, and a temperature is fitted to
-its logits. The scores are written to ``validation/`` in the run folder, with the same
-files as any evaluation, and the temperature is stored in the model. The only random
-choice is the sample of pixels for the fit, which depends on the recipe's seed.
+its logits: to those of one half of the planes (or blocks). Its calibration error is
+measured on the other half; a single plane is cut in two. The scores are written to
+``validation/`` in the run folder, with the same files as any evaluation, and the
+temperature is stored in the model. The only random choice is the sample of pixels,
+which depends on the recipe's seed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from napari_strata.core.classes import IGNORE, ClassMap
 from napari_strata.core.events import Event, Message, RegionEnd
 from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
 from napari_strata.core.runs import EvaluationFolder, RunFolder
-from napari_strata.evaluation.calibration import Fit, calibrate, sample_evenly
+from napari_strata.evaluation.calibration import (
+    NOT_INDEPENDENT,
+    Fit,
+    calibrate,
+    sample_evenly,
+)
 from napari_strata.evaluation.pictures import Example, panel_boxes
 from napari_strata.evaluation.report import name_files, write_report
 from napari_strata.models.model import Calibration, Model
@@ -96,7 +103,7 @@ def measure(
     before, after = fit.before.ece, fit.after.ece
     model = replace(
         model,
-        calibration=Calibration(fit.temperature, before, after, fit.before.pixels),
+        calibration=Calibration(fit.temperature, before, after, fit.fitted_pixels),
     )
     model.save(folder.model_path)
     # The report is written after the model. The digest in its metrics.json shows that
@@ -121,12 +128,16 @@ class Tally:
     sample
         Numbers of the labelled pixels, counted over all regions, that are used for the
         calibration.
+    first_check
+        Number of the first labelled pixel that measures the calibration; those before
+        it fit the temperature.
     pixels
         Number of labelled pixels so far.
     """
 
     classes: ClassMap
     sample: Array
+    first_check: int
     pixels: int = 0
     logits: list[Array] = field(default_factory=list)
     labels: list[Array] = field(default_factory=list)
@@ -138,12 +149,14 @@ class Tally:
     @classmethod
     def of(cls, truths: Sequence[Truth], classes: ClassMap, *, seed: int) -> Tally:
         """Build an empty tally for these regions."""
-        total = sum(int((truth.labels != IGNORE).sum()) for truth in truths)
+        counts = [int((truth.labels != IGNORE).sum()) for truth in truths]
+        total = sum(counts)
         return cls(
             classes,
             sample_evenly(
                 total, min(MAX_PIXELS, MAX_LOGITS // len(classes)), seed=seed
             ),
+            _middle(counts),
         )
 
     def add(self, predicted: Predicted) -> None:
@@ -158,7 +171,7 @@ class Tally:
         logits = predicted.logits.reshape(len(self.classes), -1)
         self.logits.append(logits[:, sampled].T)
         self.labels.append(labels[sampled])
-        number, score = len(self.per_region), predicted.confusion.mean_iou
+        number, score = len(self.per_region), predicted.confusion.mean_iou_in_truth
         self.per_region.append((predicted.truth.region.name, predicted.confusion))
         example: Example | None = None
         for kind, rank in (("best", -score), ("worst", score)):
@@ -170,7 +183,11 @@ class Tally:
 
     def fit(self) -> Fit:
         """Fit the temperature to the sampled pixels."""
-        return calibrate(np.concatenate(self.logits), np.concatenate(self.labels))
+        return calibrate(
+            np.concatenate(self.logits),
+            np.concatenate(self.labels),
+            self.sample >= self.first_check,
+        )
 
     def cases(self) -> dict[str, Example]:
         """Return the best and the worst regions by mean IoU.
@@ -196,7 +213,7 @@ def _write(out: Path, tally: Tally, facts: Mapping[str, Any]) -> None:
         {
             "file": f"{name}.png",
             "name": example.name,
-            "mean_iou": none_if_nan(example.confusion.mean_iou),
+            "mean_iou": none_if_nan(example.confusion.mean_iou_in_truth),
             "pixel_accuracy": none_if_nan(example.confusion.pixel_accuracy),
             "panels": panel_boxes(example),
         }
@@ -228,11 +245,28 @@ def _region_index(truth: Truth) -> dict[str, Any]:
     }
 
 
+def _middle(counts: Sequence[int]) -> int:
+    """Return the number of the first pixel of the second half of regions.
+
+    Neighbouring regions stay together: they look alike. One region is cut in two.
+    """
+    total = sum(counts)
+    if len(counts) < 2:
+        return total // 2
+    ends = np.cumsum(counts)[:-1]
+    return int(ends[np.abs(ends - total / 2).argmin()])
+
+
 def _describe_fit(fit: Fit) -> str:
     if fit.note:
         return fit.note
-    return (
+    text = (
         f"confidence is off by {100 * fit.before.ece:.1f} % on average (expected"
         f" calibration error), and by {100 * fit.after.ece:.1f} % with the temperature"
         f" {fit.temperature:.2f}, which is now stored in the model"
     )
+    if fit.independent:
+        return (
+            f"{text}; fitted on one half of the validation data, measured on the other"
+        )
+    return f"{text}; {NOT_INDEPENDENT}"

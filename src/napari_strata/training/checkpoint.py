@@ -108,6 +108,7 @@ class TrainingRun:
             best_epoch=best.epoch if best else 0,
             mean_iou=best.reported_iou if best else math.nan,
             agreement=best.agreement if best else "",
+            score=best.score if best else "",
             model=str(model_path) if model_path.exists() else "",
             seconds=seconds,
         )

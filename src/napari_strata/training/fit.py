@@ -341,6 +341,9 @@ class _Fit:
             best_loss=not math.isnan(scores.loss),
             weights="raw",
             stroke_pixels=stroke_pixels,
+            mean_iou_in_truth=confusion.mean_iou_in_truth,
+            classes_in_truth=confusion.classes_in_truth,
+            pixels=int(confusion.counts.sum()),
         )
         terms = {f"validation_{name}": value for name, value in scores.terms.items()}
         return end, terms
@@ -372,6 +375,7 @@ class _Fit:
             best_epoch=best.epoch if best else 0,
             mean_iou=best.reported_iou if best else math.nan,
             agreement=best.agreement if best else "",
+            score=best.score if best else "",
             model=str(path) if path.exists() else "",
             seconds=time.perf_counter() - self.start,
         )

@@ -308,9 +308,9 @@ class Progress:
 
     @property
     def best(self) -> EpochEnd | None:
-        """Epoch with the highest mean IoU; the first among equal ones.
+        """Epoch with the highest mean IoU over the classes in the truth.
 
-        If nothing was scored, it is the last epoch.
+        It is the first among equal ones. If nothing was scored, it is the last epoch.
         """
         for end in reversed(self.history):
             if end.best_iou:
@@ -320,9 +320,9 @@ class Progress:
     def is_best(self, *, iou: float, loss: float) -> tuple[bool, bool]:
         """Return whether a mean IoU and a validation loss are the best so far.
 
-        NaN is never the best.
+        The mean is that over the classes in the truth. NaN is never the best.
         """
-        ious = [end.mean_iou for end in self.compared if end.best_iou]
+        ious = [end.comparable_iou for end in self.compared if end.best_iou]
         losses = [end.validation_loss for end in self.compared if end.best_loss]
         is_best = iou > (-math.inf if self.is_blind else max(ious, default=-math.inf))
         return is_best, loss < min(losses, default=math.inf)

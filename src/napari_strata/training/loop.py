@@ -109,8 +109,9 @@ def iter_train(  # noqa: PLR0913 (as `train`)
     out
         Run folder to create; see `RunFolder` for its files. From the end of the first
         epoch, ``model.safetensors`` is the model with the best mean IoU on the
-        validation data so far, or the latest model without validation data. A run that
-        is stopped earlier saves its current weights. A complete training also has
+        validation data so far, or the latest model without validation data. The mean is
+        that over the classes that occur in the labels of these data. A run that is
+        stopped earlier saves its current weights. A complete training also has
         ``validation/``, the measurements by `training.calibration`.
     validation
         Pairs to validate on. By default, the recipe's fraction of `pairs` is used.
@@ -355,7 +356,10 @@ def _epoch(
     kind, scores = _validate(learner, predictors, data.truths)
     learner.schedule.step_epoch(scores.loss if data.truths else means["loss"])
     confusion = scores.confusion
-    best_iou, best_loss = run.progress.is_best(iou=confusion.mean_iou, loss=scores.loss)
+    pixels = int(confusion.counts.sum())
+    best_iou, best_loss = run.progress.is_best(
+        iou=confusion.mean_iou_in_truth, loss=scores.loss
+    )
     end = EpochEnd(
         epoch=epoch,
         epochs=run.plan.recipe.training.epochs,
@@ -369,7 +373,10 @@ def _epoch(
         best_iou=best_iou,
         best_loss=best_loss,
         weights=kind,
-        stroke_pixels=int(confusion.counts.sum()) if run.plan.validates_strokes else 0,
+        stroke_pixels=pixels if run.plan.validates_strokes else 0,
+        mean_iou_in_truth=confusion.mean_iou_in_truth,
+        classes_in_truth=confusion.classes_in_truth,
+        pixels=pixels,
     )
     # Before the checkpoint, after which a killed training goes on.
     run.save_preview(end, scores.example)
@@ -383,7 +390,8 @@ def _validate(
 ) -> tuple[str, Validation]:
     """Validate raw and averaged weights; return the name and scores of the better.
 
-    The mean IoU decides; if it is equal or NaN, the averaged weights are chosen.
+    The mean IoU over the classes in the truth decides; if it is equal or NaN, the
+    averaged weights are chosen.
     """
     group = learner.group
     scores: dict[str, Validation] = {}
@@ -393,7 +401,7 @@ def _validate(
         scores[kind] = own if len(shares) == 1 else _merge(own, shares)
 
     def mean_iou(kind: str) -> float:
-        value = scores[kind].confusion.mean_iou
+        value = scores[kind].confusion.mean_iou_in_truth
         return -math.inf if math.isnan(value) else value
 
     best = max(scores, key=mean_iou)

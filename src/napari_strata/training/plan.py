@@ -38,6 +38,15 @@ from napari_strata.data.split import (
     warn_missing_classes,
 )
 from napari_strata.data.strokes import are_strokes
+from napari_strata.data.trained_on import (
+    CONTENT,
+    EARLIER,
+    Digests,
+    Regions,
+    regions_of_record,
+    regions_of_start,
+    without,
+)
 from napari_strata.training.suggestion import Suggestion, suggest_recipe
 
 MAY_CHANGE = (
@@ -128,6 +137,11 @@ class Plan:
         Names of planes with labels that are not used, beside what is held back.
     is_changed
         True if the images of a resumed run have other labels than when it stopped.
+    digests
+        Digests of the regions.
+    earlier
+        Regions that trained before and do not any more, as in ``data.json``; None if
+        not known.
     """
 
     recipe: Recipe
@@ -142,6 +156,8 @@ class Plan:
     suggestion: Suggestion | None = None
     left_out: tuple[str, ...] = ()
     is_changed: bool = False
+    digests: Digests = field(default_factory=Digests, repr=False)
+    earlier: Regions | None = ()
 
     @property
     def validates_strokes(self) -> bool:
@@ -198,7 +214,20 @@ class Plan:
             pairs=pairs,
             left_out=tuple(left_out),
             is_changed=False,
+            earlier=self._with_erased(training),
         )
+
+    def _with_erased(self, training: Sequence[LabelledRegion]) -> Regions | None:
+        """Return `earlier` with the regions that have lost all their labels."""
+        if self.earlier is None:
+            return None
+        erased = [
+            self._region_record(before)
+            for before, after in zip(self.training, training, strict=False)
+            if label_counts([before], self.spec.classes).any()
+            and not label_counts([after], self.spec.classes).any()
+        ]
+        return (*self.earlier, *erased)
 
     @property
     def is_blind(self) -> bool:
@@ -218,20 +247,17 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """Build the content of ``data.json``.
 
-        It has sources, split, classes, spec and fingerprint, as plain data.
+        It has sources, split, classes, spec and fingerprint, as plain data; and digests
+        of the planes, by which an evaluation recognises them (`data.trained_on`).
         """
         numbers = {id(pair): i for i, pair in enumerate(self.pairs)}
 
         def row(region: LabelledRegion) -> dict[str, Any]:
-            box = {
-                BOX_KEYS[axis]: [bounds.start, bounds.stop]
-                for axis, bounds in zip(region.axes, region.box, strict=True)
-            }
             return {
                 "name": region.name,
                 "pair": numbers[id(region.pair)],
                 "index": dict(region.index),
-            } | box
+            } | self._region_record(region)
 
         return {
             "fingerprint": self.fingerprint,
@@ -249,8 +275,19 @@ class Plan:
             "split": self.text,
             "training": [row(region) for region in self.training],
             "validation": [row(region) for region in self.validation],
+            EARLIER: None if self.earlier is None else list(self.earlier),
             "spec": self.spec.model_dump(mode="json"),
         }
+
+    def _region_record(self, region: LabelledRegion) -> dict[str, Any]:
+        """Return name, box and digests of a region."""
+        box = {
+            BOX_KEYS[axis]: [bounds.start, bounds.stop]
+            for axis, bounds in zip(region.axes, region.box, strict=True)
+        }
+        spec = self.spec
+        digests = self.digests.of(region, spec.classes, spec.neighbours)
+        return {"name": region.name, **box, CONTENT: digests}
 
 
 def axes_of(recipe: Recipe) -> str:
@@ -303,7 +340,9 @@ def plan_new(task: TrainingTask) -> Plan:
     suggestion = suggest_recipe(recipe, [*split.training, *split.validation], pairs)
     notes = [*spec.notes, *([suggestion.text] if suggestion else [])]
     plan = _plan(recipe, spec, split, pairs, notes=notes)
-    return replace(plan, suggestion=suggestion)
+    start = recipe.training.start
+    earlier = regions_of_start(start) if start is not None else ()
+    return replace(plan, suggestion=suggestion, earlier=earlier)
 
 
 def _split_of_start(
@@ -403,7 +442,9 @@ def plan_resumed(task: TrainingTask, run: RunFolder) -> Plan:
         [*known_pairs.values(), *added],
         notes=_describe_added(added),
     )
-    plan = replace(plan, left_out=tuple(left_out))
+    plan = replace(
+        plan, left_out=tuple(left_out), earlier=_regions_before(record, plan)
+    )
     if plan.fingerprint != record["fingerprint"]:
         note = (
             f"the training data changed: fingerprint {record['fingerprint']} ->"
@@ -419,6 +460,17 @@ def plan_resumed(task: TrainingTask, run: RunFolder) -> Plan:
         )
         plan = replace(plan, messages=(*plan.messages, Message(note, "warning")))
     return plan
+
+
+def _regions_before(record: Mapping[str, Any], plan: Plan) -> Regions | None:
+    """Return the regions that trained a run before it is resumed, and do not now."""
+    is_same = plan.fingerprint == record["fingerprint"]
+    if EARLIER not in record:  # of an earlier version
+        return () if is_same and plan.recipe.training.start is None else None
+    known = regions_of_record(record)
+    if is_same or known is None:
+        return record[EARLIER]  # type: ignore[no-any-return]
+    return without(known, tuple(plan.record()["training"]))
 
 
 def plan_all_strokes(plan: Plan) -> Plan | None:

@@ -32,12 +32,14 @@ from napari_strata.core.options import PredictOptions
 from napari_strata.core.recipe import Recipe
 from napari_strata.core.runs import RunFolder
 from napari_strata.data.neighbours import with_neighbours
+from napari_strata.data.trained_on import Seen
 from napari_strata.evaluation.evaluate import (
     iter_evaluate,
     iter_score_labels,
     shared_classes,
 )
 from napari_strata.evaluation.report import check_free, write_report
+from napari_strata.evaluation.seen_scores import SeenScores
 from napari_strata.inference.batch import predict_files
 from napari_strata.inference.checks import check_image
 from napari_strata.inference.outputs import OutputSpec
@@ -67,6 +69,7 @@ from napari_strata.worker.protocol import (
     InfoJob,
     Job,
     JobResult,
+    KnownPlanes,
     Layer,
     ModelInfo,
     NextWindowJob,
@@ -340,12 +343,18 @@ def _compare(job: EvaluateJob, out: Path | None) -> Events:
         [None] * len(classes) for _ in classes.names
     ]
     planes: list[tuple[float, Case]] = []
+    known = job.known or KnownPlanes()
+    seen_planes = {
+        repr(plane.index): Seen(plane.kind, plane.pixels) for plane in known.planes
+    }
+    seen = SeenScores(classes, known.why_unknown)
     started = perf_counter()
     for number, (region, total, matrix) in enumerate(
         iter_score_labels(prediction, truth, classes), 1
     ):
         confusion += matrix
-        index, mean_iou = dict(region.index), matrix.mean_iou
+        index, mean_iou = dict(region.index), matrix.mean_iou_in_truth
+        seen.add(seen_planes.get(repr(index), Seen()), matrix)
         if not np.isnan(mean_iou):
             planes.append((mean_iou, Case(index=index, mean_iou=mean_iou)))
         for i, j in np.argwhere(matrix.counts > fullest.counts):
@@ -353,14 +362,16 @@ def _compare(job: EvaluateJob, out: Path | None) -> Events:
         fullest.counts = np.maximum(fullest.counts, matrix.counts)
         yield RegionEnd(index, number, total, perf_counter() - started)
         started = perf_counter()
+    facts = {} if job.known is None else {"trained_on": seen.as_dict()}
     if out is not None:
-        write_report(confusion, [(prediction.name, confusion)], out)
+        write_report(confusion, [(prediction.name, confusion)], out, facts=facts)
     ranked = [case for _, case in sorted(planes, key=lambda plane: plane[0])]
     if len(ranked) > 2 * CASES:
         ranked = ranked[:CASES] + ranked[-CASES:]
     scores = confusion.as_dict()
     return EvaluateResult(
         **scores,
+        **facts,
         per_image={prediction.name: scores},
         out=job.out,
         most=tuple(map(tuple, most)),

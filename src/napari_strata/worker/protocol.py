@@ -216,10 +216,27 @@ class PredictJob(_Prediction):
         return self.preview
 
 
+class KnownPlane(_Request):
+    """Plane that a model was trained on or that was held back; see `Seen`."""
+
+    index: dict[str, int]
+    kind: Literal["trained", "held back"]
+    pixels: int = 0
+
+
+class KnownPlanes(_Request):
+    """Planes that a model knows; see `SeenScores`."""
+
+    planes: tuple[KnownPlane, ...] = ()
+    why_unknown: str = ""
+
+
 class EvaluateJob(_Prediction):
     """Score a model on labelled images, or a label file against reference labels.
 
     See `iter_evaluate` (`model`, `images`) and `score_labels` (`prediction`, `labels`).
+    `known` has the planes that the model of a prediction knows; their scores come
+    apart.
     """
 
     kind: Literal["evaluate"] = "evaluate"
@@ -230,6 +247,7 @@ class EvaluateJob(_Prediction):
     axes: str | None = None
     classes: ClassMap | None = None
     unlabelled: tuple[int, ...] = ()
+    known: KnownPlanes | None = None
     out: str | None = None
 
     @model_validator(mode="after")
@@ -584,14 +602,19 @@ class EvaluateResult(_Result):
 
     A comparison of label files also has `most`, which is the plane with the most pixels
     of each cell of the confusion matrix, and `cases`, the worst and the best planes.
+    `trained_on` says whether the planes were trained on; see `SeenScores.as_dict`. The
+    scores of a model have `calibration`; see `Reliability.as_dict`.
     """
 
     mean_iou: float | None
+    mean_iou_in_truth: float | None = None
     mean_dice: float | None
     pixel_accuracy: float | None
     per_class: dict[str, dict[str, Any]]
     confusion: tuple[tuple[int, ...], ...]
     per_image: dict[str, dict[str, Any]]
+    trained_on: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
     out: str | None = None
     most: tuple[tuple[dict[str, int] | None, ...], ...] = ()
     cases: tuple[Case, ...] = ()

@@ -14,11 +14,14 @@ from qtpy.QtCore import Qt
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.metrics import ConfusionMatrix
+from napari_strata.core.runs import RunFolder
+from napari_strata.evaluation.seen_scores import TRAINED_ON
 from napari_strata.plugin import METADATA
 from napari_strata.widgets.evaluate.dock import PLANE, EvaluateDock
 from napari_strata.widgets.evaluate.scores import IOU, PIXELS
-from napari_strata.widgets.layers.live import PREDICTED
+from napari_strata.widgets.layers.live import MODEL, PREDICTED
 from napari_strata.widgets.settings import Settings
+from widgets.models import make_run, rock
 
 LONG = 60_000
 CLASSES = ClassMap(
@@ -123,7 +126,7 @@ def test_scores_errors_and_the_report_are_right(
     assert [table.item(row, PIXELS).text() for row in range(3)] == ["5", "6", "0"]
     assert (
         dock.scores.headline.text()
-        == f"Mean IoU {(0.5 + 0.625) / 2:.3f}, pixel accuracy {100 * 8 / 11:.1f}\N{NO-BREAK SPACE}%"
+        == f"Mean IoU {(0.5 + 0.625) / 2:.3f} over the 2 of 3 classes in the truth, pixel accuracy {100 * 8 / 11:.1f}\N{NO-BREAK SPACE}%"
     )
     assert (
         "rock segmented against rock labels: 11 labelled pixels"
@@ -160,7 +163,12 @@ def test_scores_errors_and_the_report_are_right(
     expected = ConfusionMatrix(
         CLASSES, np.array([[3, 2, 0], [1, 5, 0], [0, 0, 0]])
     ).as_dict()
-    assert json.loads((out / "metrics.json").read_text()) == expected
+    scores = json.loads((out / "metrics.json").read_text())
+    assert (
+        "not known whether these labels were trained on"
+        in scores.pop("trained_on")["text"]
+    )
+    assert scores == expected
     assert (report / "mine.txt").read_text() == "keep"
 
 
@@ -386,3 +394,38 @@ def test_the_worst_and_the_best_planes_are_shown_in_pictures_and_viewer(
     dock.viewer.dims.set_current_step(0, 0)
     qtbot.mouseClick(cases.go, Qt.MouseButton.LeftButton)
     assert dock.viewer.dims.current_step[0] == 5
+
+
+def test_labels_that_were_trained_on_are_told_and_proposed_last(
+    make: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path)
+    image, labels = rock()
+    truth = np.asarray(labels.data)
+    dock = make(truth.copy(), truth.copy(), classes=labels.classes)
+    viewer, trained, prediction = dock.viewer, dock.truth.layer, dock.prediction.layer
+    prediction.metadata[MODEL] = str(run / "model.safetensors")
+    dock.prediction.changed.emit()
+    # The only labels: they are proposed, with a warning.
+    qtbot.waitUntil(lambda: TRAINED_ON in dock.truth.text.text(), timeout=LONG)
+    assert dock.truth.layer is trained
+    other = viewer.add_labels(
+        np.roll(truth, 7, axis=1), name="other", axis_labels="zyx", units="um"
+    )
+    qtbot.waitUntil(lambda: dock.truth.layer is other, timeout=LONG)
+    assert TRAINED_ON not in dock.truth.text.text()
+    _compare(qtbot, dock)
+    assert "None of these planes was trained on." in dock.scores.caption.text()
+    dock.truth.choose(trained)
+    assert TRAINED_ON in dock.truth.text.text()
+    _compare(qtbot, dock)
+    caption = dock.scores.caption.text()
+    record = RunFolder(run).data()
+    count = len(record["training"])
+    assert f"⚠ {count} of 4 planes were trained on: there, the score says" in caption
+    assert f"On the {4 - count} others: mean IoU 1.000" in caption
+    # With the image, other labels of the same planes are recognised, too.
+    viewer.add_image(image.data, name="rock", axis_labels="zyx", units="um")
+    dock.truth.choose(other)
+    _compare(qtbot, dock)
+    assert "4 planes were trained on" in dock.scores.caption.text()

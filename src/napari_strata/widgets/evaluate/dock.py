@@ -16,8 +16,10 @@ from qtpy.QtWidgets import QFileDialog, QLabel
 from napari_strata.core.errors import ImageError
 from napari_strata.core.events import RegionEnd
 from napari_strata.core.image import LabelImage
+from napari_strata.data.trained_on import TrainedOn
 from napari_strata.evaluation.compare import Comparison, Written, describe_plane
 from napari_strata.plugin import labels_layer, stored_classes
+from napari_strata.widgets.evaluate.cases import image_below
 from napari_strata.widgets.evaluate.score_view import ScoreView
 from napari_strata.widgets.evaluate.scores import (
     ERRORS,
@@ -33,13 +35,24 @@ from napari_strata.widgets.evaluate.state import (
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.counts import PixelCounter
 from napari_strata.widgets.layers.label_classes import LabelClasses
-from napari_strata.widgets.layers.live import PREDICTED, add_quietly, current_plane
+from napari_strata.widgets.layers.live import (
+    MODEL,
+    PREDICTED,
+    add_quietly,
+    current_plane,
+)
 from napari_strata.widgets.parts.class_rows import ZeroChoice
 from napari_strata.widgets.parts.dock import Dock, Progress, draw
 from napari_strata.widgets.parts.report_page import free_folder, page_of
 from napari_strata.widgets.work import threads
 from napari_strata.widgets.work.client import JobHandle, Outcome
-from napari_strata.worker.protocol import EvaluateJob, EvaluateResult, Layer
+from napari_strata.worker.protocol import (
+    EvaluateJob,
+    EvaluateResult,
+    KnownPlane,
+    KnownPlanes,
+    Layer,
+)
 
 WHOLE, PLANE = "whole stack", "visible plane"
 
@@ -48,6 +61,7 @@ class EvaluateDock(Dock):
     """Dock that compares predicted labels with the truth."""
 
     name = "Evaluate"
+    manual_page = "docs/scores.md"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
@@ -133,6 +147,7 @@ class EvaluateDock(Dock):
             is_running=self.handle is not None,
             has_scores=self.written is not None,
             zero=None if truth is None else self._zero_meaning(truth),
+            is_trained=self.truth.is_trained(truth),
         )
 
     def _labels(self) -> tuple[LabelImage, LabelImage]:
@@ -274,7 +289,19 @@ class EvaluateDock(Dock):
 
     def _write_function(self) -> Callable[[], Written]:
         comparison, session = self.comparison(), self.session
-        return lambda: comparison.write(session.scratch())
+        image = image_below(self.viewer, comparison.prediction)
+        layer = self.prediction.layer
+        model = layer.metadata.get(MODEL) if layer is not None else None
+
+        def write() -> Written:
+            if model is None:
+                trained_on = TrainedOn("the prediction does not name its model")
+            else:
+                trained_on = TrainedOn.of([model])
+            written = comparison.write(session.scratch())
+            return written.look_up(trained_on, image)
+
+        return write
 
     def _request(
         self, written: Written, *, job: str = "", out: Path | None = None
@@ -284,6 +311,7 @@ class EvaluateDock(Dock):
             prediction=Layer(path=str(written.prediction)),
             labels=(Layer(path=str(written.truth)),),
             classes=written.classes,
+            known=_known(written),
             out=None if out is None else str(out),
         )
 
@@ -419,6 +447,15 @@ class EvaluateDock(Dock):
         self.prediction.disconnect_viewer()
         self.truth.disconnect_viewer()
         self._counter.watch(None)
+
+
+def _known(written: Written) -> KnownPlanes:
+    planes = [
+        KnownPlane(index=dict(plane.index), kind=seen.kind, pixels=seen.pixels)
+        for plane in written.planes
+        if (seen := plane.seen).kind != "new"
+    ]
+    return KnownPlanes(planes=tuple(planes), why_unknown=written.why_unknown)
 
 
 def _info(labels: LabelImage) -> LabelsInfo:

@@ -9,6 +9,8 @@ import numpy as np
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_strata.core.classes import ClassMap
+from napari_strata.core.metrics import describe_scores
+from napari_strata.core.text import MEAN_IOU_HELP
 from napari_strata.widgets.evaluate.cases import Cases
 from napari_strata.widgets.evaluate.confusion import ConfusionPicture
 from napari_strata.widgets.evaluate.scores import ABSENT, ScoreTable
@@ -30,8 +32,8 @@ class ScoreView(QWidget):
         font.setBold(True)
         self.headline.setFont(font)
         self.headline.setToolTip(
-            "Mean IoU: the mean over the classes that occur or are predicted.\nPixel"
-            " accuracy: the fraction of labelled pixels with the correct class."
+            f"{MEAN_IOU_HELP}\nPixel accuracy: the fraction of labelled pixels with the"
+            " correct class."
         )
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 4, 0, 0)
@@ -52,14 +54,19 @@ class ScoreView(QWidget):
     ) -> None:
         """Show the result of `ConfusionMatrix.as_dict` with a description."""
         counts = np.array(result["confusion"], np.int64)
-        iou, accuracy = result["mean_iou"], result["pixel_accuracy"]
-        score_texts = (
-            ABSENT if iou is None else f"{iou:.3f}",
-            ABSENT if accuracy is None else f"{100 * accuracy:.1f}\N{NO-BREAK SPACE}%",
-        )
+        accuracy = result["pixel_accuracy"]
+        accuracy_text = ABSENT
+        if accuracy is not None:
+            accuracy_text = f"{100 * accuracy:.1f}\N{NO-BREAK SPACE}%"
+        mean_iou = describe_scores(result)
         self.headline.setText(
-            f"Mean IoU {score_texts[0]}, pixel accuracy {score_texts[1]}"
+            f"{mean_iou[0].upper()}{mean_iou[1:]}, pixel accuracy {accuracy_text}"
         )
-        self.caption.setText(f"{description}: {counts.sum():,} labelled pixels")
+        caption = f"{description}: {counts.sum():,} labelled pixels"
+        seen = result["trained_on"]
+        if seen is not None:
+            mark = "⚠ " if seen["level"] == "warning" else ""
+            caption += f"\n{mark}{seen['text']}"
+        self.caption.setText(caption)
         self.table.show_scores(result["per_class"], classes)
         self.picture.show_counts(counts, classes.names, classes.colors)

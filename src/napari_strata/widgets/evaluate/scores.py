@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from napari.layers import Labels as LabelsLayer
 from napari.viewer import Viewer
@@ -21,10 +22,15 @@ from qtpy.QtWidgets import (
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import LabelImage
+from napari_strata.data.trained_on import TrainedOn, are_trained
+from napari_strata.evaluation.compare import find_seen
+from napari_strata.plugin import stored_classes
+from napari_strata.widgets.evaluate.cases import image_below
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.choice import LayerChoice
-from napari_strata.widgets.layers.live import PREDICTED
+from napari_strata.widgets.layers.live import MODEL, PREDICTED
 from napari_strata.widgets.parts.swatch import swatch
+from napari_strata.widgets.work import threads
 
 ERRORS = "napari_strata_errors"
 """Key in the metadata of layers that show errors."""
@@ -47,6 +53,8 @@ TIPS = (
     "Pixels of this class in the truth",
 )
 ABSENT = "\N{EN DASH}"
+LOOKED_UP = 16
+"""Planes of labels that are looked up among those that were trained on."""
 MAX_ROWS = 8
 """Largest height of the table, in rows."""
 
@@ -141,10 +149,16 @@ class PredictionChoice(_LabelsChoice):
 
 
 class TruthChoice(_LabelsChoice):
-    """Choice of the truth: the only other labels with the size of the prediction."""
+    """Choice of the truth: the only other labels with the size of the prediction.
+
+    Labels that the model of the prediction was trained on come last.
+    """
 
     def __init__(self, viewer: Viewer, prediction: PredictionChoice) -> None:
         self._prediction, self.problem = prediction, ""
+        self._trained: WeakKeyDictionary[LabelsLayer, tuple[Any, bool]] = (
+            WeakKeyDictionary()
+        )
         super().__init__(viewer, "Truth")
         prediction.changed.connect(self._follow_later)
         self._follow()
@@ -161,9 +175,59 @@ class TruthChoice(_LabelsChoice):
 
     def _proposed(self) -> Any:
         fitting = self._fitting()
-        if self._layer in fitting:
-            return self._layer
-        return fitting[0] if len(fitting) == 1 else None
+        new = [layer for layer in fitting if not self.is_trained(layer)]
+        for candidates in (new, fitting):
+            if self._layer in candidates:
+                return self._layer
+            if candidates:
+                return candidates[0] if len(candidates) == 1 else None
+        return None
+
+    def is_trained(self, layer: LabelsLayer | None) -> bool:
+        """Return True if the model of the prediction was trained on these labels.
+
+        False until a thread has looked them up.
+        """
+        prediction = self._prediction.layer
+        model = prediction.metadata.get(MODEL) if prediction is not None else None
+        if layer is None or model is None:
+            return False
+        key = (model, id(layer.data))
+        known = self._trained.get(layer, (None, False))
+        if known[0] == key:
+            return known[1]
+        self._trained[layer] = (key, False)
+        try:
+            look_up = self._look_up(layer, model)
+        except ImageError:
+            return False  # the dock says what is wrong
+        threads.run(
+            look_up,
+            lambda trained: self._looked_up(layer, key, trained),
+            lambda _error: None,  # the comparison says what is wrong
+            owner=self,
+        )
+        return False
+
+    def _look_up(self, layer: LabelsLayer, model: str) -> Callable[[], bool]:
+        """Return a function that looks labels up in a thread."""
+        labels = convert.labels_of(layer, self._prediction.labels(None))
+        classes = stored_classes({"metadata": layer.metadata})
+        image = image_below(self._viewer, labels)
+        return lambda: are_trained(
+            find_seen(
+                labels,
+                classes,
+                TrainedOn.of([model]),
+                image=image,
+                most=LOOKED_UP,
+            )
+        )
+
+    def _looked_up(self, layer: LabelsLayer, key: Any, trained: bool) -> None:
+        if trained and layer in self._viewer.layers:
+            self._trained[layer] = (key, trained)
+            self._follow_later()
 
     def _missing_reason(self) -> str:
         if self._prediction.layer is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from napari_strata.evaluation.seen_scores import TRAINED_ON
 from napari_strata.widgets.parts.control import Control
 
 NOTHING_RUNS = "Nothing is running."
@@ -71,6 +72,8 @@ class EvaluateState:
         True after a comparison.
     zero
         Meaning of the value 0; None without a truth.
+    is_trained
+        True if the model of the prediction was trained on the truth.
     """
 
     choice_problem: str = ""
@@ -82,6 +85,7 @@ class EvaluateState:
     is_running: bool = False
     has_scores: bool = False
     zero: ZeroMeaning | None = None
+    is_trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ def resolve(state: EvaluateState) -> EvaluateView:
     both_chosen = state.prediction_ndim > 0 and state.zero is not None
     if problem and both_chosen and not state.activity:
         truth_text = problem
+    elif not problem and state.is_trained:
+        truth_text = f"⚠ {TRAINED_ON}"
     return EvaluateView(
         problem=problem,
         truth_text=truth_text,

@@ -34,6 +34,8 @@ MAX_MEMORY_BYTES = 2**30
 
 PREDICTED = "napari_strata_predicted"
 """Key in the metadata of layers that were predicted, not painted."""
+MODEL = "napari_strata_model"
+"""Key in the metadata of predicted layers for the path of their model."""
 
 
 class LiveLabels(QObject):

@@ -17,7 +17,7 @@ from napari_strata.core import axes
 from napari_strata.core.image import Image
 from napari_strata.core.runs import RunFolder
 from napari_strata.widgets.layers.convert import array_of
-from napari_strata.widgets.layers.live import PREDICTED
+from napari_strata.widgets.layers.live import MODEL, PREDICTED
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class PredictedLabels:
         if layer is self.layer():
             return
         self._layer = ref(layer)
+        layer.metadata[MODEL] = self.origin.model
         _PREDICTIONS[layer] = self
         for name in ("paint", "labels_update"):
             getattr(layer.events, name).connect(self._on_edit)

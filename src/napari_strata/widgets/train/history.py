@@ -126,7 +126,7 @@ class History:
         """Return the mean IoU, or the share of held-out stroke pixels; or NaN."""
         if end is None:
             return math.nan
-        return end.pixel_accuracy if end.stroke_pixels else end.mean_iou
+        return end.pixel_accuracy if end.stroke_pixels else end.comparable_iou
 
     def describe(self, end: EpochEnd) -> str:
         """Describe the scores of an epoch in lines of text."""
@@ -141,10 +141,13 @@ class History:
         if end.agreement:
             lines.append(f"The model {end.agreement}")
         else:
+            score = end.score or "mean IoU -"
             lines.append(
-                f"Mean IoU {format_score(end.mean_iou, 3)}, pixel accuracy"
+                f"{score[0].upper()}{score[1:]}, pixel accuracy"
                 f" {format_score(end.pixel_accuracy, 3)}"
             )
+            if end.pixels:
+                lines.append(f"on {end.pixels:,} validation pixels")
             lines += [
                 f"    {name} {format_score(iou, 3)}"
                 for name, iou in zip(self.names, end.class_iou, strict=False)

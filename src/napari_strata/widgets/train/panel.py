@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_strata.core.events import (
+    STROKES_ARE_EASY,
     BatchEnd,
     EpochEnd,
     Event,
@@ -185,9 +185,15 @@ class TrainingPanel(QWidget):
         """Describe the best epoch so far; empty without scores."""
         if self.best is None:
             return ""
-        if math.isnan(self.best.reported_iou):
-            return self.best.agreement
-        return f"best mean IoU {self.best.mean_iou:.3f} in epoch {self.best.epoch}"
+        best = self.best
+        if best.agreement:
+            return f"{best.agreement} ({STROKES_ARE_EASY})"
+        if not best.score:
+            return ""
+        text = f"best {best.score} in epoch {best.epoch}"
+        if best.pixels:
+            text += f", on {best.pixels:,} validation pixels"
+        return text
 
     def _time_left(self, event: BatchEnd, epochs: int) -> str:
         """Describe time per epoch and time left; empty in the first steps."""
