@@ -167,7 +167,7 @@ def test_few_trained_pixels_are_counted(run: Path, tmp_path: Path) -> None:
         "These planes were trained on, at 96 of their 2,304 labelled pixels: new images"
         " may well be segmented less well."
     )
-    assert "1 of 10 planes were trained on" in seen(out, scene()).text
+    assert "1 of 10 planes was trained on" in seen(out, scene()).text
 
 
 def test_a_strip_that_was_held_back_is_no_training(tmp_path: Path) -> None:
@@ -188,7 +188,14 @@ def test_a_strip_that_was_held_back_is_no_training(tmp_path: Path) -> None:
         truth.labels.data[z] = scene().labels.data[z]
     found = seen(out, truth)
     assert found.planes == {"held back": 2, "new": 4}
-    assert "2 of 6 planes were held back in training" in found.text
+    assert found.text == (
+        "No plane was trained on. Held back in training, to choose the best epoch: 2 of"
+        " 6 planes."
+    )
+    for z in set(range(6)) - set(held_back):
+        truth.labels.data[z] = scene().labels.data[z]
+    truth.labels.data[6:] = UNLABELLED
+    assert "On the 2 others, held back in training: mean IoU" in seen(out, truth).text
 
 
 def test_what_is_not_known_is_said(run: Path, tmp_path: Path) -> None:

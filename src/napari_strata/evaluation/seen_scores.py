@@ -65,7 +65,7 @@ class SeenScores:
         if trained and trained == total:
             return self._describe_all()
         if trained:
-            return self._describe_some(trained, total)
+            return self._describe_some(trained, total, held_back)
         if self.why_unknown:
             return (
                 "It is not known whether these labels were trained on:"
@@ -73,8 +73,8 @@ class SeenScores:
             )
         if held_back:
             return (
-                f"{held_back} of {total} planes were held back in training: they chose"
-                " the best epoch, and did not train. No plane was trained on."
+                "No plane was trained on. Held back in training, to choose the best"
+                f" epoch: {held_back} of {total} planes."
             )
         return "None of these planes was trained on."
 
@@ -87,11 +87,16 @@ class SeenScores:
             " labelled pixels: new images may well be segmented less well."
         )
 
-    def _describe_some(self, trained: int, total: int) -> str:
+    def _describe_some(self, trained: int, total: int, held_back: int) -> str:
         known = _describe(self.matrices["trained"])
+        count = total - trained
+        others = "the other one" if count == 1 else f"the {count} others"
+        if held_back == count:
+            others += ", held back in training"
+        verb = "was" if trained == 1 else "were"
         return (
-            f"{trained} of {total} planes were trained on: there, {REMEMBERS}"
-            f" ({known}). On the {total - trained} others: {_describe(self.other)}."
+            f"{trained} of {total} planes {verb} trained on: there, {REMEMBERS}"
+            f" ({known}). On {others}: {_describe(self.other)}."
         )
 
     @property

@@ -54,7 +54,7 @@ def _summarize(record: Record, scores: sections.ScoreTable | None) -> list[str]:
     if best is not None and best.agreement:
         sentences.append(f"It {best.agreement}.")
     elif scores is not None and scores.pixels:
-        images = "held back from training" if record.is_run else "of the test images"
+        images = "held back from training" if record.is_run else "evaluated"
         sentences.append(
             f"Of {scores.pixels:,} labelled pixels {images}, "
             f"{format_percent(scores.pixel_accuracy)} are classified rightly; the mean "
