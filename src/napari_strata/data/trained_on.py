@@ -202,14 +202,15 @@ def digest_image(image: Array) -> str:
 
 def digest_labels(values: Array) -> str:
     """Return a digest of label values (H, W)."""
-    return _digest(values.shape, np.ascontiguousarray(values, "<i4"))
+    return _digest(values.shape, np.ascontiguousarray(values, "<i8"))
 
 
 def values_of(indices: Array, classes: ClassMap) -> Array:
     """Return the label values of class indices; -1 where unlabelled."""
-    table = np.full(256, -1, np.int32)
-    table[: len(classes)] = classes.values
-    return table[indices]
+    values = np.full(indices.shape, -1, np.int64)
+    labelled = indices != IGNORE
+    values[labelled] = classes.decode(indices[labelled])
+    return values
 
 
 def regions_of_start(start: str | os.PathLike[str]) -> Regions | None:

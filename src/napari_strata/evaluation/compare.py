@@ -180,7 +180,7 @@ def find_seen(
         if most is not None and len(planes) == most:
             break
         region = {"T": 0, "Z": 0, **index}
-        values = labels.read(region).reshape(shape).astype(np.int32)
+        values = labels.read(region).reshape(shape).astype(np.int64)
         if classes is None:
             values = np.where(values, values, -1)
         else:
