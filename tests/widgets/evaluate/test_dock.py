@@ -23,7 +23,7 @@ from napari_strata.widgets.layers.live import MODEL, PREDICTED
 from napari_strata.widgets.settings import Settings
 from widgets.models import make_run, rock
 
-LONG = 60_000
+LONG = 180_000
 CLASSES = ClassMap(
     names=("pore", "clay", "grain"),
     values=(1, 2, 3),
