@@ -78,13 +78,22 @@ class SeenScores:
             )
         return "None of these planes was trained on."
 
-    def _describe_all(self) -> str:
+    @property
+    def _is_remembered(self) -> bool:
+        """True if half of the labelled pixels of trained planes were trained on."""
+        return 2 * self.pixels >= self.matrices["trained"].counts.sum()
+
+    @property
+    def _share(self) -> str:
         labelled = int(self.matrices["trained"].counts.sum())
-        if 2 * self.pixels >= labelled:
+        return f"at {self.pixels:,} of their {labelled:,} labelled pixels"
+
+    def _describe_all(self) -> str:
+        if self._is_remembered:
             return TRAINED_ON
         return (
-            f"These planes were trained on, at {self.pixels:,} of their {labelled:,}"
-            " labelled pixels: new images may well be segmented less well."
+            f"These planes were trained on, {self._share}: new images may well be"
+            " segmented less well."
         )
 
     def _describe_some(self, trained: int, total: int, held_back: int) -> str:
@@ -94,8 +103,9 @@ class SeenScores:
         if held_back == count:
             others += ", held back in training"
         verb = "was" if trained == 1 else "were"
+        meaning = f": there, {REMEMBERS}" if self._is_remembered else f", {self._share}"
         return (
-            f"{trained} of {total} planes {verb} trained on: there, {REMEMBERS}"
+            f"{trained} of {total} planes {verb} trained on{meaning}"
             f" ({known}). On {others}: {_describe(self.other)}."
         )
 
