@@ -81,7 +81,7 @@ class SeenScores:
     @property
     def _is_remembered(self) -> bool:
         """True if half of the labelled pixels of trained planes were trained on."""
-        return 2 * self.pixels >= self.matrices["trained"].counts.sum()
+        return 2 * self.pixels >= int(self.matrices["trained"].counts.sum())
 
     @property
     def _share(self) -> str:
