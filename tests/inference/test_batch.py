@@ -312,3 +312,24 @@ def test_several_models_and_turns_go_through_all_files(model, scans, tmp_path):
         assert np.array_equal(
             read_labels(tmp_path / "out" / f"{name}_labels.tif").data, want.data
         )
+
+
+def test_a_folder_or_a_pattern_may_be_one_stack(tmp_path):
+    model = tiny_model(PAIR)
+    for name in ("left", "right"):
+        for number, plane in enumerate(PAIR.image.data):
+            path = tmp_path / name / f"slice{number}.tif"
+            path.parent.mkdir(exist_ok=True)
+            tifffile.imwrite(path, plane)
+    inputs = [tmp_path / "left", tmp_path / "right" / "*.tif"]
+    out = tmp_path / "out"
+    events = list(predict_files(model, inputs, out, options=OPTIONS, stack=True))
+    assert ends(events) == [("left", "done"), ("*.tif", "done")]
+    expected = predict(model, PAIR.image, options=OPTIONS)
+    for name in ("left", "right"):
+        labels = read_labels(out / f"{name}_labels.tif")
+        assert labels.axes == "ZYX"
+        np.testing.assert_array_equal(labels.data, expected.data)
+    file = tmp_path / "one.tif"
+    [*_, end] = predict_files(model, inputs[:1], file, options=OPTIONS, stack=True)
+    assert (end.path, end.status) == (str(file), "done")

@@ -183,6 +183,13 @@ def predict(  # noqa: PLR0913 (one parameter for each option)
     scheduler: Scheduler = None,
     axes: Axes = None,
     series: Series = None,
+    stack: Annotated[
+        bool,
+        typer.Option(
+            "--stack",
+            help="Take each folder and pattern as one image, a stack of slices.",
+        ),
+    ] = False,
     raw: Raw = None,
     as_json: AsJson = False,
 ) -> None:
@@ -207,6 +214,7 @@ def predict(  # noqa: PLR0913 (one parameter for each option)
             options=options,
             axes=axes,
             series=series,
+            stack=stack,
             as_json=as_json,
         )
         return
@@ -217,6 +225,7 @@ def predict(  # noqa: PLR0913 (one parameter for each option)
         options=options,
         axes=axes,
         series=series,
+        stack=stack,
         part=part,
         scheduler=scheduler,
     )
@@ -237,11 +246,12 @@ def _print_estimates(
     options: PredictOptions,
     axes: str | None,
     series: int | None,
+    stack: bool,
     as_json: bool,
 ) -> None:
     """Print time, memory and disk space for each input on each device."""
-    from napari_strata.inference.batch import find_images
     from napari_strata.inference.build import build_ensemble_predictor
+    from napari_strata.inference.inputs import find_images
     from napari_strata.inference.predict import estimate_prediction
     from napari_strata.io import read_image
     from napari_strata.models.device import available_devices
@@ -254,7 +264,7 @@ def _print_estimates(
     ensemble = load_models([*models])
     variants = [options.updated(device=device) for device in devices]
     predictors = [build_ensemble_predictor(ensemble, variant) for variant in variants]
-    for path in find_images(inputs, labels_in=out):
+    for path in find_images(inputs, labels_in=out, stack=stack):
         image = read_image(path, axes=axes, series=series)
         if not as_json:
             print(printable(image.describe()))

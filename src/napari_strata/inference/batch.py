@@ -12,51 +12,29 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
-from glob import glob, has_magic
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from napari_strata.core import files
 from napari_strata.core.classes import ClassMap
-from napari_strata.core.errors import ImageError, RunError, StrataError
+from napari_strata.core.errors import RunError, StrataError
 from napari_strata.core.events import Event, FileEnd, Message
 from napari_strata.core.options import PredictOptions
 from napari_strata.inference.build import build_ensemble_predictor
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
-from napari_strata.inference.outputs import (
-    SUFFIXES,
-    check_out,
-    is_assembled,
-    probabilities_path,
-)
+from napari_strata.inference.inputs import find_images, names_file, plan_targets
+from napari_strata.inference.outputs import check_out, is_assembled
 from napari_strata.inference.predict import Prediction, check_processes
 from napari_strata.inference.shards import Shard, as_shard
 from napari_strata.io import read_image
-from napari_strata.io.paths import (
-    IMAGE_SUFFIXES,
-    existing,
-    has_suffix,
-    is_zarr,
-    natural,
-    stem,
-)
+from napari_strata.io.paths import existing
 from napari_strata.models.ensemble import AnyModel, Ensemble, load_models
 
 if TYPE_CHECKING:
     from napari_strata.inference.dask import Cluster
 
 PathLike = str | os.PathLike[str]
-READ_ONLY_SUFFIXES = (
-    *(set(IMAGE_SUFFIXES) - set(SUFFIXES)),
-    ".gif",
-    ".bmp",
-    ".npy",
-    ".raw",
-)
-"""Suffixes of files that labels are not written to. A folder with such a
-suffix is probably a mistake, so it is refused."""
-
 COLUMNS = ("source", "output", "status", "seconds", "message")
 
 
@@ -68,6 +46,7 @@ def predict_files(
     options: PredictOptions | None = None,
     axes: str | None = None,
     series: int | None = None,
+    stack: bool = False,
     part: Shard | str | None = None,
     scheduler: str | Cluster | None = None,
 ) -> Generator[Event]:
@@ -91,6 +70,8 @@ def predict_files(
         Axes of the images, where the files do not say; see `read_image`.
     series
         Image to take from files that have several; see `read_image`.
+    stack
+        Take each folder and pattern as one image, a stack of slices.
     part
         "i/n". With one input: the i-th of n shares of its planes. With several: every
         n-th file, starting with the i-th, and a report of its own
@@ -118,17 +99,17 @@ def predict_files(
     shard = as_shard(part)
     target = Path(out).expanduser()
     check_processes(target, shard, scheduler)
-    sources = find_images(inputs, labels_in=target)
+    sources = find_images(inputs, labels_in=target, stack=stack)
     single = len(sources) == 1
-    if single:
+    if single and not stack:
         existing(sources[0])
-    to_file = single and _names_file(target)
+    to_file = single and names_file(target)
     if to_file:
         if shard is None or not is_assembled(target, overwrite=options.overwrite):
             check_out(target, overwrite=options.overwrite)
         targets = {sources[0]: target}
     else:
-        targets = _plan_targets(sources, target)
+        targets = plan_targets(sources, target)
     if shard is not None and not single:
         targets = dict(shard.deal([*targets.items()]))
         yield Message(
@@ -157,52 +138,6 @@ def predict_files(
         if shard is not None:
             name = f"report.{shard.number}of{shard.count}.csv"
         yield from _predict_all(batch, targets, target / name, single=single)
-
-
-def find_images(
-    inputs: Sequence[PathLike], *, labels_in: Path | None = None
-) -> list[Path]:
-    """Find the image files of `inputs`, each once.
-
-    They are in natural order within each folder or pattern. A file that is named but
-    missing is in the list, so that it can be reported.
-
-    Parameters
-    ----------
-    labels_in
-        Folder of an earlier run; what that wrote is left out, unless it is named.
-
-    Raises
-    ------
-    ImageError
-        when a folder or pattern holds no image and nothing else is named.
-    """
-    named: dict[Path, Path] = {}
-    listed: dict[Path, Path] = {}
-    for item in inputs:
-        path = Path(item).expanduser()
-        if path.is_dir() and not is_zarr(path):
-            candidates = list(path.iterdir())
-        elif has_magic(str(path)) and not path.exists():
-            candidates = [Path(match) for match in glob(str(path))]
-        else:
-            named[path.absolute()] = path
-            continue
-        for image in sorted(filter(_is_image, candidates), key=natural):
-            listed[image.absolute()] = image
-    if labels_in is not None:
-        written = set()
-        for path in listed | named:
-            labels = labels_in.absolute() / _output_name(path)
-            written |= {labels, probabilities_path(labels)}
-        listed = {key: path for key, path in listed.items() if key not in written}
-    if not listed and not named:
-        inputs_text = ", ".join(map(str, inputs)) or "nothing"
-        raise ImageError(
-            f"found no image in {inputs_text}; give files "
-            f"({', '.join(IMAGE_SUFFIXES)}), folders of them or patterns."
-        )
-    return list((named | listed).values())
 
 
 @dataclass
@@ -347,46 +282,3 @@ class Report:
             writer.writeheader()
             writer.writerows(report.rows.values())
         return report
-
-
-def _names_file(path: Path) -> bool:
-    """True when a path is to be one file of labels, not a folder."""
-    if not has_suffix(path, (*SUFFIXES, *READ_ONLY_SUFFIXES)):
-        return False
-    return is_zarr(path) or not path.is_dir()
-
-
-def _plan_targets(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Outputs in a folder by source; raises `RunError` where that cannot be."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(
-            f"{folder}: is a file, and {len(sources)} inputs need a folder; choose "
-            "another name for it."
-        )
-    if _names_file(folder):
-        raise RunError(
-            f"{folder}: names one file, and there are {len(sources)} inputs; give a "
-            "folder."
-        )
-    targets = {source: folder / _output_name(source) for source in sources}
-    sources_of: dict[Path, list[str]] = {}
-    for source, target in targets.items():
-        sources_of.setdefault(target, []).append(str(source))
-    conflicts = []
-    for target, names in sources_of.items():
-        if len(names) > 1:
-            conflicts.append(f"{' and '.join(names)} to {target.name}")
-    if conflicts:
-        raise RunError(
-            "several inputs would be written to one file "
-            f"({'; '.join(conflicts[:4])}); predict them into separate folders."
-        )
-    return targets
-
-
-def _output_name(source: Path) -> str:
-    return f"{stem(source)}_labels.tif"
-
-
-def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and has_suffix(path, IMAGE_SUFFIXES)

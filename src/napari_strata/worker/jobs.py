@@ -208,7 +208,12 @@ def run_predict(job: PredictJob) -> Events:
     options = _options(job).updated(probabilities=job.probabilities, ortho=job.ortho)
     if job.image is None:
         yield from predict_files(
-            job.model, job.inputs, job.out, options=options, axes=job.axes
+            job.model,
+            job.inputs,
+            job.out,
+            options=options,
+            axes=job.axes,
+            stack=job.stack,
         )
         return PredictResult(out=job.out)
     image = open_image(job.image, axes=job.axes)

@@ -177,6 +177,8 @@ class PredictJob(_Prediction):
     out: str
     image: Source | None = None
     inputs: tuple[str, ...] = ()
+    stack: bool = False
+    """Take each folder and pattern of `inputs` as one image, a stack of slices."""
     axes: str | None = None
     probabilities: bool = False
     ortho: bool = False

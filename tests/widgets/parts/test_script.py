@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,3 +192,34 @@ def test_three_directions() -> None:
     assert shlex.split(as_command(request))[-1] == "--ortho"
     plain = request.model_copy(update={"ortho": False})
     assert "ortho" not in as_python(plain) + as_command(plain)
+
+
+def test_a_folder_of_slices_is_one_image(tmp_path: Path) -> None:
+    (tmp_path / "scan").mkdir()
+    request = PredictJob(
+        job="1", model="runs/a", image=str(tmp_path / "scan"), out="x.tif"
+    )
+    assert shlex.split(as_command(request))[-1] == "--stack"
+
+
+def test_several_files() -> None:
+    request = PredictJob(
+        job="1",
+        model="runs/a",
+        inputs=("scans", "more/*.tif"),
+        out="labels",
+        stack=True,
+        overwrite=True,
+        axes="ZYX",
+    )
+    assert shlex.split(as_command(request))[1:] == [
+        *("predict", "runs/a", "scans", "more/*.tif", "--out", "labels"),
+        *("--stack", "--axes", "ZYX", "--overwrite"),
+    ]
+    script = as_python(request)
+    assert "inputs = ['scans', 'more/*.tif']" in script
+    assert "PredictOptions(overwrite=True)" in script
+    assert (
+        "predict_files('runs/a', inputs, 'labels', options=options, axes='ZYX',"
+        " stack=True)" in script
+    )

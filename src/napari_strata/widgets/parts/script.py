@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.command import join_command
+from napari_strata.inference.inputs import is_stack
 from napari_strata.worker.protocol import EvaluateJob, Layer, PredictJob, TrainJob
+
+_IMPORTS = {
+    "dataclasses.": "import dataclasses\n",
+    "ns.": "import napari_strata as ns",
+    "PredictOptions(": "from napari_strata.core.options import PredictOptions",
+    "predict_files(": "from napari_strata.inference.batch import predict_files",
+}
+"""Import statements, by what needs them."""
 
 
 def as_python(request: TrainJob | PredictJob | EvaluateJob) -> str:
@@ -21,12 +31,12 @@ def as_python(request: TrainJob | PredictJob | EvaluateJob) -> str:
             if isinstance(request, PredictJob)
             else _evaluate_lines(request)
         )
-    imports = (
-        ["import dataclasses", ""]
-        if any("dataclasses." in line for line in body)
-        else []
-    )
-    return "\n".join([*imports, "import napari_strata as ns", "", *body]) + "\n"
+    imports = [
+        statement
+        for word, statement in _IMPORTS.items()
+        if any(word in line for line in body)
+    ]
+    return "\n".join([*imports, "", *body]) + "\n"
 
 
 def as_command(request: TrainJob | PredictJob | EvaluateJob) -> str:
@@ -69,21 +79,33 @@ def _train_lines(request: TrainJob) -> list[str]:
 
 
 def _predict_lines(request: PredictJob) -> list[str]:
-    options = {"out": request.out} | _non_default(
+    options = _non_default(
         request, ("device", "overwrite", "batch", "precision", "tile", "tta", "ortho")
     )
     if request.probabilities:
         options["probabilities"] = True
-    arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     model = _models(request.model)
     if request.image is None:
-        return [
-            f"labels = ns.predict({model}, ns.read_image({path!r}), {arguments})"
-            for path in request.inputs
-        ]
+        return _batch_lines(request, model, options)
+    arguments = _keywords({"out": request.out, **options})
     return [
         f"image = {_image(request.image, request.axes)}",
         f"labels = ns.predict({model}, image, {arguments})",
+    ]
+
+
+def _batch_lines(request: PredictJob, model: str, options: dict[str, Any]) -> list[str]:
+    lines = [f"inputs = {list(request.inputs)!r}"]
+    arguments = [model, "inputs", repr(request.out)]
+    if options:
+        lines.append(f"options = PredictOptions({_keywords(options)})")
+        arguments.append("options=options")
+    others = _keywords(_non_default(request, ("axes", "stack")))
+    arguments += [others] if others else []
+    return [
+        *lines,
+        f"for event in predict_files({', '.join(arguments)}):",
+        "    print(event)",
     ]
 
 
@@ -152,7 +174,11 @@ def _train_arguments(request: TrainJob) -> list[str]:
 
 
 def _predict_arguments(request: PredictJob) -> list[str]:
-    inputs = list(request.inputs) if request.image is None else [request.image.path]
+    inputs, images, stack = list(request.inputs), [], request.stack
+    if request.image is not None:
+        images = [request.image]
+        inputs = [request.image.path]
+        stack = is_stack(Path(request.image.path))
     model, averaged = _averaging_arguments(request.model, request.tta)
     arguments = [
         "predict",
@@ -162,8 +188,9 @@ def _predict_arguments(request: PredictJob) -> list[str]:
         request.out,
         *averaged,
         *(["--ortho"] if request.ortho else []),
+        *(["--stack"] if stack else []),
     ]
-    arguments += _axes_arguments(request.axes, [request.image] if request.image else [])
+    arguments += _axes_arguments(request.axes, images)
     arguments += ["--probabilities"] if request.probabilities else []
     return (
         arguments
@@ -243,9 +270,17 @@ def _paths(images: Sequence[Layer], labels: Sequence[Layer]) -> list[str]:
     return [layer.path for layer in (*images, *labels)]
 
 
+def _keywords(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in options.items())
+
+
 def _axes_arguments(axes: str | None, images: Sequence[Layer]) -> list[str]:
+    """Return the options for the axes and the series of the images."""
     letters = axes or next((layer.axes for layer in images if layer.axes), None)
-    return ["--axes", letters] if letters else []
+    numbers = {layer.series for layer in images} - {None}
+    return (["--axes", letters] if letters else []) + [
+        word for number in numbers for word in ("--series", str(number))
+    ]
 
 
 def _device_arguments(device: str) -> list[str]:

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from magicgui.widgets import CheckBox
+from magicgui.widgets import CheckBox, ComboBox
 from napari.layers import Image as ImageLayer
 from napari.viewer import Viewer
-from qtpy.QtWidgets import QFileDialog
+from qtpy.QtWidgets import QFileDialog, QLabel
 
 from napari_strata.core.errors import StrataError
 from napari_strata.core.files import LAYERS
 from napari_strata.core.image import Image
 from napari_strata.io import read_image, write_labels
 from napari_strata.plugin import METADATA
+from napari_strata.plugin import Layer as LayerTuple
+from napari_strata.plugin import read as read_layers
 from napari_strata.widgets.layers.choice import ImageChoice
 from napari_strata.widgets.layers.convert import labels_of, slug, source_of_image
 from napari_strata.widgets.parts.dock import Dock, Progress, draw
 from napari_strata.widgets.predict import results
 from napari_strata.widgets.predict.area import WHOLE, AreaChoice, AreaError
 from napari_strata.widgets.predict.averaging import Averaging
+from napari_strata.widgets.predict.batch import Batch, batch_job
+from napari_strata.widgets.predict.batch_box import BatchBox
+from napari_strata.widgets.predict.batch_state import BatchFile
 from napari_strata.widgets.predict.model_choice import ModelChoice, one_or_all
 from napari_strata.widgets.predict.running import LivePrediction, PredictionOptions
 from napari_strata.widgets.predict.state import PredictState, resolve
@@ -32,21 +37,29 @@ FORMATS = {
     "OME-TIFF (*.ome.tif *.ome.tiff *.tif *.tiff)": "ome.tif",
     "OME-Zarr (*.ome.zarr *.zarr)": "ome.zarr",
 }
+LAYER, FILES = "the selected layer", "files and folders"
 
 
 class PredictDock(Dock):
-    """Dock that segments an image layer or a part of it."""
+    """Dock that segments an image layer or a part of it, or files."""
 
     name = "Predict"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
         self.prediction: LivePrediction | None = None
+        self.batch: Batch | None = None
         self._warnings: list[str] = []
         self._saving = False
         self._shown_layer: ImageLayer | None = None
         # All channels of the file, if the chosen layer is one of them.
         self._all_channels: Image | None = None
+        self.source = ComboBox(
+            choices=[LAYER, FILES],
+            value=LAYER,
+            tooltip="Whether a layer of the viewer is segmented, or files on disk.",
+        )
+        self.files = BatchBox()
         self.images = ImageChoice(self.viewer)
         self.channels = CheckBox(
             text="Use all channels of its file",
@@ -70,7 +83,8 @@ class PredictDock(Dock):
         )
         self.averaging = Averaging()
         self.bar = Progress("Prediction")
-        for widget in (self.images, self.channels, self.model, self.area):
+        self.add(self.row(QLabel("Predict"), self.source, stretch=1))
+        for widget in (self.images, self.channels, self.files, self.model, self.area):
             self.add(widget)
         self.add(self.row(self.probabilities, self.confidence, stretch=1))
         self.add(self.averaging.turns)
@@ -83,16 +97,34 @@ class PredictDock(Dock):
         self.add_to_foot(
             self.row(self.predict_button, self.stop_button, self.save_button, stretch=0)
         )
+        self.source.changed.connect(self._switch)
+        self.files.changed.connect(self._changed)
+        self.files.opened.connect(self._open_results)
         self.images.changed.connect(self._image_changed)
         self.channels.changed.connect(self._open_channels)
         self.model.changed.connect(self._changed)
         self.area.changed.connect(self._changed)
-        self._image_changed()
+        self._switch()
 
     # ---- State
 
+    @property
+    def uses_files(self) -> bool:
+        """True if files are segmented, not a layer."""
+        return bool(self.source.value == FILES)
+
+    def _switch(self, _value: object = None) -> None:
+        """Show what belongs to a layer, or to files."""
+        for widget in (self.images, self.area):
+            widget.setVisible(not self.uses_files)
+        self.confidence.visible = not self.uses_files
+        self.files.setVisible(self.uses_files)
+        self._image_changed()
+
     def _problem(self) -> str:
-        """Explain why the image cannot be predicted; empty if it can."""
+        """Explain why the image or the files cannot be predicted; empty if they can."""
+        if self.uses_files:
+            return self.files.problem or self.model.problem
         return self.images.problem or self.model.problem or self.area.problem
 
     @property
@@ -105,8 +137,13 @@ class PredictDock(Dock):
         if layer is not self._shown_layer:
             self._shown_layer, self._all_channels = layer, None
             self.channels.value = False
-            self.channels.visible = layer is not None and _file_of(layer) is not None
-        self.model.set_image(layer, self.image)
+        self.channels.visible = (
+            not self.uses_files and layer is not None and _file_of(layer) is not None
+        )
+        if self.uses_files:
+            self.model.set_image(None, None)
+        else:
+            self.model.set_image(layer, self.image)
         self._changed()
 
     def _open_channels(self, on: bool) -> None:
@@ -134,16 +171,20 @@ class PredictDock(Dock):
         labels = results.newest(self.viewer)
         return PredictState(
             problem=self._problem(),
-            is_running=self.prediction is not None,
+            files=len(self.files.files) if self.uses_files else None,
+            is_running=self.prediction is not None or self.batch is not None,
             is_saving=self._saving,
             labels_name=None if labels is None else labels.name,
         )
 
     def _changed(self) -> None:
         """Update the dock after a change of its state."""
-        area = str(self.area.combo.value)
-        self.averaging.update(self.image, self.model.spec, area)
+        image, area = self.image, str(self.area.combo.value)
+        if self.uses_files:
+            image, area = None, WHOLE
+        self.averaging.update(image, self.model.spec, area)
         view = resolve(self.state())
+        self.predict_button.text = view.predict_text
         draw(self.predict_button, view.predict)
         draw(self.stop_button, view.stop)
         draw(self.save_button, view.save)
@@ -151,7 +192,10 @@ class PredictDock(Dock):
     # ------------------------------------------------------------------ predict
 
     def predict(self) -> None:
-        """Segment the chosen area of the image."""
+        """Segment the chosen area of the image, or the files."""
+        if self.uses_files:
+            self._predict_files()
+            return
         layer, image, models = self.images.layer, self.image, self.model.paths
         if self.prediction is not None or layer is None or image is None or not models:
             return
@@ -183,11 +227,12 @@ class PredictDock(Dock):
 
         The Train dock calls this.
         """
-        if self.prediction is not None:
+        if self.prediction is not None or self.batch is not None:
             self.notice.show_message(
                 "A prediction is running: stop it first.", "warning"
             )
             return
+        self.source.value = LAYER
         if layer is not None:
             self.images.choose(layer)
         self.model.choose(*runs)
@@ -198,13 +243,15 @@ class PredictDock(Dock):
         self.predict()
 
     def stop(self) -> None:
-        """Stop the prediction; finished planes are kept."""
-        if self.prediction is not None:
-            self.prediction.stop()
+        """Stop the prediction; finished planes or files are kept."""
+        running = self.prediction or self.batch
+        if running is not None:
+            running.stop()
 
     def _on_progress(self, done: int, total: int) -> None:
-        if self.prediction is not None:
-            self.bar.show_step(done, total, self.prediction.status_text)
+        running = self.prediction or self.batch
+        if running is not None:
+            self.bar.show_step(done, total, running.status_text)
 
     def _on_message(self, text: str, level: str) -> None:
         if level != "info":
@@ -225,6 +272,83 @@ class PredictDock(Dock):
                 "warning" if self._warnings else "info",
             )
         self._changed()
+
+    # ------------------------------------------------------------------ files
+
+    def _predict_files(self) -> None:
+        if self.prediction is not None or self.batch is not None or self._problem():
+            return
+        self._warnings = []
+        self.notice.clear()
+        self.files.set_enabled(False)
+        self.batch = Batch(
+            self.session,
+            self.files.request(),
+            self.files.files,
+            self._batch_job(self.session.client.new_id()),
+        )
+        self.batch.progress.connect(self._on_progress)
+        self.batch.changed.connect(self._show_files)
+        self.batch.message.connect(self._on_message)
+        self.batch.ended.connect(self._batch_ended)
+        self.bar.show_step(0, 0, self.batch.status_text)
+        self._show_files()
+        self.scroller.ensureWidgetVisible(self.files.table)
+        self._changed()
+
+    def _batch_job(self, job: str) -> PredictJob:
+        return batch_job(
+            job,
+            self.files.request(),
+            self.model.paths,
+            device=self.session.settings.device,
+            probabilities=bool(self.probabilities.value),
+            tta=self.averaging.tta,
+            ortho=self.averaging.ortho,
+        )
+
+    def _show_files(self) -> None:
+        if self.batch is not None:
+            self.files.show_files(self.batch.files)
+
+    def _batch_ended(self, outcome: Outcome) -> None:
+        batch, self.batch = self.batch, None
+        assert batch is not None
+        batch.deleteLater()
+        self.bar.hide()
+        self.files.set_enabled(True)
+        has_failed = any(file.status == "failed" for file in batch.files)
+        self.notice.show_message(
+            "\n".join([outcome.text, *self._warnings]),
+            "error"
+            if outcome.status in ("failed", "died")
+            else "warning"
+            if has_failed or self._warnings
+            else "info",
+        )
+        self._changed()
+
+    def _open_results(self, file: BatchFile) -> None:
+        """Open an image and its labels as layers."""
+
+        def open_both() -> list[LayerTuple]:
+            images, labels = read_layers(file.source), read_layers(file.output)
+            for _data, attributes, _kind in labels:
+                attributes["name"] = Path(file.output).stem
+            return [*images, *labels]
+
+        def done(layers: list[LayerTuple]) -> None:
+            for data, attributes, kind in layers:
+                getattr(self.viewer, f"add_{kind}")(data, **attributes)
+
+        threads.run(
+            open_both,
+            done,
+            lambda error: self.notice.show_message(
+                f"The layers could not be opened: {error}", "error"
+            ),
+            owner=self,
+        )
 
     # ------------------------------------------------------------------ save
 
@@ -277,6 +401,12 @@ class PredictDock(Dock):
     # ------------------------------------------------------------------ copied code
 
     def _copy(self, form: Callable[[PredictJob], str], subject: str) -> None:
+        if self.uses_files:
+            if why := self._problem():
+                self.notice.show_message(f"There is nothing to copy. {why}", "warning")
+            else:
+                self.copy(form(self._batch_job("copy")), subject)
+            return
         layer, image, models = self.images.layer, self.image, self.model.paths
         if layer is None or image is None or not models:
             self.notice.show_message(
@@ -299,7 +429,7 @@ class PredictDock(Dock):
                 job="copy",
                 model=one_or_all(models),
                 image=source_of_image(layer, image, folder / LAYERS),
-                out=str(folder / f"{slug(image.name)}-labels.tif"),
+                out=str(_unused(folder / f"{slug(image.name)}-labels.tif")),
                 probabilities=probabilities,
                 tta=tta,
                 ortho=ortho,
@@ -338,6 +468,14 @@ class PredictDock(Dock):
                 self.prediction.ended,
             ):
                 signal.disconnect()
+        if self.batch is not None:
+            for signal in (
+                self.batch.progress,
+                self.batch.changed,
+                self.batch.message,
+                self.batch.ended,
+            ):
+                signal.disconnect()
         self.images.disconnect_viewer()
         self.area.disconnect_viewer()
         self.model.leave()
@@ -349,6 +487,15 @@ def _file_of(layer: ImageLayer) -> tuple[str, int] | None:
     if stored.get("channel") is None or not stored.get("path"):
         return None
     return str(stored["path"]), int(stored.get("series") or 0)
+
+
+def _unused(path: Path) -> Path:
+    """Return a path that does not exist, with a number if necessary."""
+    unused, number = path, 1
+    while unused.exists():
+        number += 1
+        unused = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return unused
 
 
 def _hidden(names: list[str]) -> str:

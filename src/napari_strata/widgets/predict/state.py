@@ -19,9 +19,12 @@ class PredictState:
         True while a prediction runs, and while labels are written to a file.
     labels_name
         Name of the newest predicted labels layer, or None.
+    files
+        Number of files to predict; None for the selected layer.
     """
 
     problem: str = ""
+    files: int | None = None
     is_running: bool = False
     is_saving: bool = False
     labels_name: str | None = None
@@ -31,6 +34,7 @@ class PredictState:
 class PredictView:
     """Controls that the Predict dock shows for a state."""
 
+    predict_text: str
     predict: Control
     stop: Control
     save: Control
@@ -46,17 +50,22 @@ def resolve(state: PredictState) -> PredictView:
         cannot_save = "Labels are being saved."
     elif not busy and state.labels_name is None:
         cannot_save = "There is nothing to save yet: press Predict."
+    text, purpose = "Predict", "Segment the image with this model."
+    kept = "planes"
+    if state.files is not None:
+        text = f"Predict {state.files} file{'' if state.files == 1 else 's'}"
+        purpose = "Segment these files with this model, one after another."
+        kept = "files"
     return PredictView(
-        predict=Control(
-            purpose="Segment the image with this model.",
-            why_not=busy or state.problem,
-        ),
+        predict_text=text,
+        predict=Control(purpose=purpose, why_not=busy or state.problem),
         stop=Control(
-            purpose="Stop; finished planes are kept.",
+            purpose=f"Stop; finished {kept} are kept.",
             why_not="" if state.is_running else "Nothing is running.",
         ),
         save=Control(
             purpose=f"Write the labels {state.labels_name} to a file.",
             why_not=cannot_save,
+            visible=state.files is None,
         ),
     )

@@ -81,6 +81,7 @@ class TrainDock(Dock):
         self.handle: JobHandle | None = None
         self.run: Path | None = None
         self._draft: Path | None = None
+        self._copied: tuple[str, Path] | None = None  # image and run of copied texts
         self._job: TrainJob | None = None
         self._is_starting = False
         self._trained: LayerData | None = None
@@ -601,9 +602,17 @@ class TrainDock(Dock):
                 f"There is nothing to copy. {resolve(self.state()).problem}", "warning"
             )
             return
+        name = request.data.name
         try:
-            # The copied text uses this folder, so the dock must not use it again.
-            run, self._draft = self._reserve(), None
+            # A folder of its own, which the dock does not train in; one for all texts
+            # of an image, until one of them has run.
+            if (
+                self._copied is None
+                or self._copied[0] != name
+                or RunFolder(self._copied[1]).exists
+            ):
+                self._copied = name, self.session.new_run(name)
+            run = self._copied[1]
         except StrataError as error:
             self.notice.show_message(str(error), "error")
             return
