@@ -182,7 +182,7 @@ class ReliabilityTally:
                     count=int(count),
                 )
             )
-        _, confidence_sums, right_sums = np.moveaxis(self._sums[1:], 1, 0)
+        confidence_sums, right_sums = self._sums[1:, 1], self._sums[1:, 2]
         pixels = self._sums[0, 0].sum()
         gaps = np.abs(confidence_sums - right_sums).sum(axis=1)
         class_ece = gaps / pixels if pixels else np.full(len(gaps), math.nan)
