@@ -328,8 +328,7 @@ def mean_of_views(
         together = max(1, batch_pixels // math.prod(view))
         for start in range(0, volume.shape[axis], together):
             stop = min(start + together, volume.shape[axis])
-            planes = volume.take(range(start, stop), axis)
-            planes = np.ascontiguousarray(np.moveaxis(planes, axis, 0))
+            planes = np.stack([volume.take(i, axis) for i in range(start, stop)])
             probabilities = _predict_isotropic(planes, factor, predict)
             if total is None:
                 shape = (probabilities.shape[1], *volume.shape[1:])
