@@ -93,6 +93,12 @@ def test_menus_of_a_real_viewer(viewer: Any) -> None:
     assert [title for title in titles(MenuId.LAYERS_SEGMENT) if "Strata" in title] == [
         f"{d} (Strata)" for d in DOCKS
     ]
+    for menu, dock in (
+        (MenuId.LAYERS_ANNOTATE, "Train"),
+        (MenuId.LAYERS_MEASURE, "Evaluate"),
+    ):
+        ours = [title for title in titles(menu) if "Strata" in title]
+        assert ours == [f"{dock} (Strata)"]
     [ours] = [
         item
         for item in menus.get_menu(MenuId.FILE_SAMPLES)

@@ -28,6 +28,8 @@ LAYERS = "layers"
 
 A viewer writes it before the run starts.
 """
+PAIRS_FILE = "pairs.csv"
+"""Table of several images and their labels, in that folder."""
 
 
 LONGEST_NAME = 255

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from napari_strata.core.classes import ClassMap
-from napari_strata.widgets.parts.script import as_command, as_python
+from napari_strata.widgets.parts.script import as_command, as_crossval, as_python
 from napari_strata.worker.protocol import (
     EvaluateJob,
     Layer,
@@ -223,3 +223,14 @@ def test_several_files() -> None:
         "predict_files('runs/a', inputs, 'labels', options=options, axes='ZYX',"
         " stack=True)" in script
     )
+
+
+def test_a_cross_validation_as_command() -> None:
+    words = shlex.split(as_crossval(TRAIN))
+    assert words[1:6] == [
+        *("crossval", "a b/sand.tif", "labels.tif"),
+        *("--out", "runs/one-crossval"),
+    ]
+    assert words[words.index("--recipe") + 1] == "unet-ct"
+    assert "training.epochs=5" in words
+    assert "--resume" not in words

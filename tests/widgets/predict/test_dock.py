@@ -23,6 +23,7 @@ from qtpy.QtWidgets import QApplication, QFileDialog, QMessageBox
 
 from napari_strata.io import read_labels, write_image
 from napari_strata.plugin import image_layer, read
+from napari_strata.widgets.layers.group import Channels
 from napari_strata.widgets.parts.script import as_command
 from napari_strata.widgets.predict.area import PLANE, RECTANGLE, VIEW, WHOLE
 from napari_strata.widgets.predict.dock import PredictDock
@@ -558,3 +559,36 @@ def test_closing_the_window_in_the_middle_ends_everything(
         lambda: not worker.is_running() or worker.status() == "zombie", timeout=120_000
     )
     qtbot.wait(300)  # what is still under way must not touch what is gone
+
+
+def test_layers_as_channels_of_a_model(
+    begin: Callable[..., PredictDock], runs: Path, qtbot: Any
+) -> None:
+    image, truth = rock((2, 64, 64), channels=2, seed=3)
+    dock = begin(())
+    layers = [
+        dock.viewer.add_image(
+            image.data[number],
+            name=f"stack channel {number + 1}",
+            scale=image.scale[1:],
+            units=image.units[1:],
+            axis_labels=("z", "y", "x"),
+        )
+        for number in (1, 0)
+    ]
+    dock.viewer.layers.selection = {layers[0]}
+    dock.model.choose(make_run(runs, channels=2))
+    qtbot.waitUntil(lambda: "Recipe" in dock.model.text.text(), timeout=PATIENCE)
+    assert not dock.predict_button.enabled
+    assert "found 1 channel" in dock.predict_button.tooltip
+    assert "channel 1 is stack channel 1" in dock.which.text()
+    dock.use_button.native.click()
+    qtbot.waitUntil(lambda: "fits" in dock.model.fit.text(), timeout=PATIENCE)
+    assert dock.use_button.native.isHidden()
+    assert _predict(dock, qtbot).startswith("stack segmented: 2 planes")
+    (labels,) = _labels(dock)
+    assert (np.asarray(labels.data) == truth.data).mean() > 0.9
+    assert labels.scale == pytest.approx(layers[0].scale)
+    # In another order they are put into that of the model.
+    dock.images.choose(Channels(tuple(layers)))
+    assert dock.images.channels == Channels((layers[1], layers[0]))

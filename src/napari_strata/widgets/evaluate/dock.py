@@ -20,6 +20,7 @@ from napari_strata.data.trained_on import TrainedOn
 from napari_strata.evaluation.compare import Comparison, Written, describe_plane
 from napari_strata.plugin import labels_layer, stored_classes
 from napari_strata.widgets.evaluate.cases import image_below
+from napari_strata.widgets.evaluate.objects import ObjectsDialog
 from napari_strata.widgets.evaluate.score_view import ScoreView
 from napari_strata.widgets.evaluate.scores import (
     ERRORS,
@@ -66,6 +67,7 @@ class EvaluateDock(Dock):
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
         self.handle: JobHandle | None = None
+        self.objects_dialog: ObjectsDialog | None = None
         self.written: Written | None = None
         self._activity = ""
         self._layer_transform: dict[str, Any] = {}  # of the layer that was compared
@@ -111,6 +113,13 @@ class EvaluateDock(Dock):
         self.scores.hide()
         self.add(self.scores)
         self.add(self.copy_buttons(self._copy))
+        self.objects_button = self.button(
+            "Objects ...",
+            self.open_objects,
+            "Number the connected pieces of one class of the prediction, measure them,"
+            " and save their table.",
+        )
+        self.add(self.objects_button)
 
     def _build_foot(self) -> None:
         self.progress = Progress("Evaluation")
@@ -226,6 +235,25 @@ class EvaluateDock(Dock):
             self._run_in_thread(
                 "Finding the errors ...", self.written.errors, self._show_errors
             )
+
+    def open_objects(self) -> None:
+        """Open the dialog that finds objects in the chosen prediction."""
+        if self.prediction.layer is None:
+            self.notice.show_message("Choose the labels first.", "warning")
+            return
+        try:
+            labels = self.prediction.labels(None)
+        except ImageError as error:
+            self.notice.show_message(str(error), "error")
+            return
+        self.objects_dialog = ObjectsDialog(
+            self,
+            self.viewer,
+            labels,
+            image_below(self.viewer, labels),
+            folder=self.session.scratch() / "objects",
+        )
+        self.objects_dialog.show()
 
     def export_to(self, folder: Path) -> None:
         """Write the report of the last comparison to `folder`.

@@ -24,6 +24,7 @@ from qtpy.QtWidgets import (
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import Image
 from napari_strata.widgets.layers import convert
+from napari_strata.widgets.layers.group import Channels, why_no_channels
 from napari_strata.widgets.layers.live import PREDICTED
 
 LIST_EVENTS = ("inserted", "removed", "reordered", "renamed")
@@ -90,6 +91,10 @@ class LayerChoice(QWidget):
     def _candidates(self) -> list[Any]:
         raise NotImplementedError
 
+    def members(self) -> tuple[Any, ...]:
+        """Return the layers that are chosen."""
+        return () if self._layer is None else (self._layer,)
+
     def _selected(self) -> list[Any]:
         """Return the selected layers of this type, in the order of the list."""
         return [
@@ -99,7 +104,7 @@ class LayerChoice(QWidget):
         ]
 
     def _list_changed(self, _event: object = None) -> None:
-        if self._layer is not None and self._layer not in self._viewer.layers:
+        if any(layer not in self._viewer.layers for layer in self.members()):
             self._layer = None
             self._layer_changed()
         with self.combo.changed.blocked():
@@ -130,10 +135,11 @@ class ImageChoice(LayerChoice):
     """Choice of an image layer, with a field for its axes.
 
     It is the layer that is selected in the layer list, or the only one. Among several,
-    the user chooses.
+    the user chooses. Several that are selected can be the channels of one image.
     """
 
     def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
+        self._offer: Channels | None = None
         self.axes = LineEdit(
             tooltip=(
                 "One letter per dimension: T time, Z depth, C channel, Y row, X column."
@@ -152,15 +158,42 @@ class ImageChoice(LayerChoice):
 
     @property
     def layer(self) -> ImageLayer | None:
-        layer: ImageLayer | None = self._layer
-        return layer
+        """The chosen layer; of channels, the first one."""
+        return next(iter(self.members()), None)
+
+    @property
+    def channels(self) -> Channels | None:
+        """The chosen layers, if they are channels of one image."""
+        return self._layer if isinstance(self._layer, Channels) else None
+
+    def members(self) -> tuple[Any, ...]:
+        if isinstance(self._layer, Channels):
+            return self._layer.layers
+        return super().members()
 
     def _candidates(self) -> list[Any]:
         return convert.image_layers(self._viewer.layers)
 
+    def _choices(self, _widget: Any = None) -> list[tuple[str, Any]]:
+        groups = dict.fromkeys((self._offer, self.channels))
+        return super()._choices() + [
+            (str(group), group) for group in groups if group is not None
+        ]
+
+    def _update_offer(self, selected: list[Any]) -> None:
+        """Offer the selected layers as channels of one image, if they can be."""
+        self._offer = None
+        if len(selected) > 1 and not why_no_channels(selected):
+            self._offer = Channels(tuple(selected))
+        with self.combo.changed.blocked():
+            self.combo.reset_choices()
+
     def _follow(self) -> None:
         selected, candidates = self._selected(), self._candidates()
-        if len(selected) == 1:
+        self._update_offer(selected)
+        if self.channels is not None and set(selected) <= set(self.members()):
+            self.choose(self._layer)
+        elif len(selected) == 1:
             self.choose(selected[0])
         elif len(candidates) == 1:
             self.choose(candidates[0])
@@ -172,45 +205,57 @@ class ImageChoice(LayerChoice):
             self.choose(self._layer)
 
     def _layer_changed(self) -> None:
-        self.axes.value = (
-            "" if self._layer is None else convert.proposed_axes(self._layer)
-        )
+        layer = self.layer
+        self.axes.value = "" if layer is None else convert.proposed_axes(layer)
 
     def _axes_edited(self) -> None:
-        if self._layer is None or self.axes.value.upper() == convert.known_axes(
-            self._layer
-        ):
+        layer = self.layer
+        if layer is None or self.axes.value.upper() == convert.known_axes(layer):
             return
         try:
-            convert.set_axes(self._layer, self.axes.value)
+            for member in self.members():
+                convert.set_axes(member, self.axes.value)
         except ImageError as error:
             self.image, self.problem = None, str(error)
             self.text.setText(self.problem)
             self.changed.emit()
             return
-        self.axes.value = convert.known_axes(self._layer)
+        self.axes.value = convert.known_axes(layer)
         self.choose(self._layer)
+
+    def choose(self, layer: Any) -> None:
+        """Choose a layer, `Channels` or none, as in the box."""
+        if layer == self._layer:
+            layer = self._layer  # channels are equal, not the same object
+        elif isinstance(layer, Channels):
+            self._offer = layer
+            with self.combo.changed.blocked():
+                self.combo.reset_choices()
+        super().choose(layer)
 
     def _show(self) -> None:
         super()._show()
         self.image, self.problem = None, ""
-        self.axes.enabled = self._layer is not None
-        if self._layer is None:
+        layer, channels = self.layer, self.channels
+        self.axes.enabled = layer is not None
+        if layer is None:
             self.problem = self._missing_reason()
             self.text.setText(self.problem)
             return
         try:
-            self.image = convert.image_of(self._layer)
+            self.image = (
+                convert.image_of(layer) if channels is None else channels.image()
+            )
         except ImageError as error:
             self.problem = str(error)
             self.text.setText(self.problem)
             return
-        assumed = (
-            ""
-            if convert.known_axes(self._layer)
-            else "; axes assumed, change them if they are wrong"
-        )
-        self.text.setText(convert.describe(self.image) + assumed)
+        text = convert.describe(self.image)
+        if not convert.known_axes(layer):
+            text += "; axes assumed, change them if they are wrong"
+        if channels is not None:
+            text += f"\nChannels: {', '.join(channels.names)}"
+        self.text.setText(text)
 
     def _missing_reason(self) -> str:
         if not self._candidates():
@@ -218,8 +263,9 @@ class ImageChoice(LayerChoice):
                 "No image is open: drop a file on the window, or File > Open Sample >"
                 " Strata."
             )
-        if len(self._selected()) > 1:
-            return f"{len(self._selected())} images are selected: choose one here."
+        if (count := len(self._selected())) > 1:
+            others = ", or all as channels of one image" if self._offer else ""
+            return f"{count} images are selected: choose one here{others}."
         return "No image is selected: click one in the layer list, or choose it here."
 
 
@@ -327,11 +373,17 @@ class LabelsChoice(LayerChoice):
             if self._images.layer is not None
             else None
         )
-        if len(selected) == 1:
+        owner = self.owner(selected[0]) if len(selected) == 1 else None
+        if owner is not None and owner not in self._images.members():
+            self._images.choose(owner)  # which calls this method again
+        elif len(selected) == 1:
             self.choose(selected[0])
         elif last in fitting:
             self.choose(last)
-        elif self._layer in fitting:
+        elif self._layer in fitting and self.owner(self._layer) in (
+            None,
+            *self._images.members(),
+        ):
             self.choose(self._layer)
         else:
             named = [
@@ -343,6 +395,21 @@ class LabelsChoice(LayerChoice):
                 self.choose(fitting[0])
             else:
                 self.choose(named[0] if len(named) == 1 else None)
+
+    def owner(self, labels: LabelsLayer) -> ImageLayer | None:
+        """Return the image layer after which labels are named, if there is one."""
+        for layer in convert.image_layers(self._viewer.layers):
+            if labels.name == f"{layer.name} labels":
+                return layer
+        return None
+
+    def partner(self, layer: ImageLayer) -> LabelsLayer | None:
+        """Return the labels layer of an image layer, if there is one."""
+        last: LabelsLayer | None = self._last.get(layer)
+        if last is not None and last in self._viewer.layers:
+            return last
+        named = (each for each in self._candidates() if self.owner(each) is layer)
+        return next(named, None)
 
     def _show(self) -> None:
         super()._show()

@@ -9,6 +9,7 @@ from typing import Any
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.command import join_command
+from napari_strata.core.files import LAYERS, PAIRS_FILE
 from napari_strata.inference.inputs import is_stack
 from napari_strata.worker.protocol import EvaluateJob, Layer, PredictJob, TrainJob
 
@@ -50,6 +51,13 @@ def as_command(request: TrainJob | PredictJob | EvaluateJob) -> str:
             else _evaluate_arguments(request)
         )
     return join_command(["napari-strata", *arguments])
+
+
+def as_crossval(request: TrainJob) -> str:
+    """Return a command that cross-validates the recipe on the data of a training."""
+    folder = f"{request.out}-crossval"
+    arguments = ["crossval", *_sources(request), "--out", folder]
+    return join_command(["napari-strata", *arguments, *_recipe_arguments(request)])
 
 
 def _train_lines(request: TrainJob) -> list[str]:
@@ -142,21 +150,32 @@ def _evaluate_lines(request: EvaluateJob) -> list[str]:
 
 
 def _train_arguments(request: TrainJob) -> list[str]:
-    arguments = [
-        "train",
-        *_paths(request.images, request.labels or ()),
-        "--out",
-        request.out,
-    ]
-    if isinstance(request.recipe, str) and request.recipe != "default":
-        arguments += ["--recipe", request.recipe]
-    for key, value in request.overrides.items():
-        arguments += ["--set", f"{key}={json.dumps(value)}"]
+    arguments = ["train", *_sources(request), "--out", request.out]
+    arguments += _recipe_arguments(request)
     if request.validation is not None:
         arguments += [
             "--val",
             *_paths(request.validation.images, request.validation.labels or ()),
         ]
+    if request.extend:
+        arguments += ["--extend", str(request.extend)]
+    return arguments + (["--resume"] if request.resume else [])
+
+
+def _sources(request: TrainJob) -> list[str]:
+    """Return the paths of images and labels."""
+    if len(request.images) > 1:  # the dock writes this table
+        return [str(Path(request.out) / LAYERS / PAIRS_FILE)]
+    return _paths(request.images, request.labels or ())
+
+
+def _recipe_arguments(request: TrainJob) -> list[str]:
+    """Return the options that training and cross-validation share."""
+    arguments = []
+    if isinstance(request.recipe, str) and request.recipe != "default":
+        arguments += ["--recipe", request.recipe]
+    for key, value in request.overrides.items():
+        arguments += ["--set", f"{key}={json.dumps(value)}"]
     arguments += _axes_arguments(request.axes, request.images)
     if request.classes is None or request.labels is None:
         arguments += [
@@ -164,13 +183,7 @@ def _train_arguments(request: TrainJob) -> list[str]:
             for value in request.unlabelled
             for word in ("--unlabelled", str(value))
         ]
-    if request.extend:
-        arguments += ["--extend", str(request.extend)]
-    return (
-        arguments
-        + (["--resume"] if request.resume else [])
-        + _device_arguments(request.device)
-    )
+    return arguments + _device_arguments(request.device)
 
 
 def _predict_arguments(request: PredictJob) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from magicgui.widgets import CheckBox, ComboBox
 from napari.layers import Image as ImageLayer
@@ -18,7 +19,18 @@ from napari_strata.plugin import METADATA
 from napari_strata.plugin import Layer as LayerTuple
 from napari_strata.plugin import read as read_layers
 from napari_strata.widgets.layers.choice import ImageChoice
-from napari_strata.widgets.layers.convert import labels_of, slug, source_of_image
+from napari_strata.widgets.layers.convert import (
+    image_layers,
+    labels_of,
+    slug,
+    source_of_image,
+)
+from napari_strata.widgets.layers.group import (
+    Channels,
+    describe_channels,
+    find_channels,
+    in_order,
+)
 from napari_strata.widgets.parts.dock import Dock, Progress, draw
 from napari_strata.widgets.predict import results
 from napari_strata.widgets.predict.area import WHOLE, AreaChoice, AreaError
@@ -51,7 +63,7 @@ class PredictDock(Dock):
         self.batch: Batch | None = None
         self._warnings: list[str] = []
         self._saving = False
-        self._shown_layer: ImageLayer | None = None
+        self._shown_layer: ImageLayer | Channels | None = None
         # All channels of the file, if the chosen layer is one of them.
         self._all_channels: Image | None = None
         self.source = ComboBox(
@@ -69,6 +81,10 @@ class PredictDock(Dock):
                 " that was trained on several."
             ),
         )
+        self.which = QLabel()
+        self.which.setWordWrap(True)
+        self.use_button = self.button("", self._use_channels)
+        self._proposal: Channels | None = None
         self.model = ModelChoice(self.session)
         self.area = AreaChoice(self.viewer, self.images)
         self.probabilities = CheckBox(
@@ -84,7 +100,15 @@ class PredictDock(Dock):
         self.averaging = Averaging()
         self.bar = Progress("Prediction")
         self.add(self.row(QLabel("Predict"), self.source, stretch=1))
-        for widget in (self.images, self.channels, self.files, self.model, self.area):
+        for widget in (
+            self.images,
+            self.channels,
+            self.which,
+            self.use_button,
+            self.files,
+            self.model,
+            self.area,
+        ):
             self.add(widget)
         self.add(self.row(self.probabilities, self.confidence, stretch=1))
         self.add(self.averaging.turns)
@@ -133,18 +157,52 @@ class PredictDock(Dock):
         return self.images.image if self._all_channels is None else self._all_channels
 
     def _image_changed(self) -> None:
-        layer = self.images.layer
-        if layer is not self._shown_layer:
-            self._shown_layer, self._all_channels = layer, None
+        layer, channels = self.images.layer, self.images.channels
+        if (channels or layer) != self._shown_layer:
+            self._shown_layer, self._all_channels = channels or layer, None
             self.channels.value = False
         self.channels.visible = (
-            not self.uses_files and layer is not None and _file_of(layer) is not None
+            not self.uses_files
+            and channels is None
+            and layer is not None
+            and _file_of(layer) is not None
         )
         if self.uses_files:
             self.model.set_image(None, None)
         else:
             self.model.set_image(layer, self.image)
         self._changed()
+
+    def _show_channels(self) -> None:
+        """Say which layer is which channel of the model, or propose layers."""
+        chosen, names, text = self.images.channels, _channel_names(self.model.spec), ""
+        self._proposal = None
+        if len(names) > 1 and not self.uses_files:
+            if chosen is not None and in_order(chosen, names) != chosen:
+                self.images.choose(in_order(chosen, names))
+                return
+            if chosen is not None and len(chosen.layers) == len(names):
+                text = describe_channels(chosen, names)
+            elif self.image is None or self.image.channels != len(names):
+                layers = image_layers(self.viewer.layers)
+                self._proposal = find_channels(names, layers, self.images.layer)
+                text = (
+                    f"This model needs {len(names)} channels: {', '.join(names)}."
+                    " Select their layers in the layer list together, and choose them"
+                    " as channels above."
+                )
+        proposal = self._proposal
+        if proposal is not None:
+            which = describe_channels(proposal, names)
+            text = f"This model needs {len(names)} channels. {which}"
+            self.use_button.text = f"Use {len(names)} layers as channels"
+        self.which.setText(text)
+        self.which.setVisible(bool(text))
+        self.use_button.visible = proposal is not None
+
+    def _use_channels(self) -> None:
+        if self._proposal is not None:
+            self.images.choose(self._proposal)
 
     def _open_channels(self, on: bool) -> None:
         layer, self._all_channels = self.images.layer, None
@@ -179,6 +237,7 @@ class PredictDock(Dock):
 
     def _changed(self) -> None:
         """Update the dock after a change of its state."""
+        self._show_channels()
         image, area = self.image, str(self.area.combo.value)
         if self.uses_files:
             image, area = None, WHOLE
@@ -479,6 +538,19 @@ class PredictDock(Dock):
         self.images.disconnect_viewer()
         self.area.disconnect_viewer()
         self.model.leave()
+
+
+def _channel_names(spec: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return the names of the channels that a model needs; empty if unknown."""
+    if spec is None:
+        return ()
+    count = spec["in_channels"] // (2 * spec["neighbours"] + 1)
+    names = tuple(spec["channel_names"])
+    return (
+        names
+        if len(names) == count
+        else tuple(f"channel {number + 1}" for number in range(count))
+    )
 
 
 def _file_of(layer: ImageLayer) -> tuple[str, int] | None:

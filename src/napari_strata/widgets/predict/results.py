@@ -35,9 +35,8 @@ class Origin:
         """Return the origin for the current state of an image and a model."""
         file = RunFolder(model).model_path if model.is_dir() else model
         changed = file.stat().st_mtime_ns if file.is_file() else 0
-        return cls(
-            ref(layer), id(array_of(layer)), image.axes, str(file.resolve()), changed
-        )
+        axes = " ".join((image.axes, *image.channel_names))
+        return cls(ref(layer), id(array_of(layer)), axes, str(file.resolve()), changed)
 
 
 class PredictedLabels:

@@ -27,9 +27,11 @@ from qtpy.QtWidgets import (
 )
 
 from napari_strata.core.errors import StrataError
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.choice import ImageChoice, LabelsChoice
 from napari_strata.widgets.train.class_table import ClassTable
+from napari_strata.widgets.train.other_images import OtherImages, find_labelled
 from napari_strata.widgets.train.prepare import FolderData, LayerData
 
 LAYERS, FILES = "layers in the viewer", "files and folders"
@@ -54,13 +56,14 @@ class DataBox(QWidget):
         )
         self.images = ImageChoice(viewer)
         self.labels = LabelsChoice(viewer, self.images)
+        self.others = OtherImages(viewer)
         self.table = ClassTable()
         self.folders = _Folders()
         layers = QWidget()
         rows = QVBoxLayout(layers)
         rows.setContentsMargins(0, 0, 0, 0)
         rows.setSpacing(4)
-        for widget in (self.images, self.labels, self.table):
+        for widget in (self.images, self.labels, self.others, self.table):
             rows.addWidget(widget)
         self._stack = QStackedWidget()
         self._stack.addWidget(layers)
@@ -76,6 +79,7 @@ class DataBox(QWidget):
         self.source.changed.connect(self._switch)
         self.images.changed.connect(self._layers_changed)
         self.labels.changed.connect(self._layers_changed)
+        self.others.changed.connect(self.changed)
         self.table.changed.connect(self.changed)
         self.table.picked.connect(self._select_layer)
         self.labels.created.connect(self.table.name_classes)
@@ -99,8 +103,21 @@ class DataBox(QWidget):
         assert self.images.image is not None
         assert self.labels.layer is not None
         image, layer = self.images.image, self.labels.layer
-        labels = replace(convert.labels_of(layer, image), classes=self.table.classes())
-        return LayerData(self.images.layer, image, layer, labels)
+        others = tuple(
+            LayerData(
+                other.layer,
+                other.image,
+                other.labels_layer,
+                self._labels(other.labels_layer, other.image),
+            )
+            for other in self.others.chosen()
+        )
+        labels = self._labels(layer, image)
+        return LayerData(self.images.layer, image, layer, labels, others)
+
+    def _labels(self, layer: LabelsLayer, image: Image) -> LabelImage:
+        """Return the labels of a layer with the classes of the table."""
+        return replace(convert.labels_of(layer, image), classes=self.table.classes())
 
     def problem(self) -> str:
         """Explain why these data cannot be used; empty if they can."""
@@ -149,6 +166,14 @@ class DataBox(QWidget):
         self._timer.start(0)
 
     def _update_table(self) -> None:
+        chosen = self.images.channels
+        found = find_labelled(
+            convert.image_layers(self._viewer.layers),
+            [self.images.layer] if chosen is None else chosen.layers,
+            self.images.image,
+            self.labels.partner,
+        )
+        self.others.offer(found, self.images.layer)
         self.table.set_labels(self.labels.layer)
         self.table.setVisible(self.labels.layer is not None)
         self.changed.emit()

@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import threading
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 
+from napari_strata.core import files
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import LabelError, RunError
-from napari_strata.core.files import LAYERS
+from napari_strata.core.files import LAYERS, PAIRS_FILE
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.core.runs import RunFolder
 from napari_strata.plugin import METADATA
@@ -41,6 +45,8 @@ class LayerData:
     image: Image
     labels_layer: LabelsLayer
     labels: LabelImage
+    others: tuple[LayerData, ...] = ()
+    """More images that are trained on, with their labels."""
 
     @property
     def name(self) -> str:
@@ -55,16 +61,32 @@ class LayerData:
     def current(self) -> LayerData:
         """Return the same layers with the pixels that their labels have now."""
         now = labels_of(self.labels_layer, self.image)
-        return replace(self, labels=replace(now, classes=self.labels.classes))
+        return replace(
+            self,
+            labels=replace(now, classes=self.labels.classes),
+            others=tuple(other.current() for other in self.others),
+        )
 
     def gather(self, run: Path) -> Pairs:
-        """Return files of both layers; layers without a file go to ``<run>/layers``."""
+        """Return files of the layers; layers without a file go to ``<run>/layers``.
+
+        Several images are also listed in ``<run>/layers/pairs.csv``, for the command
+        line.
+        """
         folder = run / LAYERS
-        folder.mkdir(parents=True, exist_ok=True)
         with _WRITING:
-            image = source_of_image(self.layer, self.image, folder)
-            labels = source_of_labels(self.labels, folder / LABELS_FILE)
-        return Pairs(images=(image,), labels=(labels,))
+            written = [self._write(folder)]
+            for number, other in enumerate(self.others, 2):
+                written.append(other._write(folder / f"image-{number}"))
+            if self.others:
+                _write_table(written, folder / PAIRS_FILE)
+        images, labels = zip(*written, strict=True)
+        return Pairs(images=images, labels=labels)
+
+    def _write(self, folder: Path) -> tuple[Layer, Layer]:
+        folder.mkdir(parents=True, exist_ok=True)
+        image = source_of_image(self.layer, self.image, folder)
+        return image, source_of_labels(self.labels, folder / LABELS_FILE)
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,16 @@ class TrainRequest:
     def plan_job(self, job: str, run: Path) -> PlanJob:
         """Write the layers and return the request to plan the training."""
         return PlanJob(job=job, **self._settings(run))
+
+
+def _write_table(pairs: list[tuple[Layer, Layer]], path: Path) -> None:
+    """Write the paths of images and labels as a CSV."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label"])
+    for image, labels in pairs:
+        writer.writerow([os.path.abspath(image.path), os.path.abspath(labels.path)])
+    files.write_text(path, text.getvalue())
 
 
 def write_painted(labels: LabelImage, folder: Path, classes: ClassMap | None) -> Path:

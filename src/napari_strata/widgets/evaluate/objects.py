@@ -1,0 +1,289 @@
+"""Dialog that numbers and measures the objects of one class of a labels layer."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari.components import ViewerModel
+from napari.layers import Labels as LabelsLayer
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDialog,
+    QDoubleSpinBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_strata.core.errors import RunError
+from napari_strata.core.image import Image, LabelImage
+from napari_strata.io import read_labels, write_image, write_labels
+from napari_strata.plugin import labels_layer
+from napari_strata.widgets.evaluate.scores import ERRORS
+from napari_strata.widgets.layers.convert import slug
+from napari_strata.widgets.layers.live import PREDICTED, add_quietly
+from napari_strata.widgets.work import threads
+
+MAX_SIZE = 1e12
+TABLE = "objects.csv"
+
+
+@dataclass(frozen=True)
+class ObjectOptions:
+    """Options of the command ``objects``.
+
+    Parameters
+    ----------
+    of
+        Name of the class, or its label value; empty for the second of two classes.
+    smallest
+        Least volume or area of an object, in the unit of the pixel size.
+    fill_holes
+        Close holes inside objects.
+    split
+        Least distance of the centres of touching objects that are cut; 0: none is.
+    by_plane
+        Treat every plane by itself.
+    """
+
+    of: str = ""
+    smallest: float = 0
+    fill_holes: bool = False
+    split: float = 0
+    by_plane: bool = False
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Numbered objects, and their table: a file, and the columns by name."""
+
+    labels: LabelImage
+    table: Path
+    columns: dict[str, list[float]]
+
+
+def words(
+    labels: Path, image: Path | None, options: ObjectOptions, *, out: Path
+) -> list[str]:
+    """Return the command line that finds and measures objects."""
+    arguments = ["objects", str(labels), "--out", str(out)]
+    arguments += ["--table", str(out.with_name(TABLE)), "--overwrite"]
+    if image is not None:
+        arguments += ["--image", str(image)]
+    if options.of:
+        arguments += ["--of", options.of]
+    for name in ("smallest", "split"):
+        if value := getattr(options, name):
+            arguments += [f"--{name}", f"{value:g}"]
+    for name in ("fill_holes", "by_plane"):
+        if getattr(options, name):
+            arguments.append(f"--{name.replace('_', '-')}")
+    return arguments
+
+
+def measure(
+    labels: LabelImage, image: Image | None, options: ObjectOptions, folder: Path
+) -> Objects:
+    """Find the objects and measure them, by the command ``napari-strata objects``.
+
+    It is a process of its own, because it needs torch. It takes long, so call this in a
+    thread.
+
+    Raises
+    ------
+    RunError
+        With the message of the command.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    labels_path = write_labels(folder / "labels.ome.tif", labels, overwrite=True)
+    image_path = None
+    if image is not None:
+        image_path = write_image(folder / "image.ome.tif", image, overwrite=True)
+    out = folder / "objects.ome.tif"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "napari_strata"),
+            *words(labels_path, image_path, options, out=out),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["The command failed."]
+        raise RunError(lines[-1].removeprefix("error: "))
+    with open(out.with_name(TABLE), newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = {
+        name: [float(row[name] or "nan") for row in rows]
+        for name in (rows[0] if rows else {"id": ""})
+    }
+    return Objects(read_labels(out), out.with_name(TABLE), columns)
+
+
+def features_of(columns: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
+    """Return the columns of a table as features of a Labels layer.
+
+    Objects that have several rows, one for each plane, have the features of the first.
+    """
+    ids = [int(number) for number in columns["id"]]
+    first = sorted({number: ids.index(number) for number in ids}.items())
+    features: dict[str, list[Any]] = {"index": [number for number, _ in first]}
+    for name, values in columns.items():
+        if name != "id":
+            features[name] = [values[row] for _, row in first]
+    return features
+
+
+class ObjectsDialog(QDialog):
+    """Dialog to choose a class and options; the objects become a layer.
+
+    Parameters
+    ----------
+    labels
+        Labels with the objects, as they are when the dialog opens.
+    image
+        Image for grey values, if there is one.
+    folder
+        Folder for temporary files.
+    """
+
+    def __init__(
+        self,
+        parent: QWidget,
+        viewer: ViewerModel,
+        labels: LabelImage,
+        image: Image | None,
+        *,
+        folder: Path,
+    ) -> None:
+        super().__init__(parent)
+        self._folder = folder
+        self.setWindowTitle(f"Objects of {labels.name}")
+        self._viewer, self._labels, self._image = viewer, labels, image
+        self.objects: Objects | None = None
+        unit = labels.pixel_unit
+        self.of = QComboBox()
+        self.of.setEditable(True)
+        self.of.addItems(labels.classes.names if labels.classes else ())
+        self.of.setCurrentIndex(1 if self.of.count() > 1 else 0)
+        self.of.setToolTip("Name of the class, or its label value.")
+        power = "³" if labels.size("Z") > 1 else "²"
+        self.smallest = _number(f" {unit}{power}", "Smaller objects are dropped.")
+        self.split = _number(
+            f" {unit}",
+            "Touching objects are cut if their centres are this far apart; 0: never.",
+        )
+        self.fill_holes = QCheckBox("Fill holes inside objects")
+        self.by_plane = QCheckBox("Treat every plane by itself")
+        self.by_plane.setEnabled(labels.size("Z") > 1)
+        grey = "no image of this size is open" if image is None else image.name
+        self.text = QLabel(f"Grey values: {grey}.")
+        self.text.setWordWrap(True)
+        self.find_button = QPushButton("Find objects")
+        self.save_button = QPushButton("Save table ...")
+        self.save_button.setEnabled(False)
+        self.close_button = QPushButton("Close")
+        form = QFormLayout()
+        form.addRow("Class", self.of)
+        form.addRow("At least", self.smallest)
+        form.addRow("Cut at distance", self.split)
+        buttons = QHBoxLayout()
+        for button in (self.find_button, self.save_button, self.close_button):
+            buttons.addWidget(button)
+        rows = QVBoxLayout(self)
+        rows.addLayout(form)
+        for widget in (self.fill_holes, self.by_plane, self.text):
+            rows.addWidget(widget)
+        rows.addLayout(buttons)
+        self.find_button.clicked.connect(self.find_objects)
+        self.save_button.clicked.connect(self._choose_file)
+        self.close_button.clicked.connect(self.close)
+
+    def options(self) -> ObjectOptions:
+        """Return what is chosen."""
+        return ObjectOptions(
+            self.of.currentText().strip(),
+            self.smallest.value(),
+            self.fill_holes.isChecked(),
+            self.split.value(),
+            self.by_plane.isChecked(),
+        )
+
+    def find_objects(self) -> None:
+        """Find and measure the objects in a thread, and add them as a layer."""
+        labels, image, options = self._labels, self._image, self.options()
+        number = 1
+        while (folder := self._folder / str(number)).exists():
+            number += 1  # a layer may still read the files of the last time
+        self.find_button.setEnabled(False)
+        self.text.setText("Finding and measuring objects ...")
+
+        def done(objects: Objects) -> None:
+            self.objects = objects
+            self.find_button.setEnabled(True)
+            self.save_button.setEnabled(True)
+            layer = self._add(objects, options)
+            count = len(set(objects.columns["id"]))
+            self.text.setText(
+                f"{count} object{'' if count == 1 else 's'} in the layer {layer.name};"
+                " their sizes and shapes are the features of the layer."
+            )
+
+        def failed(error: Exception) -> None:
+            self.find_button.setEnabled(True)
+            self.text.setText(f"✗ {error}")
+
+        threads.run(
+            lambda: measure(labels, image, options, folder), done, failed, owner=self
+        )
+
+    def save_to(self, path: Path) -> None:
+        """Write the table of the objects; the file dialog has asked for the path."""
+        assert self.objects is not None
+        try:
+            shutil.copyfile(self.objects.table, path)
+        except OSError as error:
+            self.text.setText(f"✗ {error}")
+        else:
+            self.text.setText(f"Written to {path}.")
+
+    def _add(self, objects: Objects, options: ObjectOptions) -> LabelsLayer:
+        data, attributes, _ = labels_layer(objects.labels)
+        of = options.of or "objects"
+        attributes |= {
+            "name": f"{of} of {self._labels.name}",
+            "features": features_of(objects.columns),
+            "metadata": {PREDICTED: True, ERRORS: True},  # nothing to train on or score
+        }
+        layer = LabelsLayer(data, **attributes)
+        add_quietly(self._viewer, layer)
+        return layer
+
+    def _choose_file(self) -> None:
+        name = f"{slug(self._labels.name)}-objects.csv"
+        path, _ = QFileDialog.getSaveFileName(
+            self, "Save the table", str(Path.cwd() / name), "Tables (*.csv)"
+        )
+        if path:
+            self.save_to(Path(path).with_suffix(".csv"))
+
+
+def _number(suffix: str, tooltip: str) -> QDoubleSpinBox:
+    box = QDoubleSpinBox()
+    box.setRange(0, MAX_SIZE)
+    box.setDecimals(2)
+    box.setSuffix(suffix)
+    box.setToolTip(tooltip)
+    return box
