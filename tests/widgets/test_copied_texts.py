@@ -32,7 +32,7 @@ from napari_strata.widgets.predict.dock import PredictDock
 from napari_strata.widgets.settings import Settings
 from napari_strata.widgets.train.dock import TrainDock
 
-PATIENCE = 60_000
+PATIENCE = 120_000
 TINY = {
     "network.kind": "unet",
     "network.widths": [4, 8],

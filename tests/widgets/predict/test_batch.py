@@ -35,7 +35,7 @@ from napari_strata.widgets.predict.dock import FILES, LAYER, PredictDock
 from napari_strata.widgets.predict.state import PredictState, resolve
 from widgets.models import rock
 
-PATIENCE = 60_000
+PATIENCE = 120_000
 
 
 @pytest.fixture

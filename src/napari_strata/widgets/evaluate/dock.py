@@ -246,6 +246,9 @@ class EvaluateDock(Dock):
         except ImageError as error:
             self.notice.show_message(str(error), "error")
             return
+        if self.objects_dialog is not None:
+            self.objects_dialog.close()
+            self.objects_dialog.deleteLater()
         self.objects_dialog = ObjectsDialog(
             self,
             self.viewer,

@@ -175,7 +175,7 @@ class ImageChoice(LayerChoice):
         return convert.image_layers(self._viewer.layers)
 
     def _choices(self, _widget: Any = None) -> list[tuple[str, Any]]:
-        groups = dict.fromkeys((self._offer, self.channels))
+        groups = dict.fromkeys((self.channels, self._offer))
         return super()._choices() + [
             (str(group), group) for group in groups if group is not None
         ]
@@ -185,8 +185,6 @@ class ImageChoice(LayerChoice):
         self._offer = None
         if len(selected) > 1 and not why_no_channels(selected):
             self._offer = Channels(tuple(selected))
-        with self.combo.changed.blocked():
-            self.combo.reset_choices()
 
     def _follow(self) -> None:
         selected, candidates = self._selected(), self._candidates()
@@ -227,13 +225,11 @@ class ImageChoice(LayerChoice):
         """Choose a layer, `Channels` or none, as in the box."""
         if layer == self._layer:
             layer = self._layer  # channels are equal, not the same object
-        elif isinstance(layer, Channels):
-            self._offer = layer
-            with self.combo.changed.blocked():
-                self.combo.reset_choices()
         super().choose(layer)
 
     def _show(self) -> None:
+        with self.combo.changed.blocked():
+            self.combo.reset_choices()  # the choices contain the chosen channels
         super()._show()
         self.image, self.problem = None, ""
         layer, channels = self.layer, self.channels
