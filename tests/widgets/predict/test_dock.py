@@ -580,7 +580,7 @@ def test_layers_as_channels_of_a_model(
     dock.model.choose(make_run(runs, channels=2))
     qtbot.waitUntil(lambda: "Recipe" in dock.model.text.text(), timeout=PATIENCE)
     assert not dock.predict_button.enabled
-    assert "found 1 channel" in dock.predict_button.tooltip
+    assert "Found 1 channel" in dock.predict_button.tooltip
     assert "channel 1 is stack channel 1" in dock.which.text()
     dock.use_button.native.click()
     qtbot.waitUntil(lambda: "fits" in dock.model.fit.text(), timeout=PATIENCE)
