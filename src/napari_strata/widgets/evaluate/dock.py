@@ -63,6 +63,14 @@ class EvaluateDock(Dock):
 
     name = "Evaluate"
     manual_page = "docs/scores.md"
+    steps = (
+        "Choose the prediction, and as truth labels that were not trained on.",
+        "Say what 0 means in the truth.",
+        "Press Compare. A table scores each class; below it, the confusion matrix shows"
+        " which classes are confused.",
+        "Press Show errors as a layer to see where, and Export ... to keep the scores.",
+    )
+    manual_page = "docs/scores.md"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)

@@ -56,6 +56,12 @@ class PredictDock(Dock):
     """Dock that segments an image layer or a part of it, or files."""
 
     name = "Predict"
+    steps = (
+        "Click the image in the layer list, or choose files and folders.",
+        "Choose a model: the list has your trainings, the newest first.",
+        "Press Predict. The labels appear at once and fill in slice by slice.",
+        "Press Save ... to keep them with axes, pixel size and class names.",
+    )
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
