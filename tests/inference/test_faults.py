@@ -88,6 +88,23 @@ def test_a_slice_of_a_folder_that_is_replaced(tmp_path: Path, model: Path) -> No
     np.testing.assert_array_equal(read_labels(out).data, labels_of(model, folder))
 
 
+def test_other_files_may_come_into_a_folder_of_slices(
+    tmp_path: Path, model: Path
+) -> None:
+    folder, out = tmp_path / "slices", tmp_path / "labels.tif"
+    folder.mkdir()
+    for number, plane in enumerate(easy_pair((PLANES, 64, 64)).image.data):
+        write_image(folder / f"{number}.tif", Image(plane, "YX"))
+
+    def add_files() -> None:
+        for name in (".DS_Store", "Thumbs.db", "scanner.log", "._0.tif"):
+            (folder / name).write_bytes(b"x")
+
+    events = list(after_one_plane(model, folder, out, add_files))
+    assert sum(isinstance(event, RegionEnd) for event in events) == PLANES
+    np.testing.assert_array_equal(read_labels(out).data, labels_of(model, folder))
+
+
 def test_a_deleted_image_costs_nothing_when_it_is_back(
     tmp_path: Path, model: Path, stack: Path
 ) -> None:

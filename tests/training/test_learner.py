@@ -60,6 +60,14 @@ def test_a_stray_pixel_of_an_absent_class_does_not_decide() -> None:
     assert progress.is_best(iou=0.8, loss=1.0) == (False, False)
 
 
+def test_epochs_of_an_earlier_version_are_compared_by_their_own_mean() -> None:
+    """Their mean over the classes in the truth is not known, and is never smaller."""
+    progress = progress_of([(0.5, 1.0)])
+    assert not progress.history[0].classes_in_truth
+    assert not progress.is_best(iou=0.6, loss=2.0, earlier_iou=0.45)[0]
+    assert progress.is_best(iou=0.7, loss=2.0, earlier_iou=0.55)[0]
+
+
 def test_epochs_without_a_score_are_never_best() -> None:
     progress = progress_of([(math.nan, math.nan), (math.nan, math.nan)])
     assert not any(end.best_iou or end.best_loss for end in progress.history)

@@ -31,7 +31,7 @@ from napari_strata.inference.chunks import (
 )
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.outputs import Output, OutputSpec
-from napari_strata.io.paths import is_zarr
+from napari_strata.io.paths import IMAGE_SUFFIXES, ZARR_FILES, has_suffix, is_zarr
 from napari_strata.models.ensemble import Ensemble
 from napari_strata.models.tiled import ASYNCHRONOUS
 
@@ -270,17 +270,27 @@ def count_pixels(indices: Array, classes: int) -> list[int]:
 
 
 def describe_source(source: str | None) -> tuple[Any, ...] | None:
-    """Return size and time of a file, or of the files in a folder; None without one."""
+    """Return size and time of a file, or of the files in a folder; None without one.
+
+    Other files in the folder, such as ``.DS_Store``, and the chunks of a Zarr array do
+    not count.
+    """
     try:
         if source is None or not os.path.isdir(source):
             status = os.stat(source or "")
             return status.st_size, status.st_mtime_ns
         with os.scandir(source) as entries:
-            files = [entry for entry in entries if entry.is_file()]
-            stats = [(entry.name, entry.stat()) for entry in files]
+            files = [entry for entry in entries if _is_part(entry.name)]
+            stats = [(entry.name, entry.stat()) for entry in files if entry.is_file()]
     except OSError:
         return None
     return tuple(sorted((name, s.st_size, s.st_mtime_ns) for name, s in stats))
+
+
+def _is_part(name: str) -> bool:
+    """Return True for a slice of a stack, and for the metadata of a Zarr array."""
+    is_slice = has_suffix(name, IMAGE_SUFFIXES) and not name.startswith(".")
+    return is_slice or name in ZARR_FILES
 
 
 def fingerprint(image: Image, samples: Sequence[Array]) -> str:

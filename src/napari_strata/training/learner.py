@@ -317,12 +317,28 @@ class Progress:
                 return end
         return self.history[-1] if self.history else None
 
-    def is_best(self, *, iou: float, loss: float) -> tuple[bool, bool]:
+    def is_best(
+        self, *, iou: float, loss: float, earlier_iou: float = math.nan
+    ) -> tuple[bool, bool]:
         """Return whether a mean IoU and a validation loss are the best so far.
 
-        The mean is that over the classes in the truth. NaN is never the best.
+        NaN is never the best.
+
+        Parameters
+        ----------
+        iou
+            Mean over the classes in the truth.
+        earlier_iou
+            `EpochEnd.mean_iou`, which is compared while there are epochs of an earlier
+            version, of which the other is not known.
         """
-        ious = [end.comparable_iou for end in self.compared if end.best_iou]
+        best = [end for end in self.compared if end.best_iou]
+        is_earlier = any(
+            not end.classes_in_truth and math.isfinite(end.mean_iou) for end in best
+        )
+        ious = [end.comparable_iou for end in best]
+        if is_earlier and math.isfinite(earlier_iou):
+            iou, ious = earlier_iou, [end.mean_iou for end in best]
         losses = [end.validation_loss for end in self.compared if end.best_loss]
         is_best = iou > (-math.inf if self.is_blind else max(ious, default=-math.inf))
         return is_best, loss < min(losses, default=math.inf)

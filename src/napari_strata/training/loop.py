@@ -358,7 +358,9 @@ def _epoch(
     confusion = scores.confusion
     pixels = int(confusion.counts.sum())
     best_iou, best_loss = run.progress.is_best(
-        iou=confusion.mean_iou_in_truth, loss=scores.loss
+        iou=confusion.mean_iou_in_truth,
+        loss=scores.loss,
+        earlier_iou=confusion.mean_iou,
     )
     end = EpochEnd(
         epoch=epoch,

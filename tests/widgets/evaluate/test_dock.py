@@ -404,7 +404,7 @@ def test_labels_that_were_trained_on_are_told_and_proposed_last(
     truth = np.asarray(labels.data)
     dock = make(truth.copy(), truth.copy(), classes=labels.classes)
     viewer, trained, prediction = dock.viewer, dock.truth.layer, dock.prediction.layer
-    prediction.metadata[MODEL] = str(run / "model.safetensors")
+    prediction.metadata[MODEL] = (str(run / "model.safetensors"),)
     dock.prediction.changed.emit()
     # The only labels: they are proposed, with a warning.
     qtbot.waitUntil(lambda: TRAINED_ON in dock.truth.text.text(), timeout=LONG)

@@ -70,7 +70,6 @@ class EvaluateDock(Dock):
         " which classes are confused.",
         "Press Show errors as a layer to see where, and Export ... to keep the scores.",
     )
-    manual_page = "docs/scores.md"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
@@ -249,6 +248,9 @@ class EvaluateDock(Dock):
         if self.prediction.layer is None:
             self.notice.show_message("Choose the labels first.", "warning")
             return
+        if self.objects_dialog is not None and self.objects_dialog.isVisible():
+            self.objects_dialog.raise_()
+            return
         try:
             labels = self.prediction.labels(None)
         except ImageError as error:
@@ -264,6 +266,7 @@ class EvaluateDock(Dock):
             image_below(self.viewer, labels),
             folder=self.session.scratch() / "objects",
         )
+        self.session.closing.connect(self.objects_dialog.stop)
         self.objects_dialog.show()
 
     def export_to(self, folder: Path) -> None:
@@ -330,13 +333,13 @@ class EvaluateDock(Dock):
         comparison, session = self.comparison(), self.session
         image = image_below(self.viewer, comparison.prediction)
         layer = self.prediction.layer
-        model = layer.metadata.get(MODEL) if layer is not None else None
+        models = layer.metadata.get(MODEL) if layer is not None else None
 
         def write() -> Written:
-            if model is None:
+            if models is None:
                 trained_on = TrainedOn("the prediction does not name its model")
             else:
-                trained_on = TrainedOn.of([model])
+                trained_on = TrainedOn.of(models)
             written = comparison.write(session.scratch())
             return written.look_up(trained_on, image)
 

@@ -6,7 +6,7 @@ import csv
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,12 +94,21 @@ def words(
 
 
 def measure(
-    labels: LabelImage, image: Image | None, options: ObjectOptions, folder: Path
+    labels: LabelImage,
+    image: Image | None,
+    options: ObjectOptions,
+    folder: Path,
+    started: Callable[[subprocess.Popen[str]], object] = lambda _process: None,
 ) -> Objects:
     """Find the objects and measure them, by the command ``napari-strata objects``.
 
     It is a process of its own, because it needs torch. It takes long, so call this in a
     thread.
+
+    Parameters
+    ----------
+    started
+        Called with the process, so that it can be ended.
 
     Raises
     ------
@@ -112,16 +121,21 @@ def measure(
     if image is not None:
         image_path = write_image(folder / "image.ome.tif", image, overwrite=True)
     out = folder / "objects.ome.tif"
-    done = subprocess.run(
+    process = subprocess.Popen(
         [
             *(sys.executable, "-m", "napari_strata"),
             *words(labels_path, image_path, options, out=out),
         ],
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["The command failed."]
+    started(process)
+    _, errors = process.communicate()
+    for copy in filter(None, (labels_path, image_path)):
+        copy.unlink(missing_ok=True)
+    if process.returncode:
+        lines = errors.strip().splitlines() or ["The command failed."]
         raise RunError(lines[-1].removeprefix("error: "))
     with open(out.with_name(TABLE), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -152,7 +166,7 @@ class ObjectsDialog(QDialog):
     Parameters
     ----------
     labels
-        Labels with the objects, as they are when the dialog opens.
+        Labels with the objects, as they are when *Find objects* is pressed.
     image
         Image for grey values, if there is one.
     folder
@@ -173,6 +187,7 @@ class ObjectsDialog(QDialog):
         self.setWindowTitle(f"Objects of {labels.name}")
         self._viewer, self._labels, self._image = viewer, labels, image
         self.objects: Objects | None = None
+        self._process: subprocess.Popen[str] | None = None
         unit = labels.pixel_unit
         self.of = QComboBox()
         self.of.setEditable(True)
@@ -241,13 +256,24 @@ class ObjectsDialog(QDialog):
                 " their sizes and shapes are the features of the layer."
             )
 
+        def keep(process: subprocess.Popen[str]) -> None:
+            self._process = process
+
         def failed(error: Exception) -> None:
             self.find_button.setEnabled(True)
             self.text.setText(f"✗ {error}")
 
         threads.run(
-            lambda: measure(labels, image, options, folder), done, failed, owner=self
+            lambda: measure(labels, image, options, folder, keep),
+            done,
+            failed,
+            owner=self,
         )
+
+    def stop(self) -> None:
+        """End the command, when the viewer closes."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
 
     def save_to(self, path: Path) -> None:
         """Write the table of the objects; the file dialog has asked for the path."""
@@ -273,17 +299,22 @@ class ObjectsDialog(QDialog):
 
     def _choose_file(self) -> None:
         name = f"{slug(self._labels.name)}-objects.csv"
-        path, _ = QFileDialog.getSaveFileName(
-            self, "Save the table", str(Path.cwd() / name), "Tables (*.csv)"
-        )
-        if path:
-            self.save_to(Path(path).with_suffix(".csv"))
+        dialog = QFileDialog(self, "Save the table", str(Path.cwd() / name))
+        dialog.setAcceptMode(QFileDialog.AcceptMode.AcceptSave)
+        dialog.setNameFilter("Tables (*.csv)")
+        # The dialog adds it, so that it can check whether the file exists.
+        dialog.setDefaultSuffix("csv")
+        dialog.selectFile(name)
+        paths = dialog.selectedFiles() if dialog.exec() else []
+        dialog.deleteLater()
+        if paths:
+            self.save_to(Path(paths[0]))
 
 
 def _number(suffix: str, tooltip: str) -> QDoubleSpinBox:
     box = QDoubleSpinBox()
     box.setRange(0, MAX_SIZE)
-    box.setDecimals(2)
+    box.setDecimals(6)
     box.setSuffix(suffix)
     box.setToolTip(tooltip)
     return box

@@ -189,16 +189,16 @@ class TruthChoice(_LabelsChoice):
         False until a thread has looked them up.
         """
         prediction = self._prediction.layer
-        model = prediction.metadata.get(MODEL) if prediction is not None else None
-        if layer is None or model is None:
+        models = prediction.metadata.get(MODEL) if prediction is not None else None
+        if layer is None or models is None:
             return False
-        key = (model, id(layer.data))
+        key = (models, id(layer.data))
         known = self._trained.get(layer, (None, False))
         if known[0] == key:
             return known[1]
         self._trained[layer] = (key, False)
         try:
-            look_up = self._look_up(layer, model)
+            look_up = self._look_up(layer, models)
         except ImageError:
             return False  # the dock says what is wrong
         threads.run(
@@ -209,7 +209,9 @@ class TruthChoice(_LabelsChoice):
         )
         return False
 
-    def _look_up(self, layer: LabelsLayer, model: str) -> Callable[[], bool]:
+    def _look_up(
+        self, layer: LabelsLayer, models: tuple[str, ...]
+    ) -> Callable[[], bool]:
         """Return a function that looks labels up in a thread."""
         labels = convert.labels_of(layer, self._prediction.labels(None))
         classes = stored_classes({"metadata": layer.metadata})
@@ -218,7 +220,7 @@ class TruthChoice(_LabelsChoice):
             find_seen(
                 labels,
                 classes,
-                TrainedOn.of([model]),
+                TrainedOn.of(models),
                 image=image,
                 most=LOOKED_UP,
             )

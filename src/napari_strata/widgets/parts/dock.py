@@ -284,6 +284,7 @@ class Progress(QWidget):
         super().__init__()
         self._subject = subject
         self._activity: progress | None = None
+        self._makes_activity = False
         self._bar = ProgressBar(value=0, min=0, max=100)
         self.text = QLabel()
         self.text.setWordWrap(True)
@@ -315,9 +316,8 @@ class Progress(QWidget):
         super().hideEvent(event)
         self._timer.stop()
         self._next = None
-        if self.isHidden() and self._activity is not None:
-            self._activity.close()
-            self._activity = None
+        if self.isHidden():
+            self._end_activity()
 
     def _flush(self) -> None:
         if self._next is None:
@@ -339,15 +339,26 @@ class Progress(QWidget):
         # Later, because napari processes all events when it adds a bar.
         self._activity_timer.start()
 
+    def _end_activity(self) -> None:
+        if self._activity is not None:
+            self._activity.close()
+            self._activity = None
+
     def _show_activity(self) -> None:
         """Show the progress under napari's *activity*."""
-        if self.isHidden():
+        if self.isHidden() or self._makes_activity:
             return
         if self._activity is None:
-            # Without a file it would be printed, too.
+            # napari processes all events meanwhile, also the end of a job. Without a
+            # file the progress would be printed, too.
+            self._makes_activity = True
             self._activity = progress(
                 total=self._bar.max, desc=self._subject, file=StringIO()
             )
+            self._makes_activity = False
+            if self.isHidden():
+                self._end_activity()
+                return
         if self._activity.total != self._bar.max:
             self._activity.total = self._bar.max
         self._activity.update(self._bar.value - self._activity.n)

@@ -38,7 +38,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_strata.core.files import measure_size
+from napari_strata.core.files import LAYERS, measure_size
 from napari_strata.core.locks import find_writer
 from napari_strata.core.run_list import (
     RunSummary,
@@ -180,7 +180,10 @@ class RunList(QWidget):
 
     def _confirm(self, path: Path, size: int) -> None:
         box = self._box(f"Delete {path.name} ({format_bytes(size)})?")
-        box.setInformativeText(f"The folder {path} cannot be restored.")
+        text = f"The folder {path} cannot be restored."
+        if (path / LAYERS).is_dir():
+            text += " It also has the labels that were painted for this run."
+        box.setInformativeText(text)
         button = box.addButton("Delete", QMessageBox.ButtonRole.DestructiveRole)
         box.setDefaultButton(box.addButton(QMessageBox.StandardButton.Cancel))
         assert button is not None

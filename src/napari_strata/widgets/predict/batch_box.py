@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,7 +101,7 @@ class BatchBox(QWidget):
         """Return what is chosen."""
         return BatchRequest(
             self.inputs.texts(),
-            self.out.value.strip(),
+            _absolute(self.out.value.strip()),
             bool(self.stack.value),
             bool(self.overwrite.value),
             self.axes.value.strip().upper(),
@@ -109,7 +110,9 @@ class BatchBox(QWidget):
     def add(self, *paths: str) -> None:
         """Add files, folders or patterns."""
         known = self.inputs.texts()
-        new = [path for path in dict.fromkeys(paths) if path and path not in known]
+        # The worker may have another home and another working folder.
+        full = [_absolute(path) for path in paths]
+        new = [path for path in dict.fromkeys(full) if path and path not in known]
         self.inputs.addItems(new)
         if new:
             self.look()
@@ -306,6 +309,11 @@ def _column(widget: QWidget) -> QVBoxLayout:
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setSpacing(4)
     return layout
+
+
+def _absolute(path: str) -> str:
+    """Return the whole path or pattern; empty for an empty one."""
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
 
 
 def _row(*widgets: QWidget, wide: int | None = None) -> QHBoxLayout:

@@ -249,6 +249,7 @@ class ModelChoice(QWidget):
         self.choose(Path(str(path)))
 
     def _on_deleted(self, path: object) -> None:
+        self._session.runs_changed.emit()
         if self._session.latest_model == path:
             self._session.latest_model = None
         if path in self.paths:

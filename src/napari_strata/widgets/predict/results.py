@@ -29,6 +29,8 @@ class Origin:
     axes: str
     model: str
     changed: int
+    models: tuple[str, ...] = ()
+    """Model files; `model` is their description, with the kind of averaging."""
 
     @classmethod
     def of(cls, layer: ImageLayer, image: Image, model: Path) -> Origin:
@@ -36,7 +38,8 @@ class Origin:
         file = RunFolder(model).model_path if model.is_dir() else model
         changed = file.stat().st_mtime_ns if file.is_file() else 0
         axes = " ".join((image.axes, *image.channel_names))
-        return cls(ref(layer), id(array_of(layer)), axes, str(file.resolve()), changed)
+        path = str(file.resolve())
+        return cls(ref(layer), id(array_of(layer)), axes, path, changed, (path,))
 
 
 class PredictedLabels:
@@ -59,7 +62,7 @@ class PredictedLabels:
         if layer is self.layer():
             return
         self._layer = ref(layer)
-        layer.metadata[MODEL] = self.origin.model
+        layer.metadata[MODEL] = self.origin.models
         _PREDICTIONS[layer] = self
         for name in ("paint", "labels_update"):
             getattr(layer.events, name).connect(self._on_edit)

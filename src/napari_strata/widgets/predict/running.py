@@ -408,7 +408,12 @@ def _origin(
         *(["turned"] if options.tta else []),
         *(["three directions"] if options.ortho else []),
     ]
-    return replace(origins[0], model=", ".join(descriptions), changed=changed)
+    return replace(
+        origins[0],
+        model=", ".join(descriptions),
+        changed=changed,
+        models=tuple(origin.model for origin in origins),
+    )
 
 
 def _describe_pixels(outcome: Outcome) -> str:

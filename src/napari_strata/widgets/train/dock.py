@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QLabel, QTabWidget
 from napari_strata.core.errors import StrataError
 from napari_strata.core.events import EpochEnd, Event
 from napari_strata.core.files import LAYERS
-from napari_strata.core.runs import RunFolder
+from napari_strata.core.runs import CrossvalFolder, RunFolder
 from napari_strata.widgets.doctor import show_doctor
 from napari_strata.widgets.layers.autosave import Autosave
 from napari_strata.widgets.parts.dock import Dock, draw, new_page
@@ -256,7 +256,9 @@ class TrainDock(Dock):
         classes = self.data_box.table.classes() if self.data_box.uses_layers else None
         if classes is None:
             return None
-        return choose_start(self._models, self.recipe_box.recipe(), classes.names)
+        # A run may have been deleted since.
+        models = [each for each in self._models if RunFolder(each.run).has_model]
+        return choose_start(models, self.recipe_box.recipe(), classes.names)
 
     def _find_models(self, *, again: bool = False) -> None:
         """Look for models of the chosen image, in a thread, if it has changed."""
@@ -625,6 +627,7 @@ class TrainDock(Dock):
                 self._copied is None
                 or self._copied[0] != name
                 or RunFolder(self._copied[1]).exists
+                or CrossvalFolder(f"{self._copied[1]}-crossval").exists
             ):
                 self._copied = name, self.session.new_run(name)
             run = self._copied[1]

@@ -98,7 +98,12 @@ class Recovery(QWidget):
         for label_text, action in answers.items():
             button = QPushButton(label_text)
             if label_text == CLOSE:
-                button.setToolTip("Close this line. Nothing is deleted.")
+                button.setToolTip(
+                    "Close this line, and do not offer the labels again. The file is"
+                    " kept."
+                    if close is not None
+                    else "Close this line. Nothing is stopped or deleted."
+                )
                 button.setFixedWidth(button.fontMetrics().horizontalAdvance("MMM"))
             # A training whose progress is shown can still be stopped.
             if label_text != "Show progress":
