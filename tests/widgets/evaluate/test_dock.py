@@ -276,9 +276,9 @@ def test_objects_are_refused_and_classes_missing_in_the_truth_are_reported(
     dock.prediction.layer.data = np.full((2, 100), 7)
     _compare(qtbot, dock)
     assert "The truth does not know class (7)" in dock.notice.text()
-    assert (
-        dock.scores.headline.text()
-        == "Mean IoU 0.000, pixel accuracy 0.0\N{NO-BREAK SPACE}%"
+    assert dock.scores.headline.text() == (
+        "Mean IoU 0.000 over the 1 of 4 classes in the truth (0.000 with those only"
+        " predicted), pixel accuracy 0.0\N{NO-BREAK SPACE}%"
     )
 
 

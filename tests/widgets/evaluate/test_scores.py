@@ -49,8 +49,9 @@ def _column(table: ScoreTable, column: int) -> list[str]:
 
 
 def test_scores_equal_those_of_the_counts(view: ScoreView) -> None:
-    assert (
-        view.headline.text() == "Mean IoU 0.583, pixel accuracy 75.0\N{NO-BREAK SPACE}%"
+    assert view.headline.text() == (
+        "Mean IoU 0.583 over the 2 of 3 classes in the truth, pixel accuracy"
+        " 75.0\N{NO-BREAK SPACE}%"
     )
     assert view.caption.text() == "a against b: 12 labelled pixels"
     assert _column(view.table, NAME) == ["pore", "clay", "grain"]

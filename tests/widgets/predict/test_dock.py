@@ -246,14 +246,14 @@ def test_only_the_current_plane(
 def test_stop_and_a_killed_worker_leave_a_dock_that_works(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any
 ) -> None:
-    dock = begin((200, 256, 256))
+    dock = begin((1000, 256, 256))  # for some seconds
     _announce(dock, runs, qtbot)
     _start(dock, qtbot)
     assert not dock.predict_button.enabled
     assert "A prediction is running" in dock.predict_button.tooltip
     dock.stop_button.native.click()
     qtbot.waitUntil(lambda: dock.prediction is None, timeout=120_000)
-    assert "of 200 planes are done" in dock.notice.text()
+    assert "planes are done" in dock.notice.text()
     [labels] = _labels(dock)
     _start(dock, qtbot)
     assert dock.session.client.ready is not None
@@ -311,7 +311,7 @@ def test_a_deleted_run_is_no_longer_chosen(
     qtbot.waitUntil(lambda: dock.model.path is None, timeout=PATIENCE)
     assert not run.exists()
     assert not dock.predict_button.enabled
-    assert not button.isEnabled()
+    qtbot.waitUntil(lambda: not button.isEnabled(), timeout=PATIENCE)
 
 
 def test_a_layer_with_one_channel_can_be_predicted_with_all_channels_of_its_file(

@@ -63,7 +63,7 @@ class ScoreView(QWidget):
             f"{mean_iou[0].upper()}{mean_iou[1:]}, pixel accuracy {accuracy_text}"
         )
         caption = f"{description}: {counts.sum():,} labelled pixels"
-        seen = result["trained_on"]
+        seen = result.get("trained_on")
         if seen is not None:
             mark = "⚠ " if seen["level"] == "warning" else ""
             caption += f"\n{mark}{seen['text']}"
