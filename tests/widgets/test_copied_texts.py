@@ -31,18 +31,9 @@ from napari_strata.widgets.parts.dock import Dock
 from napari_strata.widgets.predict.dock import PredictDock
 from napari_strata.widgets.settings import Settings
 from napari_strata.widgets.train.dock import TrainDock
+from widgets.lifecycle import TINY
 
 PATIENCE = 120_000
-TINY = {
-    "network.kind": "unet",
-    "network.widths": [4, 8],
-    "patches.size": 32,
-    "patches.per_epoch": 8,
-    "training.batch_size": 4,
-    "training.epochs": 1,
-    "training.averaging": None,
-    "training.recalibration": 8,
-}
 SIDE = 96
 
 

@@ -45,6 +45,7 @@ from napari_strata.core.runs import CrossvalFolder, RunFolder, check_model_heade
 from napari_strata.core.text import (
     describe_calibration,
     format_bytes,
+    format_count,
     format_score,
     printable,
 )
@@ -694,7 +695,7 @@ def objects(  # noqa: PLR0913 (one parameter for each option)
     if table is not None:
         paths.append(str(write_table(table, rows, overwrite=overwrite)))
     count = count_objects(ids)
-    print(f"{', '.join(paths)}: {count} object{'' if count == 1 else 's'}")
+    print(f"{', '.join(paths)}: {format_count(count, 'object')}")
 
 
 def main() -> None:
@@ -810,7 +811,7 @@ def _print_runs(summaries: Sequence[tuple[RunSummary, int]]) -> None:
             f"{format_score(run.mean_iou):>7}{format_bytes(size):>10}"
         )
     total = format_bytes(sum(size for _, size in summaries))
-    print(f"{len(summaries)} run{'' if len(summaries) == 1 else 's'}, {total}")
+    print(f"{format_count(len(summaries), 'run')}, {total}")
 
 
 def _delete_runs(paths: Sequence[Path], *, ask: bool, as_json: bool) -> None:

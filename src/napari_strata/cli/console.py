@@ -39,6 +39,7 @@ from napari_strata.core.events import (
     to_json,
 )
 from napari_strata.core.text import (
+    format_count,
     format_duration,
     format_mean_std,
     format_score,
@@ -183,7 +184,7 @@ class _Printer:
 
     @print_event.register
     def _(self, event: PredictionStarted) -> None:
-        planes = f"{event.regions} plane{'' if event.regions == 1 else 's'}"
+        planes = format_count(event.regions, "plane")
         text = f"{event.name}: {planes} on {event.device}"
         if event.done:
             text += f", {event.done} of them already done"
@@ -240,7 +241,7 @@ class _Printer:
         self._in_trial = True
         text = (
             f"trial {event.trial} of {event.trials}: {event.name}, "
-            f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}"
+            f"{format_count(event.epochs, 'epoch')}"
         )
         if event.folds > 1:
             text += f" in each of {event.folds} folds"

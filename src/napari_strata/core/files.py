@@ -19,6 +19,7 @@ from time import monotonic, sleep
 import psutil
 
 from napari_strata.core.errors import RunError
+from napari_strata.core.text import format_count
 
 REPLACE_PATIENCE_S = 2.0
 """Seconds to wait for readers of a file that is to be replaced, on Windows."""
@@ -153,7 +154,7 @@ def remove_leftovers(folder: Path) -> str:
         remove(path)
     if not paths:
         return ""
-    count = "1 unfinished file" if len(paths) == 1 else f"{len(paths)} unfinished files"
+    count = format_count(len(paths), "unfinished file")
     return f"removed {count} of a killed process ({size / 1e6:.1f} MB)"
 
 

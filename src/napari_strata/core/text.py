@@ -32,6 +32,11 @@ def format_duration(seconds: float, *, tenths_below: float = 10) -> str:
     return f"{rest} s"
 
 
+def format_count(count: int, noun: str) -> str:
+    """Format a count: ``1 epoch``, ``3 epochs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def format_score(value: float | None, *, missing: str = "-") -> str:
     """Format a score: ``0.742``, or `missing` for None and NaN."""
     if value is None or math.isnan(value):

@@ -31,6 +31,7 @@ from napari_strata.core.normalization import Scale
 from napari_strata.core.options import PredictOptions
 from napari_strata.core.set_notes import set_notes
 from napari_strata.core.spec import find_classes
+from napari_strata.core.text import format_count
 from napari_strata.data.neighbours import own_channels, pairs_with_neighbours
 from napari_strata.data.regions import LabelledRegion, find_nonfinite, labelled_regions
 from napari_strata.data.trained_on import TrainedOn, values_of
@@ -137,7 +138,7 @@ class Evaluation(Iterator[Event]):
         for text in warnings:
             yield Message(text, "warning")
         predictor = build_ensemble_predictor(models, options)
-        name = f"{len(scales)} image{'' if len(scales) == 1 else 's'}"
+        name = format_count(len(scales), "image")
         yield PredictionStarted(name, describe_device(predictor.device), len(parts), 0)
         trained_on = TrainedOn.of([model.source for model in models.models])
         tally = _Tally(

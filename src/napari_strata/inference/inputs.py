@@ -11,6 +11,7 @@ from napari_strata.core.errors import ImageError, RunError
 from napari_strata.inference.outputs import SUFFIXES, probabilities_path
 from napari_strata.io.paths import (
     IMAGE_SUFFIXES,
+    has_image_name,
     has_suffix,
     is_zarr,
     natural,
@@ -60,7 +61,7 @@ def find_images(
             candidates = list(path.iterdir())
         else:
             candidates = [Path(match) for match in glob(str(path))]
-        for image in sorted(filter(_is_image, candidates), key=natural):
+        for image in sorted(filter(has_image_name, candidates), key=natural):
             listed[image.absolute()] = image
     if labels_in is not None:
         written = set()
@@ -134,7 +135,3 @@ def output_name(source: Path) -> str:
     else:
         name = source.absolute().parent.name
     return f"{name}_labels.tif"
-
-
-def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and has_suffix(path, IMAGE_SUFFIXES)

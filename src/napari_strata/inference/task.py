@@ -31,7 +31,7 @@ from napari_strata.inference.chunks import (
 )
 from napari_strata.inference.ensemble_predictor import EnsemblePredictor
 from napari_strata.inference.outputs import Output, OutputSpec
-from napari_strata.io.paths import IMAGE_SUFFIXES, ZARR_FILES, has_suffix, is_zarr
+from napari_strata.io.paths import ZARR_FILES, has_image_name, is_zarr
 from napari_strata.models.ensemble import Ensemble
 from napari_strata.models.tiled import ASYNCHRONOUS
 
@@ -280,17 +280,16 @@ def describe_source(source: str | None) -> tuple[Any, ...] | None:
             status = os.stat(source or "")
             return status.st_size, status.st_mtime_ns
         with os.scandir(source) as entries:
-            files = [entry for entry in entries if _is_part(entry.name)]
+            # Slices of a stack, or the metadata of a Zarr array.
+            files = [
+                entry
+                for entry in entries
+                if has_image_name(entry.name) or entry.name in ZARR_FILES
+            ]
             stats = [(entry.name, entry.stat()) for entry in files if entry.is_file()]
     except OSError:
         return None
     return tuple(sorted((name, s.st_size, s.st_mtime_ns) for name, s in stats))
-
-
-def _is_part(name: str) -> bool:
-    """Return True for a slice of a stack, and for the metadata of a Zarr array."""
-    is_slice = has_suffix(name, IMAGE_SUFFIXES) and not name.startswith(".")
-    return is_slice or name in ZARR_FILES
 
 
 def fingerprint(image: Image, samples: Sequence[Array]) -> str:

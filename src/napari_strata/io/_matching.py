@@ -11,8 +11,7 @@ from typing import Any
 
 from napari_strata.core.errors import ImageError
 from napari_strata.io.paths import (
-    IMAGE_SUFFIXES,
-    has_suffix,
+    has_image_name,
     is_zarr,
     natural,
     split_part,
@@ -70,7 +69,7 @@ def data_files(folder: Path) -> list[Path]:
 
     Hidden files and files with other suffixes are skipped.
     """
-    return sorted((p for p in folder.iterdir() if _has_image_name(p)), key=natural)
+    return sorted((p for p in folder.iterdir() if _is_image(p)), key=natural)
 
 
 def descend(folder: Path) -> Path:
@@ -96,7 +95,7 @@ def dataset_parts(folder: Path) -> Pair | None:
     entries = [
         p
         for p in folder.iterdir()
-        if not p.name.startswith(".") and (p.is_dir() or _has_image_name(p))
+        if not p.name.startswith(".") and (p.is_dir() or _is_image(p))
     ]
     images, labels = (
         _find_named(folder, entries, names) for names in (IMAGE_NAMES, LABEL_NAMES)
@@ -153,12 +152,8 @@ def match_folder(folder: Path) -> Matches:
     return match([p for p in files if p not in labels], labels)
 
 
-def _has_image_name(path: Path) -> bool:
-    return (
-        has_suffix(path, IMAGE_SUFFIXES)
-        and not path.name.startswith(".")
-        and is_data(path)
-    )
+def _is_image(path: Path) -> bool:
+    return has_image_name(path) and is_data(path)
 
 
 def _find_named(

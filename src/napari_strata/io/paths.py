@@ -70,6 +70,11 @@ def split_part(path: PathLike) -> tuple[Path, str]:
     return Path(text), ""
 
 
+def has_image_name(path: PathLike) -> bool:
+    """Return True for a name of an image that is not hidden."""
+    return not Path(path).name.startswith(".") and has_suffix(path, IMAGE_SUFFIXES)
+
+
 def has_suffix(path: PathLike, suffixes: tuple[str, ...]) -> bool:
     """Return True if the name of a file ends with one of some lower-case suffixes."""
     return split_part(path)[0].name.lower().endswith(suffixes)

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from napari_strata.core.errors import TrainingError
+from napari_strata.models.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def device_fault(name: str) -> str:
         image = torch.ones(1, 1, 4, 4, device=device)
         torch.nn.functional.conv2d(image, image[..., :3, :3]).sum().item()
     except Exception as error:  # CUDA raises several types
-        if "out of memory" in str(error):
+        if is_out_of_memory(error):
             return ""  # it works as soon as other programs leave it some
         lines = str(error).strip().splitlines()
         return lines[0] if lines else type(error).__name__

@@ -40,8 +40,3 @@ def share_std(mean: float, std: float) -> str:
 def duration(seconds: float) -> str:
     """Format a duration: ``1 h 2 min``, ``3 min 4 s`` or ``5.6 s``."""
     return format_duration(seconds, tenths_below=60)
-
-
-def plural(count: int, noun: str) -> str:
-    """Format a count: ``1 epoch``, ``3 epochs``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

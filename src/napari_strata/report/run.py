@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_strata.core.metrics import describe_scores
-from napari_strata.core.text import format_percent
+from napari_strata.core.text import format_count, format_percent
 from napari_strata.report import figures, html, sections
 from napari_strata.report.command import repeat_training
 from napari_strata.report.record import Record, read_record
@@ -80,7 +80,7 @@ def _summarize_training(record: Record) -> str:
     history = record.history
     text = f"{sections.describe_network(record)} was "
     if history.epochs:
-        text += f"trained for {figures.plural(len(history.epochs), 'epoch')}"
+        text += f"trained for {format_count(len(history.epochs), 'epoch')}"
     else:
         text += "begun"
     if count := len(record.data.get("training", [])):

@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from napari_strata.core.errors import StrataError
 from napari_strata.core.metrics import describe_scores, none_if_nan
 from napari_strata.core.network_sections import network_kinds
+from napari_strata.core.text import format_count
 from napari_strata.evaluation.calibration import NOT_INDEPENDENT
 from napari_strata.report.charts import Line, draw_lines, draw_reliability
-from napari_strata.report.figures import plural
 from napari_strata.report.record import Record
 
 PICTURE_BYTES = 1_400_000
@@ -481,7 +481,7 @@ def data(record: Record) -> dict[str, Any] | None:
 def count_regions(record: Record, kind: str, count: int) -> str:
     """Format a count: ``3 labelled planes``, or ``1 labelled block`` in 3D."""
     noun = "block" if (record.data.get("spec") or {}).get("depth") else "plane"
-    return plural(count, f"{kind} {noun}")
+    return format_count(count, f"{kind} {noun}")
 
 
 def describe_extremes(iou: Mapping[str, float | None]) -> list[str]:

@@ -23,6 +23,7 @@ from napari_strata.core.classes import IGNORE, ClassMap
 from napari_strata.core.events import Event, Message, RegionEnd
 from napari_strata.core.metrics import ConfusionMatrix, none_if_nan
 from napari_strata.core.runs import EvaluationFolder, RunFolder
+from napari_strata.core.text import format_count
 from napari_strata.evaluation.calibration import (
     NOT_INDEPENDENT,
     Fit,
@@ -83,10 +84,9 @@ def measure(
     out = folder.validation.path
     if not truths or _is_measured(out, model, fingerprint):
         return
-    noun = ("plane" if model.spec.depth is None else "block") + (
-        "" if len(truths) == 1 else "s"
-    )
-    yield Message(f"measuring the best model on {len(truths)} validation {noun}")
+    noun = "plane" if model.spec.depth is None else "block"
+    regions = format_count(len(truths), f"validation {noun}")
+    yield Message(f"measuring the best model on {regions}")
     predictor = TiledPredictor(build(model))
     tally = Tally.of(truths, model.spec.classes, seed=model.recipe.training.seed)
     start = time.perf_counter()

@@ -21,6 +21,7 @@ from napari_strata.core.recipe import Recipe, differences
 from napari_strata.core.recipes import load_recipe
 from napari_strata.core.runs import RunFolder
 from napari_strata.core.spec import ModelSpec, find_classes, resolve
+from napari_strata.core.text import format_count
 from napari_strata.data.neighbours import pairs_with_neighbours
 from napari_strata.data.regions import (
     LabelledRegion,
@@ -553,7 +554,7 @@ def _describe_images(pairs: Sequence[AnnotatedImage]) -> list[str]:
     others = len(pairs) - len(kinds)
     if others:
         lines.append(
-            f"and {others} more image{'' if others == 1 else 's'} like"
+            f"and {format_count(others, 'more image')} like"
             f" {'this' if len(kinds) == 1 else 'these'}"
         )
     return list(dict.fromkeys(lines))

@@ -29,6 +29,7 @@ from qtpy.QtWidgets import (
 
 from napari_strata.core.errors import RunError
 from napari_strata.core.image import Image, LabelImage
+from napari_strata.core.text import format_count
 from napari_strata.io import read_labels, write_image, write_labels
 from napari_strata.plugin import labels_layer
 from napari_strata.widgets.evaluate.scores import ERRORS
@@ -252,7 +253,7 @@ class ObjectsDialog(QDialog):
             layer = self._add(objects, options)
             count = len(set(objects.columns["id"]))
             self.text.setText(
-                f"{count} object{'' if count == 1 else 's'} in the layer {layer.name};"
+                f"{format_count(count, 'object')} in the layer {layer.name};"
                 " their sizes and shapes are the features of the layer."
             )
 

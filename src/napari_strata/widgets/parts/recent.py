@@ -47,7 +47,7 @@ from napari_strata.core.run_list import (
     last_events,
     list_runs,
 )
-from napari_strata.core.text import format_bytes
+from napari_strata.core.text import format_bytes, format_count
 from napari_strata.widgets.parts.colors import faded
 from napari_strata.widgets.parts.picture import find_panels, read_pixels, to_image
 from napari_strata.widgets.work import threads
@@ -427,7 +427,7 @@ def describe_facts(
 
 def describe_models(run: RunSummary) -> str:
     """Return ``5 models (cross-validation)``, like `Ensemble.describe`."""
-    return f"{run.folds} model{'' if run.folds == 1 else 's'} (cross-validation)"
+    return f"{format_count(run.folds, 'model')} (cross-validation)"
 
 
 def format_date(time: datetime, now: datetime) -> str:

@@ -17,6 +17,7 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidge
 
 from napari_strata.core.errors import StrataError
 from napari_strata.core.image import Image
+from napari_strata.core.text import format_count
 from napari_strata.widgets.layers.choice import ImageChoice
 from napari_strata.widgets.layers.live import current_plane
 from napari_strata.worker.protocol import Axis, Range
@@ -52,12 +53,12 @@ def area_of(kind: str, viewer: ViewerModel, layer: ImageLayer, image: Image) -> 
         When there is no such area; the message says what to do.
     """
     if kind == PLANE and (plane := current_plane(viewer, layer, image)):
-        return Area(as_region(plane), f"1 of {_count(image, 'plane')}")
+        return Area(as_region(plane), f"1 of {format_count(_planes(image), 'plane')}")
     if kind == VIEW:
         return _in_view(viewer, layer, image)
     if kind == RECTANGLE:
         return _rectangle(viewer, layer, image)
-    return Area(None, _count(image, "plane") if _planes(image) > 1 else "1 plane")
+    return Area(None, format_count(_planes(image), "plane"))
 
 
 def as_region(ranges: Mapping[str, Any]) -> Region:
@@ -119,7 +120,11 @@ def _rectangle(viewer: ViewerModel, layer: ImageLayer, image: Image) -> Area:
         bounds[axis] = (max(0, first), min(image.size(axis), stop))
     if any(stop <= first for first, stop in bounds.values()):
         raise AreaError(f"The rectangle is outside {image.name}: draw it on the image.")
-    planes = f", through all {_count(image, 'plane')}" if _planes(image) > 1 else ""
+    planes = (
+        f", through all {format_count(_planes(image), 'plane')}"
+        if _planes(image) > 1
+        else ""
+    )
     return Area(as_region(bounds), _describe_box(bounds) + planes)
 
 
@@ -152,11 +157,6 @@ def _vertices(shapes: Shapes) -> Any:
 
 def _planes(image: Image) -> int:
     return prod(image.size(axis) for axis in "TZ")
-
-
-def _count(image: Image, noun: str) -> str:
-    count = _planes(image)
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _describe_box(bounds: dict[Any, tuple[int, int]]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from qtpy.QtCore import QObject, Signal
 
 from napari_strata.core.events import FileEnd, Message, PredictionStarted, RegionEnd
+from napari_strata.core.text import format_count
 from napari_strata.widgets.predict.batch_state import (
     RUNNING,
     BatchFile,
@@ -117,7 +118,7 @@ class Batch(QObject):
             self.changed.emit()
         self.status_text = (
             f"File {number + 1} of {count}: {short_name(file.source)}, {done} of"
-            f" {planes} plane{'' if planes == 1 else 's'}"
+            f" {format_count(planes, 'plane')}"
         )
         steps = FILE_STEPS * number + FILE_STEPS * done // max(planes, 1)
         self.progress.emit(steps, FILE_STEPS * count)

@@ -51,6 +51,7 @@ class BatchBox(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.files: tuple[BatchFile, ...] = ()
+        self._shown: tuple[BatchFile | None, ...] = ()
         self.problem = ""
         self._number = 0
         self.inputs = _DropList()
@@ -251,18 +252,22 @@ class BatchBox(QWidget):
         self.changed.emit()
 
     def _fill(self) -> None:
-        """Show each image in the line with its number."""
+        """Show each image in the line with its number; only changed lines are set."""
         while self.table.topLevelItemCount() > len(self.files):
             self.table.takeTopLevelItem(self.table.topLevelItemCount() - 1)
         while self.table.topLevelItemCount() < len(self.files):
             self.table.addTopLevelItem(QTreeWidgetItem())
+        shown = self._shown + (None,) * len(self.files)
         for number, file in enumerate(self.files):
+            if file is shown[number]:
+                continue
             item = self.table.topLevelItem(number)
             assert item is not None
             item.setText(0, short_name(file.source))
             item.setText(1, file.status)
             item.setToolTip(0, file.source)
             item.setToolTip(1, file.text or file.output)
+        self._shown = self.files
         self._selected()
 
     def _selected(self) -> None:

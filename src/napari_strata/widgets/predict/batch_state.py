@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from napari_strata.core.events import FileEnd
+from napari_strata.core.text import format_count
 from napari_strata.inference.inputs import find_images, plan_targets
 from napari_strata.io.paths import is_zarr
 
@@ -138,7 +139,7 @@ def finish(files: Sequence[BatchFile], *, failed: str = "") -> tuple[BatchFile, 
 def describe_plan(files: Sequence[BatchFile]) -> str:
     """Describe the images that were found."""
     existing = sum(file.status == EXISTS for file in files)
-    text = f"{len(files)} image{'' if len(files) == 1 else 's'}"
+    text = format_count(len(files), "image")
     if existing:
         text += f"; {existing} with labels already, which will be skipped"
     return f"{text}."
@@ -148,7 +149,7 @@ def describe_end(files: Sequence[BatchFile]) -> str:
     """Describe the result: ``12 images: 10 done, 1 skipped, 1 failed``."""
     counts = Counter(file.status for file in files)
     parts = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return f"{len(files)} image{'' if len(files) == 1 else 's'}: {parts}."
+    return f"{format_count(len(files), 'image')}: {parts}."
 
 
 def describe_failures(files: Sequence[BatchFile]) -> str:

@@ -15,7 +15,7 @@ from napari_strata.core.errors import StrataError
 from napari_strata.core.files import LAYERS
 from napari_strata.core.image import Image
 from napari_strata.io import read_image, write_labels
-from napari_strata.plugin import METADATA
+from napari_strata.plugin import METADATA, image_layer
 from napari_strata.plugin import Layer as LayerTuple
 from napari_strata.plugin import read as read_layers
 from napari_strata.widgets.layers.choice import ImageChoice
@@ -395,9 +395,14 @@ class PredictDock(Dock):
 
     def _open_results(self, file: BatchFile) -> None:
         """Open an image and its labels as layers."""
+        axes = self.files.request().axes
 
         def open_both() -> list[LayerTuple]:
-            images, labels = read_layers(file.source), read_layers(file.output)
+            if axes:  # the file does not state them
+                images = [image_layer(read_image(file.source, axes=axes))]
+            else:
+                images = read_layers(file.source)
+            labels = read_layers(file.output)
             for _data, attributes, _kind in labels:
                 attributes["name"] = Path(file.output).stem
             return [*images, *labels]

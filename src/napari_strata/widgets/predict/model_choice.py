@@ -27,6 +27,7 @@ from superqt import QElidingLabel
 from napari_strata.core.errors import StrataError
 from napari_strata.core.image import Image
 from napari_strata.core.runs import CROSSVAL_FILE, RunFolder
+from napari_strata.core.text import format_count
 from napari_strata.widgets.layers.convert import source_of_image
 from napari_strata.widgets.parts.recent import RunList
 from napari_strata.widgets.session import ViewerSession
@@ -377,13 +378,11 @@ def _describe_facts(result: ModelInfo) -> str:
         *(["needs volumes"] if spec["depth"] is not None else []),
     ]
     facts += (
-        [f"sees {count} slice{'' if count == 1 else 's'} on each side"]
+        [f"sees {format_count(count, 'slice')} on each side"]
         if (count := spec["neighbours"])
         else []
     )
-    facts.append(
-        group if group != "1 model" else f"{epochs} epoch{'' if epochs == 1 else 's'}"
-    )
+    facts.append(group if group != "1 model" else format_count(epochs, "epoch"))
     if result.agreement:
         facts.append(result.agreement)
     elif score is not None:

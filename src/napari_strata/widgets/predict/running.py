@@ -26,7 +26,7 @@ from napari_strata.core.events import (
 )
 from napari_strata.core.image import Image
 from napari_strata.core.runs import MODEL_FILE, CrossvalFolder
-from napari_strata.core.text import format_duration
+from napari_strata.core.text import format_count, format_duration
 from napari_strata.widgets.layers.convert import slug, source_of_image
 from napari_strata.widgets.layers.live import LiveLabels, class_map
 from napari_strata.widgets.predict import results
@@ -222,9 +222,8 @@ class LivePrediction(QObject):
     def _show_start(self, event: PredictionStarted) -> None:
         self._total = event.regions
         self._start_time = perf_counter()
-        self.status_text = (
-            f"Predicting the first of {_planes(event.regions)}, on {event.device}"
-        )
+        planes = format_count(event.regions, "plane")
+        self.status_text = f"Predicting the first of {planes}, on {event.device}"
         self.progress.emit(0, event.regions)
 
     def _show_region(self, event: RegionEnd) -> None:
@@ -243,7 +242,9 @@ class LivePrediction(QObject):
             )
         )
         if not self._stopped:
-            self.status_text = f"{self._planes_done} of {_planes(self._total)}"
+            self.status_text = (
+                f"{self._planes_done} of {format_count(self._total, 'plane')}"
+            )
             if self._planes_done < self._total:
                 self.status_text += f", {about}"
         self.progress.emit(self._planes_done, self._total)
@@ -358,7 +359,7 @@ class LivePrediction(QObject):
     def _summary(self, outcome: Outcome) -> str:
         """Describe the progress and the reason of the end."""
         done = (
-            f"{self._planes_done} of {_planes(self._total)}"
+            f"{self._planes_done} of {format_count(self._total, 'plane')}"
             f" {'is' if self._total == 1 else 'are'} done"
         )
         is_visible = (
@@ -371,7 +372,7 @@ class LivePrediction(QObject):
             spent = (
                 f" in {format_duration(self._seconds)}" if self._seconds >= 0.1 else ""
             )
-            planes = _planes(self._planes_done)
+            planes = format_count(self._planes_done, "plane")
             pixels = _describe_pixels(outcome)
             return f"{self.labels_layer}: {planes}{spent}{pixels}."
         text = outcome.text or ("Stopped." if outcome.status == "stopped" else "")
@@ -429,10 +430,6 @@ def _describe_pixels(outcome: Outcome) -> str:
         if total
         else ""
     )
-
-
-def _planes(count: int) -> str:
-    return f"{count} plane{'' if count == 1 else 's'}"
 
 
 def _unused_path(folder: Path, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from napari_strata.core.text import format_count
 from napari_strata.widgets.parts.control import Control
 
 
@@ -53,7 +54,7 @@ def resolve(state: PredictState) -> PredictView:
     text, purpose = "Predict", "Segment the image with this model."
     kept = "planes"
     if state.files is not None:
-        text = f"Predict {state.files} file{'' if state.files == 1 else 's'}"
+        text = f"Predict {format_count(state.files, 'file')}"
         purpose = "Segment these files with this model, one after another."
         kept = "files"
     return PredictView(

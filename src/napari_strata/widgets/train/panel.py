@@ -19,7 +19,7 @@ from napari_strata.core.events import (
     TrainingStarted,
     TreesCompared,
 )
-from napari_strata.core.text import format_duration
+from napari_strata.core.text import format_count, format_duration
 from napari_strata.widgets.parts.dock import Progress
 from napari_strata.widgets.parts.preview import Preview
 from napari_strata.widgets.train.curves import Curves
@@ -139,7 +139,7 @@ class TrainingPanel(QWidget):
         self._started = event
         self.curves.start(event, self._colors)
         self.headline.setText(
-            f"{_plural(len(event.training_images), 'image')},"
+            f"{format_count(len(event.training_images), 'image')},"
             f" {_parameters(event.parameters)}, on"
             f" {event.device}\nValidation: {event.validation_text}"
         )
@@ -221,7 +221,3 @@ def _parameters(count: int) -> str:
     if count < 100_000:
         return f"{count:,} parameters"
     return f"{count / 1e6:.1f} million parameters"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_strata.core.errors import StrataError
 from napari_strata.core.events import Message
+from napari_strata.core.text import format_count
 from napari_strata.widgets.session import ViewerSession
 from napari_strata.widgets.train.prepare import TrainRequest
 from napari_strata.widgets.work import threads
@@ -153,8 +154,7 @@ def describe(plan: PlanResult) -> list[str]:
     if (depth := plan.spec["depth"]) is not None:
         side, planes = plan.spec["patch"], depth["patch"]
         lines.append(
-            f"Patches of {planes} plane{'' if planes == 1 else 's'} of {side} x {side}"
-            " pixels"
+            f"Patches of {format_count(planes, 'plane')} of {side} x {side} pixels"
         )
     if free and plan.memory > 0.9 * free:
         lines.append(
