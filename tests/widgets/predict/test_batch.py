@@ -18,7 +18,8 @@ from qtpy.QtTest import QTest
 
 from napari_strata.core.errors import ImageError, RunError
 from napari_strata.core.events import FileEnd
-from napari_strata.io import read_labels, write_image
+from napari_strata.core.image import LabelImage
+from napari_strata.io import read_labels, write_image, write_labels
 from napari_strata.widgets.predict.batch_state import (
     BatchFile,
     BatchRequest,
@@ -179,4 +180,20 @@ def test_files_by_clicks(
     assert dock.notice.level == "info"
     dock.source.value = LAYER
     assert dock.images.isVisibleTo(dock)
+    dock.session.close()
+
+
+def test_results_open_with_the_axes_that_were_typed(
+    make_napari_viewer: Callable[..., Viewer], tmp_path: Path, qtbot: Any
+) -> None:
+    viewer = make_napari_viewer()
+    dock = PredictDock(viewer)
+    viewer.window.add_dock_widget(dock, name="Predict", area="right")
+    pixels = np.zeros((3, 20, 30), np.uint8)
+    tifffile.imwrite(tmp_path / "scan.tif", pixels, photometric="minisblack")
+    labels = write_labels(tmp_path / "scan_labels.tif", LabelImage(pixels, "TYX"))
+    dock.files.axes.value = "TYX"
+    dock.files.opened.emit(BatchFile(str(tmp_path / "scan.tif"), str(labels), "done"))
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=PATIENCE)
+    assert [layer.axis_labels for layer in viewer.layers] == [("t", "y", "x")] * 2
     dock.session.close()
