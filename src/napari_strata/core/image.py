@@ -196,8 +196,8 @@ class Image:
         """
         regions = list(self.planes())
         positions = np.linspace(0, len(regions) - 1, min(planes, len(regions)))
-        rows = _blocks(self.size("Y"), side, blocks)
-        columns = _blocks(self.size("X"), side, blocks)
+        rows = spread_slices(self.size("Y"), side, blocks)
+        columns = spread_slices(self.size("X"), side, blocks)
         samples = []
         for number in sorted({round(position) for position in positions}):
             pixels = []
@@ -315,7 +315,8 @@ def as_pairs(pairs: AnnotatedImage | Sequence[AnnotatedImage]) -> list[Annotated
     return [pairs] if isinstance(pairs, AnnotatedImage) else list(pairs)
 
 
-def _blocks(length: int, side: int, count: int) -> list[slice]:
+def spread_slices(length: int, side: int = 256, count: int = 4) -> list[slice]:
+    """Return `count` slices of `side`, spread evenly; one slice if they cover all."""
     if length <= side * count:
         return [slice(0, length)]
     return [

@@ -16,6 +16,7 @@ import numpy as np
 from napari_strata.core import axes as _axes
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.normalization import Scale
 from napari_strata.io.lazy import LazyArray
 
 Array = np.ndarray[Any, Any]
@@ -94,6 +95,16 @@ def own_channels(array: Array, count: int) -> Array:
     """
     width = len(array) // (2 * count + 1)
     return array[count * width : (count + 1) * width]
+
+
+def own_scale(scale: Scale, count: int) -> Scale:
+    """Return the scale of the channels of the slice itself."""
+    values = {}
+    for name in Scale.model_fields:
+        of_channels = getattr(scale, name)
+        width = len(of_channels) // (2 * count + 1)
+        values[name] = of_channels[count * width : (count + 1) * width]
+    return Scale(**values)
 
 
 class _Neighbours(LazyArray):

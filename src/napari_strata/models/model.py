@@ -19,6 +19,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from napari_strata.core import files
+from napari_strata.core.drift import DriftReference
 from napari_strata.core.errors import ModelError
 from napari_strata.core.events import EpochEnd, from_json, to_json
 from napari_strata.core.recipe import Recipe
@@ -83,6 +84,8 @@ class Model:
         digest of the training data.
     calibration
         None where nothing validated, or the training was stopped before its end.
+    drift
+        appearance of the training images; None in models of earlier versions.
     source
         file that it was read from, or None; by its run, an evaluation knows the images
         that trained.
@@ -94,6 +97,7 @@ class Model:
     history: tuple[EpochEnd, ...] = ()
     fingerprint: str = ""
     calibration: Calibration | None = None
+    drift: DriftReference | None = None
     versions: dict[str, str] = field(default_factory=current_versions)
     created: str = field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
@@ -159,6 +163,7 @@ class Model:
             "history": "\n".join(to_json(end) for end in self.history),
             "fingerprint": self.fingerprint,
             "calibration": json.dumps(calibration),
+            "drift": self.drift.to_text() if self.drift else "null",
             "versions": json.dumps(self.versions),
             "created": self.created,
         }
@@ -205,6 +210,7 @@ class Model:
                 history=_parse_history(header["history"]),
                 fingerprint=header["fingerprint"],
                 calibration=_parse_calibration(header.get("calibration", "null")),
+                drift=DriftReference.from_text(header.get("drift", "null")),
                 versions=json.loads(header["versions"]),
                 created=header["created"],
                 source=file,

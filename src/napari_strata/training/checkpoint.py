@@ -6,9 +6,11 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from napari_strata.core import files
+from napari_strata.core.drift import DriftReference
 from napari_strata.core.events import (
     EpochEnd,
     Event,
@@ -23,6 +25,7 @@ from napari_strata.evaluation.pictures import Example, draw_example
 from napari_strata.models.device import describe_device
 from napari_strata.models.model import Model
 from napari_strata.training.ddp import ProcessGroup
+from napari_strata.training.drift import measure_reference
 from napari_strata.training.learner import Learner, Progress
 from napari_strata.training.plan import Plan, TrainingTask
 from napari_strata.training.transfer import initialise
@@ -52,6 +55,12 @@ class TrainingRun:
     def _writes(self) -> bool:
         return self.learner.group.is_main
 
+    @cached_property
+    def drift(self) -> DriftReference | None:
+        """Appearance of the training images, measured when the first model is saved."""
+        seed = self.plan.recipe.training.seed
+        return measure_reference(self.plan.training, self.plan.spec, seed=seed)
+
     def record(self, event: Event) -> Event:
         """Append an event to ``events.jsonl`` and return it."""
         if self._writes:
@@ -61,6 +70,7 @@ class TrainingRun:
     def change_labels(self, plan: Plan) -> LabelsUpdated:
         """Continue with the labels of `plan`; the choice of the best epoch restarts."""
         self.plan = plan
+        self.__dict__.pop("drift", None)  # the next model measures it anew
         self.progress.restart(is_blind=plan.is_blind)
         if self._writes:
             self.folder.write_json("data.json", plan.record())
@@ -171,6 +181,7 @@ class TrainingRun:
             self.plan.recipe,
             self.learner.snapshot(source),
             tuple(self.progress.history),
+            drift=self.drift,
         )
         model.save(self.folder.snapshot_path)
         end = time.monotonic()
@@ -209,6 +220,7 @@ class TrainingRun:
             self.learner.weights(kind),
             tuple(self.progress.history),
             self.plan.fingerprint,
+            drift=self.drift,
         )
 
 

@@ -56,6 +56,7 @@ from napari_strata.models.pixels.trees import Tree, stack_trees
 from napari_strata.models.tiled import TiledPredictor
 from napari_strata.training.calibration import measure
 from napari_strata.training.ddp import ProcessGroup
+from napari_strata.training.drift import measure_reference
 from napari_strata.training.estimate import count_parameters
 from napari_strata.training.learner import Progress
 from napari_strata.training.losses import build_loss
@@ -281,6 +282,9 @@ class _Fit:
             plan.recipe,
             classifier.weights(),
             fingerprint=plan.fingerprint,
+            drift=measure_reference(
+                plan.training, plan.spec, seed=plan.recipe.training.seed
+            ),
         )
         return _Fitted(model, pixels, losses[-1])
 

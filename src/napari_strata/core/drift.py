@@ -1,0 +1,505 @@
+"""Drift: whether grey values and structures of an image occurred in training.
+
+A model keeps histograms of tiles of its training images, and the energies of octave
+bands. The histogram of another image is fitted by a mixture of those of the tiles: the
+same materials in other proportions are explained, other grey values are not. The band
+energies tell blur, noise and another pixel size, which histograms hardly see.
+
+Everything here is numpy. `training.drift` measures a reference, and `inference.drift`
+compares an image.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from napari_strata.core.normalization import Scale
+
+Array = np.ndarray[Any, Any]
+
+TILES = 256
+"""Tiles of a reference, at most."""
+SIDE = 64
+"""Side of a tile in pixels."""
+BINS = 64
+"""Bins of a histogram."""
+SPAN = 4.0
+"""Spreads on either side of the centre that the bins cover.
+
+Values beyond count in the first and the last bin.
+"""
+BANDS = 4
+"""Octave bands: differences over 1, 2, 4 and 8 pixels."""
+
+NOTICE_SHARE, ASK_SHARE = 0.01, 0.05
+"""Unexplained shares from which there is a notice, and a question, at least."""
+NOTICE_DETAIL = 0.25
+"""Change of detail from which there is a notice, at least."""
+
+STEPS = 300
+"""Steps of expectation and maximisation."""
+
+LARGEST_TABLE = 2**17
+"""Range of integers up to which each value is counted by itself."""
+
+FLOOR = 1e-6
+"""Energy of a band, in squared spreads, below which there is nothing but rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Appearance:
+    """Grey values and structures of a plane or a tile.
+
+    Parameters
+    ----------
+    histogram
+        Share of the pixels in each bin, smoothed, float64 (channels, `BINS`).
+    energies
+        Mean squared differences in each octave band, in squared spreads, float64
+        (channels, `BANDS`); NaN where the plane is too small.
+    pixels
+        Number of valid pixels.
+    """
+
+    histogram: Array
+    energies: Array
+    pixels: int
+
+
+@dataclass(frozen=True, eq=False)
+class DriftReference:
+    """What a model knows of the appearance of its training images.
+
+    Parameters
+    ----------
+    center, spread
+        Of each channel, in normalised grey values: bins cover `SPAN` spreads around the
+        centre. They are 0 and 1 where the model's normalisation measures its scale on
+        images.
+    histograms
+        Of the tiles, float16 (channels, tiles, `BINS`).
+    energies
+        Mean energies of the octave bands, float64 (channels, `BANDS`).
+    share, detail
+        Medians of unexplained share and of detail of the training images, each
+        compared with the others; NaN for a single image of one plane.
+    tile_share, tile_detail
+        The same of single tiles, each compared with all others.
+    """
+
+    center: tuple[float, ...]
+    spread: tuple[float, ...]
+    histograms: Array
+    energies: Array
+    share: float
+    detail: float
+    tile_share: float
+    tile_detail: float
+
+    def limits(self, pixels: int) -> tuple[float, float, float]:
+        """Return the limits for a plane with so many valid pixels.
+
+        A small plane differs more by chance: the deviation of tiles counts in
+        proportion to the root of the number of tiles in it.
+
+        Returns
+        -------
+        share and detail from which there is a notice, and share from which there is a
+        question.
+        """
+        tiles = max(pixels / SIDE**2, 1.0)
+        share = _largest(
+            NOTICE_SHARE, 3 * self.share, 3 * self.tile_share / math.sqrt(tiles)
+        )
+        detail = _largest(
+            NOTICE_DETAIL, 3 * self.detail, 3 * self.tile_detail / math.sqrt(tiles)
+        )
+        return share, detail, max(ASK_SHARE, 2 * share)
+
+    def compare(self, appearance: Appearance) -> tuple[Array, Array]:
+        """Compare a plane with the training tiles.
+
+        Returns
+        -------
+        unexplained share, and signed change of detail, of each channel. A negative
+        change means smoother than in training.
+        """
+        shares = []
+        for tiles, histogram in zip(self.histograms, appearance.histogram, strict=True):
+            shares.append(unexplained_shares(histogram[None], tiles)[0])
+        return np.array(shares), detail_changes(appearance.energies, self.energies)
+
+    def to_text(self) -> str:
+        """Write the reference as text, for the header of a model file."""
+        return json.dumps(
+            {
+                "center": self.center,
+                "spread": self.spread,
+                "histograms": _encode(self.histograms, "<f2"),
+                "energies": _encode(self.energies, "<f8"),
+                "share": _to_json(self.share),
+                "detail": _to_json(self.detail),
+                "tile_share": _to_json(self.tile_share),
+                "tile_detail": _to_json(self.tile_detail),
+            }
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> DriftReference | None:
+        """Read what `to_text` wrote; None for ``null``."""
+        values = json.loads(text)
+        if values is None:
+            return None
+        medians = {
+            name: _from_json(values[name])
+            for name in ("share", "detail", "tile_share", "tile_detail")
+        }
+        return cls(
+            center=tuple(values["center"]),
+            spread=tuple(values["spread"]),
+            histograms=_decode(values["histograms"], "<f2"),
+            energies=_decode(values["energies"], "<f8"),
+            **medians,
+        )
+
+
+def measure_appearance(
+    blocks: Sequence[Array],
+    scale: Scale,
+    center: Sequence[float],
+    spread: Sequence[float],
+) -> Appearance | None:
+    """Measure the appearance of a plane from blocks of it, each (C, Y, X).
+
+    Parameters
+    ----------
+    scale
+        The model's scale for this image.
+    center, spread
+        As those of `DriftReference`.
+
+    Returns
+    -------
+    None when no pixel is valid.
+    """
+    histograms, energies = [], []
+    pixels = 0
+    for channel in range(len(blocks[0])):
+        middle = scale.center[channel] + scale.spread[channel] * center[channel]
+        step = scale.spread[channel] * spread[channel]
+        planes = [block[channel] for block in blocks]
+        counts = np.sum([count_bins(p, middle, step) for p in planes], axis=0)
+        total = float(counts.sum())
+        if not total:
+            return None
+        pixels = round(total)
+        histograms.append(_smooth(counts / total))
+        energies.append(_band_energies(planes, middle, step))
+    return Appearance(np.array(histograms), np.array(energies), pixels)
+
+
+def count_bins(values: Array, center: float, spread: float) -> Array:
+    """Count grey values in `BINS` bins over `SPAN` spreads around the centre.
+
+    An integer stands for all values that are rounded to it. So bins that are narrower
+    than one grey value are not empty in turn. Values that are not finite do not count.
+    """
+    edges = center + spread * np.linspace(-SPAN, SPAN, BINS + 1)
+    if values.dtype.kind in "bui":
+        table = _count_integers(values)
+        if table is not None:
+            first, counts = table
+            bounds = first - 0.5 + np.arange(len(counts) + 1)
+            below = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
+            at_edges = np.interp(edges, bounds, below)
+            at_edges[0], at_edges[-1] = 0.0, below[-1]
+            return np.diff(at_edges)
+    finite = values[np.isfinite(values)].astype(np.float64)
+    bins = (finite - edges[0]) * (BINS / (edges[-1] - edges[0]))
+    bins = np.clip(bins, 0, BINS - 1).astype(np.intp)
+    return np.bincount(bins, minlength=BINS).astype(np.float64)
+
+
+def _count_integers(values: Array) -> tuple[int, Array] | None:
+    """Smallest value, and counts from it on; None for a wide range."""
+    values = values.ravel()
+    if values.dtype.kind == "b":
+        values = values.astype(np.uint8)
+    if values.dtype == np.uint8:
+        return 0, np.bincount(values, minlength=256)
+    first, last = int(values.min()), int(values.max())
+    if last - first >= LARGEST_TABLE:
+        return None
+    # In Python's integers first, because int8 - int8 may not fit.
+    return first, np.bincount(values.astype(np.int64) - first)
+
+
+def _smooth(shares: Array) -> Array:
+    """Spread a histogram by one bin; its sum stays."""
+    padded = np.pad(shares, 1, mode="symmetric")
+    return 0.25 * padded[:-2] + 0.5 * shares + 0.25 * padded[2:]
+
+
+def _band_energies(planes: Sequence[Array], center: float, spread: float) -> Array:
+    """Mean squared differences within blocks of 2 x 2 pixels, for each octave.
+
+    Values beyond the bins are cut off: a hot pixel is no structure. Blocks with a pixel
+    that is not finite do not count.
+    """
+    sums, counts = np.zeros(BANDS), np.zeros(BANDS)
+    for plane in planes:
+        with np.errstate(over="ignore"):
+            values = plane.astype(np.float32)
+        if plane.dtype.kind == "f":
+            values = np.where(np.isfinite(values), values, np.float32(np.nan))
+        values = np.clip((values - center) / spread, -SPAN, SPAN)
+        for band in range(BANDS):
+            rows, columns = values.shape[0] // 2 * 2, values.shape[1] // 2 * 2
+            if not (rows and columns):
+                break
+            corners = [
+                values[y:rows:2, x:columns:2] for y in range(2) for x in range(2)
+            ]
+            mean = (corners[0] + corners[1] + corners[2] + corners[3]) / 4
+            energy = sum((corner - mean) ** 2 for corner in corners)
+            is_valid = np.isfinite(mean)
+            sums[band] += float(np.sum(energy, where=is_valid, dtype=np.float64)) / 4
+            counts[band] += int(is_valid.sum())
+            values = mean
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def detail_changes(energies: Array, reference: Array) -> Array:
+    """Largest changes of the log2 ratio of neighbouring band energies, with its sign.
+
+    Contrast changes all bands alike and does not count.
+
+    Parameters
+    ----------
+    energies, reference
+        Of shape (..., `BANDS`).
+    """
+    changes = _log_ratios(energies) - _log_ratios(reference)
+    changes = np.where(np.isfinite(changes), changes, 0.0)
+    largest = np.abs(changes).argmax(-1)
+    signed: Array = np.take_along_axis(changes, largest[..., None], -1)[..., 0]
+    return signed
+
+
+def _log_ratios(energies: Array) -> Array:
+    ratios: Array = np.diff(-np.log2(np.asarray(energies) + FLOOR), axis=-1)
+    return ratios
+
+
+def fit_mixture(histograms: Array, tiles: Array, allowed: Array | None = None) -> Array:
+    """Fit each histogram by a mixture of those of tiles, by expectation maximisation.
+
+    The weights are those of the largest likelihood.
+
+    Parameters
+    ----------
+    histograms
+        (n, bins), each with the sum 1.
+    tiles
+        (tiles, bins), each with the sum 1.
+    allowed
+        Bool (n, tiles): the tiles that a histogram may be made of. All by default.
+
+    Returns
+    -------
+    weights (n, tiles), each row with the sum 1.
+    """
+    weights = np.ones((len(histograms), len(tiles)))
+    if allowed is not None:
+        weights *= allowed
+    weights /= weights.sum(1, keepdims=True)
+    for _ in range(STEPS):
+        mixtures = np.maximum(weights @ tiles, 1e-12)
+        weights *= (histograms / mixtures) @ tiles.T
+        weights /= np.maximum(weights.sum(1, keepdims=True), 1e-300)
+    return weights
+
+
+def unexplained_shares(
+    histograms: Array, tiles: Array, allowed: Array | None = None
+) -> Array:
+    """Share of each histogram that no mixture of the tiles explains, 0 to 1.
+
+    It is half the sum of absolute differences. Parameters are those of `fit_mixture`.
+    """
+    # float16 has changed the sums a little.
+    tiles = tiles.astype(np.float64)
+    tiles = tiles / tiles.sum(1, keepdims=True)
+    mixtures = fit_mixture(histograms, tiles, allowed) @ tiles
+    shares: Array = 0.5 * np.abs(histograms - mixtures).sum(1)
+    return shares
+
+
+@dataclass(frozen=True)
+class PlaneDrift:
+    """Comparison of one plane with the training images.
+
+    Parameters
+    ----------
+    index
+        T and Z of the plane, those that the image has.
+    unexplained
+        Share of the grey values that do not occur in the training images, 0 to 1; of
+        several channels, the largest.
+    detail
+        Largest change of the log2 ratio of neighbouring octave bands; negative where
+        the plane is smoother than the training images.
+    share_limit, detail_limit, ask_limit
+        Share and detail from which there is a notice, and share from which there is a
+        question.
+    """
+
+    index: Mapping[str, int]
+    unexplained: float
+    detail: float
+    share_limit: float
+    detail_limit: float
+    ask_limit: float
+
+    @property
+    def level(self) -> str:
+        """``ask``, ``notice``, or empty."""
+        if self.unexplained > self.ask_limit:
+            return "ask"
+        if self.unexplained > self.share_limit or abs(self.detail) > self.detail_limit:
+            return "notice"
+        return ""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far an image is from those that a model was trained on.
+
+    Parameters
+    ----------
+    name
+        Of the image.
+    planes
+        Planes that were compared, spread evenly over the image.
+    kind
+        Kind of the model's normalisation.
+    other
+        What the check of grey values says for a model of an earlier version, which has
+        no reference.
+    is_known
+        False for such a model.
+    """
+
+    name: str
+    planes: tuple[PlaneDrift, ...] = ()
+    kind: str = "physical"
+    other: tuple[str, ...] = ()
+    is_known: bool = True
+
+    @property
+    def level(self) -> str:
+        """``ask`` where labels may well be wrong, ``notice``, or empty: all is usual.
+
+        The most unusual plane counts.
+        """
+        levels = {plane.level for plane in self.planes}
+        if "ask" in levels or self.other:
+            return "ask"
+        return "notice" if "notice" in levels else ""
+
+    @property
+    def unexplained(self) -> float:
+        """Largest unexplained share of a plane, 0 to 1; NaN without a reference."""
+        return max((plane.unexplained for plane in self.planes), default=math.nan)
+
+    @property
+    def detail(self) -> float:
+        """Largest change of detail of a plane; NaN without a reference."""
+        return max((abs(plane.detail) for plane in self.planes), default=math.nan)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What is unusual, in words, and what it may come from."""
+        sentences = list(self.other)
+        by_share = max(self.planes, key=lambda p: p.unexplained, default=None)
+        if by_share is not None and by_share.unexplained > by_share.share_limit:
+            sentences.append(self._describe_share(by_share))
+        by_detail = max(self.planes, key=lambda p: abs(p.detail), default=None)
+        if by_detail is not None and abs(by_detail.detail) > by_detail.detail_limit:
+            sentences.append(self._describe_detail(by_detail))
+        return tuple(sentences)
+
+    def describe(self) -> str:
+        """Result in words, also where nothing is unusual."""
+        if self.sentences:
+            return " ".join(self.sentences)
+        if not self.is_known:
+            return (
+                f"{self.name}: the model has no reference of its training images: it "
+                "was trained by an earlier version. Nothing unusual was found by the "
+                "range of grey values alone; train again for a closer look."
+            )
+        return (
+            f"{self.name}: looks like the training images ({self.unexplained:.2%} of "
+            "the grey values do not occur in them)."
+        )
+
+    def _describe_share(self, plane: PlaneDrift) -> str:
+        share = f"{100 * plane.unexplained:.2g} %"
+        scaled = ", each scaled to its own range," if self.kind == "relative" else ""
+        text = (
+            f"{self.name}: {share} of the grey values{self._where(plane)} do not occur "
+            f"in the training images{scaled.rstrip(',')}."
+        )
+        if plane.level == "ask":
+            question = "Was the scan calibrated in the same way?"
+            if self.kind == "relative":
+                question = "Was the image taken in the same way?"
+            text += f" {question}"
+        return text
+
+    def _describe_detail(self, plane: PlaneDrift) -> str:
+        if plane.detail < 0:
+            change, causes = "smoother", "blurred, denoised or enlarged"
+        else:
+            change, causes = "rougher", "noisier, sharpened or reduced"
+        return (
+            f"{self.name}: fine structures{self._where(plane)} are {change} than in the"
+            f" training images (by {abs(plane.detail):.2g} octaves). Is it {causes}?"
+        )
+
+    def _where(self, plane: PlaneDrift) -> str:
+        """Name the plane of several that were compared."""
+        if len(self.planes) < 2:
+            return ""
+        return " of " + " ".join(f"{axis}={i}" for axis, i in plane.index.items())
+
+
+def _largest(*values: float) -> float:
+    return max(value for value in values if not math.isnan(value))
+
+
+def _encode(array: Array, dtype: str) -> dict[str, Any]:
+    data = np.ascontiguousarray(array, np.dtype(dtype)).tobytes()
+    text = base64.b64encode(data).decode("ascii")
+    return {"shape": list(array.shape), "data": text}
+
+
+def _decode(value: Mapping[str, Any], dtype: str) -> Array:
+    array = np.frombuffer(base64.b64decode(value["data"]), np.dtype(dtype))
+    return array.reshape(value["shape"]).astype(np.dtype(dtype).newbyteorder("="))
+
+
+def _to_json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _from_json(value: float | None) -> float:
+    return math.nan if value is None else float(value)
