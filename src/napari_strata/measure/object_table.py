@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from napari_strata.core import files
 from napari_strata.core.classes import check_integers
 from napari_strata.core.errors import RunError
 from napari_strata.core.image import AnnotatedImage, Array, Image, LabelImage, Region
+from napari_strata.measure.crofton import surface_area
 from napari_strata.measure.objects import check_memory, check_volume, groups, pixel_size
 
 Row: TypeAlias = dict[str, float | int | str]
@@ -56,12 +58,24 @@ def region_table(
         - ``equivalent diameter``: of the ball, or disc, of that size;
         - ``major axis`` and ``minor axis``: of the ellipsoid, or ellipse, with the same
           second moments;
-        - in planes ``eccentricity`` of that ellipse and, if pixels are square,
-          ``perimeter``;
+        - in planes ``eccentricity`` of that ellipse; ``orientation (degree)`` of its
+          major axis, counterclockwise from the X axis, 0 to 180; and, if pixels are
+          square, ``perimeter`` by the formula of Crofton;
+        - in volumes ``surface`` by the formula of Crofton in 13 directions;
+          ``sphericity``, the surface of a ball of that volume over the surface; and the
+          direction of the major axis: ``azimuth (degree)``, in the XY plane from X to
+          Y, and ``inclination (degree)``, from that plane towards Z;
+        - ``solidity``: the size over that of the convex hull of the pixels' outlines;
+        - ``touches border``: 1 if it reaches the border of the image, where it may be
+          cut, else 0;
+        - ``neighbours``: the number of other objects that touch it, by a face or a
+          corner of a pixel; ``nearest centre``: the distance to the nearest centroid;
         - ``box z from (pixel)``, ``box z to (pixel)``: the first index inside and the
           first beyond;
-        - with `image`, ``mean``, ``min`` and ``max``, followed by the channel's name or
-          number when there are several.
+        - with `image`, ``mean``, ``std``, ``min`` and ``max``, followed by the
+          channel's name or number when there are several. NaN and infinite values
+          count nowhere but in ``missing``, the number of such pixels, which images of
+          floating-point numbers have.
 
     Raises
     ------
@@ -89,13 +103,17 @@ def region_table(
         # dimensions only.
         region = {a: i for a, i in group[0].items() if a == "T" or not whole}
         position = {a.lower(): i for a, i in region.items() if isinstance(i, int)}
-        numbered = _measure_regions(check_integers(objects.read(region)[0]), spacing)
+        ids = check_integers(objects.read(region)[0])
+        numbered = _measure_regions(ids, spacing)
         regions = [measured for _, measured in numbered]
         _check_boxes(objects, regions)
         new_rows: list[Row] = []
         for number, measured in numbered:
-            geometry = _geometry_columns(measured, letters, objects.pixel_unit)
+            geometry = _geometry_columns(
+                measured, letters, spacing, objects.pixel_unit, ids.shape
+            )
             new_rows.append({"id": number, **position, **geometry})
+        _add_neighbours(new_rows, ids, regions, objects.pixel_unit)
         if image is not None:
             _add_grey_values(new_rows, regions, image, region)
         rows += new_rows
@@ -170,8 +188,14 @@ def _measure_regions(ids: Array, spacing: Sequence[float]) -> list[tuple[int, An
     return [(region.label + offset, region) for region in regions]
 
 
-def _geometry_columns(measured: Any, letters: str, unit: str) -> Row:
-    """Columns of position, size and shape of one object."""
+def _geometry_columns(
+    measured: Any,
+    letters: str,
+    spacing: Sequence[float],
+    unit: str,
+    shape: Sequence[int],
+) -> Row:
+    """Columns of position, size and shape of one object in an image of a shape."""
     row: Row = {}
     for axis, center in zip(letters, measured.centroid, strict=True):
         row[f"centroid {axis.lower()} ({unit})"] = float(center)
@@ -183,19 +207,121 @@ def _geometry_columns(measured: Any, letters: str, unit: str) -> Row:
     row[f"minor axis ({unit})"] = float(measured.axis_minor_length)
     if len(letters) == 2:
         row["eccentricity"] = float(measured.eccentricity)
+        # regionprops measures from the Y axis.
+        row["orientation (degree)"] = (math.degrees(measured.orientation) + 90) % 180
         # regionprops knows no perimeter of pixels that are not square.
         with suppress(NotImplementedError):
-            row[f"perimeter ({unit})"] = float(measured.perimeter)
+            row[f"perimeter ({unit})"] = float(measured.perimeter_crofton)
+    else:
+        surface = surface_area(measured.image, spacing)
+        row[f"surface ({unit}^2)"] = surface
+        ball = (math.pi * (6 * float(measured.area)) ** 2) ** (1 / 3)
+        row["sphericity"] = ball / surface
+        row |= _direction(measured)
+    row["solidity"] = _solidity(measured.image)
+    at_border = [
+        part.start == 0 or part.stop == length
+        for part, length in zip(measured.slice, shape, strict=True)
+    ]
+    row["touches border"] = int(any(at_border))
     for axis, part in zip(letters, measured.slice, strict=True):
         row[f"box {axis.lower()} from (pixel)"] = part.start
         row[f"box {axis.lower()} to (pixel)"] = part.stop
     return row
 
 
+def _direction(measured: Any) -> Row:
+    """Direction of the major axis of an object in a volume."""
+    _, vectors = np.linalg.eigh(measured.inertia_tensor)
+    # The least moment of inertia is that about the major axis.
+    z, y, x = vectors[:, 0]
+    if (z, y, x) < (0, 0, 0):
+        z, y, x = -z, -y, -x
+    return {
+        "azimuth (degree)": math.degrees(math.atan2(y, x)) % 360,
+        "inclination (degree)": math.degrees(math.atan2(z, math.hypot(y, x))),
+    }
+
+
+def _solidity(mask: Array) -> float:
+    """Size of an object over the size of the convex hull of its pixels' outlines."""
+    from scipy.spatial import ConvexHull
+
+    # The hull is that of the first and last pixel of each row.
+    rows = np.argwhere(mask.any(axis=-1))
+    lines = mask[tuple(rows.T)]
+    first = lines.argmax(axis=1)
+    last = lines.shape[1] - lines[:, ::-1].argmax(axis=1)
+    starts = np.column_stack([rows, first])
+    ends = np.column_stack([rows, last])
+    points = [starts, ends]
+    for axis in range(mask.ndim - 1):
+        moved = []
+        for corners in points:
+            shifted = corners.copy()
+            shifted[:, axis] += 1
+            moved.append(shifted)
+        points += moved
+    hull = ConvexHull(np.concatenate(points))
+    return float(np.count_nonzero(mask) / hull.volume)
+
+
+def _add_neighbours(
+    rows: Sequence[Row], ids: Array, regions: Sequence[Any], unit: str
+) -> None:
+    """Add the number of objects that touch each one, and the nearest centroid."""
+    from scipy.spatial import cKDTree
+
+    numbers = np.asarray([row["id"] for row in rows], ids.dtype)
+    pairs = _touching(ids, numbers)
+    neighbours = np.bincount(pairs.ravel(), minlength=len(numbers))
+    distances = np.full((len(rows), 2), np.nan)
+    if len(rows) > 1:
+        centers = np.asarray([measured.centroid for measured in regions])
+        distances, _ = cKDTree(centers).query(centers, 2)
+    for row, count, distance in zip(rows, neighbours, distances[:, 1], strict=True):
+        row["neighbours"] = int(count)
+        row[f"nearest centre ({unit})"] = float(distance)
+
+
+def _touching(ids: Array, numbers: Array) -> Array:
+    """Distinct pairs (positions in `numbers`, rising) of objects that touch."""
+    planes = ids if ids.ndim == 3 else ids[None]
+    codes = [np.zeros(0, np.int64)]
+    size = len(numbers)
+    before = None
+    for plane in planes:
+        partners = [(plane, False)]
+        if before is not None:
+            partners.append((before, True))
+        for other, everywhere in partners:
+            for dy, dx in itertools.product((-1, 0, 1), repeat=2):
+                if everywhere or (dy, dx) > (0, 0):
+                    first, second = _shifted(plane, other, dy, dx)
+                    differ = (first != second) & (first > 0) & (second > 0)
+                    one = np.searchsorted(numbers, first[differ])
+                    two = np.searchsorted(numbers, second[differ])
+                    low, high = np.minimum(one, two), np.maximum(one, two)
+                    codes.append(np.unique(low * size + high))
+        before = plane
+    distinct = np.unique(np.concatenate(codes))
+    return np.stack([distinct // max(size, 1), distinct % max(size, 1)], axis=1)
+
+
+def _shifted(first: Array, second: Array, dy: int, dx: int) -> tuple[Array, Array]:
+    """Pixels of two planes that lie `dy`, `dx` apart."""
+    height, width = first.shape
+    rows = slice(max(-dy, 0), height - max(dy, 0))
+    columns = slice(max(-dx, 0), width - max(dx, 0))
+    other_rows = slice(max(dy, 0), height - max(-dy, 0))
+    other_columns = slice(max(dx, 0), width - max(-dx, 0))
+    return first[rows, columns], second[other_rows, other_columns]
+
+
 def _add_grey_values(
     rows: Sequence[Row], regions: Sequence[Any], image: Image, region: Region
 ) -> None:
-    """Add mean, least and greatest grey value of each channel.
+    """Add mean, standard deviation, least and greatest value of each channel.
 
     One channel is in memory at a time.
     """
@@ -215,9 +341,17 @@ def _add_grey_values(
                 suffix = f" {image.channel_names[channel]}"
         for row, measured in zip(rows, regions, strict=True):
             values = grey[measured.slice][measured.image]
+            missing = 0
+            if values.dtype.kind == "f":
+                known = np.isfinite(values)
+                missing = int(known.size - np.count_nonzero(known))
+                values = values[known] if missing < known.size else known * np.nan
             row[f"mean{suffix}"] = float(values.mean(dtype=np.float64))
+            row[f"std{suffix}"] = float(values.std(dtype=np.float64))
             row[f"min{suffix}"] = values.min().item()
             row[f"max{suffix}"] = values.max().item()
+            if grey.dtype.kind == "f":
+                row[f"missing{suffix}"] = missing
 
 
 def _check_boxes(objects: LabelImage, regions: Sequence[Any]) -> None:
@@ -237,5 +371,10 @@ def _check_boxes(objects: LabelImage, regions: Sequence[Any]) -> None:
 
 
 def _format(value: float | int | str) -> str:
-    """Text of a value; ten digits are more than any measurement here has."""
+    """Text of a value; ten digits are more than any measurement here has.
+
+    NaN is an empty cell.
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return ""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
