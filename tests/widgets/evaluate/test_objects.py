@@ -65,6 +65,14 @@ def test_the_dialog_adds_a_layer_and_saves_a_table(qtbot: Any, tmp_path: Path) -
     assert list(layer.features["volume (pixels)"]) == [18, 36]
     assert layer.scale == pytest.approx(IMAGE.scale)
     assert "2 objects" in dialog.text.text()
+    distribution = dialog.distribution
+    assert distribution.column.currentText() == "equivalent diameter (um)"
+    assert sum(distribution.figure.counts) == 2
+    distribution.column.setCurrentText("volume (pixels)")
+    assert distribution.summary.text() == (
+        "2 objects: median 27, mean 27, 18 to 36. 2 at the border of the image may be"
+        " cut."
+    )
     dialog.save_to(tmp_path / "pores.csv")
     qtbot.waitUntil(lambda: "Written" in dialog.text.text(), timeout=60_000)
     with open(tmp_path / "pores.csv", newline="") as file:

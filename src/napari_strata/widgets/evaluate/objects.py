@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from napari.components import ViewerModel
@@ -161,6 +163,65 @@ def features_of(columns: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
     return features
 
 
+SIZE_COLUMNS = ("equivalent diameter", "area", "volume")
+"""Starts of the names of the columns whose distribution is shown first."""
+
+
+class Distribution(QWidget):
+    """Histogram of a column of a table of objects, which the user chooses."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        # Imported when it is needed, because it takes half a second.
+        from napari_strata.widgets.parts.figure import Figure
+
+        self._columns: Mapping[str, Sequence[float]] = {}
+        self.column = QComboBox()
+        self.column.setToolTip("The measurement whose distribution is shown.")
+        self.figure = Figure()
+        self.summary = QLabel()
+        self.summary.setWordWrap(True)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        for widget in (self.column, self.figure, self.summary):
+            rows.addWidget(widget)
+        self.column.currentTextChanged.connect(self._show)
+
+    def show_columns(self, columns: Mapping[str, Sequence[float]]) -> None:
+        """Show a column of a table; the one chosen before, if there is one."""
+        chosen = self.column.currentText()
+        names = [
+            name
+            for name in columns
+            if name not in ("id", "t", "z") and not name.startswith(("box ", "touches"))
+        ]
+        if chosen not in names:
+            sizes = [name for name in names if name.startswith(SIZE_COLUMNS)]
+            chosen = sizes[-1] if sizes else ""
+        self._columns = columns
+        self.column.blockSignals(True)
+        self.column.clear()
+        self.column.addItems(names)
+        self.column.setCurrentText(chosen)
+        self.column.blockSignals(False)
+        self._show(self.column.currentText())
+
+    def _show(self, name: str) -> None:
+        values = [v for v in self._columns.get(name, ()) if math.isfinite(v)]
+        self.figure.show_histogram(values, x_title=name)
+        if not values:
+            self.summary.setText("")
+            return
+        at_border = sum(value > 0 for value in self._columns["touches border"])
+        text = (
+            f"{format_count(len(values), 'object')}: median {median(values):.4g}, mean"
+            f" {fmean(values):.4g}, {min(values):.4g} to {max(values):.4g}."
+        )
+        if at_border:
+            text += f" {at_border} at the border of the image may be cut."
+        self.summary.setText(text)
+
+
 class ObjectsDialog(QDialog):
     """Dialog to choose a class and options; the objects become a layer.
 
@@ -212,6 +273,8 @@ class ObjectsDialog(QDialog):
         self.save_button.setEnabled(False)
         self.close_button = QPushButton("Close")
         form = QFormLayout()
+        self.distribution = Distribution()
+        self.distribution.hide()
         form.addRow("Class", self.of)
         form.addRow("At least", self.smallest)
         form.addRow("Cut at distance", self.split)
@@ -220,7 +283,7 @@ class ObjectsDialog(QDialog):
             buttons.addWidget(button)
         rows = QVBoxLayout(self)
         rows.addLayout(form)
-        for widget in (self.fill_holes, self.by_plane, self.text):
+        for widget in (self.fill_holes, self.by_plane, self.text, self.distribution):
             rows.addWidget(widget)
         rows.addLayout(buttons)
         self.find_button.clicked.connect(self.find_objects)
@@ -256,6 +319,8 @@ class ObjectsDialog(QDialog):
                 f"{format_count(count, 'object')} in the layer {layer.name};"
                 " their sizes and shapes are the features of the layer."
             )
+            self.distribution.show_columns(objects.columns)
+            self.distribution.setVisible(bool(count))
 
         def keep(process: subprocess.Popen[str]) -> None:
             self._process = process
