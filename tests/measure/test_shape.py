@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ from napari_strata.measure.correlation import correlate
 from napari_strata.measure.local_fraction import measure_local_fractions
 from napari_strata.measure.rock import estimate_rock
 from napari_strata.measure.sample import Sample
+from napari_strata.measure.shape import measure_shape
 from napari_strata.measure.surface import measure_surfaces
 
 NAMES = ("solid", "pore")
@@ -339,3 +341,20 @@ def test_labels_are_read_by_plane_and_unlabelled_pixels_are_outside() -> None:
     inside[:, 3] = False
     cropped = Sample.from_labels(labels, classes, time=2, inside=lambda _: inside)
     np.testing.assert_array_equal(cropped.read(2)[:, 3], [255, 255])
+
+
+def test_all_measures_from_one_pass_are_plain_values() -> None:
+    rng = np.random.default_rng(0)
+    mask = ndimage.gaussian_filter(rng.normal(size=(12, 24, 24)), 2) > 0
+    volume = sample(mask, spacing=(2.0, 1, 1), unit="mm")
+    shape = measure_shape(volume)
+    facts = json.loads(json.dumps(shape.to_dict(rock=True)))
+    assert facts["connected"]["pore"] == find_connections(volume)["pore"].to_dict()
+    assert facts["surface"]["pore"] == measure_surfaces(volume)["pore"].to_dict()
+    chords = measure_chords(volume)["pore"]["z"]
+    assert facts["chords"]["pore"]["z"] == chords.to_dict()
+    assert facts["correlation"]["pore"]["share"] == pytest.approx(mask.mean())
+    assert facts["rock"]["pore"]["share"] == pytest.approx(mask.mean())
+    assert "rock" not in shape.to_dict()
+    plane = measure_shape(sample(mask[0])).to_dict()
+    assert "single plane" in plane["connected"]["why"]

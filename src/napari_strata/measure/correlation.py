@@ -20,10 +20,10 @@ from napari_strata.measure.sample import Sample
 MAX_DISTANCE = 256
 """Largest displacement in pixels, unless half the image is less."""
 
-MAX_PLANES = 48
+MAX_PLANES = 32
 """Planes for displacements inside a plane; of more, as many are taken evenly."""
 
-STRIP = 512
+STRIP = 1024
 """Rows of a plane that are transformed together."""
 
 MAX_LINE_PIXELS = 2**26
@@ -186,8 +186,11 @@ class CorrelationCounter:
                     first, second = strip == index, partners == index
                 else:
                     first, second = strip != IGNORE, partners != IGNORE
-                one = rfft2(first.astype(float), self._padded)
-                other = rfft2(second.astype(float), self._padded)
+                # Single precision is exact enough for counts, and twice as fast.
+                one = rfft2(first.astype(np.float32), self._padded)
+                other = one
+                if len(partners) > len(strip):
+                    other = rfft2(second.astype(np.float32), self._padded)
                 self._spectra[index] += one.conj() * other
 
     def _transform_back(self) -> Array:
