@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from napari_strata.core.classes import ClassMap as ClassMap
+    from napari_strata.core.drift import Drift as Drift
     from napari_strata.core.errors import StrataError as StrataError
     from napari_strata.core.image import AnnotatedImage as AnnotatedImage
     from napari_strata.core.image import Image as Image
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from napari_strata.evaluation.evaluate import evaluate as evaluate
     from napari_strata.evaluation.evaluate import score_labels as score_labels
     from napari_strata.export.registry import export_model as export_model
+    from napari_strata.inference.drift import check_drift as check_drift
     from napari_strata.inference.predict import (
         estimate_prediction as estimate_prediction,
     )
@@ -55,6 +57,7 @@ _MODULES = {
     "AnnotatedImage": "core.image",
     "ClassMap": "core.classes",
     "ConfusionMatrix": "core.metrics",
+    "Drift": "core.drift",
     "Ensemble": "models.ensemble",
     "Image": "core.image",
     "LabelImage": "core.image",
@@ -64,6 +67,7 @@ _MODULES = {
     "RunFolder": "core.runs",
     "StrataError": "core.errors",
     "build_network": "networks",
+    "check_drift": "inference.drift",
     "crossval": "studies.crossval",
     "delete_run": "core.run_list",
     "estimate_prediction": "inference.predict",

@@ -371,6 +371,34 @@ def test_evaluation_warns_as_prediction_does(run: Console, stack: Path) -> None:
     )
 
 
+def test_check_and_strict(run: Console, stack: Path) -> None:
+    grey = stack / "images.tif"
+    out = stack / "run"
+    assert run("train", grey, stack / "labels.tif", "--out", out, *SMALL) == 0
+    assert run("check", out, grey) == 0
+    assert "looks like the training images" in run.out
+    inverted = stack / "inverted.tif"
+    write_image(inverted, ns.Image(255 - tifffile.imread(grey), "ZYX"))
+    assert run("check", out, grey, inverted) == 3
+    assert "of the grey values" in run.out
+    assert "Was the image taken in the same way?" in run.out or (
+        "Was the scan calibrated in the same way?" in run.out
+    )
+    assert run("check", out, inverted, "--json") == 3
+    facts = json.loads(run.out)
+    assert (facts["event"], facts["level"]) == ("Drift", "ask")
+    assert len(facts["planes"]) == 4
+    labels = stack / "inverted-labels.tif"
+    assert run("predict", out, inverted, "--out", labels, "--strict") == 2
+    assert "do not occur in the training images" in run.err
+    assert "predict without --strict" in run.err
+    assert not labels.exists()
+    assert run("predict", out, inverted, "--out", labels) == 0
+    assert "do not occur in the training images" in run.out
+    assert "--strict" in run.out
+    assert labels.exists()
+
+
 def test_colour_coded_labels(run: Console, tmp_path: Path) -> None:
     pair = easy_pair((1, 64, 64))
     mask = np.where(

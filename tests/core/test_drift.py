@@ -84,9 +84,7 @@ def test_every_dtype_fills_the_same_bins(dtype: type) -> None:
     counts = count_bins(values.round().astype(dtype), 60, 12)
     assert counts.sum() == pytest.approx(40_000)
     exact = count_bins(values, 60, 12)
-    # Whole numbers as floats are not spread over their bins.
-    tolerance = 0.7 if dtype == np.float32 else 0.1
-    assert np.abs(counts - exact).sum() / 40_000 < tolerance
+    assert np.abs(counts - exact).sum() / 40_000 < 0.1
 
 
 def test_integers_coarser_than_the_bins_leave_no_bin_empty() -> None:

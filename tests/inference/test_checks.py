@@ -3,12 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from helpers import tiny_spec
+from helpers import tiny_recipe, tiny_spec
 from napari_strata.core.errors import ImageError
 from napari_strata.core.image import Image
 from napari_strata.core.normalization import ResolvedNormalization, Scale
 from napari_strata.core.spec import Depth
 from napari_strata.inference.checks import check_image
+from napari_strata.models.model import Model
 
 SCALE = Scale(
     center=(120.0,), spread=(30.0,), low=(-100.0,), high=(350.0,)
@@ -22,8 +23,14 @@ SPEC = tiny_spec().model_copy(
 )
 
 
+def models(*specs) -> list[Model]:
+    """Models of an earlier version, without a reference of their training images."""
+    return [Model(spec, tiny_recipe(), {}) for spec in specs]
+
+
 def warnings(image: Image, **changes) -> list[str]:
-    return check_image(SPEC.model_copy(update=changes), image, image.samples())
+    members = models(SPEC.model_copy(update=changes))
+    return list(check_image(members, image, image.samples()).sentences)
 
 
 def grey(low: float, high: float, dtype=np.uint8, **facts) -> Image:
@@ -127,12 +134,13 @@ def test_pixels_that_are_not_finite_do_not_count_as_grey_values():
 
 def test_what_is_said_of_one_model_is_not_said_again_of_the_next():
     specs = [SPEC, SPEC.model_copy(update={"pixel_size": {"Y": 2.1, "X": 2.1}})]
-    (said,) = check_image(specs, sized(6.0), sized(6.0).samples())
+    (said,) = check_image(models(*specs), sized(6.0), sized(6.0).samples()).sentences
     assert "trained at 2:" in said
+    # Too far from one of them only.
     (said,) = check_image(
-        specs[::-1], sized(2.5), sized(2.5).samples()
-    )  # too far from one of them only
+        models(*specs[::-1]), sized(2.5), sized(2.5).samples()
+    ).sentences
     assert "trained at 2:" in said
     rgb = SPEC.model_copy(update={"in_channels": 3})
     with pytest.raises(ImageError, match="trained on 3 channels"):
-        check_image([SPEC, rgb], sized(2.0), sized(2.0).samples())
+        check_image(models(SPEC, rgb), sized(2.0), sized(2.0).samples())

@@ -404,6 +404,12 @@ def test_info_of_images_and_models_and_if_they_fit(
     assert (facts["what"], facts["fits"], facts["fit"]) == ("model", True, [])
     assert [row["value"] for row in facts["classes"]] == [0, 255]
     assert ns.Recipe.parse(facts["recipe"]) == ns.Recipe.parse(TINY)
+    assert facts["questions"] == []
+    far = Image(pair.image.data.astype(np.float32) * 1000, pair.image.axes)
+    far_layer = layer(tmp_path / "far.npy", far)
+    _, facts = run({"kind": "info", "path": str(model), "image": far_layer})
+    assert facts["fits"] is True
+    assert set(facts["questions"]) <= set(facts["fit"])
     colours = layer(
         tmp_path / "colours.npy", Image(np.zeros((8, 8, 3), np.uint8), "YXC")
     )

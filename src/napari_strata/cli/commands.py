@@ -30,6 +30,7 @@ from napari_strata.cli.options import (
     RecipeName,
     Scheduler,
     Series,
+    Stack,
     StudyFolder,
     TrainingOptions,
     Tta,
@@ -184,13 +185,7 @@ def predict(  # noqa: PLR0913 (one parameter for each option)
     scheduler: Scheduler = None,
     axes: Axes = None,
     series: Series = None,
-    stack: Annotated[
-        bool,
-        typer.Option(
-            "--stack",
-            help="Take each folder and pattern as one image, a stack of slices.",
-        ),
-    ] = False,
+    stack: Stack = False,
     raw: Raw = None,
     as_json: AsJson = False,
 ) -> None:
@@ -278,6 +273,43 @@ def _print_estimates(
                 print(json.dumps(facts))
             else:
                 print(f"  {result.describe()}")
+
+
+@app.command()
+def check(
+    model: ModelPath,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Images, folders or patterns."),
+    ],
+    axes: Axes = None,
+    series: Series = None,
+    stack: Stack = False,
+    raw: Raw = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare images with those that a model was trained on.
+
+    The exit status is 3 if wrong labels are likely for an image (predict --strict
+    refuses it), and otherwise 0.
+    """
+    from napari_strata.inference.drift import check_drift
+    from napari_strata.inference.inputs import find_images
+    from napari_strata.io import read_image
+    from napari_strata.io.raw import with_layout
+    from napari_strata.models.ensemble import load_models
+
+    models = load_models(model)
+    is_unusual = False
+    for path in find_images(with_layout(inputs, raw), stack=stack):
+        drift = check_drift(models, read_image(path, axes=axes, series=series))
+        is_unusual |= drift.level == "ask"
+        if as_json:
+            print(json.dumps({"event": "Drift", "source": str(path)} | drift.as_dict()))
+        else:
+            print(printable(drift.describe()))
+    if is_unusual:
+        raise typer.Exit(3)
 
 
 @app.command()

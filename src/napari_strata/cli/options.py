@@ -79,6 +79,13 @@ Series = Annotated[
         help="The image to take from files that hold several, from 0 (see: info).",
     ),
 ]
+Stack = Annotated[
+    bool,
+    typer.Option(
+        "--stack",
+        help="Take each folder and pattern as one image, a stack of slices.",
+    ),
+]
 Raw = Annotated[
     str | None,
     typer.Option(

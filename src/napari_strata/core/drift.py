@@ -15,11 +15,12 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from napari_strata.core.events import Message
 from napari_strata.core.normalization import Scale
 
 Array = np.ndarray[Any, Any]
@@ -208,36 +209,41 @@ def measure_appearance(
 def count_bins(values: Array, center: float, spread: float) -> Array:
     """Count grey values in `BINS` bins over `SPAN` spreads around the centre.
 
-    An integer stands for all values that are rounded to it. So bins that are narrower
-    than one grey value are not empty in turn. Values that are not finite do not count.
+    An integer stands for all values that are rounded to it, also where it is stored as
+    a float. So bins that are narrower than one grey value are not empty in turn. Values
+    that are not finite do not count.
     """
     edges = center + spread * np.linspace(-SPAN, SPAN, BINS + 1)
-    if values.dtype.kind in "bui":
-        table = _count_integers(values)
-        if table is not None:
-            first, counts = table
-            bounds = first - 0.5 + np.arange(len(counts) + 1)
-            below = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
-            at_edges = np.interp(edges, bounds, below)
-            at_edges[0], at_edges[-1] = 0.0, below[-1]
-            return np.diff(at_edges)
-    finite = values[np.isfinite(values)].astype(np.float64)
-    bins = (finite - edges[0]) * (BINS / (edges[-1] - edges[0]))
+    values = values.ravel()
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
+    table = _count_integers(values)
+    if table is not None:
+        first, counts = table
+        bounds = first - 0.5 + np.arange(len(counts) + 1)
+        below = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
+        at_edges = np.interp(edges, bounds, below)
+        at_edges[0], at_edges[-1] = 0.0, below[-1]
+        return np.diff(at_edges)
+    bins = (values.astype(np.float64) - edges[0]) * (BINS / (edges[-1] - edges[0]))
     bins = np.clip(bins, 0, BINS - 1).astype(np.intp)
     return np.bincount(bins, minlength=BINS).astype(np.float64)
 
 
 def _count_integers(values: Array) -> tuple[int, Array] | None:
-    """Smallest value, and counts from it on; None for a wide range."""
-    values = values.ravel()
+    """Smallest value, and counts from it on; None for a wide range or fractions."""
+    if not values.size:
+        return None
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
     if values.dtype == np.uint8:
         return 0, np.bincount(values, minlength=256)
-    first, last = int(values.min()), int(values.max())
-    if last - first >= LARGEST_TABLE:
+    low, high = values.min(), values.max()
+    if float(high) - float(low) >= LARGEST_TABLE:
         return None
-    # In Python's integers first, because int8 - int8 may not fit.
+    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        return None
+    first = int(low)
     return first, np.bincount(values.astype(np.int64) - first)
 
 
@@ -369,13 +375,26 @@ class PlaneDrift:
     ask_limit: float
 
     @property
+    def share_excess(self) -> float:
+        """Ratio of the unexplained share to its limit."""
+        return self.unexplained / self.share_limit
+
+    @property
+    def detail_excess(self) -> float:
+        """Ratio of the change of detail to its limit."""
+        return abs(self.detail) / self.detail_limit
+
+    @property
+    def excess(self) -> float:
+        """The larger of both ratios."""
+        return max(self.share_excess, self.detail_excess)
+
+    @property
     def level(self) -> str:
         """``ask``, ``notice``, or empty."""
         if self.unexplained > self.ask_limit:
             return "ask"
-        if self.unexplained > self.share_limit or abs(self.detail) > self.detail_limit:
-            return "notice"
-        return ""
+        return "notice" if self.excess > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -390,9 +409,11 @@ class Drift:
         Planes that were compared, spread evenly over the image.
     kind
         Kind of the model's normalisation.
-    other
-        What the check of grey values says for a model of an earlier version, which has
-        no reference.
+    notes
+        What else differs from the training images, in words: pixel size, dtype.
+    doubts
+        What the range of grey values says to a model of an earlier version, which has
+        no reference, in words.
     is_known
         False for such a model.
     """
@@ -400,7 +421,8 @@ class Drift:
     name: str
     planes: tuple[PlaneDrift, ...] = ()
     kind: str = "physical"
-    other: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     is_known: bool = True
 
     @property
@@ -410,9 +432,9 @@ class Drift:
         The most unusual plane counts.
         """
         levels = {plane.level for plane in self.planes}
-        if "ask" in levels or self.other:
+        if "ask" in levels or self.doubts:
             return "ask"
-        return "notice" if "notice" in levels else ""
+        return "notice" if "notice" in levels or self.notes else ""
 
     @property
     def unexplained(self) -> float:
@@ -425,38 +447,80 @@ class Drift:
         return max((abs(plane.detail) for plane in self.planes), default=math.nan)
 
     @property
+    def excess(self) -> float:
+        """Largest ratio of share or detail of a plane to its limit."""
+        return max((plane.excess for plane in self.planes), default=0.0)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """What makes wrong labels likely, in words; empty unless `level` is ``ask``."""
+        asking = [plane for plane in self.planes if plane.level == "ask"]
+        texts = list(self.doubts)
+        if asking:
+            texts.append(self._describe_share(max(asking, key=lambda p: p.unexplained)))
+        return tuple(texts)
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """What is unusual, in words, and what it may come from."""
-        sentences = list(self.other)
-        by_share = max(self.planes, key=lambda p: p.unexplained, default=None)
-        if by_share is not None and by_share.unexplained > by_share.share_limit:
-            sentences.append(self._describe_share(by_share))
-        by_detail = max(self.planes, key=lambda p: abs(p.detail), default=None)
-        if by_detail is not None and abs(by_detail.detail) > by_detail.detail_limit:
-            sentences.append(self._describe_detail(by_detail))
-        return tuple(sentences)
+        texts = [*self.notes, *self.questions]
+        by_share = max(self.planes, key=lambda p: p.share_excess, default=None)
+        if by_share is not None and by_share.share_excess > 1:
+            if not any(plane.level == "ask" for plane in self.planes):
+                texts.append(self._describe_share(by_share))
+        by_detail = max(self.planes, key=lambda p: p.detail_excess, default=None)
+        if by_detail is not None and by_detail.detail_excess > 1:
+            texts.append(self._describe_detail(by_detail))
+        return tuple(texts)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The sentences as messages; those of a mere notice are no warnings."""
+        serious = {*self.notes, *self.questions}
+        return [
+            Message(text, "warning" if text in serious else "info")
+            for text in self.sentences
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, with None for what is not known."""
+        planes = []
+        for plane in self.planes:
+            planes.append(asdict(plane) | {"level": plane.level})
+        return {
+            "name": self.name,
+            "level": self.level,
+            "is_known": self.is_known,
+            "unexplained": _to_json(self.unexplained),
+            "detail": _to_json(self.detail),
+            "sentences": list(self.sentences),
+            "planes": planes,
+        }
 
     def describe(self) -> str:
         """Result in words, also where nothing is unusual."""
-        if self.sentences:
-            return " ".join(self.sentences)
+        lines = list(self.sentences)
         if not self.is_known:
-            return (
-                f"{self.name}: the model has no reference of its training images: it "
-                "was trained by an earlier version. Nothing unusual was found by the "
-                "range of grey values alone; train again for a closer look."
+            lines.append(
+                f"{self.name}: the model is of an earlier version and has no reference "
+                "of its training images, so only the range of the grey values was "
+                "compared; train again for a closer look."
             )
-        return (
-            f"{self.name}: looks like the training images ({self.unexplained:.2%} of "
-            "the grey values do not occur in them)."
-        )
+        elif not lines:
+            lines.append(
+                f"{self.name}: looks like the training images "
+                f"({100 * self.unexplained:.2g} % of the grey values do not occur in "
+                "them)."
+            )
+        return "\n".join(lines)
 
     def _describe_share(self, plane: PlaneDrift) -> str:
-        share = f"{100 * plane.unexplained:.2g} %"
-        scaled = ", each scaled to its own range," if self.kind == "relative" else ""
+        scaled = ""
+        if self.kind == "relative":
+            scaled = ", each scaled to its own range"
         text = (
-            f"{self.name}: {share} of the grey values{self._where(plane)} do not occur "
-            f"in the training images{scaled.rstrip(',')}."
+            f"{self.name}: {100 * plane.unexplained:.2g} % of the grey values"
+            f"{self._where(plane)} do not occur in the training images{scaled}."
         )
         if plane.level == "ask":
             question = "Was the scan calibrated in the same way?"

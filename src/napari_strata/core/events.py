@@ -312,7 +312,8 @@ class PredictionEnd(Event):
 class FileEnd(Event):
     """One file of a batch.
 
-    `status` is "done", "skipped" or "failed"; `text` says why it failed.
+    `status` is "done", "skipped" or "failed"; `text` says why it failed, or how an
+    image that is done differs from the training images.
     """
 
     source: str

@@ -50,6 +50,12 @@ class PredictOptions(BaseModel):
         "GPU.",
     )
 
+    strict: bool = Field(
+        False,
+        description="Refuse images whose grey values hardly occur in the training "
+        "images.",
+    )
+
     @field_validator("batch", "tile")
     @classmethod
     def _check_positive(cls, value: int | None, info: Any) -> int | None:

@@ -130,13 +130,12 @@ class Evaluation(Iterator[Event]):
         models = load_models(self._model)
         pairs = pairs_with_neighbours(as_pairs(self._pairs), models.spec.neighbours)
         parts = labelled_regions(pairs, models.spec.classes)
-        scales, warnings = _prepare(models, parts, ortho=options.ortho)
+        scales, messages = _prepare(models, parts, ortho=options.ortho)
         for text in models.averaging(options.tta, ortho=options.ortho):
             yield Message(text)
         for text in set_notes(self._pairs):
             yield Message(text)
-        for text in warnings:
-            yield Message(text, "warning")
+        yield from messages
         predictor = build_ensemble_predictor(models, options)
         name = format_count(len(scales), "image")
         yield PredictionStarted(name, describe_device(predictor.device), len(parts), 0)
@@ -425,18 +424,18 @@ class _Tally:
 
 def _prepare(
     models: Ensemble, parts: Sequence[LabelledRegion], *, ortho: bool
-) -> tuple[dict[int, list[Scale]], list[str]]:
-    """Return scales of each pair's image, by the pair's id, and warnings."""
+) -> tuple[dict[int, list[Scale]], list[Message]]:
+    """Return scales of each pair's image, by the pair's id, and what is unusual."""
     scales: dict[int, list[Scale]] = {}
-    warnings: list[str] = []
-    specs = [model.spec for model in models.models]
+    messages: list[Message] = []
     for pair in {id(part.pair): part.pair for part in parts}.values():
         samples = pair.image.samples()
-        warnings += check_image(specs, pair.image, samples, ortho=ortho)
-        warnings += find_nonfinite(pair)
-        warnings += _compare_names(models.spec.classes, pair)
+        drift = check_image(models.models, pair.image, samples, ortho=ortho)
+        messages += drift.messages
+        for text in (*find_nonfinite(pair), *_compare_names(models.spec.classes, pair)):
+            messages.append(Message(text, "warning"))
         scales[id(pair)] = models.scales(samples, pair.image.dtype)
-    return scales, warnings
+    return scales, messages
 
 
 def _compare_names(classes: ClassMap, pair: AnnotatedImage) -> list[str]:

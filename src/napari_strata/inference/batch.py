@@ -82,7 +82,8 @@ def predict_files(
     Yields
     ------
     the events of each prediction, then its `FileEnd`, whose status is "done", "skipped"
-    or "failed".
+    or "failed". The text of a file that is done says how it differs from the training
+    images, if it does.
 
     Raises
     ------
@@ -176,6 +177,10 @@ class _Batch:
             names = self.models.spec.classes.names
             self.pixels = dict(zip(names, map(int, job.pixels), strict=True))
             text = ""
+            if job.drift is not None:
+                prefix = f"{image.name}: "
+                sentences = (s.removeprefix(prefix) for s in job.drift.sentences)
+                text = " ".join(sentences)
         seconds = perf_counter() - started
         yield FileEnd(str(source), str(target), "done", text, seconds)
 

@@ -1,19 +1,23 @@
 """Check whether an image suits models, before a prediction starts.
 
-What is impossible is an error; what is unusual is a warning.
+What is impossible is an error; what is unusual is said in words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from napari_strata.core.drift import Drift, PlaneDrift, measure_appearance
 from napari_strata.core.errors import ImageError, RunError
-from napari_strata.core.image import Image
+from napari_strata.core.image import Image, spread_slices
 from napari_strata.core.normalization import stored_dtype
 from napari_strata.core.spec import ModelSpec
+from napari_strata.data.neighbours import own_channels, own_scale
+from napari_strata.models.model import Model
 
 Array = np.ndarray[Any, Any]
 
@@ -21,21 +25,25 @@ TOLERANCE = 1.2
 """Pixel sizes that differ by no more than this factor give no warning."""
 
 
+PLANES = 8
+"""Planes of an image that are compared with the training images, at most."""
+
+
 def check_image(
-    specs: ModelSpec | Sequence[ModelSpec],
+    models: Sequence[Model],
     image: Image,
     samples: Sequence[Array],
     *,
     ortho: bool = False,
-) -> list[str]:
-    """Warn of what is unusual about predicting an image with models.
+) -> Drift:
+    """Compare an image with those that models were trained on.
 
-    A warning that holds for several models is given once.
+    Of several models, the one to which the image is the most unusual counts.
 
     Parameters
     ----------
-    specs
-        Specs of the models.
+    image
+        Image as the models see it, with neighbours as channels.
     samples
         Samples of the image, see `Image.samples`.
     ortho
@@ -49,18 +57,73 @@ def check_image(
     RunError
         when models cannot give three views.
     """
-    if isinstance(specs, ModelSpec):
-        specs = [specs]
-    for spec in specs:
-        _check_kind(spec, image)
+    for model in models:
+        _check_kind(model.spec, image)
         if ortho:
-            _check_views(spec, image)
+            _check_views(model.spec, image)
     pixel_sizes: list[str] = []
-    grey_values: list[str] = []
-    for spec in specs:
+    dtypes: list[str] = []
+    ranges: list[str] = []
+    drifts: list[Drift] = []
+    for model in models:
+        spec = model.spec
         pixel_sizes = pixel_sizes or list(_compare_pixel_size(spec, image))
-        grey_values = grey_values or list(_compare_grey_values(spec, image, samples))
-    return pixel_sizes + grey_values
+        dtypes = dtypes or list(_compare_dtype(spec, image))
+        drift = compare_image(model, image, samples)
+        if drift is not None:
+            drifts.append(drift)
+        else:
+            ranges = ranges or list(_compare_range(spec, image, samples))
+    notes, doubts = (*pixel_sizes, *dtypes), tuple(ranges)
+    if not drifts:
+        return Drift(image.name, notes=notes, doubts=doubts, is_known=False)
+    worst = max(drifts, key=lambda drift: drift.excess)
+    return replace(worst, notes=notes, doubts=doubts)
+
+
+def compare_image(model: Model, image: Image, samples: Sequence[Array]) -> Drift | None:
+    """Compare planes of an image with the reference of a model.
+
+    Of a large image, planes and blocks that are spread evenly are read.
+
+    Returns
+    -------
+    None when the model has no reference.
+    """
+    reference, spec = model.drift, model.spec
+    if reference is None:
+        return None
+    values = np.concatenate(samples, axis=1)
+    scale = spec.normalization.scale_for(values, image.dtype)
+    scale = own_scale(scale, spec.neighbours)
+    regions = list(image.planes())
+    positions = np.linspace(0, len(regions) - 1, min(PLANES, len(regions)))
+    planes = []
+    for number in sorted({round(position) for position in positions}):
+        blocks = []
+        for y in spread_slices(image.size("Y")):
+            for x in spread_slices(image.size("X")):
+                block = image.read({**regions[number], "Y": y, "X": x})
+                block = block.reshape(len(block), *block.shape[-2:])
+                blocks.append(own_channels(block, spec.neighbours))
+        appearance = measure_appearance(
+            blocks, scale, reference.center, reference.spread
+        )
+        if appearance is None:
+            continue
+        shares, changes = reference.compare(appearance)
+        share_limit, detail_limit, ask_limit = reference.limits(appearance.pixels)
+        planes.append(
+            PlaneDrift(
+                index={axis: int(str(i)) for axis, i in regions[number].items()},
+                unexplained=float(shares.max()),
+                detail=float(changes[np.abs(changes).argmax()]),
+                share_limit=share_limit,
+                detail_limit=detail_limit,
+                ask_limit=ask_limit,
+            )
+        )
+    return Drift(image.name, tuple(planes), kind=spec.normalization.kind)
 
 
 def _check_kind(spec: ModelSpec, image: Image) -> None:
@@ -157,24 +220,26 @@ def _compare_pixel_size(spec: ModelSpec, image: Image) -> Iterator[str]:
         return
 
 
-def _compare_grey_values(
-    spec: ModelSpec, image: Image, samples: Sequence[Array]
-) -> Iterator[str]:
-    """Warn when grey values cannot mean what they meant in training.
-
-    No warning if each image is scaled by its own values.
-    """
+def _compare_dtype(spec: ModelSpec, image: Image) -> Iterator[str]:
+    """Warn of another dtype, unless each image is scaled by its own values."""
     kind = spec.normalization.kind
-    if kind == "relative":
-        return
     dtype = str(stored_dtype(image.dtype))
-    if dtype != spec.dtype:
+    if kind != "relative" and dtype != spec.dtype:
         yield (
             f"{image.name}: found {dtype}; the model was trained on {spec.dtype} "
             f"and takes grey values as they are ({kind}). Convert the image the way "
             "the training images were made."
         )
-    if kind != "physical":
+
+
+def _compare_range(
+    spec: ModelSpec, image: Image, samples: Sequence[Array]
+) -> Iterator[str]:
+    """Warn of grey values far from those of training.
+
+    For models of earlier versions, which have no reference of their training images.
+    """
+    if spec.normalization.kind != "physical":
         return
     values = np.concatenate(samples, axis=1)
     # Half a million pixels are enough, and quick.

@@ -2,72 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
-from napari_strata.core.drift import Drift, PlaneDrift, measure_appearance
-from napari_strata.core.image import Image, spread_slices
-from napari_strata.data.neighbours import own_scale
-from napari_strata.models.model import Model
-
-Array = np.ndarray[Any, Any]
-
-PLANES = 8
-"""Planes that are compared, at most, which bounds the time."""
+from napari_strata.core.drift import Drift
+from napari_strata.data.neighbours import with_neighbours
+from napari_strata.inference.checks import check_image
+from napari_strata.inference.predict import AnyImage, as_image
+from napari_strata.models.ensemble import AnyModel, load_models
 
 
-def compare_image(model: Model, image: Image, samples: Sequence[Array]) -> Drift | None:
-    """Compare planes of an image with the reference of a model.
+def check_drift(model: AnyModel, image: AnyImage) -> Drift:
+    """Tell how far an image is from those that a model was trained on.
 
-    Of a large image, planes and blocks that are spread evenly are read.
+    Grey values of planes are compared with those of the training images, and structures
+    with theirs. Of a large image, planes and blocks that are spread evenly are read, so
+    that it takes about a second. See docs/drift.md.
 
     Parameters
     ----------
+    model
+        A `Model`, a model file, a run or cross-validation folder, or several of these;
+        the one to which the image is the most unusual counts.
     image
-        Image as it was read, without neighbours.
-    samples
-        Grey values that the scale of the image is measured on, those of the image as
-        the model sees it; see `Image.samples`.
+        An `Image`, a 2D array, or the path of an image.
 
     Returns
     -------
-    None when the model has no reference.
+    Its `level` is "ask" where labels may well be wrong, "notice", or empty; `sentences`
+    say why, and `unexplained` is the share of the grey values that do not occur in the
+    training images.
+
+    Raises
+    ------
+    ImageError, ModelError
+        when one cannot be read, or they do not go together.
     """
-    reference, spec = model.drift, model.spec
-    if reference is None:
-        return None
-    values = np.concatenate(samples, axis=1)
-    scale = spec.normalization.scale_for(values, image.dtype)
-    scale = own_scale(scale, spec.neighbours)
-    regions = list(image.planes())
-    positions = np.linspace(0, len(regions) - 1, min(PLANES, len(regions)))
-    planes = []
-    for number in sorted({round(position) for position in positions}):
-        blocks = [
-            image.read({**regions[number], "Y": y, "X": x})
-            for y in spread_slices(image.size("Y"))
-            for x in spread_slices(image.size("X"))
-        ]
-        appearance = measure_appearance(
-            [block.reshape(len(block), *block.shape[-2:]) for block in blocks],
-            scale,
-            reference.center,
-            reference.spread,
-        )
-        if appearance is None:
-            continue
-        shares, changes = reference.compare(appearance)
-        share_limit, detail_limit, ask_limit = reference.limits(appearance.pixels)
-        planes.append(
-            PlaneDrift(
-                index={axis: int(str(i)) for axis, i in regions[number].items()},
-                unexplained=float(shares.max()),
-                detail=float(changes[np.abs(changes).argmax()]),
-                share_limit=share_limit,
-                detail_limit=detail_limit,
-                ask_limit=ask_limit,
-            )
-        )
-    return Drift(image.name, tuple(planes), spec.normalization.kind)
+    models = load_models(model)
+    whole = with_neighbours(as_image(image), models.spec.neighbours)
+    return check_image(models.models, whole, whole.samples())

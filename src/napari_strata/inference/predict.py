@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from napari_strata.core.errors import RunError
+from napari_strata.core.drift import Drift
+from napari_strata.core.errors import ImageError, RunError
 from napari_strata.core.events import Event, Message, PredictionEnd, PredictionStarted
 from napari_strata.core.files import partial_folder
 from napari_strata.core.image import Image, LabelImage
@@ -64,6 +65,12 @@ PATIENCE = 5.0
 """Seconds to wait for planes that another process writes, such as a worker that does
 not know yet that it may stop."""
 
+STRICT = "to refuse such images: --strict"
+REFUSED = (
+    "It is refused (--strict): make it as the training images were made, train on such "
+    "images too, or predict without --strict."
+)
+
 AnyImage: TypeAlias = Image | Array | str | os.PathLike[str]
 
 
@@ -102,6 +109,8 @@ class Prediction(Iterator[Event]):
         self._predictor = predictor
         self._make_output = make_output
         self._results: Results | None = None
+        self.drift: Drift | None = None
+        """Comparison with the training images, from the first event on."""
         self._events = self._run()
 
     def __next__(self) -> Event:
@@ -176,14 +185,7 @@ class Prediction(Iterator[Event]):
             check_image_against_out(image, out)
         inputs = PredictionInput(image, load_models(self._model))
         _ = inputs.source_state  # before the first pixel is read
-        warnings = _check_input(inputs, options)
-        yield Message(image.describe())
-        for note in image.notes:
-            yield Message(note)
-        for sentence in inputs.models.averaging(options.tta, ortho=options.ortho):
-            yield Message(sentence)
-        for warning in warnings:
-            yield Message(warning, "warning")
+        yield from self._describe_input(inputs)
         if self._scheduler is not None and out is not None:
             yield from self._run_on_cluster(inputs, out)
         else:
@@ -197,6 +199,29 @@ class Prediction(Iterator[Event]):
         if self.complete:
             path = "" if out is None else str(out)
             yield PredictionEnd(image.name, path, perf_counter() - started)
+
+    def _describe_input(self, inputs: PredictionInput) -> Iterator[Message]:
+        """Describe the image, what is averaged and what is unusual.
+
+        Raises
+        ------
+        ImageError
+            when the image is not like the training images, and the options are strict.
+        """
+        options = self._options
+        drift = self.drift = _compare_input(inputs, options)
+        if options.strict and drift.questions:
+            raise ImageError(f"{' '.join(drift.questions)} {REFUSED}")
+        yield Message(inputs.image.describe())
+        for note in inputs.image.notes:
+            yield Message(note)
+        for sentence in inputs.models.averaging(options.tta, ortho=options.ortho):
+            yield Message(sentence)
+        yield from drift.messages
+        if drift.questions:
+            yield Message(STRICT)
+        for warning in _ignored_options(inputs, options):
+            yield Message(warning, "warning")
 
     def _run_in_process(
         self, task: PredictionTask, shard: Shard | None
@@ -431,7 +456,7 @@ def estimate_prediction(
     """
     options = (options or PredictOptions()).updated(**keywords)
     inputs = PredictionInput(as_image(image), load_models(model))
-    _check_input(inputs, options)
+    _compare_input(inputs, options)
     if predictor is None:
         predictor = build_ensemble_predictor(inputs.models, options)
     with kept_pages(predictor.device.type):
@@ -469,20 +494,23 @@ def check_processes(
         )
 
 
-def _check_input(inputs: PredictionInput, options: PredictOptions) -> list[str]:
-    """Warnings about image, models and options; see `check_image`."""
-    specs = [model.spec for model in inputs.models.models]
-    warnings = check_image(
-        specs, inputs.model_image, inputs.samples, ortho=options.ortho
+def _compare_input(inputs: PredictionInput, options: PredictOptions) -> Drift:
+    """Compare the image with the training images; see `check_image`."""
+    return check_image(
+        inputs.models.models, inputs.model_image, inputs.samples, ortho=options.ortho
     )
-    if all(spec.network.is_fitted for spec in specs):
-        ignored = [f"backend {options.backend!r}"] if options.backend != "torch" else []
-        ignored += ["compile"] if options.compile else []
-        warnings += [
-            f"{name} has no effect: it is for networks, and a pixel classifier has none"
-            for name in ignored
-        ]
-    return warnings
+
+
+def _ignored_options(inputs: PredictionInput, options: PredictOptions) -> list[str]:
+    """Warnings about options that have no effect."""
+    if not all(model.spec.network.is_fitted for model in inputs.models.models):
+        return []
+    ignored = [f"backend {options.backend!r}"] if options.backend != "torch" else []
+    ignored += ["compile"] if options.compile else []
+    return [
+        f"{name} has no effect: it is for networks, and a pixel classifier has none"
+        for name in ignored
+    ]
 
 
 def _check_probabilities_free(

@@ -205,7 +205,9 @@ def run_plan(job: PlanJob) -> Events:
 @run.register
 def run_predict(job: PredictJob) -> Events:
     """Predict files, or one image to a file or an array."""
-    options = _options(job).updated(probabilities=job.probabilities, ortho=job.ortho)
+    options = _options(job).updated(
+        probabilities=job.probabilities, ortho=job.ortho, strict=job.strict
+    )
     if job.image is None:
         yield from predict_files(
             job.model,
@@ -417,9 +419,7 @@ def _check_fit(models: Ensemble, image: Image) -> dict[str, Any]:
     """Check whether models accept an image; collect warnings or the reason."""
     try:
         image = with_neighbours(image, models.spec.neighbours)
-        warnings = check_image(
-            [model.spec for model in models.models], image, image.samples()
-        )
+        drift = check_image(models.models, image, image.samples())
     except ImageError as error:
         return {"fits": False, "fit": (str(error),)}
-    return {"fits": True, "fit": tuple(warnings)}
+    return {"fits": True, "fit": drift.sentences, "questions": drift.questions}

@@ -183,6 +183,8 @@ class PredictJob(_Prediction):
     probabilities: bool = False
     ortho: bool = False
     """Average over the XY, XZ and YZ planes of a volume."""
+    strict: bool = False
+    """Refuse images whose grey values hardly occur in the training images."""
     region: dict[Axis, Range] | None = None
     preview: bool = Field(
         False,
@@ -649,7 +651,8 @@ class ModelInfo(_Result):
     `models` is their number as text; `mean_iou` and `class_iou` are means over the
     models, unless these were validated on strokes; then `agreement` says in words how a
     single model agrees with those. If the request has an image, `fits` is True if the
-    models accept it, and `fit` contains the warnings or the reason.
+    models accept it, and `fit` contains the warnings or the reason; `questions` those
+    that make wrong labels likely.
     """
 
     what: Literal["model"]
@@ -666,6 +669,7 @@ class ModelInfo(_Result):
     agreement: str = ""
     fits: bool | None = None
     fit: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
 
 
 class SegmentResult(_Result):

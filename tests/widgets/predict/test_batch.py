@@ -116,6 +116,15 @@ def test_the_button_says_how_many_files() -> None:
     assert not view.save.visible
 
 
+def test_a_doubt_is_shown_beside_the_button_and_blocks_nothing() -> None:
+    doubt = "12 % of the grey values do not occur in the training images."
+    view = resolve(PredictState(doubt=doubt, is_running=True))
+    assert view.doubt == doubt
+    assert view.stop.enabled
+    assert resolve(PredictState(doubt=doubt)).predict.enabled
+    assert resolve(PredictState(doubt=doubt, files=3)).doubt == ""
+
+
 def test_files_by_clicks(
     make_napari_viewer: Callable[..., Viewer],
     runs: Path,

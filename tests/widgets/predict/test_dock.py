@@ -226,6 +226,27 @@ def test_differences_are_reported_before_and_after(
     assert dock.notice.level == "warning"
 
 
+def test_foreign_grey_values_are_said_beside_the_button(
+    begin: Callable[..., PredictDock], runs: Path, qtbot: Any
+) -> None:
+    dock = begin()
+    _announce(dock, runs, qtbot)
+    assert not dock.doubt.isVisibleTo(dock)
+    layer = dock.viewer.layers["rock"]
+    inverted = dock.viewer.add_image(
+        32000 - np.asarray(layer.data), name="inverted", scale=layer.scale
+    )
+    dock.viewer.layers.selection.active = inverted
+    qtbot.waitUntil(lambda: dock.doubt.isVisibleTo(dock), timeout=PATIENCE)
+    assert "of the grey values" in dock.doubt.text()
+    assert "Was the scan calibrated in the same way?" in dock.doubt.text()
+    assert dock.predict_button.enabled
+    said = _predict(dock, qtbot)
+    assert "inverted segmented: 4 planes" in said
+    assert "of the grey values" in said
+    assert dock.notice.level == "warning"
+
+
 def test_only_the_current_plane(
     begin: Callable[..., PredictDock], runs: Path, qtbot: Any
 ) -> None:

@@ -87,9 +87,8 @@ def _train_lines(request: TrainJob) -> list[str]:
 
 
 def _predict_lines(request: PredictJob) -> list[str]:
-    options = _non_default(
-        request, ("device", "overwrite", "batch", "precision", "tile", "tta", "ortho")
-    )
+    names = ("device", "overwrite", "batch", "precision", "tile", "tta", "ortho")
+    options = _non_default(request, (*names, "strict"))
     if request.probabilities:
         options["probabilities"] = True
     model = _models(request.model)
@@ -201,6 +200,7 @@ def _predict_arguments(request: PredictJob) -> list[str]:
         request.out,
         *averaged,
         *(["--ortho"] if request.ortho else []),
+        *(["--strict"] if request.strict else []),
         *(["--stack"] if stack else []),
     ]
     arguments += _axes_arguments(request.axes, images)

@@ -49,6 +49,7 @@ def batch_job(
         out=str(request.folder),
         stack=request.stack,
         overwrite=request.overwrite,
+        strict=request.strict,
         axes=request.axes or None,
         device=device,
         probabilities=probabilities,

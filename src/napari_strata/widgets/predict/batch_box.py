@@ -79,6 +79,11 @@ class BatchBox(QWidget):
             text=overwrite.rstrip("."),
             tooltip="If not checked, images whose labels exist already are skipped.",
         )
+        strict = str(PredictOptions.model_fields["strict"].description)
+        self.strict = CheckBox(
+            text="Refuse unusual images",
+            tooltip=f"{strict} Otherwise they are predicted, and the report says so.",
+        )
         self.axes = LineEdit(
             tooltip="Axes such as ZYX, if the files do not state them; else empty."
         )
@@ -106,6 +111,7 @@ class BatchBox(QWidget):
             bool(self.stack.value),
             bool(self.overwrite.value),
             self.axes.value.strip().upper(),
+            bool(self.strict.value),
         )
 
     def add(self, *paths: str) -> None:
@@ -171,6 +177,7 @@ class BatchBox(QWidget):
             _row(self.stack.native, QLabel("Axes"), self.axes.native, wide=0)
         )
         choices.addWidget(self.overwrite.native)
+        choices.addWidget(self.strict.native)
         rows = _column(self)
         rows.addWidget(self.inputs)
         rows.addWidget(self._choices)

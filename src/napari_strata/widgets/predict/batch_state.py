@@ -32,6 +32,8 @@ class BatchRequest:
         Replace labels that exist; otherwise their images are skipped.
     axes
         Axes of the images if the files do not state them; empty otherwise.
+    strict
+        Refuse images whose grey values hardly occur in the training images.
     """
 
     inputs: tuple[str, ...] = ()
@@ -39,6 +41,7 @@ class BatchRequest:
     stack: bool = False
     overwrite: bool = False
     axes: str = ""
+    strict: bool = False
 
     @property
     def folder(self) -> Path:

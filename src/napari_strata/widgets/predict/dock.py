@@ -9,6 +9,7 @@ from typing import Any
 from magicgui.widgets import CheckBox, ComboBox
 from napari.layers import Image as ImageLayer
 from napari.viewer import Viewer
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog, QLabel
 
 from napari_strata.core.errors import StrataError
@@ -123,7 +124,11 @@ class PredictDock(Dock):
         self.predict_button = self.button("Predict", self.predict)
         self.stop_button = self.button("Stop", self.stop)
         self.save_button = self.button("Save ...", self.save)
+        self.doubt = QLabel()
+        self.doubt.setWordWrap(True)
+        self.doubt.setTextFormat(Qt.TextFormat.PlainText)
         self.add_to_foot(self.bar)
+        self.add_to_foot(self.doubt)
         self.add_to_foot(
             self.row(self.predict_button, self.stop_button, self.save_button, stretch=0)
         )
@@ -239,6 +244,7 @@ class PredictDock(Dock):
             is_running=self.prediction is not None or self.batch is not None,
             is_saving=self._saving,
             labels_name=None if labels is None else labels.name,
+            doubt=self.model.doubt,
         )
 
     def _changed(self) -> None:
@@ -253,6 +259,8 @@ class PredictDock(Dock):
         draw(self.predict_button, view.predict)
         draw(self.stop_button, view.stop)
         draw(self.save_button, view.save)
+        self.doubt.setText(view.doubt)
+        self.doubt.setVisible(bool(view.doubt))
 
     # ------------------------------------------------------------------ predict
 

@@ -25,7 +25,7 @@ from qtpy.QtWidgets import (
 from superqt import QElidingLabel
 
 from napari_strata.core.errors import StrataError
-from napari_strata.core.image import Image
+from napari_strata.core.image import Image, spread_slices
 from napari_strata.core.runs import CROSSVAL_FILE, RunFolder
 from napari_strata.core.text import format_count
 from napari_strata.widgets.layers.convert import source_of_image
@@ -138,24 +138,27 @@ def one_or_all(models: tuple[Path, ...]) -> str | tuple[str, ...]:
 
 
 def subsample(image: Image) -> Image:
-    """Return the image, or a subsample of a large image.
+    """Return the image, or blocks of a few planes of a large image.
 
-    The subsample has the same channels and scale.
+    They have the same channels and scale, and neighbouring pixels stay neighbours.
     """
-    planes, side = (
-        image.size("T") * image.size("Z"),
-        max(image.size("Y"), image.size("X")),
-    )
+    planes = image.size("T") * image.size("Z")
     if planes * image.size("Y") * image.size("X") * image.channels <= MAX_PIXELS:
         return image
-    steps = {
-        "Z": ceil(planes / 8),
-        "T": ceil(image.size("T") / 2),
-        "Y": ceil(side / 1024),
-        "X": ceil(side / 1024),
-    }
-    index = tuple(slice(None, None, steps.get(axis, 1)) for axis in image.axes)
-    return replace(image, data=np.asarray(image.data[index]), source=None)
+    steps = {"Z": ceil(planes / 8), "T": ceil(image.size("T") / 2)}
+    rows = []
+    for y in spread_slices(image.size("Y")):
+        blocks = []
+        for x in spread_slices(image.size("X")):
+            box = {"Y": y, "X": x}
+            index = tuple(
+                box.get(axis, slice(None, None, steps.get(axis, 1)))
+                for axis in image.axes
+            )
+            blocks.append(np.asarray(image.data[index]))
+        rows.append(np.concatenate(blocks, axis=image.axes.index("X")))
+    data = np.concatenate(rows, axis=image.axes.index("Y"))
+    return replace(image, data=data, source=None)
 
 
 class ModelChoice(QWidget):
@@ -169,6 +172,8 @@ class ModelChoice(QWidget):
         self.paths: tuple[Path, ...] = ()
         """The model, or several whose mean predicts; empty before the choice."""
         self.problem = ""
+        self.doubt = ""
+        """Sentence about an image for which wrong labels are likely; or empty."""
         self.spec: dict[str, Any] | None = None
         """`ModelSpec` of the model as plain data; None until the worker has read it."""
         self._is_manual = (
@@ -279,6 +284,7 @@ class ModelChoice(QWidget):
 
     def _request_info(self) -> None:
         self._info_request.cancel()
+        self.doubt = ""
         self.fit.hide()
         self.text.setVisible(self.path is not None)
         if self.path is None:
@@ -324,6 +330,7 @@ class ModelChoice(QWidget):
             else ""
         )
         lines = [_without_name(name, str(line)) for line in result.fit]
+        self.doubt = "\n".join(_without_name(name, line) for line in result.questions)
         scaling = _SCALING.get(result.spec["normalization"]["kind"], "")
         if not result.fits:
             self.problem = " ".join(lines)

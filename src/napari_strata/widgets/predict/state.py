@@ -22,6 +22,8 @@ class PredictState:
         Name of the newest predicted labels layer, or None.
     files
         Number of files to predict; None for the selected layer.
+    doubt
+        Sentence about an image for which wrong labels are likely; empty otherwise.
     """
 
     problem: str = ""
@@ -29,6 +31,7 @@ class PredictState:
     is_running: bool = False
     is_saving: bool = False
     labels_name: str | None = None
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class PredictView:
     predict: Control
     stop: Control
     save: Control
+    doubt: str
 
 
 def resolve(state: PredictState) -> PredictView:
@@ -69,4 +73,6 @@ def resolve(state: PredictState) -> PredictView:
             why_not=cannot_save,
             visible=state.files is None,
         ),
+        # Files are compared one by one, when they are predicted.
+        doubt=state.doubt if state.files is None and not state.problem else "",
     )
