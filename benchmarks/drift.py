@@ -181,10 +181,9 @@ def _show_false_alarms(data: Path) -> None:
             {"normalization.grey_values": kind}
         )
         known, others = pairs[::2], pairs[1::2]
-        # Whatever the labels are: every pixel belongs to one of two classes.
-        blank = [_with_two_classes(pair) for pair in known]
-        spec = ns.resolve(recipe, blank)
-        regions = [region for pair in blank for region in all_regions(pair)]
+        classes = ns.ClassMap.foreground() if folder == "nuclei" else None
+        spec = ns.resolve(recipe, known, classes=classes)
+        regions = [region for pair in known for region in all_regions(pair)]
         reference = measure_reference(regions, spec, seed=0)
         assert reference is not None
         model = Model(spec, recipe, {}, drift=reference)
@@ -212,12 +211,6 @@ def _read(folder: Path) -> list[AnnotatedImage]:
         print(f"{folder}: found no such set; it is left out")
         return []
     return ns.read_pairs(folder)
-
-
-def _with_two_classes(pair: AnnotatedImage) -> AnnotatedImage:
-    labels = np.zeros(pair.image.label_shape, np.uint8)
-    labels[..., ::2] = 1
-    return AnnotatedImage(pair.image, pair.image.labels_like(labels), pair.name)
 
 
 if __name__ == "__main__":

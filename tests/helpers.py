@@ -61,6 +61,17 @@ def tiny_model(pair: AnnotatedImage | None = None) -> Model:
         return Model(spec, tiny_recipe(), dict(build_network(spec).state_dict()))
 
 
+def with_reference(model: Model, pair: AnnotatedImage) -> Model:
+    """The model with the appearance of an image that it was trained on."""
+    from dataclasses import replace
+
+    from napari_strata.data.regions import labelled_regions
+    from napari_strata.training.drift import measure_reference
+
+    regions = labelled_regions(pair, model.spec.classes)
+    return replace(model, drift=measure_reference(regions, model.spec, seed=0))
+
+
 def signal_in_epoch(epoch: int, number: signal.Signals) -> str:
     """Python code by which a training process gets a signal at the end of an epoch."""
     return f"""

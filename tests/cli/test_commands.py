@@ -377,23 +377,22 @@ def test_check_and_strict(run: Console, stack: Path) -> None:
     assert run("train", grey, stack / "labels.tif", "--out", out, *SMALL) == 0
     assert run("check", out, grey) == 0
     assert "looks like the training images" in run.out
-    inverted = stack / "inverted.tif"
-    write_image(inverted, ns.Image(255 - tifffile.imread(grey), "ZYX"))
-    assert run("check", out, grey, inverted) == 3
+    noise = stack / "noise.tif"
+    values = np.random.default_rng(0).integers(0, 256, (4, 64, 64), np.uint8)
+    write_image(noise, ns.Image(values, "ZYX"))
+    assert run("check", out, grey, noise) == 3
     assert "of the grey values" in run.out
-    assert "Was the image taken in the same way?" in run.out or (
-        "Was the scan calibrated in the same way?" in run.out
-    )
-    assert run("check", out, inverted, "--json") == 3
+    assert "in the same way?" in run.out
+    assert run("check", out, noise, "--json") == 3
     facts = json.loads(run.out)
     assert (facts["event"], facts["level"]) == ("Drift", "ask")
     assert len(facts["planes"]) == 4
-    labels = stack / "inverted-labels.tif"
-    assert run("predict", out, inverted, "--out", labels, "--strict") == 2
+    labels = stack / "noise-labels.tif"
+    assert run("predict", out, noise, "--out", labels, "--strict") == 2
     assert "do not occur in the training images" in run.err
     assert "predict without --strict" in run.err
     assert not labels.exists()
-    assert run("predict", out, inverted, "--out", labels) == 0
+    assert run("predict", out, noise, "--out", labels) == 0
     assert "do not occur in the training images" in run.out
     assert "--strict" in run.out
     assert labels.exists()

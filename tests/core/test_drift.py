@@ -13,10 +13,10 @@ from napari_strata.core.drift import (
     BINS,
     NOTICE_SHARE,
     SIDE,
+    Bins,
     Drift,
     DriftReference,
     PlaneDrift,
-    count_bins,
     detail_changes,
     fit_mixture,
     measure_appearance,
@@ -81,15 +81,15 @@ def test_tiles_that_are_not_allowed_explain_nothing() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float32])
 def test_every_dtype_fills_the_same_bins(dtype: type) -> None:
     values = np.random.default_rng(0).normal(60, 12, 40_000).clip(1, 120)
-    counts = count_bins(values.round().astype(dtype), 60, 12)
+    counts = Bins(60, 12).count(values.round().astype(dtype))
     assert counts.sum() == pytest.approx(40_000)
-    exact = count_bins(values, 60, 12)
+    exact = Bins(60, 12).count(values)
     assert np.abs(counts - exact).sum() / 40_000 < 0.1
 
 
 def test_integers_coarser_than_the_bins_leave_no_bin_empty() -> None:
     values = np.random.default_rng(0).normal(100, 2, 50_000).round().astype(np.uint8)
-    counts = count_bins(values, 100, 2)  # four bins for each grey value
+    counts = Bins(100, 2).count(values)  # four bins for each grey value
     assert (counts[16:48] > 0).all()
 
 
@@ -98,7 +98,7 @@ def test_values_beyond_the_bins_count_in_the_last_ones() -> None:
         np.array([0, 0, 255], np.uint8),
         np.array([-1e30, -5, 1e30, np.nan, np.inf]),
     ):
-        counts = count_bins(values, 100, 1)
+        counts = Bins(100, 1).count(values)
         assert (counts[0], counts[-1]) == (2, 1)
         assert counts.sum() == 3
 

@@ -13,7 +13,7 @@ import pytest
 
 import napari_strata as ns
 from helpers import tiny_recipe
-from napari_strata.core.drift import BINS, TILES
+from napari_strata.core.drift import BINS, TILES, measure_appearance
 from napari_strata.core.image import AnnotatedImage, Image
 from napari_strata.core.spec import resolve
 from napari_strata.data.neighbours import pairs_with_neighbours
@@ -48,7 +48,7 @@ def test_tiles_are_spread_over_the_images_and_the_seed_moves_them(scene: Scene) 
     first, again, other = (
         measured(pairs), measured(pairs), measured(pairs, seed=1)
     )  # fmt: skip
-    assert first.histograms.shape == (1, TILES, BINS)
+    assert first.histograms.shape == (1, TILES + 2, BINS)
     assert first.histograms.dtype == np.float16
     assert first.histograms.sum(-1) == pytest.approx(1, abs=0.01)
     assert first.to_text() == again.to_text()
@@ -67,6 +67,21 @@ def test_a_single_plane_is_compared_by_its_tiles_only() -> None:
     reference = measured([pair_of(noise(80, 80), "YX")])
     assert np.isnan(reference.share)
     assert reference.tile_share > 0
+
+
+def test_more_of_a_known_material_than_any_tile_has_is_explained(scene: Scene) -> None:
+    pair = scene(size=192)
+    reference = measured([pair], normalization__grey_values="physical")
+    scale = resolve(
+        tiny_recipe(normalization__grey_values="physical"), pair
+    ).normalization.scale
+    bright = np.random.default_rng(0).normal(180, 15, (1, 128, 128)).clip(0, 255)
+    pure = measure_appearance([bright.astype("u1")], scale, (0.0,), (1.0,))
+    foreign = measure_appearance([bright.astype("u1") - 40], scale, (0.0,), (1.0,))
+    assert pure is not None
+    assert foreign is not None
+    assert reference.compare(pure)[0] < 0.02
+    assert reference.compare(foreign)[0] > 0.1
 
 
 def test_each_channel_has_its_histograms() -> None:
@@ -89,7 +104,11 @@ def test_nodata_does_not_count_and_unlabelled_pixels_do() -> None:
     regions = labelled_regions([pair], classes)
     painted = measure_reference(regions, spec, seed=0)
     assert painted is not None
-    assert painted.histograms.tobytes() == reference.histograms.tobytes()
+    of_tiles = np.s_[:, :-2]  # the last two are those of the classes
+    assert (
+        painted.histograms[of_tiles].tobytes()
+        == reference.histograms[of_tiles].tobytes()
+    )
 
 
 @pytest.mark.parametrize("kind", ["physical", "relative", "dtype", "imagenet"])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import napari_strata as ns
-from helpers import TINY, easy_pair, tiny_model, tiny_recipe
+from helpers import TINY, easy_pair, tiny_model, tiny_recipe, with_reference
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError, LabelError, ModelError, RunError
 from napari_strata.core.events import (
@@ -404,18 +404,32 @@ def test_info_of_images_and_models_and_if_they_fit(
     assert (facts["what"], facts["fits"], facts["fit"]) == ("model", True, [])
     assert [row["value"] for row in facts["classes"]] == [0, 255]
     assert ns.Recipe.parse(facts["recipe"]) == ns.Recipe.parse(TINY)
-    assert facts["questions"] == []
-    far = Image(pair.image.data.astype(np.float32) * 1000, pair.image.axes)
-    far_layer = layer(tmp_path / "far.npy", far)
-    _, facts = run({"kind": "info", "path": str(model), "image": far_layer})
-    assert facts["fits"] is True
-    assert set(facts["questions"]) <= set(facts["fit"])
     colours = layer(
         tmp_path / "colours.npy", Image(np.zeros((8, 8, 3), np.uint8), "YXC")
     )
     _, facts = run({"kind": "info", "path": str(model), "image": colours})
     assert facts["fits"] is False
     assert "3 channels" in facts["fit"][0]
+
+
+def test_foreign_images_are_told_and_refused_if_strict(
+    tmp_path: Path, pair: AnnotatedImage
+) -> None:
+    model = with_reference(tiny_model(pair), pair)
+    path = str(model.save(tmp_path / "model.safetensors"))
+    noise = np.random.default_rng(0).integers(0, 256, (3, 48, 64), np.uint8)
+    foreign = layer(tmp_path / "noise.npy", Image(noise, "ZYX"))
+    _, facts = run({"kind": "info", "path": path, "image": foreign})
+    assert facts["fits"] is True
+    (question,) = facts["questions"]
+    assert "do not occur in the training images" in question
+    assert question in facts["fit"]
+    request = {"kind": "predict", "model": path, "image": foreign}
+    request["out"] = str(tmp_path / "noise-labels.npy")
+    with pytest.raises(ImageError, match="do not occur in the training images"):
+        run(request | {"strict": True})
+    events, _ = run(request)
+    assert any("do not occur" in event.text for event in of(events, Message))
 
 
 def test_labels_beside_a_path_and_dataset_folders(

@@ -85,7 +85,8 @@ class DriftReference:
         centre. They are 0 and 1 where the model's normalisation measures its scale on
         images.
     histograms
-        Of the tiles, float16 (channels, tiles, `BINS`).
+        Of the tiles, and of all pixels of each class, float16 (channels, tiles and
+        classes, `BINS`).
     energies
         Mean energies of the octave bands, float64 (channels, `BANDS`).
     share, detail
@@ -107,8 +108,10 @@ class DriftReference:
     def limits(self, pixels: int) -> tuple[float, float, float]:
         """Return the limits for a plane with so many valid pixels.
 
-        A small plane differs more by chance: the deviation of tiles counts in
-        proportion to the root of the number of tiles in it.
+        A small plane differs more by chance: the deviation of single tiles counts,
+        divided by a root of the number of tiles in it. Bands average quickly, by the
+        square root. Histograms of neighbouring tiles are alike, so that of theirs the
+        cube root fits crops better (see docs/drift.md).
 
         Returns
         -------
@@ -117,7 +120,7 @@ class DriftReference:
         """
         tiles = max(pixels / SIDE**2, 1.0)
         share = _largest(
-            NOTICE_SHARE, 3 * self.share, 3 * self.tile_share / math.sqrt(tiles)
+            NOTICE_SHARE, 3 * self.share, 3 * self.tile_share / math.cbrt(tiles)
         )
         detail = _largest(
             NOTICE_DETAIL, 3 * self.detail, 3 * self.tile_detail / math.sqrt(tiles)
@@ -193,41 +196,61 @@ def measure_appearance(
     histograms, energies = [], []
     pixels = 0
     for channel in range(len(blocks[0])):
-        middle = scale.center[channel] + scale.spread[channel] * center[channel]
-        step = scale.spread[channel] * spread[channel]
+        bins = Bins.of(scale, channel, center, spread)
         planes = [block[channel] for block in blocks]
-        counts = np.sum([count_bins(p, middle, step) for p in planes], axis=0)
+        counts = np.sum([bins.count(plane) for plane in planes], axis=0)
         total = float(counts.sum())
         if not total:
             return None
         pixels = round(total)
-        histograms.append(_smooth(counts / total))
-        energies.append(_band_energies(planes, middle, step))
+        histograms.append(smooth(counts / total))
+        energies.append(_band_energies(planes, bins))
     return Appearance(np.array(histograms), np.array(energies), pixels)
 
 
-def count_bins(values: Array, center: float, spread: float) -> Array:
-    """Count grey values in `BINS` bins over `SPAN` spreads around the centre.
+@dataclass(frozen=True)
+class Bins:
+    """`BINS` bins of grey values, over `SPAN` spreads around the centre."""
 
-    An integer stands for all values that are rounded to it, also where it is stored as
-    a float. So bins that are narrower than one grey value are not empty in turn. Values
-    that are not finite do not count.
-    """
-    edges = center + spread * np.linspace(-SPAN, SPAN, BINS + 1)
-    values = values.ravel()
-    if values.dtype.kind == "f":
-        values = values[np.isfinite(values)]
-    table = _count_integers(values)
-    if table is not None:
-        first, counts = table
-        bounds = first - 0.5 + np.arange(len(counts) + 1)
-        below = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
-        at_edges = np.interp(edges, bounds, below)
-        at_edges[0], at_edges[-1] = 0.0, below[-1]
-        return np.diff(at_edges)
-    bins = (values.astype(np.float64) - edges[0]) * (BINS / (edges[-1] - edges[0]))
-    bins = np.clip(bins, 0, BINS - 1).astype(np.intp)
-    return np.bincount(bins, minlength=BINS).astype(np.float64)
+    center: float
+    spread: float
+
+    @classmethod
+    def of(
+        cls,
+        scale: Scale,
+        channel: int,
+        center: Sequence[float],
+        spread: Sequence[float],
+    ) -> Bins:
+        """Return the bins of a channel; parameters as those of `measure_appearance`."""
+        return cls(
+            scale.center[channel] + scale.spread[channel] * center[channel],
+            scale.spread[channel] * spread[channel],
+        )
+
+    def count(self, values: Array) -> Array:
+        """Count grey values in the bins.
+
+        An integer stands for all values that are rounded to it, also where it is stored
+        as a float. So bins that are narrower than one grey value are not empty in turn.
+        Values that are not finite do not count.
+        """
+        edges = self.center + self.spread * np.linspace(-SPAN, SPAN, BINS + 1)
+        values = values.ravel()
+        if values.dtype.kind == "f":
+            values = values[np.isfinite(values)]
+        table = _count_integers(values)
+        if table is not None:
+            first, counts = table
+            bounds = first - 0.5 + np.arange(len(counts) + 1)
+            below = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
+            at_edges = np.interp(edges, bounds, below)
+            at_edges[0], at_edges[-1] = 0.0, below[-1]
+            return np.diff(at_edges)
+        bins = (values.astype(np.float64) - edges[0]) * (BINS / (edges[-1] - edges[0]))
+        bins = np.clip(bins, 0, BINS - 1).astype(np.intp)
+        return np.bincount(bins, minlength=BINS).astype(np.float64)
 
 
 def _count_integers(values: Array) -> tuple[int, Array] | None:
@@ -247,13 +270,14 @@ def _count_integers(values: Array) -> tuple[int, Array] | None:
     return first, np.bincount(values.astype(np.int64) - first)
 
 
-def _smooth(shares: Array) -> Array:
-    """Spread a histogram by one bin; its sum stays."""
-    padded = np.pad(shares, 1, mode="symmetric")
-    return 0.25 * padded[:-2] + 0.5 * shares + 0.25 * padded[2:]
+def smooth(shares: Array) -> Array:
+    """Spread histograms (..., bins) by one bin; their sums stay."""
+    sides = [(0, 0)] * (shares.ndim - 1)
+    padded = np.pad(shares, [*sides, (1, 1)], mode="symmetric")
+    return 0.25 * padded[..., :-2] + 0.5 * shares + 0.25 * padded[..., 2:]
 
 
-def _band_energies(planes: Sequence[Array], center: float, spread: float) -> Array:
+def _band_energies(planes: Sequence[Array], bins: Bins) -> Array:
     """Mean squared differences within blocks of 2 x 2 pixels, for each octave.
 
     Values beyond the bins are cut off: a hot pixel is no structure. Blocks with a pixel
@@ -265,7 +289,7 @@ def _band_energies(planes: Sequence[Array], center: float, spread: float) -> Arr
             values = plane.astype(np.float32)
         if plane.dtype.kind == "f":
             values = np.where(np.isfinite(values), values, np.float32(np.nan))
-        values = np.clip((values - center) / spread, -SPAN, SPAN)
+        values = np.clip((values - bins.center) / bins.spread, -SPAN, SPAN)
         for band in range(BANDS):
             rows, columns = values.shape[0] // 2 * 2, values.shape[1] // 2 * 2
             if not (rows and columns):

@@ -65,7 +65,7 @@ PATIENCE = 5.0
 """Seconds to wait for planes that another process writes, such as a worker that does
 not know yet that it may stop."""
 
-STRICT = "to refuse such images: --strict"
+STRICT = "(To refuse such images: --strict.)"
 REFUSED = (
     "It is refused (--strict): make it as the training images were made, train on such "
     "images too, or predict without --strict."
@@ -217,9 +217,10 @@ class Prediction(Iterator[Event]):
             yield Message(note)
         for sentence in inputs.models.averaging(options.tta, ortho=options.ortho):
             yield Message(sentence)
-        yield from drift.messages
-        if drift.questions:
-            yield Message(STRICT)
+        for message in drift.messages:
+            if message.text in drift.questions:
+                message = Message(f"{message.text} {STRICT}", "warning")
+            yield message
         for warning in _ignored_options(inputs, options):
             yield Message(warning, "warning")
 

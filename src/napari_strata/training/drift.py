@@ -11,12 +11,15 @@ import numpy as np
 
 from napari_strata.core import normalization as norm
 from napari_strata.core.drift import (
+    BINS,
     SIDE,
     TILES,
     Appearance,
+    Bins,
     DriftReference,
     detail_changes,
     measure_appearance,
+    smooth,
     unexplained_shares,
 )
 from napari_strata.core.image import Image, spread_slices
@@ -36,17 +39,24 @@ STEPS = np.array([0.7548776662466927, 0.5698402909980532])
 Roberts, The unreasonable effectiveness of quasirandom sequences (2018).
 """
 
+CLASS_PIXELS = 1000
+"""Labelled pixels of a class, at least, that give a histogram."""
+
 SMALLEST_SHARE = 0.25
 """Share of valid pixels that a tile has at least."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """A training plane: the image or plane that it comes from, and its appearance."""
+    """A training plane, and the image or slice that it comes from.
+
+    `classes` has the pixels of each class in each bin (channels, classes, bins).
+    """
 
     group: Hashable
     whole: Appearance
     tiles: list[Appearance]
+    classes: Array
 
 
 def measure_reference(
@@ -54,12 +64,13 @@ def measure_reference(
 ) -> DriftReference | None:
     """Measure histograms of tiles and band energies of training regions.
 
-    Tiles are spread evenly over the regions, and reproducibly. Labels do not matter:
-    what is not labelled, such as the surroundings of a specimen, belongs to the image
-    that is predicted later. Pixels that are not finite (nodata) do not count; a tile
-    that has few others is left out. Of an image smaller than a tile, the tile is the
-    image. Of a volume, tiles are taken from planes. With neighbours as channels, the
-    slice itself counts.
+    Tiles are spread evenly over the regions, and reproducibly, whatever is labelled in
+    them: what is not, such as the surroundings of a specimen, belongs to the image that
+    is predicted later. The labelled pixels of each class give one more histogram, so
+    that images with more of a material than any tile are no surprise. Pixels that are
+    not finite (nodata) do not count; a tile that has few others is left out. Of an
+    image smaller than a tile, the tile is the image. Of a volume, tiles are taken from
+    planes. With neighbours as channels, the slice itself counts.
 
     Parameters
     ----------
@@ -86,7 +97,7 @@ def measure_reference(
     measured = []
     for number, region in enumerate(planes):
         count = TILES // len(planes) + (number < TILES % len(planes))
-        blocks = _read_blocks(region, spec.neighbours)
+        blocks, labels = _read_blocks(region, spec)
         scale = scales[id(region.pair.image)]
         whole = measure_appearance(blocks, scale, center, spread)
         if whole is None:
@@ -97,7 +108,8 @@ def measure_reference(
             smallest = SMALLEST_SHARE * tile[0].size
             if appearance is not None and appearance.pixels >= smallest:
                 tiles.append(appearance)
-        measured.append(_Plane(groups[number], whole, tiles))
+        classes = _count_classes(blocks, labels, spec, scale, center, spread)
+        measured.append(_Plane(groups[number], whole, tiles, classes))
     return _reference(measured, center, spread)
 
 
@@ -143,15 +155,40 @@ def _groups(planes: Sequence[LabelledRegion]) -> list[Hashable]:
     return groups
 
 
-def _read_blocks(region: LabelledRegion, neighbours: int) -> list[Array]:
-    """Blocks (C, Y, X) spread over a plane; a small plane as a whole."""
+def _read_blocks(
+    region: LabelledRegion, spec: ModelSpec
+) -> tuple[list[Array], list[Array]]:
+    """Blocks (C, Y, X) spread over a plane, and their class indices.
+
+    A small plane is read as a whole.
+    """
     rows, columns = region.shape
-    blocks = []
+    blocks, labels = [], []
     for y in spread_slices(rows):
         for x in spread_slices(columns):
-            block = region.block((y, x)).read_image()
-            blocks.append(own_channels(block, neighbours))
-    return blocks
+            block, indices = region.block((y, x)).read(spec.classes)
+            blocks.append(own_channels(block, spec.neighbours))
+            labels.append(indices)
+    return blocks, labels
+
+
+def _count_classes(
+    blocks: Sequence[Array],
+    labels: Sequence[Array],
+    spec: ModelSpec,
+    scale: Scale,
+    center: Sequence[float],
+    spread: Sequence[float],
+) -> Array:
+    """Count the pixels of each class in each bin (channels, classes, bins)."""
+    counts = np.zeros((len(blocks[0]), len(spec.classes), BINS))
+    for block, indices in zip(blocks, labels, strict=True):
+        for index in range(len(spec.classes)):
+            values = block[:, indices == index]
+            for channel, of_channel in enumerate(values):
+                bins = Bins.of(scale, channel, center, spread)
+                counts[channel, index] += bins.count(of_channel)
+    return counts
 
 
 def _cut_tiles(blocks: Sequence[Array], count: int, offset: Array) -> list[Array]:
@@ -174,39 +211,62 @@ def _reference(
     tiles = [tile for plane in planes for tile in plane.tiles]
     if not tiles:
         return None
-    of_tile = [number for number, plane in enumerate(planes) for _ in plane.tiles]
-    # (channels, tiles, bins), and energies (planes or tiles, channels, bands)
+    # (channels, tiles, bins)
     histograms = np.stack([tile.histogram for tile in tiles], axis=1)
-    tile_energies = np.stack([tile.energies for tile in tiles])
-    energies = np.stack([plane.whole.energies for plane in planes])
-    groups = [plane.group for plane in planes]
-    own_group = np.array(
-        [[groups[n] == group for n in of_tile] for group in groups], bool
-    )
-    share = detail = math.nan
-    if len(set(groups)) > 1:
-        whole = np.stack([plane.whole.histogram for plane in planes], axis=1)
-        share = _median_share(whole, histograms, ~own_group)
-        others = np.stack(
-            [_mean_energies(energies[[g != group for g in groups]]) for group in groups]
-        )
-        detail = _median_detail(energies, others)
-    mean = _mean_energies(energies)
+    energies = _mean_energies(np.stack([plane.whole.energies for plane in planes]))
+    components = np.concatenate([histograms, _class_histograms(planes)], axis=1)
     tile_share = tile_detail = math.nan
     if len(tiles) > 1:
-        others = ~np.eye(len(tiles), dtype=bool)
-        tile_share = _median_share(histograms, histograms, others)
-        tile_detail = _median_detail(tile_energies, mean[None])
+        others = ~np.eye(len(tiles), components.shape[1], dtype=bool)
+        tile_share = float(np.median(_shares(histograms, components, others)))
+        tile_energies = np.stack([tile.energies for tile in tiles])
+        tile_detail = float(np.median(_details(tile_energies, energies)))
+    share, detail = _compare_groups(planes)
     return DriftReference(
         center,
         spread,
-        histograms.astype(np.float16),
-        mean,
+        components.astype(np.float16),
+        energies,
         share,
         detail,
         tile_share,
         tile_detail,
     )
+
+
+def _compare_groups(planes: Sequence[_Plane]) -> tuple[float, float]:
+    """Compare each image with the others; medians of unexplained share and detail.
+
+    NaN for a single image of one plane.
+    """
+    groups = list(dict.fromkeys(plane.group for plane in planes))
+    if len(groups) < 2:
+        return math.nan, math.nan
+    shares: list[float] = []
+    details: list[float] = []
+    for group in groups:
+        own = [plane for plane in planes if plane.group == group]
+        others = [plane for plane in planes if plane.group != group]
+        tiles = [tile.histogram for plane in others for tile in plane.tiles]
+        if not tiles:
+            continue
+        components = np.concatenate(
+            [np.stack(tiles, axis=1), _class_histograms(others)], axis=1
+        )
+        whole = np.stack([plane.whole.histogram for plane in own], axis=1)
+        shares += _shares(whole, components).tolist()
+        energies = _mean_energies(np.stack([p.whole.energies for p in others]))
+        own_energies = np.stack([plane.whole.energies for plane in own])
+        details += _details(own_energies, energies).tolist()
+    return float(np.median(shares)), float(np.median(details))
+
+
+def _class_histograms(planes: Sequence[_Plane]) -> Array:
+    """Histograms of the classes with enough pixels (channels, classes, bins)."""
+    counts = np.sum([plane.classes for plane in planes], axis=0)
+    totals = counts[0].sum(-1)
+    counts = counts[:, totals >= CLASS_PIXELS]
+    return smooth(counts / np.maximum(counts.sum(-1, keepdims=True), 1))
 
 
 def _mean_energies(energies: Array) -> Array:
@@ -217,15 +277,16 @@ def _mean_energies(energies: Array) -> Array:
     return mean
 
 
-def _median_share(histograms: Array, tiles: Array, allowed: Array) -> float:
-    """Median of the unexplained shares; of several channels, the largest counts."""
+def _shares(histograms: Array, tiles: Array, allowed: Array | None = None) -> Array:
+    """Unexplained shares; of several channels, the largest counts."""
     shares = [
         unexplained_shares(channel, of_tiles, allowed)
         for channel, of_tiles in zip(histograms, tiles, strict=True)
     ]
-    return float(np.median(np.max(shares, axis=0)))
+    largest: Array = np.max(shares, axis=0)
+    return largest
 
 
-def _median_detail(energies: Array, reference: Array) -> float:
-    changes = np.abs(detail_changes(energies, reference))
-    return float(np.median(changes.max(axis=1)))
+def _details(energies: Array, reference: Array) -> Array:
+    largest: Array = np.abs(detail_changes(energies, reference)).max(axis=1)
+    return largest
