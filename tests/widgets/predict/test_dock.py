@@ -233,16 +233,16 @@ def test_foreign_grey_values_are_said_beside_the_button(
     _announce(dock, runs, qtbot)
     assert not dock.doubt.isVisibleTo(dock)
     layer = dock.viewer.layers["rock"]
-    inverted = dock.viewer.add_image(
-        32000 - np.asarray(layer.data), name="inverted", scale=layer.scale
+    brighter = dock.viewer.add_image(
+        np.asarray(layer.data) + np.uint16(6000), name="brighter", scale=layer.scale
     )
-    dock.viewer.layers.selection.active = inverted
+    dock.viewer.layers.selection.active = brighter
     qtbot.waitUntil(lambda: dock.doubt.isVisibleTo(dock), timeout=PATIENCE)
     assert "of the grey values" in dock.doubt.text()
     assert "Was the scan calibrated in the same way?" in dock.doubt.text()
     assert dock.predict_button.enabled
     said = _predict(dock, qtbot)
-    assert "inverted segmented: 4 planes" in said
+    assert "brighter segmented: 4 planes" in said
     assert "of the grey values" in said
     assert dock.notice.level == "warning"
 
