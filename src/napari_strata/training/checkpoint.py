@@ -57,7 +57,7 @@ class TrainingRun:
 
     @cached_property
     def drift(self) -> DriftReference | None:
-        """Appearance of the training images, measured when the first model is saved."""
+        """Appearance of the training images; measured again with new labels."""
         seed = self.plan.recipe.training.seed
         return measure_reference(self.plan.training, self.plan.spec, seed=seed)
 
@@ -82,6 +82,8 @@ class TrainingRun:
         """Iterate over the events before the first step."""
         yield from self.plan.messages
         yield from messages
+        if self._writes:
+            _ = self.drift  # now, so that a stop need not wait for it
         yield self.started(batches)
         yield from self.unrecorded
         if self.plan.is_changed:
@@ -173,15 +175,16 @@ class TrainingRun:
             return
         if self._snapshot_time is None:
             self._snapshot_time = time.monotonic()
-        start = time.monotonic()
-        if start < self._snapshot_time + self.snapshot_s:
+        if time.monotonic() < self._snapshot_time + self.snapshot_s:
             return
+        drift = self.drift
+        start = time.monotonic()
         model = Model(
             self.plan.spec,
             self.plan.recipe,
             self.learner.snapshot(source),
             tuple(self.progress.history),
-            drift=self.drift,
+            drift=drift,
         )
         model.save(self.folder.snapshot_path)
         end = time.monotonic()
