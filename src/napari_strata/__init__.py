@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from napari_strata.io import read_labels as read_labels
     from napari_strata.io import read_pairs as read_pairs
     from napari_strata.io import write_labels as write_labels
+    from napari_strata.measure.measures import Measures as Measures
+    from napari_strata.measure.measures import measure as measure
     from napari_strata.measure.object_table import region_table as region_table
     from napari_strata.measure.objects import find_objects as find_objects
     from napari_strata.models.ensemble import Ensemble as Ensemble
@@ -61,6 +63,7 @@ _MODULES = {
     "Ensemble": "models.ensemble",
     "Image": "core.image",
     "LabelImage": "core.image",
+    "Measures": "measure.measures",
     "Model": "models.model",
     "ModelSpec": "core.spec",
     "Recipe": "core.recipe",
@@ -83,6 +86,7 @@ _MODULES = {
     "list_recipes": "core.recipes",
     "load_models": "models.ensemble",
     "load_recipe": "core.recipes",
+    "measure": "measure.measures",
     "predict": "inference.predict",
     "read_image": "io",
     "read_labels": "io",

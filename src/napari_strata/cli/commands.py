@@ -395,7 +395,8 @@ def report(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="A folder that train, crossval, tune or evaluate wrote."
+            metavar="RUN",
+            help="A folder that train, crossval, tune, evaluate or measure wrote.",
         ),
     ],
     out: Annotated[
@@ -728,6 +729,87 @@ def objects(  # noqa: PLR0913 (one parameter for each option)
         paths.append(str(write_table(table, rows, overwrite=overwrite)))
     count = count_objects(ids)
     print(f"{', '.join(paths)}: {format_count(count, 'object')}")
+
+
+@app.command()
+def measure(
+    labels: Annotated[
+        Path,
+        typer.Argument(metavar="LABELS", help="A label file, such as predict wrote."),
+    ],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(help="The folder for measures.json, tables and report.html."),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="The model that predicted the labels: its errors in validation give "
+            "the intervals.",
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="IMAGE",
+            help="The image that was segmented: without intervals if it looks unlike "
+            "the training images.",
+        ),
+    ] = None,
+    region: Annotated[
+        str,
+        typer.Option(
+            metavar="MASK|specimen|all",
+            help="What is measured: all; the specimen, which is found; or the pixels "
+            "of a mask file that are not 0.",
+        ),
+    ] = "all",
+    along: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Z",
+            help="Axis of the profile: Z, Y, X or T.",
+            show_default="Z, if there are several planes",
+        ),
+    ] = None,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            help="A class to report; all when left out. May be given several times.",
+        ),
+    ] = None,
+    axes: Annotated[
+        str | None,
+        typer.Option(
+            help="Axes of the label file, such as ZYX, if it does not state them."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the share of each class, with an interval from the model's own errors."""
+    from napari_strata.io import read_image, read_labels
+    from napari_strata.measure.measures import measure as measure_labels
+    from napari_strata.report.write import write_page
+
+    measures = measure_labels(
+        read_labels(labels, axes=axes),
+        model=model,
+        image=None if image is None else read_image(image),
+        region=region,
+        along=along,
+        classes=class_,
+    )
+    folder = measures.save(out)
+    page = write_page(folder)
+    if as_json:
+        print(json.dumps({"event": "Measures"} | measures.to_dict()))
+        return
+    print(printable(measures.describe()))
+    print(page)
 
 
 def main() -> None:

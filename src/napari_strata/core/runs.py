@@ -41,6 +41,9 @@ MODEL_FILE = "model.safetensors"
 CROSSVAL_FILE = "crossval.json"
 """Name of the file that makes a folder a cross-validation."""
 
+MEASURES_FILE = "measures.json"
+"""Name of the file that makes a folder a measurement."""
+
 _OWN_NAMES = (
     *(RECIPE_FILE, "data.json", "events.jsonl", "metrics.csv", "last.pt", MODEL_FILE),
     *("best_iou.safetensors", "best_loss.safetensors", "newest.safetensors", "trees"),

@@ -196,7 +196,7 @@ def _check_options(smallest: float, split: float | None) -> None:
 
 def _find_class(labels: LabelImage, of: str | None) -> tuple[ClassMap, int]:
     """Class map of the labels, and the index of the class `of`."""
-    classes = labels.classes or _infer_classes(labels)
+    classes = labels.classes or infer_classes(labels)
     if of is None and len(classes) == 2:
         return classes, 1
     if of is None:
@@ -215,7 +215,7 @@ def _find_class(labels: LabelImage, of: str | None) -> tuple[ClassMap, int]:
     )
 
 
-def _infer_classes(labels: LabelImage) -> ClassMap:
+def infer_classes(labels: LabelImage) -> ClassMap:
     """One class for each label value."""
     values: set[int] = set()
     for plane in labels.planes():

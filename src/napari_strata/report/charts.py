@@ -82,14 +82,20 @@ class Frame:
 
 
 def draw_lines(
-    lines: Sequence[Line], *, label: str, mark: float | None = None
+    lines: Sequence[Line],
+    *,
+    label: str,
+    mark: float | None = None,
+    x_title: str = "epoch",
 ) -> Markup:
-    """Draw lines over epochs.
+    """Draw lines over epochs, or over positions.
 
     Parameters
     ----------
     label
         Description for readers who cannot see the chart.
+    x_title
+        Name of the horizontal axis.
     mark
         Epoch with a dashed vertical line, the best one.
     """
@@ -98,21 +104,21 @@ def draw_lines(
     values = [y for _, y in points if math.isfinite(y)]
     y_ticks = nice_ticks(min(values), max(values))
     frame = Frame(
-        (min(epochs), max(max(epochs), min(epochs) + 1)),
+        (min(epochs), max(max(epochs), min(epochs) + (x_title == "epoch"))),
         (min(y_ticks[0], *values), max(y_ticks[-1], *values)),
     )
     first, last = frame.x_range
     x_ticks = []
     for tick in nice_ticks(first, last, count=8):
-        if tick == round(tick) and first <= tick <= last:
+        if first <= tick <= last and (x_title != "epoch" or tick == round(tick)):
             x_ticks.append(tick)
-    parts = _draw_axes(frame, x_ticks, y_ticks, x_title="epoch")
+    parts = _draw_axes(frame, x_ticks, y_ticks, x_title=x_title)
     if mark is not None and first <= mark <= last:
         parts += _draw_mark(frame, frame.x(mark))
     for line in lines:
         parts.append(_draw_path(frame, line))
         if len(points) <= MAX_DOTS:
-            parts += _draw_dots(frame, line, _epoch_text)
+            parts += _draw_dots(frame, line, lambda x, y: f"{x_title} {x:g}: {y:.4g}")
     return _svg(parts, label, (WIDTH, HEIGHT))
 
 
@@ -304,10 +310,6 @@ def _draw_dots(
             )
         )
     return dots
-
-
-def _epoch_text(epoch: float, value: float) -> str:
-    return f"epoch {epoch:g}: {value:.4g}"
 
 
 def _accuracy_text(confidence: float, accuracy: float) -> str:

@@ -1,22 +1,22 @@
-"""Writing the page of a run, an evaluation, a cross-validation or a search."""
+"""Writing the page of a run, an evaluation, a study or a measurement."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from napari_strata.core.runs import CrossvalFolder, SearchFolder
-from napari_strata.report import crossval, html, search
+from napari_strata.core.runs import MEASURES_FILE, CrossvalFolder, SearchFolder
+from napari_strata.report import crossval, html, measures, search
 from napari_strata.report import run as run_page
 
 
 def write_page(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write one self-contained HTML page about a run or a study; return its path.
+    """Write one self-contained HTML page about a run, a study or a measurement.
 
     Parameters
     ----------
     run
         Folder of a run, an evaluation, a cross-validation or a search: finished,
-        stopped or in progress.
+        stopped or in progress. Or a folder that `Measures.save` wrote.
     out
         The page; ``report.html`` in the folder when left out. An earlier page is
         replaced.
@@ -32,6 +32,8 @@ def write_page(run: str | Path, out: str | Path | None = None) -> Path:
         text = crossval.render(folder)
     elif SearchFolder(folder).exists:
         text = search.render(folder)
+    elif (folder / MEASURES_FILE).is_file():
+        text = measures.render(folder)
     else:
         text = run_page.render(folder)
     path = folder / "report.html" if out is None else Path(out).expanduser()
