@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 from napari.components import ViewerModel
-from napari.layers import Image as ImageLayer
 from qtpy.QtCore import Signal
 from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QWidget
 
-from napari_strata.core.errors import ImageError
-from napari_strata.core.image import Image, LabelImage
+from napari_strata.core.image import Image
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.evaluation.compare import Written, describe_plane
 from napari_strata.evaluation.pictures import Example, draw_example
 from napari_strata.io import read_labels
-from napari_strata.widgets.layers import convert
+from napari_strata.widgets.layers.convert import image_below
 from napari_strata.widgets.parts.preview import PANELS, Preview, arrow
 from napari_strata.widgets.work import threads
 from napari_strata.worker.protocol import Case
@@ -176,22 +174,6 @@ def draw_cases(
             name, grey, labels[0], prediction=labels[1], confusion=confusion
         )
         draw_example(example).save(folder / _name(number))
-
-
-def image_below(viewer: ViewerModel, labels: LabelImage) -> Image | None:
-    """Find the image of labels in the viewer by its size, and then by its name."""
-    candidates = []
-    for layer in viewer.layers:
-        try:
-            image = convert.image_of(layer) if isinstance(layer, ImageLayer) else None
-        except ImageError:
-            continue
-        if image is not None and all(image.size(a) == labels.size(a) for a in "TZYX"):
-            candidates.append(image)
-    return next(
-        (image for image in candidates if labels.name.startswith(image.name)),
-        candidates[0] if candidates else None,
-    )
 
 
 def _within(image: Image, region: Mapping[str, int]) -> dict[str, Any]:

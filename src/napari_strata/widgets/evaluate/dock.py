@@ -19,11 +19,8 @@ from napari_strata.core.image import LabelImage
 from napari_strata.data.trained_on import TrainedOn
 from napari_strata.evaluation.compare import Comparison, Written, describe_plane
 from napari_strata.plugin import labels_layer, stored_classes
-from napari_strata.widgets.evaluate.cases import image_below
-from napari_strata.widgets.evaluate.objects import ObjectsDialog
 from napari_strata.widgets.evaluate.score_view import ScoreView
 from napari_strata.widgets.evaluate.scores import (
-    ERRORS,
     PredictionChoice,
     TruthChoice,
 )
@@ -37,11 +34,13 @@ from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.counts import PixelCounter
 from napari_strata.widgets.layers.label_classes import LabelClasses
 from napari_strata.widgets.layers.live import (
+    ERRORS,
     MODEL,
     PREDICTED,
     add_quietly,
     current_plane,
 )
+from napari_strata.widgets.measure.objects import ObjectsDialog
 from napari_strata.widgets.parts.class_rows import ZeroChoice
 from napari_strata.widgets.parts.dock import Dock, Progress, draw
 from napari_strata.widgets.parts.report_page import free_folder, page_of
@@ -263,7 +262,7 @@ class EvaluateDock(Dock):
             self,
             self.viewer,
             labels,
-            image_below(self.viewer, labels),
+            convert.image_below(self.viewer, labels),
             folder=self.session.scratch() / "objects",
         )
         self.session.closing.connect(self.objects_dialog.stop)
@@ -331,7 +330,7 @@ class EvaluateDock(Dock):
 
     def _write_function(self) -> Callable[[], Written]:
         comparison, session = self.comparison(), self.session
-        image = image_below(self.viewer, comparison.prediction)
+        image = convert.image_below(self.viewer, comparison.prediction)
         layer = self.prediction.layer
         models = layer.metadata.get(MODEL) if layer is not None else None
 

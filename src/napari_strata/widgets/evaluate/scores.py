@@ -21,19 +21,14 @@ from qtpy.QtWidgets import (
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError
-from napari_strata.core.image import LabelImage
 from napari_strata.data.trained_on import TrainedOn, are_trained
 from napari_strata.evaluation.compare import find_seen
 from napari_strata.plugin import stored_classes
-from napari_strata.widgets.evaluate.cases import image_below
 from napari_strata.widgets.layers import convert
-from napari_strata.widgets.layers.choice import LayerChoice
+from napari_strata.widgets.layers.choice import OpenLabelsChoice
 from napari_strata.widgets.layers.live import MODEL, PREDICTED
 from napari_strata.widgets.parts.swatch import swatch
 from napari_strata.widgets.work import threads
-
-ERRORS = "napari_strata_errors"
-"""Key in the metadata of layers that show errors."""
 
 NAME, IOU, DICE, PRECISION, RECALL, PIXELS = range(6)
 KEYS = ("", "iou", "dice", "precision", "recall", "support")
@@ -59,62 +54,7 @@ MAX_ROWS = 8
 """Largest height of the table, in rows."""
 
 
-class _LabelsChoice(LayerChoice):
-    """Choice of labels that follows the layer list until the user has chosen."""
-
-    _manual_choice: Any = None
-
-    def _candidates(self) -> list[Any]:
-        return [
-            layer
-            for layer in convert.labels_layers(self._viewer.layers)
-            if not layer.metadata.get(ERRORS)
-        ]
-
-    def _on_pick(self, layer: Any) -> None:
-        self._manual_choice = layer
-        super()._on_pick(layer)
-
-    def _follow(self) -> None:
-        is_open = (
-            self._manual_choice is not None
-            and self._manual_choice in self._viewer.layers
-        )
-        self.choose(self._manual_choice if is_open else self._proposed())
-
-    def _layer_changed(self) -> None:
-        # The problem of a removed layer is shown at once, before another is proposed.
-        self.problem = "" if self._layer is not None else self._missing_reason()
-
-    def _proposed(self) -> Any:
-        raise NotImplementedError
-
-    def _missing_reason(self) -> str:
-        raise NotImplementedError
-
-    def _show(self) -> None:
-        super()._show()
-        self.problem = "" if self._layer is not None else self._missing_reason()
-        try:
-            self.text.setText(self.problem or convert.describe(self.labels(None)))
-        except ImageError as error:
-            self.problem = str(error)
-            self.text.setText(self.problem)
-
-    @property
-    def layer(self) -> LabelsLayer | None:
-        layer: LabelsLayer | None = self._layer
-        return layer
-
-    def labels(self, like: LabelImage | None) -> LabelImage:
-        """Return the chosen labels; without axes, they get those of `like`.
-
-        Raises `ImageError` if the axes do not fit.
-        """
-        return convert.labels_of(self._layer, like)
-
-
-class PredictionChoice(_LabelsChoice):
+class PredictionChoice(OpenLabelsChoice):
     """Choice of the prediction: the newest prediction, or selected labels."""
 
     def __init__(self, viewer: Viewer) -> None:
@@ -148,7 +88,7 @@ class PredictionChoice(_LabelsChoice):
         return "No prediction was found: choose the labels that are the prediction."
 
 
-class TruthChoice(_LabelsChoice):
+class TruthChoice(OpenLabelsChoice):
     """Choice of the truth: the only other labels with the size of the prediction.
 
     Labels that the model of the prediction was trained on come last.
@@ -215,7 +155,7 @@ class TruthChoice(_LabelsChoice):
         """Return a function that looks labels up in a thread."""
         labels = convert.labels_of(layer, self._prediction.labels(None))
         classes = stored_classes({"metadata": layer.metadata})
-        image = image_below(self._viewer, labels)
+        image = convert.image_below(self._viewer, labels)
         return lambda: are_trained(
             find_seen(
                 labels,

@@ -22,10 +22,10 @@ from qtpy.QtWidgets import (
 )
 
 from napari_strata.core.errors import ImageError
-from napari_strata.core.image import Image
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.widgets.layers import convert
 from napari_strata.widgets.layers.group import Channels, why_no_channels
-from napari_strata.widgets.layers.live import PREDICTED
+from napari_strata.widgets.layers.live import ERRORS, PREDICTED
 
 LIST_EVENTS = ("inserted", "removed", "reordered", "renamed")
 
@@ -433,6 +433,61 @@ class LabelsChoice(LayerChoice):
             )
         self.text.setText(self.problem)
         self.text.setVisible(bool(self.problem))
+
+
+class OpenLabelsChoice(LayerChoice):
+    """Choice of labels that follows the layer list until the user has chosen."""
+
+    _manual_choice: Any = None
+
+    def _candidates(self) -> list[Any]:
+        return [
+            layer
+            for layer in convert.labels_layers(self._viewer.layers)
+            if not layer.metadata.get(ERRORS)
+        ]
+
+    def _on_pick(self, layer: Any) -> None:
+        self._manual_choice = layer
+        super()._on_pick(layer)
+
+    def _follow(self) -> None:
+        is_open = (
+            self._manual_choice is not None
+            and self._manual_choice in self._viewer.layers
+        )
+        self.choose(self._manual_choice if is_open else self._proposed())
+
+    def _layer_changed(self) -> None:
+        # The problem of a removed layer is shown at once, before another is proposed.
+        self.problem = "" if self._layer is not None else self._missing_reason()
+
+    def _proposed(self) -> Any:
+        raise NotImplementedError
+
+    def _missing_reason(self) -> str:
+        raise NotImplementedError
+
+    def _show(self) -> None:
+        super()._show()
+        self.problem = "" if self._layer is not None else self._missing_reason()
+        try:
+            self.text.setText(self.problem or convert.describe(self.labels(None)))
+        except ImageError as error:
+            self.problem = str(error)
+            self.text.setText(self.problem)
+
+    @property
+    def layer(self) -> LabelsLayer | None:
+        layer: LabelsLayer | None = self._layer
+        return layer
+
+    def labels(self, like: LabelImage | None) -> LabelImage:
+        """Return the chosen labels; without axes, they get those of `like`.
+
+        Raises `ImageError` if the axes do not fit.
+        """
+        return convert.labels_of(self._layer, like)
 
 
 def class_names(text: str) -> tuple[str, ...]:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from napari.components import ViewerModel
 from napari.layers import Image as ImageLayer
 from napari.layers import Labels as LabelsLayer
 
 from napari_strata.core import axes as _axes
-from napari_strata.core.errors import StrataError
+from napari_strata.core.errors import ImageError, StrataError
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.io import read_image, write_image, write_labels
 from napari_strata.io.corrections import stored_values
@@ -133,6 +134,22 @@ def source_of_labels(labels: LabelImage, path: Path) -> Layer:
     """
     write_labels(path, labels, overwrite=True)
     return Layer(path=str(path))
+
+
+def image_below(viewer: ViewerModel, labels: LabelImage) -> Image | None:
+    """Find the image of labels in the viewer by its size, and then by its name."""
+    candidates = []
+    for layer in viewer.layers:
+        try:
+            image = image_of(layer) if isinstance(layer, ImageLayer) else None
+        except ImageError:
+            continue
+        if image is not None and all(image.size(a) == labels.size(a) for a in "TZYX"):
+            candidates.append(image)
+    return next(
+        (image for image in candidates if labels.name.startswith(image.name)),
+        candidates[0] if candidates else None,
+    )
 
 
 def slug(name: str) -> str:

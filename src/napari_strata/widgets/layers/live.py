@@ -36,6 +36,9 @@ PREDICTED = "napari_strata_predicted"
 """Key in the metadata of layers that were predicted, not painted."""
 MODEL = "napari_strata_model"
 """Key in the metadata of predicted layers for the path of their model."""
+ERRORS = "napari_strata_errors"
+"""Key in the metadata of layers that are neither labels to train on nor a prediction,
+such as errors and numbered objects."""
 
 
 class LiveLabels(QObject):

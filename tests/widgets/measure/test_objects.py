@@ -1,4 +1,4 @@
-"""Objects of a class, found and measured in the Evaluate dock."""
+"""Objects of a class, found and measured in a dialog."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.image import Image
-from napari_strata.widgets.evaluate.objects import (
+from napari_strata.widgets.measure.objects import (
     ObjectOptions,
     ObjectsDialog,
     features_of,

@@ -34,9 +34,8 @@ from napari_strata.core.image import Image, LabelImage
 from napari_strata.core.text import format_count
 from napari_strata.io import read_labels, write_image, write_labels
 from napari_strata.plugin import labels_layer
-from napari_strata.widgets.evaluate.scores import ERRORS
 from napari_strata.widgets.layers.convert import slug
-from napari_strata.widgets.layers.live import PREDICTED, add_quietly
+from napari_strata.widgets.layers.live import ERRORS, PREDICTED, add_quietly
 from napari_strata.widgets.work import threads
 
 MAX_SIZE = 1e12
