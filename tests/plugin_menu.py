@@ -20,7 +20,7 @@ from qtpy import API_NAME
 from qtpy.QtGui import QAction
 from qtpy.QtWidgets import QApplication, QMenu
 
-DOCKS = ("Train", "Predict", "Evaluate")
+DOCKS = ("Train", "Predict", "Evaluate", "Measure")
 SMALL_NETWORK = {
     "network.kind": "unet",
     "network.widths": [4, 8],

@@ -167,7 +167,7 @@ def test_a_mask_is_a_region(tmp_path: Path, kind: str) -> None:
 
 def test_a_mask_of_other_pixels_is_refused() -> None:
     labels = rock(np.ones((2, 4, 4), np.uint8))
-    with pytest.raises(ImageError, match="X: 5 against 4"):
+    with pytest.raises(ImageError, match=r"mask of shape \(4, 5\) \(YX\) for labels"):
         ns.measure(labels, region=np.ones((4, 5), bool))
     with pytest.raises(ImageError, match="give one with these dimensions"):
         ns.measure(labels, region=np.ones(4, bool))
@@ -234,7 +234,8 @@ def test_folder_and_command(tmp_path: Path) -> None:
     assert "region: specimen" in result.stdout
     facts = json.loads((out / "measures.json").read_text())
     keys = ["region", "voxels", "fractions", "profile", "connected", "surface"]
-    assert list(facts) == [*keys, "about"]
+    assert [key for key in facts if key in keys] == keys
+    assert "about" in facts
     assert facts["region"] == "specimen"
     assert list(facts["fractions"]) == ["pore"]
     assert list(facts["fractions"]["pore"]) == [

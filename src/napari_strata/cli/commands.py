@@ -732,7 +732,7 @@ def objects(  # noqa: PLR0913 (one parameter for each option)
 
 
 @app.command()
-def measure(
+def measure(  # noqa: PLR0913 (one parameter for each option)
     labels: Annotated[
         Path,
         typer.Argument(metavar="LABELS", help="A label file, such as predict wrote."),
@@ -782,6 +782,13 @@ def measure(
             help="A class to report; all when left out. May be given several times.",
         ),
     ] = None,
+    rock: Annotated[
+        bool,
+        typer.Option(
+            "--rock",
+            help="Estimate also the error because the specimen is small.",
+        ),
+    ] = False,
     axes: Annotated[
         str | None,
         typer.Option(
@@ -802,6 +809,7 @@ def measure(
         region=region,
         along=along,
         classes=class_,
+        rock=rock,
     )
     folder = measures.save(out)
     page = write_page(folder)

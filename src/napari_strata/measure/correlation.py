@@ -23,8 +23,11 @@ MAX_DISTANCE = 256
 MAX_PLANES = 32
 """Planes for displacements inside a plane; of more, as many are taken evenly."""
 
-STRIP = 1024
-"""Rows of a plane that are transformed together."""
+STRIP, LEAST_STRIP = 1024, 64
+"""Rows of a plane that are transformed together, at most and at least."""
+
+SPECTRA_BYTES = 2**28
+"""Memory for the spectra of all classes."""
 
 MAX_LINE_PIXELS = 2**26
 """Pixels of lines along Z; of more lines, as many are taken evenly. They take 64 MB."""
@@ -92,14 +95,17 @@ class CorrelationCounter:
         self._sample = sample
         side = min(height, width)
         self._reach = max(min(longest or MAX_DISTANCE, side // 2), 1)
-        self._strip = min(STRIP, height)
+        count = len(sample.classes)
+        # Spectra of at most `SPECTRA_BYTES`, if the image is not too wide for that.
+        row_bytes = 8 * (width + self._reach) * (count + 1)
+        rows = SPECTRA_BYTES // row_bytes - 2 * self._reach
+        self._strip = min(max(rows, LEAST_STRIP), STRIP, height)
         self._padded = (
             next_fast_len(self._strip + 2 * self._reach, real=True),
             next_fast_len(width + self._reach, real=True),
         )
         chosen = np.linspace(0, depth - 1, min(depth, MAX_PLANES))
         self._chosen = {round(z) for z in chosen}
-        count = len(sample.classes)
         self._planes_used = 0
         # One more for the region itself.
         half = self._padded[1] // 2 + 1

@@ -135,7 +135,7 @@ class LocalFractionCounter:
         full = [n // p for n, p in zip(self._sample.shape, self._pixels, strict=True)]
         longest = max(full[1], 1)
         factors = np.geomspace(1, longest, SIZES).round().astype(int)
-        curves: dict[str, list[CurvePoint]] = {}
+        curves: dict[str, list[CurvePoint]] = {n: [] for n in self._sample.classes}
         for factor in np.unique(factors):
             depth = int(factor) if self._sample.is_volume else 1
             steps = (depth, int(factor), int(factor))
@@ -154,7 +154,7 @@ class LocalFractionCounter:
                         mean=float(values.mean()),
                         std=float(values.std(ddof=1)),
                     )
-                    curves.setdefault(name, []).append(point)
+                    curves[name].append(point)
         return curves
 
 

@@ -9,23 +9,32 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from napari_strata.core import files
 from napari_strata.core.classes import IGNORE, ClassMap
 from napari_strata.core.errors import ImageError, LabelError, RunError, nearest
+from napari_strata.core.events import RegionEnd
 from napari_strata.core.image import AnnotatedImage, Image, LabelImage
 from napari_strata.core.runs import MEASURES_FILE
 from napari_strata.io import read_image, read_labels
+from napari_strata.measure.connected import Connection
 from napari_strata.measure.fractions import NO_MODEL, ClassCounter, Estimator, Fraction
 from napari_strata.measure.objects import infer_classes
 from napari_strata.measure.region import ALL, RegionChoice, find_region
+from napari_strata.measure.sample import Sample
+from napari_strata.measure.shape import Shape, ShapeCounter
+from napari_strata.measure.surface import Surface
 
 if TYPE_CHECKING:
     from napari_strata.models.ensemble import AnyModel
+
+MOST_CLASSES = 16
+"""Classes whose shape is measured at once; each takes memory."""
 
 AnyLabels: TypeAlias = "LabelImage | str | os.PathLike[str]"
 AnyImage: TypeAlias = "Image | str | os.PathLike[str]"
@@ -86,8 +95,10 @@ class Measures:
         By class.
     profile
         None if the labels have a single plane and no axis was named.
-    connected, surface
-        Measures of shape, by class.
+    shape
+        Measures of shape; None if they cannot be measured (see `why_no_shape`).
+    rock
+        True if the error because the specimen is small was asked for.
     colors
         ``#rrggbb`` by class.
     voxel_size
@@ -99,14 +110,30 @@ class Measures:
     voxels: int
     fractions: Mapping[str, Fraction]
     profile: Profile | None = None
-    connected: Mapping[str, Any] = field(default_factory=dict)
-    surface: Mapping[str, Any] = field(default_factory=dict)
+    shape: Shape | None = None
+    why_no_shape: str = ""
+    rock: bool = False
     colors: Mapping[str, str] = field(default_factory=dict)
     voxel_size: Mapping[str, float] = field(default_factory=dict)
     unit: str = "pixel"
 
+    @property
+    def connected(self) -> Mapping[str, Connection]:
+        """How each class is connected; empty if that cannot be measured."""
+        return {} if self.shape is None else self.shape.connected
+
+    @property
+    def surface(self) -> Mapping[str, Surface]:
+        """Specific surface of each class; empty if that cannot be measured."""
+        return {} if self.shape is None else self.shape.surface
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``measures.json``."""
+        shape: dict[str, Any] = {"connected": {}, "surface": {}}
+        if self.shape is not None:
+            shape = self.shape.to_dict(rock=self.rock)
+        if self.why_no_shape:
+            shape["why_no_shape"] = self.why_no_shape
         profile: dict[str, Any] = {}
         if self.profile is not None:
             profile = self.profile.to_dict()
@@ -117,8 +144,7 @@ class Measures:
                 name: fraction.to_dict() for name, fraction in self.fractions.items()
             },
             "profile": profile,
-            "connected": dict(self.connected),
-            "surface": dict(self.surface),
+            **shape,
             "about": {
                 "labels": self.labels,
                 "voxel_size": dict(self.voxel_size),
@@ -176,6 +202,8 @@ class Measures:
         tables = {"fractions.csv": self._fraction_rows()}
         if self.profile is not None:
             tables["profile.csv"] = self._profile_rows(self.profile)
+        if self.shape is not None:
+            tables |= self.shape.tables(self.region, rock=self.rock)
         return tables
 
     def _fraction_rows(self) -> list[dict[str, Any]]:
@@ -222,8 +250,9 @@ def measure(
     region: RegionChoice = ALL,
     along: str | None = None,
     classes: Sequence[str] | None = None,
+    rock: bool = False,
 ) -> Measures:
-    """Measure how much of each class there is.
+    """Measure how much of each class there is, and its shape.
 
     Parameters
     ----------
@@ -247,6 +276,8 @@ def measure(
     classes
         Names of the classes to report; all when left out. Shares are those of all
         labelled pixels in any case.
+    rock
+        Estimate also the error because the specimen is small; see `Rock`.
 
     Returns
     -------
@@ -260,6 +291,25 @@ def measure(
     ImageError
         When the image or the mask does not cover the labels, or `along` is no axis.
     """
+    events = iter_measure(labels, model, image, region, along, classes, rock)
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            measures: Measures = end.value
+            return measures
+
+
+def iter_measure(
+    labels: AnyLabels,
+    model: AnyModel | None = None,
+    image: AnyImage | None = None,
+    region: RegionChoice = ALL,
+    along: str | None = None,
+    classes: Sequence[str] | None = None,
+    rock: bool = False,
+) -> Generator[RegionEnd, None, Measures]:
+    """Measure as `measure` does, with an event after each plane."""
     labels = labels if isinstance(labels, LabelImage) else read_labels(labels)
     grey = None
     if image is not None:
@@ -276,8 +326,11 @@ def measure(
     names = _choose_names(labels, class_map, classes)
     roi = find_region(region, labels, class_map)
     counter = ClassCounter(len(class_map), axis, labels.size(axis) if axis else 0)
+    shape, why_no_shape = _start_shape(labels, class_map, names)
     planes = 0
-    for plane in labels.planes():
+    all_planes = list(labels.planes())
+    started = perf_counter()
+    for done, plane in enumerate(all_planes, start=1):
         codes = class_map.encode(labels.read(plane)[0])
         inside = roi.find(plane, codes)
         if inside is not None:
@@ -286,6 +339,12 @@ def measure(
         index = plane.get(axis, 0)
         assert isinstance(index, int)
         counter.add(codes, index)
+        if shape is not None:
+            shape.add(codes)
+        seconds = perf_counter() - started
+        region_index = {a: i for a, i in plane.items() if isinstance(i, int)}
+        yield RegionEnd(region_index, done, len(all_planes), seconds)
+        started = perf_counter()
     total = int(counter.totals.sum())
     if not total:
         raise LabelError(
@@ -306,10 +365,34 @@ def measure(
         voxels=total,
         fractions=fractions,
         profile=_make_profile(labels, counter, axis, class_map, names, estimator),
+        shape=None if shape is None else shape.result(),
+        why_no_shape=why_no_shape,
+        rock=rock,
         colors=dict(zip(class_map.names, class_map.colors, strict=True)),
         voxel_size=labels.pixel_size,
         unit=labels.pixel_unit,
     )
+
+
+def _start_shape(
+    labels: LabelImage, class_map: ClassMap, names: Sequence[str]
+) -> tuple[ShapeCounter | None, str]:
+    """Return what measures the shape, or None and the reason against it."""
+    if labels.size("T") > 1:
+        return None, (
+            f"the labels have {labels.size('T')} time points; give the labels of one"
+            " time point"
+        )
+    if len(class_map) > MOST_CLASSES:
+        return None, (
+            f"the labels have {len(class_map)} classes, and shape is measured for up to"
+            f" {MOST_CLASSES}; merge classes that belong together"
+        )
+    try:
+        sample = Sample.from_labels(labels, class_map)
+    except ImageError as error:
+        return None, str(error).removeprefix(f"{labels.name}: ")
+    return ShapeCounter(sample, names=names), ""
 
 
 def _choose_axis(labels: LabelImage, along: str | None) -> str:

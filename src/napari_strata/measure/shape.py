@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from napari_strata.measure.local_fraction import LocalFractionCounter, LocalFrac
 from napari_strata.measure.rock import Rock, estimate_rock
 from napari_strata.measure.sample import Sample
 from napari_strata.measure.surface import Surface, SurfaceCounter
+
+T = TypeVar("T")
+Row = dict[str, Any]
 
 SINGLE_PLANE = (
     "A single plane does not show which pieces are connected above or below it; give a"
@@ -61,7 +64,6 @@ class Shape:
         for name, by_axis in self.chords.items():
             chords[name] = {axis: value.to_dict() for axis, value in by_axis.items()}
         facts = {
-            "unit": self.unit,
             "connected": connected,
             "surface": {k: v.to_dict() for k, v in self.surface.items()},
             "chords": chords,
@@ -72,6 +74,91 @@ class Shape:
             facts["rock"] = {k: v.to_dict() for k, v in self.rock.items()}
         return facts
 
+    def tables(self, region: str, *, rock: bool = False) -> dict[str, list[Row]]:
+        """Return the rows of each CSV file, by its name."""
+        tables = {
+            "connected.csv": self._connected_rows(),
+            "surface.csv": self._surface_rows(),
+            "chords.csv": self._chord_rows(),
+            "correlation.csv": self._correlation_rows(),
+            "cubes.csv": self._cube_rows(),
+        }
+        if rock:
+            tables["rock.csv"] = [
+                {"class": name} | value.to_dict() for name, value in self.rock.items()
+            ]
+        filled = {}
+        for file, rows in tables.items():
+            if rows:
+                filled[file] = [{"region": region} | row for row in rows]
+        return filled
+
+    def _connected_rows(self) -> list[Row]:
+        rows = []
+        for name, connection in self.connected.items():
+            row = {"class": name} | connection.to_dict()
+            through, why = row.pop("through"), row.pop("why")
+            for axis in ("z", "y", "x"):
+                row[f"through {axis}"] = through[axis]
+            row["why"] = "; ".join(why.values())
+            rows.append(row)
+        return rows
+
+    def _surface_rows(self) -> list[Row]:
+        rows = []
+        for name, surface in self.surface.items():
+            row: Row = {"class": name}
+            row[f"specific (1/{self.unit})"] = surface.specific
+            row[f"of class (1/{self.unit})"] = surface.of_class
+            for axis, value in surface.by_axis.items():
+                row[f"{axis} (1/{self.unit})"] = value
+            for other in self.surface:
+                row[f"contact {other} (1/{self.unit})"] = surface.contact.get(other)
+            rows.append(row)
+        return rows
+
+    def _chord_rows(self) -> list[Row]:
+        rows = []
+        for name, by_axis in self.chords.items():
+            for axis, chords in by_axis.items():
+                for length, count in zip(chords.lengths, chords.counts, strict=True):
+                    if count:
+                        rows.append(
+                            {
+                                "class": name,
+                                "axis": axis,
+                                f"length ({self.unit})": float(length),
+                                "count": int(count),
+                            }
+                        )
+        return rows
+
+    def _correlation_rows(self) -> list[Row]:
+        rows = []
+        for name, correlation in self.correlation.items():
+            lines = {
+                axis: (correlation.distances[axis], values)
+                for axis, values in correlation.by_axis.items()
+            }
+            lines["mean"] = (correlation.radii, correlation.mean)
+            for axis, (distances, values) in lines.items():
+                for distance, value in zip(distances, values, strict=True):
+                    rows.append(
+                        {
+                            "class": name,
+                            "axis": axis,
+                            f"distance ({self.unit})": float(distance),
+                            "s2": None if math.isnan(value) else float(value),
+                        }
+                    )
+        return rows
+
+    def _cube_rows(self) -> list[Row]:
+        rows = []
+        for name, points in self.local.curves.items():
+            rows += [{"class": name} | point.to_dict() for point in points]
+        return rows
+
 
 class ShapeCounter:
     """Measures of shape, from planes that are added in order along Z.
@@ -80,10 +167,19 @@ class ShapeCounter:
     ----------
     side
         Side of the cubes for local fractions; see `LocalFractionCounter`.
+    names
+        Names of the classes to report; all when left out.
     """
 
-    def __init__(self, sample: Sample, *, side: float | None = None) -> None:
+    def __init__(
+        self,
+        sample: Sample,
+        *,
+        side: float | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self._sample = sample
+        self._names = tuple(sample.classes if names is None else names)
         self._connections = ConnectionCounter(sample) if sample.is_volume else None
         self._surfaces = SurfaceCounter(sample)
         self._chords = ChordCounter(sample)
@@ -108,21 +204,31 @@ class ShapeCounter:
         spacing = sample.spacing if sample.is_volume else sample.spacing[1:]
         pixel = math.prod(spacing)
         rock = {}
-        for name, correlation in correlations.items():
-            rock[name] = estimate_rock(correlation, pixels=self._pixels, pixel=pixel)
+        for name in self._names:
+            rock[name] = estimate_rock(
+                correlations[name], pixels=self._pixels, pixel=pixel
+            )
         connected: Mapping[str, Connection] = {}
         if self._connections is not None:
-            connected = self._connections.result()
+            connected = self._select(self._connections.result())
+        local = self._local.result()
         return Shape(
             connected=connected,
             why_not_connected="" if sample.is_volume else SINGLE_PLANE,
-            surface=self._surfaces.result(),
-            chords=self._chords.result(),
-            correlation=correlations,
-            local=self._local.result(),
+            surface=self._select(self._surfaces.result()),
+            chords=self._select(self._chords.result()),
+            correlation=self._select(correlations),
+            local=replace(
+                local,
+                fractions=self._select(local.fractions),
+                curves=self._select(local.curves),
+            ),
             rock=rock,
             unit=sample.unit,
         )
+
+    def _select(self, by_class: Mapping[str, T]) -> dict[str, T]:
+        return {name: by_class[name] for name in self._names}
 
 
 def measure_shape(sample: Sample, *, side: float | None = None) -> Shape:

@@ -16,6 +16,7 @@ from napari_strata.core.runs import MEASURES_FILE
 from napari_strata.core.text import printable
 from napari_strata.report import figures, html
 from napari_strata.report.charts import Line, draw_lines
+from napari_strata.report.shape import shape_sections
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def render(folder: Path) -> str:
             rows=rows,
             charts=_draw_profiles(facts["profile"], about["colors"]),
             axis=facts["profile"].get("axis", ""),
+            sections=shape_sections(facts),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(

@@ -26,7 +26,7 @@ from napari_strata.core.events import (
     RegionEnd,
     TrainingEnd,
 )
-from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.core.image import AnnotatedImage, Image, LabelImage
 from napari_strata.core.metrics import ConfusionMatrix
 from napari_strata.core.options import PredictOptions
 from napari_strata.core.recipe import Recipe
@@ -45,6 +45,9 @@ from napari_strata.inference.checks import check_image
 from napari_strata.inference.outputs import OutputSpec
 from napari_strata.inference.predict import Prediction
 from napari_strata.io import describe, read_images
+from napari_strata.measure.measures import iter_measure
+from napari_strata.measure.objects import infer_classes
+from napari_strata.measure.region import SPECIMEN, find_region
 from napari_strata.models.device import (
     choose_device,
     choose_precision,
@@ -71,6 +74,8 @@ from napari_strata.worker.protocol import (
     JobResult,
     KnownPlanes,
     Layer,
+    MeasureJob,
+    MeasureResult,
     ModelInfo,
     NextWindowJob,
     Pairs,
@@ -244,6 +249,28 @@ def run_evaluate(job: EvaluateJob) -> Events:
 
 
 @run.register
+def run_measure(job: MeasureJob) -> Events:
+    """Measure labels in a region."""
+    labels = open_labels(job.labels)
+    image = None if job.image is None else open_image(job.image)
+    model = job.model if isinstance(job.model, (str, type(None))) else list(job.model)
+    events = iter_measure(labels, model, image, job.region, job.along, rock=job.rock)
+    measures = yield from events
+    if job.out is not None:
+        measures.save(job.out)
+    mask = ""
+    if job.mask and job.region == SPECIMEN:
+        _write_specimen(labels, Path(job.mask))
+        mask = job.mask
+    maps = ""
+    if job.maps and measures.shape is not None:
+        maps = job.maps
+        Path(maps).parent.mkdir(parents=True, exist_ok=True)
+        np.save(maps, np.stack(list(measures.shape.local.fractions.values())))
+    return MeasureResult(measures=measures.to_dict(), mask=mask, maps=maps, out=job.out)
+
+
+@run.register
 def run_info(job: InfoJob) -> Events:
     """Describe an image file or a model."""
     yield from ()
@@ -269,6 +296,22 @@ def run_info(job: InfoJob) -> Events:
 run.register(SegmentJob, run_segment)
 run.register(NextWindowJob, run_next_window)
 run.register(ChooseLevelsJob, run_choose_levels)
+
+
+def _write_specimen(labels: LabelImage, path: Path) -> None:
+    """Write the mask of the specimen, with the axes of the labels."""
+    classes = labels.classes or infer_classes(labels)
+    region = find_region(SPECIMEN, labels, classes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.uint8, shape=labels.label_shape
+    )
+    for plane in labels.planes():
+        codes = classes.encode(labels.read(plane)[0])
+        inside = region.find(plane, codes)
+        part = mask[labels.region_index(plane)]
+        part[...] = 1 if inside is None else inside.reshape(part.shape)
+    mask.flush()
 
 
 def release_memory() -> None:

@@ -269,6 +269,27 @@ class EvaluateJob(_Prediction):
         return self
 
 
+class MeasureJob(_Job):
+    """Measure labels; see `measure`.
+
+    `region` is "all", "specimen" or the path of a mask. If it is "specimen" and `mask`
+    is a path of a ``.npy`` file, the mask of the specimen is written there, with the
+    axes of the labels. The fractions in cubes (classes, Z, Y, X) go into the ``.npy``
+    file `maps`. `rock` also estimates the error because the specimen is small.
+    """
+
+    kind: Literal["measure"] = "measure"
+    labels: Source
+    model: Models | None = None
+    image: Source | None = None
+    region: str = "all"
+    along: Axis | None = None
+    rock: bool = False
+    mask: str = ""
+    maps: str = ""
+    out: str | None = None
+
+
 class InfoJob(_Job):
     """Describe a file, a model or a run, or several models that predict together.
 
@@ -384,6 +405,7 @@ Job: TypeAlias = (
     | PlanJob
     | PredictJob
     | EvaluateJob
+    | MeasureJob
     | InfoJob
     | SegmentJob
     | NextWindowJob
@@ -396,6 +418,7 @@ _JOBS: dict[str, type[Job]] = {
     "plan": PlanJob,
     "predict": PredictJob,
     "evaluate": EvaluateJob,
+    "measure": MeasureJob,
     "info": InfoJob,
     "segment": SegmentJob,
     "next_window": NextWindowJob,
@@ -624,6 +647,15 @@ class EvaluateResult(_Result):
     cases: tuple[Case, ...] = ()
 
 
+class MeasureResult(_Result):
+    """Content of ``measures.json``, and paths of the mask and the maps, if any."""
+
+    measures: dict[str, Any]
+    mask: str = ""
+    maps: str = ""
+    out: str | None = None
+
+
 class ImageFacts(_Result):
     """Metadata of an image."""
 
@@ -714,6 +746,7 @@ JobResult: TypeAlias = (
     | PlanResult
     | PredictResult
     | EvaluateResult
+    | MeasureResult
     | ImageInfo
     | ModelInfo
     | SegmentResult
@@ -725,6 +758,7 @@ _RESULTS: dict[str, type[JobResult]] = {
     "TrainResult": TrainResult,
     "PlanResult": PlanResult,
     "EvaluateResult": EvaluateResult,
+    "MeasureResult": MeasureResult,
     "ImageInfo": ImageInfo,
     "ModelInfo": ModelInfo,
     "PredictResult": PredictResult,
@@ -746,6 +780,8 @@ def _result_tag(value: Any) -> str | None:
         return "PlanResult"
     if "confusion" in value:
         return "EvaluateResult"
+    if "measures" in value:
+        return "MeasureResult"
     if "mask" in value:
         return "SegmentResult"
     if "margin" in value:

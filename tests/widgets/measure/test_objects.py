@@ -13,11 +13,12 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QWidget
 
 from napari_strata.core.classes import ClassMap
-from napari_strata.core.image import Image
+from napari_strata.core.image import Image, LabelImage
 from napari_strata.widgets.measure.objects import (
     ObjectOptions,
     ObjectsDialog,
     features_of,
+    within,
     words,
 )
 
@@ -50,11 +51,26 @@ def test_the_table_becomes_features() -> None:
     assert features_of({"id": []}) == {"index": []}
 
 
+def test_only_objects_inside_a_mask_are_found() -> None:
+    mask = np.zeros((20, 20), np.uint8)
+    mask[:8] = 1
+    flat = within(LABELS, LabelImage(mask, "YX"), "pore")
+    expected = np.where(mask == 1, DATA, 1)
+    np.testing.assert_array_equal(flat.data[...], expected)
+    np.testing.assert_array_equal(flat.read({"Z": 1})[0], expected[1])
+    deep = np.zeros((2, 20, 20), np.uint8)
+    deep[0] = 1
+    cut = within(LABELS, LabelImage(deep, "ZYX"), "2")
+    np.testing.assert_array_equal(cut.read()[0], np.where(deep == 1, DATA, 1))
+    grain = within(LABELS, LabelImage(deep, "ZYX"), "grain")
+    assert (grain.read({"Z": 1}) == 2).all()
+
+
 def test_the_dialog_adds_a_layer_and_saves_a_table(qtbot: Any, tmp_path: Path) -> None:
     viewer = ViewerModel()
     parent = QWidget()
     qtbot.addWidget(parent)
-    dialog = ObjectsDialog(parent, viewer, LABELS, IMAGE, folder=tmp_path / "o")
+    dialog = ObjectsDialog(parent, viewer, LABELS, IMAGE, folder=tmp_path / "o").panel
     assert dialog.options() == ObjectOptions("pore")
     assert not dialog.save_button.isEnabled()
     qtbot.mouseClick(dialog.find_button, Qt.MouseButton.LeftButton)
@@ -65,6 +81,12 @@ def test_the_dialog_adds_a_layer_and_saves_a_table(qtbot: Any, tmp_path: Path) -
     assert list(layer.features["volume (pixels)"]) == [18, 36]
     assert layer.scale == pytest.approx(IMAGE.scale)
     assert "2 objects" in dialog.text.text()
+    table = dialog.table
+    table.selectRow(1)
+    assert layer.selected_label == 2
+    layer.selected_label = 1
+    assert table.currentIndex().row() == 0
+    assert table.currentIndex().data() == "1"
     distribution = dialog.distribution
     assert distribution.column.currentText() == "equivalent diameter (um)"
     assert sum(distribution.figure.counts) == 2

@@ -12,14 +12,14 @@ def page_of(run: Path) -> Path:
     return write_page(run)
 
 
-def free_folder(folder: Path, name: str) -> Path:
+def free_folder(folder: Path, name: str, what: str = "scores") -> Path:
     """Return `folder` if it is empty or missing, or a new folder in it."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return folder
     number = 1
     while (
         path := folder
-        / (f"scores-{name}" if number == 1 else f"scores-{name}-{number}")
+        / (f"{what}-{name}" if number == 1 else f"{what}-{name}-{number}")
     ).exists():
         number += 1
     return path

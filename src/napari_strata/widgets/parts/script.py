@@ -11,7 +11,13 @@ from napari_strata.core.classes import ClassMap
 from napari_strata.core.command import join_command
 from napari_strata.core.files import LAYERS, PAIRS_FILE
 from napari_strata.inference.inputs import is_stack
-from napari_strata.worker.protocol import EvaluateJob, Layer, PredictJob, TrainJob
+from napari_strata.worker.protocol import (
+    EvaluateJob,
+    Layer,
+    MeasureJob,
+    PredictJob,
+    TrainJob,
+)
 
 _IMPORTS = {
     "dataclasses.": "import dataclasses\n",
@@ -22,10 +28,12 @@ _IMPORTS = {
 """Import statements, by what needs them."""
 
 
-def as_python(request: TrainJob | PredictJob | EvaluateJob) -> str:
+def as_python(request: TrainJob | PredictJob | EvaluateJob | MeasureJob) -> str:
     """Return a script with the Python API that does the same as the request."""
     if isinstance(request, TrainJob):
         body = _train_lines(request)
+    elif isinstance(request, MeasureJob):
+        body = _measure_lines(request)
     else:
         body = (
             _predict_lines(request)
@@ -40,10 +48,12 @@ def as_python(request: TrainJob | PredictJob | EvaluateJob) -> str:
     return "\n".join([*imports, "", *body]) + "\n"
 
 
-def as_command(request: TrainJob | PredictJob | EvaluateJob) -> str:
+def as_command(request: TrainJob | PredictJob | EvaluateJob | MeasureJob) -> str:
     """Return a command for a shell that does the same as the request."""
     if isinstance(request, TrainJob):
         arguments = _train_arguments(request)
+    elif isinstance(request, MeasureJob):
+        arguments = _measure_arguments(request)
     else:
         arguments = (
             _predict_arguments(request)
@@ -146,6 +156,39 @@ def _evaluate_lines(request: EvaluateJob) -> list[str]:
         f"confusion = ns.score_labels({', '.join(arguments)})",
         "print(confusion.as_dict())",
     ]
+
+
+def _measure_lines(request: MeasureJob) -> list[str]:
+    arguments = ["labels"]
+    if request.model is not None:
+        arguments.append(f"model={_models(request.model)}")
+    if request.image is not None:
+        arguments.append(f"image={request.image.path!r}")
+    if request.region != "all":
+        arguments.append(f"region={request.region!r}")
+    if request.along is not None:
+        arguments.append(f"along={request.along!r}")
+    return [
+        f"labels = ns.read_labels({request.labels.path!r})",
+        f"measures = ns.measure({', '.join(arguments)})",
+        "for name, fraction in measures.fractions.items():",
+        "    print(name, fraction)",
+        "measures.save('measures')",
+        "ns.write_page('measures')",
+    ]
+
+
+def _measure_arguments(request: MeasureJob) -> list[str]:
+    arguments = ["measure", request.labels.path, "--out", request.out or "measures"]
+    if isinstance(request.model, str):  # several give no interval
+        arguments += ["--model", request.model]
+    if request.image is not None:
+        arguments += ["--image", request.image.path]
+    if request.region != "all":
+        arguments += ["--region", request.region]
+    if request.along is not None:
+        arguments += ["--along", request.along]
+    return arguments
 
 
 def _train_arguments(request: TrainJob) -> list[str]:
