@@ -18,7 +18,7 @@ from napari_strata.core.errors import ImageError
 from napari_strata.core.image import LabelImage
 from napari_strata.measure.chords import measure_chords
 from napari_strata.measure.connected import find_connections
-from napari_strata.measure.correlation import correlate
+from napari_strata.measure.correlation import Correlation, correlate
 from napari_strata.measure.local_fraction import measure_local_fractions
 from napari_strata.measure.rock import estimate_rock
 from napari_strata.measure.sample import Sample
@@ -358,3 +358,17 @@ def test_all_measures_from_one_pass_are_plain_values() -> None:
     assert "rock" not in shape.to_dict()
     plane = measure_shape(sample(mask[0])).to_dict()
     assert "single plane" in plane["connected"]["why"]
+
+
+def test_a_thin_specimen_holds_more_pieces_than_its_volume_says() -> None:
+    h = np.arange(200) * 0.5
+    share = 0.2
+    s2 = share**2 + share * (1 - share) * np.exp(-h / 4)
+    correlation = Correlation(share, {"z": h}, {"z": s2}, h, s2, "mm")
+    # The integral of exp(-h / 4) over a ball is 8 pi 4^3.
+    long = estimate_rock(correlation, pixels=10**6, pixel=1, sides=(10**4,) * 3)
+    assert long.integral_range == pytest.approx(8 * math.pi * 4**3, rel=0.2)
+    assert long.pieces == pytest.approx(10**6 / long.integral_range, rel=0.01)
+    thin = estimate_rock(correlation, pixels=10**6, pixel=1, sides=(2, 10**4, 10**4))
+    # Like a plane: the integral over a disc is 2 pi 4^2, and the area 10^6 / 2.
+    assert thin.pieces == pytest.approx(10**6 / 2 / (2 * math.pi * 4**2), rel=0.25)

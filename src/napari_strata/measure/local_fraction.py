@@ -14,6 +14,9 @@ from napari_strata.measure.sample import Sample
 PER_SIDE = 16
 """Cubes along the shortest side of a plane, unless a size is given."""
 
+PER_DEPTH = 4
+"""Cubes along Z, at least, unless a size is given."""
+
 MIN_SIDE = 4
 """Least side of a cube in pixels."""
 
@@ -80,7 +83,7 @@ class LocalFractionCounter:
     ----------
     side
         Side of a cube in the unit of the pixel size; None: 1/16 of a plane's shorter
-        side.
+        side, or a quarter of the depth of a thin volume.
     """
 
     def __init__(self, sample: Sample, side: float | None = None) -> None:
@@ -89,6 +92,8 @@ class LocalFractionCounter:
         spacing = sample.spacing
         if side is None:
             side = min(height * spacing[1], width * spacing[2]) / PER_SIDE
+            if sample.is_volume:
+                side = min(side, sample.shape[0] * spacing[0] / PER_DEPTH)
             side = max(side, MIN_SIDE * max(spacing[1:]))
         lengths = []
         for length, step in zip(sample.shape, spacing, strict=True):

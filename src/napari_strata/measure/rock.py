@@ -2,13 +2,15 @@
 
 The integral range (Lantuejoul 1991, doi:10.1111/j.1365-2818.1991.tb03175.x) is the
 integral of the covariance over all displacements, divided by the variance of a point.
-It is the volume of one independent piece: a specimen of the volume V is worth
-V / integral range independent points.
+It is the volume of one independent piece: a specimen of the volume V, which is long in
+every direction, is worth V / integral range independent points. Of a thin one the share
+of each displacement that lies within it counts too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +21,9 @@ from napari_strata.measure.correlation import Correlation
 
 INDEPENDENT = 0.01
 """Correlation at which points are taken for independent: noise is left beyond it."""
+
+DIRECTIONS = 500
+"""Directions over which displacements are averaged."""
 
 LEAST_PIECES = 30
 """Independent pieces that an interval needs."""
@@ -54,7 +59,13 @@ class Rock:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def estimate_rock(correlation: Correlation, *, pixels: int, pixel: float) -> Rock:
+def estimate_rock(
+    correlation: Correlation,
+    *,
+    pixels: int,
+    pixel: float,
+    sides: Sequence[float] = (),
+) -> Rock:
     """Estimate the interval of a class's fraction in the rock.
 
     Parameters
@@ -65,6 +76,8 @@ def estimate_rock(correlation: Correlation, *, pixels: int, pixel: float) -> Roc
         Pixels of the region.
     pixel
         Volume of a pixel, or its area in a single plane.
+    sides
+        Lengths of the image along its axes; empty if it is long in every direction.
     """
     share = correlation.share
     dimensions = 3 if "z" in correlation.by_axis else 2
@@ -79,7 +92,7 @@ def estimate_rock(correlation: Correlation, *, pixels: int, pixel: float) -> Roc
         )
         return Rock(share, None, None, None, why)
     range_ = _integrate(correlation, end, dimensions, pixel)
-    pieces = pixels * pixel / range_
+    pieces = pixels * pixel / _integrate(correlation, end, dimensions, pixel, sides)
     if pieces < LEAST_PIECES:
         why = (
             f"too few grains: the specimen holds {pieces:.0f} independent pieces and"
@@ -100,9 +113,17 @@ def _find_end(correlation: Correlation) -> int | None:
 
 
 def _integrate(
-    correlation: Correlation, end: int, dimensions: int, pixel: float
+    correlation: Correlation,
+    end: int,
+    dimensions: int,
+    pixel: float,
+    sides: Sequence[float] = (),
 ) -> float:
-    """Integral of the normalised covariance over a ball, or disc, up to `end`."""
+    """Integral of the normalised covariance over a ball, or disc, up to `end`.
+
+    With `sides`, each displacement counts by the share of the image that it leaves
+    inside.
+    """
     radii = correlation.radii[:end]
     variance = correlation.share * (1 - correlation.share)
     values = correlation.covariance[:end] / variance
@@ -112,4 +133,24 @@ def _integrate(
     factor = math.pi if dimensions == 2 else 4 * math.pi / 3
     volumes = factor * edges**dimensions
     shells = np.diff(volumes, prepend=0)
+    if sides:
+        values = values * _shares_inside(radii, sides)
     return max(float(shells @ values), pixel)
+
+
+def _shares_inside(radii: Array, sides: Sequence[float]) -> Array:
+    """Share of an image that a displacement leaves inside, over all directions."""
+    number = np.arange(DIRECTIONS) + 0.5
+    angle = math.pi * (1 + math.sqrt(5)) * number
+    if len(sides) == 2:
+        angle = 2 * math.pi * number / DIRECTIONS
+        directions = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    else:
+        # Points of a spiral, which lie evenly on a sphere.
+        height = 1 - 2 * number / DIRECTIONS
+        width = np.sqrt(1 - height**2)
+        parts = [height, width * np.cos(angle), width * np.sin(angle)]
+        directions = np.stack(parts, axis=1)
+    moved = radii[:, None, None] * np.abs(directions) / np.asarray(sides)
+    shares: Array = (1 - moved).clip(0).prod(axis=-1).mean(axis=-1)
+    return shares

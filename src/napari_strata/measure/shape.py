@@ -203,10 +203,12 @@ class ShapeCounter:
         correlations = self._correlations.result()
         spacing = sample.spacing if sample.is_volume else sample.spacing[1:]
         pixel = math.prod(spacing)
+        lengths = sample.shape[-len(spacing) :]
+        sides = [n * step for n, step in zip(lengths, spacing, strict=True)]
         rock = {}
         for name in self._names:
             rock[name] = estimate_rock(
-                correlations[name], pixels=self._pixels, pixel=pixel
+                correlations[name], pixels=self._pixels, pixel=pixel, sides=sides
             )
         connected: Mapping[str, Connection] = {}
         if self._connections is not None:

@@ -240,11 +240,11 @@ class Distribution(QWidget):
         rows.setContentsMargins(0, 0, 0, 0)
         for widget in (self.column, self.figure, self.summary):
             rows.addWidget(widget)
-        self.column.currentTextChanged.connect(self._show)
+        self.column.currentIndexChanged.connect(lambda _: self._show())
 
     def show_columns(self, columns: Mapping[str, Sequence[float]]) -> None:
         """Show a column of a table; the one chosen before, if there is one."""
-        chosen = self.column.currentText()
+        chosen = self.column.currentData()
         names = [
             name
             for name in columns
@@ -256,12 +256,14 @@ class Distribution(QWidget):
         self._columns = columns
         self.column.blockSignals(True)
         self.column.clear()
-        self.column.addItems(names)
-        self.column.setCurrentText(chosen)
+        for name in names:
+            self.column.addItem(short_name(name), name)
+        self.column.setCurrentIndex(max(self.column.findData(chosen), 0))
         self.column.blockSignals(False)
-        self._show(self.column.currentText())
+        self._show()
 
-    def _show(self, name: str) -> None:
+    def _show(self) -> None:
+        name = self.column.currentData() or ""
         values = [v for v in self._columns.get(name, ()) if math.isfinite(v)]
         self.figure.show_histogram(values, x_title=short_name(name))
         if not values:
