@@ -240,6 +240,7 @@ def test_foreign_grey_values_are_said_beside_the_button(
     qtbot.waitUntil(lambda: dock.doubt.isVisibleTo(dock), timeout=PATIENCE)
     assert "of the grey values" in dock.doubt.text()
     assert "Was the scan calibrated in the same way?" in dock.doubt.text()
+    assert dock.model.fit.text() == "Grey values are taken as they are, as in training."
     assert dock.predict_button.enabled
     said = _predict(dock, qtbot)
     assert "brighter segmented: 4 planes" in said

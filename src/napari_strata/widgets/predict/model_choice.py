@@ -329,7 +329,9 @@ class ModelChoice(QWidget):
             if self._layer_and_image[1] is not None
             else ""
         )
-        lines = [_without_name(name, str(line)) for line in result.fit]
+        # Questions are shown beside the button.
+        notes = [line for line in result.fit if line not in result.questions]
+        lines = [_without_name(name, line) for line in notes]
         self.doubt = "\n".join(_without_name(name, line) for line in result.questions)
         scaling = _SCALING.get(result.spec["normalization"]["kind"], "")
         if not result.fits:
@@ -339,6 +341,8 @@ class ModelChoice(QWidget):
             text = "\n".join(
                 ["It can be predicted, but the image differs:", *lines, scaling]
             )
+        elif self.doubt:
+            text = scaling
         else:
             text = f"The image fits this model. {scaling}"
         self.fit.setText(text)
