@@ -204,7 +204,7 @@ def test_the_most_unusual_plane_decides_and_is_named() -> None:
 
 def test_detail_is_said_in_words() -> None:
     (smoother,) = Drift("rock", (plane_drift(0, -0.65),)).sentences
-    assert "smoother than in the training images (by 0.65 octaves)" in smoother
+    assert "smoother than in the training images (detail -0.65)" in smoother
     (rougher,) = Drift("rock", (plane_drift(0, 1.2),)).sentences
     assert "rougher" in rougher
     assert Drift("rock", (plane_drift(0, 1.2),)).level == "notice"

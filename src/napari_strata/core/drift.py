@@ -560,7 +560,7 @@ class Drift:
             change, causes = "rougher", "noisier, sharpened or reduced"
         return (
             f"{self.name}: fine structures{self._where(plane)} are {change} than in the"
-            f" training images (by {abs(plane.detail):.2g} octaves). Is it {causes}?"
+            f" training images (detail {plane.detail:+.2g}). Is it {causes}?"
         )
 
     def _where(self, plane: PlaneDrift) -> str:
