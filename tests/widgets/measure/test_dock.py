@@ -115,6 +115,10 @@ def test_from_the_labels_to_the_report(make: Any, qtbot: Any, tmp_path: Path) ->
 
     # The slider and the profile follow each other.
     assert [curve.name for curve in dock.fractions.figure.curves] == ["pore", "grain"]
+    table.selectRow(1)
+    assert [curve.name for curve in dock.fractions.figure.curves] == ["grain"]
+    table.clearSelection()
+    assert len(dock.fractions.figure.curves) == 2
     dock.fractions.position_chosen.emit(8.0)
     assert viewer.dims.current_step[0] == 4
     viewer.dims.set_current_step(0, 1)
@@ -122,11 +126,15 @@ def test_from_the_labels_to_the_report(make: Any, qtbot: Any, tmp_path: Path) ->
 
     # The specimen becomes a layer, which can be edited.
     dock.region.choose(SPECIMEN)
+    assert "Press Measure first" in dock.objects.find_button.toolTip()
     measures = measure(qtbot, dock)
     assert measures["region"] == "specimen"
     specimen = viewer.layers["specimen of rock segmented"]
     assert dock.region.region == SPECIMEN
+    assert dock.objects.find_button.isEnabled()
     inside = specimen.data > 0
+    mask = dock._object_mask(dock.labels.labels(None))
+    np.testing.assert_array_equal(mask.data, specimen.data)
     found = measures["fractions"]["pore"]["count"]
     assert found == pytest.approx(share(data, inside))
     assert found < 0.1

@@ -170,11 +170,29 @@ class MeasureDock(Dock):
         image = None
         if labels is not None:
             image = self.image.image()
-        self.objects.set_source(labels, image, self._object_mask)
+        self.objects.set_source(
+            labels, image, self._object_mask, self._why_no_objects()
+        )
 
     def _object_mask(self, labels: LabelImage) -> LabelImage | None:
         """Return the mask of the region for objects; None for the whole image."""
+        if self.region.region == SPECIMEN and self._specimen is not None:
+            data = convert.array_of(self._specimen)
+            return LabelImage(data, labels.axes, name=self._specimen.name)
         return None if self.region.problem else self.region.mask_of(labels)
+
+    def _why_no_objects(self) -> str:
+        """Say why objects cannot be found in the region; empty if they can."""
+        if self.region.problem:
+            return self.region.problem
+        specimen = self._specimen
+        if specimen not in self.viewer.layers or self._measured is not (
+            self.labels.layer
+        ):
+            specimen = None
+        if self.region.region == SPECIMEN and specimen is None:
+            return "Press Measure first, which finds the specimen."
+        return ""
 
     def _offer_axes(self, labels: LabelImage | None) -> None:
         axes = ["Y", "X"]
@@ -341,6 +359,7 @@ class MeasureDock(Dock):
             self.viewer.layers.remove(before)
         specimen.events.paint.connect(self._specimen_edited)
         add_quietly(self.viewer, specimen)
+        self._changed()
 
     def _specimen_edited(self, _event: object = None) -> None:
         """Measure the layer from now on: it is not the specimen that was found."""

@@ -422,6 +422,7 @@ class ObjectsPanel(QWidget):
         self._image: Image | None = None
         self._mask_of: Callable[[LabelImage], LabelImage | None] = lambda _labels: None
         self.objects: Objects | None = None
+        self._is_busy = False
         self._process: subprocess.Popen[str] | None = None
         self.of = QComboBox()
         self.of.setEditable(True)
@@ -466,6 +467,7 @@ class ObjectsPanel(QWidget):
         labels: LabelImage | None,
         image: Image | None,
         mask_of: Callable[[LabelImage], LabelImage | None] = lambda _labels: None,
+        why_not: str = "",
     ) -> None:
         """Set the labels with the objects, and the image for grey values, if any.
 
@@ -473,11 +475,16 @@ class ObjectsPanel(QWidget):
         ----------
         mask_of
             Returns the mask of the region with the objects, or None.
+        why_not
+            Reason why objects cannot be found there; empty if they can.
         """
         self._mask_of = mask_of
         before = self._labels.classes if self._labels is not None else None
         self._labels, self._image = labels, image
-        self.find_button.setEnabled(labels is not None)
+        if self._is_busy:
+            return
+        self.find_button.setEnabled(labels is not None and not why_not)
+        self.find_button.setToolTip(why_not)
         if labels is None:
             self.text.setText("Choose the labels first.")
             return
@@ -490,7 +497,9 @@ class ObjectsPanel(QWidget):
         self.smallest.setSuffix(f" {unit}{power}")
         self.split.setSuffix(f" {unit}")
         self.by_plane.setEnabled(labels.size("Z") > 1)
-        if self.objects is None:
+        if why_not:
+            self.text.setText(why_not)
+        elif self.objects is None:
             grey = "no image of this size is open" if image is None else image.name
             self.text.setText(f"Grey values: {grey}.")
 
@@ -514,11 +523,13 @@ class ObjectsPanel(QWidget):
             number += 1  # a layer may still read the files of the last time
         mask = self._mask_of(labels)
         source = labels if mask is None else within(labels, mask, options.of)
+        self._is_busy = True
         self.find_button.setEnabled(False)
         self.text.setText("Finding and measuring objects ...")
 
         def done(objects: Objects) -> None:
             self.objects = objects
+            self._is_busy = False
             self.find_button.setEnabled(True)
             self.save_button.setEnabled(True)
             layer = self._add(objects, options, labels.name)
@@ -536,6 +547,7 @@ class ObjectsPanel(QWidget):
             self._process = process
 
         def failed(error: Exception) -> None:
+            self._is_busy = False
             self.find_button.setEnabled(True)
             self.text.setText(f"✗ {error}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from qtpy.QtCore import Signal
@@ -33,7 +34,9 @@ class FractionView(QWidget):
         super().__init__(parent)
         self.caption, self.why = _paragraph(), _paragraph()
         self.table = Table()
-        self.profile_title = QLabel("Profile")
+        self.table.itemSelectionChanged.connect(self._choose_classes)
+        self._curves: CurvesContent | None = None
+        self.profile_title = _paragraph()
         self.figure = Figure()
         self.figure.clicked.connect(self.position_chosen.emit)
         rows = QVBoxLayout(self)
@@ -59,21 +62,35 @@ class FractionView(QWidget):
         """Show the content of ``measures.json``."""
         self.table.show()
         self.caption.setText(
-            f"Region: {measures['region']}, {measures['voxels']:,} labelled pixels"
+            f"{measures['about']['labels']}, region: {measures['region']},"
+            f" {measures['voxels']:,} labelled pixels"
         )
         _show_table(self.table, fraction_table(measures))
         why = why_no_interval(measures)
         self.why.setText(why)
         self.why.setVisible(bool(why))
-        curves = profile_curves(measures)
+        curves = self._curves = profile_curves(measures)
         for widget in (self.profile_title, self.figure):
             widget.setVisible(curves is not None)
         if curves is not None:
             axis = measures["profile"]["axis"]
             self.profile_title.setText(
-                f"Profile along {axis}; click it to move the slider"
+                f"Profile along {axis}; click it to move the slider, choose rows above"
+                " to see only those classes"
             )
             _show_curves(self.figure, curves)
+
+    def _choose_classes(self) -> None:
+        """Show the curves of the rows that are selected, or all."""
+        if self._curves is None:
+            return
+        rows = {index.row() for index in self.table.selectedIndexes()}
+        chosen = tuple(
+            curve
+            for row, curve in enumerate(self._curves.curves)
+            if row in rows or not rows
+        )
+        _show_curves(self.figure, replace(self._curves, curves=chosen))
 
 
 class ShapeView(QWidget):
@@ -109,7 +126,9 @@ class ShapeView(QWidget):
     def show_measures(self, measures: Mapping[str, Any]) -> None:
         """Show the content of ``measures.json``."""
         self._measures = measures
-        self.caption.setText(f"Region: {measures['region']}")
+        self.caption.setText(
+            f"{measures['about']['labels']}, region: {measures['region']}"
+        )
         self.caption.show()
         self._show()
 
@@ -123,7 +142,9 @@ class ShapeView(QWidget):
             _show_table(self.table, content.table)
         self.figure.setVisible(content.curves is not None)
         if content.curves is not None:
-            _show_curves(self.figure, content.curves)
+            # The table names the classes beside their colours.
+            legend = content.table is None
+            _show_curves(self.figure, content.curves, legend=legend)
         is_volume = self.topic.currentText() == VOLUME
         self.map_button.setVisible(is_volume and "local" in self._measures)
         self.text.setText(content.why or content.explanation)
@@ -136,12 +157,16 @@ def _show_table(table: Table, content: TableContent) -> None:
     table.show_rows(headings, rows)
 
 
-def _show_curves(figure: Figure, content: CurvesContent) -> None:
+def _show_curves(
+    figure: Figure, content: CurvesContent, *, legend: bool = False
+) -> None:
     curves = [
         Curve(data.name, data.xs, data.ys, data.color, data.low, data.high)
         for data in content.curves
     ]
-    figure.show_curves(curves, x_title=content.x_title, y_title=content.y_title)
+    figure.show_curves(
+        curves, x_title=content.x_title, y_title=content.y_title, legend=legend
+    )
 
 
 def _paragraph() -> QLabel:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
 from qtpy.QtCore import QEvent, QPointF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QMouseEvent, QPen, QShowEvent
-from qtpy.QtWidgets import QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from napari_strata.widgets.parts.colors import faded
 
@@ -54,27 +55,47 @@ class Figure(QWidget):
         self._plot.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self._plot.hideButtons()
         self._plot.showGrid(y=True, alpha=0.15)
+        for name in ("left", "bottom"):
+            self._plot.getAxis(name).enableAutoSIPrefix(False)
+        self.legend = QLabel()
+        self.legend.setWordWrap(True)
+        self.legend.hide()
         self._mark = pg.InfiniteLine()
         self._plot.addItem(self._mark, ignoreBounds=True)
         self._mark.hide()
         self._items: list[Any] = []
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
-        rows.addWidget(self._plot)
+        rows.addWidget(self._plot, 1)
+        rows.addWidget(self.legend)
         self._bars: tuple[Any, Any] | None = None
         self.curves: tuple[Curve, ...] = ()
         self.counts: tuple[int, ...] = ()
         """Heights of the bars of a histogram."""
 
     def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
-        return QSize(280, HEIGHT_PX)
+        height = HEIGHT_PX
+        if not self.legend.isHidden():
+            height += self.legend.sizeHint().height()
+        return QSize(280, height)
 
     def show_curves(
-        self, curves: Sequence[Curve], *, x_title: str, y_title: str = ""
+        self,
+        curves: Sequence[Curve],
+        *,
+        x_title: str,
+        y_title: str = "",
+        legend: bool = False,
     ) -> None:
         """Show curves in place of what was shown."""
         self._clear(x_title, y_title)
         self.curves = tuple(curves)
+        names = []
+        for curve in curves:
+            mark = f'<span style="color: {curve.color}">■</span>'
+            names.append(f"{mark}&nbsp;{escape(curve.name).replace(' ', '&nbsp;')}")
+        self.legend.setText("&nbsp; ".join(names))
+        self.legend.setVisible(legend)
         for curve in curves:
             color = QColor(curve.color)
             xs = np.asarray(curve.xs, float)
