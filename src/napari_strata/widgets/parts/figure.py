@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
-from qtpy.QtCore import QEvent, QPointF, QSize, Qt, Signal
+from qtpy.QtCore import QEvent, QPointF, Qt, Signal
 from qtpy.QtGui import QColor, QMouseEvent, QPen, QShowEvent
-from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_strata.widgets.parts.colors import faded
 
@@ -49,11 +49,11 @@ class Figure(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self._plot = pg.PlotWidget(background=None, enableMenu=False)
         self._plot.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
         self._plot.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self._plot.hideButtons()
+        self._plot.setFixedHeight(HEIGHT_PX)
         self._plot.showGrid(y=True, alpha=0.15)
         for name in ("left", "bottom"):
             self._plot.getAxis(name).enableAutoSIPrefix(False)
@@ -66,18 +66,13 @@ class Figure(QWidget):
         self._items: list[Any] = []
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
-        rows.addWidget(self._plot, 1)
+        rows.setSpacing(2)
+        rows.addWidget(self._plot)
         rows.addWidget(self.legend)
         self._bars: tuple[Any, Any] | None = None
         self.curves: tuple[Curve, ...] = ()
         self.counts: tuple[int, ...] = ()
         """Heights of the bars of a histogram."""
-
-    def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
-        height = HEIGHT_PX
-        if not self.legend.isHidden():
-            height += self.legend.sizeHint().height()
-        return QSize(280, height)
 
     def show_curves(
         self,
@@ -133,7 +128,7 @@ class Figure(QWidget):
         if x is not None:
             self._mark.setValue(x)
 
-    def mousePressEvent(self, event: QMouseEvent | None) -> None:  # noqa: N802
+    def mousePressEvent(self, event: QMouseEvent | None) -> None:  # noqa: N802 (Qt's name)
         super().mousePressEvent(event)
         if event is not None and event.button() == Qt.MouseButton.LeftButton:
             box = self._plot.getViewBox()
