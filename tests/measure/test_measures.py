@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import napari_strata as ns
+from helpers import easy_pair, tiny_model
 from napari_strata.cli import app
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.errors import ImageError, LabelError, RunError
@@ -267,3 +269,60 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="name of a folder"):
         ns.measure(rock(np.ones((2, 2), np.uint8))).save(tmp_path / "file")
+
+
+def model_with_errors(pair: Any) -> Any:
+    """A model that makes one pixel in 20 of class 255 class 0, in two planes apart."""
+    from napari_strata.measure.blocks import BlockCounter
+
+    model = tiny_model(pair)
+    counter = BlockCounter(model.spec.classes)
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        truth = (rng.random((200, 200)) < 0.5).astype(np.uint8)
+        predicted = np.where(rng.random(truth.shape) < 0.05, 0, truth)
+        logits = np.stack([predicted == 0, predicted == 1]).astype(np.float32)
+        counter.add(
+            truth, predicted, logits, name=f"{number}", image=number, position=0
+        )
+    return replace(model, residuals=counter.residuals())
+
+
+def test_the_interval_comes_from_the_model() -> None:
+    pair = easy_pair((2, 64, 64))
+    model = model_with_errors(pair)
+    labels = replace(pair.labels, classes=model.spec.classes)
+    measures = ns.measure(labels, model=model, along="Z")
+    one = measures.fractions["class 255"]
+    assert one.interval == "model"
+    assert "2 planes and 50 blocks" in one.why
+    assert one.low is not None
+    assert one.high is not None
+    assert one.low < one.estimate < one.high
+    assert one.estimate == pytest.approx(one.count + 0.025, abs=0.003)
+    assert measures.profile is not None
+    plane = measures.profile.fractions["class 255"][0]
+    assert plane is not None
+    assert plane.high is not None
+    assert (
+        measures.to_dict()["profile"]["fractions"]["class 255"]["low"][0] == plane.low
+    )
+    rows = ns.measure(labels, model=model, along="X").profile
+    assert rows is not None
+    assert "narrower than blocks" in rows.fractions["class 255"][0].why  # type: ignore[union-attr]
+    other = ns.measure(labels, model=[model, model]).fractions["class 255"]
+    assert "2 models were given" in other.why
+    earlier = ns.measure(labels, model=tiny_model(pair)).fractions["class 255"]
+    assert "trained by an earlier version" in earlier.why
+
+
+def test_no_interval_where_the_drift_guard_objects() -> None:
+    pair = easy_pair((2, 64, 64))
+    model = model_with_errors(pair)
+    labels = replace(pair.labels, classes=model.spec.classes)
+    bright = replace(pair.image, data=np.full((2, 64, 64), 255, np.uint8))
+    one = ns.measure(labels, model=model, image=bright).fractions["class 255"]
+    assert one.interval == "none"
+    assert "the image is unlike the training images" in one.why
+    one = ns.measure(labels, model=model, image=pair.image).fractions["class 255"]
+    assert one.interval == "model"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from helpers import tiled
 from napari_strata.core.events import (
@@ -329,3 +330,48 @@ def test_a_sample_of_pixels_covers_every_region(
     assert model.calibration is not None
     assert model.calibration.pixels == 400
     assert metrics(tmp_path / "run")["calibration"]["pixels"] == 600
+
+
+def test_errors_of_blocks_are_stored_in_the_model(
+    started: Callable[..., Any], scene: Scene, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    list(started())
+    model = Model.load(run)
+    assert model.residuals is not None
+    names = [plane.name for plane in model.residuals.planes]
+    assert names == [f"scene 9 Z={z}" for z in range(5)]
+    assert [plane.position for plane in model.residuals.planes] == [0, 1, 2, 3, 4]
+    assert set(model.residuals.regions) == {"all", "specimen"}
+    blocks = model.residuals.regions["all"]
+    truth = scene(9, planes=5).labels.read()[0]
+    # 48 pixels in 5 blocks: the first has 10, the last 9.
+    assert blocks.pixels[0, 0] == 100
+    assert blocks.pixels[0, -1] == 81
+    assert blocks.pixels.sum() == blocks.area.sum() == truth.size
+    corners = [(truth[:, :10, :10] == k).sum(axis=(1, 2)) for k in (0, 1)]
+    np.testing.assert_array_equal(blocks.true[:, 0].T, corners)
+    confusion = np.array(metrics(run)["confusion"])
+    np.testing.assert_array_equal(blocks.true.sum(axis=(0, 1)), confusion.sum(axis=1))
+    np.testing.assert_array_equal(
+        blocks.predicted.sum(axis=(0, 1)), confusion.sum(axis=0)
+    )
+    sums = blocks.probabilities.sum(axis=2)
+    np.testing.assert_allclose(sums, blocks.pixels, rtol=1e-5)
+    pieces = [ndimage.label(plane == 1)[1] for plane in truth]
+    assert blocks.pieces[:, 1].tolist() == pieces
+
+
+def test_an_earlier_version_s_model_is_measured_when_its_run_is_resumed(
+    started: Callable[..., Any], tmp_path: Path
+) -> None:
+    list(started())
+    path = RunFolder(tmp_path / "run").model_path
+    old = replace(Model.load(path), residuals=None)
+    old.save(path)
+    assert Model.load(path).residuals is None
+    assert Model.load(path).digest == old.digest
+    list(started(resume=True))
+    model = Model.load(path)
+    assert model.residuals is not None
+    assert model.digest == old.digest

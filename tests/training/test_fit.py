@@ -262,3 +262,26 @@ def test_neighbouring_slices_are_features_too(strokes: Scene, tmp_path: Path) ->
     assert model.spec.in_channels == 3
     labels = ns.predict(model, strokes().image, device="cpu").read()
     assert set(np.unique(labels)) <= {1, 2}
+
+
+def test_errors_of_blocks_are_stored(scene: Scene, tmp_path: Path) -> None:
+    list(
+        ns.iter_train(
+            "trees",
+            scene(0),
+            validation=scene(1, planes=2),
+            out=tmp_path / "run",
+            overrides=QUICK,
+            device="cpu",
+        )
+    )
+    model = ns.Model.load(tmp_path / "run")
+    assert model.residuals is not None
+    blocks = model.residuals.regions["all"]
+    truth = scene(1, planes=2).labels.read()[0]
+    assert blocks.true[..., 1].sum() == (truth == 1).sum()
+    labels = ns.predict(model, scene(1, planes=2).image, device="cpu").read()[0]
+    assert (
+        blocks.predicted[..., 1].sum(axis=1).tolist()
+        == labels.sum(axis=(1, 2), dtype=int).tolist()
+    )

@@ -253,3 +253,19 @@ def test_a_deeper_patch_takes_more_memory() -> None:
 
     shallow, deep = needed(**{"patches.depth": 8}), needed(**{"patches.depth": 16})
     assert 1.8 < deep / shallow < 2.1
+
+
+def test_errors_of_blocks_are_counted_plane_by_plane(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = {"validation": balls(1), "overrides": SMALL, "device": "cpu"}
+    list(iter_train("unet3d", balls(), out=run, **options))
+    model = Model.load(run)
+    assert model.residuals is not None
+    assert [plane.position for plane in model.residuals.planes] == list(range(24))
+    blocks = model.residuals.regions["all"]
+    truth = balls(1).labels.read()[0]
+    assert blocks.pixels.sum(axis=1).tolist() == 24 * [24 * 24]
+    expected = [(truth == value).sum(axis=(1, 2)) for value in (1, 2)]
+    np.testing.assert_array_equal(blocks.true.sum(axis=1).T, expected)
+    # Planes that are nearer than the side of a block are one.
+    assert len(model.residuals.independent("all").pixels) == 5

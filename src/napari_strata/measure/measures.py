@@ -436,7 +436,31 @@ def _choose_estimator(
     model: AnyModel | None, image: Image | None, *, kind: str
 ) -> Estimator:
     """Return what makes intervals, or says why there are none."""
-    return Estimator(refusal=NO_MODEL)
+    if model is None:
+        return Estimator(refusal=NO_MODEL)
+    from napari_strata.models.ensemble import load_models
+
+    ensemble = load_models(model)
+    if len(ensemble) > 1:
+        return Estimator(
+            refusal=f"{len(ensemble)} models were given, and the errors of their mean "
+            "have not been measured: each was validated on its own; measure labels of"
+            " one model"
+        )
+    estimator = Estimator.of(ensemble.models[0].residuals, kind)
+    if image is not None:
+        estimator = estimator.refuse(_object(ensemble, image))
+    return estimator
+
+
+def _object(model: AnyModel, image: Image) -> str:
+    """Say what the drift guard says of an image; empty if it looks as usual."""
+    from napari_strata.inference.drift import check_drift
+
+    drift = check_drift(model, image)
+    if not drift.level:
+        return ""
+    return f"the image is unlike the training images: {drift.describe()}"
 
 
 def _make_profile(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -138,7 +138,7 @@ def find_region(
     return _open_mask(choice, labels)
 
 
-def find_outside_class(planes: Iterator[Array]) -> int | None:
+def find_outside_class(planes: Iterable[Array]) -> int | None:
     """Return the class index that surrounds the specimen in most planes.
 
     `IGNORE` stands for unlabelled pixels; None if nothing like an outside exists.
@@ -251,12 +251,12 @@ def _open_mask(choice: RegionChoice, labels: LabelImage) -> Mask:
         array = data if hasattr(data, "shape") else np.asarray(data)
         name = str(getattr(choice, "name", "mask"))
         mask = Image(array, _mask_axes(array.shape, labels), name=name)
-    wrong = [
-        f"{axis}: {mask.size(axis)} against {labels.size(axis)}"
+    differs = any(
+        mask.size(axis) != labels.size(axis)
         for axis in "TZYX"
-        if mask.size(axis) != labels.size(axis) and (axis in "YX" or axis in mask.axes)
-    ]
-    if wrong or mask.channels > 1:
+        if axis in "YX" or axis in mask.axes
+    )
+    if differs or mask.channels > 1:
         raise ImageError(
             f"{name}: found a mask of shape {mask.shape} ({mask.axes}) for labels of "
             f"shape {labels.shape} ({labels.axes}); a region covers the same pixels "

@@ -23,6 +23,7 @@ from napari_strata.core.drift import DriftReference
 from napari_strata.core.errors import ModelError
 from napari_strata.core.events import EpochEnd, from_json, to_json
 from napari_strata.core.recipe import Recipe
+from napari_strata.core.residuals import Residuals
 from napari_strata.core.runs import MODEL_FILE
 from napari_strata.core.spec import ModelSpec
 from napari_strata.networks import build_network
@@ -84,6 +85,9 @@ class Model:
         digest of the training data.
     calibration
         None where nothing validated, or the training was stopped before its end.
+    residuals
+        errors on blocks of the validation planes; None where nothing validated, and in
+        models of earlier versions.
     drift
         appearance of the training images; None in models of earlier versions.
     source
@@ -97,6 +101,7 @@ class Model:
     history: tuple[EpochEnd, ...] = ()
     fingerprint: str = ""
     calibration: Calibration | None = None
+    residuals: Residuals | None = None
     drift: DriftReference | None = None
     versions: dict[str, str] = field(default_factory=current_versions)
     created: str = field(
@@ -163,6 +168,7 @@ class Model:
             "history": "\n".join(to_json(end) for end in self.history),
             "fingerprint": self.fingerprint,
             "calibration": json.dumps(calibration),
+            "residuals": self.residuals.to_text() if self.residuals else "null",
             "drift": self.drift.to_text() if self.drift else "null",
             "versions": json.dumps(self.versions),
             "created": self.created,
@@ -210,6 +216,7 @@ class Model:
                 history=_parse_history(header["history"]),
                 fingerprint=header["fingerprint"],
                 calibration=_parse_calibration(header.get("calibration", "null")),
+                residuals=Residuals.from_text(header.get("residuals", "null")),
                 drift=DriftReference.from_text(header.get("drift", "null")),
                 versions=json.loads(header["versions"]),
                 created=header["created"],

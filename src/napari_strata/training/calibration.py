@@ -1,7 +1,8 @@
 """Measurement of the best model at the end of a training, and its calibration.
 
-The model is scored once more on the validation images, and a temperature is fitted to
-its logits: to those of one half of the planes (or blocks). Its calibration error is
+The model is scored once more on the validation images; its errors on blocks of their
+planes are stored in it, for the intervals of fractions. A temperature is fitted to its
+logits: to those of one half of the planes (or blocks). Its calibration error is
 measured on the other half; a single plane is cut in two. The scores are written to
 ``validation/`` in the run folder, with the same files as any evaluation, and the
 temperature is stored in the model. The only random choice is the sample of pixels,
@@ -32,6 +33,8 @@ from napari_strata.evaluation.calibration import (
 )
 from napari_strata.evaluation.pictures import Example, panel_boxes
 from napari_strata.evaluation.report import name_files, write_report
+from napari_strata.measure.blocks import BlockCounter
+from napari_strata.measure.region import PLANES_TO_SEARCH, find_outside_class
 from napari_strata.models.model import Calibration, Model
 from napari_strata.models.predictor import Predictor
 from napari_strata.models.tiled import TiledPredictor
@@ -104,6 +107,7 @@ def measure(
     model = replace(
         model,
         calibration=Calibration(fit.temperature, before, after, fit.fitted_pixels),
+        residuals=tally.blocks.residuals(),
     )
     model.save(folder.model_path)
     # The report is written after the model. The digest in its metrics.json shows that
@@ -131,32 +135,44 @@ class Tally:
     first_check
         Number of the first labelled pixel that measures the calibration; those before
         it fit the temperature.
+    outside
+        Class index of what surrounds the specimen in the truth, if anything does.
     pixels
         Number of labelled pixels so far.
+    blocks
+        Counts in blocks of planes.
     """
 
     classes: ClassMap
     sample: Array
     first_check: int
+    outside: int | None = None
     pixels: int = 0
     logits: list[Array] = field(default_factory=list)
     labels: list[Array] = field(default_factory=list)
     per_region: list[tuple[str, ConfusionMatrix]] = field(default_factory=list)
+    blocks: BlockCounter = field(init=False)
     ranked: dict[str, list[tuple[float, int, Example]]] = field(
         default_factory=lambda: {"best": [], "worst": []}
     )
+
+    def __post_init__(self) -> None:
+        self.blocks = BlockCounter(self.classes, self.outside)
 
     @classmethod
     def of(cls, truths: Sequence[Truth], classes: ClassMap, *, seed: int) -> Tally:
         """Build an empty tally for these regions."""
         counts = [int((truth.labels != IGNORE).sum()) for truth in truths]
         total = sum(counts)
+        planes = [plane for truth in truths for _, plane in truth.planes()]
+        step = max(1, len(planes) // PLANES_TO_SEARCH)
         return cls(
             classes,
             sample_evenly(
                 total, min(MAX_PIXELS, MAX_LOGITS // len(classes)), seed=seed
             ),
             _middle(counts),
+            find_outside_class(planes[::step]),
         )
 
     def add(self, predicted: Predicted) -> None:
@@ -171,6 +187,7 @@ class Tally:
         logits = predicted.logits.reshape(len(self.classes), -1)
         self.logits.append(logits[:, sampled].T)
         self.labels.append(labels[sampled])
+        self._add_blocks(predicted)
         number, score = len(self.per_region), predicted.confusion.mean_iou_in_truth
         self.per_region.append((predicted.truth.region.name, predicted.confusion))
         example: Example | None = None
@@ -180,6 +197,29 @@ class Tally:
                 example = example or predicted.example()
                 insort(examples, (rank, number, example), key=lambda entry: entry[:2])
                 del examples[CASES:]
+
+    def _add_blocks(self, predicted: Predicted) -> None:
+        """Add the planes of a region to the counts in blocks."""
+        truth = predicted.truth
+        image = truth.region.pair.image
+        key = (id(image), truth.region.index.get("T", 0))
+        size = image.pixel_size
+        step = size.get("Z", 1.0) / size["X"]
+        shape = truth.labels.shape[-2:]
+        indices = predicted.indices.reshape(-1, *shape)
+        logits = predicted.logits.reshape(len(self.classes), -1, *shape)
+        for number, (z, labels) in enumerate(truth.planes()):
+            name = truth.region.name
+            if len(indices) > 1:
+                name = f"{name} Z={z}"
+            self.blocks.add(
+                labels,
+                indices[number],
+                logits[:, number],
+                name=name,
+                image=key,
+                position=z * step,
+            )
 
     def fit(self) -> Fit:
         """Fit the temperature to the sampled pixels."""
@@ -229,6 +269,8 @@ def _write(out: Path, tally: Tally, facts: Mapping[str, Any]) -> None:
 def _is_measured(out: Path, model: Model, fingerprint: str) -> bool:
     """Return True if `out` has the result of this model on this data."""
     scores = EvaluationFolder(out).scores()
+    if model.residuals is None:  # a model of an earlier version
+        return False
     return (scores.get("model"), scores.get("data")) == (model.digest, fingerprint)
 
 

@@ -65,6 +65,15 @@ class Truth(NamedTuple):
             for bounds, start in zip(self.region.box, starts, strict=True)
         )
 
+    def planes(self) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+        """Iterate over its planes: number along Z, and class indices (Y, X)."""
+        if self.labels.ndim == 2:
+            z = self.region.index.get("Z", 0)
+            assert isinstance(z, int)
+            yield z, self.labels
+            return
+        yield from enumerate(self.labels, self.region.box[0].start)
+
 
 @dataclass(frozen=True)
 class Validation:
