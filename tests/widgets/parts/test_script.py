@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from napari_strata.core.classes import ClassMap
-from napari_strata.widgets.parts.script import as_command, as_crossval, as_python
+from napari_strata.core.recipes import load_recipe
+from napari_strata.studies.grid import build_trials, parse_grid
+from napari_strata.widgets.parts.script import (
+    as_command,
+    as_crossval,
+    as_python,
+    as_search,
+)
 from napari_strata.worker.protocol import (
     EvaluateJob,
     Layer,
@@ -234,3 +241,21 @@ def test_a_cross_validation_as_command() -> None:
     assert words[words.index("--recipe") + 1] == "unet-ct"
     assert "training.epochs=5" in words
     assert "--resume" not in words
+
+
+def test_a_search_as_command() -> None:
+    recipe = load_recipe("unet-ct").with_overrides(TRAIN.overrides)
+    words = shlex.split(as_search(TRAIN, recipe))
+    assert words[1:6] == [
+        *("tune", "a b/sand.tif", "labels.tif"),
+        *("--out", "runs/one-search"),
+    ]
+    grid = parse_grid([words[words.index("--grid") + 1]])
+    assert grid == {"training.learning_rate": [3e-5, 1e-4, 3e-4]}
+    assert len(build_trials("unet-ct", grid, overrides=TRAIN.overrides)) == 3
+
+
+def test_a_search_for_a_pixel_classifier_as_command() -> None:
+    words = shlex.split(as_search(TRAIN, load_recipe("instant")))
+    grid = parse_grid([words[words.index("--grid") + 1]])
+    assert len(build_trials("instant", grid)) == 3

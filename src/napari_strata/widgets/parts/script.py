@@ -10,6 +10,7 @@ from typing import Any
 from napari_strata.core.classes import ClassMap
 from napari_strata.core.command import join_command
 from napari_strata.core.files import LAYERS, PAIRS_FILE
+from napari_strata.core.recipe import Recipe
 from napari_strata.inference.inputs import is_stack
 from napari_strata.worker.protocol import (
     EvaluateJob,
@@ -68,6 +69,27 @@ def as_crossval(request: TrainJob) -> str:
     folder = f"{request.out}-crossval"
     arguments = ["crossval", *_sources(request), "--out", folder]
     return join_command(["napari-strata", *arguments, *_recipe_arguments(request)])
+
+
+def as_search(request: TrainJob, recipe: Recipe) -> str:
+    """Return a command that tries other values of the most telling key of a recipe.
+
+    Parameters
+    ----------
+    request
+        A training on the same data.
+    recipe
+        Its recipe with all overrides.
+    """
+    if recipe.network.is_fitted:
+        grid = "network.levels=2,3,5"
+    else:
+        rate = recipe.training.learning_rate
+        values = [f"{factor * rate:.2g}" for factor in (0.3, 1, 3)]
+        grid = f"training.learning_rate={','.join(values)}"
+    arguments = ["tune", *_sources(request), "--out", f"{request.out}-search"]
+    arguments += [*_recipe_arguments(request), "--grid", grid]
+    return join_command(["napari-strata", *arguments])
 
 
 def _train_lines(request: TrainJob) -> list[str]:
@@ -212,7 +234,7 @@ def _sources(request: TrainJob) -> list[str]:
 
 
 def _recipe_arguments(request: TrainJob) -> list[str]:
-    """Return the options that training and cross-validation share."""
+    """Return the options that trainings, cross-validations and searches share."""
     arguments = []
     if isinstance(request.recipe, str) and request.recipe != "default":
         arguments += ["--recipe", request.recipe]

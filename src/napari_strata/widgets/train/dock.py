@@ -13,13 +13,13 @@ from qtpy.QtWidgets import QLabel, QTabWidget
 from napari_strata.core.errors import StrataError
 from napari_strata.core.events import EpochEnd, Event
 from napari_strata.core.files import LAYERS
-from napari_strata.core.runs import CrossvalFolder, RunFolder
+from napari_strata.core.runs import CrossvalFolder, RunFolder, SearchFolder
 from napari_strata.widgets.doctor import show_doctor
 from napari_strata.widgets.layers.autosave import Autosave
 from napari_strata.widgets.parts.dock import Dock, draw, new_page
 from napari_strata.widgets.parts.keys import bind_method
 from napari_strata.widgets.parts.recent import RunSummary, last_events
-from napari_strata.widgets.parts.script import as_crossval
+from napari_strata.widgets.parts.script import as_crossval, as_search
 from napari_strata.widgets.train.data_box import DataBox
 from napari_strata.widgets.train.live_mask import LiveMask
 from napari_strata.widgets.train.live_preview import SNAPSHOT_S, LivePreview
@@ -190,6 +190,13 @@ class TrainDock(Dock):
             " the time.",
         )
         setup.addWidget(self._native(crossval))
+        search = self.button(
+            "Copy as search",
+            self._copy_search,
+            "A command that tries other settings, cross-validates each, and trains with"
+            " the best one. Change its --grid to try what you like.",
+        )
+        setup.addWidget(self._native(search))
         check = "Check versions, GPU, worker and disk, also for a bug report."
         doctor = partial(
             show_doctor,
@@ -610,6 +617,11 @@ class TrainDock(Dock):
         # A model that was trained on all data would know what is held back.
         self._copy(as_crossval, "The command", request=self.request(start_over=True))
 
+    def _copy_search(self) -> None:
+        request = self.request(start_over=True)
+        form = partial(as_search, recipe=self.recipe_box.recipe())
+        self._copy(form, "The command", request=request)
+
     def _copy(
         self, form: Any, subject: str, *, request: TrainRequest | None = None
     ) -> None:
@@ -628,6 +640,7 @@ class TrainDock(Dock):
                 or self._copied[0] != name
                 or RunFolder(self._copied[1]).exists
                 or CrossvalFolder(f"{self._copied[1]}-crossval").exists
+                or SearchFolder(f"{self._copied[1]}-search").exists
             ):
                 self._copied = name, self.session.new_run(name)
             run = self._copied[1]
