@@ -43,7 +43,7 @@ def run_python(text: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
         with contextlib.redirect_stdout(printed):
-            exec(compile(text, "script", "exec"), names)
+            exec(compile(text, "<copied text>", "exec"), names)
     except BaseException:
         return {"status": 1, "printed": traceback.format_exc()}
     confusion = names.get("confusion")

@@ -19,8 +19,14 @@ sys.argv = sys.argv[:1]  # the worker knows no such words
 
 PHASES = {
     "plan": ("napari_strata.training.loop", "plan_new", 1),
+    "start": ("napari_strata.core.runs", "RunFolder.create", 1),
+    "training": ("napari_strata.training.learner", "Learner.step", 6),
+    "validation": ("napari_strata.training.loop", "validate", 2),
+    "model": ("napari_strata.models.model", "serialize", 1),
+    "measurement": ("napari_strata.training.calibration", "write_report", 1),
     "picture": ("napari_strata.training.checkpoint", "draw_example", 2),
     "checkpoint": ("torch", "save", 2),
+    "predicting": ("napari_strata.inference.task", "find_invalid", 1),
     "plane": ("napari_strata.inference.ledger", "_write_all", 4),
     "writing": ("napari_strata.io.tiff_write", "_ome", 1),
 }

@@ -63,7 +63,13 @@ def train_job(folder: Path, out: str) -> TrainJob:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["plan", "picture", "checkpoint"])
+@pytest.mark.parametrize(
+    "phase",
+    [
+        *("plan", "start", "training", "validation"),
+        *("model", "picture", "checkpoint", "measurement"),
+    ],
+)
 def test_a_training_loses_nothing(
     dying: Callable[[str], WorkerClient], qtbot: Any, tmp_path: Path, phase: str
 ) -> None:
@@ -89,7 +95,7 @@ def test_a_training_loses_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["plane", "writing"])
+@pytest.mark.parametrize("phase", ["predicting", "plane", "writing"])
 def test_a_prediction_loses_nothing(
     dying: Callable[[str], WorkerClient], qtbot: Any, tmp_path: Path, phase: str
 ) -> None:
