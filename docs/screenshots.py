@@ -1,9 +1,10 @@
 """Make the README's pictures: a real napari window after clicks on real buttons.
 
-    python docs/screenshots.py [--out docs/images]
+    python docs/screenshots.py [--out docs/images] [--size 1440 900] [--themes dark]
 
-It trains the demo's network (minutes on two cores), segments a larger stack that the
-network has never seen, and compares the labels with that stack's truth. Without a
+It paints strokes for the live mask, trains the demo's network (minutes on two cores),
+segments a larger stack that the network has never seen, and compares the labels with
+that stack's truth. With several themes, each picture is made in all of them. Without a
 display it starts itself again under Xvfb. Your napari settings and runs are neither
 read nor changed. Machine, times and paths in the pictures are those of the computer
 that runs this.
@@ -16,12 +17,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-WINDOW = (1440, 900)
 DOCK = 410
 """Pixels that the docks are wide."""
 STACK = (48, 512, 512)
@@ -40,20 +41,35 @@ def main() -> None:
         default=default,
         help="folder for the pictures (default docs/images)",
     )
-    out = parser.parse_args().out.resolve()
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(1440, 900),
+        metavar=("WIDTH", "HEIGHT"),
+        help="size of the window (default 1440 900)",
+    )
+    parser.add_argument(
+        "--themes",
+        nargs="+",
+        default=["dark"],
+        help="napari's themes; the pictures of others than the first have their name",
+    )
+    options = parser.parse_args()
+    out = options.out.resolve()
     if sys.platform == "linux" and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):
-        start_under_xvfb()
+        start_under_xvfb(options.size)
     out.mkdir(parents=True, exist_ok=True)
     os.environ["NAPARI_CONFIG"] = (
         ""  # before napari is imported: the user's settings stay out of it
     )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as runs:
-        make_pictures(out, Path(runs) / "napari-strata")
+        make_pictures(out, Path(runs) / "napari-strata", options.size, options.themes)
 
 
-def start_under_xvfb() -> None:
+def start_under_xvfb(size: Sequence[int]) -> None:
     """Become the same command under Xvfb; says what is missing when there is none."""
     starter = shutil.which("xvfb-run")
     if starter is None:
@@ -61,7 +77,7 @@ def start_under_xvfb() -> None:
             "There is no display and no xvfb-run: install Xvfb (Debian: apt-get "
             "install xvfb) or use a desktop."
         )
-    screen = "-screen 0 {}x{}x24".format(*WINDOW)
+    screen = "-screen 0 {}x{}x24".format(*size)
     os.execv(
         starter,
         [
@@ -76,46 +92,93 @@ def start_under_xvfb() -> None:
     )
 
 
-def make_pictures(out: Path, runs: Path) -> None:
-    """Go through the demo once; runs go into the folder `runs`."""
+def make_pictures(
+    out: Path, runs: Path, size: Sequence[int], themes: Sequence[str]
+) -> None:
+    """Go through the first clicks and the demo; runs go into the folder `runs`."""
+    import napari
     from napari.settings import get_plugin_settings
 
     from napari_strata.widgets.demo import open_demo
 
     get_plugin_settings("napari-strata").work.runs = str(runs)
+    viewer = napari.Viewer()
+    picture = partial(save, viewer, out, themes)
+    paint(viewer, size)
+    picture("paint")
+    viewer.close()
+    wait(1)
+
     viewer = open_demo()
-    viewer.theme = "dark"
-    window = viewer.window._qt_window
+    picture = partial(save, viewer, out, themes)
     docks = {
         name.split(" ")[0]: dock for name, dock in viewer.window.dock_widgets.items()
     }
-    lay_out(viewer, docks["Train"])
+    lay_out(viewer, docks["Train"], size)
     wait(
         90, lambda: "Validation" in docks["Train"].plan_summary.text.text(), "the plan"
     )
-    save(window, out / "setup.png")
-    dialog = check_computer(docks["Train"])
-    save(dialog, out / "doctor.png")
+    picture("setup")
+    dialog = check_computer(docks["Train"], size[1])
+    picture("doctor", dialog)
     dialog.close_button.click()
     train(viewer, docks["Train"])
-    save(window, out / "train.png")
+    picture("train")
     wait(900, lambda: docks["Train"].handle is None, "the end of the training")
     truth = predict(viewer, docks["Predict"])
-    save(window, out / "predict.png")
+    picture("predict")
     wait(300, lambda: docks["Predict"].prediction is None, "the end of the prediction")
     evaluate(viewer, docks["Evaluate"], truth)
-    save(window, out / "evaluate.png")
+    picture("evaluate")
     viewer.close()
     wait(1)
 
 
-def lay_out(viewer: Any, dock: Any) -> None:
+def paint(viewer: Any, size: Sequence[int]) -> None:
+    """Paint a stroke of each class on an image, and wait for the live mask."""
+    import numpy as np
+    from scipy import ndimage
+
+    from napari_strata.io.samples import sandstone
+    from napari_strata.plugin import image_layer
+
+    pair = sandstone((3, 384, 384), seed=1)
+    data, attributes, _ = image_layer(pair.image)
+    image = viewer.add_image(data, **attributes | {"name": "sandstone"})
+    viewer.layers.selection.active = image
+    _, dock = viewer.window.add_plugin_dock_widget("napari-strata", "Train")
+    lay_out(viewer, dock, size)
+    chosen = dock.data_box.labels
+    chosen.names.setText(", ".join(pair.labels.classes.names))
+    press(dock, "New labels")
+    wait(30, lambda: chosen.layer is not None, "the new labels")
+    labels = chosen.layer
+    labels.brush_size = 5
+    plane = viewer.dims.current_step[0]
+    truth = np.asarray(pair.labels.data[plane])
+    for value in pair.labels.classes.values:
+        # The largest piece of each class gets a stroke, along its middle.
+        pieces, _ = ndimage.label(ndimage.binary_erosion(truth == value, iterations=4))
+        sizes = np.bincount(pieces.ravel())[1:]
+        rows, columns = np.nonzero(pieces == 1 + int(sizes.argmax()))
+        middle = rows[len(rows) // 2]
+        across = columns[rows == middle][:40]
+        labels.selected_label = value
+        for column in across:
+            labels.paint((plane, middle, column), value, refresh=False)
+        labels.refresh()
+        wait(1)
+    wait(180, lambda: "strokes" in dock.live_mask.text, "the live mask")
+    wait(4)  # the full resolution follows the coarse mask
+
+
+def lay_out(viewer: Any, dock: Any, size: Sequence[int]) -> None:
     """Set the size of the window and its docks, and fit the image into it."""
     from qtpy.QtCore import Qt
     from qtpy.QtWidgets import QDockWidget
 
     window = viewer.window._qt_window
-    viewer.window.resize(*WINDOW)
+    viewer.window.resize(*size)
     frame = next(
         one for one in window.findChildren(QDockWidget) if one.isAncestorOf(dock)
     )
@@ -125,8 +188,8 @@ def lay_out(viewer: Any, dock: Any) -> None:
     viewer.reset_view()
 
 
-def check_computer(dock: Any) -> Any:
-    """The dialog with every check made, as tall as they are."""
+def check_computer(dock: Any, height: int) -> Any:
+    """The dialog with every check made, as tall as they are, up to a height."""
     from qtpy.QtWidgets import QScrollArea
 
     from napari_strata.widgets.doctor import DoctorDialog
@@ -142,9 +205,7 @@ def check_computer(dock: Any) -> Any:
     wait(0.3)
     dialog.resize(
         760,
-        min(
-            300 + dialog.findChild(QScrollArea).verticalScrollBar().maximum(), WINDOW[1]
-        ),
+        min(300 + dialog.findChild(QScrollArea).verticalScrollBar().maximum(), height),
     )
     return dialog
 
@@ -246,12 +307,27 @@ def wait(
         sys.exit(f"Gave up after {seconds:.0f} s of waiting for {what}.")
 
 
-def save(widget: Any, path: Path) -> None:
-    """A widget as it is seen, in 256 colours: a third of the size."""
+def save(
+    viewer: Any,
+    folder: Path,
+    themes: Sequence[str],
+    name: str,
+    widget: Any = None,
+) -> None:
+    """Save the window, or another widget, as it is seen in each theme."""
+    for theme in themes:
+        viewer.theme = theme
+        wait(0.4)  # what was clicked last is drawn
+        suffix = "" if theme == themes[0] else f"-{theme}"
+        grab(widget or viewer.window._qt_window, folder / f"{name}{suffix}.png")
+    viewer.theme = themes[0]
+
+
+def grab(widget: Any, path: Path) -> None:
+    """Save a widget in 256 colours: a third of the size."""
     from PIL import Image
     from qtpy.QtCore import QBuffer
 
-    wait(0.4)  # what was clicked last is drawn
     buffer = QBuffer()
     buffer.open(QBuffer.OpenModeFlag.WriteOnly)
     widget.grab().save(buffer, "PNG")
@@ -262,7 +338,7 @@ def save(widget: Any, path: Path) -> None:
         256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
     )
     few.save(path, optimize=True)
-    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
 if __name__ == "__main__":

@@ -189,14 +189,13 @@ class TrainDock(Dock):
             " and scores that fifth: a better judgement than one split, in five times"
             " the time.",
         )
-        setup.addWidget(self._native(crossval))
         search = self.button(
             "Copy as search",
             self._copy_search,
             "A command that tries other settings, cross-validates each, and trains with"
             " the best one. Change its --grid to try what you like.",
         )
-        setup.addWidget(self._native(search))
+        setup.addWidget(self.row(crossval, search))
         check = "Check versions, GPU, worker and disk, also for a bug report."
         doctor = partial(
             show_doctor,
