@@ -85,7 +85,19 @@ ENDED = TrainingEnd("stopped", 2, 1, 0.5, "model", 3.0)
 
 def epoch(number: int, mean_iou: float = 0.5, *, best: bool = False) -> EpochEnd:
     return EpochEnd(
-        number, 3, 0.4, 0.5, mean_iou, 0.9, (mean_iou,), 1e-3, 2.0, best, best, "raw"
+        number,
+        3,
+        0.4,
+        0.5,
+        mean_iou,
+        0.9,
+        (mean_iou,),
+        1e-3,
+        2.0,
+        best,
+        best,
+        "raw",
+        mean_iou_in_truth=mean_iou,
     )
 
 

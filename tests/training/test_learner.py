@@ -31,6 +31,7 @@ def progress_of(scores: list[tuple[float, float]], *, since: int = 0) -> Progres
             best_iou=best_iou,
             best_loss=best_loss,
             weights="raw",
+            mean_iou_in_truth=iou,
         )
         progress.add(end, {"train_ce": 0.5}, names=("ground", "disc"))
     return progress

@@ -20,6 +20,8 @@ import napari_strata as ns
 from helpers import easy_pair, tiny_recipe
 
 torch.set_num_threads(1)
+# oneDNN crashes, or refuses a convolution ever after, where it gets no memory itself.
+torch.backends.mkldnn.enabled = False
 folder = Path(sys.argv[1])
 
 

@@ -449,18 +449,21 @@ def _choose_estimator(
         )
     estimator = Estimator.of(ensemble.models[0].residuals, kind)
     if image is not None:
-        estimator = estimator.refuse(_object(ensemble, image))
+        estimator = estimator.refuse(_find_objection(ensemble, image))
     return estimator
 
 
-def _object(model: AnyModel, image: Image) -> str:
-    """Say what the drift guard says of an image; empty if it looks as usual."""
+def _find_objection(model: AnyModel, image: Image) -> str:
+    """Return what the drift guard finds unusual; empty if the image looks as usual."""
     from napari_strata.inference.drift import check_drift
 
     drift = check_drift(model, image)
     if not drift.level:
         return ""
-    return f"the image is unlike the training images: {drift.describe()}"
+    return (
+        "the image is unlike the training images, so that the model's errors on it may"
+        f" differ from those of its validation: {drift.describe()}"
+    )
 
 
 def _make_profile(

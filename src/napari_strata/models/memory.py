@@ -18,6 +18,9 @@ PHRASES = (
     "can't allocate memory",
     "not enough memory",
     "alloc_failed",
+    # oneDNN on the CPU, where a convolution gets no memory for its code or its weights.
+    "could not create a primitive",
+    "could not create a memory object",
     # cuDNN and cuBLAS, where no algorithm gets its working memory.
     "unable to find an engine",
     "workspace allocation",
@@ -31,6 +34,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     message = str(error).lower()
     return any(phrase in message for phrase in PHRASES)
+
+
+def make_room(device: torch.device) -> str:
+    """Say what to do when a prediction has too little memory on a device."""
+    if device.type == "cpu":
+        return "close other programs."
+    return "close other programs, or predict on the CPU (device='cpu')."
 
 
 def release_cache(device: torch.device) -> None:

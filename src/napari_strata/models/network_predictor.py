@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from napari_strata.core.errors import RunError
 from napari_strata.core.spec import ModelSpec
 from napari_strata.models.device import Precision, memory_order
-from napari_strata.models.memory import out_of_memory_as
+from napari_strata.models.memory import make_room, out_of_memory_as
 from napari_strata.networks.blocks import without_weights
 
 
@@ -45,8 +45,8 @@ class NetworkPredictor:
     ) -> None:
         order = memory_order(2 + len(spec.axes), device)
         no_room = RunError(
-            f"out of memory on {device}: the network itself does not fit; close other "
-            "programs, or predict on the CPU (device='cpu')."
+            f"out of memory on {device}: the network itself does not fit; "
+            f"{make_room(device)}"
         )
         with out_of_memory_as(no_room):
             self.network: nn.Module = network.to(device, memory_format=order)  # type: ignore[call-overload]

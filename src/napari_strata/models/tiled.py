@@ -34,6 +34,7 @@ from napari_strata.core.tiling import (
 )
 from napari_strata.models.memory import (
     is_out_of_memory,
+    make_room,
     release_cache,
     upload_array,
     with_room,
@@ -420,8 +421,7 @@ class TiledPredictor:
             remedy = f"{_by((*shape[:-2], side, side))} would fit: {setting}"
         raise RunError(
             f"out of memory on {self.device}: found that one tile of {_by(shape)} "
-            f"pixels is too much; {remedy}, close other programs, or predict on the "
-            "CPU (device='cpu')."
+            f"pixels is too much; {remedy}; {make_room(self.device)}"
         )
 
     def _largest_side(self, example: Array) -> int:

@@ -32,7 +32,19 @@ from napari_strata.widgets.parts.recent import (
 
 def epoch(number: int, iou: float, *, epochs: int = 8, best: bool = True) -> EpochEnd:
     return EpochEnd(
-        number, epochs, 0.5, 0.6, iou, 0.9, (iou, iou), 1e-3, 4.0, best, True, "raw"
+        number,
+        epochs,
+        0.5,
+        0.6,
+        iou,
+        0.9,
+        (iou, iou),
+        1e-3,
+        4.0,
+        best,
+        True,
+        "raw",
+        mean_iou_in_truth=iou,
     )
 
 

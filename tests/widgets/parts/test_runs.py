@@ -60,7 +60,19 @@ def started(*, first: int = 1, epochs: int = 9) -> TrainingStarted:
 
 def epoch(number: int, mean: float, *, best: bool = False) -> EpochEnd:
     return EpochEnd(
-        number, 9, 0.4, 0.5, mean, 0.95, (mean, mean), 1e-3, 12.0, best, best, "raw"
+        number,
+        9,
+        0.4,
+        0.5,
+        mean,
+        0.95,
+        (mean, mean),
+        1e-3,
+        12.0,
+        best,
+        best,
+        "raw",
+        mean_iou_in_truth=mean,
     )
 
 
