@@ -376,15 +376,40 @@ def export(
     ],
     *,
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="What to write, such as onnx.")
+        str, typer.Option(metavar="FORMAT", help="What to write: onnx or bioimageio.")
     ],
     out: Annotated[Path, typer.Option(help="The file to write.")],
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            metavar="IMAGE",
+            help="Image for the test image and the cover of a bioimageio package.",
+        ),
+    ] = None,
+    cite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text with a DOI or web address, to be cited (bioimageio).",
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(metavar="SPDX", help="Licence, such as CC-BY-4.0 (bioimageio)."),
+    ] = None,
+    author: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An author (bioimageio); may be repeated."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model as a file for other programs."""
     from napari_strata.export.registry import export_model
 
-    exported = export_model(model, to, out, overwrite=overwrite)
+    values = {"image": image, "cite": cite, "licence": licence, "authors": author}
+    options = {name: value for name, value in values.items() if value}
+    exported = export_model(model, to, out, overwrite=overwrite, **options)
     print(exported.path)
     for note in exported.notes:
         print(f"  {note}")

@@ -17,7 +17,7 @@ from napari_strata.export.registry import register_exporter
 from napari_strata.inference.backends import onnx_session, with_session
 from napari_strata.inference.build import build_predictor
 from napari_strata.models.ensemble import Ensemble
-from napari_strata.models.model import current_versions
+from napari_strata.models.model import Model, current_versions
 from napari_strata.models.network_predictor import NetworkPredictor
 from napari_strata.networks.onnx_graph import (
     check_packages,
@@ -45,6 +45,39 @@ class Probabilities(nn.Module):
         return torch.softmax(self.network(images) / self.temperature, 1)
 
 
+def load_network(models: Ensemble) -> tuple[Model, NetworkPredictor]:
+    """Return the one model of an ensemble, and its network on the CPU in float32.
+
+    Raises
+    ------
+    ModelError
+        For several models, a model that is not a network, and one that is too large.
+    RunError
+        When a package is missing.
+    """
+    if len(models) > 1:
+        raise ModelError(
+            f"found {models.describe()}; ensembles cannot be exported to ONNX yet: "
+            "export the models one by one and average their probabilities."
+        )
+    check_packages("export to ONNX", "onnxruntime", extra="onnx")
+    (model,) = models.models
+    options = PredictOptions(device="cpu", precision="fp32")
+    predictor = build_predictor(model, options).predictor
+    if not isinstance(predictor, NetworkPredictor):
+        raise ModelError(
+            f"found a model of kind {model.spec.network.kind!r}, which is not a "
+            "network; only networks can be exported to ONNX."
+        )
+    size = sum(p.numel() * p.element_size() for p in predictor.network.parameters())
+    if size > LARGEST:
+        raise ModelError(
+            f"found a network of {size / 1e9:.1f} GB; an ONNX file holds "
+            f"{LARGEST / 1e9} GB of weights: export a smaller one."
+        )
+    return model, predictor
+
+
 @register_exporter("onnx")
 def export_onnx(models: Ensemble, path: Path) -> list[str]:
     """Write the network of a model as an ONNX graph that gives probabilities.
@@ -60,28 +93,8 @@ def export_onnx(models: Ensemble, path: Path) -> list[str]:
         When a package is missing, the network cannot be made into a graph, or the graph
         does not compute what the network does.
     """
-    if len(models) > 1:
-        raise ModelError(
-            f"found {models.describe()}; ensembles cannot be exported to ONNX yet: "
-            "export the models one by one and average their probabilities."
-        )
-    check_packages("export to ONNX", "onnxruntime", extra="onnx")
-    (model,) = models.models
-    spec = model.spec
-    options = PredictOptions(device="cpu", precision="fp32")
-    predictor = build_predictor(model, options).predictor
-    if not isinstance(predictor, NetworkPredictor):
-        raise ModelError(
-            f"found a model of kind {spec.network.kind!r}, which is not a network; "
-            "only networks can be exported to ONNX."
-        )
-    network = predictor.network
-    size = sum(p.numel() * p.element_size() for p in network.parameters())
-    if size > LARGEST:
-        raise ModelError(
-            f"found a network of {size / 1e9:.1f} GB; an ONNX file holds "
-            f"{LARGEST / 1e9} GB of weights: export a smaller one."
-        )
+    model, predictor = load_network(models)
+    spec, network = model.spec, predictor.network
     images = _random_images(spec)
     logits = predictor.logits(images)
     expected = torch.softmax(logits / model.temperature, 1)
@@ -93,7 +106,7 @@ def export_onnx(models: Ensemble, path: Path) -> list[str]:
         channels=spec.in_channels,
         multiples=multiples,
         output="probabilities",
-        properties=_properties(spec, multiples),
+        properties=graph_properties(spec, multiples),
     )
     exported = with_session(network, onnx_session(path))
     difference = float((exported(torch.from_numpy(images)) - expected).abs().max())
@@ -125,7 +138,7 @@ def _random_images(spec: ModelSpec) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def _properties(spec: ModelSpec, multiples: tuple[int, ...]) -> dict[str, str]:
+def graph_properties(spec: ModelSpec, multiples: tuple[int, ...]) -> dict[str, str]:
     """Metadata of the file: names, and values as JSON."""
     values = {
         "classes": spec.classes.table(),

@@ -6,8 +6,9 @@ decorates. The modules are imported when a model is exported.
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -90,7 +91,8 @@ def export_model(
     model
         A model, a model file or a run folder.
     to
-        Name of the exporter: ``onnx``, or one registered with `register_exporter`.
+        Name of the exporter: ``onnx``, ``bioimageio``, or one registered with
+        `register_exporter`.
     out
         The file to write.
     overwrite
@@ -103,10 +105,11 @@ def export_model(
     ModelError
         When the model cannot be read, or this exporter cannot write it.
     RunError
-        When there is no such exporter, the file exists, a package is missing, or the
-        file does not compute what the model does.
+        When there is no such exporter, it has no such option, the file exists, a
+        package is missing, or the file does not compute what the model does.
     """
     exporter = find_exporter(to)
+    _check_options(to, exporter, options)
     path = Path(out).expanduser()
     if path.is_dir():
         raise RunError(f"{path}: is a folder; name a file, such as {path / 'model'}.")
@@ -119,3 +122,18 @@ def export_model(
     with files.atomic(path) as temporary:
         notes = exporter(models, temporary, **options)
     return Exported(path, tuple(notes))
+
+
+def _check_options(name: str, exporter: Exporter, options: Mapping[str, Any]) -> None:
+    """Refuse options that an exporter does not have, by name."""
+    parameters = inspect.signature(exporter).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    # The first two are the models and the path.
+    known = [parameter.name for parameter in parameters][2:]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise RunError(
+            f"exporter {name!r} has no option {', '.join(unknown)}; "
+            f"it has {', '.join(known) or 'none'}: leave it out."
+        )
