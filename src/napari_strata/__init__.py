@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from napari_strata.core.spec import resolve as resolve
     from napari_strata.evaluation.evaluate import evaluate as evaluate
     from napari_strata.evaluation.evaluate import score_labels as score_labels
+    from napari_strata.export.nnunet import export_nnunet as export_nnunet
     from napari_strata.export.registry import export_model as export_model
     from napari_strata.inference.drift import check_drift as check_drift
     from napari_strata.inference.predict import (
@@ -76,6 +77,7 @@ _MODULES = {
     "estimate_prediction": "inference.predict",
     "evaluate": "evaluation.evaluate",
     "export_model": "export.registry",
+    "export_nnunet": "export.nnunet",
     "find_objects": "measure.objects",
     "find_runs": "core.run_list",
     "fine_tuning_recipe": "training.transfer",

@@ -370,15 +370,26 @@ def evaluate(  # noqa: PLR0913 (one parameter for each option)
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913 (one parameter for each option)
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A run folder or a model file.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A run folder or a model file; for nnunet, images."
+        ),
     ],
+    labels: Annotated[
+        Path | None, typer.Argument(metavar="LABELS", help="Labels, for nnunet.")
+    ] = None,
     *,
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="What to write: onnx or bioimageio.")
+        str,
+        typer.Option(
+            metavar="FORMAT", help="What to write: onnx, bioimageio or nnunet."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    out: Annotated[
+        Path, typer.Option(help="The file to write; for nnunet, the folder to make.")
+    ],
     image: Annotated[
         Path | None,
         typer.Option(
@@ -402,14 +413,42 @@ def export(
         list[str] | None,
         typer.Option(metavar="NAME", help="An author (bioimageio); may be repeated."),
     ] = None,
+    unlabelled: Unlabelled = None,
+    axes: Axes = None,
+    series: Series = None,
+    raw: Raw = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model as a file for other programs."""
-    from napari_strata.export.registry import export_model
-
+    """Write a model, or images and labels, as files for other programs."""
     values = {"image": image, "cite": cite, "licence": licence, "authors": author}
     options = {name: value for name, value in values.items() if value}
-    exported = export_model(model, to, out, overwrite=overwrite, **options)
+    data_options = {
+        "LABELS": labels,
+        "--unlabelled": unlabelled,
+        "--axes": axes,
+        "--series": series,
+        "--raw": raw,
+    }
+    if to == "nnunet":
+        if options or overwrite:
+            raise RunError(
+                "found an option of models or --overwrite; an nnU-Net data set takes "
+                f"{', '.join(data_options)}: leave it out."
+            )
+        from napari_strata.export.nnunet import export_nnunet
+
+        pairs = read_files(model, labels, axes=axes, series=series, raw=raw)
+        exported = export_nnunet(pairs, out, unlabelled=unlabelled or ())
+    else:
+        given = [name for name, value in data_options.items() if value is not None]
+        if given:
+            raise RunError(
+                f"found {', '.join(given)}, which only nnunet takes; leave it out, or "
+                "write --to nnunet."
+            )
+        from napari_strata.export.registry import export_model
+
+        exported = export_model(model, to, out, overwrite=overwrite, **options)
     print(exported.path)
     for note in exported.notes:
         print(f"  {note}")
