@@ -696,7 +696,7 @@ def objects(  # noqa: PLR0913 (one parameter for each option)
     out: Annotated[
         Path,
         typer.Option(
-            help="The file of ids to write: .tif, .zarr, or .png for one plane."
+            help="The file of ids to write: .tif, .zarr, .h5, or .png (one plane)."
         ),
     ],
     of: Annotated[

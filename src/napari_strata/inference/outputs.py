@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from napari_strata.io.paths import is_zarr, stem
 
 Array = np.ndarray[Any, Any]
 
-SUFFIXES = (".tif", ".tiff", ".zarr", ".png")
+SUFFIXES = (".tif", ".tiff", ".zarr", ".h5", ".png")
 """Suffixes of the files that labels are written to."""
 
 LABELS, PROBABILITIES = "labels.npy", "probabilities.npy"
@@ -146,6 +147,11 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise RunError(
             f"{out}: found the suffix {out.suffix!r}; use one of {', '.join(SUFFIXES)} "
             "(.png for a single plane)."
+        )
+    if out.suffix.lower() == ".h5" and find_spec("h5py") is None:
+        raise RunError(
+            f"{out}: cannot be written without the package h5py; run pip install "
+            '"napari-strata[formats]", or choose .tif or .zarr.'
         )
     if out.exists() and not overwrite:
         raise RunError(

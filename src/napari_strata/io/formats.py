@@ -102,7 +102,7 @@ register_format(FileFormat("raw volumes", RAW_SUFFIXES, _RAW_MODULE))
 register_format(FileFormat("MRC", MRC_SUFFIXES, "napari_strata.io.mrc"))
 register_format(FileFormat("NIfTI", NIFTI_SUFFIXES, "napari_strata.io.nifti"))
 register_format(FileFormat("NRRD", NRRD_SUFFIXES, "napari_strata.io.nrrd"))
-register_format(FileFormat("HDF5", HDF5_SUFFIXES, "napari_strata.io.hdf5"))
+register_format(FileFormat("HDF5", HDF5_SUFFIXES, "napari_strata.io.hdf5", (".h5",)))
 register_format(
     FileFormat(
         "OME-Zarr", (".zarr",), "napari_strata.io.zarr", (".zarr",), is_folder=is_zarr
@@ -187,6 +187,6 @@ def find_writer(path: Path) -> Callable[..., None]:
             write: Callable[..., None] = import_module(file_format.module).write
             return write
     raise RunError(
-        f"{path}: found the suffix {suffix!r}; use .tif, .zarr, or .png for one plane"
-        " of labels."
+        f"{path}: found the suffix {suffix!r}; use .tif, .zarr, .h5, or .png for one"
+        " plane of labels."
     )

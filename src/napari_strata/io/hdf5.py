@@ -1,7 +1,7 @@
-"""Reading of HDF5: one dataset of a file, as in ``file.h5:/raw``.
+"""Reading and writing of HDF5: one dataset of a file, as in ``file.h5:/raw``.
 
 Axes and pixel sizes come from ``axistags`` (ilastik), from ``element_size_um``, and
-from the labels of the dimensions.
+from the labels of the dimensions. Files that we write have the first two, for ilastik.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from napari_strata.core.errors import ImageError
-from napari_strata.core.image import ArrayLike
+from napari_strata.core.image import ArrayLike, Image
+from napari_strata.io.blocks import planes, read_block, stacked
 from napari_strata.io.budget import check_expansion, check_memory
 from napari_strata.io.layout import dimension_letters, resolve
 from napari_strata.io.lazy import LAZY_BYTES, FileArray, reading
 from napari_strata.io.libraries import library
 from napari_strata.io.metadata import Calibration, calibrated
 from napari_strata.io.paths import PathLike, content_of, existing, split_part, stem
-from napari_strata.io.record import Loaded
+from napari_strata.io.record import KEY, Loaded, Record
 from napari_strata.io.series import check_series
 from napari_strata.io.units import PIXEL, size_of
 from napari_strata.io.vendors import Size
@@ -34,6 +35,15 @@ _LISTED = 8
 
 _MOST_IMAGES = 64
 """Largest number of images of a file that are opened without being named."""
+
+_WRITTEN = "exported_data"
+"""Name of the dataset in a file that we write; ilastik uses the same."""
+
+_SIDE = 256
+"""Largest side of the chunks that we write."""
+
+_TYPE_FLAGS = {"C": 1, "Z": 2, "Y": 2, "X": 2, "T": 8}
+"""Kinds of axes in ``axistags``, as vigra numbers them."""
 
 _PLUGINS = "hdf5plugin"
 """Package with the filters that HDF5 itself does not have."""
@@ -105,7 +115,57 @@ def load(
             name += dataset.name.replace("/", " ")
         calibration = Calibration(sizes)
         image = calibrated(data, layout, calibration, name=name, source=path)
-    return image, None
+        record = Record.read(dataset.attrs.get(KEY))
+    if record is None or sorted(record.axes) != sorted(image.axes):
+        return image, None
+    order = [record.axes.index(axis) for axis in image.axes]
+    image = replace(
+        image,
+        scale=tuple(size_of(record.scale[i]) or 1.0 for i in order),
+        units=tuple(record.units[i] for i in order),
+        channel_names=record.channel_names,
+    )
+    return image, record.classes
+
+
+def write(path: Path, image: Image, record: Record, *, dtype: np.dtype[Any]) -> None:
+    """Write labels or probabilities as one dataset, plane by plane.
+
+    The axes are T, Z, Y, X and C, as ilastik exports them. float16, which ilastik does
+    not read, becomes float32. The record is stored in an attribute.
+    """
+    h5py = library("h5py", path)
+    if dtype == np.float16:
+        dtype = np.dtype(np.float32)
+    letters = "".join(axis for axis in "TZYXC" if axis in image.axes)
+    shape = tuple(image.size(axis) for axis in letters)
+    chunks = tuple(
+        min(_SIDE, image.size(axis)) if axis in "YX" else 1 for axis in letters
+    )
+    with h5py.File(path, "w") as h5:
+        dataset = h5.create_dataset(
+            _WRITTEN, shape, dtype, chunks=chunks, compression="gzip"
+        )
+        for plane in planes(image):
+            index = dict(zip(stacked(image), plane, strict=True))
+            place = tuple(index.get(axis, slice(None)) for axis in letters)
+            block = read_block(image, plane, slice(None), slice(None))
+            dataset[place] = block.astype(dtype)
+        pixel = image.pixel_size
+        tags = [
+            {
+                "key": axis.lower(),
+                "typeFlags": _TYPE_FLAGS[axis],
+                "resolution": pixel.get(axis, 0),
+                "description": "",
+            }
+            for axis in letters
+        ]
+        dataset.attrs["axistags"] = json.dumps({"axes": tags})
+        if image.pixel_unit == "micrometer":
+            sizes = [pixel[axis] for axis in "ZYX" if axis in pixel]
+            dataset.attrs["element_size_um"] = sizes
+        dataset.attrs[KEY] = record.text()
 
 
 def storage(path: PathLike, *, series: int | None = None) -> str:

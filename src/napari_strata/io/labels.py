@@ -5,6 +5,8 @@ Pixels, dtype, axes, scale, units and classes are kept.
 - ``.tif``, ``.tiff``: OME-TIFF with tiles and zlib, streamed (`tiff_write`); float16
   probabilities in tifffile's shaped format.
 - ``.zarr``: OME-Zarr 0.5 with shards, streamed (`zarr`).
+- ``.h5``: HDF5 with the axes and the names that ilastik uses (`hdf5`); float16
+  probabilities become float32.
 - ``.png``: one plane of uint8 or uint16 labels (`raster`).
 
 The axes are written in canonical order (T, C, Z, Y, X), which the formats require.
@@ -39,8 +41,8 @@ def write_labels(
     Parameters
     ----------
     path
-        File; the suffix is ``.tif``, ``.tiff`` (both OME-TIFF) or ``.zarr``, or
-        ``.png`` for a single plane. Missing folders are created.
+        File; the suffix is ``.tif``, ``.tiff`` (both OME-TIFF), ``.zarr`` or ``.h5``,
+        or ``.png`` for a single plane. Missing folders are created.
     labels
         Integers, which are read plane by plane. At most one channel.
     overwrite
@@ -83,7 +85,7 @@ def write_probabilities(
     Parameters
     ----------
     path
-        File with the suffix ``.tif``, ``.tiff`` or ``.zarr``.
+        File with the suffix ``.tif``, ``.tiff``, ``.zarr`` or ``.h5``.
     image
         Floats with the classes along C and their names as channel names. It is read
         plane by plane.
