@@ -91,3 +91,16 @@ def test_a_missing_package_is_named_before_the_prediction(
     with pytest.raises(RunError, match=r"without the package h5py; run pip install"):
         outputs.check_out(tmp_path / "labels.h5", overwrite=False)
     outputs.check_out(tmp_path / "labels.tif", overwrite=False)
+
+
+def test_the_file_that_an_image_is_a_dataset_of_is_not_replaced(tmp_path: Path) -> None:
+    pair = easy_pair((2, 40, 40))
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["raw"] = pair.image.data
+    before = path.read_bytes()
+    for source in (path, f"{path}:/raw"):
+        image = ns.read_image(source, axes="ZYX")
+        with pytest.raises(RunError, match="would replace the image itself"):
+            ns.predict(tiny_model(pair), image, out=path, overwrite=True, device="cpu")
+    assert path.read_bytes() == before

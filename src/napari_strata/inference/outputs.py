@@ -22,7 +22,7 @@ from napari_strata.core.files import partial_folder
 from napari_strata.core.image import Image, LabelImage
 from napari_strata.core.text import format_bytes
 from napari_strata.io import read_image, read_labels, write_labels, write_probabilities
-from napari_strata.io.paths import is_zarr, stem
+from napari_strata.io.paths import is_zarr, split_part, stem
 
 Array = np.ndarray[Any, Any]
 
@@ -177,8 +177,10 @@ def is_assembled(out: Path, *, overwrite: bool) -> bool:
 
 def check_image_against_out(image: Image, out: Path) -> None:
     """Raise `RunError` when `out` is the image itself, or a PNG for several planes."""
-    if image.source is not None and os.path.exists(image.source):
-        if out.exists() and out.samefile(image.source):
+    # Of a dataset in a file, the file.
+    source = None if image.source is None else split_part(image.source)[0]
+    if source is not None and os.path.exists(source):
+        if out.exists() and out.samefile(source):
             raise RunError(
                 f"{out}: the output would replace the image itself; choose another "
                 "name."
