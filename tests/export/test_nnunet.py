@@ -14,6 +14,7 @@ import napari_strata as ns
 from napari_strata.cli import app
 from napari_strata.core.errors import ImageError, RunError
 from napari_strata.core.image import AnnotatedImage, Image
+from napari_strata.export import nnunet
 from napari_strata.export.nnunet import make_splits
 
 nibabel = pytest.importorskip("nibabel")
@@ -128,7 +129,6 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     pair = volume(0)
-    np.asarray(pair.image.data)
     ns.write_labels(tmp_path / "labels.tif", pair.labels)
     ns.write_labels(tmp_path / "image.tif", pair.image.labels_like(pair.image.data))
     out = tmp_path / "Dataset001_Rock"
@@ -143,3 +143,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     call += ["--to", "nnunet", "--overwrite"]
     result = CliRunner().invoke(app, ["export", *call])
     assert "or --overwrite; an nnU-Net" in str(result.exception)
+
+
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nnunet, "find_spec", lambda _: None)
+    with pytest.raises(RunError, match="without the package nibabel; run pip install"):
+        ns.export_nnunet(volume(0), tmp_path / "Dataset001_Rock")

@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from napari_strata.core.image import AnnotatedImage, Image, as_pairs
 from napari_strata.core.spec import resolve_classes
 from napari_strata.data.regions import LabelledRegion
 from napari_strata.export.registry import Exported
-from napari_strata.io.libraries import library
 
 Array = np.ndarray[Any, Any]
 
@@ -66,7 +66,8 @@ def export_nnunet(
         When the images do not have the same channels, cannot be read, or there is no
         label.
     RunError
-        When the folder exists, has another name, or cannot be written.
+        When the folder exists, has another name, or cannot be written, or a package is
+        missing.
     """
     folder = Path(out).expanduser()
     if not _NAME.fullmatch(folder.name):
@@ -76,7 +77,13 @@ def export_nnunet(
         )
     if folder.exists():
         raise RunError(f"{folder}: exists already; choose another name or remove it.")
-    nibabel = library("nibabel", folder)
+    if find_spec("nibabel") is None:
+        raise RunError(
+            f"{folder}: cannot be written without the package nibabel; run pip install "
+            '"napari-strata[formats]".'
+        )
+    import nibabel
+
     pairs = as_pairs(pairs)
     channels = _channel_names(pairs)
     classes = resolve_classes(pairs, classes, unlabelled)
@@ -175,7 +182,7 @@ def _whole_regions(pair: AnnotatedImage) -> list[LabelledRegion]:
 def _write_case(
     nibabel: Any, folder: Path, case: str, region: LabelledRegion, classes: ClassMap
 ) -> Array:
-    """Write an image and its labels; return the label values written.
+    """Write an image and its labels; return the values of the labels.
 
     Unlabelled pixels have the value after the last class, which nnU-Net needs for its
     ignore label.
