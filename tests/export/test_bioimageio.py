@@ -155,6 +155,7 @@ def test_values_without_meaning_become_the_centre_of_the_scale(
 
 def test_the_description(model: ns.Model, package: Path) -> None:
     facts, spec = description(package), model.spec
+    assert b"&id" not in contents(package)["rdf.yaml"]
     assert facts["license"] == "CC-BY-4.0"
     assert facts["authors"] == [{"name": "A. Tester"}]
     (citation,) = facts["cite"]

@@ -6,6 +6,7 @@ programs can feed the network; docs/export.md says what the format cannot expres
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -413,7 +414,8 @@ def _preprocessing(facts: _Facts) -> list[dict[str, Any]]:
             "kwargs": {"axis": "channel", "gain": gain, "offset": offset},
         }
     float32 = {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}
-    return [float32, scaling, float32]
+    # A copy, for which YAML writes no reference.
+    return [float32, scaling, copy.deepcopy(float32)]
 
 
 def _space_axes(facts: _Facts) -> Iterable[tuple[str, int, int, dict[str, Any]]]:
