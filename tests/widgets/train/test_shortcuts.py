@@ -9,6 +9,7 @@ from app_model.types import KeyBinding
 from napari.utils.shortcuts import default_shortcuts
 
 from napari_strata.widgets.evaluate.dock import EvaluateDock
+from napari_strata.widgets.measure.dock import MeasureDock
 from napari_strata.widgets.parts.dock import Dock
 from napari_strata.widgets.parts.help import help_text
 from napari_strata.widgets.predict.dock import PredictDock
@@ -24,7 +25,7 @@ def test_no_key_is_one_of_napari() -> None:
     assert len(set(keys)) == len(SHORTCUTS)
 
 
-@pytest.mark.parametrize("dock", [TrainDock, PredictDock, EvaluateDock])
+@pytest.mark.parametrize("dock", [TrainDock, PredictDock, EvaluateDock, MeasureDock])
 def test_every_dock_has_steps_and_a_page_that_exists(dock: type[Dock]) -> None:
     assert len(dock.steps) >= 4
     assert (Path(__file__).parents[3] / dock.manual_page).is_file()
